@@ -1,0 +1,284 @@
+//! Plans: immutable and durable. Prepare stores a plan where the checkpoint lives; a resumed run loads it and never
+//! plans again.
+
+use crate::change::{KeyRange, RawFormat};
+use crate::progress::{Generation, PartitionId};
+use crate::schema::{Column, TableId, TableSchema};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How a run finds out what to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Everything.
+    Full,
+    /// What changed since the watermark.
+    Delta,
+    /// What differs by hash.
+    Hash,
+    /// Groups whose rows changed.
+    Aggregate,
+    /// What a log says.
+    Log,
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Strategy::Full => "full",
+            Strategy::Delta => "delta",
+            Strategy::Hash => "hash",
+            Strategy::Aggregate => "aggregate",
+            Strategy::Log => "log",
+        })
+    }
+}
+
+/// One table of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedTable {
+    /// What to read, and in which form.
+    pub read: ReadSpec,
+    /// The destination table.
+    pub destination: TableId,
+    /// Its columns as they are written (names, types, carriers) and its key.
+    pub schema: TableSchema,
+    /// What is done with the rows at the end.
+    pub publish: Publish,
+}
+
+/// What a reader reads of a table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReadSpec {
+    /// The source table.
+    pub table: TableId,
+    /// The columns, in destination order.
+    pub columns: Vec<ReadColumn>,
+    /// The wire form in which the rows pass undecoded, if both ends agreed on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw: Option<RawFormat>,
+}
+
+impl ReadSpec {
+    /// Every column of a table under its own name.
+    pub fn all(table: TableId, columns: &[Column]) -> Self {
+        let columns = columns
+            .iter()
+            .map(|c| ReadColumn {
+                source: c.name.clone(),
+                column: c.clone(),
+            })
+            .collect();
+        ReadSpec {
+            table,
+            columns,
+            raw: None,
+        }
+    }
+
+    /// The schema of the batches the reader yields.
+    pub fn schema(&self) -> TableSchema {
+        TableSchema {
+            columns: self.columns.iter().map(|c| c.column.clone()).collect(),
+            key: Vec::new(),
+        }
+    }
+}
+
+/// One column to read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReadColumn {
+    /// Its name at the source.
+    pub source: String,
+    /// What comes out: the destination's name, the source's type, and how it travels.
+    pub column: Column,
+}
+
+/// What is done with rows that were loaded beside the destination table, in one step at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Publish {
+    /// Nothing: rows are applied to the destination table directly, as a log says.
+    Direct,
+    /// The table does not exist yet: the loaded one takes its name.
+    Create,
+    /// The loaded table takes the place of the existing one; grants, indexes, views and comments stay.
+    Swap,
+    /// The difference is applied in place: missing rows inserted, differing ones updated, and (with
+    /// `delete_missing`) those that only the destination has deleted.
+    Merge {
+        /// Whether rows that the source does not have are deleted.
+        delete_missing: bool,
+    },
+    /// The loaded rows are added: the only thing besides a replacement that a table without a key allows.
+    Append,
+}
+
+/// When a run may delete or replace rows at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DeleteGuard {
+    /// More than this share of the destination's rows …
+    pub max_percent: f64,
+    /// … and more than this many rows stops the run, as does an empty source with a non-empty destination.
+    pub max_rows: u64,
+    /// The user said that it is meant.
+    pub allow: bool,
+}
+
+impl Default for DeleteGuard {
+    fn default() -> Self {
+        DeleteGuard {
+            max_percent: 30.0,
+            max_rows: 1000,
+            allow: false,
+        }
+    }
+}
+
+impl DeleteGuard {
+    /// Whether deleting `deleted` of `before` rows in favour of `after` rows is allowed.
+    pub fn allows(&self, before: u64, deleted: u64, after: u64) -> bool {
+        let emptied = after == 0 && before > 0;
+        let too_many = deleted > self.max_rows && deleted as f64 > before as f64 * self.max_percent / 100.0;
+        self.allow || !(emptied || too_many)
+    }
+}
+
+/// How the stored rows of a load are proved before they are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verify {
+    /// The row counts of both ends.
+    #[default]
+    Count,
+    /// A hash of what was read against a hash of what was stored.
+    Hash,
+    /// Not at all.
+    None,
+}
+
+/// The unit of progress.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Partition {
+    /// Its readable name, unique in the plan.
+    pub id: PartitionId,
+    /// Which of the plan's tables, by index.
+    #[serde(default)]
+    pub table: usize,
+    /// What to do.
+    pub work: Work,
+    /// Rows expected, for progress only.
+    #[serde(default)]
+    pub estimated_rows: u64,
+    /// Bytes expected, for progress only.
+    #[serde(default)]
+    pub estimated_bytes: u64,
+}
+
+/// The work of a partition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// Read a slice of a table.
+    Read(Slice),
+    /// Follow a log, without end.
+    Log,
+}
+
+/// A slice of a table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slice {
+    /// All of it.
+    All,
+    /// Keys in a half-open range. Key ranges of a plan have no gaps: the first has no lower bound, the last no upper.
+    Key(KeyRange),
+    /// One file of a table made of files, relative to its folder, and which of its row groups (`None`: all).
+    File {
+        /// The file.
+        path: String,
+        /// The half-open range of row groups.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups: Option<(usize, usize)>,
+    },
+}
+
+/// Partitions that may run beside each other; the next phase starts when all of them are done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// Its name in progress and logs.
+    pub name: String,
+    /// Its partitions.
+    pub partitions: Vec<Partition>,
+}
+
+/// A plan: what one run does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The pipeline's id.
+    pub pipeline: String,
+    /// The run that made it.
+    pub run_id: String,
+    /// Its number at the destination; given by prepare.
+    #[serde(default)]
+    pub generation: Generation,
+    /// How it was made.
+    pub strategy: Strategy,
+    /// Why this strategy and this way, one sentence each, for people.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    /// What must not change while it is unfinished (tables, keys, filters, columns), as a value, so that a change can be named.
+    pub semantics: serde_json::Value,
+    /// Its tables.
+    pub tables: Vec<PlannedTable>,
+    /// Its phases, in order.
+    pub phases: Vec<Phase>,
+    /// How loads are proved.
+    #[serde(default)]
+    pub verify: Verify,
+    /// When deletes are too many.
+    #[serde(default)]
+    pub guard: DeleteGuard,
+    /// When it was made, RFC 3339 UTC.
+    pub created_at: String,
+}
+
+impl Plan {
+    /// All partitions of all phases.
+    pub fn partitions(&self) -> impl Iterator<Item = &Partition> {
+        self.phases.iter().flat_map(|p| &p.partitions)
+    }
+
+    /// The name of the table that rows are loaded into beside the destination table `index`. It depends on the
+    /// generation, so a zombie of an older run writes into a table that nobody reads.
+    pub fn load_name(&self, index: usize) -> String {
+        format!(
+            "_synctool_load_{}_{}_{index}",
+            short_hash(&self.pipeline),
+            self.generation
+        )
+    }
+}
+
+/// Eight hex digits that stand for a text in generated names.
+pub fn short_hash(text: &str) -> String {
+    format!("{:08x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_stops_mass_deletes_and_emptying() {
+        let g = DeleteGuard::default();
+        assert!(g.allows(10_000, 1000, 9000));
+        assert!(g.allows(100_000, 30_000, 70_000));
+        assert!(!g.allows(100_000, 30_001, 69_999));
+        assert!(g.allows(100, 90, 10), "small tables may change wholly");
+        assert!(!g.allows(5, 5, 0), "an empty source never empties the destination");
+        assert!(DeleteGuard { allow: true, ..g }.allows(5, 5, 0));
+        assert!(g.allows(0, 0, 0));
+    }
+}

@@ -1,0 +1,174 @@
+//! Where rows go.
+
+use crate::change::{Event, RawFormat};
+use crate::error::Result;
+use crate::ledger::Applied;
+use crate::plan::Plan;
+use crate::progress::{Advance, Checkpoint, PartitionId};
+use crate::schema::{Carrier, Column, TableId, TableSchema};
+use crate::source::{Finding, Source};
+use async_trait::async_trait;
+use std::sync::Arc;
+
+/// What a destination promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guarantee {
+    /// Position and data are one transaction.
+    ExactlyOnce,
+    /// Written again after a crash, but only once visible (derived names, labels, keys).
+    EffectivelyOnce,
+}
+
+/// What the engine must know about a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SinkTraits {
+    /// How many sinks may write at the same time.
+    pub writers: usize,
+    /// Whether DDL and data can be one transaction.
+    pub transactional_ddl: bool,
+    /// What it promises.
+    pub guarantee: Guarantee,
+    /// Whether it can apply updates and deletes, or only loads.
+    pub applies_changes: bool,
+    /// Whether the table is one file, which wants one partition.
+    pub single_partition: bool,
+}
+
+/// How faithfully a column arrives.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case", tag = "class", content = "note")]
+pub enum Fidelity {
+    /// Every value arrives as it was, in the same kind of type.
+    Exact,
+    /// Every value arrives as it was, in a wider type.
+    Widened(String),
+    /// Values arrive in another, documented form.
+    Normalised(String),
+    /// Some or all values cannot be stored; such a row stops the run (or is rejected), never altered.
+    Refused(String),
+}
+
+/// How a column is stored at a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredAs {
+    /// The destination's type, as its DDL writes it.
+    pub type_name: String,
+    /// How values should travel there.
+    pub carrier: Carrier,
+    /// How faithfully they arrive.
+    pub fidelity: Fidelity,
+}
+
+/// The plan a destination holds for a pipeline.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredPlan {
+    /// The plan.
+    pub plan: Plan,
+    /// Whether it was published.
+    pub finished: bool,
+}
+
+/// What publishing did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Published {
+    /// Row accounts at the destination table; `written` is the number of rows loaded.
+    pub applied: Applied,
+}
+
+/// A datastore that rows are written to: knows its tables, keeps the plan and the checkpoint, opens sinks.
+///
+/// A run has three steps here. `prepare` (once) raises the generation and stores the plan; any number of sinks write
+/// partitions; then `seal` (build keys) and `publish` (swap or merge, fold) finish it. Each step may be killed and
+/// called again.
+#[async_trait]
+pub trait Destination: Send + Sync {
+    /// The engine's name.
+    fn engine(&self) -> &'static str;
+
+    /// What the engine must know.
+    fn traits(&self) -> SinkTraits;
+
+    /// How a source column would be stored here, by type; `Refused` for one that cannot be.
+    fn store_as(&self, source_engine: &str, column: &Column) -> StoredAs;
+
+    /// The columns and key of a table, or `None` if there is no such table.
+    async fn describe(&self, table: &TableId) -> Result<Option<TableSchema>>;
+
+    /// Whether the table holds any row.
+    async fn is_empty(&self, table: &TableId) -> Result<bool>;
+
+    /// Why an existing table cannot be swapped without losing something (incoming foreign keys, user triggers, row
+    /// security, extra columns, not made by us); empty if it can.
+    async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>>;
+
+    /// Whether rows in this wire format can be written undecoded into columns stored like this.
+    fn accepts_raw(&self, format: &RawFormat, columns: &[(String, Column)]) -> bool {
+        let _ = (format, columns);
+        false
+    }
+
+    /// The statements that prepare and publish would run, for `plan`; nothing is changed.
+    async fn preview(&self, plan: &Plan) -> Result<Vec<String>>;
+
+    /// The newest plan stored for a pipeline.
+    async fn stored_plan(&self, pipeline: &str) -> Result<Option<StoredPlan>>;
+
+    /// Raises the pipeline's generation, stores the plan under it and makes the tables to load into; load tables of
+    /// older generations go. One transaction where the engine allows it. Returns the plan with its generation.
+    async fn prepare(&self, plan: Plan) -> Result<Plan>;
+
+    /// Where all partitions of a plan stand.
+    async fn checkpoint(&self, plan: &Plan) -> Result<Checkpoint>;
+
+    /// Opens a writer for a prepared plan.
+    async fn open_sink(&self, plan: &Plan) -> Result<Box<dyn Sink>>;
+
+    /// Builds keys on the loaded tables. Repeatable.
+    async fn seal(&self, plan: &Plan) -> Result<()>;
+
+    /// A source that reads the stored rows back, and the table to read, for verifying load `index`; `None` where
+    /// nothing can be read back.
+    fn read_back(&self, plan: &Plan, index: usize) -> Option<(Arc<dyn Source>, TableId)>;
+
+    /// Swaps or merges the loaded tables into place, marks the plan finished and folds its partitions, all guarded by
+    /// the generation. Repeatable: publishing a finished plan returns what it did then.
+    async fn publish(&self, plan: &Plan) -> Result<Published>;
+
+    /// Forgets plan, checkpoint and load tables of a pipeline (`state reset`). The generation stays raised.
+    async fn forget(&self, pipeline: &str) -> Result<()>;
+
+    /// Looks at every prerequisite, privilege and setting that writing these tables needs.
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        let _ = tables;
+        Vec::new()
+    }
+}
+
+/// Writes partitions. One writer, usually one connection.
+///
+/// Contract, held by the conformance suite and the crash matrix:
+/// - `recover` takes the next epoch of the partitions, which fences and ends their older writers, and says where they stand.
+/// - Nothing written is visible before `commit`; `commit` makes data and positions durable together or not at all.
+/// - `commit` is refused ([`crate::error::code::FENCED`]) unless every partition stands at `from`, its epoch is mine
+///   and the plan's generation is the newest; that check is the last thing before the transaction ends.
+/// - After any failed call the sink is useless: drop it, open another and `recover`. Dropping it rolls back.
+/// - In a plan that publishes at the end, rows go to the load table; in a `Direct` plan, to the table itself, by op.
+///   Several partitions may be written between two commits; they are committed together.
+#[async_trait]
+pub trait Sink: Send {
+    /// Takes over these partitions.
+    async fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint>;
+
+    /// Takes one event. Boundaries are the engine's and never come here.
+    async fn write(&mut self, event: Event) -> Result<()>;
+
+    /// Makes everything written since the last commit durable together with the advances.
+    async fn commit(&mut self, advances: &[Advance]) -> Result<Applied>;
+
+    /// Where the partitions of this sink durably stand: behind `commit` where the engine flushes later.
+    async fn durable(&mut self) -> Result<Checkpoint>;
+
+    /// Lets go of partitions, so that another writer need not end this one first.
+    async fn release(&mut self, partitions: &[PartitionId]) -> Result<()>;
+}

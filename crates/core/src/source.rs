@@ -1,0 +1,168 @@
+//! Where rows come from.
+
+use crate::budget::Budget;
+use crate::change::{Event, RawFormat};
+use crate::error::{Error, Result, code};
+use crate::plan::{Partition, ReadSpec, Slice};
+use crate::progress::{PartitionId, Position};
+use crate::schema::{Column, TableId, TableSchema};
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use tokio_util::sync::CancellationToken;
+
+/// A table as a catalog lists it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct TableInfo {
+    /// Its name.
+    pub table: TableId,
+    /// What it is: `table`, `partitioned table`, `view`, `file` …
+    pub kind: String,
+    /// Rows by the catalog's estimate, if it has one.
+    pub rows: Option<u64>,
+    /// Bytes on disk, if known.
+    pub bytes: Option<u64>,
+}
+
+/// One prerequisite, privilege or setting that was looked at.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do about it, ready to run; empty where nothing is to be done.
+    pub fix: String,
+}
+
+/// A slice with the planner's estimate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedSlice {
+    /// The readable end of its partition id (`id_1_250001`, `all`).
+    pub label: String,
+    /// The slice.
+    pub slice: Slice,
+    /// Rows expected.
+    pub rows: u64,
+    /// Bytes expected.
+    pub bytes: u64,
+}
+
+/// What the planner asks a source to cut a table into.
+#[derive(Debug, Clone)]
+pub struct SliceRequest {
+    /// The key to cut by, in source names; empty where the table has none.
+    pub key: Vec<String>,
+    /// Rows per slice, if the user fixed them; otherwise the source balances by its statistics.
+    pub step: Option<u64>,
+    /// At least so many slices for a table that is worth cutting.
+    pub min_slices: usize,
+    /// No slice should be larger than this, so that a kill loses little.
+    pub max_slice_bytes: u64,
+    /// The destination wants one slice (a single file).
+    pub single: bool,
+}
+
+/// What a reader gets from the engine.
+#[derive(Debug, Clone)]
+pub struct ReadContext {
+    /// Reserve here before decoding.
+    pub budget: Budget,
+    /// Aim for batches of this many bytes.
+    pub batch_bytes: usize,
+    /// Refuse a larger row by name (table, partition, size).
+    pub max_row_bytes: usize,
+    /// Checked at boundaries.
+    pub cancel: CancellationToken,
+}
+
+impl Default for ReadContext {
+    fn default() -> Self {
+        ReadContext {
+            budget: Budget::new(256 << 20),
+            batch_bytes: 4 << 20,
+            max_row_bytes: 256 << 20,
+            cancel: CancellationToken::new(),
+        }
+    }
+}
+
+/// A change in which partitions of a log this process reads.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Assignment {
+    /// These are ours now.
+    Added(Vec<Partition>),
+    /// These are no longer ours: commit at the last boundary and let go.
+    Removed(Vec<PartitionId>),
+}
+
+/// A datastore that rows are read from. Shared by all partitions of a run; each partition gets a [`Reader`] of its own.
+///
+/// Contract, held by the conformance suite (`testing::conformance`): what `open` yields after a position is exactly
+/// what came after it the first time; a bounded slice ends with `None`; slices of one request do not overlap and leave
+/// no gap.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// The engine's name (`postgresql`, `sqlite` …), as type names in [`Column::source_type`] are its.
+    fn engine(&self) -> &'static str;
+
+    /// Tables and views that the user may read, in all schemas or the one given.
+    async fn tables(&self, schema: Option<&str>) -> Result<Vec<TableInfo>>;
+
+    /// A table's columns and key; an error that names similar tables if it is not there.
+    async fn describe(&self, table: &TableId) -> Result<TableSchema>;
+
+    /// Cuts a table into slices by statistics and key. Only for query sources.
+    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+        let _ = (read, request);
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} is not read by slices", self.engine()),
+        ))
+    }
+
+    /// The wire format in which rows of these columns could pass undecoded, if there is one. The first is the column's
+    /// name at this table.
+    fn raw_format(&self, columns: &[(String, Column)]) -> Option<RawFormat> {
+        let _ = columns;
+        None
+    }
+
+    /// Partitions of a log come and go by this stream. Only for log sources.
+    async fn assignments(&self) -> Result<BoxStream<'static, Assignment>> {
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} has no log to follow", self.engine()),
+        ))
+    }
+
+    /// Opens a partition for reading right after a position (`None`: from its start).
+    async fn open(
+        &self,
+        read: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>>;
+
+    /// Looks at every prerequisite, privilege and setting that reading these tables needs.
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        let _ = tables;
+        Vec::new()
+    }
+}
+
+/// Reads one partition.
+#[async_trait]
+pub trait Reader: Send {
+    /// The next event; `None` when a bounded partition is done. Cancel safe: a dropped call loses nothing, because
+    /// the reader owns its partial state. Rows after the last boundary are not committed.
+    async fn next(&mut self) -> Result<Option<Event>>;
+
+    /// The sink holds everything up to here durably: a log may forget it.
+    async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        let _ = durable;
+        Ok(())
+    }
+}

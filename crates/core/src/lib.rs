@@ -5,14 +5,17 @@
 
 pub mod budget;
 pub mod change;
+pub mod engine;
 pub mod error;
 pub mod failpoint;
 pub mod ledger;
 pub mod plan;
 pub mod progress;
+pub mod retry;
 pub mod rowhash;
 pub mod schema;
 pub mod sink;
 pub mod source;
 pub mod stage;
+pub mod strategy;
 pub mod text;

@@ -358,6 +358,56 @@ pub struct SchemaDifference {
     pub retyped: Vec<(Column, Column)>,
 }
 
+impl ColumnType {
+    /// Whether every value of this type has a place in `to`, in the same form or as text.
+    pub fn fits(&self, to: &ColumnType) -> bool {
+        use ColumnType::*;
+        let signed = |t: &ColumnType| match t {
+            Int8 => Some(8),
+            Int16 => Some(16),
+            Int32 => Some(32),
+            Int64 => Some(64),
+            _ => None,
+        };
+        let unsigned = |t: &ColumnType| match t {
+            UInt8 => Some(8),
+            UInt16 => Some(16),
+            UInt32 => Some(32),
+            UInt64 => Some(64),
+            _ => None,
+        };
+        let integer_digits = |t: &ColumnType| match t {
+            Int8 | UInt8 => Some(3),
+            Int16 | UInt16 => Some(5),
+            Int32 | UInt32 => Some(10),
+            Int64 => Some(19),
+            UInt64 => Some(20),
+            _ => None,
+        };
+        if self == to {
+            return true;
+        }
+        match (self, to) {
+            (_, Text { max: None }) => true,
+            (Text { max: Some(a) } | Char { length: a }, Text { max: Some(b) }) => a <= b,
+            (Float32, Float64) | (Json, Jsonb) => *self == Float32,
+            (Decimal { .. }, Numeric) => true,
+            (Decimal { precision: p, scale: s }, Decimal { precision: q, scale: t }) => {
+                s <= t && i32::from(*p) - i32::from(*s) <= i32::from(*q) - i32::from(*t)
+            }
+            (from, Numeric) if integer_digits(from).is_some() => true,
+            (from, Decimal { precision, scale }) if integer_digits(from).is_some() => {
+                integer_digits(from).is_some_and(|d| d <= i32::from(*precision) - i32::from(*scale))
+            }
+            (from, to) => match (signed(from), unsigned(from), signed(to), unsigned(to)) {
+                (Some(a), _, Some(b), _) | (_, Some(a), _, Some(b)) => a <= b,
+                (_, Some(a), Some(b), _) => a < b,
+                _ => false,
+            },
+        }
+    }
+}
+
 impl fmt::Display for ColumnType {
     /// The name people write in a pipeline (`decimal(12,2)`, `varchar(20)`, `timestamptz`).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

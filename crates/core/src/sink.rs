@@ -98,8 +98,14 @@ pub trait Destination: Send + Sync {
     /// Whether the table holds any row.
     async fn is_empty(&self, table: &TableId) -> Result<bool>;
 
+    /// Whether an earlier run of ours made the table, so that replacing it takes nothing from anybody.
+    async fn made_here(&self, table: &TableId) -> Result<bool> {
+        let _ = table;
+        Ok(false)
+    }
+
     /// Why an existing table cannot be swapped without losing something (incoming foreign keys, user triggers, row
-    /// security, extra columns, not made by us); empty if it can.
+    /// security, extra columns); empty if it can.
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>>;
 
     /// Whether rows in this wire format can be written undecoded into columns stored like this.

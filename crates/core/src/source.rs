@@ -3,6 +3,7 @@
 use crate::budget::Budget;
 use crate::change::{Event, RawFormat};
 use crate::error::{Error, Result, code};
+use crate::ledger::Tally;
 use crate::plan::{Partition, ReadSpec, Slice};
 use crate::progress::{PartitionId, Position};
 use crate::schema::{Column, TableId, TableSchema};
@@ -127,6 +128,13 @@ pub trait Source: Send + Sync {
     fn raw_format(&self, columns: &[(String, Column)]) -> Option<RawFormat> {
         let _ = columns;
         None
+    }
+
+    /// Adds every tuple of a chunk of raw rows to a tally ([`crate::rowhash::add_raw_row`]). Only for sources that
+    /// offer a raw format.
+    fn tally_raw(&self, tuples: &[u8], tally: &mut Tally) -> Result<()> {
+        let _ = (tuples, tally);
+        Err(Error::bug(format!("{} offers no raw format", self.engine())))
     }
 
     /// Partitions of a log come and go by this stream. Only for log sources.

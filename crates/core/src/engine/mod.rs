@@ -1,0 +1,753 @@
+//! The run loop: the only caller of `Sink::commit`.
+//!
+//! A run loads the destination's unfinished plan or makes a new one, writes its partitions (several at once, each with
+//! its own reader, stages and sink), then seals, verifies and publishes. The sink's checkpoint is the only truth about
+//! what is done: after any failure the sink is dropped and `recover` asks where things stand.
+
+mod flow;
+mod progress;
+
+pub use progress::{Observer, PartitionStatus, PartitionView, Progress, RunEvent, Silent, Step};
+
+use crate::budget::Budget;
+use crate::error::{Error, Result, code};
+use crate::failpoint::failpoint;
+use crate::ledger::{Accounts, Applied, Ledger, Tally};
+use crate::plan::{Partition, Plan, Publish, ReadSpec, Slice, Verify, Work};
+use crate::progress::{Advance, Checkpoint, PartitionId, Position};
+use crate::retry::RetryPolicy;
+use crate::sink::{Destination, Sink};
+use crate::source::{Assignment, ReadContext, SliceRequest, Source};
+use crate::stage::Stages;
+use flow::Flow;
+use futures::StreamExt;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How a run uses the machine.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Partitions at once; the destination may allow fewer.
+    pub workers: usize,
+    /// Bytes of rows in memory, all partitions together.
+    pub memory: usize,
+    /// A larger row is refused.
+    pub max_row_bytes: usize,
+    /// How transient errors are tried again.
+    pub retry: RetryPolicy,
+    /// A commit is made at the first boundary after so many bytes …
+    pub commit_bytes: u64,
+    /// … or so much time.
+    pub commit_interval: Duration,
+    /// How long work may go on to its next boundary after the user asked to stop.
+    pub grace: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            workers: 2,
+            memory: 256 << 20,
+            max_row_bytes: 256 << 20,
+            retry: RetryPolicy::default(),
+            commit_bytes: 64 << 20,
+            commit_interval: Duration::from_millis(500),
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Batches are at most this large (one larger row excepted).
+const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// How the stored rows were proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Verified {
+    /// By what.
+    pub by: Verify,
+    /// How many rows.
+    pub rows: u64,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Report {
+    /// The plan it followed.
+    #[serde(skip)]
+    pub plan: Plan,
+    /// Whether an earlier run had begun it.
+    pub resumed: bool,
+    /// Partitions in all.
+    pub partitions: usize,
+    /// Partitions that an earlier run had finished.
+    pub skipped: usize,
+    /// Its row accounts; they balance.
+    pub ledger: Ledger,
+    /// How the stored rows were proved, if they were loaded.
+    pub verified: Option<Verified>,
+    /// How often something was tried again.
+    pub retries: u64,
+}
+
+/// Everything a run needs.
+pub struct Engine {
+    /// Where rows come from.
+    pub source: Arc<dyn Source>,
+    /// Where rows go.
+    pub destination: Arc<dyn Destination>,
+    /// What happens on the way.
+    pub stages: Arc<dyn Stages>,
+    /// How the machine is used.
+    pub options: Options,
+    /// Stops the run at the next boundary.
+    pub cancel: CancellationToken,
+    /// The live picture.
+    pub progress: Arc<Progress>,
+    /// Who hears of it.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// What a partition's tasks share.
+struct Shared {
+    engine: Arc<Engine>,
+    plan: Plan,
+    /// Stop at the next boundary: the user's wish, or another partition's failure.
+    stop: CancellationToken,
+    /// Stop now: the grace is over.
+    context: ReadContext,
+    skipped: AtomicU64,
+}
+
+impl Engine {
+    /// An engine between two ends, with defaults for the rest.
+    pub fn new(source: Arc<dyn Source>, destination: Arc<dyn Destination>) -> Engine {
+        Engine {
+            source,
+            destination,
+            stages: Arc::new(crate::stage::NoStages),
+            options: Options::default(),
+            cancel: CancellationToken::new(),
+            progress: Arc::default(),
+            observer: Arc::new(Silent),
+        }
+    }
+
+    /// The destination's unfinished plan for this pipeline if it fits `semantics`, or else a draft made by `draft` and
+    /// prepared there. The flag says whether it was resumed.
+    pub async fn plan(
+        &self,
+        pipeline: &str,
+        semantics: &serde_json::Value,
+        draft: impl Future<Output = Result<Plan>>,
+    ) -> Result<(Plan, bool)> {
+        let (plan, resumed) = self
+            .retry("planning", async || {
+                match self.destination.stored_plan(pipeline).await? {
+                    Some(stored) if !stored.finished => {
+                        check_unchanged(&stored.plan, semantics)?;
+                        Ok(Some(stored.plan))
+                    }
+                    _ => Ok(None),
+                }
+            })
+            .await
+            .map(|stored| stored.map(|plan| (plan, true)))?
+            .map_or_else(|| (None, false), |(plan, resumed)| (Some(plan), resumed));
+        let plan = match plan {
+            Some(plan) => plan,
+            None => {
+                let draft = draft.await?;
+                failpoint("engine.planned")?;
+                // Not tried again: whether a prepare that failed took place is found out by the next run.
+                self.destination.prepare(draft).await?
+            }
+        };
+        self.progress.planned(&plan);
+        self.observer.event(&RunEvent::Planned { plan: &plan, resumed });
+        Ok((plan, resumed))
+    }
+
+    async fn retry<T>(&self, what: &str, work: impl AsyncFn() -> Result<T>) -> Result<T> {
+        let mut failed = 0;
+        let id = PartitionId::from(what);
+        loop {
+            match work().await {
+                Err(e) if e.kind().is_transient() && failed + 1 < self.options.retry.attempts => {
+                    failed += 1;
+                    let delay = self.options.retry.delay(failed);
+                    self.observer.event(&RunEvent::Retrying {
+                        partition: &id,
+                        error: &e,
+                        delay,
+                    });
+                    tokio::select! {
+                        () = tokio::time::sleep(delay) => {}
+                        () = self.cancel.cancelled() => return Err(interrupted()),
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn shared(self: &Arc<Self>, plan: Plan) -> Arc<Shared> {
+        let now = CancellationToken::new();
+        let workers = self.workers(&plan);
+        Arc::new(Shared {
+            engine: self.clone(),
+            plan,
+            stop: self.cancel.child_token(),
+            context: ReadContext {
+                budget: Budget::new(self.options.memory),
+                // Each partition has about IN_FLIGHT × 2 + 3 batches on their way.
+                batch_bytes: (self.options.memory / (12 * workers)).clamp(16 << 10, MAX_BATCH_BYTES),
+                max_row_bytes: self.options.max_row_bytes,
+                cancel: now,
+            },
+            skipped: AtomicU64::new(0),
+        })
+    }
+
+    fn workers(&self, plan: &Plan) -> usize {
+        self.options
+            .workers
+            .min(self.destination.traits().writers)
+            .min(plan.partitions().count())
+            .max(1)
+    }
+
+    fn step(&self, step: Step) {
+        self.progress.set_step(step);
+        self.observer.event(&RunEvent::Step(step));
+    }
+
+    /// Runs a prepared plan of bounded partitions to its end: phases, seal, verify, publish.
+    pub async fn run(self: &Arc<Self>, plan: Plan, resumed: bool) -> Result<Report> {
+        let shared = self.shared(plan);
+        let plan = &shared.plan;
+        let grace = abort_after_grace(&shared);
+        self.step(Step::Partitions);
+        for phase in &plan.phases {
+            self.phase(&shared, &phase.partitions).await?;
+        }
+        drop(grace);
+        let partitions = plan.partitions().count();
+        let mut ledger = self.retry("ledger", async || self.ledger(plan).await).await?;
+        ledger.check()?;
+        let loads = plan.tables.iter().any(|t| t.publish != Publish::Direct);
+        let mut verified = None;
+        if loads {
+            self.step(Step::Sealing);
+            self.retry("sealing", async || self.destination.seal(plan).await)
+                .await?;
+            self.stop_here()?;
+            self.step(Step::Verifying);
+            verified = self
+                .retry("verifying", async || self.verify(&shared, &ledger).await)
+                .await?;
+            self.stop_here()?;
+        }
+        self.step(Step::Publishing);
+        let published = self
+            .retry("publishing", async || self.destination.publish(plan).await)
+            .await?;
+        if loads {
+            ledger.published = Some(published.applied);
+            ledger.check()?;
+        }
+        self.step(Step::Finished);
+        self.observer.event(&RunEvent::Finished { ledger: &ledger });
+        Ok(Report {
+            plan: plan.clone(),
+            resumed,
+            partitions,
+            skipped: shared.skipped.load(Ordering::Relaxed) as usize,
+            ledger,
+            verified,
+            retries: self.progress.retries(),
+        })
+    }
+
+    /// Follows a log until it ends or the run is cancelled: partitions come and go by the source's assignment.
+    pub async fn follow(self: &Arc<Self>, plan: Plan) -> Result<Ledger> {
+        let shared = self.shared(plan);
+        let grace = abort_after_grace(&shared);
+        self.step(Step::Partitions);
+        let mut assignments = self.source.assignments().await?;
+        let mut running: JoinSet<(PartitionId, Result<()>)> = JoinSet::new();
+        let mut stops: HashMap<PartitionId, CancellationToken> = HashMap::new();
+        let mut open = true;
+        let mut failure = None;
+        while open || !running.is_empty() {
+            tokio::select! {
+                change = assignments.next(), if open => match change {
+                    Some(Assignment::Added(partitions)) => {
+                        for partition in partitions {
+                            let stop = shared.stop.child_token();
+                            stops.insert(partition.id.clone(), stop.clone());
+                            let shared = shared.clone();
+                            running.spawn(async move {
+                                let done = partition_with_retries(&shared, &partition, &stop).await;
+                                (partition.id, done)
+                            });
+                        }
+                    }
+                    Some(Assignment::Removed(ids)) => {
+                        ids.iter().filter_map(|id| stops.get(id)).for_each(CancellationToken::cancel);
+                    }
+                    None => open = false,
+                },
+                Some(ended) = running.join_next() => {
+                    let (id, result) = ended.map_err(|e| Error::bug(format!("a partition's task died: {e}")))?;
+                    let given_away = stops.remove(&id).is_some_and(|s| s.is_cancelled()) && !shared.stop.is_cancelled();
+                    match result {
+                        Ok(()) => {}
+                        Err(e) if given_away && e.code() == code::INTERRUPTED => {}
+                        Err(e) => {
+                            shared.stop.cancel();
+                            failure = worse(failure, e);
+                            open = false;
+                        }
+                    }
+                }
+                () = shared.stop.cancelled(), if open => open = false,
+            }
+        }
+        drop(grace);
+        match failure {
+            Some(e) if e.code() != code::INTERRUPTED => Err(e),
+            _ if self.cancel.is_cancelled() => Err(interrupted()),
+            Some(e) => Err(e),
+            None => {
+                let ledger = self.ledger(&shared.plan).await?;
+                ledger.check()?;
+                Ok(ledger)
+            }
+        }
+    }
+
+    async fn phase(&self, shared: &Arc<Shared>, partitions: &[Partition]) -> Result<()> {
+        let mut waiting = partitions.iter();
+        let mut running: JoinSet<Result<()>> = JoinSet::new();
+        let mut failure = None;
+        loop {
+            while failure.is_none() && !shared.stop.is_cancelled() && running.len() < self.workers(&shared.plan) {
+                let Some(partition) = waiting.next().cloned() else {
+                    break;
+                };
+                let shared = shared.clone();
+                running.spawn(async move { partition_with_retries(&shared, &partition, &shared.stop).await });
+            }
+            match running.join_next().await {
+                None => break,
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(e))) => {
+                    shared.stop.cancel();
+                    failure = worse(failure, e);
+                }
+                Some(Err(e)) => {
+                    shared.stop.cancel();
+                    failure = worse(failure, Error::bug(format!("a partition's task died: {e}")));
+                }
+            }
+        }
+        match failure {
+            Some(e) => Err(e),
+            None => self.stop_here(),
+        }
+    }
+
+    fn stop_here(&self) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            Err(interrupted())
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn ledger(&self, plan: &Plan) -> Result<Ledger> {
+        let mut ledger = Ledger::default();
+        for state in self.destination.checkpoint(plan).await?.values() {
+            ledger.add(&state.accounts, state.applied);
+        }
+        Ok(ledger)
+    }
+
+    /// Compares what was handed to the sink with what is stored: a live source has moved on, so it is not read twice.
+    async fn verify(&self, shared: &Arc<Shared>, ledger: &Ledger) -> Result<Option<Verified>> {
+        let plan = &shared.plan;
+        if plan.verify != Verify::Hash {
+            // Counts are compared by the sink at every commit and again when publishing.
+            let rows = ledger.accounts.written.rows;
+            return Ok((plan.verify == Verify::Count).then_some(Verified {
+                by: Verify::Count,
+                rows,
+            }));
+        }
+        let mut stored = Tally::default();
+        for (i, table) in plan.tables.iter().enumerate() {
+            let Some((source, load)) = self.destination.read_back(plan, i) else {
+                return Err(Error::new(
+                    code::UNSUPPORTED,
+                    format!(
+                        "what is stored in {} cannot be read back, so it cannot be verified by hash",
+                        self.destination.engine()
+                    ),
+                )
+                .hint("set `verify: count`"));
+            };
+            let mut read = ReadSpec::all(load, &table.schema.columns);
+            read.raw = table.read.raw.clone();
+            let request = SliceRequest {
+                key: table.schema.key.clone(),
+                step: None,
+                min_slices: self.options.workers,
+                max_slice_bytes: u64::MAX,
+                single: false,
+            };
+            let slices = source.slices(&read, &request).await?;
+            let mut running = JoinSet::new();
+            for slice in slices {
+                let (source, read, context) = (source.clone(), read.clone(), shared.context.clone());
+                running.spawn(async move { tally_slice(source, read, slice.slice, i, context).await });
+            }
+            while let Some(tally) = running.join_next().await {
+                stored += tally.map_err(|e| Error::bug(format!("verifying died: {e}")))??;
+            }
+        }
+        let written = ledger.accounts.written;
+        if !stored.same_rows(&written) {
+            return Err(Error::new(
+                code::VERIFY_FAILED,
+                format!(
+                    "what was stored ({} rows) is not what was read ({} rows); the destination table was not touched",
+                    stored.rows, written.rows
+                ),
+            )
+            .hint("run again; if it happens again, compare the column types with `synctool plan`"));
+        }
+        Ok(Some(Verified {
+            by: Verify::Hash,
+            rows: stored.rows,
+        }))
+    }
+}
+
+async fn tally_slice(
+    source: Arc<dyn Source>,
+    read: ReadSpec,
+    slice: Slice,
+    table: usize,
+    context: ReadContext,
+) -> Result<Tally> {
+    let partition = Partition {
+        id: "verify".into(),
+        table,
+        work: Work::Read(slice),
+        estimated_rows: 0,
+        estimated_bytes: 0,
+    };
+    let mut reader = source.open(&read, &partition, None, &context).await?;
+    let mut hasher = crate::rowhash::RowHasher::new();
+    let mut tally = Tally::default();
+    while let Some(event) = reader.next().await? {
+        match event {
+            crate::change::Event::Rows(batch) => hasher.add(&batch.rows, &mut tally)?,
+            crate::change::Event::Raw { bytes, .. } => source.tally_raw(&bytes, &mut tally)?,
+            _ => {}
+        }
+    }
+    Ok(tally)
+}
+
+/// When the user asks to stop, work goes on to its next boundary, but not for longer than the grace.
+fn abort_after_grace(shared: &Arc<Shared>) -> tokio_util::task::AbortOnDropHandle<()> {
+    let (stop, now, grace) = (
+        shared.stop.clone(),
+        shared.context.cancel.clone(),
+        shared.engine.options.grace,
+    );
+    tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+        stop.cancelled().await;
+        tokio::time::sleep(grace).await;
+        now.cancel();
+    }))
+}
+
+fn interrupted() -> Error {
+    Error::new(
+        code::INTERRUPTED,
+        "stopped on request; everything committed so far is kept",
+    )
+    .hint("run the same command again to go on from here")
+}
+
+/// Of two failures, the one worth telling: an interruption caused by the other is not.
+fn worse(a: Option<Error>, b: Error) -> Option<Error> {
+    match a {
+        Some(a) if a.code() != code::INTERRUPTED => Some(a),
+        _ => Some(b),
+    }
+}
+
+fn check_unchanged(plan: &Plan, semantics: &serde_json::Value) -> Result<()> {
+    if plan.semantics == *semantics {
+        return Ok(());
+    }
+    let changed = match (plan.semantics.as_object(), semantics.as_object()) {
+        (Some(a), Some(b)) => {
+            let mut keys: Vec<&str> = a
+                .keys()
+                .chain(b.keys())
+                .filter(|k| a.get(*k) != b.get(*k))
+                .map(String::as_str)
+                .collect();
+            keys.sort_unstable();
+            keys.dedup();
+            keys.join(", ")
+        }
+        _ => "everything".into(),
+    };
+    Err(Error::new(
+        code::CONFIG_CHANGED,
+        format!(
+            "the pipeline changed ({changed}) while its run {} is unfinished",
+            plan.run_id
+        ),
+    )
+    .at("pipeline", &plan.pipeline)
+    .hint(format!(
+        "undo the change and run again, or start over: synctool state reset {}",
+        plan.pipeline
+    )))
+}
+
+async fn partition_with_retries(shared: &Arc<Shared>, partition: &Partition, stop: &CancellationToken) -> Result<()> {
+    let engine = &shared.engine;
+    let mut failed = 0;
+    loop {
+        let mut moved = false;
+        let result = write_partition(shared, partition, stop, &mut moved).await;
+        if moved {
+            failed = 0;
+        }
+        match result {
+            Err(e) if e.kind().is_transient() && failed + 1 < engine.options.retry.attempts => {
+                failed += 1;
+                let delay = engine.options.retry.delay(failed);
+                engine.progress.set_status(&partition.id, PartitionStatus::Retrying);
+                engine.observer.event(&RunEvent::Retrying {
+                    partition: &partition.id,
+                    error: &e,
+                    delay,
+                });
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = stop.cancelled() => return Err(interrupted()),
+                }
+            }
+            Ok(()) => return Ok(()),
+            Err(e) => {
+                if e.code() != code::INTERRUPTED {
+                    engine.progress.set_status(&partition.id, PartitionStatus::Failed);
+                }
+                return Err(e
+                    .at("pipeline", &shared.plan.pipeline)
+                    .at("partition", partition.id.as_str()));
+            }
+        }
+    }
+}
+
+/// Where a partition stands between the sink and the engine.
+struct Writing {
+    id: PartitionId,
+    sink: Box<dyn Sink>,
+    /// Where the sink stands.
+    committed: Option<Position>,
+    /// Accounts up to the last event written.
+    accounts: Accounts,
+    /// Written since the last commit.
+    pending_bytes: u64,
+    pending: bool,
+    since: Instant,
+    /// The boundary reached, if nothing was written after it.
+    boundary: Option<Position>,
+    applied: Applied,
+}
+
+impl Writing {
+    async fn commit(&mut self, to: Position, done: bool) -> Result<Applied> {
+        let advance = Advance {
+            partition: self.id.clone(),
+            from: self.committed.take(),
+            to: to.clone(),
+            done,
+            accounts: self.accounts.clone(),
+        };
+        failpoint("engine.commit.before")?;
+        let applied = self.sink.commit(&[advance]).await?;
+        failpoint("engine.commit.after")?;
+        self.applied += applied;
+        self.committed = Some(to);
+        self.boundary = None;
+        (self.pending, self.pending_bytes, self.since) = (false, 0, Instant::now());
+        Ok(applied)
+    }
+}
+
+async fn write_partition(
+    shared: &Arc<Shared>,
+    partition: &Partition,
+    stop: &CancellationToken,
+    moved: &mut bool,
+) -> Result<()> {
+    let (engine, plan, id) = (&shared.engine, &shared.plan, &partition.id);
+    let started = Instant::now();
+    let table = plan
+        .tables
+        .get(partition.table)
+        .ok_or_else(|| Error::bug("a partition of no table"))?;
+    let mut sink = engine.destination.open_sink(plan).await?;
+    let state = sink
+        .recover(std::slice::from_ref(id))
+        .await?
+        .remove(id)
+        .unwrap_or_default();
+    engine
+        .progress
+        .set_read(id, state.accounts.read.rows, state.accounts.read.bytes);
+    if state.done {
+        shared.skipped.fetch_add(1, Ordering::Relaxed);
+        engine.progress.set_status(id, PartitionStatus::Skipped);
+        sink.release(std::slice::from_ref(id)).await?;
+        let rows = state.accounts.read.rows;
+        engine.observer.event(&RunEvent::PartitionDone {
+            partition: id,
+            rows,
+            took: started.elapsed(),
+            skipped: true,
+        });
+        return Ok(());
+    }
+    engine.progress.set_status(id, PartitionStatus::Running);
+    engine.observer.event(&RunEvent::PartitionStarted { partition: id });
+    let reader = engine
+        .source
+        .open(&table.read, partition, state.position.as_ref(), &shared.context)
+        .await?;
+    let mut flow = Flow::start(
+        engine.source.clone(),
+        reader,
+        engine.stages.open()?,
+        plan.tables.clone(),
+        plan.verify,
+    );
+    let mut w = Writing {
+        id: id.clone(),
+        sink,
+        committed: state.position,
+        accounts: state.accounts,
+        pending_bytes: 0,
+        pending: false,
+        since: Instant::now(),
+        boundary: None,
+        applied: Applied::default(),
+    };
+    let endless = partition.work == Work::Log;
+    loop {
+        // A finished boundary may be committed as long as nothing is written after it.
+        let due = w.since + engine.options.commit_interval;
+        let item = tokio::select! {
+            biased;
+            () = shared.context.cancel.cancelled() => return Err(interrupted()),
+            () = stop.cancelled(), if w.boundary.is_some() || (!w.pending && endless) => {
+                if let Some(to) = w.boundary.take() {
+                    w.commit(to, false).await?;
+                }
+                w.sink.release(std::slice::from_ref(id)).await?;
+                return Err(interrupted());
+            }
+            item = flow.next() => item?,
+            () = tokio::time::sleep_until(due), if w.boundary.is_some() => {
+                let to = w.boundary.take().expect("checked");
+                commit(shared, &mut w, &flow, to, false, moved).await?;
+                continue;
+            }
+        };
+        w.accounts += &item.accounts;
+        engine
+            .progress
+            .set_read(id, w.accounts.read.rows, w.accounts.read.bytes);
+        match item.event {
+            Some(crate::change::Event::Boundary { position, .. }) => {
+                w.boundary = Some(position.clone());
+                w.pending = true;
+                if w.pending_bytes >= engine.options.commit_bytes || w.since.elapsed() >= engine.options.commit_interval
+                {
+                    commit(shared, &mut w, &flow, position, false, moved).await?;
+                }
+            }
+            Some(event) => {
+                w.boundary = None;
+                w.pending = true;
+                w.pending_bytes += event.bytes();
+                w.sink.write(event).await?;
+            }
+            None if endless => {
+                if let Some(to) = w.boundary.take() {
+                    commit(shared, &mut w, &flow, to, false, moved).await?;
+                } else if w.pending {
+                    return Err(Error::new(code::CONNECTION_LOST, "the log ended inside a transaction"));
+                }
+                w.sink.release(std::slice::from_ref(id)).await?;
+                engine.progress.set_status(id, PartitionStatus::Done);
+                return Ok(());
+            }
+            None => {
+                let end = w
+                    .boundary
+                    .take()
+                    .or_else(|| w.committed.clone())
+                    .unwrap_or_else(|| Position::from("end"));
+                commit(shared, &mut w, &flow, end, true, moved).await?;
+                w.sink.release(std::slice::from_ref(id)).await?;
+                engine.progress.set_status(id, PartitionStatus::Done);
+                let rows = w.accounts.read.rows;
+                engine.observer.event(&RunEvent::PartitionDone {
+                    partition: id,
+                    rows,
+                    took: started.elapsed(),
+                    skipped: false,
+                });
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn commit(
+    shared: &Shared,
+    w: &mut Writing,
+    flow: &Flow,
+    to: Position,
+    done: bool,
+    moved: &mut bool,
+) -> Result<()> {
+    let applied = w.commit(to, done).await?;
+    *moved = true;
+    shared.engine.observer.event(&RunEvent::Committed {
+        partition: &w.id,
+        applied,
+    });
+    let durable: Checkpoint = w.sink.durable().await?;
+    if let Some(position) = durable.get(&w.id).and_then(|s| s.position.clone()) {
+        flow.acknowledge(position);
+    }
+    Ok(())
+}

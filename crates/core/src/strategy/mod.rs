@@ -1,0 +1,3 @@
+//! Strategies make plans.
+
+pub mod full;

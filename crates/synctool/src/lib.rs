@@ -1,1 +1,3 @@
-//! placeholder
+//! SyncTool as a library: what the command line does, as values.
+
+pub mod state;

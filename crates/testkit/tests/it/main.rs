@@ -1,0 +1,5 @@
+//! The test kit, tested on itself.
+
+mod ports;
+mod postgres;
+mod wait;

@@ -16,15 +16,19 @@
 //! pipe to the test closes, however the test ended.
 
 mod install;
+pub mod kill;
 mod port;
 mod postgres;
 mod process;
+pub mod proxy;
 mod shared;
 mod supervisor;
 mod tls;
 mod wait;
 
+pub use kill::KillRun;
 pub use port::Port;
-pub use postgres::{PgVersion, Postgres, PostgresBuilder, Template, TestDb};
+pub use postgres::{PgVersion, Postgres, PostgresBuilder, Template, TestDb, psql_url};
+pub use proxy::FaultProxy;
 pub use tls::{Authority, ServerCertificate};
 pub use wait::{Verdict, eventually, wait_for};

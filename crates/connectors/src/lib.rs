@@ -1,3 +1,4 @@
 //! Datastores that SyncTool reads from and writes to: one folder each, always the same file names.
 
+pub mod object;
 pub mod postgres;

@@ -4,17 +4,17 @@
 //! the destination's unfinished plan is taken up or a new one made, and the engine does it. Everything else (the
 //! command line, a scheduler, a worker) is a caller of [`Pipeline::start`].
 
-mod memory;
 mod request;
 
 use crate::config::{self, Datastores, Loaded, Loader, StrategyKind};
 use crate::open;
-use crate::state::{self, RunLock};
-pub(crate) use request::{choose_strategy, tables};
+use crate::state::{self, RunInfo, RunRecorder};
+use request::choose_strategy;
+pub(crate) use request::{table_id, tables};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use synctool_core::engine::{Engine, Observer, Options, Progress, RunEvent, Verified};
+use synctool_core::engine::{Engine, Observer, Options, Progress, Report, RunEvent, Verified};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{Plan, Publish, Strategy, Verify};
@@ -201,12 +201,8 @@ impl Pipeline {
 
     async fn open_destination(&self) -> Result<Arc<dyn Destination>> {
         let control = self.loaded.pipeline.destination.control_schema.as_deref();
-        open::destination(
-            self.loaded.destination()?,
-            control.map(String::as_str),
-            self.connections(),
-        )
-        .await
+        let datastore = self.loaded.destination()?;
+        open::destination(datastore, control.map(String::as_str), self.connections()).await
     }
 
     /// Connections that one end may need at once.
@@ -268,14 +264,17 @@ impl Pipeline {
     }
 
     /// Forgets an unfinished run: plan, checkpoint and load tables at the destination, and what the state store
-    /// remembers. The pipeline must not be running.
-    pub async fn reset(&self) -> Result<()> {
-        let store = open::store(&self.loaded.global, &self.loaded.datastores).await?;
-        let lock = store.lock(self.name()).await?;
-        self.open_destination().await?.forget(self.name()).await?;
-        store.reset(&lock).await?;
+    /// remembers of the strategy, or of all of them. Fails while the pipeline is running.
+    pub async fn reset(&self, strategy: Option<&str>) -> Result<()> {
+        let memory = open::memory(&self.loaded.global, &self.loaded.datastores).await?;
+        let lock = memory.store.lock(self.name()).await?;
+        let done = async {
+            self.open_destination().await?.forget(self.name()).await?;
+            state::reset(&*memory.store, &memory.outputs, &lock, strategy).await
+        };
+        let done = done.await;
         lock.release().await;
-        Ok(())
+        done.map_err(|e| e.at("pipeline", self.name()))
     }
 
     /// The destination's newest plan for this pipeline and where it stands.
@@ -295,21 +294,36 @@ impl Pipeline {
     /// boundary.
     pub async fn start(&self, options: RunOptions) -> Result<Run> {
         let chosen = Chosen::new(&self.loaded, &options)?;
-        let store = open::store(&self.loaded.global, &self.loaded.datastores).await?;
-        let lock = store.lock(self.name()).await?;
+        let memory = open::memory(&self.loaded.global, &self.loaded.datastores).await?;
+        let lock = memory.store.lock(self.name()).await?;
+        let lost = lock.lost();
         let run_id = state::new_run_id();
-        let memory = memory::Memory::begin(&self.loaded, store, lock, &run_id, &chosen).await?;
         let progress = Arc::new(Progress::default());
-        let run = Run {
-            id: run_id.clone(),
-            pipeline: self.name().into(),
-            notices: chosen.notices.clone(),
+        let info = RunInfo {
+            run_id: run_id.clone(),
+            strategy: chosen.strategy.clone(),
+            strategy_type: Strategy::Full,
             progress: progress.clone(),
-            cancel: options.cancel.clone(),
-            stop_when_dropped: Some(options.cancel.clone().drop_guard()),
-            task: tokio::spawn(execute(self.clone(), options, chosen, run_id, progress, memory)),
         };
-        Ok(run)
+        let recorder = RunRecorder::start(memory.store, memory.outputs, lock, info).await?;
+        let task = Task {
+            pipeline: self.clone(),
+            options: options.clone(),
+            chosen: chosen.clone(),
+            run_id: run_id.clone(),
+            progress: progress.clone(),
+            recorder,
+            lost,
+        };
+        Ok(Run {
+            id: run_id,
+            pipeline: self.name().into(),
+            notices: chosen.notices,
+            progress,
+            stop_when_dropped: Some(options.cancel.clone().drop_guard()),
+            cancel: options.cancel,
+            task: tokio::spawn(task.execute()),
+        })
     }
 }
 
@@ -361,9 +375,9 @@ impl Run {
 }
 
 /// What is decided before either end is opened.
-pub(crate) struct Chosen {
-    /// The strategy's name.
-    pub(crate) strategy: String,
+#[derive(Clone)]
+struct Chosen {
+    strategy: String,
     reason: String,
     notices: Vec<String>,
 }
@@ -399,89 +413,94 @@ impl Chosen {
 }
 
 /// Tells several.
-struct Both(Vec<Arc<dyn Observer>>);
+struct All(Vec<Arc<dyn Observer>>);
 
-impl Observer for Both {
+impl Observer for All {
     fn event(&self, event: &RunEvent<'_>) {
         self.0.iter().for_each(|o| o.event(event));
     }
 }
 
-async fn execute(
+/// A run's task and all it owns.
+struct Task {
     pipeline: Pipeline,
     options: RunOptions,
     chosen: Chosen,
     run_id: String,
     progress: Arc<Progress>,
-    memory: memory::Memory,
-) -> Result<RunReport> {
-    let began = Instant::now();
-    let lost = memory.lock_lost();
-    let observers = memory.observer().into_iter().chain(options.observer.clone()).collect();
-    let work = work(&pipeline, &options, &chosen, &run_id, progress.clone(), Arc::new(Both(observers)));
-    tokio::pin!(work);
-    let done = tokio::select! {
-        done = &mut work => done,
-        () = lost.cancelled() => {
-            options.cancel.cancel();
-            work.await
+    recorder: Arc<RunRecorder>,
+    /// The run lock was lost.
+    lost: CancellationToken,
+}
+
+impl Task {
+    async fn execute(self) -> Result<RunReport> {
+        let began = Instant::now();
+        for notice in &self.chosen.notices {
+            self.recorder.log(state::Level::Warning, notice);
         }
-    };
-    let done = done.map_err(|e| e.at("pipeline", pipeline.name()));
-    let done = done.map(|(report, plan)| {
-        let table = &plan.tables[0];
-        RunReport {
-            run_id,
-            pipeline: plan.pipeline.clone(),
-            strategy: chosen.strategy,
+        let done = {
+            let mut work = Box::pin(self.work());
+            tokio::select! {
+                done = &mut work => done,
+                () = self.lost.cancelled() => {
+                    self.options.cancel.cancel();
+                    work.await
+                }
+            }
+        };
+        let done = done.map_err(|e| e.at("pipeline", self.pipeline.name()));
+        let recorded = self.recorder.finish(done.as_ref()).await?;
+        let report = done?;
+        let table = report.plan.tables.first();
+        let table = table.ok_or_else(|| Error::bug("a plan without a table"))?;
+        let mut notices = self.chosen.notices;
+        notices.extend(recorded.warnings.iter().map(|w| w.message().to_owned()));
+        Ok(RunReport {
+            run_id: self.run_id,
+            pipeline: report.plan.pipeline.clone(),
+            strategy: self.chosen.strategy,
             source: table.read.table.to_string(),
             destination: table.destination.to_string(),
             publish: table.publish.clone(),
             resumed: report.resumed,
             partitions: report.partitions,
             skipped: report.skipped,
+            reasons: report.plan.reasons,
             ledger: report.ledger,
             verified: report.verified,
             retries: report.retries,
             duration: began.elapsed(),
-            reasons: plan.reasons.clone(),
-            notices: chosen.notices,
-        }
-    });
-    memory.end(&progress, &done).await?;
-    done
-}
-
-async fn work(
-    pipeline: &Pipeline,
-    options: &RunOptions,
-    chosen: &Chosen,
-    run_id: &str,
-    progress: Arc<Progress>,
-    observer: Arc<dyn Observer>,
-) -> Result<(synctool_core::engine::Report, Plan)> {
-    let loaded = &pipeline.loaded;
-    let source = stoppable(&options.cancel, pipeline.open_source()).await?;
-    let destination = stoppable(&options.cancel, pipeline.open_destination()).await?;
-    if options.restart {
-        destination.forget(pipeline.name()).await?;
+            notices,
+        })
     }
-    let mut engine = Engine::new(source, destination);
-    engine.options = Options {
-        workers: options.workers.unwrap_or(*loaded.workers() as usize),
-        memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
-        ..Options::default()
-    };
-    engine.cancel = options.cancel.clone();
-    engine.progress = progress;
-    engine.observer = observer;
-    let engine = Arc::new(engine);
-    let semantics = loaded.pipeline.semantics_of(&chosen.strategy);
-    let draft = pipeline.draft(&*engine.source, &*engine.destination, chosen, options, run_id);
-    let (plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;
-    let report = engine.run(plan, resumed).await?;
-    let plan = report.plan.clone();
-    Ok((report, plan))
+
+    async fn work(&self) -> Result<Report> {
+        let (pipeline, options) = (&self.pipeline, &self.options);
+        let loaded = &pipeline.loaded;
+        let source = stoppable(&options.cancel, pipeline.open_source()).await?;
+        let destination = stoppable(&options.cancel, pipeline.open_destination()).await?;
+        if options.restart {
+            destination.forget(pipeline.name()).await?;
+        }
+        let mut observers: Vec<Arc<dyn Observer>> = vec![self.recorder.clone()];
+        observers.extend(options.observer.clone());
+        let mut engine = Engine::new(source, destination);
+        engine.options = Options {
+            workers: options.workers.unwrap_or(*loaded.workers() as usize),
+            memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
+            ..Options::default()
+        };
+        engine.cancel = options.cancel.clone();
+        engine.progress = self.progress.clone();
+        engine.observer = Arc::new(All(observers));
+        let engine = Arc::new(engine);
+        let semantics = loaded.pipeline.semantics_of(&self.chosen.strategy);
+        let (source, destination) = (&*engine.source, &*engine.destination);
+        let draft = pipeline.draft(source, destination, &self.chosen, options, &self.run_id);
+        let (plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;
+        engine.run(plan, resumed).await
+    }
 }
 
 /// Work that may be dropped at any moment: nothing is written, or the next run finds out what was.

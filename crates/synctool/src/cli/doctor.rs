@@ -77,9 +77,9 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
     let loaded = pipeline.config();
     let name = pipeline.name();
     found.push(good("configuration", name, format!("{} is well-formed", loaded.file.display())));
-    match open::store(&loaded.global, &loaded.datastores).await {
-        Ok(store) => match store.holder(name).await {
-            Ok(None) => found.push(good("state store", name, format!("{} is writable", store.place()))),
+    match open::memory(&loaded.global, &loaded.datastores).await {
+        Ok(memory) => match memory.store.holder(name).await {
+            Ok(None) => found.push(good("state store", name, format!("{} is writable", memory.store.place()))),
             Ok(Some(holder)) => found.push(good("state store", name, format!("the pipeline is running: {holder}"))),
             Err(error) => found.push(failed("state store", name, &error)),
         },

@@ -78,9 +78,9 @@ fn by_name(said: &Path, globals: &Globals) -> Result<PathBuf> {
     if looks_like_a_file {
         candidates = siblings(said);
     }
-    let meant = nearest(&text, candidates.iter().map(String::as_str));
     candidates.sort();
     candidates.dedup();
+    let meant = nearest(&text, candidates.iter().map(String::as_str));
     let error = Error::new(code::CONFIG_INVALID, what);
     Err(match (meant, candidates.is_empty()) {
         (Some(meant), _) => error.hint(format!("did you mean {meant}?")),

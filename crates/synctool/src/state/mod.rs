@@ -1,22 +1,33 @@
 //! What the program remembers between runs: runs, their partitions, and who is running what.
 //!
 //! The destination's checkpoint is the truth about progress; this is memory for people and for the next run. It lives in
-//! one SQLite file per host ([`SqliteStore`]). The JSON files beside it are mirrors of it.
+//! one SQLite file per host ([`SqliteStore`]), or in PostgreSQL for many ([`PostgresStore`]). The JSON files beside it
+//! ([`Outputs`]) are mirrors of it.
 //!
-//! The order of a run: [`Store::lock`] before anything else, then [`Store::begin_run`], [`Store::save_run`] as often as
-//! something happened, the last time with the final status, then the lock is released.
+//! The order of a run: [`Store::lock`] before anything else, then [`RunRecorder::start`] with that lock; the recorder is
+//! the engine's observer; then [`RunRecorder::finish`] with the engine's result.
 
+pub mod documents;
 mod file_lock;
+mod log;
 mod model;
 mod names;
+mod outputs;
+mod postgres;
+mod recorder;
 mod sql;
 mod sqlite;
 
+pub use documents::{MetricsDocument, PipelineMetrics, StateDocument, StrategyDocument};
+pub use log::{Level, LogLine, LogReader};
 pub use model::{
     Holder, PartitionCounts, PartitionRecord, Proof, RowCounts, Run, RunError, RunStatus, Time, new_run_id, now,
     rfc3339,
 };
 pub use names::file_name;
+pub use outputs::Outputs;
+pub use postgres::PostgresStore;
+pub use recorder::{Recorded, RunInfo, RunRecorder, Summary};
 pub use sqlite::SqliteStore;
 
 use async_trait::async_trait;
@@ -62,8 +73,9 @@ pub trait Store: Send + Sync {
     /// runs stays. Needs the pipeline's lock, so that nobody is running it.
     async fn reset(&self, lock: &RunLock, strategy: Option<&str>) -> Result<()>;
 
-    /// Forgets runs that ended before `before`, but never a pipeline's newest run or one that is going on. Returns them.
-    async fn cleanup(&self, before: Time) -> Result<Vec<Run>>;
+    /// Forgets old runs, but never the newest of a strategy or one that is going on. Returns them. See [`cleanup`], which
+    /// removes their files too.
+    async fn forget_runs(&self, retention: &Retention) -> Result<Vec<Run>>;
 
     /// Reads from a private area.
     async fn area_get(&self, area: &Area, key: &str) -> Result<Option<Vec<u8>>>;
@@ -73,6 +85,31 @@ pub trait Store: Send + Sync {
 
     /// Entries of a private area in the byte order of their keys: those after `after`, at most `limit`.
     async fn area_scan(&self, area: &Area, after: Option<&str>, limit: usize) -> Result<Vec<(String, Vec<u8>)>>;
+}
+
+/// Which runs are too old: those that ended before a time, or that have too many newer ones of their strategy.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// Of this pipeline; `None`: of all.
+    pub pipeline: Option<String>,
+    /// Runs that ended before this are forgotten.
+    pub ended_before: Option<Time>,
+    /// So many runs of a strategy stay.
+    pub per_strategy: Option<usize>,
+}
+
+/// Forgets old runs, their logs and their figures. Returns them.
+pub async fn cleanup(store: &dyn Store, outputs: &Outputs, retention: &Retention) -> Result<Vec<Run>> {
+    let runs = store.forget_runs(retention).await?;
+    outputs.forget(&runs)?;
+    Ok(runs)
+}
+
+/// Forgets the state of a pipeline, or of one of its strategies; the history of runs stays. The destination's checkpoint
+/// is the caller's to clear.
+pub async fn reset(store: &dyn Store, outputs: &Outputs, lock: &RunLock, strategy: Option<&str>) -> Result<()> {
+    store.reset(lock, strategy).await?;
+    outputs.write_state(lock.pipeline(), store.state(lock.pipeline()).await?.as_ref())
 }
 
 /// A private area of a source: it alone knows what the bytes mean. Gone when the pipeline is reset.

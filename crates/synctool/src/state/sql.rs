@@ -2,7 +2,9 @@
 //! all of them.
 
 use super::model::{Time, now, partition_status};
-use super::{Area, Holder, PartitionRecord, PipelineMemory, Proof, Run, RunError, RunLock, RunStatus, Store};
+use super::{
+    Area, Holder, PartitionRecord, PipelineMemory, Proof, Retention, Run, RunError, RunLock, RunStatus, Store,
+};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -318,11 +320,10 @@ const BEGIN_RUN: &str = concat!(
 const SAVE_RUN: &str = "UPDATE runs SET status = $2, updated_at = $3, completed_at = $4, resumed_from = $5, reasons = $6, \
     partitions_total = $7, partitions_completed = $8, partitions_skipped = $9, partitions_failed = $10, \
     rows_processed = $11, rows_inserted = $12, rows_updated = $13, rows_deleted = $14, rows_unchanged = $15, \
-    rows_rejected = $16, bytes = $17, retries = $18, verified = $19, ledger = $20, error = $21 \
-    WHERE run_id = $1 AND status = 'running' RETURNING run_id";
+    rows_rejected = $16, bytes = $17, retries = $18, verified = $19, ledger = $20, error = $21, strategy_type = $22 WHERE run_id = $1 AND status = 'running' RETURNING run_id";
 /// Which of the values of a run [`SAVE_RUN`] takes: what is settled at the beginning stays.
-const SAVED: [usize; 21] = [
-    0, 4, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25,
+const SAVED: [usize; 22] = [
+    0, 4, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 3,
 ];
 /// A late writer of a run that is over adds no partitions either.
 const SAVE_PARTITION: &str = "INSERT INTO partitions \
@@ -352,10 +353,12 @@ const FAILURES: &str = "SELECT strategy, count(*) FROM runs AS r WHERE pipeline 
         AND n.status = 'completed' AND n.started_at > r.started_at) GROUP BY strategy";
 const RESET: &str = "INSERT INTO resets (pipeline, strategy, reset_at) VALUES ($1, $2, $3) \
     ON CONFLICT (pipeline, strategy) DO UPDATE SET reset_at = excluded.reset_at";
-const CLEANUP: &str = concat!(
-    "DELETE FROM runs WHERE status <> 'running' AND coalesce(completed_at, updated_at) < $1 \
-     AND EXISTS (SELECT 1 FROM runs AS n WHERE n.pipeline = runs.pipeline AND (n.started_at > runs.started_at \
-         OR (n.started_at = runs.started_at AND n.run_id > runs.run_id))) RETURNING ",
+const FORGET: &str = concat!(
+    "DELETE FROM runs WHERE run_id IN (SELECT run_id FROM (SELECT run_id, status, \
+         coalesce(completed_at, updated_at) AS ended, \
+         row_number() OVER (PARTITION BY pipeline, strategy ORDER BY started_at DESC, run_id DESC) AS nth \
+         FROM runs WHERE pipeline = $1 OR $1 = '') AS ranked \
+     WHERE status <> 'running' AND nth > 1 AND (ended < $2 OR nth > $3)) RETURNING ",
     run_columns!()
 );
 const AREA_PUT: &str = "INSERT INTO areas (pipeline, area, entry, content) VALUES ($1, $2, $3, $4) \
@@ -396,7 +399,9 @@ impl<D: Database> SqlStore<D> {
         pipelines.dedup();
         let mut found = false;
         for pipeline in pipelines {
-            if let Some(lock) = self.database.try_lock(pipeline).await? {
+            if self.database.holder(pipeline).await?.is_none()
+                && let Some(lock) = self.database.try_lock(pipeline).await?
+            {
                 self.one(SETTLE, vec![pipeline.into(), died()?]).await?;
                 lock.release().await;
                 found = true;
@@ -572,8 +577,13 @@ impl<D: Database> Store for SqlStore<D> {
         self.database.transaction(all).await.map(drop)
     }
 
-    async fn cleanup(&self, before: Time) -> Result<Vec<Run>> {
-        self.runs_where(CLEANUP, vec![before.into()]).await
+    async fn forget_runs(&self, retention: &Retention) -> Result<Vec<Run>> {
+        let values = vec![
+            retention.pipeline.as_deref().unwrap_or("").into(),
+            Value::Int(retention.ended_before.map_or(i64::MIN, |t| t.timestamp_millis())),
+            Value::from(retention.per_strategy.map_or(u64::MAX, |n| n as u64)),
+        ];
+        self.runs_where(FORGET, values).await
     }
 
     async fn area_get(&self, area: &Area, key: &str) -> Result<Option<Vec<u8>>> {

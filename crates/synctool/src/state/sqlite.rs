@@ -28,16 +28,22 @@ pub struct Sqlite {
 }
 
 impl SqlStore<Sqlite> {
-    /// Opens, and creates if missing, the store of a data directory.
+    /// Opens, and creates if missing, the store of a data directory: `state.db`, with the locks in `locks` beside it.
     pub async fn open(data_dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(data_dir).map_err(|e| {
+        Self::open_file(&data_dir.join("state.db")).await
+    }
+
+    /// Opens, and creates if missing, a store by its file.
+    pub async fn open_file(path: &Path) -> Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        std::fs::create_dir_all(&folder).map_err(|e| {
             Error::new(
                 code::STATE_STORE,
-                format!("the data directory {} cannot be made: {e}", data_dir.display()),
+                format!("the data directory {} cannot be made: {e}", folder.display()),
             )
             .hint("name a writable one with --data-dir")
         })?;
-        let path = data_dir.join("state.db");
+        let path = path.to_path_buf();
         let place = path.display().to_string();
         let (work, tasks) = mpsc::channel();
         let (opened, ready) = oneshot::channel();
@@ -49,7 +55,7 @@ impl SqlStore<Sqlite> {
         Ok(SqlStore {
             database: Sqlite {
                 place,
-                locks: data_dir.join("locks"),
+                locks: folder.join("locks"),
                 work,
             },
         })

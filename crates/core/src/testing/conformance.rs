@@ -1,0 +1,1 @@
+//! The conformance suite: the same cases for every source and sink.

@@ -87,10 +87,10 @@ impl FaultPlan {
 }
 
 /// A source whose calls may fail.
-pub struct FaultySource<S>(pub Arc<S>, pub FaultPlan);
+pub struct FaultySource<S: ?Sized>(pub Arc<S>, pub FaultPlan);
 
 #[async_trait]
-impl<S: Source> Source for FaultySource<S> {
+impl<S: Source + ?Sized> Source for FaultySource<S> {
     fn engine(&self) -> &'static str {
         self.0.engine()
     }
@@ -150,10 +150,10 @@ impl Reader for FaultyReader {
 }
 
 /// A destination whose calls may fail.
-pub struct FaultyDestination<D>(pub Arc<D>, pub FaultPlan);
+pub struct FaultyDestination<D: ?Sized>(pub Arc<D>, pub FaultPlan);
 
 #[async_trait]
-impl<D: Destination> Destination for FaultyDestination<D> {
+impl<D: Destination + ?Sized> Destination for FaultyDestination<D> {
     fn engine(&self) -> &'static str {
         self.0.engine()
     }

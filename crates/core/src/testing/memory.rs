@@ -238,6 +238,10 @@ impl Destination for Memory {
             match &t.publish {
                 Publish::Direct => unreachable!("skipped above"),
                 Publish::Create | Publish::Swap => {
+                    if !plan.guard.allows(old.rows.len() as u64, 0, written) {
+                        world.tables.insert(target(plan, i), load);
+                        return Err(Error::new(code::MASS_DELETE, "the source is empty"));
+                    }
                     let gone = old.rows.keys().filter(|k| !load.rows.contains_key(*k)).count() as u64;
                     applied.deleted = gone;
                     compare(&old.rows, &load.rows, &mut applied);

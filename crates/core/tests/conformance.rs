@@ -37,5 +37,5 @@ async fn types() {
 
 #[tokio::test]
 async fn crashes() {
-    conformance::crashes(&subject(), 5).await;
+    conformance::crashes(&subject(), 17).await;
 }

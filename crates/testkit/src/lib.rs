@@ -1,1 +1,34 @@
-//! placeholder
+//! Real servers, faults and kills for SyncTool's tests. Development only: nothing here ships.
+//!
+//! * [`Postgres`], [`MariaDb`], [`Redis`], [`Kafka`], [`S3`], [`ClickHouse`]: private servers on free ports of
+//!   127.0.0.1, each in a directory of its own. `start()` gives one to a single test, `shared()` one to the whole
+//!   test run.
+//! * [`FaultProxy`]: a TCP proxy that delays, cuts, resets, hangs, throttles or refuses on demand.
+//! * [`KillRun`]: runs a whole program and has it killed at a named failpoint.
+//! * [`Authority`]: certificates for TLS tests.
+//! * [`wait_for`] and [`eventually`]: wait for the thing itself, never for a length of time.
+//!
+//! Everything here fails the test by panicking with the reason: a server that is missing is a failed test, not a
+//! skipped one. `scripts/test` installs the servers; the kit finds them in the cache directory that script fills
+//! (`SYNCTOOL_CACHE`).
+//!
+//! A server never outlives its test process: a small shell supervises it and ends it, by its process id, when the
+//! pipe to the test closes, however the test ended.
+
+mod install;
+pub mod kill;
+mod port;
+mod postgres;
+mod process;
+pub mod proxy;
+mod shared;
+mod supervisor;
+mod tls;
+mod wait;
+
+pub use kill::KillRun;
+pub use port::Port;
+pub use postgres::{PgVersion, Postgres, PostgresBuilder, Template, TestDb, psql_url};
+pub use proxy::FaultProxy;
+pub use tls::{Authority, ServerCertificate};
+pub use wait::{Verdict, eventually, wait_for};

@@ -1,0 +1,482 @@
+//! PostgreSQL servers of every supported version.
+
+mod database;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+pub use database::{Template, TestDb};
+
+use crate::supervisor::Supervisor;
+use crate::tls::ServerCertificate;
+use crate::{Port, install, shared};
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// What every test server has: logical decoding, and nothing spent on surviving a power cut.
+const SETTINGS: &[(&str, &str)] = &[
+    ("listen_addresses", "127.0.0.1"),
+    ("wal_level", "logical"),
+    ("max_connections", "200"),
+    ("max_wal_senders", "20"),
+    ("max_replication_slots", "40"),
+    ("max_prepared_transactions", "20"),
+    ("fsync", "off"),
+    ("timezone", "UTC"),
+    ("log_timezone", "UTC"),
+    ("password_encryption", "scram-sha-256"),
+    ("shared_buffers", "64MB"),
+];
+
+const HBA: &str = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n";
+
+/// A major version of PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PgVersion(u8);
+
+impl PgVersion {
+    /// PostgreSQL 15, tested in full.
+    pub const V15: Self = Self(15);
+    /// PostgreSQL 18, tested in full.
+    pub const V18: Self = Self(18);
+    /// Every version that is supported, the oldest first.
+    pub const ALL: [Self; 7] = [Self(12), Self(13), Self(14), Self(15), Self(16), Self(17), Self(18)];
+
+    /// Any other version by its number.
+    pub const fn new(major: u8) -> Self {
+        Self(major)
+    }
+
+    /// The number.
+    pub const fn major(self) -> u8 {
+        self.0
+    }
+}
+
+impl fmt::Display for PgVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A PostgreSQL server on 127.0.0.1.
+#[derive(Debug)]
+pub struct Postgres {
+    version: PgVersion,
+    address: Address,
+    own: Option<Own>,
+}
+
+/// What only the process that started the server has.
+#[derive(Debug)]
+struct Own {
+    supervisor: Mutex<Supervisor>,
+    _port: Port,
+}
+
+/// How to reach it.
+#[derive(Debug, Clone)]
+struct Address {
+    host: &'static str,
+    port: u16,
+    password: Option<String>,
+    /// The socket's directory: open to the administrator whatever the client rules say.
+    socket: Option<String>,
+}
+
+impl Address {
+    fn url(&self, user: &str, database: &str) -> String {
+        let password = self.password.as_deref().unwrap_or_default();
+        let colon = if password.is_empty() { "" } else { ":" };
+        let password = utf8_percent_encode(password, NON_ALPHANUMERIC);
+        format!(
+            "postgres://{user}{colon}{password}@{}:{}/{database}",
+            self.host, self.port
+        )
+    }
+
+    fn psql(&self, database: &str, sql: &str) -> Result<String> {
+        let mut command = psql_command()?;
+        let host = self.socket.as_deref().unwrap_or("127.0.0.1");
+        command.args([
+            "-h",
+            host,
+            "-p",
+            &self.port.to_string(),
+            "-U",
+            "postgres",
+            "-d",
+            database,
+            "-f",
+            "-",
+        ]);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut psql = command.spawn().context("cannot run psql")?;
+        let mut input = psql.stdin.take().context("psql's input")?;
+        let script = sql.to_owned();
+        let writer = std::thread::spawn(move || input.write_all(script.as_bytes()));
+        let output = psql.wait_with_output()?;
+        if !output.status.success() {
+            bail!(
+                "psql on database {database}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        writer.join().ok().context("psql's input")??;
+        Ok(String::from_utf8(output.stdout)?.trim_end_matches('\n').to_owned())
+    }
+}
+
+/// psql of the newest version, deaf to the PG* variables of whoever runs the tests.
+fn psql_command() -> Result<Command> {
+    let mut command = Command::new(install::cached("postgres-18/bin/psql").or_else(|_| install::system("psql"))?);
+    command
+        .env_clear()
+        .env("PGCONNECT_TIMEOUT", "20")
+        .env("PGCLIENTENCODING", "UTF8");
+    command.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]);
+    Ok(command)
+}
+
+/// Runs SQL over a URL with psql, an independent judge of what a server lets in.
+pub fn psql_url(url: &str, sql: &str) -> Result<String> {
+    let text = crate::process::output(psql_command()?.arg(url).args(["-c", sql]).stdin(Stdio::null()))?;
+    Ok(text.trim_end_matches('\n').to_owned())
+}
+
+/// A server to be, with settings of its own.
+#[derive(Debug, Clone)]
+pub struct PostgresBuilder {
+    version: PgVersion,
+    settings: Vec<(String, String)>,
+    hba: Option<String>,
+    password: Option<String>,
+    certificate: Option<ServerCertificate>,
+}
+
+impl PostgresBuilder {
+    /// Sets a line of postgresql.conf.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Replaces the client rules (pg_hba.conf), one per line. The kit itself comes in through the socket, which stays
+    /// open.
+    #[must_use]
+    pub fn hba(mut self, lines: &str) -> Self {
+        self.hba = Some(format!("{lines}\n"));
+        self
+    }
+
+    /// Gives the user `postgres` a password, which [`Postgres::url`] then holds, and asks TCP clients for it by SCRAM.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// Switches TLS on and refuses TCP clients without it. Not for 18, whose build here has no TLS; 17 has it.
+    #[must_use]
+    pub fn tls(mut self, certificate: &ServerCertificate) -> Self {
+        self.certificate = Some(certificate.clone());
+        self
+    }
+
+    /// Starts it and waits until it answers.
+    ///
+    /// # Panics
+    /// If it is not installed or does not start.
+    #[track_caller]
+    pub fn start(self) -> Postgres {
+        let version = self.version;
+        self.try_start()
+            .unwrap_or_else(|e| panic!("cannot start PostgreSQL {version}: {e:#}"))
+    }
+
+    fn try_start(self) -> Result<Postgres> {
+        let initdb = install::cached(&format!("postgres-{}/bin/initdb", self.version))?;
+        if self.certificate.is_some() && self.version == PgVersion::V18 {
+            bail!("the build of PostgreSQL 18 that can be installed has no TLS; test TLS with 17 or 15");
+        }
+        let port = Port::free();
+        // QUIT is the immediate shutdown: it leaves no shared memory behind, as KILL would.
+        let supervisor = Supervisor::new(&format!("pg{}", self.version), Some("postgres"), "QUIT")?;
+        let options = [
+            "-D",
+            "data",
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "-N",
+        ];
+        supervisor.prepare(&initdb, &options)?;
+
+        let socket = supervisor.directory().display().to_string();
+        let mut conf = String::new();
+        let mut set = |name: &str, value: &str| conf += &format!("{name} = '{}'\n", value.replace('\'', "''"));
+        set("port", &port.number().to_string());
+        set("unix_socket_directories", &socket);
+        SETTINGS.iter().for_each(|(name, value)| set(name, value));
+        if let Some(certificate) = &self.certificate {
+            let place =
+                |name: &str, pem: &str| Ok::<_, anyhow::Error>(supervisor.write(name, pem)?.display().to_string());
+            set("ssl", "on");
+            set("ssl_cert_file", &place("server.crt", certificate.certificate())?);
+            set("ssl_key_file", &place("server.key", certificate.key())?);
+            set("ssl_ca_file", &place("ca.crt", certificate.authority())?);
+        }
+        self.settings.iter().for_each(|(name, value)| set(name, value));
+        // A file of its own, so that the last word is ours: postgresql.auto.conf is for ALTER SYSTEM, which outlives it.
+        supervisor.write("data/postgresql.conf", conf)?;
+
+        let method = if self.password.is_some() {
+            "scram-sha-256"
+        } else {
+            "trust"
+        };
+        let kind = if self.certificate.is_some() { "hostssl" } else { "host" };
+        let hba = self
+            .hba
+            .unwrap_or_else(|| HBA.replace("trust", method).replace("host ", &format!("{kind} ")));
+        supervisor.write(
+            "data/pg_hba.conf",
+            format!("local all all trust\nlocal replication all trust\n{hba}"),
+        )?;
+
+        let host = if self.certificate.is_some() {
+            "localhost"
+        } else {
+            "127.0.0.1"
+        };
+        let address = Address {
+            host,
+            port: port.number(),
+            password: self.password,
+            socket: Some(socket),
+        };
+        let own = Own {
+            supervisor: Mutex::new(supervisor),
+            _port: port,
+        };
+        let server = Postgres {
+            version: self.version,
+            address,
+            own: Some(own),
+        };
+        server.launch()?;
+        if let Some(password) = &server.address.password {
+            server.try_psql(&format!(
+                "ALTER ROLE postgres PASSWORD '{}'",
+                password.replace('\'', "''")
+            ))?;
+        }
+        Ok(server)
+    }
+}
+
+impl Postgres {
+    /// A server to be configured before it starts.
+    pub fn builder(version: PgVersion) -> PostgresBuilder {
+        PostgresBuilder {
+            version,
+            settings: Vec::new(),
+            hba: None,
+            password: None,
+            certificate: None,
+        }
+    }
+
+    /// A private server with the usual settings; dropping it ends it.
+    ///
+    /// # Panics
+    /// If it is not installed or does not start.
+    #[track_caller]
+    pub fn start(version: PgVersion) -> Self {
+        Self::builder(version).start()
+    }
+
+    /// The server of this version that the whole test run shares. Use a [`TestDb`] of it, and change nothing that
+    /// other databases see.
+    ///
+    /// # Panics
+    /// If it is not installed or does not start.
+    #[track_caller]
+    pub fn shared(version: PgVersion) -> &'static Self {
+        static RUNNING: OnceLock<Mutex<HashMap<String, &'static Postgres>>> = OnceLock::new();
+        let name = format!("pg{version}");
+        shared::instance(
+            &RUNNING,
+            &name,
+            |url| Self::attach(version, url),
+            || Self::start(version),
+        )
+    }
+
+    fn attach(version: PgVersion, url: &str) -> Self {
+        let port = url
+            .split_once("@127.0.0.1:")
+            .and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
+        let port =
+            port.unwrap_or_else(|| panic!("{url} is not of the form postgres://postgres@127.0.0.1:PORT/postgres"));
+        Self {
+            version,
+            address: Address {
+                host: "127.0.0.1",
+                port,
+                password: None,
+                socket: None,
+            },
+            own: None,
+        }
+    }
+
+    /// Its version.
+    pub fn version(&self) -> PgVersion {
+        self.version
+    }
+
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.address.port
+    }
+
+    /// The superuser's URL of a database.
+    pub fn url(&self, database: &str) -> String {
+        self.url_as("postgres", database)
+    }
+
+    /// The URL of a database for another user. The password in it, if the server has one, is the superuser's.
+    pub fn url_as(&self, user: &str, database: &str) -> String {
+        self.address.url(user, database)
+    }
+
+    /// The superuser's URL of the database `postgres`.
+    pub fn admin_url(&self) -> String {
+        self.url("postgres")
+    }
+
+    /// Runs SQL with psql in the database `postgres`; returns unaligned rows without a header. psql's own commands work.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn psql(&self, sql: &str) -> String {
+        self.try_psql(sql).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// The same, for SQL that may fail.
+    pub fn try_psql(&self, sql: &str) -> Result<String> {
+        self.address.psql("postgres", sql)
+    }
+
+    /// What the server has written to its log so far.
+    ///
+    /// # Panics
+    /// For a shared server.
+    #[track_caller]
+    pub fn log(&self) -> String {
+        self.supervisor().log()
+    }
+
+    /// Stops it at once, as an immediate shutdown does: without a checkpoint, so that the next start recovers.
+    ///
+    /// # Panics
+    /// For a shared server.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.supervisor()
+            .stop("QUIT")
+            .unwrap_or_else(|e| panic!("cannot stop PostgreSQL: {e:#}"));
+    }
+
+    /// Kills all its processes with signal 9.
+    ///
+    /// # Panics
+    /// For a shared server.
+    #[track_caller]
+    pub fn kill9(&self) {
+        self.supervisor()
+            .crash()
+            .unwrap_or_else(|e| panic!("cannot kill PostgreSQL: {e:#}"));
+    }
+
+    /// Stops it if it runs, and starts it again with the same data, on the same port.
+    ///
+    /// # Panics
+    /// For a shared server, or if it does not start.
+    #[track_caller]
+    pub fn restart(&self) {
+        self.stop();
+        self.launch()
+            .unwrap_or_else(|e| panic!("cannot restart PostgreSQL: {e:#}"));
+    }
+
+    /// A fresh database, dropped with the returned value.
+    ///
+    /// # Panics
+    /// If it cannot be created.
+    #[track_caller]
+    pub fn database(&self, prefix: &str) -> TestDb {
+        TestDb::create(&self.address, prefix, None).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// A fresh copy of a template.
+    ///
+    /// # Panics
+    /// If it cannot be created.
+    #[track_caller]
+    pub fn database_from(&self, prefix: &str, template: &Template) -> TestDb {
+        TestDb::create(&self.address, prefix, Some(template)).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// A database prepared by `script` (SQL for psql), made once per server and script, to be copied by
+    /// [`Postgres::database_from`].
+    ///
+    /// # Panics
+    /// If the script fails.
+    #[track_caller]
+    pub fn template(&self, name: &str, script: &str) -> Template {
+        Template::prepare(&self.address, name, script).unwrap_or_else(|e| panic!("template {name}: {e:#}"))
+    }
+
+    #[track_caller]
+    fn supervisor(&self) -> MutexGuard<'_, Supervisor> {
+        let Some(own) = &self.own else {
+            panic!(
+                "this PostgreSQL {} is shared by the whole test run; start one of your own",
+                self.version
+            );
+        };
+        own.supervisor.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn launch(&self) -> Result<()> {
+        let mut supervisor = self.supervisor();
+        let postgres = install::cached(&format!("postgres-{}/bin/postgres", self.version))?;
+        let pid_file = supervisor.directory().join("data/postmaster.pid");
+        let pid = supervisor.start(&postgres, &["-D".into(), "data".into()])?.to_string();
+        // The eighth line says when connections are accepted; the first, that it is not left over from a killed server.
+        supervisor.until_ready(START_LIMIT, || {
+            let file = fs::read_to_string(&pid_file).unwrap_or_default();
+            file.lines().next() == Some(pid.as_str())
+                && file.lines().nth(7).is_some_and(|status| status.trim() == "ready")
+        })
+    }
+}

@@ -194,6 +194,7 @@ pub struct Datastores {
     pub(super) found_in: Option<FoundIn>,
     /// Where a file was looked for, in order.
     pub(super) looked_in: Vec<PathBuf>,
+    pub(super) not_yet: Vec<super::decode::Notice>,
 }
 
 /// Which file the datastores came from, and by which rule.

@@ -352,7 +352,7 @@ pub(super) fn resolve(file: PipelineFile, stem: &str, not_yet: Vec<Notice>, erro
     check_name(&name, errors);
     if let Some(kind) = file.sync_type.as_ref().filter(|kind| ***kind == SyncType::Aggregate) {
         errors.push(
-            kind.error("sync_type aggregate comes with the strategies issue")
+            kind.error("sync_type aggregate is not in this version yet")
                 .with_help("this version copies rows: sync_type row-level"),
         );
     }
@@ -526,8 +526,17 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
             None => format!("column {} has a scale and no precision", *dest),
         }));
     }
-    if let Some(zero) = precision.as_ref().or(length.as_ref()).filter(|n| ***n == 0) {
-        errors.push(zero.error(format!("precision and length of column {} must be at least 1", *dest)));
+    let length_value = length.as_deref().copied().or(in_brackets(0, false));
+    if digits == Some(0) || length_value == Some(0) {
+        let at = precision
+            .as_ref()
+            .or(length.as_ref())
+            .map(|n| n.with(()))
+            .or(sized.as_ref().map(|s| s.with(())));
+        errors.push(
+            at.unwrap_or_default()
+                .error(format!("precision and length of column {} must be at least 1", *dest)),
+        );
     }
     let has = |plain: Role, long: Role| file.roles.iter().any(|r| **r == plain || **r == long);
     let roles = Roles {
@@ -545,7 +554,7 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
         data_type: sized.map(|t| t.with(t.data_type)),
         precision: digits,
         scale: after_point,
-        length: length.as_deref().copied().or(in_brackets(0, false)),
+        length: length_value,
         roles,
         nullable: file.nullable,
         as_text: file.as_text.unwrap_or(false),
@@ -571,7 +580,8 @@ fn check_columns(columns: &[ColumnMapping], errors: &mut Vec<ConfigError>) {
             );
         }
     }
-    let at_most_one: [(&str, fn(&Roles) -> bool); 3] = [
+    type Has = fn(&Roles) -> bool;
+    let at_most_one: [(&str, Has); 3] = [
         ("partition_column", |roles| roles.partition),
         ("delta_column", |roles| roles.delta),
         ("hash_key", |roles| roles.hash_key),

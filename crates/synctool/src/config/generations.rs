@@ -52,12 +52,11 @@ pub(super) fn refusal(generation: Generation) -> Option<(&'static str, &'static 
     match generation {
         Generation::Current | Generation::G1 => None,
         Generation::G2 => Some((
-            "generation G2 of pipeline files (backends, stages) is not in this version yet; it comes with the strategies \
-             issue",
+            "generation G2 of pipeline files (backends, stages) is not in this version yet",
             HELP,
         )),
         Generation::G0 => Some((
-            "generation G0 of pipeline files (sync_job) is not in this version yet; it comes with the strategies issue",
+            "generation G0 of pipeline files (sync_job) is not in this version yet",
             HELP,
         )),
     }

@@ -17,7 +17,7 @@ impl Loaded {
             out.push_str(&format!("# datastores: {} ({})\n", found.path.display(), found.rule));
         }
         emit(&self.tree(), 0, &mut out);
-        for notice in &self.pipeline.not_yet {
+        for notice in self.notices() {
             out.push_str(&format!("# {notice}\n"));
         }
         out
@@ -30,7 +30,7 @@ impl Loaded {
         if let Some(found) = self.datastores.found_in() {
             json["datastores_file"] = json!({ "path": found.path.display().to_string(), "rule": found.rule });
         }
-        json["not_yet"] = self.pipeline.not_yet.iter().map(ToString::to_string).collect();
+        json["not_yet"] = self.notices().map(ToString::to_string).collect();
         json
     }
 

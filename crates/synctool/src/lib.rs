@@ -1,1 +1,3 @@
-//! placeholder
+//! SyncTool: keeps tables in one place equal to tables in another.
+
+pub mod config;

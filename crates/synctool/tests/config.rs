@@ -928,13 +928,25 @@ fn noise_is_refused_in_words() {
         let load = || loader().folder(folder.path()).pipeline(&file);
         let result =
             std::panic::catch_unwind(load).unwrap_or_else(|_| panic!("panicked: seed {seed}, case {case}:\n{text}"));
-        if let Err(errors) = result {
-            refused += 1;
-            let lines = text.lines().count() as u32 + 1;
-            for error in errors.iter() {
-                assert!(
-                    !error.message.is_empty() && error.line <= lines,
-                    "seed {seed}, case {case}: {error}\n{text}"
+        match result {
+            Err(errors) => {
+                refused += 1;
+                let lines = text.lines().count() as u32 + 1;
+                for error in errors.iter() {
+                    assert!(
+                        !error.message.is_empty() && error.line <= lines,
+                        "seed {seed}, case {case}: {error}\n{text}"
+                    );
+                }
+            }
+            Ok(loaded) => {
+                let shown = loaded.to_yaml();
+                let again =
+                    from_text(&shown).unwrap_or_else(|e| panic!("seed {seed}, case {case}: {e}\n{text}\n{shown}"));
+                assert_eq!(
+                    again.pipeline.semantics(),
+                    loaded.pipeline.semantics(),
+                    "seed {seed}, case {case}:\n{shown}"
                 );
             }
         }

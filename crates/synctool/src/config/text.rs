@@ -105,6 +105,18 @@ pub(super) fn is_bool(text: &str) -> Option<bool> {
     }
 }
 
+/// A key for a message: up to the first character that no key has, since `password:secret` without its space is a key.
+pub(super) fn printable_key(key: &str) -> String {
+    let end = key
+        .find(|c: char| !c.is_alphanumeric() && !"_-.".contains(c))
+        .unwrap_or(key.len());
+    if end == key.len() {
+        key.to_owned()
+    } else {
+        format!("{}…", &key[..end])
+    }
+}
+
 /// A file that was read: its name and its text, for messages.
 #[derive(Debug, Clone)]
 pub(super) struct Text {
@@ -318,7 +330,7 @@ where
                 },
                 Kind::Scalar { text: key, .. } => match entries.iter().find(|e| e.key == key) {
                     Some(first) => {
-                        let message = format!("duplicate key \"{key}\"");
+                        let message = format!("duplicate key \"{}\"", printable_key(&key));
                         let help = format!("it stands first in line {}", first.key_pos.line);
                         self.errors.push(self.text.error(key_pos, message).with_help(help));
                     }

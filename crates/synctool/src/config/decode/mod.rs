@@ -26,7 +26,7 @@ use serde::{Deserialize, Deserializer};
 use self::blank::Blank;
 use super::at::{AT, Origin};
 use super::error::{ConfigError, suggestion};
-use super::text::{Kind, Node, Pos, Text, is_bool};
+use super::text::{Kind, Node, Pos, Text, is_bool, printable_key};
 
 /// The serde name of enums that choose their variant by the kind of node.
 pub(super) const BY_KIND: &str = "$by_kind";
@@ -660,10 +660,10 @@ impl<'a> MapAccess<'a> for &mut Entries<'a, '_> {
                     "" => "at the top of the file".to_owned(),
                     path => format!("in {path}"),
                 };
-                let help = suggestion(&entry.key, "keys here", fields);
-                self.de
-                    .sheet
-                    .record(entry.key_pos, format!("unknown key \"{}\" {place}", entry.key), help);
+                let key = printable_key(&entry.key);
+                let help = suggestion(key.trim_end_matches('…'), "keys here", fields);
+                let message = format!("unknown key \"{key}\" {place}");
+                self.de.sheet.record(entry.key_pos, message, help);
                 continue;
             }
             self.value = Some((&entry.key, &entry.value));

@@ -219,7 +219,7 @@ fn the_second_dialect_of_column_map() {
     let Filter::Compare(filter) = &*p.source.filters[0] else {
         panic!()
     };
-    assert_eq!((filter.operator, &filter.value), (Operator::Greater, &json!(5)));
+    assert_eq!((filter.operator, &*filter.value), (Operator::Greater, &json!(5)));
 }
 
 #[test]
@@ -626,7 +626,7 @@ fn values_of_secrets_files_and_secret_variables_are_masked_wherever_they_stand()
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("pw"), SENTINEL).unwrap();
     let file = folder.path().join("p.yaml");
-    let text = "name: p\nsource: {datastore: a, table: \"t_${file:pw}\", filters: [\"x = '${API_TOKEN}'\"]}\n\
+    let text = "name: p\ndescription: \"of ${API_TOKEN}\"\nsource: {datastore: a, table: \"t_${file:pw}\", filters: [\"x = '${API_TOKEN}'\", {column: y, value: \"${API_TOKEN}\"}]}\n\
                 destination: {datastore: b, table: t}\n\
                 datastores: {a: {type: sqlite, path: a.db}, b: {type: sqlite, path: b.db}}\n";
     std::fs::write(&file, text).unwrap();
@@ -637,7 +637,13 @@ fn values_of_secrets_files_and_secret_variables_are_masked_wherever_they_stand()
         .pipeline(&file)
         .unwrap();
     assert_eq!(loaded.pipeline.source.table.as_str(), "t_hunter2");
-    for output in [loaded.to_yaml(), loaded.to_json().to_string(), format!("{loaded:?}")] {
+    for output in [
+        loaded.to_yaml(),
+        loaded.to_json().to_string(),
+        format!("{loaded:?}"),
+        loaded.pipeline.semantics().to_string(),
+        loaded.pipeline.save(&[]).yaml,
+    ] {
         assert!(!output.contains(SENTINEL), "{output}");
     }
 }

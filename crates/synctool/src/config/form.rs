@@ -27,7 +27,7 @@ pub(super) struct PipelineFile {
     /// The pipeline's id. Default: the file's name without its ending.
     pub(super) name: Option<At<String>>,
     /// What it is for.
-    pub(super) description: Option<String>,
+    pub(super) description: Option<At<String>>,
     /// Whether a scheduler may run it. Default: true.
     pub(super) enabled: Option<At<bool>>,
     /// Datastores of this pipeline alone, as in a datastores file.
@@ -493,7 +493,10 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
     let length = file.length.or(file.max_length);
     for (key, value) in [("precision", &precision), ("scale", &scale)] {
         if let (Some(value), Some(other)) = (value, data_type.filter(|t| *t != DataType::Decimal)) {
-            errors.push(value.error(format!("{key} belongs to decimal, and column {} is {other}", *dest)));
+            errors.push(value.error(format!(
+                "{key} belongs to decimal, and column {} is {other}",
+                dest.shown()
+            )));
         }
     }
     if let (Some(value), Some(other)) = (
@@ -502,7 +505,7 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
     ) {
         errors.push(value.error(format!(
             "length belongs to varchar and char, and column {} is {other}",
-            *dest
+            dest.shown()
         )));
     }
     let sizes = sized.as_ref().map_or([None, None], |t| t.sizes);
@@ -521,9 +524,9 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
         errors.push(at.error(match digits {
             Some(digits) => format!(
                 "scale {scale_value} of column {} is more than its precision {digits}",
-                *dest
+                dest.shown()
             ),
-            None => format!("column {} has a scale and no precision", *dest),
+            None => format!("column {} has a scale and no precision", dest.shown()),
         }));
     }
     let length_value = length.as_deref().copied().or(in_brackets(0, false));
@@ -533,10 +536,10 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
             .or(length.as_ref())
             .map(|n| n.with(()))
             .or(sized.as_ref().map(|s| s.with(())));
-        errors.push(
-            at.unwrap_or_default()
-                .error(format!("precision and length of column {} must be at least 1", *dest)),
-        );
+        errors.push(at.unwrap_or_default().error(format!(
+            "precision and length of column {} must be at least 1",
+            dest.shown()
+        )));
     }
     let has = |plain: Role, long: Role| file.roles.iter().any(|r| **r == plain || **r == long);
     let roles = Roles {
@@ -576,7 +579,7 @@ fn check_columns(columns: &[ColumnMapping], errors: &mut Vec<ConfigError>) {
             errors.push(
                 column
                     .dest
-                    .error(format!("column \"{}\" is written twice", *column.dest)),
+                    .error(format!("column \"{}\" is written twice", column.dest.shown())),
             );
         }
     }
@@ -591,7 +594,8 @@ fn check_columns(columns: &[ColumnMapping], errors: &mut Vec<ConfigError>) {
         if let (Some(first), Some(second)) = (with_role.next(), with_role.next()) {
             errors.push(second.dest.error(format!(
                 "two columns have the role {role}: {} and {}",
-                *first.dest, *second.dest
+                first.dest.shown(),
+                second.dest.shown()
             )));
         }
     }
@@ -606,7 +610,10 @@ fn known_column<'a>(
 ) -> Option<&'a ColumnMapping> {
     let found = listed.iter().find(|c| c.is_called(name));
     if found.is_none() && !listed.is_empty() {
-        let error = name.error(format!("{whose} names \"{}\", which is not among the columns", **name));
+        let error = name.error(format!(
+            "{whose} names \"{}\", which is not among the columns",
+            name.shown()
+        ));
         errors.push(match nearest(name, listed.iter().map(|c| c.dest.as_str())) {
             Some(candidate) => error.with_help(format!("did you mean \"{candidate}\"?")),
             None => error,
@@ -638,7 +645,8 @@ fn partitioning(
     {
         errors.push(named.error(format!(
             "the partition column is \"{}\" here, and \"{}\" by its role",
-            **named, *role.dest
+            named.shown(),
+            role.dest.shown()
         )));
     }
     // The role says which of several joined tables is meant, so its name at the source is the better one.
@@ -669,7 +677,7 @@ fn strategies(files: Vec<At<StrategyFile>>, listed: &[ColumnMapping], errors: &m
                 .name
                 .origin()
                 .map(|o| format!("the first stands in line {}", o.line));
-            let error = name.error(format!("two strategies are named \"{}\"", *name));
+            let error = name.error(format!("two strategies are named \"{}\"", name.shown()));
             errors.push(match first {
                 Some(help) => error.with_help(help),
                 None => error,
@@ -683,7 +691,11 @@ fn strategies(files: Vec<At<StrategyFile>>, listed: &[ColumnMapping], errors: &m
                 if column.is_none() {
                     errors.push(
                         place
-                            .error(format!("strategy \"{}\" of type {} needs a column", *name, kind.name()))
+                            .error(format!(
+                                "strategy \"{}\" of type {} needs a column",
+                                name.shown(),
+                                kind.name()
+                            ))
                             .with_help("say which column tells when a row changed, such as column: updated_at"),
                     );
                 }
@@ -703,7 +715,7 @@ fn strategies(files: Vec<At<StrategyFile>>, listed: &[ColumnMapping], errors: &m
             && !looks_like_cron(cron)
         {
             errors.push(
-                cron.error(format!("cron of strategy \"{}\" is not a schedule", *name))
+                cron.error(format!("cron of strategy \"{}\" is not a schedule", name.shown()))
                     .with_help("write five fields: minute hour day-of-month month day-of-week, such as 0 * * * *"),
             );
         }
@@ -713,7 +725,7 @@ fn strategies(files: Vec<At<StrategyFile>>, listed: &[ColumnMapping], errors: &m
         if let Some(mode) = file.full_mode.as_ref().filter(|_| *kind != StrategyKind::Full) {
             errors.push(mode.error(format!(
                 "full_mode belongs to strategies of type full, and \"{}\" is {}",
-                *name,
+                name.shown(),
                 kind.name()
             )));
         }

@@ -96,7 +96,7 @@ pub(super) struct G1File {
     /// The pipeline's id. Default: the file's name without its ending.
     name: Option<At<String>>,
     /// What it is for.
-    description: Option<String>,
+    description: Option<At<String>>,
     /// Whether a scheduler may run it. Default: true.
     enabled: Option<At<bool>>,
     /// Datastores of this pipeline alone, as in a datastores file.

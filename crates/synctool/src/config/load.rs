@@ -148,7 +148,7 @@ impl Loader {
                 let name = &pipeline.name;
                 match names.get(&**name) {
                     Some(first) => {
-                        let error = name.error(format!("two pipelines are named \"{}\"", **name));
+                        let error = name.error(format!("two pipelines are named \"{}\"", name.shown()));
                         loaded = Err(error.with_help(format!("the other is {}", first.display())).into());
                     }
                     None => {
@@ -325,7 +325,8 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
                 if let Some(said) = type_name.as_ref().filter(|said| said.as_str() != is) {
                     let message = format!(
                         "type is \"{}\" here, and datastore \"{}\" is of type {is}",
-                        **said, **name
+                        said.shown(),
+                        name.shown()
                     );
                     errors.push(said.error(message));
                 }

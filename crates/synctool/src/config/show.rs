@@ -178,7 +178,7 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     };
     put("name", value(&p.name));
     if let Some(description) = &p.description {
-        put("description", description.as_str().into());
+        put("description", value(description));
     }
     put("enabled", value(&p.enabled));
     put("source", value(&p.source));
@@ -279,7 +279,7 @@ fn named_tree(datastore: &Datastore) -> (String, Value) {
         Connection::NotYet { .. } => {}
     }
     if let Some(description) = &datastore.description {
-        tree.insert("description".into(), description.as_str().into());
+        tree.insert("description".into(), value(description));
     }
     if !datastore.tags.is_empty() {
         tree.insert("tags".into(), value(&datastore.tags));

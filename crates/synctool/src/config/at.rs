@@ -91,8 +91,20 @@ impl<T> At<T> {
         }
     }
 
-    fn is_secret(&self) -> bool {
+    /// Whether the value is not to be shown.
+    pub fn is_secret(&self) -> bool {
         self.origin.as_ref().is_some_and(|origin| origin.secret)
+    }
+}
+
+impl<T: fmt::Display> At<T> {
+    /// The value for a message: `***` for a secret. (There is no `Display`, which `to_string` would take for the value.)
+    pub fn shown(&self) -> String {
+        if self.is_secret() {
+            MASK.to_owned()
+        } else {
+            self.value.to_string()
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Datastore {
     /// The name by which pipelines refer to it.
     pub name: String,
     /// What the user says about it.
-    pub description: Option<String>,
+    pub description: Option<At<String>>,
     /// Words to find it by.
     pub tags: Vec<String>,
     /// What it is and how it is reached.
@@ -194,6 +194,7 @@ pub struct Datastores {
     pub(super) found_in: Option<FoundIn>,
     /// Where a file was looked for, in order.
     pub(super) looked_in: Vec<PathBuf>,
+    pub(super) not_yet: Vec<super::decode::Notice>,
 }
 
 /// Which file the datastores came from, and by which rule.
@@ -225,7 +226,7 @@ impl Datastores {
     pub fn get(&self, name: &At<String>) -> Result<&Datastore, ConfigError> {
         let Some(entry) = self.entries.get(&**name) else {
             let names: Vec<&str> = self.entries.keys().map(String::as_str).collect();
-            let error = name.error(format!("there is no datastore \"{}\"", **name));
+            let error = name.error(format!("there is no datastore \"{}\"", name.shown()));
             return Err(match (suggestion(name, "datastores", &names), &self.found_in) {
                 (Some(help), _) => error.with_help(help),
                 (None, Some(found)) => error.with_help(format!("{} describes none", found.path.display())),
@@ -306,7 +307,7 @@ pub(super) struct PostgresEntry {
     /// The same as one URL: `postgresql://user:password@host:5432/database?sslmode=require`.
     url: Option<At<SecretUrl>>,
     /// What it is, for people.
-    description: Option<String>,
+    description: Option<At<String>>,
     /// Words to find it by.
     tags: Option<Vec<String>>,
     additional_capabilities: Option<Later<Anything>>,
@@ -356,7 +357,7 @@ pub(super) struct FileEntry {
     path: Option<At<PathBuf>>,
     connection: Option<PathConnection>,
     /// What it is, for people.
-    description: Option<String>,
+    description: Option<At<String>>,
     /// Words to find it by.
     tags: Option<Vec<String>>,
 }
@@ -370,7 +371,7 @@ pub(super) struct DuckDbEntry {
     /// The path of libduckdb.so.
     library: Option<At<PathBuf>>,
     /// What it is, for people.
-    description: Option<String>,
+    description: Option<At<String>>,
     /// Words to find it by.
     tags: Option<Vec<String>>,
 }
@@ -390,7 +391,7 @@ pub(super) struct CsvEntry {
     /// Around fields that need it. Default: a double quote.
     quote: Option<At<char>>,
     /// What it is, for people.
-    description: Option<String>,
+    description: Option<At<String>>,
     /// Words to find it by.
     tags: Option<Vec<String>>,
 }

@@ -133,7 +133,8 @@ pub(crate) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>
             )
         })
         .filter(|(score, _)| *score >= 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        // Of equals the first, which is the more usual word.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map(|(_, candidate)| candidate)
 }
 

@@ -27,7 +27,7 @@ pub(super) struct PipelineFile {
     /// The pipeline's id. Default: the file's name without its ending.
     pub(super) name: Option<At<String>>,
     /// What it is for.
-    pub(super) description: Option<String>,
+    pub(super) description: Option<At<String>>,
     /// Whether a scheduler may run it. Default: true.
     pub(super) enabled: Option<At<bool>>,
     /// Datastores of this pipeline alone, as in a datastores file.
@@ -352,7 +352,7 @@ pub(super) fn resolve(file: PipelineFile, stem: &str, not_yet: Vec<Notice>, erro
     check_name(&name, errors);
     if let Some(kind) = file.sync_type.as_ref().filter(|kind| ***kind == SyncType::Aggregate) {
         errors.push(
-            kind.error("sync_type aggregate comes with the strategies issue")
+            kind.error("sync_type aggregate is not in this version yet")
                 .with_help("this version copies rows: sync_type row-level"),
         );
     }
@@ -493,7 +493,10 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
     let length = file.length.or(file.max_length);
     for (key, value) in [("precision", &precision), ("scale", &scale)] {
         if let (Some(value), Some(other)) = (value, data_type.filter(|t| *t != DataType::Decimal)) {
-            errors.push(value.error(format!("{key} belongs to decimal, and column {} is {other}", *dest)));
+            errors.push(value.error(format!(
+                "{key} belongs to decimal, and column {} is {other}",
+                dest.shown()
+            )));
         }
     }
     if let (Some(value), Some(other)) = (
@@ -502,7 +505,7 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
     ) {
         errors.push(value.error(format!(
             "length belongs to varchar and char, and column {} is {other}",
-            *dest
+            dest.shown()
         )));
     }
     let sizes = sized.as_ref().map_or([None, None], |t| t.sizes);
@@ -521,13 +524,22 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
         errors.push(at.error(match digits {
             Some(digits) => format!(
                 "scale {scale_value} of column {} is more than its precision {digits}",
-                *dest
+                dest.shown()
             ),
-            None => format!("column {} has a scale and no precision", *dest),
+            None => format!("column {} has a scale and no precision", dest.shown()),
         }));
     }
-    if let Some(zero) = precision.as_ref().or(length.as_ref()).filter(|n| ***n == 0) {
-        errors.push(zero.error(format!("precision and length of column {} must be at least 1", *dest)));
+    let length_value = length.as_deref().copied().or(in_brackets(0, false));
+    if digits == Some(0) || length_value == Some(0) {
+        let at = precision
+            .as_ref()
+            .or(length.as_ref())
+            .map(|n| n.with(()))
+            .or(sized.as_ref().map(|s| s.with(())));
+        errors.push(at.unwrap_or_default().error(format!(
+            "precision and length of column {} must be at least 1",
+            dest.shown()
+        )));
     }
     let has = |plain: Role, long: Role| file.roles.iter().any(|r| **r == plain || **r == long);
     let roles = Roles {
@@ -545,7 +557,7 @@ fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMap
         data_type: sized.map(|t| t.with(t.data_type)),
         precision: digits,
         scale: after_point,
-        length: length.as_deref().copied().or(in_brackets(0, false)),
+        length: length_value,
         roles,
         nullable: file.nullable,
         as_text: file.as_text.unwrap_or(false),
@@ -567,11 +579,12 @@ fn check_columns(columns: &[ColumnMapping], errors: &mut Vec<ConfigError>) {
             errors.push(
                 column
                     .dest
-                    .error(format!("column \"{}\" is written twice", *column.dest)),
+                    .error(format!("column \"{}\" is written twice", column.dest.shown())),
             );
         }
     }
-    let at_most_one: [(&str, fn(&Roles) -> bool); 3] = [
+    type Has = fn(&Roles) -> bool;
+    let at_most_one: [(&str, Has); 3] = [
         ("partition_column", |roles| roles.partition),
         ("delta_column", |roles| roles.delta),
         ("hash_key", |roles| roles.hash_key),
@@ -581,7 +594,8 @@ fn check_columns(columns: &[ColumnMapping], errors: &mut Vec<ConfigError>) {
         if let (Some(first), Some(second)) = (with_role.next(), with_role.next()) {
             errors.push(second.dest.error(format!(
                 "two columns have the role {role}: {} and {}",
-                *first.dest, *second.dest
+                first.dest.shown(),
+                second.dest.shown()
             )));
         }
     }
@@ -596,7 +610,10 @@ fn known_column<'a>(
 ) -> Option<&'a ColumnMapping> {
     let found = listed.iter().find(|c| c.is_called(name));
     if found.is_none() && !listed.is_empty() {
-        let error = name.error(format!("{whose} names \"{}\", which is not among the columns", **name));
+        let error = name.error(format!(
+            "{whose} names \"{}\", which is not among the columns",
+            name.shown()
+        ));
         errors.push(match nearest(name, listed.iter().map(|c| c.dest.as_str())) {
             Some(candidate) => error.with_help(format!("did you mean \"{candidate}\"?")),
             None => error,
@@ -628,7 +645,8 @@ fn partitioning(
     {
         errors.push(named.error(format!(
             "the partition column is \"{}\" here, and \"{}\" by its role",
-            **named, *role.dest
+            named.shown(),
+            role.dest.shown()
         )));
     }
     // The role says which of several joined tables is meant, so its name at the source is the better one.
@@ -659,7 +677,7 @@ fn strategies(files: Vec<At<StrategyFile>>, listed: &[ColumnMapping], errors: &m
                 .name
                 .origin()
                 .map(|o| format!("the first stands in line {}", o.line));
-            let error = name.error(format!("two strategies are named \"{}\"", *name));
+            let error = name.error(format!("two strategies are named \"{}\"", name.shown()));
             errors.push(match first {
                 Some(help) => error.with_help(help),
                 None => error,
@@ -673,7 +691,11 @@ fn strategies(files: Vec<At<StrategyFile>>, listed: &[ColumnMapping], errors: &m
                 if column.is_none() {
                     errors.push(
                         place
-                            .error(format!("strategy \"{}\" of type {} needs a column", *name, kind.name()))
+                            .error(format!(
+                                "strategy \"{}\" of type {} needs a column",
+                                name.shown(),
+                                kind.name()
+                            ))
                             .with_help("say which column tells when a row changed, such as column: updated_at"),
                     );
                 }
@@ -693,7 +715,7 @@ fn strategies(files: Vec<At<StrategyFile>>, listed: &[ColumnMapping], errors: &m
             && !looks_like_cron(cron)
         {
             errors.push(
-                cron.error(format!("cron of strategy \"{}\" is not a schedule", *name))
+                cron.error(format!("cron of strategy \"{}\" is not a schedule", name.shown()))
                     .with_help("write five fields: minute hour day-of-month month day-of-week, such as 0 * * * *"),
             );
         }
@@ -703,7 +725,7 @@ fn strategies(files: Vec<At<StrategyFile>>, listed: &[ColumnMapping], errors: &m
         if let Some(mode) = file.full_mode.as_ref().filter(|_| *kind != StrategyKind::Full) {
             errors.push(mode.error(format!(
                 "full_mode belongs to strategies of type full, and \"{}\" is {}",
-                *name,
+                name.shown(),
                 kind.name()
             )));
         }

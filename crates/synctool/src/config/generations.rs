@@ -52,12 +52,11 @@ pub(super) fn refusal(generation: Generation) -> Option<(&'static str, &'static 
     match generation {
         Generation::Current | Generation::G1 => None,
         Generation::G2 => Some((
-            "generation G2 of pipeline files (backends, stages) is not in this version yet; it comes with the strategies \
-             issue",
+            "generation G2 of pipeline files (backends, stages) is not in this version yet",
             HELP,
         )),
         Generation::G0 => Some((
-            "generation G0 of pipeline files (sync_job) is not in this version yet; it comes with the strategies issue",
+            "generation G0 of pipeline files (sync_job) is not in this version yet",
             HELP,
         )),
     }
@@ -97,7 +96,7 @@ pub(super) struct G1File {
     /// The pipeline's id. Default: the file's name without its ending.
     name: Option<At<String>>,
     /// What it is for.
-    description: Option<String>,
+    description: Option<At<String>>,
     /// Whether a scheduler may run it. Default: true.
     enabled: Option<At<bool>>,
     /// Datastores of this pipeline alone, as in a datastores file.

@@ -148,7 +148,7 @@ impl Loader {
                 let name = &pipeline.name;
                 match names.get(&**name) {
                     Some(first) => {
-                        let error = name.error(format!("two pipelines are named \"{}\"", **name));
+                        let error = name.error(format!("two pipelines are named \"{}\"", name.shown()));
                         loaded = Err(error.with_help(format!("the other is {}", first.display())).into());
                     }
                     None => {
@@ -184,10 +184,10 @@ impl Loader {
         let read = self
             .read(path, errors)
             .and_then(|(text, root)| pipeline_file(&text, &root, errors));
-        let mut inline = BTreeMap::new();
+        let (mut inline, mut of_datastores) = (BTreeMap::new(), Vec::new());
         let pipeline = read.map(|(mut file, notices)| {
             let entries = file.datastores.take().unwrap_or_default();
-            inline = datastores::resolve(entries, folder, errors);
+            inline = datastores::resolve(entries, folder, &mut of_datastores);
             form::resolve(file, &stem, notices, errors)
         });
         let global = self.read_global(errors);
@@ -196,15 +196,16 @@ impl Loader {
                 .iter()
                 .all(|name| inline.contains_key(name.as_str()))
         });
-        let before = errors.len();
         let mut datastores = match needs_file {
-            true => self.read_datastores(folder, global.as_ref(), Some(path), errors),
+            true => self.read_datastores(folder, global.as_ref(), Some(path), &mut of_datastores),
             false => Datastores::default(),
         };
         datastores.entries.extend(inline);
+        // A datastore that could not be read is missing by its own mistake.
+        let complete = of_datastores.is_empty();
+        errors.append(&mut of_datastores);
         let (pipeline, global) = (pipeline?, global?);
-        // Where the datastores could not be read, their absence would be a mistake of our own making.
-        if errors.len() == before {
+        if complete {
             check_ends(&pipeline, &global, &datastores, errors);
         }
         Some(Loaded {
@@ -255,9 +256,10 @@ impl Loader {
                 ..Datastores::default()
             };
         };
+        let mut not_yet = Vec::new();
         let read = self
             .read(&path, errors)
-            .and_then(|(text, root)| decode::<DatastoresFile>(&root, &text, errors, &mut Vec::new()));
+            .and_then(|(text, root)| decode::<DatastoresFile>(&root, &text, errors, &mut not_yet));
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let entries = read
             .map(|file| datastores::resolve(file.datastores, &folder, errors))
@@ -266,6 +268,7 @@ impl Loader {
             entries,
             found_in: Some(FoundIn { path, rule }),
             looked_in,
+            not_yet,
         }
     }
 
@@ -322,7 +325,8 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
                 if let Some(said) = type_name.as_ref().filter(|said| said.as_str() != is) {
                     let message = format!(
                         "type is \"{}\" here, and datastore \"{}\" is of type {is}",
-                        **said, **name
+                        said.shown(),
+                        name.shown()
                     );
                     errors.push(said.error(message));
                 }
@@ -372,6 +376,15 @@ impl Loaded {
     /// The datastore that the pipeline writes.
     pub fn destination(&self) -> Result<&Datastore, ConfigError> {
         self.datastores.get(&self.pipeline.destination.datastore)
+    }
+
+    /// Keys of all files that were read and that this version does nothing with: warnings to be printed.
+    pub fn notices(&self) -> impl Iterator<Item = &Notice> {
+        self.pipeline
+            .not_yet
+            .iter()
+            .chain(&self.datastores.not_yet)
+            .chain(&self.global.not_yet)
     }
 
     /// What the pipeline works at once: its own number, else the global one.

@@ -8,8 +8,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The way of a file: text → tree with places ([`text`]) → variables put in ([`vars`]) → structs by serde ([`decode`])
-//! → older generations turned into the current form ([`generations`]) → defaults, rules, the model ([`form`]).
+//! The way of a file: text → tree with places (`text`) → variables put in (`vars`) → structs by serde (`decode`)
+//! → older generations turned into the current form (`generations`) → defaults, rules, the model (`form`).
 //! The structs that are decoded are the only description of the files: the JSON Schema is derived from the same ones.
 //! Mistakes are collected, with their places; a secret is in no message and no output.
 

@@ -19,7 +19,7 @@ pub struct Pipeline {
     /// Its id.
     pub name: At<String>,
     /// What it is for.
-    pub description: Option<String>,
+    pub description: Option<At<String>>,
     /// Whether a scheduler may run it.
     pub enabled: At<bool>,
     /// Where rows come from.
@@ -161,7 +161,7 @@ pub struct Comparison {
     #[serde(default)]
     pub operator: Operator,
     /// With what: a number, a text, true or false; a list for `in`.
-    pub value: Value,
+    pub value: At<Value>,
 }
 
 /// How a column is compared.
@@ -537,7 +537,7 @@ impl Pipeline {
                 let names: Vec<&str> = self.strategies.iter().map(|s| s.name.as_str()).collect();
                 let error = self
                     .name
-                    .error(format!("pipeline {} has no strategy \"{wanted}\"", *self.name));
+                    .error(format!("pipeline {} has no strategy \"{wanted}\"", self.name.shown()));
                 Err(match super::error::suggestion(wanted, "strategies", &names) {
                     Some(help) => error.with_help(help),
                     None => error,
@@ -549,20 +549,26 @@ impl Pipeline {
     /// What a checkpoint depends on, as a small value to be stored beside it: tables, key, columns, filters and what the
     /// strategies read. Not the layout of the file, descriptions, schedules, page sizes or secrets.
     pub fn semantics(&self) -> Value {
-        let text = |value: &Option<At<String>>| value.as_ref().map(|v| v.to_string());
+        let text = |value: &Option<At<String>>| value.as_ref().map(meaning);
         let joins: Vec<Value> = self
             .source
             .joins
             .iter()
-            .map(|j| json!({"table": *j.table, "schema": text(&j.schema), "alias": text(&j.alias), "on": *j.on, "type": *j.kind}))
+            .map(|j| json!({"table": meaning(&j.table), "schema": text(&j.schema), "alias": text(&j.alias), "on": meaning(&j.on), "type": *j.kind}))
             .collect();
         let filters: Vec<Value> = self
             .source
             .filters
             .iter()
             .map(|filter| match &**filter {
-                Filter::Sql(sql) => json!(sql.trim()),
-                Filter::Compare(c) => json!({"column": *c.column, "operator": c.operator, "value": c.value}),
+                Filter::Sql(sql) => json!(meaning(&filter.with(sql.trim().to_owned()))),
+                Filter::Compare(c) => {
+                    let value = match hidden(&c.value, &c.value.to_string()) {
+                        Some(hash) => Value::from(hash),
+                        None => (*c.value).clone(),
+                    };
+                    json!({"column": meaning(&c.column), "operator": c.operator, "value": value})
+                }
             })
             .collect();
         let columns = match &self.columns {
@@ -587,16 +593,16 @@ impl Pipeline {
         json!({
             "version": 1,
             "source": {
-                "datastore": *self.source.datastore, "table": *self.source.table, "schema": text(&self.source.schema),
+                "datastore": meaning(&self.source.datastore), "table": meaning(&self.source.table), "schema": text(&self.source.schema),
                 "alias": text(&self.source.alias), "joins": joins, "filters": filters,
             },
             "destination": {
-                "datastore": *self.destination.datastore, "table": *self.destination.table,
+                "datastore": meaning(&self.destination.datastore), "table": meaning(&self.destination.table),
                 "schema": text(&self.destination.schema), "supports_update": *self.destination.supports_update,
                 "control_schema": text(&self.destination.control_schema),
             },
             "columns": columns,
-            "key": self.key.iter().map(|k| k.to_string()).collect::<Vec<_>>(),
+            "key": self.key.iter().map(meaning).collect::<Vec<_>>(),
             "partition_column": text(&self.partitioning.column),
             "strategies": strategies,
         })
@@ -621,12 +627,23 @@ impl Pipeline {
 
 fn column_semantics(c: &ColumnMapping) -> Value {
     json!({
-        "source": c.source.as_ref().map(|s| s.to_string()),
+        "source": c.source.as_ref().map(meaning),
         "data_type": c.data_type.as_ref().map(|t| t.name()),
         "precision": c.precision, "scale": c.scale, "length": c.length,
         "unique": c.roles.unique, "delta": c.roles.delta, "hash_key": c.roles.hash_key,
         "nullable": c.nullable, "as_text": c.as_text, "insert": c.insert, "hashed": c.hashed,
     })
+}
+
+/// A text as it stands in the semantics: a secret by its hash, so that a change is seen and the secret is not.
+fn meaning(text: &At<String>) -> String {
+    hidden(text, text).unwrap_or_else(|| text.to_string())
+}
+
+fn hidden<T>(value: &At<T>, text: &str) -> Option<String> {
+    value
+        .is_secret()
+        .then(|| format!("secret {:032x}", xxhash_rust::xxh3::xxh3_128(text.as_bytes())))
 }
 
 /// JSON with sorted keys: the store may have reordered them.

@@ -17,7 +17,7 @@ impl Loaded {
             out.push_str(&format!("# datastores: {} ({})\n", found.path.display(), found.rule));
         }
         emit(&self.tree(), 0, &mut out);
-        for notice in &self.pipeline.not_yet {
+        for notice in self.notices() {
             out.push_str(&format!("# {notice}\n"));
         }
         out
@@ -30,7 +30,7 @@ impl Loaded {
         if let Some(found) = self.datastores.found_in() {
             json["datastores_file"] = json!({ "path": found.path.display().to_string(), "rule": found.rule });
         }
-        json["not_yet"] = self.pipeline.not_yet.iter().map(ToString::to_string).collect();
+        json["not_yet"] = self.notices().map(ToString::to_string).collect();
         json
     }
 
@@ -178,7 +178,7 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     };
     put("name", value(&p.name));
     if let Some(description) = &p.description {
-        put("description", description.as_str().into());
+        put("description", value(description));
     }
     put("enabled", value(&p.enabled));
     put("source", value(&p.source));
@@ -279,7 +279,7 @@ fn named_tree(datastore: &Datastore) -> (String, Value) {
         Connection::NotYet { .. } => {}
     }
     if let Some(description) = &datastore.description {
-        tree.insert("description".into(), description.as_str().into());
+        tree.insert("description".into(), value(description));
     }
     if !datastore.tags.is_empty() {
         tree.insert("tags".into(), value(&datastore.tags));

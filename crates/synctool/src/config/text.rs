@@ -20,6 +20,8 @@ pub(super) struct Node {
     pub(super) inserted: Vec<String>,
     /// Not to be shown.
     pub(super) secret: bool,
+    /// A variable could not be put in: what stands here is not what was meant.
+    pub(super) broken: bool,
 }
 
 /// What a node is.
@@ -58,6 +60,7 @@ impl Node {
             pos,
             inserted: Vec::new(),
             secret: false,
+            broken: false,
         }
     }
 
@@ -67,6 +70,16 @@ impl Node {
             Kind::Map(entries) => entries.iter().find(|e| e.key == key).map(|e| &e.value),
             _ => None,
         }
+    }
+
+    /// Whether a variable is missing here or anywhere below.
+    pub(super) fn has_broken(&self) -> bool {
+        self.broken
+            || match &self.kind {
+                Kind::List(items) => items.iter().any(Node::has_broken),
+                Kind::Map(entries) => entries.iter().any(|e| e.value.has_broken()),
+                _ => false,
+            }
     }
 
     /// The node in words, without its content.
@@ -89,6 +102,18 @@ pub(super) fn is_bool(text: &str) -> Option<bool> {
         "true" | "True" | "TRUE" => Some(true),
         "false" | "False" | "FALSE" => Some(false),
         _ => None,
+    }
+}
+
+/// A key for a message: up to the first character that no key has, since `password:secret` without its space is a key.
+pub(super) fn printable_key(key: &str) -> String {
+    let end = key
+        .find(|c: char| !c.is_alphanumeric() && !"_-.".contains(c))
+        .unwrap_or(key.len());
+    if end == key.len() {
+        key.to_owned()
+    } else {
+        format!("{}…", &key[..end])
     }
 }
 
@@ -173,25 +198,26 @@ where
             Some(Ok((event, span))) => Ok((event, place(&span.start))),
             Some(Err(error)) => {
                 let message = format!("not valid YAML: {}", error.info().lines().next().unwrap_or_default());
-                let mut error = self.text.error(place(error.marker()), message);
-                if self.content_before(&error).ends_with('\t') {
-                    error = error.with_help("indent with spaces, not tabs");
-                }
-                Err(error)
+                let error = self.text.error(place(error.marker()), message);
+                let line = self
+                    .text
+                    .content
+                    .lines()
+                    .nth((error.line as usize).saturating_sub(1))
+                    .unwrap_or_default();
+                let before: String = line.chars().take(error.column as usize).collect();
+                Err(if before.trim_start_matches(' ').starts_with('\t') {
+                    error.with_help("indent with spaces, not tabs")
+                } else if line.contains("${") && line.contains(['{', '[']) {
+                    error.with_help("inside { } and [ ] a ${…} needs quotes")
+                } else if error.message.contains("mapping values") {
+                    error.with_help("look at the indentation here and in the line above")
+                } else {
+                    error
+                })
             }
             None => Ok((Event::StreamEnd, Pos::default())),
         }
-    }
-
-    /// The line of an error up to and including its column.
-    fn content_before(&self, error: &ConfigError) -> String {
-        let line = self
-            .text
-            .content
-            .lines()
-            .nth((error.line as usize).saturating_sub(1))
-            .unwrap_or_default();
-        line.chars().take(error.column as usize).collect()
     }
 
     fn document(&mut self) -> Result<Node, ConfigError> {
@@ -304,7 +330,7 @@ where
                 },
                 Kind::Scalar { text: key, .. } => match entries.iter().find(|e| e.key == key) {
                     Some(first) => {
-                        let message = format!("duplicate key \"{key}\"");
+                        let message = format!("duplicate key \"{}\"", printable_key(&key));
                         let help = format!("it stands first in line {}", first.key_pos.line);
                         self.errors.push(self.text.error(key_pos, message).with_help(help));
                     }

@@ -36,8 +36,8 @@ pub enum DataType {
 
 /// Every spelling; the first of a type is the one we print.
 const SPELLINGS: &[(DataType, &[&str])] = &[
-    (DataType::SmallInt, &["smallint", "int2", "tinyint"]),
     (DataType::Integer, &["integer", "int", "int4"]),
+    (DataType::SmallInt, &["smallint", "int2", "tinyint"]),
     (DataType::BigInt, &["bigint", "int8"]),
     (DataType::Float, &["float", "real", "float4"]),
     (DataType::Double, &["double", "double precision", "float8"]),

@@ -28,6 +28,7 @@ impl Vars<'_> {
                 if !scalar.contains("${") {
                     return;
                 }
+                let before = errors.len();
                 let mut done = Insertion {
                     vars: self,
                     text,
@@ -42,6 +43,7 @@ impl Vars<'_> {
                 *scalar = expanded;
                 node.inserted = inserted;
                 node.secret |= secret;
+                node.broken = errors.len() > before;
             }
             Kind::List(items) => items.iter_mut().for_each(|item| self.walk(item, text, secret, errors)),
             Kind::Map(entries) => {

@@ -7,10 +7,12 @@
 //! - [`At`](super::at::At) gets the value's place, [`Later`] leaves a notice.
 //!
 //! Serde ends at the first mistake. To find them all, the place of a mistake is set aside and the file decoded again as
-//! if nothing stood there; a key reported missing only because it was set aside is not reported.
+//! if nothing stood there, with blanks for required keys that are missing or were set aside.
+
+mod blank;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -21,9 +23,10 @@ use serde::de::{
 };
 use serde::{Deserialize, Deserializer};
 
+use self::blank::Blank;
 use super::at::{AT, Origin};
 use super::error::{ConfigError, suggestion};
-use super::text::{Kind, Node, Pos, Text, is_bool};
+use super::text::{Kind, Node, Pos, Text, is_bool, printable_key};
 
 /// The serde name of enums that choose their variant by the kind of node.
 pub(super) const BY_KIND: &str = "$by_kind";
@@ -108,7 +111,7 @@ impl JsonSchema for Anything {
     }
 }
 
-/// Decodes a tree. `None` when it cannot be; every mistake is in `errors`.
+/// Decodes a tree. `None` when it cannot be or a variable is missing in it; every mistake is in `errors`.
 pub(super) fn decode<T: DeserializeOwned>(
     node: &Node,
     text: &Text,
@@ -119,10 +122,12 @@ pub(super) fn decode<T: DeserializeOwned>(
         text,
         errors: RefCell::default(),
         aside: RefCell::default(),
+        blanks: RefCell::default(),
+        steps: Cell::new(0),
         notices: RefCell::default(),
     };
     loop {
-        let before = sheet.aside.borrow().len();
+        let before = sheet.steps.get();
         sheet.notices.borrow_mut().clear();
         let result = T::deserialize(De {
             node,
@@ -130,13 +135,13 @@ pub(super) fn decode<T: DeserializeOwned>(
             skip: None,
             sheet: &sheet,
         });
-        let settled = sheet.aside.borrow().len() == before || sheet.aside.borrow().contains(&address(node));
-        if result.is_ok() || settled {
+        if result.is_ok() || sheet.steps.get() == before || sheet.is_aside(node) {
             let mut found = sheet.errors.into_inner();
-            if let (Err(stop), true) = (&result, found.is_empty()) {
+            let broken = node.has_broken();
+            if let (Err(stop), true) = (&result, found.is_empty() && !broken) {
                 found.push(text.error(node.pos, stop.to_string()));
             }
-            let value = result.ok().filter(|_| found.is_empty());
+            let value = result.ok().filter(|_| found.is_empty() && !broken);
             errors.append(&mut found);
             notices.extend(sheet.notices.into_inner());
             return value;
@@ -150,6 +155,10 @@ struct Sheet<'a> {
     errors: RefCell<Vec<ConfigError>>,
     /// Nodes in which a mistake was found; they are passed over.
     aside: RefCell<HashSet<usize>>,
+    /// Keys for which a blank is supplied, by mapping.
+    blanks: RefCell<HashMap<usize, Vec<&'static str>>>,
+    /// What was set aside or supplied so far, counted: another attempt needs a change.
+    steps: Cell<usize>,
     notices: RefCell<Vec<Notice>>,
 }
 
@@ -212,6 +221,7 @@ impl de::Error for Stop {
 }
 
 /// The deserializer of one node.
+#[derive(Clone)]
 struct De<'a> {
     node: &'a Node,
     path: String,
@@ -227,12 +237,17 @@ impl<'a> De<'a> {
 
     /// Records a mistake of this node.
     fn refuse(&self, message: impl Into<String>, help: Option<String>) -> Stop {
-        self.sheet.record(self.node.pos, message.into(), help);
+        // The missing variable was told already; what its lack leads to is no second mistake.
+        if !self.node.broken {
+            self.sheet.record(self.node.pos, message.into(), help);
+        }
         self.set_aside()
     }
 
     fn set_aside(&self) -> Stop {
-        self.sheet.aside.borrow_mut().insert(address(self.node));
+        if self.sheet.aside.borrow_mut().insert(address(self.node)) {
+            self.sheet.steps.set(self.sheet.steps.get() + 1);
+        }
         Stop::Recorded
     }
 
@@ -265,7 +280,14 @@ impl<'a> De<'a> {
                     self.sheet
                         .record(self.node.pos, format!("missing key \"{key}\"{place}"), None);
                 }
-                self.set_aside()
+                let mut blanks = self.sheet.blanks.borrow_mut();
+                let supplied = blanks.entry(address(self.node)).or_default();
+                if supplied.contains(&key) {
+                    return self.set_aside();
+                }
+                supplied.push(key);
+                self.sheet.steps.set(self.sheet.steps.get() + 1);
+                Stop::Recorded
             }
         })
     }
@@ -304,6 +326,13 @@ impl<'a> De<'a> {
         }
     }
 
+    /// Decodes; a type's own complaint, made after it took the value, is placed here.
+    fn hand_to<T: DeserializeSeed<'a>>(self, seed: T) -> Result<T::Value, Stop> {
+        let place = self.clone();
+        let result = seed.deserialize(self);
+        place.settle(result)
+    }
+
     fn below(&self, node: &'a Node, path: String) -> De<'a> {
         De {
             node,
@@ -319,11 +348,21 @@ impl<'a> De<'a> {
             let message = format!("{} must be a mapping, found {}", self.what(), self.node.describe());
             return Err(self.refuse(message, help));
         };
+        let blanks = self
+            .sheet
+            .blanks
+            .borrow()
+            .get(&address(self.node))
+            .cloned()
+            .unwrap_or_default();
+        let origin = self.origin();
         let mut walk = Entries {
             entries: entries.iter(),
+            blanks: blanks.into_iter(),
             value: None,
             de: &self,
             fields,
+            origin,
         };
         let result = visitor.visit_map(&mut walk);
         self.settle(result)
@@ -568,7 +607,10 @@ impl<'a> Deserializer<'a> for De<'a> {
         };
         let Some(variant) = variants.iter().find(|v| *v == text) else {
             let help = super::error::nearest(text, variants.iter().copied());
-            let message = format!("{} must be one of {}", word.what(), variants.join(", "));
+            let message = match variants {
+                [only] => format!("{} must be a list, or the word {only}", word.what()),
+                _ => format!("{} must be one of {}", word.what(), variants.join(", ")),
+            };
             let stop = word.refuse(message, help.map(|word| format!("did you mean \"{word}\"?")));
             if tagged {
                 self.set_aside();
@@ -596,9 +638,11 @@ fn join(path: &str, key: &str) -> String {
 /// The entries of a mapping.
 struct Entries<'a, 'd> {
     entries: std::slice::Iter<'a, super::text::Entry>,
+    blanks: std::vec::IntoIter<&'static str>,
     value: Option<(&'a str, &'a Node)>,
     de: &'d De<'a>,
     fields: Option<&'static [&'static str]>,
+    origin: Origin,
 }
 
 impl<'a> MapAccess<'a> for &mut Entries<'a, '_> {
@@ -616,25 +660,27 @@ impl<'a> MapAccess<'a> for &mut Entries<'a, '_> {
                     "" => "at the top of the file".to_owned(),
                     path => format!("in {path}"),
                 };
-                let help = suggestion(&entry.key, "keys here", fields);
-                self.de
-                    .sheet
-                    .record(entry.key_pos, format!("unknown key \"{}\" {place}", entry.key), help);
+                let key = printable_key(&entry.key);
+                let help = suggestion(key.trim_end_matches('…'), "keys here", fields);
+                let message = format!("unknown key \"{key}\" {place}");
+                self.de.sheet.record(entry.key_pos, message, help);
                 continue;
             }
             self.value = Some((&entry.key, &entry.value));
             let key: StrDeserializer<'_, Stop> = entry.key.as_str().into_deserializer();
             return seed.deserialize(key).map(Some);
         }
-        Ok(None)
+        let Some(key) = self.blanks.next() else { return Ok(None) };
+        let key: StrDeserializer<'_, Stop> = key.into_deserializer();
+        seed.deserialize(key).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'a>>(&mut self, seed: V) -> Result<V::Value, Stop> {
-        let (key, node) = self
-            .value
-            .take()
-            .ok_or_else(|| Stop::Says("has a value without a key".into()))?;
-        seed.deserialize(self.de.below(node, join(&self.de.path, key)))
+        match self.value.take() {
+            Some((key, node)) => self.de.below(node, join(&self.de.path, key)).hand_to(seed),
+            // Where not even a blank will do, the whole mapping is passed over.
+            None => seed.deserialize(Blank(&self.origin)).map_err(|_| self.de.set_aside()),
+        }
     }
 }
 
@@ -653,7 +699,7 @@ impl<'a> SeqAccess<'a> for Items<'a, '_> {
                 continue;
             }
             let path = format!("{}[{i}]", self.de.path);
-            return seed.deserialize(self.de.below(node, path)).map(Some);
+            return self.de.below(node, path).hand_to(seed).map(Some);
         }
         Ok(None)
     }
@@ -671,14 +717,17 @@ impl<'a> SeqAccess<'a> for PlaceAndValue<'a> {
     fn next_element_seed<T: DeserializeSeed<'a>>(&mut self, seed: T) -> Result<Option<T::Value>, Stop> {
         let step = self.step.replace(self.step.get() + 1);
         match (step, &self.de) {
-            (0, Some(de)) => {
-                let origin = serde_json::to_value(de.origin()).map_err(de::Error::custom)?;
-                seed.deserialize(origin).map(Some).map_err(de::Error::custom)
-            }
+            (0, Some(de)) => origin_of(&de.origin(), seed).map(Some),
             (1, _) => self.de.take().map(|de| seed.deserialize(de)).transpose(),
             _ => Ok(None),
         }
     }
+}
+
+/// Hands a place over to serde.
+fn origin_of<'de, T: DeserializeSeed<'de>>(origin: &Origin, seed: T) -> Result<T::Value, Stop> {
+    let value = serde_json::to_value(origin).map_err(de::Error::custom)?;
+    seed.deserialize(value).map_err(de::Error::custom)
 }
 
 /// A chosen variant and the node of its content.

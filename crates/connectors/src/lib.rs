@@ -1,4 +1,4 @@
-//! Datastores that SyncTool reads from and writes to: one folder each, always the same file names.
+//! Datastores: one folder each, the same file names everywhere.
 
-pub mod object;
-pub mod postgres;
+#[cfg(feature = "duckdb")]
+pub mod duckdb;

@@ -51,7 +51,7 @@ fn list(globals: &Globals) -> Result<Reply> {
     let mut items = Vec::new();
     for datastore in datastores.iter() {
         let kind = datastore.connection.type_name();
-        let description = datastore.description.clone().unwrap_or_default();
+        let description = datastore.description.as_ref().map_or_else(String::new, |d| d.to_string());
         rows.push(vec![datastore.name.clone(), kind.into(), datastore.display_uri(), description.clone()]);
         items.push(json!({
             "name": datastore.name, "type": kind, "uri": datastore.display_uri(),

@@ -47,19 +47,16 @@ pub async fn main(arguments: Vec<OsString>) -> u8 {
 }
 
 async fn dispatch(command: Command, globals: &Globals, interrupt: signals::Interrupt) -> Result<Reply> {
-    fn send<T: Send>(t: T) -> T {
-        t
-    }
     match command {
-        Command::Run(args) => send(run::run(args, globals, interrupt)).await,
-        Command::Copy(args) => send(copy::copy(args, globals, interrupt)).await,
-        Command::Plan(args) => send(plan::plan(args, globals)).await,
-        Command::Init(args) => send(init::init(args, globals)).await,
-        Command::Doctor(args) => send(doctor::doctor(args, globals)).await,
+        Command::Run(args) => run::run(args, globals, interrupt).await,
+        Command::Copy(args) => copy::copy(args, globals, interrupt).await,
+        Command::Plan(args) => plan::plan(args, globals).await,
+        Command::Init(args) => init::init(args, globals).await,
+        Command::Doctor(args) => doctor::doctor(args, globals).await,
         Command::Config(command) => config::config(command, globals),
-        Command::State(command) => send(state::state(command, globals)).await,
-        Command::Runs(command) => send(runs::runs(command, globals)).await,
-        Command::Conns(command) => send(conns::conns(command, globals)).await,
+        Command::State(command) => state::state(command, globals).await,
+        Command::Runs(command) => runs::runs(command, globals).await,
+        Command::Conns(command) => conns::conns(command, globals).await,
         Command::Completions { shell } => Ok(completions(shell)),
     }
 }

@@ -1,1 +1,3 @@
-//! placeholder
+//! Connectors: one folder each, with the same file names.
+
+pub mod object;

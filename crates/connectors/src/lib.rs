@@ -2,3 +2,4 @@
 
 #[cfg(feature = "duckdb")]
 pub mod duckdb;
+pub mod object;

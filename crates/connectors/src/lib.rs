@@ -1,1 +1,4 @@
-//! placeholder
+//! Datastores: one folder each, the same file names everywhere.
+
+#[cfg(feature = "duckdb")]
+pub mod duckdb;

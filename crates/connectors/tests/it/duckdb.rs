@@ -46,7 +46,7 @@ async fn types() {
 #[tokio::test(flavor = "multi_thread")]
 async fn crashes() {
     let folder = tempfile::tempdir().expect("a folder");
-    conformance::crashes(&subject(&folder).await, 13).await;
+    conformance::crashes(&subject(&folder).await, 67).await;
 }
 
 #[tokio::test]

@@ -121,6 +121,11 @@ impl Supervisor {
         &self.directory
     }
 
+    /// The server's process, if it was started.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
     /// A file of the server's own in its directory, readable by it alone.
     pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.directory.join(name);

@@ -58,7 +58,7 @@ impl S3 {
     }
 
     fn try_start() -> Result<Self> {
-        let supervisor = Supervisor::new("s3", None, "KILL")?;
+        let mut supervisor = Supervisor::new("s3", None, "KILL")?;
         let identities = supervisor.write("identities.json", IDENTITIES)?;
         // Each part has an HTTP and a gRPC port; unnamed, the latter would be the former + 10000, which nobody reserved.
         let ports: Vec<Port> = (0..8).map(|_| Port::free()).collect();
@@ -71,6 +71,12 @@ impl S3 {
             format!("-s3.config={}", identities.display()),
             "-volume.max=20".into(),
             "-master.volumeSizeLimitMB=64".into(),
+            "-master.electionTimeout=1s".into(),
+            "-master.telemetry=false".into(),
+            "-s3.port.iceberg=0".into(),
+            "-s3.port.lance=0".into(),
+            format!("-filer.localSocket={}/filer.sock", supervisor.directory().display()),
+            format!("-s3.localSocket={}/s3.sock", supervisor.directory().display()),
         ];
         let names = [
             "s3.port",
@@ -86,14 +92,23 @@ impl S3 {
                 .zip(&ports)
                 .map(|(name, port)| format!("-{name}={}", port.number())),
         );
-        let number = ports[0].number();
+        let (number, master) = (ports[0].number(), ports[2].number());
+        for (part, port) in [("s3", &ports[1]), ("master", &ports[3]), ("volume", &ports[5]), ("filer", &ports[7])] {
+            for middle in ["-grpc", ""] {
+                supervisor.also_remove(&format!("/tmp/seaweedfs-{part}{middle}-{}.sock", port.number()))?;
+            }
+        }
         let recipe = Recipe {
             program: install::cached("weed")?,
             arguments,
             // Its orderly end waits for idle connections and takes half a minute.
             stop: "KILL",
             limit: Duration::from_secs(60),
-            ready: Box::new(move |_| signed(number, "GET", "/", b"").is_ok_and(|(status, _)| status == 200)),
+            // A signed request, and a place for an object: the interface answers before it can store anything.
+            ready: Box::new(move |_| {
+                signed(number, "GET", "/", b"").is_ok_and(|(status, _)| status == 200)
+                    && http::request(master, "GET", "/dir/assign", &[], b"").is_ok_and(|(status, _)| status == 200)
+            }),
         };
         Ok(Self {
             daemon: Daemon::start("s3", supervisor, ports, recipe)?,

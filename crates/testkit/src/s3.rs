@@ -93,7 +93,12 @@ impl S3 {
                 .map(|(name, port)| format!("-{name}={}", port.number())),
         );
         let (number, master) = (ports[0].number(), ports[2].number());
-        for (part, port) in [("s3", &ports[1]), ("master", &ports[3]), ("volume", &ports[5]), ("filer", &ports[7])] {
+        for (part, port) in [
+            ("s3", &ports[1]),
+            ("master", &ports[3]),
+            ("volume", &ports[5]),
+            ("filer", &ports[7]),
+        ] {
             for middle in ["-grpc", ""] {
                 supervisor.also_remove(&format!("/tmp/seaweedfs-{part}{middle}-{}.sock", port.number()))?;
             }

@@ -1,3 +1,4 @@
-//! SyncTool: keeps tables in one place equal to tables in another.
+//! SyncTool as a library: what the command line does, as values.
 
 pub mod config;
+pub mod state;

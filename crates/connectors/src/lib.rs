@@ -2,4 +2,9 @@
 
 #[cfg(feature = "duckdb")]
 pub mod duckdb;
+<<<<<<< HEAD
 pub mod object;
+=======
+pub mod postgres;
+>>>>>>> main
+pub mod postgres;

@@ -1,1 +1,5 @@
+//! Every connector against the real thing, in one binary.
+
+#[cfg(feature = "duckdb")]
+mod duckdb;
 mod object;

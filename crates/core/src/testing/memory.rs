@@ -86,6 +86,7 @@ impl Destination for Memory {
             writers: 4,
             transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
+            merges: true,
             applies_changes: true,
             single_partition: false,
         }

@@ -2,9 +2,5 @@
 
 #[cfg(feature = "duckdb")]
 pub mod duckdb;
-<<<<<<< HEAD
 pub mod object;
-=======
-pub mod postgres;
->>>>>>> main
 pub mod postgres;

@@ -1,1 +1,3 @@
+//! The connectors against the real thing: servers, databases, files.
+
 mod object;

@@ -24,6 +24,15 @@ use synctool_core::sink::{Destination, Sink};
 use synctool_core::source::{ReadContext, SliceRequest, Source};
 use synctool_core::text::{self, ColumnBuilder};
 
+/// A folder for one test, in memory where the machine has such a place: the tests are about order, not about disks.
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
+
 fn parquet() -> Format {
     Format::Parquet(ParquetOptions::default())
 }

@@ -89,7 +89,7 @@ async fn a_run_completes() {
         run(Path::new(&dir), &case).await.unwrap();
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     seed(dir.path(), &case).await;
     run(dir.path(), &case).await.unwrap();
     assert_eq!(table(dir.path(), &case).await, before_and_after(&case).1);
@@ -109,7 +109,7 @@ fn child(dir: &Path, case: &str, more: &[(&str, &str)]) -> ExitStatus {
 
 async fn matrix(case: &str) {
     let (old, new) = before_and_after(case);
-    let traced = tempfile::tempdir().unwrap();
+    let traced = scratch();
     seed(traced.path(), case).await;
     let trace = traced.path().join("_synctool").join("trace");
     std::fs::create_dir_all(trace.parent().unwrap()).unwrap();
@@ -141,7 +141,7 @@ async fn matrix(case: &str) {
     let mut seen_new = 0;
     for (place, times) in hits {
         for nth in 1..=times {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = scratch();
             seed(dir.path(), case).await;
             let at = format!("{place}:{nth}=kill");
             let died = child(dir.path(), case, &[("SYNCTOOL_FAILPOINT", &at)]);

@@ -10,7 +10,7 @@ fn with(options: CsvOptions) -> Format {
 
 /// Reads a CSV file with these bytes.
 async fn read(bytes: &[u8], options: CsvOptions) -> Result<Vec<Vec<Option<String>>>> {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     std::fs::write(dir.path().join("t.csv"), bytes).unwrap();
     let rows = read_table(&*open(dir.path(), with(options)).source(), "t").await?;
     Ok((0..rows.num_rows())
@@ -75,7 +75,7 @@ async fn guessed_types_lose_nothing() {
         infer: true,
         ..CsvOptions::default()
     };
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let head = "id,zip,price,day,at,flag,mixed,none,neg\n";
     let rows =
         "1,007,1.50,2024-01-31,2024-01-31 10:00:00,true,1,,-0\n2,123,2,2024-02-01,2024-02-01 00:00:00.5,false,x,,1\n";
@@ -171,7 +171,7 @@ async fn tables(dir: &Path) -> Vec<(&'static str, Objects)> {
 
 #[tokio::test]
 async fn a_reader_resumes_right_after_every_boundary() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for (name, files) in tables(dir.path()).await {
         let from = files.source();
         let table = TableId::bare("t");
@@ -202,7 +202,7 @@ async fn a_reader_resumes_right_after_every_boundary() {
 
 #[tokio::test]
 async fn slices_cover_everything_once() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let files = open(
         dir.path(),
         Format::Parquet(ParquetOptions {
@@ -270,7 +270,7 @@ async fn slices_cover_everything_once() {
 
 #[tokio::test]
 async fn a_file_that_changed_is_not_resumed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let path = dir.path().join("t.csv");
     std::fs::write(&path, "a\n1\n2\n3\n").unwrap();
     let from = open(dir.path(), csv_format()).source();
@@ -299,7 +299,7 @@ async fn a_file_that_changed_is_not_resumed() {
 
 #[tokio::test]
 async fn a_giant_row_passes_a_small_budget_alone_and_is_refused_above_the_limit() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let giant = "x".repeat(5 << 20);
     let rows = batch(
         &small_schema(),
@@ -345,7 +345,7 @@ async fn a_giant_row_passes_a_small_budget_alone_and_is_refused_above_the_limit(
 
 #[tokio::test]
 async fn a_dropped_next_loses_nothing_and_a_cancelled_reader_stops() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for (name, files) in tables(dir.path()).await {
         let from = files.source();
         let columns = from.describe(&TableId::bare("t")).await.unwrap().columns;

@@ -192,7 +192,7 @@ fn places(dir: &Path) -> Vec<Objects> {
 #[tokio::test]
 async fn every_type_and_edge_value_comes_back() {
     let (schema, rows) = wide();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for files in places(dir.path()) {
         let to = files.destination();
         for column in &schema.columns {
@@ -234,7 +234,7 @@ async fn every_type_and_edge_value_comes_back() {
 async fn parquet_has_the_logical_types_that_others_read() {
     use ::parquet::basic::{LogicalType, Repetition};
     let (schema, rows) = wide();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let path = dir.path().join("t.parquet");
     let to = open(&path, parquet()).destination();
     load(&*to, plan("p", "t", &schema, 1, Publish::Create), &[vec![rows]])
@@ -276,7 +276,7 @@ async fn parquet_has_the_logical_types_that_others_read() {
 
 #[tokio::test]
 async fn infinity_is_refused_by_parquet_unless_it_is_text() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for (i, (ty, value)) in [
         (ColumnType::Date, "infinity"),
         (ColumnType::Timestamp, "-infinity"),
@@ -404,7 +404,7 @@ proptest! {
         };
         let rows: Vec<Vec<Option<&str>>> = cells.iter().map(|r| r.iter().map(Option::as_deref).collect()).collect();
         let rows = batch(&schema, &rows);
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         for files in places(dir.path()) {
             let read = runtime.block_on(async {
                 let half = rows.num_rows() / 2;

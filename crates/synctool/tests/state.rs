@@ -1,7 +1,7 @@
 //! The program's state: the same tests against every database it can live in, and processes that are killed.
 
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -422,6 +422,11 @@ async fn a_recorded_run_is_in_the_store_and_in_the_files(place: Place) {
     );
     assert_eq!(outputs.state_file(p).file_name().unwrap(), "users%20sync_state.json");
 
+    // Who has the file open keeps reading what it was: it is replaced, never written over. What a crash left is no
+    // hindrance.
+    let mut opened = std::fs::File::open(outputs.state_file(p)).unwrap();
+    std::fs::write(outputs.state_file(p).with_extension("json.tmp"), "half a").unwrap();
+
     let plan = plan(p, &id, Publish::Direct, &["1-10", "11-20", "21-"]);
     recorder.event(&RunEvent::Planned {
         plan: &plan,
@@ -458,6 +463,14 @@ async fn a_recorded_run_is_in_the_store_and_in_the_files(place: Place) {
     assert_eq!(store.holder(p).await.unwrap(), None, "the lock is given back");
     assert_eq!(store.run(&id).await.unwrap(), recorded.run);
     assert_eq!(recorded.run.partitions.completed, 3);
+
+    let mut before = String::new();
+    opened.read_to_string(&mut before).unwrap();
+    let before: Value = serde_json::from_str(&before).unwrap();
+    assert_eq!(
+        (&before["run_id"], &before["status"]),
+        (&id.as_str().into(), &"running".into())
+    );
 
     let state = json(&outputs.state_file(p));
     for (key, value) in [

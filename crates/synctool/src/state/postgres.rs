@@ -242,7 +242,7 @@ impl Database for Postgres {
             .map_err(failed)?;
         let lost = CancellationToken::new();
         let (release, released) = oneshot::channel();
-        tokio::spawn(watch(connection, pipeline.to_string(), lost.clone(), released));
+        tokio::spawn(watch(connection, pipeline.to_string(), number, lost.clone(), released));
         Ok(Some(RunLock {
             pipeline: pipeline.into(),
             holder,
@@ -287,15 +287,20 @@ impl Held for HeldSession {
 async fn watch(
     connection: Connection,
     pipeline: String,
+    number: i64,
     lost: CancellationToken,
     mut released: oneshot::Receiver<oneshot::Sender<()>>,
 ) {
     loop {
         tokio::select! {
             done = &mut released => {
-                // The row first: whoever takes the lock next writes its own.
-                let forget = async { connection.execute("DELETE FROM locks WHERE pipeline = $1", &[&pipeline]).await };
-                let _ = timeout(SILENCE, forget).await;
+                // The row first: whoever takes the lock next writes its own. And unlocked in so many words: the server
+                // ends a session some time after we have closed it.
+                let free = async {
+                    connection.execute("DELETE FROM locks WHERE pipeline = $1", &[&pipeline]).await?;
+                    connection.execute("SELECT pg_advisory_unlock($1)", &[&number]).await
+                };
+                let _ = timeout(SILENCE, free).await;
                 connection.close().await;
                 if let Ok(done) = done {
                     let _ = done.send(());

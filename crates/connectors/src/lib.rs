@@ -1,3 +1,5 @@
 //! Datastores that SyncTool reads from and writes to: one folder each, always the same file names.
 
+#[cfg(feature = "duckdb")]
+pub mod duckdb;
 pub mod postgres;

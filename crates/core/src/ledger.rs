@@ -101,6 +101,9 @@ pub struct Applied {
     pub deleted: u64,
     /// Rows that were already right, or a delete of a row that was not there.
     pub unchanged: u64,
+    /// Rows that only the destination had and that a replaced range took away: they were never given to the sink, so
+    /// they stand beside `written`.
+    pub removed: u64,
 }
 
 impl Applied {
@@ -121,6 +124,7 @@ impl AddAssign for Applied {
         self.updated += o.updated;
         self.deleted += o.deleted;
         self.unchanged += o.unchanged;
+        self.removed += o.removed;
     }
 }
 
@@ -237,7 +241,7 @@ mod tests {
             inserted: 4,
             updated: 2,
             unchanged: 1,
-            deleted: 0,
+            ..Applied::default()
         };
         l
     }

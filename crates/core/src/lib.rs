@@ -3,6 +3,7 @@
 //! Start at [`plan`] (what a run does), [`source`] and [`sink`] (the contracts), [`change`] (what flows between them)
 //! and [`engine`] (the run loop, the only caller of `Sink::commit`).
 
+pub mod backfill;
 pub mod budget;
 pub mod change;
 pub mod engine;
@@ -18,4 +19,5 @@ pub mod sink;
 pub mod source;
 pub mod stage;
 pub mod strategy;
+pub mod testing;
 pub mod text;

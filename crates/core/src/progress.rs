@@ -73,6 +73,7 @@ pub struct Advance {
 
 /// What the sink knows of one partition.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PartitionState {
     /// Where it stands; `None` before its first commit.
     pub position: Option<Position>,

@@ -29,7 +29,9 @@ pub struct SinkTraits {
     pub transactional_ddl: bool,
     /// What it promises.
     pub guarantee: Guarantee,
-    /// Whether it can apply updates and deletes, or only loads.
+    /// Whether a load can be merged into an existing table when it is published.
+    pub merges: bool,
+    /// Whether the changes of a log can be applied directly.
     pub applies_changes: bool,
     /// Whether the table is one file, which wants one partition.
     pub single_partition: bool,

@@ -1,3 +1,4 @@
 //! SyncTool as a library: what the command line does, as values.
 
+pub mod config;
 pub mod state;

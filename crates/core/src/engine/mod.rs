@@ -281,24 +281,28 @@ impl Engine {
         let mut assignments = self.source.assignments().await?;
         let mut running: JoinSet<(PartitionId, Result<()>)> = JoinSet::new();
         let mut stops: HashMap<PartitionId, CancellationToken> = HashMap::new();
+        // Given back to us before we had let go of it: starts when we have, so that we do not fence ourselves.
+        let mut returning: HashMap<PartitionId, Partition> = HashMap::new();
         let mut open = true;
         let mut failure = None;
         while open || !running.is_empty() {
+            let mut starting = Vec::new();
             tokio::select! {
                 change = assignments.next(), if open => match change {
                     Some(Assignment::Added(partitions)) => {
                         for partition in partitions {
-                            let stop = shared.stop.child_token();
-                            stops.insert(partition.id.clone(), stop.clone());
-                            let shared = shared.clone();
-                            running.spawn(async move {
-                                let done = partition_with_retries(&shared, &partition, &stop).await;
-                                (partition.id, done)
-                            });
+                            if stops.contains_key(&partition.id) {
+                                returning.insert(partition.id.clone(), partition);
+                            } else {
+                                starting.push(partition);
+                            }
                         }
                     }
                     Some(Assignment::Removed(ids)) => {
-                        ids.iter().filter_map(|id| stops.get(id)).for_each(CancellationToken::cancel);
+                        for id in ids {
+                            returning.remove(&id);
+                            stops.get(&id).inspect(|stop| stop.cancel());
+                        }
                     }
                     None => open = false,
                 },
@@ -307,15 +311,27 @@ impl Engine {
                     let given_away = stops.remove(&id).is_some_and(|s| s.is_cancelled()) && !shared.stop.is_cancelled();
                     match result {
                         Ok(()) => {}
-                        Err(e) if given_away && e.code() == code::INTERRUPTED => {}
+                        Err(e) if given_away && (e.code() == code::INTERRUPTED || e.code() == code::FENCED) => {}
                         Err(e) => {
                             shared.stop.cancel();
                             failure = worse(failure, e);
                             open = false;
                         }
                     }
+                    if !shared.stop.is_cancelled() {
+                        starting.extend(returning.remove(&id));
+                    }
                 }
                 () = shared.stop.cancelled(), if open => open = false,
+            }
+            for partition in starting {
+                let stop = shared.stop.child_token();
+                stops.insert(partition.id.clone(), stop.clone());
+                let shared = shared.clone();
+                running.spawn(async move {
+                    let done = partition_with_retries(&shared, &partition, &stop).await;
+                    (partition.id, done)
+                });
             }
         }
         drop(grace);

@@ -371,6 +371,11 @@ async fn publish(
             reasons.push(format!("full_mode: swap: the loaded table takes the place of {table}"));
             Ok(Publish::Swap)
         }
+        FullMode::Upsert if !destination.traits().merges => Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} cannot apply a difference in place", destination.engine()),
+        )
+        .hint("use full_mode: swap")),
         FullMode::Upsert if wanted.key.is_empty() => Err(no_key(table, "full_mode: upsert")),
         FullMode::Upsert => {
             needs_columns("merging")?;
@@ -387,7 +392,7 @@ async fn publish(
                     "{table} was made by an earlier run: the loaded table takes its place"
                 ));
                 Ok(Publish::Swap)
-            } else if !destination.traits().applies_changes {
+            } else if !destination.traits().merges {
                 Err(Error::new(
                     code::SWAP_REFUSED,
                     format!("{table} exists and was not made by SyncTool"),

@@ -1,0 +1,533 @@
+//! DuckDB as a destination: control tables, load tables, publishing.
+
+use super::DuckDb;
+use super::session::{Session, execute, rows};
+use super::sink::DuckDbSink;
+use super::source::{DuckDbSource, describe};
+use super::sql::{CONTROL, equal, list, quote, table as table_name};
+use super::types::store_as;
+use adbc_driver_manager::ManagedConnection;
+use async_trait::async_trait;
+use std::sync::Arc;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
+use synctool_core::ledger::Applied;
+use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish};
+use synctool_core::progress::{Checkpoint, Generation};
+use synctool_core::schema::{Column, TableId, TableSchema};
+use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan};
+use synctool_core::source::{Finding, Source};
+use tokio::sync::OnceCell;
+
+pub(super) struct DuckDbDestination {
+    duckdb: DuckDb,
+    session: OnceCell<Session>,
+}
+
+impl DuckDbDestination {
+    pub(super) fn new(duckdb: DuckDb) -> Self {
+        DuckDbDestination {
+            duckdb,
+            session: OnceCell::new(),
+        }
+    }
+
+    /// The control session; the control tables are there when it is.
+    async fn control(&self) -> Result<&Session> {
+        self.session
+            .get_or_try_init(|| async {
+                let session = self.duckdb.database.session().await?;
+                session
+                    .run(|c| CONTROL.iter().try_for_each(|sql| execute(c, sql, &[]).map(drop)))
+                    .await?;
+                Ok(session)
+            })
+            .await
+    }
+
+    /// Runs `work` in one transaction.
+    async fn transaction<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut ManagedConnection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let session = self.control().await?;
+        session
+            .run(move |c| {
+                execute(c, "BEGIN TRANSACTION", &[])?;
+                match work(c) {
+                    Ok(done) => {
+                        execute(c, "COMMIT", &[])?;
+                        Ok(done)
+                    }
+                    Err(e) => {
+                        let _ = execute(c, "ROLLBACK", &[]);
+                        Err(e)
+                    }
+                }
+            })
+            .await
+    }
+}
+
+/// The table that rows of a planned table are loaded into.
+pub(super) fn load_table(plan: &Plan, index: usize) -> TableId {
+    TableId {
+        schema: plan.tables[index].destination.schema.clone(),
+        name: plan.load_name(index),
+    }
+}
+
+/// Fails unless the plan is the newest of its pipeline. It writes the row it reads, so that a plan prepared meanwhile
+/// is a conflict: DuckDB's snapshots alone would not notice.
+pub(super) fn check_generation(c: &mut ManagedConnection, plan: &Plan) -> Result<()> {
+    let changed = execute(
+        c,
+        "UPDATE main._synctool_generation SET generation = generation WHERE pipeline = ? AND generation = CAST(? AS BIGINT)",
+        &[&plan.pipeline, &plan.generation.to_string()],
+    )?;
+    let newest = changed == 1 || generation(c, &plan.pipeline)? == plan.generation;
+    if newest {
+        Ok(())
+    } else {
+        Err(Error::new(code::FENCED, "a newer plan has taken over the pipeline"))
+    }
+}
+
+fn generation(c: &mut ManagedConnection, pipeline: &str) -> Result<Generation> {
+    let found = rows(
+        c,
+        "SELECT CAST(generation AS VARCHAR) FROM main._synctool_generation WHERE pipeline = ?",
+        &[pipeline],
+    )?;
+    Ok(Generation(
+        found.first().and_then(|r| r[0].as_deref()?.parse().ok()).unwrap_or(0),
+    ))
+}
+
+fn raise_generation(c: &mut ManagedConnection, pipeline: &str) -> Result<Generation> {
+    let next = Generation(generation(c, pipeline)?.0 + 1);
+    let sql = if next.0 == 1 {
+        "INSERT INTO main._synctool_generation (generation, pipeline) VALUES (CAST(? AS BIGINT), ?)"
+    } else {
+        "UPDATE main._synctool_generation SET generation = CAST(? AS BIGINT) WHERE pipeline = ?"
+    };
+    execute(c, sql, &[&next.to_string(), pipeline])?;
+    Ok(next)
+}
+
+fn stored_plan(c: &mut ManagedConnection, pipeline: &str) -> Result<Option<(StoredPlan, Published)>> {
+    let found = rows(
+        c,
+        "SELECT plan, CAST(finished AS VARCHAR), published FROM main._synctool_plan WHERE pipeline = ?",
+        &[pipeline],
+    )?;
+    let Some([Some(plan), finished, published]) = found.first().map(Vec::as_slice) else {
+        return Ok(None);
+    };
+    let bad = |e| Error::new(code::STATE_STORE, "a stored plan cannot be read").caused_by(e);
+    let applied: Applied = published
+        .as_deref()
+        .map(serde_json::from_str)
+        .transpose()
+        .map_err(bad)?
+        .unwrap_or_default();
+    let plan = serde_json::from_str(plan).map_err(bad)?;
+    Ok(Some((
+        StoredPlan {
+            plan,
+            finished: finished.as_deref() == Some("true"),
+        },
+        Published { applied },
+    )))
+}
+
+fn count(c: &mut ManagedConnection, sql: &str) -> Result<u64> {
+    let found = rows(c, sql, &[])?;
+    found
+        .first()
+        .and_then(|r| r[0].as_deref()?.parse().ok())
+        .ok_or_else(|| Error::bug("a count without a number"))
+}
+
+fn drop_loads(c: &mut ManagedConnection, plan: &Plan) -> Result<()> {
+    (0..plan.tables.len()).try_for_each(|i| {
+        execute(
+            c,
+            &format!("DROP TABLE IF EXISTS {}", table_name(&load_table(plan, i))),
+            &[],
+        )
+        .map(drop)
+    })
+}
+
+fn create_table(id: &TableId, table: &PlannedTable) -> String {
+    let column = |c: &Column| {
+        format!(
+            "{} {}{}",
+            quote(&c.name),
+            store_as(c).type_name,
+            if c.nullable { "" } else { " NOT NULL" }
+        )
+    };
+    let columns: Vec<String> = table.schema.columns.iter().map(column).collect();
+    format!("CREATE TABLE {} ({})", table_name(id), columns.join(", "))
+}
+
+/// What publishing one table does, in order.
+fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result<Applied> {
+    let t = &plan.tables[index];
+    let (load, table) = (table_name(&load_table(plan, index)), table_name(&t.destination));
+    let written = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {load}"))?;
+    let columns: Vec<&str> = t.schema.columns.iter().map(|c| c.name.as_str()).collect();
+    let mut applied = Applied {
+        written,
+        ..Applied::default()
+    };
+    match &t.publish {
+        Publish::Direct => return Err(Error::new(code::UNSUPPORTED, "DuckDB takes loads only")),
+        Publish::Create | Publish::Swap => {
+            if t.publish == Publish::Swap {
+                let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
+                guard(&plan.guard, before, 0, written)?;
+                execute(c, &format!("DROP TABLE {table}"), &[])?;
+            }
+            execute(
+                c,
+                &format!("ALTER TABLE {load} RENAME TO {}", quote(&t.destination.name)),
+                &[],
+            )?;
+            applied.inserted = written;
+        }
+        Publish::Append => {
+            let names = list("", columns.iter().copied());
+            execute(
+                c,
+                &format!("INSERT INTO {table} ({names}) SELECT {names} FROM {load}"),
+                &[],
+            )?;
+            applied.inserted = written;
+        }
+        Publish::Merge { delete_missing } => {
+            let same = equal("d", "l", t.schema.key.iter().map(String::as_str));
+            let differs: Vec<String> = columns
+                .iter()
+                .map(|n| format!("d.{0} IS DISTINCT FROM l.{0}", quote(n)))
+                .collect();
+            let differs = differs.join(" OR ");
+            if *delete_missing {
+                let missing = format!("FROM {table} AS d WHERE NOT EXISTS (SELECT 1 FROM {load} AS l WHERE {same})");
+                applied.deleted = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) {missing}"))?;
+                let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
+                guard(&plan.guard, before, applied.deleted, written)?;
+                execute(c, &format!("DELETE {missing}"), &[])?;
+            }
+            applied.updated = count(
+                c,
+                &format!(
+                    "SELECT CAST(count(*) AS VARCHAR) FROM {table} AS d, {load} AS l WHERE {same} AND ({differs})"
+                ),
+            )?;
+            let others: Vec<&str> = columns
+                .iter()
+                .copied()
+                .filter(|n| !t.schema.key.iter().any(|k| k == n))
+                .collect();
+            if applied.updated > 0 && !others.is_empty() {
+                let set: Vec<String> = others.iter().map(|n| format!("{0} = l.{0}", quote(n))).collect();
+                execute(
+                    c,
+                    &format!(
+                        "UPDATE {table} AS d SET {} FROM {load} AS l WHERE {same} AND ({differs})",
+                        set.join(", ")
+                    ),
+                    &[],
+                )?;
+            }
+            let absent = format!("FROM {load} AS l WHERE NOT EXISTS (SELECT 1 FROM {table} AS d WHERE {same})");
+            applied.inserted = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) {absent}"))?;
+            let (names, values) = (list("", columns.iter().copied()), list("l.", columns.iter().copied()));
+            execute(
+                c,
+                &format!("INSERT INTO {table} ({names}) SELECT {values} {absent}"),
+                &[],
+            )?;
+            applied.unchanged = written - applied.inserted - applied.updated;
+        }
+    }
+    Ok(applied)
+}
+
+fn guard(guard: &DeleteGuard, before: u64, deleted: u64, after: u64) -> Result<()> {
+    if guard.allows(before, deleted, after) {
+        return Ok(());
+    }
+    Err(Error::new(
+        code::MASS_DELETE,
+        format!("{deleted} of {before} rows would be deleted and {after} are there to write; nothing was changed"),
+    )
+    .hint("if that is meant, run again with --allow-mass-delete"))
+}
+
+#[async_trait]
+impl Destination for DuckDbDestination {
+    fn engine(&self) -> &'static str {
+        "duckdb"
+    }
+
+    fn traits(&self) -> SinkTraits {
+        SinkTraits {
+            writers: 1,
+            transactional_ddl: true,
+            guarantee: Guarantee::ExactlyOnce,
+            merges: true,
+            applies_changes: false,
+            single_partition: false,
+        }
+    }
+
+    fn store_as(&self, _: &str, column: &Column) -> StoredAs {
+        store_as(column)
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<Option<TableSchema>> {
+        describe(&self.duckdb, table).await
+    }
+
+    async fn is_empty(&self, table: &TableId) -> Result<bool> {
+        let found = self
+            .control()
+            .await?
+            .rows(format!("SELECT '1' FROM {} LIMIT 1", table_name(table)), &[])
+            .await?;
+        Ok(found.is_empty())
+    }
+
+    async fn made_here(&self, table: &TableId) -> Result<bool> {
+        let sql = "SELECT run_id FROM main._synctool_history WHERE table_name = ? LIMIT 1";
+        Ok(!self.control().await?.rows(sql, &[&table_name(table)]).await?.is_empty())
+    }
+
+    async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {
+        let mut obstacles = Vec::new();
+        if let Some(existing) = self.describe(table).await? {
+            let extra = existing.difference(wanted).extra;
+            obstacles.extend(
+                extra
+                    .iter()
+                    .map(|c| format!("column {} is not in the pipeline", c.name)),
+            );
+        }
+        let schema = table.schema.as_deref().unwrap_or("main");
+        let found = self
+            .control()
+            .await?
+            .rows(
+                "SELECT 'index ' || index_name FROM duckdb_indexes() WHERE database_name = current_database() \
+                 AND schema_name = ?1 AND table_name = ?2 \
+                 UNION ALL SELECT lower(constraint_type) || ' constraint' FROM duckdb_constraints() \
+                 WHERE database_name = current_database() AND schema_name = ?1 AND table_name = ?2 \
+                 AND constraint_type NOT IN ('PRIMARY KEY', 'NOT NULL')",
+                &[schema, &table.name],
+            )
+            .await?;
+        obstacles.extend(found.into_iter().flatten().flatten());
+        Ok(obstacles)
+    }
+
+    async fn preview(&self, plan: &Plan) -> Result<Vec<String>> {
+        let mut statements = Vec::new();
+        for (i, t) in plan.tables.iter().enumerate() {
+            let load = load_table(plan, i);
+            if let Some(schema) = &t.destination.schema {
+                statements.push(format!("CREATE SCHEMA IF NOT EXISTS {}", quote(schema)));
+            }
+            statements.push(create_table(&load, t));
+            statements.push(format!(
+                "-- {:?} of {} from {}, in one transaction",
+                t.publish, t.destination, load
+            ));
+        }
+        Ok(statements)
+    }
+
+    async fn stored_plan(&self, pipeline: &str) -> Result<Option<StoredPlan>> {
+        let pipeline = pipeline.to_string();
+        let session = self.control().await?;
+        Ok(session
+            .run(move |c| stored_plan(c, &pipeline))
+            .await?
+            .map(|(plan, _)| plan))
+    }
+
+    async fn prepare(&self, mut plan: Plan) -> Result<Plan> {
+        if plan.tables.len() != 1 || plan.tables[0].publish == Publish::Direct {
+            return Err(Error::new(
+                code::UNSUPPORTED,
+                "DuckDB takes loads of one table; changes of a log are not applied yet",
+            ));
+        }
+        failpoint("prepare.before")?;
+        let plan = self
+            .transaction(move |c| {
+                plan.generation = raise_generation(c, &plan.pipeline)?;
+                if let Some((old, _)) = stored_plan(c, &plan.pipeline)? {
+                    drop_loads(c, &old.plan)?;
+                }
+                for (i, t) in plan.tables.iter().enumerate() {
+                    if let Some(schema) = &t.destination.schema {
+                        execute(c, &format!("CREATE SCHEMA IF NOT EXISTS {}", quote(schema)), &[])?;
+                    }
+                    execute(c, &create_table(&load_table(&plan, i), t), &[])?;
+                }
+                let json = serde_json::to_string(&plan).map_err(|e| Error::bug(e.to_string()))?;
+                execute(
+                    c,
+                    "DELETE FROM main._synctool_plan WHERE pipeline = ?",
+                    &[&plan.pipeline],
+                )?;
+                execute(
+                    c,
+                    "DELETE FROM main._synctool_checkpoint WHERE pipeline = ?",
+                    &[&plan.pipeline],
+                )?;
+                execute(
+                    c,
+                    "INSERT INTO main._synctool_plan VALUES (?, CAST(? AS BIGINT), ?, false, NULL)",
+                    &[&plan.pipeline, &plan.generation.to_string(), &json],
+                )?;
+                Ok(plan)
+            })
+            .await?;
+        failpoint("prepare.after")?;
+        Ok(plan)
+    }
+
+    async fn checkpoint(&self, plan: &Plan) -> Result<Checkpoint> {
+        let found = self
+            .control()
+            .await?
+            .rows(
+                "SELECT \"partition\", state FROM main._synctool_checkpoint WHERE pipeline = ? AND generation = CAST(? AS BIGINT)",
+                &[&plan.pipeline, &plan.generation.to_string()],
+            )
+            .await?;
+        let mut checkpoint = Checkpoint::new();
+        for row in found {
+            if let [Some(id), Some(state)] = row.as_slice() {
+                let bad = |e| Error::new(code::STATE_STORE, "a stored partition cannot be read").caused_by(e);
+                checkpoint.insert(id.as_str().into(), serde_json::from_str(state).map_err(bad)?);
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    async fn open_sink(&self, plan: &Plan) -> Result<Box<dyn Sink>> {
+        self.control().await?;
+        Ok(Box::new(DuckDbSink::open(&self.duckdb, plan).await?))
+    }
+
+    async fn seal(&self, plan: &Plan) -> Result<()> {
+        let mut statements = Vec::new();
+        for (i, t) in plan.tables.iter().enumerate() {
+            let load = load_table(plan, i);
+            let sealed = self.describe(&load).await?.is_none_or(|s| !s.key.is_empty());
+            if !sealed && !t.schema.key.is_empty() {
+                let key = list("", t.schema.key.iter().map(String::as_str));
+                statements.push(format!("ALTER TABLE {} ADD PRIMARY KEY ({key})", table_name(&load)));
+            }
+        }
+        let plan = plan.clone();
+        self.transaction(move |c| {
+            check_generation(c, &plan)?;
+            statements.iter().try_for_each(|sql| execute(c, sql, &[]).map(drop))
+        })
+        .await?;
+        failpoint("seal.after")
+    }
+
+    fn read_back(&self, plan: &Plan, index: usize) -> Option<(Arc<dyn Source>, TableId)> {
+        Some((Arc::new(DuckDbSource(self.duckdb.clone())), load_table(plan, index)))
+    }
+
+    async fn publish(&self, plan: &Plan) -> Result<Published> {
+        failpoint("publish.before")?;
+        let plan = plan.clone();
+        let published = self
+            .transaction(move |c| {
+                check_generation(c, &plan)?;
+                let (stored, published) =
+                    stored_plan(c, &plan.pipeline)?.ok_or_else(|| Error::new(code::FENCED, "the plan is gone"))?;
+                if stored.finished {
+                    return Ok(published);
+                }
+                let mut published = Published::default();
+                for (i, t) in plan.tables.iter().enumerate() {
+                    let applied = publish_table(c, &plan, i)?;
+                    let json = serde_json::to_string(&applied).map_err(|e| Error::bug(e.to_string()))?;
+                    if matches!(t.publish, Publish::Create | Publish::Swap) {
+                        execute(
+                            c,
+                            "INSERT INTO main._synctool_history VALUES (?, CAST(? AS BIGINT), ?, ?, ?, now()::TIMESTAMP)",
+                            &[&plan.pipeline, &plan.generation.to_string(), &plan.run_id, &table_name(&t.destination), &json],
+                        )?;
+                    }
+                    published.applied += applied;
+                }
+                let json = serde_json::to_string(&published.applied).map_err(|e| Error::bug(e.to_string()))?;
+                execute(c, "UPDATE main._synctool_plan SET finished = true, published = ? WHERE pipeline = ?", &[&json, &plan.pipeline])?;
+                execute(c, "DELETE FROM main._synctool_checkpoint WHERE pipeline = ?", &[&plan.pipeline])?;
+                drop_loads(c, &plan)?;
+                Ok(published)
+            })
+            .await?;
+        failpoint("publish.after")?;
+        Ok(published)
+    }
+
+    async fn forget(&self, pipeline: &str) -> Result<()> {
+        let pipeline = pipeline.to_string();
+        self.transaction(move |c| {
+            raise_generation(c, &pipeline)?;
+            if let Some((old, _)) = stored_plan(c, &pipeline)? {
+                drop_loads(c, &old.plan)?;
+            }
+            execute(c, "DELETE FROM main._synctool_plan WHERE pipeline = ?", &[&pipeline])?;
+            execute(
+                c,
+                "DELETE FROM main._synctool_checkpoint WHERE pipeline = ?",
+                &[&pipeline],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        let control = self.control().await.map(drop);
+        let mut findings = vec![Finding {
+            what: "control tables".into(),
+            ok: control.is_ok(),
+            found: control
+                .as_ref()
+                .map_or_else(|e| e.message().to_string(), |()| "writable".into()),
+            fix: control
+                .err()
+                .and_then(|e| e.next_step().map(ToString::to_string))
+                .unwrap_or_default(),
+        }];
+        for table in tables {
+            let described = self.describe(table).await;
+            findings.push(Finding {
+                what: format!("table {table}"),
+                ok: described.is_ok(),
+                found: match &described {
+                    Ok(Some(s)) => format!("{} columns", s.columns.len()),
+                    Ok(None) => "will be created".into(),
+                    Err(e) => e.message().to_string(),
+                },
+                fix: String::new(),
+            });
+        }
+        findings
+    }
+}

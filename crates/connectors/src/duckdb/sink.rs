@@ -1,0 +1,236 @@
+//! Writes partitions of a load: rows go into a temporary table, and from there into the load table together with the
+//! checkpoint.
+
+use super::DuckDb;
+use super::destination::{check_generation, load_table};
+use super::session::{Session, execute, ingest, rows};
+use super::sql::{quote, table as table_name};
+use super::types::{store_as, to_duckdb};
+use arrow_array::RecordBatch;
+use arrow_schema::{Field, Schema};
+use async_trait::async_trait;
+use std::collections::HashMap;
+use std::sync::Arc;
+use synctool_core::change::{Event, Op, Ops};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
+use synctool_core::ledger::Applied;
+use synctool_core::plan::Plan;
+use synctool_core::progress::{Advance, Checkpoint, PartitionId, PartitionState};
+use synctool_core::sink::Sink;
+
+const STAGE: &str = "_synctool_stage";
+
+pub(super) struct DuckDbSink {
+    plan: Arc<Plan>,
+    session: Session,
+    epochs: HashMap<PartitionId, i64>,
+    checkpoint: Checkpoint,
+    /// Whether a transaction is open.
+    open: bool,
+    staged: u64,
+}
+
+impl DuckDbSink {
+    pub(super) async fn open(duckdb: &DuckDb, plan: &Plan) -> Result<DuckDbSink> {
+        Ok(DuckDbSink {
+            plan: Arc::new(plan.clone()),
+            session: duckdb.database.session().await?,
+            epochs: HashMap::new(),
+            checkpoint: Checkpoint::new(),
+            open: false,
+            staged: 0,
+        })
+    }
+}
+
+fn decode(state: &str) -> Result<PartitionState> {
+    serde_json::from_str(state)
+        .map_err(|e| Error::new(code::STATE_STORE, "a stored partition cannot be read").caused_by(e))
+}
+
+#[async_trait]
+impl Sink for DuckDbSink {
+    async fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint> {
+        let (plan, ids) = (self.plan.clone(), partitions.to_vec());
+        let found = self
+            .session
+            .run(move |c| {
+                execute(c, "BEGIN TRANSACTION", &[])?;
+                check_generation(c, &plan)?;
+                let generation = plan.generation.to_string();
+                let mut found = Vec::new();
+                for id in ids {
+                    let key = [plan.pipeline.as_str(), &generation, id.as_str()];
+                    let stored = rows(
+                        c,
+                        "SELECT CAST(epoch AS VARCHAR), state FROM main._synctool_checkpoint \
+                         WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
+                        &key,
+                    )?;
+                    let (epoch, state) = match stored.into_iter().next().as_deref() {
+                        Some([Some(epoch), Some(state)]) => (epoch.parse().unwrap_or(0), decode(state)?),
+                        _ => {
+                            execute(
+                                c,
+                                "INSERT INTO main._synctool_checkpoint VALUES (?, CAST(? AS BIGINT), ?, 0, '{}')",
+                                &key,
+                            )?;
+                            (0, PartitionState::default())
+                        }
+                    };
+                    execute(
+                        c,
+                        "UPDATE main._synctool_checkpoint SET epoch = epoch + 1 \
+                         WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
+                        &key,
+                    )?;
+                    found.push((id, epoch + 1, state));
+                }
+                execute(c, "COMMIT", &[])?;
+                Ok(found)
+            })
+            .await?;
+        failpoint("sink.recover.after")?;
+        let mut checkpoint = Checkpoint::new();
+        for (id, epoch, state) in found {
+            self.epochs.insert(id.clone(), epoch);
+            checkpoint.insert(id, state);
+        }
+        self.checkpoint.extend(checkpoint.clone());
+        Ok(checkpoint)
+    }
+
+    async fn write(&mut self, event: Event) -> Result<()> {
+        failpoint("sink.write")?;
+        let batch = match event {
+            Event::Rows(batch) if matches!(batch.ops, Ops::All(Op::Insert)) => batch,
+            Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => return Ok(()),
+            _ => {
+                return Err(Error::new(
+                    code::UNSUPPORTED,
+                    "DuckDB takes loads only; changes of a log are not applied yet",
+                ));
+            }
+        };
+        if batch.is_empty() {
+            return Ok(());
+        }
+        // Names inside the stage are ours: whatever the user's columns are called, they cannot collide.
+        let arrays = batch.rows.columns().iter().map(to_duckdb).collect::<Result<Vec<_>>>()?;
+        let fields: Vec<Field> = arrays
+            .iter()
+            .enumerate()
+            .map(|(i, a)| Field::new(format!("c{i}"), a.data_type().clone(), true))
+            .collect();
+        let rows =
+            RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| Error::bug(e.to_string()))?;
+        let (begin, first) = (!self.open, self.staged == 0);
+        self.staged += batch.len() as u64;
+        self.open = true;
+        self.session
+            .run(move |c| {
+                if begin {
+                    execute(c, "BEGIN TRANSACTION", &[])?;
+                }
+                ingest(c, STAGE, first, rows)
+            })
+            .await
+    }
+
+    async fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
+        failpoint("sink.commit.before")?;
+        let (plan, staged, begin) = (self.plan.clone(), self.staged, !self.open);
+        let mut steps = Vec::new();
+        for a in advances {
+            let epoch = self
+                .epochs
+                .get(&a.partition)
+                .copied()
+                .ok_or_else(|| Error::bug("a partition not recovered"))?;
+            steps.push((a.clone(), epoch));
+        }
+        let applied = Applied::inserts(staged);
+        let stored = self
+            .session
+            .run(move |c| {
+                if begin {
+                    execute(c, "BEGIN TRANSACTION", &[])?;
+                }
+                if staged > 0 {
+                    let t = &plan.tables[0];
+                    let values: Vec<String> = t
+                        .schema
+                        .columns
+                        .iter()
+                        .enumerate()
+                        .map(|(i, column)| format!("CAST(c{i} AS {})", store_as(column).type_name))
+                        .collect();
+                    let names: Vec<String> = t.schema.columns.iter().map(|c| quote(&c.name)).collect();
+                    let load = table_name(&load_table(&plan, 0));
+                    let sql = format!(
+                        "INSERT INTO {load} ({}) SELECT {} FROM temp.{STAGE}",
+                        names.join(", "),
+                        values.join(", ")
+                    );
+                    execute(c, &sql, &[])?;
+                    execute(c, &format!("DROP TABLE temp.{STAGE}"), &[])?;
+                }
+                check_generation(c, &plan)?;
+                let mut stored = Vec::new();
+                for (a, epoch) in steps {
+                    let generation = plan.generation.to_string();
+                    let key = [plan.pipeline.as_str(), &generation, a.partition.as_str()];
+                    let found = rows(
+                        c,
+                        "SELECT CAST(epoch AS VARCHAR), state FROM main._synctool_checkpoint \
+                         WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
+                        &key,
+                    )?;
+                    let fenced = || Error::new(code::FENCED, "a newer writer has taken over the partition");
+                    let before = match found.into_iter().next().as_deref() {
+                        Some([Some(e), Some(state)]) if *e == epoch.to_string() => decode(state)?,
+                        _ => return Err(fenced()),
+                    };
+                    if before.position != a.from || before.done {
+                        return Err(fenced());
+                    }
+                    let mut sum = before.applied;
+                    sum += applied;
+                    let state = PartitionState {
+                        position: Some(a.to),
+                        done: a.done,
+                        accounts: a.accounts,
+                        applied: sum,
+                    };
+                    let json = serde_json::to_string(&state).map_err(|e| Error::bug(e.to_string()))?;
+                    execute(
+                        c,
+                        "UPDATE main._synctool_checkpoint SET state = ? \
+                         WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
+                        &[&json, key[0], key[1], key[2]],
+                    )?;
+                    stored.push((a.partition, state));
+                }
+                execute(c, "COMMIT", &[])?;
+                Ok(stored)
+            })
+            .await?;
+        failpoint("sink.commit.after")?;
+        self.checkpoint.extend(stored);
+        (self.open, self.staged) = (false, 0);
+        Ok(applied)
+    }
+
+    async fn durable(&mut self) -> Result<Checkpoint> {
+        Ok(self.checkpoint.clone())
+    }
+
+    async fn release(&mut self, partitions: &[PartitionId]) -> Result<()> {
+        for id in partitions {
+            self.epochs.remove(id);
+            self.checkpoint.remove(id);
+        }
+        Ok(())
+    }
+}

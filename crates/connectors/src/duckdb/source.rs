@@ -1,0 +1,286 @@
+//! DuckDB as a source.
+
+use super::DuckDb;
+use super::session::Stream;
+use super::sql::{quote, table as table_name};
+use super::types::{column_type, from_duckdb, reads_as_arrow};
+use arrow_array::RecordBatch;
+use async_trait::async_trait;
+use std::sync::Arc;
+use synctool_core::change::{ChangeBatch, Event, KeyRange};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
+use synctool_core::progress::Position;
+use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
+use synctool_core::source::{Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+
+pub(super) struct DuckDbSource(pub(super) DuckDb);
+
+/// Smaller tables are read as one slice.
+const ROWS_WORTH_CUTTING: u64 = 1_000_000;
+
+/// Columns and key of a table, or `None` if there is none.
+pub(super) async fn describe(duckdb: &DuckDb, table: &TableId) -> Result<Option<TableSchema>> {
+    let session = duckdb.database.session().await?;
+    let schema = table.schema.as_deref().unwrap_or("main");
+    let columns = session
+        .rows(
+            "SELECT column_name, data_type, CAST(is_nullable AS VARCHAR) FROM duckdb_columns() \
+             WHERE database_name = current_database() AND schema_name = ? AND table_name = ? ORDER BY column_index",
+            &[schema, &table.name],
+        )
+        .await?;
+    if columns.is_empty() {
+        return Ok(None);
+    }
+    let key = session
+        .rows(
+            "SELECT unnest(constraint_column_names) FROM duckdb_constraints() WHERE database_name = current_database() \
+             AND schema_name = ? AND table_name = ? AND constraint_type = 'PRIMARY KEY'",
+            &[schema, &table.name],
+        )
+        .await?;
+    let column = |row: Vec<Option<String>>| {
+        let mut row = row.into_iter().map(Option::unwrap_or_default);
+        let (name, ty, nullable) = (
+            row.next().unwrap_or_default(),
+            row.next().unwrap_or_default(),
+            row.next(),
+        );
+        let mut column = Column::new(name, column_type(&ty)).with_source_type(ty);
+        column.nullable = nullable.as_deref() != Some("false");
+        column
+    };
+    Ok(Some(TableSchema {
+        columns: columns.into_iter().map(column).collect(),
+        key: key.into_iter().flatten().flatten().collect(),
+    }))
+}
+
+#[async_trait]
+impl Source for DuckDbSource {
+    fn engine(&self) -> &'static str {
+        "duckdb"
+    }
+
+    async fn tables(&self, schema: Option<&str>) -> Result<Vec<TableInfo>> {
+        let session = self.0.database.session().await?;
+        let rows = session
+            .rows(
+                "SELECT schema_name, table_name, 'table', CAST(estimated_size AS VARCHAR) FROM duckdb_tables() \
+                 WHERE database_name = current_database() AND NOT internal AND NOT starts_with(table_name, '_synctool_') \
+                 UNION ALL SELECT schema_name, view_name, 'view', NULL FROM duckdb_views() \
+                 WHERE database_name = current_database() AND NOT internal ORDER BY 1, 2",
+                &[],
+            )
+            .await?;
+        let info = |row: Vec<Option<String>>| {
+            let mut row = row.into_iter();
+            let mut next = || row.next().flatten();
+            let (s, t, kind, n) = (next()?, next()?, next()?, next());
+            let wanted = schema.is_none_or(|w| w == s);
+            wanted.then(|| TableInfo {
+                table: TableId::new(s, t),
+                kind,
+                rows: n.and_then(|n| n.parse().ok()),
+                bytes: None,
+            })
+        };
+        Ok(rows.into_iter().filter_map(info).collect())
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        match describe(&self.0, table).await? {
+            Some(schema) => Ok(schema),
+            None => {
+                let known: Vec<String> = self
+                    .tables(None)
+                    .await?
+                    .iter()
+                    .take(20)
+                    .map(|t| t.table.to_string())
+                    .collect();
+                Err(Error::new(code::TABLE_MISSING, format!("table {table} does not exist"))
+                    .at("server", "duckdb")
+                    .hint(format!("tables there: {}", known.join(", "))))
+            }
+        }
+    }
+
+    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+        let session = self.0.database.session().await?;
+        let name = table_name(&read.table);
+        let count = session
+            .rows(format!("SELECT CAST(count(*) AS VARCHAR) FROM {name}"), &[])
+            .await?;
+        let rows: u64 = count.first().and_then(|r| r[0].as_deref()?.parse().ok()).unwrap_or(0);
+        let all = vec![PlannedSlice {
+            label: "all".into(),
+            slice: Slice::All,
+            rows,
+            bytes: 0,
+        }];
+        let [key] = request.key.as_slice() else { return Ok(all) };
+        let integer = read
+            .columns
+            .iter()
+            .any(|c| c.source == *key && matches!(c.column.ty, ColumnType::Int32 | ColumnType::Int64));
+        if request.single || !integer || rows < ROWS_WORTH_CUTTING {
+            return Ok(all);
+        }
+        let n = request.min_slices.max(1);
+        let shares: Vec<String> = (1..n).map(|i| format!("{:.6}", i as f64 / n as f64)).collect();
+        let bounds = session
+            .rows(
+                format!(
+                    "SELECT DISTINCT CAST(b AS VARCHAR), b FROM (SELECT unnest(quantile_disc({}, [{}])) AS b FROM {name}) ORDER BY b",
+                    quote(key),
+                    shares.join(", ")
+                ),
+                &[],
+            )
+            .await?;
+        let bounds: Vec<String> = bounds
+            .into_iter()
+            .filter_map(|r| r.into_iter().next().flatten())
+            .collect();
+        let edges: Vec<Option<String>> = std::iter::once(None)
+            .chain(bounds.into_iter().map(Some))
+            .chain(std::iter::once(None))
+            .collect();
+        let slice = |w: &[Option<String>]| PlannedSlice {
+            label: format!(
+                "{key}_{}_{}",
+                w[0].as_deref().unwrap_or("min"),
+                w[1].as_deref().unwrap_or("max")
+            ),
+            slice: Slice::Key(KeyRange {
+                columns: vec![key.clone()],
+                lower: w[0].clone().map(|v| vec![v]),
+                upper: w[1].clone().map(|v| vec![v]),
+            }),
+            rows: rows / n as u64,
+            bytes: 0,
+        };
+        Ok(edges.windows(2).map(slice).collect())
+    }
+
+    async fn open(
+        &self,
+        read: &ReadSpec,
+        partition: &Partition,
+        _: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        let mut conditions = Vec::new();
+        let mut parameters = Vec::new();
+        match &partition.work {
+            Work::Read(Slice::All) => {}
+            Work::Read(Slice::Key(range)) => {
+                let [key] = range.columns.as_slice() else {
+                    return Err(Error::bug("a range of several columns"));
+                };
+                for (bound, op) in [(&range.lower, ">="), (&range.upper, "<")] {
+                    if let Some([value]) = bound.as_deref() {
+                        conditions.push(format!("{} {op} CAST(? AS BIGINT)", quote(key)));
+                        parameters.push(value.clone());
+                    }
+                }
+            }
+            _ => return Err(Error::bug("not a slice of a DuckDB table")),
+        }
+        let columns: Vec<String> = read
+            .columns
+            .iter()
+            .map(|c| match reads_as_arrow(&c.column) {
+                true => quote(&c.source),
+                false => format!("CAST({} AS VARCHAR)", quote(&c.source)),
+            })
+            .collect();
+        let mut sql = format!("SELECT {} FROM {}", columns.join(", "), table_name(&read.table));
+        if !conditions.is_empty() {
+            sql = format!("{sql} WHERE {}", conditions.join(" AND "));
+        }
+        let session = self.0.database.session().await?;
+        let stream = session.stream(sql, parameters).await?;
+        Ok(Box::new(DuckDbReader {
+            read: read.clone(),
+            stream,
+            context: context.clone(),
+            pending: None,
+        }))
+    }
+
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for table in tables {
+            let described = self.describe(table).await;
+            findings.push(Finding {
+                what: format!("table {table}"),
+                ok: described.is_ok(),
+                found: described
+                    .as_ref()
+                    .map_or_else(|e| e.message().to_string(), |s| format!("{} columns", s.columns.len())),
+                fix: described
+                    .err()
+                    .and_then(|e| e.next_step().map(ToString::to_string))
+                    .unwrap_or_default(),
+            });
+        }
+        findings
+    }
+}
+
+struct DuckDbReader {
+    read: ReadSpec,
+    stream: Stream,
+    context: ReadContext,
+    /// The rest of a batch that was larger than one of ours may be.
+    pending: Option<RecordBatch>,
+}
+
+#[async_trait]
+impl Reader for DuckDbReader {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        if self.context.cancel.is_cancelled() {
+            return Err(Error::new(code::INTERRUPTED, "stopped on request"));
+        }
+        let batch = match self.pending.take() {
+            Some(batch) => batch,
+            None => match self.stream.next().await? {
+                Some(batch) => batch,
+                None => return Ok(None),
+            },
+        };
+        let bytes = batch.get_array_memory_size().max(1);
+        let row = bytes / batch.num_rows().max(1);
+        if row > self.context.max_row_bytes {
+            return Err(
+                Error::new(code::ROW_TOO_LARGE, format!("rows of {row} bytes are over the limit"))
+                    .at("table", self.read.table.to_string()),
+            );
+        }
+        let rows = (self.context.batch_bytes / row.max(1)).clamp(1, batch.num_rows().max(1));
+        let (now, rest) = (
+            batch.slice(0, rows.min(batch.num_rows())),
+            batch.num_rows().saturating_sub(rows),
+        );
+        if rest > 0 {
+            self.pending = Some(batch.slice(rows, rest));
+        }
+        let hold = self.context.budget.reserve(row * now.num_rows()).await;
+        let columns = now
+            .columns()
+            .iter()
+            .zip(&self.read.columns)
+            .map(|(array, c)| from_duckdb(array, &c.column))
+            .collect::<Result<Vec<_>>>()?;
+        let rows =
+            RecordBatch::try_new(self.read.schema().arrow_schema(), columns).map_err(|e| Error::bug(e.to_string()))?;
+        Ok(Some(Event::Rows(ChangeBatch::inserts(
+            Arc::new(self.read.table.clone()),
+            rows,
+            hold,
+        ))))
+    }
+}

@@ -1,0 +1,53 @@
+//! SQL text: quoting, and the control tables. Values are bound, never spliced.
+
+use synctool_core::schema::TableId;
+
+/// An identifier, exact bytes, quoted. DuckDB compares names without case all the same.
+pub(super) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A table, in `main` unless a schema is named.
+pub(super) fn table(id: &TableId) -> String {
+    format!("{}.{}", quote(id.schema.as_deref().unwrap_or("main")), quote(&id.name))
+}
+
+/// Quoted names with a prefix, joined by commas.
+pub(super) fn list<'a>(prefix: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    names
+        .into_iter()
+        .map(|n| format!("{prefix}{}", quote(n)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// `a.k = b.k AND …`
+pub(super) fn equal<'a>(a: &str, b: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    names
+        .into_iter()
+        .map(|n| format!("{a}.{0} = {b}.{0}", quote(n)))
+        .collect::<Vec<_>>()
+        .join(" AND ")
+}
+
+/// The control tables.
+pub(super) const CONTROL: &[&str] = &[
+    "CREATE TABLE IF NOT EXISTS main._synctool_generation (pipeline VARCHAR PRIMARY KEY, generation BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS main._synctool_plan (pipeline VARCHAR PRIMARY KEY, generation BIGINT NOT NULL, \
+     plan VARCHAR NOT NULL, finished BOOLEAN NOT NULL, published VARCHAR)",
+    "CREATE TABLE IF NOT EXISTS main._synctool_checkpoint (pipeline VARCHAR NOT NULL, generation BIGINT NOT NULL, \
+     \"partition\" VARCHAR NOT NULL, epoch BIGINT NOT NULL, state VARCHAR NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS main._synctool_history (pipeline VARCHAR NOT NULL, generation BIGINT NOT NULL, \
+     run_id VARCHAR NOT NULL, table_name VARCHAR NOT NULL, published VARCHAR NOT NULL, finished_at TIMESTAMP NOT NULL)",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_break_out() {
+        assert_eq!(table(&TableId::new("a\"b", "c; --")), "\"a\"\"b\".\"c; --\"");
+        assert_eq!(equal("l", "d", ["x", "y"]), "l.\"x\" = d.\"x\" AND l.\"y\" = d.\"y\"");
+    }
+}

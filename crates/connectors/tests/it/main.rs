@@ -1,0 +1,4 @@
+//! Every connector against the real thing, in one binary.
+
+#[cfg(feature = "duckdb")]
+mod duckdb;

@@ -1,0 +1,597 @@
+//! DBLog: a snapshot in chunks between the events of a log that keeps flowing.
+//!
+//! After Andreakis and Papapanagiotou, "DBLog: A Watermark Based Change-Data-Capture Framework" (2020). A chunk is read
+//! between two watermarks that this reader writes into the log. When the log reaches the high one, the chunk's rows are
+//! emitted just before that transaction's boundary, except rows whose key was touched in the window: the log knows
+//! better. Three traps are handled beyond the paper:
+//!
+//! 1. A touched row may lack values (unchanged TOAST). The chunk supplies them: the emitted row is the chunk's with
+//!    everything the window's events carried laid over it.
+//! 2. An update of a row that the sink does not have never becomes an insert with NULLs. While a table is backfilled,
+//!    complete updates travel as upserts, and a key change without every value has its new key fetched again.
+//! 3. A transaction whose commit the log has shown already may still be invisible to the chunk's SELECT. The chunk
+//!    says which transactions were in progress for it; if one of them was seen as committed before the low watermark,
+//!    the chunk is read again. So it is while one of them was in progress already when this reader started and was not
+//!    seen since: its commit may stand in the log before the place where we started to read.
+
+use crate::budget::Hold;
+use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops};
+use crate::error::{Error, Result, code};
+use crate::progress::Position;
+use crate::schema::{TableId, TableSchema};
+use crate::source::Reader;
+use crate::text;
+use arrow_array::{Array, ArrayRef, RecordBatch, UInt8Array};
+use arrow_select::interleave::interleave;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The prefix of the messages that carry watermarks.
+pub const WATERMARK_PREFIX: &str = "synctool.watermark";
+
+/// How many commits are remembered for the third trap. A transaction stays invisible after its commit record for
+/// microseconds, in practice; this many commits take longer.
+const REMEMBERED_COMMITS: usize = 65_536;
+
+/// Transactions become visible in their own time; asking again at once would only load the source.
+const REDO_PAUSE: Duration = Duration::from_millis(5);
+
+/// Rows of one table, read in one snapshot.
+#[derive(Debug, Clone)]
+pub struct Chunk {
+    /// All rows of `range` (or of the keys asked for), complete.
+    pub rows: RecordBatch,
+    /// What it covers: from where it was asked to start up to `next`.
+    pub range: KeyRange,
+    /// The first key of the next chunk; `None` at the table's end.
+    pub next: Option<Vec<String>>,
+    /// Transactions that the snapshot could not see yet.
+    pub in_progress: Vec<u64>,
+}
+
+/// What a log source must offer so that tables can be backfilled beside its log.
+#[async_trait]
+pub trait ChunkSource: Send + Sync {
+    /// Writes a message that comes back in the log as [`Event::Message`] with [`WATERMARK_PREFIX`], in a transaction
+    /// of its own.
+    async fn write_watermark(&self, content: &str) -> Result<()>;
+
+    /// The table's columns and key.
+    async fn schema(&self, table: &TableId) -> Result<TableSchema>;
+
+    /// Reads up to `limit` rows in key order, from a key on (`None`: from the start).
+    async fn read_chunk(&self, table: &TableId, from: Option<&[String]>, limit: usize) -> Result<Chunk>;
+
+    /// Reads the rows of these keys.
+    async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk>;
+}
+
+/// What is left to do for one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The table.
+    pub table: TableId,
+    /// Where its next chunk starts; `None` at the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Vec<String>>,
+    /// Whether the chunks are through and only `keys` are left.
+    #[serde(default)]
+    pub through: bool,
+    /// Keys to fetch again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<Vec<String>>,
+    /// Whether each chunk replaces its range at the sink (a re-sync), or is only upserted into it (a first load).
+    #[serde(default)]
+    pub replace: bool,
+}
+
+impl Pending {
+    /// A whole table, to be loaded.
+    pub fn load(table: TableId) -> Self {
+        Pending {
+            table,
+            from: None,
+            through: false,
+            keys: Vec::new(),
+            replace: false,
+        }
+    }
+
+    /// A whole table, to be made equal: rows that only the destination has go.
+    pub fn resync(table: TableId) -> Self {
+        Pending {
+            replace: true,
+            ..Pending::load(table)
+        }
+    }
+}
+
+/// The position of a log with a backfill beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BackfillPosition {
+    /// The log's own position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<Position>,
+    /// Tables still to do, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<Pending>,
+}
+
+impl BackfillPosition {
+    /// Reads a position that [`Backfill`] made.
+    pub fn parse(position: &Position) -> Result<Self> {
+        serde_json::from_str(position.as_str())
+            .map_err(|e| Error::new(code::STATE_STORE, "a stored position cannot be read").caused_by(e))
+    }
+
+    fn encode(&self) -> Position {
+        Position(serde_json::to_string(self).expect("plain data"))
+    }
+}
+
+type Key = Vec<Option<String>>;
+
+/// What the window's events said of one key.
+#[derive(Default)]
+struct Touch {
+    gone: bool,
+    complete: bool,
+    /// Column → the newest cell that an event carried: (batch, row).
+    cells: HashMap<usize, (usize, usize)>,
+    /// A key change brought it here without all values: only a fetch can tell.
+    unknown: bool,
+}
+
+struct Window {
+    token: String,
+    chunk: Chunk,
+    /// Which pending keys were asked for; `None` for a chunk in key order.
+    keys: Option<Vec<Vec<String>>>,
+    open: bool,
+    closed: bool,
+    /// The chunk missed a transaction or cannot be completed: read it again.
+    redo: bool,
+    touched: HashMap<Key, Touch>,
+    batches: Vec<RecordBatch>,
+}
+
+/// A log reader with a backfill beside it.
+pub struct Backfill {
+    log: Box<dyn Reader>,
+    source: Arc<dyn ChunkSource>,
+    position: BackfillPosition,
+    schema: Option<(TableId, TableSchema, Vec<usize>)>,
+    window: Option<Window>,
+    chunk_rows: usize,
+    committed: (HashSet<u64>, VecDeque<u64>),
+    /// In progress when the first chunk was read, and not seen to commit since.
+    unsettled: Option<HashSet<u64>>,
+    out: VecDeque<Event>,
+    /// A wait before the next window, after one that was in vain.
+    pause: Duration,
+    tokens: u64,
+    instance: String,
+}
+
+impl Backfill {
+    /// Puts a backfill beside a log that was opened at `position.log`.
+    pub fn new(
+        log: Box<dyn Reader>,
+        source: Arc<dyn ChunkSource>,
+        position: BackfillPosition,
+        chunk_rows: usize,
+    ) -> Self {
+        // Watermarks of another instance (a zombie, an earlier life) must not open our windows.
+        let instance = format!("{:016x}", rand::random::<u64>());
+        Backfill {
+            log,
+            source,
+            position,
+            schema: None,
+            window: None,
+            chunk_rows: chunk_rows.max(1),
+            committed: Default::default(),
+            unsettled: None,
+            out: VecDeque::new(),
+            pause: Duration::ZERO,
+            tokens: 0,
+            instance,
+        }
+    }
+
+    fn active(&self, table: &TableId) -> bool {
+        self.position.pending.first().is_some_and(|p| p.table == *table)
+    }
+
+    /// Starts the next window if there is work and none is open.
+    async fn start_window(&mut self) -> Result<()> {
+        let Some(pending) = self.position.pending.first().cloned() else {
+            return Ok(());
+        };
+        if self.schema.as_ref().is_none_or(|(t, ..)| *t != pending.table) {
+            let schema = self.source.schema(&pending.table).await?;
+            let key = schema.key_indices()?;
+            if key.is_empty() {
+                return Err(Error::new(
+                    code::KEY_MISSING,
+                    format!("{} has no key: it cannot be backfilled", pending.table),
+                ));
+            }
+            self.schema = Some((pending.table.clone(), schema, key));
+        }
+        self.tokens += 1;
+        let token = format!("{}:{}", self.instance, self.tokens);
+        self.source.write_watermark(&format!("low {token}")).await?;
+        let keys = (pending.through || !pending.keys.is_empty()).then(|| pending.keys.clone());
+        let chunk = match &keys {
+            Some(keys) => self.source.read_keys(&pending.table, keys).await?,
+            None => {
+                self.source
+                    .read_chunk(&pending.table, pending.from.as_deref(), self.chunk_rows)
+                    .await?
+            }
+        };
+        self.unsettled
+            .get_or_insert_with(|| chunk.in_progress.iter().copied().collect());
+        self.source.write_watermark(&format!("high {token}")).await?;
+        self.window = Some(Window {
+            token,
+            chunk,
+            keys,
+            open: false,
+            closed: false,
+            redo: false,
+            touched: HashMap::new(),
+            batches: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn watermark(&mut self, content: &[u8]) {
+        let Some(w) = &mut self.window else { return };
+        let text = String::from_utf8_lossy(content);
+        if text == format!("low {}", w.token) {
+            w.open = true;
+            // Trap 3.
+            w.redo = w.chunk.in_progress.iter().any(|tx| self.committed.0.contains(tx));
+        } else if text == format!("high {}", w.token) {
+            w.closed = true;
+        }
+    }
+
+    fn saw_commit(&mut self, tx: u64) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.remove(&tx);
+        }
+        let (set, order) = &mut self.committed;
+        if set.insert(tx) {
+            order.push_back(tx);
+            if order.len() > REMEMBERED_COMMITS
+                && let Some(old) = order.pop_front()
+            {
+                set.remove(&old);
+            }
+        }
+    }
+
+    /// Passes rows of the table that is being backfilled, remembering what they say of each key.
+    fn rows(&mut self, batch: ChangeBatch) -> Result<Vec<Event>> {
+        let Some((_, schema, key)) = &self.schema else {
+            return Ok(vec![Event::Rows(batch)]);
+        };
+        let columns = schema.columns.len();
+        let open = self.window.as_ref().is_some_and(|w| w.open && !w.closed);
+        let mut ops = Vec::with_capacity(batch.len());
+        let mut split = Vec::new();
+        let mut fetch = Vec::new();
+        let stored = self.window.as_mut().filter(|_| open).map(|w| {
+            w.batches.push(batch.rows.clone());
+            w.batches.len() - 1
+        });
+        for row in 0..batch.len() {
+            let new = row_key(&batch.rows, key, row)?;
+            let old = match &batch.before {
+                Some(before) => Some(row_key(before, key, row)?).filter(|old| old.iter().any(Option::is_some)),
+                None => None,
+            };
+            let moved = old.as_ref().is_some_and(|old| *old != new);
+            let complete = (0..columns).all(|c| batch.present.as_ref().is_none_or(|p| p.has(c, row)));
+            let op = batch.ops.get(row);
+            // Trap 2: the sink may not have the row yet.
+            ops.push(if op == Op::Update && complete && !moved {
+                Op::Upsert
+            } else {
+                op
+            } as u8);
+            split.push(op == Op::Update && complete && moved);
+            if op == Op::Update && moved && !complete {
+                fetch.push(new.iter().map(|v| v.clone().unwrap_or_default()).collect::<Vec<_>>());
+            }
+            let Some(stored) = stored else { continue };
+            let w = self.window.as_mut().expect("open");
+            if let Some(old) = old.filter(|_| moved) {
+                w.touched.insert(
+                    old,
+                    Touch {
+                        gone: true,
+                        ..Touch::default()
+                    },
+                );
+            }
+            let touch = w.touched.entry(new).or_default();
+            match op {
+                Op::Delete => {
+                    *touch = Touch {
+                        gone: true,
+                        ..Touch::default()
+                    }
+                }
+                Op::Insert | Op::Upsert => {
+                    *touch = Touch {
+                        complete,
+                        ..Touch::default()
+                    }
+                }
+                Op::Update if moved => {
+                    *touch = Touch {
+                        complete,
+                        unknown: !complete,
+                        ..Touch::default()
+                    }
+                }
+                Op::Update => touch.complete |= complete,
+            }
+            if op != Op::Delete {
+                for c in 0..columns {
+                    if batch.present.as_ref().is_none_or(|p| p.has(c, row)) {
+                        touch.cells.insert(c, (stored, row));
+                    }
+                }
+            }
+        }
+        let pending = &mut self.position.pending[0];
+        for key in fetch {
+            if !pending.keys.contains(&key) {
+                pending.keys.push(key);
+            }
+        }
+        let batch = ChangeBatch {
+            ops: Ops::Each(UInt8Array::from(ops)),
+            ..batch
+        };
+        if split.iter().any(|s| *s) {
+            split_moves(batch, &split)
+        } else {
+            Ok(vec![Event::Rows(batch)])
+        }
+    }
+
+    /// The chunk's rows as they are now, given what the window said; `None` if it must be read again.
+    fn close(&mut self) -> Result<Option<Event>> {
+        let w = self.window.as_mut().expect("a window is open");
+        let (table, schema, key) = self.schema.as_ref().expect("a window has a schema");
+        let replace = self.position.pending[0].replace && w.keys.is_none();
+        let unsettled = |tx: &u64| self.unsettled.as_ref().is_some_and(|u| u.contains(tx));
+        if w.redo || w.chunk.in_progress.iter().any(unsettled) || replace && w.touched.values().any(|t| t.unknown) {
+            return Ok(None);
+        }
+        let arrow = |e: arrow_schema::ArrowError| Error::bug(format!("backfill: {e}"));
+        // Where each cell of each emitted row comes from: batch 0 is the chunk, the others are the window's.
+        let mut rows: Vec<Vec<(usize, usize)>> = Vec::new();
+        let columns = schema.columns.len();
+        let mut in_chunk = HashSet::new();
+        for row in 0..w.chunk.rows.num_rows() {
+            let k = row_key(&w.chunk.rows, key, row)?;
+            match w.touched.get(&k) {
+                None => rows.push(vec![(0, row); columns]),
+                Some(t) if t.gone || t.unknown || (t.complete && !replace) => {}
+                Some(t) => {
+                    // Trap 1.
+                    let cell = |c| t.cells.get(&c).map_or((0, row), |(batch, row)| (batch + 1, *row));
+                    rows.push((0..columns).map(cell).collect());
+                }
+            }
+            in_chunk.insert(k);
+        }
+        if replace {
+            // Rows that came in the window stand in the range too.
+            for (_, t) in w
+                .touched
+                .iter()
+                .filter(|(k, t)| !t.gone && t.complete && !in_chunk.contains(*k))
+            {
+                rows.push(
+                    (0..columns)
+                        .map(|c| t.cells[&c])
+                        .map(|(batch, row)| (batch + 1, row))
+                        .collect(),
+                );
+            }
+        }
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns);
+        for c in 0..columns {
+            let mut from: Vec<&dyn Array> = vec![w.chunk.rows.column(c).as_ref()];
+            from.extend(w.batches.iter().map(|b| b.column(c).as_ref()));
+            let picks: Vec<(usize, usize)> = rows.iter().map(|r| r[c]).collect();
+            arrays.push(interleave(&from, &picks).map_err(arrow)?);
+        }
+        let rows = RecordBatch::try_new(w.chunk.rows.schema(), arrays).map_err(arrow)?;
+        let table = Arc::new(table.clone());
+        Ok(Some(if replace {
+            Event::ReplaceRange {
+                table,
+                range: w.chunk.range.clone(),
+                rows,
+            }
+        } else {
+            Event::Rows(ChangeBatch::new(
+                table,
+                rows,
+                Ops::All(Op::Upsert),
+                None,
+                None,
+                Hold::none(),
+            )?)
+        }))
+    }
+
+    /// Moves the backfill past a chunk that was emitted.
+    fn advance(&mut self) {
+        let w = self.window.take().expect("a window is open");
+        let pending = &mut self.position.pending[0];
+        match w.keys {
+            Some(keys) => pending.keys.retain(|k| {
+                let key: Key = k.iter().cloned().map(Some).collect();
+                !keys.contains(k) || w.touched.get(&key).is_some_and(|t| t.unknown)
+            }),
+            None => {
+                pending.through = w.chunk.next.is_none();
+                pending.from = w.chunk.next;
+            }
+        }
+        if pending.through && pending.keys.is_empty() {
+            self.position.pending.remove(0);
+            self.schema = None;
+        }
+    }
+
+    async fn pull(&mut self) -> Result<Option<()>> {
+        if self.window.is_none() {
+            if !self.pause.is_zero() {
+                tokio::time::sleep(self.pause).await;
+                self.pause = Duration::ZERO;
+            }
+            self.start_window().await?;
+        }
+        let Some(event) = self.log.next().await? else {
+            return Ok(None);
+        };
+        match event {
+            Event::Message { prefix, content } if prefix == WATERMARK_PREFIX => self.watermark(&content),
+            Event::Rows(batch) if self.active(&batch.table) => {
+                let events = self.rows(batch)?;
+                self.out.extend(events);
+            }
+            Event::Truncate {
+                tables,
+                cascade,
+                restart_identity,
+            } => {
+                if tables.iter().any(|t| self.active(t)) {
+                    if let Some(w) = &mut self.window {
+                        // Nothing of the chunk is left; what comes later is in later events or chunks.
+                        w.redo = true;
+                    }
+                    let pending = &mut self.position.pending[0];
+                    pending.keys.clear();
+                }
+                self.out.push_back(Event::Truncate {
+                    tables,
+                    cascade,
+                    restart_identity,
+                });
+            }
+            Event::Boundary {
+                position,
+                committed_at,
+                tx,
+            } => {
+                if let Some(tx) = tx {
+                    self.saw_commit(tx);
+                }
+                self.position.log = Some(position);
+                if self.window.as_ref().is_some_and(|w| w.closed) {
+                    match self.close()? {
+                        Some(rows) => {
+                            self.out.push_back(rows);
+                            self.advance();
+                        }
+                        None => {
+                            self.window = None;
+                            self.pause = REDO_PAUSE;
+                        }
+                    }
+                }
+                self.out.push_back(Event::Boundary {
+                    position: self.position.encode(),
+                    committed_at,
+                    tx,
+                });
+            }
+            other => self.out.push_back(other),
+        }
+        Ok(Some(()))
+    }
+}
+
+#[async_trait]
+impl Reader for Backfill {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.out.pop_front() {
+                return Ok(Some(event));
+            }
+            if self.pull().await?.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        match BackfillPosition::parse(durable)?.log {
+            Some(log) => self.log.acknowledge(&log).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn row_key(rows: &RecordBatch, key: &[usize], row: usize) -> Result<Key> {
+    key.iter().map(|c| text::cell(rows.column(*c), row)).collect()
+}
+
+/// A key change with every value, as a delete of the old key and an upsert of the new, in place among the other rows.
+fn split_moves(batch: ChangeBatch, split: &[bool]) -> Result<Vec<Event>> {
+    let before = batch
+        .before
+        .as_ref()
+        .ok_or_else(|| Error::bug("a key change without the old key"))?;
+    let mut out = Vec::new();
+    let mut at = 0;
+    let plain = |from: usize, to: usize, out: &mut Vec<Event>| {
+        if from < to {
+            let n = to - from;
+            let mut part = ChangeBatch {
+                rows: batch.rows.slice(from, n),
+                ops: Ops::Each((from..to).map(|r| Some(batch.ops.get(r) as u8)).collect()),
+                before: batch.before.as_ref().map(|b| b.slice(from, n)),
+                present: None,
+                ..batch.clone()
+            };
+            part.present = batch
+                .present
+                .as_ref()
+                .map(|p| crate::change::Presence(p.0.iter().map(|c| c.as_ref().map(|b| b.slice(from, n))).collect()));
+            out.push(Event::Rows(part));
+        }
+    };
+    for (row, moved) in split.iter().enumerate() {
+        if *moved {
+            plain(at, row, &mut out);
+            let one = |rows: RecordBatch, op| ChangeBatch {
+                rows,
+                ops: Ops::All(op),
+                present: None,
+                before: None,
+                ..batch.clone()
+            };
+            out.push(Event::Rows(one(before.slice(row, 1), Op::Delete)));
+            out.push(Event::Rows(one(batch.rows.slice(row, 1), Op::Upsert)));
+            at = row + 1;
+        }
+    }
+    plain(at, split.len(), &mut out);
+    Ok(out)
+}

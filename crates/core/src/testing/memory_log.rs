@@ -1,0 +1,607 @@
+//! Sources in memory: tables that are read by slices, and a log with transactions, partial updates, key changes,
+//! truncates, watermarks, invisible commits and partitions that can be given away.
+
+use super::memory::Memory;
+use super::rows::{Row, Rows, batch, key_of};
+use crate::backfill::{Backfill, BackfillPosition, Chunk, ChunkSource, Pending, WATERMARK_PREFIX};
+use crate::budget::Hold;
+use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, Presence, Tx};
+use crate::error::{Error, Result, code};
+use crate::plan::{Partition, ReadSpec, Slice, Work};
+use crate::progress::{PartitionId, Position};
+use crate::schema::{TableId, TableSchema};
+use crate::source::{Assignment, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use arrow_array::UInt8Array;
+use arrow_buffer::BooleanBuffer;
+use async_trait::async_trait;
+use futures::stream::{BoxStream, StreamExt};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The tables of a [`Memory`] as a query source: what a full run reads.
+#[derive(Debug, Clone)]
+pub struct MemoryTables(pub Memory);
+
+#[async_trait]
+impl Source for MemoryTables {
+    fn engine(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn tables(&self, _: Option<&str>) -> Result<Vec<TableInfo>> {
+        let info = |table| TableInfo {
+            table,
+            kind: "table".into(),
+            rows: None,
+            bytes: None,
+        };
+        Ok(self.0.names().into_iter().map(info).collect())
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        let missing = || Error::new(code::TABLE_MISSING, format!("table {table} does not exist"));
+        self.0.table(table).map(|t| t.schema).ok_or_else(missing)
+    }
+
+    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+        let table = self.0.table(&read.table).ok_or_else(|| Error::bug("no table"))?;
+        let keys: Vec<&Vec<String>> = table.rows.keys().collect();
+        let all = PlannedSlice {
+            label: "all".into(),
+            slice: Slice::All,
+            rows: keys.len() as u64,
+            bytes: 0,
+        };
+        if request.single || request.key.is_empty() || keys.len() < 2 {
+            return Ok(vec![all]);
+        }
+        let step = keys.len().div_ceil(request.min_slices.min(keys.len())).max(1);
+        let bounds: Vec<Option<Vec<String>>> = std::iter::once(None)
+            .chain(keys.iter().skip(step).step_by(step).map(|k| Some((*k).clone())))
+            .collect();
+        let slice = |(i, lower): (usize, &Option<Vec<String>>)| PlannedSlice {
+            label: format!("part_{i}"),
+            slice: Slice::Key(KeyRange {
+                columns: request.key.clone(),
+                lower: lower.clone(),
+                upper: bounds.get(i + 1).cloned().flatten(),
+            }),
+            rows: step as u64,
+            bytes: 0,
+        };
+        Ok(bounds.iter().enumerate().map(slice).collect())
+    }
+
+    async fn open(
+        &self,
+        read: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        let table = self
+            .0
+            .table(&read.table)
+            .ok_or_else(|| Error::new(code::TABLE_MISSING, "no table"))?;
+        let range = match &partition.work {
+            Work::Read(Slice::Key(range)) => range.clone(),
+            Work::Read(Slice::All) => KeyRange::default(),
+            _ => return Err(Error::bug("not a slice of a table in memory")),
+        };
+        let after: Option<Vec<String>> = after
+            .map(|p| serde_json::from_str(p.as_str()))
+            .transpose()
+            .map_err(|e| Error::bug(e.to_string()))?;
+        let rows = table
+            .rows
+            .into_iter()
+            .filter(|(k, _)| range.lower.as_ref().is_none_or(|l| k >= l) && range.upper.as_ref().is_none_or(|u| k < u))
+            .filter(|(k, _)| after.as_ref().is_none_or(|a| k > a))
+            .collect();
+        Ok(Box::new(SliceReader {
+            read: read.clone(),
+            rows,
+            context: context.clone(),
+            boundary: None,
+        }))
+    }
+}
+
+/// Reads pages of at most three rows, with a boundary after each.
+struct SliceReader {
+    read: ReadSpec,
+    rows: VecDeque<(Vec<String>, Row)>,
+    context: ReadContext,
+    boundary: Option<Position>,
+}
+
+#[async_trait]
+impl Reader for SliceReader {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        if let Some(position) = self.boundary.take() {
+            return Ok(Some(Event::Boundary {
+                position,
+                committed_at: None,
+                tx: None,
+            }));
+        }
+        if self.rows.is_empty() {
+            return Ok(None);
+        }
+        let hold = self.context.budget.reserve(1024).await;
+        let page: Vec<(Vec<String>, Row)> = self.rows.drain(..self.rows.len().min(3)).collect();
+        let last = page.last().map(|(k, _)| k.clone()).unwrap_or_default();
+        self.boundary = Some(Position(
+            serde_json::to_string(&last).map_err(|e| Error::bug(e.to_string()))?,
+        ));
+        let rows = batch(&self.read.schema(), page.iter().map(|(_, r)| r))?;
+        Ok(Some(Event::Rows(ChangeBatch::inserts(
+            Arc::new(self.read.table.clone()),
+            rows,
+            hold,
+        ))))
+    }
+}
+
+/// One change inside a transaction.
+#[derive(Debug, Clone)]
+enum Change {
+    Row {
+        table: TableId,
+        op: Op,
+        row: Row,
+        present: Vec<bool>,
+        before: Option<Row>,
+    },
+    Truncate(TableId),
+    Message(String, String),
+}
+
+#[derive(Debug, Clone)]
+struct Transaction {
+    id: u64,
+    changes: Vec<Change>,
+}
+
+#[derive(Debug, Default)]
+struct LogWorld {
+    tables: BTreeMap<TableId, (TableSchema, Rows)>,
+    /// One list of transactions per partition of the log.
+    logs: Vec<Vec<Transaction>>,
+    next_tx: u64,
+    /// What readers of tables see: behind `tables` while a commit is in the log but not visible yet.
+    visible: Option<BTreeMap<TableId, (TableSchema, Rows)>>,
+    invisible: Vec<u64>,
+    acknowledged: Vec<Option<Position>>,
+    /// Runs after every chunk read, between the two watermarks: other people's transactions.
+    between: VecDeque<Between>,
+}
+
+struct Between(Box<dyn FnOnce(&MemoryLog) + Send>);
+
+impl std::fmt::Debug for Between {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Between")
+    }
+}
+
+/// A database in memory with a log; clones share it, as connections share a server.
+#[derive(Debug, Clone)]
+pub struct MemoryLog {
+    world: Arc<Mutex<LogWorld>>,
+    /// Where a reader of partition 0 without a position starts: a backfill brings what came before.
+    start: BackfillPosition,
+    chunk_rows: usize,
+    /// What `assignments` gives, in order; `None` adds all partitions at once.
+    script: Option<Vec<Assignment>>,
+}
+
+/// Writes one transaction.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    world: MutexGuard<'a, LogWorld>,
+    partition: usize,
+    changes: Vec<Change>,
+}
+
+impl MemoryLog {
+    /// An empty database whose log has `partitions` partitions.
+    pub fn new(partitions: usize) -> Self {
+        let world = LogWorld {
+            logs: vec![Vec::new(); partitions],
+            acknowledged: vec![None; partitions],
+            next_tx: 100,
+            ..LogWorld::default()
+        };
+        MemoryLog {
+            world: Arc::new(Mutex::new(world)),
+            start: BackfillPosition::default(),
+            chunk_rows: 3,
+            script: None,
+        }
+    }
+
+    fn world(&self) -> MutexGuard<'_, LogWorld> {
+        self.world.lock().expect("not poisoned")
+    }
+
+    /// The same database, whose log is read from here on, with these backfills beside it.
+    pub fn with_backfill(mut self, pending: Vec<Pending>, chunk_rows: usize) -> Self {
+        let log = Some(Position(self.world().logs[0].len().to_string()));
+        (self.start, self.chunk_rows) = (BackfillPosition { log, pending }, chunk_rows);
+        self
+    }
+
+    /// The same database, whose partitions come and go as told.
+    pub fn with_script(mut self, script: Vec<Assignment>) -> Self {
+        self.script = Some(script);
+        self
+    }
+
+    /// Makes a table.
+    pub fn create(&self, table: &TableId, schema: TableSchema) {
+        self.world().tables.insert(table.clone(), (schema, Rows::new()));
+    }
+
+    /// The rows of a table as they are committed.
+    pub fn rows(&self, table: &TableId) -> Rows {
+        self.world().tables[table].1.clone()
+    }
+
+    /// Up to where a partition's log was acknowledged.
+    pub fn acknowledged(&self, partition: usize) -> Option<Position> {
+        self.world().acknowledged[partition].clone()
+    }
+
+    /// The partition ids, as the engine knows them.
+    pub fn partition(&self, n: usize) -> Partition {
+        Partition {
+            id: PartitionId(format!("log_{n}")),
+            table: 0,
+            work: Work::Log,
+            estimated_rows: 0,
+            estimated_bytes: 0,
+        }
+    }
+
+    /// Something that happens after the next chunk is read, before its high watermark.
+    pub fn between(&self, work: impl FnOnce(&MemoryLog) + Send + 'static) {
+        self.world().between.push_back(Between(Box::new(work)));
+    }
+
+    /// Begins a transaction in a partition of the log.
+    pub fn begin(&self, partition: usize) -> Writer<'_> {
+        Writer {
+            world: self.world(),
+            partition,
+            changes: Vec::new(),
+        }
+    }
+
+    /// From here on, commits are in the log but not visible to chunks, until [`Self::reveal`].
+    pub fn hide(&self) {
+        let mut world = self.world();
+        world.visible = Some(world.tables.clone());
+    }
+
+    /// Makes hidden commits visible.
+    pub fn reveal(&self) {
+        let mut world = self.world();
+        world.visible = None;
+        world.invisible.clear();
+    }
+}
+
+impl Writer<'_> {
+    fn table(&mut self, table: &TableId) -> &mut (TableSchema, Rows) {
+        self.world.tables.get_mut(table).expect("the table exists")
+    }
+
+    /// Inserts a row, or replaces it if the key is there.
+    pub fn put(mut self, table: &TableId, row: Row) -> Self {
+        let (schema, rows) = self.table(table);
+        let key = key_of(schema, &row).expect("has a key");
+        let op = if rows.insert(key, row.clone()).is_some() {
+            Op::Update
+        } else {
+            Op::Insert
+        };
+        let present = vec![true; row.len()];
+        self.changes.push(Change::Row {
+            table: table.clone(),
+            op,
+            row,
+            present,
+            before: None,
+        });
+        self
+    }
+
+    /// Changes some columns of a row (unchanged ones are not in the log, as with TOAST); its key may change.
+    /// Nothing happens if there is no such row, or the new key is taken.
+    pub fn update(mut self, table: &TableId, key: &[String], set: &[(usize, Option<String>)]) -> Self {
+        let (schema, rows) = self.table(table);
+        let Some(old) = rows.get(key).cloned() else { return self };
+        let mut row = old.clone();
+        set.iter().for_each(|(c, v)| row[*c] = v.clone());
+        let new_key = key_of(schema, &row).expect("has a key");
+        let keys = schema.key_indices().expect("has a key");
+        if new_key != key && rows.contains_key(&new_key) {
+            return self;
+        }
+        rows.remove(key);
+        rows.insert(new_key.clone(), row.clone());
+        let present: Vec<bool> = (0..row.len())
+            .map(|c| keys.contains(&c) || set.iter().any(|(s, _)| *s == c))
+            .collect();
+        let before = (new_key != key).then(|| {
+            (0..old.len())
+                .map(|c| {
+                    if keys.contains(&c) || set.len() > 1 {
+                        old[c].clone()
+                    } else {
+                        None
+                    }
+                })
+                .collect()
+        });
+        let shown = row
+            .iter()
+            .zip(&present)
+            .map(|(v, p)| if *p { v.clone() } else { None })
+            .collect();
+        self.changes.push(Change::Row {
+            table: table.clone(),
+            op: Op::Update,
+            row: shown,
+            present,
+            before,
+        });
+        self
+    }
+
+    /// Deletes a row, if it is there.
+    pub fn delete(mut self, table: &TableId, key: &[String]) -> Self {
+        let (schema, rows) = self.table(table);
+        let Some(old) = rows.remove(key) else { return self };
+        let keys = schema.key_indices().expect("has a key");
+        let row: Row = (0..old.len())
+            .map(|c| if keys.contains(&c) { old[c].clone() } else { None })
+            .collect();
+        let present = (0..old.len()).map(|c| keys.contains(&c)).collect();
+        self.changes.push(Change::Row {
+            table: table.clone(),
+            op: Op::Delete,
+            row,
+            present,
+            before: None,
+        });
+        self
+    }
+
+    /// Empties a table.
+    pub fn truncate(mut self, table: &TableId) -> Self {
+        self.table(table).1.clear();
+        self.changes.push(Change::Truncate(table.clone()));
+        self
+    }
+
+    /// Writes a message.
+    pub fn message(mut self, prefix: &str, content: &str) -> Self {
+        self.changes.push(Change::Message(prefix.into(), content.into()));
+        self
+    }
+
+    /// Commits.
+    pub fn commit(mut self) {
+        let id = self.world.next_tx;
+        self.world.next_tx += 1;
+        if self.world.visible.is_some() {
+            self.world.invisible.push(id);
+        }
+        let changes = std::mem::take(&mut self.changes);
+        let partition = self.partition;
+        self.world.logs[partition].push(Transaction { id, changes });
+    }
+}
+
+#[async_trait]
+impl Source for MemoryLog {
+    fn engine(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn tables(&self, _: Option<&str>) -> Result<Vec<TableInfo>> {
+        let info = |table: &TableId| TableInfo {
+            table: table.clone(),
+            kind: "table".into(),
+            rows: None,
+            bytes: None,
+        };
+        Ok(self.world().tables.keys().map(info).collect())
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        self.schema(table).await
+    }
+
+    async fn assignments(&self) -> Result<BoxStream<'static, Assignment>> {
+        let n = self.world().logs.len();
+        let all = vec![Assignment::Added((0..n).map(|i| self.partition(i)).collect())];
+        Ok(futures::stream::iter(self.script.clone().unwrap_or(all)).boxed())
+    }
+
+    async fn open(
+        &self,
+        _: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        _: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        let n: usize = partition
+            .id
+            .as_str()
+            .trim_start_matches("log_")
+            .parse()
+            .map_err(|_| Error::bug("not a log partition"))?;
+        let start = match after {
+            Some(p) => BackfillPosition::parse(p)?,
+            None if n == 0 => self.start.clone(),
+            None => BackfillPosition::default(),
+        };
+        let next = match &start.log {
+            Some(p) => p.as_str().parse().map_err(|_| Error::bug("not a log position"))?,
+            None => 0,
+        };
+        let log = LogReader {
+            log: self.clone(),
+            partition: n,
+            next,
+            out: VecDeque::new(),
+        };
+        Ok(Box::new(Backfill::new(
+            Box::new(log),
+            Arc::new(self.clone()),
+            start,
+            self.chunk_rows,
+        )))
+    }
+}
+
+/// Reads the log to its present end.
+struct LogReader {
+    log: MemoryLog,
+    partition: usize,
+    next: usize,
+    out: VecDeque<Event>,
+}
+
+#[async_trait]
+impl Reader for LogReader {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        tokio::task::yield_now().await;
+        if self.out.is_empty() {
+            let world = self.log.world();
+            let Some(tx) = world.logs[self.partition].get(self.next).cloned() else {
+                return Ok(None);
+            };
+            self.next += 1;
+            self.out.push_back(Event::Begin(Tx {
+                id: tx.id,
+                committed_at: None,
+            }));
+            for change in tx.changes {
+                self.out.push_back(event(&world, change)?);
+            }
+            let position = Position(self.next.to_string());
+            self.out.push_back(Event::Boundary {
+                position,
+                committed_at: None,
+                tx: Some(tx.id),
+            });
+        }
+        Ok(self.out.pop_front())
+    }
+
+    async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        self.log.world().acknowledged[self.partition] = Some(durable.clone());
+        Ok(())
+    }
+}
+
+fn event(world: &LogWorld, change: Change) -> Result<Event> {
+    Ok(match change {
+        Change::Message(prefix, content) => Event::Message {
+            prefix,
+            content: content.into(),
+        },
+        Change::Truncate(table) => Event::Truncate {
+            tables: vec![Arc::new(table)],
+            cascade: false,
+            restart_identity: false,
+        },
+        Change::Row {
+            table,
+            op,
+            row,
+            present,
+            before,
+        } => {
+            let schema = &world.tables[&table].0;
+            let presence = (!present.iter().all(|p| *p))
+                .then(|| Presence(present.iter().map(|p| Some(BooleanBuffer::from(vec![*p]))).collect()));
+            let before = before.map(|b| batch(schema, [&b])).transpose()?;
+            let ops = Ops::Each(UInt8Array::from(vec![op as u8]));
+            let rows = batch(schema, [&row])?;
+            Event::Rows(ChangeBatch::new(
+                Arc::new(table),
+                rows,
+                ops,
+                presence,
+                before,
+                Hold::none(),
+            )?)
+        }
+    })
+}
+
+#[async_trait]
+impl ChunkSource for MemoryLog {
+    async fn write_watermark(&self, content: &str) -> Result<()> {
+        self.begin(0).message(WATERMARK_PREFIX, content).commit();
+        Ok(())
+    }
+
+    async fn schema(&self, table: &TableId) -> Result<TableSchema> {
+        let missing = || Error::new(code::TABLE_MISSING, format!("table {table} does not exist"));
+        self.world().tables.get(table).map(|t| t.0.clone()).ok_or_else(missing)
+    }
+
+    async fn read_chunk(&self, table: &TableId, from: Option<&[String]>, limit: usize) -> Result<Chunk> {
+        let chunk = {
+            let world = self.world();
+            let (schema, rows) = &world.visible.as_ref().unwrap_or(&world.tables)[table];
+            let mut rows = rows.iter().filter(|(k, _)| from.is_none_or(|f| k.as_slice() >= f));
+            let page: Vec<&Row> = rows.by_ref().take(limit).map(|(_, r)| r).collect();
+            let next = rows.next().map(|(k, _)| k.clone());
+            Chunk {
+                rows: batch(schema, page)?,
+                range: KeyRange {
+                    columns: schema.key.clone(),
+                    lower: from.map(<[String]>::to_vec),
+                    upper: next.clone(),
+                },
+                next,
+                in_progress: world.invisible.clone(),
+            }
+        };
+        self.run_between();
+        Ok(chunk)
+    }
+
+    async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk> {
+        let chunk = {
+            let world = self.world();
+            let (schema, rows) = &world.visible.as_ref().unwrap_or(&world.tables)[table];
+            let found = keys.iter().filter_map(|k| rows.get(k));
+            let rows = batch(schema, found)?;
+            Chunk {
+                rows,
+                range: KeyRange::default(),
+                next: None,
+                in_progress: world.invisible.clone(),
+            }
+        };
+        self.run_between();
+        Ok(chunk)
+    }
+}
+
+impl MemoryLog {
+    fn run_between(&self) {
+        let work = self.world().between.pop_front();
+        if let Some(Between(work)) = work {
+            work(self);
+        }
+    }
+}

@@ -1,0 +1,649 @@
+//! Datastores: the file that describes them, what they resolve to, and how one is found by name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::at::At;
+use super::decode::{Anything, Later};
+use super::error::{ConfigError, suggestion};
+use super::secret::{Secret, SecretUrl};
+use super::units::Span;
+
+/// A configured connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Datastore {
+    /// The name by which pipelines refer to it.
+    pub name: String,
+    /// What the user says about it.
+    pub description: Option<At<String>>,
+    /// Words to find it by.
+    pub tags: Vec<String>,
+    /// What it is and how it is reached.
+    pub connection: Connection,
+}
+
+/// What a datastore is and how it is reached.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Connection {
+    /// A PostgreSQL server.
+    Postgres(Box<Postgres>),
+    /// An SQLite file.
+    Sqlite {
+        /// The file.
+        path: At<PathBuf>,
+    },
+    /// A DuckDB file.
+    DuckDb {
+        /// The file.
+        path: At<PathBuf>,
+        /// The shared library to load; the driver looks for one where none is given.
+        library: Option<At<PathBuf>>,
+    },
+    /// CSV files.
+    Csv {
+        /// A folder whose files are tables, or one file.
+        path: At<PathBuf>,
+        /// How the files are written.
+        options: CsvOptions,
+    },
+    /// Parquet files.
+    Parquet {
+        /// A folder whose files are tables, or one file.
+        path: At<PathBuf>,
+    },
+    /// A type that is known and that this version cannot open.
+    NotYet {
+        /// Its name.
+        type_name: &'static str,
+    },
+}
+
+/// The types that this version opens.
+pub const DATASTORE_TYPES: &[&str] = &["postgres", "sqlite", "duckdb", "csv", "parquet"];
+
+impl Connection {
+    /// The word of the `type` key.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Connection::Postgres(_) => "postgres",
+            Connection::Sqlite { .. } => "sqlite",
+            Connection::DuckDb { .. } => "duckdb",
+            Connection::Csv { .. } => "csv",
+            Connection::Parquet { .. } => "parquet",
+            Connection::NotYet { type_name } => type_name,
+        }
+    }
+
+    /// Whether its tables stand in schemas, so that a dot in a table's name parts the two.
+    pub fn has_schemas(&self) -> bool {
+        matches!(self, Connection::Postgres(_) | Connection::DuckDb { .. })
+    }
+}
+
+/// How to reach a PostgreSQL server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Postgres {
+    /// Host name, address, or the folder of a Unix socket.
+    pub host: At<String>,
+    /// Port.
+    pub port: At<u16>,
+    /// Role.
+    pub user: At<String>,
+    /// Password, where the server asks for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<At<Secret>>,
+    /// Database.
+    #[serde(rename = "dbname")]
+    pub database: At<String>,
+    /// Schema of tables that are named without one.
+    pub schema: At<String>,
+    /// Whether and how strictly TLS is used.
+    pub sslmode: At<SslMode>,
+    /// File of trusted root certificates; the system's where none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslrootcert: Option<At<PathBuf>>,
+    /// File of the client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslcert: Option<At<PathBuf>>,
+    /// File of the client's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslkey: Option<At<PathBuf>>,
+    /// How long to wait for a connection.
+    pub connect_timeout: At<Span>,
+    /// After how long the server ends a statement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statement_timeout: Option<At<Span>>,
+    /// Connections kept open.
+    pub min_connections: At<u32>,
+    /// Connections at most.
+    pub max_connections: At<u32>,
+    /// The name under which sessions appear at the server.
+    pub application_name: At<String>,
+}
+
+impl Postgres {
+    /// A connection with every default.
+    pub fn new(host: impl Into<At<String>>, user: impl Into<At<String>>, database: impl Into<At<String>>) -> Self {
+        Self {
+            host: host.into(),
+            port: 5432.into(),
+            user: user.into(),
+            password: None,
+            database: database.into(),
+            schema: "public".into(),
+            sslmode: SslMode::Prefer.into(),
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+            connect_timeout: Span::seconds(10).into(),
+            statement_timeout: None,
+            min_connections: 1.into(),
+            max_connections: 10.into(),
+            application_name: "synctool".into(),
+        }
+    }
+}
+
+/// Whether and how strictly TLS is used; the words and their meaning are libpq's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SslMode {
+    /// Never.
+    Disable,
+    /// If the server offers it; the default.
+    Prefer,
+    /// Always, without a look at the certificate.
+    Require,
+    /// Always, with a certificate signed by a trusted root.
+    VerifyCa,
+    /// Always, with a trusted certificate made out to the host.
+    VerifyFull,
+}
+
+/// How CSV files are written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CsvOptions {
+    /// Between fields.
+    pub delimiter: char,
+    /// Whether the first line names the columns.
+    pub header: bool,
+    /// The unquoted text that stands for NULL.
+    pub null: String,
+    /// Around fields that need it.
+    pub quote: char,
+}
+
+impl Default for CsvOptions {
+    fn default() -> Self {
+        Self {
+            delimiter: ',',
+            header: true,
+            null: String::new(),
+            quote: '"',
+        }
+    }
+}
+
+/// The datastores at hand for a pipeline, and where they were found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Datastores {
+    pub(super) entries: BTreeMap<String, At<Datastore>>,
+    pub(super) found_in: Option<FoundIn>,
+    /// Where a file was looked for, in order.
+    pub(super) looked_in: Vec<PathBuf>,
+    pub(super) not_yet: Vec<super::decode::Notice>,
+}
+
+/// Which file the datastores came from, and by which rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundIn {
+    /// The file.
+    pub path: PathBuf,
+    /// The rule, in words: `--datastores`, `datastores_path of synctool.yaml`, `beside the pipeline`.
+    pub rule: String,
+}
+
+impl Datastores {
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Datastore> {
+        self.entries.values().map(|entry| &**entry)
+    }
+
+    /// The file they came from; none where every one stands in the pipeline itself.
+    pub fn found_in(&self) -> Option<&FoundIn> {
+        self.found_in.as_ref()
+    }
+
+    /// The place where one is described, as `file:line:column`.
+    pub fn place(&self, name: &str) -> Option<String> {
+        self.entries.get(name)?.origin().map(ToString::to_string)
+    }
+
+    /// One by name, if this version can open it. The error points at the name that was asked for.
+    pub fn get(&self, name: &At<String>) -> Result<&Datastore, ConfigError> {
+        let Some(entry) = self.entries.get(&**name) else {
+            let names: Vec<&str> = self.entries.keys().map(String::as_str).collect();
+            let error = name.error(format!("there is no datastore \"{}\"", name.shown()));
+            return Err(match (suggestion(name, "datastores", &names), &self.found_in) {
+                (Some(help), _) => error.with_help(help),
+                (None, Some(found)) => error.with_help(format!("{} describes none", found.path.display())),
+                (None, None) => {
+                    let looked: Vec<String> = self.looked_in.iter().map(|p| p.display().to_string()).collect();
+                    error.with_help(format!(
+                        "no datastores file was found (looked for {}); name one by --datastores",
+                        looked.join(", ")
+                    ))
+                }
+            });
+        };
+        match &entry.connection {
+            Connection::NotYet { type_name } => Err(not_yet(
+                entry.error(format!("datastore \"{}\" is of type {type_name}", entry.name)),
+            )),
+            _ => Ok(entry),
+        }
+    }
+}
+
+/// The error for a type of datastore that only a later version opens.
+pub(super) fn not_yet(mut error: ConfigError) -> ConfigError {
+    error.message.push_str(", which is not in this version yet");
+    error.with_help(format!("this version opens {}", DATASTORE_TYPES.join(", ")))
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The file
+
+/// A datastores file: connections by name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(title = "SyncTool datastores", deny_unknown_fields)]
+pub(super) struct DatastoresFile {
+    /// Connections by name.
+    pub(super) datastores: BTreeMap<String, At<DatastoreEntry>>,
+}
+
+/// One connection; `type` says what it is.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(tag = "type")]
+pub(super) enum DatastoreEntry {
+    /// A PostgreSQL server.
+    Postgres(Box<PostgresEntry>),
+    /// An SQLite file.
+    Sqlite(FileEntry),
+    /// A DuckDB file.
+    DuckDb(DuckDbEntry),
+    /// A folder of CSV files, or one.
+    Csv(CsvEntry),
+    /// A folder of Parquet files, or one.
+    Parquet(FileEntry),
+    #[schemars(skip)]
+    MySql(Anything),
+    #[schemars(skip)]
+    MariaDb(Anything),
+    #[schemars(skip)]
+    ClickHouse(Anything),
+    #[schemars(skip)]
+    StarRocks(Anything),
+    #[schemars(skip)]
+    S3(Anything),
+    #[schemars(skip)]
+    MinIo(Anything),
+    #[schemars(skip)]
+    Redis(Anything),
+    #[schemars(skip)]
+    Kafka(Anything),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "read and checked, and not acted upon in this version")]
+pub(super) struct PostgresEntry {
+    /// How to reach the server.
+    connection: Option<At<PostgresConnection>>,
+    /// The same as one URL: `postgresql://user:password@host:5432/database?sslmode=require`.
+    url: Option<At<SecretUrl>>,
+    /// What it is, for people.
+    description: Option<At<String>>,
+    /// Words to find it by.
+    tags: Option<Vec<String>>,
+    additional_capabilities: Option<Later<Anything>>,
+    disabled_capabilities: Option<Later<Anything>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct PostgresConnection {
+    /// The whole connection as one URL; keys beside it win over its parts.
+    url: Option<At<SecretUrl>>,
+    /// Host name, address, or the folder of a Unix socket. Default: localhost.
+    host: Option<At<String>>,
+    /// Default: 5432.
+    port: Option<At<u16>>,
+    user: Option<At<String>>,
+    password: Option<At<Secret>>,
+    dbname: Option<At<String>>,
+    /// Another name of `dbname`.
+    database: Option<At<String>>,
+    /// Schema of tables that are named without one. Default: public.
+    schema: Option<At<String>>,
+    /// Default: prefer.
+    sslmode: Option<At<SslMode>>,
+    /// File of trusted root certificates.
+    sslrootcert: Option<At<PathBuf>>,
+    /// File of the client's certificate.
+    sslcert: Option<At<PathBuf>>,
+    /// File of the client's key.
+    sslkey: Option<At<PathBuf>>,
+    /// Default: 10s.
+    connect_timeout: Option<At<Span>>,
+    /// Default: the server's.
+    statement_timeout: Option<At<Span>>,
+    /// Default: 1.
+    min_connections: Option<At<u32>>,
+    /// Default: 10.
+    max_connections: Option<At<u32>>,
+    /// Default: synctool.
+    application_name: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct FileEntry {
+    /// The file or folder; relative to this file.
+    path: Option<At<PathBuf>>,
+    connection: Option<PathConnection>,
+    /// What it is, for people.
+    description: Option<At<String>>,
+    /// Words to find it by.
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct DuckDbEntry {
+    /// The file; relative to this file.
+    path: Option<At<PathBuf>>,
+    connection: Option<DuckDbConnection>,
+    /// The path of libduckdb.so.
+    library: Option<At<PathBuf>>,
+    /// What it is, for people.
+    description: Option<At<String>>,
+    /// Words to find it by.
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct CsvEntry {
+    /// A folder whose files are tables, or one file; relative to this file.
+    path: Option<At<PathBuf>>,
+    connection: Option<PathConnection>,
+    /// Between fields; one character or the word tab. Default: a comma.
+    delimiter: Option<At<String>>,
+    /// Whether the first line names the columns. Default: true.
+    header: Option<bool>,
+    /// The unquoted text that stands for NULL. Default: nothing.
+    null: Option<String>,
+    /// Around fields that need it. Default: a double quote.
+    quote: Option<At<char>>,
+    /// What it is, for people.
+    description: Option<At<String>>,
+    /// Words to find it by.
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct PathConnection {
+    /// The file or folder; relative to this file.
+    path: At<PathBuf>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct DuckDbConnection {
+    /// The file; relative to this file.
+    path: At<PathBuf>,
+    /// The path of libduckdb.so.
+    library: Option<At<PathBuf>>,
+}
+
+/// Entries of a file → datastores. `folder` is where the file stands.
+pub(super) fn resolve(
+    entries: BTreeMap<String, At<DatastoreEntry>>,
+    folder: &Path,
+    errors: &mut Vec<ConfigError>,
+) -> BTreeMap<String, At<Datastore>> {
+    let mut resolved = BTreeMap::new();
+    for (name, entry) in entries {
+        let place = entry.with(());
+        match datastore(&name, entry, folder, errors) {
+            Ok(datastore) => {
+                resolved.insert(name, place.with(datastore));
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    resolved
+}
+
+fn datastore(
+    name: &str,
+    entry: At<DatastoreEntry>,
+    folder: &Path,
+    errors: &mut Vec<ConfigError>,
+) -> Result<Datastore, ConfigError> {
+    let place = entry.with(());
+    let beside = |path: At<PathBuf>| path.with(folder.join(&*path));
+    let one_path = |path: Option<At<PathBuf>>, below: Option<At<PathBuf>>| match (path, below) {
+        (Some(path), None) | (None, Some(path)) if path.as_os_str().is_empty() => {
+            Err(path.error(format!("datastores.{name}: the path is empty")))
+        }
+        (Some(path), None) | (None, Some(path)) => Ok(beside(path)),
+        (Some(path), Some(_)) => Err(path.error(format!("datastores.{name} has two paths"))),
+        (None, None) => Err(place.error(format!("missing key \"path\" in datastores.{name}"))),
+    };
+    let mut about = (None, None);
+    let connection = match entry.into_inner() {
+        DatastoreEntry::Postgres(entry) => {
+            about = (entry.description, entry.tags);
+            Connection::Postgres(Box::new(postgres(
+                name,
+                entry.connection,
+                entry.url,
+                folder,
+                &place,
+                errors,
+            )?))
+        }
+        DatastoreEntry::Sqlite(entry) => {
+            about = (entry.description, entry.tags);
+            let path = one_path(entry.path, entry.connection.map(|c| c.path))?;
+            if path.file_name().is_some_and(|name| name == ":memory:") {
+                return Err(path
+                    .error(format!(
+                        "datastores.{name}: a database in memory ends with each connection"
+                    ))
+                    .with_help("name a file"));
+            }
+            Connection::Sqlite { path }
+        }
+        DatastoreEntry::DuckDb(entry) => {
+            about = (entry.description, entry.tags);
+            let (below, library) = match entry.connection {
+                Some(connection) => (Some(connection.path), connection.library),
+                None => (None, None),
+            };
+            Connection::DuckDb {
+                path: one_path(entry.path, below)?,
+                library: entry.library.or(library).map(beside),
+            }
+        }
+        DatastoreEntry::Csv(entry) => {
+            about = (entry.description, entry.tags);
+            let defaults = CsvOptions::default();
+            let delimiter = match &entry.delimiter {
+                None => defaults.delimiter,
+                Some(text) => one_character(text)
+                    .ok_or_else(|| text.error(format!("datastores.{name}.delimiter must be one ASCII character")))?,
+            };
+            let quote = match &entry.quote {
+                None => defaults.quote,
+                Some(quote) if quote.is_ascii() => **quote,
+                Some(quote) => {
+                    return Err(quote.error(format!("datastores.{name}.quote must be one ASCII character")));
+                }
+            };
+            if quote == delimiter {
+                return Err(place.error(format!("datastores.{name}: quote and delimiter are the same character")));
+            }
+            Connection::Csv {
+                path: one_path(entry.path, entry.connection.map(|c| c.path))?,
+                options: CsvOptions {
+                    delimiter,
+                    header: entry.header.unwrap_or(defaults.header),
+                    null: entry.null.unwrap_or(defaults.null),
+                    quote,
+                },
+            }
+        }
+        DatastoreEntry::Parquet(entry) => {
+            about = (entry.description, entry.tags);
+            Connection::Parquet {
+                path: one_path(entry.path, entry.connection.map(|c| c.path))?,
+            }
+        }
+        DatastoreEntry::MySql(_) => Connection::NotYet { type_name: "mysql" },
+        DatastoreEntry::MariaDb(_) => Connection::NotYet { type_name: "mariadb" },
+        DatastoreEntry::ClickHouse(_) => Connection::NotYet {
+            type_name: "clickhouse",
+        },
+        DatastoreEntry::StarRocks(_) => Connection::NotYet { type_name: "starrocks" },
+        DatastoreEntry::S3(_) => Connection::NotYet { type_name: "s3" },
+        DatastoreEntry::MinIo(_) => Connection::NotYet { type_name: "minio" },
+        DatastoreEntry::Redis(_) => Connection::NotYet { type_name: "redis" },
+        DatastoreEntry::Kafka(_) => Connection::NotYet { type_name: "kafka" },
+    };
+    let (description, tags) = about;
+    Ok(Datastore {
+        name: name.to_owned(),
+        description,
+        tags: tags.unwrap_or_default(),
+        connection,
+    })
+}
+
+fn one_character(text: &str) -> Option<char> {
+    if text.eq_ignore_ascii_case("tab") || text == "\\t" {
+        return Some('\t');
+    }
+    let mut chars = text.chars();
+    chars.next().filter(|c| c.is_ascii() && chars.next().is_none())
+}
+
+fn postgres(
+    name: &str,
+    connection: Option<At<PostgresConnection>>,
+    url: Option<At<SecretUrl>>,
+    folder: &Path,
+    entry: &At<()>,
+    errors: &mut Vec<ConfigError>,
+) -> Result<Postgres, ConfigError> {
+    let place = connection.as_ref().map_or_else(|| entry.clone(), |c| c.with(()));
+    let keys = connection.map(At::into_inner).unwrap_or_default();
+    if let (Some(url), Some(_)) = (&url, &keys.url) {
+        return Err(url.error(format!("datastores.{name} has two URLs")));
+    }
+    if let (Some(_), Some(database)) = (&keys.dbname, &keys.database) {
+        errors.push(database.error(format!(
+            "datastores.{name}.connection: dbname and database are the same key"
+        )));
+    }
+    let from_url = match url.or(keys.url) {
+        Some(url) => {
+            let parsed = super::uri::postgres(url.reveal())
+                .map_err(|message| url.error(format!("datastores.{name}: {message}")))?;
+            Some(parsed.placed_at(&url.with(())))
+        }
+        None => None,
+    };
+    // Every key that is missing is told, not the first alone.
+    let given_by_url = from_url.is_some();
+    let mut missing: Vec<&str> = Vec::new();
+    if !given_by_url {
+        if keys.user.is_none() {
+            missing.push("user");
+        }
+        if keys.dbname.is_none() && keys.database.is_none() {
+            missing.push("dbname");
+        }
+    }
+    if !missing.is_empty() {
+        for key in &missing[1..] {
+            errors.push(place.error(format!("missing key \"{key}\" in datastores.{name}.connection")));
+        }
+        return Err(place.error(format!(
+            "missing key \"{}\" in datastores.{name}.connection",
+            missing[0]
+        )));
+    }
+    let mut base = from_url.unwrap_or_else(|| Postgres::new("localhost", "", ""));
+    let beside = |path: At<PathBuf>| path.with(folder.join(&*path));
+    if let Some(host) = keys.host {
+        base.host = host;
+    }
+    if let Some(port) = keys.port {
+        base.port = port;
+    }
+    if let Some(user) = keys.user {
+        base.user = user;
+    }
+    if let Some(database) = keys.dbname.or(keys.database) {
+        base.database = database;
+    }
+    if let Some(schema) = keys.schema {
+        base.schema = schema;
+    }
+    if let Some(mode) = keys.sslmode {
+        base.sslmode = mode;
+    }
+    if let Some(timeout) = keys.connect_timeout {
+        base.connect_timeout = timeout;
+    }
+    if let Some(n) = keys.min_connections {
+        base.min_connections = n;
+    }
+    if let Some(n) = keys.max_connections {
+        base.max_connections = n;
+    }
+    if let Some(name) = keys.application_name {
+        base.application_name = name;
+    }
+    base.password = keys.password.or(base.password);
+    base.statement_timeout = keys.statement_timeout.or(base.statement_timeout);
+    base.sslrootcert = keys.sslrootcert.or(base.sslrootcert).map(beside);
+    base.sslcert = keys.sslcert.or(base.sslcert).map(beside);
+    base.sslkey = keys.sslkey.or(base.sslkey).map(beside);
+    for (key, value) in [("host", &base.host), ("user", &base.user), ("dbname", &base.database)] {
+        if value.is_empty() {
+            errors.push(value.error(format!("datastores.{name}.connection.{key} is empty")));
+        }
+    }
+    if *base.max_connections == 0 || *base.min_connections > *base.max_connections {
+        let message = format!("datastores.{name}.connection.max_connections must be at least 1 and min_connections");
+        errors.push(base.max_connections.error(message));
+    }
+    if base.sslcert.is_some() != base.sslkey.is_some() {
+        let one = base
+            .sslcert
+            .as_ref()
+            .or(base.sslkey.as_ref())
+            .unwrap_or_else(|| unreachable!("one is set"));
+        errors.push(one.error(format!("datastores.{name}.connection: sslcert and sslkey go together")));
+    }
+    Ok(base)
+}

@@ -2,3 +2,4 @@
 
 #[cfg(feature = "duckdb")]
 mod duckdb;
+mod object;

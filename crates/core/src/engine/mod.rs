@@ -146,7 +146,7 @@ impl Engine {
         draft: impl Future<Output = Result<Plan>>,
     ) -> Result<(Plan, bool)> {
         let (plan, resumed) = self
-            .retry("planning", async || {
+            .retry("planning", || async move {
                 match self.destination.stored_plan(pipeline).await? {
                     Some(stored) if !stored.finished => {
                         check_unchanged(&stored.plan, semantics)?;
@@ -172,7 +172,7 @@ impl Engine {
         Ok((plan, resumed))
     }
 
-    async fn retry<T>(&self, what: &str, work: impl AsyncFn() -> Result<T>) -> Result<T> {
+    async fn retry<T, F: Future<Output = Result<T>>>(&self, what: &str, work: impl Fn() -> F) -> Result<T> {
         let mut failed = 0;
         let id = PartitionId::from(what);
         loop {
@@ -237,24 +237,24 @@ impl Engine {
         }
         drop(grace);
         let partitions = plan.partitions().count();
-        let mut ledger = self.retry("ledger", async || self.ledger(plan).await).await?;
+        let mut ledger = self.retry("ledger", || self.ledger(plan)).await?;
         ledger.check()?;
         let loads = plan.tables.iter().any(|t| t.publish != Publish::Direct);
         let mut verified = None;
         if loads {
             self.step(Step::Sealing);
-            self.retry("sealing", async || self.destination.seal(plan).await)
+            self.retry("sealing", || self.destination.seal(plan))
                 .await?;
             self.stop_here()?;
             self.step(Step::Verifying);
             verified = self
-                .retry("verifying", async || self.verify(&shared, &ledger).await)
+                .retry("verifying", || self.verify(&shared, &ledger))
                 .await?;
             self.stop_here()?;
         }
         self.step(Step::Publishing);
         let published = self
-            .retry("publishing", async || self.destination.publish(plan).await)
+            .retry("publishing", || self.destination.publish(plan))
             .await?;
         if loads {
             ledger.published = Some(published.applied);

@@ -70,7 +70,7 @@ pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
     /// `Ok` when nothing is wrong, else all of it, sorted by place and without repetitions.
-    pub(super) fn check(mut errors: Vec<ConfigError>) -> Result<(), Self> {
+    pub(crate) fn check(mut errors: Vec<ConfigError>) -> Result<(), Self> {
         if errors.is_empty() {
             return Ok(());
         }
@@ -122,7 +122,7 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 /// The word of `allowed` that was probably meant by `word`.
-pub(super) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let folded = word.to_lowercase();
     allowed
         .into_iter()
@@ -139,7 +139,7 @@ pub(super) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>
 }
 
 /// "did you mean …? <label>: a, b, c", as far as there is something to say.
-pub(super) fn suggestion(word: &str, label: &str, allowed: &[&str]) -> Option<String> {
+pub(crate) fn suggestion(word: &str, label: &str, allowed: &[&str]) -> Option<String> {
     let mut help = match nearest(word, allowed.iter().copied()) {
         Some(candidate) => format!("did you mean \"{candidate}\"?"),
         None => String::new(),

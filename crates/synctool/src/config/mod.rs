@@ -16,7 +16,7 @@
 mod at;
 mod datastores;
 mod decode;
-mod error;
+pub(crate) mod error;
 mod form;
 mod generations;
 mod global;

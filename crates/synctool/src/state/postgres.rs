@@ -120,7 +120,7 @@ impl Postgres {
             return Err(newer(&self.place));
         }
         if version < MIGRATIONS.len() {
-            for text in MIGRATIONS[version..].iter().copied().flatten() {
+            for text in MIGRATIONS[version..].concat() {
                 let text = text
                     .replace("{blob}", "BYTEA")
                     .replace("{key}", "TEXT COLLATE \"C\"")

@@ -1,0 +1,319 @@
+//! The destination: plans, checks and the doors to sink and publishing.
+
+use super::control::Control;
+use super::sink::{FileSink, only_loads};
+use super::source::{self, Files};
+use super::table::{CONTROL, Located, Place, Shape};
+use super::{Format, blocking, publish, store, types};
+use async_trait::async_trait;
+use std::path::Path;
+use std::sync::Arc;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
+use synctool_core::plan::{Plan, PlannedTable, Publish};
+use synctool_core::progress::Checkpoint;
+use synctool_core::schema::{Column, TableId, TableSchema};
+use synctool_core::sink::Published;
+use synctool_core::sink::{Destination, Guarantee, Sink, SinkTraits, StoredAs, StoredPlan};
+use synctool_core::source::{Finding, Source};
+
+/// How many part files are written at the same time into a folder.
+const WRITERS: usize = 4;
+
+/// A folder of tables, or one file, to write to.
+pub(super) struct Folder {
+    place: Arc<Place>,
+}
+
+impl Folder {
+    pub(super) fn new(place: Arc<Place>) -> Self {
+        Folder { place }
+    }
+
+    fn control(&self, pipeline: &str) -> Control {
+        Control::new(self.place.dir(), pipeline)
+    }
+
+    async fn locate(&self, table: &TableId) -> Result<Option<Located>> {
+        let (place, table) = (self.place.clone(), table.clone());
+        blocking(move || {
+            place.writable_name(&table)?;
+            place.locate(&table)
+        })
+        .await
+    }
+
+    /// Refuses what files cannot do, and names that cannot be files.
+    fn check(&self, plan: &Plan) -> Result<()> {
+        for table in &plan.tables {
+            self.place.writable_name(&table.destination)?;
+            match table.publish {
+                Publish::Create | Publish::Swap => {}
+                Publish::Direct => return Err(only_loads().at("table", table.destination.to_string())),
+                Publish::Merge { .. } => {
+                    return Err(Error::new(
+                        code::UNSUPPORTED,
+                        "files cannot be merged into, only replaced or added to",
+                    )
+                    .at("table", table.destination.to_string())
+                    .hint("set full_mode: swap (replace) or append"));
+                }
+                Publish::Append if self.place.single.is_some() => {
+                    return Err(Error::new(code::UNSUPPORTED, "rows cannot be added to a single file")
+                        .at("table", table.destination.to_string())
+                        .hint("give a folder as path, or set full_mode: swap"));
+                }
+                Publish::Append => self.check_append(table)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Files that are added must read like those that are there.
+    fn check_append(&self, table: &PlannedTable) -> Result<()> {
+        let Some(located) = self.place.locate(&table.destination)? else {
+            return Ok(());
+        };
+        let refuse = |why: String| {
+            Err(Error::new(code::SCHEMA_MISMATCH, why)
+                .at("table", table.destination.to_string())
+                .hint("replace the table with full_mode: swap"))
+        };
+        if located.shape == Shape::File {
+            return refuse("the table is a single file, to which no rows can be added".into());
+        }
+        if located.format != self.place.config.format && matches!(located.format, Format::Csv(_)) {
+            return refuse("the CSV files that are there were written with other settings".into());
+        }
+        for there in &source::describe(&located)?.columns {
+            match table.schema.column(&there.name) {
+                None => {
+                    return refuse(format!(
+                        "column {} of the files that are there is not written",
+                        there.name
+                    ));
+                }
+                Some(new) if !new.ty.fits(&there.ty) => {
+                    return refuse(format!(
+                        "column {} is {} there, which does not hold {}",
+                        there.name, there.ty, new.ty
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Destination for Folder {
+    fn engine(&self) -> &'static str {
+        self.place.config.format.name()
+    }
+
+    fn traits(&self) -> SinkTraits {
+        let single = self.place.single.is_some();
+        SinkTraits {
+            writers: if single { 1 } else { WRITERS },
+            transactional_ddl: false,
+            guarantee: Guarantee::EffectivelyOnce,
+            applies_changes: false,
+            single_partition: single,
+        }
+    }
+
+    fn store_as(&self, _source_engine: &str, column: &Column) -> StoredAs {
+        match &self.place.config.format {
+            Format::Csv(_) => types::store_in_csv(column),
+            Format::Parquet(_) => types::store_in_parquet(column),
+        }
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<Option<TableSchema>> {
+        let Some(located) = self.locate(table).await? else {
+            return Ok(None);
+        };
+        blocking(move || source::describe(&located).map(Some)).await
+    }
+
+    async fn is_empty(&self, table: &TableId) -> Result<bool> {
+        let Some(located) = self.locate(table).await? else {
+            return Ok(true);
+        };
+        blocking(move || Ok(source::count(&located)? == 0)).await
+    }
+
+    async fn made_here(&self, table: &TableId) -> Result<bool> {
+        Ok(self.locate(table).await?.is_some_and(|l| l.known.is_some()))
+    }
+
+    async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {
+        let Some(located) = self.locate(table).await? else {
+            return Ok(Vec::new());
+        };
+        let wanted = wanted.clone();
+        blocking(move || {
+            let extra = source::describe(&located)?.difference(&wanted).extra;
+            let mut obstacles: Vec<String> = extra
+                .iter()
+                .map(|c| format!("column {} would be lost", c.name))
+                .collect();
+            let strangers = source::strangers(&located)?;
+            if !strangers.is_empty() {
+                obstacles.push(format!("its folder also holds {}", strangers.join(", ")));
+            }
+            Ok(obstacles)
+        })
+        .await
+    }
+
+    async fn preview(&self, plan: &Plan) -> Result<Vec<String>> {
+        self.check(plan)?;
+        let control = self.control(&plan.pipeline);
+        let mut steps = vec![format!(
+            "write part files into {}",
+            control.load_dir(control.generation()? + 1).join("part").display()
+        )];
+        for table in &plan.tables {
+            let name = self.place.writable_name(&table.destination)?;
+            let verb = match table.publish {
+                Publish::Append => "add them to",
+                Publish::Swap => "put them in the place of",
+                _ => "move them to",
+            };
+            let target = match self.place.file_of(name)? {
+                Some(file) => format!("{} (joined into one file, by one rename)", file.display()),
+                None => format!("{} (by one manifest)", self.place.folder_of(name).display()),
+            };
+            steps.push(format!("{verb} {target}"));
+        }
+        Ok(steps)
+    }
+
+    async fn stored_plan(&self, pipeline: &str) -> Result<Option<StoredPlan>> {
+        let control = self.control(pipeline);
+        blocking(move || {
+            let Some(plan) = control.plan()? else { return Ok(None) };
+            let finished = control.done(plan.generation.0)?.is_some();
+            Ok(Some(StoredPlan { plan, finished }))
+        })
+        .await
+    }
+
+    async fn prepare(&self, plan: Plan) -> Result<Plan> {
+        failpoint("prepare.before")?;
+        let (place, control) = (self.place.clone(), self.control(&plan.pipeline));
+        let plan = blocking(move || {
+            Folder::new(place.clone()).check(&plan)?;
+            store::create_dir(place.dir())?;
+            control
+                .raise(Some(plan))?
+                .ok_or_else(|| Error::bug("a raised generation lost its plan"))
+        })
+        .await?;
+        failpoint("prepare.after")?;
+        Ok(plan)
+    }
+
+    async fn checkpoint(&self, plan: &Plan) -> Result<Checkpoint> {
+        let (control, plan) = (self.control(&plan.pipeline), plan.clone());
+        blocking(move || {
+            let mut log = control.log(&plan);
+            log.catch_up()?;
+            Ok(log.checkpoint())
+        })
+        .await
+    }
+
+    async fn open_sink(&self, plan: &Plan) -> Result<Box<dyn Sink>> {
+        let format = self.place.config.format.clone();
+        let sink = FileSink::open(self.control(&plan.pipeline), plan.clone(), format).await?;
+        Ok(Box::new(sink))
+    }
+
+    async fn seal(&self, plan: &Plan) -> Result<()> {
+        let (place, control, plan) = (self.place.clone(), self.control(&plan.pipeline), plan.clone());
+        blocking(move || publish::seal(&place, &control, &plan)).await?;
+        failpoint("seal.after")
+    }
+
+    fn read_back(&self, plan: &Plan, index: usize) -> Option<(Arc<dyn Source>, TableId)> {
+        let table = TableId::bare(plan.load_name(index));
+        let (place, control, plan) = (self.place.clone(), self.control(&plan.pipeline), plan.clone());
+        let find = move || publish::load(&place, &control, &plan, index);
+        Some((Arc::new(Files::load(self.place.clone(), table.clone(), find)), table))
+    }
+
+    async fn publish(&self, plan: &Plan) -> Result<Published> {
+        let (place, control, plan) = (self.place.clone(), self.control(&plan.pipeline), plan.clone());
+        blocking(move || publish::publish(&place, &control, &plan)).await
+    }
+
+    async fn forget(&self, pipeline: &str) -> Result<()> {
+        let control = self.control(pipeline);
+        blocking(move || match control.generation()? {
+            0 => Ok(()),
+            _ => control.raise(None).map(|_| ()),
+        })
+        .await
+    }
+
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        let (place, tables) = (self.place.clone(), tables.to_vec());
+        let examined = blocking(move || Ok(examine(&place, &tables))).await;
+        examined.unwrap_or_default()
+    }
+}
+
+fn examine(place: &Place, tables: &[TableId]) -> Vec<Finding> {
+    let dir = nearest(place.dir());
+    let mut findings = Vec::new();
+    let probe = store::temp_beside(&dir.join(CONTROL));
+    let written = std::fs::write(&probe, b"probe").and_then(|()| std::fs::remove_file(&probe));
+    findings.push(Finding {
+        what: format!("{} can be written", place.dir().display()),
+        ok: written.is_ok(),
+        found: written.as_ref().map_or_else(ToString::to_string, |()| "yes".into()),
+        fix: match written {
+            Ok(()) => String::new(),
+            Err(_) => format!("give the user that runs synctool the right to write {}", dir.display()),
+        },
+    });
+    if let Ok(free) = fs4::available_space(dir) {
+        let ok = free > 1 << 30;
+        findings.push(Finding {
+            what: format!("free space for {}", place.dir().display()),
+            ok,
+            found: format!("{} MiB; a load needs room beside the table it replaces", free >> 20),
+            fix: if ok {
+                String::new()
+            } else {
+                "free space on that disk".into()
+            },
+        });
+    }
+    for table in tables {
+        if let Err(e) = place.writable_name(table) {
+            findings.push(Finding {
+                what: format!("table {table} can be written"),
+                ok: false,
+                found: e.message().to_string(),
+                fix: e.next_step().unwrap_or_default().to_string(),
+            });
+        }
+    }
+    findings
+}
+
+/// The folder, or the nearest one above that exists: the one that decides about rights and space.
+fn nearest(dir: &Path) -> &Path {
+    let mut at = dir;
+    while !at.is_dir() {
+        match at.parent() {
+            Some(p) if !p.as_os_str().is_empty() => at = p,
+            _ => return Path::new("."),
+        }
+    }
+    at
+}

@@ -1,0 +1,410 @@
+//! The end of a load: sealing (small files are joined), and publishing (the files become the table in one step).
+//!
+//! A folder's step is its next manifest, which exactly one writer can create; a single file's is one rename. Both can be
+//! repeated after a crash: the manifest names the loads it holds, and a renamed file is the same file as its load's.
+
+use super::control::{Control, Part, Sealed, SealedTable, fenced, gone};
+use super::sink::{create_part, extension, paths, unfinished};
+use super::source;
+use super::store::{self, Put, io_error};
+use super::table::{DataFile, Load, Located, Manifest, Place, Shape, manifest_name, manifest_version};
+use super::{Format, csv, parquet};
+use std::collections::HashMap;
+use std::path::Path;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
+use synctool_core::ledger::Applied;
+use synctool_core::plan::{Plan, PlannedTable, Publish};
+use synctool_core::progress::PartitionId;
+use synctool_core::sink::Published;
+
+/// Smaller files of a load are joined with their neighbours …
+const SMALL: u64 = 4 << 20;
+/// … up to this size.
+const JOINED: u64 = 64 << 20;
+
+/// Decides which files will be published. Repeatable: the first decision stands.
+pub(super) fn seal(place: &Place, control: &Control, plan: &Plan) -> Result<()> {
+    if control.done(plan.generation.0)?.is_some() || control.sealed(plan)?.is_some() {
+        return Ok(());
+    }
+    control.check_generation(plan)?;
+    let mut log = control.log(plan);
+    log.catch_up()?;
+    if let Some(open) = plan.partitions().find(|p| !log.state(&p.id).done) {
+        return Err(unfinished(&open.id));
+    }
+    let order: HashMap<&PartitionId, usize> = plan.partitions().enumerate().map(|(i, p)| (&p.id, i)).collect();
+    let mut parts: Vec<&Part> = log.parts.iter().collect();
+    parts.sort_by_key(|p| p.partition.as_ref().and_then(|id| order.get(id)));
+    let dir = control.part_dir(plan);
+    let mut tables = Vec::new();
+    for (index, table) in plan.tables.iter().enumerate() {
+        let files: Vec<DataFile> = parts
+            .iter()
+            .filter(|p| p.table == index)
+            .map(|p| p.file.clone())
+            .collect();
+        let name = place.writable_name(&table.destination)?;
+        // A table that is one file stays one file.
+        let shape = match place.file_of(name)? {
+            Some(_) => Shape::File,
+            None => Shape::Folder,
+        };
+        let mut sealed = Vec::new();
+        for (i, run) in runs(files, shape).into_iter().enumerate() {
+            sealed.push(match run.as_slice() {
+                [one] => one.clone(),
+                several => join(several, &dir, &format!("joined-{index}-{i}"), &place.config.format)?,
+            });
+        }
+        if sealed.is_empty() {
+            sealed.push(empty(table, &dir, &format!("empty-{index}"), &place.config.format)?);
+        }
+        tables.push(SealedTable { shape, files: sealed });
+    }
+    store::sync_dir(&dir)?;
+    control.seal(plan, &Sealed { tables })
+}
+
+/// Files in the groups that become one file each.
+fn runs(files: Vec<DataFile>, shape: Shape) -> Vec<Vec<DataFile>> {
+    let mut runs: Vec<Vec<DataFile>> = Vec::new();
+    for file in files {
+        let joins = runs.last().is_some_and(|run| {
+            let bytes: u64 = run.iter().map(|f| f.bytes).sum();
+            shape == Shape::File || (file.bytes < SMALL && bytes < JOINED && run.iter().all(|f| f.bytes < SMALL))
+        });
+        match runs.last_mut() {
+            Some(run) if joins => run.push(file),
+            _ => runs.push(vec![file]),
+        }
+    }
+    runs
+}
+
+fn join(files: &[DataFile], dir: &Path, name: &str, format: &Format) -> Result<DataFile> {
+    let name = format!("{name}.{}", extension(format));
+    let (path, temp) = (dir.join(&name), store::temp_beside(&dir.join(&name)));
+    let parts = paths(dir, files);
+    match format {
+        Format::Csv(options) => csv::join(&parts, &temp, options)?,
+        Format::Parquet(_) => parquet::join(&parts, &temp)?,
+    }
+    store::rename(&temp, &path)?;
+    let bytes = path.metadata().map_err(|e| io_error("read", &path, e))?.len();
+    Ok(DataFile {
+        name,
+        rows: Some(files.iter().filter_map(|f| f.rows).sum()),
+        bytes,
+    })
+}
+
+/// A table without rows still has columns, and a file that says so.
+fn empty(table: &PlannedTable, dir: &Path, name: &str, format: &Format) -> Result<DataFile> {
+    let name = format!("{name}.{}", extension(format));
+    let temp = store::temp_beside(&dir.join(&name));
+    let (rows, bytes) = create_part(&temp, &table.schema, format)?.finish()?;
+    store::rename(&temp, &dir.join(&name))?;
+    Ok(DataFile {
+        name,
+        rows: Some(rows),
+        bytes,
+    })
+}
+
+/// The sealed files of a load, for reading them back.
+pub(super) fn load(place: &Place, control: &Control, plan: &Plan, index: usize) -> Result<Located> {
+    let sealed = control.sealed(plan)?.ok_or_else(|| gone(plan))?;
+    let (table, planned) = match (sealed.tables.into_iter().nth(index), plan.tables.get(index)) {
+        (Some(sealed), Some(planned)) => (sealed, planned),
+        _ => return Err(Error::bug("a load of a table that is not in the plan")),
+    };
+    Ok(Located {
+        shape: Shape::Folder,
+        root: control.part_dir(plan),
+        known: Some(manifest(place, planned, table.files.clone(), Vec::new())),
+        files: table.files,
+        version: 0,
+        format: place.config.format.clone(),
+    })
+}
+
+fn manifest(place: &Place, table: &PlannedTable, files: Vec<DataFile>, loads: Vec<Load>) -> Manifest {
+    Manifest::new(&place.config.format, table.schema.clone(), files, loads)
+}
+
+/// Makes the load the table.
+pub(super) fn publish(place: &Place, control: &Control, plan: &Plan) -> Result<Published> {
+    failpoint("publish.before")?;
+    if let Some(done) = control.done(plan.generation.0)? {
+        control.fold(plan.generation.0)?;
+        return Ok(Published { applied: done.applied });
+    }
+    control.check_generation(plan)?;
+    let sealed = control
+        .sealed(plan)?
+        .ok_or_else(|| Error::bug("publishing a load that was not sealed"))?;
+    let mut applied = Applied::default();
+    for (table, sealed) in plan.tables.iter().zip(&sealed.tables) {
+        let publishing = Publishing {
+            place,
+            control,
+            plan,
+            table,
+            sealed,
+        };
+        let did = match sealed.shape {
+            Shape::File => publishing.file(),
+            Shape::Folder => publishing.folder(),
+        };
+        applied += did.map_err(|e| e.at("table", table.destination.to_string()))?;
+    }
+    control.finish(plan, applied)?;
+    failpoint("publish.after")?;
+    Ok(Published { applied })
+}
+
+struct Publishing<'a> {
+    place: &'a Place,
+    control: &'a Control,
+    plan: &'a Plan,
+    table: &'a PlannedTable,
+    sealed: &'a SealedTable,
+}
+
+impl Publishing<'_> {
+    /// What this load does to the table, if the guard allows it.
+    fn judge(&self, existing: Option<&Located>) -> Result<Applied> {
+        let rows = self.sealed.rows();
+        let mut applied = Applied::inserts(rows);
+        match (&self.table.publish, existing) {
+            (Publish::Create, Some(_)) => {
+                return Err(Error::new(
+                    code::REFUSED,
+                    "the table exists now, and did not when the run was planned",
+                )
+                .hint("start over with `synctool state reset`, and full_mode: swap if it is to be replaced"));
+            }
+            (Publish::Swap, Some(located)) => {
+                let before = source::count(located)?;
+                // Rows are not compared: what can be said is by how many the table shrinks.
+                applied.deleted = before.saturating_sub(rows);
+                if !self.plan.guard.allows(before, applied.deleted, rows) {
+                    return Err(Error::new(
+                        code::MASS_DELETE,
+                        format!("the table would go from {before} rows to {rows}"),
+                    )
+                    .hint("check the source; if it is meant, run again with --allow-mass-delete"));
+                }
+            }
+            _ => {}
+        }
+        Ok(applied)
+    }
+
+    fn me(&self, applied: Applied) -> Load {
+        Load {
+            pipeline: self.control.pipeline.clone(),
+            generation: self.plan.generation.0,
+            applied,
+        }
+    }
+
+    /// One rename. What we know about the file is there before, under a name that only this file's content has.
+    fn file(&self) -> Result<Applied> {
+        let name = self.place.writable_name(&self.table.destination)?;
+        let target = self
+            .place
+            .file_of(name)?
+            .ok_or_else(|| fenced("the file that was to be replaced is gone".into()))?;
+        let [file] = self.sealed.files.as_slice() else {
+            return Err(Error::bug("a single file was sealed as several"));
+        };
+        let load = self.control.part_dir(self.plan).join(&file.name);
+        if !store::exists(&load) {
+            return Err(gone(self.plan));
+        }
+        let target_name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let sidecar = self.place.sidecar(&target_name, &load)?;
+        if !store::same_file(&load, &target) {
+            let existing = self.place.locate(&self.table.destination)?;
+            let applied = self.judge(existing.as_ref())?;
+            let named = DataFile {
+                name: target_name.clone(),
+                ..file.clone()
+            };
+            let known = manifest(self.place, self.table, vec![named], vec![self.me(applied)]);
+            store::create_dir(&self.place.sidecars())?;
+            store::replace(&sidecar, &store::json(&known))?;
+            failpoint("publish.manifest")?;
+            self.control.check_generation(self.plan)?;
+            self.put(&load, &target)?;
+        }
+        failpoint("publish.moved")?;
+        let known: Manifest =
+            store::read_json(&sidecar)?.ok_or_else(|| Error::bug("what we know about a published file is lost"))?;
+        for other in store::list(&self.place.sidecars())? {
+            let path = self.place.sidecars().join(&other);
+            if path != sidecar && other.starts_with(&format!("{target_name}.")) {
+                store::remove(&path)?;
+            }
+        }
+        known
+            .load(&self.control.pipeline, self.plan.generation.0)
+            .ok_or_else(|| Error::bug("a published file was written by somebody else"))
+    }
+
+    /// The load's file gets a second name, and that one becomes the table: the load keeps its own until it is folded,
+    /// so that a repetition can see that it is done. If the load was taken away meanwhile, there is nothing to rename.
+    ///
+    /// The name in between is always the same, so a successor takes away what a zombie was about to rename.
+    fn put(&self, load: &Path, target: &Path) -> Result<()> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let between = store::parent(target).join(format!(".synctool-{}-{name}", short(&self.control.pipeline)));
+        let linked = if self.table.publish == Publish::Create {
+            std::fs::hard_link(load, target)
+        } else {
+            store::remove(&between)?;
+            std::fs::hard_link(load, &between)
+        };
+        linked.map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => gone(self.plan),
+            std::io::ErrorKind::AlreadyExists => Error::new(
+                code::REFUSED,
+                "the file exists now, and did not when the run was planned",
+            )
+            .hint("start over with `synctool state reset`, and full_mode: swap if it is to be replaced"),
+            _ => io_error("write", target, e),
+        })?;
+        match self.table.publish {
+            Publish::Create => store::sync_dir(store::parent(target)),
+            _ => store::rename(&between, target),
+        }
+    }
+
+    /// The files move into the table's folder, then one manifest makes them the table.
+    fn folder(&self) -> Result<Applied> {
+        let name = self.place.writable_name(&self.table.destination)?;
+        let folder = self.place.folder_of(name);
+        let existing = self.place.locate(&self.table.destination)?;
+        let version = existing.as_ref().map_or(0, |l| l.version);
+        let known = existing.as_ref().and_then(|l| l.known.as_ref());
+        if let Some(applied) = known.and_then(|k| k.load(&self.control.pipeline, self.plan.generation.0)) {
+            self.tidy(&folder, version)?;
+            return Ok(applied);
+        }
+        let applied = self.judge(existing.as_ref())?;
+        store::create_dir(&folder)?;
+        let mut files = self.move_in(&folder)?;
+        failpoint("publish.moved")?;
+        let mut loads = vec![self.me(applied)];
+        let mut obsolete = Vec::new();
+        let mut schema = self.table.schema.clone();
+        if let Some(located) = &existing {
+            if self.table.publish == Publish::Append {
+                let mut all = counted(located)?;
+                all.append(&mut files);
+                files = all;
+                loads.splice(0..0, known.into_iter().flat_map(|k| k.loads.clone()));
+                schema = source::describe(located)?;
+            } else {
+                obsolete = located.files.iter().map(|f| f.name.clone()).collect();
+            }
+        }
+        let mut manifest = manifest(self.place, self.table, files, loads);
+        (manifest.schema, manifest.obsolete) = (schema, obsolete);
+        self.control.check_generation(self.plan)?;
+        match store::put_if_absent(&folder.join(manifest_name(version + 1)), &store::json(&manifest))? {
+            Put::Done => {}
+            Put::Taken | Put::NoFolder => {
+                self.control.check_generation(self.plan)?;
+                return Err(Error::new(
+                    code::CONFLICT,
+                    "another run published the same table at the same time",
+                ));
+            }
+        }
+        failpoint("publish.manifest")?;
+        self.tidy(&folder, version + 1)?;
+        Ok(applied)
+    }
+
+    /// Moves the load's files, or finds that they were moved.
+    fn move_in(&self, folder: &Path) -> Result<Vec<DataFile>> {
+        let dir = self.control.part_dir(self.plan);
+        let mut moved = Vec::new();
+        for (i, file) in self.sealed.files.iter().enumerate() {
+            let name = format!("{}{i:05}.{}", self.prefix(), extension(&self.place.config.format));
+            let target = folder.join(&name);
+            match std::fs::rename(dir.join(&file.name), &target) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    if target.metadata().map(|m| m.len()).ok() != Some(file.bytes) {
+                        return Err(gone(self.plan));
+                    }
+                }
+                Err(e) => return Err(io_error("write", &target, e)),
+            }
+            moved.push(DataFile { name, ..file.clone() });
+        }
+        store::sync_dir(folder)?;
+        Ok(moved)
+    }
+
+    /// How the names of this load's files begin in the table's folder.
+    fn prefix(&self) -> String {
+        format!("part-{}-{}-", short(&self.control.pipeline), self.plan.generation)
+    }
+
+    /// Removes what the manifest no longer names: the files it replaced, older manifests, and files of older loads of this
+    /// pipeline that never got theirs.
+    fn tidy(&self, folder: &Path, version: u64) -> Result<()> {
+        store::sweep(folder)?;
+        let names = store::list(folder)?;
+        if names.iter().filter_map(|n| manifest_version(n)).any(|v| v > version) {
+            // A newer publish knows better what is still needed.
+            return Ok(());
+        }
+        let manifest: Manifest = store::read_json(&folder.join(manifest_name(version)))?
+            .ok_or_else(|| Error::bug("the manifest just written is gone"))?;
+        let own = format!("part-{}-", short(&self.control.pipeline));
+        for name in names {
+            let stale_part = || {
+                let generation = name
+                    .strip_prefix(&own)
+                    .and_then(|r| r.split('-').next()?.parse::<i64>().ok());
+                generation.is_some_and(|g| g <= self.plan.generation.0)
+            };
+            let stale = match manifest_version(&name) {
+                Some(v) => v < version,
+                None if manifest.files.iter().any(|f| f.name == name) => false,
+                None => manifest.obsolete.contains(&name) || stale_part(),
+            };
+            if stale {
+                store::remove(&folder.join(&name))?;
+            }
+        }
+        store::sync_dir(folder)
+    }
+}
+
+/// The files of a table with their rows, so that a manifest can say them.
+fn counted(located: &Located) -> Result<Vec<DataFile>> {
+    let mut files = Vec::new();
+    for file in &located.files {
+        let alone = Located {
+            files: vec![file.clone()],
+            ..located.clone()
+        };
+        files.push(DataFile {
+            rows: Some(source::count(&alone)?),
+            ..file.clone()
+        });
+    }
+    Ok(files)
+}
+
+fn short(pipeline: &str) -> String {
+    synctool_core::plan::short_hash(pipeline)
+}

@@ -1,0 +1,560 @@
+//! Reading tables that are files.
+
+use super::csv::{self, CsvRows};
+use super::parquet::{self, ParquetRows};
+use super::store::{self, io_error};
+use super::table::{DataFile, Located, Place, Shape};
+use super::{Format, blocking, types};
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use async_trait::async_trait;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use synctool_core::budget::Hold;
+use synctool_core::change::{ChangeBatch, Event};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
+use synctool_core::progress::Position;
+use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::source::{Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use tokio::task::JoinHandle;
+
+/// A slice of a Parquet file is not cut smaller than this.
+const MIN_SLICE_BYTES: u64 = 16 << 20;
+
+/// The files of a datastore, or of one load of ours.
+pub(super) struct Files {
+    place: Arc<Place>,
+    /// Finds one table instead of those of the datastore.
+    load: Option<(TableId, Arc<dyn Fn() -> Result<Located> + Send + Sync>)>,
+}
+
+impl Files {
+    pub(super) fn of(place: Arc<Place>) -> Self {
+        Files { place, load: None }
+    }
+
+    /// A source with one table, which `find` finds.
+    pub(super) fn load(
+        place: Arc<Place>,
+        table: TableId,
+        find: impl Fn() -> Result<Located> + Send + Sync + 'static,
+    ) -> Self {
+        Files {
+            place,
+            load: Some((table, Arc::new(find))),
+        }
+    }
+
+    async fn locate(&self, table: &TableId) -> Result<Located> {
+        let (place, table, load) = (self.place.clone(), table.clone(), self.load.clone());
+        blocking(move || match load {
+            Some((name, find)) if name == table => find(),
+            _ => place.locate(&table)?.ok_or_else(|| place.missing(&table)),
+        })
+        .await
+    }
+}
+
+/// A table's columns and key.
+pub(super) fn describe(located: &Located) -> Result<TableSchema> {
+    if let Some(known) = &located.known {
+        return Ok(known.schema.clone());
+    }
+    let first = located
+        .files
+        .first()
+        .ok_or_else(|| Error::bug("a table without files"))?;
+    let path = located.path(&first.name);
+    let schema = match &located.format {
+        Format::Csv(options) => TableSchema {
+            columns: csv::columns(&path, options)?,
+            key: Vec::new(),
+        },
+        Format::Parquet(_) => {
+            let footer = parquet::footer(&path)?;
+            let mut columns = Vec::new();
+            for c in types::file_columns(footer.file_metadata())? {
+                let mut column = c.column;
+                // Another file of the folder may hold NULLs.
+                column.nullable |= located.shape == Shape::Folder && located.files.len() > 1;
+                columns.push(column);
+            }
+            TableSchema {
+                columns,
+                key: types::file_key(footer.file_metadata()),
+            }
+        }
+    };
+    let mut names: Vec<&str> = schema.columns.iter().map(|c| c.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
+        return Err(
+            Error::new(code::FILE_MALFORMED, format!("column {} is there twice", twice[0]))
+                .at("file", path.display().to_string()),
+        );
+    }
+    Ok(schema)
+}
+
+/// The number of rows, counted where nobody knows it.
+pub(super) fn count(located: &Located) -> Result<u64> {
+    let mut rows = 0;
+    for file in &located.files {
+        rows += match (file.rows, &located.format) {
+            (Some(rows), _) => rows,
+            (None, Format::Csv(options)) => csv::count(&located.path(&file.name), options)?,
+            (None, Format::Parquet(_)) => parquet::footer(&located.path(&file.name))?
+                .file_metadata()
+                .num_rows()
+                .max(0) as u64,
+        };
+    }
+    Ok(rows)
+}
+
+#[async_trait]
+impl Source for Files {
+    fn engine(&self) -> &'static str {
+        self.place.config.format.name()
+    }
+
+    async fn tables(&self, _schema: Option<&str>) -> Result<Vec<TableInfo>> {
+        let place = self.place.clone();
+        blocking(move || {
+            let mut infos = Vec::new();
+            for table in place.tables()? {
+                let Some(located) = place.locate(&table)? else { continue };
+                let rows = match (&located.known, &located.format) {
+                    (None, Format::Csv(_)) => None,
+                    _ => count(&located).ok(),
+                };
+                infos.push(TableInfo {
+                    table,
+                    kind: match located.shape {
+                        Shape::File => "file".into(),
+                        Shape::Folder => "folder of files".into(),
+                    },
+                    rows,
+                    bytes: Some(located.bytes()),
+                });
+            }
+            Ok(infos)
+        })
+        .await
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        let located = self.locate(table).await?;
+        blocking(move || describe(&located)).await
+    }
+
+    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+        let located = self.locate(&read.table).await?;
+        let (read, request) = (read.clone(), request.clone());
+        blocking(move || slices(&located, &read, &request)).await
+    }
+
+    async fn open(
+        &self,
+        read: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        let located = self.locate(&read.table).await?;
+        let Work::Read(slice) = &partition.work else {
+            return Err(Error::new(code::UNSUPPORTED, "files have no log to follow"));
+        };
+        let files: VecDeque<(DataFile, Option<(usize, usize)>)> = match slice {
+            Slice::All => located.files.iter().map(|f| (f.clone(), None)).collect(),
+            Slice::File { path, groups } => {
+                // The plan may be older than the newest manifest, so the file stands for itself.
+                let file = DataFile {
+                    name: path.clone(),
+                    rows: None,
+                    bytes: 0,
+                };
+                VecDeque::from([(file, *groups)])
+            }
+            Slice::Key(_) => return Err(Error::new(code::UNSUPPORTED, "files are not read by key ranges")),
+        };
+        let mut scan = Scan {
+            schema: read.schema().arrow_schema(),
+            columns: read.columns.clone(),
+            batch_bytes: context.batch_bytes.max(1),
+            max_row_bytes: context.max_row_bytes,
+            place: partition.id.to_string(),
+            located,
+            files,
+            open: None,
+        };
+        let after = after.cloned();
+        let scan = blocking(move || {
+            scan.seek(after.as_ref())?;
+            Ok(scan)
+        })
+        .await?;
+        Ok(Box::new(FileReader {
+            table: Arc::new(read.table.clone()),
+            context: context.clone(),
+            scan: Some(scan),
+            working: None,
+            ready: None,
+            boundary: None,
+        }))
+    }
+
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for table in tables {
+            let found = self.describe(table).await;
+            findings.push(Finding {
+                what: format!("files of table {table} can be read"),
+                ok: found.is_ok(),
+                found: match &found {
+                    Ok(schema) => format!("{} columns", schema.columns.len()),
+                    Err(e) => e.message().to_string(),
+                },
+                fix: found
+                    .err()
+                    .and_then(|e| e.next_step().map(str::to_string))
+                    .unwrap_or_default(),
+            });
+        }
+        findings
+    }
+}
+
+fn slices(located: &Located, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+    let mut slices = Vec::new();
+    match &located.format {
+        Format::Csv(_) => {
+            for file in &located.files {
+                slices.push(PlannedSlice {
+                    label: file.name.clone(),
+                    slice: Slice::File {
+                        path: file.name.clone(),
+                        groups: None,
+                    },
+                    rows: file.rows.unwrap_or(0),
+                    bytes: file.bytes,
+                });
+            }
+        }
+        Format::Parquet(_) => {
+            let mut footers = Vec::new();
+            for file in &located.files {
+                let footer = parquet::footer(&located.path(&file.name))?;
+                check_supported(&footer, read).map_err(|e| e.at("file", file.name.clone()))?;
+                footers.push((file, footer));
+            }
+            let total: u64 = footers
+                .iter()
+                .flat_map(|(_, f)| f.row_groups())
+                .map(|g| parquet::group_bytes(g, None))
+                .sum();
+            let most = (total / request.min_slices.max(1) as u64)
+                .clamp(MIN_SLICE_BYTES.min(request.max_slice_bytes), request.max_slice_bytes);
+            for (file, footer) in footers {
+                slices.extend(cut(&file.name, &footer, most, request.step));
+            }
+        }
+    }
+    if slices.len() == 1 && !request.single {
+        return Ok(slices);
+    }
+    if request.single || slices.is_empty() {
+        let all = PlannedSlice {
+            label: "all".into(),
+            slice: Slice::All,
+            rows: slices.iter().map(|s| s.rows).sum(),
+            bytes: slices.iter().map(|s| s.bytes).sum(),
+        };
+        return Ok(vec![all]);
+    }
+    Ok(slices)
+}
+
+/// Row groups of a file, several together as long as they are small.
+fn cut(
+    name: &str,
+    footer: &::parquet::file::metadata::ParquetMetaData,
+    most: u64,
+    step: Option<u64>,
+) -> Vec<PlannedSlice> {
+    let mut runs: Vec<(usize, usize, u64, u64)> = Vec::new();
+    for (i, group) in footer.row_groups().iter().enumerate() {
+        let (rows, bytes) = (group.num_rows().max(0) as u64, parquet::group_bytes(group, None));
+        match runs.last_mut() {
+            Some(run) if run.3 + bytes <= most && step.is_none_or(|s| run.2 + rows <= s) => {
+                *run = (run.0, i + 1, run.2 + rows, run.3 + bytes);
+            }
+            _ => runs.push((i, i + 1, rows, bytes)),
+        }
+    }
+    let whole = runs.len() == 1;
+    runs.into_iter()
+        .map(|(from, to, rows, bytes)| PlannedSlice {
+            label: if whole {
+                name.to_string()
+            } else {
+                format!("{name}_{from}_{to}")
+            },
+            slice: Slice::File {
+                path: name.to_string(),
+                groups: (!whole).then_some((from, to)),
+            },
+            rows,
+            bytes,
+        })
+        .collect()
+}
+
+/// What cannot be read is refused when the plan is made.
+fn check_supported(footer: &::parquet::file::metadata::ParquetMetaData, read: &ReadSpec) -> Result<()> {
+    let columns = types::file_columns(footer.file_metadata())?;
+    for wanted in &read.columns {
+        let found = columns.iter().find(|c| c.column.name == wanted.source);
+        if let Some(why) = found.and_then(|c| c.unsupported) {
+            return Err(
+                Error::new(code::TYPE_UNSUPPORTED, format!("column {}: {why}", wanted.source))
+                    .hint(format!("leave column {} out", wanted.source)),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What a file is read for.
+#[derive(Clone)]
+pub(super) struct Reading {
+    pub(super) path: PathBuf,
+    pub(super) columns: Vec<ReadColumn>,
+    pub(super) schema: SchemaRef,
+    pub(super) batch_bytes: usize,
+    pub(super) max_row_bytes: usize,
+}
+
+/// The rows of one file, in batches.
+pub(super) trait FileRows: Send {
+    /// The bytes that the next batch will need.
+    fn estimate(&self) -> usize;
+    /// Where the next batch begins, for opening the file there again.
+    fn place(&self) -> String;
+    /// The next batch.
+    fn next(&mut self) -> Result<Option<RecordBatch>>;
+}
+
+/// The rows of a partition, file by file. Blocks.
+struct Scan {
+    located: Located,
+    columns: Vec<ReadColumn>,
+    schema: SchemaRef,
+    batch_bytes: usize,
+    max_row_bytes: usize,
+    /// The partition, for messages.
+    place: String,
+    files: VecDeque<(DataFile, Option<(usize, usize)>)>,
+    open: Option<OpenFile>,
+}
+
+struct OpenFile {
+    name: String,
+    /// Size and time of change: a file that changes while it is read is not two halves of one table.
+    stamp: String,
+    rows: Box<dyn FileRows>,
+}
+
+impl Scan {
+    /// Goes right behind a position of an earlier scan.
+    fn seek(&mut self, after: Option<&Position>) -> Result<()> {
+        let Some(position) = after else { return Ok(()) };
+        let (name, place, stamp) = position
+            .as_str()
+            .rsplit_once('@')
+            .and_then(|(rest, stamp)| rest.rsplit_once('#').map(|(name, place)| (name, place, stamp)))
+            .ok_or_else(|| Error::bug(format!("position {position} is not one of files")))?;
+        let changed = |why: &str| {
+            Error::new(code::FILE, format!("file {name} {why} since reading it began"))
+                .at("path", self.located.root.display().to_string())
+                .hint("start over: synctool state reset")
+        };
+        let Some(at) = self.files.iter().position(|(f, _)| f.name == name) else {
+            return Err(changed("is no longer there"));
+        };
+        self.files.drain(..at);
+        let (file, groups) = self.files.pop_front().expect("found above");
+        let open = self.open_file(&file, groups, Some(place))?;
+        if open.stamp != stamp {
+            return Err(changed("has changed"));
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn open_file(&self, file: &DataFile, groups: Option<(usize, usize)>, place: Option<&str>) -> Result<OpenFile> {
+        let path = self.located.path(&file.name);
+        let reading = Reading {
+            path: path.clone(),
+            columns: self.columns.clone(),
+            schema: self.schema.clone(),
+            batch_bytes: self.batch_bytes,
+            max_row_bytes: self.max_row_bytes,
+        };
+        let stamp = stamp(&path)?;
+        let rows: Box<dyn FileRows> = match &self.located.format {
+            Format::Csv(options) => {
+                let known = self.located.known.as_ref().map(|k| &k.schema);
+                Box::new(CsvRows::open(reading, options, known, place)?)
+            }
+            Format::Parquet(_) => Box::new(ParquetRows::open(reading, groups, place)?),
+        };
+        Ok(OpenFile {
+            name: file.name.clone(),
+            stamp,
+            rows,
+        })
+    }
+
+    fn estimate(&self) -> usize {
+        self.open
+            .as_ref()
+            .map_or(self.batch_bytes, |o| o.rows.estimate().max(1))
+    }
+
+    fn next(&mut self) -> Result<Option<(RecordBatch, Position)>> {
+        loop {
+            if self.open.is_none() {
+                let Some((file, groups)) = self.files.pop_front() else {
+                    return Ok(None);
+                };
+                self.open = Some(
+                    self.open_file(&file, groups, None)
+                        .map_err(|e| e.at("file", file.name.clone()))?,
+                );
+            }
+            let open = self.open.as_mut().expect("set above");
+            match open.rows.next().map_err(|e| e.at("file", open.name.clone()))? {
+                Some(rows) => {
+                    let position = Position(format!("{}#{}@{}", open.name, open.rows.place(), open.stamp));
+                    self.check_rows(&rows)?;
+                    return Ok(Some((rows, position)));
+                }
+                None => self.open = None,
+            }
+        }
+    }
+
+    fn check_rows(&self, rows: &RecordBatch) -> Result<()> {
+        if rows.get_array_memory_size() <= self.max_row_bytes {
+            return Ok(());
+        }
+        for row in 0..rows.num_rows() {
+            let one = rows.slice(row, 1);
+            let size: usize = one
+                .columns()
+                .iter()
+                .map(|c| c.to_data().get_slice_memory_size().unwrap_or(0))
+                .sum();
+            if size > self.max_row_bytes {
+                return Err(Error::new(
+                    code::ROW_TOO_LARGE,
+                    format!("a row has {size} bytes, more than the {} allowed", self.max_row_bytes),
+                )
+                .at("partition", self.place.clone())
+                .hint("raise max_row_bytes"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn stamp(path: &std::path::Path) -> Result<String> {
+    let meta = path.metadata().map_err(|e| io_error("read", path, e))?;
+    let changed = meta
+        .modified()
+        .ok()
+        .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(format!("{}-{}", meta.len(), changed.map_or(0, |d| d.as_nanos())))
+}
+
+/// Reads a partition. The scan works on a blocking thread and comes back with its batch, so a dropped `next` loses
+/// nothing: the work goes on and the following call picks it up.
+struct FileReader {
+    table: Arc<TableId>,
+    context: ReadContext,
+    scan: Option<Scan>,
+    working: Option<JoinHandle<(Scan, Hold, Result<Option<(RecordBatch, Position)>>)>>,
+    /// A batch that waits for the memory it turned out to need.
+    ready: Option<(RecordBatch, Position)>,
+    boundary: Option<Position>,
+}
+
+impl FileReader {
+    fn give(&mut self, rows: RecordBatch, position: Position, hold: Hold) -> Option<Event> {
+        self.boundary = Some(position);
+        Some(Event::Rows(ChangeBatch::inserts(self.table.clone(), rows, hold)))
+    }
+}
+
+#[async_trait]
+impl Reader for FileReader {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        if let Some(position) = self.boundary.take() {
+            return Ok(Some(Event::Boundary {
+                position,
+                committed_at: None,
+                tx: None,
+            }));
+        }
+        if self.context.cancel.is_cancelled() {
+            return Err(Error::new(code::INTERRUPTED, "reading was stopped"));
+        }
+        if self.ready.is_none() {
+            if self.working.is_none() {
+                let Some(scan) = &self.scan else {
+                    return Err(Error::bug("a file reader was used after it failed"));
+                };
+                let hold = self.context.budget.reserve(scan.estimate()).await;
+                let mut scan = self.scan.take().expect("checked above");
+                self.working = Some(tokio::task::spawn_blocking(move || {
+                    let next = scan.next();
+                    (scan, hold, next)
+                }));
+            }
+            let ended = self.working.as_mut().expect("set above").await;
+            self.working = None;
+            let (scan, hold, next) = ended.map_err(|e| Error::bug(format!("reading a file died: {e}")))?;
+            let estimated = scan.estimate();
+            let next = next?;
+            self.scan = Some(scan);
+            let Some((rows, position)) = next else {
+                return Ok(None);
+            };
+            if rows.get_array_memory_size() <= 2 * estimated.max(self.context.batch_bytes) {
+                return Ok(self.give(rows, position, hold));
+            }
+            self.ready = Some((rows, position));
+        }
+        // More than was thought: all of it is reserved anew, without holding the first part while waiting.
+        let bytes = self.ready.as_ref().map_or(0, |(rows, _)| rows.get_array_memory_size());
+        let hold = self.context.budget.reserve(bytes).await;
+        let (rows, position) = self.ready.take().expect("set above");
+        Ok(self.give(rows, position, hold))
+    }
+}
+
+/// Whether the files of a folder beside those of a table would be lost if it were replaced.
+pub(super) fn strangers(located: &Located) -> Result<Vec<String>> {
+    if located.shape == Shape::File {
+        return Ok(Vec::new());
+    }
+    let names = store::list(&located.root)?;
+    Ok(names
+        .into_iter()
+        .filter(|n| super::table::manifest_version(n).is_none() && !n.starts_with('.') && !n.starts_with("part-"))
+        .filter(|n| !located.files.iter().any(|f| f.name == *n))
+        .collect())
+}

@@ -1,0 +1,438 @@
+//! What may be said on the command line.
+
+use crate::config::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Keeps tables in one place equal to tables in another.
+#[derive(Debug, Parser)]
+#[command(
+    name = "synctool",
+    version,
+    about = "Keeps tables in one place equal to tables in another: by query or by file, resumable, verified.",
+    after_help = "Examples:
+  synctool copy sqlite:shop.db orders orders.csv orders       copy one table, no files needed
+  synctool init postgresql://me@db/shop orders sqlite:x.db    write a pipeline from the live catalog
+  synctool doctor orders.yaml                                 check every prerequisite, with fixes
+  synctool plan orders.yaml                                   what a run would do, and with which locks
+  synctool run orders.yaml                                    do it; run it again after any interruption
+
+Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences found, 4 refused by policy,
+5 transient (retry), 6 already running, 130 interrupted (state saved).",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    propagate_version = true
+)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) globals: Globals,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(super) struct Globals {
+    /// How results are printed on stdout.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub(super) output: Format,
+    /// No progress and no notes on stderr, only errors.
+    #[arg(long, short, global = true)]
+    pub(super) quiet: bool,
+    /// How log lines are printed on stderr.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub(super) log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as synctool=debug. Default: warn (RUST_LOG too).
+    #[arg(long, global = true, env = "SYNCTOOL_LOG_LEVEL", value_name = "LEVEL", hide_env_values = true)]
+    pub(super) log_level: Option<String>,
+    /// Where state, logs and metrics are kept. Default: ./data
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// The global configuration. Default: ./synctool.yaml, if there is one.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) global_config: Option<PathBuf>,
+    /// The datastores file. Default: datastores.yaml beside the pipeline, or in the folder above it.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) datastores: Option<PathBuf>,
+    /// Answers yes to every question.
+    #[arg(long, short, global = true)]
+    pub(super) yes: bool,
+    /// Partitions worked on at once. Default: 2.
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(super) workers: Option<u32>,
+    /// Bytes that rows on their way may take. Default: 256MiB.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = memory)]
+    pub(super) memory: Option<u64>,
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    let size: ByteSize = serde_json::from_value(text.into()).map_err(|e| e.to_string())?;
+    match size.0 {
+        n if n < 16 << 20 => Err("must be at least 16MiB".into()),
+        n => Ok(n),
+    }
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+    /// JSON, one line per item or event; a run's summary is the last line.
+    Ndjson,
+}
+
+/// How log lines are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people.
+    Text,
+    /// JSON, one line per event.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a pipeline.
+    Run(RunArgs),
+    /// Copy one table without any file.
+    Copy(CopyArgs),
+    /// Show what a run would do; nothing is changed.
+    Plan(PlanArgs),
+    /// Write a pipeline and a datastores file from the live catalog.
+    Init(InitArgs),
+    /// Check every prerequisite, privilege and setting; each problem comes with its fix.
+    Doctor(DoctorArgs),
+    /// Look at configuration files.
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(ConfigCommand),
+    /// Look at what is remembered between runs, or forget it.
+    #[command(subcommand, arg_required_else_help = true)]
+    State(StateCommand),
+    /// Look at runs of the past.
+    #[command(subcommand, arg_required_else_help = true)]
+    Runs(RunsCommand),
+    /// Look at datastores.
+    #[command(subcommand, arg_required_else_help = true)]
+    Conns(ConnsCommand),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Examples:
+  synctool completions bash > ~/.local/share/bash-completion/completions/synctool
+  synctool completions zsh > \"${fpath[1]}/_synctool\"")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which pipeline.
+#[derive(Debug, Clone, Args)]
+pub(super) struct PipelineArg {
+    /// The pipeline's file, or the name of one in ./, ./pipelines or the configured folder.
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The same, as an option.
+    #[arg(long = "config", value_name = "FILE", conflicts_with = "file")]
+    config: Option<PathBuf>,
+}
+
+impl PipelineArg {
+    /// What was said.
+    pub(super) fn said(&self) -> Option<&PathBuf> {
+        self.file.as_ref().or(self.config.as_ref())
+    }
+}
+
+/// How a run's rows are put in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FullModeArg {
+    /// Swap a table that an earlier run made, merge into any other.
+    Auto,
+    /// The loaded table takes the place of the existing one.
+    Swap,
+    /// Only rows that differ are written; rows gone from the source are deleted.
+    Upsert,
+    /// Rows are added.
+    Append,
+}
+
+/// How a run's rows are proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum VerifyArg {
+    /// As many rows stored as were read.
+    Count,
+    /// A hash of what was read against a hash of what was stored.
+    Hash,
+    /// Not at all.
+    None,
+}
+
+/// What a run and a copy understand.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Doing {
+    /// How rows are put in place. Default: as the pipeline says, else auto.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(super) full_mode: Option<FullModeArg>,
+    /// How the stored rows are proved before they are put in place. Default: hash where a table is replaced, else count.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(super) verify: Option<VerifyArg>,
+    /// Allow deleting more than 30 % and 1,000 rows, or everything because the source is empty.
+    #[arg(long)]
+    pub(super) allow_mass_delete: bool,
+    /// Forget an unfinished run instead of going on with it.
+    #[arg(long)]
+    pub(super) restart: bool,
+    /// Show the plan; nothing is changed.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  synctool run orders.yaml
+  synctool run --config orders.yaml --strategy nightly --output json
+  synctool run orders.yaml --dry-run
+
+A run that was stopped, killed or failed is taken up by running the same command again:
+finished partitions are not done again. Ctrl-C stops at the next boundary, a second one at once.")]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) pipeline: PipelineArg,
+    /// The strategy, by name or by type. Default: the first that is enabled.
+    #[arg(long, value_name = "NAME")]
+    pub(super) strategy: Option<String>,
+    /// Only rows inside these bounds, as JSON. Not for full runs.
+    #[arg(long, value_name = "JSON")]
+    pub(super) bounds: Option<String>,
+    #[command(flatten)]
+    pub(super) doing: Doing,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  synctool copy sqlite:shop.db orders postgresql://me@localhost/shop orders
+  synctool copy postgresql://me@db/shop public.orders sqlite:copy.db orders --columns id,total --key id
+  synctool copy orders.csv orders sqlite:shop.db orders --save orders.yaml
+
+A password may stand in the URI, but better in a pipeline as ${NAME}: --save writes one.
+Connections: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE, csv:FILE_OR_FOLDER,
+parquet:FILE_OR_FOLDER, or a path that ends in .csv, .parquet, .db or .sqlite.")]
+pub(super) struct CopyArgs {
+    /// Where rows come from.
+    #[arg(value_name = "SRC_URI")]
+    pub(super) source: String,
+    /// The table to read.
+    #[arg(value_name = "SRC_TABLE")]
+    pub(super) source_table: String,
+    /// Where rows go.
+    #[arg(value_name = "DST_URI")]
+    pub(super) destination: String,
+    /// The table to write; made if it is missing. Default: the name of the source's.
+    #[arg(value_name = "DST_TABLE")]
+    pub(super) destination_table: Option<String>,
+    /// Only these columns.
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    pub(super) columns: Vec<String>,
+    /// The columns that identify a row. Default: the source's primary key.
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    pub(super) key: Vec<String>,
+    /// Also write the pipeline to a file; passwords become ${NAME}.
+    #[arg(long, value_name = "FILE")]
+    pub(super) save: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) doing: Doing,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  synctool plan orders.yaml
+
+Shows the strategy and why, the partitions, each column's type at both ends and how faithfully it arrives,
+how the rows are put in place, and the SQL with its locks.")]
+pub(super) struct PlanArgs {
+    #[command(flatten)]
+    pub(super) pipeline: PipelineArg,
+    /// The strategy, by name or by type.
+    #[arg(long, value_name = "NAME")]
+    pub(super) strategy: Option<String>,
+    /// How rows are put in place.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(super) full_mode: Option<FullModeArg>,
+    /// How the stored rows are proved.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(super) verify: Option<VerifyArg>,
+    /// Plan as if an unfinished run were forgotten.
+    #[arg(long)]
+    pub(super) restart: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  synctool init postgresql://me:secret@db/shop public.orders sqlite:copy.db --dir shop
+  cd shop && synctool run orders.yaml
+
+Writes datastores.yaml and TABLE.yaml; passwords become ${NAME}. Existing files are kept unless --yes.")]
+pub(super) struct InitArgs {
+    /// Where rows come from.
+    #[arg(value_name = "SRC_URI")]
+    pub(super) source: String,
+    /// The table to read.
+    #[arg(value_name = "TABLE")]
+    pub(super) source_table: String,
+    /// Where rows go.
+    #[arg(value_name = "DST_URI")]
+    pub(super) destination: String,
+    /// The table to write. Default: the name of the source's.
+    #[arg(value_name = "DST_TABLE")]
+    pub(super) destination_table: Option<String>,
+    /// The folder to write to; made if it is missing.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(super) dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  synctool doctor orders.yaml
+  synctool doctor postgresql://me@db/shop
+
+Exits 1 if anything is not as it must be.")]
+pub(super) struct DoctorArgs {
+    /// A pipeline's file or name, or a connection URI. Default: every pipeline in this folder.
+    #[arg(value_name = "FILE_OR_URI")]
+    pub(super) what: Option<String>,
+    /// The same, as an option.
+    #[arg(long = "config", value_name = "FILE", conflicts_with = "what")]
+    pub(super) config: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Check a pipeline file and all it refers to; every mistake is told with its place.
+    #[command(after_help = "Example:\n  synctool config validate orders.yaml")]
+    Validate {
+        /// The pipeline's file.
+        #[command(flatten)]
+        pipeline: PipelineArg,
+    },
+    /// Show a pipeline as it is understood: every value with its origin, secrets masked.
+    #[command(after_help = "Example:\n  synctool config show orders.yaml")]
+    Show {
+        /// The pipeline's file.
+        #[command(flatten)]
+        pipeline: PipelineArg,
+    },
+    /// List the pipelines of a folder.
+    #[command(after_help = "Example:\n  synctool config list --config-dir ./pipelines")]
+    List {
+        /// The folder.
+        #[arg(long, value_name = "DIR")]
+        config_dir: Option<PathBuf>,
+    },
+    /// Print the JSON Schema of a kind of file, for editors.
+    #[command(after_help = "Example:
+  synctool config schema > pipeline.schema.json
+  and in the first line of a pipeline:  # yaml-language-server: $schema=pipeline.schema.json")]
+    Schema {
+        /// The kind of file.
+        #[arg(value_enum, default_value_t = SchemaArg::Pipeline)]
+        of: SchemaArg,
+    },
+}
+
+/// The files that have a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum SchemaArg {
+    /// A pipeline.
+    Pipeline,
+    /// A datastores file.
+    Datastores,
+    /// The global configuration.
+    Global,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StateCommand {
+    /// Show what is remembered of a pipeline, or of all.
+    #[command(after_help = "Examples:\n  synctool state show\n  synctool state show orders")]
+    Show {
+        /// The pipeline, by name or file.
+        pipeline: Option<String>,
+        /// Only this strategy.
+        #[arg(long, value_name = "NAME")]
+        strategy: Option<String>,
+    },
+    /// Forget an unfinished run, at the destination too. Shows what would be forgotten and asks.
+    #[command(after_help = "Example:
+  synctool state reset orders.yaml
+
+The next run starts over. Rows at the destination stay. Without a terminal, --yes is needed.")]
+    Reset {
+        /// The pipeline, by file or name.
+        pipeline: String,
+        /// Only this strategy.
+        #[arg(long, value_name = "NAME")]
+        strategy: Option<String>,
+    },
+    /// Forget old runs.
+    #[command(after_help = "Example:\n  synctool state cleanup --days 30")]
+    Cleanup {
+        /// Runs that ended longer ago.
+        #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=36500))]
+        days: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RunsCommand {
+    /// List runs, the newest first.
+    #[command(after_help = "Example:\n  synctool runs list orders --limit 5")]
+    List {
+        /// Only this pipeline's.
+        pipeline: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: usize,
+    },
+    /// Show a run with its partitions.
+    #[command(after_help = "Example:\n  synctool runs show 20260115_140000_1a2b3c")]
+    Show {
+        /// The run's id; `latest` is the newest of all.
+        run_id: String,
+    },
+    /// Print a run's log.
+    #[command(after_help = "Example:\n  synctool runs logs latest")]
+    Logs {
+        /// The run's id; `latest` is the newest of all.
+        run_id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConnsCommand {
+    /// List the configured datastores.
+    #[command(after_help = "Example:\n  synctool conns list --datastores datastores.yaml")]
+    List,
+    /// Open datastores, and tell how long it took.
+    #[command(after_help = "Examples:\n  synctool conns test\n  synctool conns test shop sqlite:copy.db")]
+    Test {
+        /// Names or connection URIs. Default: all that are configured.
+        datastores: Vec<String>,
+    },
+    /// List the tables of a datastore, or the columns of one table.
+    #[command(after_help = "Examples:
+  synctool conns discover shop
+  synctool conns discover postgresql://me@db/shop --schema public
+  synctool conns discover sqlite:shop.db orders")]
+    Discover {
+        /// A name or a connection URI.
+        datastore: String,
+        /// A table, to see its columns.
+        table: Option<String>,
+        /// Only this schema.
+        #[arg(long, value_name = "SCHEMA")]
+        schema: Option<String>,
+    },
+}

@@ -1,0 +1,85 @@
+//! `synctool config …`.
+
+use super::args::{ConfigCommand, Globals, SchemaArg};
+use super::find;
+use super::out::{self, Reply};
+use crate::config::{SchemaOf, schema};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use synctool_core::error::{Error, Result, code};
+
+/// `synctool config …`.
+pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply> {
+    match command {
+        ConfigCommand::Validate { pipeline } => {
+            let pipeline = find::pipeline(&pipeline, globals)?;
+            let loaded = pipeline.config();
+            let later = loaded.pipeline.not_yet.iter().chain(&loaded.global.not_yet);
+            let notices: Vec<String> = later.map(ToString::to_string).collect();
+            notices.iter().for_each(|n| globals.note(n));
+            let json = json!({ "valid": true, "pipeline": pipeline.name(), "file": loaded.file, "notices": notices });
+            Ok(Reply::new(json, format!("{} is valid: pipeline {}\n", loaded.file.display(), pipeline.name())))
+        }
+        ConfigCommand::Show { pipeline } => {
+            let pipeline = find::pipeline(&pipeline, globals)?;
+            Ok(Reply::new(pipeline.config().to_json(), pipeline.config().to_yaml()))
+        }
+        ConfigCommand::List { config_dir } => list(config_dir, globals),
+        ConfigCommand::Schema { of } => {
+            let schema = schema(match of {
+                SchemaArg::Pipeline => SchemaOf::Pipeline,
+                SchemaArg::Datastores => SchemaOf::Datastores,
+                SchemaArg::Global => SchemaOf::Global,
+            });
+            let text = format!("{schema:#}\n");
+            Ok(Reply::new(schema, text))
+        }
+    }
+}
+
+fn list(folder: Option<PathBuf>, globals: &Globals) -> Result<Reply> {
+    let folder = match folder {
+        Some(folder) => folder,
+        None => {
+            let configured = globals.loader().global()?.build_system.user_config_dir.to_path_buf();
+            if configured.is_dir() { configured } else { ".".into() }
+        }
+    };
+    let found = globals.loader().pipelines_in(&folder)?;
+    if found.is_empty() {
+        return Err(Error::new(code::CONFIG_INVALID, format!("there is no pipeline in {}", folder.display()))
+            .hint("name the folder with --config-dir, or write a pipeline with synctool init"));
+    }
+    let mut rows = Vec::new();
+    let mut items = Vec::new();
+    for entry in &found {
+        let file = entry.file.display().to_string();
+        match &entry.loaded {
+            Ok(loaded) => {
+                let p = &loaded.pipeline;
+                let strategies: Vec<String> = p.strategies.iter().map(|s| s.name.to_string()).collect();
+                let (from, to) = (
+                    format!("{}:{}", *p.source.datastore, *p.source.table),
+                    format!("{}:{}", *p.destination.datastore, *p.destination.table),
+                );
+                let state = if *p.enabled { "ok" } else { "disabled" };
+                rows.push(vec![p.name.to_string(), state.into(), from.clone(), to.clone(), strategies.join(", "), file.clone()]);
+                items.push(json!({
+                    "name": *p.name, "valid": true, "enabled": *p.enabled, "source": from, "destination": to,
+                    "strategies": strategies, "file": file,
+                }));
+            }
+            Err(errors) => {
+                let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                let stem = entry.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                rows.push(vec![stem, format!("{} mistakes", texts.len()), "-".into(), "-".into(), "-".into(), file.clone()]);
+                items.push(json!({ "name": Value::Null, "valid": false, "errors": texts, "file": file }));
+            }
+        }
+    }
+    let mut text = out::table(&["pipeline", "state", "source", "destination", "strategies", "file"], rows);
+    if found.iter().any(|f| f.loaded.is_err()) {
+        text.push_str("\nsynctool config validate FILE tells the mistakes of one\n");
+    }
+    Ok(Reply::new(items.into(), text))
+}

@@ -1,0 +1,86 @@
+//! `synctool copy`: one table, no files.
+
+use super::args::{CopyArgs, Globals};
+use super::out::Reply;
+use super::run;
+use super::signals::Interrupt;
+use crate::config::{ColumnMapping, Columns, Connection, Datastore, Datastores, Pipeline as Model};
+use crate::pipeline::Pipeline;
+use std::path::Path;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::short_hash;
+
+/// `synctool copy`.
+pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
+    let (from, to) = ends(&args.source, &args.destination)?;
+    let written = args.destination_table.as_deref().unwrap_or(&args.source_table);
+    let mut model = model(&from, &args.source_table, &to, written);
+    if !args.columns.is_empty() {
+        let columns = args.columns.iter().map(|c| ColumnMapping::same(c.trim()));
+        model.columns = Columns::Listed(columns.collect());
+    }
+    model.key = args.key.iter().map(|k| k.trim().into()).collect();
+    if from.connection == to.connection && args.source_table == written {
+        return Err(Error::new(code::CONFIG_INVALID, "source and destination are the same table")
+            .hint("name another table or datastore"));
+    }
+    if let Some(file) = &args.save {
+        let saved = model.save(&[&from, &to]);
+        write_new(file, &saved.yaml, globals)?;
+        globals.note(&format!("{} was written; from now on: synctool run {0}", file.display()));
+        for variable in &saved.variables {
+            globals.note(&format!("it reads the password from the environment: export {variable}=…"));
+        }
+    }
+    let global = globals.loader().global()?;
+    let pipeline = Pipeline::from_parts(model, Datastores::of([from, to]), global);
+    run::go(&pipeline, None, &args.doing, globals, interrupt).await
+}
+
+/// Both ends of a copy, under different names.
+pub(super) fn ends(source: &str, destination: &str) -> Result<(Datastore, Datastore)> {
+    let end = |uri: &str, which: &'static str| {
+        let mut datastore = Datastore::from_uri(uri).map_err(|e| Error::from(e).at("argument", which))?;
+        // The same file by any spelling and from any folder is the same end.
+        if let Connection::Sqlite { path } | Connection::Csv { path, .. } | Connection::Parquet { path } | Connection::DuckDb { path, .. } =
+            &mut datastore.connection
+            && let Ok(absolute) = std::path::absolute(&**path)
+        {
+            *path = absolute.into();
+        }
+        Ok::<_, Error>(datastore)
+    };
+    let (mut from, mut to) = (end(source, "SRC_URI")?, end(destination, "DST_URI")?);
+    if from.name == to.name && from.connection != to.connection {
+        from.name.push_str("_source");
+        to.name.push_str("_destination");
+    }
+    Ok((from, to))
+}
+
+/// A pipeline for a copy. Its name is the same for the same ends and tables, so that a second call resumes the first.
+pub(super) fn model(from: &Datastore, read: &str, to: &Datastore, written: &str) -> Model {
+    let identity = format!("{} {read} {} {written}", from.display_uri(), to.display_uri());
+    let word = |text: &str| -> String {
+        text.chars()
+            .map(|c| if c.is_alphanumeric() { c } else { '_' })
+            .collect()
+    };
+    let name = format!("copy_{}_to_{}_{}", word(read), word(&to.name), short_hash(&identity));
+    Model::copy(&name, (&from.name, read), (&to.name, written))
+}
+
+/// Writes a file that must not be there yet, unless it is meant.
+pub(super) fn write_new(file: &Path, text: &str, globals: &Globals) -> Result<()> {
+    let failed = |e: std::io::Error| Error::new(code::FILE, format!("{} cannot be written: {e}", file.display()));
+    if std::fs::read_to_string(file).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    if file.exists() {
+        globals.confirm(&format!("{} exists and would be replaced.", file.display()))?;
+    }
+    if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    std::fs::write(file, text).map_err(failed)
+}

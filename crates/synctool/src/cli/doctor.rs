@@ -1,0 +1,199 @@
+//! `synctool doctor`: every prerequisite, privilege and setting, each with its fix.
+
+use super::args::{DoctorArgs, Globals};
+use super::out::{self, Reply};
+use super::find;
+use crate::config::Datastore;
+use crate::open;
+use crate::pipeline::{Pipeline, tables};
+use serde_json::{Value, json};
+use std::path::Path;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::source::Finding;
+
+/// A finding and where it was made.
+struct Found {
+    place: String,
+    finding: Finding,
+}
+
+/// `synctool doctor`.
+pub(super) async fn doctor(args: DoctorArgs, globals: &Globals) -> Result<Reply> {
+    let mut found = Vec::new();
+    match args.what.or(args.config) {
+        Some(what) if is_uri(&what) => datastore(&Datastore::from_uri(&what)?, &mut found).await,
+        Some(what) => pipeline(&find::by_text(Path::new(&what), globals)?, &mut found).await,
+        None => {
+            for entry in globals.loader().pipelines_in(Path::new("."))? {
+                match entry.loaded {
+                    Ok(loaded) => pipeline(&Pipeline::from_loaded(loaded), &mut found).await,
+                    Err(errors) => found.push(failed("configuration", &entry.file.display().to_string(), &errors.into())),
+                }
+            }
+            if found.is_empty() {
+                return Err(Error::new(code::CONFIG_INVALID, "there is no pipeline in this folder")
+                    .hint("name a pipeline's file or a connection URI"));
+            }
+        }
+    }
+    Ok(report(&found))
+}
+
+fn is_uri(text: &str) -> bool {
+    let scheme = text.split_once(':').map(|(scheme, _)| scheme);
+    scheme.is_some_and(|s| s.len() > 1 && s.chars().all(|c| c.is_ascii_alphanumeric()))
+}
+
+fn failed(what: &str, place: &str, error: &Error) -> Found {
+    let mut says = error.message().to_owned();
+    let context: Vec<String> = error.context().iter().map(|(k, v)| format!("{k} {v}")).collect();
+    if !context.is_empty() {
+        says.push_str(&format!(" ({})", context.join(", ")));
+    }
+    Found {
+        place: place.into(),
+        finding: Finding {
+            what: what.into(),
+            ok: false,
+            found: format!("{says} [{}]", error.code().id),
+            fix: error.next_step().unwrap_or_default().into(),
+        },
+    }
+}
+
+fn good(what: &str, place: &str, says: String) -> Found {
+    Found {
+        place: place.into(),
+        finding: Finding {
+            what: what.into(),
+            ok: true,
+            found: says,
+            fix: String::new(),
+        },
+    }
+}
+
+async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
+    let loaded = pipeline.config();
+    let name = pipeline.name();
+    found.push(good("configuration", name, format!("{} is well-formed", loaded.file.display())));
+    match open::memory(&loaded.global, &loaded.datastores).await {
+        Ok(memory) => match memory.store.holder(name).await {
+            Ok(None) => found.push(good("state store", name, format!("{} is writable", memory.store.place()))),
+            Ok(Some(holder)) => found.push(good("state store", name, format!("the pipeline is running: {holder}"))),
+            Err(error) => found.push(failed("state store", name, &error)),
+        },
+        Err(error) => found.push(failed("state store", name, &error)),
+    }
+    let ends = tables(loaded).and_then(|tables| Ok((loaded.source()?, loaded.destination()?, tables)));
+    let (from, to, (read, written)) = match ends {
+        Ok(ends) => ends,
+        Err(error) => return found.push(failed("datastores", name, &error)),
+    };
+    let place = format!("source {}", from.name);
+    match open::source(from, 1).await {
+        Err(error) => found.push(failed("connection", &place, &error)),
+        Ok(source) => {
+            found.push(good("connection", &place, from.display_uri()));
+            match source.describe(&read).await {
+                Ok(schema) => found.push(good(
+                    "table",
+                    &place,
+                    format!("{read} has {} columns, {}", schema.columns.len(), key_words(&schema.key)),
+                )),
+                Err(error) => found.push(failed("table", &place, &error)),
+            }
+            add(found, &place, source.examine(&[read]).await);
+        }
+    }
+    let place = format!("destination {}", to.name);
+    let control = loaded.pipeline.destination.control_schema.as_deref();
+    match open::destination(to, control.map(String::as_str), 1).await {
+        Err(error) => found.push(failed("connection", &place, &error)),
+        Ok(destination) => {
+            found.push(good("connection", &place, to.display_uri()));
+            add(found, &place, destination.examine(&[written]).await);
+        }
+    }
+    // The last word has the planner: it knows every pairing of types.
+    if found.iter().all(|f| f.finding.ok) {
+        match pipeline.plan(&Default::default()).await {
+            Ok(preview) => found.push(good("plan", name, format!("{} partitions", preview.plan.partitions().count()))),
+            Err(error) => found.push(failed("plan", name, &error)),
+        }
+    }
+}
+
+fn key_words(key: &[String]) -> String {
+    match key {
+        [] => "no key".into(),
+        key => format!("key {}", key.join(", ")),
+    }
+}
+
+async fn datastore(datastore: &Datastore, found: &mut Vec<Found>) {
+    let place = datastore.name.clone();
+    match open::source(datastore, 1).await {
+        Err(error) => return found.push(failed("connection", &place, &error)),
+        Ok(source) => {
+            found.push(good("connection", &place, datastore.display_uri()));
+            match source.tables(None).await {
+                Ok(tables) => found.push(good("tables", &place, format!("{} may be read", tables.len()))),
+                Err(error) => found.push(failed("tables", &place, &error)),
+            }
+            add(found, &format!("{place} as source"), source.examine(&[]).await);
+        }
+    }
+    match open::destination(datastore, None, 1).await {
+        Ok(destination) => add(found, &format!("{place} as destination"), destination.examine(&[]).await),
+        Err(error) => found.push(failed("destination", &place, &error)),
+    }
+}
+
+fn add(found: &mut Vec<Found>, place: &str, findings: Vec<Finding>) {
+    for finding in findings {
+        found.push(Found {
+            place: place.to_owned(),
+            finding,
+        });
+    }
+}
+
+fn report(found: &[Found]) -> Reply {
+    let bad = found.iter().filter(|f| !f.finding.ok).count();
+    let json: Vec<Value> = found
+        .iter()
+        .map(|f| {
+            json!({
+                "where": f.place, "what": f.finding.what, "ok": f.finding.ok,
+                "found": f.finding.found, "fix": f.finding.fix,
+            })
+        })
+        .collect();
+    let rows = found
+        .iter()
+        .map(|f| {
+            vec![
+                if f.finding.ok { "ok" } else { "FAIL" }.into(),
+                f.place.clone(),
+                f.finding.what.clone(),
+                f.finding.found.clone(),
+            ]
+        })
+        .collect();
+    let mut text = out::table(&["", "where", "what", "found"], rows);
+    if bad > 0 {
+        text.push_str("\nto do\n");
+        for f in found.iter().filter(|f| !f.finding.ok) {
+            text.push_str(&format!("  {} ({})\n", f.finding.what, f.place));
+            let fix = if f.finding.fix.is_empty() { &f.finding.found } else { &f.finding.fix };
+            text.extend(fix.lines().map(|line| format!("    {line}\n")));
+        }
+    }
+    text.push_str(&match bad {
+        0 => format!("\nall {} checks passed\n", found.len()),
+        n => format!("\n{n} of {} checks failed\n", found.len()),
+    });
+    let json = json!({ "ok": bad == 0, "checks": found.len(), "failed": bad, "findings": json });
+    Reply::new(json, text).exit(u8::from(bad > 0))
+}

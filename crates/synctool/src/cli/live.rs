@@ -1,0 +1,273 @@
+//! The live view of a run: bars on a terminal, one line now and then elsewhere.
+
+use super::out;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::VecDeque;
+use std::io::IsTerminal;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+use synctool_core::engine::{PartitionStatus, Progress, Step};
+use tokio_util::task::AbortOnDropHandle;
+
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
+
+/// Writes to stderr while the bars step aside.
+pub(super) fn beside<T>(write: impl FnOnce() -> T) -> T {
+    BARS.suspend(write)
+}
+
+/// How the picture is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Bars.
+    Bars,
+    /// A line every 30 seconds.
+    Heartbeat,
+    /// Not at all.
+    Off,
+}
+
+impl Mode {
+    /// What fits this process.
+    pub(super) fn fitting(quiet: bool, log_json: bool) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        match quiet {
+            true => Mode::Off,
+            false if std::io::stderr().is_terminal() && !dumb && !log_json => Mode::Bars,
+            false => Mode::Heartbeat,
+        }
+    }
+}
+
+const REDRAW: Duration = Duration::from_millis(100);
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Rates are of the last few seconds, so that a stall shows.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// Shows a run until the returned handle is dropped.
+pub(super) struct View {
+    _task: Option<AbortOnDropHandle<()>>,
+}
+
+impl View {
+    /// Begins to show.
+    pub(super) fn begin(pipeline: &str, progress: Arc<Progress>, mode: Mode) -> Self {
+        let pipeline = pipeline.to_owned();
+        let task = match mode {
+            Mode::Off => None,
+            Mode::Bars => Some(tokio::spawn(bars(pipeline, progress))),
+            Mode::Heartbeat => Some(tokio::spawn(heartbeat(pipeline, progress))),
+        };
+        View {
+            _task: task.map(AbortOnDropHandle::new),
+        }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let _ = BARS.clear();
+    }
+}
+
+/// One group of partitions, summed up.
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Group {
+    name: String,
+    total: usize,
+    done: usize,
+    running: usize,
+    retrying: usize,
+    failed: usize,
+    rows: u64,
+    bytes: u64,
+    expected_rows: u64,
+}
+
+fn groups(progress: &Progress) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for view in progress.partitions() {
+        let at = groups.iter().position(|g| g.name == view.phase).unwrap_or_else(|| {
+            groups.push(Group {
+                name: view.phase.clone(),
+                ..Group::default()
+            });
+            groups.len() - 1
+        });
+        let group = &mut groups[at];
+        group.total += 1;
+        match view.status {
+            PartitionStatus::Done | PartitionStatus::Skipped => group.done += 1,
+            PartitionStatus::Running => group.running += 1,
+            PartitionStatus::Retrying => group.retrying += 1,
+            PartitionStatus::Failed => group.failed += 1,
+            PartitionStatus::Waiting => {}
+        }
+        group.rows += view.rows;
+        group.bytes += view.bytes;
+        // What is done was as large as it turned out to be.
+        group.expected_rows += match view.status {
+            PartitionStatus::Done => view.rows,
+            PartitionStatus::Skipped => view.rows.max(view.expected_rows),
+            _ => view.expected_rows.max(view.rows),
+        };
+        if view.status == PartitionStatus::Skipped && view.rows == 0 {
+            group.rows += view.expected_rows;
+        }
+    }
+    groups
+}
+
+impl Group {
+    fn share(&self) -> f64 {
+        match (self.expected_rows, self.total) {
+            (_, total) if total > 0 && self.done == total => 1.0,
+            (0, 0) => 0.0,
+            (0, total) => self.done as f64 / total as f64,
+            (expected, _) => (self.rows as f64 / expected as f64).min(0.999),
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        match self {
+            g if g.failed > 0 => "failed",
+            g if g.done == g.total => "done",
+            g if g.retrying > 0 && g.running == 0 => "retrying",
+            g if g.running > 0 || g.done > 0 => "running",
+            _ => "waiting",
+        }
+    }
+}
+
+/// Rows and bytes per second over the last few seconds.
+#[derive(Default)]
+struct Rate {
+    samples: VecDeque<(Instant, u64, u64)>,
+}
+
+impl Rate {
+    fn add(&mut self, rows: u64, bytes: u64) -> (f64, f64) {
+        let now = Instant::now();
+        // A retried partition is counted again from its last commit.
+        if self.samples.back().is_some_and(|(_, r, b)| *r > rows || *b > bytes) {
+            self.samples.clear();
+        }
+        self.samples.push_back((now, rows, bytes));
+        while self.samples.len() > 2 && now - self.samples[1].0 > WINDOW {
+            self.samples.pop_front();
+        }
+        let (then, r, b) = self.samples[0];
+        let seconds = (now - then).as_secs_f64();
+        match seconds > 0.05 {
+            true => ((rows - r) as f64 / seconds, (bytes - b) as f64 / seconds),
+            false => (0.0, 0.0),
+        }
+    }
+}
+
+fn describe(group: &Group, rate: (f64, f64), retries: u64) -> String {
+    let mut text = format!(
+        "{}/{} partitions  {} rows",
+        group.done,
+        group.total,
+        out::number(group.rows)
+    );
+    if group.state() == "running" && rate.0 > 0.0 {
+        text.push_str(&format!("  {} rows/s  {}/s", out::number(rate.0 as u64), out::bytes(rate.1)));
+        let left = group.expected_rows.saturating_sub(group.rows) as f64 / rate.0;
+        if group.expected_rows > 0 && left >= 1.0 {
+            text.push_str(&format!("  ETA {}", out::duration(left)));
+        }
+    }
+    if retries > 0 {
+        text.push_str(&format!("  {retries} retries"));
+    }
+    text
+}
+
+fn step_text(step: Step) -> &'static str {
+    match step {
+        Step::Planning => "planning",
+        Step::Partitions => "loading",
+        Step::Sealing => "building keys",
+        Step::Verifying => "verifying",
+        Step::Publishing => "putting in place",
+        Step::Finished => "finished",
+    }
+}
+
+async fn bars(pipeline: String, progress: Arc<Progress>) {
+    let template = |text: &str| ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let head = BARS.add(ProgressBar::new_spinner().with_style(template("{spinner} {prefix}  {msg}  {elapsed}")));
+    head.set_prefix(pipeline);
+    let bar_style = match out::color() {
+        true => "  {prefix:10} {bar:24.cyan/blue} {percent:>3}%  {msg}",
+        false => "  {prefix:10} {bar:24} {percent:>3}%  {msg}",
+    };
+    let mut shown: Vec<(ProgressBar, Rate)> = Vec::new();
+    let mut tick = tokio::time::interval(REDRAW);
+    loop {
+        tick.tick().await;
+        head.set_message(step_text(progress.step()));
+        head.tick();
+        for (i, group) in groups(&progress).iter().enumerate() {
+            if shown.len() == i {
+                let bar = BARS.add(ProgressBar::new(1000).with_style(template(bar_style)));
+                shown.push((bar, Rate::default()));
+            }
+            let (bar, rate) = &mut shown[i];
+            bar.set_prefix(format!("{} {}", group.name, group.state()));
+            bar.set_position((group.share() * 1000.0) as u64);
+            bar.set_message(describe(group, rate.add(group.rows, group.bytes), progress.retries()));
+        }
+    }
+}
+
+async fn heartbeat(pipeline: String, progress: Arc<Progress>) {
+    let mut rates: Vec<Rate> = Vec::new();
+    let began = Instant::now();
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        let step = progress.step();
+        let mut parts = Vec::new();
+        for (i, group) in groups(&progress).iter().enumerate() {
+            if rates.len() == i {
+                rates.push(Rate {
+                    samples: VecDeque::from([(began, 0, 0)]),
+                });
+            }
+            let rate = rates[i].add(group.rows, group.bytes);
+            parts.push(format!(
+                "{} {:.0}%  {}",
+                group.name,
+                group.share() * 100.0,
+                describe(group, rate, progress.retries())
+            ));
+        }
+        tracing::info!(target: "synctool::progress", pipeline, step = step_text(step), "{}", parts.join("; "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_by_rows_and_full_only_at_the_end() {
+        let group = Group {
+            total: 4,
+            done: 3,
+            running: 1,
+            rows: 1000,
+            expected_rows: 1000,
+            ..Group::default()
+        };
+        assert!(group.share() < 1.0);
+        assert_eq!(group.state(), "running");
+        let done = Group { done: 4, running: 0, ..group.clone() };
+        assert_eq!((done.share(), done.state()), (1.0, "done"));
+        let unknown = Group { expected_rows: 0, ..group };
+        assert_eq!(unknown.share(), 0.75);
+    }
+}

@@ -1,0 +1,71 @@
+//! Log lines on stderr.
+
+use super::args::{Globals, LogFormat};
+use super::{live, out};
+use std::io::{IsTerminal, Write};
+use synctool_core::error::{Error, Result, code};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Writes a line at a time beside the progress view.
+#[derive(Clone, Copy)]
+struct Beside;
+
+impl Write for Beside {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        live::beside(|| std::io::stderr().lock().write_all(line))?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Beside {
+    type Writer = Beside;
+
+    fn make_writer(&'a self) -> Beside {
+        Beside
+    }
+}
+
+/// What is logged: `--log-level` or `SYNCTOOL_LOG_LEVEL`, else `RUST_LOG`, else what fits.
+pub(super) fn install(globals: &Globals) -> Result<()> {
+    let said = globals
+        .log_level
+        .clone()
+        .or_else(|| std::env::var("RUST_LOG").ok())
+        .filter(|text| !text.trim().is_empty());
+    let default = match globals.quiet {
+        true => "error",
+        // Who is not watching bars wants to read later how it went.
+        false if !std::io::stderr().is_terminal() || globals.log_format == LogFormat::Json => {
+            "warn,synctool::progress=info,synctool::note=info"
+        }
+        false => "warn",
+    };
+    let text = match said {
+        // Drivers are chatty: a bare level is about SyncTool.
+        Some(level) if level.parse::<tracing::Level>().is_ok() => {
+            format!("warn,synctool={level},synctool_core={level},synctool_connectors={level}")
+        }
+        Some(filter) => filter,
+        None => default.to_owned(),
+    };
+    let filter = EnvFilter::builder().parse(&text).map_err(|_| {
+        Error::new(code::CONFIG_INVALID, "the log level cannot be read")
+            .hint("write error, warn, info, debug, trace, or a filter such as synctool=debug")
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(Beside)
+        .with_ansi(out::color());
+    let installed = match globals.log_format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => builder.with_target(false).compact().try_init(),
+    };
+    // A second run in one process (tests) keeps the first one's subscriber.
+    let _ = installed;
+    Ok(())
+}

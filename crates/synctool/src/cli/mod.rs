@@ -1,0 +1,152 @@
+//! The command line: a thin layer over [`crate::Pipeline`]. One file per command.
+
+mod args;
+mod bug;
+mod config;
+mod conns;
+mod copy;
+mod doctor;
+mod find;
+mod init;
+mod live;
+mod logging;
+mod out;
+mod plan;
+mod run;
+mod runs;
+mod signals;
+mod state;
+
+use crate::config::Loader;
+use args::{Cli, Command, Format, Globals};
+use clap::{CommandFactory, Parser};
+use out::Reply;
+use std::ffi::OsString;
+use synctool_core::error::{Error, Result, code};
+
+/// Does what the arguments say; the process should exit with the number returned.
+pub async fn main(arguments: Vec<OsString>) -> u8 {
+    bug::install();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &arguments),
+    };
+    let format = cli.globals.output;
+    if let Err(error) = logging::install(&cli.globals) {
+        return out::fail(error, format);
+    }
+    let interrupt = signals::listen();
+    let globals = cli.globals;
+    // A task of its own, so that a panic is told as what it is.
+    let work = tokio::spawn(async move { dispatch(cli.command, &globals, interrupt).await });
+    match work.await {
+        Ok(Ok(reply)) => out::print(reply, format),
+        Ok(Err(error)) => out::fail(error, format),
+        Err(_) => 1,
+    }
+}
+
+async fn dispatch(command: Command, globals: &Globals, interrupt: signals::Interrupt) -> Result<Reply> {
+    match command {
+        Command::Run(args) => run::run(args, globals, interrupt).await,
+        Command::Copy(args) => copy::copy(args, globals, interrupt).await,
+        Command::Plan(args) => plan::plan(args, globals).await,
+        Command::Init(args) => init::init(args, globals).await,
+        Command::Doctor(args) => doctor::doctor(args, globals).await,
+        Command::Config(command) => config::config(command, globals),
+        Command::State(command) => state::state(command, globals).await,
+        Command::Runs(command) => runs::runs(command, globals).await,
+        Command::Conns(command) => conns::conns(command, globals).await,
+        Command::Completions { shell } => Ok(completions(shell)),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Reply {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "synctool", &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    Reply::new(serde_json::json!({ "shell": shell.to_string(), "script": script }), script)
+}
+
+/// Help and version go to stdout; a mistake is told by clap, and as JSON where that was asked for.
+fn usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
+    let _ = error.print();
+    let exit = error.exit_code();
+    if exit == 0 || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return exit as u8;
+    }
+    let said: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
+    let wants_json = said
+        .iter()
+        .enumerate()
+        .any(|(i, a)| a.starts_with("--output=") && a.contains("json") || a == "--output" && said.get(i + 1).is_some_and(|f| f.contains("json")));
+    if wants_json {
+        let message = error.kind().to_string();
+        let error = Error::new(code::CONFIG_INVALID, format!("the command line is wrong: {message}")).hint("synctool --help");
+        out::to_stdout(&format!("{}\n", serde_json::json!({ "status": "failed", "error": out::error_json(&error) })));
+    }
+    2
+}
+
+impl Globals {
+    /// A loader that knows what the command line says.
+    fn loader(&self) -> Loader {
+        Loader::new()
+            .data_dir(self.data_dir.clone())
+            .global_config(self.global_config.clone())
+            .datastores(self.datastores.clone())
+    }
+
+    /// A note for people on stderr.
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            match self.log_format {
+                args::LogFormat::Json => tracing::info!(target: "synctool::note", "{text}"),
+                args::LogFormat::Text => out::to_stderr(&format!("note: {text}")),
+            }
+        }
+    }
+
+    /// Asks before something is lost. Without a terminal only `--yes` is an answer.
+    fn confirm(&self, question: &str) -> Result<()> {
+        use std::io::IsTerminal;
+        if self.yes {
+            return Ok(());
+        }
+        if self.output != Format::Text || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return Err(Error::new(code::REFUSED, format!("{question} Nobody is there to answer"))
+                .hint("say --yes if it is meant"));
+        }
+        out::to_stderr(&format!("{question} [y/N]"));
+        let mut answer = String::new();
+        let _ = std::io::stdin().read_line(&mut answer);
+        match answer.trim().to_ascii_lowercase().as_str() {
+            "y" | "yes" => Ok(()),
+            _ => Err(Error::new(code::REFUSED, "not confirmed; nothing was changed")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} says nothing about itself");
+            for argument in command.get_arguments() {
+                let hidden = argument.is_hide_set() || ["help", "version"].contains(&argument.get_id().as_str());
+                assert!(hidden || argument.get_help().is_some(), "{path} --{} has no help", argument.get_id());
+            }
+            command.get_subcommands().filter(|c| c.get_name() != "help").for_each(|c| walk(c, &path));
+        }
+        walk(&Cli::command(), "");
+    }
+}

@@ -1,0 +1,183 @@
+//! `synctool plan`, and `--dry-run`.
+
+use super::args::{Globals, PlanArgs};
+use super::out::{self, Reply};
+use super::run::{options, publish_words, verify_word};
+use super::find;
+use crate::pipeline::{Pipeline, Preview, RunOptions};
+use serde_json::{Value, json};
+use synctool_core::error::Result;
+use synctool_core::sink::Fidelity;
+
+/// `synctool plan`.
+pub(super) async fn plan(args: PlanArgs, globals: &Globals) -> Result<Reply> {
+    let pipeline = find::pipeline(&args.pipeline, globals)?;
+    let mut options = options(args.strategy, args.full_mode, args.verify, globals);
+    options.restart = args.restart;
+    reply(&pipeline, &options, globals).await
+}
+
+/// What a run with these options would do.
+pub(super) async fn reply(pipeline: &Pipeline, options: &RunOptions, globals: &Globals) -> Result<Reply> {
+    let preview = pipeline.plan(options).await?;
+    for notice in &preview.notices {
+        globals.note(notice);
+    }
+    Ok(Reply::new(json(&preview), text(&preview)))
+}
+
+struct Row {
+    source: String,
+    destination: String,
+    from: String,
+    to: String,
+    fidelity: (&'static str, String),
+    not_null: bool,
+    key: bool,
+}
+
+fn columns(preview: &Preview) -> Vec<Row> {
+    let Some(table) = preview.plan.tables.first() else {
+        return Vec::new();
+    };
+    let written = &table.schema;
+    (table.read.columns.iter().zip(&written.columns))
+        .zip(&preview.columns)
+        .map(|((read, column), stored)| Row {
+            source: read.source.clone(),
+            destination: column.name.clone(),
+            from: read.column.source_type.clone().unwrap_or_else(|| read.column.ty.to_string()),
+            to: stored.type_name.clone(),
+            fidelity: match &stored.fidelity {
+                Fidelity::Exact => ("exact", String::new()),
+                Fidelity::Widened(how) => ("widened", how.clone()),
+                Fidelity::Normalised(how) => ("normalised", how.clone()),
+                Fidelity::Refused(why) => ("refused", why.clone()),
+            },
+            not_null: !column.nullable,
+            key: written.key.contains(&column.name),
+        })
+        .collect()
+}
+
+fn json(preview: &Preview) -> Value {
+    let plan = &preview.plan;
+    let columns: Vec<Value> = columns(preview)
+        .into_iter()
+        .map(|c| {
+            json!({
+                "source": c.source, "destination": c.destination, "source_type": c.from, "stored_type": c.to,
+                "fidelity": c.fidelity.0, "note": c.fidelity.1, "nullable": !c.not_null, "key": c.key,
+            })
+        })
+        .collect();
+    let partitions: Vec<Value> = plan
+        .partitions()
+        .map(|p| json!({ "id": p.id, "estimated_rows": p.estimated_rows, "estimated_bytes": p.estimated_bytes }))
+        .collect();
+    let table = plan.tables.first();
+    json!({
+        "pipeline": plan.pipeline,
+        "strategy": plan.strategy,
+        "reasons": plan.reasons,
+        "notices": preview.notices,
+        "source": table.map(|t| t.read.table.to_string()),
+        "destination": table.map(|t| t.destination.to_string()),
+        "publish": table.map(|t| &t.publish),
+        "raw": table.and_then(|t| t.read.raw.as_ref()).map(|f| f.kind.clone()),
+        "verify": plan.verify,
+        "guarantee": preview.guarantee,
+        "guard": { "max_percent": plan.guard.max_percent, "max_rows": plan.guard.max_rows, "allow": plan.guard.allow },
+        "resumes": preview.resumes.as_ref().map(|done| json!({
+            "run_id": plan.run_id,
+            "created_at": plan.created_at,
+            "partitions_done": done.values().filter(|s| s.done).count(),
+            "rows_read": done.values().map(|s| s.accounts.read.rows).sum::<u64>(),
+        })),
+        "partitions": partitions,
+        "columns": columns,
+        "statements": preview.statements,
+    })
+}
+
+/// So many partitions are listed before the rest is summed up.
+const SHOWN: usize = 8;
+
+fn text(preview: &Preview) -> String {
+    let plan = &preview.plan;
+    let Some(table) = plan.tables.first() else {
+        return "nothing to do\n".into();
+    };
+    let mut text = format!("{}: {} -> {}\n", plan.pipeline, table.read.table, table.destination);
+    if let Some(done) = &preview.resumes {
+        text.push_str(&format!(
+            "\ntakes up run {} of {}: {} of {} partitions are done\n",
+            plan.run_id,
+            plan.created_at,
+            done.values().filter(|s| s.done).count(),
+            plan.partitions().count()
+        ));
+    }
+    text.push_str(&format!("\nstrategy {}\n", plan.strategy));
+    for reason in &plan.reasons {
+        text.push_str(&format!("  {reason}\n"));
+    }
+    text.push_str(&format!(
+        "  at the end: {}; verified by {}; {}\n",
+        publish_words(&table.publish),
+        verify_word(plan.verify),
+        match preview.guarantee {
+            synctool_core::sink::Guarantee::ExactlyOnce => "exactly once",
+            synctool_core::sink::Guarantee::EffectivelyOnce => "effectively once",
+        }
+    ));
+    let partitions: Vec<_> = plan.partitions().collect();
+    let rows: u64 = partitions.iter().map(|p| p.estimated_rows).sum();
+    let bytes: u64 = partitions.iter().map(|p| p.estimated_bytes).sum();
+    text.push_str(&format!(
+        "\n{} partitions, about {} rows, {}\n",
+        partitions.len(),
+        out::number(rows),
+        out::bytes(bytes as f64)
+    ));
+    let listed = partitions.iter().take(if partitions.len() > SHOWN + 1 { SHOWN } else { partitions.len() });
+    text.push_str(&indented(&out::table(
+        &["partition", "rows", "bytes"],
+        listed
+            .map(|p| vec![p.id.to_string(), out::number(p.estimated_rows), out::number(p.estimated_bytes)])
+            .collect(),
+    )));
+    if partitions.len() > SHOWN + 1 {
+        text.push_str(&format!("  … and {} more\n", partitions.len() - SHOWN));
+    }
+    text.push_str("\ncolumns\n");
+    text.push_str(&indented(&out::table(
+        &["source", "type", "destination", "stored as", "fidelity", ""],
+        columns(preview)
+            .into_iter()
+            .map(|c| {
+                let mut flags = Vec::new();
+                if c.key {
+                    flags.push("key");
+                }
+                if c.not_null {
+                    flags.push("not null");
+                }
+                let fidelity = match c.fidelity.1.is_empty() {
+                    true => c.fidelity.0.to_owned(),
+                    false => format!("{}: {}", c.fidelity.0, c.fidelity.1),
+                };
+                vec![c.source, c.from, c.destination, c.to, fidelity, flags.join(", ")]
+            })
+            .collect(),
+    )));
+    text.push_str("\nstatements\n");
+    for statement in &preview.statements {
+        text.push_str(&indented(&format!("{}\n", statement.trim_end())));
+    }
+    text
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}

@@ -1,0 +1,240 @@
+//! `synctool run`, and what a copy shares with it.
+
+use super::args::{Doing, Format, FullModeArg, Globals, LogFormat, RunArgs, VerifyArg};
+use super::out::{self, Reply};
+use super::signals::Interrupt;
+use super::{find, live, plan};
+use crate::pipeline::{Pipeline, RunOptions, RunReport};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use synctool_core::engine::{Observer, RunEvent};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{Publish, Verify};
+use synctool_core::strategy::full::FullMode;
+
+/// `synctool run`.
+pub(super) async fn run(args: RunArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
+    let pipeline = find::pipeline(&args.pipeline, globals)?;
+    if let Some(bounds) = &args.bounds {
+        if serde_json::from_str::<Value>(bounds).is_err() {
+            return Err(Error::new(code::CONFIG_INVALID, "--bounds is not JSON")
+                .hint("write for example --bounds '{\"from\": \"2024-01-01\", \"to\": \"2024-02-01\"}'"));
+        }
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            "--bounds is not for full runs, and this version runs every strategy as full",
+        )
+        .at("pipeline", pipeline.name())
+        .hint("leave --bounds out"));
+    }
+    go(&pipeline, args.strategy, &args.doing, globals, interrupt).await
+}
+
+/// What the command line says about a run.
+pub(super) fn options(strategy: Option<String>, full_mode: Option<FullModeArg>, verify: Option<VerifyArg>, globals: &Globals) -> RunOptions {
+    RunOptions {
+        strategy,
+        full_mode: full_mode.map(|mode| match mode {
+            FullModeArg::Auto => FullMode::Auto,
+            FullModeArg::Swap => FullMode::Swap,
+            FullModeArg::Upsert => FullMode::Upsert,
+            FullModeArg::Append => FullMode::Append,
+        }),
+        verify: verify.map(|verify| match verify {
+            VerifyArg::Count => Verify::Count,
+            VerifyArg::Hash => Verify::Hash,
+            VerifyArg::None => Verify::None,
+        }),
+        workers: globals.workers.map(|n| n as usize),
+        memory: globals.memory,
+        ..RunOptions::default()
+    }
+}
+
+/// Runs a pipeline, or shows what would be done.
+pub(super) async fn go(
+    pipeline: &Pipeline,
+    strategy: Option<String>,
+    doing: &Doing,
+    globals: &Globals,
+    interrupt: Interrupt,
+) -> Result<Reply> {
+    let mut options = options(strategy, doing.full_mode, doing.verify, globals);
+    options.allow_mass_delete = doing.allow_mass_delete;
+    options.restart = doing.restart;
+    if doing.dry_run {
+        return plan::reply(pipeline, &options, globals).await;
+    }
+    options.cancel = interrupt.token();
+    if globals.output == Format::Ndjson {
+        options.observer = Some(Arc::new(Lines));
+    }
+    let run = pipeline.start(options).await?;
+    for notice in run.notices() {
+        globals.note(notice);
+    }
+    let (run_id, name) = (run.id().to_owned(), run.pipeline().to_owned());
+    let mode = live::Mode::fitting(globals.quiet, globals.log_format == LogFormat::Json);
+    let view = live::View::begin(&name, run.progress(), mode);
+    let done = run.finish().await;
+    drop(view);
+    Ok(match done {
+        Ok(report) => Reply::new(summary(&report), text(&report)),
+        Err(error) => Reply {
+            text: String::new(),
+            json: json!({
+                "type": "summary",
+                "status": out::status_of(&error),
+                "run_id": run_id,
+                "pipeline": name,
+                "error": out::error_json(&error),
+            }),
+            exit: error.kind().exit_code(),
+            error: Some(error),
+        },
+    })
+}
+
+/// The summary for programs: flat where a script looks first.
+fn summary(report: &RunReport) -> Value {
+    let outcome = report.ledger.outcome();
+    let seconds = report.duration.as_secs_f64();
+    json!({
+        "type": "summary",
+        "status": "completed",
+        "run_id": report.run_id,
+        "pipeline": report.pipeline,
+        "strategy": report.strategy,
+        "source": report.source,
+        "destination": report.destination,
+        "publish": report.publish,
+        "read": report.ledger.accounts.read.rows,
+        "read_bytes": report.ledger.accounts.read.bytes,
+        "inserted": outcome.inserted,
+        "updated": outcome.updated,
+        "deleted": outcome.deleted,
+        "unchanged": outcome.unchanged,
+        "rejected": rejected(report),
+        "partitions": report.partitions,
+        "skipped": report.skipped,
+        "resumed": report.resumed,
+        "verified": report.verified,
+        "retries": report.retries,
+        "duration_seconds": seconds,
+        "rows_per_second": rate(report),
+        "reasons": report.reasons,
+        "notices": report.notices,
+        "ledger": report.ledger,
+    })
+}
+
+fn rejected(report: &RunReport) -> u64 {
+    report.ledger.accounts.stages.iter().map(|(_, s)| s.rejected).sum()
+}
+
+fn rate(report: &RunReport) -> u64 {
+    let seconds = report.duration.as_secs_f64();
+    match seconds > 0.0 {
+        true => (report.ledger.accounts.read.rows as f64 / seconds) as u64,
+        false => 0,
+    }
+}
+
+/// What was done, in words.
+pub(super) fn publish_words(publish: &Publish) -> &'static str {
+    match publish {
+        Publish::Direct => "changes applied",
+        Publish::Create => "table created",
+        Publish::Swap => "table replaced",
+        Publish::Merge { delete_missing: true } => "difference applied",
+        Publish::Merge { delete_missing: false } => "rows merged",
+        Publish::Append => "rows appended",
+    }
+}
+
+fn text(report: &RunReport) -> String {
+    let outcome = report.ledger.outcome();
+    let verified = match &report.verified {
+        None => "no".to_owned(),
+        Some(v) => format!("by {}", verify_word(v.by)),
+    };
+    let skipped = match report.skipped {
+        0 => String::new(),
+        n => format!(", {n} finished by an earlier run"),
+    };
+    let mut text = format!(
+        "{}: {} -> {}, {} in {} (run {})\n",
+        report.pipeline,
+        report.source,
+        report.destination,
+        publish_words(&report.publish),
+        out::duration(report.duration.as_secs_f64()),
+        report.run_id,
+    );
+    let n = out::number;
+    text.push_str(&out::table(
+        &["read", "inserted", "updated", "deleted", "unchanged", "rejected", "partitions", "verified", "rows/s"],
+        vec![vec![
+            n(report.ledger.accounts.read.rows),
+            n(outcome.inserted),
+            n(outcome.updated),
+            n(outcome.deleted),
+            n(outcome.unchanged),
+            n(rejected(report)),
+            format!("{}{skipped}", report.partitions),
+            verified,
+            n(rate(report)),
+        ]],
+    ));
+    if report.retries > 0 {
+        text.push_str(&format!("{} things were tried again\n", report.retries));
+    }
+    text
+}
+
+pub(super) fn verify_word(verify: Verify) -> &'static str {
+    match verify {
+        Verify::Count => "count",
+        Verify::Hash => "hash",
+        Verify::None => "nothing",
+    }
+}
+
+/// Events as lines on stdout.
+struct Lines;
+
+impl Observer for Lines {
+    fn event(&self, event: &RunEvent<'_>) {
+        let line = match event {
+            RunEvent::Planned { plan, resumed } => json!({
+                "type": "planned", "pipeline": plan.pipeline, "run_id": plan.run_id, "resumed": resumed,
+                "partitions": plan.partitions().count(), "reasons": plan.reasons,
+            }),
+            RunEvent::PartitionStarted { partition } => json!({ "type": "partition_started", "partition": partition }),
+            RunEvent::Committed { partition, applied } => {
+                json!({ "type": "committed", "partition": partition, "rows": applied.written })
+            }
+            RunEvent::PartitionDone {
+                partition,
+                rows,
+                took,
+                skipped,
+            } => json!({
+                "type": "partition_done", "partition": partition, "rows": rows,
+                "seconds": took.as_secs_f64(), "skipped": skipped,
+            }),
+            RunEvent::Retrying {
+                partition,
+                error,
+                delay,
+            } => json!({
+                "type": "retrying", "partition": partition, "error": out::error_json(error),
+                "delay_seconds": delay.as_secs_f64(),
+            }),
+            RunEvent::Step(step) => json!({ "type": "step", "step": step }),
+            // The summary follows, and says more.
+            RunEvent::Finished { .. } => return,
+        };
+        out::to_stdout(&format!("{line}\n"));
+    }
+}

@@ -1,0 +1,137 @@
+//! From configured datastores to open connectors, and from the global configuration to the program's memory.
+
+use crate::config::{Connection, Datastore, Datastores, Global, State};
+use crate::state::{Outputs, PostgresStore, SqliteStore, Store};
+use std::sync::Arc;
+use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
+use synctool_connectors::postgres::{Postgres, PostgresConfig, SslMode};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::sink::Destination;
+use synctool_core::source::Source;
+
+/// Connections beside those of the workers: catalogs, statistics, a held snapshot, control tables.
+const EXTRA_CONNECTIONS: usize = 3;
+
+/// Opens a datastore for reading. `workers` partitions may be read at once.
+pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Source>> {
+    let opened = async {
+        Ok::<Arc<dyn Source>, Error>(match &datastore.connection {
+            Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.source(),
+            _ => return Err(unsupported(datastore)),
+        })
+    };
+    opened.await.map_err(|e| e.at("datastore", &datastore.name))
+}
+
+/// Opens a datastore for writing. `control_schema` is where SyncTool's own tables stand, where the user moved them.
+pub async fn destination(
+    datastore: &Datastore,
+    control_schema: Option<&str>,
+    workers: usize,
+) -> Result<Arc<dyn Destination>> {
+    let _ = (control_schema, workers);
+    let opened = async {
+        Ok::<Arc<dyn Destination>, Error>(match &datastore.connection {
+            Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.destination(),
+            _ => return Err(unsupported(datastore)),
+        })
+    };
+    opened.await.map_err(|e| e.at("datastore", &datastore.name))
+}
+
+fn unsupported(datastore: &Datastore) -> Error {
+    let kind = datastore.connection.type_name();
+    Error::new(code::UNSUPPORTED, format!("this build of SyncTool cannot open {kind}"))
+        .hint("this build opens postgres, sqlite, csv and parquet")
+}
+
+fn objects(datastore: &Datastore) -> Result<Objects> {
+    let (path, format) = match &datastore.connection {
+        Connection::Csv { path, options } => {
+            let format = Format::Csv(CsvOptions {
+                delimiter: options.delimiter,
+                quote: options.quote,
+                header: options.header,
+                // Left out, an empty field is NULL and a quoted empty one is the empty text.
+                null: Some(options.null.clone()).filter(|null| !null.is_empty()),
+                infer: true,
+            });
+            (path, format)
+        }
+        Connection::Parquet { path } => (path, Format::Parquet(ParquetOptions::default())),
+        _ => return Err(Error::bug("not a datastore of files")),
+    };
+    Objects::open(ObjectConfig {
+        path: path.to_path_buf(),
+        format,
+    })
+}
+
+fn postgres(datastore: &Datastore, workers: usize) -> Result<Postgres> {
+    let Connection::Postgres(p) = &datastore.connection else {
+        return Err(Error::bug("not a PostgreSQL datastore"));
+    };
+    let mut config = PostgresConfig::new(p.host.as_str(), *p.port, p.user.as_str(), p.database.as_str());
+    config.password = p.password.as_ref().map(|secret| secret.reveal().to_owned());
+    config.schema = p.schema.to_string();
+    config.sslmode = match *p.sslmode {
+        crate::config::SslMode::Disable => SslMode::Disable,
+        crate::config::SslMode::Prefer => SslMode::Prefer,
+        crate::config::SslMode::Require => SslMode::Require,
+        crate::config::SslMode::VerifyCa => SslMode::VerifyCa,
+        crate::config::SslMode::VerifyFull => SslMode::VerifyFull,
+    };
+    config.sslrootcert = p.sslrootcert.as_deref().cloned();
+    config.sslcert = p.sslcert.as_deref().cloned();
+    config.sslkey = p.sslkey.as_deref().cloned();
+    config.connect_timeout = p.connect_timeout.0;
+    config.statement_timeout = p.statement_timeout.as_deref().map(|span| span.0);
+    config.application_name = p.application_name.to_string();
+    config.max_connections = (*p.max_connections as usize).max(workers + EXTRA_CONNECTIONS);
+    Postgres::open(config)
+}
+
+/// What the program remembers between runs, and the files that mirror it.
+#[derive(Clone)]
+pub struct Memory {
+    /// Runs, locks, private areas.
+    pub store: Arc<dyn Store>,
+    /// JSON files and logs.
+    pub outputs: Outputs,
+}
+
+/// Opens the memory that the global configuration names; it is made if it is not there.
+pub async fn memory(global: &Global, datastores: &Datastores) -> Result<Memory> {
+    let store: Arc<dyn Store> = match &global.state {
+        State::Sqlite { path } => Arc::new(SqliteStore::open_file(path).await?),
+        State::Postgres { datastore, url } => {
+            let server = match (datastore, url) {
+                (Some(name), _) => postgres(datastores.get(name)?, 1)?,
+                (None, Some(url)) => postgres(&Datastore::from_uri(url.reveal())?, 1)?,
+                (None, None) => return Err(Error::bug("a state store without a place")),
+            };
+            Arc::new(PostgresStore::open(server, None).await?)
+        }
+    };
+    Ok(Memory {
+        store,
+        outputs: outputs(global),
+    })
+}
+
+/// The same for a look: a memory that was never made is not made for it.
+pub async fn memory_if_any(global: &Global, datastores: &Datastores) -> Result<Option<Memory>> {
+    match &global.state {
+        State::Sqlite { path } if !path.exists() => Ok(None),
+        _ => memory(global, datastores).await.map(Some),
+    }
+}
+
+fn outputs(global: &Global) -> Outputs {
+    Outputs {
+        state_dir: global.storage.state_dir.to_path_buf(),
+        metrics_dir: global.storage.metrics_dir.to_path_buf(),
+        logs_dir: global.storage.logs_dir.to_path_buf(),
+        keep_runs: *global.storage.max_runs_per_strategy as usize,
+    }
+}

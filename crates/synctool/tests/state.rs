@@ -94,6 +94,7 @@ on_every_store!(
     a_failed_run_says_why,
     a_resumed_run_names_the_one_before,
     a_run_given_up_is_interrupted,
+    a_plan_may_have_many_partitions,
     a_killed_process_leaves_whole_files_and_a_free_lock,
 );
 
@@ -651,6 +652,26 @@ async fn a_resumed_run_names_the_one_before(place: Place) {
     assert_eq!(metrics["resumed_from"], first.run_id());
     assert_eq!(json(&outputs.history_file("p")).as_array().unwrap().len(), 2);
     assert_eq!(json(&outputs.state_file("p"))["progress"]["completed_partitions"], 2);
+}
+
+async fn a_plan_may_have_many_partitions(place: Place) {
+    let (store, outputs) = (place.open().await, place.outputs());
+    let recorder = recorder(&store, &outputs, "p").await;
+    let names: Vec<String> = (0..5000).map(|n| format!("{n:04}")).collect();
+    let ids: Vec<&str> = names.iter().map(String::as_str).collect();
+    let plan = plan("p", recorder.run_id(), Publish::Direct, &ids);
+    recorder.event(&RunEvent::Planned {
+        plan: &plan,
+        resumed: true,
+    });
+    for id in &ids {
+        partition_done(&recorder, id, 1, true);
+    }
+    let recorded = recorder.finish(Ok(&ledger(5000))).await.unwrap();
+    assert!(recorded.warnings.is_empty(), "{:?}", recorded.warnings);
+    let partitions = store.partitions(recorder.run_id()).await.unwrap();
+    assert!(partitions.iter().map(|p| p.id.as_str()).eq(ids));
+    assert_eq!(recorded.run.partitions.skipped, 5000);
 }
 
 async fn a_run_given_up_is_interrupted(place: Place) {

@@ -3,12 +3,15 @@
 //! [`Postgres`] is one server and database with its limit of connections; [`source`] reads tables by key ranges under
 //! one snapshot. Rows travel in COPY's binary form, decoded into Arrow or untouched.
 
-//CAT
+pub mod catalog;
 pub mod client;
-//SRC
+mod copy;
 mod decode;
 mod encode;
+mod examine;
 mod numeric;
+mod slices;
+pub mod source;
 pub mod sql;
 mod tls;
 pub mod types;

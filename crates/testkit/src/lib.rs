@@ -15,20 +15,33 @@
 //! A server never outlives its test process: a small shell supervises it and ends it, by its process id, when the
 //! pipe to the test closes, however the test ended.
 
+mod clickhouse;
+mod daemon;
+mod http;
 mod install;
+mod kafka;
 pub mod kill;
+mod mariadb;
 mod port;
 mod postgres;
 mod process;
 pub mod proxy;
+mod redis;
+mod s3;
 mod shared;
 mod supervisor;
 mod tls;
 mod wait;
 
+pub use clickhouse::ClickHouse;
+pub use daemon::Daemon;
+pub use kafka::Kafka;
 pub use kill::KillRun;
+pub use mariadb::{MariaDb, MariaDbDatabase};
 pub use port::Port;
 pub use postgres::{PgVersion, Postgres, PostgresBuilder, Template, TestDb, psql_url};
 pub use proxy::FaultProxy;
+pub use redis::Redis;
+pub use s3::S3;
 pub use tls::{Authority, ServerCertificate};
 pub use wait::{Verdict, eventually, wait_for};

@@ -17,7 +17,7 @@ use crate::wait::pause;
 /// The shell that owns the server: it obeys lines on its input, and ends the server and removes its directory when
 /// that input closes. A closed pipe is the one sign every end of a test gives: return, panic, exit, kill -9.
 const SHELL: &str = r#"
-directory=$1 last_signal=$2 pid=
+directory=$1 last_signal=$2 pid= litter=
 stop() {
   if [ -n "$pid" ]; then
     kill -"$1" "$pid"
@@ -37,11 +37,15 @@ while read -r word rest; do
     stop "$rest"
     echo stopped
     ;;
+  litter)
+    litter="$litter $rest"
+    echo noted
+    ;;
   esac
 done
 stop "$last_signal"
 cd /
-rm -rf "$directory"
+rm -rf "$directory" $litter
 "#;
 
 /// A server process with its private directory.
@@ -121,6 +125,11 @@ impl Supervisor {
         &self.directory
     }
 
+    /// The server's process, if it was started.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
     /// A file of the server's own in its directory, readable by it alone.
     pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.directory.join(name);
@@ -130,6 +139,11 @@ impl Supervisor {
             chown(&path, Some(account.uid), Some(account.gid))?;
         }
         Ok(path)
+    }
+
+    /// A file the server leaves outside its directory, to be removed with it.
+    pub(crate) fn also_remove(&mut self, path: &str) -> Result<()> {
+        self.order(&format!("litter {path}")).map(drop)
     }
 
     /// Runs a preparing step (initdb) to its end, as the server's user.

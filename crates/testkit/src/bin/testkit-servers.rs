@@ -4,30 +4,32 @@
 
 #![allow(clippy::print_stderr, reason = "a program for the terminal")]
 
+use std::any::Any;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use synctool_testkit::{PgVersion, Postgres};
+use synctool_testkit::{ClickHouse, Kafka, MariaDb, PgVersion, Postgres, Redis, S3};
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some(split) = arguments.iter().position(|argument| argument == "--") else {
-        bail!("usage: testkit-servers SERVER... -- COMMAND [ARGUMENT...], where SERVER is pg15, pg18, ...");
+        bail!(
+            "usage: testkit-servers SERVER... -- COMMAND [ARGUMENT...]\n\
+             where SERVER is pg12 ... pg18, mariadb, redis, kafka, s3 or clickhouse"
+        );
     };
     let (names, command) = (&arguments[..split], &arguments[split + 1..]);
     let [program, arguments @ ..] = command else {
         bail!("no command after --")
     };
 
-    let mut running = Vec::new();
     let mut command = Command::new(program);
+    let mut running = Vec::new();
     for name in names {
-        let version = name.strip_prefix("pg").and_then(|major| major.parse().ok());
-        let version = version.with_context(|| format!("no server is called {name}"))?;
-        let server = Postgres::start(PgVersion::new(version));
+        let (url, server) = start(name)?;
         let variable = format!("SYNCTOOL_TEST_{}_URL", name.to_uppercase());
-        eprintln!("{variable}={}", server.admin_url());
-        command.env(variable, server.admin_url());
+        eprintln!("{variable}={url}");
+        command.env(variable, url);
         running.push(server);
     }
     let status = command
@@ -37,4 +39,36 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::from(
         status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
     ))
+}
+
+/// A server's URL, and the value that keeps it alive.
+fn start(name: &str) -> Result<(String, Box<dyn Any>)> {
+    Ok(match name {
+        "mariadb" => {
+            let server = MariaDb::start();
+            (server.url(""), Box::new(server))
+        }
+        "redis" => {
+            let server = Redis::start();
+            (server.url(), Box::new(server))
+        }
+        "kafka" => {
+            let server = Kafka::start();
+            (server.bootstrap(), Box::new(server))
+        }
+        "s3" => {
+            let server = S3::start();
+            (server.endpoint(), Box::new(server))
+        }
+        "clickhouse" => {
+            let server = ClickHouse::start();
+            (server.url(), Box::new(server))
+        }
+        _ => {
+            let major = name.strip_prefix("pg").and_then(|major| major.parse().ok());
+            let major = major.with_context(|| format!("no server is called {name}"))?;
+            let server = Postgres::start(PgVersion::new(major));
+            (server.admin_url(), Box::new(server))
+        }
+    })
 }

@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use tokio_postgres::{Client, NoTls};
 
 use super::Address;
+use crate::shared::{plain, unique_name};
 
 /// A database that many others are copied from.
 #[derive(Debug, Clone)]
@@ -56,15 +55,7 @@ pub struct TestDb {
 
 impl TestDb {
     pub(super) fn create(address: &Address, prefix: &str, template: Option<&Template>) -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Process ids come back within a long run, hence the random part.
-        let name = format!(
-            "{}_{}_{count}_{:06x}",
-            plain(prefix, 30),
-            process::id(),
-            rand::random::<u32>() >> 8
-        );
+        let name = unique_name(prefix);
         let template = template
             .map(|template| format!(" TEMPLATE {}", template.name))
             .unwrap_or_default();
@@ -147,22 +138,5 @@ impl Drop for TestDb {
                  DROP DATABASE {name};"
             ),
         );
-    }
-}
-
-/// Letters, digits and underscores, so that a name needs no quotes.
-fn plain(text: &str, limit: usize) -> String {
-    let plain = text.chars().map(|c| {
-        if c.is_ascii_alphanumeric() {
-            c.to_ascii_lowercase()
-        } else {
-            '_'
-        }
-    });
-    let plain: String = plain.take(limit).collect();
-    if plain.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        plain
-    } else {
-        format!("t{plain}")
     }
 }

@@ -2,12 +2,11 @@
 
 mod database;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io::Write;
+use std::ops::Deref;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +14,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub use database::{Template, TestDb};
 
+use crate::daemon::{Daemon, Recipe, Shared};
 use crate::supervisor::Supervisor;
 use crate::tls::ServerCertificate;
 use crate::{Port, install, shared};
@@ -72,14 +72,15 @@ impl fmt::Display for PgVersion {
 pub struct Postgres {
     version: PgVersion,
     address: Address,
-    own: Option<Own>,
+    daemon: Daemon,
 }
 
-/// What only the process that started the server has.
-#[derive(Debug)]
-struct Own {
-    supervisor: Mutex<Supervisor>,
-    _port: Port,
+impl Deref for Postgres {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        &self.daemon
+    }
 }
 
 /// How to reach it.
@@ -211,9 +212,10 @@ impl PostgresBuilder {
         if self.certificate.is_some() && self.version == PgVersion::V18 {
             bail!("the build of PostgreSQL 18 that can be installed has no TLS; test TLS with 17 or 15");
         }
+        let name = format!("pg{}", self.version);
         let port = Port::free();
         // QUIT is the immediate shutdown: it leaves no shared memory behind, as KILL would.
-        let supervisor = Supervisor::new(&format!("pg{}", self.version), Some("postgres"), "QUIT")?;
+        let supervisor = Supervisor::new(&name, Some("postgres"), "QUIT")?;
         let options = [
             "-D",
             "data",
@@ -271,16 +273,19 @@ impl PostgresBuilder {
             password: self.password,
             socket: Some(socket),
         };
-        let own = Own {
-            supervisor: Mutex::new(supervisor),
-            _port: port,
+        let recipe = Recipe {
+            program: initdb.with_file_name("postgres"),
+            arguments: vec!["-D".into(), "data".into()],
+            stop: "QUIT",
+            limit: START_LIMIT,
+            ready: Box::new(accepts_connections),
         };
+        let daemon = Daemon::start(&name, supervisor, vec![port], recipe)?;
         let server = Postgres {
             version: self.version,
             address,
-            own: Some(own),
+            daemon,
         };
-        server.launch()?;
         if let Some(password) = &server.address.password {
             server.try_psql(&format!(
                 "ALTER ROLE postgres PASSWORD '{}'",
@@ -319,42 +324,28 @@ impl Postgres {
     /// If it is not installed or does not start.
     #[track_caller]
     pub fn shared(version: PgVersion) -> &'static Self {
-        static RUNNING: OnceLock<Mutex<HashMap<String, &'static Postgres>>> = OnceLock::new();
+        static RUNNING: Shared<Postgres> = Shared::new();
         let name = format!("pg{version}");
-        shared::instance(
-            &RUNNING,
-            &name,
-            |url| Self::attach(version, url),
-            || Self::start(version),
-        )
-    }
-
-    fn attach(version: PgVersion, url: &str) -> Self {
-        let port = url
-            .split_once("@127.0.0.1:")
-            .and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
-        let port =
-            port.unwrap_or_else(|| panic!("{url} is not of the form postgres://postgres@127.0.0.1:PORT/postgres"));
-        Self {
-            version,
-            address: Address {
+        let attach = |url: &str| {
+            let daemon = Daemon::attach(&name, url);
+            let address = Address {
                 host: "127.0.0.1",
-                port,
+                port: daemon.port(),
                 password: None,
                 socket: None,
-            },
-            own: None,
-        }
+            };
+            Self {
+                version,
+                address,
+                daemon,
+            }
+        };
+        shared::instance(&RUNNING, &name, attach, || Self::start(version))
     }
 
     /// Its version.
     pub fn version(&self) -> PgVersion {
         self.version
-    }
-
-    /// Its port on 127.0.0.1.
-    pub fn port(&self) -> u16 {
-        self.address.port
     }
 
     /// The superuser's URL of a database.
@@ -386,48 +377,6 @@ impl Postgres {
         self.address.psql("postgres", sql)
     }
 
-    /// What the server has written to its log so far.
-    ///
-    /// # Panics
-    /// For a shared server.
-    #[track_caller]
-    pub fn log(&self) -> String {
-        self.supervisor().log()
-    }
-
-    /// Stops it at once, as an immediate shutdown does: without a checkpoint, so that the next start recovers.
-    ///
-    /// # Panics
-    /// For a shared server.
-    #[track_caller]
-    pub fn stop(&self) {
-        self.supervisor()
-            .stop("QUIT")
-            .unwrap_or_else(|e| panic!("cannot stop PostgreSQL: {e:#}"));
-    }
-
-    /// Kills all its processes with signal 9.
-    ///
-    /// # Panics
-    /// For a shared server.
-    #[track_caller]
-    pub fn kill9(&self) {
-        self.supervisor()
-            .crash()
-            .unwrap_or_else(|e| panic!("cannot kill PostgreSQL: {e:#}"));
-    }
-
-    /// Stops it if it runs, and starts it again with the same data, on the same port.
-    ///
-    /// # Panics
-    /// For a shared server, or if it does not start.
-    #[track_caller]
-    pub fn restart(&self) {
-        self.stop();
-        self.launch()
-            .unwrap_or_else(|e| panic!("cannot restart PostgreSQL: {e:#}"));
-    }
-
     /// A fresh database, dropped with the returned value.
     ///
     /// # Panics
@@ -455,28 +404,12 @@ impl Postgres {
     pub fn template(&self, name: &str, script: &str) -> Template {
         Template::prepare(&self.address, name, script).unwrap_or_else(|e| panic!("template {name}: {e:#}"))
     }
+}
 
-    #[track_caller]
-    fn supervisor(&self) -> MutexGuard<'_, Supervisor> {
-        let Some(own) = &self.own else {
-            panic!(
-                "this PostgreSQL {} is shared by the whole test run; start one of your own",
-                self.version
-            );
-        };
-        own.supervisor.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn launch(&self) -> Result<()> {
-        let mut supervisor = self.supervisor();
-        let postgres = install::cached(&format!("postgres-{}/bin/postgres", self.version))?;
-        let pid_file = supervisor.directory().join("data/postmaster.pid");
-        let pid = supervisor.start(&postgres, &["-D".into(), "data".into()])?.to_string();
-        // The eighth line says when connections are accepted; the first, that it is not left over from a killed server.
-        supervisor.until_ready(START_LIMIT, || {
-            let file = fs::read_to_string(&pid_file).unwrap_or_default();
-            file.lines().next() == Some(pid.as_str())
-                && file.lines().nth(7).is_some_and(|status| status.trim() == "ready")
-        })
-    }
+/// The eighth line of the file says when connections are accepted; the first, that a killed server did not leave it.
+fn accepts_connections(supervisor: &Supervisor) -> bool {
+    let file = fs::read_to_string(supervisor.directory().join("data/postmaster.pid")).unwrap_or_default();
+    let mut lines = file.lines();
+    lines.next().and_then(|pid| pid.parse().ok()) == supervisor.pid()
+        && lines.nth(6).is_some_and(|s| s.trim() == "ready")
 }

@@ -2,6 +2,4 @@
 
 #[cfg(feature = "duckdb")]
 mod duckdb;
-//! The connectors against the real thing: servers, databases, files.
-
 mod object;

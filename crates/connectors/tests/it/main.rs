@@ -1,0 +1,3 @@
+//! Connectors against real servers.
+
+mod postgres_sink;

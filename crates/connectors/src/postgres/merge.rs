@@ -1,6 +1,6 @@
 //! The statements that put loaded rows into an existing table, and the catalog facts they depend on.
 //!
-//! Rows are compared by their stored image (`*<>`), not by `=`: that works for types without equality (json, xml,
+//! Rows are compared by their stored image (`record_image_ne`), not by `=`: that works for types without equality (json, xml,
 //! point), sees a changed scale or sign of zero, and writes nothing that is already right.
 
 use super::client::map_error;
@@ -231,5 +231,9 @@ impl Mapping {
 pub(super) fn differs(pairs: &[Pair], loaded: &str) -> String {
     let there: Vec<String> = pairs.iter().map(|p| format!("t.{}", p.name)).collect();
     let new: Vec<String> = pairs.iter().map(|p| p.loaded(loaded)).collect();
-    format!("ROW({}) OPERATOR(pg_catalog.*<>) ROW({})", there.join(", "), new.join(", "))
+    format!(
+        "pg_catalog.record_image_ne(ROW({}), ROW({}))",
+        there.join(", "),
+        new.join(", ")
+    )
 }

@@ -3,12 +3,18 @@
 //! [`Postgres`] is one server and database with its limit of connections; [`source`] reads tables by key ranges under
 //! one snapshot. Rows travel in COPY's binary form, decoded into Arrow or untouched.
 
-//CAT
+pub mod catalog;
 pub mod client;
-//SRC
+mod copy;
+mod decode;
+mod encode;
+mod examine;
+mod numeric;
+mod slices;
+pub mod source;
 pub mod sql;
 mod tls;
-//TYP
+pub mod types;
 
 pub use client::{Connection, Postgres, map_error};
 
@@ -134,7 +140,14 @@ impl PostgresConfig {
             )
             .hint("write postgresql://USER:PASSWORD@HOST:PORT/DATABASE; percent-encode odd characters of the password")
         };
-        let url = url::Url::parse(text).map_err(|e| bad(e.to_string()))?;
+        // An empty host beside a user (`me@/db?host=/run/postgresql`) is common here and no URL by the standard.
+        let text = match text.split_once("://") {
+            Some((scheme, rest)) if rest.split('/').next().is_some_and(|a| a.ends_with('@')) => {
+                format!("{scheme}://{}", rest.replacen("@/", "@localhost/", 1))
+            }
+            _ => text.to_string(),
+        };
+        let url = url::Url::parse(&text).map_err(|e| bad(e.to_string()))?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(bad("it does not begin with postgresql://".into()));
         }

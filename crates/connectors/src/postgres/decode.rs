@@ -1,0 +1,239 @@
+//! COPY binary fields into Arrow columns.
+
+use super::numeric::{self, Unfit};
+use super::types::Wire;
+use arrow_array::ArrayRef;
+use arrow_array::builder::{
+    BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder, Float32Builder,
+    Float64Builder, Int16Builder, Int32Builder, Int64Builder, StringBuilder, Time64MicrosecondBuilder,
+    TimestampMicrosecondBuilder,
+};
+use arrow_schema::DataType;
+use std::sync::Arc;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::schema::Column;
+use synctool_core::text::ColumnBuilder;
+
+/// Days from 1970-01-01 to PostgreSQL's epoch 2000-01-01.
+pub(super) const EPOCH_DAYS: i32 = 10_957;
+/// The same in microseconds.
+pub(super) const EPOCH_MICROS: i64 = EPOCH_DAYS as i64 * 86_400_000_000;
+
+/// Decodes the fields of one column, selected as [`super::types::select_expression`] says.
+#[derive(Debug)]
+pub struct Decoder {
+    column: Column,
+    to: To,
+    scratch: String,
+}
+
+#[derive(Debug)]
+enum To {
+    Bool(BooleanBuilder),
+    I16(Int16Builder),
+    I32(Int32Builder),
+    I64(Int64Builder),
+    F32(Float32Builder),
+    F64(Float64Builder),
+    Decimal(Decimal128Builder, u8, i8),
+    NumericText(StringBuilder),
+    Date(Date32Builder),
+    Time(Time64MicrosecondBuilder),
+    Timestamp(TimestampMicrosecondBuilder),
+    Text(StringBuilder),
+    Jsonb(StringBuilder),
+    Bytes(BinaryBuilder),
+    Uuid(FixedSizeBinaryBuilder),
+    /// A numeric wider than Arrow's 128-bit decimal, by its text.
+    ParseNumeric(Box<ColumnBuilder>),
+    /// Text from the server into a typed column.
+    ParseText(Box<ColumnBuilder>),
+}
+
+macro_rules! each {
+    ($to:expr, $b:ident => $e:expr) => {
+        match $to {
+            To::Bool($b) => $e,
+            To::I16($b) => $e,
+            To::I32($b) => $e,
+            To::I64($b) => $e,
+            To::F32($b) => $e,
+            To::F64($b) => $e,
+            To::Decimal($b, ..) => $e,
+            To::NumericText($b) => $e,
+            To::Date($b) => $e,
+            To::Time($b) => $e,
+            To::Timestamp($b) => $e,
+            To::Text($b) => $e,
+            To::Jsonb($b) => $e,
+            To::Bytes($b) => $e,
+            To::Uuid($b) => $e,
+            To::ParseNumeric($b) => $e,
+            To::ParseText($b) => $e,
+        }
+    };
+}
+
+impl Decoder {
+    /// A decoder for a column in its carrier.
+    pub fn new(column: &Column) -> Self {
+        let arrow = column.arrow_type();
+        let parse = || Box::new(ColumnBuilder::new(column));
+        let to = match (Wire::to_read(column), arrow) {
+            (Some(Wire::Bool), _) => To::Bool(BooleanBuilder::new()),
+            (Some(Wire::Int2), _) => To::I16(Int16Builder::new()),
+            (Some(Wire::Int4), _) => To::I32(Int32Builder::new()),
+            (Some(Wire::Int8), _) => To::I64(Int64Builder::new()),
+            (Some(Wire::Float4), _) => To::F32(Float32Builder::new()),
+            (Some(Wire::Float8), _) => To::F64(Float64Builder::new()),
+            (Some(Wire::Numeric), t @ DataType::Decimal128(p, s)) => {
+                To::Decimal(Decimal128Builder::new().with_data_type(t), p, s)
+            }
+            (Some(Wire::Numeric), DataType::Utf8) => To::NumericText(StringBuilder::new()),
+            (Some(Wire::Numeric), _) => To::ParseNumeric(parse()),
+            (Some(Wire::Date), _) => To::Date(Date32Builder::new()),
+            (Some(Wire::Time), _) => To::Time(Time64MicrosecondBuilder::new()),
+            (Some(Wire::Timestamp | Wire::Timestamptz), t) => {
+                To::Timestamp(TimestampMicrosecondBuilder::new().with_data_type(t))
+            }
+            (Some(Wire::Jsonb), _) => To::Jsonb(StringBuilder::new()),
+            (Some(Wire::Bytea), _) => To::Bytes(BinaryBuilder::new()),
+            (Some(Wire::Uuid), _) => To::Uuid(FixedSizeBinaryBuilder::new(16)),
+            (Some(Wire::Text) | None, DataType::Utf8) => To::Text(StringBuilder::new()),
+            (Some(Wire::Text) | None, _) => To::ParseText(parse()),
+        };
+        Decoder {
+            column: column.clone(),
+            to,
+            scratch: String::new(),
+        }
+    }
+
+    /// Adds a field; `None` is NULL.
+    #[inline]
+    pub fn push(&mut self, field: Option<&[u8]>) -> Result<()> {
+        let Some(field) = field else {
+            each!(&mut self.to, b => b.append_null());
+            return Ok(());
+        };
+        macro_rules! fixed {
+            ($b:expr, $t:ty, $v:ident => $e:expr) => {
+                match field.try_into().map(<$t>::from_be_bytes) {
+                    Ok($v) => $b.append_value($e),
+                    Err(_) => return Err(self.malformed()),
+                }
+            };
+        }
+        match &mut self.to {
+            To::Bool(b) => match field {
+                [v @ 0..=1] => b.append_value(*v == 1),
+                _ => return Err(self.malformed()),
+            },
+            To::I16(b) => fixed!(b, i16, v => v),
+            To::I32(b) => fixed!(b, i32, v => v),
+            To::I64(b) => fixed!(b, i64, v => v),
+            To::F32(b) => fixed!(b, f32, v => v),
+            To::F64(b) => fixed!(b, f64, v => v),
+            To::Time(b) => fixed!(b, i64, v => v),
+            To::Date(b) => fixed!(b, i32, v => match v {
+                i32::MAX | i32::MIN => v,
+                _ => match v.checked_add(EPOCH_DAYS) {
+                    Some(v) if v != i32::MAX => v,
+                    _ => return Err(self.unsupported("a date after the year 5 874 897")),
+                },
+            }),
+            To::Timestamp(b) => fixed!(b, i64, v => match v {
+                i64::MAX | i64::MIN => v,
+                _ => match v.checked_add(EPOCH_MICROS) {
+                    Some(v) if v != i64::MAX => v,
+                    _ => return Err(self.unsupported("a timestamp beyond the year 294 247")),
+                },
+            }),
+            To::Decimal(b, precision, scale) => match numeric::to_i128(field, *precision, *scale) {
+                Ok(v) => b.append_value(v),
+                Err(unfit) => return Err(self.unfit(unfit)),
+            },
+            To::NumericText(b) => {
+                self.scratch.clear();
+                match numeric::write_text(&mut self.scratch, field) {
+                    Ok(()) => b.append_value(&self.scratch),
+                    Err(unfit) => return Err(self.unfit(unfit)),
+                }
+            }
+            To::ParseNumeric(b) => {
+                self.scratch.clear();
+                if let Err(unfit) = numeric::write_text(&mut self.scratch, field) {
+                    return Err(self.unfit(unfit));
+                }
+                if matches!(self.scratch.as_str(), "NaN" | "Infinity" | "-Infinity") {
+                    return Err(self.unfit(Unfit::NotFinite));
+                }
+                b.append_text(&self.scratch)?;
+            }
+            To::Text(b) => match std::str::from_utf8(field) {
+                Ok(s) => b.append_value(s),
+                Err(_) => return Err(self.not_utf8()),
+            },
+            To::Jsonb(b) => match field.split_first() {
+                Some((1, text)) => match std::str::from_utf8(text) {
+                    Ok(s) => b.append_value(s),
+                    Err(_) => return Err(self.not_utf8()),
+                },
+                _ => return Err(self.malformed()),
+            },
+            To::ParseText(b) => match std::str::from_utf8(field) {
+                Ok(s) => b.append_text(s)?,
+                Err(_) => return Err(self.not_utf8()),
+            },
+            To::Bytes(b) => b.append_value(field),
+            To::Uuid(b) => {
+                if b.append_value(field).is_err() {
+                    return Err(self.malformed());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The column so far; the decoder starts over.
+    pub fn finish(&mut self) -> ArrayRef {
+        each!(&mut self.to, b => Arc::new(b.finish()) as ArrayRef)
+    }
+
+    fn named(&self, code: &'static synctool_core::error::Code, why: &str) -> Error {
+        let ty = self
+            .column
+            .source_type
+            .clone()
+            .unwrap_or_else(|| self.column.ty.to_string());
+        Error::new(code, format!("column {} ({ty}): {why}", self.column.name))
+    }
+
+    fn unsupported(&self, what: &str) -> Error {
+        self.named(
+            code::VALUE_UNSUPPORTED,
+            &format!("{what} has no place in its Arrow type"),
+        )
+        .hint(format!("set as_text: true for column {}", self.column.name))
+    }
+
+    fn malformed(&self) -> Error {
+        self.named(
+            code::VALUE_MALFORMED,
+            "a value does not have the binary form of the type",
+        )
+    }
+
+    fn not_utf8(&self) -> Error {
+        self.named(code::VALUE_MALFORMED, "a text is not UTF-8")
+            .hint("the database's encoding does not check texts (SQL_ASCII); correct the rows, or leave the column out")
+    }
+
+    fn unfit(&self, unfit: Unfit) -> Error {
+        match unfit {
+            Unfit::Malformed => self.malformed(),
+            Unfit::NotFinite => self.unsupported("NaN or an infinity"),
+            Unfit::TooLong => self.unsupported("a number with more digits than declared"),
+        }
+    }
+}

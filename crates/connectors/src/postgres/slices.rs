@@ -1,0 +1,305 @@
+//! Cutting a table into key ranges of about equal size.
+
+use super::Connection;
+use super::catalog::{self, Described, Estimate, Kind};
+use super::sql::{ident, idents, literal, table as quoted};
+use postgres_types::{ToSql, Type};
+use synctool_core::change::KeyRange;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::Slice;
+use synctool_core::schema::{Column, ColumnType};
+use synctool_core::source::{PlannedSlice, SliceRequest};
+
+/// A smaller table is read in one go.
+const WORTH_CUTTING: u64 = 32 << 20;
+
+/// Pages sampled: enough that a slice is rarely more than a few percent off.
+const SAMPLE_PAGES: f64 = 1000.0;
+
+/// More slices than this are a mistake in `step`.
+const MAX_SLICES: u64 = 100_000;
+
+/// Cuts a described table as requested.
+pub async fn cut(connection: &Connection, table: &Described, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+    let size = catalog::estimate(connection, table).await?;
+    let whole = vec![PlannedSlice {
+        label: "all".into(),
+        slice: Slice::All,
+        rows: size.rows,
+        bytes: size.bytes,
+    }];
+    let key = key_columns(table, request)?;
+    let samples = matches!(table.kind, Kind::Table | Kind::Partitioned | Kind::MaterializedView);
+    if key.is_empty() || request.single {
+        return Ok(whole);
+    }
+    if let Some(step) = request.step {
+        if let [column] = key[..]
+            && is_integer(column)
+        {
+            return Ok(ranges(&key, fixed(connection, table, column, step).await?, size));
+        }
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!(
+                "a fixed step needs a key of one integer column; {} has {}",
+                table.table,
+                idents(&request.key)
+            ),
+        )
+        .hint("leave step out: ranges are then balanced by the table's statistics"));
+    }
+    if size.bytes < WORTH_CUTTING || !samples || !key.iter().all(|c| can_cut(c)) {
+        return Ok(whole);
+    }
+    let wanted = (size.bytes.div_ceil(request.max_slice_bytes.max(1)))
+        .max(request.min_slices as u64)
+        .min(MAX_SLICES) as usize;
+    if wanted < 2 {
+        return Ok(whole);
+    }
+    let bounds = match histogram(connection, table, &key, wanted).await? {
+        Some(bounds) => bounds,
+        None => sampled(connection, table, &key, wanted, size).await?,
+    };
+    if bounds.is_empty() {
+        return Ok(whole);
+    }
+    Ok(ranges(&key, bounds, size))
+}
+
+/// The condition of a range; empty for a range without bounds. The literals are left untyped, so that the server takes
+/// them as the columns' own types and compares in the columns' own order.
+pub fn condition(range: &KeyRange) -> Result<String> {
+    let side = |bound: &Option<Vec<String>>, operator: &str| -> Result<Option<String>> {
+        let Some(values) = bound else { return Ok(None) };
+        if values.len() != range.columns.len() {
+            return Err(Error::bug("a key range has another number of values than columns"));
+        }
+        let literals: Vec<String> = values.iter().map(|v| literal(v)).collect::<Result<_>>()?;
+        Ok(Some(match &range.columns[..] {
+            [column] => format!("{} {operator} {}", ident(column), literals[0]),
+            columns => format!("({}) {operator} ({})", idents(columns), literals.join(", ")),
+        }))
+    };
+    let sides: Vec<String> = [side(&range.lower, ">=")?, side(&range.upper, "<")?]
+        .into_iter()
+        .flatten()
+        .collect();
+    Ok(sides.join(" AND "))
+}
+
+fn key_columns<'a>(table: &'a Described, request: &SliceRequest) -> Result<Vec<&'a Column>> {
+    request
+        .key
+        .iter()
+        .map(|k| {
+            table.schema.column(k).ok_or_else(|| {
+                Error::new(
+                    code::COLUMN_MISSING,
+                    format!("key column {k} is not in {}", table.table),
+                )
+            })
+        })
+        .collect()
+}
+
+/// Whether rows can be told apart by a column's order. A type of an extension has operators that an empty search path
+/// does not find; another type's would be taken, with another order.
+fn can_cut(column: &Column) -> bool {
+    let foreign = column.ty == ColumnType::Native && column.source_type.as_ref().is_none_or(|t| t.contains('.'));
+    !column.nullable && !foreign
+}
+
+fn is_integer(column: &Column) -> bool {
+    matches!(column.ty, ColumnType::Int16 | ColumnType::Int32 | ColumnType::Int64)
+}
+
+/// The inner bounds of ranges, each a key.
+type Bounds = Vec<Vec<String>>;
+
+fn ranges(key: &[&Column], bounds: Bounds, size: Estimate) -> Vec<PlannedSlice> {
+    let columns: Vec<String> = key.iter().map(|c| c.name.clone()).collect();
+    let name = columns.join("-");
+    let count = bounds.len() + 1;
+    let show = |bound: Option<&Vec<String>>, open: &str| match bound {
+        Some(values) => shorten(&values.join("-")),
+        None => open.to_string(),
+    };
+    let mut seen = std::collections::HashSet::new();
+    (0..count)
+        .map(|i| {
+            let lower = (i > 0).then(|| &bounds[i - 1]);
+            let upper = bounds.get(i);
+            let mut label = format!("{}_{}_{}", shorten(&name), show(lower, "min"), show(upper, "max"));
+            // Long keys may look alike once shortened.
+            if !seen.insert(label.clone()) {
+                label = format!("{label}_{i}");
+                seen.insert(label.clone());
+            }
+            PlannedSlice {
+                label,
+                slice: Slice::Key(KeyRange {
+                    columns: columns.clone(),
+                    lower: lower.cloned(),
+                    upper: upper.cloned(),
+                }),
+                rows: size.rows / count as u64,
+                bytes: size.bytes / count as u64,
+            }
+        })
+        .collect()
+}
+
+fn shorten(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_alphanumeric() || "-.:+".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(36)
+        .collect()
+}
+
+async fn fixed(connection: &Connection, table: &Described, column: &Column, step: u64) -> Result<Bounds> {
+    let name = ident(&column.name);
+    let sql = format!(
+        "SELECT min({name})::int8, max({name})::int8 FROM {}",
+        quoted(&table.table, "")
+    );
+    let what = format!("finding the key range of {}", table.table);
+    let found = catalog::rows(connection, &sql, &[], &what).await?;
+    let Some((Some(low), Some(high))) = found
+        .first()
+        .map(|r| (r.get::<_, Option<i64>>(0), r.get::<_, Option<i64>>(1)))
+    else {
+        return Ok(Vec::new());
+    };
+    let step = i128::from(step.max(1));
+    let (low, high) = (i128::from(low), i128::from(high));
+    let inner = (high - low) / step;
+    if inner >= i128::from(MAX_SLICES) {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!("a step of {step} would cut {} into {} ranges", table.table, inner + 1),
+        )
+        .hint(format!("give a larger step: at most {MAX_SLICES} ranges")));
+    }
+    Ok((1..=inner).map(|i| vec![(low + i * step).to_string()]).collect())
+}
+
+/// Bounds from the statistics, if they are fresh and fine enough; free of any reading.
+async fn histogram(
+    connection: &Connection,
+    table: &Described,
+    key: &[&Column],
+    wanted: usize,
+) -> Result<Option<Bounds>> {
+    let [column] = key[..] else { return Ok(None) };
+    if table.kind != Kind::Table {
+        return Ok(None);
+    }
+    // Statistics of a parent without its children would cut the children badly.
+    const SQL: &str = "
+        SELECT s.histogram_bounds::text::text[]
+        FROM pg_catalog.pg_stats s, pg_catalog.pg_stat_all_tables u, pg_catalog.pg_class c
+        WHERE s.schemaname = $1 AND s.tablename = $2 AND s.attname = $3 AND NOT s.inherited
+          AND u.relid = $4 AND c.oid = $4 AND NOT c.relhassubclass
+          AND s.n_distinct < -0.99 AND u.n_mod_since_analyze <= c.reltuples / 20";
+    let schema = table.table.schema.as_deref().unwrap_or_default();
+    let params: &[(&(dyn ToSql + Sync), Type)] = &[
+        (&schema, Type::TEXT),
+        (&table.table.name, Type::TEXT),
+        (&column.name, Type::TEXT),
+        (&table.oid, Type::OID),
+    ];
+    let what = format!("reading the statistics of {}", table.table);
+    let found = catalog::rows(connection, SQL, params, &what).await?;
+    let Some(all) = found.first().and_then(|r| r.get::<_, Option<Vec<String>>>(0)) else {
+        return Ok(None);
+    };
+    let buckets = all.len().saturating_sub(1);
+    if buckets < wanted * 2 {
+        return Ok(None);
+    }
+    let bounds: Bounds = (1..wanted).map(|i| vec![all[i * buckets / wanted].clone()]).collect();
+    Ok(Some(bounds))
+}
+
+/// Bounds from a sample of whole pages, cut into equal parts by the server, in the order its own index has.
+async fn sampled(
+    connection: &Connection,
+    table: &Described,
+    key: &[&Column],
+    wanted: usize,
+    size: Estimate,
+) -> Result<Bounds> {
+    let names: Vec<&str> = key.iter().map(|c| c.name.as_str()).collect();
+    let order = idents(&names);
+    let shown: Vec<String> = names.iter().map(|n| format!("{}::text", ident(n))).collect();
+    let percent = (SAMPLE_PAGES * 100.0 / size.pages.max(1) as f64).min(100.0);
+    let sql = format!(
+        "SELECT ARRAY[{}] FROM (\
+            SELECT {order}, lag(part) OVER (ORDER BY {order}) AS before, part FROM (\
+                SELECT {order}, ntile($1) OVER (ORDER BY {order}) AS part \
+                FROM {} TABLESAMPLE SYSTEM ($2) REPEATABLE (7)) cut) parts \
+         WHERE part <> before ORDER BY {order}",
+        shown.join(", "),
+        quoted(&table.table, ""),
+    );
+    let parts = wanted as i32;
+    let what = format!("sampling {}", table.table);
+    let params: &[(&(dyn ToSql + Sync), Type)] = &[(&parts, Type::INT4), (&(percent as f32), Type::FLOAT4)];
+    let found = catalog::rows(connection, &sql, params, &what).await?;
+    Ok(found.iter().map(|r| r.get::<_, Vec<String>>(0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_have_no_gap() {
+        let id = Column::new("id", ColumnType::Int64);
+        let size = Estimate {
+            rows: 900,
+            bytes: 3000,
+            pages: 3,
+        };
+        let all = ranges(&[&id], vec![vec!["10".into()], vec!["20".into()]], size);
+        let labels: Vec<&str> = all.iter().map(|s| s.label.as_str()).collect();
+        assert_eq!(labels, ["id_min_10", "id_10_20", "id_20_max"]);
+        let Slice::Key(first) = &all[0].slice else { panic!() };
+        let Slice::Key(second) = &all[1].slice else { panic!() };
+        assert_eq!((first.lower.as_ref(), &first.upper), (None, &second.lower));
+        assert_eq!(condition(second).unwrap(), r#""id" >= '10' AND "id" < '20'"#);
+        assert_eq!(condition(&KeyRange::default()).unwrap(), "");
+    }
+
+    #[test]
+    fn composite_keys_compare_as_rows() {
+        let range = KeyRange {
+            columns: vec!["a".into(), "B".into()],
+            lower: Some(vec!["it's".into(), "2".into()]),
+            upper: None,
+        };
+        assert_eq!(condition(&range).unwrap(), r#"("a", "B") >= ('it''s', '2')"#);
+        let short = KeyRange {
+            lower: Some(vec!["1".into()]),
+            ..range
+        };
+        assert!(condition(&short).is_err());
+    }
+
+    #[test]
+    fn labels_stay_apart() {
+        let key = Column::new("k", ColumnType::Text { max: None });
+        let long = |end: &str| vec![format!("{}{end}", "x".repeat(50))];
+        let all = ranges(&[&key], vec![long("a"), long("b"), long("c")], Estimate::default());
+        let labels: std::collections::HashSet<_> = all.iter().map(|s| &s.label).collect();
+        assert_eq!(labels.len(), 4);
+    }
+}

@@ -1,0 +1,619 @@
+//! Reading tables by COPY, all partitions under one snapshot.
+
+use super::catalog::{self, Described};
+use super::copy::{self, Found, Frame};
+use super::sql::table as quoted;
+use super::types::{self, Decoder, Wire};
+use super::{Connection, ENGINE, Postgres, examine, slices};
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use async_trait::async_trait;
+use bytes::{Buf, Bytes, BytesMut};
+use futures::StreamExt;
+use std::pin::Pin;
+use std::sync::Arc;
+use synctool_core::budget::Hold;
+use synctool_core::change::{ChangeBatch, Event, RawFormat};
+use synctool_core::error::{Error, ErrorKind, Result, code};
+use synctool_core::ledger::Tally;
+use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
+use synctool_core::progress::Position;
+use synctool_core::rowhash;
+use synctool_core::schema::{Column, TableId, TableSchema};
+use synctool_core::source::{Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use tokio::sync::Mutex;
+use tokio_postgres::{CopyOutStream, SimpleQueryMessage};
+
+/// Raw rows are passed on in chunks of about this size.
+const RAW_CHUNK: usize = 512 << 10;
+
+/// Tables of a PostgreSQL database, read by query.
+///
+/// Every reader of one `PostgresSource` sees the same snapshot, taken when the first is opened. A source made anew
+/// sees what is committed by then.
+#[derive(Debug)]
+pub struct PostgresSource {
+    database: Postgres,
+    snapshot: Mutex<Snapshot>,
+}
+
+/// The snapshot that readers share.
+#[derive(Debug)]
+enum Snapshot {
+    /// None was asked for yet.
+    Untaken,
+    /// Exported by a session that stays open.
+    Exported { id: String, keeper: Connection },
+    /// This server exports none; each reader has its own.
+    Unavailable,
+}
+
+impl Postgres {
+    /// The database as a source.
+    pub fn source(&self) -> PostgresSource {
+        PostgresSource {
+            database: self.clone(),
+            snapshot: Mutex::new(Snapshot::Untaken),
+        }
+    }
+}
+
+impl PostgresSource {
+    fn schema(&self) -> &str {
+        &self.database.config().schema
+    }
+
+    /// The table with its schema, as the catalog describes it.
+    pub async fn described(&self, table: &TableId) -> Result<Described> {
+        let connection = self.database.connect().await?;
+        let described = catalog::describe(&connection, table, self.schema()).await?;
+        connection.recycle();
+        Ok(described)
+    }
+
+    /// Begins a reading transaction under the shared snapshot.
+    async fn begin(&self, connection: &Connection) -> Result<()> {
+        const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        // One connection is not enough for a reader and the keeper of the snapshot.
+        let shares = self.database.config().max_connections > 1;
+        for _ in 0..2 {
+            let id = if shares { self.snapshot_id().await? } else { None };
+            let Some(id) = id else {
+                return connection
+                    .batch_execute(BEGIN)
+                    .await
+                    .map_err(|e| connection.error(e, "beginning a read"));
+            };
+            let import = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{id}'");
+            match connection.batch_execute(&import).await {
+                Ok(()) => return Ok(()),
+                Err(e) if matches!(e.code().map(|c| c.code()), Some("22023" | "42704" | "55000")) => {
+                    // Its keeper is gone (a restart, an administrator). Key ranges need no common snapshot to be
+                    // complete, so the rest of the readers share a newer one.
+                    tracing::info!("the exported snapshot is gone; a new one is taken");
+                    connection
+                        .batch_execute("ROLLBACK")
+                        .await
+                        .map_err(|e| connection.error(e, "beginning a read"))?;
+                    self.forget(&id).await;
+                }
+                Err(e) => return Err(connection.error(e, "beginning a read")),
+            }
+        }
+        Err(Error::new(
+            code::CONFLICT,
+            "the exported snapshot was lost twice while a reader began",
+        ))
+    }
+
+    async fn forget(&self, lost: &str) {
+        let mut snapshot = self.snapshot.lock().await;
+        if matches!(&*snapshot, Snapshot::Exported { id, .. } if id == lost) {
+            *snapshot = Snapshot::Untaken;
+        }
+    }
+
+    async fn snapshot_id(&self) -> Result<Option<String>> {
+        let mut snapshot = self.snapshot.lock().await;
+        if matches!(&*snapshot, Snapshot::Exported { keeper, .. } if keeper.is_closed()) {
+            *snapshot = Snapshot::Untaken;
+        }
+        if matches!(&*snapshot, Snapshot::Untaken) {
+            *snapshot = self.export().await?;
+        }
+        Ok(match &*snapshot {
+            Snapshot::Exported { id, .. } => Some(id.clone()),
+            _ => None,
+        })
+    }
+
+    async fn export(&self) -> Result<Snapshot> {
+        const EXPORT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_catalog.pg_export_snapshot()";
+        let keeper = self.database.connect().await?;
+        match keeper.simple_query(EXPORT).await {
+            Ok(messages) => {
+                let id = messages.iter().find_map(|m| match m {
+                    SimpleQueryMessage::Row(row) => row.get(0).map(str::to_string),
+                    _ => None,
+                });
+                match id {
+                    Some(id) => Ok(Snapshot::Exported { id, keeper }),
+                    None => Err(Error::bug("pg_export_snapshot returned nothing")),
+                }
+            }
+            Err(e) => {
+                let e = keeper.error(e, "exporting a snapshot");
+                if e.kind() == ErrorKind::Unavailable {
+                    return Err(e);
+                }
+                tracing::info!(error = %e, "this server exports no snapshot; each reader has its own");
+                Ok(Snapshot::Unavailable)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    fn engine(&self) -> &'static str {
+        ENGINE
+    }
+
+    async fn tables(&self, schema: Option<&str>) -> Result<Vec<TableInfo>> {
+        let connection = self.database.connect().await?;
+        let tables = catalog::tables(&connection, schema).await?;
+        connection.recycle();
+        Ok(tables)
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        Ok(self.described(table).await?.schema)
+    }
+
+    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+        let connection = self.database.connect().await?;
+        connection.working(true);
+        let described = catalog::describe(&connection, &read.table, self.schema()).await?;
+        let slices = slices::cut(&connection, &described, request).await?;
+        connection.working(false);
+        connection.recycle();
+        Ok(slices)
+    }
+
+    fn raw_format(&self, columns: &[(String, Column)]) -> Option<RawFormat> {
+        types::raw_format(columns)
+    }
+
+    fn tally_raw(&self, tuples: &[u8], tally: &mut Tally) -> Result<()> {
+        copy::each_tuple(tuples, |tuple| rowhash::add_raw_row(tally, tuple)).map(|_| ())
+    }
+
+    async fn open(
+        &self,
+        read: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        let place = |e: Error| {
+            e.at("table", read.table.to_string())
+                .at("partition", partition.id.as_str())
+        };
+        if after.is_some() {
+            return Err(place(Error::bug(
+                "a slice of a PostgreSQL table has no positions inside",
+            )));
+        }
+        let condition = match &partition.work {
+            Work::Read(Slice::All) => String::new(),
+            Work::Read(Slice::Key(range)) => slices::condition(range).map_err(place)?,
+            _ => {
+                return Err(place(Error::new(
+                    code::UNSUPPORTED,
+                    "PostgreSQL tables are read whole or by key ranges",
+                )));
+            }
+        };
+        let connection = self.database.connect().await?;
+        connection.working(true);
+        self.begin(&connection).await.map_err(place)?;
+        let reader = CopyReader::start(connection, read, &condition, self.schema(), context).await;
+        Ok(Box::new(reader.map_err(place)?.in_partition(partition)))
+    }
+
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        examine::reading(&self.database, tables).await
+    }
+}
+
+/// Reads one slice: a COPY in a transaction of its own connection.
+struct CopyReader {
+    connection: Option<Connection>,
+    stream: Pin<Box<CopyOutStream>>,
+    stage: Stage,
+    frame: Frame,
+    /// What has come and is not decoded yet.
+    bytes: Pieces,
+    rows: Rows,
+    hold: Option<Hold>,
+    table: Arc<TableId>,
+    partition: String,
+    what: String,
+    context: ReadContext,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Copying,
+    /// The server sent everything; the transaction is to be ended.
+    Ending,
+    Done,
+}
+
+/// Rows collected for the next event.
+enum Rows {
+    Decoded {
+        schema: SchemaRef,
+        decoders: Vec<Decoder>,
+        count: usize,
+        bytes: usize,
+        /// Arrow's bytes for a row of NULLs.
+        width: usize,
+    },
+    Raw {
+        tuples: BytesMut,
+        count: u64,
+    },
+}
+
+impl CopyReader {
+    async fn start(
+        connection: Connection,
+        read: &ReadSpec,
+        condition: &str,
+        default_schema: &str,
+        context: &ReadContext,
+    ) -> Result<CopyReader> {
+        let what = format!("reading {}", read.table);
+        let select = select(read, condition, default_schema);
+        // The plan may be older than the table: what the columns are now is checked before any byte is decoded.
+        let statement = connection
+            .prepare(&select)
+            .await
+            .map_err(|e| connection.error(e, &what))?;
+        for (actual, planned) in statement.columns().iter().zip(&read.columns) {
+            check_type(actual.type_(), planned, read)?;
+        }
+        let stream = connection
+            .copy_out(&format!("COPY ({select}) TO STDOUT (FORMAT binary)"))
+            .await
+            .map_err(|e| connection.error(e, &what))?;
+        let rows = match &read.raw {
+            Some(_) => Rows::Raw {
+                tuples: BytesMut::new(),
+                count: 0,
+            },
+            None => {
+                let columns: Vec<&Column> = read.columns.iter().map(|c| &c.column).collect();
+                Rows::Decoded {
+                    schema: read.schema().arrow_schema(),
+                    decoders: columns.iter().map(|c| Decoder::new(c)).collect(),
+                    count: 0,
+                    bytes: 0,
+                    width: columns
+                        .iter()
+                        .map(|c| c.arrow_type().primitive_width().unwrap_or(4))
+                        .sum(),
+                }
+            }
+        };
+        Ok(CopyReader {
+            connection: Some(connection),
+            stream: Box::pin(stream),
+            stage: Stage::Copying,
+            frame: Frame::new(read.columns.len()),
+            bytes: Pieces::default(),
+            rows,
+            hold: None,
+            table: Arc::new(read.table.clone()),
+            partition: String::new(),
+            what,
+            context: context.clone(),
+        })
+    }
+
+    fn in_partition(mut self, partition: &Partition) -> Self {
+        self.partition = partition.id.to_string();
+        self
+    }
+
+    fn place(&self, e: Error) -> Error {
+        e.at("table", self.table.to_string()).at("partition", &self.partition)
+    }
+
+    fn lost(&self, e: tokio_postgres::Error) -> Error {
+        match &self.connection {
+            Some(connection) => connection.error(e, &self.what),
+            None => super::map_error(e, &self.what),
+        }
+    }
+
+    fn stopped(&self) -> Error {
+        Error::new(code::INTERRUPTED, format!("{} was stopped", self.what))
+    }
+
+    fn too_large(&self, bytes: usize) -> Error {
+        Error::new(
+            code::ROW_TOO_LARGE,
+            format!(
+                "a row of {} has {bytes} bytes or more, the limit is {}",
+                self.table, self.context.max_row_bytes
+            ),
+        )
+        .hint("raise max_row_bytes, or leave the large column out")
+    }
+
+    /// Takes tuples out of the bytes at hand until they are used up or an event is full.
+    async fn consume(&mut self) -> Result<Option<Event>> {
+        loop {
+            let at_hand = self.bytes.get();
+            match self.frame.next(at_hand)? {
+                Found::More => {
+                    if at_hand.len() > self.context.max_row_bytes {
+                        return Err(self.too_large(at_hand.len()));
+                    }
+                    return Ok(None);
+                }
+                Found::Skip(n) => self.bytes.advance(n),
+                Found::Tuple(n) => {
+                    if n > self.context.max_row_bytes {
+                        return Err(self.too_large(n));
+                    }
+                    if self.hold.is_none() {
+                        // One reservation for the whole event, before the first row of it is decoded.
+                        let size = self.rows.target(&self.context).max(n);
+                        self.hold = Some(self.context.budget.reserve(size).await);
+                    } else if !self.rows.is_empty() && n > self.rows.target(&self.context) {
+                        // A giant needs a reservation of its own.
+                        return self.emit().map(Some);
+                    }
+                    self.rows.take(&self.bytes.get()[..n])?;
+                    self.bytes.advance(n);
+                    if self.rows.is_full(&self.context) {
+                        return self.emit().map(Some);
+                    }
+                }
+            }
+        }
+    }
+
+    fn emit(&mut self) -> Result<Event> {
+        let hold = self.hold.take().unwrap_or_default();
+        Ok(match &mut self.rows {
+            Rows::Raw { tuples, count } => Event::Raw {
+                table: self.table.clone(),
+                bytes: tuples.split().freeze(),
+                rows: std::mem::take(count),
+                hold,
+            },
+            Rows::Decoded {
+                schema,
+                decoders,
+                count,
+                bytes,
+                ..
+            } => {
+                let columns = decoders.iter_mut().map(Decoder::finish).collect();
+                let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(*count));
+                let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options)
+                    .map_err(|e| Error::bug(format!("a batch does not fit its schema: {e}")))?;
+                (*count, *bytes) = (0, 0);
+                Event::Rows(ChangeBatch::inserts(self.table.clone(), batch, hold))
+            }
+        })
+    }
+
+    /// Everything has come: the server must agree that nothing went wrong after the last row.
+    async fn end(&mut self) -> Result<()> {
+        if !self.frame.ended() || !self.bytes.get().is_empty() {
+            return Err(Error::new(
+                code::CONNECTION_LOST,
+                format!("{} failed: the stream ended before its last row", self.what),
+            ));
+        }
+        if let Some(connection) = &self.connection {
+            // In a transaction that failed after the last row the SELECT fails too.
+            connection
+                .batch_execute("SELECT 1; COMMIT")
+                .await
+                .map_err(|e| connection.error(e, &self.what))?;
+        }
+        if let Some(connection) = self.connection.take() {
+            connection.working(false);
+            connection.recycle();
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self) -> Result<Option<Event>> {
+        let cancel = self.context.cancel.clone();
+        if cancel.is_cancelled() {
+            return Err(self.stopped());
+        }
+        loop {
+            match self.stage {
+                Stage::Done => return Ok(None),
+                Stage::Ending => {
+                    self.end().await?;
+                    self.stage = Stage::Done;
+                    if !self.rows.is_empty() {
+                        return self.emit().map(Some);
+                    }
+                    self.hold = None;
+                }
+                Stage::Copying => {
+                    if let Some(event) = self.consume().await? {
+                        return Ok(Some(event));
+                    }
+                    // The server sends row by row: the token is looked at only where there is nothing to read.
+                    let piece = tokio::select! {
+                        biased;
+                        piece = self.stream.next() => piece,
+                        () = cancel.cancelled() => return Err(self.stopped()),
+                    };
+                    match piece {
+                        Some(Ok(piece)) => self.bytes.push(piece),
+                        Some(Err(e)) => return Err(self.lost(e)),
+                        None => self.stage = Stage::Ending,
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Reader for CopyReader {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        match self.step().await {
+            Ok(event) => Ok(event),
+            Err(e) => Err(self.place(e)),
+        }
+    }
+}
+
+impl Rows {
+    fn target(&self, context: &ReadContext) -> usize {
+        match self {
+            Rows::Decoded { .. } => context.batch_bytes,
+            Rows::Raw { .. } => RAW_CHUNK.min(context.batch_bytes),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Rows::Decoded { count, .. } => *count == 0,
+            Rows::Raw { count, .. } => *count == 0,
+        }
+    }
+
+    fn is_full(&self, context: &ReadContext) -> bool {
+        let held = match self {
+            Rows::Decoded { bytes, .. } => *bytes,
+            Rows::Raw { tuples, .. } => tuples.len(),
+        };
+        held >= self.target(context)
+    }
+
+    fn take(&mut self, tuple: &[u8]) -> Result<()> {
+        match self {
+            Rows::Raw { tuples, count } => {
+                tuples.extend_from_slice(tuple);
+                *count += 1;
+            }
+            Rows::Decoded {
+                decoders,
+                count,
+                bytes,
+                width,
+                ..
+            } => {
+                for (decoder, field) in decoders.iter_mut().zip(copy::fields(tuple)) {
+                    decoder.push(field)?;
+                }
+                *count += 1;
+                *bytes += tuple.len().max(*width);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a stream, usually a whole message at a time, joined only where a tuple is cut.
+#[derive(Debug, Default)]
+struct Pieces {
+    current: Bytes,
+    joined: Option<BytesMut>,
+}
+
+impl Pieces {
+    fn get(&self) -> &[u8] {
+        self.joined.as_deref().unwrap_or(&self.current)
+    }
+
+    fn advance(&mut self, n: usize) {
+        match &mut self.joined {
+            Some(joined) => {
+                joined.advance(n);
+                if joined.is_empty() {
+                    self.joined = None;
+                }
+            }
+            None => self.current.advance(n),
+        }
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        match &mut self.joined {
+            Some(joined) => joined.extend_from_slice(&piece),
+            None if self.current.is_empty() => self.current = piece,
+            None => {
+                let mut joined = BytesMut::from(&self.current[..]);
+                joined.extend_from_slice(&piece);
+                self.current = Bytes::new();
+                self.joined = Some(joined);
+            }
+        }
+    }
+}
+
+fn select(read: &ReadSpec, condition: &str, default_schema: &str) -> String {
+    let columns: Vec<String> = read
+        .columns
+        .iter()
+        .map(|c| match read.raw {
+            Some(_) => super::sql::ident(&c.source),
+            None => types::select_expression(&c.source, &c.column),
+        })
+        .collect();
+    let mut sql = format!(
+        "SELECT {} FROM {}",
+        columns.join(", "),
+        quoted(&read.table, default_schema)
+    );
+    if !condition.is_empty() {
+        sql.push_str(" WHERE ");
+        sql.push_str(condition);
+    }
+    sql
+}
+
+/// Refuses a column whose type is not what the plan says: its bytes would be taken for something else.
+fn check_type(actual: &postgres_types::Type, planned: &synctool_core::plan::ReadColumn, read: &ReadSpec) -> Result<()> {
+    let expected = Wire::to_read(&planned.column).unwrap_or(Wire::Text);
+    let same = match &read.raw {
+        // Undecoded bytes may be of types without a form here; those whose form is known are compared.
+        Some(_) => {
+            let named = planned.column.source_type.as_deref().and_then(Wire::of_type_name);
+            named.is_none() || named == Wire::of_type(actual)
+        }
+        None => Wire::of_type(actual) == Some(expected),
+    };
+    if same {
+        return Ok(());
+    }
+    Err(Error::new(
+        code::SCHEMA_MISMATCH,
+        format!(
+            "column {} of {} is {actual} now; the plan was made for {}",
+            planned.source,
+            read.table,
+            planned
+                .column
+                .source_type
+                .clone()
+                .unwrap_or_else(|| planned.column.ty.to_string())
+        ),
+    )
+    .hint("the table was altered while the run was unfinished: `synctool state reset` and run again"))
+}

@@ -1,22 +1,36 @@
 //! PostgreSQL 12 to 18, read by query and written by COPY.
 //!
 //! [`Postgres`] is one server and database with its limit of connections; [`source`] reads tables by key ranges under
-//! one snapshot. Rows travel in COPY's binary form, decoded into Arrow or untouched.
+//! one snapshot; [`destination`] keeps plans and checkpoints beside the tables it writes. Rows travel in COPY's binary
+//! form, decoded into Arrow or untouched.
 
+mod apply;
 pub mod catalog;
 pub mod client;
+mod control;
 mod copy;
+mod ddl;
 mod decode;
+pub mod destination;
 mod encode;
 mod examine;
+mod examine_sink;
+mod integrity;
+mod merge;
 mod numeric;
+mod publish;
+mod rows;
+mod sink;
 mod slices;
 pub mod source;
 pub mod sql;
+mod swap;
 mod tls;
 pub mod types;
 
 pub use client::{Connection, Postgres, map_error};
+pub use destination::{DestinationOptions, PostgresDestination};
+pub use rows::CopyForm;
 
 use percent_encoding::percent_decode_str;
 use std::fmt;

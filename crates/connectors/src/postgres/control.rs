@@ -1,0 +1,581 @@
+//! The control tables at a PostgreSQL destination: plans, generations, checkpoints and the history of what was published.
+//!
+//! They live in one schema beside the data, so that a position and its rows are one transaction. Their SQL is written
+//! once, with the schema's name filled in when the destination opens.
+
+use super::client::map_error;
+use super::sql::{check_ident, ident};
+use std::collections::HashMap;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::ledger::{Accounts, Applied};
+use synctool_core::plan::Plan;
+use synctool_core::progress::{Advance, Checkpoint, Epoch, Generation, PartitionId, PartitionState, Position};
+use synctool_core::schema::TableId;
+use synctool_core::sink::StoredPlan;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Json;
+use tokio_postgres::{Client, GenericClient, Row};
+
+/// The version of these tables. A newer one in the database is refused.
+const FORMAT_VERSION: i32 = 1;
+
+/// How many plans of a pipeline are kept.
+const PLANS_KEPT: i64 = 20;
+
+/// The control schema of one destination.
+#[derive(Debug, Clone)]
+pub(super) struct Control {
+    name: String,
+    /// The quoted name, ready for SQL text.
+    schema: String,
+}
+
+/// Whether a plan is still to be finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PlanStatus {
+    /// Prepared, not yet published.
+    Active,
+    /// Published, with what that did.
+    Finished(Applied),
+}
+
+/// What publishing did to one table, for the history.
+#[derive(Debug, Clone)]
+pub(super) struct Outcome {
+    pub(super) index: usize,
+    pub(super) table: TableId,
+    pub(super) oid: u32,
+    /// `create`, `swap`, `merge`, `append` or `direct`.
+    pub(super) publish: &'static str,
+    pub(super) applied: Applied,
+}
+
+impl Control {
+    pub(super) fn new(schema: &str) -> Result<Self> {
+        check_ident(schema)?;
+        Ok(Control {
+            name: schema.to_string(),
+            schema: ident(schema),
+        })
+    }
+
+    /// The statements that make the control tables, for people without the right to let us do it.
+    pub(super) fn ddl(&self) -> Vec<String> {
+        let s = &self.schema;
+        vec![
+            format!("CREATE SCHEMA IF NOT EXISTS {s}"),
+            format!("CREATE TABLE IF NOT EXISTS {s}.format_version (version integer PRIMARY KEY)"),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {s}.generation (pipeline text PRIMARY KEY, generation bigint NOT NULL, \
+                 updated_at timestamptz NOT NULL DEFAULT now())"
+            ),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {s}.plan (pipeline text NOT NULL, generation bigint NOT NULL, \
+                 run_id text NOT NULL, plan json NOT NULL, \
+                 status text NOT NULL CHECK (status IN ('active', 'finished', 'superseded')), applied json, \
+                 created_at timestamptz NOT NULL DEFAULT now(), finished_at timestamptz, \
+                 PRIMARY KEY (pipeline, generation))"
+            ),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {s}.checkpoint (pipeline text NOT NULL, generation bigint NOT NULL, \
+                 partition text NOT NULL, epoch bigint NOT NULL, position text, done boolean NOT NULL DEFAULT false, \
+                 accounts json NOT NULL, applied json NOT NULL, writer text, \
+                 updated_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, generation, partition)) \
+                 WITH (fillfactor = 50)"
+            ),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {s}.history (pipeline text NOT NULL, generation bigint NOT NULL, \
+                 table_index integer NOT NULL, run_id text NOT NULL, table_schema text NOT NULL, \
+                 table_name text NOT NULL, table_oid oid NOT NULL, publish text NOT NULL, written bigint NOT NULL, \
+                 inserted bigint NOT NULL, updated bigint NOT NULL, deleted bigint NOT NULL, unchanged bigint NOT NULL, \
+                 finished_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, generation, table_index))"
+            ),
+            format!("INSERT INTO {s}.format_version VALUES ({FORMAT_VERSION}) ON CONFLICT DO NOTHING"),
+        ]
+    }
+
+    /// Whether the control tables are there, in a version we know.
+    pub(super) async fn exists(&self, client: &impl GenericClient) -> Result<bool> {
+        let there = client
+            .query_one(
+                "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = $1 AND c.relname = 'format_version')",
+                &[&self.name],
+            )
+            .await
+            .map_err(|e| map_error(e, "looking for the control tables"))?;
+        if !there.get::<_, bool>(0) {
+            return Ok(false);
+        }
+        let row = client
+            .query_one(&format!("SELECT max(version) FROM {}.format_version", self.schema), &[])
+            .await
+            .map_err(|e| self.permission(map_error(e, "reading the control tables")))?;
+        match row.get::<_, Option<i32>>(0) {
+            None => Ok(false),
+            Some(v) if v <= FORMAT_VERSION => Ok(true),
+            Some(v) => Err(Error::new(
+                code::STATE_STORE,
+                format!("the control tables in schema {} have version {v}; this program knows {FORMAT_VERSION}", self.name),
+            )
+            .hint("use the newer SyncTool that wrote them, or set another control_schema")),
+        }
+    }
+
+    /// Makes the control tables unless they are there. Safe against others doing the same.
+    pub(super) async fn ensure(&self, client: &mut Client) -> Result<()> {
+        if self.exists(client).await? {
+            return Ok(());
+        }
+        let fail = |e| self.permission(map_error(e, "making the control tables"));
+        let tx = client.transaction().await.map_err(fail)?;
+        tx.execute(
+            "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('synctool control ' || $1, 0))",
+            &[&self.name],
+        )
+        .await
+        .map_err(fail)?;
+        // CREATE … IF NOT EXISTS asks for the right even where there is nothing to do.
+        let schema_there = tx
+            .query_one(
+                "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)",
+                &[&self.name],
+            )
+            .await
+            .map_err(fail)?
+            .get::<_, bool>(0);
+        for statement in self.ddl().iter().skip(usize::from(schema_there)) {
+            tx.batch_execute(statement).await.map_err(fail)?;
+        }
+        tx.commit().await.map_err(fail)
+    }
+
+    fn permission(&self, e: Error) -> Error {
+        if e.code() != code::PERMISSION {
+            return e;
+        }
+        Error::new(code::PERMISSION, format!("the control schema {} cannot be used: {}", self.name, e.message())).hint(format!(
+            "GRANT CREATE ON DATABASE … TO …; or let an administrator run the DDL that `synctool plan` prints, then \
+             GRANT USAGE ON SCHEMA {s} TO …; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {s} TO …",
+            s = self.schema
+        ))
+    }
+
+    /// Raises the pipeline's generation. Its row lock is held to the end of the transaction, so no commit of an older
+    /// plan can come in between.
+    pub(super) async fn raise(&self, tx: &impl GenericClient, pipeline: &str) -> Result<Generation> {
+        let row = tx
+            .query_one(
+                &format!(
+                    "INSERT INTO {s}.generation AS g (pipeline, generation) VALUES ($1, 1) \
+                     ON CONFLICT (pipeline) DO UPDATE SET generation = g.generation + 1, updated_at = now() \
+                     RETURNING generation",
+                    s = self.schema
+                ),
+                &[&pipeline],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "raising the generation")))?;
+        Ok(Generation(row.get(0)))
+    }
+
+    /// Stores a plan under its generation and supersedes the older ones with their checkpoints.
+    pub(super) async fn store_plan(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
+        let s = &self.schema;
+        let fail = |e| self.permission(map_error(e, "storing the plan"));
+        let (pipeline, generation) = (&plan.pipeline, plan.generation.0);
+        tx.execute(
+            &format!(
+                "UPDATE {s}.plan SET status = 'superseded' WHERE pipeline = $1 AND generation < $2 AND status = 'active'"
+            ),
+            &[pipeline, &generation],
+        )
+        .await
+        .map_err(fail)?;
+        tx.execute(
+            &format!("DELETE FROM {s}.plan WHERE pipeline = $1 AND generation <= $2"),
+            &[pipeline, &(generation - PLANS_KEPT)],
+        )
+        .await
+        .map_err(fail)?;
+        tx.execute(
+            &format!("DELETE FROM {s}.checkpoint WHERE pipeline = $1 AND generation < $2"),
+            &[pipeline, &generation],
+        )
+        .await
+        .map_err(fail)?;
+        tx.execute(
+            &format!("INSERT INTO {s}.plan (pipeline, generation, run_id, plan, status) VALUES ($1, $2, $3, $4, 'active')"),
+            &[pipeline, &generation, &plan.run_id, &Json(plan)],
+        )
+        .await
+        .map_err(fail)?;
+        Ok(())
+    }
+
+    /// The newest plan of a pipeline, unless it was forgotten.
+    pub(super) async fn stored_plan(&self, client: &impl GenericClient, pipeline: &str) -> Result<Option<StoredPlan>> {
+        let row = client
+            .query_opt(
+                &format!(
+                    "SELECT p.plan, p.status FROM {s}.plan p JOIN {s}.generation g USING (pipeline, generation) \
+                     WHERE p.pipeline = $1 AND p.status <> 'superseded'",
+                    s = self.schema
+                ),
+                &[&pipeline],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "reading the stored plan")))?;
+        row.map(|r| {
+            let Json(plan) = r.try_get::<_, Json<Plan>>(0).map_err(|_| {
+                Error::new(code::STATE_STORE, format!("the stored plan of pipeline {pipeline} cannot be read"))
+                    .hint(format!("start over: synctool state reset {pipeline}"))
+            })?;
+            Ok(StoredPlan {
+                plan,
+                finished: r.get::<_, &str>(1) == "finished",
+            })
+        })
+        .transpose()
+    }
+
+    /// Holds the pipeline's generation until the transaction ends, and refuses if it is not the plan's.
+    pub(super) async fn hold_generation(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
+        let row = tx
+            .query_opt(
+                &format!("SELECT generation FROM {}.generation WHERE pipeline = $1 FOR SHARE", self.schema),
+                &[&plan.pipeline],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "checking the generation")))?;
+        let now = row.map(|r| Generation(r.get(0)));
+        if now == Some(plan.generation) {
+            return Ok(());
+        }
+        Err(Error::new(
+            code::FENCED,
+            format!(
+                "run {} has generation {}, the destination is at {}: a newer run has taken over",
+                plan.run_id,
+                plan.generation,
+                now.map_or("none".into(), |g| g.to_string())
+            ),
+        )
+        .at("pipeline", &plan.pipeline))
+    }
+
+    /// Locks the plan's row and says how far it is.
+    pub(super) async fn lock_plan(&self, tx: &impl GenericClient, plan: &Plan) -> Result<PlanStatus> {
+        let row = tx
+            .query_opt(
+                &format!(
+                    "SELECT status, applied FROM {}.plan WHERE pipeline = $1 AND generation = $2 FOR UPDATE",
+                    self.schema
+                ),
+                &[&plan.pipeline, &plan.generation.0],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "locking the plan")))?;
+        let Some(row) = row else {
+            return Err(
+                Error::new(code::FENCED, format!("the plan of run {} was forgotten", plan.run_id))
+                    .at("pipeline", &plan.pipeline),
+            );
+        };
+        match row.get::<_, &str>(0) {
+            "finished" => Ok(PlanStatus::Finished(
+                row.get::<_, Option<Json<Applied>>>(1).map_or_else(Applied::default, |j| j.0),
+            )),
+            "active" => Ok(PlanStatus::Active),
+            _ => Err(
+                Error::new(code::FENCED, format!("the plan of run {} was superseded", plan.run_id))
+                    .at("pipeline", &plan.pipeline),
+            ),
+        }
+    }
+
+    /// Marks a plan finished, keeps what it did and folds its partitions away.
+    pub(super) async fn finish(
+        &self,
+        tx: &impl GenericClient,
+        plan: &Plan,
+        applied: Applied,
+        outcomes: &[Outcome],
+    ) -> Result<()> {
+        let s = &self.schema;
+        let fail = |e| self.permission(map_error(e, "finishing the plan"));
+        tx.execute(
+            &format!(
+                "UPDATE {s}.plan SET status = 'finished', applied = $3, finished_at = now() \
+                 WHERE pipeline = $1 AND generation = $2"
+            ),
+            &[&plan.pipeline, &plan.generation.0, &Json(applied)],
+        )
+        .await
+        .map_err(fail)?;
+        for o in outcomes {
+            let a = o.applied;
+            tx.execute(
+                &format!(
+                    "INSERT INTO {s}.history (pipeline, generation, table_index, run_id, table_schema, table_name, \
+                     table_oid, publish, written, inserted, updated, deleted, unchanged) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+                ),
+                &[
+                    &plan.pipeline,
+                    &plan.generation.0,
+                    &(o.index as i32),
+                    &plan.run_id,
+                    &o.table.schema.as_deref().unwrap_or_default(),
+                    &o.table.name,
+                    &o.oid,
+                    &o.publish,
+                    &(a.written as i64),
+                    &(a.inserted as i64),
+                    &(a.updated as i64),
+                    &(a.deleted as i64),
+                    &(a.unchanged as i64),
+                ],
+            )
+            .await
+            .map_err(fail)?;
+        }
+        tx.execute(
+            &format!("DELETE FROM {s}.checkpoint WHERE pipeline = $1 AND generation = $2"),
+            &[&plan.pipeline, &plan.generation.0],
+        )
+        .await
+        .map_err(fail)?;
+        Ok(())
+    }
+
+    /// Whether the table with this oid was put in place by a run of ours (created or swapped).
+    pub(super) async fn made(&self, client: &impl GenericClient, oid: u32) -> Result<bool> {
+        let row = client
+            .query_one(
+                &format!(
+                    "SELECT EXISTS (SELECT FROM {}.history WHERE table_oid = $1 AND publish IN ('create', 'swap'))",
+                    self.schema
+                ),
+                &[&oid],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "reading the history")))?;
+        Ok(row.get(0))
+    }
+
+    /// Forgets a pipeline's plans and checkpoints; its generation goes up, so whoever still writes is fenced.
+    pub(super) async fn forget(&self, tx: &impl GenericClient, pipeline: &str) -> Result<()> {
+        self.raise(tx, pipeline).await?;
+        for table in ["checkpoint", "plan"] {
+            tx.execute(
+                &format!("DELETE FROM {}.{table} WHERE pipeline = $1", self.schema),
+                &[&pipeline],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "forgetting the plan")))?;
+        }
+        Ok(())
+    }
+
+    /// Where the partitions of a plan stand.
+    pub(super) async fn checkpoint(&self, client: &impl GenericClient, plan: &Plan) -> Result<Checkpoint> {
+        let rows = client
+            .query(
+                &format!(
+                    "SELECT partition, position, done, accounts, applied FROM {}.checkpoint \
+                     WHERE pipeline = $1 AND generation = $2",
+                    self.schema
+                ),
+                &[&plan.pipeline, &plan.generation.0],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "reading the checkpoint")))?;
+        rows.iter()
+            .map(|r| Ok((PartitionId(r.get(0)), state(r, 1)?)))
+            .collect()
+    }
+
+    /// The sessions that write these partitions.
+    pub(super) async fn writers(
+        &self,
+        client: &impl GenericClient,
+        plan: &Plan,
+        partitions: &[PartitionId],
+    ) -> Result<Vec<String>> {
+        let names: Vec<&str> = partitions.iter().map(PartitionId::as_str).collect();
+        let rows = client
+            .query(
+                &format!(
+                    "SELECT DISTINCT writer FROM {}.checkpoint WHERE pipeline = $1 AND writer IS NOT NULL \
+                     AND generation = $2 AND partition = ANY ($3)",
+                    self.schema
+                ),
+                &[&plan.pipeline, &plan.generation.0, &names],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "reading the writers")))?;
+        Ok(rows.iter().map(|r| r.get(0)).collect())
+    }
+
+    /// The sessions that write any partition of a pipeline.
+    pub(super) async fn all_writers(&self, client: &impl GenericClient, pipeline: &str) -> Result<Vec<String>> {
+        let rows = client
+            .query(
+                &format!(
+                    "SELECT DISTINCT writer FROM {}.checkpoint WHERE pipeline = $1 AND writer IS NOT NULL",
+                    self.schema
+                ),
+                &[&pipeline],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "reading the writers")))?;
+        Ok(rows.iter().map(|r| r.get(0)).collect())
+    }
+
+    /// Takes the next epoch of partitions for a writer.
+    pub(super) async fn take_over(
+        &self,
+        tx: &impl GenericClient,
+        plan: &Plan,
+        partitions: &[PartitionId],
+        writer: &str,
+    ) -> Result<(Checkpoint, HashMap<PartitionId, Epoch>)> {
+        let mut checkpoint = Checkpoint::new();
+        let mut epochs = HashMap::new();
+        let statement = format!(
+            "INSERT INTO {s}.checkpoint AS c (pipeline, generation, partition, epoch, accounts, applied, writer) \
+             VALUES ($1, $2, $3, 1, $4, $5, $6) \
+             ON CONFLICT (pipeline, generation, partition) DO UPDATE SET epoch = c.epoch + 1, writer = $6, \
+             updated_at = now() RETURNING epoch, position, done, accounts, applied",
+            s = self.schema
+        );
+        for p in partitions {
+            let row = tx
+                .query_one(
+                    &statement,
+                    &[
+                        &plan.pipeline,
+                        &plan.generation.0,
+                        &p.as_str(),
+                        &Json(Accounts::default()),
+                        &Json(Applied::default()),
+                        &writer,
+                    ],
+                )
+                .await
+                .map_err(|e| self.permission(map_error(e, "taking over a partition")).at("partition", p.as_str()))?;
+            epochs.insert(p.clone(), Epoch(row.get(0)));
+            checkpoint.insert(p.clone(), state(&row, 1)?);
+        }
+        Ok((checkpoint, epochs))
+    }
+
+    /// Moves a partition from one position to the next. This is the last thing before COMMIT.
+    pub(super) async fn advance(
+        &self,
+        tx: &impl GenericClient,
+        plan: &Plan,
+        epoch: Epoch,
+        advance: &Advance,
+        applied: Applied,
+    ) -> Result<()> {
+        let moved = tx
+            .execute(
+                &format!(
+                    "UPDATE {}.checkpoint SET position = $5, done = $6, accounts = $7, applied = $8, updated_at = now() \
+                     WHERE pipeline = $1 AND generation = $2 AND partition = $3 AND epoch = $4 \
+                     AND position IS NOT DISTINCT FROM $9",
+                    self.schema
+                ),
+                &[
+                    &plan.pipeline,
+                    &plan.generation.0,
+                    &advance.partition.as_str(),
+                    &epoch.0,
+                    &advance.to.as_str(),
+                    &advance.done,
+                    &Json(&advance.accounts),
+                    &Json(applied),
+                    &advance.from.as_ref().map(Position::as_str),
+                ],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "moving the checkpoint")))?;
+        if moved == 1 {
+            return Ok(());
+        }
+        Err(Error::new(
+            code::FENCED,
+            format!("partition {} no longer stands where this writer left it: another writer has taken over", advance.partition),
+        )
+        .at("pipeline", &plan.pipeline)
+        .at("partition", advance.partition.as_str()))
+    }
+
+    /// Takes a writer's name off its partitions.
+    pub(super) async fn release(
+        &self,
+        client: &impl GenericClient,
+        plan: &Plan,
+        partitions: &[PartitionId],
+        writer: &str,
+    ) -> Result<()> {
+        let names: Vec<&str> = partitions.iter().map(PartitionId::as_str).collect();
+        client
+            .execute(
+                &format!(
+                    "UPDATE {}.checkpoint SET writer = NULL WHERE pipeline = $1 AND generation = $2 \
+                     AND partition = ANY ($3) AND writer = $4",
+                    self.schema
+                ),
+                &[&plan.pipeline, &plan.generation.0, &names, &writer],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "releasing partitions")))?;
+        Ok(())
+    }
+}
+
+fn state(row: &Row, at: usize) -> Result<PartitionState> {
+    let broken = |_| Error::new(code::STATE_STORE, "a checkpoint's accounts cannot be read");
+    Ok(PartitionState {
+        position: row.get::<_, Option<String>>(at).map(Position),
+        done: row.get(at + 1),
+        accounts: row.try_get::<_, Json<Accounts>>(at + 2).map_err(broken)?.0,
+        applied: row.try_get::<_, Json<Applied>>(at + 3).map_err(broken)?.0,
+    })
+}
+
+/// Who this session is, so that its successor can end it: the process and its start, since numbers come back.
+pub(super) async fn whoami(client: &impl GenericClient) -> Result<String> {
+    let row = client
+        .query_one(
+            "SELECT pid || '@' || extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())",
+            &[],
+        )
+        .await
+        .map_err(|e| map_error(e, "asking for the session's identity"))?;
+    Ok(row.get(0))
+}
+
+/// Ends other writers' sessions, so that their locks do not hang us. Not being allowed to is no failure: the epoch
+/// fences them anyway.
+pub(super) async fn end_sessions(client: &Client, writers: &[String]) -> Result<()> {
+    for writer in writers {
+        let ended = client
+            .execute(
+                "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+                 WHERE a.pid <> pg_catalog.pg_backend_pid() AND a.pid || '@' || extract(epoch FROM a.backend_start) = $1",
+                &[writer],
+            )
+            .await;
+        match ended {
+            Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {}
+            other => {
+                other.map_err(|e| map_error(e, "ending an older writer's session"))?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! Batches as the rows of COPY … FROM STDIN: binary where every column has a binary form here, text otherwise.
+
+use super::ddl::quoted;
+use super::sql::idents;
+use super::types::{Cells, Encoder, copy_text_field};
+use arrow_array::{Array, RecordBatch};
+use bytes::{BufMut, BytesMut};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::schema::{Column, TableId};
+
+/// The form of the rows of a COPY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyForm {
+    /// Values as the server keeps them.
+    Binary,
+    /// Values as it prints them.
+    Text,
+}
+
+/// Turns batches of one table's columns into rows of a COPY.
+#[derive(Debug, Clone)]
+pub(super) struct RowEncoder {
+    form: CopyForm,
+    /// Only for [`CopyForm::Binary`].
+    encoders: Vec<Encoder>,
+    columns: usize,
+}
+
+impl RowEncoder {
+    /// `types` are the columns' types at the server. `None` leaves the form to us.
+    pub(super) fn new(columns: &[Column], types: &[String], form: Option<CopyForm>) -> Result<Self> {
+        let mut encoders = Vec::with_capacity(columns.len());
+        for (c, ty) in columns.iter().zip(types) {
+            match Encoder::new(c, ty) {
+                Some(encoder) => encoders.push(encoder),
+                None if form == Some(CopyForm::Binary) => {
+                    return Err(Error::new(
+                        code::UNSUPPORTED,
+                        format!("column {} of type {ty} has no binary form here", c.name),
+                    )
+                    .hint("leave the form of COPY to SyncTool"));
+                }
+                None => {}
+            }
+        }
+        let all = encoders.len() == columns.len();
+        Ok(RowEncoder {
+            form: form.unwrap_or(if all { CopyForm::Binary } else { CopyForm::Text }),
+            encoders,
+            columns: columns.len(),
+        })
+    }
+
+    /// For rows that are in binary form already.
+    pub(super) fn raw() -> Self {
+        RowEncoder {
+            form: CopyForm::Binary,
+            encoders: Vec::new(),
+            columns: 0,
+        }
+    }
+
+    /// The statement that takes the rows.
+    pub(super) fn copy_statement<S: AsRef<str>>(&self, table: &TableId, columns: impl IntoIterator<Item = S>) -> String {
+        let form = match self.form {
+            CopyForm::Binary => "binary",
+            CopyForm::Text => "text",
+        };
+        format!("COPY {} ({}) FROM STDIN (FORMAT {form})", quoted(table), idents(columns))
+    }
+
+    pub(super) fn form(&self) -> CopyForm {
+        self.form
+    }
+
+    /// A batch's rows, ready to be written.
+    pub(super) fn bind<'a>(&'a self, batch: &'a RecordBatch) -> Result<Rows<'a>> {
+        if batch.num_columns() != self.columns {
+            return Err(Error::bug(format!(
+                "{} columns come where the table has {}",
+                batch.num_columns(),
+                self.columns
+            )));
+        }
+        let columns = batch.columns().iter();
+        Ok(match self.form {
+            CopyForm::Binary => Rows::Binary(
+                self.encoders
+                    .iter()
+                    .zip(columns)
+                    .map(|(e, c)| e.bind(c.as_ref()))
+                    .collect::<Result<_>>()?,
+            ),
+            CopyForm::Text => Rows::Text(columns.map(AsRef::as_ref).collect()),
+        })
+    }
+}
+
+/// The rows of one batch.
+pub(super) enum Rows<'a> {
+    Binary(Vec<Cells<'a>>),
+    Text(Vec<&'a dyn Array>),
+}
+
+impl Rows<'_> {
+    /// Appends a row.
+    pub(super) fn write(&self, row: usize, out: &mut BytesMut) -> Result<()> {
+        match self {
+            Rows::Binary(cells) => {
+                out.put_i16(cells.len() as i16);
+                cells.iter().try_for_each(|c| c.write(row, out))
+            }
+            Rows::Text(columns) => {
+                for (i, column) in columns.iter().enumerate() {
+                    if i > 0 {
+                        out.put_u8(b'\t');
+                    }
+                    copy_text_field(out, *column, row)?;
+                }
+                out.put_u8(b'\n');
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! Writes partitions: rows of a load by COPY into the load table, changes of a log by [`super::apply`], and the
+//! checkpoint in the same transaction.
+
+use super::apply::Applier;
+use super::client::{Connection, map_error};
+use super::control::{Control, end_sessions, whoami};
+use super::rows::{CopyForm, RowEncoder};
+use super::types::{COPY_HEADER, COPY_TRAILER};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::SinkExt;
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use synctool_core::change::{Event, Op, Ops};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
+use synctool_core::ledger::Applied;
+use synctool_core::plan::Plan;
+use synctool_core::progress::{Advance, Checkpoint, Epoch, PartitionId};
+use synctool_core::schema::TableId;
+use synctool_core::sink::Sink;
+use tokio_postgres::CopyInSink;
+use tokio_postgres::types::PgLsn;
+
+/// Bytes per CopyData message: large enough that a message costs nothing, small enough that reading goes on meanwhile.
+const CHUNK: usize = 256 << 10;
+
+/// Where rows of one planned table go in load mode.
+pub(super) struct LoadTarget {
+    /// The destination table, as events name it.
+    pub(super) table: TableId,
+    /// `COPY load (…) FROM STDIN (…)`.
+    pub(super) copy: String,
+    pub(super) encoder: RowEncoder,
+}
+
+/// A COPY in progress.
+struct OpenCopy {
+    target: usize,
+    stream: Pin<Box<CopyInSink<Bytes>>>,
+    /// Encoded but not yet handed to the connection.
+    buffer: BytesMut,
+    rows: u64,
+}
+
+/// How rows are written: beside the table, or into it by op.
+pub(super) enum Mode {
+    Load(Vec<LoadTarget>),
+    Direct(Box<Applier>),
+}
+
+/// A writer of partitions: one session, one transaction at a time.
+pub(super) struct PgSink {
+    session: Connection,
+    control: Control,
+    plan: Arc<Plan>,
+    mode: Mode,
+    writer: String,
+    epochs: HashMap<PartitionId, Epoch>,
+    /// Where the partitions stand after the last commit.
+    standing: Checkpoint,
+    open: Option<OpenCopy>,
+    in_transaction: bool,
+    loaded: u64,
+    /// Commits that the server has not flushed yet, oldest first; unused while every commit waits for its flush.
+    unflushed: VecDeque<(PgLsn, Checkpoint)>,
+    durable: Checkpoint,
+    flushes: bool,
+}
+
+impl PgSink {
+    pub(super) async fn open(session: Connection, control: Control, plan: Arc<Plan>, mode: Mode) -> Result<Self> {
+        let writer = whoami(&*session).await?;
+        let setting = session
+            .query_one("SELECT pg_catalog.current_setting('synchronous_commit')", &[])
+            .await
+            .map_err(|e| map_error(e, "reading synchronous_commit"))?;
+        let flushes = setting.get::<_, &str>(0) != "off";
+        Ok(PgSink {
+            session,
+            control,
+            plan,
+            mode,
+            writer,
+            epochs: HashMap::new(),
+            standing: Checkpoint::new(),
+            open: None,
+            in_transaction: false,
+            loaded: 0,
+            unflushed: VecDeque::new(),
+            durable: Checkpoint::new(),
+            flushes,
+        })
+    }
+
+    async fn begin(&mut self) -> Result<()> {
+        if !self.in_transaction {
+            self.session
+                .batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                .await
+                .map_err(|e| map_error(e, "beginning a transaction"))?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+
+    /// The COPY for a target, opened on its first rows. Another table's COPY is ended first.
+    async fn copy_for(&mut self, target: usize) -> Result<()> {
+        if self.open.as_ref().is_some_and(|c| c.target == target) {
+            return Ok(());
+        }
+        self.end_copy().await?;
+        self.begin().await?;
+        let Mode::Load(targets) = &self.mode else {
+            return Err(Error::bug("a COPY of a sink that applies changes"));
+        };
+        let t = &targets[target];
+        let stream = self
+            .session
+            .copy_in::<_, Bytes>(&t.copy)
+            .await
+            .map_err(|e| map_error(e, "starting COPY").at("table", t.table.to_string()))?;
+        let mut buffer = BytesMut::with_capacity(CHUNK + CHUNK / 4);
+        if t.encoder.form() == CopyForm::Binary {
+            buffer.extend_from_slice(COPY_HEADER);
+        }
+        self.open = Some(OpenCopy {
+            target,
+            stream: Box::pin(stream),
+            buffer,
+            rows: 0,
+        });
+        Ok(())
+    }
+
+    async fn end_copy(&mut self) -> Result<()> {
+        let Some(mut copy) = self.open.take() else { return Ok(()) };
+        let Mode::Load(targets) = &self.mode else {
+            return Err(Error::bug("a COPY of a sink that applies changes"));
+        };
+        let t = &targets[copy.target];
+        let fail = |e| map_error(e, "loading rows by COPY").at("table", t.table.to_string());
+        if t.encoder.form() == CopyForm::Binary {
+            copy.buffer.extend_from_slice(COPY_TRAILER);
+        }
+        if !copy.buffer.is_empty() {
+            copy.stream.feed(copy.buffer.split().freeze()).await.map_err(fail)?;
+        }
+        let stored = copy.stream.as_mut().finish().await.map_err(fail)?;
+        if stored != copy.rows {
+            return Err(Error::new(
+                code::VERIFY_FAILED,
+                format!("the server stored {stored} of {} rows", copy.rows),
+            )
+            .at("table", t.table.to_string()));
+        }
+        self.loaded += stored;
+        Ok(())
+    }
+
+    fn target_of(&self, table: &TableId) -> Result<usize> {
+        let Mode::Load(targets) = &self.mode else {
+            return Err(Error::bug("a sink that applies changes has no load tables"));
+        };
+        targets
+            .iter()
+            .position(|t| t.table == *table)
+            .ok_or_else(|| Error::bug(format!("rows for {table}, which is not in the plan")))
+    }
+
+    async fn load(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Rows(batch) if batch.is_empty() => Ok(()),
+            Event::Rows(batch) => {
+                if !matches!(batch.ops, Ops::All(Op::Insert | Op::Upsert)) || batch.present.is_some() {
+                    return Err(Error::bug("a load takes whole rows only"));
+                }
+                let target = self.target_of(&batch.table)?;
+                self.copy_for(target).await?;
+                let (Mode::Load(targets), Some(copy)) = (&self.mode, &mut self.open) else {
+                    return Err(Error::bug("no COPY is open"));
+                };
+                let t = &targets[target];
+                let at = |e: Error| e.at("table", t.table.to_string());
+                let rows = t.encoder.bind(&batch.rows).map_err(at)?;
+                for row in 0..batch.len() {
+                    rows.write(row, &mut copy.buffer).map_err(at)?;
+                    if copy.buffer.len() >= CHUNK {
+                        let chunk = copy.buffer.split().freeze();
+                        copy.buffer.reserve(CHUNK + CHUNK / 4);
+                        copy.stream
+                            .feed(chunk)
+                            .await
+                            .map_err(|e| at(map_error(e, "loading rows by COPY")))?;
+                    }
+                }
+                copy.rows += batch.len() as u64;
+                Ok(())
+            }
+            Event::Raw { table, bytes, rows, hold } => {
+                let target = self.target_of(&table)?;
+                self.copy_for(target).await?;
+                let Some(copy) = &mut self.open else {
+                    return Err(Error::bug("no COPY is open"));
+                };
+                let fail = |e| map_error(e, "loading rows by COPY").at("table", table.to_string());
+                copy.rows += rows;
+                if bytes.len() >= CHUNK / 2 {
+                    if !copy.buffer.is_empty() {
+                        copy.stream.feed(copy.buffer.split().freeze()).await.map_err(fail)?;
+                    }
+                    copy.stream.feed(bytes).await.map_err(fail)?;
+                } else {
+                    copy.buffer.extend_from_slice(&bytes);
+                    if copy.buffer.len() >= CHUNK {
+                        copy.stream.feed(copy.buffer.split().freeze()).await.map_err(fail)?;
+                    }
+                }
+                drop(hold);
+                Ok(())
+            }
+            Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => Ok(()),
+            Event::Schema(_) | Event::Truncate { .. } | Event::Net { .. } | Event::ReplaceRange { .. } => Err(Error::bug(
+                "a load takes rows only; changes belong into a plan that applies them directly",
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for PgSink {
+    async fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint> {
+        let writers = self.control.writers(&*self.session, &self.plan, partitions).await?;
+        end_sessions(&self.session, &writers).await?;
+        let tx = self
+            .session
+            .transaction()
+            .await
+            .map_err(|e| map_error(e, "beginning a transaction"))?;
+        self.control.hold_generation(&tx, &self.plan).await?;
+        let (checkpoint, epochs) = self.control.take_over(&tx, &self.plan, partitions, &self.writer).await?;
+        tx.commit().await.map_err(|e| map_error(e, "taking over partitions"))?;
+        self.epochs.extend(epochs);
+        for (p, state) in &checkpoint {
+            self.standing.insert(p.clone(), state.clone());
+            self.durable.insert(p.clone(), state.clone());
+        }
+        failpoint("sink.recover.after")?;
+        Ok(checkpoint)
+    }
+
+    async fn write(&mut self, event: Event) -> Result<()> {
+        failpoint("sink.write")?;
+        if let Mode::Direct(_) = self.mode {
+            self.begin().await?;
+            let Mode::Direct(applier) = &mut self.mode else {
+                return Err(Error::bug("the sink changed its mode"));
+            };
+            return applier.write(&self.session, event).await;
+        }
+        self.load(event).await
+    }
+
+    async fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
+        self.end_copy().await?;
+        self.begin().await?;
+        let applied = match &mut self.mode {
+            Mode::Load(_) => Applied::inserts(std::mem::take(&mut self.loaded)),
+            Mode::Direct(applier) => applier.finish(&self.session).await?,
+        };
+        failpoint("sink.commit.before")?;
+        self.control.hold_generation(&*self.session, &self.plan).await?;
+        // Rows carry no partition; where several are committed together the first one's account takes them all.
+        let mut share = applied;
+        let mut after = self.standing.clone();
+        for advance in advances {
+            let epoch = *self.epochs.get(&advance.partition).ok_or_else(|| {
+                Error::bug(format!("partition {} was committed without recover", advance.partition))
+            })?;
+            let state = after.entry(advance.partition.clone()).or_default();
+            state.applied += std::mem::take(&mut share);
+            state.position = Some(advance.to.clone());
+            state.done = advance.done;
+            state.accounts = advance.accounts.clone();
+            self.control
+                .advance(&*self.session, &self.plan, epoch, advance, state.applied)
+                .await?;
+        }
+        self.session
+            .batch_execute("COMMIT")
+            .await
+            .map_err(|e| map_error(e, "committing"))?;
+        self.in_transaction = false;
+        self.standing = after;
+        if self.flushes {
+            self.durable.clone_from(&self.standing);
+        } else {
+            let row = self
+                .session
+                .query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()", &[])
+                .await
+                .map_err(|e| map_error(e, "asking for the commit's place in the WAL"))?;
+            self.unflushed.push_back((row.get(0), self.standing.clone()));
+        }
+        failpoint("sink.commit.after")?;
+        Ok(applied)
+    }
+
+    async fn durable(&mut self) -> Result<Checkpoint> {
+        if !self.unflushed.is_empty() && !self.in_transaction {
+            let row = self
+                .session
+                .query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()", &[])
+                .await
+                .map_err(|e| map_error(e, "asking what is flushed"))?;
+            let flushed: PgLsn = row.get(0);
+            while self.unflushed.front().is_some_and(|(lsn, _)| *lsn <= flushed) {
+                if let Some((_, checkpoint)) = self.unflushed.pop_front() {
+                    self.durable = checkpoint;
+                }
+            }
+        }
+        Ok(self.durable.clone())
+    }
+
+    async fn release(&mut self, partitions: &[PartitionId]) -> Result<()> {
+        if self.in_transaction || self.open.is_some() {
+            // Uncommitted work of a released partition must not be committed with another one's.
+            self.open = None;
+            self.session
+                .batch_execute("ROLLBACK")
+                .await
+                .map_err(|e| map_error(e, "rolling back"))?;
+            self.in_transaction = false;
+            self.loaded = 0;
+            if let Mode::Direct(applier) = &mut self.mode {
+                applier.rolled_back();
+            }
+        }
+        self.control
+            .release(&*self.session, &self.plan, partitions, &self.writer)
+            .await?;
+        for p in partitions {
+            self.epochs.remove(p);
+            self.standing.remove(p);
+            self.durable.remove(p);
+            for (_, checkpoint) in &mut self.unflushed {
+                checkpoint.remove(p);
+            }
+        }
+        Ok(())
+    }
+}

@@ -5,7 +5,7 @@ use crate::state::{Outputs, PostgresStore, SqliteStore, Store};
 use std::path::Path;
 use std::sync::Arc;
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
-use synctool_connectors::postgres::{Postgres, PostgresConfig, SslMode};
+use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination, SslMode};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::sink::Destination;
@@ -18,7 +18,7 @@ const EXTRA_CONNECTIONS: usize = 3;
 pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Source>> {
     let opened: Result<Arc<dyn Source>> = async {
         Ok(match &datastore.connection {
-            Connection::Postgres(p) => postgres(p, workers)?.source(),
+            Connection::Postgres(p) => Arc::new(postgres(p, workers)?.source()),
             Connection::Sqlite { path } => sqlite(path)?.source(),
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.source(),
             #[cfg(feature = "duckdb")]
@@ -39,8 +39,11 @@ pub async fn destination(
     let opened: Result<Arc<dyn Destination>> = async {
         Ok(match &datastore.connection {
             Connection::Postgres(p) => {
-                let _ = (p, workers, control_schema);
-                return Err(unsupported(&datastore.connection));
+                let mut options = DestinationOptions::default();
+                if let Some(schema) = control_schema {
+                    schema.clone_into(&mut options.control_schema);
+                }
+                Arc::new(PostgresDestination::open(postgres(p, workers)?, options).await?)
             }
             Connection::Sqlite { path } => sqlite(path)?.destination(),
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.destination(),

@@ -12,11 +12,22 @@ fn the_index_of_errors_is_the_table_of_codes() {
          again · 6 already running · 130 interrupted, state saved.\n\n| code | exit | meaning |\n| --- | --- | --- |\n",
     );
     for c in code::ALL {
-        let _ = writeln!(page, "| <a id=\"{}\"></a>`{}` | {} | {} |", c.id.to_lowercase(), c.id, c.kind.exit_code(), c.meaning);
+        let _ = writeln!(
+            page,
+            "| <a id=\"{}\"></a>`{}` | {} | {} |",
+            c.id.to_lowercase(),
+            c.id,
+            c.kind.exit_code(),
+            c.meaning
+        );
     }
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(file, &page).expect("docs are writable");
     }
-    assert_eq!(std::fs::read_to_string(file).unwrap_or_default(), page, "docs/errors.md is old: run with BLESS=1");
+    assert_eq!(
+        std::fs::read_to_string(file).unwrap_or_default(),
+        page,
+        "docs/errors.md is old: run with BLESS=1"
+    );
 }

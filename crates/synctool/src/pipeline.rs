@@ -177,9 +177,11 @@ impl Pipeline {
                     code::CONFIG_INVALID,
                     format!("{} is not as it must be: {}", finding.what, finding.found),
                 );
-                Err(error
-                    .at("pipeline", self.name())
-                    .hint(if finding.fix.is_empty() { "synctool doctor".into() } else { finding.fix }))
+                Err(error.at("pipeline", self.name()).hint(if finding.fix.is_empty() {
+                    "synctool doctor".into()
+                } else {
+                    finding.fix
+                }))
             }
         }
     }

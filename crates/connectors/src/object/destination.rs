@@ -118,6 +118,7 @@ impl Destination for Folder {
             writers: if single { 1 } else { WRITERS },
             transactional_ddl: false,
             guarantee: Guarantee::EffectivelyOnce,
+            merges: false,
             applies_changes: false,
             single_partition: single,
         }

@@ -243,19 +243,14 @@ impl Engine {
         let mut verified = None;
         if loads {
             self.step(Step::Sealing);
-            self.retry("sealing", || self.destination.seal(plan))
-                .await?;
+            self.retry("sealing", || self.destination.seal(plan)).await?;
             self.stop_here()?;
             self.step(Step::Verifying);
-            verified = self
-                .retry("verifying", || self.verify(&shared, &ledger))
-                .await?;
+            verified = self.retry("verifying", || self.verify(&shared, &ledger)).await?;
             self.stop_here()?;
         }
         self.step(Step::Publishing);
-        let published = self
-            .retry("publishing", || self.destination.publish(plan))
-            .await?;
+        let published = self.retry("publishing", || self.destination.publish(plan)).await?;
         if loads {
             ledger.published = Some(published.applied);
             ledger.check()?;

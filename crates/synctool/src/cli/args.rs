@@ -44,7 +44,13 @@ pub(super) struct Globals {
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     pub(super) log_format: LogFormat,
     /// What is logged: error, warn, info, debug, trace, or a filter such as synctool=debug. Default: warn (RUST_LOG too).
-    #[arg(long, global = true, env = "SYNCTOOL_LOG_LEVEL", value_name = "LEVEL", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "SYNCTOOL_LOG_LEVEL",
+        value_name = "LEVEL",
+        hide_env_values = true
+    )]
     pub(super) log_level: Option<String>,
     /// Where state, logs and metrics are kept. Default: ./data
     #[arg(long, global = true, value_name = "DIR")]

@@ -5,7 +5,9 @@ use std::io::Write;
 /// Replaces the default report: short, without payloads that may hold values, and with the next step.
 pub(super) fn install() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
+        let place = panic
+            .location()
+            .map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
         // Only a text that stands in the program: a formatted one may hold a cell's value.
         let what = match panic.payload().downcast_ref::<&'static str>() {
             Some(text) => format!(": {text}"),

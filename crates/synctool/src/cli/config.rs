@@ -18,7 +18,10 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
             let notices: Vec<String> = later.map(ToString::to_string).collect();
             notices.iter().for_each(|n| globals.note(n));
             let json = json!({ "valid": true, "pipeline": pipeline.name(), "file": loaded.file, "notices": notices });
-            Ok(Reply::new(json, format!("{} is valid: pipeline {}\n", loaded.file.display(), pipeline.name())))
+            Ok(Reply::new(
+                json,
+                format!("{} is valid: pipeline {}\n", loaded.file.display(), pipeline.name()),
+            ))
         }
         ConfigCommand::Show { pipeline } => {
             let pipeline = find::pipeline(&pipeline, globals)?;
@@ -47,8 +50,11 @@ fn list(folder: Option<PathBuf>, globals: &Globals) -> Result<Reply> {
     };
     let found = globals.loader().pipelines_in(&folder)?;
     if found.is_empty() {
-        return Err(Error::new(code::CONFIG_INVALID, format!("there is no pipeline in {}", folder.display()))
-            .hint("name the folder with --config-dir, or write a pipeline with synctool init"));
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!("there is no pipeline in {}", folder.display()),
+        )
+        .hint("name the folder with --config-dir, or write a pipeline with synctool init"));
     }
     let mut rows = Vec::new();
     let mut items = Vec::new();
@@ -63,7 +69,14 @@ fn list(folder: Option<PathBuf>, globals: &Globals) -> Result<Reply> {
                     format!("{}:{}", *p.destination.datastore, *p.destination.table),
                 );
                 let state = if *p.enabled { "ok" } else { "disabled" };
-                rows.push(vec![p.name.to_string(), state.into(), from.clone(), to.clone(), strategies.join(", "), file.clone()]);
+                rows.push(vec![
+                    p.name.to_string(),
+                    state.into(),
+                    from.clone(),
+                    to.clone(),
+                    strategies.join(", "),
+                    file.clone(),
+                ]);
                 items.push(json!({
                     "name": *p.name, "valid": true, "enabled": *p.enabled, "source": from, "destination": to,
                     "strategies": strategies, "file": file,
@@ -71,13 +84,28 @@ fn list(folder: Option<PathBuf>, globals: &Globals) -> Result<Reply> {
             }
             Err(errors) => {
                 let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                let stem = entry.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                rows.push(vec![stem, format!("{} mistakes", texts.len()), "-".into(), "-".into(), "-".into(), file.clone()]);
+                let stem = entry
+                    .file
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                rows.push(vec![
+                    stem,
+                    format!("{} mistakes", texts.len()),
+                    "-".into(),
+                    "-".into(),
+                    "-".into(),
+                    file.clone(),
+                ]);
                 items.push(json!({ "name": Value::Null, "valid": false, "errors": texts, "file": file }));
             }
         }
     }
-    let mut text = out::table(&["pipeline", "state", "source", "destination", "strategies", "file"], rows);
+    let mut text = out::table(
+        &["pipeline", "state", "source", "destination", "strategies", "file"],
+        rows,
+    );
     if found.iter().any(|f| f.loaded.is_err()) {
         text.push_str("\nsynctool config validate FILE tells the mistakes of one\n");
     }

@@ -51,15 +51,26 @@ fn list(globals: &Globals) -> Result<Reply> {
     let mut items = Vec::new();
     for datastore in datastores.iter() {
         let kind = datastore.connection.type_name();
-        let description = datastore.description.as_ref().map_or_else(String::new, |d| d.to_string());
-        rows.push(vec![datastore.name.clone(), kind.into(), datastore.display_uri(), description.clone()]);
+        let description = datastore
+            .description
+            .as_ref()
+            .map_or_else(String::new, |d| d.to_string());
+        rows.push(vec![
+            datastore.name.clone(),
+            kind.into(),
+            datastore.display_uri(),
+            description.clone(),
+        ]);
         items.push(json!({
             "name": datastore.name, "type": kind, "uri": datastore.display_uri(),
             "description": description, "tags": datastore.tags, "file": found.path,
         }));
     }
     let text = out::table(&["name", "type", "connection", "description"], rows);
-    Ok(Reply::new(items.into(), format!("{text}\nfrom {} ({})\n", found.path.display(), found.rule)))
+    Ok(Reply::new(
+        items.into(),
+        format!("{text}\nfrom {} ({})\n", found.path.display(), found.rule),
+    ))
 }
 
 async fn test(names: &[String], globals: &Globals) -> Result<Reply> {
@@ -78,23 +89,32 @@ async fn test(names: &[String], globals: &Globals) -> Result<Reply> {
         let began = Instant::now();
         let opened = async { open::source(datastore, 1).await?.tables(None).await }.await;
         let took = began.elapsed().as_secs_f64();
-        let mut item = json!({ "name": datastore.name, "uri": datastore.display_uri(), "ok": opened.is_ok(), "seconds": took });
+        let mut item =
+            json!({ "name": datastore.name, "uri": datastore.display_uri(), "ok": opened.is_ok(), "seconds": took });
         let says = match opened {
             Ok(tables) => {
                 item["tables"] = tables.len().into();
                 format!("{} tables", tables.len())
             }
             Err(error) => {
-                out::print_error(&Error::new(error.code(), error.message().to_owned()).at("datastore", &datastore.name).hint(
-                    error.next_step().unwrap_or("synctool doctor").to_owned(),
-                ));
+                out::print_error(
+                    &Error::new(error.code(), error.message().to_owned())
+                        .at("datastore", &datastore.name)
+                        .hint(error.next_step().unwrap_or("synctool doctor").to_owned()),
+                );
                 item["error"] = out::error_json(&error);
                 worst = error.kind().exit_code();
                 error.code().id.to_owned()
             }
         };
         let ok = if item["ok"] == Value::Bool(true) { "ok" } else { "FAIL" };
-        rows.push(vec![ok.into(), datastore.name.clone(), datastore.display_uri(), out::duration(took), says]);
+        rows.push(vec![
+            ok.into(),
+            datastore.name.clone(),
+            datastore.display_uri(),
+            out::duration(took),
+            says,
+        ]);
         items.push(item);
     }
     let text = out::table(&["", "name", "connection", "took", "found"], rows);
@@ -127,23 +147,39 @@ async fn columns(datastore: &Datastore, table: &str) -> Result<Reply> {
             name: table.into(),
         },
     };
-    let schema = open::source(datastore, 1).await?.describe(&table_id(table, datastore)).await?;
+    let schema = open::source(datastore, 1)
+        .await?
+        .describe(&table_id(table, datastore))
+        .await?;
     let mut rows = Vec::new();
     let mut items = Vec::new();
     for column in &schema.columns {
         let native = column.source_type.clone().unwrap_or_else(|| column.ty.to_string());
         let key = schema.key.contains(&column.name);
         let mut flags = Vec::new();
-        for (flag, on) in [("key", key), ("not null", !column.nullable), ("generated", column.generated), ("identity", column.identity)] {
+        for (flag, on) in [
+            ("key", key),
+            ("not null", !column.nullable),
+            ("generated", column.generated),
+            ("identity", column.identity),
+        ] {
             if on {
                 flags.push(flag);
             }
         }
-        rows.push(vec![column.name.clone(), native.clone(), column.ty.to_string(), flags.join(", ")]);
+        rows.push(vec![
+            column.name.clone(),
+            native.clone(),
+            column.ty.to_string(),
+            flags.join(", "),
+        ]);
         items.push(json!({
             "name": column.name, "type": native, "logical_type": column.ty.to_string(), "nullable": column.nullable,
             "key": key, "generated": column.generated, "identity": column.identity,
         }));
     }
-    Ok(Reply::new(items.into(), out::table(&["column", "type", "read as", ""], rows)))
+    Ok(Reply::new(
+        items.into(),
+        out::table(&["column", "type", "read as", ""], rows),
+    ))
 }

@@ -21,15 +21,22 @@ pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt
     }
     model.key = args.key.iter().map(|k| k.trim().into()).collect();
     if from.connection == to.connection && args.source_table == written {
-        return Err(Error::new(code::CONFIG_INVALID, "source and destination are the same table")
-            .hint("name another table or datastore"));
+        return Err(
+            Error::new(code::CONFIG_INVALID, "source and destination are the same table")
+                .hint("name another table or datastore"),
+        );
     }
     if let Some(file) = &args.save {
         let saved = model.save(&[&from, &to]);
         write_new(file, &saved.yaml, globals)?;
-        globals.note(&format!("{} was written; from now on: synctool run {0}", file.display()));
+        globals.note(&format!(
+            "{} was written; from now on: synctool run {0}",
+            file.display()
+        ));
         for variable in &saved.variables {
-            globals.note(&format!("it reads the password from the environment: export {variable}=…"));
+            globals.note(&format!(
+                "it reads the password from the environment: export {variable}=…"
+            ));
         }
     }
     let global = globals.loader().global()?;
@@ -42,8 +49,10 @@ pub(super) fn ends(source: &str, destination: &str) -> Result<(Datastore, Datast
     let end = |uri: &str, which: &'static str| {
         let mut datastore = Datastore::from_uri(uri).map_err(|e| Error::from(e).at("argument", which))?;
         // The same file by any spelling and from any folder is the same end.
-        if let Connection::Sqlite { path } | Connection::Csv { path, .. } | Connection::Parquet { path } | Connection::DuckDb { path, .. } =
-            &mut datastore.connection
+        if let Connection::Sqlite { path }
+        | Connection::Csv { path, .. }
+        | Connection::Parquet { path }
+        | Connection::DuckDb { path, .. } = &mut datastore.connection
             && let Ok(absolute) = std::path::absolute(&**path)
         {
             *path = absolute.into();

@@ -1,8 +1,8 @@
 //! `synctool doctor`: every prerequisite, privilege and setting, each with its fix.
 
 use super::args::{DoctorArgs, Globals};
-use super::out::{self, Reply};
 use super::find;
+use super::out::{self, Reply};
 use crate::config::Datastore;
 use crate::open;
 use crate::pipeline::{Pipeline, tables};
@@ -27,7 +27,11 @@ pub(super) async fn doctor(args: DoctorArgs, globals: &Globals) -> Result<Reply>
             for entry in globals.loader().pipelines_in(Path::new("."))? {
                 match entry.loaded {
                     Ok(loaded) => pipeline(&Pipeline::from_loaded(loaded), &mut found).await,
-                    Err(errors) => found.push(failed("configuration", &entry.file.display().to_string(), &errors.into())),
+                    Err(errors) => found.push(failed(
+                        "configuration",
+                        &entry.file.display().to_string(),
+                        &errors.into(),
+                    )),
                 }
             }
             if found.is_empty() {
@@ -76,10 +80,18 @@ fn good(what: &str, place: &str, says: String) -> Found {
 async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
     let loaded = pipeline.config();
     let name = pipeline.name();
-    found.push(good("configuration", name, format!("{} is well-formed", loaded.file.display())));
+    found.push(good(
+        "configuration",
+        name,
+        format!("{} is well-formed", loaded.file.display()),
+    ));
     match open::memory(&loaded.global, &loaded.datastores).await {
         Ok(memory) => match memory.store.holder(name).await {
-            Ok(None) => found.push(good("state store", name, format!("{} is writable", memory.store.place()))),
+            Ok(None) => found.push(good(
+                "state store",
+                name,
+                format!("{} is writable", memory.store.place()),
+            )),
             Ok(Some(holder)) => found.push(good("state store", name, format!("the pipeline is running: {holder}"))),
             Err(error) => found.push(failed("state store", name, &error)),
         },
@@ -99,7 +111,11 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
                 Ok(schema) => found.push(good(
                     "table",
                     &place,
-                    format!("{read} has {} columns, {}", schema.columns.len(), key_words(&schema.key)),
+                    format!(
+                        "{read} has {} columns, {}",
+                        schema.columns.len(),
+                        key_words(&schema.key)
+                    ),
                 )),
                 Err(error) => found.push(failed("table", &place, &error)),
             }
@@ -118,7 +134,11 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
     // The last word has the planner: it knows every pairing of types.
     if found.iter().all(|f| f.finding.ok) {
         match pipeline.plan(&Default::default()).await {
-            Ok(preview) => found.push(good("plan", name, format!("{} partitions", preview.plan.partitions().count()))),
+            Ok(preview) => found.push(good(
+                "plan",
+                name,
+                format!("{} partitions", preview.plan.partitions().count()),
+            )),
             Err(error) => found.push(failed("plan", name, &error)),
         }
     }
@@ -145,7 +165,11 @@ async fn datastore(datastore: &Datastore, found: &mut Vec<Found>) {
         }
     }
     match open::destination(datastore, None, 1).await {
-        Ok(destination) => add(found, &format!("{place} as destination"), destination.examine(&[]).await),
+        Ok(destination) => add(
+            found,
+            &format!("{place} as destination"),
+            destination.examine(&[]).await,
+        ),
         Err(error) => found.push(failed("destination", &place, &error)),
     }
 }
@@ -186,7 +210,11 @@ fn report(found: &[Found]) -> Reply {
         text.push_str("\nto do\n");
         for f in found.iter().filter(|f| !f.finding.ok) {
             text.push_str(&format!("  {} ({})\n", f.finding.what, f.place));
-            let fix = if f.finding.fix.is_empty() { &f.finding.found } else { &f.finding.fix };
+            let fix = if f.finding.fix.is_empty() {
+                &f.finding.found
+            } else {
+                &f.finding.fix
+            };
             text.extend(fix.lines().map(|line| format!("    {line}\n")));
         }
     }

@@ -44,7 +44,12 @@ fn known(globals: &Globals) -> Vec<(String, PathBuf)> {
     let mut known = Vec::new();
     for folder in folders(globals) {
         for found in globals.loader().pipelines_in(&folder).unwrap_or_default() {
-            let stem = found.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let stem = found
+                .file
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             if let Ok(loaded) = &found.loaded {
                 known.push((loaded.pipeline.name.to_string(), found.file.clone()));
             }
@@ -92,7 +97,11 @@ fn by_name(said: &Path, globals: &Globals) -> Result<PathBuf> {
 /// The YAML files beside a path that does not exist, as the user would write them.
 fn siblings(said: &Path) -> Vec<String> {
     let folder = said.parent().unwrap_or(Path::new(""));
-    let look_in = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let look_in = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
     let Ok(entries) = std::fs::read_dir(look_in) else {
         return Vec::new();
     };

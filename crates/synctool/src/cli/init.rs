@@ -39,11 +39,18 @@ pub(super) async fn init(args: InitArgs, globals: &Globals) -> Result<Reply> {
         globals.loader().pipeline(&pipeline_path)?;
     }
 
-    let mut text = format!("wrote {}\nwrote {}\n\nnext:\n", datastores_path.display(), pipeline_path.display());
+    let mut text = format!(
+        "wrote {}\nwrote {}\n\nnext:\n",
+        datastores_path.display(),
+        pipeline_path.display()
+    );
     for variable in &saved.variables {
         text.push_str(&format!("  export {variable}=…\n"));
     }
-    text.push_str(&format!("  synctool doctor {0}\n  synctool plan {0}\n  synctool run {0}\n", pipeline_path.display()));
+    text.push_str(&format!(
+        "  synctool doctor {0}\n  synctool plan {0}\n  synctool run {0}\n",
+        pipeline_path.display()
+    ));
     let json = json!({
         "pipeline": name, "files": [datastores_path, pipeline_path], "variables": saved.variables,
         "columns": schema.columns.iter().map(|c| &c.name).collect::<Vec<_>>(), "key": schema.key,
@@ -55,7 +62,13 @@ pub(super) async fn init(args: InitArgs, globals: &Globals) -> Result<Reply> {
 fn file_word(name: &str) -> String {
     let word: String = name
         .chars()
-        .map(|c| if c.is_alphanumeric() || "_-".contains(c) { c } else { '_' })
+        .map(|c| {
+            if c.is_alphanumeric() || "_-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
     match word.trim_matches('_').is_empty() {
         true => "pipeline".into(),
@@ -68,7 +81,9 @@ fn datastores_file(saved: &str, variables: &[String]) -> String {
     let at = saved.find("datastores:\n").unwrap_or(0);
     let mut text = String::from("# Connections by name. synctool conns test tries them.\n");
     for variable in variables {
-        text.push_str(&format!("# The password is read from the environment: export {variable}=…\n"));
+        text.push_str(&format!(
+            "# The password is read from the environment: export {variable}=…\n"
+        ));
     }
     text + &saved[at..]
 }
@@ -98,10 +113,16 @@ fn pipeline_file(name: &str, from: (&Datastore, &str), to: (&Datastore, &str), s
     for column in &schema.columns {
         let native = column.source_type.clone().unwrap_or_else(|| column.ty.to_string());
         let null = if column.nullable { "" } else { ", not null" };
-        text.push_str(&format!("  - {}  # {}{null}\n", quoted(&column.name), native.replace(['\n', '\r'], " ")));
+        text.push_str(&format!(
+            "  - {}  # {}{null}\n",
+            quoted(&column.name),
+            native.replace(['\n', '\r'], " ")
+        ));
     }
     match schema.key.is_empty() {
-        true => text.push_str("# The source has no primary key. Name the columns that identify a row, if there are any:\n# key: [id]\n"),
+        true => text.push_str(
+            "# The source has no primary key. Name the columns that identify a row, if there are any:\n# key: [id]\n",
+        ),
         false => {
             let key: Vec<String> = schema.key.iter().map(|k| quoted(k)).collect();
             text.push_str(&format!("key: [{}]\n", key.join(", ")));

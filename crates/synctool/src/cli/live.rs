@@ -174,7 +174,11 @@ fn describe(group: &Group, rate: (f64, f64), retries: u64) -> String {
         out::number(group.rows)
     );
     if group.state() == "running" && rate.0 > 0.0 {
-        text.push_str(&format!("  {} rows/s  {}/s", out::number(rate.0 as u64), out::bytes(rate.1)));
+        text.push_str(&format!(
+            "  {} rows/s  {}/s",
+            out::number(rate.0 as u64),
+            out::bytes(rate.1)
+        ));
         let left = group.expected_rows.saturating_sub(group.rows) as f64 / rate.0;
         if group.expected_rows > 0 && left >= 1.0 {
             text.push_str(&format!("  ETA {}", out::duration(left)));
@@ -265,9 +269,16 @@ mod tests {
         };
         assert!(group.share() < 1.0);
         assert_eq!(group.state(), "running");
-        let done = Group { done: 4, running: 0, ..group.clone() };
+        let done = Group {
+            done: 4,
+            running: 0,
+            ..group.clone()
+        };
         assert_eq!((done.share(), done.state()), (1.0, "done"));
-        let unknown = Group { expected_rows: 0, ..group };
+        let unknown = Group {
+            expected_rows: 0,
+            ..group
+        };
         assert_eq!(unknown.share(), 0.75);
     }
 }

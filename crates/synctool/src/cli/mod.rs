@@ -65,7 +65,10 @@ fn completions(shell: clap_complete::Shell) -> Reply {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "synctool", &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
-    Reply::new(serde_json::json!({ "shell": shell.to_string(), "script": script }), script)
+    Reply::new(
+        serde_json::json!({ "shell": shell.to_string(), "script": script }),
+        script,
+    )
 }
 
 /// Help and version go to stdout; a mistake is told by clap, and as JSON where that was asked for.
@@ -76,14 +79,18 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
         return exit as u8;
     }
     let said: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
-    let wants_json = said
-        .iter()
-        .enumerate()
-        .any(|(i, a)| a.starts_with("--output=") && a.contains("json") || a == "--output" && said.get(i + 1).is_some_and(|f| f.contains("json")));
+    let wants_json = said.iter().enumerate().any(|(i, a)| {
+        a.starts_with("--output=") && a.contains("json")
+            || a == "--output" && said.get(i + 1).is_some_and(|f| f.contains("json"))
+    });
     if wants_json {
         let message = error.kind().to_string();
-        let error = Error::new(code::CONFIG_INVALID, format!("the command line is wrong: {message}")).hint("synctool --help");
-        out::to_stdout(&format!("{}\n", serde_json::json!({ "status": "failed", "error": out::error_json(&error) })));
+        let error =
+            Error::new(code::CONFIG_INVALID, format!("the command line is wrong: {message}")).hint("synctool --help");
+        out::to_stdout(&format!(
+            "{}\n",
+            serde_json::json!({ "status": "failed", "error": out::error_json(&error) })
+        ));
     }
     2
 }
@@ -114,8 +121,10 @@ impl Globals {
             return Ok(());
         }
         if self.output != Format::Text || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-            return Err(Error::new(code::REFUSED, format!("{question} Nobody is there to answer"))
-                .hint("say --yes if it is meant"));
+            return Err(
+                Error::new(code::REFUSED, format!("{question} Nobody is there to answer"))
+                    .hint("say --yes if it is meant"),
+            );
         }
         out::to_stderr(&format!("{question} [y/N]"));
         let mut answer = String::new();
@@ -143,9 +152,16 @@ mod tests {
             assert!(command.get_about().is_some(), "{path} says nothing about itself");
             for argument in command.get_arguments() {
                 let hidden = argument.is_hide_set() || ["help", "version"].contains(&argument.get_id().as_str());
-                assert!(hidden || argument.get_help().is_some(), "{path} --{} has no help", argument.get_id());
+                assert!(
+                    hidden || argument.get_help().is_some(),
+                    "{path} --{} has no help",
+                    argument.get_id()
+                );
             }
-            command.get_subcommands().filter(|c| c.get_name() != "help").for_each(|c| walk(c, &path));
+            command
+                .get_subcommands()
+                .filter(|c| c.get_name() != "help")
+                .for_each(|c| walk(c, &path));
         }
         walk(&Cli::command(), "");
     }

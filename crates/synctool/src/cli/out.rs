@@ -191,7 +191,9 @@ pub(super) fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
 
 fn is_number(text: &str) -> bool {
     let mut chars = text.chars();
-    text == "-" || (chars.next().is_some_and(|c| c.is_ascii_digit()) && text.chars().all(|c| c.is_ascii_digit() || ",.".contains(c)))
+    text == "-"
+        || (chars.next().is_some_and(|c| c.is_ascii_digit())
+            && text.chars().all(|c| c.is_ascii_digit() || ",.".contains(c)))
 }
 
 /// `12,345`.
@@ -234,7 +236,10 @@ mod tests {
     #[test]
     fn numbers_for_people() {
         assert_eq!([0, 999, 1000, 1234567].map(number), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([0.85, 12.34, 245.0, 7380.0].map(duration), ["850 ms", "12.3 s", "4m 05s", "2h 03m"]);
+        assert_eq!(
+            [0.85, 12.34, 245.0, 7380.0].map(duration),
+            ["850 ms", "12.3 s", "4m 05s", "2h 03m"]
+        );
         assert_eq!([12.0, 4200.0, 1.4e6].map(bytes), ["12 B", "4 kB", "1.4 MB"]);
     }
 }

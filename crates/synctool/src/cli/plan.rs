@@ -1,9 +1,9 @@
 //! `synctool plan`, and `--dry-run`.
 
 use super::args::{Globals, PlanArgs};
+use super::find;
 use super::out::{self, Reply};
 use super::run::{options, publish_words, verify_word};
-use super::find;
 use crate::pipeline::{Pipeline, Preview, RunOptions};
 use serde_json::{Value, json};
 use synctool_core::error::Result;
@@ -46,7 +46,11 @@ fn columns(preview: &Preview) -> Vec<Row> {
         .map(|((read, column), stored)| Row {
             source: read.source.clone(),
             destination: column.name.clone(),
-            from: read.column.source_type.clone().unwrap_or_else(|| read.column.ty.to_string()),
+            from: read
+                .column
+                .source_type
+                .clone()
+                .unwrap_or_else(|| read.column.ty.to_string()),
             to: stored.type_name.clone(),
             fidelity: match &stored.fidelity {
                 Fidelity::Exact => ("exact", String::new()),
@@ -140,11 +144,21 @@ fn text(preview: &Preview) -> String {
         out::number(rows),
         out::bytes(bytes as f64)
     ));
-    let listed = partitions.iter().take(if partitions.len() > SHOWN + 1 { SHOWN } else { partitions.len() });
+    let listed = partitions.iter().take(if partitions.len() > SHOWN + 1 {
+        SHOWN
+    } else {
+        partitions.len()
+    });
     text.push_str(&indented(&out::table(
         &["partition", "rows", "bytes"],
         listed
-            .map(|p| vec![p.id.to_string(), out::number(p.estimated_rows), out::number(p.estimated_bytes)])
+            .map(|p| {
+                vec![
+                    p.id.to_string(),
+                    out::number(p.estimated_rows),
+                    out::number(p.estimated_bytes),
+                ]
+            })
             .collect(),
     )));
     if partitions.len() > SHOWN + 1 {

@@ -31,7 +31,12 @@ pub(super) async fn run(args: RunArgs, globals: &Globals, interrupt: Interrupt) 
 }
 
 /// What the command line says about a run.
-pub(super) fn options(strategy: Option<String>, full_mode: Option<FullModeArg>, verify: Option<VerifyArg>, globals: &Globals) -> RunOptions {
+pub(super) fn options(
+    strategy: Option<String>,
+    full_mode: Option<FullModeArg>,
+    verify: Option<VerifyArg>,
+    globals: &Globals,
+) -> RunOptions {
     RunOptions {
         strategy,
         full_mode: full_mode.map(|mode| match mode {
@@ -173,7 +178,17 @@ fn text(report: &RunReport) -> String {
     );
     let n = out::number;
     text.push_str(&out::table(
-        &["read", "inserted", "updated", "deleted", "unchanged", "rejected", "partitions", "verified", "rows/s"],
+        &[
+            "read",
+            "inserted",
+            "updated",
+            "deleted",
+            "unchanged",
+            "rejected",
+            "partitions",
+            "verified",
+            "rows/s",
+        ],
         vec![vec![
             n(report.ledger.accounts.read.rows),
             n(outcome.inserted),

@@ -32,7 +32,9 @@ pub(super) async fn runs(command: RunsCommand, globals: &Globals) -> Result<Repl
 pub(super) async fn memory(globals: &Globals) -> Result<Option<Memory>> {
     let loader = globals.loader();
     let global = loader.global()?;
-    let datastores = loader.datastores_in(Path::new("")).unwrap_or_else(|_| Datastores::of([]));
+    let datastores = loader
+        .datastores_in(Path::new(""))
+        .unwrap_or_else(|_| Datastores::of([]));
     open::memory_if_any(&global, &datastores).await
 }
 
@@ -88,7 +90,9 @@ async fn list(pipeline: Option<String>, limit: usize, globals: &Globals) -> Resu
             ]
         })
         .collect();
-    let head = ["run", "pipeline", "strategy", "status", "started", "took", "read", "inserted", "updated", "deleted"];
+    let head = [
+        "run", "pipeline", "strategy", "status", "started", "took", "read", "inserted", "updated", "deleted",
+    ];
     let items = documents::history(&runs);
     let json = serde_json::to_value(items).map_err(|e| Error::bug(format!("runs as JSON: {e}")))?;
     Ok(Reply::new(json, out::table(&head, rows)))
@@ -156,8 +160,16 @@ async fn show(memory: &Option<Memory>, run: &Run) -> Result<Reply> {
         .iter()
         .zip(&partitions)
         .map(|(_, p)| {
-            let status = serde_json::to_value(p).ok().and_then(|v| v["status"].as_str().map(str::to_owned));
-            vec![p.id.clone(), status.unwrap_or_default(), n(p.rows), n(p.bytes), out::duration(p.seconds)]
+            let status = serde_json::to_value(p)
+                .ok()
+                .and_then(|v| v["status"].as_str().map(str::to_owned));
+            vec![
+                p.id.clone(),
+                status.unwrap_or_default(),
+                n(p.rows),
+                n(p.bytes),
+                out::duration(p.seconds),
+            ]
         })
         .collect();
     text.push_str(&out::table(&["partition", "status", "rows", "bytes", "took"], rows));
@@ -171,7 +183,10 @@ fn logs(memory: &Option<Memory>, run: &Run) -> Result<Reply> {
         None => Vec::new(),
     };
     if lines.is_empty() {
-        return Err(Error::new(code::RUN_UNKNOWN, format!("the log of run {} is gone", run.run_id)));
+        return Err(Error::new(
+            code::RUN_UNKNOWN,
+            format!("the log of run {} is gone", run.run_id),
+        ));
     }
     let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
     Ok(Reply::new(serde_json::to_value(&lines).unwrap_or(Value::Null), text))

@@ -39,7 +39,10 @@ async fn show(pipeline: Option<String>, strategy: Option<String>, globals: &Glob
         }
     }
     if documents.is_empty() {
-        return Ok(Reply::new(json!([]), "nothing is remembered: no pipeline has run yet\n"));
+        return Ok(Reply::new(
+            json!([]),
+            "nothing is remembered: no pipeline has run yet\n",
+        ));
     }
     let mut rows = Vec::new();
     for document in &mut documents {
@@ -108,7 +111,10 @@ async fn reset(said: &str, strategy: Option<&str>, globals: &Globals) -> Result<
         ));
     }
     if lost.is_empty() {
-        return Ok(Reply::new(json!({ "pipeline": name, "reset": false, "forgotten": [] }), format!("{name}: nothing to forget\n")));
+        return Ok(Reply::new(
+            json!({ "pipeline": name, "reset": false, "forgotten": [] }),
+            format!("{name}: nothing to forget\n"),
+        ));
     }
     if !globals.yes {
         out::to_stderr(&format!("{name}: this will be forgotten"));
@@ -118,13 +124,22 @@ async fn reset(said: &str, strategy: Option<&str>, globals: &Globals) -> Result<
         .confirm("The next run starts over. Rows in the destination table stay.")
         .map_err(|e| e.at("pipeline", name))?;
     pipeline.reset(strategy).await?;
-    let text = format!("{name}: forgotten\n{}", lost.iter().map(|l| format!("  {l}\n")).collect::<String>());
-    Ok(Reply::new(json!({ "pipeline": name, "reset": true, "forgotten": lost }), text))
+    let text = format!(
+        "{name}: forgotten\n{}",
+        lost.iter().map(|l| format!("  {l}\n")).collect::<String>()
+    );
+    Ok(Reply::new(
+        json!({ "pipeline": name, "reset": true, "forgotten": lost }),
+        text,
+    ))
 }
 
 async fn cleanup(days: u32, globals: &Globals) -> Result<Reply> {
     let Some(memory) = runs::memory(globals).await? else {
-        return Ok(Reply::new(json!({ "forgotten": 0, "runs": [] }), "nothing is remembered: no pipeline has run yet\n"));
+        return Ok(Reply::new(
+            json!({ "forgotten": 0, "runs": [] }),
+            "nothing is remembered: no pipeline has run yet\n",
+        ));
     };
     let retention = Retention {
         ended_before: Some(state::now() - chrono::Duration::days(i64::from(days))),
@@ -132,6 +147,9 @@ async fn cleanup(days: u32, globals: &Globals) -> Result<Reply> {
     };
     let gone = state::cleanup(&*memory.store, &memory.outputs, &retention).await?;
     let ids: Vec<&str> = gone.iter().map(|r| r.run_id.as_str()).collect();
-    let text = format!("{} runs that ended more than {days} days ago were forgotten\n", gone.len());
+    let text = format!(
+        "{} runs that ended more than {days} days ago were forgotten\n",
+        gone.len()
+    );
     Ok(Reply::new(json!({ "forgotten": gone.len(), "runs": ids }), text))
 }

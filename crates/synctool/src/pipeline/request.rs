@@ -234,10 +234,7 @@ fn family(wanted: DataType, mapping: &ColumnMapping, source: &ColumnType) -> Fam
         },
         DataType::Varchar => match mapping.length {
             Some(n) => Family::Exactly(T::Text { max: Some(n) }),
-            None => keep_or(
-                matches!(source, T::Text { .. } | T::Char { .. }),
-                T::Text { max: None },
-            ),
+            None => keep_or(matches!(source, T::Text { .. } | T::Char { .. }), T::Text { max: None }),
         },
         DataType::Char => match mapping.length {
             Some(length) => Family::Exactly(T::Char { length }),
@@ -265,11 +262,17 @@ pub(crate) fn choose_strategy<'a>(loaded: &'a Loaded, named: Option<&str>) -> Re
         let strategy = pipeline.strategy(name)?;
         return Ok((strategy, format!("strategy {}: named by the caller", *strategy.name)));
     }
-    let enabled: Vec<&Strategy> = pipeline.strategies.iter().filter(|s| *s.enabled && *s.default).collect();
+    let enabled: Vec<&Strategy> = pipeline
+        .strategies
+        .iter()
+        .filter(|s| *s.enabled && *s.default)
+        .collect();
     match enabled[..] {
-        [] => Err(Error::new(code::CONFIG_INVALID, "no strategy of the pipeline is enabled")
-            .at("pipeline", pipeline.name.as_str())
-            .hint("set `enabled: true` for one, or name one with --strategy")),
+        [] => Err(
+            Error::new(code::CONFIG_INVALID, "no strategy of the pipeline is enabled")
+                .at("pipeline", pipeline.name.as_str())
+                .hint("set `enabled: true` for one, or name one with --strategy"),
+        ),
         [only] => Ok((only, format!("strategy {}: the only one enabled", *only.name))),
         [first, ..] => Ok((
             first,
@@ -297,7 +300,10 @@ mod tests {
         use ColumnType as T;
         assert_eq!(mapped(DataType::Integer, T::Int64), Ok(None));
         assert_eq!(mapped(DataType::Timestamp, T::TimestampTz), Ok(None));
-        let decimal = T::Decimal { precision: 12, scale: 2 };
+        let decimal = T::Decimal {
+            precision: 12,
+            scale: 2,
+        };
         assert_eq!(mapped(DataType::Decimal, decimal), Ok(None));
         assert_eq!(mapped(DataType::Text, T::Int32), Ok(Some(T::Text { max: None })));
         assert_eq!(mapped(DataType::BigInt, T::Int32), Ok(Some(T::Int64)));
@@ -307,11 +313,20 @@ mod tests {
     fn narrowing_is_refused_with_what_would_fit() {
         use ColumnType as T;
         let narrow = mapped(DataType::SmallInt, T::Int64).unwrap_err();
-        assert!(narrow.contains("data_type smallint cannot hold") && narrow.contains("bigint"), "{narrow}");
+        assert!(
+            narrow.contains("data_type smallint cannot hold") && narrow.contains("bigint"),
+            "{narrow}"
+        );
         let mut mapping = ColumnMapping::same("price");
         mapping.data_type = Some(DataType::Decimal.into());
         (mapping.precision, mapping.scale) = (Some(8), Some(2));
-        let column = Column::new("price", T::Decimal { precision: 12, scale: 2 });
+        let column = Column::new(
+            "price",
+            T::Decimal {
+                precision: 12,
+                scale: 2,
+            },
+        );
         assert!(wanted_type(&mapping, &column).is_err());
         mapping.precision = Some(14);
         assert!(wanted_type(&mapping, &column).is_ok());

@@ -304,6 +304,7 @@ impl Destination for PostgresDestination {
             writers: self.database.config().max_connections.saturating_sub(1).max(1),
             transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
+            merges: true,
             applies_changes: true,
             single_partition: false,
         }

@@ -1,7 +1,7 @@
 //! The program's state: the same tests against every database it can live in, and processes that are killed.
 
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -94,6 +94,7 @@ on_every_store!(
     a_failed_run_says_why,
     a_resumed_run_names_the_one_before,
     a_run_given_up_is_interrupted,
+    a_plan_may_have_many_partitions,
     a_killed_process_leaves_whole_files_and_a_free_lock,
 );
 
@@ -422,6 +423,11 @@ async fn a_recorded_run_is_in_the_store_and_in_the_files(place: Place) {
     );
     assert_eq!(outputs.state_file(p).file_name().unwrap(), "users%20sync_state.json");
 
+    // Who has the file open keeps reading what it was: it is replaced, never written over. What a crash left is no
+    // hindrance.
+    let mut opened = std::fs::File::open(outputs.state_file(p)).unwrap();
+    std::fs::write(outputs.state_file(p).with_extension("json.tmp"), "half a").unwrap();
+
     let plan = plan(p, &id, Publish::Direct, &["1-10", "11-20", "21-"]);
     recorder.event(&RunEvent::Planned {
         plan: &plan,
@@ -458,6 +464,14 @@ async fn a_recorded_run_is_in_the_store_and_in_the_files(place: Place) {
     assert_eq!(store.holder(p).await.unwrap(), None, "the lock is given back");
     assert_eq!(store.run(&id).await.unwrap(), recorded.run);
     assert_eq!(recorded.run.partitions.completed, 3);
+
+    let mut before = String::new();
+    opened.read_to_string(&mut before).unwrap();
+    let before: Value = serde_json::from_str(&before).unwrap();
+    assert_eq!(
+        (&before["run_id"], &before["status"]),
+        (&id.as_str().into(), &"running".into())
+    );
 
     let state = json(&outputs.state_file(p));
     for (key, value) in [
@@ -638,6 +652,26 @@ async fn a_resumed_run_names_the_one_before(place: Place) {
     assert_eq!(metrics["resumed_from"], first.run_id());
     assert_eq!(json(&outputs.history_file("p")).as_array().unwrap().len(), 2);
     assert_eq!(json(&outputs.state_file("p"))["progress"]["completed_partitions"], 2);
+}
+
+async fn a_plan_may_have_many_partitions(place: Place) {
+    let (store, outputs) = (place.open().await, place.outputs());
+    let recorder = recorder(&store, &outputs, "p").await;
+    let names: Vec<String> = (0..5000).map(|n| format!("{n:04}")).collect();
+    let ids: Vec<&str> = names.iter().map(String::as_str).collect();
+    let plan = plan("p", recorder.run_id(), Publish::Direct, &ids);
+    recorder.event(&RunEvent::Planned {
+        plan: &plan,
+        resumed: true,
+    });
+    for id in &ids {
+        partition_done(&recorder, id, 1, true);
+    }
+    let recorded = recorder.finish(Ok(&ledger(5000))).await.unwrap();
+    assert!(recorded.warnings.is_empty(), "{:?}", recorded.warnings);
+    let partitions = store.partitions(recorder.run_id()).await.unwrap();
+    assert!(partitions.iter().map(|p| p.id.as_str()).eq(ids));
+    assert_eq!(recorded.run.partitions.skipped, 5000);
 }
 
 async fn a_run_given_up_is_interrupted(place: Place) {

@@ -7,6 +7,7 @@ use super::sql::{Database, MIGRATIONS, Rows, SqlStore, Statement, Value, newer};
 use super::{Held, Holder, RunLock, locked};
 use async_trait::async_trait;
 use chrono::DateTime;
+use futures::{StreamExt, TryStreamExt};
 use std::collections::HashMap;
 use std::time::Duration;
 use synctool_connectors::postgres::{Connection, Postgres as Server, sql::ident};
@@ -27,6 +28,9 @@ const STEP: Duration = Duration::from_millis(50);
 const PULSE: Duration = Duration::from_secs(2);
 /// … and is given up if it does not answer for so long, before the server gives it up.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// Statements sent before the first one is answered.
+const IN_FLIGHT: usize = 128;
 
 /// The server drops the session of a host that vanished, and its lock with it, after about a minute.
 const KEEPALIVE: &str = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
@@ -162,16 +166,18 @@ async fn transaction(
     statements: &[Statement],
 ) -> std::result::Result<Vec<Rows>, tokio_postgres::Error> {
     let transaction = connection.transaction().await?;
-    let mut answers = Vec::with_capacity(statements.len());
-    for statement in statements {
+    let answer = async |statement: &Statement| {
         let values: Vec<&(dyn ToSql + Sync)> = statement.values.iter().map(|v| v as _).collect();
         let rows = transaction.query(&prepared[statement.sql], &values).await?;
-        let rows = rows
-            .iter()
+        rows.iter()
             .map(|row| (0..row.len()).map(|i| row.try_get(i)).collect())
-            .collect::<std::result::Result<Rows, _>>()?;
-        answers.push(rows);
-    }
+            .collect::<std::result::Result<Rows, _>>()
+    };
+    // Sent one after the other without waiting for the answers: a plan has many partitions.
+    let answers: Vec<Rows> = futures::stream::iter(statements.iter().map(&answer))
+        .buffered(IN_FLIGHT)
+        .try_collect()
+        .await?;
     transaction.commit().await?;
     Ok(answers)
 }
@@ -242,7 +248,7 @@ impl Database for Postgres {
             .map_err(failed)?;
         let lost = CancellationToken::new();
         let (release, released) = oneshot::channel();
-        tokio::spawn(watch(connection, pipeline.to_string(), lost.clone(), released));
+        tokio::spawn(watch(connection, pipeline.to_string(), number, lost.clone(), released));
         Ok(Some(RunLock {
             pipeline: pipeline.into(),
             holder,
@@ -287,15 +293,20 @@ impl Held for HeldSession {
 async fn watch(
     connection: Connection,
     pipeline: String,
+    number: i64,
     lost: CancellationToken,
     mut released: oneshot::Receiver<oneshot::Sender<()>>,
 ) {
     loop {
         tokio::select! {
             done = &mut released => {
-                // The row first: whoever takes the lock next writes its own.
-                let forget = async { connection.execute("DELETE FROM locks WHERE pipeline = $1", &[&pipeline]).await };
-                let _ = timeout(SILENCE, forget).await;
+                // The row first: whoever takes the lock next writes its own. And unlocked in so many words: the server
+                // ends a session some time after we have closed it.
+                let free = async {
+                    connection.execute("DELETE FROM locks WHERE pipeline = $1", &[&pipeline]).await?;
+                    connection.execute("SELECT pg_advisory_unlock($1)", &[&number]).await
+                };
+                let _ = timeout(SILENCE, free).await;
                 connection.close().await;
                 if let Ok(done) = done {
                     let _ = done.send(());

@@ -8,7 +8,7 @@ use super::log::{Level, LogLine, LogWriter};
 use super::model::{Proof, RunError, now, redacted};
 use super::outputs::{Outputs, write_json};
 use super::{PartitionRecord, PipelineMemory, Retention, Run, RunLock, RunStatus, Store};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use synctool_core::engine::{Observer, PartitionStatus, Progress, Report, RunEvent, Step};
@@ -75,7 +75,7 @@ impl From<&Ledger> for Summary {
 pub struct Recorded {
     /// As it was written.
     pub run: Run,
-    /// What could not be written, the first failure of each kind.
+    /// What could not be written.
     pub warnings: Vec<Error>,
 }
 
@@ -154,14 +154,14 @@ impl RunRecorder {
             batches: BatchSizes::default(),
             applied: Applied::default(),
             loads: false,
-            warnings: Vec::new(),
+            unwritten: BTreeMap::new(),
         };
         // Whoever looks finds the run from its first moment, and an unwritable folder ends it before it did anything.
         writing.say(writing.line(Level::Info, format!("Starting sync with strategy {}", info.strategy)));
         writing.log.flush()?;
         writing.mirror()?;
         writing.mirror_history(&writing.store.runs(Some(&pipeline), writing.outputs.keep_runs).await?);
-        if let Some(e) = writing.warnings.pop() {
+        if let Some((_, e)) = writing.unwritten.pop_first() {
             return Err(e);
         }
         let run_id = writing.run.run_id.clone();
@@ -280,7 +280,8 @@ struct Writing {
     batches: BatchSizes,
     applied: Applied,
     loads: bool,
-    warnings: Vec<Error>,
+    /// What is not written at the moment, and why.
+    unwritten: BTreeMap<&'static str, Error>,
 }
 
 impl Writing {
@@ -299,7 +300,7 @@ impl Writing {
                     self.last_word(lock);
                     let _ = reply.send(Recorded {
                         run: self.run,
-                        warnings: self.warnings,
+                        warnings: self.unwritten.into_values().collect(),
                     });
                     return;
                 }
@@ -335,19 +336,24 @@ impl Writing {
 
     fn say(&mut self, line: LogLine) {
         let written = self.log.write(&line);
-        self.try_(written);
+        self.try_("log", written);
     }
 
-    /// Keeps the first failure of each kind.
-    fn try_<T>(&mut self, result: Result<T>) -> bool {
+    /// Remembers what could not be written until it can.
+    fn try_<T>(&mut self, what: &'static str, result: Result<T>) -> Option<T> {
         match result {
-            Ok(_) => true,
+            Ok(done) => {
+                self.unwritten.remove(what);
+                Some(done)
+            }
             Err(e) => {
-                if !self.warnings.iter().any(|w| w.code() == e.code()) {
-                    tracing::warn!("{e}");
-                    self.warnings.push(e);
+                if self.unwritten.insert(what, e).is_none() {
+                    tracing::warn!(
+                        "the run goes on, but its {what} cannot be written: {}",
+                        self.unwritten[what]
+                    );
                 }
-                false
+                None
             }
         }
     }
@@ -648,37 +654,36 @@ impl Writing {
                 &PipelineMetrics::new(pipeline, runs),
             )
         });
-        self.try_(written);
+        self.try_("history", written);
     }
 
     fn write(&mut self) {
         self.sum_up();
         let flushed = self.log.flush();
-        self.try_(flushed);
+        self.try_("log", flushed);
         let saved = self.save(1);
-        self.try_(saved);
+        self.try_("state", saved);
         let mirrored = self.mirror();
-        self.try_(mirrored);
+        self.try_("files", mirrored);
     }
 
     fn last_word(&mut self, lock: RunLock) {
         let saved = self.save(LAST_WORD_TRIES);
-        if self.try_(saved) {
+        if self.try_("state", saved).is_some() {
             let known = self.look_back();
-            if let Ok(runs) = &known {
-                self.mirror_history(runs);
+            if let Some(runs) = self.try_("history", known) {
+                self.mirror_history(&runs);
             }
-            self.try_(known);
         }
         let mirrored = self.mirror();
-        self.try_(mirrored);
+        self.try_("files", mirrored);
         let synced = self.log.sync();
-        self.try_(synced);
+        self.try_("log", synced);
         let released = self.ask(STORE_PATIENCE, async move |_| {
             lock.release().await;
             Ok(())
         });
-        self.try_(released);
+        self.try_("lock", released);
     }
 
     /// Forgets what is too old, and takes the pipeline's state (with its failures counted anew) and its runs from the

@@ -2,9 +2,11 @@
 
 use crate::config::{Connection, Datastore, Datastores, Global, State};
 use crate::state::{Outputs, PostgresStore, SqliteStore, Store};
+use std::path::Path;
 use std::sync::Arc;
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
-use synctool_connectors::postgres::{Postgres, PostgresConfig, SslMode};
+use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination, SslMode};
+use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
@@ -14,13 +16,18 @@ const EXTRA_CONNECTIONS: usize = 3;
 
 /// Opens a datastore for reading. `workers` partitions may be read at once.
 pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Source>> {
-    let opened = async {
-        Ok::<Arc<dyn Source>, Error>(match &datastore.connection {
+    let opened: Result<Arc<dyn Source>> = async {
+        Ok(match &datastore.connection {
+            Connection::Postgres(p) => Arc::new(postgres(p, workers)?.source()),
+            Connection::Sqlite { path } => sqlite(path)?.source(),
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.source(),
-            _ => return Err(unsupported(datastore)),
+            #[cfg(feature = "duckdb")]
+            Connection::DuckDb { path, library } => duckdb(path, library.as_deref(), false).await?.source(),
+            other => return Err(unsupported(other)),
         })
-    };
-    opened.await.map_err(|e| e.at("datastore", &datastore.name))
+    }
+    .await;
+    opened.map_err(|e| e.at("datastore", &datastore.name))
 }
 
 /// Opens a datastore for writing. `control_schema` is where SyncTool's own tables stand, where the user moved them.
@@ -29,20 +36,49 @@ pub async fn destination(
     control_schema: Option<&str>,
     workers: usize,
 ) -> Result<Arc<dyn Destination>> {
-    let _ = (control_schema, workers);
-    let opened = async {
-        Ok::<Arc<dyn Destination>, Error>(match &datastore.connection {
+    let opened: Result<Arc<dyn Destination>> = async {
+        Ok(match &datastore.connection {
+            Connection::Postgres(p) => {
+                let mut options = DestinationOptions::default();
+                if let Some(schema) = control_schema {
+                    schema.clone_into(&mut options.control_schema);
+                }
+                Arc::new(PostgresDestination::open(postgres(p, workers)?, options).await?)
+            }
+            Connection::Sqlite { path } => sqlite(path)?.destination(),
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.destination(),
-            _ => return Err(unsupported(datastore)),
+            #[cfg(feature = "duckdb")]
+            Connection::DuckDb { path, library } => duckdb(path, library.as_deref(), true).await?.destination(),
+            other => return Err(unsupported(other)),
         })
-    };
-    opened.await.map_err(|e| e.at("datastore", &datastore.name))
+    }
+    .await;
+    opened.map_err(|e| e.at("datastore", &datastore.name))
 }
 
-fn unsupported(datastore: &Datastore) -> Error {
-    let kind = datastore.connection.type_name();
-    Error::new(code::UNSUPPORTED, format!("this build of SyncTool cannot open {kind}"))
-        .hint("this build opens postgres, sqlite, csv and parquet")
+fn unsupported(connection: &Connection) -> Error {
+    let error = Error::new(
+        code::UNSUPPORTED,
+        format!("this build of SyncTool cannot open {}", connection.type_name()),
+    );
+    match connection {
+        Connection::DuckDb { .. } => error.hint("build it with: cargo build --features duckdb"),
+        _ => error.hint("this build opens postgres, sqlite, csv and parquet"),
+    }
+}
+
+fn sqlite(path: &Path) -> Result<Sqlite> {
+    Sqlite::open(SqliteConfig::new(path))
+}
+
+#[cfg(feature = "duckdb")]
+async fn duckdb(path: &Path, library: Option<&std::path::PathBuf>, create: bool) -> Result<synctool_connectors::duckdb::DuckDb> {
+    let config = synctool_connectors::duckdb::DuckDbConfig {
+        path: path.to_owned(),
+        library: library.cloned(),
+        create,
+    };
+    synctool_connectors::duckdb::DuckDb::open(config).await
 }
 
 fn objects(datastore: &Datastore) -> Result<Objects> {
@@ -67,10 +103,7 @@ fn objects(datastore: &Datastore) -> Result<Objects> {
     })
 }
 
-fn postgres(datastore: &Datastore, workers: usize) -> Result<Postgres> {
-    let Connection::Postgres(p) = &datastore.connection else {
-        return Err(Error::bug("not a PostgreSQL datastore"));
-    };
+fn postgres(p: &crate::config::Postgres, workers: usize) -> Result<Postgres> {
     let mut config = PostgresConfig::new(p.host.as_str(), *p.port, p.user.as_str(), p.database.as_str());
     config.password = p.password.as_ref().map(|secret| secret.reveal().to_owned());
     config.schema = p.schema.to_string();
@@ -106,11 +139,15 @@ pub async fn memory(global: &Global, datastores: &Datastores) -> Result<Memory> 
         State::Sqlite { path } => Arc::new(SqliteStore::open_file(path).await?),
         State::Postgres { datastore, url } => {
             let server = match (datastore, url) {
-                (Some(name), _) => postgres(datastores.get(name)?, 1)?,
-                (None, Some(url)) => postgres(&Datastore::from_uri(url.reveal())?, 1)?,
+                (Some(name), _) => datastores.get(name)?.clone(),
+                (None, Some(url)) => Datastore::from_uri(url.reveal())?,
                 (None, None) => return Err(Error::bug("a state store without a place")),
             };
-            Arc::new(PostgresStore::open(server, None).await?)
+            let Connection::Postgres(server) = &server.connection else {
+                return Err(Error::new(code::CONFIG_INVALID, "the datastore of the state store is not PostgreSQL")
+                    .hint("set state: {type: sqlite}, or name a datastore of type postgres"));
+            };
+            Arc::new(PostgresStore::open(postgres(server, 1)?, None).await?)
         }
     };
     Ok(Memory {

@@ -120,7 +120,10 @@ impl Mapping {
         }
         for k in &schema.key {
             let pair = by_name.iter().find(|(n, _)| n == k).ok_or_else(|| {
-                Error::new(code::COLUMN_MISSING, format!("key column {k} of {table} is not written"))
+                Error::new(
+                    code::COLUMN_MISSING,
+                    format!("key column {k} of {table} is not written"),
+                )
             })?;
             mapping.key.push(pair.1.clone());
         }
@@ -132,7 +135,10 @@ impl Mapping {
             if e.not_null && !e.has_default && !e.identity {
                 return Err(Error::new(
                     code::SCHEMA_MISMATCH,
-                    format!("{table} has a column {} that is NOT NULL without a default and is not written", e.name),
+                    format!(
+                        "{table} has a column {} that is NOT NULL without a default and is not written",
+                        e.name
+                    ),
                 )
                 .hint("map a source column to it, or give it a default"));
             }
@@ -180,7 +186,11 @@ impl Mapping {
         if self.rest.is_empty() {
             return None;
         }
-        let set: Vec<String> = self.rest.iter().map(|p| format!("{} = {}", p.name, p.loaded("l"))).collect();
+        let set: Vec<String> = self
+            .rest
+            .iter()
+            .map(|p| format!("{} = {}", p.name, p.loaded("l")))
+            .collect();
         Some(format!(
             "UPDATE {table} AS t SET {} FROM {load} AS l WHERE {} AND {}",
             set.join(", "),

@@ -312,9 +312,16 @@ async fn indexes(client: &impl GenericClient, target: &Target, oid: u32) -> Resu
                 )),
                 kind => {
                     let rest = definition.strip_prefix(prefix).ok_or_else(|| {
-                        Error::new(code::SWAP_REFUSED, format!("the definition of index {name} cannot be used for a swap"))
+                        Error::new(
+                            code::SWAP_REFUSED,
+                            format!("the definition of index {name} cannot be used for a swap"),
+                        )
                     })?;
-                    let unique = if prefix.starts_with("CREATE UNIQUE") { "UNIQUE " } else { "" };
+                    let unique = if prefix.starts_with("CREATE UNIQUE") {
+                        "UNIQUE "
+                    } else {
+                        ""
+                    };
                     make.push(format!("CREATE {unique}INDEX {quoted_beside} ON {load} {rest}"));
                     if let Some(k) = kind {
                         let kind = if k == b'p' { "PRIMARY KEY" } else { "UNIQUE" };
@@ -390,9 +397,25 @@ pub(super) async fn seal(tx: &Transaction<'_>, target: &Target, load: u32, versi
         }
     }
     let load_name = quoted(&target.load);
-    run.extend(statements(tx, COLUMN_SETTINGS, &[&oid, &load_name], "reading the columns' settings").await?);
+    run.extend(
+        statements(
+            tx,
+            COLUMN_SETTINGS,
+            &[&oid, &load_name],
+            "reading the columns' settings",
+        )
+        .await?,
+    );
     if version >= 140_000 {
-        run.extend(statements(tx, COLUMN_COMPRESSION, &[&oid, &load_name], "reading the columns' settings").await?);
+        run.extend(
+            statements(
+                tx,
+                COLUMN_COMPRESSION,
+                &[&oid, &load_name],
+                "reading the columns' settings",
+            )
+            .await?,
+        );
     }
     execute(tx, &run, "building indexes and constraints").await
 }
@@ -422,7 +445,12 @@ pub(super) async fn account(tx: &Transaction<'_>, target: &Target, rows: u64) ->
         let (oid, _) = oid_of(tx, &target.table)
             .await?
             .ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{} is gone", target.table)))?;
-        let mapping = Mapping::new(&target.table, &target.schema, &target.types, &columns_of(tx, oid).await?);
+        let mapping = Mapping::new(
+            &target.table,
+            &target.schema,
+            &target.types,
+            &columns_of(tx, oid).await?,
+        );
         match mapping {
             Ok(m) => tx
                 .query_one(&m.count_common(&table, &load), &[])
@@ -461,7 +489,11 @@ pub(super) async fn swap(tx: &Transaction<'_>, target: &Target, version: u32) ->
     if !found.is_empty() {
         return Err(Error::new(
             code::SWAP_REFUSED,
-            format!("{} cannot be swapped without losing something: {}", target.table, found.join("; ")),
+            format!(
+                "{} cannot be swapped without losing something: {}",
+                target.table,
+                found.join("; ")
+            ),
         )
         .hint("use full_mode: upsert, or remove what is named"));
     }
@@ -485,7 +517,10 @@ pub(super) async fn swap(tx: &Transaction<'_>, target: &Target, version: u32) ->
         let name = free_name(tx, schema, &derived_name(&target.table.name, "_pkey")).await?;
         execute(
             tx,
-            &[format!("ALTER TABLE {table} RENAME CONSTRAINT {key} TO {}", ident(&name))],
+            &[format!(
+                "ALTER TABLE {table} RENAME CONSTRAINT {key} TO {}",
+                ident(&name)
+            )],
             "naming the key",
         )
         .await?;
@@ -673,7 +708,10 @@ async fn view_again(tx: &Transaction<'_>, view: u32) -> Result<Vec<String>> {
         "reading a view's columns",
     )
     .await?;
-    let mut run = vec![format!("CREATE VIEW {name} ({}){options} AS {definition}", idents(&columns))];
+    let mut run = vec![format!(
+        "CREATE VIEW {name} ({}){options} AS {definition}",
+        idents(&columns)
+    )];
     run.extend(row.get::<_, Option<String>>(3));
     run.extend(
         statements(
@@ -699,13 +737,21 @@ pub(super) async fn preview(client: &Connection, target: &Target, oid: u32) -> R
         out.extend(make.map(|s| format!("{s}  -- seal; locks only the load table")));
     }
     for (_, make) in constraints(&**client, target, oid).await? {
-        out.extend(make.into_iter().map(|s| format!("{s}  -- seal; locks only the load table and what it refers to")));
+        out.extend(
+            make.into_iter()
+                .map(|s| format!("{s}  -- seal; locks only the load table and what it refers to")),
+        );
     }
     let table = quoted(&target.table);
     let views = views(&**client, oid).await?;
-    out.push(format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE  -- publish; everybody waits until the commit"));
+    out.push(format!(
+        "LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE  -- publish; everybody waits until the commit"
+    ));
     if !views.is_empty() {
-        out.push(format!("-- {} views that depend on {table} are dropped and made again in this transaction", views.len()));
+        out.push(format!(
+            "-- {} views that depend on {table} are dropped and made again in this transaction",
+            views.len()
+        ));
     }
     out.push(format!("DROP TABLE {table}  -- publish"));
     out.push(format!(

@@ -51,10 +51,7 @@ impl SqliteSink {
         Ok(SqliteSink { worker, path })
     }
 
-    async fn call<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Writer) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+    async fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut Writer) -> Result<T> + Send + 'static) -> Result<T> {
         self.worker
             .call(move |w| {
                 if w.useless {
@@ -321,12 +318,10 @@ fn load(conn: &Connection, target: &Target, batch: &ChangeBatch) -> Result<Appli
         return Err(loads_only());
     }
     let inputs = target.inputs(&batch.rows)?;
-    let inputs: Vec<_> = inputs.into_iter().collect::<Option<_>>().ok_or_else(|| {
-        Error::new(
-            code::COLUMN_MISSING,
-            "a batch lacks a column that the plan writes",
-        )
-    })?;
+    let inputs: Vec<_> = inputs
+        .into_iter()
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::new(code::COLUMN_MISSING, "a batch lacks a column that the plan writes"))?;
     let writing = || "writing into the load table".to_string();
     let mut insert = conn.prepare_cached(target.insert_sql()).map_err(failed(writing))?;
     for row in 0..batch.len() {

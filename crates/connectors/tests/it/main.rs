@@ -2,5 +2,7 @@
 
 #[cfg(feature = "duckdb")]
 mod duckdb;
+//! The connectors against the real thing: servers, databases, files.
+
 mod object;
 mod postgres_sink;

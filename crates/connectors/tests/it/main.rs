@@ -2,7 +2,5 @@
 
 #[cfg(feature = "duckdb")]
 mod duckdb;
-//! The connectors against the real thing: servers, databases, files.
-
 mod object;
 mod postgres_sink;

@@ -214,10 +214,17 @@ impl Source for PostgresSource {
                 )));
             }
         };
-        let connection = self.database.connect().await?;
-        connection.working(true);
-        self.begin(&connection).await.map_err(place)?;
-        let reader = CopyReader::start(connection, read, &condition, self.schema(), context).await;
+        let start = async {
+            let connection = self.database.connect().await?;
+            connection.working(true);
+            self.begin(&connection).await?;
+            CopyReader::start(connection, read, &condition, self.schema(), context).await
+        };
+        // The server may work long before it has the first row of a view.
+        let reader = tokio::select! {
+            reader = start => reader,
+            () = context.cancel.cancelled() => Err(stopped(&read.table)),
+        };
         Ok(Box::new(reader.map_err(place)?.in_partition(partition)))
     }
 
@@ -338,10 +345,6 @@ impl CopyReader {
         }
     }
 
-    fn stopped(&self) -> Error {
-        Error::new(code::INTERRUPTED, format!("{} was stopped", self.what))
-    }
-
     fn too_large(&self, bytes: usize) -> Error {
         Error::new(
             code::ROW_TOO_LARGE,
@@ -438,7 +441,7 @@ impl CopyReader {
     async fn step(&mut self) -> Result<Option<Event>> {
         let cancel = self.context.cancel.clone();
         if cancel.is_cancelled() {
-            return Err(self.stopped());
+            return Err(stopped(&self.table));
         }
         loop {
             match self.stage {
@@ -459,7 +462,7 @@ impl CopyReader {
                     let piece = tokio::select! {
                         biased;
                         piece = self.stream.next() => piece,
-                        () = cancel.cancelled() => return Err(self.stopped()),
+                        () = cancel.cancelled() => return Err(stopped(&self.table)),
                     };
                     match piece {
                         Some(Ok(piece)) => self.bytes.push(piece),
@@ -565,6 +568,10 @@ impl Pieces {
             }
         }
     }
+}
+
+fn stopped(table: &TableId) -> Error {
+    Error::new(code::INTERRUPTED, format!("reading {table} was stopped"))
 }
 
 fn select(read: &ReadSpec, condition: &str, default_schema: &str) -> String {

@@ -43,7 +43,7 @@ enum Snapshot {
     /// None was asked for yet.
     Untaken,
     /// Exported by a session that stays open.
-    Exported { id: String, keeper: Connection },
+    Exported { id: String, keeper: Box<Connection> },
     /// This server exports none; each reader has its own.
     Unavailable,
 }
@@ -137,7 +137,10 @@ impl PostgresSource {
                     _ => None,
                 });
                 match id {
-                    Some(id) => Ok(Snapshot::Exported { id, keeper }),
+                    Some(id) => Ok(Snapshot::Exported {
+                        id,
+                        keeper: Box::new(keeper),
+                    }),
                     None => Err(Error::bug("pg_export_snapshot returned nothing")),
                 }
             }

@@ -4,3 +4,5 @@
 mod duckdb;
 mod object;
 mod postgres_sink;
+mod postgres_source;
+mod postgres_tls;

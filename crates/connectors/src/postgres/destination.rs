@@ -153,13 +153,18 @@ impl PostgresDestination {
         (0..plan.tables.len()).map(|i| self.target(plan, i)).collect()
     }
 
+    /// The type a planned column is stored as.
+    pub(super) fn type_of(&self, column: &Column) -> String {
+        ddl::store_as(&self.known, ENGINE, column).type_name
+    }
+
     /// The column types as they were planned: the planner keeps our own type's name in the column.
     fn types(&self, planned: &PlannedTable) -> Vec<String> {
         planned
             .schema
             .columns
             .iter()
-            .map(|c| ddl::store_as(&self.known, ENGINE, c).type_name)
+            .map(|c| self.type_of(c))
             .collect()
     }
 
@@ -451,7 +456,8 @@ impl Destination for PostgresDestination {
             if targets.iter().any(|t| t.publish != Publish::Direct) {
                 return Err(Error::bug("a plan mixes direct tables with loaded ones"));
             }
-            Mode::Direct(Box::new(Applier::open(self, &session, targets).await?))
+            let sources = plan.tables.iter().map(|t| t.read.table.clone()).collect();
+            Mode::Direct(Box::new(Applier::open(self, &session, targets, sources).await?))
         } else {
             let mut loads = Vec::with_capacity(targets.len());
             for (t, planned) in targets.into_iter().zip(&plan.tables) {

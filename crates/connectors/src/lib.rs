@@ -4,3 +4,4 @@
 pub mod duckdb;
 pub mod object;
 pub mod postgres;
+pub mod sqlite;

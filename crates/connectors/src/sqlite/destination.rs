@@ -1,0 +1,419 @@
+//! SQLite as a destination: plans, load tables, checkpoints, publishing.
+
+use super::catalog;
+use super::client::{Access, failed, with_connection};
+use super::sink::SqliteSink;
+use super::source::SqliteSource;
+use super::sql::quote;
+use super::{SqliteConfig, control, ddl, publish, types};
+use async_trait::async_trait;
+use rusqlite::Connection;
+use std::sync::Arc;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
+use synctool_core::plan::{Plan, PlannedTable, Publish};
+use synctool_core::progress::{Checkpoint, Generation};
+use synctool_core::schema::{Column, TableId, TableSchema};
+use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan};
+use synctool_core::source::{Finding, Source};
+
+/// SQLite as a destination.
+#[derive(Debug)]
+pub(super) struct SqliteDestination {
+    config: Arc<SqliteConfig>,
+}
+
+impl SqliteDestination {
+    pub(super) fn new(config: Arc<SqliteConfig>) -> Self {
+        SqliteDestination { config }
+    }
+
+    /// Reads, if the file is there yet; a destination's file is made by prepare.
+    async fn read<T: Default + Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        // An empty file is a database without tables, but cannot be opened for reading in every journal mode.
+        match std::fs::metadata(&self.config.path) {
+            Ok(m) if m.len() > 0 || m.is_dir() => {
+                with_connection(&self.config, Access::Read, |conn| work(conn)).await
+            }
+            _ => Ok(T::default()),
+        }
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        with_connection(&self.config, Access::Write, work).await
+    }
+}
+
+#[async_trait]
+impl Destination for SqliteDestination {
+    fn engine(&self) -> &'static str {
+        "sqlite"
+    }
+
+    fn traits(&self) -> SinkTraits {
+        SinkTraits {
+            writers: 1,
+            transactional_ddl: true,
+            guarantee: Guarantee::ExactlyOnce,
+            applies_changes: true,
+            single_partition: false,
+        }
+    }
+
+    fn store_as(&self, source_engine: &str, column: &Column) -> StoredAs {
+        types::store_as(source_engine, column)
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<Option<TableSchema>> {
+        let name = catalog::table_name(table)?.to_string();
+        self.read(move |conn| Ok(catalog::find(conn, &name)?.map(|t| t.schema()))).await
+    }
+
+    async fn is_empty(&self, table: &TableId) -> Result<bool> {
+        let table = table.clone();
+        let any = self
+            .read(move |conn| {
+                let found = catalog::must_find(conn, &table)?;
+                conn.query_row(
+                    &format!("SELECT EXISTS (SELECT 1 FROM {})", quote(&found.name)),
+                    [],
+                    |r| r.get::<_, bool>(0),
+                )
+                .map_err(failed(|| format!("reading {}", found.name)))
+            })
+            .await?;
+        Ok(!any)
+    }
+
+    async fn made_here(&self, table: &TableId) -> Result<bool> {
+        let name = catalog::table_name(table)?.to_string();
+        self.read(move |conn| control::made_here(conn, &name)).await
+    }
+
+    async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {
+        let (table, wanted) = (table.clone(), wanted.clone());
+        self.read(move |conn| {
+            let found = catalog::must_find(conn, &table)?;
+            let mut obstacles = Vec::new();
+            if found.kind != "table" {
+                obstacles.push(format!("it is a {}, not a table", found.kind));
+                return Ok(obstacles);
+            }
+            for (trigger, _) in ddl::attached(conn, &found.name, "trigger")? {
+                obstacles.push(format!("trigger {trigger} would be lost"));
+            }
+            for child in ddl::referring(conn, &found.name)? {
+                obstacles.push(format!("a foreign key of {child} refers to it"));
+            }
+            let extra: Vec<&str> = found
+                .columns
+                .iter()
+                .filter(|c| !wanted.columns.iter().any(|w| w.name.eq_ignore_ascii_case(&c.name)))
+                .map(|c| c.name.as_str())
+                .collect();
+            if !extra.is_empty() {
+                obstacles.push(format!("columns that the pipeline does not write would be lost: {}", extra.join(", ")));
+            }
+            Ok(obstacles)
+        })
+        .await
+    }
+
+    async fn preview(&self, plan: &Plan) -> Result<Vec<String>> {
+        let plan = plan.clone();
+        let new = !self.config.path.exists();
+        let statements = {
+            let plan = plan.clone();
+            self.read(move |conn| preview(Some(conn), &plan)).await?
+        };
+        Ok(if statements.is_empty() {
+            let mut all = if new { vec!["PRAGMA journal_mode = WAL".to_string()] } else { Vec::new() };
+            all.extend(preview(None, &plan)?);
+            all
+        } else {
+            statements
+        })
+    }
+
+    async fn stored_plan(&self, pipeline: &str) -> Result<Option<StoredPlan>> {
+        let pipeline = pipeline.to_string();
+        self.read(move |conn| control::newest_plan(conn, &pipeline)).await
+    }
+
+    async fn prepare(&self, plan: Plan) -> Result<Plan> {
+        failpoint("prepare.before")?;
+        let plan = self
+            .write(move |conn| {
+                control::transaction(conn, |conn| {
+                    control::create(conn)?;
+                    prepare(conn, plan)
+                })
+            })
+            .await?;
+        failpoint("prepare.after")?;
+        Ok(plan)
+    }
+
+    async fn checkpoint(&self, plan: &Plan) -> Result<Checkpoint> {
+        let plan = plan.clone();
+        self.read(move |conn| control::checkpoint(conn, &plan)).await
+    }
+
+    async fn open_sink(&self, plan: &Plan) -> Result<Box<dyn Sink>> {
+        Ok(Box::new(SqliteSink::open(self.config.clone(), plan).await?))
+    }
+
+    async fn seal(&self, plan: &Plan) -> Result<()> {
+        let plan = plan.clone();
+        // Keys are part of the load tables from the start, as SQLite cannot add one later.
+        self.read(move |conn| {
+            if control::finished(conn, &plan)?.is_some() {
+                return Ok(());
+            }
+            control::check_generation(conn, &plan)?;
+            for (i, planned) in plan.tables.iter().enumerate() {
+                if planned.publish != Publish::Direct {
+                    catalog::must_find(conn, &TableId::bare(plan.load_name(i)))?;
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        failpoint("seal.after")
+    }
+
+    fn read_back(&self, plan: &Plan, index: usize) -> Option<(Arc<dyn Source>, TableId)> {
+        let planned = plan.tables.get(index)?;
+        let table = match planned.publish {
+            Publish::Direct => planned.destination.clone(),
+            _ => TableId::bare(plan.load_name(index)),
+        };
+        Some((Arc::new(SqliteSource::new(self.config.clone())), table))
+    }
+
+    async fn publish(&self, plan: &Plan) -> Result<Published> {
+        let plan = plan.clone();
+        let published = self.write(move |conn| publish::publish(conn, &plan)).await?;
+        failpoint("publish.after")?;
+        Ok(published)
+    }
+
+    async fn forget(&self, pipeline: &str) -> Result<()> {
+        let pipeline = pipeline.to_string();
+        let known = self.read(|conn| control::exist(conn)).await?;
+        if !known {
+            return Ok(());
+        }
+        self.write(move |conn| {
+            control::transaction(conn, |conn| {
+                for load in ddl::load_tables(conn, &pipeline)? {
+                    ddl::drop_table(conn, &load)?;
+                }
+                // A writer that is still at it must not go on with a plan that was forgotten.
+                control::raise_generation(conn, &pipeline)?;
+                control::forget(conn, &pipeline)
+            })
+        })
+        .await
+    }
+
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        let mut findings = vec![self.examine_file()];
+        if std::fs::metadata(&self.config.path).is_ok_and(|m| m.len() > 0) {
+            let tables = tables.to_vec();
+            match self.write(move |conn| examine(conn, &tables)).await {
+                Ok(more) => findings.extend(more),
+                Err(e) => findings.push(Finding {
+                    what: "opening for writing".into(),
+                    ok: false,
+                    found: e.to_string(),
+                    fix: e.next_step().unwrap_or("").into(),
+                }),
+            }
+        }
+        findings
+    }
+}
+
+impl SqliteDestination {
+    fn examine_file(&self) -> Finding {
+        let path = &self.config.path;
+        let folder = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(std::path::Path::new("."));
+        let writable = |p: &std::path::Path| std::fs::metadata(p).is_ok_and(|m| !m.permissions().readonly());
+        let (ok, found) = match std::fs::metadata(path) {
+            Ok(m) if m.is_dir() => (false, "the path is a folder".to_string()),
+            Ok(m) if m.permissions().readonly() => (false, "the file is read-only".to_string()),
+            Ok(_) => (writable(folder), "the file exists".to_string()),
+            Err(_) if !folder.is_dir() => (false, "the folder does not exist".into()),
+            Err(_) => (writable(folder), "the file will be created".into()),
+        };
+        Finding {
+            what: format!("file {}", path.display()),
+            ok,
+            found,
+            fix: match ok {
+                true => String::new(),
+                false if !folder.is_dir() => format!("mkdir -p '{}'", folder.display()),
+                false => format!("chmod u+w '{}' '{}'", path.display(), folder.display()),
+            },
+        }
+    }
+}
+
+/// What writing into an open database needs, and what a reader of `plan` should know.
+fn examine(conn: &mut Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let fact = |what: &str, found: String| Finding {
+        what: what.into(),
+        ok: true,
+        found,
+        fix: String::new(),
+    };
+    let mode: String = conn
+        .query_row("PRAGMA journal_mode", [], |r| r.get(0))
+        .map_err(failed(|| "reading the journal mode".into()))?;
+    let wal = mode.eq_ignore_ascii_case("wal");
+    findings.push(Finding {
+        what: "journal mode".into(),
+        ok: wal,
+        found: if wal { mode } else { format!("{mode}: readers and the writer wait for each other") },
+        fix: if wal { String::new() } else { "PRAGMA journal_mode = WAL".into() },
+    });
+    findings.push(match control::transaction(conn, |_| Ok(())) {
+        Ok(()) => fact("write lock", "free".into()),
+        Err(e) => Finding {
+            what: "write lock".into(),
+            ok: false,
+            found: e.message().to_string(),
+            fix: e.next_step().unwrap_or("").into(),
+        },
+    });
+    for table in tables {
+        let Some(found) = catalog::find(conn, catalog::table_name(table)?)? else {
+            findings.push(fact(&format!("table {table}"), "it will be created".into()));
+            continue;
+        };
+        let triggers = ddl::attached(conn, &found.name, "trigger")?;
+        if !triggers.is_empty() {
+            let names: Vec<&str> = triggers.iter().map(|(n, _)| n.as_str()).collect();
+            findings.push(fact(
+                &format!("triggers of {table}"),
+                format!("they do not fire while SyncTool writes: {}", names.join(", ")),
+            ));
+        }
+        if ddl::has_parents(conn, &found.name)? || !ddl::referring(conn, &found.name)?.is_empty() {
+            findings.push(fact(
+                &format!("foreign keys of {table}"),
+                "they are checked when a load is published, not row by row".into(),
+            ));
+        }
+    }
+    Ok(findings)
+}
+
+fn prepare(conn: &Connection, mut plan: Plan) -> Result<Plan> {
+    for load in ddl::load_tables(conn, &plan.pipeline)? {
+        ddl::drop_table(conn, &load)?;
+    }
+    plan.generation = Generation(control::raise_generation(conn, &plan.pipeline)?);
+    control::store_plan(conn, &plan)?;
+    for (i, planned) in plan.tables.iter().enumerate() {
+        if let Some(sql) = load_statement(Some(conn), &plan, i, planned)? {
+            conn.execute_batch(&sql)
+                .map_err(failed(|| format!("creating a table for {}", planned.destination)))?;
+        }
+    }
+    Ok(plan)
+}
+
+/// The statement that makes the table which rows of `planned` go to; none if it is there.
+fn load_statement(conn: Option<&Connection>, plan: &Plan, index: usize, planned: &PlannedTable) -> Result<Option<String>> {
+    let name = catalog::table_name(&planned.destination)?;
+    ddl::check(name, &planned.schema)?;
+    let existing = match conn {
+        Some(conn) => catalog::find(conn, name)?,
+        None => None,
+    };
+    let wrong = |code, text: String, hint: &str| Err(Error::new(code, text).at("table", name).hint(hint));
+    match (&planned.publish, existing) {
+        (Publish::Direct, None) => Ok(Some(ddl::create_table(name, &planned.schema))),
+        (Publish::Create, None) => Ok(Some(ddl::create_table(&plan.load_name(index), &planned.schema))),
+        (Publish::Create, Some(_)) => wrong(
+            code::SCHEMA_MISMATCH,
+            "the table exists, but was to be created".into(),
+            "plan again: it appeared after the plan was made",
+        ),
+        (_, None) => wrong(
+            code::TABLE_MISSING,
+            "the destination table does not exist".into(),
+            "plan again: it went away after the plan was made",
+        ),
+        (_, Some(existing)) if existing.kind != "table" => wrong(
+            code::UNSUPPORTED,
+            format!("the destination is a {}, which cannot be written", existing.kind),
+            "name a table",
+        ),
+        (publish, Some(existing)) => {
+            if *publish != Publish::Swap
+                && let Some(missing) = planned.schema.columns.iter().find(|c| existing.column(&c.name).is_none())
+            {
+                return wrong(
+                    code::SCHEMA_MISMATCH,
+                    format!("the destination has no column {}", missing.name),
+                    "add the column, or leave it out of the pipeline",
+                );
+            }
+            match (publish, conn) {
+                (Publish::Direct, _) | (_, None) => Ok(None),
+                (_, Some(conn)) => ddl::create_load(conn, &plan.load_name(index), planned, Some(&existing)).map(Some),
+            }
+        }
+    }
+}
+
+/// What prepare and publish would run, in words of SQL.
+fn preview(conn: Option<&Connection>, plan: &Plan) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    if conn.map_or(Ok(false), control::exist)? {
+        all.push("-- the control tables (_synctool_*) are there".to_string());
+    } else {
+        all.extend(control::DDL.iter().map(|s| (*s).to_string()));
+    }
+    for (i, planned) in plan.tables.iter().enumerate() {
+        all.extend(load_statement(conn, plan, i, planned)?);
+        let (load, name) = (quote(&plan.load_name(i)), quote(&planned.destination.name));
+        match &planned.publish {
+            Publish::Direct => {}
+            Publish::Create => all.push(format!("ALTER TABLE {load} RENAME TO {name}")),
+            Publish::Swap => {
+                all.push(format!("DROP TABLE {name}"));
+                all.push(format!("ALTER TABLE {load} RENAME TO {name}"));
+                if let Some(conn) = conn {
+                    all.extend(ddl::attached(conn, &planned.destination.name, "index")?.into_iter().map(|(_, sql)| sql));
+                }
+            }
+            Publish::Merge { delete_missing } => {
+                if *delete_missing {
+                    all.push(format!("DELETE FROM {name} WHERE its key is not in {load}"));
+                }
+                all.push(format!("UPDATE {name} FROM {load} WHERE a value differs"));
+                all.push(format!("INSERT INTO {name} SELECT FROM {load} WHERE its key is new"));
+                all.push(format!("DROP TABLE {load}"));
+            }
+            Publish::Append => {
+                all.push(format!("INSERT INTO {name} SELECT FROM {load}"));
+                all.push(format!("DROP TABLE {load}"));
+            }
+        }
+    }
+    Ok(all)
+}

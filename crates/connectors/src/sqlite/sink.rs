@@ -1,0 +1,341 @@
+//! The writer: one connection, one transaction per commit, positions inside it.
+
+use super::catalog;
+use super::client::{Access, Worker, failed};
+use super::direct::Target;
+use super::{SqliteConfig, Synchronous, control};
+use async_trait::async_trait;
+use rusqlite::Connection;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use synctool_core::change::{ChangeBatch, Event, Op, Ops};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
+use synctool_core::ledger::Applied;
+use synctool_core::plan::{Plan, Publish};
+use synctool_core::progress::{Advance, Checkpoint, PartitionId, PartitionState};
+use synctool_core::schema::TableId;
+use synctool_core::sink::Sink;
+
+/// How often a commit is pressed onto the disk under `synchronous: normal`.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
+
+/// A sink on a thread of its own.
+pub(super) struct SqliteSink {
+    worker: Worker<Writer>,
+    path: String,
+}
+
+impl SqliteSink {
+    pub(super) async fn open(config: Arc<SqliteConfig>, plan: &Plan) -> Result<Self> {
+        let path = config.path.display().to_string();
+        let (plan, synchronous) = (Arc::new(plan.clone()), config.synchronous);
+        let worker = Worker::open(config, Access::Write, "sqlite-sink", move |conn| Writer {
+            conn,
+            targets: Targets {
+                plan: plan.clone(),
+                known: HashMap::new(),
+            },
+            plan,
+            synchronous,
+            held: HashMap::new(),
+            durable: Checkpoint::new(),
+            flushed_at: Instant::now(),
+            pending: Applied::default(),
+            useless: false,
+        })
+        .await
+        .map_err(|e| e.at("file", &path))?;
+        Ok(SqliteSink { worker, path })
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Writer) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.worker
+            .call(move |w| {
+                if w.useless {
+                    return Err(Error::bug("a SQLite sink was used after it had failed"));
+                }
+                let result = work(w);
+                if result.is_err() {
+                    w.useless = true;
+                    if !w.conn.is_autocommit() {
+                        let _ = w.conn.execute_batch("ROLLBACK");
+                    }
+                }
+                result
+            })
+            .await
+            .map_err(|e| e.at("file", &self.path))
+    }
+}
+
+#[async_trait]
+impl Sink for SqliteSink {
+    async fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint> {
+        let partitions = partitions.to_vec();
+        let found = self.call(move |w| w.recover(&partitions)).await?;
+        failpoint("sink.recover.after")?;
+        Ok(found)
+    }
+
+    async fn write(&mut self, event: Event) -> Result<()> {
+        failpoint("sink.write")?;
+        self.call(move |w| w.write(event)).await
+    }
+
+    async fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
+        let advances = advances.to_vec();
+        let applied = self.call(move |w| w.commit(&advances)).await?;
+        failpoint("sink.commit.after")?;
+        Ok(applied)
+    }
+
+    async fn durable(&mut self) -> Result<Checkpoint> {
+        self.call(Writer::durable).await
+    }
+
+    async fn release(&mut self, partitions: &[PartitionId]) -> Result<()> {
+        let partitions = partitions.to_vec();
+        self.call(move |w| w.release(&partitions)).await
+    }
+}
+
+struct Writer {
+    conn: Connection,
+    plan: Arc<Plan>,
+    synchronous: Synchronous,
+    targets: Targets,
+    /// The partitions that are mine: epoch and state of the last commit.
+    held: HashMap<PartitionId, (i64, PartitionState)>,
+    durable: Checkpoint,
+    flushed_at: Instant,
+    /// What was done since the last commit.
+    pending: Applied,
+    useless: bool,
+}
+
+impl Writer {
+    fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint> {
+        if !self.conn.is_autocommit() {
+            return Err(Error::bug("recover was called in the middle of a transaction"));
+        }
+        let plan = self.plan.clone();
+        let writer = format!("process {}, run {}", std::process::id(), plan.run_id);
+        let mine = control::transaction(&mut self.conn, |conn| {
+            control::check_generation(conn, &plan)?;
+            // A finished plan has folded its partitions: all of them are done.
+            let finished = control::finished(conn, &plan)?.is_some();
+            partitions
+                .iter()
+                .map(|p| {
+                    if finished {
+                        let done = PartitionState {
+                            done: true,
+                            ..PartitionState::default()
+                        };
+                        return Ok((p.clone(), (0, done)));
+                    }
+                    Ok((p.clone(), control::take_over(conn, &plan, p, &writer)?))
+                })
+                .collect::<Result<Vec<_>>>()
+        })?;
+        self.held.extend(mine.iter().cloned());
+        let found: Checkpoint = mine.into_iter().map(|(p, (_, state))| (p, state)).collect();
+        self.durable.extend(found.clone());
+        Ok(found)
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        if self.conn.is_autocommit() {
+            control::begin(&self.conn)?;
+            // The write lock is ours until the commit: nobody can raise the generation meanwhile.
+            control::check_generation(&self.conn, &self.plan)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, event: Event) -> Result<()> {
+        match &event {
+            Event::Begin(_) | Event::Message { .. } => return Ok(()),
+            Event::Boundary { .. } => return Err(Error::bug("a boundary was written to a sink")),
+            Event::Raw { .. } => return Err(Error::bug("SQLite takes no rows in wire form")),
+            Event::Rows(batch) if batch.is_empty() => return Ok(()),
+            _ => self.begin()?,
+        }
+        let (conn, targets) = (&self.conn, &mut self.targets);
+        self.pending += match &event {
+            Event::Rows(batch) => {
+                let (publish, target) = targets.get(conn, &batch.table)?;
+                let applied = match publish {
+                    Publish::Direct => target.apply(conn, batch),
+                    _ => load(conn, target, batch),
+                };
+                applied.map_err(|e| e.at("table", batch.table.to_string()))?
+            }
+            Event::Net { table, remove, insert } => targets
+                .direct(conn, table)?
+                .net(conn, remove, insert)
+                .map_err(|e| e.at("table", table.to_string()))?,
+            Event::ReplaceRange { table, range, rows } => targets
+                .direct(conn, table)?
+                .replace_range(conn, range, rows)
+                .map_err(|e| e.at("table", table.to_string()))?,
+            Event::Schema(change) => {
+                targets.direct(conn, &change.table)?.alter(conn, change)?;
+                Applied::default()
+            }
+            Event::Truncate {
+                tables,
+                restart_identity,
+                ..
+            } => {
+                for table in tables {
+                    targets.direct(conn, table)?.truncate(conn, *restart_identity)?;
+                }
+                Applied::default()
+            }
+            Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } | Event::Raw { .. } => Applied::default(),
+        };
+        Ok(())
+    }
+
+    fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
+        self.begin()?;
+        let applied = std::mem::take(&mut self.pending);
+        for (i, step) in advances.iter().enumerate() {
+            let (epoch, _) = self
+                .held
+                .get(&step.partition)
+                .ok_or_else(|| Error::bug(format!("partition {} was not recovered", step.partition)))?;
+            // Events do not say their partition: what was done together is accounted to the first.
+            let share = if i == 0 { applied } else { Applied::default() };
+            control::advance(&self.conn, &self.plan, *epoch, step, share)?;
+        }
+        failpoint("sink.commit.before")?;
+        self.conn
+            .execute_batch("COMMIT")
+            .map_err(failed(|| "committing".into()))?;
+        for (i, step) in advances.iter().enumerate() {
+            if let Some((_, state)) = self.held.get_mut(&step.partition) {
+                state.position = Some(step.to.clone());
+                state.done = step.done;
+                state.accounts = step.accounts.clone();
+                if i == 0 {
+                    state.applied += applied;
+                }
+            }
+        }
+        Ok(applied)
+    }
+
+    fn durable(&mut self) -> Result<Checkpoint> {
+        let flushed = match self.synchronous {
+            Synchronous::Full => true,
+            Synchronous::Normal if self.flushed_at.elapsed() < FLUSH_EVERY || !self.conn.is_autocommit() => false,
+            Synchronous::Normal => {
+                self.flushed_at = Instant::now();
+                let (pages, moved): (i64, i64) = self
+                    .conn
+                    .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |r| Ok((r.get(1)?, r.get(2)?)))
+                    .map_err(failed(|| "flushing the write-ahead log".into()))?;
+                // Both are -1 where there is no write-ahead log; then a commit is on the disk already.
+                pages == moved
+            }
+        };
+        if flushed {
+            self.durable = self.held.iter().map(|(p, (_, s))| (p.clone(), s.clone())).collect();
+        }
+        Ok(self.durable.clone())
+    }
+
+    fn release(&mut self, partitions: &[PartitionId]) -> Result<()> {
+        if !self.conn.is_autocommit() {
+            // Rows since the last commit belong to nobody now.
+            self.pending = Applied::default();
+            self.conn
+                .execute_batch("ROLLBACK")
+                .map_err(failed(|| "rolling back".into()))?;
+        }
+        let mine: Vec<(PartitionId, i64)> = partitions
+            .iter()
+            .filter_map(|p| self.held.remove(p).map(|(epoch, _)| (p.clone(), epoch)))
+            .collect();
+        let plan = self.plan.clone();
+        control::transaction(&mut self.conn, |conn| {
+            mine.iter()
+                .try_for_each(|(p, epoch)| control::release(conn, &plan, p, *epoch))
+        })
+    }
+}
+
+/// Where rows for each destination table go.
+struct Targets {
+    plan: Arc<Plan>,
+    known: HashMap<TableId, Target>,
+}
+
+impl Targets {
+    /// The load table, or in a direct plan the table itself.
+    fn get(&mut self, conn: &Connection, table: &TableId) -> Result<(&Publish, &mut Target)> {
+        let index = self
+            .plan
+            .tables
+            .iter()
+            .position(|t| t.destination == *table)
+            .ok_or_else(|| Error::bug(format!("rows came for {table}, which is not in the plan")))?;
+        let planned = &self.plan.tables[index];
+        let target = match self.known.entry(table.clone()) {
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => {
+                let stored = match planned.publish {
+                    Publish::Direct => planned.destination.clone(),
+                    _ => TableId::bare(self.plan.load_name(index)),
+                };
+                e.insert(Target::new(&catalog::must_find(conn, &stored)?, &planned.schema)?)
+            }
+        };
+        Ok((&planned.publish, target))
+    }
+
+    /// A table that changes are applied to.
+    fn direct(&mut self, conn: &Connection, table: &TableId) -> Result<&mut Target> {
+        match self.get(conn, table)? {
+            (Publish::Direct, target) => Ok(target),
+            _ => Err(loads_only()),
+        }
+    }
+}
+
+fn loads_only() -> Error {
+    Error::bug("a change came for a table that is loaded and then published")
+}
+
+/// Puts a batch of new rows into a load table.
+fn load(conn: &Connection, target: &Target, batch: &ChangeBatch) -> Result<Applied> {
+    if !matches!(batch.ops, Ops::All(Op::Insert | Op::Upsert)) || batch.present.is_some() {
+        return Err(loads_only());
+    }
+    let inputs = target.inputs(&batch.rows)?;
+    let inputs: Vec<_> = inputs.into_iter().collect::<Option<_>>().ok_or_else(|| {
+        Error::new(
+            code::COLUMN_MISSING,
+            "a batch lacks a column that the plan writes",
+        )
+    })?;
+    let writing = || "writing into the load table".to_string();
+    let mut insert = conn.prepare_cached(target.insert_sql()).map_err(failed(writing))?;
+    for row in 0..batch.len() {
+        for (i, input) in inputs.iter().enumerate() {
+            insert
+                .raw_bind_parameter(i + 1, input.cell(row)?)
+                .map_err(failed(writing))?;
+        }
+        insert.raw_execute().map_err(failed(writing))?;
+    }
+    Ok(Applied::inserts(batch.len() as u64))
+}

@@ -3,3 +3,4 @@
 #[cfg(feature = "duckdb")]
 mod duckdb;
 mod object;
+mod sqlite;

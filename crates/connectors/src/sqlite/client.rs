@@ -64,6 +64,11 @@ impl<S: 'static> Worker<S> {
         Ok(Worker { queue, interrupt })
     }
 
+    /// Stops the statement that is running, if one is.
+    pub(super) fn interrupt(&self) {
+        self.interrupt.interrupt();
+    }
+
     /// Runs work on the thread and waits for it without blocking the runtime.
     pub(super) async fn call<T: Send + 'static>(
         &self,

@@ -2,7 +2,7 @@
 
 use super::catalog;
 use super::client::{Access, failed, with_connection};
-use super::sink::SqliteSink;
+use super::sink::{SqliteSink, end_writers};
 use super::source::SqliteSource;
 use super::sql::quote;
 use super::{SqliteConfig, control, ddl, publish, types};
@@ -155,6 +155,7 @@ impl Destination for SqliteDestination {
 
     async fn prepare(&self, plan: Plan) -> Result<Plan> {
         failpoint("prepare.before")?;
+        end_writers(&self.config.path, &plan.pipeline, None);
         let plan = self
             .write(move |conn| {
                 control::transaction(conn, |conn| {
@@ -206,6 +207,7 @@ impl Destination for SqliteDestination {
 
     async fn publish(&self, plan: &Plan) -> Result<Published> {
         let plan = plan.clone();
+        end_writers(&self.config.path, &plan.pipeline, None);
         let published = self.write(move |conn| publish::publish(conn, &plan)).await?;
         failpoint("publish.after")?;
         Ok(published)
@@ -217,6 +219,7 @@ impl Destination for SqliteDestination {
         if !known {
             return Ok(());
         }
+        end_writers(&self.config.path, &pipeline, None);
         self.write(move |conn| {
             control::transaction(conn, |conn| {
                 for load in ddl::load_tables(conn, &pipeline)? {

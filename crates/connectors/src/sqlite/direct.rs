@@ -222,8 +222,7 @@ impl Target {
         result
     }
 
-    /// Makes a key range hold exactly these rows. Rows that only the destination had are deleted; they are not in the
-    /// counts, which speak of the rows given.
+    /// Makes a key range hold exactly these rows; those that only the destination had are counted as removed.
     pub(super) fn replace_range(&mut self, conn: &Connection, range: &KeyRange, rows: &RecordBatch) -> Result<Applied> {
         let doing = || format!("replacing a key range of {}", self.name);
         if self.key.is_empty() {
@@ -297,8 +296,9 @@ impl Target {
             "NOT EXISTS (SELECT 1 FROM temp.\"_synctool_keys\" AS g WHERE {given})"
         ));
         let sql = format!("DELETE FROM {} AS t WHERE {}", quote(&self.name), joined(&terms, "AND"));
-        conn.execute(&sql, rusqlite::params_from_iter(&parameters))
-            .map_err(failed(doing))?;
+        let removed = conn
+            .execute(&sql, rusqlite::params_from_iter(&parameters))
+            .map_err(failed(doing))? as u64;
         conn.execute_batch("DROP TABLE temp.\"_synctool_keys\"")
             .map_err(failed(doing))?;
         let mut updates = std::mem::take(&mut self.updates);
@@ -309,7 +309,10 @@ impl Target {
                 target: self,
                 updates: &mut updates,
             };
-            let mut applied = Applied::default();
+            let mut applied = Applied {
+                removed,
+                ..Applied::default()
+            };
             for row in 0..rows.num_rows() {
                 let cells: Row = inputs
                     .iter()

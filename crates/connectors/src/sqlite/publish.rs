@@ -344,11 +344,11 @@ fn merge(
         return Err(Error::bug("a merge lost count of its rows"));
     }
     Ok(Applied {
-        removed: 0,
         written: rows,
         inserted,
         updated,
         deleted,
         unchanged: rows - inserted - updated,
+        ..Applied::default()
     })
 }

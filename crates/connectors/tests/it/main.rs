@@ -6,3 +6,4 @@ mod object;
 mod postgres_sink;
 mod postgres_source;
 mod postgres_tls;
+mod sqlite;

@@ -72,7 +72,11 @@ fn sqlite(path: &Path) -> Result<Sqlite> {
 }
 
 #[cfg(feature = "duckdb")]
-async fn duckdb(path: &Path, library: Option<&std::path::PathBuf>, create: bool) -> Result<synctool_connectors::duckdb::DuckDb> {
+async fn duckdb(
+    path: &Path,
+    library: Option<&std::path::PathBuf>,
+    create: bool,
+) -> Result<synctool_connectors::duckdb::DuckDb> {
     let config = synctool_connectors::duckdb::DuckDbConfig {
         path: path.to_owned(),
         library: library.cloned(),
@@ -144,8 +148,11 @@ pub async fn memory(global: &Global, datastores: &Datastores) -> Result<Memory> 
                 (None, None) => return Err(Error::bug("a state store without a place")),
             };
             let Connection::Postgres(server) = &server.connection else {
-                return Err(Error::new(code::CONFIG_INVALID, "the datastore of the state store is not PostgreSQL")
-                    .hint("set state: {type: sqlite}, or name a datastore of type postgres"));
+                return Err(Error::new(
+                    code::CONFIG_INVALID,
+                    "the datastore of the state store is not PostgreSQL",
+                )
+                .hint("set state: {type: sqlite}, or name a datastore of type postgres"));
             };
             Arc::new(PostgresStore::open(postgres(server, 1)?, None).await?)
         }

@@ -108,9 +108,9 @@ pub struct RunReport {
     pub pipeline: String,
     /// The strategy's name.
     pub strategy: String,
-    /// The table read.
+    /// The table read, after its datastore: `shop:public.orders`.
     pub source: String,
-    /// The table written.
+    /// The table written, after its datastore.
     pub destination: String,
     /// What was done with the loaded rows at the end.
     pub publish: Publish,
@@ -456,14 +456,15 @@ impl Task {
         let report = done?;
         let table = report.plan.tables.first();
         let table = table.ok_or_else(|| Error::bug("a plan without a table"))?;
+        let ends = &self.pipeline.loaded.pipeline;
         let mut notices = self.chosen.notices;
         notices.extend(recorded.warnings.iter().map(|w| w.message().to_owned()));
         Ok(RunReport {
             run_id: self.run_id,
             pipeline: report.plan.pipeline.clone(),
             strategy: self.chosen.strategy,
-            source: table.read.table.to_string(),
-            destination: table.destination.to_string(),
+            source: format!("{}:{}", *ends.source.datastore, table.read.table),
+            destination: format!("{}:{}", *ends.destination.datastore, table.destination),
             publish: table.publish.clone(),
             resumed: report.resumed,
             partitions: report.partitions,

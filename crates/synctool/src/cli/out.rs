@@ -209,6 +209,12 @@ pub(super) fn number(n: u64) -> String {
     out
 }
 
+/// `1 partition`, `2 partitions`.
+pub(super) fn count(n: usize, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", number(n as u64))
+}
+
 /// `1.4 MB`.
 pub(super) fn bytes(n: f64) -> String {
     match n {

@@ -202,7 +202,10 @@ fn text(report: &RunReport) -> String {
         ]],
     ));
     if report.retries > 0 {
-        text.push_str(&format!("{} things were tried again\n", report.retries));
+        text.push_str(&format!(
+            "tried again: {}\n",
+            out::count(report.retries as usize, "time")
+        ));
     }
     text
 }

@@ -14,7 +14,7 @@ pub(crate) use request::{table_id, tables};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use synctool_core::engine::{Engine, Observer, Options, Progress, Report, RunEvent, Verified};
+use synctool_core::engine::{Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{Plan, Publish, Strategy, Verify};
@@ -122,6 +122,8 @@ pub struct RunReport {
     pub skipped: usize,
     /// Its row accounts; they balance.
     pub ledger: Ledger,
+    /// Rows read by this run alone; the ledger counts those of the runs that it took up too.
+    pub rows_now: u64,
     /// How the stored rows were proved.
     pub verified: Option<Verified>,
     /// How often something was tried again.
@@ -456,6 +458,8 @@ impl Task {
         let report = done?;
         let table = report.plan.tables.first();
         let table = table.ok_or_else(|| Error::bug("a plan without a table"))?;
+        let now = self.progress.partitions().into_iter();
+        let now = now.filter(|p| p.status != PartitionStatus::Skipped);
         let ends = &self.pipeline.loaded.pipeline;
         let mut notices = self.chosen.notices;
         notices.extend(recorded.warnings.iter().map(|w| w.message().to_owned()));
@@ -471,6 +475,7 @@ impl Task {
             skipped: report.skipped,
             reasons: report.plan.reasons,
             ledger: report.ledger,
+            rows_now: now.map(|p| p.rows).sum(),
             verified: report.verified,
             retries: report.retries,
             duration: began.elapsed(),

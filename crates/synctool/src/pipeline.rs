@@ -14,7 +14,7 @@ pub(crate) use request::{table_id, tables};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use synctool_core::engine::{Engine, Observer, Options, Progress, Report, RunEvent, Verified};
+use synctool_core::engine::{Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{Plan, Publish, Strategy, Verify};
@@ -108,9 +108,9 @@ pub struct RunReport {
     pub pipeline: String,
     /// The strategy's name.
     pub strategy: String,
-    /// The table read.
+    /// The table read, after its datastore: `shop:public.orders`.
     pub source: String,
-    /// The table written.
+    /// The table written, after its datastore.
     pub destination: String,
     /// What was done with the loaded rows at the end.
     pub publish: Publish,
@@ -122,6 +122,8 @@ pub struct RunReport {
     pub skipped: usize,
     /// Its row accounts; they balance.
     pub ledger: Ledger,
+    /// Rows read by this run alone; the ledger counts those of the runs that it took up too.
+    pub rows_now: u64,
     /// How the stored rows were proved.
     pub verified: Option<Verified>,
     /// How often something was tried again.
@@ -456,20 +458,24 @@ impl Task {
         let report = done?;
         let table = report.plan.tables.first();
         let table = table.ok_or_else(|| Error::bug("a plan without a table"))?;
+        let now = self.progress.partitions().into_iter();
+        let now = now.filter(|p| p.status != PartitionStatus::Skipped);
+        let ends = &self.pipeline.loaded.pipeline;
         let mut notices = self.chosen.notices;
         notices.extend(recorded.warnings.iter().map(|w| w.message().to_owned()));
         Ok(RunReport {
             run_id: self.run_id,
             pipeline: report.plan.pipeline.clone(),
             strategy: self.chosen.strategy,
-            source: table.read.table.to_string(),
-            destination: table.destination.to_string(),
+            source: format!("{}:{}", *ends.source.datastore, table.read.table),
+            destination: format!("{}:{}", *ends.destination.datastore, table.destination),
             publish: table.publish.clone(),
             resumed: report.resumed,
             partitions: report.partitions,
             skipped: report.skipped,
             reasons: report.plan.reasons,
             ledger: report.ledger,
+            rows_now: now.map(|p| p.rows).sum(),
             verified: report.verified,
             retries: report.retries,
             duration: began.elapsed(),

@@ -14,8 +14,8 @@ use std::path::PathBuf;
   synctool copy sqlite:shop.db orders orders.csv orders       copy one table, no files needed
   synctool init postgresql://me@db/shop orders sqlite:x.db    write a pipeline from the live catalog
   synctool doctor orders.yaml                                 check every prerequisite, with fixes
-  synctool plan orders.yaml                                   what a run would do, and with which locks
-  synctool run orders.yaml                                    do it; run it again after any interruption
+  synctool plan orders.yaml                                   what a run would do
+  synctool run orders.yaml                                    do it; again after any interruption
 
 Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences found, 4 refused by policy,
 5 transient (retry), 6 already running, 130 interrupted (state saved).",

@@ -92,7 +92,7 @@ fn list(folder: Option<PathBuf>, globals: &Globals) -> Result<Reply> {
                     .into_owned();
                 rows.push(vec![
                     stem,
-                    format!("{} mistakes", texts.len()),
+                    out::count(texts.len(), "mistake"),
                     "-".into(),
                     "-".into(),
                     "-".into(),

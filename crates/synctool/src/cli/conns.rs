@@ -94,7 +94,7 @@ async fn test(names: &[String], globals: &Globals) -> Result<Reply> {
         let says = match opened {
             Ok(tables) => {
                 item["tables"] = tables.len().into();
-                format!("{} tables", tables.len())
+                out::count(tables.len(), "table")
             }
             Err(error) => {
                 out::print_error(

@@ -137,7 +137,7 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
             Ok(preview) => found.push(good(
                 "plan",
                 name,
-                format!("{} partitions", preview.plan.partitions().count()),
+                out::count(preview.plan.partitions().count(), "partition"),
             )),
             Err(error) => found.push(failed("plan", name, &error)),
         }
@@ -158,7 +158,11 @@ async fn datastore(datastore: &Datastore, found: &mut Vec<Found>) {
         Ok(source) => {
             found.push(good("connection", &place, datastore.display_uri()));
             match source.tables(None).await {
-                Ok(tables) => found.push(good("tables", &place, format!("{} may be read", tables.len()))),
+                Ok(tables) => found.push(good(
+                    "tables",
+                    &place,
+                    format!("{} may be read", out::count(tables.len(), "table")),
+                )),
                 Err(error) => found.push(failed("tables", &place, &error)),
             }
             add(found, &format!("{place} as source"), source.examine(&[]).await);
@@ -219,8 +223,8 @@ fn report(found: &[Found]) -> Reply {
         }
     }
     text.push_str(&match bad {
-        0 => format!("\nall {} checks passed\n", found.len()),
-        n => format!("\n{n} of {} checks failed\n", found.len()),
+        0 => format!("\nall {} passed\n", out::count(found.len(), "check")),
+        n => format!("\n{n} of {} failed\n", out::count(found.len(), "check")),
     });
     let json = json!({ "ok": bad == 0, "checks": found.len(), "failed": bad, "findings": json });
     Reply::new(json, text).exit(u8::from(bad > 0))

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use synctool_core::engine::{PartitionStatus, Progress, Step};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 static BARS: LazyLock<MultiProgress> =
@@ -45,29 +46,35 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Rates are of the last few seconds, so that a stall shows.
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// Shows a run until the returned handle is dropped.
+/// Shows a run until it is told that the run is over.
 pub(super) struct View {
-    _task: Option<AbortOnDropHandle<()>>,
+    over: CancellationToken,
+    task: Option<AbortOnDropHandle<()>>,
 }
 
 impl View {
     /// Begins to show.
     pub(super) fn begin(pipeline: &str, progress: Arc<Progress>, mode: Mode) -> Self {
-        let pipeline = pipeline.to_owned();
+        let over = CancellationToken::new();
+        let (pipeline, until) = (pipeline.to_owned(), over.clone());
         let task = match mode {
             Mode::Off => None,
-            Mode::Bars => Some(tokio::spawn(bars(pipeline, progress))),
-            Mode::Heartbeat => Some(tokio::spawn(heartbeat(pipeline, progress))),
+            Mode::Bars => Some(tokio::spawn(bars(pipeline, progress, until))),
+            Mode::Heartbeat => Some(tokio::spawn(heartbeat(pipeline, progress, until))),
         };
         View {
-            _task: task.map(AbortOnDropHandle::new),
+            over,
+            task: task.map(AbortOnDropHandle::new),
         }
     }
-}
 
-impl Drop for View {
-    fn drop(&mut self) {
-        let _ = BARS.clear();
+    /// Takes the picture away.
+    pub(super) async fn end(self) {
+        self.over.cancel();
+        if let Some(task) = self.task {
+            // A picture that died is no reason to fail.
+            let _ = task.await;
+        }
     }
 }
 
@@ -201,18 +208,21 @@ fn step_text(step: Step) -> &'static str {
     }
 }
 
-async fn bars(pipeline: String, progress: Arc<Progress>) {
+async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken) {
     let template = |text: &str| ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_bar());
     let head = BARS.add(ProgressBar::new_spinner().with_style(template("{spinner} {prefix}  {msg}  {elapsed}")));
     head.set_prefix(pipeline);
     let bar_style = match out::color() {
-        true => "  {prefix:10} {bar:24.cyan/blue} {percent:>3}%  {msg}",
-        false => "  {prefix:10} {bar:24} {percent:>3}%  {msg}",
+        true => "  {prefix:10} {bar:24.cyan/blue} {percent:>3}%  {wide_msg}",
+        false => "  {prefix:10} {bar:24} {percent:>3}%  {wide_msg}",
     };
     let mut shown: Vec<(ProgressBar, Rate)> = Vec::new();
     let mut tick = tokio::time::interval(REDRAW);
     loop {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = over.cancelled() => break,
+        }
         head.set_message(step_text(progress.step()));
         head.tick();
         for (i, group) in groups(&progress).iter().enumerate() {
@@ -226,13 +236,19 @@ async fn bars(pipeline: String, progress: Arc<Progress>) {
             bar.set_message(describe(group, rate.add(group.rows, group.bytes), progress.retries()));
         }
     }
+    shown.iter().for_each(|(bar, _)| bar.finish_and_clear());
+    head.finish_and_clear();
+    let _ = BARS.clear();
 }
 
-async fn heartbeat(pipeline: String, progress: Arc<Progress>) {
+async fn heartbeat(pipeline: String, progress: Arc<Progress>, over: CancellationToken) {
     let mut rates: Vec<Rate> = Vec::new();
     let began = Instant::now();
     loop {
-        tokio::time::sleep(HEARTBEAT).await;
+        tokio::select! {
+            () = tokio::time::sleep(HEARTBEAT) => {}
+            () = over.cancelled() => return,
+        }
         let step = progress.step();
         let mut parts = Vec::new();
         for (i, group) in groups(&progress).iter().enumerate() {

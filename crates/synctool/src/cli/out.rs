@@ -189,6 +189,22 @@ pub(super) fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
     lines.join("\n") + "\n"
 }
 
+/// One row: side by side where the terminal is wide enough, else one below the other.
+pub(super) fn card(head: &[&str], row: Vec<String>) -> String {
+    let natural: usize = head
+        .iter()
+        .zip(&row)
+        .map(|(h, v)| h.len().max(v.chars().count()) + 2)
+        .sum();
+    let width = Table::new().width().map_or(usize::MAX, usize::from);
+    if natural <= width {
+        return table(head, vec![row]);
+    }
+    let label = head.iter().map(|h| h.len()).max().unwrap_or(0);
+    let lines = head.iter().zip(&row).map(|(h, v)| format!("  {h:label$}  {v}\n"));
+    lines.collect()
+}
+
 fn is_number(text: &str) -> bool {
     let mut chars = text.chars();
     text == "-"
@@ -207,6 +223,12 @@ pub(super) fn number(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// `1 partition`, `2 partitions`.
+pub(super) fn count(n: usize, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", number(n as u64))
 }
 
 /// `1.4 MB`.

@@ -139,8 +139,8 @@ fn text(preview: &Preview) -> String {
     let rows: u64 = partitions.iter().map(|p| p.estimated_rows).sum();
     let bytes: u64 = partitions.iter().map(|p| p.estimated_bytes).sum();
     text.push_str(&format!(
-        "\n{} partitions, about {} rows, {}\n",
-        partitions.len(),
+        "\n{}, about {} rows, {}\n",
+        out::count(partitions.len(), "partition"),
         out::number(rows),
         out::bytes(bytes as f64)
     ));

@@ -7,7 +7,7 @@ use super::{find, live, plan};
 use crate::pipeline::{Pipeline, RunOptions, RunReport};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use synctool_core::engine::{Observer, RunEvent};
+use synctool_core::engine::{Observer, PartitionStatus, PartitionView, RunEvent};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Publish, Verify};
 use synctool_core::strategy::full::FullMode;
@@ -81,22 +81,36 @@ pub(super) async fn go(
     let (run_id, name) = (run.id().to_owned(), run.pipeline().to_owned());
     let mode = live::Mode::fitting(globals.quiet, globals.log_format == LogFormat::Json);
     let view = live::View::begin(&name, run.progress(), mode);
+    let progress = run.progress();
     let done = run.finish().await;
-    drop(view);
+    view.end().await;
     Ok(match done {
         Ok(report) => Reply::new(summary(&report), text(&report)),
-        Err(error) => Reply {
-            text: String::new(),
-            json: json!({
-                "type": "summary",
-                "status": out::status_of(&error),
-                "run_id": run_id,
-                "pipeline": name,
-                "error": out::error_json(&error),
-            }),
-            exit: error.kind().exit_code(),
-            error: Some(error),
-        },
+        Err(error) => {
+            let partitions = progress.partitions();
+            let finished = |p: &&PartitionView| matches!(p.status, PartitionStatus::Done | PartitionStatus::Skipped);
+            let done = partitions.iter().filter(finished).count();
+            Reply {
+                text: match partitions.len() {
+                    0 => String::new(),
+                    all => format!(
+                        "{name}: {done} of {} done (run {run_id})\n",
+                        out::count(all, "partition")
+                    ),
+                },
+                json: json!({
+                    "type": "summary",
+                    "status": out::status_of(&error),
+                    "run_id": run_id,
+                    "pipeline": name,
+                    "partitions": partitions.len(),
+                    "partitions_done": done,
+                    "error": out::error_json(&error),
+                }),
+                exit: error.kind().exit_code(),
+                error: Some(error),
+            }
+        }
     })
 }
 
@@ -114,6 +128,7 @@ fn summary(report: &RunReport) -> Value {
         "destination": report.destination,
         "publish": report.publish,
         "read": report.ledger.accounts.read.rows,
+        "read_now": report.rows_now,
         "read_bytes": report.ledger.accounts.read.bytes,
         "inserted": outcome.inserted,
         "updated": outcome.updated,
@@ -140,7 +155,7 @@ fn rejected(report: &RunReport) -> u64 {
 fn rate(report: &RunReport) -> u64 {
     let seconds = report.duration.as_secs_f64();
     match seconds > 0.0 {
-        true => (report.ledger.accounts.read.rows as f64 / seconds) as u64,
+        true => (report.rows_now as f64 / seconds) as u64,
         false => 0,
     }
 }
@@ -177,7 +192,7 @@ fn text(report: &RunReport) -> String {
         report.run_id,
     );
     let n = out::number;
-    text.push_str(&out::table(
+    text.push_str(&out::card(
         &[
             "read",
             "inserted",
@@ -189,7 +204,7 @@ fn text(report: &RunReport) -> String {
             "verified",
             "rows/s",
         ],
-        vec![vec![
+        vec![
             n(report.ledger.accounts.read.rows),
             n(outcome.inserted),
             n(outcome.updated),
@@ -199,10 +214,13 @@ fn text(report: &RunReport) -> String {
             format!("{}{skipped}", report.partitions),
             verified,
             n(rate(report)),
-        ]],
+        ],
     ));
     if report.retries > 0 {
-        text.push_str(&format!("{} things were tried again\n", report.retries));
+        text.push_str(&format!(
+            "tried again: {}\n",
+            out::count(report.retries as usize, "time")
+        ));
     }
     text
 }

@@ -30,7 +30,11 @@ const SOURCE: &str = r#"
      '(0,0),(0,0)', '', 0, -1, '', '', 'sad', '{}', 1, '(,)')"#;
 
 async fn copy(from: &str, to: &PostgresDestination, raw: bool, mode: FullMode) -> Result<Report> {
-    let source = Arc::new(Database::open(PostgresConfig::from_url(from).unwrap()).unwrap().source());
+    let source = Arc::new(
+        Database::open(PostgresConfig::from_url(from).unwrap())
+            .unwrap()
+            .source(),
+    );
     let engine = Arc::new(Engine::new(source.clone(), Arc::new(to.clone())));
     let table = TableId::new("shop", "All Types");
     let request = FullRequest {
@@ -123,5 +127,56 @@ on_servers! {
         copy(&from.db.url(), &f.destination, true, FullMode::Auto).await.unwrap();
         assert_eq!(all(&f.db), all(&from.db));
         assert_eq!(f.db.psql(r#"SELECT pg_typeof(mood), pg_typeof(moods), pg_typeof(pos), pg_typeof(pair) FROM shop."All Types" LIMIT 1"#), "text|text|integer|text");
+    }
+}
+
+/// The oldest and all other supported servers: created, merged, swapped, changed by op, read back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_supported_version_works() {
+    for version in PgVersion::ALL {
+        if [PgVersion::V15, PgVersion::V18].contains(&version) {
+            continue;
+        }
+        let server = Postgres::start(version);
+        let (from, to) = (server.database("from"), server.database("to"));
+        from.psql(TYPES);
+        from.psql(SOURCE);
+        to.psql(TYPES);
+        let destination = open(&to.url(), DestinationOptions::default()).await;
+        for mode in [FullMode::Auto, FullMode::Upsert, FullMode::Swap] {
+            copy(&from.url(), &destination, true, mode)
+                .await
+                .unwrap_or_else(|e| panic!("{version} {mode:?}: {e}"));
+            assert_eq!(all(&to), all(&from), "{version} {mode:?}");
+        }
+        assert!(
+            destination
+                .examine(&[TableId::new("shop", "All Types")])
+                .await
+                .iter()
+                .all(|f| f.ok),
+            "{version}"
+        );
+        let table = TableId::new("public", "items");
+        let p = destination
+            .prepare(plan(&table, &items(), Publish::Direct, &["log"]))
+            .await
+            .unwrap();
+        let mut s = sink(&destination, &p, "log").await;
+        s.write(inserts(&table, item_rows([(1, "a", 1), (2, "b", 2)])))
+            .await
+            .unwrap();
+        s.write(inserts(&table, item_rows([(2, "c", 3)]))).await.unwrap();
+        let applied = s.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        assert_eq!(
+            applied,
+            Applied {
+                written: 3,
+                inserted: 2,
+                updated: 1,
+                ..Applied::default()
+            },
+            "{version}"
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! The PostgreSQL destination and sink on servers 15 and 18.
 
+mod conformance;
 mod direct;
+mod end_to_end;
 mod load;
 mod publish;
 

@@ -1,4 +1,4 @@
-//! Datastores: one folder each, the same file names everywhere.
+//! Datastores that SyncTool reads from and writes to: one folder each, always the same file names.
 
 #[cfg(feature = "duckdb")]
 pub mod duckdb;

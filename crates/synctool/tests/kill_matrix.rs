@@ -115,7 +115,11 @@ impl Stage {
     fn check(&self, case: &str) {
         let (wanted, found) = (self.wanted(), self.found());
         assert!(wanted.lines().count() == 1200, "the source is not what it should be");
-        assert!(wanted.trim() == found.trim(), "{case}: the tables differ");
+        let different = wanted.trim().lines().zip(found.trim().lines()).find(|(w, f)| w != f);
+        assert!(
+            wanted.trim() == found.trim(),
+            "{case}: the tables differ, first in {different:?}"
+        );
         let left = match &self.destination {
             End::Postgres(db) => db.psql("SELECT count(*) FROM pg_tables WHERE tablename LIKE '\\_synctool\\_load%'"),
             End::Sqlite(path) => {

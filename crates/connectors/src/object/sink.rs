@@ -78,6 +78,15 @@ impl Work {
             .position(|t| t.destination == *batch.table)
             .ok_or_else(|| at(Error::bug("rows for a table that is not in the plan")))?;
         let schema = &self.plan.tables[index].schema;
+        let fields = batch.rows.schema();
+        if !fields
+            .fields()
+            .iter()
+            .map(|f| f.name())
+            .eq(schema.columns.iter().map(|c| &c.name))
+        {
+            return Err(at(Error::bug("rows have other columns than their table")));
+        }
         for (column, array) in schema.columns.iter().zip(batch.rows.columns()) {
             if !column.nullable && array.null_count() > 0 {
                 return Err(at(Error::new(

@@ -72,13 +72,16 @@ pub(super) fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Makes a folder and those above it.
+/// Makes a folder and those above it, each of them durably.
 pub(super) fn create_dir(dir: &Path) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(dir).map_err(|e| io_error("create", dir, e))?;
-    dir.parent().map_or(Ok(()), sync_dir)
+    create_dir(parent(dir))?;
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists || !dir.is_dir() => Err(io_error("create", dir, e)),
+        _ => sync_dir(parent(dir)),
+    }
 }
 
 /// Makes the names in a folder durable.

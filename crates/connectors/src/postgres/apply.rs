@@ -1,21 +1,981 @@
-//! Applies changes by op.
-use super::client::Connection;
-use super::destination::{PostgresDestination, Target};
-use synctool_core::change::Event;
-use synctool_core::error::{Error, Result};
-use synctool_core::ledger::Applied;
+//! Applies changes to tables by op, set-wise where that says the same as row by row.
+//!
+//! Changes are gathered per table and applied when they are many, or when something other than a row comes, or at the
+//! commit. Changes of one key are folded into their net effect, which depends on whether the row is there before: both
+//! outcomes are counted while folding, and the server says which one it was. What cannot be folded or reordered (keys
+//! without one exact form, tables without a key, unique values that wander between rows) is applied in order, row by row,
+//! by the same statements.
 
-pub(super) struct Applier;
+use super::client::{Connection, map_error};
+use super::destination::{PostgresDestination, Target};
+use super::integrity::{Integrity, may_replicate};
+use super::merge::{Mapping, columns_of, oid_of};
+use super::rows::CopyForm;
+use super::slices;
+use super::stage::{Kind, Stage};
+use super::types::{COPY_HEADER, COPY_TRAILER};
+use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
+use arrow_row::{RowConverter, SortField};
+use arrow_select::interleave::interleave;
+use bytes::{Bytes, BytesMut};
+use futures::SinkExt;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::ledger::Applied;
+use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
+use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::error::SqlState;
+
+/// Gathered changes are applied when they hold so many bytes.
+const FLUSH_BYTES: usize = 4 << 20;
+/// Row by row, so many statements travel together.
+const TOGETHER: usize = 256;
+/// The planner is told about a staging table from this size on.
+const ANALYZE_ROWS: usize = 5_000;
+
+type Key = Box<[u8]>;
+/// A row of a gathered batch.
+type Place = (u32, u32);
+
+/// Applies the changes of a direct plan.
+pub(super) struct Applier {
+    destination: PostgresDestination,
+    tables: Vec<Table>,
+    may_replicate: bool,
+    /// What every transaction begins with.
+    begin: Option<&'static str>,
+    begun: bool,
+    applied: Applied,
+}
+
+struct Table {
+    target: Target,
+    /// The table as the source calls it.
+    source: TableId,
+    stage: Stage,
+    staged: bool,
+    made: bool,
+    number: usize,
+    keys: Option<RowConverter>,
+    /// Whether equal keys have equal bytes.
+    exact: bool,
+    /// Whether an order of our own could break a unique index in between.
+    fragile: bool,
+    pending: Pending,
+}
+
+/// Changes that are not applied yet.
+#[derive(Default)]
+struct Pending {
+    batches: Vec<RecordBatch>,
+    bytes: usize,
+    /// All changes in their order.
+    changes: Vec<Change>,
+    nets: Vec<Net>,
+    by_key: HashMap<Key, usize>,
+    /// Keys that change, and keys they change into.
+    moving: HashSet<Key>,
+}
+
+/// One change.
+#[derive(Clone)]
+struct Change {
+    kind: Kind,
+    /// Where the key (or whole row) it is found by stands.
+    old: Place,
+    cells: Cells,
+}
+
+/// Where the values of a row come from.
+#[derive(Clone)]
+enum Cells {
+    /// All columns from one row.
+    Whole(Place),
+    /// Each column from its own; `None` is absent.
+    Mixed(Vec<Option<Place>>),
+}
+
+impl Cells {
+    fn at(&self, column: usize) -> Option<Place> {
+        match self {
+            Cells::Whole(place) => Some(*place),
+            Cells::Mixed(places) => places[column],
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        matches!(self, Cells::Whole(_))
+    }
+
+    /// These values with others laid over them.
+    fn under(&self, over: &Cells, columns: usize) -> Cells {
+        match over {
+            Cells::Whole(_) => over.clone(),
+            Cells::Mixed(_) => Cells::Mixed((0..columns).map(|c| over.at(c).or(self.at(c))).collect()),
+        }
+    }
+}
+
+/// The net effect of changes of one key.
+struct Net {
+    change: Change,
+    many: bool,
+    /// What the changes do one after the other: if the row is missing before, and if it is there.
+    counts: [Applied; 2],
+    alive: [bool; 2],
+    /// Whether the last change updates a row that was there before.
+    last_updates: bool,
+}
+
+impl Net {
+    /// Counts one change under both outcomes.
+    fn count(&mut self, kind: Kind) {
+        for there in [0, 1] {
+            let c = &mut self.counts[there];
+            let was = self.alive[there];
+            self.alive[there] = match kind {
+                Kind::Delete => false,
+                Kind::Put | Kind::Replace => true,
+                Kind::Update | Kind::Move => was,
+            };
+            match (kind, was) {
+                (Kind::Delete, true) => c.deleted += 1,
+                (Kind::Put | Kind::Replace, false) => c.inserted += 1,
+                (Kind::Put | Kind::Replace | Kind::Update | Kind::Move, true) => c.updated += 1,
+                (Kind::Delete | Kind::Update | Kind::Move, false) => c.unchanged += 1,
+            }
+            if there == 1 {
+                self.last_updates = was && kind != Kind::Delete;
+            }
+        }
+    }
+}
 
 impl Applier {
-    pub(super) async fn open(_d: &PostgresDestination, _c: &Connection, _t: Vec<Target>) -> Result<Self> {
-        Err(Error::bug("to be written"))
+    pub(super) async fn open(
+        destination: &PostgresDestination,
+        session: &Connection,
+        targets: Vec<Target>,
+        sources: Vec<TableId>,
+    ) -> Result<Self> {
+        let may_replicate = may_replicate(&**session, destination.version).await?;
+        let mut applier = Applier {
+            destination: destination.clone(),
+            tables: Vec::with_capacity(targets.len()),
+            may_replicate,
+            begin: None,
+            begun: false,
+            applied: Applied::default(),
+        };
+        for (target, source) in targets.into_iter().zip(sources) {
+            let number = applier.tables.len();
+            let table = applier.table(session, target, source, number).await?;
+            applier.tables.push(table);
+        }
+        Ok(applier)
     }
-    pub(super) async fn write(&mut self, _c: &Connection, _e: Event) -> Result<()> {
+
+    async fn table(&mut self, session: &Connection, target: Target, source: TableId, number: usize) -> Result<Table> {
+        let (oid, _) = oid_of(&**session, &target.table).await?.ok_or_else(|| {
+            Error::new(code::TABLE_MISSING, format!("{} does not exist", target.table))
+        })?;
+        let existing = columns_of(&**session, oid).await?;
+        let mapping = Mapping::new(&target.table, &target.schema, &target.types, &existing)?;
+        mapping.check_updatable(&target.table)?;
+        let integrity = Integrity::of(&**session, oid).await?;
+        // Switching triggers off covers deferring.
+        match (integrity.statement(self.may_replicate, &target.table)?, self.begin) {
+            (Some(how), None) => self.begin = Some(how),
+            (Some(how), Some(_)) if self.may_replicate => self.begin = Some(how),
+            _ => {}
+        }
+        let uniques = session
+            .query_one(
+                "SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $1 AND (indisunique OR indisexclusion)",
+                &[&oid],
+            )
+            .await
+            .map_err(|e| session.error(e, "reading the table's indexes"))?;
+        let keys = target.schema.key_indices()?;
+        let keys: Vec<&Column> = keys.iter().map(|&i| &target.schema.columns[i]).collect();
+        let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
+        Ok(Table {
+            stage: Stage::new(&target, &mapping, number)?,
+            exact: keys.iter().all(|c| is_exact(c)),
+            fragile: uniques.get::<_, i64>(0) > 1,
+            keys: if keys.is_empty() {
+                None
+            } else {
+                Some(RowConverter::new(fields).map_err(arrow)?)
+            },
+            target,
+            source,
+            staged: false,
+            made: false,
+            number,
+            pending: Pending::default(),
+        })
+    }
+
+    fn index(&self, table: &TableId) -> Result<usize> {
+        self.tables
+            .iter()
+            .position(|t| {
+                t.source == *table || t.target.table == *table || (table.schema.is_none() && t.target.table == self.destination.qualified(table))
+            })
+            .ok_or_else(|| Error::bug(format!("changes of {table}, which is not in the plan")))
+    }
+
+    async fn begin(&mut self, session: &Connection) -> Result<()> {
+        if !self.begun {
+            if let Some(statement) = self.begin {
+                session
+                    .batch_execute(statement)
+                    .await
+                    .map_err(|e| session.error(e, "switching triggers off"))?;
+            }
+            self.begun = true;
+        }
         Ok(())
     }
-    pub(super) async fn finish(&mut self, _c: &Connection) -> Result<Applied> {
-        Ok(Applied::default())
+
+    /// Takes one event, inside a transaction.
+    pub(super) async fn write(&mut self, session: &Connection, event: Event) -> Result<()> {
+        self.begin(session).await?;
+        match event {
+            Event::Rows(batch) => {
+                let i = self.index(&batch.table)?;
+                self.adopt(session, i, &batch.rows).await?;
+                self.gather(session, i, &batch).await
+            }
+            Event::Net { table, remove, insert } => {
+                let i = self.index(&table)?;
+                for (rows, op) in [(remove, Op::Delete), (insert, Op::Upsert)] {
+                    self.adopt(session, i, &rows).await?;
+                    let batch = ChangeBatch::new(table.clone(), rows, Ops::All(op), None, None, Default::default())?;
+                    self.gather(session, i, &batch).await?;
+                }
+                Ok(())
+            }
+            Event::ReplaceRange { table, range, rows } => {
+                let i = self.index(&table)?;
+                self.adopt(session, i, &rows).await?;
+                self.replace(session, i, &range, rows).await
+            }
+            Event::Truncate {
+                tables,
+                cascade,
+                restart_identity,
+            } => self.truncate(session, &tables, cascade, restart_identity).await,
+            Event::Schema(change) => self.reshape(session, change).await,
+            Event::Raw { .. } => Err(Error::bug("changes do not come undecoded")),
+            Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => Ok(()),
+        }
     }
-    pub(super) fn rolled_back(&mut self) {}
+
+    /// Applies what is left before a commit; says what was done since the last one.
+    pub(super) async fn finish(&mut self, session: &Connection) -> Result<Applied> {
+        for i in 0..self.tables.len() {
+            self.flush(session, i).await?;
+            self.tables[i].staged = false;
+        }
+        self.begun = false;
+        Ok(std::mem::take(&mut self.applied))
+    }
+
+    /// Forgets what was gathered; the transaction is gone, and with it staging tables that it made.
+    pub(super) fn rolled_back(&mut self) {
+        self.begun = false;
+        self.applied = Applied::default();
+        for t in &mut self.tables {
+            t.pending = Pending::default();
+            (t.staged, t.made) = (false, false);
+        }
+    }
+
+    async fn gather(&mut self, session: &Connection, i: usize, batch: &ChangeBatch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut split = None;
+        let mut row = 0;
+        while row < batch.len() {
+            let table = &mut self.tables[i];
+            let (new, old) = match split {
+                Some(places) => places,
+                None => *split.insert(table.add_batch(batch)),
+            };
+            let keys = table.keys_of(&batch.rows)?;
+            let old_keys = match &batch.before {
+                Some(before) => table.keys_of(before)?,
+                None => None,
+            };
+            let mut full = false;
+            while row < batch.len() && !full {
+                let change = table.change(batch, row, new, old, keys.as_deref(), old_keys.as_deref())?;
+                if !table.fold(change, keys.as_ref().map(|k| &k[row]))? {
+                    break;
+                }
+                row += 1;
+                full = table.pending.bytes >= FLUSH_BYTES && row == batch.len();
+            }
+            if row < batch.len() || full {
+                // The next change must see what the gathered ones did.
+                self.flush(session, i).await?;
+                split = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies what was gathered for a table.
+    async fn flush(&mut self, session: &Connection, i: usize) -> Result<()> {
+        let pending = std::mem::take(&mut self.tables[i].pending);
+        if pending.changes.is_empty() {
+            return Ok(());
+        }
+        let table = &mut self.tables[i];
+        let in_order = if table.keys.is_none() {
+            pending.changes.iter().any(|c| c.kind != Kind::Put)
+        } else {
+            !table.exact
+        };
+        if !in_order {
+            if table.fragile {
+                run(session, "SAVEPOINT synctool_apply").await?;
+            }
+            match table.set_wise(session, &pending).await {
+                Ok(applied) => {
+                    if table.fragile {
+                        run(session, "RELEASE SAVEPOINT synctool_apply").await?;
+                    }
+                    self.applied += applied;
+                    return Ok(());
+                }
+                Err(Failed::Conflict(_)) if table.fragile => {
+                    run(session, "ROLLBACK TO SAVEPOINT synctool_apply; RELEASE SAVEPOINT synctool_apply").await?;
+                    // What the staging table held or whether it was made is undone too.
+                    (table.staged, table.made) = (false, false);
+                }
+                Err(e) => return Err(e.error(table)),
+            }
+        }
+        let applied = table.row_by_row(session, &pending).await?;
+        self.applied += applied;
+        Ok(())
+    }
+
+    async fn replace(&mut self, session: &Connection, i: usize, range: &KeyRange, rows: RecordBatch) -> Result<()> {
+        if self.tables[i].keys.is_none() {
+            return Err(Error::new(
+                code::KEY_MISSING,
+                format!("{} has no key, so no range of it can be replaced", self.tables[i].target.table),
+            ));
+        }
+        self.flush(session, i).await?;
+        let table = Arc::new(self.tables[i].target.table.clone());
+        let batch = ChangeBatch::new(table, rows, Ops::All(Op::Upsert), None, None, Default::default())?;
+        let t = &mut self.tables[i];
+        let mut pending = Pending::default();
+        if !batch.is_empty() {
+            let (new, old) = t.add_batch(&batch);
+            let keys = t.keys_of(&batch.rows)?;
+            for row in 0..batch.len() {
+                let change = t.change(&batch, row, new, old, keys.as_deref(), None)?;
+                t.pending.changes.push(change);
+            }
+            pending = std::mem::take(&mut t.pending);
+        }
+        t.put_staged(session, &pending, &pending.changes, &[]).await.map_err(|e| e.error(t))?;
+        let removed = counts(session, &t.stage.delete_others(&slices::condition(range)?))
+            .await
+            .map_err(|e| e.error(t))?;
+        self.applied.removed += removed.affected[0];
+        // Rows of the range are gone that could have stood in the way; the rest is an ordinary upsert.
+        let t = &mut self.tables[i];
+        t.pending = pending;
+        let refolded: Vec<Change> = std::mem::take(&mut t.pending.changes);
+        let keys = t.keys_of(&batch.rows)?;
+        for (row, change) in refolded.into_iter().enumerate() {
+            t.fold(change, keys.as_ref().map(|k| &k[row]))?;
+        }
+        self.flush(session, i).await
+    }
+
+    async fn truncate(&mut self, session: &Connection, tables: &[Arc<TableId>], cascade: bool, restart: bool) -> Result<()> {
+        let mut names = Vec::new();
+        for id in tables {
+            // A log tells of tables that this plan does not write.
+            if let Ok(i) = self.index(id) {
+                self.flush(session, i).await?;
+                names.push(super::ddl::quoted(&self.tables[i].target.table));
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        let statement = format!(
+            "TRUNCATE TABLE {}{}{}",
+            names.join(", "),
+            if restart { " RESTART IDENTITY" } else { "" },
+            if cascade { " CASCADE" } else { "" }
+        );
+        session
+            .batch_execute(&statement)
+            .await
+            .map_err(|e| session.error(e, "emptying tables").at("table", names.join(", ")))
+    }
+
+    /// A changed shape: new columns are added, anything else is refused.
+    async fn reshape(&mut self, session: &Connection, change: SchemaChange) -> Result<()> {
+        let i = self.index(&change.table)?;
+        let refused = |what: String| {
+            Err(Error::new(
+                code::UNSUPPORTED,
+                format!("{} changed its shape: {what}; only new columns are followed", change.table),
+            )
+            .hint("change the destination table by hand and load it again"))
+        };
+        if let Some(c) = change.difference.extra.first() {
+            return refused(format!("column {} is gone", c.name));
+        }
+        if let Some((have, want)) = change.difference.retyped.first() {
+            return refused(format!("column {} was {} and is {}", have.name, have.ty, want.ty));
+        }
+        self.add_columns(session, i, change.difference.missing).await
+    }
+
+    /// Follows columns that batches bring and the plan did not know.
+    async fn adopt(&mut self, session: &Connection, i: usize, rows: &RecordBatch) -> Result<()> {
+        let known = &self.tables[i].target.schema.columns;
+        let schema = rows.schema();
+        let names = schema.fields().iter().map(|f| f.name());
+        if known.iter().map(|c| &c.name).eq(names) {
+            return Ok(());
+        }
+        let columns = TableSchema::from_arrow_metadata(&schema)
+            .filter(|columns| columns.len() >= known.len() && columns.iter().zip(known).all(|(c, k)| c.name == k.name))
+            .ok_or_else(|| Error::bug(format!("rows of {} do not have its columns", self.tables[i].target.table)))?;
+        let new = columns[known.len()..].to_vec();
+        self.add_columns(session, i, new).await
+    }
+
+    async fn add_columns(&mut self, session: &Connection, i: usize, new: Vec<Column>) -> Result<()> {
+        self.flush(session, i).await?;
+        let mut target = self.tables[i].target.clone();
+        let name = super::ddl::quoted(&target.table);
+        for mut c in new {
+            if target.schema.column(&c.name).is_some() {
+                continue;
+            }
+            super::sql::check_ident(&c.name)?;
+            let type_name = self.destination.type_of(&c);
+            session
+                .batch_execute(&format!(
+                    "ALTER TABLE {name} ADD COLUMN IF NOT EXISTS {} {type_name}",
+                    super::sql::ident(&c.name)
+                ))
+                .await
+                .map_err(|e| session.error(e, "adding a column").at("column", c.name.clone()))?;
+            // Rows from before have no value for it.
+            c.nullable = true;
+            target.schema.columns.push(c);
+            target.types.push(type_name);
+        }
+        let (source, number) = (self.tables[i].source.clone(), self.tables[i].number);
+        self.tables[i] = self.table(session, target, source, number).await?;
+        Ok(())
+    }
+}
+
+/// Keys whose equality at the server is the equality of their bytes here.
+fn is_exact(column: &Column) -> bool {
+    matches!(
+        column.ty,
+        ColumnType::Bool
+            | ColumnType::Int8
+            | ColumnType::Int16
+            | ColumnType::Int32
+            | ColumnType::Int64
+            | ColumnType::UInt8
+            | ColumnType::UInt16
+            | ColumnType::UInt32
+            | ColumnType::UInt64
+            | ColumnType::Date
+            | ColumnType::Timestamp
+            | ColumnType::TimestampTz
+            | ColumnType::Text { .. }
+            | ColumnType::Bytes
+            | ColumnType::Uuid
+    )
+}
+
+fn arrow(e: arrow_schema::ArrowError) -> Error {
+    Error::bug(format!("gathering changes: {e}"))
+}
+
+impl Table {
+    /// Keeps a batch; says where its rows and its rows before stand.
+    fn add_batch(&mut self, batch: &ChangeBatch) -> (u32, u32) {
+        let p = &mut self.pending;
+        let new = p.batches.len() as u32;
+        p.batches.push(batch.rows.clone());
+        p.bytes += batch.bytes();
+        match &batch.before {
+            Some(before) => {
+                p.batches.push(before.clone());
+                (new, new + 1)
+            }
+            None => (new, new),
+        }
+    }
+
+    fn keys_of(&self, rows: &RecordBatch) -> Result<Option<Vec<Key>>> {
+        let Some(converter) = &self.keys else { return Ok(None) };
+        let columns: Vec<ArrayRef> = self.stage.found_by.iter().map(|&i| rows.column(i).clone()).collect();
+        let keys = converter.convert_columns(&columns).map_err(arrow)?;
+        Ok(Some(keys.iter().map(|k| k.as_ref().into()).collect()))
+    }
+
+    fn change(
+        &self,
+        batch: &ChangeBatch,
+        row: usize,
+        new: u32,
+        old: u32,
+        keys: Option<&[Key]>,
+        old_keys: Option<&[Key]>,
+    ) -> Result<Change> {
+        let here = (new, row as u32);
+        let there = (old, row as u32);
+        let cells = match &batch.present {
+            Some(p) if (0..batch.rows.num_columns()).any(|c| !p.has(c, row)) => Cells::Mixed(
+                (0..batch.rows.num_columns())
+                    .map(|c| p.has(c, row).then_some(here))
+                    .collect(),
+            ),
+            _ => Cells::Whole(here),
+        };
+        let op = batch.ops.get(row);
+        let kind = match op {
+            Op::Insert | Op::Upsert => Kind::Put,
+            Op::Update => Kind::Update,
+            Op::Delete => Kind::Delete,
+        };
+        let (Some(keys), false) = (keys, kind == Kind::Put) else {
+            if self.keys.is_none() && kind != Kind::Put && batch.before.is_none() {
+                return Err(Error::new(
+                    code::UNSUPPORTED,
+                    format!("{} has no key, and an update or delete of it does not bring the whole old row", self.target.table),
+                )
+                .hint("give it a primary key, or REPLICA IDENTITY FULL at the source"));
+            }
+            let old = if kind == Kind::Put { here } else { there };
+            return Ok(Change { kind, old, cells });
+        };
+        let has_key = |rows: &RecordBatch| self.stage.found_by.iter().all(|&i| rows.column(i).is_valid(row));
+        // The old row is given where the key may have changed; one without a key says that it did not.
+        let moved = old_keys.is_some_and(|o| o[row] != keys[row]) && batch.before.as_ref().is_some_and(|b| has_key(b));
+        Ok(match kind {
+            Kind::Update if moved => Change {
+                kind: Kind::Move,
+                old: there,
+                cells,
+            },
+            Kind::Delete if !has_key(&batch.rows) && moved => Change { kind, old: there, cells },
+            _ => Change { kind, old: here, cells },
+        })
+    }
+
+    /// Gathers a change, folded into what is gathered for its key. `false` if the gathered ones must be applied first.
+    fn fold(&mut self, change: Change, key: Option<&Key>) -> Result<bool> {
+        let columns = self.stage.columns();
+        let Some(key) = key.filter(|_| self.exact) else {
+            self.pending.changes.push(change);
+            return Ok(true);
+        };
+        if change.kind == Kind::Move {
+            let (batch, row) = change.old;
+            let old = self
+                .keys_of(&self.pending.batches[batch as usize].slice(row as usize, 1))?
+                .and_then(|mut k| k.pop())
+                .ok_or_else(|| Error::bug("a key changed in a table without a key"))?;
+            let p = &mut self.pending;
+            let old = &old;
+            let touched = [old, key].iter().any(|k| p.by_key.contains_key(*k) || p.moving.contains(*k));
+            if touched {
+                return Ok(false);
+            }
+            p.moving.insert(old.clone());
+            p.moving.insert(key.clone());
+            p.changes.push(change);
+            return Ok(true);
+        }
+        let p = &mut self.pending;
+        let Some(&at) = p.by_key.get(key) else {
+            let mut net = Net {
+                change: change.clone(),
+                many: false,
+                counts: [Applied::default(); 2],
+                alive: [false, true],
+                last_updates: false,
+            };
+            net.count(change.kind);
+            p.by_key.insert(key.clone(), p.nets.len());
+            p.nets.push(net);
+            p.changes.push(change);
+            return Ok(true);
+        };
+        let net = &mut p.nets[at];
+        let had = &net.change;
+        let merged = match (had.kind, change.kind) {
+            (_, Kind::Delete) => change.clone(),
+            (Kind::Delete, Kind::Update) => had.clone(),
+            (Kind::Delete, Kind::Put) if change.cells.is_whole() => Change {
+                kind: Kind::Replace,
+                ..change.clone()
+            },
+            (Kind::Update, Kind::Put) if change.cells.is_whole() => change.clone(),
+            // What is missing in the row to insert would depend on whether the row was there.
+            (Kind::Delete | Kind::Update, Kind::Put) => return Ok(false),
+            (kind, _) => Change {
+                kind,
+                old: change.old,
+                cells: had.cells.under(&change.cells, columns),
+            },
+        };
+        net.count(change.kind);
+        net.many = true;
+        net.change = merged;
+        p.changes.push(change);
+        Ok(true)
+    }
+
+    /// Writes changes into the staging table; `first` of `many` flags begin with the first change.
+    async fn put_staged(
+        &mut self,
+        session: &Connection,
+        pending: &Pending,
+        changes: &[Change],
+        many: &[bool],
+    ) -> Result<Vec<Vec<bool>>, Failed> {
+        let mut setup = String::new();
+        if !self.made {
+            setup = self.stage.create();
+        } else if self.staged {
+            setup = self.stage.clear();
+        }
+        if !setup.is_empty() {
+            counts(session, &setup).await?;
+        }
+        (self.made, self.staged) = (true, true);
+        let (batch, patterns) = self.staged_rows(pending, changes, many)?;
+        let mut out = BytesMut::new();
+        let binary = self.stage.encoder.form() == CopyForm::Binary;
+        if binary {
+            out.extend_from_slice(COPY_HEADER);
+        }
+        let rows = self.stage.encoder.bind(&batch)?;
+        for row in 0..batch.num_rows() {
+            rows.write(row, &mut out)?;
+        }
+        if binary {
+            out.extend_from_slice(COPY_TRAILER);
+        }
+        let stream = session.copy_in::<_, Bytes>(&self.stage.copy).await?;
+        let mut stream = Box::pin(stream);
+        while !out.is_empty() {
+            let chunk = out.split_to(out.len().min(256 << 10)).freeze();
+            stream.feed(chunk).await?;
+        }
+        stream.as_mut().finish().await?;
+        if changes.len() >= ANALYZE_ROWS {
+            counts(session, &self.stage.analyze()).await?;
+        }
+        Ok(patterns)
+    }
+
+    /// Changes as rows of the staging table, and the patterns of columns they carry; the first is the whole one.
+    fn staged_rows(&self, pending: &Pending, changes: &[Change], many: &[bool]) -> Result<(RecordBatch, Vec<Vec<bool>>)> {
+        let columns = self.stage.columns();
+        let mut patterns = vec![vec![true; columns]];
+        let mut pattern_of = Vec::with_capacity(changes.len());
+        for change in changes {
+            let pattern = match (&change.cells, change.kind) {
+                (Cells::Mixed(places), Kind::Update | Kind::Put | Kind::Replace | Kind::Move) => {
+                    let pattern: Vec<bool> = places.iter().map(Option::is_some).collect();
+                    patterns.iter().position(|p| *p == pattern).unwrap_or_else(|| {
+                        patterns.push(pattern);
+                        patterns.len() - 1
+                    })
+                }
+                _ => 0,
+            };
+            pattern_of.push(pattern as i32);
+        }
+        let numbers = |values: Vec<i32>| Arc::new(Int32Array::from(values)) as ArrayRef;
+        let mut arrays = vec![
+            numbers((0..changes.len() as i32).collect()),
+            numbers(changes.iter().map(|c| c.kind as i32).collect()),
+            numbers(pattern_of),
+            numbers((0..changes.len()).map(|i| i32::from(many.get(i) == Some(&true))).collect()),
+        ];
+        for &i in &self.stage.found_by {
+            arrays.push(self.picked(pending, i, changes.iter().map(|c| Some(c.old)))?);
+        }
+        for i in 0..columns {
+            let cells = changes.iter().map(|c| match c.kind {
+                Kind::Delete => None,
+                _ => c.cells.at(i),
+            });
+            arrays.push(self.picked(pending, i, cells)?);
+        }
+        let fields = arrays
+            .iter()
+            .enumerate()
+            .map(|(i, a)| (format!("f{i}"), a.clone(), true))
+            .collect::<Vec<_>>();
+        Ok((RecordBatch::try_from_iter_with_nullable(fields).map_err(arrow)?, patterns))
+    }
+
+    fn picked(&self, pending: &Pending, column: usize, cells: impl Iterator<Item = Option<Place>>) -> Result<ArrayRef> {
+        let null = new_null_array(&self.target.schema.columns[column].arrow_type(), 1);
+        let mut from: Vec<&dyn Array> = vec![null.as_ref()];
+        from.extend(pending.batches.iter().map(|b| b.column(column).as_ref()));
+        let picks: Vec<(usize, usize)> = cells
+            .map(|c| c.map_or((0, 0), |(batch, row)| (batch as usize + 1, row as usize)))
+            .collect();
+        if picks.is_empty() {
+            return Ok(null.slice(0, 0));
+        }
+        interleave(&from, &picks).map_err(arrow)
+    }
+
+    /// Applies the net effects in a few statements: key changes, then deletes, updates and inserts.
+    async fn set_wise(&mut self, session: &Connection, pending: &Pending) -> Result<Applied, Failed> {
+        let mut changes: Vec<Change> = pending.changes.iter().filter(|c| c.kind == Kind::Move).cloned().collect();
+        let moves = changes.len();
+        let mut many = vec![false; moves];
+        if self.keys.is_none() {
+            changes.extend(pending.changes.iter().cloned());
+        }
+        for net in &pending.nets {
+            changes.push(net.change.clone());
+            many.push(net.many);
+        }
+        let patterns = self.put_staged(session, pending, &changes, &many).await?;
+        let stage = &self.stage;
+        let has = |kinds: &[Kind]| changes.iter().any(|c| kinds.contains(&c.kind));
+        let pat = |p: usize| format!("s.pat = {p}");
+
+        let mut applied = Applied {
+            written: pending.changes.len() as u64,
+            ..Applied::default()
+        };
+        let mut batch = Batch::default();
+        if moves > 0 {
+            batch.add(stage.clear_way("true"), Count::Removed);
+            for (p, pattern) in patterns.iter().enumerate() {
+                batch.add(stage.move_keys(pattern, &pat(p)), Count::Updated);
+            }
+        }
+        if many.contains(&true) {
+            batch.add(stage.existing(), Count::Nothing);
+        }
+        if has(&[Kind::Delete]) {
+            batch.add(stage.delete("true"), Count::Deleted);
+        }
+        for (p, pattern) in patterns.iter().enumerate() {
+            if has(&[Kind::Update, Kind::Put]) && self.keys.is_some() {
+                let update = stage.update(&[Kind::Update, Kind::Put], pattern, &pat(p));
+                update.into_iter().for_each(|s| batch.add(s, Count::Updated));
+            }
+            if has(&[Kind::Replace]) {
+                let update = stage.update(&[Kind::Replace], pattern, &pat(p));
+                update.into_iter().for_each(|s| batch.add(s, Count::Nothing));
+            }
+        }
+        if has(&[Kind::Put, Kind::Replace]) {
+            for (p, pattern) in patterns.iter().enumerate() {
+                batch.add(stage.insert(pattern, &pat(p)), Count::Inserted);
+            }
+        }
+        let found = batch.run(session, &mut applied).await?;
+        // The statements count every net effect as one; where it stands for several changes, they count instead.
+        for (i, net) in pending.nets.iter().enumerate().filter(|(_, n)| n.many) {
+            let there = found.contains(&((moves + i) as i32));
+            let counts = net.counts[usize::from(there)];
+            match net.change.kind {
+                Kind::Delete if there => applied.deleted -= 1,
+                Kind::Put | Kind::Replace if !there => applied.inserted -= 1,
+                _ => {}
+            }
+            applied.inserted += counts.inserted;
+            applied.deleted += counts.deleted;
+            applied.updated += counts.updated;
+            // The last change is what the statement counted, if it changed anything.
+            if there && net.last_updates && matches!(net.change.kind, Kind::Update | Kind::Put) {
+                applied.updated -= 1;
+            }
+        }
+        applied.unchanged = applied.written - applied.inserted - applied.updated - applied.deleted;
+        Ok(applied)
+    }
+
+    /// Applies changes one after the other.
+    async fn row_by_row(&mut self, session: &Connection, pending: &Pending) -> Result<Applied> {
+        let patterns = match self.put_staged(session, pending, &pending.changes, &[]).await {
+            Ok(patterns) => patterns,
+            Err(e) => return Err(e.error(self)),
+        };
+        let pattern_of: Vec<usize> = pending.changes.iter().map(|c| pattern_of(c, &patterns)).collect();
+        let mut applied = Applied {
+            written: pending.changes.len() as u64,
+            ..Applied::default()
+        };
+        let stage = &self.stage;
+        for (from, changes) in pending.changes.chunks(TOGETHER).enumerate() {
+            let mut batch = Batch::default();
+            for (i, change) in changes.iter().enumerate() {
+                let n = from * TOGETHER + i;
+                let one = format!("s.n = {n}");
+                let pattern = &patterns[pattern_of[n]];
+                match change.kind {
+                    Kind::Delete => batch.add(stage.delete(&one), Count::Deleted),
+                    Kind::Move => {
+                        batch.add(stage.clear_way(&one), Count::Removed);
+                        batch.add(stage.move_keys(pattern, &one), Count::Updated);
+                    }
+                    Kind::Update | Kind::Put | Kind::Replace => {
+                        if change.kind == Kind::Update || self.keys.is_some() {
+                            let update = stage.update(&[change.kind], pattern, &one);
+                            update.into_iter().for_each(|s| batch.add(s, Count::Updated));
+                        }
+                        if change.kind != Kind::Update {
+                            batch.add(stage.insert(pattern, &one), Count::Inserted);
+                        }
+                    }
+                }
+            }
+            batch.run(session, &mut applied).await.map_err(|e| e.error(self))?;
+        }
+        applied.unchanged = applied.written - applied.inserted - applied.updated - applied.deleted;
+        Ok(applied)
+    }
+}
+
+/// Which of the patterns a change carries.
+fn pattern_of(change: &Change, patterns: &[Vec<bool>]) -> usize {
+    match &change.cells {
+        Cells::Mixed(places) if change.kind != Kind::Delete => patterns
+            .iter()
+            .position(|p| p.iter().zip(places).all(|(a, b)| *a == b.is_some()))
+            .unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Why applying failed.
+enum Failed {
+    /// A unique index or exclusion was broken, perhaps only by our order.
+    Conflict(Error),
+    Other(Error),
+}
+
+impl From<tokio_postgres::Error> for Failed {
+    fn from(e: tokio_postgres::Error) -> Self {
+        let conflict = matches!(
+            e.code(),
+            Some(&SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION)
+        );
+        let e = map_error(e, "applying changes");
+        if conflict { Failed::Conflict(e) } else { Failed::Other(e) }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(e: Error) -> Self {
+        Failed::Other(e)
+    }
+}
+
+impl Failed {
+    fn error(self, table: &Table) -> Error {
+        match self {
+            Failed::Conflict(e) | Failed::Other(e) => e.at("table", table.target.table.to_string()),
+        }
+    }
+}
+
+/// What the rows a statement touches are counted as.
+#[derive(Clone, Copy)]
+enum Count {
+    Inserted,
+    Updated,
+    Deleted,
+    Removed,
+    Nothing,
+}
+
+/// Statements that travel together.
+#[derive(Default)]
+struct Batch {
+    statements: Vec<String>,
+    counts: Vec<Count>,
+}
+
+impl Batch {
+    fn add(&mut self, statement: String, count: Count) {
+        self.statements.push(statement);
+        self.counts.push(count);
+    }
+
+    /// Runs them and counts; says the numbers that a SELECT among them gave.
+    async fn run(self, session: &Connection, applied: &mut Applied) -> Result<HashSet<i32>, Failed> {
+        if self.statements.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let answer = counts(session, &self.statements.join(";\n")).await?;
+        for (count, n) in self.counts.iter().zip(answer.affected) {
+            match count {
+                Count::Inserted => applied.inserted += n,
+                Count::Updated => applied.updated += n,
+                Count::Deleted => applied.deleted += n,
+                Count::Removed => applied.removed += n,
+                Count::Nothing => {}
+            }
+        }
+        Ok(answer.numbers)
+    }
+}
+
+struct Answer {
+    /// Rows touched, by statement.
+    affected: Vec<u64>,
+    numbers: HashSet<i32>,
+}
+
+/// Runs statements in one round trip.
+async fn counts(session: &Connection, statements: &str) -> Result<Answer, Failed> {
+    let mut answer = Answer {
+        affected: Vec::new(),
+        numbers: HashSet::new(),
+    };
+    for message in session.simple_query(statements).await? {
+        match message {
+            SimpleQueryMessage::CommandComplete(n) => answer.affected.push(n),
+            SimpleQueryMessage::Row(row) => answer.numbers.extend(row.get(0).and_then(|n| n.parse::<i32>().ok())),
+            _ => {}
+        }
+    }
+    Ok(answer)
+}
+
+async fn run(session: &Connection, statement: &str) -> Result<()> {
+    session
+        .batch_execute(statement)
+        .await
+        .map_err(|e| session.error(e, "setting a savepoint"))
 }

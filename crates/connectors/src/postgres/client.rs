@@ -89,7 +89,7 @@ impl Postgres {
     /// A session of our own. Waits for a place within the limit, then fails with `SERVER_BUSY`.
     pub async fn connect(&self) -> Result<Connection> {
         let config = &self.0.config;
-        let wait = config.connect_timeout.max(Duration::from_secs(30));
+        let wait = config.connect_timeout;
         let slot = tokio::time::timeout(wait, self.0.slots.clone().acquire_owned())
             .await
             .map_err(|_| {

@@ -116,7 +116,10 @@ impl Control {
             Some(v) if v <= FORMAT_VERSION => Ok(true),
             Some(v) => Err(Error::new(
                 code::STATE_STORE,
-                format!("the control tables in schema {} have version {v}; this program knows {FORMAT_VERSION}", self.name),
+                format!(
+                    "the control tables in schema {} have version {v}; this program knows {FORMAT_VERSION}",
+                    self.name
+                ),
             )
             .hint("use the newer SyncTool that wrote them, or set another control_schema")),
         }
@@ -154,7 +157,11 @@ impl Control {
         if e.code() != code::PERMISSION {
             return e;
         }
-        Error::new(code::PERMISSION, format!("the control schema {} cannot be used: {}", self.name, e.message())).hint(format!(
+        Error::new(
+            code::PERMISSION,
+            format!("the control schema {} cannot be used: {}", self.name, e.message()),
+        )
+        .hint(format!(
             "GRANT CREATE ON DATABASE … TO …; or let an administrator run the DDL that `synctool plan` prints, then \
              GRANT USAGE ON SCHEMA {s} TO …; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {s} TO …",
             s = self.schema
@@ -205,7 +212,9 @@ impl Control {
         .await
         .map_err(fail)?;
         tx.execute(
-            &format!("INSERT INTO {s}.plan (pipeline, generation, run_id, plan, status) VALUES ($1, $2, $3, $4, 'active')"),
+            &format!(
+                "INSERT INTO {s}.plan (pipeline, generation, run_id, plan, status) VALUES ($1, $2, $3, $4, 'active')"
+            ),
             &[pipeline, &generation, &plan.run_id, &Json(plan)],
         )
         .await
@@ -228,8 +237,11 @@ impl Control {
             .map_err(|e| self.permission(map_error(e, "reading the stored plan")))?;
         row.map(|r| {
             let Json(plan) = r.try_get::<_, Json<Plan>>(0).map_err(|_| {
-                Error::new(code::STATE_STORE, format!("the stored plan of pipeline {pipeline} cannot be read"))
-                    .hint(format!("start over: synctool state reset {pipeline}"))
+                Error::new(
+                    code::STATE_STORE,
+                    format!("the stored plan of pipeline {pipeline} cannot be read"),
+                )
+                .hint(format!("start over: synctool state reset {pipeline}"))
             })?;
             Ok(StoredPlan {
                 plan,
@@ -243,7 +255,10 @@ impl Control {
     pub(super) async fn hold_generation(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
         let row = tx
             .query_opt(
-                &format!("SELECT generation FROM {}.generation WHERE pipeline = $1 FOR SHARE", self.schema),
+                &format!(
+                    "SELECT generation FROM {}.generation WHERE pipeline = $1 FOR SHARE",
+                    self.schema
+                ),
                 &[&plan.pipeline],
             )
             .await
@@ -284,7 +299,8 @@ impl Control {
         };
         match row.get::<_, &str>(0) {
             "finished" => Ok(PlanStatus::Finished(
-                row.get::<_, Option<Json<Applied>>>(1).map_or_else(Applied::default, |j| j.0),
+                row.get::<_, Option<Json<Applied>>>(1)
+                    .map_or_else(Applied::default, |j| j.0),
             )),
             "active" => Ok(PlanStatus::Active),
             _ => Err(
@@ -391,9 +407,7 @@ impl Control {
             )
             .await
             .map_err(|e| self.permission(map_error(e, "reading the checkpoint")))?;
-        rows.iter()
-            .map(|r| Ok((PartitionId(r.get(0)), state(r, 1)?)))
-            .collect()
+        rows.iter().map(|r| Ok((PartitionId(r.get(0)), state(r, 1)?))).collect()
     }
 
     /// The sessions that write these partitions.
@@ -464,7 +478,10 @@ impl Control {
                     ],
                 )
                 .await
-                .map_err(|e| self.permission(map_error(e, "taking over a partition")).at("partition", p.as_str()))?;
+                .map_err(|e| {
+                    self.permission(map_error(e, "taking over a partition"))
+                        .at("partition", p.as_str())
+                })?;
             epochs.insert(p.clone(), Epoch(row.get(0)));
             checkpoint.insert(p.clone(), state(&row, 1)?);
         }
@@ -507,7 +524,10 @@ impl Control {
         }
         Err(Error::new(
             code::FENCED,
-            format!("partition {} no longer stands where this writer left it: another writer has taken over", advance.partition),
+            format!(
+                "partition {} no longer stands where this writer left it: another writer has taken over",
+                advance.partition
+            ),
         )
         .at("pipeline", &plan.pipeline)
         .at("partition", advance.partition.as_str()))

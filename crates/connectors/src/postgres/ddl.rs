@@ -73,7 +73,9 @@ pub(super) fn store_as(known: &KnownTypes, source_engine: &str, column: &Column)
             return StoredAs {
                 type_name: "text".into(),
                 carrier: Carrier::Text,
-                fidelity: Fidelity::Normalised(format!("stored as text: type {printed} does not exist at the destination")),
+                fidelity: Fidelity::Normalised(format!(
+                    "stored as text: type {printed} does not exist at the destination"
+                )),
             };
         }
     }
@@ -140,7 +142,9 @@ fn by_logical_type(known: &KnownTypes, own: bool, column: &Column) -> (String, F
         Text { max: Some(n) } if *n <= MAX_VARCHAR && *n > 0 => (format!("character varying({n})"), Fidelity::Exact),
         Text { .. } => exact("text"),
         // Other engines give char(n) without its padding; bpchar would add it.
-        Char { length } if !own && *length <= MAX_VARCHAR && *length > 0 => wider(&format!("character varying({length})")),
+        Char { length } if !own && *length <= MAX_VARCHAR && *length > 0 => {
+            wider(&format!("character varying({length})"))
+        }
         Char { length } if own => (format!("character({length})"), Fidelity::Exact),
         Char { .. } => wider("text"),
         Bytes => exact("bytea"),
@@ -179,7 +183,10 @@ pub(super) fn check_names(table: &TableId, schema: &TableSchema) -> Result<()> {
     for c in &schema.columns {
         check_ident(&c.name).map_err(|e| e.at("table", table.to_string()))?;
         if !seen.insert(&c.name) {
-            return Err(Error::new(code::IDENTIFIER, format!("column {} is written twice", c.name)).at("table", table.to_string()));
+            return Err(
+                Error::new(code::IDENTIFIER, format!("column {} is written twice", c.name))
+                    .at("table", table.to_string()),
+            );
         }
     }
     Ok(())
@@ -222,7 +229,11 @@ pub(super) fn is_integer(type_name: &str) -> bool {
 
 /// `COMMENT ON TABLE` that says whose load table it is, so that a later generation may drop it.
 pub(super) fn mark_load(name: &TableId, pipeline: &str) -> Result<String> {
-    Ok(format!("COMMENT ON TABLE {} IS {}", quoted(name), literal(&load_mark(pipeline))?))
+    Ok(format!(
+        "COMMENT ON TABLE {} IS {}",
+        quoted(name),
+        literal(&load_mark(pipeline))?
+    ))
 }
 
 /// A table's quoted name; its schema was filled in before.
@@ -241,7 +252,16 @@ mod tests {
 
     fn known() -> KnownTypes {
         KnownTypes::new(
-            ["numeric", "timestamp without time zone", "interval", "text", "shop.\"Mood (odd)\"", "integer", "character"].map(String::from),
+            [
+                "numeric",
+                "timestamp without time zone",
+                "interval",
+                "text",
+                "shop.\"Mood (odd)\"",
+                "integer",
+                "character",
+            ]
+            .map(String::from),
             150_000,
         )
     }
@@ -278,11 +298,23 @@ mod tests {
     fn other_engines_are_stored_by_logical_type() {
         let of = |ty| store_as(&known(), "mysql", &Column::new("c", ty).with_source_type("whatever")).type_name;
         assert_eq!(of(ColumnType::UInt64), "numeric(20,0)");
-        assert_eq!(of(ColumnType::Decimal { precision: 65, scale: 30 }), "numeric(65,30)");
+        assert_eq!(
+            of(ColumnType::Decimal {
+                precision: 65,
+                scale: 30
+            }),
+            "numeric(65,30)"
+        );
         assert_eq!(of(ColumnType::Char { length: 3 }), "character varying(3)");
         assert_eq!(of(ColumnType::Native), "text");
         let old = KnownTypes::new([], 140_000);
-        let negative = Column::new("c", ColumnType::Decimal { precision: 3, scale: -2 });
+        let negative = Column::new(
+            "c",
+            ColumnType::Decimal {
+                precision: 3,
+                scale: -2,
+            },
+        );
         assert_eq!(store_as(&old, "mysql", &negative).type_name, "numeric");
     }
 

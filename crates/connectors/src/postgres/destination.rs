@@ -5,9 +5,9 @@ use super::apply::Applier;
 use super::client::{Connection, Postgres, map_error};
 use super::control::{Control, end_sessions};
 use super::ddl::{self, KnownTypes, quoted};
-use super::rows::{CopyForm, RowEncoder};
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
+use super::rows::{CopyForm, RowEncoder};
 use super::sink::{LoadTarget, Mode, PgSink};
 use super::sql::{ident, idents};
 use super::{ENGINE, publish, swap};
@@ -114,7 +114,12 @@ impl PostgresDestination {
     /// A table's name with its schema.
     pub(super) fn qualified(&self, table: &TableId) -> TableId {
         TableId {
-            schema: Some(table.schema.clone().unwrap_or_else(|| self.database.config().schema.clone())),
+            schema: Some(
+                table
+                    .schema
+                    .clone()
+                    .unwrap_or_else(|| self.database.config().schema.clone()),
+            ),
             name: table.name.clone(),
         }
     }
@@ -148,13 +153,18 @@ impl PostgresDestination {
         (0..plan.tables.len()).map(|i| self.target(plan, i)).collect()
     }
 
+    /// The type a planned column is stored as.
+    pub(super) fn type_of(&self, column: &Column) -> String {
+        ddl::store_as(&self.known, ENGINE, column).type_name
+    }
+
     /// The column types as they were planned: the planner keeps our own type's name in the column.
     fn types(&self, planned: &PlannedTable) -> Vec<String> {
         planned
             .schema
             .columns
             .iter()
-            .map(|c| ddl::store_as(&self.known, ENGINE, c).type_name)
+            .map(|c| self.type_of(c))
             .collect()
     }
 
@@ -189,7 +199,10 @@ impl PostgresDestination {
             .map_err(|e| client.error(e, "looking for old load tables"))?;
         for row in rows {
             let table = TableId::new(row.get::<_, String>(0), row.get::<_, String>(1));
-            let generation = table.name[prefix.len()..].split('_').next().and_then(|g| g.parse::<i64>().ok());
+            let generation = table.name[prefix.len()..]
+                .split('_')
+                .next()
+                .and_then(|g| g.parse::<i64>().ok());
             if generation.is_none_or(|g| g >= below) {
                 continue;
             }
@@ -250,12 +263,17 @@ impl PostgresDestination {
             (publish, existing) => {
                 match (publish, existing) {
                     (Publish::Create, Some(_)) => {
-                        return Err(Error::new(code::SCHEMA_MISMATCH, format!("{} exists already", target.table))
-                            .hint("plan again: it was made after this plan"));
+                        return Err(
+                            Error::new(code::SCHEMA_MISMATCH, format!("{} exists already", target.table))
+                                .hint("plan again: it was made after this plan"),
+                        );
                     }
                     (Publish::Create, None) => {}
                     (_, None) => {
-                        return Err(Error::new(code::TABLE_MISSING, format!("{} does not exist", target.table)));
+                        return Err(Error::new(
+                            code::TABLE_MISSING,
+                            format!("{} does not exist", target.table),
+                        ));
                     }
                     (Publish::Swap, Some((oid, _))) => {
                         statements.extend(swap::create_load(&**client, target, oid).await?);
@@ -270,7 +288,13 @@ impl PostgresDestination {
                 if target.publish != Publish::Create {
                     schema.columns.iter_mut().for_each(|c| c.identity = false);
                 }
-                statements.push(ddl::create_table(&target.load, &schema, &target.types, &target.table.name, true));
+                statements.push(ddl::create_table(
+                    &target.load,
+                    &schema,
+                    &target.types,
+                    &target.table.name,
+                    true,
+                ));
                 statements.push(ddl::mark_load(&target.load, pipeline)?);
             }
         }
@@ -432,7 +456,8 @@ impl Destination for PostgresDestination {
             if targets.iter().any(|t| t.publish != Publish::Direct) {
                 return Err(Error::bug("a plan mixes direct tables with loaded ones"));
             }
-            Mode::Direct(Box::new(Applier::open(self, &session, targets).await?))
+            let sources = plan.tables.iter().map(|t| t.read.table.clone()).collect();
+            Mode::Direct(Box::new(Applier::open(self, &session, targets, sources).await?))
         } else {
             let mut loads = Vec::with_capacity(targets.len());
             for (t, planned) in targets.into_iter().zip(&plan.tables) {

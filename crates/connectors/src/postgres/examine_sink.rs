@@ -180,10 +180,7 @@ async fn look(
         let integrity = Integrity::of(&**client, oid).await?;
         if !integrity.is_free() {
             findings.push(match integrity.statement(replicate, table) {
-                Ok(how) => ok(
-                    format!("triggers and foreign keys of {table}"),
-                    how.unwrap_or_default(),
-                ),
+                Ok(how) => ok(format!("triggers and foreign keys of {table}"), how.unwrap_or_default()),
                 Err(e) => Finding {
                     what: format!("triggers and foreign keys of {table}"),
                     ok: false,

@@ -1,6 +1,6 @@
 //! The statements that put loaded rows into an existing table, and the catalog facts they depend on.
 //!
-//! Rows are compared by their stored image (`*<>`), not by `=`: that works for types without equality (json, xml,
+//! Rows are compared by their stored image (`record_image_ne`), not by `=`: that works for types without equality (json, xml,
 //! point), sees a changed scale or sign of zero, and writes nothing that is already right.
 
 use super::client::map_error;
@@ -120,7 +120,10 @@ impl Mapping {
         }
         for k in &schema.key {
             let pair = by_name.iter().find(|(n, _)| n == k).ok_or_else(|| {
-                Error::new(code::COLUMN_MISSING, format!("key column {k} of {table} is not written"))
+                Error::new(
+                    code::COLUMN_MISSING,
+                    format!("key column {k} of {table} is not written"),
+                )
             })?;
             mapping.key.push(pair.1.clone());
         }
@@ -132,7 +135,10 @@ impl Mapping {
             if e.not_null && !e.has_default && !e.identity {
                 return Err(Error::new(
                     code::SCHEMA_MISMATCH,
-                    format!("{table} has a column {} that is NOT NULL without a default and is not written", e.name),
+                    format!(
+                        "{table} has a column {} that is NOT NULL without a default and is not written",
+                        e.name
+                    ),
                 )
                 .hint("map a source column to it, or give it a default"));
             }
@@ -180,7 +186,11 @@ impl Mapping {
         if self.rest.is_empty() {
             return None;
         }
-        let set: Vec<String> = self.rest.iter().map(|p| format!("{} = {}", p.name, p.loaded("l"))).collect();
+        let set: Vec<String> = self
+            .rest
+            .iter()
+            .map(|p| format!("{} = {}", p.name, p.loaded("l")))
+            .collect();
         Some(format!(
             "UPDATE {table} AS t SET {} FROM {load} AS l WHERE {} AND {}",
             set.join(", "),
@@ -231,5 +241,9 @@ impl Mapping {
 pub(super) fn differs(pairs: &[Pair], loaded: &str) -> String {
     let there: Vec<String> = pairs.iter().map(|p| format!("t.{}", p.name)).collect();
     let new: Vec<String> = pairs.iter().map(|p| p.loaded(loaded)).collect();
-    format!("ROW({}) OPERATOR(pg_catalog.*<>) ROW({})", there.join(", "), new.join(", "))
+    format!(
+        "pg_catalog.record_image_ne(ROW({}), ROW({}))",
+        there.join(", "),
+        new.join(", ")
+    )
 }

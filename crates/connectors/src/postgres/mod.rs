@@ -24,6 +24,7 @@ mod sink;
 mod slices;
 pub mod source;
 pub mod sql;
+mod stage;
 mod swap;
 mod tls;
 pub mod types;

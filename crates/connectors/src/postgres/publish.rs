@@ -212,11 +212,15 @@ impl Publishing<'_> {
     async fn table(&mut self, target: &Target, loaded: Applied) -> Result<(Applied, &'static str)> {
         let rows = loaded.written;
         if target.publish != Publish::Direct && self.plan.verify == Verify::Count {
-            let stored = self.count(&format!("SELECT pg_catalog.count(*) FROM {}", quoted(&target.load))).await?;
+            let stored = self
+                .count(&format!("SELECT pg_catalog.count(*) FROM {}", quoted(&target.load)))
+                .await?;
             if stored != rows {
                 return Err(Error::new(
                     code::VERIFY_FAILED,
-                    format!("{stored} rows are stored where {rows} were written; the destination table was not touched"),
+                    format!(
+                        "{stored} rows are stored where {rows} were written; the destination table was not touched"
+                    ),
                 ));
             }
         }
@@ -266,7 +270,10 @@ impl Publishing<'_> {
                     code::SCHEMA_MISMATCH,
                     format!("{} was made by somebody else while it was loaded", target.table),
                 )
-                .hint(format!("drop it, or start over: synctool state reset {}", self.plan.pipeline)),
+                .hint(format!(
+                    "drop it, or start over: synctool state reset {}",
+                    self.plan.pipeline
+                )),
                 _ => map_error(e, "putting the table in its place"),
             })
     }
@@ -319,9 +326,12 @@ impl Publishing<'_> {
     }
 
     async fn drop_load(&self, target: &Target) -> Result<()> {
-        self.run(&format!("DROP TABLE {}", quoted(&target.load)), "dropping the load table")
-            .await
-            .map(drop)
+        self.run(
+            &format!("DROP TABLE {}", quoted(&target.load)),
+            "dropping the load table",
+        )
+        .await
+        .map(drop)
     }
 
     async fn append(&self, target: &Target, rows: u64) -> Result<Applied> {
@@ -355,7 +365,10 @@ impl Publishing<'_> {
         };
         if delete_missing {
             applied.deleted = self
-                .run(&mapping.delete_missing(&table, &load), "deleting rows that the source does not have")
+                .run(
+                    &mapping.delete_missing(&table, &load),
+                    "deleting rows that the source does not have",
+                )
                 .await?;
             self.guard(target, applied.deleted, rows).await?;
         }
@@ -368,7 +381,10 @@ impl Publishing<'_> {
                 .map_err(|e| map_error(e, "setting a savepoint"))?;
             match nested.execute(&update, &[]).await {
                 Ok(n) => {
-                    nested.commit().await.map_err(|e| map_error(e, "releasing a savepoint"))?;
+                    nested
+                        .commit()
+                        .await
+                        .map_err(|e| map_error(e, "releasing a savepoint"))?;
                     applied.updated = n;
                 }
                 // Two rows exchange a unique value: neither can go first. Taking both away and putting them back can,
@@ -384,7 +400,10 @@ impl Publishing<'_> {
             }
         }
         applied.inserted = self
-            .run(&mapping.insert_missing(&table, &load), "inserting rows that are missing")
+            .run(
+                &mapping.insert_missing(&table, &load),
+                "inserting rows that are missing",
+            )
             .await?
             .saturating_sub(put_back);
         applied.unchanged = rows
@@ -400,7 +419,10 @@ impl Publishing<'_> {
         let before = if guard.allow || (deleted <= guard.max_rows && after > 0) || deleted == 0 {
             deleted
         } else {
-            deleted + self.count(&format!("SELECT pg_catalog.count(*) FROM {}", quoted(&target.table))).await?
+            deleted
+                + self
+                    .count(&format!("SELECT pg_catalog.count(*) FROM {}", quoted(&target.table)))
+                    .await?
         };
         if after > 0 && deleted <= guard.max_rows || guard.allows(before, deleted, after) {
             return Ok(());
@@ -479,7 +501,9 @@ pub(super) async fn preview(
     let integrity = Integrity::of(&**client, oid).await?;
     let may = may_replicate(&**client, destination.version).await?;
     if let Some(statement) = integrity.statement(may, &target.table)? {
-        out.push(format!("{statement}  -- triggers and foreign keys do not act on copied rows"));
+        out.push(format!(
+            "{statement}  -- triggers and foreign keys do not act on copied rows"
+        ));
     }
     let lock = "-- publish; SHARE ROW EXCLUSIVE: readers go on, writers wait";
     match &target.publish {
@@ -491,7 +515,9 @@ pub(super) async fn preview(
             out.extend(mapping.update_differing(&table, &load).map(|s| format!("{s}  {lock}")));
             out.push(format!("{}  {lock}", mapping.insert_missing(&table, &load)));
         }
-        _ => out.push(format!("-- rows of {table} are written by op, in transactions of the source; ROW EXCLUSIVE")),
+        _ => out.push(format!(
+            "-- rows of {table} are written by op, in transactions of the source; ROW EXCLUSIVE"
+        )),
     }
     if target.publish != Publish::Direct {
         out.push(format!("DROP TABLE {load}  -- publish"));

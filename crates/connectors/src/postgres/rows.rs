@@ -61,12 +61,20 @@ impl RowEncoder {
     }
 
     /// The statement that takes the rows.
-    pub(super) fn copy_statement<S: AsRef<str>>(&self, table: &TableId, columns: impl IntoIterator<Item = S>) -> String {
+    pub(super) fn copy_statement<S: AsRef<str>>(
+        &self,
+        table: &TableId,
+        columns: impl IntoIterator<Item = S>,
+    ) -> String {
         let form = match self.form {
             CopyForm::Binary => "binary",
             CopyForm::Text => "text",
         };
-        format!("COPY {} ({}) FROM STDIN (FORMAT {form})", quoted(table), idents(columns))
+        format!(
+            "COPY {} ({}) FROM STDIN (FORMAT {form})",
+            quoted(table),
+            idents(columns)
+        )
     }
 
     pub(super) fn form(&self) -> CopyForm {

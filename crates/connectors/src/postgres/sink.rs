@@ -135,7 +135,9 @@ impl PgSink {
     }
 
     async fn end_copy(&mut self) -> Result<()> {
-        let Some(mut copy) = self.open.take() else { return Ok(()) };
+        let Some(mut copy) = self.open.take() else {
+            return Ok(());
+        };
         let Mode::Load(targets) = &self.mode else {
             return Err(Error::bug("a COPY of a sink that applies changes"));
         };
@@ -198,7 +200,12 @@ impl PgSink {
                 copy.rows += batch.len() as u64;
                 Ok(())
             }
-            Event::Raw { table, bytes, rows, hold } => {
+            Event::Raw {
+                table,
+                bytes,
+                rows,
+                hold,
+            } => {
                 let target = self.target_of(&table)?;
                 self.copy_for(target).await?;
                 let Some(copy) = &mut self.open else {
@@ -221,9 +228,9 @@ impl PgSink {
                 Ok(())
             }
             Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => Ok(()),
-            Event::Schema(_) | Event::Truncate { .. } | Event::Net { .. } | Event::ReplaceRange { .. } => Err(Error::bug(
-                "a load takes rows only; changes belong into a plan that applies them directly",
-            )),
+            Event::Schema(_) | Event::Truncate { .. } | Event::Net { .. } | Event::ReplaceRange { .. } => Err(
+                Error::bug("a load takes rows only; changes belong into a plan that applies them directly"),
+            ),
         }
     }
 }
@@ -239,7 +246,10 @@ impl Sink for PgSink {
             .await
             .map_err(|e| map_error(e, "beginning a transaction"))?;
         self.control.hold_generation(&tx, &self.plan).await?;
-        let (checkpoint, epochs) = self.control.take_over(&tx, &self.plan, partitions, &self.writer).await?;
+        let (checkpoint, epochs) = self
+            .control
+            .take_over(&tx, &self.plan, partitions, &self.writer)
+            .await?;
         tx.commit().await.map_err(|e| map_error(e, "taking over partitions"))?;
         self.epochs.extend(epochs);
         for (p, state) in &checkpoint {
@@ -275,9 +285,10 @@ impl Sink for PgSink {
         let mut share = applied;
         let mut after = self.standing.clone();
         for advance in advances {
-            let epoch = *self.epochs.get(&advance.partition).ok_or_else(|| {
-                Error::bug(format!("partition {} was committed without recover", advance.partition))
-            })?;
+            let epoch = *self
+                .epochs
+                .get(&advance.partition)
+                .ok_or_else(|| Error::bug(format!("partition {} was committed without recover", advance.partition)))?;
             let state = after.entry(advance.partition.clone()).or_default();
             state.applied += std::mem::take(&mut share);
             state.position = Some(advance.to.clone());

@@ -43,7 +43,7 @@ enum Snapshot {
     /// None was asked for yet.
     Untaken,
     /// Exported by a session that stays open.
-    Exported { id: String, keeper: Connection },
+    Exported { id: String, keeper: Box<Connection> },
     /// This server exports none; each reader has its own.
     Unavailable,
 }
@@ -137,7 +137,10 @@ impl PostgresSource {
                     _ => None,
                 });
                 match id {
-                    Some(id) => Ok(Snapshot::Exported { id, keeper }),
+                    Some(id) => Ok(Snapshot::Exported {
+                        id,
+                        keeper: Box::new(keeper),
+                    }),
                     None => Err(Error::bug("pg_export_snapshot returned nothing")),
                 }
             }
@@ -214,10 +217,17 @@ impl Source for PostgresSource {
                 )));
             }
         };
-        let connection = self.database.connect().await?;
-        connection.working(true);
-        self.begin(&connection).await.map_err(place)?;
-        let reader = CopyReader::start(connection, read, &condition, self.schema(), context).await;
+        let start = async {
+            let connection = self.database.connect().await?;
+            connection.working(true);
+            self.begin(&connection).await?;
+            CopyReader::start(connection, read, &condition, self.schema(), context).await
+        };
+        // The server may work long before it has the first row of a view.
+        let reader = tokio::select! {
+            reader = start => reader,
+            () = context.cancel.cancelled() => Err(stopped(&read.table)),
+        };
         Ok(Box::new(reader.map_err(place)?.in_partition(partition)))
     }
 
@@ -338,10 +348,6 @@ impl CopyReader {
         }
     }
 
-    fn stopped(&self) -> Error {
-        Error::new(code::INTERRUPTED, format!("{} was stopped", self.what))
-    }
-
     fn too_large(&self, bytes: usize) -> Error {
         Error::new(
             code::ROW_TOO_LARGE,
@@ -438,7 +444,7 @@ impl CopyReader {
     async fn step(&mut self) -> Result<Option<Event>> {
         let cancel = self.context.cancel.clone();
         if cancel.is_cancelled() {
-            return Err(self.stopped());
+            return Err(stopped(&self.table));
         }
         loop {
             match self.stage {
@@ -459,7 +465,7 @@ impl CopyReader {
                     let piece = tokio::select! {
                         biased;
                         piece = self.stream.next() => piece,
-                        () = cancel.cancelled() => return Err(self.stopped()),
+                        () = cancel.cancelled() => return Err(stopped(&self.table)),
                     };
                     match piece {
                         Some(Ok(piece)) => self.bytes.push(piece),
@@ -565,6 +571,10 @@ impl Pieces {
             }
         }
     }
+}
+
+fn stopped(table: &TableId) -> Error {
+    Error::new(code::INTERRUPTED, format!("reading {table} was stopped"))
 }
 
 fn select(read: &ReadSpec, condition: &str, default_schema: &str) -> String {

@@ -22,7 +22,7 @@ const VIEWS: &str = "
 WITH RECURSIVE found (oid, level) AS (
   SELECT r.ev_class, 1 FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
   WHERE d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
-    AND d.refobjid = $1 AND r.ev_class <> $1
+    AND d.refobjid = $1::oid AND r.ev_class <> $1::oid
   UNION
   SELECT r.ev_class, f.level + 1 FROM found f
   JOIN pg_catalog.pg_depend d ON d.refobjid = f.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass
@@ -34,44 +34,44 @@ SELECT oid, max(level) AS level FROM found GROUP BY oid ORDER BY level, oid";
 /// One sentence per thing that a swap of table $1 (with its views $2) would lose.
 const OBSTACLES: &str = "
 SELECT 'it is a ' || CASE c.relkind WHEN 'p' THEN 'partitioned table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
-  WHEN 'f' THEN 'foreign table' ELSE 'relation of kind ' || c.relkind END FROM pg_catalog.pg_class c WHERE c.oid = $1 AND c.relkind <> 'r'
-UNION ALL SELECT 'it is a partition' FROM pg_catalog.pg_class WHERE oid = $1 AND relispartition
-UNION ALL SELECT 'it is unlogged' FROM pg_catalog.pg_class WHERE oid = $1 AND relpersistence <> 'p'
-UNION ALL SELECT 'it is a typed table' FROM pg_catalog.pg_class WHERE oid = $1 AND reloftype <> 0
-UNION ALL SELECT 'its replica identity is not the default' FROM pg_catalog.pg_class WHERE oid = $1 AND relreplident <> 'd'
-UNION ALL SELECT 'row level security is on' FROM pg_catalog.pg_class WHERE oid = $1 AND (relrowsecurity OR relforcerowsecurity)
+  WHEN 'f' THEN 'foreign table' ELSE 'relation of kind ' || c.relkind::text END FROM pg_catalog.pg_class c WHERE c.oid = $1::oid AND c.relkind <> 'r'
+UNION ALL SELECT 'it is a partition' FROM pg_catalog.pg_class WHERE oid = $1::oid AND relispartition
+UNION ALL SELECT 'it is unlogged' FROM pg_catalog.pg_class WHERE oid = $1::oid AND relpersistence <> 'p'
+UNION ALL SELECT 'it is a typed table' FROM pg_catalog.pg_class WHERE oid = $1::oid AND reloftype <> 0
+UNION ALL SELECT 'its replica identity is not the default' FROM pg_catalog.pg_class WHERE oid = $1::oid AND relreplident <> 'd'
+UNION ALL SELECT 'row level security is on' FROM pg_catalog.pg_class WHERE oid = $1::oid AND (relrowsecurity OR relforcerowsecurity)
 UNION ALL SELECT 'it belongs to role ' || pg_catalog.pg_get_userbyid(relowner) || ', which we are not a member of'
-  FROM pg_catalog.pg_class WHERE oid = ANY ($2 || $1::oid) AND NOT pg_catalog.pg_has_role(relowner, 'USAGE')
-UNION ALL SELECT 'it inherits from ' || inhparent::regclass FROM pg_catalog.pg_inherits WHERE inhrelid = $1
-UNION ALL SELECT inhrelid::regclass || ' inherits from it' FROM pg_catalog.pg_inherits WHERE inhparent = $1
-UNION ALL SELECT 'policy ' || polname FROM pg_catalog.pg_policy WHERE polrelid = $1
-UNION ALL SELECT 'trigger ' || tgname || CASE WHEN tgrelid = $1 THEN '' ELSE ' on ' || tgrelid::regclass END
-  FROM pg_catalog.pg_trigger WHERE tgrelid = ANY ($2 || $1::oid) AND NOT tgisinternal
-UNION ALL SELECT 'rule ' || rulename || CASE WHEN ev_class = $1 THEN '' ELSE ' on ' || ev_class::regclass END
-  FROM pg_catalog.pg_rewrite WHERE ev_class = ANY ($2 || $1::oid) AND rulename <> '_RETURN'
+  FROM pg_catalog.pg_class WHERE oid = ANY ($2::oid[] || $1::oid) AND NOT pg_catalog.pg_has_role(relowner, 'USAGE')
+UNION ALL SELECT 'it inherits from ' || inhparent::regclass FROM pg_catalog.pg_inherits WHERE inhrelid = $1::oid
+UNION ALL SELECT inhrelid::regclass || ' inherits from it' FROM pg_catalog.pg_inherits WHERE inhparent = $1::oid
+UNION ALL SELECT 'policy ' || polname FROM pg_catalog.pg_policy WHERE polrelid = $1::oid
+UNION ALL SELECT 'trigger ' || tgname || CASE WHEN tgrelid = $1::oid THEN '' ELSE ' on ' || tgrelid::regclass END
+  FROM pg_catalog.pg_trigger WHERE tgrelid = ANY ($2::oid[] || $1::oid) AND NOT tgisinternal
+UNION ALL SELECT 'rule ' || rulename || CASE WHEN ev_class = $1::oid THEN '' ELSE ' on ' || ev_class::regclass END
+  FROM pg_catalog.pg_rewrite WHERE ev_class = ANY ($2::oid[] || $1::oid) AND rulename <> '_RETURN'
 UNION ALL SELECT 'foreign key ' || conname || ' of ' || conrelid::regclass || ' refers to it'
-  FROM pg_catalog.pg_constraint WHERE confrelid = $1 AND contype = 'f'
+  FROM pg_catalog.pg_constraint WHERE confrelid = $1::oid AND contype = 'f'
 UNION ALL SELECT 'publication ' || p.pubname FROM pg_catalog.pg_publication_rel r
-  JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = $1
+  JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = $1::oid
 UNION ALL SELECT 'security label of ' || provider FROM pg_catalog.pg_seclabel
-  WHERE classoid = 'pg_catalog.pg_class'::regclass AND objoid = ANY ($2 || $1::oid)
+  WHERE classoid = 'pg_catalog.pg_class'::regclass AND objoid = ANY ($2::oid[] || $1::oid)
 UNION ALL SELECT 'it belongs to ' || pg_catalog.pg_describe_object(refclassid, refobjid, 0) FROM pg_catalog.pg_depend
-  WHERE classid = 'pg_catalog.pg_class'::regclass AND objid = ANY ($2 || $1::oid) AND deptype = 'e'
-UNION ALL SELECT 'index ' || indexrelid::regclass || ' is not valid' FROM pg_catalog.pg_index WHERE indrelid = $1 AND NOT indisvalid
+  WHERE classid = 'pg_catalog.pg_class'::regclass AND objid = ANY ($2::oid[] || $1::oid) AND deptype = 'e'
+UNION ALL SELECT 'index ' || indexrelid::regclass || ' is not valid' FROM pg_catalog.pg_index WHERE indrelid = $1::oid AND NOT indisvalid
 UNION ALL SELECT 'statistics target of index ' || attrelid::regclass FROM pg_catalog.pg_attribute a
-  JOIN pg_catalog.pg_index i ON i.indexrelid = a.attrelid WHERE i.indrelid = $1 AND a.attstattarget > 0
-UNION ALL SELECT 'materialized view ' || oid::regclass FROM pg_catalog.pg_class WHERE oid = ANY ($2) AND relkind = 'm'
-UNION ALL SELECT relkind || ' ' || oid::regclass || ' depends on it' FROM pg_catalog.pg_class WHERE oid = ANY ($2) AND relkind NOT IN ('v', 'm')
+  JOIN pg_catalog.pg_index i ON i.indexrelid = a.attrelid WHERE i.indrelid = $1::oid AND a.attstattarget > 0
+UNION ALL SELECT 'materialized view ' || oid::regclass FROM pg_catalog.pg_class WHERE oid = ANY ($2::oid[]) AND relkind = 'm'
+UNION ALL SELECT 'relation ' || oid::regclass || ' depends on it' FROM pg_catalog.pg_class WHERE oid = ANY ($2::oid[]) AND relkind NOT IN ('v', 'm')
 UNION ALL SELECT DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) || ' depends on it' FROM pg_catalog.pg_depend d
-  WHERE (d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = ANY ($2 || $1::oid)
+  WHERE (d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = ANY ($2::oid[] || $1::oid)
      OR d.refclassid = 'pg_catalog.pg_type'::regclass AND d.refobjid IN
-       (SELECT unnest(ARRAY[oid, typarray]) FROM pg_catalog.pg_type WHERE typrelid = ANY ($2 || $1::oid)))
+       (SELECT unnest(ARRAY[oid, typarray]) FROM pg_catalog.pg_type WHERE typrelid = ANY ($2::oid[] || $1::oid)))
   AND NOT (d.classid = 'pg_catalog.pg_rewrite'::regclass
-    AND d.objid IN (SELECT oid FROM pg_catalog.pg_rewrite WHERE ev_class = ANY ($2 || $1::oid)))
+    AND d.objid IN (SELECT oid FROM pg_catalog.pg_rewrite WHERE ev_class = ANY ($2::oid[] || $1::oid)))
   AND NOT (d.classid = 'pg_catalog.pg_constraint'::regclass
-    AND d.objid IN (SELECT oid FROM pg_catalog.pg_constraint WHERE conrelid = $1 OR contype = 'f'))
+    AND d.objid IN (SELECT oid FROM pg_catalog.pg_constraint WHERE conrelid = $1::oid OR contype = 'f'))
   AND NOT (d.classid = 'pg_catalog.pg_attrdef'::regclass
-    AND d.objid IN (SELECT oid FROM pg_catalog.pg_attrdef WHERE adrelid = ANY ($2 || $1::oid)))
+    AND d.objid IN (SELECT oid FROM pg_catalog.pg_attrdef WHERE adrelid = ANY ($2::oid[] || $1::oid)))
   AND NOT (d.classid IN ('pg_catalog.pg_class'::regclass, 'pg_catalog.pg_type'::regclass) AND d.deptype IN ('a', 'i'))
   AND d.classid NOT IN ('pg_catalog.pg_trigger'::regclass, 'pg_catalog.pg_policy'::regclass,
     'pg_catalog.pg_statistic_ext'::regclass, 'pg_catalog.pg_publication_rel'::regclass)";
@@ -81,51 +81,54 @@ const GRANTS: &str = "
 SELECT pg_catalog.format('REVOKE ALL ON %s FROM %s', $2::text, g.who) FROM (
   SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END AS who
   FROM pg_catalog.pg_class n, pg_catalog.aclexplode(n.relacl) a, pg_catalog.pg_class o
-  WHERE n.oid = $3 AND o.oid = $1 AND (o.relacl IS NOT NULL OR a.grantee <> o.relowner)
+  WHERE n.oid = $3 AND o.oid = $1::oid AND (o.relacl IS NOT NULL OR a.grantee <> o.relowner)
+  UNION SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END
+  FROM pg_catalog.pg_default_acl x, pg_catalog.aclexplode(x.defaclacl) a, pg_catalog.pg_class o
+  WHERE x.defaclobjtype = 'r' AND o.oid = $1::oid AND a.grantee <> o.relowner
   UNION SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(o.relowner)) FROM pg_catalog.pg_class o
-  WHERE o.oid = $1 AND o.relacl IS NOT NULL) g
+  WHERE o.oid = $1::oid AND o.relacl IS NOT NULL) g
 UNION ALL
 SELECT pg_catalog.format('GRANT %s ON %s TO %s%s', a.privilege_type, $2,
   CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END,
   CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-  FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a WHERE c.oid = $1
+  FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a WHERE c.oid = $1::oid
 UNION ALL
 SELECT pg_catalog.format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, t.attname, $2,
   CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END,
   CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-  FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = $1 AND NOT t.attisdropped";
+  FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = $1::oid AND NOT t.attisdropped";
 
 /// Comments of table or view $1 and its columns, as statements on $2; `$3` is TABLE or VIEW.
 const COMMENTS: &str = "
 SELECT pg_catalog.format('COMMENT ON %s %s IS %L', $3::text, $2::text, description) FROM pg_catalog.pg_description
-  WHERE objoid = $1 AND classoid = 'pg_catalog.pg_class'::regclass AND objsubid = 0
+  WHERE objoid = $1::oid AND classoid = 'pg_catalog.pg_class'::regclass AND objsubid = 0
 UNION ALL
 SELECT pg_catalog.format('COMMENT ON COLUMN %s.%I IS %L', $2, a.attname, d.description) FROM pg_catalog.pg_description d
   JOIN pg_catalog.pg_attribute a ON a.attrelid = d.objoid AND a.attnum = d.objsubid
-  WHERE d.objoid = $1 AND d.classoid = 'pg_catalog.pg_class'::regclass AND d.objsubid > 0";
+  WHERE d.objoid = $1::oid AND d.classoid = 'pg_catalog.pg_class'::regclass AND d.objsubid > 0";
 
 /// Column settings of table $1 as statements on $2.
 const COLUMN_SETTINGS: &str = "
 SELECT pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', $2::text, a.attname, pg_catalog.pg_get_expr(d.adbin, d.adrelid))
   FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-  WHERE a.attrelid = $1 AND a.attgenerated = '' AND NOT a.attisdropped
+  WHERE a.attrelid = $1::oid AND a.attgenerated = '' AND NOT a.attisdropped
 UNION ALL
 SELECT pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET STORAGE %s', $2, a.attname,
     CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END)
   FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-  WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attstorage <> t.typstorage
+  WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attstorage <> t.typstorage
 UNION ALL
 SELECT pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', $2, a.attname, a.attstattarget)
-  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0
+  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0
 UNION ALL
 SELECT pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET (%s)', $2, a.attname, pg_catalog.array_to_string(a.attoptions, ', '))
-  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attoptions IS NOT NULL";
+  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attoptions IS NOT NULL";
 
 /// The same for compression, which PostgreSQL 14 brought.
 const COLUMN_COMPRESSION: &str = "
 SELECT pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET COMPRESSION %s', $2::text, a.attname,
     CASE a.attcompression WHEN 'l' THEN 'lz4' ELSE 'pglz' END)
-  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attcompression <> ''";
+  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attcompression <> ''";
 
 /// Runs a query that makes statements.
 async fn statements(
@@ -202,7 +205,7 @@ pub(super) async fn create_load(client: &impl GenericClient, target: &Target, oi
                  AND c.conkey = ARRAY[a.attnum]) \
              FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
              JOIN pg_catalog.pg_class r ON r.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace \
-             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+             WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
             &[&oid],
         )
         .await
@@ -236,14 +239,14 @@ pub(super) async fn create_load(client: &impl GenericClient, target: &Target, oi
             "SELECT coalesce(' USING ' || pg_catalog.quote_ident(NULLIF(a.amname, 'heap')), ''), \
              coalesce(' TABLESPACE ' || pg_catalog.quote_ident(s.spcname), '') \
              FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam \
-             LEFT JOIN pg_catalog.pg_tablespace s ON s.oid = c.reltablespace WHERE c.oid = $1",
+             LEFT JOIN pg_catalog.pg_tablespace s ON s.oid = c.reltablespace WHERE c.oid = $1::oid",
             &[&oid],
         )
         .await
         .map_err(|e| map_error(e, "reading the table's storage"))?;
     let fillfactor = client
         .query_one(
-            "SELECT coalesce((SELECT ', ' || o FROM pg_catalog.unnest((SELECT reloptions FROM pg_catalog.pg_class WHERE oid = $1)) o \
+            "SELECT coalesce((SELECT ', ' || o FROM pg_catalog.unnest((SELECT reloptions FROM pg_catalog.pg_class WHERE oid = $1::oid)) o \
              WHERE o LIKE 'fillfactor=%'), '')",
             &[&oid],
         )
@@ -283,7 +286,7 @@ async fn indexes(client: &impl GenericClient, target: &Target, oid: u32) -> Resu
              JOIN pg_catalog.pg_am a ON a.oid = x.relam \
              LEFT JOIN pg_catalog.pg_tablespace s ON s.oid = x.reltablespace \
              LEFT JOIN pg_catalog.pg_constraint c ON c.conindid = x.oid AND c.conrelid = i.indrelid AND c.contype IN ('p', 'u', 'x') \
-             WHERE i.indrelid = $1 ORDER BY i.indisprimary DESC, x.oid",
+             WHERE i.indrelid = $1::oid ORDER BY i.indisprimary DESC, x.oid",
             &[&oid],
         )
         .await
@@ -309,9 +312,16 @@ async fn indexes(client: &impl GenericClient, target: &Target, oid: u32) -> Resu
                 )),
                 kind => {
                     let rest = definition.strip_prefix(prefix).ok_or_else(|| {
-                        Error::new(code::SWAP_REFUSED, format!("the definition of index {name} cannot be used for a swap"))
+                        Error::new(
+                            code::SWAP_REFUSED,
+                            format!("the definition of index {name} cannot be used for a swap"),
+                        )
                     })?;
-                    let unique = if prefix.starts_with("CREATE UNIQUE") { "UNIQUE " } else { "" };
+                    let unique = if prefix.starts_with("CREATE UNIQUE") {
+                        "UNIQUE "
+                    } else {
+                        ""
+                    };
                     make.push(format!("CREATE {unique}INDEX {quoted_beside} ON {load} {rest}"));
                     if let Some(k) = kind {
                         let kind = if k == b'p' { "PRIMARY KEY" } else { "UNIQUE" };
@@ -338,7 +348,7 @@ async fn constraints(client: &impl GenericClient, target: &Target, oid: u32) -> 
     let rows = client
         .query(
             "SELECT conname::text, contype = 'f' AND convalidated, pg_catalog.pg_get_constraintdef(oid) \
-             FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype IN ('c', 'f') ORDER BY oid",
+             FROM pg_catalog.pg_constraint WHERE conrelid = $1::oid AND contype IN ('c', 'f') ORDER BY oid",
             &[&oid],
         )
         .await
@@ -369,8 +379,8 @@ pub(super) async fn seal(tx: &Transaction<'_>, target: &Target, load: u32, versi
     };
     let there = statements(
         tx,
-        "SELECT conname::text FROM pg_catalog.pg_constraint WHERE conrelid = $1 \
-         UNION SELECT x.relname::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = $1",
+        "SELECT conname::text FROM pg_catalog.pg_constraint WHERE conrelid = $1::oid \
+         UNION SELECT x.relname::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = $1::oid",
         &[&load],
         "reading the load table's constraints",
     )
@@ -387,9 +397,25 @@ pub(super) async fn seal(tx: &Transaction<'_>, target: &Target, load: u32, versi
         }
     }
     let load_name = quoted(&target.load);
-    run.extend(statements(tx, COLUMN_SETTINGS, &[&oid, &load_name], "reading the columns' settings").await?);
+    run.extend(
+        statements(
+            tx,
+            COLUMN_SETTINGS,
+            &[&oid, &load_name],
+            "reading the columns' settings",
+        )
+        .await?,
+    );
     if version >= 140_000 {
-        run.extend(statements(tx, COLUMN_COMPRESSION, &[&oid, &load_name], "reading the columns' settings").await?);
+        run.extend(
+            statements(
+                tx,
+                COLUMN_COMPRESSION,
+                &[&oid, &load_name],
+                "reading the columns' settings",
+            )
+            .await?,
+        );
     }
     execute(tx, &run, "building indexes and constraints").await
 }
@@ -419,7 +445,12 @@ pub(super) async fn account(tx: &Transaction<'_>, target: &Target, rows: u64) ->
         let (oid, _) = oid_of(tx, &target.table)
             .await?
             .ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{} is gone", target.table)))?;
-        let mapping = Mapping::new(&target.table, &target.schema, &target.types, &columns_of(tx, oid).await?);
+        let mapping = Mapping::new(
+            &target.table,
+            &target.schema,
+            &target.types,
+            &columns_of(tx, oid).await?,
+        );
         match mapping {
             Ok(m) => tx
                 .query_one(&m.count_common(&table, &load), &[])
@@ -458,7 +489,11 @@ pub(super) async fn swap(tx: &Transaction<'_>, target: &Target, version: u32) ->
     if !found.is_empty() {
         return Err(Error::new(
             code::SWAP_REFUSED,
-            format!("{} cannot be swapped without losing something: {}", target.table, found.join("; ")),
+            format!(
+                "{} cannot be swapped without losing something: {}",
+                target.table,
+                found.join("; ")
+            ),
         )
         .hint("use full_mode: upsert, or remove what is named"));
     }
@@ -472,7 +507,7 @@ pub(super) async fn swap(tx: &Transaction<'_>, target: &Target, version: u32) ->
     let key = ident(&load_key_name(target));
     let own_key = tx
         .query_one(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND conname = $2)",
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = $1::oid AND conname = $2)",
             &[&new, &load_key_name(target)],
         )
         .await
@@ -482,7 +517,10 @@ pub(super) async fn swap(tx: &Transaction<'_>, target: &Target, version: u32) ->
         let name = free_name(tx, schema, &derived_name(&target.table.name, "_pkey")).await?;
         execute(
             tx,
-            &[format!("ALTER TABLE {table} RENAME CONSTRAINT {key} TO {}", ident(&name))],
+            &[format!(
+                "ALTER TABLE {table} RENAME CONSTRAINT {key} TO {}",
+                ident(&name)
+            )],
             "naming the key",
         )
         .await?;
@@ -490,16 +528,18 @@ pub(super) async fn swap(tx: &Transaction<'_>, target: &Target, version: u32) ->
     Ok(())
 }
 
-/// Statements that must run while the old table is there: sequences change their owner, views go.
+/// Statements that must run while the old table is there: the new one gets its owner, then its sequences; views go.
 async fn before_drop(tx: &Transaction<'_>, target: &Target, old: u32) -> Result<Vec<String>> {
     let mut run = statements(
         tx,
-        "SELECT pg_catalog.format('ALTER SEQUENCE %I.%I OWNED BY %s.%I', n.nspname, s.relname, $2::text, a.attname) \
+        "SELECT pg_catalog.format('ALTER TABLE %s OWNER TO %I', $2::text, pg_catalog.pg_get_userbyid(relowner)) \
+         FROM pg_catalog.pg_class WHERE oid = $1::oid AND pg_catalog.pg_get_userbyid(relowner) <> current_user \
+         UNION ALL SELECT pg_catalog.format('ALTER SEQUENCE %I.%I OWNED BY %s.%I', n.nspname, s.relname, $2::text, a.attname) \
          FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S' \
          JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
          WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass \
-         AND d.refobjid = $1 AND d.deptype = 'a'",
+         AND d.refobjid = $1::oid AND d.deptype = 'a'",
         &[&old, &quoted(&target.load)],
         "reading the table's sequences",
     )
@@ -549,36 +589,34 @@ async fn after_drop(
     for (query, what) in [
         (
             "SELECT pg_catalog.format('ALTER TABLE %s SET (%s)', $2::text, pg_catalog.array_to_string(reloptions, ', ')) \
-             FROM pg_catalog.pg_class WHERE oid = $1 AND reloptions IS NOT NULL \
+             FROM pg_catalog.pg_class WHERE oid = $1::oid AND reloptions IS NOT NULL \
              UNION ALL SELECT pg_catalog.format('ALTER TABLE %s SET (%s)', $2, (SELECT pg_catalog.string_agg('toast.' || o, ', ') \
                FROM pg_catalog.unnest(t.reloptions) o)) \
-             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = $1 AND t.reloptions IS NOT NULL \
-             UNION ALL SELECT pg_catalog.format('ALTER TABLE %s OWNER TO %I', $2, pg_catalog.pg_get_userbyid(relowner)) \
-             FROM pg_catalog.pg_class WHERE oid = $1 AND pg_catalog.pg_get_userbyid(relowner) <> current_user",
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = $1::oid AND t.reloptions IS NOT NULL",
             "reading the table's options",
         ),
         (
             "SELECT pg_catalog.format('COMMENT ON CONSTRAINT %I ON %s IS %L', c.conname, $2::text, d.description) \
              FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_description d ON d.objoid = c.oid \
-             AND d.classoid = 'pg_catalog.pg_constraint'::regclass WHERE c.conrelid = $1",
+             AND d.classoid = 'pg_catalog.pg_constraint'::regclass WHERE c.conrelid = $1::oid",
             "reading comments",
         ),
         (
             "SELECT pg_catalog.format('COMMENT ON INDEX %I.%I IS %L', n.nspname, x.relname, d.description) \
              FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid \
              JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace JOIN pg_catalog.pg_description d ON d.objoid = x.oid \
-             AND d.classoid = 'pg_catalog.pg_class'::regclass WHERE i.indrelid = $1 AND $2::text <> ''",
+             AND d.classoid = 'pg_catalog.pg_class'::regclass WHERE i.indrelid = $1::oid AND $2::text <> ''",
             "reading comments",
         ),
         (
-            "SELECT pg_catalog.pg_get_statisticsobjdef(oid) FROM pg_catalog.pg_statistic_ext WHERE stxrelid = $1 AND $2::text <> ''",
+            "SELECT pg_catalog.pg_get_statisticsobjdef(oid) FROM pg_catalog.pg_statistic_ext WHERE stxrelid = $1::oid AND $2::text <> ''",
             "reading extended statistics",
         ),
         (
             "SELECT pg_catalog.format('COMMENT ON STATISTICS %I.%I IS %L', n.nspname, s.stxname, d.description) \
              FROM pg_catalog.pg_statistic_ext s JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace \
              JOIN pg_catalog.pg_description d ON d.objoid = s.oid AND d.classoid = 'pg_catalog.pg_statistic_ext'::regclass \
-             WHERE s.stxrelid = $1 AND $2::text <> ''",
+             WHERE s.stxrelid = $1::oid AND $2::text <> ''",
             "reading comments",
         ),
     ] {
@@ -602,7 +640,7 @@ async fn identities(tx: &Transaction<'_>, target: &Target, old: u32) -> Result<V
              JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace JOIN pg_catalog.pg_sequence q ON q.seqrelid = s.oid \
              JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
              WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass \
-             AND d.refobjid = $1 AND d.deptype IN ('a', 'i')",
+             AND d.refobjid = $1::oid AND d.deptype IN ('a', 'i')",
             &[&old],
         )
         .await
@@ -656,7 +694,7 @@ async fn view_again(tx: &Transaction<'_>, view: u32) -> Result<Vec<String>> {
              pg_catalog.rtrim(pg_catalog.pg_get_viewdef(c.oid), ';'), \
              CASE WHEN pg_catalog.pg_get_userbyid(c.relowner) <> current_user \
                THEN pg_catalog.format('ALTER VIEW %I.%I OWNER TO %I', n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner)) END \
-             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1::oid",
             &[&view],
         )
         .await
@@ -665,27 +703,28 @@ async fn view_again(tx: &Transaction<'_>, view: u32) -> Result<Vec<String>> {
     let (options, definition): (&str, &str) = (row.get(1), row.get(2));
     let columns = statements(
         tx,
-        "SELECT attname::text FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 ORDER BY attnum",
+        "SELECT attname::text FROM pg_catalog.pg_attribute WHERE attrelid = $1::oid AND attnum > 0 ORDER BY attnum",
         &[&view],
         "reading a view's columns",
     )
     .await?;
-    let mut run = vec![format!("CREATE VIEW {name} ({}){options} AS {definition}", idents(&columns))];
+    let mut run = vec![format!(
+        "CREATE VIEW {name} ({}){options} AS {definition}",
+        idents(&columns)
+    )];
     run.extend(row.get::<_, Option<String>>(3));
     run.extend(
         statements(
             tx,
             "SELECT pg_catalog.format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', $2::text, a.attname, \
              pg_catalog.pg_get_expr(d.adbin, d.adrelid)) FROM pg_catalog.pg_attribute a \
-             JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum WHERE a.attrelid = $1",
+             JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum WHERE a.attrelid = $1::oid",
             &[&view, &name],
             "reading a view's defaults",
         )
         .await?,
     );
     run.extend(statements(tx, COMMENTS, &[&view, &name, &"VIEW"], "reading comments").await?);
-    // A view that is made again starts with the default privileges of its schema, so those of the old one's grantees are
-    // taken from whoever has them: the old view stands for the new one.
     run.extend(statements(tx, GRANTS, &[&view, &name, &view], "reading grants").await?);
     Ok(run)
 }
@@ -698,13 +737,21 @@ pub(super) async fn preview(client: &Connection, target: &Target, oid: u32) -> R
         out.extend(make.map(|s| format!("{s}  -- seal; locks only the load table")));
     }
     for (_, make) in constraints(&**client, target, oid).await? {
-        out.extend(make.into_iter().map(|s| format!("{s}  -- seal; locks only the load table and what it refers to")));
+        out.extend(
+            make.into_iter()
+                .map(|s| format!("{s}  -- seal; locks only the load table and what it refers to")),
+        );
     }
     let table = quoted(&target.table);
     let views = views(&**client, oid).await?;
-    out.push(format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE  -- publish; everybody waits until the commit"));
+    out.push(format!(
+        "LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE  -- publish; everybody waits until the commit"
+    ));
     if !views.is_empty() {
-        out.push(format!("-- {} views that depend on {table} are dropped and made again in this transaction", views.len()));
+        out.push(format!(
+            "-- {} views that depend on {table} are dropped and made again in this transaction",
+            views.len()
+        ));
     }
     out.push(format!("DROP TABLE {table}  -- publish"));
     out.push(format!(

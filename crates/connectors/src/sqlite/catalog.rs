@@ -61,7 +61,9 @@ impl CatalogTable {
         if self.kind != "table" || self.without_rowid {
             return None;
         }
-        ["rowid", "_rowid_", "oid"].into_iter().find(|n| self.column(n).is_none())
+        ["rowid", "_rowid_", "oid"]
+            .into_iter()
+            .find(|n| self.column(n).is_none())
     }
 
     /// How values are written into a column.

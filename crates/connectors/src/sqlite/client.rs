@@ -64,6 +64,11 @@ impl<S: 'static> Worker<S> {
         Ok(Worker { queue, interrupt })
     }
 
+    /// Stops the statement that is running, if one is.
+    pub(super) fn interrupt(&self) {
+        self.interrupt.interrupt();
+    }
+
     /// Runs work on the thread and waits for it without blocking the runtime.
     pub(super) async fn call<T: Send + 'static>(
         &self,
@@ -232,7 +237,9 @@ fn meaning(
         ErrorCode::CannotOpen => (
             code::FILE,
             "the file or its journal cannot be opened",
-            Some("check the rights of the file and its folder; a database in WAL mode needs a writable folder even to be read"),
+            Some(
+                "check the rights of the file and its folder; a database in WAL mode needs a writable folder even to be read",
+            ),
         ),
         ErrorCode::SystemIoFailure => (code::FILE, "the disk reported an error", None),
         ErrorCode::NotADatabase => (
@@ -255,7 +262,11 @@ fn meaning(
         }
         ErrorCode::ConstraintViolation => (code::CONSTRAINT, "a constraint is broken", None),
         ErrorCode::TypeMismatch => (code::VALUE_UNSUPPORTED, "a rowid must be an integer", None),
-        ErrorCode::TooBig => (code::ROW_TOO_LARGE, "a value is larger than SQLite's limit of 1 GB", None),
+        ErrorCode::TooBig => (
+            code::ROW_TOO_LARGE,
+            "a value is larger than SQLite's limit of 1 GB",
+            None,
+        ),
         ErrorCode::OperationInterrupted => (code::INTERRUPTED, "it was interrupted", None),
         ErrorCode::OutOfMemory => (code::SERVER_BUSY, "there is not enough memory", None),
         _ => (code::SERVER_ERROR, "SQLite reported an error", None),
@@ -280,15 +291,23 @@ mod tests {
     fn a_full_disk_and_broken_constraints_are_told_apart() {
         let (_dir, config) = small_database();
         let conn = open(&config, Access::Write).unwrap();
-        let run = |sql: &str| conn.execute_batch(sql).map_err(failed(|| "writing".into())).unwrap_err();
+        let run = |sql: &str| {
+            conn.execute_batch(sql)
+                .map_err(failed(|| "writing".into()))
+                .unwrap_err()
+        };
         conn.execute_batch("INSERT INTO t VALUES (1, 'secret')").unwrap();
         let duplicate = run("INSERT INTO t VALUES (2, 'secret')");
         assert_eq!(duplicate.code(), code::DUPLICATE_KEY);
         assert!(!duplicate.to_string().contains("secret"), "{duplicate}");
         assert_eq!(run("INSERT INTO t VALUES (3, NULL)").code(), code::CONSTRAINT);
         let pages: i64 = conn.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
-        conn.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(())).unwrap();
-        assert_eq!(run("INSERT INTO t VALUES (4, hex(zeroblob(100000)))").code(), code::DISK_FULL);
+        conn.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
+            .unwrap();
+        assert_eq!(
+            run("INSERT INTO t VALUES (4, hex(zeroblob(100000)))").code(),
+            code::DISK_FULL
+        );
     }
 
     #[test]
@@ -300,7 +319,11 @@ mod tests {
         assert!(!dir.path().join("missing.db").exists(), "a source was created");
         assert_eq!(code_of(&at("no/such.db"), Access::Write), code::FILE);
         assert_eq!(code_of(&at("."), Access::Read), code::FILE);
-        std::fs::write(dir.path().join("text.db"), "this is not a database, not at all, never was, never will be; it is only text, and text, and text").unwrap();
+        std::fs::write(
+            dir.path().join("text.db"),
+            "this is not a database, not at all, never was, never will be; it is only text, and text, and text",
+        )
+        .unwrap();
         assert_eq!(code_of(&at("text.db"), Access::Read), code::FILE_MALFORMED);
         let mode: String = open(&config, Access::Read)
             .unwrap()
@@ -313,9 +336,15 @@ mod tests {
     fn a_held_lock_is_busy_and_worth_another_try() {
         let (_dir, mut config) = small_database();
         config.busy_timeout = std::time::Duration::from_millis(1);
-        let (a, b) = (open(&config, Access::Write).unwrap(), open(&config, Access::Write).unwrap());
+        let (a, b) = (
+            open(&config, Access::Write).unwrap(),
+            open(&config, Access::Write).unwrap(),
+        );
         a.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let e = b.execute_batch("BEGIN IMMEDIATE").map_err(failed(|| "x".into())).unwrap_err();
+        let e = b
+            .execute_batch("BEGIN IMMEDIATE")
+            .map_err(failed(|| "x".into()))
+            .unwrap_err();
         assert_eq!(e.code(), code::SERVER_BUSY);
         assert!(e.kind().is_transient());
     }

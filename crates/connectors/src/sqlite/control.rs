@@ -123,7 +123,10 @@ pub(super) fn check_generation(conn: &Connection, plan: &Plan) -> Result<()> {
     Err(Error::new(
         code::FENCED,
         match newest {
-            Some(n) => format!("a newer run (generation {n}) has taken over from generation {}", plan.generation),
+            Some(n) => format!(
+                "a newer run (generation {n}) has taken over from generation {}",
+                plan.generation
+            ),
             None => format!("generation {} is not known here", plan.generation),
         },
     )
@@ -138,7 +141,10 @@ pub(super) fn store_plan(conn: &Connection, plan: &Plan) -> Result<()> {
             "UPDATE \"_synctool_plan\" SET status = 'superseded' WHERE pipeline = ?1 AND status = 'active'",
             [&plan.pipeline],
         )?;
-        conn.execute("DELETE FROM \"_synctool_checkpoint\" WHERE pipeline = ?1", [&plan.pipeline])?;
+        conn.execute(
+            "DELETE FROM \"_synctool_checkpoint\" WHERE pipeline = ?1",
+            [&plan.pipeline],
+        )?;
         conn.execute(
             "INSERT INTO \"_synctool_plan\" (pipeline, generation, run_id, plan, status, created_at) \
              VALUES (?1, ?2, ?3, ?4, 'active', ?5)",
@@ -183,14 +189,16 @@ pub(super) fn finished(conn: &Connection, plan: &Plan) -> Result<Option<Applied>
         )
         .optional()
         .map_err(failed(|| "reading the stored plan".into()))?;
-    found
-        .flatten()
-        .map(|text| parse("counts", &text))
-        .transpose()
+    found.flatten().map(|text| parse("counts", &text)).transpose()
 }
 
 /// Marks a plan finished, notes every table in the history and folds its partitions away.
-pub(super) fn finish(conn: &Connection, plan: &Plan, applied: Applied, tables: &[(String, &str, Applied)]) -> Result<()> {
+pub(super) fn finish(
+    conn: &Connection,
+    plan: &Plan,
+    applied: Applied,
+    tables: &[(String, &str, Applied)],
+) -> Result<()> {
     let total = json(&applied)?;
     let partitions = plan.partitions().count() as i64;
     let finished_at = now();
@@ -352,8 +360,11 @@ pub(super) fn release(conn: &Connection, plan: &Plan, partition: &PartitionId, e
 /// Forgets plans and checkpoints of a pipeline; its generation stays.
 pub(super) fn forget(conn: &Connection, pipeline: &str) -> Result<()> {
     for table in ["_synctool_plan", "_synctool_checkpoint"] {
-        conn.execute(&format!("DELETE FROM {} WHERE pipeline = ?1", super::sql::quote(table)), [pipeline])
-            .map_err(failed(|| format!("forgetting pipeline {pipeline}")))?;
+        conn.execute(
+            &format!("DELETE FROM {} WHERE pipeline = ?1", super::sql::quote(table)),
+            [pipeline],
+        )
+        .map_err(failed(|| format!("forgetting pipeline {pipeline}")))?;
     }
     Ok(())
 }

@@ -25,7 +25,10 @@ pub(super) fn check(name: &str, schema: &TableSchema) -> Result<()> {
     if schema.columns.len() > MAX_COLUMNS {
         return Err(Error::new(
             code::SCHEMA_MISMATCH,
-            format!("SQLite allows {MAX_COLUMNS} columns, this table has {}", schema.columns.len()),
+            format!(
+                "SQLite allows {MAX_COLUMNS} columns, this table has {}",
+                schema.columns.len()
+            ),
         )
         .at("table", name)
         .hint("leave columns out of the pipeline"));

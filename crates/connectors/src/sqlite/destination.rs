@@ -2,7 +2,7 @@
 
 use super::catalog;
 use super::client::{Access, failed, with_connection};
-use super::sink::SqliteSink;
+use super::sink::{SqliteSink, end_writers};
 use super::source::SqliteSource;
 use super::sql::quote;
 use super::{SqliteConfig, control, ddl, publish, types};
@@ -35,9 +35,7 @@ impl SqliteDestination {
     ) -> Result<T> {
         // An empty file is a database without tables, but cannot be opened for reading in every journal mode.
         match std::fs::metadata(&self.config.path) {
-            Ok(m) if m.len() > 0 || m.is_dir() => {
-                with_connection(&self.config, Access::Read, |conn| work(conn)).await
-            }
+            Ok(m) if m.len() > 0 || m.is_dir() => with_connection(&self.config, Access::Read, |conn| work(conn)).await,
             _ => Ok(T::default()),
         }
     }
@@ -73,7 +71,8 @@ impl Destination for SqliteDestination {
 
     async fn describe(&self, table: &TableId) -> Result<Option<TableSchema>> {
         let name = catalog::table_name(table)?.to_string();
-        self.read(move |conn| Ok(catalog::find(conn, &name)?.map(|t| t.schema()))).await
+        self.read(move |conn| Ok(catalog::find(conn, &name)?.map(|t| t.schema())))
+            .await
     }
 
     async fn is_empty(&self, table: &TableId) -> Result<bool> {
@@ -119,7 +118,10 @@ impl Destination for SqliteDestination {
                 .map(|c| c.name.as_str())
                 .collect();
             if !extra.is_empty() {
-                obstacles.push(format!("columns that the pipeline does not write would be lost: {}", extra.join(", ")));
+                obstacles.push(format!(
+                    "columns that the pipeline does not write would be lost: {}",
+                    extra.join(", ")
+                ));
             }
             Ok(obstacles)
         })
@@ -134,7 +136,11 @@ impl Destination for SqliteDestination {
             self.read(move |conn| preview(Some(conn), &plan)).await?
         };
         Ok(if statements.is_empty() {
-            let mut all = if new { vec!["PRAGMA journal_mode = WAL".to_string()] } else { Vec::new() };
+            let mut all = if new {
+                vec!["PRAGMA journal_mode = WAL".to_string()]
+            } else {
+                Vec::new()
+            };
             all.extend(preview(None, &plan)?);
             all
         } else {
@@ -149,6 +155,7 @@ impl Destination for SqliteDestination {
 
     async fn prepare(&self, plan: Plan) -> Result<Plan> {
         failpoint("prepare.before")?;
+        end_writers(&self.config.path, &plan.pipeline, None);
         let plan = self
             .write(move |conn| {
                 control::transaction(conn, |conn| {
@@ -200,6 +207,7 @@ impl Destination for SqliteDestination {
 
     async fn publish(&self, plan: &Plan) -> Result<Published> {
         let plan = plan.clone();
+        end_writers(&self.config.path, &plan.pipeline, None);
         let published = self.write(move |conn| publish::publish(conn, &plan)).await?;
         failpoint("publish.after")?;
         Ok(published)
@@ -211,6 +219,7 @@ impl Destination for SqliteDestination {
         if !known {
             return Ok(());
         }
+        end_writers(&self.config.path, &pipeline, None);
         self.write(move |conn| {
             control::transaction(conn, |conn| {
                 for load in ddl::load_tables(conn, &pipeline)? {
@@ -286,8 +295,16 @@ fn examine(conn: &mut Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
     findings.push(Finding {
         what: "journal mode".into(),
         ok: wal,
-        found: if wal { mode } else { format!("{mode}: readers and the writer wait for each other") },
-        fix: if wal { String::new() } else { "PRAGMA journal_mode = WAL".into() },
+        found: if wal {
+            mode
+        } else {
+            format!("{mode}: readers and the writer wait for each other")
+        },
+        fix: if wal {
+            String::new()
+        } else {
+            "PRAGMA journal_mode = WAL".into()
+        },
     });
     findings.push(match control::transaction(conn, |_| Ok(())) {
         Ok(()) => fact("write lock", "free".into()),
@@ -337,7 +354,12 @@ fn prepare(conn: &Connection, mut plan: Plan) -> Result<Plan> {
 }
 
 /// The statement that makes the table which rows of `planned` go to; none if it is there.
-fn load_statement(conn: Option<&Connection>, plan: &Plan, index: usize, planned: &PlannedTable) -> Result<Option<String>> {
+fn load_statement(
+    conn: Option<&Connection>,
+    plan: &Plan,
+    index: usize,
+    planned: &PlannedTable,
+) -> Result<Option<String>> {
     let name = catalog::table_name(&planned.destination)?;
     ddl::check(name, &planned.schema)?;
     let existing = match conn {
@@ -365,7 +387,11 @@ fn load_statement(conn: Option<&Connection>, plan: &Plan, index: usize, planned:
         ),
         (publish, Some(existing)) => {
             if *publish != Publish::Swap
-                && let Some(missing) = planned.schema.columns.iter().find(|c| existing.column(&c.name).is_none())
+                && let Some(missing) = planned
+                    .schema
+                    .columns
+                    .iter()
+                    .find(|c| existing.column(&c.name).is_none())
             {
                 return wrong(
                     code::SCHEMA_MISMATCH,
@@ -399,7 +425,11 @@ fn preview(conn: Option<&Connection>, plan: &Plan) -> Result<Vec<String>> {
                 all.push(format!("DROP TABLE {name}"));
                 all.push(format!("ALTER TABLE {load} RENAME TO {name}"));
                 if let Some(conn) = conn {
-                    all.extend(ddl::attached(conn, &planned.destination.name, "index")?.into_iter().map(|(_, sql)| sql));
+                    all.extend(
+                        ddl::attached(conn, &planned.destination.name, "index")?
+                            .into_iter()
+                            .map(|(_, sql)| sql),
+                    );
                 }
             }
             Publish::Merge { delete_missing } => {

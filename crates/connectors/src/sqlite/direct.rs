@@ -82,7 +82,10 @@ impl Target {
         for k in &schema.key {
             let at = target.columns.iter().position(|c| c.name == *k);
             target.key.push(at.ok_or_else(|| {
-                Error::new(code::COLUMN_MISSING, format!("key column {k} is not among the columns written"))
+                Error::new(
+                    code::COLUMN_MISSING,
+                    format!("key column {k} is not among the columns written"),
+                )
             })?);
         }
         target.rebuild();
@@ -219,8 +222,7 @@ impl Target {
         result
     }
 
-    /// Makes a key range hold exactly these rows. Rows that only the destination had are deleted; they are not in the
-    /// counts, which speak of the rows given.
+    /// Makes a key range hold exactly these rows; those that only the destination had are counted as removed.
     pub(super) fn replace_range(&mut self, conn: &Connection, range: &KeyRange, rows: &RecordBatch) -> Result<Applied> {
         let doing = || format!("replacing a key range of {}", self.name);
         if self.key.is_empty() {
@@ -231,7 +233,10 @@ impl Target {
             .iter()
             .map(|c| {
                 self.columns.iter().position(|t| t.name == *c).ok_or_else(|| {
-                    Error::new(code::COLUMN_MISSING, format!("range column {c} is not in table {}", self.name))
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("range column {c} is not in table {}", self.name),
+                    )
                 })
             })
             .collect::<Result<_>>()?;
@@ -270,7 +275,9 @@ impl Target {
             let mut put = conn.prepare(&sql).map_err(failed(doing))?;
             for row in 0..rows.num_rows() {
                 for (i, k) in self.key.iter().enumerate() {
-                    let input = inputs[*k].as_ref().ok_or_else(|| Error::bug("rows without their key"))?;
+                    let input = inputs[*k]
+                        .as_ref()
+                        .ok_or_else(|| Error::bug("rows without their key"))?;
                     put.raw_bind_parameter(i + 1, input.cell(row)?).map_err(failed(doing))?;
                 }
                 put.raw_execute().map_err(failed(doing))?;
@@ -281,17 +288,17 @@ impl Target {
             list("", &key)
         ))
         .map_err(failed(doing))?;
-        let given = equal(key.iter().map(|k| (format!("t.{}", quote(k)), format!("g.{}", quote(k)))));
+        let given = equal(
+            key.iter()
+                .map(|k| (format!("t.{}", quote(k)), format!("g.{}", quote(k)))),
+        );
         terms.push(format!(
             "NOT EXISTS (SELECT 1 FROM temp.\"_synctool_keys\" AS g WHERE {given})"
         ));
-        let sql = format!(
-            "DELETE FROM {} AS t WHERE {}",
-            quote(&self.name),
-            joined(&terms, "AND")
-        );
-        conn.execute(&sql, rusqlite::params_from_iter(&parameters))
-            .map_err(failed(doing))?;
+        let sql = format!("DELETE FROM {} AS t WHERE {}", quote(&self.name), joined(&terms, "AND"));
+        let removed = conn
+            .execute(&sql, rusqlite::params_from_iter(&parameters))
+            .map_err(failed(doing))? as u64;
         conn.execute_batch("DROP TABLE temp.\"_synctool_keys\"")
             .map_err(failed(doing))?;
         let mut updates = std::mem::take(&mut self.updates);
@@ -302,7 +309,10 @@ impl Target {
                 target: self,
                 updates: &mut updates,
             };
-            let mut applied = Applied::default();
+            let mut applied = Applied {
+                removed,
+                ..Applied::default()
+            };
             for row in 0..rows.num_rows() {
                 let cells: Row = inputs
                     .iter()
@@ -511,7 +521,11 @@ impl Change<'_> {
         }
         let sql = self.update_sql(&set, false);
         let cells = set.iter().filter_map(|i| row[*i].as_ref()).chain(key);
-        Ok(if self.run(&sql, cells)? { Did::Updated } else { Did::Nothing })
+        Ok(if self.run(&sql, cells)? {
+            Did::Updated
+        } else {
+            Did::Nothing
+        })
     }
 
     /// Gives the row of the old key the new key and values. A row that has the new key already gives way: it is what
@@ -594,7 +608,11 @@ impl Change<'_> {
         let old_cells = old.iter().flatten();
         if op == Op::Delete {
             let sql = format!("DELETE FROM {} WHERE {one}", quote(&t.name));
-            return Ok(if self.run(&sql, old_cells)? { Did::Deleted } else { Did::Nothing });
+            return Ok(if self.run(&sql, old_cells)? {
+                Did::Deleted
+            } else {
+                Did::Nothing
+            });
         }
         if set.iter().all(|i| row[*i] == old[*i]) {
             return Ok(Did::Nothing);
@@ -606,7 +624,11 @@ impl Change<'_> {
             .collect();
         let sql = format!("UPDATE {} SET {} WHERE {one}", quote(&t.name), assignments.join(", "));
         let cells = set.iter().filter_map(|i| row[*i].as_ref()).chain(old_cells);
-        Ok(if self.run(&sql, cells)? { Did::Updated } else { Did::Nothing })
+        Ok(if self.run(&sql, cells)? {
+            Did::Updated
+        } else {
+            Did::Nothing
+        })
     }
 }
 

@@ -59,8 +59,10 @@ fn check_partitions(conn: &Connection, plan: &Plan) -> Result<Vec<u64>> {
         match checkpoint.get(&p.id) {
             Some(state) if state.done => rows[p.table] += state.applied.written,
             _ => {
-                return Err(Error::bug("a plan was to be published before all of its partitions were done")
-                    .at("partition", p.id.as_str()));
+                return Err(
+                    Error::bug("a plan was to be published before all of its partitions were done")
+                        .at("partition", p.id.as_str()),
+                );
             }
         }
     }
@@ -96,17 +98,19 @@ fn one_table(conn: &Connection, plan: &Plan, index: usize, handed: u64) -> Resul
             return Ok(Applied::inserts(rows));
         }
         (Publish::Create, Some(_)) => {
-            return Err(
-                Error::new(code::SCHEMA_MISMATCH, "a table of this name appeared while it was loaded")
-                    .hint("`synctool state reset` the pipeline and plan again"),
-            );
+            return Err(Error::new(
+                code::SCHEMA_MISMATCH,
+                "a table of this name appeared while it was loaded",
+            )
+            .hint("`synctool state reset` the pipeline and plan again"));
         }
         (_, Some(existing)) => existing,
         (_, None) => {
-            return Err(
-                Error::new(code::TABLE_MISSING, "the destination table went away while it was loaded")
-                    .hint("`synctool state reset` the pipeline and plan again"),
-            );
+            return Err(Error::new(
+                code::TABLE_MISSING,
+                "the destination table went away while it was loaded",
+            )
+            .hint("`synctool state reset` the pipeline and plan again"));
         }
     };
     let orphans_before = orphans(conn, &existing.name)?;
@@ -223,10 +227,11 @@ fn swap(
     guard(delete_guard, before, deleted, rows)?;
     let triggers = ddl::attached(conn, name, "trigger")?;
     if !triggers.is_empty() {
-        return Err(
-            Error::new(code::SWAP_REFUSED, "the table has got triggers, which a swap would lose")
-                .hint("use full_mode: upsert"),
-        );
+        return Err(Error::new(
+            code::SWAP_REFUSED,
+            "the table has got triggers, which a swap would lose",
+        )
+        .hint("use full_mode: upsert"));
     }
     let indexes = ddl::attached(conn, name, "index")?;
     let counter = sequence(conn, name)?;
@@ -279,7 +284,10 @@ fn merge(
     delete_missing: bool,
 ) -> Result<Applied> {
     if planned.schema.key.is_empty() {
-        return Err(Error::new(code::KEY_MISSING, "merging needs a key, and the table has none"));
+        return Err(Error::new(
+            code::KEY_MISSING,
+            "merging needs a key, and the table has none",
+        ));
     }
     let doing = || format!("merging into {}", existing.name);
     let run = |sql: &str| conn.execute(sql, []).map(|n| n as u64).map_err(failed(doing));
@@ -306,9 +314,11 @@ fn merge(
             })
             .collect();
         let different = joined(&different, "OR");
-        let secondary = catalog::unique_indexes(conn, &existing.name)?
-            .iter()
-            .any(|index| index.iter().any(|c| !planned.schema.key.iter().any(|k| k.eq_ignore_ascii_case(c))));
+        let secondary = catalog::unique_indexes(conn, &existing.name)?.iter().any(|index| {
+            index
+                .iter()
+                .any(|c| !planned.schema.key.iter().any(|k| k.eq_ignore_ascii_case(c)))
+        });
         let whole = existing.columns.iter().filter(|c| !c.generated).count() == columns.len();
         updated = if secondary && whole {
             // Rows may exchange their unique values, which no order of updates allows: those that differ go, and come
@@ -334,11 +344,11 @@ fn merge(
         return Err(Error::bug("a merge lost count of its rows"));
     }
     Ok(Applied {
-        removed: 0,
         written: rows,
         inserted,
         updated,
         deleted,
         unchanged: rows - inserted - updated,
+        ..Applied::default()
     })
 }

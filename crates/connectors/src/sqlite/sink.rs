@@ -6,9 +6,10 @@ use super::direct::Target;
 use super::{SqliteConfig, Synchronous, control};
 use async_trait::async_trait;
 use rusqlite::Connection;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use synctool_core::change::{ChangeBatch, Event, Op, Ops};
 use synctool_core::error::{Error, Result, code};
@@ -24,13 +25,65 @@ const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
 /// A sink on a thread of its own.
 pub(super) struct SqliteSink {
-    worker: Worker<Writer>,
+    worker: Arc<Worker<Writer>>,
+    live: Arc<Live>,
     path: String,
+}
+
+/// A sink of this process, as others see it. A writer that was forgotten holds the file's only write lock, so whoever
+/// takes over its work ends it. A writer in another process can only be waited for.
+struct Live {
+    file: PathBuf,
+    pipeline: String,
+    partitions: Mutex<HashSet<PartitionId>>,
+    worker: Weak<Worker<Writer>>,
+}
+
+static LIVE: Mutex<Vec<Weak<Live>>> = Mutex::new(Vec::new());
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends writers of a pipeline in this process: those of certain partitions, or all of them. They are told that they are
+/// fenced when they are used next.
+pub(super) fn end_writers(file: &Path, pipeline: &str, partitions: Option<&[PartitionId]>) {
+    let file = canonical(file);
+    let mut live = locked(&LIVE);
+    live.retain(|l| l.strong_count() > 0);
+    for other in live.iter().filter_map(Weak::upgrade) {
+        let concerned = match partitions {
+            None => true,
+            Some(partitions) => {
+                let theirs = locked(&other.partitions);
+                partitions.iter().any(|p| theirs.contains(p))
+            }
+        };
+        if other.file == file
+            && other.pipeline == pipeline
+            && concerned
+            && let Some(worker) = other.worker.upgrade()
+        {
+            worker.interrupt();
+            // Nobody waits for the answer; the lock is waited for.
+            let _ = worker.start(|w| {
+                w.fenced = true;
+                w.roll_back();
+                Ok(())
+            });
+        }
+    }
+}
+
+fn canonical(file: &Path) -> PathBuf {
+    std::fs::canonicalize(file).unwrap_or_else(|_| file.to_path_buf())
 }
 
 impl SqliteSink {
     pub(super) async fn open(config: Arc<SqliteConfig>, plan: &Plan) -> Result<Self> {
         let path = config.path.display().to_string();
+        let file = config.path.clone();
+        let pipeline = plan.pipeline.clone();
         let (plan, synchronous) = (Arc::new(plan.clone()), config.synchronous);
         let worker = Worker::open(config, Access::Write, "sqlite-sink", move |conn| Writer {
             conn,
@@ -44,28 +97,35 @@ impl SqliteSink {
             durable: Checkpoint::new(),
             flushed_at: Instant::now(),
             pending: Applied::default(),
+            fenced: false,
             useless: false,
         })
         .await
         .map_err(|e| e.at("file", &path))?;
-        Ok(SqliteSink { worker, path })
+        let worker = Arc::new(worker);
+        let live = Arc::new(Live {
+            file: canonical(&file),
+            pipeline,
+            partitions: Mutex::default(),
+            worker: Arc::downgrade(&worker),
+        });
+        locked(&LIVE).push(Arc::downgrade(&live));
+        Ok(SqliteSink { worker, live, path })
     }
 
-    async fn call<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Writer) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+    async fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut Writer) -> Result<T> + Send + 'static) -> Result<T> {
         self.worker
             .call(move |w| {
+                if w.fenced {
+                    return Err(Error::new(code::FENCED, "a newer writer has taken over this work"));
+                }
                 if w.useless {
                     return Err(Error::bug("a SQLite sink was used after it had failed"));
                 }
                 let result = work(w);
                 if result.is_err() {
                     w.useless = true;
-                    if !w.conn.is_autocommit() {
-                        let _ = w.conn.execute_batch("ROLLBACK");
-                    }
+                    w.roll_back();
                 }
                 result
             })
@@ -77,6 +137,8 @@ impl SqliteSink {
 #[async_trait]
 impl Sink for SqliteSink {
     async fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint> {
+        end_writers(&self.live.file, &self.live.pipeline, Some(partitions));
+        locked(&self.live.partitions).extend(partitions.iter().cloned());
         let partitions = partitions.to_vec();
         let found = self.call(move |w| w.recover(&partitions)).await?;
         failpoint("sink.recover.after")?;
@@ -100,6 +162,7 @@ impl Sink for SqliteSink {
     }
 
     async fn release(&mut self, partitions: &[PartitionId]) -> Result<()> {
+        locked(&self.live.partitions).retain(|p| !partitions.contains(p));
         let partitions = partitions.to_vec();
         self.call(move |w| w.release(&partitions)).await
     }
@@ -116,10 +179,19 @@ struct Writer {
     flushed_at: Instant,
     /// What was done since the last commit.
     pending: Applied,
+    /// Somebody else does this work now.
+    fenced: bool,
     useless: bool,
 }
 
 impl Writer {
+    fn roll_back(&mut self) {
+        if !self.conn.is_autocommit() {
+            // If even this fails, closing the connection rolls back.
+            let _ = self.conn.execute_batch("ROLLBACK");
+        }
+    }
+
     fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint> {
         if !self.conn.is_autocommit() {
             return Err(Error::bug("recover was called in the middle of a transaction"));
@@ -321,12 +393,10 @@ fn load(conn: &Connection, target: &Target, batch: &ChangeBatch) -> Result<Appli
         return Err(loads_only());
     }
     let inputs = target.inputs(&batch.rows)?;
-    let inputs: Vec<_> = inputs.into_iter().collect::<Option<_>>().ok_or_else(|| {
-        Error::new(
-            code::COLUMN_MISSING,
-            "a batch lacks a column that the plan writes",
-        )
-    })?;
+    let inputs: Vec<_> = inputs
+        .into_iter()
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::new(code::COLUMN_MISSING, "a batch lacks a column that the plan writes"))?;
     let writing = || "writing into the load table".to_string();
     let mut insert = conn.prepare_cached(target.insert_sql()).map_err(failed(writing))?;
     for row in 0..batch.len() {

@@ -53,7 +53,9 @@ pub(super) fn cut(conn: &Connection, read: &ReadSpec, request: &SliceRequest) ->
     let integer = match request.key.as_slice() {
         [one] => table
             .column(one)
-            .filter(|c| types::store(&c.declared) == Store::Integer && types::affinity(&c.declared) == Affinity::Integer)
+            .filter(|c| {
+                types::store(&c.declared) == Store::Integer && types::affinity(&c.declared) == Affinity::Integer
+            })
             .map(|c| c.name.clone()),
         _ => None,
     };
@@ -91,8 +93,10 @@ fn rows_at_most(conn: &Connection, table: &CatalogTable) -> Result<Option<u64>> 
     let Some(rowid) = table.rowid() else { return Ok(None) };
     let doing = || format!("reading the last row of {}", table.name);
     let edge = |f: &str| -> Result<Option<i64>> {
-        conn.query_row(&format!("SELECT {f}({rowid}) FROM {}", quote(&table.name)), [], |r| r.get(0))
-            .map_err(failed(doing))
+        conn.query_row(&format!("SELECT {f}({rowid}) FROM {}", quote(&table.name)), [], |r| {
+            r.get(0)
+        })
+        .map_err(failed(doing))
     };
     Ok(match (edge("min")?, edge("max")?) {
         (None, _) | (_, None) => Some(0),
@@ -219,7 +223,11 @@ fn quantiles(strata: &[Stratum], n: usize) -> Vec<i128> {
             at += 1;
         }
         let s = &strata[at];
-        let share = if s.rows > 0.0 { ((wanted - before) / s.rows).clamp(0.0, 1.0) } else { 0.0 };
+        let share = if s.rows > 0.0 {
+            ((wanted - before) / s.rows).clamp(0.0, 1.0)
+        } else {
+            0.0
+        };
         let key = s.start + ((s.end - s.start) as f64 * share) as i128;
         if key > bounds.last().copied().unwrap_or(strata[0].start) {
             bounds.push(key);
@@ -233,7 +241,11 @@ fn walk(conn: &Connection, table: &CatalogTable, key: &[String], step: u64) -> R
     let doing = || format!("walking the key of {}", table.name);
     let stores: Vec<Store> = key
         .iter()
-        .map(|k| table.store(k).ok_or_else(|| Error::bug("a key column that is not there")))
+        .map(|k| {
+            table
+                .store(k)
+                .ok_or_else(|| Error::bug("a key column that is not there"))
+        })
         .collect::<Result<_>>()?;
     let names = list("", key);
     let sql = |condition: &str| {

@@ -64,7 +64,11 @@ impl Source for SqliteSource {
                 .into_iter()
                 .map(|(name, kind)| TableInfo {
                     table: TableId::bare(name),
-                    kind: if kind == "virtual" { "virtual table".into() } else { kind },
+                    kind: if kind == "virtual" {
+                        "virtual table".into()
+                    } else {
+                        kind
+                    },
                     rows: None,
                     bytes: None,
                 })
@@ -75,7 +79,8 @@ impl Source for SqliteSource {
 
     async fn describe(&self, table: &TableId) -> Result<TableSchema> {
         let table = table.clone();
-        self.read(move |conn| Ok(catalog::must_find(conn, &table)?.schema())).await
+        self.read(move |conn| Ok(catalog::must_find(conn, &table)?.schema()))
+            .await
     }
 
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
@@ -139,8 +144,16 @@ impl Source for SqliteSource {
                 let mut findings = vec![Finding {
                     what: "journal mode".into(),
                     ok: wal,
-                    found: if wal { mode } else { format!("{mode}: a long read keeps writers waiting") },
-                    fix: if wal { String::new() } else { "PRAGMA journal_mode = WAL".into() },
+                    found: if wal {
+                        mode
+                    } else {
+                        format!("{mode}: a long read keeps writers waiting")
+                    },
+                    fix: if wal {
+                        String::new()
+                    } else {
+                        "PRAGMA journal_mode = WAL".into()
+                    },
                 }];
                 for table in &names {
                     findings.push(examine_table(conn, table));
@@ -239,7 +252,10 @@ fn run(
         }
     };
     for (i, p) in query.parameters.iter().enumerate() {
-        if let Err(e) = statement.raw_bind_parameter(i + 1, p).map_err(failed(|| "reading".into())) {
+        if let Err(e) = statement
+            .raw_bind_parameter(i + 1, p)
+            .map_err(failed(|| "reading".into()))
+        {
             let _ = ready.send(Err(e));
             return;
         }
@@ -318,10 +334,22 @@ impl Query {
         }
         let sql = format!(
             "SELECT {} FROM {}{}{}",
-            if selected.is_empty() { "1".to_string() } else { selected.join(", ") },
+            if selected.is_empty() {
+                "1".to_string()
+            } else {
+                selected.join(", ")
+            },
             quote(&table.name),
-            if terms.is_empty() { String::new() } else { format!(" WHERE {}", terms.join(" AND ")) },
-            if by.is_empty() { String::new() } else { format!(" ORDER BY {by}") },
+            if terms.is_empty() {
+                String::new()
+            } else {
+                format!(" WHERE {}", terms.join(" AND "))
+            },
+            if by.is_empty() {
+                String::new()
+            } else {
+                format!(" ORDER BY {by}")
+            },
         );
         Ok(Query {
             sql,
@@ -599,7 +627,9 @@ impl Reader for SqliteReader {
                 return Ok(None);
             }
             if self.context.cancel.is_cancelled() {
-                return Err(self.place.on(Error::new(code::INTERRUPTED, "reading was stopped on request")));
+                return Err(self
+                    .place
+                    .on(Error::new(code::INTERRUPTED, "reading was stopped on request")));
             }
             if self.pending.is_none() {
                 let hold = tokio::select! {
@@ -613,7 +643,9 @@ impl Reader for SqliteReader {
                     .map_err(|_| self.place.on(client::gone()))?;
                 self.pending = Some((answer, hold));
             }
-            let Some((answer, _)) = self.pending.as_mut() else { continue };
+            let Some((answer, _)) = self.pending.as_mut() else {
+                continue;
+            };
             let filled = answer.await.map_err(|_| client::gone()).and_then(|r| r);
             let hold = self.pending.take().map_or(Hold::none(), |(_, hold)| hold);
             match filled.map_err(|e| self.place.on(e))? {

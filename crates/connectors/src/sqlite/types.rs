@@ -329,7 +329,10 @@ impl<'a> ColumnInput<'a> {
     fn refuse(&self, why: &str) -> Error {
         Error::new(
             code::VALUE_UNSUPPORTED,
-            format!("column {}: a value of type {} cannot be stored: {why}", self.name, self.ty),
+            format!(
+                "column {}: a value of type {} cannot be stored: {why}",
+                self.name, self.ty
+            ),
         )
         .hint("declare the destination's column as SyncTool would (`synctool plan` prints the type), or leave it out")
     }
@@ -471,7 +474,11 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     let hex = text.strip_prefix("\\x")?.as_bytes();
     let nibble = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
     (hex.len() % 2 == 0)
-        .then(|| hex.chunks(2).map(|c| Some(nibble(c[0])? << 4 | nibble(c[1])?)).collect())
+        .then(|| {
+            hex.chunks(2)
+                .map(|c| Some(nibble(c[0])? << 4 | nibble(c[1])?))
+                .collect()
+        })
         .flatten()
 }
 
@@ -688,7 +695,13 @@ mod tests {
             ("NATIVE CHARACTER(70)", Text { max: Some(70) }),
             ("CLOB", Text { max: None }),
             ("", Text { max: None }),
-            ("numeric(10, 2)", Decimal { precision: 10, scale: 2 }),
+            (
+                "numeric(10, 2)",
+                Decimal {
+                    precision: 10,
+                    scale: 2,
+                },
+            ),
             ("DECIMAL", Numeric),
             ("double precision", Float64),
             ("datetime", Timestamp),

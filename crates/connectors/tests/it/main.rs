@@ -2,7 +2,8 @@
 
 #[cfg(feature = "duckdb")]
 mod duckdb;
-//! The connectors against the real thing: servers, databases, files.
-
 mod object;
 mod postgres_sink;
+mod postgres_source;
+mod postgres_tls;
+mod sqlite;

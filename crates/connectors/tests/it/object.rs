@@ -1,5 +1,6 @@
 //! Files as source and destination.
 
+mod conformance;
 mod crash;
 mod csv;
 mod flow;

@@ -259,4 +259,3 @@ on_servers! {
         assert!(f.destination.control_ddl().iter().all(|s| f.db.try_psql(s).is_ok()), "the printed DDL can be run again");
     }
 }
-

@@ -1,5 +1,6 @@
 //! The PostgreSQL destination and sink on servers 15 and 18.
 
+mod direct;
 mod load;
 mod publish;
 
@@ -95,7 +96,10 @@ pub(crate) fn item_rows(rows: impl IntoIterator<Item = (i64, &'static str, i32)>
         .into_iter()
         .map(|(id, name, price)| [id.to_string(), name.to_string(), price.to_string()])
         .collect();
-    let rows: Vec<Vec<Option<&str>>> = cells.iter().map(|r| r.iter().map(|c| Some(c.as_str())).collect()).collect();
+    let rows: Vec<Vec<Option<&str>>> = cells
+        .iter()
+        .map(|r| r.iter().map(|c| Some(c.as_str())).collect())
+        .collect();
     let rows: Vec<&[Option<&str>]> = rows.iter().map(Vec::as_slice).collect();
     batch(&items(), &rows)
 }

@@ -1,0 +1,272 @@
+//! The staging table through which changes reach their table, and the statements that apply them.
+//!
+//! One staged row is one change (or the net of several changes of one key): its kind, the pattern of columns it carries,
+//! the key (or whole row) it is found by, and its values.
+
+use super::destination::Target;
+use super::merge::Mapping;
+use super::rows::RowEncoder;
+use super::sql::ident;
+use super::ddl::quoted;
+use synctool_core::error::Result;
+use synctool_core::schema::{Column, ColumnType, TableId};
+
+/// What a staged row does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The row goes.
+    Delete = 0,
+    /// The row, if it is there, gets these values.
+    Update = 1,
+    /// The row gets these values, and is inserted if it is not there.
+    Put = 2,
+    /// The same, after the row was deleted before: what it writes is no update.
+    Replace = 3,
+    /// The row, if it is there, gets these values and another key.
+    Move = 4,
+}
+
+/// A column of the destination as it is staged.
+#[derive(Debug, Clone)]
+struct Staged {
+    /// Its quoted name at the destination.
+    name: String,
+    /// The destination's type, where the staged one is another.
+    cast: Option<String>,
+    /// Generated columns travel but are not written.
+    written: bool,
+    key: bool,
+}
+
+/// The staging table of one destination table.
+#[derive(Debug)]
+pub(super) struct Stage {
+    /// Its quoted name in the session's temporary schema.
+    name: String,
+    table: String,
+    columns: Vec<Staged>,
+    /// The places of the columns a row is found by.
+    pub(super) found_by: Vec<usize>,
+    keyless: bool,
+    create: String,
+    pub(super) encoder: RowEncoder,
+    pub(super) copy: String,
+}
+
+impl Stage {
+    pub(super) fn new(target: &Target, mapping: &Mapping, number: usize) -> Result<Self> {
+        let schema = &target.schema;
+        let id = TableId::new("pg_temp", format!("_synctool_stage_{number}"));
+        let keyless = schema.key.is_empty();
+        let found_by = if keyless {
+            (0..schema.columns.len()).collect()
+        } else {
+            schema.key_indices()?
+        };
+        let columns: Vec<Staged> = schema
+            .columns
+            .iter()
+            .map(|c| {
+                let name = ident(&c.name);
+                let pair = mapping.all.iter().find(|p| p.name == name);
+                Staged {
+                    cast: pair.and_then(|p| p.cast.clone()),
+                    written: pair.is_some(),
+                    key: schema.key.contains(&c.name),
+                    name,
+                }
+            })
+            .collect();
+        let mut names: Vec<String> = ["n", "kind", "pat", "many"].map(String::from).to_vec();
+        let mut types: Vec<String> = vec!["integer".into(); 4];
+        let mut staged: Vec<Column> = names.iter().map(|n| Column::new(n, ColumnType::Int32)).collect();
+        for (prefix, places) in [("o", found_by.clone()), ("c", (0..columns.len()).collect())] {
+            for i in places {
+                names.push(format!("{prefix}{i}"));
+                types.push(target.types[i].clone());
+                staged.push(schema.columns[i].clone());
+            }
+        }
+        let definition: Vec<String> = names.iter().zip(&types).map(|(n, t)| format!("{n} {t}")).collect();
+        let encoder = RowEncoder::new(&staged, &types, None)?;
+        let name = quoted(&id);
+        Ok(Stage {
+            create: format!(
+                "CREATE TEMPORARY TABLE {} ({}, PRIMARY KEY (n)) ON COMMIT DELETE ROWS",
+                ident(&id.name),
+                definition.join(", ")
+            ),
+            copy: encoder.copy_statement(&id, &names),
+            table: quoted(&target.table),
+            name,
+            columns,
+            found_by,
+            keyless,
+            encoder,
+        })
+    }
+
+    /// Makes the staging table, instead of one of an older shape.
+    pub(super) fn create(&self) -> String {
+        format!("DROP TABLE IF EXISTS {}; {}", self.name, self.create)
+    }
+
+    pub(super) fn clear(&self) -> String {
+        format!("TRUNCATE {}", self.name)
+    }
+
+    pub(super) fn analyze(&self) -> String {
+        format!("ANALYZE {}", self.name)
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns.len()
+    }
+
+    fn value(&self, prefix: &str, i: usize) -> String {
+        match &self.columns[i].cast {
+            Some(ty) => format!("s.{prefix}{i}::{ty}"),
+            None => format!("s.{prefix}{i}"),
+        }
+    }
+
+    /// The destination's row `alias` is the one a staged row is about.
+    fn found(&self, alias: &str) -> String {
+        let parts: Vec<String> = self
+            .found_by
+            .iter()
+            .map(|&i| format!("{alias}.{} = {}", self.columns[i].name, self.value("o", i)))
+            .collect();
+        parts.join(" AND ")
+    }
+
+    /// In a table without a key equal rows are told apart by nothing: one of them is taken.
+    fn found_once(&self) -> String {
+        let compared = || self.found_by.iter().filter(|&&i| self.columns[i].written);
+        let there: Vec<String> = compared().map(|&i| format!("f.{}", self.columns[i].name)).collect();
+        let old: Vec<String> = compared().map(|&i| self.value("o", i)).collect();
+        format!(
+            "t.ctid = (SELECT f.ctid FROM {} AS f WHERE pg_catalog.record_image_eq(ROW({}), ROW({})) LIMIT 1)",
+            self.table,
+            there.join(", "),
+            old.join(", ")
+        )
+    }
+
+    fn matches(&self) -> String {
+        if self.keyless { self.found_once() } else { self.found("t") }
+    }
+
+    /// The places of written columns that a pattern carries.
+    fn carried(&self, pattern: &[bool], keys: bool) -> Vec<usize> {
+        (0..self.columns.len())
+            .filter(|&i| pattern[i] && self.columns[i].written && (keys || !self.columns[i].key))
+            .collect()
+    }
+
+    /// Which staged rows of several changes found their row.
+    pub(super) fn existing(&self) -> String {
+        format!(
+            "SELECT s.n FROM {} AS s WHERE s.many = 1 AND EXISTS (SELECT FROM {} AS t WHERE {})",
+            self.name,
+            self.table,
+            self.found("t")
+        )
+    }
+
+    pub(super) fn delete(&self, filter: &str) -> String {
+        format!(
+            "DELETE FROM {} AS t USING {} AS s WHERE s.kind = {} AND {filter} AND {}",
+            self.table,
+            self.name,
+            Kind::Delete as i32,
+            self.matches()
+        )
+    }
+
+    /// Updates rows that differ; `None` if the pattern carries nothing to set.
+    pub(super) fn update(&self, kinds: &[Kind], pattern: &[bool], filter: &str) -> Option<String> {
+        let carried = self.carried(pattern, false);
+        if carried.is_empty() {
+            return None;
+        }
+        let there: Vec<String> = carried.iter().map(|&i| format!("t.{}", self.columns[i].name)).collect();
+        let new: Vec<String> = carried.iter().map(|&i| self.value("c", i)).collect();
+        Some(format!(
+            "{} AND pg_catalog.record_image_ne(ROW({}), ROW({}))",
+            self.set(&carried, kinds, filter),
+            there.join(", "),
+            new.join(", ")
+        ))
+    }
+
+    fn set(&self, carried: &[usize], kinds: &[Kind], filter: &str) -> String {
+        let set: Vec<String> = carried
+            .iter()
+            .map(|&i| format!("{} = {}", self.columns[i].name, self.value("c", i)))
+            .collect();
+        let kinds: Vec<String> = kinds.iter().map(|k| (*k as i32).to_string()).collect();
+        format!(
+            "UPDATE {} AS t SET {} FROM {} AS s WHERE s.kind IN ({}) AND {filter} AND {}",
+            self.table,
+            set.join(", "),
+            self.name,
+            kinds.join(", "),
+            self.matches()
+        )
+    }
+
+    /// Inserts rows that are not there (all of them, where there is no key).
+    pub(super) fn insert(&self, pattern: &[bool], filter: &str) -> String {
+        let carried = self.carried(pattern, true);
+        let names: Vec<&str> = carried.iter().map(|&i| self.columns[i].name.as_str()).collect();
+        let values: Vec<String> = carried.iter().map(|&i| self.value("c", i)).collect();
+        let missing = if self.keyless {
+            String::new()
+        } else {
+            format!(" AND NOT EXISTS (SELECT FROM {} AS t WHERE {})", self.table, self.found("t"))
+        };
+        format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s WHERE s.kind IN ({}, {}) AND {filter}{missing}",
+            self.table,
+            names.join(", "),
+            values.join(", "),
+            self.name,
+            Kind::Put as i32,
+            Kind::Replace as i32
+        )
+    }
+
+    /// Takes away rows that stand where others move to.
+    pub(super) fn clear_way(&self, filter: &str) -> String {
+        let target: Vec<String> = self
+            .found_by
+            .iter()
+            .map(|&i| format!("t.{} = {}", self.columns[i].name, self.value("c", i)))
+            .collect();
+        format!(
+            "DELETE FROM {t} AS t USING {} AS s WHERE s.kind = {} AND {filter} AND {} AND EXISTS (SELECT FROM {t} AS f WHERE {})",
+            self.name,
+            Kind::Move as i32,
+            target.join(" AND "),
+            self.found("f"),
+            t = self.table
+        )
+    }
+
+    /// Gives rows their new key and values.
+    pub(super) fn move_keys(&self, pattern: &[bool], filter: &str) -> String {
+        self.set(&self.carried(pattern, true), &[Kind::Move], filter)
+    }
+
+    /// Deletes rows of a range that were not staged.
+    pub(super) fn delete_others(&self, range: &str) -> String {
+        let range = if range.is_empty() { "true" } else { range };
+        format!(
+            "DELETE FROM {} AS t WHERE {range} AND NOT EXISTS (SELECT FROM {} AS s WHERE {})",
+            self.table,
+            self.name,
+            self.found("t")
+        )
+    }
+}

@@ -1,0 +1,338 @@
+//! Changes applied by op.
+
+use super::*;
+use arrow_array::UInt8Array;
+use arrow_buffer::BooleanBuffer;
+use proptest::collection::vec;
+use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof};
+use proptest::test_runner::{Config, TestRunner};
+use std::collections::BTreeMap;
+use synctool_core::change::{KeyRange, Op, Ops, Presence, SchemaChange};
+use synctool_core::error::code;
+use synctool_core::schema::SchemaDifference;
+
+/// One change of an item, with the cells it carries.
+#[derive(Debug, Clone)]
+struct Change {
+    op: Op,
+    id: i64,
+    /// The key before, where it changed.
+    from: Option<i64>,
+    name: Option<Option<&'static str>>,
+    price: Option<i32>,
+}
+
+type Model = BTreeMap<i64, (Option<&'static str>, Option<i32>)>;
+
+/// Applies a change as the words in the contract say; `None` if it breaks the unique name.
+fn apply(model: &mut Model, c: &Change, unique: bool, counts: &mut Applied) -> Option<()> {
+    let mut next = model.clone();
+    let mut n = *counts;
+    n.written += 1;
+    let over = |old: (Option<&'static str>, Option<i32>)| (c.name.unwrap_or(old.0), c.price.map_or(old.1, Some));
+    match (c.op, c.from.filter(|f| *f != c.id)) {
+        (Op::Delete, _) => match next.remove(&c.id) {
+            Some(_) => n.deleted += 1,
+            None => n.unchanged += 1,
+        },
+        (Op::Update, Some(from)) => match next.remove(&from) {
+            Some(row) => {
+                n.removed += u64::from(next.remove(&c.id).is_some());
+                next.insert(c.id, over(row));
+                n.updated += 1;
+            }
+            None => n.unchanged += 1,
+        },
+        (Op::Update, None) => match next.get_mut(&c.id) {
+            Some(row) => {
+                *row = over(*row);
+                n.updated += 1;
+            }
+            None => n.unchanged += 1,
+        },
+        (Op::Insert | Op::Upsert, _) => match next.get_mut(&c.id) {
+            Some(row) => {
+                *row = over(*row);
+                n.updated += 1;
+            }
+            None => {
+                next.insert(c.id, over((None, None)));
+                n.inserted += 1;
+            }
+        },
+    }
+    let mut names: Vec<_> = next.values().filter_map(|r| r.0).collect();
+    names.sort_unstable();
+    if unique && names.windows(2).any(|w| w[0] == w[1]) {
+        return None;
+    }
+    (*model, *counts) = (next, n);
+    Some(())
+}
+
+fn changes() -> impl Strategy<Value = Vec<Vec<Change>>> {
+    let name = prop_oneof![Just(None), (0usize..5).prop_map(|i| Some([None, Some("a"), Some("b"), Some("c"), Some("d")][i]))];
+    let one = (0u8..10, 0i64..6, 0i64..6, name, any::<bool>()).prop_map(|(op, id, from, name, whole)| {
+        let (op, from) = match op {
+            0..=1 => (Op::Insert, None),
+            2..=3 => (Op::Upsert, None),
+            4..=5 => (Op::Delete, None),
+            6..=7 => (Op::Update, None),
+            _ => (Op::Update, Some(from)),
+        };
+        Change {
+            op,
+            id,
+            from,
+            name: if whole { Some(name.flatten()) } else { name },
+            price: Some(0),
+        }
+    });
+    // A transaction of the source, as the sink commits it; batches are cut from it below.
+    vec(vec(one, 0..14), 1..4)
+}
+
+fn as_batch(table: &TableId, schema: &TableSchema, changes: &[Change]) -> Event {
+    let cells: Vec<[Option<String>; 3]> = changes
+        .iter()
+        .map(|c| {
+            let whole = c.op != Op::Delete;
+            [
+                Some(c.id.to_string()),
+                c.name.flatten().filter(|_| whole).map(String::from),
+                c.price.filter(|_| whole).map(|p| p.to_string()),
+            ]
+        })
+        .collect();
+    let rows = |cells: &[[Option<String>; 3]]| {
+        let rows: Vec<Vec<Option<&str>>> = cells.iter().map(|r| r.iter().map(Option::as_deref).collect()).collect();
+        batch(schema, &rows.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    };
+    let before: Vec<[Option<String>; 3]> = changes
+        .iter()
+        .map(|c| [c.from.map(|f| f.to_string()), None, None])
+        .collect();
+    let present = |has: fn(&Change) -> bool| Some(changes.iter().map(has).collect::<BooleanBuffer>());
+    Event::Rows(
+        ChangeBatch::new(
+            Arc::new(table.clone()),
+            rows(&cells),
+            Ops::Each(changes.iter().map(|c| c.op as u8).collect::<UInt8Array>()),
+            Some(Presence(vec![None, present(|c| c.name.is_some()), present(|c| c.price.is_some())])),
+            changes.iter().any(|c| c.from.is_some()).then(|| rows(&before)),
+            Hold::none(),
+        )
+        .unwrap(),
+    )
+}
+
+/// Random transactions do at the server what they do to a map.
+async fn model(version: PgVersion, ddl: &str, unique: bool, key: ColumnType, cases: u32) {
+    let f = fixture(version).await;
+    f.db.psql(ddl);
+    let table = TableId::new("public", "items");
+    let mut schema = items();
+    schema.columns[0].ty = key;
+    schema.columns[0].carrier = f.destination.store_as("mysql", &schema.columns[0]).carrier;
+    let p = f.destination.prepare(plan(&table, &schema, Publish::Direct, &["log"])).await.unwrap();
+    let client = f.db.connect().await;
+    let runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let mut runner = runner;
+    let handle = tokio::runtime::Handle::current();
+    let outcome = tokio::task::block_in_place(|| {
+        runner.run(&changes(), |transactions| {
+            handle.block_on(async {
+                client.batch_execute("TRUNCATE items; UPDATE synctool.checkpoint SET position = NULL").await.unwrap();
+                let mut s = f.destination.open_sink(&p).await.unwrap();
+                s.recover(&["log".into()]).await.unwrap();
+                let mut state = Model::new();
+                let mut at: Option<String> = None;
+                let mut price = 0;
+                for (i, transaction) in transactions.into_iter().enumerate() {
+                    let mut wanted = Applied::default();
+                    let mut done = Vec::new();
+                    for mut c in transaction {
+                        // Every value is another one, so that no update finds its row as it should be.
+                        price += 1;
+                        c.price = Some(price);
+                        if apply(&mut state, &c, unique, &mut wanted).is_some() {
+                            done.push(c);
+                        }
+                    }
+                    for part in done.chunks(3) {
+                        s.write(as_batch(&table, &schema, part)).await.unwrap();
+                    }
+                    let to = i.to_string();
+                    let applied = s.commit(&[advance("log", at.as_deref(), &to, false)]).await.unwrap();
+                    at = Some(to);
+                    let rows = client.query("SELECT id::text, name, price FROM items ORDER BY id", &[]).await.unwrap();
+                    let stored: Vec<(i64, Option<String>, Option<i32>)> =
+                        rows.iter().map(|r| (r.get::<_, &str>(0).parse().unwrap(), r.get(1), r.get(2))).collect();
+                    let expected: Vec<_> = state.iter().map(|(k, v)| (*k, v.0.map(String::from), v.1)).collect();
+                    prop_assert_eq!(stored, expected, "after {:?}", done);
+                    prop_assert_eq!(applied, wanted, "after {:?}", done);
+                }
+                Ok(())
+            })
+        })
+    });
+    outcome.unwrap_or_else(|e| panic!("{e}"));
+}
+
+async fn direct(f: &Fixture, schema: &TableSchema) -> (TableId, Plan, Box<dyn Sink>) {
+    let table = TableId::new("public", "items");
+    let p = f.destination.prepare(plan(&table, schema, Publish::Direct, &["log"])).await.unwrap();
+    let s = sink(&f.destination, &p, "log").await;
+    (table, p, s)
+}
+
+fn rows(table: &TableId, op: Op, rows: RecordBatch) -> Event {
+    Event::Rows(ChangeBatch::new(Arc::new(table.clone()), rows, Ops::All(op), None, None, Hold::none()).unwrap())
+}
+
+on_servers! {
+    async fn random_changes_do_what_they_do_to_a_map(version: PgVersion) {
+        model(version, "CREATE TABLE items (id bigint PRIMARY KEY, name text, price integer)", false, ColumnType::Int64, 60).await;
+    }
+
+    async fn random_changes_with_a_unique_column(version: PgVersion) {
+        model(version, "CREATE TABLE items (id bigint PRIMARY KEY, name text UNIQUE, price integer)", true, ColumnType::Int64, 60).await;
+    }
+
+    async fn random_changes_row_by_row(version: PgVersion) {
+        model(version, "CREATE TABLE items (id numeric PRIMARY KEY, name text UNIQUE, price integer)", true, ColumnType::Numeric, 30).await;
+    }
+
+    async fn a_missing_table_is_made_and_rows_that_are_right_are_left(version: PgVersion) {
+        let f = fixture(version).await;
+        let (table, p, mut s) = direct(&f, &items()).await;
+        s.write(rows(&table, Op::Insert, item_rows([(1, "a", 1), (2, "b", 2)]))).await.unwrap();
+        assert_eq!(f.db.psql("SELECT count(*) FROM items"), "0", "nothing is visible before the commit");
+        assert_eq!(s.commit(&[advance("log", None, "1", false)]).await.unwrap(), Applied::inserts(2));
+        let before = f.db.psql("SELECT string_agg(ctid::text, ' ') FROM items");
+        s.write(rows(&table, Op::Insert, item_rows([(1, "a", 1)]))).await.unwrap();
+        s.write(rows(&table, Op::Upsert, item_rows([(2, "b", 2)]))).await.unwrap();
+        let again = s.commit(&[advance("log", Some("1"), "2", false)]).await.unwrap();
+        assert_eq!(again, Applied { written: 2, unchanged: 2, ..Applied::default() });
+        assert_eq!(f.db.psql("SELECT string_agg(ctid::text, ' ') FROM items"), before);
+        // A new sink goes on where the old one stood; what was not committed is gone.
+        s.write(rows(&table, Op::Delete, item_rows([(1, "", 0)]))).await.unwrap();
+        drop(s);
+        let mut s = f.destination.open_sink(&p).await.unwrap();
+        let state = s.recover(&["log".into()]).await.unwrap().remove(&PartitionId::from("log")).unwrap();
+        assert_eq!((state.position, state.applied.written), (Some("2".into()), 4));
+        assert_eq!(f.db.psql("SELECT count(*) FROM items"), "2");
+        assert_eq!(f.destination.publish(&p).await.unwrap().applied.written, 4);
+    }
+
+    async fn ranges_truncates_nets_and_new_columns(version: PgVersion) {
+        let f = fixture(version).await;
+        let (table, _, mut s) = direct(&f, &items()).await;
+        let t = Arc::new(table.clone());
+        s.write(rows(&table, Op::Insert, item_rows((1..=10).map(|i| (i, "n", 1))))).await.unwrap();
+        s.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        let range = KeyRange { columns: vec!["id".into()], lower: Some(vec!["3".into()]), upper: Some(vec!["7".into()]) };
+        s.write(Event::ReplaceRange { table: t.clone(), range: range.clone(), rows: item_rows([(4, "n", 1), (5, "x", 5), (7, "n", 1)]) }).await.unwrap();
+        let applied = s.commit(&[advance("log", Some("1"), "2", false)]).await.unwrap();
+        assert_eq!(applied, Applied { written: 3, updated: 1, unchanged: 2, removed: 2, ..Applied::default() });
+        assert_eq!(f.db.psql("SELECT string_agg(id || name, ' ' ORDER BY id) FROM items"), "1n 2n 4n 5x 7n 8n 9n 10n");
+        s.write(Event::ReplaceRange { table: t.clone(), range, rows: RecordBatch::new_empty(items().arrow_schema()) }).await.unwrap();
+        s.write(Event::Net { table: t.clone(), remove: item_rows([(1, "", 0), (2, "", 0)]), insert: item_rows([(2, "back", 2), (20, "new", 3)]) }).await.unwrap();
+        let applied = s.commit(&[advance("log", Some("2"), "3", false)]).await.unwrap();
+        assert_eq!(applied, Applied { written: 4, inserted: 2, deleted: 2, removed: 2, ..Applied::default() });
+        let added = Column::new("added", ColumnType::Date).with_source_type("date");
+        let change = SchemaChange { table: t.clone(), difference: SchemaDifference { missing: vec![added.clone()], ..Default::default() } };
+        s.write(Event::Schema(change)).await.unwrap();
+        let mut wider = items();
+        wider.columns.push(added);
+        s.write(rows(&table, Op::Insert, batch(&wider, &[&[Some("30"), None, None, Some("2024-02-29")]]))).await.unwrap();
+        s.commit(&[advance("log", Some("3"), "4", false)]).await.unwrap();
+        assert_eq!(f.db.psql("SELECT added FROM items WHERE id = 30"), "2024-02-29");
+        let gone = SchemaChange { table: t.clone(), difference: SchemaDifference { extra: vec![items().columns[1].clone()], ..Default::default() } };
+        assert_eq!(s.write(Event::Schema(gone)).await.unwrap_err().code(), code::UNSUPPORTED);
+        drop(s);
+        // The plan does not know the new column; a sink that starts over learns it from the rows.
+        let p = f.destination.stored_plan("shop").await.unwrap().unwrap().plan;
+        let mut s = sink(&f.destination, &p, "log").await;
+        s.write(rows(&table, Op::Update, batch(&wider, &[&[Some("30"), Some("later"), None, None]]))).await.unwrap();
+        s.write(Event::Truncate { tables: vec![t.clone()], cascade: false, restart_identity: true }).await.unwrap();
+        s.write(rows(&table, Op::Insert, batch(&wider, &[&[Some("1"), None, None, None]]))).await.unwrap();
+        s.commit(&[advance("log", Some("4"), "5", false)]).await.unwrap();
+        assert_eq!(dump(&f.db, "items"), "(1,,,)");
+    }
+
+    async fn tables_without_a_key_take_inserts_and_whole_old_rows(version: PgVersion) {
+        let f = fixture(version).await;
+        let mut schema = items();
+        schema.key.clear();
+        let (table, p, mut s) = direct(&f, &schema).await;
+        s.write(rows(&table, Op::Insert, item_rows([(1, "a", 1), (1, "a", 1), (2, "b", 2)]))).await.unwrap();
+        let old = item_rows([(1, "a", 1), (2, "b", 2)]);
+        let new = item_rows([(1, "a", 1), (2, "c", 3)]);
+        let ops = Ops::Each([Op::Delete as u8, Op::Update as u8].into_iter().collect::<UInt8Array>());
+        s.write(Event::Rows(ChangeBatch::new(Arc::new(table.clone()), new, ops, None, Some(old), Hold::none()).unwrap())).await.unwrap();
+        let applied = s.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        assert_eq!(applied, Applied { written: 5, inserted: 3, deleted: 1, updated: 1, ..Applied::default() });
+        assert_eq!(dump(&f.db, "items"), "(1,a,1)\n(2,c,3)");
+        let mut s = sink(&f.destination, &p, "log").await;
+        let e = s.write(rows(&table, Op::Delete, item_rows([(1, "a", 1)]))).await.unwrap_err();
+        assert_eq!(e.code(), code::UNSUPPORTED, "{e}");
+    }
+
+    async fn every_kind_of_column_is_staged(version: PgVersion) {
+        let f = fixture(version).await;
+        f.db.psql("CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+            CREATE TABLE items (a text, b date, m mood, i interval, n inet[], j json, d positive, u uuid, x int GENERATED ALWAYS AS IDENTITY,
+              g int GENERATED ALWAYS AS (d * 2) STORED, PRIMARY KEY (b, a))");
+        let table = TableId::new("public", "items");
+        let mut schema = f.destination.describe(&table).await.unwrap().unwrap();
+        schema.columns.retain(|c| c.name != "x");
+        schema.columns.iter_mut().for_each(|c| c.carrier = f.destination.store_as("postgresql", c).carrier);
+        let (table, _, mut s) = direct(&f, &schema).await;
+        let row = |a: &'static str, d: &'static str| [Some(a), Some("0044-03-15 BC"), Some("glad"), Some("1 mon 2 days 00:00:03.5"), Some("{10.0.0.1,NULL}"), Some("{\"a\" : 1}"), Some(d), Some("00000000-0000-0000-0000-00000000000a"), None];
+        s.write(rows(&table, Op::Insert, batch(&schema, &[&row("k", "1"), &row("l", "2")]))).await.unwrap();
+        s.write(rows(&table, Op::Update, batch(&schema, &[&row("l", "7")]))).await.unwrap();
+        s.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        assert_eq!(f.db.psql("SELECT a, b, m, i, n, j, d, g, x FROM items ORDER BY a"),
+            "k|0044-03-15 BC|glad|1 mon 2 days 00:00:03.5|{10.0.0.1,NULL}|{\"a\" : 1}|1|2|1\nl|0044-03-15 BC|glad|1 mon 2 days 00:00:03.5|{10.0.0.1,NULL}|{\"a\" : 1}|7|14|2");
+    }
+
+    async fn wide_rows_and_large_groups_pass(version: PgVersion) {
+        let f = fixture(version).await;
+        let (table, _, mut s) = direct(&f, &items()).await;
+        let wide = "x".repeat(3 << 20);
+        let cells: Vec<[String; 3]> = (0..4).map(|i| [i.to_string(), wide.clone(), "1".into()]).collect();
+        for row in &cells {
+            let row: Vec<Option<&str>> = row.iter().map(|c| Some(c.as_str())).collect();
+            s.write(rows(&table, Op::Insert, batch(&items(), &[&row]))).await.unwrap();
+        }
+        s.write(rows(&table, Op::Insert, item_rows((10..20_010).map(|i| (i, "n", 1))))).await.unwrap();
+        s.write(rows(&table, Op::Delete, item_rows((10..10_010).map(|i| (i, "", 0))))).await.unwrap();
+        let applied = s.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        assert_eq!(applied, Applied { written: 30_004, inserted: 20_004, deleted: 10_000, ..Applied::default() });
+        assert_eq!(f.db.psql("SELECT count(*), sum(length(name)) FROM items"), format!("10004|{}", 4 * (3 << 20) + 10_000));
+    }
+
+    async fn a_direct_sink_is_fenced_too(version: PgVersion) {
+        let f = fixture(version).await;
+        let (table, p, mut old) = direct(&f, &items()).await;
+        old.write(rows(&table, Op::Insert, item_rows([(1, "zombie", 1)]))).await.unwrap();
+        f.db.psql("UPDATE synctool.checkpoint SET writer = NULL");
+        let mut new = sink(&f.destination, &p, "log").await;
+        new.write(rows(&table, Op::Insert, item_rows([(1, "right", 1)]))).await.unwrap();
+        new.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        let e = old.commit(&[advance("log", None, "1", false)]).await.unwrap_err();
+        assert_eq!(e.code(), code::FENCED, "{e}");
+        drop(old);
+        assert_eq!(dump(&f.db, "items"), "(1,right,1)");
+        // Asynchronous commits are durable only once they are flushed.
+        f.db.psql(&format!("ALTER DATABASE {} SET synchronous_commit = off", f.db.name()));
+        let mut lazy = sink(&f.destination, &p, "log").await;
+        lazy.write(rows(&table, Op::Delete, item_rows([(1, "", 1)]))).await.unwrap();
+        lazy.commit(&[advance("log", Some("1"), "2", false)]).await.unwrap();
+        let lazy = tokio::sync::Mutex::new(lazy);
+        synctool_testkit::eventually("the flush of the WAL", std::time::Duration::from_secs(20), async || {
+            lazy.lock().await.durable().await.unwrap()[&PartitionId::from("log")].position == Some("2".into())
+        }).await;
+    }
+}

@@ -313,6 +313,9 @@ fn carry(
         // Types of different Arrow forms meet in text.
         (from.carrier, to.carrier) = (Carrier::Text, Carrier::Text);
     }
+    // From here on the column is the destination's, and so is the name of its type: `INTEGER` is not the same
+    // everywhere.
+    to.source_type = Some(stored.type_name);
     Ok((from, to))
 }
 

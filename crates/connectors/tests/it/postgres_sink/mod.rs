@@ -1,5 +1,6 @@
 //! The PostgreSQL destination and sink on servers 15 and 18.
 
+mod conformance;
 mod direct;
 mod load;
 mod publish;

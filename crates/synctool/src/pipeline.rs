@@ -506,7 +506,9 @@ impl Task {
         let semantics = loaded.pipeline.semantics_of(&self.chosen.strategy);
         let (source, destination) = (&*engine.source, &*engine.destination);
         let draft = pipeline.draft(source, destination, &self.chosen, options, &self.run_id);
-        let (plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;
+        let (mut plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;
+        // Said after a refusal, it is about the run that was refused.
+        plan.guard.allow |= options.allow_mass_delete;
         engine.run(plan, resumed).await
     }
 }

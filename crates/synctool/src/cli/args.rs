@@ -425,7 +425,8 @@ pub(super) enum ConnsCommand {
     #[command(after_help = "Examples:\n  synctool conns test\n  synctool conns test shop sqlite:copy.db")]
     Test {
         /// Names or connection URIs. Default: all that are configured.
-        datastores: Vec<String>,
+        #[arg(value_name = "NAME_OR_URI")]
+        which: Vec<String>,
     },
     /// List the tables of a datastore, or the columns of one table.
     #[command(after_help = "Examples:

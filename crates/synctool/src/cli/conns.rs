@@ -14,7 +14,7 @@ use synctool_core::error::{Error, Result, code};
 pub(super) async fn conns(command: ConnsCommand, globals: &Globals) -> Result<Reply> {
     match command {
         ConnsCommand::List => list(globals),
-        ConnsCommand::Test { datastores } => test(&datastores, globals).await,
+        ConnsCommand::Test { which } => test(&which, globals).await,
         ConnsCommand::Discover {
             datastore,
             table,

@@ -210,14 +210,19 @@ fn report(found: &[Found]) -> Reply {
         })
         .collect();
     let mut text = out::table(&["", "where", "what", "found"], rows);
-    if bad > 0 {
-        text.push_str("\nto do\n");
-        for f in found.iter().filter(|f| !f.finding.ok) {
+    // What is well and has a fix all the same could be better.
+    let sections = [("to do", false), ("could be better", true)];
+    for (title, ok) in sections {
+        let of_section = |f: &&Found| f.finding.ok == ok && !(ok && f.finding.fix.is_empty());
+        let mut listed = found.iter().filter(of_section).peekable();
+        if listed.peek().is_some() {
+            text.push_str(&format!("\n{title}\n"));
+        }
+        for f in listed {
             text.push_str(&format!("  {} ({})\n", f.finding.what, f.place));
-            let fix = if f.finding.fix.is_empty() {
-                &f.finding.found
-            } else {
-                &f.finding.fix
+            let fix = match f.finding.fix.is_empty() {
+                true => &f.finding.found,
+                false => &f.finding.fix,
             };
             text.extend(fix.lines().map(|line| format!("    {line}\n")));
         }

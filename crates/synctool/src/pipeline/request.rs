@@ -179,15 +179,16 @@ fn wanted_type(mapping: &ColumnMapping, column: &Column) -> Result<Option<Column
     if column.ty.fits(&wanted) {
         return Ok(Some(wanted));
     }
+    let fitting = match wide_enough(&column.ty) {
+        text if text == "text" => "`data_type: text`".to_owned(),
+        wide => format!("`data_type: {wide}`, `data_type: text`"),
+    };
     Err(data_type
         .error(format!(
             "column {} is {source} at the source, and data_type {wanted} cannot hold all its values",
             column.name
         ))
-        .with_help(format!(
-            "use `data_type: {}`, `data_type: text`, or leave data_type out",
-            wide_enough(&column.ty)
-        )))
+        .with_help(format!("use {fitting}, or leave data_type out")))
 }
 
 /// A type a user may write that holds every value of `ty`.

@@ -1,0 +1,269 @@
+//! What a newcomer does wrong, and what is said about it.
+
+use crate::{Home, SECRET};
+
+fn home() -> Home {
+    let home = Home::new();
+    home.items("from.db", 30).pipeline(100);
+    home
+}
+
+#[test]
+fn a_wrong_path_and_a_wrong_name() {
+    let home = home();
+    home.run(&["run", "item.yaml"])
+        .fails(2, &["error: there is no file item.yaml", "did you mean items.yaml?"]);
+    home.run(&["run", "itms"])
+        .fails(2, &["no pipeline and no file named itms", "did you mean items?"]);
+    home.run(&["run"]).fails(2, &["no pipeline was named", "items"]);
+    home.run(&["state", "show", "itms"])
+        .fails(2, &["nothing is remembered of a pipeline itms"]);
+    home.run(&["runs", "show", "20200101_000000_abcdef"])
+        .fails(2, &["there is no run"]);
+    home.run(&["run", "items.yaml", "--strategy", "nigtly"])
+        .fails(2, &["has no strategy", "did you mean \"nightly\""]);
+}
+
+#[test]
+fn an_unknown_command_or_option() {
+    let home = home();
+    home.run(&["rnu", "items.yaml"])
+        .fails(2, &["unrecognized subcommand 'rnu'", "run"]);
+    home.run(&["run", "--stratgy", "x"]).fails(2, &["--strategy"]);
+    home.run(&["run", "items.yaml", "--memory", "1MiB"])
+        .fails(2, &["must be at least 16MiB"]);
+    let (code, error) = home.json(&["rnu"]);
+    assert_eq!((code, error["error"]["exit_code"].as_u64()), (2, Some(2)));
+}
+
+#[test]
+fn a_mistake_in_the_file_is_told_at_its_place() {
+    let home = home();
+    let text = home.read("items.yaml").replace("partitioning", "partitoning");
+    home.write("items.yaml", &text);
+    home.run(&["run", "items.yaml"]).fails(
+        2,
+        &[
+            "error: items.yaml:7:1:",
+            "partitoning",
+            "did you mean \"partitioning\"",
+            "code: ST-CFG-001",
+        ],
+    );
+    let (code, error) = home.json(&["config", "validate", "items.yaml"]);
+    assert_eq!(
+        (code, error["error"]["mistakes"][0]["line"].as_u64()),
+        (2, Some(7)),
+        "{error}"
+    );
+    home.write("items.yaml", "name: [");
+    home.run(&["config", "validate", "items.yaml"])
+        .fails(2, &["items.yaml:1:"]);
+    home.write(
+        "items.yaml",
+        &text.replace("partitoning: {step: 100}", "description: ${NOT_SET}"),
+    );
+    home.run(&["run", "items.yaml"]).fails(2, &["NOT_SET"]);
+}
+
+#[test]
+fn a_table_or_column_that_is_not_there() {
+    let home = home();
+    home.run(&["copy", "sqlite:from.db", "itms", "sqlite:to.db"])
+        .fails(2, &["itms", "items", "ST-CFG-010"]);
+    home.run(&["copy", "sqlite:from.db", "items", "sqlite:to.db", "--columns", "id,nme"])
+        .fails(2, &["column nme is not in items", "did you mean \"name\""]);
+    home.run(&["copy", "sqlite:from.db", "items", "sqlite:to.db", "--key", "uid"])
+        .fails(2, &["uid"]);
+    home.run(&["conns", "discover", "sqlite:from.db", "itms"])
+        .fails(2, &["itms"]);
+}
+
+#[test]
+fn a_datastore_that_is_not_there() {
+    let home = home();
+    let text = home.read("items.yaml").replace("datastore: from", "datastore: form");
+    home.write("items.yaml", &text);
+    home.run(&["run", "items.yaml"]).fails(
+        2,
+        &[
+            "there is no datastore \"form\"",
+            "did you mean \"from\"",
+            "items.yaml:5:",
+        ],
+    );
+    home.run(&["conns", "test", "nothing"]).fails(2, &["nothing"]);
+    home.run(&["copy", "sqlite:no.db", "items", "sqlite:to.db"])
+        .fails(2, &["does not exist"]);
+    home.run(&["copy", "oracle://u:p@h/x", "t", "sqlite:to.db"])
+        .fails(2, &["not a connection that SyncTool knows"]);
+    home.run(&["copy", "mysql://u:p@h/x", "t", "sqlite:to.db"])
+        .fails(2, &["not in this version yet"]);
+}
+
+#[test]
+fn a_file_that_is_no_database() {
+    let home = home();
+    home.write(
+        "notes.db",
+        &"this is no database, but long enough to be looked at\n".repeat(50),
+    );
+    let ran = home.run(&["copy", "sqlite:notes.db", "items", "sqlite:to.db"]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("notes.db") && ran.stderr.contains("code: ST-IO-003"),
+        "{}",
+        ran.stderr
+    );
+    let ran = home.run(&["copy", "sqlite:from.db", "items", "sqlite:notes.db"]);
+    assert_ne!(ran.code, 0);
+    assert!(ran.stderr.contains("notes.db"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written() {
+    let home = home();
+    home.write("data", "a file stands here");
+    home.run(&["run", "items.yaml"])
+        .fails(1, &["data", "--data-dir", "ST-STA-001"]);
+    assert!(!home.path("to.db").exists(), "the destination was touched");
+    home.run(&["run", "items.yaml", "--data-dir", "elsewhere"]).ok();
+}
+
+#[test]
+fn narrowing_types_are_told_at_their_place() {
+    let home = home();
+    let text = home.read("items.yaml")
+        + "columns:\n  - id\n  - {source: name, dest: name, data_type: varchar, length: 10}\n  - {source: price, dest: price, data_type: smallint}\n";
+    home.write("items.yaml", &text);
+    home.run(&["run", "items.yaml"]).fails(
+        2,
+        &[
+            "items.yaml:11:43:",
+            "data_type varchar(10) cannot hold",
+            "items.yaml:12:",
+            "data_type smallint cannot hold",
+            "data_type: double",
+        ],
+    );
+    assert!(!home.path("to.db").exists(), "the destination was touched");
+}
+
+#[test]
+fn what_this_version_cannot_do_is_refused_not_ignored() {
+    let home = home();
+    home.run(&["run", "items.yaml", "--bounds", "{\"id\": 1}"])
+        .fails(2, &["--bounds is not for full runs"]);
+    home.run(&["run", "items.yaml", "--bounds", "{"])
+        .fails(2, &["--bounds is not JSON"]);
+    let text = home.read("items.yaml");
+    let filtered = text.replace(
+        "source: {datastore: from,",
+        "source: {filters: [\"id > 5\"], datastore: from,",
+    );
+    home.write("items.yaml", &filtered);
+    home.run(&["run", "items.yaml"])
+        .fails(2, &["filters are not in this version yet", "items.yaml:5:"]);
+    home.write("items.yaml", &text.replace("type: full", "type: delta, column: id"));
+    let ran = home.run(&["run", "items.yaml"]).ok();
+    assert!(ran.stderr.contains("which this version runs as full"), "{}", ran.stderr);
+    assert!(home.run(&["run", "items.yaml", "--quiet"]).ok().stderr.is_empty());
+}
+
+#[test]
+fn an_emptied_source_does_not_empty_the_destination() {
+    let home = home();
+    home.run(&["run", "items.yaml"]).ok();
+    home.sql("from.db", "DELETE FROM items");
+    home.run(&["run", "items.yaml"])
+        .fails(4, &["--allow-mass-delete", "ST-POL-002"]);
+    assert_eq!(home.rows("to.db").len(), 30);
+    home.run(&["run", "items.yaml", "--allow-mass-delete"]).ok();
+    assert_eq!(home.rows("to.db").len(), 0);
+}
+
+#[test]
+fn errors_for_programs_are_json_on_stdout() {
+    let home = home();
+    let (code, error) = home.json(&["copy", "sqlite:from.db", "itms", "sqlite:to.db"]);
+    assert_eq!((code, error["status"].as_str()), (2, Some("failed")));
+    let error = &error["error"];
+    assert_eq!(
+        (
+            error["code"].as_str(),
+            error["kind"].as_str(),
+            error["exit_code"].as_u64()
+        ),
+        (Some("ST-CFG-010"), Some("config"), Some(2))
+    );
+    assert!(
+        error["message"].as_str().is_some_and(|m| m.contains("itms")) && error["context"].is_object(),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_log_for_programs_is_json_lines() {
+    let home = home();
+    let ran = home
+        .run(&["run", "items.yaml", "--log-format", "json", "--log-level", "debug"])
+        .ok();
+    for line in ran.stderr.lines() {
+        assert!(
+            serde_json::from_str::<serde_json::Value>(line).is_ok_and(|l| l["level"].is_string()),
+            "{line}"
+        );
+    }
+    home.run(&["run", "items.yaml", "--log-level", "synctool=[["])
+        .fails(2, &["log level"]);
+}
+
+#[test]
+fn secrets_stay_secret() {
+    let home = home();
+    home.write(
+        "datastores.yaml",
+        "datastores:\n  shop:\n    type: postgres\n    connection: {host: 127.0.0.1, port: 1, user: u, password: \"${SHOP_PASSWORD}\", dbname: d}\n",
+    );
+    let uri = format!("postgresql://u:{SECRET}@127.0.0.1:1/d");
+    let bad = format!("postgresql://u:{SECRET}@127.0.0.1:port/d");
+    home.write(
+        "pg.yaml",
+        "name: pg\nsource: {datastore: shop, table: t}\ndestination: {datastore: shop, table: u}\n",
+    );
+    for arguments in [
+        &[
+            "copy",
+            &uri,
+            "t",
+            "sqlite:to.db",
+            "--save",
+            "saved.yaml",
+            "--log-level",
+            "trace",
+        ][..],
+        &["copy", &bad, "t", "sqlite:to.db"],
+        &["init", &uri, "t", "sqlite:to.db"],
+        &["doctor", &uri],
+        &["doctor", "pg.yaml"],
+        &["conns", "test", &uri],
+        &["conns", "list"],
+        &["conns", "test"],
+        &["config", "show", "pg.yaml"],
+        &["plan", "pg.yaml"],
+        &["run", "pg.yaml", "--log-level", "trace"],
+        &["runs", "logs", "latest"],
+        &["runs", "show", "latest"],
+        &["state", "show"],
+    ] {
+        for format in ["text", "json", "ndjson"] {
+            home.run(&[arguments, &["--output", format]].concat());
+        }
+    }
+    assert!(
+        home.read("saved.yaml").contains("${D_PASSWORD}"),
+        "{}",
+        home.read("saved.yaml")
+    );
+    home.no_file_tells(&[]);
+}

@@ -1,0 +1,126 @@
+//! Runs that are stopped, killed, or started twice.
+
+use crate::Home;
+use serde_json::Value;
+use synctool_testkit::kill::{Action, Failpoint, KillRun, Running};
+
+const RUN: &[&str] = &["run", "items.yaml", "--output", "json", "--workers", "1"];
+
+fn home() -> Home {
+    let home = Home::new();
+    home.items("from.db", 1000).pipeline(100);
+    home
+}
+
+/// A run that holds still right after its third commit.
+fn held(home: &Home) -> Running {
+    let point = Failpoint {
+        name: "sink.commit.after".into(),
+        nth: 3,
+    };
+    let mut running = KillRun::new(&home.command(RUN)).accident(&point, Action::Stop).start();
+    running.wait_stopped();
+    running
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// The next run goes on with what was left, and all rows are there.
+#[track_caller]
+fn goes_on(home: &Home, at_least: u64) {
+    let (code, summary) = home.json(&["run", "items.yaml"]);
+    assert_eq!(code, 0, "{summary}");
+    assert_eq!(summary["resumed"], true, "{summary}");
+    assert!(summary["skipped"].as_u64() >= Some(at_least), "{summary}");
+    assert_eq!(summary["read"].as_u64(), Some(1000));
+    assert!(summary["read_now"].as_u64() <= Some(1000 - at_least * 100), "{summary}");
+    assert_eq!(home.rows("from.db"), home.rows("to.db"));
+}
+
+#[test]
+fn ctrl_c_saves_and_the_next_run_goes_on() {
+    let home = home();
+    let running = held(&home);
+    running.interrupt();
+    running.resume();
+    let out = running.wait();
+    assert_eq!(out.code, Some(130), "{}\n{}", out.stdout, out.stderr);
+    assert!(out.stderr.contains("stopping at the next boundary"), "{}", out.stderr);
+    let summary = json(&out.stdout);
+    assert_eq!(
+        (summary["status"].as_str(), summary["error"]["exit_code"].as_u64()),
+        (Some("interrupted"), Some(130))
+    );
+    let (_, state) = home.json(&["state", "show", "items"]);
+    assert_eq!(state["status"], "interrupted");
+    goes_on(&home, 3);
+}
+
+#[test]
+fn after_kill_9_finished_partitions_are_not_done_again() {
+    let home = home();
+    KillRun::new(&home.command(RUN))
+        .at("sink.commit.after", 5)
+        .run()
+        .assert_killed();
+    let plan = home.run(&["plan", "items.yaml"]).ok().stdout;
+    assert!(
+        plan.contains("takes up run") && plan.contains("5 of 10 partitions are done"),
+        "{plan}"
+    );
+    goes_on(&home, 5);
+    let (_, runs) = home.json(&["runs", "list"]);
+    assert_eq!(
+        (runs[0]["status"].as_str(), runs[1]["status"].as_str()),
+        (Some("completed"), Some("interrupted"))
+    );
+}
+
+#[test]
+fn a_pipeline_runs_once_at_a_time() {
+    let home = home();
+    let running = held(&home);
+    home.run(&["run", "items.yaml"])
+        .fails(6, &["already running", "process"]);
+    let (code, error) = home.json(&["run", "items.yaml"]);
+    assert_eq!((code, error["error"]["code"].as_str()), (6, Some("ST-TXN-003")));
+    home.run(&["state", "reset", "items.yaml", "--yes"])
+        .fails(6, &["already running"]);
+    running.kill();
+    goes_on(&home, 3);
+}
+
+#[test]
+fn a_changed_pipeline_is_not_taken_up_by_mistake() {
+    let home = home();
+    KillRun::new(&home.command(RUN))
+        .at("sink.commit.after", 2)
+        .run()
+        .assert_killed();
+    let text = home.read("items.yaml") + "columns: [id, name]\n";
+    home.write("items.yaml", &text);
+    home.run(&["run", "items.yaml"])
+        .fails(2, &["the pipeline changed (columns)", "state reset items"]);
+    let (code, reset) = home.json(&["state", "reset", "items.yaml", "--yes"]);
+    assert_eq!(code, 0, "{reset}");
+    assert!(reset["forgotten"].to_string().contains("2 of 10 partitions"), "{reset}");
+    let (code, summary) = home.json(&["run", "items.yaml"]);
+    assert_eq!((code, &summary["resumed"]), (0, &Value::Bool(false)), "{summary}");
+}
+
+#[test]
+fn restart_forgets_what_was_begun() {
+    let home = home();
+    KillRun::new(&home.command(RUN))
+        .at("sink.commit.after", 2)
+        .run()
+        .assert_killed();
+    let (code, summary) = home.json(&["run", "items.yaml", "--restart"]);
+    assert_eq!(
+        (code, &summary["resumed"], summary["skipped"].as_u64()),
+        (0, &Value::Bool(false), Some(0))
+    );
+    assert_eq!(home.rows("from.db"), home.rows("to.db"));
+}

@@ -178,9 +178,9 @@ impl Applier {
     }
 
     async fn table(&mut self, session: &Connection, target: Target, source: TableId, number: usize) -> Result<Table> {
-        let (oid, _) = oid_of(&**session, &target.table).await?.ok_or_else(|| {
-            Error::new(code::TABLE_MISSING, format!("{} does not exist", target.table))
-        })?;
+        let (oid, _) = oid_of(&**session, &target.table)
+            .await?
+            .ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{} does not exist", target.table)))?;
         let existing = columns_of(&**session, oid).await?;
         let mapping = Mapping::new(&target.table, &target.schema, &target.types, &existing)?;
         mapping.check_updatable(&target.table)?;
@@ -223,7 +223,9 @@ impl Applier {
         self.tables
             .iter()
             .position(|t| {
-                t.source == *table || t.target.table == *table || (table.schema.is_none() && t.target.table == self.destination.qualified(table))
+                t.source == *table
+                    || t.target.table == *table
+                    || (table.schema.is_none() && t.target.table == self.destination.qualified(table))
             })
             .ok_or_else(|| Error::bug(format!("changes of {table}, which is not in the plan")))
     }
@@ -355,7 +357,11 @@ impl Applier {
                     return Ok(());
                 }
                 Err(Failed::Conflict(_)) if table.fragile => {
-                    run(session, "ROLLBACK TO SAVEPOINT synctool_apply; RELEASE SAVEPOINT synctool_apply").await?;
+                    run(
+                        session,
+                        "ROLLBACK TO SAVEPOINT synctool_apply; RELEASE SAVEPOINT synctool_apply",
+                    )
+                    .await?;
                     // What the staging table held or whether it was made is undone too.
                     (table.staged, table.made) = (false, false);
                 }
@@ -371,7 +377,10 @@ impl Applier {
         if self.tables[i].keys.is_none() {
             return Err(Error::new(
                 code::KEY_MISSING,
-                format!("{} has no key, so no range of it can be replaced", self.tables[i].target.table),
+                format!(
+                    "{} has no key, so no range of it can be replaced",
+                    self.tables[i].target.table
+                ),
             ));
         }
         self.flush(session, i).await?;
@@ -388,7 +397,9 @@ impl Applier {
             }
             pending = std::mem::take(&mut t.pending);
         }
-        t.put_staged(session, &pending, &pending.changes, &[]).await.map_err(|e| e.error(t))?;
+        t.put_staged(session, &pending, &pending.changes, &[])
+            .await
+            .map_err(|e| e.error(t))?;
         let removed = counts(session, &t.stage.delete_others(&slices::condition(range)?))
             .await
             .map_err(|e| e.error(t))?;
@@ -404,7 +415,13 @@ impl Applier {
         self.flush(session, i).await
     }
 
-    async fn truncate(&mut self, session: &Connection, tables: &[Arc<TableId>], cascade: bool, restart: bool) -> Result<()> {
+    async fn truncate(
+        &mut self,
+        session: &Connection,
+        tables: &[Arc<TableId>],
+        cascade: bool,
+        restart: bool,
+    ) -> Result<()> {
         let mut names = Vec::new();
         for id in tables {
             // A log tells of tables that this plan does not write.
@@ -434,7 +451,10 @@ impl Applier {
         let refused = |what: String| {
             Err(Error::new(
                 code::UNSUPPORTED,
-                format!("{} changed its shape: {what}; only new columns are followed", change.table),
+                format!(
+                    "{} changed its shape: {what}; only new columns are followed",
+                    change.table
+                ),
             )
             .hint("change the destination table by hand and load it again"))
         };
@@ -457,7 +477,12 @@ impl Applier {
         }
         let columns = TableSchema::from_arrow_metadata(&schema)
             .filter(|columns| columns.len() >= known.len() && columns.iter().zip(known).all(|(c, k)| c.name == k.name))
-            .ok_or_else(|| Error::bug(format!("rows of {} do not have its columns", self.tables[i].target.table)))?;
+            .ok_or_else(|| {
+                Error::bug(format!(
+                    "rows of {} do not have its columns",
+                    self.tables[i].target.table
+                ))
+            })?;
         let new = columns[known.len()..].to_vec();
         self.add_columns(session, i, new).await
     }
@@ -568,7 +593,10 @@ impl Table {
             if self.keys.is_none() && kind != Kind::Put && batch.before.is_none() {
                 return Err(Error::new(
                     code::UNSUPPORTED,
-                    format!("{} has no key, and an update or delete of it does not bring the whole old row", self.target.table),
+                    format!(
+                        "{} has no key, and an update or delete of it does not bring the whole old row",
+                        self.target.table
+                    ),
                 )
                 .hint("give it a primary key, or REPLICA IDENTITY FULL at the source"));
             }
@@ -584,7 +612,11 @@ impl Table {
                 old: there,
                 cells,
             },
-            Kind::Delete if !has_key(&batch.rows) && moved => Change { kind, old: there, cells },
+            Kind::Delete if !has_key(&batch.rows) && moved => Change {
+                kind,
+                old: there,
+                cells,
+            },
             _ => Change { kind, old: here, cells },
         })
     }
@@ -604,7 +636,9 @@ impl Table {
                 .ok_or_else(|| Error::bug("a key changed in a table without a key"))?;
             let p = &mut self.pending;
             let old = &old;
-            let touched = [old, key].iter().any(|k| p.by_key.contains_key(*k) || p.moving.contains(*k));
+            let touched = [old, key]
+                .iter()
+                .any(|k| p.by_key.contains_key(*k) || p.moving.contains(*k));
             if touched {
                 return Ok(false);
             }
@@ -698,7 +732,12 @@ impl Table {
     }
 
     /// Changes as rows of the staging table, and the patterns of columns they carry; the first is the whole one.
-    fn staged_rows(&self, pending: &Pending, changes: &[Change], many: &[bool]) -> Result<(RecordBatch, Vec<Vec<bool>>)> {
+    fn staged_rows(
+        &self,
+        pending: &Pending,
+        changes: &[Change],
+        many: &[bool],
+    ) -> Result<(RecordBatch, Vec<Vec<bool>>)> {
         let columns = self.stage.columns();
         let mut patterns = vec![vec![true; columns]];
         let mut pattern_of = Vec::with_capacity(changes.len());
@@ -720,7 +759,11 @@ impl Table {
             numbers((0..changes.len() as i32).collect()),
             numbers(changes.iter().map(|c| c.kind as i32).collect()),
             numbers(pattern_of),
-            numbers((0..changes.len()).map(|i| i32::from(many.get(i) == Some(&true))).collect()),
+            numbers(
+                (0..changes.len())
+                    .map(|i| i32::from(many.get(i) == Some(&true)))
+                    .collect(),
+            ),
         ];
         for &i in &self.stage.found_by {
             arrays.push(self.picked(pending, i, changes.iter().map(|c| Some(c.old)))?);
@@ -737,7 +780,10 @@ impl Table {
             .enumerate()
             .map(|(i, a)| (format!("f{i}"), a.clone(), true))
             .collect::<Vec<_>>();
-        Ok((RecordBatch::try_from_iter_with_nullable(fields).map_err(arrow)?, patterns))
+        Ok((
+            RecordBatch::try_from_iter_with_nullable(fields).map_err(arrow)?,
+            patterns,
+        ))
     }
 
     fn picked(&self, pending: &Pending, column: usize, cells: impl Iterator<Item = Option<Place>>) -> Result<ArrayRef> {
@@ -755,7 +801,12 @@ impl Table {
 
     /// Applies the net effects in a few statements: key changes, then deletes, updates and inserts.
     async fn set_wise(&mut self, session: &Connection, pending: &Pending) -> Result<Applied, Failed> {
-        let mut changes: Vec<Change> = pending.changes.iter().filter(|c| c.kind == Kind::Move).cloned().collect();
+        let mut changes: Vec<Change> = pending
+            .changes
+            .iter()
+            .filter(|c| c.kind == Kind::Move)
+            .cloned()
+            .collect();
         let moves = changes.len();
         let mut many = vec![false; moves];
         if self.keys.is_none() {
@@ -891,7 +942,11 @@ impl From<tokio_postgres::Error> for Failed {
             Some(&SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION)
         );
         let e = map_error(e, "applying changes");
-        if conflict { Failed::Conflict(e) } else { Failed::Other(e) }
+        if conflict {
+            Failed::Conflict(e)
+        } else {
+            Failed::Other(e)
+        }
     }
 }
 

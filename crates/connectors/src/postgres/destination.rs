@@ -160,12 +160,7 @@ impl PostgresDestination {
 
     /// The column types as they were planned: the planner keeps our own type's name in the column.
     fn types(&self, planned: &PlannedTable) -> Vec<String> {
-        planned
-            .schema
-            .columns
-            .iter()
-            .map(|c| self.type_of(c))
-            .collect()
+        planned.schema.columns.iter().map(|c| self.type_of(c)).collect()
     }
 
     /// A session for statements that may take long.

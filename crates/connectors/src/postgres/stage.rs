@@ -3,11 +3,11 @@
 //! One staged row is one change (or the net of several changes of one key): its kind, the pattern of columns it carries,
 //! the key (or whole row) it is found by, and its values.
 
+use super::ddl::quoted;
 use super::destination::Target;
 use super::merge::Mapping;
 use super::rows::RowEncoder;
 use super::sql::ident;
-use super::ddl::quoted;
 use synctool_core::error::Result;
 use synctool_core::schema::{Column, ColumnType, TableId};
 
@@ -154,7 +154,11 @@ impl Stage {
     }
 
     fn matches(&self) -> String {
-        if self.keyless { self.found_once() } else { self.found("t") }
+        if self.keyless {
+            self.found_once()
+        } else {
+            self.found("t")
+        }
     }
 
     /// The places of written columns that a pattern carries.
@@ -224,7 +228,11 @@ impl Stage {
         let missing = if self.keyless {
             String::new()
         } else {
-            format!(" AND NOT EXISTS (SELECT FROM {} AS t WHERE {})", self.table, self.found("t"))
+            format!(
+                " AND NOT EXISTS (SELECT FROM {} AS t WHERE {})",
+                self.table,
+                self.found("t")
+            )
         };
         format!(
             "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s WHERE s.kind IN ({}, {}) AND {filter}{missing}",

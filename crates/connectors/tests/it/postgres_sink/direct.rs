@@ -71,7 +71,10 @@ fn apply(model: &mut Model, c: &Change, unique: bool, counts: &mut Applied) -> O
 }
 
 fn changes() -> impl Strategy<Value = Vec<Vec<Change>>> {
-    let name = prop_oneof![Just(None), (0usize..5).prop_map(|i| Some([None, Some("a"), Some("b"), Some("c"), Some("d")][i]))];
+    let name = prop_oneof![
+        Just(None),
+        (0usize..5).prop_map(|i| Some([None, Some("a"), Some("b"), Some("c"), Some("d")][i]))
+    ];
     let one = (0u8..10, 0i64..6, 0i64..6, name, any::<bool>()).prop_map(|(op, id, from, name, whole)| {
         let (op, from) = match op {
             0..=1 => (Op::Insert, None),
@@ -118,7 +121,11 @@ fn as_batch(table: &TableId, schema: &TableSchema, changes: &[Change]) -> Event 
             Arc::new(table.clone()),
             rows(&cells),
             Ops::Each(changes.iter().map(|c| c.op as u8).collect::<UInt8Array>()),
-            Some(Presence(vec![None, present(|c| c.name.is_some()), present(|c| c.price.is_some())])),
+            Some(Presence(vec![
+                None,
+                present(|c| c.name.is_some()),
+                present(|c| c.price.is_some()),
+            ])),
             changes.iter().any(|c| c.from.is_some()).then(|| rows(&before)),
             Hold::none(),
         )
@@ -134,15 +141,26 @@ async fn model(version: PgVersion, ddl: &str, unique: bool, key: ColumnType, cas
     let mut schema = items();
     schema.columns[0].ty = key;
     schema.columns[0].carrier = f.destination.store_as("mysql", &schema.columns[0]).carrier;
-    let p = f.destination.prepare(plan(&table, &schema, Publish::Direct, &["log"])).await.unwrap();
+    let p = f
+        .destination
+        .prepare(plan(&table, &schema, Publish::Direct, &["log"]))
+        .await
+        .unwrap();
     let client = f.db.connect().await;
-    let runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let runner = TestRunner::new(Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let mut runner = runner;
     let handle = tokio::runtime::Handle::current();
     let outcome = tokio::task::block_in_place(|| {
         runner.run(&changes(), |transactions| {
             handle.block_on(async {
-                client.batch_execute("TRUNCATE items; UPDATE synctool.checkpoint SET position = NULL").await.unwrap();
+                client
+                    .batch_execute("TRUNCATE items; UPDATE synctool.checkpoint SET position = NULL")
+                    .await
+                    .unwrap();
                 let mut s = f.destination.open_sink(&p).await.unwrap();
                 s.recover(&["log".into()]).await.unwrap();
                 let mut state = Model::new();
@@ -165,9 +183,14 @@ async fn model(version: PgVersion, ddl: &str, unique: bool, key: ColumnType, cas
                     let to = i.to_string();
                     let applied = s.commit(&[advance("log", at.as_deref(), &to, false)]).await.unwrap();
                     at = Some(to);
-                    let rows = client.query("SELECT id::text, name, price FROM items ORDER BY id", &[]).await.unwrap();
-                    let stored: Vec<(i64, Option<String>, Option<i32>)> =
-                        rows.iter().map(|r| (r.get::<_, &str>(0).parse().unwrap(), r.get(1), r.get(2))).collect();
+                    let rows = client
+                        .query("SELECT id::text, name, price FROM items ORDER BY id", &[])
+                        .await
+                        .unwrap();
+                    let stored: Vec<(i64, Option<String>, Option<i32>)> = rows
+                        .iter()
+                        .map(|r| (r.get::<_, &str>(0).parse().unwrap(), r.get(1), r.get(2)))
+                        .collect();
                     let expected: Vec<_> = state.iter().map(|(k, v)| (*k, v.0.map(String::from), v.1)).collect();
                     prop_assert_eq!(stored, expected, "after {:?}", done);
                     prop_assert_eq!(applied, wanted, "after {:?}", done);
@@ -181,7 +204,11 @@ async fn model(version: PgVersion, ddl: &str, unique: bool, key: ColumnType, cas
 
 async fn direct(f: &Fixture, schema: &TableSchema) -> (TableId, Plan, Box<dyn Sink>) {
     let table = TableId::new("public", "items");
-    let p = f.destination.prepare(plan(&table, schema, Publish::Direct, &["log"])).await.unwrap();
+    let p = f
+        .destination
+        .prepare(plan(&table, schema, Publish::Direct, &["log"]))
+        .await
+        .unwrap();
     let s = sink(&f.destination, &p, "log").await;
     (table, p, s)
 }

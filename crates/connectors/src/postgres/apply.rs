@@ -13,7 +13,8 @@ use super::rows::CopyForm;
 use super::slices;
 use super::stage::{Batch, Count, Failed, Kind, Stage, counts};
 use super::types::{COPY_HEADER, COPY_TRAILER};
-use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, StringArray, new_null_array};
 use arrow_row::{RowConverter, SortField};
 use arrow_select::interleave::interleave;
 use bytes::{Bytes, BytesMut};
@@ -96,10 +97,12 @@ impl Applier {
             (Some(how), Some(_)) if self.may_replicate => self.begin = Some(how),
             _ => {}
         }
-        let uniques = session
+        let facts = session
             .query_one(
-                "SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $1 AND (indisunique OR indisexclusion)",
-                &[&oid],
+                "SELECT (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $1 AND (indisunique OR indisexclusion)), \
+                 EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation \
+                   WHERE a.attrelid = $1 AND a.attname::text = ANY ($2) AND NOT c.collisdeterministic)",
+                &[&oid, &target.schema.key],
             )
             .await
             .map_err(|e| session.error(e, "reading the table's indexes"))?;
@@ -108,8 +111,8 @@ impl Applier {
         let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
         Ok(Table {
             stage: Stage::new(&target, &mapping, number)?,
-            exact: keys.iter().all(|c| is_exact(c)),
-            fragile: uniques.get::<_, i64>(0) > 1,
+            exact: keys.iter().all(|c| is_exact(c)) && !facts.get::<_, bool>(1),
+            fragile: facts.get::<_, i64>(0) > 1,
             keys: if keys.is_empty() {
                 None
             } else {
@@ -436,10 +439,30 @@ fn is_exact(column: &Column) -> bool {
             | ColumnType::Date
             | ColumnType::Timestamp
             | ColumnType::TimestampTz
+            | ColumnType::Decimal { .. }
+            | ColumnType::Numeric
             | ColumnType::Text { .. }
+            | ColumnType::Char { .. }
             | ColumnType::Bytes
             | ColumnType::Uuid
     )
+}
+
+/// A key column whose texts are brought into one form: `1.50` and `1.5` are the same number, and char(n) ignores the
+/// blanks at its end.
+fn one_form(column: &Column, array: &ArrayRef) -> ArrayRef {
+    let Some(texts) = array.as_string_opt::<i32>() else {
+        return array.clone();
+    };
+    let form: fn(&str) -> &str = match column.ty {
+        ColumnType::Decimal { .. } | ColumnType::Numeric => |n| match n.contains('.') {
+            true => n.trim_end_matches('0').trim_end_matches('.'),
+            false => n,
+        },
+        ColumnType::Char { .. } => |t| t.trim_end_matches(' '),
+        _ => return array.clone(),
+    };
+    Arc::new(texts.iter().map(|t| t.map(form)).collect::<StringArray>())
 }
 
 fn arrow(e: arrow_schema::ArrowError) -> Error {
@@ -447,9 +470,15 @@ fn arrow(e: arrow_schema::ArrowError) -> Error {
 }
 
 impl Table {
+    /// The keys of rows, in a form in which equal keys have equal bytes.
     fn keys_of(&self, rows: &RecordBatch) -> Result<Option<Vec<Key>>> {
         let Some(converter) = &self.keys else { return Ok(None) };
-        let columns: Vec<ArrayRef> = self.stage.found_by.iter().map(|&i| rows.column(i).clone()).collect();
+        let columns: Vec<ArrayRef> = self
+            .stage
+            .found_by
+            .iter()
+            .map(|&i| one_form(&self.target.schema.columns[i], rows.column(i)))
+            .collect();
         let keys = converter.convert_columns(&columns).map_err(arrow)?;
         Ok(Some(keys.iter().map(|k| k.as_ref().into()).collect()))
     }

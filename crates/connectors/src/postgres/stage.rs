@@ -151,7 +151,7 @@ impl Stage {
         let there: Vec<String> = compared().map(|&i| format!("f.{}", self.columns[i].name)).collect();
         let old: Vec<String> = compared().map(|&i| self.value("o", i)).collect();
         format!(
-            "t.ctid = (SELECT f.ctid FROM {} AS f WHERE pg_catalog.record_image_eq(ROW({}), ROW({})) LIMIT 1)",
+            "(t.tableoid, t.ctid) = (SELECT f.tableoid, f.ctid FROM {} AS f WHERE pg_catalog.record_image_eq(ROW({}), ROW({})) LIMIT 1)",
             self.table,
             there.join(", "),
             old.join(", ")

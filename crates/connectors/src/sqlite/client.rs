@@ -213,7 +213,10 @@ fn meaning(
         ErrorCode::DatabaseBusy => (
             code::SERVER_BUSY,
             "another process holds the database's lock",
-            Some("wait for it or end it (`lsof` on the file shows who), or raise busy_timeout"),
+            Some(
+                "wait for it or end it (`lsof` on the file shows who), or raise busy_timeout; a database that is read and \
+                 written at the same time wants `PRAGMA journal_mode = WAL`",
+            ),
         ),
         ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed => {
             (code::CONFLICT, "another connection holds the table's lock", None)

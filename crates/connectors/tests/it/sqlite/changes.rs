@@ -397,7 +397,7 @@ async fn without_a_key_only_whole_rows_are_found_again() {
     };
     assert_eq!(applied, expected);
     assert_eq!(
-        db.one::<String>("SELECT group_concat(k || coalesce(a, '-') || b, ' ') FROM t ORDER BY a"),
+        db.one::<String>("SELECT group_concat(k || coalesce(a, '-') || b, ' ') FROM (SELECT * FROM t ORDER BY a)"),
         "1-NaN 1x-0x0"
     );
     let e = one_change(writer.as_mut(), Op::Update, same, None).await.unwrap_err();

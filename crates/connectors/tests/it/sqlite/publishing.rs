@@ -1,10 +1,13 @@
 //! Create, swap, merge, append: what stays, what is refused, what is counted; and who else holds the file.
 
 use super::{Db, advance, inserts, load, load_plan, plan, read_all, row, sink};
+use std::sync::Arc;
+use synctool_core::engine::{Engine, Report};
 use synctool_core::error::code;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::{DeleteGuard, Publish};
+use synctool_core::plan::{DeleteGuard, Publish, Verify};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
+use synctool_core::strategy::full::{self, FullMode, FullRequest};
 use synctool_core::testing::rows::{Row, text_schema};
 
 const MERGE: Publish = Publish::Merge { delete_missing: true };
@@ -257,12 +260,11 @@ async fn unique_values_may_change_places() {
 #[tokio::test]
 async fn orphans_stop_the_publication() {
     let db = Db::with(
-        "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT);
+        "PRAGMA foreign_keys = OFF;
          CREATE TABLE child(id INTEGER PRIMARY KEY, name TEXT REFERENCES parent(name));
          CREATE TABLE parent(name TEXT PRIMARY KEY);
          INSERT INTO parent VALUES ('name 1'); INSERT INTO child VALUES (9, 'already lost');",
     );
-    db.run("PRAGMA foreign_keys = OFF");
     load(
         &db,
         "child",
@@ -414,4 +416,83 @@ async fn a_file_that_may_not_be_written_says_so() {
     let findings = db.destination().examine(&[]).await;
     let bad = findings.iter().find(|f| !f.ok).expect("a finding");
     assert!(bad.found.contains("read-only") && bad.fix.contains("chmod"), "{bad:?}");
+}
+
+async fn copy(from: &Db, to: &Db, table: &str, mode: FullMode) -> Report {
+    let engine = Arc::new(Engine::new(from.source(), to.destination()));
+    let request = FullRequest {
+        pipeline: format!("copy {table}"),
+        run_id: "20260101_000000_abcdef".into(),
+        source: TableId::bare(table),
+        destination: TableId::bare(table),
+        columns: None,
+        key: None,
+        step: None,
+        mode,
+        verify: Some(Verify::Hash),
+        guard: DeleteGuard::default(),
+        raw: true,
+        partition_bytes: 64 << 20,
+        semantics: serde_json::Value::Null,
+        now: "2026-01-01T00:00:00Z".into(),
+    };
+    let pipeline = request.pipeline.clone();
+    let draft = full::plan(
+        engine.source.as_ref(),
+        engine.destination.as_ref(),
+        engine.stages.as_ref(),
+        request,
+    );
+    let (plan, resumed) = engine.plan(&pipeline, &serde_json::Value::Null, draft).await.unwrap();
+    engine
+        .run(plan, resumed)
+        .await
+        .unwrap_or_else(|e| panic!("{table}: {e}"))
+}
+
+/// From somebody's database into ours, into somebody else's, and on: verified by hash, in many partitions.
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_runs_from_file_to_file() {
+    let from = Db::with(
+        "CREATE TABLE sales (shop VARCHAR(10), no INT, price NUMERIC(10,2), at DATETIME, paid BOOLEAN, note, raw BLOB, f REAL,
+           PRIMARY KEY (shop, no));
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)
+           INSERT INTO sales SELECT 'shop ' || (i % 7), i, i / 100.0, datetime(i * 86400, 'unixepoch'), i % 2, i, x'00', i / 3.0 FROM n;
+         CREATE TABLE events (v TEXT); INSERT INTO events SELECT shop FROM sales LIMIT 100;",
+    );
+    let ours = Db::new();
+    let report = copy(&from, &ours, "sales", FullMode::Auto).await;
+    assert!(report.partitions >= 20, "{} partitions", report.partitions);
+    assert_eq!(report.ledger.outcome(), Applied::inserts(30_000));
+    assert_eq!(copy(&from, &ours, "events", FullMode::Auto).await.partitions, 1);
+    let same = |a: Vec<Row>, b: Vec<Row>| {
+        let sorted = |mut rows: Vec<Row>| {
+            rows.sort();
+            rows
+        };
+        assert!(sorted(a) == sorted(b), "the tables differ");
+    };
+    same(
+        read_all(&from, "sales").await.unwrap(),
+        read_all(&ours, "sales").await.unwrap(),
+    );
+    from.run("UPDATE sales SET note = 'changed' WHERE no % 1000 = 0; DELETE FROM sales WHERE no = 5");
+    // Ours is swapped; theirs gets the difference.
+    let theirs = Db::with(&from.one::<String>("SELECT sql FROM sqlite_master WHERE name = 'sales'"));
+    assert_eq!(
+        copy(&from, &ours, "sales", FullMode::Auto).await.plan.tables[0].publish,
+        Publish::Swap
+    );
+    copy(&ours, &theirs, "sales", FullMode::Auto).await;
+    from.run("UPDATE sales SET price = price + 1 WHERE no = 7; DELETE FROM sales WHERE no = 6");
+    let report = copy(&from, &theirs, "sales", FullMode::Auto).await;
+    let done = report.ledger.outcome();
+    assert_eq!(
+        (done.inserted, done.updated, done.deleted, done.unchanged),
+        (0, 1, 1, 29_997)
+    );
+    same(
+        read_all(&from, "sales").await.unwrap(),
+        read_all(&theirs, "sales").await.unwrap(),
+    );
 }

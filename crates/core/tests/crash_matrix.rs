@@ -28,7 +28,8 @@ fn options() -> Options {
             initial: Duration::from_millis(1),
             ..RetryPolicy::default()
         },
-        commit_interval: Duration::from_millis(0),
+        commit_interval: Duration::ZERO,
+        load_commit_interval: Duration::ZERO,
         ..Options::default()
     }
 }

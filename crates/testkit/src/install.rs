@@ -44,3 +44,12 @@ pub(crate) fn system(name: &str) -> Result<PathBuf> {
         None => bail!("{name} is not installed; run ./scripts/test, which installs what tests need"),
     }
 }
+
+/// DuckDB's shared library, for tests that load it.
+///
+/// # Panics
+/// If it is not installed.
+#[track_caller]
+pub fn libduckdb() -> PathBuf {
+    cached("duckdb/libduckdb.so").unwrap_or_else(|e| panic!("{e:#}"))
+}

@@ -35,6 +35,7 @@ mod wait;
 
 pub use clickhouse::ClickHouse;
 pub use daemon::Daemon;
+pub use install::libduckdb;
 pub use kafka::Kafka;
 pub use kill::KillRun;
 pub use mariadb::{MariaDb, MariaDbDatabase};

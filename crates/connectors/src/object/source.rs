@@ -485,13 +485,16 @@ fn stamp(path: &std::path::Path) -> Result<String> {
 /// Rows, and the position right behind them.
 type Placed = (RecordBatch, Position);
 
+/// A scan that comes back from its thread, with the memory that was reserved for what it found.
+type Scanned = (Scan, Hold, Result<Option<Placed>>);
+
 /// Reads a partition. The scan works on a blocking thread and comes back with its batch, so a dropped `next` loses
 /// nothing: the work goes on and the following call picks it up.
 struct FileReader {
     table: Arc<TableId>,
     context: ReadContext,
     scan: Option<Scan>,
-    working: Option<JoinHandle<(Scan, Hold, Result<Option<Placed>>)>>,
+    working: Option<JoinHandle<Scanned>>,
     /// A batch that waits for the memory it turned out to need.
     ready: Option<Placed>,
     boundary: Option<Position>,

@@ -3,17 +3,12 @@
 use synctool_connectors::duckdb::{DuckDb, DuckDbConfig};
 use synctool_core::error::code;
 use synctool_core::testing::conformance::{self, Subject};
-
-/// The test kit's library; a missing one fails the test.
-fn library() -> std::path::PathBuf {
-    let folder = std::env::var("DUCKDB_LIB_DIR").unwrap_or_else(|_| "/var/cache/synctool/duckdb".into());
-    std::path::Path::new(&folder).join("libduckdb.so")
-}
+use synctool_testkit::libduckdb;
 
 async fn subject(folder: &tempfile::TempDir) -> Subject {
     let config = DuckDbConfig {
         path: folder.path().join("t.duckdb"),
-        library: Some(library()),
+        library: Some(libduckdb()),
         create: true,
     };
     let duckdb = DuckDb::open(config).await.expect("DuckDB opens");
@@ -54,7 +49,7 @@ async fn mistakes_are_told_with_the_next_step() {
     let folder = tempfile::tempdir().expect("a folder");
     let missing = DuckDbConfig {
         path: folder.path().join("no.duckdb"),
-        library: Some(library()),
+        library: Some(libduckdb()),
         create: false,
     };
     assert_eq!(DuckDb::open(missing).await.unwrap_err().code(), code::DATABASE_MISSING);
@@ -75,7 +70,7 @@ async fn mistakes_are_told_with_the_next_step() {
     .expect("written");
     let config = DuckDbConfig {
         path: text,
-        library: Some(self::library()),
+        library: Some(libduckdb()),
         create: true,
     };
     assert_eq!(DuckDb::open(config).await.unwrap_err().code(), code::FILE_MALFORMED);

@@ -42,8 +42,10 @@ pub struct Options {
     pub retry: RetryPolicy,
     /// A commit is made at the first boundary after so many bytes …
     pub commit_bytes: u64,
-    /// … or so much time.
+    /// … or, following a log, so much time …
     pub commit_interval: Duration,
+    /// … or, loading a table, so much: a commit costs, and a load is seen by nobody before it is published.
+    pub load_commit_interval: Duration,
     /// How long work may go on to its next boundary after the user asked to stop.
     pub grace: Duration,
 }
@@ -57,6 +59,7 @@ impl Default for Options {
             retry: RetryPolicy::default(),
             commit_bytes: 64 << 20,
             commit_interval: Duration::from_millis(500),
+            load_commit_interval: Duration::from_secs(30),
             grace: Duration::from_secs(10),
         }
     }
@@ -671,9 +674,14 @@ async fn write_partition(
         applied: Applied::default(),
     };
     let endless = partition.work == Work::Log;
+    let interval = if endless {
+        engine.options.commit_interval
+    } else {
+        engine.options.load_commit_interval
+    };
     loop {
         // A finished boundary may be committed as long as nothing is written after it.
-        let due = w.since + engine.options.commit_interval;
+        let due = w.since + interval;
         let item = tokio::select! {
             biased;
             () = shared.context.cancel.cancelled() => return Err(interrupted()),
@@ -699,8 +707,7 @@ async fn write_partition(
             Some(crate::change::Event::Boundary { position, .. }) => {
                 w.boundary = Some(position.clone());
                 w.pending = true;
-                if w.pending_bytes >= engine.options.commit_bytes || w.since.elapsed() >= engine.options.commit_interval
-                {
+                if w.pending_bytes >= engine.options.commit_bytes || w.since.elapsed() >= interval {
                     commit(shared, &mut w, &flow, position, false, moved).await?;
                 }
             }

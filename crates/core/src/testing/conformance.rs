@@ -224,6 +224,7 @@ fn options() -> Options {
             ..RetryPolicy::default()
         },
         commit_interval: Duration::ZERO,
+        load_commit_interval: Duration::ZERO,
         ..Options::default()
     }
 }

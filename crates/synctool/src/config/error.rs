@@ -138,7 +138,7 @@ pub(crate) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>
         .map(|(_, candidate)| candidate)
 }
 
-/// "did you mean …? <label>: a, b, c", as far as there is something to say.
+/// "did you mean …? `label`: a, b, c", as far as there is something to say.
 pub(crate) fn suggestion(word: &str, label: &str, allowed: &[&str]) -> Option<String> {
     let mut help = match nearest(word, allowed.iter().copied()) {
         Some(candidate) => format!("did you mean \"{candidate}\"?"),

@@ -1,3 +1,4 @@
+use std::io::Read;
 use std::process::Command;
 
 fn servers(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -29,4 +30,14 @@ fn an_unknown_server_is_refused_by_name() {
     let (code, _, stderr) = servers(&["oracle", "--", "true"]);
     assert_eq!(code, Some(1));
     assert!(stderr.contains("no server is called oracle"), "{stderr}");
+}
+
+#[test]
+fn duckdbs_library_is_there() {
+    let mut start = [0; 4];
+    std::fs::File::open(synctool_testkit::libduckdb())
+        .unwrap()
+        .read_exact(&mut start)
+        .unwrap();
+    assert_eq!(&start, b"\x7fELF");
 }

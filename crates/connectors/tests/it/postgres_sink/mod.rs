@@ -2,6 +2,7 @@
 
 mod conformance;
 mod direct;
+mod end_to_end;
 mod load;
 mod publish;
 

@@ -323,8 +323,8 @@ pub(super) enum ConfigCommand {
         #[command(flatten)]
         pipeline: PipelineArg,
     },
-    /// Show a pipeline as it is understood: every value with its origin, secrets masked.
-    #[command(after_help = "Example:\n  synctool config show orders.yaml")]
+    /// Show a pipeline as it is understood: every value with its origin, secrets masked. Without a file, what holds for all.
+    #[command(after_help = "Examples:\n  synctool config show orders.yaml\n  synctool config show")]
     Show {
         /// The pipeline's file.
         #[command(flatten)]

@@ -23,6 +23,15 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
                 format!("{} is valid: pipeline {}\n", loaded.file.display(), pipeline.name()),
             ))
         }
+        ConfigCommand::Show { pipeline } if pipeline.said().is_none() => {
+            let global = globals.loader().global()?;
+            let from = global
+                .file
+                .as_ref()
+                .map_or("defaults alone".into(), |f| f.display().to_string());
+            let text = format!("# the global configuration: {from}\n{}", global.to_yaml());
+            Ok(Reply::new(global.to_json(), text))
+        }
         ConfigCommand::Show { pipeline } => {
             let pipeline = find::pipeline(&pipeline, globals)?;
             Ok(Reply::new(pipeline.config().to_json(), pipeline.config().to_yaml()))

@@ -194,6 +194,8 @@ fn config_commands() {
     );
     let (_, shown) = home.json(&["config", "show", "items.yaml"]);
     assert_eq!(shown["resolved"]["name"], "items");
+    let (_, global) = home.json(&["config", "show", "--data-dir", "elsewhere"]);
+    assert_eq!(global["resolved"]["data_dir"], "elsewhere");
     let (_, list) = home.json(&["config", "list"]);
     assert_eq!(names(&list, "name"), ["items"]);
     assert!(home.run(&["config", "list"]).ok().stdout.contains("nightly"));

@@ -137,7 +137,8 @@ async fn slice_sizes(db: &Db, table: &str, request: &SliceRequest) -> (Vec<Plann
         together.extend(rows);
     }
     let mut all = read_all(db, table).await.unwrap();
-    (together.sort(), all.sort());
+    together.sort();
+    all.sort();
     assert_eq!(together.len(), all.len(), "{table}");
     assert!(together == all, "{table}: the slices do not make up the table");
     (slices, sizes)

@@ -21,8 +21,8 @@ use synctool_core::plan::{Plan, Publish, Strategy, Verify};
 use synctool_core::progress::Checkpoint;
 use synctool_core::sink::{Destination, Guarantee, StoredAs};
 use synctool_core::source::{Finding, Source};
-use synctool_core::stage::NoStages;
 use synctool_core::strategy::full::{self, FullMode};
+use synctool_transform::{Chain, ValueMap};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -249,6 +249,19 @@ impl Pipeline {
         })
     }
 
+    /// What happens to rows on their way.
+    fn stages(&self) -> Chain {
+        let mut chain = Chain::default();
+        for step in &self.loaded.pipeline.transform {
+            let map = &step.value_map;
+            chain.push(ValueMap::new(
+                map.column.as_str(),
+                map.mapping.clone().into_iter().collect(),
+            ));
+        }
+        chain
+    }
+
     async fn draft(
         &self,
         source: &dyn Source,
@@ -262,7 +275,7 @@ impl Pipeline {
         let strategy = self.loaded.pipeline.strategy(&chosen.strategy)?;
         let now = state::rfc3339(&state::now());
         let request = request::full_request(&self.loaded, strategy, options, &at_source, run_id, now)?;
-        let mut plan = full::plan(source, destination, &NoStages, request).await?;
+        let mut plan = full::plan(source, destination, &self.stages(), request).await?;
         plan.reasons.insert(0, chosen.reason.clone());
         Ok(plan)
     }
@@ -499,6 +512,7 @@ impl Task {
             memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
             ..Options::default()
         };
+        engine.stages = Arc::new(pipeline.stages());
         engine.cancel = options.cancel.clone();
         engine.progress = self.progress.clone();
         engine.observer = Arc::new(All(observers));

@@ -1,32 +1,29 @@
 //! Applies changes to tables by op, set-wise where that says the same as row by row.
 //!
-//! Changes are gathered per table and applied when they are many, or when something other than a row comes, or at the
-//! commit. Changes of one key are folded into their net effect, which depends on whether the row is there before: both
-//! outcomes are counted while folding, and the server says which one it was. What cannot be folded or reordered (keys
-//! without one exact form, tables without a key, unique values that wander between rows) is applied in order, row by row,
-//! by the same statements.
+//! Changes are gathered per table ([`super::fold`]) and applied when they are many, or when something other than a row
+//! comes, or at the commit. What cannot be folded or reordered (keys without one exact form, tables without a key,
+//! unique values that wander between rows) is applied in order, row by row, by the same statements.
 
-use super::client::{Connection, map_error};
+use super::client::Connection;
 use super::destination::{PostgresDestination, Target};
+use super::fold::{Cells, Change, Key, Pending, Place, pattern_of};
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
 use super::rows::CopyForm;
 use super::slices;
-use super::stage::{Kind, Stage};
+use super::stage::{Batch, Count, Failed, Kind, Stage, counts};
 use super::types::{COPY_HEADER, COPY_TRAILER};
-use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, StringArray, new_null_array};
 use arrow_row::{RowConverter, SortField};
 use arrow_select::interleave::interleave;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
-use tokio_postgres::SimpleQueryMessage;
-use tokio_postgres::error::SqlState;
 
 /// Gathered changes are applied when they hold so many bytes.
 const FLUSH_BYTES: usize = 4 << 20;
@@ -34,10 +31,6 @@ const FLUSH_BYTES: usize = 4 << 20;
 const TOGETHER: usize = 256;
 /// The planner is told about a staging table from this size on.
 const ANALYZE_ROWS: usize = 5_000;
-
-type Key = Box<[u8]>;
-/// A row of a gathered batch.
-type Place = (u32, u32);
 
 /// Applies the changes of a direct plan.
 pub(super) struct Applier {
@@ -64,93 +57,6 @@ struct Table {
     /// Whether an order of our own could break a unique index in between.
     fragile: bool,
     pending: Pending,
-}
-
-/// Changes that are not applied yet.
-#[derive(Default)]
-struct Pending {
-    batches: Vec<RecordBatch>,
-    bytes: usize,
-    /// All changes in their order.
-    changes: Vec<Change>,
-    nets: Vec<Net>,
-    by_key: HashMap<Key, usize>,
-    /// Keys that change, and keys they change into.
-    moving: HashSet<Key>,
-}
-
-/// One change.
-#[derive(Clone)]
-struct Change {
-    kind: Kind,
-    /// Where the key (or whole row) it is found by stands.
-    old: Place,
-    cells: Cells,
-}
-
-/// Where the values of a row come from.
-#[derive(Clone)]
-enum Cells {
-    /// All columns from one row.
-    Whole(Place),
-    /// Each column from its own; `None` is absent.
-    Mixed(Vec<Option<Place>>),
-}
-
-impl Cells {
-    fn at(&self, column: usize) -> Option<Place> {
-        match self {
-            Cells::Whole(place) => Some(*place),
-            Cells::Mixed(places) => places[column],
-        }
-    }
-
-    fn is_whole(&self) -> bool {
-        matches!(self, Cells::Whole(_))
-    }
-
-    /// These values with others laid over them.
-    fn under(&self, over: &Cells, columns: usize) -> Cells {
-        match over {
-            Cells::Whole(_) => over.clone(),
-            Cells::Mixed(_) => Cells::Mixed((0..columns).map(|c| over.at(c).or(self.at(c))).collect()),
-        }
-    }
-}
-
-/// The net effect of changes of one key.
-struct Net {
-    change: Change,
-    many: bool,
-    /// What the changes do one after the other: if the row is missing before, and if it is there.
-    counts: [Applied; 2],
-    alive: [bool; 2],
-    /// Whether the last change updates a row that was there before.
-    last_updates: bool,
-}
-
-impl Net {
-    /// Counts one change under both outcomes.
-    fn count(&mut self, kind: Kind) {
-        for there in [0, 1] {
-            let c = &mut self.counts[there];
-            let was = self.alive[there];
-            self.alive[there] = match kind {
-                Kind::Delete => false,
-                Kind::Put | Kind::Replace => true,
-                Kind::Update | Kind::Move => was,
-            };
-            match (kind, was) {
-                (Kind::Delete, true) => c.deleted += 1,
-                (Kind::Put | Kind::Replace, false) => c.inserted += 1,
-                (Kind::Put | Kind::Replace | Kind::Update | Kind::Move, true) => c.updated += 1,
-                (Kind::Delete | Kind::Update | Kind::Move, false) => c.unchanged += 1,
-            }
-            if there == 1 {
-                self.last_updates = was && kind != Kind::Delete;
-            }
-        }
-    }
 }
 
 impl Applier {
@@ -191,10 +97,12 @@ impl Applier {
             (Some(how), Some(_)) if self.may_replicate => self.begin = Some(how),
             _ => {}
         }
-        let uniques = session
+        let facts = session
             .query_one(
-                "SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $1 AND (indisunique OR indisexclusion)",
-                &[&oid],
+                "SELECT (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $1 AND (indisunique OR indisexclusion)), \
+                 EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation \
+                   WHERE a.attrelid = $1 AND a.attname::text = ANY ($2) AND NOT c.collisdeterministic)",
+                &[&oid, &target.schema.key],
             )
             .await
             .map_err(|e| session.error(e, "reading the table's indexes"))?;
@@ -203,8 +111,8 @@ impl Applier {
         let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
         Ok(Table {
             stage: Stage::new(&target, &mapping, number)?,
-            exact: keys.iter().all(|c| is_exact(c)),
-            fragile: uniques.get::<_, i64>(0) > 1,
+            exact: keys.iter().all(|c| is_exact(c)) && !facts.get::<_, bool>(1),
+            fragile: facts.get::<_, i64>(0) > 1,
             keys: if keys.is_empty() {
                 None
             } else {
@@ -307,7 +215,7 @@ impl Applier {
             let table = &mut self.tables[i];
             let (new, old) = match split {
                 Some(places) => places,
-                None => *split.insert(table.add_batch(batch)),
+                None => *split.insert(table.pending.add(batch)),
             };
             let keys = table.keys_of(&batch.rows)?;
             let old_keys = match &batch.before {
@@ -365,7 +273,7 @@ impl Applier {
                     // What the staging table held or whether it was made is undone too.
                     (table.staged, table.made) = (false, false);
                 }
-                Err(e) => return Err(e.error(table)),
+                Err(e) => return Err(e.error(&table.target.table)),
             }
         }
         let applied = table.row_by_row(session, &pending).await?;
@@ -389,7 +297,7 @@ impl Applier {
         let t = &mut self.tables[i];
         let mut pending = Pending::default();
         if !batch.is_empty() {
-            let (new, old) = t.add_batch(&batch);
+            let (new, old) = t.pending.add(&batch);
             let keys = t.keys_of(&batch.rows)?;
             for row in 0..batch.len() {
                 let change = t.change(&batch, row, new, old, keys.as_deref(), None)?;
@@ -399,10 +307,10 @@ impl Applier {
         }
         t.put_staged(session, &pending, &pending.changes, &[])
             .await
-            .map_err(|e| e.error(t))?;
+            .map_err(|e| e.error(&t.target.table))?;
         let removed = counts(session, &t.stage.delete_others(&slices::condition(range)?))
             .await
-            .map_err(|e| e.error(t))?;
+            .map_err(|e| e.error(&t.target.table))?;
         self.applied.removed += removed.affected[0];
         // Rows of the range are gone that could have stood in the way; the rest is an ordinary upsert.
         let t = &mut self.tables[i];
@@ -531,10 +439,30 @@ fn is_exact(column: &Column) -> bool {
             | ColumnType::Date
             | ColumnType::Timestamp
             | ColumnType::TimestampTz
+            | ColumnType::Decimal { .. }
+            | ColumnType::Numeric
             | ColumnType::Text { .. }
+            | ColumnType::Char { .. }
             | ColumnType::Bytes
             | ColumnType::Uuid
     )
+}
+
+/// A key column whose texts are brought into one form: `1.50` and `1.5` are the same number, and char(n) ignores the
+/// blanks at its end.
+fn one_form(column: &Column, array: &ArrayRef) -> ArrayRef {
+    let Some(texts) = array.as_string_opt::<i32>() else {
+        return array.clone();
+    };
+    let form: fn(&str) -> &str = match column.ty {
+        ColumnType::Decimal { .. } | ColumnType::Numeric => |n| match n.contains('.') {
+            true => n.trim_end_matches('0').trim_end_matches('.'),
+            false => n,
+        },
+        ColumnType::Char { .. } => |t| t.trim_end_matches(' '),
+        _ => return array.clone(),
+    };
+    Arc::new(texts.iter().map(|t| t.map(form)).collect::<StringArray>())
 }
 
 fn arrow(e: arrow_schema::ArrowError) -> Error {
@@ -542,24 +470,15 @@ fn arrow(e: arrow_schema::ArrowError) -> Error {
 }
 
 impl Table {
-    /// Keeps a batch; says where its rows and its rows before stand.
-    fn add_batch(&mut self, batch: &ChangeBatch) -> (u32, u32) {
-        let p = &mut self.pending;
-        let new = p.batches.len() as u32;
-        p.batches.push(batch.rows.clone());
-        p.bytes += batch.bytes();
-        match &batch.before {
-            Some(before) => {
-                p.batches.push(before.clone());
-                (new, new + 1)
-            }
-            None => (new, new),
-        }
-    }
-
+    /// The keys of rows, in a form in which equal keys have equal bytes.
     fn keys_of(&self, rows: &RecordBatch) -> Result<Option<Vec<Key>>> {
         let Some(converter) = &self.keys else { return Ok(None) };
-        let columns: Vec<ArrayRef> = self.stage.found_by.iter().map(|&i| rows.column(i).clone()).collect();
+        let columns: Vec<ArrayRef> = self
+            .stage
+            .found_by
+            .iter()
+            .map(|&i| one_form(&self.target.schema.columns[i], rows.column(i)))
+            .collect();
         let keys = converter.convert_columns(&columns).map_err(arrow)?;
         Ok(Some(keys.iter().map(|k| k.as_ref().into()).collect()))
     }
@@ -621,70 +540,21 @@ impl Table {
         })
     }
 
-    /// Gathers a change, folded into what is gathered for its key. `false` if the gathered ones must be applied first.
+    /// Gathers a change. `false` if the gathered ones must be applied first.
     fn fold(&mut self, change: Change, key: Option<&Key>) -> Result<bool> {
-        let columns = self.stage.columns();
         let Some(key) = key.filter(|_| self.exact) else {
             self.pending.changes.push(change);
             return Ok(true);
         };
-        if change.kind == Kind::Move {
-            let (batch, row) = change.old;
-            let old = self
-                .keys_of(&self.pending.batches[batch as usize].slice(row as usize, 1))?
-                .and_then(|mut k| k.pop())
-                .ok_or_else(|| Error::bug("a key changed in a table without a key"))?;
-            let p = &mut self.pending;
-            let old = &old;
-            let touched = [old, key]
-                .iter()
-                .any(|k| p.by_key.contains_key(*k) || p.moving.contains(*k));
-            if touched {
-                return Ok(false);
-            }
-            p.moving.insert(old.clone());
-            p.moving.insert(key.clone());
-            p.changes.push(change);
-            return Ok(true);
+        if change.kind != Kind::Move {
+            return Ok(self.pending.fold(change, key, self.stage.columns()));
         }
-        let p = &mut self.pending;
-        let Some(&at) = p.by_key.get(key) else {
-            let mut net = Net {
-                change: change.clone(),
-                many: false,
-                counts: [Applied::default(); 2],
-                alive: [false, true],
-                last_updates: false,
-            };
-            net.count(change.kind);
-            p.by_key.insert(key.clone(), p.nets.len());
-            p.nets.push(net);
-            p.changes.push(change);
-            return Ok(true);
-        };
-        let net = &mut p.nets[at];
-        let had = &net.change;
-        let merged = match (had.kind, change.kind) {
-            (_, Kind::Delete) => change.clone(),
-            (Kind::Delete, Kind::Update) => had.clone(),
-            (Kind::Delete, Kind::Put) if change.cells.is_whole() => Change {
-                kind: Kind::Replace,
-                ..change.clone()
-            },
-            (Kind::Update, Kind::Put) if change.cells.is_whole() => change.clone(),
-            // What is missing in the row to insert would depend on whether the row was there.
-            (Kind::Delete | Kind::Update, Kind::Put) => return Ok(false),
-            (kind, _) => Change {
-                kind,
-                old: change.old,
-                cells: had.cells.under(&change.cells, columns),
-            },
-        };
-        net.count(change.kind);
-        net.many = true;
-        net.change = merged;
-        p.changes.push(change);
-        Ok(true)
+        let (batch, row) = change.old;
+        let old = self
+            .keys_of(&self.pending.batches[batch as usize].slice(row as usize, 1))?
+            .and_then(|mut k| k.pop())
+            .ok_or_else(|| Error::bug("a key changed in a table without a key"))?;
+        Ok(self.pending.fold_move(change, old, key))
     }
 
     /// Writes changes into the staging table; `first` of `many` flags begin with the first change.
@@ -879,7 +749,7 @@ impl Table {
     async fn row_by_row(&mut self, session: &Connection, pending: &Pending) -> Result<Applied> {
         let patterns = match self.put_staged(session, pending, &pending.changes, &[]).await {
             Ok(patterns) => patterns,
-            Err(e) => return Err(e.error(self)),
+            Err(e) => return Err(e.error(&self.target.table)),
         };
         let pattern_of: Vec<usize> = pending.changes.iter().map(|c| pattern_of(c, &patterns)).collect();
         let mut applied = Applied {
@@ -910,122 +780,14 @@ impl Table {
                     }
                 }
             }
-            batch.run(session, &mut applied).await.map_err(|e| e.error(self))?;
+            batch
+                .run(session, &mut applied)
+                .await
+                .map_err(|e| e.error(&self.target.table))?;
         }
         applied.unchanged = applied.written - applied.inserted - applied.updated - applied.deleted;
         Ok(applied)
     }
-}
-
-/// Which of the patterns a change carries.
-fn pattern_of(change: &Change, patterns: &[Vec<bool>]) -> usize {
-    match &change.cells {
-        Cells::Mixed(places) if change.kind != Kind::Delete => patterns
-            .iter()
-            .position(|p| p.iter().zip(places).all(|(a, b)| *a == b.is_some()))
-            .unwrap_or(0),
-        _ => 0,
-    }
-}
-
-/// Why applying failed.
-enum Failed {
-    /// A unique index or exclusion was broken, perhaps only by our order.
-    Conflict(Error),
-    Other(Error),
-}
-
-impl From<tokio_postgres::Error> for Failed {
-    fn from(e: tokio_postgres::Error) -> Self {
-        let conflict = matches!(
-            e.code(),
-            Some(&SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION)
-        );
-        let e = map_error(e, "applying changes");
-        if conflict {
-            Failed::Conflict(e)
-        } else {
-            Failed::Other(e)
-        }
-    }
-}
-
-impl From<Error> for Failed {
-    fn from(e: Error) -> Self {
-        Failed::Other(e)
-    }
-}
-
-impl Failed {
-    fn error(self, table: &Table) -> Error {
-        match self {
-            Failed::Conflict(e) | Failed::Other(e) => e.at("table", table.target.table.to_string()),
-        }
-    }
-}
-
-/// What the rows a statement touches are counted as.
-#[derive(Clone, Copy)]
-enum Count {
-    Inserted,
-    Updated,
-    Deleted,
-    Removed,
-    Nothing,
-}
-
-/// Statements that travel together.
-#[derive(Default)]
-struct Batch {
-    statements: Vec<String>,
-    counts: Vec<Count>,
-}
-
-impl Batch {
-    fn add(&mut self, statement: String, count: Count) {
-        self.statements.push(statement);
-        self.counts.push(count);
-    }
-
-    /// Runs them and counts; says the numbers that a SELECT among them gave.
-    async fn run(self, session: &Connection, applied: &mut Applied) -> Result<HashSet<i32>, Failed> {
-        if self.statements.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let answer = counts(session, &self.statements.join(";\n")).await?;
-        for (count, n) in self.counts.iter().zip(answer.affected) {
-            match count {
-                Count::Inserted => applied.inserted += n,
-                Count::Updated => applied.updated += n,
-                Count::Deleted => applied.deleted += n,
-                Count::Removed => applied.removed += n,
-                Count::Nothing => {}
-            }
-        }
-        Ok(answer.numbers)
-    }
-}
-
-struct Answer {
-    /// Rows touched, by statement.
-    affected: Vec<u64>,
-    numbers: HashSet<i32>,
-}
-
-/// Runs statements in one round trip.
-async fn counts(session: &Connection, statements: &str) -> Result<Answer, Failed> {
-    let mut answer = Answer {
-        affected: Vec::new(),
-        numbers: HashSet::new(),
-    };
-    for message in session.simple_query(statements).await? {
-        match message {
-            SimpleQueryMessage::CommandComplete(n) => answer.affected.push(n),
-            SimpleQueryMessage::Row(row) => answer.numbers.extend(row.get(0).and_then(|n| n.parse::<i32>().ok())),
-            _ => {}
-        }
-    }
-    Ok(answer)
 }
 
 async fn run(session: &Connection, statement: &str) -> Result<()> {

@@ -13,7 +13,7 @@ use synctool_core::progress::{Advance, Checkpoint, Epoch, Generation, PartitionI
 use synctool_core::schema::TableId;
 use synctool_core::sink::StoredPlan;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Json;
+use tokio_postgres::types::{Json, Type};
 use tokio_postgres::{Client, GenericClient, Row};
 
 /// The version of these tables. A newer one in the database is refused.
@@ -254,12 +254,12 @@ impl Control {
     /// Holds the pipeline's generation until the transaction ends, and refuses if it is not the plan's.
     pub(super) async fn hold_generation(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
         let row = tx
-            .query_opt(
+            .query_typed_opt(
                 &format!(
                     "SELECT generation FROM {}.generation WHERE pipeline = $1 FOR SHARE",
                     self.schema
                 ),
-                &[&plan.pipeline],
+                &[(&plan.pipeline, Type::TEXT)],
             )
             .await
             .map_err(|e| self.permission(map_error(e, "checking the generation")))?;
@@ -497,8 +497,9 @@ impl Control {
         advance: &Advance,
         applied: Applied,
     ) -> Result<()> {
+        // One round trip: this runs at every commit.
         let moved = tx
-            .execute(
+            .execute_typed(
                 &format!(
                     "UPDATE {}.checkpoint SET position = $5, done = $6, accounts = $7, applied = $8, updated_at = now() \
                      WHERE pipeline = $1 AND generation = $2 AND partition = $3 AND epoch = $4 \
@@ -506,15 +507,15 @@ impl Control {
                     self.schema
                 ),
                 &[
-                    &plan.pipeline,
-                    &plan.generation.0,
-                    &advance.partition.as_str(),
-                    &epoch.0,
-                    &advance.to.as_str(),
-                    &advance.done,
-                    &Json(&advance.accounts),
-                    &Json(applied),
-                    &advance.from.as_ref().map(Position::as_str),
+                    (&plan.pipeline, Type::TEXT),
+                    (&plan.generation.0, Type::INT8),
+                    (&advance.partition.as_str(), Type::TEXT),
+                    (&epoch.0, Type::INT8),
+                    (&advance.to.as_str(), Type::TEXT),
+                    (&advance.done, Type::BOOL),
+                    (&Json(&advance.accounts), Type::JSON),
+                    (&Json(applied), Type::JSON),
+                    (&advance.from.as_ref().map(Position::as_str), Type::TEXT),
                 ],
             )
             .await

@@ -121,12 +121,14 @@ async fn server(connection: &Connection, database: &Postgres) -> Result<Vec<Find
 
 async fn readable(connection: &Connection, database: &Postgres, table: &TableId) -> Result<Vec<Finding>> {
     const SQL: &str = "SELECT pg_catalog.has_table_privilege($1::oid, 'SELECT') AND pg_catalog.has_schema_privilege(\
-         (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = $1), 'USAGE')";
+         (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = $1), 'USAGE'), \
+         pg_catalog.row_security_active($1::oid)";
     let config = database.config();
     let described = catalog::describe(connection, table, &config.schema).await?;
     let what = format!("examining {table}");
     let rows = catalog::rows(connection, SQL, &[(&described.oid, Type::OID)], &what).await?;
     let may = rows.first().is_some_and(|r| r.get(0));
+    let hidden = rows.first().is_some_and(|r| r.get(1));
     let key = &described.schema.key;
     let view = matches!(described.kind, Kind::View | Kind::Foreign);
     let name = &described.table;
@@ -136,6 +138,16 @@ async fn readable(connection: &Connection, database: &Postgres, table: &TableId)
             may,
             if may { "granted" } else { "missing" },
             catalog::grant_select(name, &config.schema, &config.user),
+        ),
+        finding(
+            format!("row security of {name}"),
+            !hidden,
+            if hidden {
+                "policies hide rows from this role"
+            } else {
+                "hides nothing"
+            },
+            format!("ALTER ROLE {} BYPASSRLS;", ident(&config.user)),
         ),
         finding(
             format!("key of {name}"),

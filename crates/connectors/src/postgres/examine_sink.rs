@@ -70,7 +70,8 @@ async fn look(
             "SELECT current_user::text, pg_catalog.current_database()::text, \
              pg_catalog.current_setting('server_encoding'), pg_catalog.pg_is_in_recovery(), \
              pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'), \
-             pg_catalog.current_setting('synchronous_commit'), pg_catalog.current_setting('default_transaction_read_only')",
+             pg_catalog.current_setting('synchronous_commit'), pg_catalog.current_setting('default_transaction_read_only'), \
+             pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')",
             &[],
         )
         .await
@@ -104,6 +105,11 @@ async fn look(
         },
     ));
     let may_create: bool = row.get(4);
+    findings.push(right(
+        "temporary tables (changes of a log are staged in them)".into(),
+        row.get(7),
+        format!("GRANT TEMPORARY ON DATABASE {database} TO {role};"),
+    ));
 
     let control = &destination.options.control_schema;
     if destination.control.exists(&**client).await? {

@@ -15,6 +15,7 @@ pub mod destination;
 mod encode;
 mod examine;
 mod examine_sink;
+mod fold;
 mod integrity;
 mod merge;
 mod numeric;

@@ -100,6 +100,7 @@ impl PgSink {
                 .batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 .await
                 .map_err(|e| map_error(e, "beginning a transaction"))?;
+            self.session.working(true);
             self.in_transaction = true;
         }
         Ok(())
@@ -302,6 +303,7 @@ impl Sink for PgSink {
             .batch_execute("COMMIT")
             .await
             .map_err(|e| map_error(e, "committing"))?;
+        self.session.working(false);
         self.in_transaction = false;
         self.standing = after;
         if self.flushes {
@@ -343,6 +345,7 @@ impl Sink for PgSink {
                 .batch_execute("ROLLBACK")
                 .await
                 .map_err(|e| map_error(e, "rolling back"))?;
+            self.session.working(false);
             self.in_transaction = false;
             self.loaded = 0;
             if let Mode::Direct(applier) = &mut self.mode {

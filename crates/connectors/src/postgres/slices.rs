@@ -36,13 +36,14 @@ pub async fn cut(connection: &Connection, table: &Described, request: &SliceRequ
     if let Some(step) = request.step {
         if let [column] = key[..]
             && is_integer(column)
+            && !column.nullable
         {
             return Ok(ranges(&key, fixed(connection, table, column, step).await?, size));
         }
         return Err(Error::new(
             code::CONFIG_INVALID,
             format!(
-                "a fixed step needs a key of one integer column; {} has {}",
+                "a fixed step needs a key of one integer column that is NOT NULL; {} has {}",
                 table.table,
                 idents(&request.key)
             ),

@@ -10,19 +10,20 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
+use postgres_types::{ToSql, Type};
 use std::pin::Pin;
 use std::sync::Arc;
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event, RawFormat};
 use synctool_core::error::{Error, ErrorKind, Result, code};
 use synctool_core::ledger::Tally;
-use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
+use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
 use synctool_core::rowhash;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
 use tokio::sync::Mutex;
-use tokio_postgres::{CopyOutStream, SimpleQueryMessage};
+use tokio_postgres::{CopyOutStream, SimpleQueryMessage, Statement};
 
 /// Raw rows are passed on in chunks of about this size.
 const RAW_CHUNK: usize = 512 << 10;
@@ -291,8 +292,13 @@ impl CopyReader {
             .prepare(&select)
             .await
             .map_err(|e| connection.error(e, &what))?;
-        for (actual, planned) in statement.columns().iter().zip(&read.columns) {
-            check_type(actual.type_(), planned, read)?;
+        match &read.raw {
+            None => {
+                for (actual, planned) in statement.columns().iter().zip(&read.columns) {
+                    check_type(actual.type_(), planned, read)?;
+                }
+            }
+            Some(_) => check_names(&connection, &statement, read).await?,
         }
         let stream = connection
             .copy_out(&format!("COPY ({select}) TO STDOUT (FORMAT binary)"))
@@ -599,31 +605,45 @@ fn select(read: &ReadSpec, condition: &str, default_schema: &str) -> String {
 }
 
 /// Refuses a column whose type is not what the plan says: its bytes would be taken for something else.
-fn check_type(actual: &postgres_types::Type, planned: &synctool_core::plan::ReadColumn, read: &ReadSpec) -> Result<()> {
+fn check_type(actual: &Type, planned: &ReadColumn, read: &ReadSpec) -> Result<()> {
     let expected = Wire::to_read(&planned.column).unwrap_or(Wire::Text);
-    let same = match &read.raw {
-        // Undecoded bytes may be of types without a form here; those whose form is known are compared.
-        Some(_) => {
-            let named = planned.column.source_type.as_deref().and_then(Wire::of_type_name);
-            named.is_none() || named == Wire::of_type(actual)
-        }
-        None => Wire::of_type(actual) == Some(expected),
-    };
-    if same {
+    if Wire::of_type(actual) == Some(expected) {
         return Ok(());
     }
-    Err(Error::new(
+    Err(altered(actual.name(), planned, read))
+}
+
+/// The same for bytes that pass undecoded: the type's full name must be the planned one, because the destination
+/// rounds to the modifiers that it has.
+async fn check_names(connection: &Connection, statement: &Statement, read: &ReadSpec) -> Result<()> {
+    // The prepared statement knows the table as it is; the catalog's rows are those of the snapshot.
+    const SQL: &str = "SELECT pg_catalog.format_type(t, m) \
+         FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::int4[])) \
+         WITH ORDINALITY AS c(t, m, place) ORDER BY place";
+    let oids: Vec<u32> = statement.columns().iter().map(|c| c.type_().oid()).collect();
+    let modifiers: Vec<i32> = statement.columns().iter().map(|c| c.type_modifier()).collect();
+    let params: &[(&(dyn ToSql + Sync), Type)] = &[(&oids, Type::OID_ARRAY), (&modifiers, Type::INT4_ARRAY)];
+    let what = format!("reading {}", read.table);
+    let names = catalog::rows(connection, SQL, params, &what).await?;
+    for (planned, row) in read.columns.iter().zip(&names) {
+        let actual: &str = row.get(0);
+        if planned.column.source_type.as_deref() != Some(actual) {
+            return Err(altered(actual, planned, read));
+        }
+    }
+    Ok(())
+}
+
+fn altered(actual: &str, planned: &ReadColumn, read: &ReadSpec) -> Error {
+    let before = planned.column.source_type.clone();
+    Error::new(
         code::SCHEMA_MISMATCH,
         format!(
             "column {} of {} is {actual} now; the plan was made for {}",
             planned.source,
             read.table,
-            planned
-                .column
-                .source_type
-                .clone()
-                .unwrap_or_else(|| planned.column.ty.to_string())
+            before.unwrap_or_else(|| planned.column.ty.to_string())
         ),
     )
-    .hint("the table was altered while the run was unfinished: `synctool state reset` and run again"))
+    .hint("the table was altered while the run was unfinished: `synctool state reset` and run again")
 }

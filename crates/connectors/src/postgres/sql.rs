@@ -57,11 +57,6 @@ pub fn literal(value: &str) -> Result<String> {
     })
 }
 
-/// A text literal cast to a type, given as the catalog prints it (`format_type` with an empty search path).
-pub fn typed_literal(value: &str, type_name: &str) -> Result<String> {
-    Ok(format!("{}::{type_name}", literal(value)?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +78,5 @@ mod tests {
         assert_eq!(literal("it's").unwrap(), "'it''s'");
         assert_eq!(literal(r"\'; drop table t; --").unwrap(), r"E'\\''; drop table t; --'");
         assert!(literal("a\0").is_err());
-        assert_eq!(typed_literal("1", "bigint").unwrap(), "'1'::bigint");
     }
 }

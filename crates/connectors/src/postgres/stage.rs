@@ -3,13 +3,18 @@
 //! One staged row is one change (or the net of several changes of one key): its kind, the pattern of columns it carries,
 //! the key (or whole row) it is found by, and its values.
 
+use super::client::{Connection, map_error};
 use super::ddl::quoted;
 use super::destination::Target;
 use super::merge::Mapping;
 use super::rows::RowEncoder;
 use super::sql::ident;
-use synctool_core::error::Result;
+use std::collections::HashSet;
+use synctool_core::error::{Error, Result};
+use synctool_core::ledger::Applied;
 use synctool_core::schema::{Column, ColumnType, TableId};
+use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::error::SqlState;
 
 /// What a staged row does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +151,7 @@ impl Stage {
         let there: Vec<String> = compared().map(|&i| format!("f.{}", self.columns[i].name)).collect();
         let old: Vec<String> = compared().map(|&i| self.value("o", i)).collect();
         format!(
-            "t.ctid = (SELECT f.ctid FROM {} AS f WHERE pg_catalog.record_image_eq(ROW({}), ROW({})) LIMIT 1)",
+            "(t.tableoid, t.ctid) = (SELECT f.tableoid, f.ctid FROM {} AS f WHERE pg_catalog.record_image_eq(ROW({}), ROW({})) LIMIT 1)",
             self.table,
             there.join(", "),
             old.join(", ")
@@ -277,4 +282,105 @@ impl Stage {
             self.found("t")
         )
     }
+}
+
+/// Why applying failed.
+pub(super) enum Failed {
+    /// A unique index or exclusion was broken, perhaps only by our order.
+    Conflict(Error),
+    Other(Error),
+}
+
+impl From<tokio_postgres::Error> for Failed {
+    fn from(e: tokio_postgres::Error) -> Self {
+        let conflict = matches!(
+            e.code(),
+            Some(&SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION)
+        );
+        let e = map_error(e, "applying changes");
+        if conflict {
+            Failed::Conflict(e)
+        } else {
+            Failed::Other(e)
+        }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(e: Error) -> Self {
+        Failed::Other(e)
+    }
+}
+
+impl Failed {
+    pub(super) fn error(self, table: &TableId) -> Error {
+        match self {
+            Failed::Conflict(e) | Failed::Other(e) => e.at("table", table.to_string()),
+        }
+    }
+}
+
+/// What the rows a statement touches are counted as.
+#[derive(Clone, Copy)]
+pub(super) enum Count {
+    Inserted,
+    Updated,
+    Deleted,
+    Removed,
+    Nothing,
+}
+
+/// Statements that travel together.
+#[derive(Default)]
+pub(super) struct Batch {
+    statements: Vec<String>,
+    counts: Vec<Count>,
+}
+
+impl Batch {
+    pub(super) fn add(&mut self, statement: String, count: Count) {
+        self.statements.push(statement);
+        self.counts.push(count);
+    }
+
+    /// Runs them and counts; says the numbers that a SELECT among them gave.
+    pub(super) async fn run(self, session: &Connection, applied: &mut Applied) -> Result<HashSet<i32>, Failed> {
+        if self.statements.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let answer = counts(session, &self.statements.join(";\n")).await?;
+        for (count, n) in self.counts.iter().zip(answer.affected) {
+            match count {
+                Count::Inserted => applied.inserted += n,
+                Count::Updated => applied.updated += n,
+                Count::Deleted => applied.deleted += n,
+                Count::Removed => applied.removed += n,
+                Count::Nothing => {}
+            }
+        }
+        Ok(answer.numbers)
+    }
+}
+
+/// What a round trip gave.
+pub(super) struct Answer {
+    /// Rows touched, by statement.
+    pub(super) affected: Vec<u64>,
+    numbers: HashSet<i32>,
+}
+
+/// Runs statements in one round trip.
+pub(super) async fn counts(session: &Connection, statements: &str) -> Result<Answer, Failed> {
+    let mut answer = Answer {
+        affected: Vec::new(),
+        numbers: HashSet::new(),
+    };
+    for message in session.simple_query(statements).await? {
+        match message {
+            SimpleQueryMessage::CommandComplete(n) => answer.affected.push(n),
+            SimpleQueryMessage::Row(row) => answer.numbers.extend(row.get(0).and_then(|n| n.parse::<i32>().ok())),
+            _ => {}
+        }
+    }
+    Ok(answer)
 }

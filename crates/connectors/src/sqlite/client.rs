@@ -11,6 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(super) enum Access {
     /// Reading; a missing file is an error.
     Read,
+    /// Looking at a destination; a missing file is an error. A journal that a killed writer left is rolled back.
+    Look,
     /// Writing; a missing file is created.
     Write,
 }
@@ -122,13 +124,13 @@ pub(super) fn open(config: &SqliteConfig, access: Access) -> Result<Connection> 
             ));
         }
         (Ok(m), _) => m.len() == 0,
-        (Err(e), Access::Read) if e.kind() == std::io::ErrorKind::NotFound => {
+        (Err(e), Access::Read | Access::Look) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(at_file(
                 Error::new(code::DATABASE_MISSING, "the SQLite file does not exist")
                     .hint("check the path; a source is never created"),
             ));
         }
-        (Err(e), Access::Read) => {
+        (Err(e), Access::Read | Access::Look) => {
             return Err(at_file(
                 Error::new(code::FILE, format!("the SQLite file cannot be read: {}", e.kind()))
                     .hint("check the rights of the file and its folder"),
@@ -147,6 +149,7 @@ pub(super) fn open(config: &SqliteConfig, access: Access) -> Result<Connection> 
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
         | match access {
             Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            Access::Look => OpenFlags::SQLITE_OPEN_READ_WRITE,
             Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
         };
     let opening = || "opening the database".to_string();
@@ -213,7 +216,10 @@ fn meaning(
         ErrorCode::DatabaseBusy => (
             code::SERVER_BUSY,
             "another process holds the database's lock",
-            Some("wait for it or end it (`lsof` on the file shows who), or raise busy_timeout"),
+            Some(
+                "wait for it or end it (`lsof` on the file shows who), or raise busy_timeout; a database that is read and \
+                 written at the same time wants `PRAGMA journal_mode = WAL`",
+            ),
         ),
         ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed => {
             (code::CONFLICT, "another connection holds the table's lock", None)
@@ -223,6 +229,11 @@ fn meaning(
             code::DISK_FULL,
             "the disk is full",
             Some("free space beside the database file, then run again: it goes on from the last commit"),
+        ),
+        ErrorCode::ReadOnly if matches!(extended, ffi::SQLITE_READONLY_ROLLBACK | ffi::SQLITE_READONLY_RECOVERY) => (
+            code::FILE,
+            "a writer died and left its journal, which a reader may not roll back",
+            Some("open the database once for writing: `sqlite3 FILE 'PRAGMA schema_version'`"),
         ),
         ErrorCode::ReadOnly => (
             code::PERMISSION,

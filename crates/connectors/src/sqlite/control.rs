@@ -304,6 +304,17 @@ pub(super) fn take_over(
     Ok((epoch, state))
 }
 
+/// Who wrote a partition last, as far as is known.
+pub(super) fn last_writer(conn: &Connection, plan: &Plan, partition: &PartitionId) -> Option<String> {
+    conn.query_row(
+        "SELECT writer FROM \"_synctool_checkpoint\" WHERE pipeline = ?1 AND generation = ?2 AND \"partition\" = ?3",
+        params![plan.pipeline, plan.generation.0, partition.as_str()],
+        |r| r.get(0),
+    )
+    .ok()
+    .flatten()
+}
+
 /// Moves a partition from where it must stand; refused if it stands elsewhere or another writer has it.
 pub(super) fn advance(conn: &Connection, plan: &Plan, epoch: i64, step: &Advance, applied: Applied) -> Result<()> {
     let doing = || format!("moving the checkpoint of partition {}", step.partition);

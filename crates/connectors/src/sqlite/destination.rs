@@ -35,7 +35,7 @@ impl SqliteDestination {
     ) -> Result<T> {
         // An empty file is a database without tables, but cannot be opened for reading in every journal mode.
         match std::fs::metadata(&self.config.path) {
-            Ok(m) if m.len() > 0 || m.is_dir() => with_connection(&self.config, Access::Read, |conn| work(conn)).await,
+            Ok(m) if m.len() > 0 || m.is_dir() => with_connection(&self.config, Access::Look, |conn| work(conn)).await,
             _ => Ok(T::default()),
         }
     }
@@ -215,7 +215,7 @@ impl Destination for SqliteDestination {
 
     async fn forget(&self, pipeline: &str) -> Result<()> {
         let pipeline = pipeline.to_string();
-        let known = self.read(|conn| control::exist(conn)).await?;
+        let known = self.read(control::exist).await?;
         if !known {
             return Ok(());
         }

@@ -9,7 +9,7 @@
 use super::catalog::CatalogTable;
 use super::client::failed;
 use super::ddl;
-use super::sql::{differs, equal, joined, list, placeholders, quote, row_compare};
+use super::sql::{differs, equal, joined, list, placeholders, quote};
 use super::types::{self, Affinity, Cell, ColumnInput, Store};
 use arrow_array::{Array, RecordBatch};
 use rusqlite::{CachedStatement, Connection};
@@ -37,6 +37,9 @@ pub(super) struct Target {
     generated: Vec<String>,
     updates: Updates,
 }
+
+/// A table of many columns has more patterns of present values than need be kept.
+const MOST_UPDATES: usize = 256;
 
 /// `UPDATE` statements by the columns they set: those that keep the key, and those that change it.
 type Updates = [HashMap<Vec<usize>, Arc<str>>; 2];
@@ -246,7 +249,14 @@ impl Target {
             if values.len() != bounds.len() {
                 return Err(Error::bug("a range's bound has another number of columns"));
             }
-            terms.push(row_compare(&range.columns, op, parameters.len() + 1));
+            // Ranges are cut by bytes, whatever the column's collation.
+            let left = range
+                .columns
+                .iter()
+                .map(|c| format!("{} COLLATE BINARY", quote(c)))
+                .collect::<Vec<_>>();
+            let right = placeholders(parameters.len() + 1, left.len());
+            terms.push(format!("({}) {op} ({right})", left.join(", ")));
             for (at, value) in bounds.iter().zip(values) {
                 parameters.push(types::bound(&self.columns[*at], self.stores[*at], value)?);
             }
@@ -572,6 +582,9 @@ impl Change<'_> {
             sql.push_str(&joined(&different, "OR"));
         }
         let sql: Arc<str> = sql.into();
+        if self.updates[usize::from(moves)].len() >= MOST_UPDATES {
+            self.updates[usize::from(moves)].clear();
+        }
         self.updates[usize::from(moves)].insert(set.to_vec(), sql.clone());
         sql
     }

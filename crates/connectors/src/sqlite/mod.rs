@@ -5,8 +5,9 @@
 //!
 //! What is particular here:
 //! - There is one writer per file. A sink holds the write lock from its first write to its commit (`BEGIN IMMEDIATE`);
-//!   another process that holds it makes us wait for `busy_timeout`, then [`SERVER_BUSY`] says to try again. Nobody can
-//!   end another process's lock, so a stopped zombie has to be killed; what it wrote is fenced all the same.
+//!   another process that holds it makes us wait for `busy_timeout`, then [`SERVER_BUSY`] says to try again. A forgotten
+//!   writer in this process is ended by whoever takes over its partitions; one in another process cannot be, so a stopped
+//!   zombie has to be killed (the error names it). What it wrote is fenced in either case.
 //! - A database that we create gets the journal mode WAL, so that readers and the writer do not wait for each other;
 //!   an existing one keeps its mode. `synchronous` stays FULL unless configured: a commit survives a power cut.
 //! - DDL is transactional, so prepare and publish are one transaction each.

@@ -215,6 +215,17 @@ impl Writer {
                     Ok((p.clone(), control::take_over(conn, &plan, p, &writer)?))
                 })
                 .collect::<Result<Vec<_>>>()
+        })
+        .map_err(|e| {
+            // Nobody can end a writer of another process, but it can be named.
+            let busy = e.code() == code::SERVER_BUSY;
+            match partitions
+                .iter()
+                .find_map(|p| control::last_writer(&self.conn, &plan, p))
+            {
+                Some(writer) if busy => e.at("last writer", writer),
+                _ => e,
+            }
         })?;
         self.held.extend(mine.iter().cloned());
         let found: Checkpoint = mine.into_iter().map(|(p, (_, state))| (p, state)).collect();

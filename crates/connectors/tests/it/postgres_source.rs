@@ -651,6 +651,13 @@ async fn what_is_not_worth_cutting_is_read_in_one_go() {
         .await
         .unwrap_err();
     assert_eq!(e.code(), code::COLUMN_MISSING);
+
+    // A row whose key is NULL would be in no range.
+    db.psql("CREATE TABLE holes (id int); INSERT INTO holes VALUES (1), (NULL)");
+    let holes = spec(&source, "holes").await;
+    let e = source.slices(&holes, &step(10)).await.unwrap_err();
+    assert_eq!(e.code(), code::CONFIG_INVALID);
+    assert!(e.to_string().contains("NOT NULL"), "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -823,21 +830,29 @@ async fn a_table_altered_under_a_plan_is_not_misread() {
     db.psql("CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (1, 1)");
     let source = postgres.source();
     let mut planned = spec(&source, "t").await;
-    db.psql("ALTER TABLE t ALTER n TYPE float4");
-    for raw in [false, true] {
-        planned.raw = raw.then(|| synctool_core::change::RawFormat {
-            kind: "pgcopy-binary".into(),
-            signature: String::new(),
-        });
+    let undecoded = Some(synctool_core::change::RawFormat {
+        kind: "pgcopy-binary".into(),
+        signature: String::new(),
+    });
+    for (change, raw) in [("float4", None), ("float4", undecoded.clone())] {
+        db.psql(&format!("ALTER TABLE t ALTER n TYPE {change}"));
+        planned.raw = raw;
         let e = read(&source, &planned, Slice::All, &ReadContext::default())
             .await
             .unwrap_err();
         assert_eq!(e.code(), code::SCHEMA_MISMATCH);
-        assert!(
-            e.to_string().contains("column n") && e.to_string().contains("float4"),
-            "{e}"
-        );
+        assert!(e.to_string().contains("column n"), "{e}");
     }
+    // Undecoded, a changed modifier counts too: the destination would round to its own.
+    db.psql("ALTER TABLE t ALTER n TYPE numeric(6,2)");
+    let mut precise = spec(&source, "t").await;
+    precise.raw = undecoded;
+    db.psql("ALTER TABLE t ALTER n TYPE numeric(8,4)");
+    let e = read(&source, &precise, Slice::All, &ReadContext::default())
+        .await
+        .unwrap_err();
+    assert!(e.to_string().contains("numeric(8,4)"), "{e}");
+    planned.raw = None;
     db.psql("ALTER TABLE t DROP n");
     let e = read(&source, &planned, Slice::All, &ReadContext::default())
         .await
@@ -921,6 +936,28 @@ async fn missing_rights_are_named_and_found_beforehand() {
     );
     let owner = owner.source().examine(&tables[..1]).await;
     assert!(owner.iter().all(|f| f.ok && f.fix.is_empty()), "{owner:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_hidden_by_a_policy_stop_the_read() {
+    let (db, _) = database(PgVersion::V15);
+    db.psql(
+        "DO $$ BEGIN CREATE ROLE pgread_tenant LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
+         CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2); GRANT SELECT ON t TO pgread_tenant;
+         ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY half ON t USING (id = 1);",
+    );
+    let source = open(&db.url_as("pgread_tenant")).source();
+    let read_spec = spec(&source, "t").await;
+    let e = read(&source, &read_spec, Slice::All, &ReadContext::default())
+        .await
+        .unwrap_err();
+    assert_eq!(e.code(), code::PERMISSION);
+    assert!(e.next_step().unwrap().contains("BYPASSRLS"), "{e}");
+    let found = source.examine(&[TableId::bare("t")]).await;
+    assert!(
+        found.iter().any(|f| !f.ok && f.what.starts_with("row security")),
+        "{found:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use super::decode::{Anything, Later, Notice};
 use super::error::{ConfigError, nearest};
 use super::pipeline::{
     ColumnMapping, Columns, Destination, Direction, Filter, FullMode, Join, Partitioning, Pipeline, Roles, Source,
-    Strategy, StrategyKind, Verify, Write,
+    Strategy, StrategyKind, Transform, Verify, Write,
 };
 use super::types::{DataType, SizedType};
 
@@ -48,6 +48,8 @@ pub(super) struct PipelineFile {
     pub(super) partition_step: Option<At<u64>>,
     /// Partitions worked on at once. Default: the global `workers`.
     pub(super) max_concurrent_partitions: Option<At<u32>>,
+    /// What happens to rows on their way, in this order. Default: nothing.
+    pub(super) transform: Option<Vec<Transform>>,
     /// The ways to bring the destination up to date. Default: one named full.
     pub(super) strategies: Option<Vec<At<StrategyFile>>>,
     /// What the destination may be asked to do.
@@ -429,6 +431,7 @@ pub(super) fn resolve(file: PipelineFile, stem: &str, not_yet: Vec<Notice>, erro
         key,
         partitioning,
         max_concurrent_partitions: file.max_concurrent_partitions,
+        transform: file.transform.unwrap_or_default(),
         strategies,
         write: Write {
             allow_mass_delete: file.write.and_then(|w| w.allow_mass_delete).unwrap_or_default(),

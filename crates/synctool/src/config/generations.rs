@@ -186,6 +186,7 @@ impl From<G1File> for PipelineFile {
             name: file.name,
             description: file.description,
             enabled: file.enabled,
+            transform: None,
             datastores: file.datastores,
             source: SourceFile {
                 datastore: source.datastore_name,

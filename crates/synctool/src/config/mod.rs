@@ -41,7 +41,8 @@ pub use global::{
 pub use load::{Found, Loaded, Loader};
 pub use pipeline::{
     ColumnMapping, Columns, Comparison, Destination, Direction, Filter, FullMode, Join, JoinKind, Operator,
-    Partitioning, Pipeline, Roles, Source, Strategy, StrategyKind, TableRef, Verify, Write, semantic_difference,
+    Partitioning, Pipeline, Roles, Source, Strategy, StrategyKind, TableRef, Transform, ValueMap, Verify, Write,
+    semantic_difference,
 };
 pub use schema::{SchemaOf, schema};
 pub use secret::{Secret, SecretUrl};

@@ -34,12 +34,32 @@ pub struct Pipeline {
     pub partitioning: Partitioning,
     /// Partitions worked on at once; the global `workers` where there is none.
     pub max_concurrent_partitions: Option<At<u32>>,
+    /// What happens to rows on their way, in this order.
+    pub transform: Vec<Transform>,
     /// The ways to bring the destination up to date, at least one.
     pub strategies: Vec<Strategy>,
     /// What the destination may be asked to do.
     pub write: Write,
     /// Keys that were read and that this version does nothing with.
     pub not_yet: Vec<Notice>,
+}
+
+/// One step on the way of rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Transform {
+    /// Values of a column that are replaced by others.
+    pub value_map: ValueMap,
+}
+
+/// Values of a column and what stands for them; others stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct ValueMap {
+    /// The column, as it is called at the destination.
+    pub column: At<String>,
+    /// Value to new value; null = NULL.
+    pub mapping: BTreeMap<String, Option<String>>,
 }
 
 /// Where rows come from.
@@ -509,6 +529,7 @@ impl Pipeline {
             max_concurrent_partitions: None,
             strategies: vec![Strategy::new(StrategyKind::Full)],
             write: Write::default(),
+            transform: Vec::new(),
             not_yet: Vec::new(),
         }
     }
@@ -604,6 +625,9 @@ impl Pipeline {
             "columns": columns,
             "key": self.key.iter().map(meaning).collect::<Vec<_>>(),
             "partition_column": text(&self.partitioning.column),
+            "transform": self.transform.iter().map(|t| {
+                json!({"value_map": {"column": meaning(&t.value_map.column), "mapping": t.value_map.mapping}})
+            }).collect::<Vec<_>>(),
             "strategies": strategies,
         })
     }

@@ -199,6 +199,9 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     if let Some(n) = &p.max_concurrent_partitions {
         put("max_concurrent_partitions", value(n));
     }
+    if !p.transform.is_empty() {
+        put("transform", value(&p.transform));
+    }
     put("strategies", value(&p.strategies));
     put("write", value(&p.write));
     tree

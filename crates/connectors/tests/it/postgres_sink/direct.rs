@@ -227,7 +227,29 @@ on_servers! {
     }
 
     async fn random_changes_row_by_row(version: PgVersion) {
-        model(version, "CREATE TABLE items (id numeric PRIMARY KEY, name text UNIQUE, price integer)", true, ColumnType::Numeric, 30).await;
+        model(version, "CREATE TABLE items (id double precision PRIMARY KEY, name text UNIQUE, price integer)", true, ColumnType::Float64, 30).await;
+    }
+
+    async fn random_changes_with_a_numeric_key(version: PgVersion) {
+        model(version, "CREATE TABLE items (id numeric PRIMARY KEY, name text, price integer)", false, ColumnType::Numeric, 20).await;
+    }
+
+    async fn equal_keys_in_two_forms_are_one(version: PgVersion) {
+        let f = fixture(version).await;
+        let mut schema = items();
+        schema.columns[0] = Column::new("id", ColumnType::Numeric).not_null();
+        schema.columns[0].carrier = synctool_core::schema::Carrier::Text;
+        schema.columns[1] = Column::new("name", ColumnType::Char { length: 5 }).with_source_type("character(5)").not_null();
+        schema.key.push("name".into());
+        let (table, _, mut s) = direct(&f, &schema).await;
+        let row = |id: &'static str, name: &'static str, price: &'static str| batch(&schema, &[&[Some(id), Some(name), Some(price)]]);
+        s.write(rows(&table, Op::Insert, row("1.50", "a", "1"))).await.unwrap();
+        s.write(rows(&table, Op::Update, row("1.5", "a   ", "2"))).await.unwrap();
+        s.write(rows(&table, Op::Insert, row("100", "a", "3"))).await.unwrap();
+        s.write(rows(&table, Op::Delete, row("1", "a", "0"))).await.unwrap();
+        let applied = s.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        assert_eq!(applied, Applied { written: 4, inserted: 2, updated: 1, unchanged: 1, ..Applied::default() });
+        assert_eq!(f.db.psql("SELECT id::float8, price FROM items ORDER BY 1"), "1.5|2\n100|3");
     }
 
     async fn a_missing_table_is_made_and_rows_that_are_right_are_left(version: PgVersion) {

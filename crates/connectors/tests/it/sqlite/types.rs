@@ -185,7 +185,7 @@ async fn a_foreign_affinity_never_changes_a_value() {
             &["9223372036854775807"],
             &["9223372036854775808"],
         ),
-        ("", ColumnType::Text { max: None }, &["1.10", "007"], &[]),
+        ("", ColumnType::Text { max: None }, &["1.10", "007", "nul\0inside"], &[]),
         ("VARCHAR(3)", ColumnType::Text { max: Some(3) }, &["ä€😀"], &[]),
     ];
     for (declared, ty, kept, refused) in cases {

@@ -1,0 +1,183 @@
+//! Changes gathered before they are applied, folded by key into their net effect.
+//!
+//! What several changes of one key do depends on whether the row is there before them. Both outcomes are counted while
+//! folding; the server says later which one it was.
+
+use super::stage::Kind;
+use arrow_array::RecordBatch;
+use std::collections::{HashMap, HashSet};
+use synctool_core::change::ChangeBatch;
+use synctool_core::ledger::Applied;
+
+/// A key's bytes.
+pub(super) type Key = Box<[u8]>;
+/// A row of a gathered batch.
+pub(super) type Place = (u32, u32);
+
+/// Changes that are not applied yet.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) batches: Vec<RecordBatch>,
+    pub(super) bytes: usize,
+    /// All changes in their order.
+    pub(super) changes: Vec<Change>,
+    pub(super) nets: Vec<Net>,
+    by_key: HashMap<Key, usize>,
+    /// Keys that change, and keys they change into.
+    moving: HashSet<Key>,
+}
+
+impl Pending {
+    /// Keeps a batch; says where its rows and its rows before stand.
+    pub(super) fn add(&mut self, batch: &ChangeBatch) -> (u32, u32) {
+        let new = self.batches.len() as u32;
+        self.batches.push(batch.rows.clone());
+        self.bytes += batch.bytes();
+        match &batch.before {
+            Some(before) => {
+                self.batches.push(before.clone());
+                (new, new + 1)
+            }
+            None => (new, new),
+        }
+    }
+
+    /// Gathers a change that keeps its key. `false` if what is gathered must be applied before it.
+    pub(super) fn fold(&mut self, change: Change, key: &Key, columns: usize) -> bool {
+        let Some(&at) = self.by_key.get(key) else {
+            let mut net = Net {
+                change: change.clone(),
+                many: false,
+                counts: [Applied::default(); 2],
+                alive: [false, true],
+                last_updates: false,
+            };
+            net.count(change.kind);
+            self.by_key.insert(key.clone(), self.nets.len());
+            self.nets.push(net);
+            self.changes.push(change);
+            return true;
+        };
+        let net = &mut self.nets[at];
+        let had = &net.change;
+        let merged = match (had.kind, change.kind) {
+            (_, Kind::Delete) => change.clone(),
+            (Kind::Delete, Kind::Update) => had.clone(),
+            (Kind::Delete, Kind::Put) if change.cells.is_whole() => Change {
+                kind: Kind::Replace,
+                ..change.clone()
+            },
+            (Kind::Update, Kind::Put) if change.cells.is_whole() => change.clone(),
+            // What is missing in the row to insert would depend on whether the row was there.
+            (Kind::Delete | Kind::Update, Kind::Put) => return false,
+            (kind, _) => Change {
+                kind,
+                old: change.old,
+                cells: had.cells.under(&change.cells, columns),
+            },
+        };
+        net.count(change.kind);
+        net.many = true;
+        net.change = merged;
+        self.changes.push(change);
+        true
+    }
+
+    /// Gathers a change of a key. Key changes are applied before everything else that is gathered, so neither key may
+    /// have been touched before; what touches them later comes after them.
+    pub(super) fn fold_move(&mut self, change: Change, old: Key, new: &Key) -> bool {
+        let touched = |k: &Key| self.by_key.contains_key(k) || self.moving.contains(k);
+        if touched(&old) || touched(new) {
+            return false;
+        }
+        self.moving.insert(old);
+        self.moving.insert(new.clone());
+        self.changes.push(change);
+        true
+    }
+}
+
+/// One change.
+#[derive(Clone)]
+pub(super) struct Change {
+    pub(super) kind: Kind,
+    /// Where the key (or whole row) it is found by stands.
+    pub(super) old: Place,
+    pub(super) cells: Cells,
+}
+
+/// Where the values of a row come from.
+#[derive(Clone)]
+pub(super) enum Cells {
+    /// All columns from one row.
+    Whole(Place),
+    /// Each column from its own; `None` is absent.
+    Mixed(Vec<Option<Place>>),
+}
+
+impl Cells {
+    pub(super) fn at(&self, column: usize) -> Option<Place> {
+        match self {
+            Cells::Whole(place) => Some(*place),
+            Cells::Mixed(places) => places[column],
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        matches!(self, Cells::Whole(_))
+    }
+
+    /// These values with others laid over them.
+    fn under(&self, over: &Cells, columns: usize) -> Cells {
+        match over {
+            Cells::Whole(_) => over.clone(),
+            Cells::Mixed(_) => Cells::Mixed((0..columns).map(|c| over.at(c).or(self.at(c))).collect()),
+        }
+    }
+}
+
+/// The net effect of changes of one key.
+pub(super) struct Net {
+    pub(super) change: Change,
+    pub(super) many: bool,
+    /// What the changes do one after the other: if the row is missing before, and if it is there.
+    pub(super) counts: [Applied; 2],
+    alive: [bool; 2],
+    /// Whether the last change updates a row that was there before.
+    pub(super) last_updates: bool,
+}
+
+impl Net {
+    /// Counts one change under both outcomes.
+    fn count(&mut self, kind: Kind) {
+        for there in [0, 1] {
+            let c = &mut self.counts[there];
+            let was = self.alive[there];
+            self.alive[there] = match kind {
+                Kind::Delete => false,
+                Kind::Put | Kind::Replace => true,
+                Kind::Update | Kind::Move => was,
+            };
+            match (kind, was) {
+                (Kind::Delete, true) => c.deleted += 1,
+                (Kind::Put | Kind::Replace, false) => c.inserted += 1,
+                (Kind::Put | Kind::Replace | Kind::Update | Kind::Move, true) => c.updated += 1,
+                (Kind::Delete | Kind::Update | Kind::Move, false) => c.unchanged += 1,
+            }
+            if there == 1 {
+                self.last_updates = was && kind != Kind::Delete;
+            }
+        }
+    }
+}
+
+/// Which of the patterns a change carries.
+pub(super) fn pattern_of(change: &Change, patterns: &[Vec<bool>]) -> usize {
+    match &change.cells {
+        Cells::Mixed(places) if change.kind != Kind::Delete => patterns
+            .iter()
+            .position(|p| p.iter().zip(places).all(|(a, b)| *a == b.is_some()))
+            .unwrap_or(0),
+        _ => 0,
+    }
+}

@@ -1,7 +1,5 @@
 //! What a panic looks like.
 
-use std::io::Write;
-
 /// Replaces the default report: short, without payloads that may hold values, and with the next step.
 pub(super) fn install() {
     std::panic::set_hook(Box::new(|panic| {
@@ -23,8 +21,6 @@ pub(super) fn install() {
             std::backtrace::BacktraceStatus::Captured => report.push_str(&format!("{trace}\n")),
             _ => report.push_str("  next: report it, with the output of the same command under RUST_BACKTRACE=1\n"),
         }
-        super::live::beside(|| {
-            let _ = std::io::stderr().lock().write_all(report.as_bytes());
-        });
+        super::live::above(&report);
     }));
 }

@@ -5,7 +5,7 @@ use super::out::Reply;
 use super::run;
 use super::signals::Interrupt;
 use crate::config::{ColumnMapping, Columns, Connection, Datastore, Datastores, Pipeline as Model};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, tables};
 use std::path::Path;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::short_hash;
@@ -20,9 +20,15 @@ pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt
         model.columns = Columns::Listed(columns.collect());
     }
     model.key = args.key.iter().map(|k| k.trim().into()).collect();
-    if from.connection == to.connection && args.source_table == written {
+    let global = globals.loader().global()?;
+    let same_place = from.connection == to.connection;
+    let datastores = Datastores::of([from.clone(), to.clone()]);
+    let pipeline = Pipeline::from_parts(model.clone(), datastores, global);
+    let (read, put) = tables(pipeline.config())?;
+    if same_place && read == put {
         return Err(
             Error::new(code::CONFIG_INVALID, "source and destination are the same table")
+                .at("table", read.to_string())
                 .hint("name another table or datastore"),
         );
     }
@@ -39,8 +45,6 @@ pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt
             ));
         }
     }
-    let global = globals.loader().global()?;
-    let pipeline = Pipeline::from_parts(model, Datastores::of([from, to]), global);
     run::go(&pipeline, None, &args.doing, globals, interrupt).await
 }
 

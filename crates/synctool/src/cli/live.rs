@@ -3,7 +3,8 @@
 use super::out;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use synctool_core::engine::{PartitionStatus, Progress, Step};
@@ -13,9 +14,15 @@ use tokio_util::task::AbortOnDropHandle;
 static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
 
-/// Writes to stderr while the bars step aside.
-pub(super) fn beside<T>(write: impl FnOnce() -> T) -> T {
-    BARS.suspend(write)
+/// Whether bars are on the screen.
+static SHOWN: AtomicBool = AtomicBool::new(false);
+
+/// Writes whole lines to stderr, above the bars if there are any.
+pub(super) fn above(lines: &str) {
+    let shown = SHOWN.load(Ordering::SeqCst);
+    if !shown || BARS.println(lines.trim_end_matches('\n')).is_err() {
+        let _ = std::io::stderr().lock().write_all(lines.as_bytes());
+    }
 }
 
 /// How the picture is shown.
@@ -210,12 +217,14 @@ fn step_text(step: Step) -> &'static str {
 
 async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken) {
     let template = |text: &str| ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_bar());
+    SHOWN.store(true, Ordering::SeqCst);
     let head = BARS.add(ProgressBar::new_spinner().with_style(template("{spinner} {prefix}  {msg}  {elapsed}")));
     head.set_prefix(pipeline);
-    let bar_style = match out::color() {
-        true => "  {prefix:10} {bar:24.cyan/blue} {percent:>3}%  {wide_msg}",
-        false => "  {prefix:10} {bar:24} {percent:>3}%  {wide_msg}",
-    };
+    // The last columns stay free: an echoed ^C must not begin a new line.
+    let width = comfy_table::Table::new().use_stderr().width().map_or(80, usize::from);
+    let room = width.saturating_sub(55).max(20);
+    let paint = if out::color() { ".cyan/blue" } else { "" };
+    let bar_style = format!("  {{prefix:12}} {{bar:24{paint}}} {{percent:>3}}%  {{msg:{room}!}}");
     let mut shown: Vec<(ProgressBar, Rate)> = Vec::new();
     let mut tick = tokio::time::interval(REDRAW);
     loop {
@@ -227,7 +236,7 @@ async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken
         head.tick();
         for (i, group) in groups(&progress).iter().enumerate() {
             if shown.len() == i {
-                let bar = BARS.add(ProgressBar::new(1000).with_style(template(bar_style)));
+                let bar = BARS.add(ProgressBar::new(1000).with_style(template(&bar_style)));
                 shown.push((bar, Rate::default()));
             }
             let (bar, rate) = &mut shown[i];
@@ -236,6 +245,7 @@ async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken
             bar.set_message(describe(group, rate.add(group.rows, group.bytes), progress.retries()));
         }
     }
+    SHOWN.store(false, Ordering::SeqCst);
     shown.iter().for_each(|(bar, _)| bar.finish_and_clear());
     head.finish_and_clear();
     let _ = BARS.clear();

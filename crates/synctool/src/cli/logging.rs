@@ -7,13 +7,13 @@ use synctool_core::error::{Error, Result, code};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Writes a line at a time beside the progress view.
+/// Writes a line at a time above the progress view.
 #[derive(Clone, Copy)]
-struct Beside;
+struct Above;
 
-impl Write for Beside {
+impl Write for Above {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        live::beside(|| std::io::stderr().lock().write_all(line))?;
+        live::above(&String::from_utf8_lossy(line));
         Ok(line.len())
     }
 
@@ -22,11 +22,11 @@ impl Write for Beside {
     }
 }
 
-impl<'a> MakeWriter<'a> for Beside {
-    type Writer = Beside;
+impl<'a> MakeWriter<'a> for Above {
+    type Writer = Above;
 
-    fn make_writer(&'a self) -> Beside {
-        Beside
+    fn make_writer(&'a self) -> Above {
+        Above
     }
 }
 
@@ -59,7 +59,7 @@ pub(super) fn install(globals: &Globals) -> Result<()> {
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(Beside)
+        .with_writer(Above)
         .with_ansi(out::color());
     let installed = match globals.log_format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -82,11 +82,9 @@ pub(super) fn to_stdout(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Writes a line to stderr, beside the progress view.
+/// Writes a line to stderr, above the progress view.
 pub(super) fn to_stderr(line: &str) {
-    super::live::beside(|| {
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
-    });
+    super::live::above(&format!("{line}\n"));
 }
 
 /// Whether colours are wanted on stderr.

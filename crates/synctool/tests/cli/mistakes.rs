@@ -95,6 +95,8 @@ fn a_datastore_that_is_not_there() {
     home.run(&["conns", "test", "nothing"]).fails(2, &["nothing"]);
     home.run(&["copy", "sqlite:no.db", "items", "sqlite:to.db"])
         .fails(2, &["does not exist"]);
+    home.run(&["copy", "sqlite:from.db", "items", "sqlite:./from.db"])
+        .fails(2, &["source and destination are the same table"]);
     home.run(&["copy", "oracle://u:p@h/x", "t", "sqlite:to.db"])
         .fails(2, &["not a connection that SyncTool knows"]);
     home.run(&["copy", "mysql://u:p@h/x", "t", "sqlite:to.db"])

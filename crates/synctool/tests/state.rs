@@ -729,7 +729,11 @@ async fn a_process_records_a_run() {
     let mut outputs = Outputs::under(&dir);
     outputs.keep_runs = 10_000;
     let recorder = recorder(&store, &outputs, "p").await;
-    println!("RUNNING {}", recorder.run_id());
+    // Its parent reads this.
+    #[allow(clippy::print_stdout)]
+    {
+        println!("RUNNING {}", recorder.run_id());
+    }
     let plan = plan("p", recorder.run_id(), Publish::Direct, &["1"]);
     recorder.event(&RunEvent::Planned {
         plan: &plan,

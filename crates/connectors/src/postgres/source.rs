@@ -520,6 +520,9 @@ impl Rows {
     fn take(&mut self, tuple: &[u8]) -> Result<()> {
         match self {
             Rows::Raw { tuples, count } => {
+                if tuples.is_empty() {
+                    tuples.reserve(RAW_CHUNK + tuple.len());
+                }
                 tuples.extend_from_slice(tuple);
                 *count += 1;
             }

@@ -522,7 +522,7 @@ impl Table {
         };
         let has_key = |rows: &RecordBatch| self.stage.found_by.iter().all(|&i| rows.column(i).is_valid(row));
         // The old row is given where the key may have changed; one without a key says that it did not.
-        let moved = old_keys.is_some_and(|o| o[row] != keys[row]) && batch.before.as_ref().is_some_and(|b| has_key(b));
+        let moved = old_keys.is_some_and(|o| o[row] != keys[row]) && batch.before.as_ref().is_some_and(has_key);
         Ok(match kind {
             Kind::Update if moved => Change {
                 kind: Kind::Move,

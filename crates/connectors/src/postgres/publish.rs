@@ -97,18 +97,47 @@ async fn gone(destination: &PostgresDestination, client: &mut Connection, plan: 
     }
 }
 
-/// Publishes a plan, waiting shortly for locks and trying again, so that readers of the table are not queued up behind us.
+/// Publishes a plan. A deadlock with somebody is tried again here: what was loaded is safe and stays.
 pub(super) async fn publish(destination: &PostgresDestination, plan: &Plan) -> Result<Published> {
-    let mut attempt = 0;
+    const ATTEMPTS: u32 = 3;
+    let mut attempt = 1;
     loop {
         match publish_once(destination, plan).await {
-            Err(e) if e.code() == code::CONFLICT && attempt + 1 < destination.options.lock_attempts => {
-                attempt += 1;
-                tokio::time::sleep(Duration::from_millis(100 * u64::from(attempt.min(20)))).await;
-            }
+            Err(e) if attempt < ATTEMPTS && e.context().contains(&("sqlstate", "40P01".into())) => attempt += 1,
             other => return other,
         }
     }
+}
+
+/// Locks a table. Whoever asks for it after us waits behind us, so we wait shortly, let the others go first and ask
+/// again; what the transaction did so far stays.
+pub(super) async fn lock(tx: &Transaction<'_>, table: &str, mode: &str, attempts: u32) -> Result<()> {
+    let fail = |e| map_error(e, "locking the table");
+    for attempt in 1.. {
+        tx.batch_execute("SAVEPOINT synctool_lock").await.map_err(fail)?;
+        let locked = tx.batch_execute(&format!("LOCK TABLE {table} IN {mode} MODE")).await;
+        let (again, end) = match locked {
+            Err(e) if e.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) && attempt < attempts => (
+                true,
+                "ROLLBACK TO SAVEPOINT synctool_lock; RELEASE SAVEPOINT synctool_lock",
+            ),
+            Err(e) if e.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                return Err(Error::new(
+                    code::CONFLICT,
+                    format!("{table} could not be locked ({mode}): others keep using it"),
+                )
+                .hint("nothing was changed; run again when it is less busy, or end long transactions on it"));
+            }
+            Err(e) => return Err(fail(e)),
+            Ok(()) => (false, "RELEASE SAVEPOINT synctool_lock"),
+        };
+        tx.batch_execute(end).await.map_err(fail)?;
+        if !again {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100 * u64::from(attempt.min(20)))).await;
+    }
+    Ok(())
 }
 
 async fn publish_once(destination: &PostgresDestination, plan: &Plan) -> Result<Published> {
@@ -325,11 +354,8 @@ impl Publishing<'_> {
 
     /// The existing table, locked against writers, with what is written and the transaction set up for it.
     async fn existing(&self, target: &Target) -> Result<Mapping> {
-        let table = quoted(&target.table);
-        self.tx
-            .batch_execute(&format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
-            .await
-            .map_err(|e| map_error(e, "locking the table"))?;
+        let attempts = self.destination.options.lock_attempts;
+        lock(&self.tx, &quoted(&target.table), "SHARE ROW EXCLUSIVE", attempts).await?;
         let (oid, _) = oid_of(&self.tx, &target.table)
             .await?
             .ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{} is gone", target.table)))?;
@@ -451,12 +477,13 @@ impl Publishing<'_> {
     }
 
     async fn swap(&self, target: &Target, rows: u64) -> Result<Applied> {
-        let applied = swap::account(&self.tx, target, rows).await?;
+        let attempts = self.destination.options.lock_attempts;
+        let applied = swap::account(&self.tx, target, rows, attempts).await?;
         let before = applied.deleted + applied.updated + applied.unchanged;
         if !self.plan.guard.allows(before, applied.deleted, rows) {
             return Err(mass_delete(target, before, applied.deleted));
         }
-        swap::swap(&self.tx, target, self.destination.version).await?;
+        swap::swap(&self.tx, target, self.destination.version, attempts).await?;
         Ok(applied)
     }
 }

@@ -9,7 +9,7 @@ use super::client::{Connection, map_error};
 use super::ddl::{derived_name, quoted};
 use super::destination::Target;
 use super::merge::{Mapping, columns_of, oid_of};
-use super::publish::{free_name, load_key_name};
+use super::publish::{free_name, load_key_name, lock};
 use super::sql::{ident, idents};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
@@ -428,12 +428,10 @@ async fn execute(tx: &Transaction<'_>, run: &[String], what: &str) -> Result<()>
 }
 
 /// How many rows a swap replaces, adds and takes away, by key where there is one.
-pub(super) async fn account(tx: &Transaction<'_>, target: &Target, rows: u64) -> Result<Applied> {
+pub(super) async fn account(tx: &Transaction<'_>, target: &Target, rows: u64, attempts: u32) -> Result<Applied> {
     let (table, load) = (quoted(&target.table), quoted(&target.load));
     let fail = |e| map_error(e, "counting rows");
-    tx.batch_execute(&format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
-        .await
-        .map_err(fail)?;
+    lock(tx, &table, "SHARE ROW EXCLUSIVE", attempts).await?;
     let before = tx
         .query_one(&format!("SELECT pg_catalog.count(*) FROM {table}"), &[])
         .await
@@ -471,17 +469,10 @@ pub(super) async fn account(tx: &Transaction<'_>, target: &Target, rows: u64) ->
 }
 
 /// Puts the load table in the place of the old one, with everything that hung on it.
-pub(super) async fn swap(tx: &Transaction<'_>, target: &Target, version: u32) -> Result<()> {
+pub(super) async fn swap(tx: &Transaction<'_>, target: &Target, version: u32, attempts: u32) -> Result<()> {
     let (table, load) = (quoted(&target.table), quoted(&target.load));
-    execute(
-        tx,
-        &[
-            format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"),
-            format!("LOCK TABLE {load} IN ACCESS EXCLUSIVE MODE"),
-        ],
-        "locking the table",
-    )
-    .await?;
+    lock(tx, &load, "ACCESS EXCLUSIVE", attempts).await?;
+    lock(tx, &table, "ACCESS EXCLUSIVE", attempts).await?;
     let (Some((old, _)), Some((new, _))) = (oid_of(tx, &target.table).await?, oid_of(tx, &target.load).await?) else {
         return Err(Error::new(code::TABLE_MISSING, format!("{} is gone", target.table)));
     };

@@ -284,6 +284,31 @@ on_servers! {
         assert_eq!(dump(&f.db, "items"), "(1,b,1)\n(2,c,2)");
     }
 
+    async fn a_table_that_stays_busy_is_left_alone(version: PgVersion) {
+        let f = fixture(version).await;
+        f.db.psql("CREATE TABLE items (id bigint PRIMARY KEY, name text, price integer); INSERT INTO items VALUES (1, 'a', 1)");
+        let table = TableId::bare("items");
+        let destination = open(&f.db.url(), DestinationOptions {
+            lock_timeout: std::time::Duration::from_millis(20),
+            lock_attempts: 2,
+            ..Default::default()
+        }).await;
+        let user = f.db.connect().await;
+        user.batch_execute("BEGIN; UPDATE items SET name = 'b'").await.unwrap();
+        for publish in [merged(true), Publish::Swap] {
+            let p = plan(&table, &typed(&f, items()), publish, &["all"]);
+            let e = run(&destination, p, [item_rows([(1, "c", 1)])]).await.unwrap_err();
+            assert_eq!(e.code(), code::CONFLICT, "{e}");
+            assert!(e.message().contains("others keep using it"), "{e}");
+        }
+        user.batch_execute("COMMIT").await.unwrap();
+        // The plan is still there: publishing goes on where it stood.
+        let p = destination.stored_plan("shop").await.unwrap().unwrap();
+        assert!(!p.finished);
+        destination.publish(&p.plan).await.unwrap();
+        assert_eq!(dump(&f.db, "items"), "(1,c,1)");
+    }
+
     async fn new_columns_come_with_a_swap(version: PgVersion) {
         let f = fixture(version).await;
         let table = TableId::bare("items");

@@ -56,6 +56,8 @@ fn a_second_run_writes_only_what_differs() {
     assert_eq!(code, 0, "{summary}");
     let counts = ["read", "inserted", "updated", "deleted", "unchanged", "rejected"].map(|k| summary[k].as_u64());
     assert_eq!(counts, [300, 1, 1, 1, 298, 0].map(Some), "{summary}");
+    // The file alone is the whole database: it may be moved or sent.
+    assert!(!home.path("to.db-wal").exists(), "a write-ahead log is left");
     assert_eq!(home.rows("from.db"), home.rows("to.db"));
 }
 

@@ -145,6 +145,8 @@ fn sqlite_rows(path: &Path) -> String {
             rusqlite::types::ValueRef::Null => "-".into(),
             rusqlite::types::ValueRef::Integer(n) => n.to_string(),
             rusqlite::types::ValueRef::Real(x) => x.to_string(),
+            // SQLite's own date functions want the minutes of an offset.
+            rusqlite::types::ValueRef::Text(t) if i == 4 => String::from_utf8_lossy(t).replace("+00:00", "+00"),
             rusqlite::types::ValueRef::Text(t) | rusqlite::types::ValueRef::Blob(t) => {
                 String::from_utf8_lossy(t).into()
             }

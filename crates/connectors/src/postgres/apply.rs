@@ -29,8 +29,6 @@ use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 const FLUSH_BYTES: usize = 4 << 20;
 /// Row by row, so many statements travel together.
 const TOGETHER: usize = 256;
-/// The planner is told about a staging table from this size on.
-const ANALYZE_ROWS: usize = 5_000;
 
 /// Applies the changes of a direct plan.
 pub(super) struct Applier {
@@ -595,9 +593,6 @@ impl Table {
             stream.feed(chunk).await?;
         }
         stream.as_mut().finish().await?;
-        if changes.len() >= ANALYZE_ROWS {
-            counts(session, &self.stage.analyze()).await?;
-        }
         Ok(patterns)
     }
 

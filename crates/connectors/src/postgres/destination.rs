@@ -257,6 +257,19 @@ impl PostgresDestination {
                 self.mapping(client, target, oid).await?;
             }
             (publish, existing) => {
+                if let Some((left, _)) = oid_of(&**client, &target.load).await? {
+                    // Generations began anew, because somebody dropped the control schema.
+                    let ours = client
+                        .query_one(
+                            "SELECT pg_catalog.obj_description($1, 'pg_class') IS NOT DISTINCT FROM $2",
+                            &[&left, &ddl::load_mark(pipeline)],
+                        )
+                        .await
+                        .map_err(|e| client.error(e, "looking at an old load table"))?;
+                    if ours.get(0) {
+                        statements.push(format!("DROP TABLE {}", quoted(&target.load)));
+                    }
+                }
                 match (publish, existing) {
                     (Publish::Create, Some(_)) => {
                         return Err(

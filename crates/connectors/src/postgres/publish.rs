@@ -7,7 +7,7 @@ use super::ddl::{self, derived_name, quoted};
 use super::destination::{PostgresDestination, Target, permission};
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
-use super::sql::{ident, idents};
+use super::sql::{ident, idents, literal};
 use super::swap;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -61,11 +61,14 @@ pub(super) async fn seal(
             .map_err(|e| at(map_error(e, "building the primary key")))?;
     }
     tx.commit().await.map_err(|e| at(map_error(e, "building the key")))?;
-    // Nobody else analyses the load table, and a merge is planned by its statistics.
-    client
-        .batch_execute(&format!("ANALYZE {load_name}"))
-        .await
-        .map_err(|e| at(map_error(e, "analysing the load table")))
+    if target.publish == Publish::Swap {
+        // The table is in use from the moment of the swap, and autovacuum comes later.
+        client
+            .batch_execute(&format!("ANALYZE {load_name}"))
+            .await
+            .map_err(|e| at(map_error(e, "analysing the load table")))?;
+    }
+    Ok(())
 }
 
 fn add_key(target: &Target) -> String {
@@ -212,9 +215,7 @@ impl Publishing<'_> {
     async fn table(&mut self, target: &Target, loaded: Applied) -> Result<(Applied, &'static str)> {
         let rows = loaded.written;
         if target.publish != Publish::Direct && self.plan.verify == Verify::Count {
-            let stored = self
-                .count(&format!("SELECT pg_catalog.count(*) FROM {}", quoted(&target.load)))
-                .await?;
+            let stored = self.stored(target, rows).await?;
             if stored != rows {
                 return Err(Error::new(
                     code::VERIFY_FAILED,
@@ -234,6 +235,25 @@ impl Publishing<'_> {
             Publish::Append => (self.append(target, rows).await?, "append"),
             Publish::Merge { delete_missing } => (self.merge(target, rows, *delete_missing).await?, "merge"),
         })
+    }
+
+    /// How many rows the load table holds. Building the key counted them; the catalog keeps that number exactly as long
+    /// as a float can.
+    async fn stored(&self, target: &Target, expected: u64) -> Result<u64> {
+        const EXACT: u64 = 1 << 24;
+        let load = quoted(&target.load);
+        if expected > 0 && expected < EXACT && !target.schema.key.is_empty() {
+            let counted = self
+                .count(&format!(
+                    "SELECT reltuples::bigint FROM pg_catalog.pg_class WHERE oid = {}::regclass",
+                    literal(&load)?
+                ))
+                .await?;
+            if counted == expected {
+                return Ok(counted);
+            }
+        }
+        self.count(&format!("SELECT pg_catalog.count(*) FROM {load}")).await
     }
 
     async fn create(&self, target: &Target) -> Result<()> {

@@ -62,7 +62,8 @@ pub(super) struct PgSink {
     standing: Checkpoint,
     open: Option<OpenCopy>,
     in_transaction: bool,
-    loaded: u64,
+    /// Rows loaded since the last commit, by planned table.
+    loaded: HashMap<usize, u64>,
     /// Commits that the server has not flushed yet, oldest first; unused while every commit waits for its flush.
     unflushed: VecDeque<(PgLsn, Checkpoint)>,
     durable: Checkpoint,
@@ -87,7 +88,7 @@ impl PgSink {
             standing: Checkpoint::new(),
             open: None,
             in_transaction: false,
-            loaded: 0,
+            loaded: HashMap::new(),
             unflushed: VecDeque::new(),
             durable: Checkpoint::new(),
             flushes,
@@ -158,7 +159,7 @@ impl PgSink {
             )
             .at("table", t.table.to_string()));
         }
-        self.loaded += stored;
+        *self.loaded.entry(copy.target).or_default() += stored;
         Ok(())
     }
 
@@ -276,14 +277,16 @@ impl Sink for PgSink {
     async fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
         self.end_copy().await?;
         self.begin().await?;
-        let applied = match &mut self.mode {
-            Mode::Load(_) => Applied::inserts(std::mem::take(&mut self.loaded)),
+        let mut shares = std::mem::take(&mut self.loaded);
+        let mut share = match &mut self.mode {
+            Mode::Load(_) => Applied::default(),
             Mode::Direct(applier) => applier.finish(&self.session).await?,
         };
+        let mut applied = share;
+        shares.values().for_each(|rows| applied += Applied::inserts(*rows));
         failpoint("sink.commit.before")?;
         self.control.hold_generation(&*self.session, &self.plan).await?;
-        // Rows carry no partition; where several are committed together the first one's account takes them all.
-        let mut share = applied;
+        // Rows carry no partition: where several are committed together, the first one of a table takes its rows.
         let mut after = self.standing.clone();
         for advance in advances {
             let epoch = *self
@@ -291,6 +294,13 @@ impl Sink for PgSink {
                 .get(&advance.partition)
                 .ok_or_else(|| Error::bug(format!("partition {} was committed without recover", advance.partition)))?;
             let state = after.entry(advance.partition.clone()).or_default();
+            let table = self
+                .plan
+                .partitions()
+                .find(|p| p.id == advance.partition)
+                .map(|p| p.table);
+            let rows = table.and_then(|t| shares.remove(&t)).unwrap_or_default();
+            state.applied += Applied::inserts(rows);
             state.applied += std::mem::take(&mut share);
             state.position = Some(advance.to.clone());
             state.done = advance.done;
@@ -298,6 +308,9 @@ impl Sink for PgSink {
             self.control
                 .advance(&*self.session, &self.plan, epoch, advance, state.applied)
                 .await?;
+        }
+        if !shares.is_empty() {
+            return Err(Error::bug("rows of a table none of whose partitions is committed"));
         }
         self.session
             .batch_execute("COMMIT")
@@ -347,7 +360,7 @@ impl Sink for PgSink {
                 .map_err(|e| map_error(e, "rolling back"))?;
             self.session.working(false);
             self.in_transaction = false;
-            self.loaded = 0;
+            self.loaded.clear();
             if let Mode::Direct(applier) = &mut self.mode {
                 applier.rolled_back();
             }

@@ -43,7 +43,8 @@ struct Staged {
     key: bool,
 }
 
-/// The staging table of one destination table.
+/// The staging table of one destination table. It is never analysed: without statistics the planner takes it for small
+/// and looks its rows up by the table's index, which is right for a batch of changes of a large table.
 #[derive(Debug)]
 pub(super) struct Stage {
     /// Its quoted name in the session's temporary schema.
@@ -118,10 +119,6 @@ impl Stage {
 
     pub(super) fn clear(&self) -> String {
         format!("TRUNCATE {}", self.name)
-    }
-
-    pub(super) fn analyze(&self) -> String {
-        format!("ANALYZE {}", self.name)
     }
 
     pub(super) fn columns(&self) -> usize {

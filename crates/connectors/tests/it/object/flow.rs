@@ -408,8 +408,8 @@ async fn the_engine_carries_tables_both_ways() {
         }
     }
     assert_eq!(ids(&*third.source(), "copy").await, (0..10_000).collect::<Vec<_>>());
-    assert_eq!(
-        third.source().describe(&TableId::bare("copy")).await.unwrap(),
-        small_schema()
-    );
+    let mut described = third.source().describe(&TableId::bare("copy")).await.unwrap();
+    // The engine's own names of the types on the way are kept beside them.
+    described.columns.iter_mut().for_each(|c| c.source_type = None);
+    assert_eq!(described, small_schema());
 }

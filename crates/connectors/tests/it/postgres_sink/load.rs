@@ -223,6 +223,61 @@ on_servers! {
         assert_eq!(f.db.psql("SELECT generation FROM synctool.generation"), "3");
     }
 
+    async fn rows_that_vanish_before_publishing_are_noticed(version: PgVersion) {
+        let f = fixture(version).await;
+        let table = TableId::bare("items");
+        for after_sealing in [false, true] {
+            let p = f.destination.prepare(plan(&table, &items(), Publish::Create, &["all"])).await.unwrap();
+            let mut s = sink(&f.destination, &p, "all").await;
+            s.write(inserts(&table, item_rows([(1, "a", 1), (2, "b", 2)]))).await.unwrap();
+            s.commit(&[advance("all", None, "end", true)]).await.unwrap();
+            let steal = format!("DELETE FROM {} WHERE id = 1", p.load_name(0));
+            if after_sealing {
+                f.destination.seal(&p).await.unwrap();
+                f.db.psql(&steal);
+                f.db.psql(&format!("ANALYZE {}", p.load_name(0)));
+            } else {
+                f.db.psql(&steal);
+                f.destination.seal(&p).await.unwrap();
+            }
+            let e = f.destination.publish(&p).await.unwrap_err();
+            assert_eq!(e.code(), code::VERIFY_FAILED, "{e}");
+        }
+    }
+
+    async fn a_dropped_control_schema_starts_over(version: PgVersion) {
+        let f = fixture(version).await;
+        let p = plan(&TableId::bare("items"), &items(), Publish::Create, &["all"]);
+        f.destination.prepare(p.clone()).await.unwrap();
+        f.db.psql("DROP SCHEMA synctool CASCADE");
+        assert_eq!(run(&f.destination, p, [item_rows([(1, "a", 1)])]).await.unwrap(), Applied::inserts(1));
+    }
+
+    async fn several_tables_of_one_plan_are_loaded(version: PgVersion) {
+        let f = fixture(version).await;
+        let (a, b) = (TableId::bare("a"), TableId::bare("b"));
+        let mut p = plan(&a, &items(), Publish::Create, &["one"]);
+        let other = plan(&b, &items(), Publish::Create, &["two"]);
+        p.tables.extend(other.tables);
+        let mut partition = other.phases[0].partitions[0].clone();
+        partition.table = 1;
+        p.phases[0].partitions.push(partition);
+        let p = f.destination.prepare(p).await.unwrap();
+        // One sink, both partitions, tables in turn, one commit.
+        let mut s = f.destination.open_sink(&p).await.unwrap();
+        s.recover(&["one".into(), "two".into()]).await.unwrap();
+        for i in 0..3 {
+            s.write(inserts(&a, item_rows([(i, "a", 1)]))).await.unwrap();
+            s.write(inserts(&b, item_rows([(i, "b", 1), (i + 10, "b", 1)]))).await.unwrap();
+        }
+        let applied = s.commit(&[advance("one", None, "end", true), advance("two", None, "end", true)]).await.unwrap();
+        assert_eq!(applied, Applied::inserts(9));
+        drop(s);
+        f.destination.seal(&p).await.unwrap();
+        assert_eq!(f.destination.publish(&p).await.unwrap().applied.written, 9);
+        assert_eq!(f.db.psql("SELECT (SELECT count(*) FROM a), (SELECT count(*) FROM b)"), "3|6");
+    }
+
     async fn a_missing_right_names_its_grant(version: PgVersion) {
         let f = fixture(version).await;
         let role = format!("poor_{}", f.db.name());

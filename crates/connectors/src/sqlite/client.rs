@@ -22,13 +22,18 @@ type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 /// A thread that owns a connection (inside `S`) and works off a queue. Dropping this interrupts what is running; the
 /// connection is closed, which rolls back what was not committed.
 pub(super) struct Worker<S> {
-    queue: mpsc::UnboundedSender<Job<S>>,
+    /// Gone once the worker is being closed.
+    queue: Option<mpsc::UnboundedSender<Job<S>>>,
     interrupt: InterruptHandle,
+    /// Ends when the connection is closed.
+    closed: oneshot::Receiver<()>,
 }
 
 impl<S> Drop for Worker<S> {
     fn drop(&mut self) {
-        self.interrupt.interrupt();
+        if self.queue.is_some() {
+            self.interrupt.interrupt();
+        }
     }
 }
 
@@ -42,6 +47,7 @@ impl<S: 'static> Worker<S> {
     ) -> Result<Self> {
         let (queue, mut jobs) = mpsc::unbounded_channel::<Job<S>>();
         let (ready, opened) = oneshot::channel();
+        let (closing, closed) = oneshot::channel::<()>();
         std::thread::Builder::new()
             .name(name.into())
             .spawn(move || {
@@ -60,10 +66,23 @@ impl<S: 'static> Worker<S> {
                 while let Some(job) = jobs.blocking_recv() {
                     job(&mut state);
                 }
+                drop(state);
+                drop(closing);
             })
             .map_err(|e| Error::new(code::SERVER_BUSY, "no thread could be started for SQLite").caused_by(e))?;
         let interrupt = opened.await.map_err(|_| gone())??;
-        Ok(Worker { queue, interrupt })
+        Ok(Worker {
+            queue: Some(queue),
+            interrupt,
+            closed,
+        })
+    }
+
+    /// Closes the connection and waits until it is. The last one of a file folds its write-ahead log back into it, which
+    /// an interruption or the end of the process would leave lying beside it.
+    pub(super) async fn close(mut self) {
+        self.queue = None;
+        let _ = (&mut self.closed).await;
     }
 
     /// Stops the statement that is running, if one is.
@@ -88,7 +107,8 @@ impl<S: 'static> Worker<S> {
         let job: Job<S> = Box::new(move |state| {
             let _ = reply.send(work(state));
         });
-        self.queue.send(job).map_err(|_| gone())?;
+        let queue = self.queue.as_ref().ok_or_else(gone)?;
+        queue.send(job).map_err(|_| gone())?;
         Ok(answer)
     }
 }
@@ -106,7 +126,9 @@ pub(super) async fn with_connection<T: Send + 'static>(
     let path = config.path.display().to_string();
     async {
         let worker = Worker::open(config.clone(), access, "sqlite-catalog", |conn| conn).await?;
-        worker.call(work).await
+        let done = worker.call(work).await;
+        worker.close().await;
+        done
     }
     .await
     .map_err(|e: Error| e.at("file", path))

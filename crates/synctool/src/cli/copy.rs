@@ -13,7 +13,7 @@ use synctool_core::plan::short_hash;
 /// `synctool copy`.
 pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
     let (from, to) = ends(&args.source, &args.destination)?;
-    let written = args.destination_table.as_deref().unwrap_or(&args.source_table);
+    let written = &destination_table(args.destination_table, &args.source_table, &to);
     let mut model = model(&from, &args.source_table, &to, written);
     if !args.columns.is_empty() {
         let columns = args.columns.iter().map(|c| ColumnMapping::same(c.trim()));
@@ -69,6 +69,17 @@ pub(super) fn ends(source: &str, destination: &str) -> Result<(Datastore, Datast
         to.name.push_str("_destination");
     }
     Ok((from, to))
+}
+
+/// The table to write: the one named, else that of a file which is one table, else the name of the source's.
+pub(super) fn destination_table(named: Option<String>, read: &str, to: &Datastore) -> String {
+    let of_file = match &to.connection {
+        Connection::Csv { path, .. } | Connection::Parquet { path } if path.extension().is_some() => {
+            path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
+        }
+        _ => None,
+    };
+    named.or(of_file).unwrap_or_else(|| read.to_owned())
 }
 
 /// A pipeline for a copy. Its name is the same for the same ends and tables, so that a second call resumes the first.

@@ -1,7 +1,7 @@
 //! `synctool init`: a pipeline and its datastores, from the live catalog.
 
 use super::args::{Globals, InitArgs};
-use super::copy::{ends, model, write_new};
+use super::copy::{destination_table, ends, model, write_new};
 use super::out::Reply;
 use crate::config::{Datastore, TableRef};
 use crate::open;
@@ -13,7 +13,7 @@ use synctool_core::schema::TableSchema;
 /// `synctool init`.
 pub(super) async fn init(args: InitArgs, globals: &Globals) -> Result<Reply> {
     let (from, to) = ends(&args.source, &args.destination)?;
-    let written = args.destination_table.as_deref().unwrap_or(&args.source_table);
+    let written = &destination_table(args.destination_table, &args.source_table, &to);
     let parse = |text: &str, datastore: &Datastore| match datastore.connection.has_schemas() {
         true => TableRef::parse(text).map_err(|why| Error::new(code::CONFIG_INVALID, why)),
         false => Ok(TableRef {

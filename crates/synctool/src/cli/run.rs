@@ -82,7 +82,7 @@ pub(super) async fn go(
     let mode = live::Mode::fitting(globals.quiet, globals.log_format == LogFormat::Json);
     let view = live::View::begin(&name, run.progress(), mode);
     let progress = run.progress();
-    let done = run.finish().await;
+    let done = run.finish().await.map_err(with_restart);
     view.end().await;
     Ok(match done {
         Ok(report) => Reply::new(summary(&report), text(&report)),
@@ -111,6 +111,21 @@ pub(super) async fn go(
                 error: Some(error),
             }
         }
+    })
+}
+
+/// A pipeline that changed in mid-run may also start over by a flag, which a copy without a file needs.
+fn with_restart(error: Error) -> Error {
+    if error.code() != code::CONFIG_CHANGED {
+        return error;
+    }
+    let mut told = Error::new(error.code(), error.message());
+    for (key, value) in error.context() {
+        told = told.at(key, value);
+    }
+    told.hint(match error.next_step() {
+        Some(next) => format!("{next}, or add --restart"),
+        None => "add --restart to start over".into(),
     })
 }
 

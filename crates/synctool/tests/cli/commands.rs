@@ -31,8 +31,11 @@ fn copy_a_csv_file_into_sqlite_and_back() {
     );
     assert_eq!(summary["verified"]["by"], "hash");
 
-    home.run(&["copy", "sqlite:out.db", "things", "csv:back", "things"])
+    home.run(&["copy", "sqlite:out.db", "things", "csv:folder", "things"])
         .ok();
+    home.run(&["copy", "sqlite:out.db", "things", "back.csv"]).ok();
+    let back = home.read("back.csv");
+    assert!(back.starts_with("id,name,price\n1,\"say \"\"hi\"\"\",1.5"), "{back}");
     let (_, columns) = home.json(&["conns", "discover", "sqlite:out.db", "things"]);
     assert_eq!(names(&columns, "name"), ["id", "name", "price"]);
     assert_eq!(columns[0]["key"], true);
@@ -56,6 +59,8 @@ fn a_second_run_writes_only_what_differs() {
     assert_eq!(code, 0, "{summary}");
     let counts = ["read", "inserted", "updated", "deleted", "unchanged", "rejected"].map(|k| summary[k].as_u64());
     assert_eq!(counts, [300, 1, 1, 1, 298, 0].map(Some), "{summary}");
+    // The file alone is the whole database: it may be moved or sent.
+    assert!(!home.path("to.db-wal").exists(), "a write-ahead log is left");
     assert_eq!(home.rows("from.db"), home.rows("to.db"));
 }
 

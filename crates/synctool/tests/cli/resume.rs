@@ -102,7 +102,7 @@ fn a_changed_pipeline_is_not_taken_up_by_mistake() {
     let text = home.read("items.yaml") + "columns: [id, name]\n";
     home.write("items.yaml", &text);
     home.run(&["run", "items.yaml"])
-        .fails(2, &["the pipeline changed (columns)", "state reset items"]);
+        .fails(2, &["the pipeline changed (columns)", "state reset items", "--restart"]);
     let (code, reset) = home.json(&["state", "reset", "items.yaml", "--yes"]);
     assert_eq!(code, 0, "{reset}");
     assert!(reset["forgotten"].to_string().contains("2 of 10 partitions"), "{reset}");

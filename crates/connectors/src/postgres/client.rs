@@ -52,6 +52,8 @@ struct Link {
 pub struct Connection {
     link: Option<Link>,
     working: AtomicBool,
+    /// Whether the session goes back when this is dropped.
+    reusable: AtomicBool,
     database: Postgres,
     slot: Option<OwnedSemaphorePermit>,
 }
@@ -112,6 +114,7 @@ impl Postgres {
         Ok(Connection {
             link: Some(link),
             working: AtomicBool::new(false),
+            reusable: AtomicBool::new(false),
             database: self.clone(),
             slot: Some(slot),
         })
@@ -297,16 +300,16 @@ impl Connection {
         self.working.store(yes, Ordering::Relaxed);
     }
 
+    /// Says whether the session may serve the next [`Postgres::connect`] when this is dropped: only one that has no
+    /// transaction open and whose settings suit whoever comes next.
+    pub fn reusable(&self, yes: bool) {
+        self.reusable.store(yes, Ordering::Relaxed);
+    }
+
     /// Gives the session back for the next [`Postgres::connect`]. Only for one that has changed no setting and has no
     /// transaction open.
-    pub fn recycle(mut self) {
-        let Some(link) = self.link.take() else { return };
-        if !self.working.load(Ordering::Relaxed) && !link.client.is_closed() {
-            let mut idle = self.database.0.idle.lock().expect("nothing panics while holding it");
-            idle.push((link, Instant::now()));
-        }
-        // The place in the limit comes free only now, so that idle and used sessions together stay within it.
-        drop(self.slot.take());
+    pub fn recycle(self) {
+        self.reusable(true);
     }
 
     /// Ends the session and waits (shortly) until the server knows.
@@ -338,6 +341,13 @@ impl Drop for Connection {
             return;
         };
         let cancel = self.working.load(Ordering::Relaxed);
+        if self.reusable.load(Ordering::Relaxed) && !cancel && !link.client.is_closed() {
+            let mut idle = self.database.0.idle.lock().expect("nothing panics while holding it");
+            idle.push((link, Instant::now()));
+            // The place in the limit comes free only now, so that idle and used sessions together stay within it.
+            drop(slot);
+            return;
+        }
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
                 runtime.spawn(farewell(link, cancel, self.database.0.tls.clone(), slot));

@@ -240,6 +240,7 @@ impl PgSink {
 #[async_trait]
 impl Sink for PgSink {
     async fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint> {
+        self.session.reusable(false);
         let writers = self.control.writers(&*self.session, &self.plan, partitions).await?;
         end_sessions(&self.session, &writers).await?;
         let tx = self
@@ -376,6 +377,9 @@ impl Sink for PgSink {
                 checkpoint.remove(p);
             }
         }
+        // A new session costs the server more than a small partition; but one that applied changes has tables of its own.
+        self.session
+            .reusable(self.epochs.is_empty() && matches!(self.mode, Mode::Load(_)));
         Ok(())
     }
 }

@@ -6,15 +6,14 @@
 
 use super::client::Connection;
 use super::destination::{PostgresDestination, Target};
-use super::fold::{Cells, Change, Key, Pending, Place, pattern_of};
+use super::fold::{Cells, Change, Key, Pending, Place, is_exact, one_form, pattern_of};
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
 use super::rows::CopyForm;
 use super::slices;
 use super::stage::{Batch, Count, Failed, Kind, Stage, counts};
 use super::types::{COPY_HEADER, COPY_TRAILER};
-use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, StringArray, new_null_array};
+use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
 use arrow_row::{RowConverter, SortField};
 use arrow_select::interleave::interleave;
 use bytes::{Bytes, BytesMut};
@@ -23,7 +22,8 @@ use std::sync::Arc;
 use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
-use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
+use synctool_core::schema::{Column, TableId, TableSchema};
+use tokio_postgres::error::SqlState;
 
 /// Gathered changes are applied when they hold so many bytes.
 const FLUSH_BYTES: usize = 4 << 20;
@@ -174,9 +174,9 @@ impl Applier {
             }
             Event::Truncate {
                 tables,
-                cascade,
                 restart_identity,
-            } => self.truncate(session, &tables, cascade, restart_identity).await,
+                ..
+            } => self.truncate(session, &tables, restart_identity).await,
             Event::Schema(change) => self.reshape(session, change).await,
             Event::Raw { .. } => Err(Error::bug("changes do not come undecoded")),
             Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => Ok(()),
@@ -321,16 +321,12 @@ impl Applier {
         self.flush(session, i).await
     }
 
-    async fn truncate(
-        &mut self,
-        session: &Connection,
-        tables: &[Arc<TableId>],
-        cascade: bool,
-        restart: bool,
-    ) -> Result<()> {
+    /// Empties tables. A log lists every table that was emptied, those by CASCADE too, so nothing that is not listed is:
+    /// where a table of the destination's own refers to one, rows are deleted instead.
+    async fn truncate(&mut self, session: &Connection, tables: &[Arc<TableId>], restart: bool) -> Result<()> {
         let mut names = Vec::new();
         for id in tables {
-            // A log tells of tables that this plan does not write.
+            // Tables that this plan does not write are none of its business.
             if let Ok(i) = self.index(id) {
                 self.flush(session, i).await?;
                 names.push(super::ddl::quoted(&self.tables[i].target.table));
@@ -339,16 +335,41 @@ impl Applier {
         if names.is_empty() {
             return Ok(());
         }
-        let statement = format!(
-            "TRUNCATE TABLE {}{}{}",
-            names.join(", "),
-            if restart { " RESTART IDENTITY" } else { "" },
-            if cascade { " CASCADE" } else { "" }
-        );
-        session
-            .batch_execute(&statement)
-            .await
-            .map_err(|e| session.error(e, "emptying tables").at("table", names.join(", ")))
+        let list = names.join(", ");
+        let fail = |e| session.error(e, "emptying tables").at("table", list.clone());
+        run(session, "SAVEPOINT synctool_truncate").await?;
+        let identity = if restart { " RESTART IDENTITY" } else { "" };
+        match session.batch_execute(&format!("TRUNCATE TABLE {list}{identity}")).await {
+            Ok(()) => return run(session, "RELEASE SAVEPOINT synctool_truncate").await,
+            Err(e) if e.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {}
+            Err(e) => return Err(fail(e)),
+        }
+        run(
+            session,
+            "ROLLBACK TO SAVEPOINT synctool_truncate; RELEASE SAVEPOINT synctool_truncate",
+        )
+        .await?;
+        for name in &names {
+            session
+                .batch_execute(&format!("DELETE FROM {name}"))
+                .await
+                .map_err(fail)?;
+            if restart {
+                let rows = session
+                    .query(
+                        "SELECT 'ALTER SEQUENCE ' || pg_catalog.pg_get_serial_sequence($1, attname) || ' RESTART' \
+                         FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped \
+                         AND pg_catalog.pg_get_serial_sequence($1, attname) IS NOT NULL",
+                        &[name],
+                    )
+                    .await
+                    .map_err(fail)?;
+                for row in rows {
+                    session.batch_execute(row.get(0)).await.map_err(fail)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A changed shape: new columns are added, anything else is refused.
@@ -419,48 +440,6 @@ impl Applier {
         self.tables[i] = self.table(session, target, source, number).await?;
         Ok(())
     }
-}
-
-/// Keys whose equality at the server is the equality of their bytes here.
-fn is_exact(column: &Column) -> bool {
-    matches!(
-        column.ty,
-        ColumnType::Bool
-            | ColumnType::Int8
-            | ColumnType::Int16
-            | ColumnType::Int32
-            | ColumnType::Int64
-            | ColumnType::UInt8
-            | ColumnType::UInt16
-            | ColumnType::UInt32
-            | ColumnType::UInt64
-            | ColumnType::Date
-            | ColumnType::Timestamp
-            | ColumnType::TimestampTz
-            | ColumnType::Decimal { .. }
-            | ColumnType::Numeric
-            | ColumnType::Text { .. }
-            | ColumnType::Char { .. }
-            | ColumnType::Bytes
-            | ColumnType::Uuid
-    )
-}
-
-/// A key column whose texts are brought into one form: `1.50` and `1.5` are the same number, and char(n) ignores the
-/// blanks at its end.
-fn one_form(column: &Column, array: &ArrayRef) -> ArrayRef {
-    let Some(texts) = array.as_string_opt::<i32>() else {
-        return array.clone();
-    };
-    let form: fn(&str) -> &str = match column.ty {
-        ColumnType::Decimal { .. } | ColumnType::Numeric => |n| match n.contains('.') {
-            true => n.trim_end_matches('0').trim_end_matches('.'),
-            false => n,
-        },
-        ColumnType::Char { .. } => |t| t.trim_end_matches(' '),
-        _ => return array.clone(),
-    };
-    Arc::new(texts.iter().map(|t| t.map(form)).collect::<StringArray>())
 }
 
 fn arrow(e: arrow_schema::ArrowError) -> Error {

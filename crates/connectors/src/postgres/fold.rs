@@ -4,10 +4,13 @@
 //! folding; the server says later which one it was.
 
 use super::stage::Kind;
-use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use synctool_core::change::ChangeBatch;
 use synctool_core::ledger::Applied;
+use synctool_core::schema::{Column, ColumnType};
 
 /// A key's bytes.
 pub(super) type Key = Box<[u8]>;
@@ -180,4 +183,46 @@ pub(super) fn pattern_of(change: &Change, patterns: &[Vec<bool>]) -> usize {
             .unwrap_or(0),
         _ => 0,
     }
+}
+
+/// Keys whose equality at the server is the equality of their bytes here.
+pub(super) fn is_exact(column: &Column) -> bool {
+    matches!(
+        column.ty,
+        ColumnType::Bool
+            | ColumnType::Int8
+            | ColumnType::Int16
+            | ColumnType::Int32
+            | ColumnType::Int64
+            | ColumnType::UInt8
+            | ColumnType::UInt16
+            | ColumnType::UInt32
+            | ColumnType::UInt64
+            | ColumnType::Date
+            | ColumnType::Timestamp
+            | ColumnType::TimestampTz
+            | ColumnType::Decimal { .. }
+            | ColumnType::Numeric
+            | ColumnType::Text { .. }
+            | ColumnType::Char { .. }
+            | ColumnType::Bytes
+            | ColumnType::Uuid
+    )
+}
+
+/// A key column whose texts are brought into one form: `1.50` and `1.5` are the same number, and char(n) ignores the
+/// blanks at its end.
+pub(super) fn one_form(column: &Column, array: &ArrayRef) -> ArrayRef {
+    let Some(texts) = array.as_string_opt::<i32>() else {
+        return array.clone();
+    };
+    let form: fn(&str) -> &str = match column.ty {
+        ColumnType::Decimal { .. } | ColumnType::Numeric => |n| match n.contains('.') {
+            true => n.trim_end_matches('0').trim_end_matches('.'),
+            false => n,
+        },
+        ColumnType::Char { .. } => |t| t.trim_end_matches(' '),
+        _ => return array.clone(),
+    };
+    Arc::new(texts.iter().map(|t| t.map(form)).collect::<StringArray>())
 }

@@ -48,6 +48,25 @@ pub struct PlannedTable {
     pub publish: Publish,
 }
 
+impl PlannedTable {
+    /// The columns as the destination was asked to store them: the source's, in the types wanted. (`schema` has the
+    /// destination's answer, with its own type names.)
+    pub fn asked(&self) -> impl Iterator<Item = Column> + '_ {
+        self.read
+            .columns
+            .iter()
+            .zip(&self.schema.columns)
+            .map(|(read, stored)| {
+                let source_type = read.column.source_type.clone().filter(|_| read.column.ty == stored.ty);
+                Column {
+                    ty: stored.ty.clone(),
+                    source_type,
+                    ..read.column.clone()
+                }
+            })
+    }
+}
+
 /// What a reader reads of a table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReadSpec {

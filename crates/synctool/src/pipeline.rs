@@ -236,8 +236,10 @@ impl Pipeline {
             }
         };
         let columns = plan.tables.first().map_or_else(Vec::new, |table| {
-            let stored_as = |c| destination.store_as(source.engine(), c);
-            table.schema.columns.iter().map(stored_as).collect()
+            table
+                .asked()
+                .map(|c| destination.store_as(source.engine(), &c))
+                .collect()
         });
         Ok(Preview {
             statements: destination.preview(&plan).await?,

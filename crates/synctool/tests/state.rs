@@ -1,7 +1,7 @@
 //! The program's state: the same tests against every database it can live in, and processes that are killed.
 
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -729,7 +729,7 @@ async fn a_process_records_a_run() {
     let mut outputs = Outputs::under(&dir);
     outputs.keep_runs = 10_000;
     let recorder = recorder(&store, &outputs, "p").await;
-    println!("RUNNING {}", recorder.run_id());
+    writeln!(std::io::stdout(), "RUNNING {}", recorder.run_id()).unwrap();
     let plan = plan("p", recorder.run_id(), Publish::Direct, &["1"]);
     recorder.event(&RunEvent::Planned {
         plan: &plan,

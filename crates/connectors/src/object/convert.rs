@@ -100,16 +100,12 @@ fn nanosecond_texts(array: &ArrayRef) -> Option<ArrayRef> {
     Some(Arc::new(out))
 }
 
-/// The column in the Arrow type of its own logical type.
+/// The column in the Arrow type of its own description.
 fn normalise(array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
-    let native = Column {
-        carrier: if column.ty == ColumnType::Native {
-            Carrier::Text
-        } else {
-            Carrier::Arrow
-        },
-        ..column.clone()
-    };
+    let mut native = column.clone();
+    if column.ty == ColumnType::Native {
+        native.carrier = Carrier::Text;
+    }
     let target = native.arrow_type();
     Ok(match (array.data_type(), &target) {
         (from, to) if from == to => array.clone(),

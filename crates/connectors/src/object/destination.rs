@@ -146,7 +146,10 @@ impl Destination for Folder {
     }
 
     async fn made_here(&self, table: &TableId) -> Result<bool> {
-        Ok(self.locate(table).await?.is_some_and(|l| l.known.is_some()))
+        Ok(self
+            .locate(table)
+            .await?
+            .is_some_and(|l| l.known.is_some_and(|k| !k.loads.is_empty())))
     }
 
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {

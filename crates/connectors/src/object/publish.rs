@@ -7,7 +7,7 @@ use super::control::{Control, Part, Sealed, SealedTable, fenced, gone};
 use super::sink::{create_part, extension, paths, unfinished};
 use super::source;
 use super::store::{self, Put, io_error};
-use super::table::{DataFile, Load, Located, Manifest, Place, Shape, manifest_name, manifest_version};
+use super::table::{DataFile, Load, Located, Manifest, Place, Shape, manifest_name, manifest_version, newest_manifest};
 use super::{Format, csv, parquet};
 use std::collections::HashMap;
 use std::path::Path;
@@ -125,7 +125,6 @@ pub(super) fn load(place: &Place, control: &Control, plan: &Plan, index: usize) 
         root: control.part_dir(plan),
         known: Some(manifest(place, planned, table.files.clone(), Vec::new())),
         files: table.files,
-        version: 0,
         format: place.config.format.clone(),
     })
 }
@@ -287,8 +286,9 @@ impl Publishing<'_> {
     fn folder(&self) -> Result<Applied> {
         let name = self.place.writable_name(&self.table.destination)?;
         let folder = self.place.folder_of(name);
+        // First the number, then what there is: somebody who publishes in between makes our manifest come too late.
+        let (mut version, _) = newest_manifest(&folder, &store::list(&folder)?)?;
         let existing = self.place.locate(&self.table.destination)?;
-        let version = existing.as_ref().map_or(0, |l| l.version);
         let known = existing.as_ref().and_then(|l| l.known.as_ref());
         if let Some(applied) = known.and_then(|k| k.load(&self.control.pipeline, self.plan.generation.0)) {
             self.tidy(&folder, version)?;
@@ -296,6 +296,12 @@ impl Publishing<'_> {
         }
         let applied = self.judge(existing.as_ref())?;
         store::create_dir(&folder)?;
+        if version == 0 {
+            // From here on nobody takes files that are not in a manifest for a part of the table.
+            version = 1;
+            self.put_manifest(&folder, version, &self.as_it_was(existing.as_ref())?)?;
+            failpoint("publish.announced")?;
+        }
         let mut files = self.move_in(&folder)?;
         failpoint("publish.moved")?;
         let mut loads = vec![self.me(applied)];
@@ -315,19 +321,34 @@ impl Publishing<'_> {
         let mut manifest = manifest(self.place, self.table, files, loads);
         (manifest.schema, manifest.obsolete) = (schema, obsolete);
         self.control.check_generation(self.plan)?;
-        match store::put_if_absent(&folder.join(manifest_name(version + 1)), &store::json(&manifest))? {
-            Put::Done => {}
-            Put::Taken | Put::NoFolder => {
-                self.control.check_generation(self.plan)?;
-                return Err(Error::new(
-                    code::CONFLICT,
-                    "another run published the same table at the same time",
-                ));
-            }
-        }
+        self.put_manifest(&folder, version + 1, &manifest)?;
         failpoint("publish.manifest")?;
         self.tidy(&folder, version + 1)?;
         Ok(applied)
+    }
+
+    /// The first manifest of a folder that has none: what lies there now.
+    fn as_it_was(&self, existing: Option<&Located>) -> Result<Manifest> {
+        let files = existing.map_or(Ok(Vec::new()), counted)?;
+        let mut manifest = manifest(self.place, self.table, files, Vec::new());
+        manifest.unpublished = existing.is_none();
+        if let Some(located) = existing {
+            manifest.schema = source::describe(located)?;
+        }
+        Ok(manifest)
+    }
+
+    fn put_manifest(&self, folder: &Path, version: u64, manifest: &Manifest) -> Result<()> {
+        match store::put_if_absent(&folder.join(manifest_name(version)), &store::json(manifest))? {
+            Put::Done => Ok(()),
+            Put::Taken | Put::NoFolder => {
+                self.control.check_generation(self.plan)?;
+                Err(Error::new(
+                    code::CONFLICT,
+                    "another run published the same table at the same time",
+                ))
+            }
+        }
     }
 
     /// Moves the load's files, or finds that they were moved.

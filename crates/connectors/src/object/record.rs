@@ -67,11 +67,13 @@ pub(super) struct Records<R> {
     line: u64,
 }
 
-/// What ended a field.
+/// What ended with a field.
+#[derive(PartialEq, Eq)]
 enum End {
+    /// Only the field: another follows.
     Field,
+    /// The record, by a line end or the end of the input.
     Record,
-    Input,
 }
 
 impl<R: BufRead> Records<R> {
@@ -112,12 +114,7 @@ impl<R: BufRead> Records<R> {
                 return Ok(false);
             }
             let began = self.line;
-            loop {
-                match self.field(record, began)? {
-                    End::Field => {}
-                    End::Record | End::Input => break,
-                }
-            }
+            while self.field(record, began)? == End::Field {}
             if !record.is_blank() || fields == Some(1) {
                 return Ok(true);
             }
@@ -143,7 +140,7 @@ impl<R: BufRead> Records<R> {
             let buffer = self.input.fill_buf().map_err(read_error)?;
             let Some(first) = buffer.first().copied() else {
                 record.end_field(quoted);
-                return Ok(End::Input);
+                return Ok(End::Record);
             };
             if first == self.delimiter {
                 record.end_field(quoted);

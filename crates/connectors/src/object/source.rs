@@ -27,8 +27,10 @@ const MIN_SLICE_BYTES: u64 = 16 << 20;
 pub(super) struct Files {
     place: Arc<Place>,
     /// Finds one table instead of those of the datastore.
-    load: Option<(TableId, Arc<dyn Fn() -> Result<Located> + Send + Sync>)>,
+    load: Option<(TableId, Find)>,
 }
+
+type Find = Arc<dyn Fn() -> Result<Located> + Send + Sync>;
 
 impl Files {
     pub(super) fn of(place: Arc<Place>) -> Self {
@@ -424,7 +426,7 @@ impl Scan {
             .map_or(self.batch_bytes, |o| o.rows.estimate().max(1))
     }
 
-    fn next(&mut self) -> Result<Option<(RecordBatch, Position)>> {
+    fn next(&mut self) -> Result<Option<Placed>> {
         loop {
             if self.open.is_none() {
                 let Some((file, groups)) = self.files.pop_front() else {
@@ -480,15 +482,18 @@ fn stamp(path: &std::path::Path) -> Result<String> {
     Ok(format!("{}-{}", meta.len(), changed.map_or(0, |d| d.as_nanos())))
 }
 
+/// Rows, and the position right behind them.
+type Placed = (RecordBatch, Position);
+
 /// Reads a partition. The scan works on a blocking thread and comes back with its batch, so a dropped `next` loses
 /// nothing: the work goes on and the following call picks it up.
 struct FileReader {
     table: Arc<TableId>,
     context: ReadContext,
     scan: Option<Scan>,
-    working: Option<JoinHandle<(Scan, Hold, Result<Option<(RecordBatch, Position)>>)>>,
+    working: Option<JoinHandle<(Scan, Hold, Result<Option<Placed>>)>>,
     /// A batch that waits for the memory it turned out to need.
-    ready: Option<(RecordBatch, Position)>,
+    ready: Option<Placed>,
     boundary: Option<Position>,
 }
 

@@ -68,6 +68,9 @@ pub(super) struct Manifest {
     /// Files that this manifest replaced; they may still lie there if removing them was cut short.
     #[serde(default)]
     pub(super) obsolete: Vec<String>,
+    /// The table is about to be created: what lies in the folder is not one yet.
+    #[serde(default)]
+    pub(super) unpublished: bool,
 }
 
 impl Manifest {
@@ -81,6 +84,7 @@ impl Manifest {
             files,
             loads,
             obsolete: Vec::new(),
+            unpublished: false,
         }
     }
 
@@ -109,8 +113,6 @@ pub(super) struct Located {
     pub(super) files: Vec<DataFile>,
     /// What we know, if we wrote it: the manifest of a folder, or what stands beside a single file.
     pub(super) known: Option<Manifest>,
-    /// The number of the newest manifest; 0 where there is none.
-    pub(super) version: u64,
     /// How to read the files.
     pub(super) format: Format,
 }
@@ -265,17 +267,12 @@ impl Place {
             }],
             format: self.format_of(known.as_ref()),
             known,
-            version: 0,
         })
     }
 
     fn locate_folder(&self, folder: &Path) -> Result<Option<Located>> {
         let names = store::list(folder)?;
-        let version = names.iter().filter_map(|n| manifest_version(n)).max().unwrap_or(0);
-        let known: Option<Manifest> = match version {
-            0 => None,
-            v => store::read_json(&folder.join(manifest_name(v)))?,
-        };
+        let (_, known) = newest_manifest(folder, &names)?;
         if let Some(k) = &known {
             if k.format_version > FORMAT_VERSION {
                 return Err(Error::new(
@@ -301,7 +298,7 @@ impl Place {
             Some(k) => k.files.clone(),
             None => self.foreign_files(folder, &names)?,
         };
-        if known.is_none() && files.is_empty() {
+        if known.as_ref().map_or(files.is_empty(), |k| k.unpublished) {
             return Ok(None);
         }
         Ok(Some(Located {
@@ -310,7 +307,6 @@ impl Place {
             files,
             format: self.format_of(known.as_ref()),
             known,
-            version,
         }))
     }
 
@@ -416,6 +412,15 @@ fn stem<'a>(format: &Format, file: &'a str) -> Option<&'a str> {
         }
     };
     stem.filter(|s| !s.is_empty())
+}
+
+/// A folder's newest manifest and its number, 0 where there is none.
+pub(super) fn newest_manifest(folder: &Path, names: &[String]) -> Result<(u64, Option<Manifest>)> {
+    let version = names.iter().filter_map(|n| manifest_version(n)).max().unwrap_or(0);
+    match version {
+        0 => Ok((0, None)),
+        v => Ok((v, store::read_json(&folder.join(manifest_name(v)))?)),
+    }
 }
 
 pub(super) fn manifest_name(version: u64) -> String {

@@ -2,4 +2,6 @@
 
 #[cfg(feature = "duckdb")]
 mod duckdb;
+//! The connectors against the real thing: servers, databases, files.
+
 mod object;

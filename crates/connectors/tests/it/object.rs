@@ -16,13 +16,22 @@ use synctool_core::change::{ChangeBatch, Event};
 use synctool_core::error::Result;
 use synctool_core::ledger::{Accounts, Applied};
 use synctool_core::plan::{
-    DeleteGuard, Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Slice, Strategy, Verify, Work,
+    DeleteGuard, Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Slice, Strategy as PlanStrategy, Verify, Work,
 };
 use synctool_core::progress::{Advance, Generation, PartitionId, Position};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::sink::{Destination, Sink};
 use synctool_core::source::{ReadContext, SliceRequest, Source};
 use synctool_core::text::{self, ColumnBuilder};
+
+/// A folder for one test, in memory where the machine has such a place: the tests are about order, not about disks.
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
 
 fn parquet() -> Format {
     Format::Parquet(ParquetOptions::default())
@@ -88,7 +97,7 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
         pipeline: pipeline.into(),
         run_id: "20240101_000000_abcdef".into(),
         generation: Generation(0),
-        strategy: Strategy::Full,
+        strategy: PlanStrategy::Full,
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
         tables: vec![PlannedTable {

@@ -19,7 +19,7 @@ fn assert_code(result: Result<impl std::fmt::Debug>, want: &synctool_core::error
 #[tokio::test]
 async fn a_table_is_created_swapped_and_added_to() {
     for format in formats() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let files = open(dir.path(), format);
         let (to, from) = (files.destination(), files.source());
         let table = TableId::bare("items");
@@ -58,7 +58,7 @@ async fn a_table_is_created_swapped_and_added_to() {
 #[tokio::test]
 async fn a_single_file_is_replaced_by_one_rename() {
     for format in formats() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let path = dir.path().join(match format {
             Format::Csv(_) => "items.csv",
             Format::Parquet(_) => "items.parquet",
@@ -91,7 +91,7 @@ async fn a_single_file_is_replaced_by_one_rename() {
 
 #[tokio::test]
 async fn a_table_that_is_a_file_in_a_folder_stays_one() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     fs::write(dir.path().join("items.csv"), "id,name\n1,a\n2,b\n").unwrap();
     let files = open(dir.path(), csv_format());
     let (to, from) = (files.destination(), files.source());
@@ -111,7 +111,7 @@ async fn a_table_that_is_a_file_in_a_folder_stays_one() {
 #[tokio::test]
 async fn empty_tables_keep_their_columns() {
     for format in formats() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let files = open(dir.path(), format);
         let (to, from) = (files.destination(), files.source());
         load(&*to, plan("p", "t", &small_schema(), 1, Publish::Create), &[vec![]])
@@ -125,7 +125,7 @@ async fn empty_tables_keep_their_columns() {
 
 #[tokio::test]
 async fn an_older_writer_of_a_partition_is_fenced() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let files = open(dir.path(), parquet());
     let to = files.destination();
     let plan = to
@@ -152,7 +152,7 @@ async fn an_older_writer_of_a_partition_is_fenced() {
 
 #[tokio::test]
 async fn an_older_generation_is_fenced_everywhere() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let files = open(dir.path(), parquet());
     let to = files.destination();
     let draft = plan("p", "t", &small_schema(), 1, Publish::Create);
@@ -186,7 +186,7 @@ async fn an_older_generation_is_fenced_everywhere() {
 
 #[tokio::test]
 async fn many_writers_append_to_one_log() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let files = open(dir.path(), csv_format());
     let to = files.destination();
     let plan = to
@@ -213,7 +213,7 @@ async fn many_writers_append_to_one_log() {
 
 #[tokio::test]
 async fn several_partitions_are_committed_together() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let to = open(dir.path(), parquet()).destination();
     let plan = to
         .prepare(plan("p", "t", &small_schema(), 2, Publish::Create))
@@ -232,7 +232,7 @@ async fn several_partitions_are_committed_together() {
 
 #[tokio::test]
 async fn what_files_cannot_do_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let to = open(dir.path(), parquet()).destination();
     let try_plan = async |table: &str, publish| to.prepare(plan("p", table, &small_schema(), 1, publish)).await;
     let e = assert_code(
@@ -260,7 +260,7 @@ async fn what_files_cannot_do_is_refused() {
 
 #[tokio::test]
 async fn the_guard_stops_a_swap_to_nothing_and_null_stops_where_it_is_not_allowed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let files = open(dir.path(), csv_format());
     let to = files.destination();
     load(
@@ -299,7 +299,7 @@ async fn the_guard_stops_a_swap_to_nothing_and_null_stops_where_it_is_not_allowe
 #[tokio::test]
 async fn a_full_disk_is_named_and_nothing_is_committed() {
     for format in formats() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let to = open(dir.path(), format).destination();
         let plan = to
             .prepare(plan("p", "t", &small_schema(), 1, Publish::Create))
@@ -327,7 +327,7 @@ async fn a_full_disk_is_named_and_nothing_is_committed() {
 
 #[tokio::test]
 async fn missing_tables_are_named_with_those_that_are_there() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     fs::write(dir.path().join("items.csv"), "a\n1\n").unwrap();
     fs::write(dir.path().join("notes.txt"), "no table").unwrap();
     fs::create_dir(dir.path().join("nothing")).unwrap();
@@ -368,7 +368,7 @@ async fn missing_tables_are_named_with_those_that_are_there() {
 /// CSV → Parquet → CSV by the engine, verified by hash at each step.
 #[tokio::test]
 async fn the_engine_carries_tables_both_ways() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let first = open(&dir.path().join("in"), csv_format());
     let rows: Vec<RecordBatch> = (0..20).map(|i| small_rows(i * 500, 500)).collect();
     load(

@@ -10,7 +10,11 @@ use tempfile::TempDir;
 
 /// Kills per test; four such tests make more than the two hundred that are promised.
 fn kills() -> usize {
-    if std::env::var_os("SYNCTOOL_SOAK").is_some() { 1000 } else { 55 }
+    if std::env::var_os("SYNCTOOL_SOAK").is_some() {
+        1000
+    } else {
+        55
+    }
 }
 
 const ROWS: &str = "
@@ -46,7 +50,11 @@ impl Stage {
             true => End::Sqlite(place.path().join("copy.db")),
             false => End::Postgres(server.database("kill_to")),
         };
-        let stage = Stage { source, place, destination };
+        let stage = Stage {
+            source,
+            place,
+            destination,
+        };
         let to = match &stage.destination {
             End::Postgres(db) => format!("{{type: postgres, connection: {{url: \"{}\"}}}}", db.url()),
             End::Sqlite(path) => format!("{{type: sqlite, connection: {{path: \"{}\"}}}}", path.display()),
@@ -64,7 +72,9 @@ impl Stage {
 
     fn command(&self, data: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
-        command.current_dir(self.place.path()).args(["run", "kill.yaml", "--output", "json", "--workers", "2"]);
+        command
+            .current_dir(self.place.path())
+            .args(["run", "kill.yaml", "--output", "json", "--workers", "2"]);
         command.args(["--data-dir", data]);
         command
     }
@@ -76,7 +86,9 @@ impl Stage {
     /// Makes everything as it was before the first run.
     fn reset(&self) {
         match &self.destination {
-            End::Postgres(db) => drop(db.psql("DROP TABLE IF EXISTS public.items; DROP SCHEMA IF EXISTS synctool CASCADE;")),
+            End::Postgres(db) => {
+                drop(db.psql("DROP TABLE IF EXISTS public.items; DROP SCHEMA IF EXISTS synctool CASCADE;"))
+            }
             End::Sqlite(path) => {
                 for suffix in ["", "-wal", "-shm", "-journal"] {
                     let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
@@ -108,7 +120,10 @@ impl Stage {
             End::Postgres(db) => db.psql("SELECT count(*) FROM pg_tables WHERE tablename LIKE '\\_synctool\\_load%'"),
             End::Sqlite(path) => {
                 let sql = "SELECT count(*) FROM sqlite_master WHERE name LIKE '\\_synctool\\_load%' ESCAPE '\\'";
-                let count: i64 = Connection::open(path).expect("opens").query_row(sql, [], |r| r.get(0)).expect("counts");
+                let count: i64 = Connection::open(path)
+                    .expect("opens")
+                    .query_row(sql, [], |r| r.get(0))
+                    .expect("counts");
                 count.to_string()
             }
         };
@@ -126,11 +141,16 @@ fn sqlite_rows(path: &Path) -> String {
             rusqlite::types::ValueRef::Null => "-".into(),
             rusqlite::types::ValueRef::Integer(n) => n.to_string(),
             rusqlite::types::ValueRef::Real(x) => x.to_string(),
-            rusqlite::types::ValueRef::Text(t) | rusqlite::types::ValueRef::Blob(t) => String::from_utf8_lossy(t).into(),
+            rusqlite::types::ValueRef::Text(t) | rusqlite::types::ValueRef::Blob(t) => {
+                String::from_utf8_lossy(t).into()
+            }
         }
     };
     let rows = statement.query_map([], |row| Ok((0..6).map(|i| cell(row, i)).collect::<Vec<_>>().join("|")));
-    rows.expect("readable").map(|r| r.expect("a row")).collect::<Vec<_>>().join("\n")
+    rows.expect("readable")
+        .map(|r| r.expect("a row"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Every kind of failpoint, and spread over the run; `part` takes every other one.
@@ -138,7 +158,12 @@ fn points(stage: &Stage, part: usize) -> Vec<Failpoint> {
     let all = stage.run().failpoints_reached();
     stage.check("undisturbed");
     assert!(all.len() > 100, "a full sync passes only {} failpoints", all.len());
-    let mine: Vec<Failpoint> = all.into_iter().enumerate().filter(|(i, _)| i % 2 == part).map(|(_, p)| p).collect();
+    let mine: Vec<Failpoint> = all
+        .into_iter()
+        .enumerate()
+        .filter(|(i, _)| i % 2 == part)
+        .map(|(_, p)| p)
+        .collect();
     spread(&mine, kills())
 }
 
@@ -152,11 +177,19 @@ fn killed_everywhere(version: PgVersion, sqlite: bool, part: usize) {
         killed += usize::from(outcome.killed);
         assert!(outcome.killed || outcome.code == Some(0), "{point}: {}", outcome.stderr);
         let again = stage.run().run();
-        assert!(again.code == Some(0), "killed at {point}, the next run failed: {}", again.stderr);
+        assert!(
+            again.code == Some(0),
+            "killed at {point}, the next run failed: {}",
+            again.stderr
+        );
         stage.check(&format!("killed at {point}"));
     }
     // Workers race, so a late pass of a failpoint may not come in every run.
-    assert!(killed * 10 >= points.len() * 9, "only {killed} of {} kills struck", points.len());
+    assert!(
+        killed * 10 >= points.len() * 9,
+        "only {killed} of {} kills struck",
+        points.len()
+    );
 }
 
 #[test]
@@ -183,15 +216,30 @@ fn into_sqlite_second_half() {
 #[test]
 fn a_zombie_does_no_harm() {
     let stage = Stage::new(PgVersion::V15, false);
-    let names = ["engine.planned", "sink.recover.after", "sink.write", "engine.commit.before", "sink.commit.before", "seal.after", "publish.before"];
+    let names = [
+        "engine.planned",
+        "sink.recover.after",
+        "sink.write",
+        "engine.commit.before",
+        "sink.commit.before",
+        "seal.after",
+        "publish.before",
+    ];
     for name in names {
         stage.reset();
-        let point = Failpoint { name: name.into(), nth: if name.starts_with("sink.") { 5 } else { 1 } };
+        let point = Failpoint {
+            name: name.into(),
+            nth: if name.starts_with("sink.") { 5 } else { 1 },
+        };
         let mut zombie = stage.run().accident(&point, Action::Stop).start();
         zombie.wait_stopped();
         // Another host: its own state, the same pipeline, the same destination.
         let heir = KillRun::new(&stage.command("other")).run();
-        assert!(heir.code == Some(0), "stopped at {point}, the heir failed: {}", heir.stderr);
+        assert!(
+            heir.code == Some(0),
+            "stopped at {point}, the heir failed: {}",
+            heir.stderr
+        );
         stage.check(&format!("zombie stopped at {point}"));
         zombie.resume();
         zombie.wait();

@@ -382,7 +382,11 @@ impl Writing {
                 loads,
             } => {
                 let from = resumed_from.as_ref().map(|r| format!(", going on with run {r}"));
-                let text = format!("Planned {total} partitions ({strategy}{})", from.unwrap_or_default());
+                let plural = if total == 1 { "" } else { "s" };
+                let text = format!(
+                    "Planned {total} partition{plural} ({strategy}{})",
+                    from.unwrap_or_default()
+                );
                 self.say(self.line(Level::Info, text));
                 for reason in &reasons {
                     self.say(self.line(Level::Info, reason));

@@ -7,3 +7,4 @@ mod postgres_sink;
 mod postgres_source;
 mod postgres_tls;
 mod sqlite;
+mod types_page;

@@ -76,6 +76,7 @@ async fn full_run(source: &Memory, destination: &Memory, faults: &FaultPlan, mod
         columns: None,
         key: None,
         step: None,
+        bounds: None,
         mode,
         verify: Some(Verify::Hash),
         guard: DeleteGuard::default(),

@@ -14,6 +14,7 @@ pub(crate) use request::{table_id, tables};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use synctool_core::change::KeyRange;
 use synctool_core::engine::{Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
@@ -39,6 +40,8 @@ pub struct RunOptions {
     pub strategy: Option<String>,
     /// How a full run replaces what is there.
     pub full_mode: Option<FullMode>,
+    /// Only rows inside this range of the key's one column: a backfill; rows outside stay as they are.
+    pub bounds: Option<KeyRange>,
     /// How the stored rows are proved.
     pub verify: Option<Verify>,
     /// Mass deletes and an empty source are meant.
@@ -62,6 +65,7 @@ impl Default for RunOptions {
         RunOptions {
             strategy: None,
             full_mode: None,
+            bounds: None,
             verify: None,
             allow_mass_delete: false,
             restart: false,
@@ -519,7 +523,7 @@ impl Task {
         engine.progress = self.progress.clone();
         engine.observer = Arc::new(All(observers));
         let engine = Arc::new(engine);
-        let semantics = loaded.pipeline.semantics_of(&self.chosen.strategy);
+        let semantics = request::semantics(&loaded.pipeline, &self.chosen.strategy, options);
         let (source, destination) = (&*engine.source, &*engine.destination);
         let draft = pipeline.draft(source, destination, &self.chosen, options, &self.run_id);
         let (mut plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;

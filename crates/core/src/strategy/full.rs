@@ -4,14 +4,15 @@
 //! depends on the destination ([`Publish`]): a missing table is created, one of our own is swapped, one of somebody
 //! else's gets the difference.
 
+use crate::change::KeyRange;
 use crate::error::{Error, Result, code};
 use crate::plan::{
-    DeleteGuard, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Strategy, Verify, Work,
+    DeleteGuard, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Slice, Strategy, Verify, Work,
 };
 use crate::progress::{Generation, PartitionId};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity};
-use crate::source::{SliceRequest, Source};
+use crate::source::{PlannedSlice, SliceRequest, Source};
 use crate::stage::Stages;
 
 /// How a full run replaces what is there.
@@ -60,6 +61,9 @@ pub struct FullRequest {
     pub key: Option<Vec<String>>,
     /// Rows per partition, if fixed by the user.
     pub step: Option<u64>,
+    /// Only these rows, by a range of the key's one column (in destination names): a backfill. Rows outside stay as
+    /// they are.
+    pub bounds: Option<KeyRange>,
     /// How to replace what is there.
     pub mode: FullMode,
     /// How to prove the load; `None` means by hash where a live table is replaced and by count elsewhere.
@@ -144,6 +148,10 @@ pub async fn plan(
         reasons.push("the table has no key: it is read as one partition, and a killed run starts it over".into());
     }
     let slices = source.slices(&read, &slicing).await?;
+    let slices = match &request.bounds {
+        Some(bounds) => within(bounds, &schema, &slicing.key, slices)?,
+        None => slices,
+    };
     let partitions: Vec<Partition> = slices
         .into_iter()
         .map(|s| Partition {
@@ -239,6 +247,47 @@ fn key(request: &FullRequest, at_source: &TableSchema, columns: &[(ColumnChoice,
         .collect();
     // A key that is not written whole is no key at the destination.
     Ok(renamed.into_iter().collect::<Option<Vec<_>>>().unwrap_or_default())
+}
+
+/// One slice for the bounds, if the source is read by key.
+fn within(
+    bounds: &KeyRange,
+    schema: &TableSchema,
+    key: &[String],
+    slices: Vec<PlannedSlice>,
+) -> Result<Vec<PlannedSlice>> {
+    if slices.iter().any(|s| matches!(s.slice, Slice::File { .. })) {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            "files are not read by key, so bounds cannot choose their rows",
+        ));
+    }
+    if schema.key.len() != 1 || bounds.columns != schema.key {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!(
+                "bounds are on {}, the key is ({})",
+                bounds.columns.join(", "),
+                schema.key.join(", ")
+            ),
+        )
+        .hint("bounds choose rows by the one column of the key"));
+    }
+    let end = |bound: &Option<Vec<String>>, open: &str| bound.as_ref().map_or(open.to_string(), |v| v.join("_"));
+    Ok(vec![PlannedSlice {
+        label: format!(
+            "{}_{}_{}",
+            schema.key[0],
+            end(&bounds.lower, "min"),
+            end(&bounds.upper, "max")
+        ),
+        slice: Slice::Key(KeyRange {
+            columns: key.to_vec(),
+            ..bounds.clone()
+        }),
+        rows: slices.iter().map(|s| s.rows).sum(),
+        bytes: slices.iter().map(|s| s.bytes).sum(),
+    }])
 }
 
 fn source_names(key: &[String], read: &ReadSpec) -> Vec<String> {
@@ -341,6 +390,13 @@ async fn publish(
         reasons.push(format!("{table} does not exist yet and is created"));
         return Ok(Publish::Create);
     };
+    if request.bounds.is_some() && matches!(request.mode, FullMode::Swap | FullMode::Append) {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            "rows inside bounds are merged: they can neither replace a table nor be appended to it",
+        )
+        .hint("leave --full-mode out, or --bounds"));
+    }
     let missing = existing.difference(wanted).missing;
     let needs_columns = |why: &str| -> Result<()> {
         if missing.is_empty() {
@@ -353,6 +409,16 @@ async fn publish(
         )
         .hint("add the columns at the destination, leave them out of the pipeline, or replace the table with full_mode: swap"))
     };
+    if request.bounds.is_some() {
+        if !destination.traits().merges || wanted.key.is_empty() {
+            return Err(no_key(table, "bringing only some rows up to date"));
+        }
+        needs_columns("merging")?;
+        reasons.push(format!(
+            "only rows inside the bounds are brought up to date in {table}; nothing is deleted"
+        ));
+        return Ok(Publish::Merge { delete_missing: false });
+    }
     match request.mode {
         FullMode::Append => {
             needs_columns("appending")?;

@@ -202,6 +202,7 @@ async fn full_run(
         columns: None,
         key: None,
         step: None,
+        bounds: None,
         mode,
         verify,
         guard: DeleteGuard::default(),

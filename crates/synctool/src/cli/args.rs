@@ -210,7 +210,8 @@ pub(super) struct RunArgs {
     /// The strategy, by name or by type. Default: the first that is enabled.
     #[arg(long, value_name = "NAME")]
     pub(super) strategy: Option<String>,
-    /// Only rows inside these bounds, as JSON. Not for full runs.
+    /// Only rows inside these bounds of the key, as JSON: '[{"column": "id", "start": 100, "end": 200}]' (end not
+    /// included; either may be left out). Rows outside stay as they are, nothing is deleted.
     #[arg(long, value_name = "JSON")]
     pub(super) bounds: Option<String>,
     #[command(flatten)]

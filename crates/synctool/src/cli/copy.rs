@@ -45,7 +45,7 @@ pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt
             ));
         }
     }
-    run::go(&pipeline, None, &args.doing, globals, interrupt).await
+    run::go(&pipeline, None, None, &args.doing, globals, interrupt).await
 }
 
 /// Both ends of a copy, under different names.

@@ -7,6 +7,7 @@ use super::{find, live, plan};
 use crate::pipeline::{Pipeline, RunOptions, RunReport};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use synctool_core::change::KeyRange;
 use synctool_core::engine::{Observer, PartitionStatus, PartitionView, RunEvent};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Publish, Verify};
@@ -15,19 +16,39 @@ use synctool_core::strategy::full::FullMode;
 /// `synctool run`.
 pub(super) async fn run(args: RunArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
     let pipeline = find::pipeline(&args.pipeline, globals)?;
-    if let Some(bounds) = &args.bounds {
-        if serde_json::from_str::<Value>(bounds).is_err() {
-            return Err(Error::new(code::CONFIG_INVALID, "--bounds is not JSON")
-                .hint("write for example --bounds '{\"from\": \"2024-01-01\", \"to\": \"2024-02-01\"}'"));
-        }
-        return Err(Error::new(
-            code::UNSUPPORTED,
-            "--bounds is not for full runs, and this version runs every strategy as full",
-        )
-        .at("pipeline", pipeline.name())
-        .hint("leave --bounds out"));
+    let bounds = args.bounds.as_deref().map(bounds).transpose()?;
+    go(&pipeline, args.strategy, bounds, &args.doing, globals, interrupt).await
+}
+
+/// Reads `--bounds` as the original's users know it: a list of one `{"column", "start", "end"}`.
+fn bounds(text: &str) -> Result<KeyRange> {
+    let wrong = |why: String| {
+        Error::new(code::CONFIG_INVALID, format!("--bounds {why}"))
+            .hint(r#"write for example --bounds '[{"column": "id", "start": 100, "end": 200}]'"#)
+    };
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Bound {
+        column: String,
+        start: Option<Value>,
+        end: Option<Value>,
     }
-    go(&pipeline, args.strategy, &args.doing, globals, interrupt).await
+    serde_json::from_str::<Value>(text).map_err(|_| wrong("is not JSON".into()))?;
+    let mut list: Vec<Bound> = serde_json::from_str(text).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+    let (Some(bound), true) = (list.pop(), list.is_empty()) else {
+        return Err(wrong("takes one column in this version".into()));
+    };
+    let end = |value: Option<Value>| match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(vec![text])),
+        Some(Value::Number(n)) => Ok(Some(vec![n.to_string()])),
+        Some(_) => Err(wrong("takes texts and numbers".into())),
+    };
+    Ok(KeyRange {
+        columns: vec![bound.column],
+        lower: end(bound.start)?,
+        upper: end(bound.end)?,
+    })
 }
 
 /// What the command line says about a run.
@@ -60,6 +81,7 @@ pub(super) fn options(
 pub(super) async fn go(
     pipeline: &Pipeline,
     strategy: Option<String>,
+    bounds: Option<KeyRange>,
     doing: &Doing,
     globals: &Globals,
     interrupt: Interrupt,
@@ -67,6 +89,7 @@ pub(super) async fn go(
     let mut options = options(strategy, doing.full_mode, doing.verify, globals);
     options.allow_mass_delete = doing.allow_mass_delete;
     options.restart = doing.restart;
+    options.bounds = bounds;
     if doing.dry_run {
         return plan::reply(pipeline, &options, globals).await;
     }

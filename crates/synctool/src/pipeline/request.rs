@@ -67,6 +67,15 @@ pub(crate) fn refuse_what_is_not_there_yet(loaded: &Loaded) -> Result<()> {
     Ok(())
 }
 
+/// What must stay the same while a run is unfinished: the pipeline's meaning, and the bounds of this run.
+pub(crate) fn semantics(pipeline: &crate::config::Pipeline, strategy: &str, options: &RunOptions) -> serde_json::Value {
+    let mut semantics = pipeline.semantics_of(strategy);
+    if let Some(bounds) = &options.bounds {
+        semantics["bounds"] = serde_json::json!(bounds);
+    }
+    semantics
+}
+
 /// What the full strategy is asked for.
 pub(crate) fn full_request(
     loaded: &Loaded,
@@ -105,6 +114,7 @@ pub(crate) fn full_request(
         columns,
         key,
         step: pipeline.partitioning.step.as_deref().copied(),
+        bounds: options.bounds.clone(),
         mode,
         verify,
         guard: DeleteGuard {
@@ -113,7 +123,7 @@ pub(crate) fn full_request(
         },
         raw: options.raw,
         partition_bytes: PARTITION_BYTES,
-        semantics: pipeline.semantics_of(&strategy.name),
+        semantics: semantics(pipeline, &strategy.name, options),
         now,
     })
 }

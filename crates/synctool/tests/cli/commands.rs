@@ -397,3 +397,25 @@ fn the_quick_start_of_the_readme() {
         (Some(1), Some(4999))
     );
 }
+
+#[test]
+fn a_run_within_bounds_leaves_the_rest_as_it_is() {
+    let home = Home::new();
+    home.items("from.db", 50).pipeline(10);
+    home.run(&["run", "items.yaml"]).ok();
+    home.sql(
+        "from.db",
+        "UPDATE items SET name = 'new'; DELETE FROM items WHERE id IN (15, 45)",
+    );
+    let bounds = r#"[{"column": "id", "start": 10, "end": 20}]"#;
+    home.run(&["run", "items.yaml", "--bounds", bounds]).ok();
+    let rows = home.rows("to.db");
+    assert_eq!(rows.len(), 50, "nothing is deleted");
+    for (id, name, ..) in rows {
+        let inside = (10..20).contains(&id) && id != 15;
+        assert_eq!(name == "new", inside, "row {id}");
+    }
+    // Without bounds everything is made equal again.
+    home.run(&["run", "items.yaml", "--allow-mass-delete"]).ok();
+    assert_eq!(home.rows("to.db"), home.rows("from.db"));
+}

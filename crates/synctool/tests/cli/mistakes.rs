@@ -155,9 +155,16 @@ fn narrowing_types_are_told_at_their_place() {
 fn what_this_version_cannot_do_is_refused_not_ignored() {
     let home = home();
     home.run(&["run", "items.yaml", "--bounds", "{\"id\": 1}"])
-        .fails(2, &["--bounds is not for full runs"]);
+        .fails(2, &["--bounds cannot be read"]);
     home.run(&["run", "items.yaml", "--bounds", "{"])
         .fails(2, &["--bounds is not JSON"]);
+    home.run(&[
+        "run",
+        "items.yaml",
+        "--bounds",
+        "[{\"column\": \"name\", \"start\": \"a\"}]",
+    ])
+    .fails(2, &["bounds are on name, the key is (id)"]);
     let text = home.read("items.yaml");
     let filtered = text.replace(
         "source: {datastore: from,",

@@ -391,6 +391,7 @@ async fn the_engine_carries_tables_both_ways() {
                 columns: None,
                 key: None,
                 step: None,
+                bounds: None,
                 mode: FullMode::Auto,
                 verify: Some(Verify::Hash),
                 guard: DeleteGuard::default(),

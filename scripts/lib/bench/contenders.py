@@ -219,7 +219,7 @@ class Bench:
         self.table_by_hand(key=True)
         command = [
             self.binary, "copy", f"parquet:{target}", "items", self.destination.url(), "items_copy",
-            "--data-dir", os.path.join(self.folder(), "data"), "--quiet",
+            "--data-dir", os.path.join(self.folder(), "data"), "--quiet", "--full-mode", "append",
         ]  # fmt: skip
         self.runner.wait([self.runner.start(command, cwd=self.directory)])
         self.check("items_copy")

@@ -32,6 +32,9 @@ use synctool_core::schema::{ColumnType, TableSchema};
 /// No batch has more rows than this, however small they are.
 const MAX_BATCH_ROWS: usize = 64 << 10;
 
+/// A column that needs a larger dictionary has mostly values of their own, and hashing them all is a fifth of the work.
+const DICTIONARY_BYTES: usize = 128 << 10;
+
 fn parquet_error(path: &Path, e: ParquetError) -> Error {
     match e {
         ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
@@ -370,6 +373,7 @@ fn properties(table: &TableSchema, options: &ParquetOptions) -> Result<WriterPro
         .set_compression(Compression::ZSTD(level))
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_max_row_group_bytes(Some(options.row_group_bytes))
+        .set_dictionary_page_size_limit(DICTIONARY_BYTES)
         .set_key_value_metadata(Some(vec![key]));
     for c in &table.columns {
         // Where nearly every value is its own, a dictionary is built only to be thrown away.

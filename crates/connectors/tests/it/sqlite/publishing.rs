@@ -444,6 +444,7 @@ async fn copy(from: &Db, to: &Db, table: &str, mode: FullMode) -> Report {
         columns: None,
         key: None,
         step: None,
+        bounds: None,
         mode,
         verify: Some(Verify::Hash),
         guard: DeleteGuard::default(),

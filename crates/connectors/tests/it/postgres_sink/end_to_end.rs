@@ -44,6 +44,7 @@ async fn copy(from: &str, to: &PostgresDestination, raw: bool, mode: FullMode) -
         destination: table,
         columns: None,
         key: None,
+        bounds: None,
         step: Some(500),
         mode,
         verify: Some(Verify::Hash),

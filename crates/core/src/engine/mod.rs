@@ -66,7 +66,7 @@ impl Default for Options {
 }
 
 /// Batches are at most this large (one larger row excepted).
-const MAX_BATCH_BYTES: usize = 8 << 20;
+const MAX_BATCH_BYTES: usize = 2 << 20;
 
 /// How the stored rows were proved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

@@ -203,13 +203,16 @@ async fn histogram(
     if table.kind != Kind::Table {
         return Ok(None);
     }
-    // Statistics of a parent without its children would cut the children badly.
+    // Statistics of a parent without its children would cut the children badly. The count of changes reaches the view
+    // late, so the table's size must be the one that ANALYZE saw, too.
     const SQL: &str = "
         SELECT s.histogram_bounds::text::text[]
         FROM pg_catalog.pg_stats s, pg_catalog.pg_stat_all_tables u, pg_catalog.pg_class c
         WHERE s.schemaname = $1 AND s.tablename = $2 AND s.attname = $3 AND NOT s.inherited
           AND u.relid = $4 AND c.oid = $4 AND NOT c.relhassubclass
-          AND s.n_distinct < -0.99 AND u.n_mod_since_analyze <= c.reltuples / 20";
+          AND s.n_distinct < -0.99 AND u.n_mod_since_analyze <= c.reltuples / 20
+          AND pg_catalog.pg_relation_size(c.oid)
+              <= (c.relpages * 1.05 + 4) * pg_catalog.current_setting('block_size')::int";
     let schema = table.table.schema.as_deref().unwrap_or_default();
     let params: &[(&(dyn ToSql + Sync), Type)] = &[
         (&schema, Type::TEXT),

@@ -248,6 +248,11 @@ impl Sink for PgSink {
             .transaction()
             .await
             .map_err(|e| map_error(e, "beginning a transaction"))?;
+        // A process that is stopped right here holds the partition's row and is not its writer yet: the server ends such
+        // a session by itself, so that an heir does not wait for it.
+        tx.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '10s'")
+            .await
+            .map_err(|e| map_error(e, "taking over partitions"))?;
         self.control.hold_generation(&tx, &self.plan).await?;
         let (checkpoint, epochs) = self
             .control

@@ -4,6 +4,7 @@
 //! and [`engine`] (the run loop, the only caller of `Sink::commit`).
 
 pub mod backfill;
+pub mod blocks;
 pub mod budget;
 pub mod change;
 pub mod engine;
@@ -12,6 +13,7 @@ pub mod failpoint;
 pub mod ledger;
 pub mod plan;
 pub mod progress;
+pub mod query;
 pub mod retry;
 pub mod rowhash;
 pub mod schema;

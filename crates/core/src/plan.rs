@@ -2,9 +2,12 @@
 //! plans again.
 
 use crate::change::{KeyRange, RawFormat};
+use crate::error::{Error, Result, code};
 use crate::progress::{Generation, PartitionId};
+use crate::query::{Cut, Filter, Join, KeyList, Term};
 use crate::schema::{Column, TableId, TableSchema};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// How a run finds out what to move.
@@ -77,23 +80,60 @@ pub struct ReadSpec {
     /// The wire form in which the rows pass undecoded, if both ends agreed on one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<RawFormat>,
+    /// The table's name in terms, conditions and joins; its own where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// Tables that are read along.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joins: Vec<Join>,
+    /// Conditions that a row must meet, all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
+    /// The columns (by their names in [`ReadColumn::column`]) whose equal values make one row of many; the other
+    /// columns are aggregates then. Empty: every row stands for itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group_by: Vec<String>,
 }
 
 impl ReadSpec {
     /// Every column of a table under its own name.
     pub fn all(table: TableId, columns: &[Column]) -> Self {
-        let columns = columns
-            .iter()
-            .map(|c| ReadColumn {
-                source: c.name.clone(),
-                column: c.clone(),
-            })
-            .collect();
+        let columns = columns.iter().map(|c| ReadColumn::plain(&c.name, c.clone())).collect();
+        ReadSpec::of(table, columns)
+    }
+
+    /// These columns of a table.
+    pub fn of(table: TableId, columns: Vec<ReadColumn>) -> Self {
         ReadSpec {
             table,
             columns,
             raw: None,
+            alias: None,
+            joins: Vec::new(),
+            filters: Vec::new(),
+            group_by: Vec::new(),
         }
+    }
+
+    /// Whether this is whole columns of one table and nothing else.
+    pub fn is_plain(&self) -> bool {
+        self.joins.is_empty()
+            && self.filters.is_empty()
+            && self.group_by.is_empty()
+            && self.columns.iter().all(|c| c.term.is_none())
+    }
+
+    /// Refuses what an engine without expressions cannot read, rather than reading other rows.
+    pub fn plain_only(&self, engine: &str) -> Result<()> {
+        if self.is_plain() {
+            return Ok(());
+        }
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{engine} reads whole columns of one table: no joins, filters, expressions or groups"),
+        )
+        .at("table", self.table.to_string())
+        .hint("read from a view that computes them"))
     }
 
     /// The schema of the batches the reader yields.
@@ -108,10 +148,30 @@ impl ReadSpec {
 /// One column to read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReadColumn {
-    /// Its name at the source.
+    /// Its name at the source; for an expression, the name it was given.
     pub source: String,
+    /// What is read, where it is not the column `source` of the table itself: an expression, or a column of a joined
+    /// table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<Term>,
     /// What comes out: the destination's name, the source's type, and how it travels.
     pub column: Column,
+}
+
+impl ReadColumn {
+    /// A column of the table itself.
+    pub fn plain(source: impl Into<String>, column: Column) -> Self {
+        ReadColumn {
+            source: source.into(),
+            term: None,
+            column,
+        }
+    }
+
+    /// What is read.
+    pub fn term(&self) -> Term {
+        self.term.clone().unwrap_or_else(|| Term::column(&self.source))
+    }
 }
 
 /// What is done with rows that were loaded beside the destination table, in one step at the end.
@@ -201,8 +261,31 @@ pub struct Partition {
 pub enum Work {
     /// Read a slice of a table.
     Read(Slice),
+    /// Compare a slice of the source with the same rows of the destination by hash, and repair what differs.
+    Compare(Compare),
     /// Follow a log, without end.
     Log,
+}
+
+/// The same rows, as each end names them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Compare {
+    /// At the source, in its terms.
+    pub source: Slice,
+    /// At the destination, in its column names.
+    pub destination: Slice,
+    /// What is done about differences.
+    pub repair: Repair,
+}
+
+/// What is done about rows that differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Repair {
+    /// Insert, update and delete.
+    All,
+    /// Delete what only the destination has: only keys are compared.
+    Deletes,
 }
 
 /// A slice of a table.
@@ -213,6 +296,10 @@ pub enum Slice {
     All,
     /// Keys in a half-open range. Key ranges of a plan have no gaps: the first has no lower bound, the last no upper.
     Key(KeyRange),
+    /// Rows that meet conditions.
+    Cut(Cut),
+    /// Rows named one by one, in no order; a name that is not there is no error.
+    Keys(KeyList),
     /// One file of a table made of files, relative to its folder, and which of its row groups (`None`: all).
     File {
         /// The file.
@@ -259,6 +346,10 @@ pub struct Plan {
     /// When deletes are too many.
     #[serde(default)]
     pub guard: DeleteGuard,
+    /// What the destination remembers for the pipeline once the plan is published, beside what it remembers already
+    /// (a delta's watermark, how far was verified). Written in the transaction that finishes the plan.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub remember: BTreeMap<String, String>,
     /// When it was made, RFC 3339 UTC.
     pub created_at: String,
 }

@@ -1,13 +1,14 @@
 //! Where rows go.
 
 use crate::change::{Event, RawFormat};
-use crate::error::Result;
+use crate::error::{Error, Result, code};
 use crate::ledger::Applied;
 use crate::plan::Plan;
 use crate::progress::{Advance, Checkpoint, PartitionId};
 use crate::schema::{Carrier, Column, TableId, TableSchema};
 use crate::source::{Finding, Source};
 use async_trait::async_trait;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a destination promises.
@@ -139,11 +140,33 @@ pub trait Destination: Send + Sync {
     /// nothing can be read back.
     fn read_back(&self, plan: &Plan, index: usize) -> Option<(Arc<dyn Source>, TableId)>;
 
+    /// The datastore as a source, for reading and hashing destination tables: a reader sees what is committed when it
+    /// is opened. `None` where nothing can be read back.
+    fn as_source(&self) -> Option<Arc<dyn Source>> {
+        None
+    }
+
+    /// What is remembered for a pipeline ([`Plan::remember`] of its published plans, newest wins, and
+    /// [`Destination::remember`]).
+    async fn remembered(&self, pipeline: &str) -> Result<BTreeMap<String, String>> {
+        let _ = pipeline;
+        Ok(BTreeMap::new())
+    }
+
+    /// Adds to what is remembered for a pipeline, apart from any plan.
+    async fn remember(&self, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+        let _ = (pipeline, facts);
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} remembers nothing between runs", self.engine()),
+        ))
+    }
+
     /// Swaps or merges the loaded tables into place, marks the plan finished and folds its partitions, all guarded by
     /// the generation. Repeatable: publishing a finished plan returns what it did then.
     async fn publish(&self, plan: &Plan) -> Result<Published>;
 
-    /// Forgets plan, checkpoint and load tables of a pipeline (`state reset`). The generation stays raised.
+    /// Forgets plan, checkpoint, load tables and what is remembered of a pipeline (`state reset`). The generation stays raised.
     async fn forget(&self, pipeline: &str) -> Result<()>;
 
     /// Looks at every prerequisite, privilege and setting that writing these tables needs.

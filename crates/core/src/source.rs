@@ -1,14 +1,17 @@
 //! Where rows come from.
 
+use crate::blocks::BlockHashes;
 use crate::budget::Budget;
 use crate::change::{Event, RawFormat};
 use crate::error::{Error, Result, code};
 use crate::ledger::Tally;
 use crate::plan::{Partition, ReadSpec, Slice};
 use crate::progress::{PartitionId, Position};
+use crate::query::Term;
 use crate::schema::{Column, TableId, TableSchema};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// A table as a catalog lists it.
@@ -98,6 +101,27 @@ pub enum Assignment {
     Removed(Vec<PartitionId>),
 }
 
+/// Up to where a column that grows with every change has settled.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Settled {
+    /// The first value that a transaction still open may yet write, as canonical text of the column's type. Every row
+    /// with a smaller value that will ever be committed is committed.
+    pub bound: String,
+    /// The source's clock when it was looked at, RFC 3339 UTC.
+    pub now: String,
+    /// What holds the bound back by more than the margin (`pid 812, idle in transaction for 14 min, user app`).
+    pub held_by: Option<String>,
+}
+
+/// The smallest and largest value of a term.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// The smallest, as canonical text.
+    pub min: String,
+    /// The largest.
+    pub max: String,
+}
+
 /// A datastore that rows are read from. Shared by all partitions of a run; each partition gets a [`Reader`] of its own.
 ///
 /// Contract, held by the conformance suite (`testing::conformance`): what `open` yields after a position is exactly
@@ -113,6 +137,79 @@ pub trait Source: Send + Sync {
 
     /// A table's columns and key; an error that names similar tables if it is not there.
     async fn describe(&self, table: &TableId) -> Result<TableSchema>;
+
+    /// The columns that reading `read` would yield: for plain columns what [`Source::describe`] says, for terms what the
+    /// engine says of the expression. In `read`, only names and terms of columns count.
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        if !read.is_plain() {
+            return Err(Error::new(
+                code::UNSUPPORTED,
+                format!("{} computes no expressions, joins or filters", self.engine()),
+            ));
+        }
+        let schema = self.describe(&read.table).await?;
+        read.columns
+            .iter()
+            .map(|c| {
+                let found = schema.column(&c.source).ok_or_else(|| {
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("column {} is not in {}", c.source, read.table),
+                    )
+                })?;
+                Ok(Column {
+                    name: c.column.name.clone(),
+                    ..found.clone()
+                })
+            })
+            .collect()
+    }
+
+    /// The smallest and largest value of a term among the rows of a slice, NULLs apart; `None` where there are none.
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        let _ = (read, slice);
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} cannot tell the range of {term}", self.engine()),
+        ))
+    }
+
+    /// The distinct values of some terms among the rows of a slice, as canonical texts (`None` is NULL), at most
+    /// `limit` of them.
+    async fn distinct(
+        &self,
+        read: &ReadSpec,
+        terms: &[Term],
+        slice: &Slice,
+        limit: usize,
+    ) -> Result<Vec<Vec<Option<String>>>> {
+        let _ = (read, terms, slice, limit);
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} cannot list distinct values", self.engine()),
+        ))
+    }
+
+    /// Up to where a column stamped by the database has settled: the smaller of the clock and the start of the oldest
+    /// open transaction, less the margin. To be asked before the reading snapshot is taken. Fails closed where open
+    /// transactions cannot be seen, naming the missing right. `zone` is the time zone of a column without one.
+    async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
+        let _ = (column, zone, margin);
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!(
+                "{} shows no open transactions, so nobody knows which rows of {table} have settled",
+                self.engine()
+            ),
+        )
+        .hint("set `stamped_by: app` with a lag, and let a hash strategy repair what comes later than that"))
+    }
+
+    /// What computes hashes of blocks of rows inside the datastore; `None` where rows must be read for that
+    /// ([`crate::blocks::ReadingHashes`]).
+    fn block_hashes(&self) -> Option<&dyn BlockHashes> {
+        None
+    }
 
     /// Cuts a table into slices by statistics and key. Only for query sources.
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {

@@ -222,6 +222,7 @@ async fn an_empty_source_does_not_empty_the_destination() {
 
 fn log_plan(tables: &[TableId]) -> Plan {
     Plan {
+        remember: Default::default(),
         pipeline: "log".into(),
         run_id: "r".into(),
         generation: Generation(0),

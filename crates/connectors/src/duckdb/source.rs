@@ -172,6 +172,7 @@ impl Source for DuckDbSource {
         _: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
+        read.plain_only(self.engine())?;
         let mut conditions = Vec::new();
         let mut parameters = Vec::new();
         match &partition.work {

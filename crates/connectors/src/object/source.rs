@@ -165,6 +165,7 @@ impl Source for Files {
         after: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
+        read.plain_only(self.engine())?;
         let located = self.locate(&read.table).await?;
         let Work::Read(slice) = &partition.work else {
             return Err(Error::new(code::UNSUPPORTED, "files have no log to follow"));
@@ -180,7 +181,9 @@ impl Source for Files {
                 };
                 VecDeque::from([(file, *groups)])
             }
-            Slice::Key(_) => return Err(Error::new(code::UNSUPPORTED, "files are not read by key ranges")),
+            Slice::Key(_) | Slice::Cut(_) | Slice::Keys(_) => {
+                return Err(Error::new(code::UNSUPPORTED, "files are not read by key"));
+            }
         };
         let mut scan = Scan {
             schema: read.schema().arrow_schema(),

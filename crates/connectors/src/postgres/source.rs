@@ -208,6 +208,7 @@ impl Source for PostgresSource {
                 "a slice of a PostgreSQL table has no positions inside",
             )));
         }
+        read.plain_only(ENGINE)?;
         let condition = match &partition.work {
             Work::Read(Slice::All) => String::new(),
             Work::Read(Slice::Key(range)) => slices::condition(range).map_err(place)?,

@@ -95,6 +95,7 @@ impl Source for SqliteSource {
         after: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
+        read.plain_only(self.engine())?;
         let Work::Read(slice) = &partition.work else {
             return Err(Error::new(code::UNSUPPORTED, "SQLite has no log to follow"));
         };
@@ -374,6 +375,10 @@ fn order(conn: &Connection, table: &CatalogTable, slice: &Slice) -> Result<Order
             Ok(Order::Key(range.columns.clone()))
         }
         Slice::File { .. } => Err(Error::bug("a file slice for a SQLite table")),
+        Slice::Cut(_) | Slice::Keys(_) => Err(Error::new(
+            code::UNSUPPORTED,
+            "SQLite tables are read whole or by key ranges",
+        )),
         Slice::All => {
             let key = table.key();
             if !key.is_empty() && whole(&key) {

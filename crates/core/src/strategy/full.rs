@@ -95,11 +95,7 @@ pub async fn plan(
     let existing = destination.describe(&request.destination).await?;
     let columns = choose(&request, &at_source)?;
     let key = key(&request, &at_source, &columns)?;
-    let mut read = ReadSpec {
-        table: request.source.clone(),
-        columns: Vec::new(),
-        raw: None,
-    };
+    let mut read = ReadSpec::of(request.source.clone(), Vec::new());
     let mut schema = TableSchema {
         columns: Vec::new(),
         key,
@@ -118,10 +114,7 @@ pub async fn plan(
         if schema.key.contains(&to.name) || choice.not_null {
             to.nullable = false;
         }
-        read.columns.push(ReadColumn {
-            source: choice.source.clone(),
-            column: from,
-        });
+        read.columns.push(ReadColumn::plain(&choice.source, from));
         schema.columns.push(to);
     }
     let staged = stages.output(&schema)?;
@@ -186,6 +179,7 @@ pub async fn plan(
         }],
         verify,
         guard: request.guard,
+        remember: Default::default(),
         created_at: request.now,
     })
 }

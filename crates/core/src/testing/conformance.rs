@@ -150,6 +150,7 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
         }],
         verify: Verify::Count,
         guard: DeleteGuard::default(),
+        remember: Default::default(),
         created_at: "2026-01-01T00:00:00Z".into(),
     }
 }

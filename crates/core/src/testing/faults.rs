@@ -3,18 +3,22 @@
 //! A [`FaultPlan`] counts every call that goes through the wrappers and lets one of them fail, before or after it was
 //! carried out. A call that fails after it was carried out is what a lost answer looks like.
 
+use crate::blocks::BlockHashes;
 use crate::change::{Event, RawFormat};
 use crate::error::{Error, Result, code};
 use crate::ledger::{Applied, Tally};
-use crate::plan::{Partition, Plan, ReadSpec};
+use crate::plan::{Partition, Plan, ReadSpec, Slice};
 use crate::progress::{Advance, Checkpoint, PartitionId, Position};
+use crate::query::Term;
 use crate::schema::{Column, TableId, TableSchema};
 use crate::sink::{Destination, Published, Sink, SinkTraits, StoredAs, StoredPlan};
-use crate::source::{Assignment, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use crate::source::{Assignment, Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// When the chosen call fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +105,34 @@ impl<S: Source + ?Sized> Source for FaultySource<S> {
 
     async fn describe(&self, table: &TableId) -> Result<TableSchema> {
         self.0.describe(table).await
+    }
+
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        self.0.describe_query(read).await
+    }
+
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        self.0.extent(read, term, slice).await
+    }
+
+    async fn distinct(
+        &self,
+        read: &ReadSpec,
+        terms: &[Term],
+        slice: &Slice,
+        limit: usize,
+    ) -> Result<Vec<Vec<Option<String>>>> {
+        self.0.distinct(read, terms, slice, limit).await
+    }
+
+    async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
+        self.1
+            .call("settled", self.0.settled(table, column, zone, margin))
+            .await
+    }
+
+    fn block_hashes(&self) -> Option<&dyn BlockHashes> {
+        self.0.block_hashes()
     }
 
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
@@ -213,6 +245,18 @@ impl<D: Destination + ?Sized> Destination for FaultyDestination<D> {
 
     fn read_back(&self, plan: &Plan, index: usize) -> Option<(Arc<dyn Source>, TableId)> {
         self.0.read_back(plan, index)
+    }
+
+    fn as_source(&self) -> Option<Arc<dyn Source>> {
+        self.0.as_source()
+    }
+
+    async fn remembered(&self, pipeline: &str) -> Result<BTreeMap<String, String>> {
+        self.1.call("remembered", self.0.remembered(pipeline)).await
+    }
+
+    async fn remember(&self, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+        self.1.call("remember", self.0.remember(pipeline, facts)).await
     }
 
     async fn publish(&self, plan: &Plan) -> Result<Published> {

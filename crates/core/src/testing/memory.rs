@@ -29,6 +29,7 @@ struct World {
     tables: BTreeMap<TableId, Table>,
     generations: HashMap<String, Generation>,
     plans: HashMap<String, (StoredPlan, Published)>,
+    remembered: HashMap<String, BTreeMap<String, String>>,
     checkpoints: HashMap<(String, Generation), HashMap<PartitionId, (Epoch, PartitionState)>>,
 }
 
@@ -209,6 +210,21 @@ impl Destination for Memory {
         ))
     }
 
+    fn as_source(&self) -> Option<Arc<dyn Source>> {
+        Some(Arc::new(super::memory_log::MemoryTables(self.clone())))
+    }
+
+    async fn remembered(&self, pipeline: &str) -> Result<BTreeMap<String, String>> {
+        Ok(self.world().remembered.get(pipeline).cloned().unwrap_or_default())
+    }
+
+    async fn remember(&self, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+        let mut world = self.world();
+        let all = world.remembered.entry(pipeline.into()).or_default();
+        all.extend(facts.clone());
+        Ok(())
+    }
+
     async fn publish(&self, plan: &Plan) -> Result<Published> {
         let mut world = self.world();
         check_generation(&world, plan)?;
@@ -277,6 +293,8 @@ impl Destination for Memory {
             }
             *a += applied;
         }
+        let all = world.remembered.entry(plan.pipeline.clone()).or_default();
+        all.extend(plan.remember.clone());
         world.plans.insert(
             plan.pipeline.clone(),
             (
@@ -301,6 +319,7 @@ impl Destination for Memory {
         }
         world.generations.entry(pipeline.to_string()).or_default().0 += 1;
         world.checkpoints.retain(|(p, _), _| p != pipeline);
+        world.remembered.remove(pipeline);
         Ok(())
     }
 }

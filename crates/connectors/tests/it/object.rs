@@ -95,6 +95,7 @@ fn small_rows(first: i64, count: i64) -> RecordBatch {
 
 fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, publish: Publish) -> Plan {
     Plan {
+        remember: Default::default(),
         pipeline: pipeline.into(),
         run_id: "20240101_000000_abcdef".into(),
         generation: Generation(0),

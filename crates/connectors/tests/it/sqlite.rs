@@ -87,6 +87,7 @@ fn row(cells: &[&str]) -> Row {
 /// A plan of one table and one partition, `all`.
 fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
     Plan {
+        remember: Default::default(),
         pipeline: "p".into(),
         run_id: "20260101_000000_abcdef".into(),
         generation: Generation(0),

@@ -108,6 +108,7 @@ pub(crate) fn item_rows(rows: impl IntoIterator<Item = (i64, &'static str, i32)>
 
 pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, partitions: &[&str]) -> Plan {
     Plan {
+        remember: Default::default(),
         pipeline: "shop".into(),
         run_id: "20260101_000000_abcdef".into(),
         generation: Generation(0),

@@ -15,6 +15,7 @@ pub(crate) fn plan(pipeline: &str, run_id: &str, publish: Publish, partitions: &
         name: "items".into(),
     };
     Plan {
+        remember: Default::default(),
         pipeline: pipeline.into(),
         run_id: run_id.into(),
         generation: synctool_core::progress::Generation(1),

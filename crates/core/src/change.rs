@@ -235,6 +235,8 @@ pub enum Event {
         /// All its rows.
         rows: RecordBatch,
     },
+    /// Rows were compared by hash. No sink minds it; it is for the accounts.
+    Compared(crate::ledger::Compared),
     /// A message that somebody wrote into the log.
     Message {
         /// Whose message.

@@ -128,6 +128,32 @@ impl AddAssign for Applied {
     }
 }
 
+/// Rows that were compared by hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Compared {
+    /// Rows of the source.
+    pub source: u64,
+    /// Rows of the destination.
+    pub destination: u64,
+    /// Rows that both have with other values.
+    pub differing: u64,
+    /// Rows that only the source has.
+    pub only_source: u64,
+    /// Rows that only the destination has.
+    pub only_destination: u64,
+}
+
+impl AddAssign for Compared {
+    fn add_assign(&mut self, o: Self) {
+        self.source += o.source;
+        self.destination += o.destination;
+        self.differing += o.differing;
+        self.only_source += o.only_source;
+        self.only_destination += o.only_destination;
+    }
+}
+
 /// The engine's accounts of a partition: what was read, what each stage did, what was handed to the sink.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -138,6 +164,8 @@ pub struct Accounts {
     pub stages: Vec<(String, StageAccount)>,
     /// What was handed to the sink; its hash is what a verified load must have stored.
     pub written: Tally,
+    /// What was compared by hash.
+    pub compared: Compared,
 }
 
 impl Accounts {
@@ -155,6 +183,7 @@ impl AddAssign<&Accounts> for Accounts {
     fn add_assign(&mut self, o: &Accounts) {
         self.read += o.read;
         self.written += o.written;
+        self.compared += o.compared;
         for (name, account) in &o.stages {
             self.stage(name).add_assign(*account);
         }

@@ -7,6 +7,7 @@ pub mod backfill;
 pub mod blocks;
 pub mod budget;
 pub mod change;
+pub mod conform;
 pub mod engine;
 pub mod error;
 pub mod failpoint;

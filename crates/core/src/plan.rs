@@ -1,11 +1,13 @@
 //! Plans: immutable and durable. Prepare stores a plan where the checkpoint lives; a resumed run loads it and never
 //! plans again.
 
+use crate::blocks::Blocks;
 use crate::change::{KeyRange, RawFormat};
 use crate::error::{Error, Result, code};
 use crate::progress::{Generation, PartitionId};
 use crate::query::{Cut, Filter, Join, KeyList, Term};
 use crate::schema::{Column, TableId, TableSchema};
+use crate::strategy::hash::CompareSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -49,24 +51,44 @@ pub struct PlannedTable {
     pub schema: TableSchema,
     /// What is done with the rows at the end.
     pub publish: Publish,
+    /// How rows that are read become changes of the table; `None` where each row is as it is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
+    /// Whether columns that the destination lacks are added to it.
+    #[serde(default)]
+    pub evolve: bool,
+    /// How the table is compared, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compare: Option<CompareSpec>,
+}
+
+/// How the rows of a delta become changes: those that are gone travel as deletes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Changes {
+    /// A column read whose value says that the row is gone: true, or anything but NULL where it is no boolean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tombstone: Option<String>,
+    /// A boolean column read that says whether the row still meets the pipeline's filters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keeps: Option<String>,
 }
 
 impl PlannedTable {
     /// The columns as the destination was asked to store them: the source's, in the types wanted. (`schema` has the
     /// destination's answer, with its own type names.)
     pub fn asked(&self) -> impl Iterator<Item = Column> + '_ {
-        self.read
-            .columns
-            .iter()
-            .zip(&self.schema.columns)
-            .map(|(read, stored)| {
-                let source_type = read.column.source_type.clone().filter(|_| read.column.ty == stored.ty);
-                Column {
-                    ty: stored.ty.clone(),
-                    source_type,
-                    ..read.column.clone()
-                }
-            })
+        self.schema.columns.iter().map(|stored| {
+            let read = self.read.columns.iter().find(|r| r.column.name == stored.name);
+            let source_type = read
+                .filter(|r| r.column.ty == stored.ty)
+                .and_then(|r| r.column.source_type.clone());
+            Column {
+                source_type,
+                nullable: read.map_or(stored.nullable, |r| r.column.nullable),
+                ..stored.clone()
+            }
+        })
     }
 }
 
@@ -263,6 +285,22 @@ pub enum Work {
     Read(Slice),
     /// Compare a slice of the source with the same rows of the destination by hash, and repair what differs.
     Compare(Compare),
+    /// Find the groups that rows of a slice are in, and were in before.
+    Touch {
+        /// The rows, at the source.
+        slice: Slice,
+        /// The key map is only filled: no group is touched.
+        fill: bool,
+    },
+    /// Compute touched groups anew: those of this shard.
+    Recompute {
+        /// The shard.
+        shard: u32,
+        /// Of how many.
+        shards: u32,
+    },
+    /// Empty the plan's tables behind the first: what an aggregate remembers of rows and groups.
+    Clear,
     /// Follow a log, without end.
     Log,
 }
@@ -274,17 +312,25 @@ pub struct Compare {
     pub source: Slice,
     /// At the destination, in its column names.
     pub destination: Slice,
+    /// How both ends group rows.
+    pub blocks: Blocks,
     /// What is done about differences.
     pub repair: Repair,
+    /// Rows expected, for progress only.
+    #[serde(default)]
+    pub estimated_rows: u64,
 }
 
 /// What is done about rows that differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Repair {
-    /// Insert, update and delete.
-    All,
-    /// Delete what only the destination has: only keys are compared.
+    /// Rows that are missing or differ are written; those that only the destination has are counted.
+    Upserts,
+    /// Only keys are compared; those that only the destination has are counted.
+    Find,
+    /// Those that only the destination has are deleted: the ones an earlier phase found, or, after a crash, by comparing
+    /// keys again.
     Deletes,
 }
 

@@ -22,6 +22,8 @@ pub enum Term {
     },
     /// An expression in the source's SQL.
     Sql(String),
+    /// Whether all of these hold: true or false, never NULL.
+    All(Vec<Filter>),
 }
 
 impl Term {
@@ -43,6 +45,7 @@ impl fmt::Display for Term {
                 name,
             } => write!(f, "{relation}.{name}"),
             Term::Sql(sql) => f.write_str(sql),
+            Term::All(filters) => write!(f, "{} conditions", filters.len()),
         }
     }
 }
@@ -76,7 +79,7 @@ pub struct Join {
 }
 
 /// A condition on rows, in the source's SQL or as data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// SQL that is true, false or NULL; only true keeps a row.
@@ -86,7 +89,7 @@ pub enum Filter {
 }
 
 /// A test of one term.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Condition {
     /// What is tested.
     pub term: Term,
@@ -96,7 +99,7 @@ pub struct Condition {
 
 /// A test. Values are canonical texts ([`crate::text`]) of the term's type; the connector makes literals of them that
 /// compare in the term's own order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Test {
     /// `lower <= term < upper`; an open side is `None`. NULL is in no range.
@@ -110,6 +113,8 @@ pub enum Test {
     },
     /// One of these values; NULL is none of them.
     In(Vec<String>),
+    /// None of these values; NULL is not meant either.
+    NotIn(Vec<String>),
     /// A comparison.
     Compare(Comparison, String),
     /// NULL.
@@ -119,7 +124,7 @@ pub enum Test {
 }
 
 /// How a value is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
     /// `=`

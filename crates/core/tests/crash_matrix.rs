@@ -15,6 +15,7 @@ use synctool_core::retry::RetryPolicy;
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::source::Assignment;
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
+use synctool_core::strategy::table::TableRequest;
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
 use synctool_core::testing::memory::Memory;
 use synctool_core::testing::memory_log::{MemoryLog, MemoryTables};
@@ -69,21 +70,17 @@ async fn full_run(source: &Memory, destination: &Memory, faults: &FaultPlan, mod
     let engine = Arc::new(engine);
     let semantics = serde_json::json!({"table": "items"});
     let request = FullRequest {
-        pipeline: "p".into(),
-        run_id: "r".into(),
-        source: items(),
-        destination: items(),
-        columns: None,
-        key: None,
-        step: None,
+        table: TableRequest {
+            run_id: "r".into(),
+            partition_bytes: 1 << 20,
+            semantics: semantics.clone(),
+            now: "2026-01-01T00:00:00Z".into(),
+            ..TableRequest::new("p", items(), items())
+        },
         bounds: None,
         mode,
         verify: Some(Verify::Hash),
-        guard: DeleteGuard::default(),
-        raw: true,
-        partition_bytes: 1 << 20,
-        semantics: semantics.clone(),
-        now: "2026-01-01T00:00:00Z".into(),
+        remember: Default::default(),
     };
     let draft = full::plan(source.as_ref(), destination.as_ref(), engine.stages.as_ref(), request);
     let (plan, resumed) = engine.plan("p", &semantics, draft).await?;
@@ -232,6 +229,9 @@ fn log_plan(tables: &[TableId]) -> Plan {
         tables: tables
             .iter()
             .map(|t| PlannedTable {
+                changes: None,
+                evolve: false,
+                compare: None,
                 read: ReadSpec::all(t.clone(), &schema().columns),
                 destination: t.clone(),
                 schema: schema(),

@@ -105,7 +105,7 @@ impl Sink for DuckDbSink {
         failpoint("sink.write")?;
         let batch = match event {
             Event::Rows(batch) if matches!(batch.ops, Ops::All(Op::Insert)) => batch,
-            Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => return Ok(()),
+            Event::Begin(_) | Event::Message { .. } | Event::Compared(_) | Event::Boundary { .. } => return Ok(()),
             _ => {
                 return Err(Error::new(
                     code::UNSUPPORTED,

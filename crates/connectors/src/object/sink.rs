@@ -241,7 +241,7 @@ impl Sink for FileSink {
         failpoint("sink.write")?;
         let batch = match event {
             Event::Rows(batch) => batch,
-            Event::Begin(_) | Event::Message { .. } => return Ok(()),
+            Event::Begin(_) | Event::Message { .. } | Event::Compared(_) => return Ok(()),
             Event::Raw { .. } => return Err(Error::bug("files take no undecoded rows")),
             Event::Boundary { .. } => return Err(Error::bug("a boundary came to a sink")),
             Event::Schema(_) | Event::Truncate { .. } | Event::Net { .. } | Event::ReplaceRange { .. } => {

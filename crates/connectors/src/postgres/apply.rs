@@ -179,7 +179,7 @@ impl Applier {
             } => self.truncate(session, &tables, restart_identity).await,
             Event::Schema(change) => self.reshape(session, change).await,
             Event::Raw { .. } => Err(Error::bug("changes do not come undecoded")),
-            Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => Ok(()),
+            Event::Begin(_) | Event::Message { .. } | Event::Compared(_) | Event::Boundary { .. } => Ok(()),
         }
     }
 

@@ -229,7 +229,7 @@ impl PgSink {
                 drop(hold);
                 Ok(())
             }
-            Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => Ok(()),
+            Event::Begin(_) | Event::Message { .. } | Event::Compared(_) | Event::Boundary { .. } => Ok(()),
             Event::Schema(_) | Event::Truncate { .. } | Event::Net { .. } | Event::ReplaceRange { .. } => Err(
                 Error::bug("a load takes rows only; changes belong into a plan that applies them directly"),
             ),

@@ -244,7 +244,7 @@ impl Writer {
 
     fn write(&mut self, event: Event) -> Result<()> {
         match &event {
-            Event::Begin(_) | Event::Message { .. } => return Ok(()),
+            Event::Begin(_) | Event::Message { .. } | Event::Compared(_) => return Ok(()),
             Event::Boundary { .. } => return Err(Error::bug("a boundary was written to a sink")),
             Event::Raw { .. } => return Err(Error::bug("SQLite takes no rows in wire form")),
             Event::Rows(batch) if batch.is_empty() => return Ok(()),
@@ -282,7 +282,11 @@ impl Writer {
                 }
                 Applied::default()
             }
-            Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } | Event::Raw { .. } => Applied::default(),
+            Event::Begin(_)
+            | Event::Message { .. }
+            | Event::Compared(_)
+            | Event::Boundary { .. }
+            | Event::Raw { .. } => Applied::default(),
         };
         Ok(())
     }

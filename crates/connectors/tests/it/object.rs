@@ -103,6 +103,9 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
         tables: vec![PlannedTable {
+            changes: None,
+            evolve: false,
+            compare: None,
             read: ReadSpec::all(TableId::bare("elsewhere"), &schema.columns),
             destination: TableId::bare(table),
             schema: schema.clone(),

@@ -95,6 +95,9 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
         tables: vec![PlannedTable {
+            changes: None,
+            evolve: false,
+            compare: None,
             read: ReadSpec::all(TableId::bare(table), &schema.columns),
             destination: TableId::bare(table),
             schema: schema.clone(),

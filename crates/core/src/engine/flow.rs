@@ -2,6 +2,7 @@
 //! channels, and everything is pulled by the writer.
 
 use crate::change::Event;
+use crate::conform::{as_changes, conform, is_needed};
 use crate::error::{Error, Result, code};
 use crate::ledger::{Accounts, Tally};
 use crate::plan::{PlannedTable, Verify};
@@ -42,15 +43,22 @@ impl Flow {
         stages: Vec<Box<dyn Stage>>,
         tables: Vec<PlannedTable>,
         verify: Verify,
+        log: bool,
     ) -> Flow {
         let (to_stages, from_reader) = mpsc::channel(IN_FLIGHT);
         let (to_sink, items) = mpsc::channel(IN_FLIGHT);
         let (durable, acknowledged) = watch::channel(None);
         let read = tokio::spawn(read(reader, to_stages, acknowledged));
+        // A log's tables change their shape on the way; its reader and its sink follow that themselves.
+        let conforming = tables
+            .iter()
+            .map(|t| !log && is_needed(t, !stages.is_empty()))
+            .collect();
         let transform = Transform {
             source,
             stages,
             hasher: RowHasher::new(),
+            conforming,
             tables,
             verify,
         };
@@ -124,6 +132,8 @@ struct Transform {
     stages: Vec<Box<dyn Stage>>,
     hasher: RowHasher,
     tables: Vec<PlannedTable>,
+    /// Which tables' rows are not yet as they are written when they come out of the stages.
+    conforming: Vec<bool>,
     verify: Verify,
 }
 
@@ -166,6 +176,13 @@ impl Transform {
         };
         let batch = match event {
             Event::Rows(batch) => batch,
+            Event::Compared(compared) => {
+                accounts.compared = compared;
+                return Ok(vec![Item {
+                    event: Some(Event::Compared(compared)),
+                    accounts,
+                }]);
+            }
             _ => {
                 if !self.stages.is_empty() && matches!(event, Event::Raw { .. }) {
                     return Err(Error::bug("rows in wire form cannot pass stages"));
@@ -193,8 +210,24 @@ impl Transform {
                 }]);
             }
         };
-        let mut batches = vec![batch];
-        for stage in &mut self.stages {
+        let planned = self.tables.iter().position(|t| t.read.table == *batch.table);
+        // What is not named as it is read is for a table of our own: neither stages nor changes mean it.
+        let (changes, conforming) = match planned {
+            Some(place) => (
+                self.tables[place].changes.clone(),
+                self.conforming[place].then_some(place),
+            ),
+            None => (None, None),
+        };
+        let mut batches = vec![match &changes {
+            Some(changes) => as_changes(batch, changes)?,
+            None => batch,
+        }];
+        let stages = match planned {
+            Some(_) => &mut self.stages[..],
+            None => &mut [],
+        };
+        for stage in stages {
             let mut next = Vec::with_capacity(batches.len());
             for batch in batches {
                 let (out, account) = stage.apply(batch).await?;
@@ -205,6 +238,9 @@ impl Transform {
         }
         let mut items = Vec::with_capacity(batches.len().max(1));
         for mut batch in batches {
+            if let Some(place) = conforming {
+                batch = conform(batch, &self.tables[place].schema)?;
+            }
             batch.table = self.destination_of(&batch.table);
             let mut written = Tally {
                 rows: batch.len() as u64,

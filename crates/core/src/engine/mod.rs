@@ -13,12 +13,13 @@ use crate::budget::Budget;
 use crate::error::{Error, Result, code};
 use crate::failpoint::failpoint;
 use crate::ledger::{Accounts, Applied, Ledger, Tally};
-use crate::plan::{Partition, Plan, Publish, ReadSpec, Slice, Verify, Work};
+use crate::plan::{Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Repair, Slice, Verify, Work};
 use crate::progress::{Advance, Checkpoint, PartitionId, Position};
 use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink};
-use crate::source::{Assignment, ReadContext, SliceRequest, Source};
+use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::Stages;
+use crate::strategy::{aggregate, hash};
 use flow::Flow;
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -117,6 +118,8 @@ pub struct Engine {
 
 /// What a partition's tasks share.
 struct Shared {
+    /// Deletes found by one phase and made by a later one.
+    deferred: Arc<hash::Deferred>,
     engine: Arc<Engine>,
     plan: Plan,
     /// Stop at the next boundary: the user's wish, or another partition's failure.
@@ -202,6 +205,7 @@ impl Engine {
         let now = CancellationToken::new();
         let workers = self.workers(&plan);
         Arc::new(Shared {
+            deferred: Arc::default(),
             engine: self.clone(),
             plan,
             stop: self.cancel.child_token(),
@@ -236,6 +240,7 @@ impl Engine {
         let grace = abort_after_grace(&shared);
         self.step(Step::Partitions);
         for phase in &plan.phases {
+            self.guard(plan, phase).await?;
             self.phase(&shared, &phase.partitions).await?;
         }
         drop(grace);
@@ -374,6 +379,35 @@ impl Engine {
             Some(e) => Err(e),
             None => self.stop_here(),
         }
+    }
+
+    /// Before anything is deleted that a comparison found, their number is judged.
+    async fn guard(&self, plan: &Plan, phase: &Phase) -> Result<()> {
+        let deletes = |p: &Partition| matches!(&p.work, Work::Compare(c) if c.repair == Repair::Deletes);
+        if !phase.partitions.iter().any(deletes) {
+            return Ok(());
+        }
+        let compared = self.retry("guard", || self.ledger(plan)).await?.accounts.compared;
+        if plan
+            .guard
+            .allows(compared.destination, compared.only_destination, compared.source)
+        {
+            return Ok(());
+        }
+        Err(Error::new(
+            code::MASS_DELETE,
+            format!(
+                "{} of {} rows of {} would be deleted: the source does not have them",
+                compared.only_destination,
+                compared.destination,
+                plan.tables
+                    .first()
+                    .map(|t| t.destination.to_string())
+                    .unwrap_or_default()
+            ),
+        )
+        .at("pipeline", &plan.pipeline)
+        .hint("look at the source; if the deletes are meant, run again with --allow-mass-delete"))
     }
 
     fn stop_here(&self) -> Result<()> {
@@ -615,6 +649,50 @@ impl Writing {
     }
 }
 
+/// Opens what a partition reads: a source's slice or log, or work that looks at both ends.
+async fn open_reader(
+    shared: &Arc<Shared>,
+    table: &PlannedTable,
+    partition: &Partition,
+    after: Option<&Position>,
+) -> Result<Box<dyn Reader>> {
+    let engine = &shared.engine;
+    let destination = || {
+        engine.destination.as_source().ok_or_else(|| {
+            Error::new(
+                code::UNSUPPORTED,
+                format!("tables of {} cannot be read back", engine.destination.engine()),
+            )
+        })
+    };
+    match &partition.work {
+        Work::Read(_) | Work::Log => engine.source.open(&table.read, partition, after, &shared.context).await,
+        Work::Compare(compare) => {
+            let pair = hash::Pair::new(
+                engine.source.clone(),
+                destination()?,
+                engine.stages.clone(),
+                table,
+                &shared.context,
+            )?;
+            let comparing = hash::Comparing {
+                pair: Arc::new(pair),
+                deferred: shared.deferred.clone(),
+            };
+            Ok(hash::open(&comparing, &partition.id, compare, after))
+        }
+        Work::Touch { .. } | Work::Recompute { .. } | Work::Clear => {
+            let groups = aggregate::Groups {
+                source: engine.source.clone(),
+                destination: destination()?,
+                tables: shared.plan.tables.clone().into(),
+                context: shared.context.clone(),
+            };
+            aggregate::open(&groups, &partition.work).await
+        }
+    }
+}
+
 async fn write_partition(
     shared: &Arc<Shared>,
     partition: &Partition,
@@ -651,16 +729,19 @@ async fn write_partition(
     }
     engine.progress.set_status(id, PartitionStatus::Running);
     engine.observer.event(&RunEvent::PartitionStarted { partition: id });
-    let reader = engine
-        .source
-        .open(&table.read, partition, state.position.as_ref(), &shared.context)
-        .await?;
+    let reader = open_reader(shared, table, partition, state.position.as_ref()).await?;
+    let stages = match partition.work {
+        // A comparison's rows have passed them already.
+        Work::Compare(_) => Vec::new(),
+        _ => engine.stages.open()?,
+    };
     let mut flow = Flow::start(
         engine.source.clone(),
         reader,
-        engine.stages.open()?,
+        stages,
         plan.tables.clone(),
         plan.verify,
+        partition.work == Work::Log,
     );
     let mut w = Writing {
         id: id.clone(),
@@ -711,6 +792,8 @@ async fn write_partition(
                     commit(shared, &mut w, &flow, position, false, moved).await?;
                 }
             }
+            // Only the accounts mind it.
+            Some(crate::change::Event::Compared(_)) => w.pending = true,
             Some(event) => {
                 w.boundary = None;
                 w.pending = true;

@@ -22,6 +22,7 @@ use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity, Sink};
 use crate::source::{ReadContext, Source};
 use crate::strategy::full::{self, FullMode, FullRequest};
+use crate::strategy::table::TableRequest;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -130,6 +131,9 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
         reasons: Vec::new(),
         semantics: serde_json::json!({"table": table.to_string()}),
         tables: vec![PlannedTable {
+            changes: None,
+            evolve: false,
+            compare: None,
             read: ReadSpec::all(table.clone(), &schema().columns),
             destination: table.clone(),
             schema: schema(),
@@ -176,6 +180,7 @@ fn advance(id: &str, from: Option<&str>, to: &str, done: bool, rows: u64) -> Adv
         to: to.into(),
         done,
         accounts: Accounts {
+            compared: Default::default(),
             read: tally,
             stages: Vec::new(),
             written: tally,
@@ -196,21 +201,17 @@ async fn full_run(
     let engine = Arc::new(engine);
     let semantics = serde_json::json!({"table": table.to_string()});
     let request = FullRequest {
-        pipeline: pipeline.into(),
-        run_id: "20260101_000000_abcdef".into(),
-        source: table.clone(),
-        destination: table.clone(),
-        columns: None,
-        key: None,
-        step: None,
+        table: TableRequest {
+            run_id: "20260101_000000_abcdef".into(),
+            partition_bytes: 64 << 20,
+            semantics: semantics.clone(),
+            now: "2026-01-01T00:00:00Z".into(),
+            ..TableRequest::new(pipeline, table.clone(), table.clone())
+        },
         bounds: None,
         mode,
         verify,
-        guard: DeleteGuard::default(),
-        raw: true,
-        partition_bytes: 64 << 20,
-        semantics: semantics.clone(),
-        now: "2026-01-01T00:00:00Z".into(),
+        remember: Default::default(),
     };
     let draft = full::plan(source.as_ref(), destination.as_ref(), engine.stages.as_ref(), request);
     let (plan, resumed) = engine.plan(pipeline, &semantics, draft).await?;
@@ -638,6 +639,9 @@ async fn follow(s: &Subject, log: &MemoryLog, tables: &[TableId], faults: &Fault
     plan.tables = tables
         .iter()
         .map(|t| PlannedTable {
+            changes: None,
+            evolve: false,
+            compare: None,
             read: ReadSpec::all(t.clone(), &schema().columns),
             destination: t.clone(),
             ..template.clone()

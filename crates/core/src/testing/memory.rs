@@ -29,6 +29,7 @@ struct World {
     tables: BTreeMap<TableId, Table>,
     generations: HashMap<String, Generation>,
     plans: HashMap<String, (StoredPlan, Published)>,
+    clock: String,
     remembered: HashMap<String, BTreeMap<String, String>>,
     checkpoints: HashMap<(String, Generation), HashMap<PartitionId, (Epoch, PartitionState)>>,
 }
@@ -57,6 +58,16 @@ impl Memory {
                 made_here: false,
             },
         );
+    }
+
+    /// What a column stamped by this database has settled up to.
+    pub fn clock(&self) -> String {
+        self.world().clock.clone()
+    }
+
+    /// Sets the clock.
+    pub fn set_clock(&self, now: &str) {
+        self.world().clock = now.into();
     }
 
     /// The names of all tables.
@@ -510,7 +521,7 @@ fn apply(world: &mut World, plan: &Plan, event: &Event, applied: &mut Applied) -
                 "the destination in memory knows neither raw rows nor DDL",
             ));
         }
-        Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => {}
+        Event::Begin(_) | Event::Message { .. } | Event::Compared(_) | Event::Boundary { .. } => {}
     }
     Ok(())
 }

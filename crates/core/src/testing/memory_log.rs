@@ -9,14 +9,16 @@ use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, Presence, Tx};
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, ReadSpec, Slice, Work};
 use crate::progress::{PartitionId, Position};
-use crate::schema::{TableId, TableSchema};
-use crate::source::{Assignment, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use crate::query::{Comparison, Condition, Filter, Term, Test};
+use crate::schema::{Column, ColumnType, TableId, TableSchema};
+use crate::source::{Assignment, Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
 use arrow_array::UInt8Array;
 use arrow_buffer::BooleanBuffer;
 use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// The tables of a [`Memory`] as a query source: what a full run reads.
 #[derive(Debug, Clone)]
@@ -41,6 +43,64 @@ impl Source for MemoryTables {
     async fn describe(&self, table: &TableId) -> Result<TableSchema> {
         let missing = || Error::new(code::TABLE_MISSING, format!("table {table} does not exist"));
         self.0.table(table).map(|t| t.schema).ok_or_else(missing)
+    }
+
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        let schema = self.describe(&read.table).await?;
+        read.columns
+            .iter()
+            .map(|c| {
+                let found = match c.term() {
+                    Term::Column { name, .. } => schema.column(&name).cloned(),
+                    Term::All(_) => Some(Column::new("", ColumnType::Bool)),
+                    Term::Sql(_) => Some(Column::new("", ColumnType::Text { max: None })),
+                };
+                let found = found.ok_or_else(|| Error::new(code::COLUMN_MISSING, format!("no column {}", c.source)))?;
+                Ok(Column {
+                    name: c.column.name.clone(),
+                    ..found
+                })
+            })
+            .collect()
+    }
+
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        let values: Vec<String> = self
+            .select(read, slice)?
+            .1
+            .iter()
+            .filter_map(|(_, r)| {
+                let schema = self.0.table(&read.table)?.schema;
+                value(&schema, r, term)
+            })
+            .collect();
+        Ok(values.iter().min().map(|min| Extent {
+            min: min.clone(),
+            max: values.iter().max().cloned().unwrap_or_default(),
+        }))
+    }
+
+    async fn distinct(
+        &self,
+        read: &ReadSpec,
+        terms: &[Term],
+        slice: &Slice,
+        limit: usize,
+    ) -> Result<Vec<Vec<Option<String>>>> {
+        let (schema, rows) = self.select(read, slice)?;
+        let found: BTreeSet<Vec<Option<String>>> = rows
+            .iter()
+            .map(|(_, r)| terms.iter().map(|t| value(&schema, r, t)).collect())
+            .collect();
+        Ok(found.into_iter().take(limit).collect())
+    }
+
+    async fn settled(&self, _: &TableId, _: &Column, _: Option<&str>, _: Duration) -> Result<Settled> {
+        Ok(Settled {
+            bound: self.0.clock(),
+            now: self.0.clock(),
+            held_by: None,
+        })
     }
 
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
@@ -79,31 +139,133 @@ impl Source for MemoryTables {
         after: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
-        let table = self
-            .0
-            .table(&read.table)
-            .ok_or_else(|| Error::new(code::TABLE_MISSING, "no table"))?;
-        let range = match &partition.work {
-            Work::Read(Slice::Key(range)) => range.clone(),
-            Work::Read(Slice::All) => KeyRange::default(),
-            _ => return Err(Error::bug("not a slice of a table in memory")),
+        let Work::Read(slice) = &partition.work else {
+            return Err(Error::bug("not a slice of a table in memory"));
         };
+        let (schema, rows) = self.select(read, slice)?;
         let after: Option<Vec<String>> = after
             .map(|p| serde_json::from_str(p.as_str()))
             .transpose()
             .map_err(|e| Error::bug(e.to_string()))?;
-        let rows = table
-            .rows
+        let rows = rows
             .into_iter()
-            .filter(|(k, _)| range.lower.as_ref().is_none_or(|l| k >= l) && range.upper.as_ref().is_none_or(|u| k < u))
             .filter(|(k, _)| after.as_ref().is_none_or(|a| k > a))
-            .collect();
+            .collect::<Vec<_>>();
+        let rows = match read.group_by.is_empty() {
+            true => rows
+                .into_iter()
+                .map(|(k, r)| (k, read.columns.iter().map(|c| value(&schema, &r, &c.term())).collect()))
+                .collect(),
+            false => grouped(&schema, read, &rows),
+        };
         Ok(Box::new(SliceReader {
             read: read.clone(),
             rows,
             context: context.clone(),
             boundary: None,
         }))
+    }
+}
+
+impl MemoryTables {
+    /// The rows of a slice that meet the conditions, whole.
+    fn select(&self, read: &ReadSpec, slice: &Slice) -> Result<(TableSchema, Vec<(Vec<String>, Row)>)> {
+        let table = self
+            .0
+            .table(&read.table)
+            .ok_or_else(|| Error::new(code::TABLE_MISSING, "no table"))?;
+        let schema = table.schema;
+        let inside = |k: &Vec<String>, range: &KeyRange| {
+            range.lower.as_ref().is_none_or(|l| k >= l) && range.upper.as_ref().is_none_or(|u| k < u)
+        };
+        let rows = table
+            .rows
+            .into_iter()
+            .filter(|(k, r)| match slice {
+                Slice::All => true,
+                Slice::Key(range) => inside(k, range),
+                Slice::Cut(cut) => {
+                    cut.key.as_ref().is_none_or(|range| inside(k, range))
+                        && cut.conditions.iter().all(|c| meets(&schema, r, c))
+                }
+                Slice::Keys(list) => {
+                    let key: Vec<Option<String>> = list.terms.iter().map(|t| value(&schema, r, t)).collect();
+                    list.keys.contains(&key)
+                }
+                Slice::File { .. } => false,
+            })
+            .filter(|(_, r)| read.filters.iter().all(|f| keeps(&schema, r, f)))
+            .collect();
+        Ok((schema, rows))
+    }
+}
+
+fn value(schema: &TableSchema, row: &Row, term: &Term) -> Option<String> {
+    match term {
+        Term::Column { name, .. } => row[schema.index_of(name)?].clone(),
+        Term::All(filters) => Some(filters.iter().all(|f| keeps(schema, row, f)).to_string()),
+        Term::Sql(_) => None,
+    }
+}
+
+/// One row per group. The aggregates of this engine are `count(*)` and `sum(column)` of whole numbers.
+fn grouped(schema: &TableSchema, read: &ReadSpec, rows: &[(Vec<String>, Row)]) -> VecDeque<(Vec<String>, Row)> {
+    let by: Vec<Term> = read
+        .group_by
+        .iter()
+        .filter_map(|g| read.columns.iter().find(|c| c.column.name == *g))
+        .map(|c| c.term())
+        .collect();
+    let mut groups: BTreeMap<Vec<Option<String>>, Vec<&Row>> = BTreeMap::new();
+    for (_, row) in rows {
+        let group = by.iter().map(|t| value(schema, row, t)).collect();
+        groups.entry(group).or_default().push(row);
+    }
+    let made = |rows: &[&Row], term: &Term| match term {
+        Term::Sql(sql) if sql == "count(*)" => Some(rows.len().to_string()),
+        Term::Sql(sql) => {
+            let column = Term::column(sql.strip_prefix("sum(")?.strip_suffix(')')?);
+            let values = rows
+                .iter()
+                .filter_map(|r| value(schema, r, &column)?.parse::<i64>().ok());
+            Some(values.sum::<i64>().to_string())
+        }
+        term => value(schema, rows.first()?, term),
+    };
+    groups
+        .into_iter()
+        .map(|(group, rows)| {
+            let key = group.into_iter().map(Option::unwrap_or_default).collect();
+            (key, read.columns.iter().map(|c| made(&rows, &c.term())).collect())
+        })
+        .collect()
+}
+
+fn keeps(schema: &TableSchema, row: &Row, filter: &Filter) -> bool {
+    match filter {
+        Filter::Test(condition) => meets(schema, row, condition),
+        Filter::Sql(_) => false,
+    }
+}
+
+/// Values compare as texts here.
+fn meets(schema: &TableSchema, row: &Row, condition: &Condition) -> bool {
+    let value = value(schema, row, &condition.term);
+    match (&condition.test, value) {
+        (Test::Null, v) => v.is_none(),
+        (_, None) => false,
+        (Test::NotNull, _) => true,
+        (Test::Range { lower, upper }, Some(v)) => {
+            lower.as_ref().is_none_or(|l| v >= *l) && upper.as_ref().is_none_or(|u| v < *u)
+        }
+        (Test::In(values), Some(v)) => values.contains(&v),
+        (Test::NotIn(values), Some(v)) => !values.contains(&v),
+        (Test::Compare(Comparison::Equal, w), Some(v)) => v == *w,
+        (Test::Compare(Comparison::NotEqual, w), Some(v)) => v != *w,
+        (Test::Compare(Comparison::Less, w), Some(v)) => v < *w,
+        (Test::Compare(Comparison::LessOrEqual, w), Some(v)) => v <= *w,
+        (Test::Compare(Comparison::Greater, w), Some(v)) => v > *w,
+        (Test::Compare(Comparison::GreaterOrEqual, w), Some(v)) => v >= *w,
     }
 }
 

@@ -23,6 +23,9 @@ pub(crate) fn plan(pipeline: &str, run_id: &str, publish: Publish, partitions: &
         reasons: vec!["the destination is empty".into()],
         semantics: Value::Null,
         tables: vec![PlannedTable {
+            changes: None,
+            evolve: false,
+            compare: None,
             read: ReadSpec::all(table.clone(), &[]),
             destination: table,
             schema: TableSchema {

@@ -5,6 +5,7 @@ use std::fs;
 use synctool_core::engine::Engine;
 use synctool_core::error::{Error, code};
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
+use synctool_core::strategy::table::TableRequest;
 
 fn formats() -> [Format; 2] {
     [parquet(), csv_format()]
@@ -384,21 +385,17 @@ async fn the_engine_carries_tables_both_ways() {
         for _ in 0..2 {
             let engine = Arc::new(Engine::new(from.source(), to.destination()));
             let request = FullRequest {
-                pipeline: "p".into(),
-                run_id: "r".into(),
-                source: TableId::bare(table),
-                destination: TableId::bare(target),
-                columns: None,
-                key: None,
-                step: None,
+                table: TableRequest {
+                    run_id: "r".into(),
+                    partition_bytes: 64 << 20,
+                    semantics: serde_json::json!({}),
+                    now: "2024-01-01T00:00:00Z".into(),
+                    ..TableRequest::new("p", TableId::bare(table), TableId::bare(target))
+                },
                 bounds: None,
                 mode: FullMode::Auto,
                 verify: Some(Verify::Hash),
-                guard: DeleteGuard::default(),
-                raw: true,
-                partition_bytes: 64 << 20,
-                semantics: serde_json::json!({}),
-                now: "2024-01-01T00:00:00Z".into(),
+                remember: Default::default(),
             };
             let (source, destination) = (from.source(), to.destination());
             let draft = full::plan(&*source, &*destination, &synctool_core::stage::NoStages, request);

@@ -6,6 +6,7 @@ use synctool_core::engine::{Engine, Report};
 use synctool_core::error::Result;
 use synctool_core::sink::Fidelity;
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
+use synctool_core::strategy::table::TableRequest;
 
 const TYPES: &str = "
     CREATE SCHEMA shop; CREATE TYPE shop.mood AS ENUM ('sad', 'glad'); CREATE DOMAIN shop.positive AS int CHECK (VALUE > 0);
@@ -38,21 +39,19 @@ async fn copy(from: &str, to: &PostgresDestination, raw: bool, mode: FullMode) -
     let engine = Arc::new(Engine::new(source.clone(), Arc::new(to.clone())));
     let table = TableId::new("shop", "All Types");
     let request = FullRequest {
-        pipeline: "types".into(),
-        run_id: "20260101_000000_abcdef".into(),
-        source: table.clone(),
-        destination: table,
-        columns: None,
-        key: None,
+        table: TableRequest {
+            run_id: "20260101_000000_abcdef".into(),
+            step: Some(500),
+            raw,
+            partition_bytes: 64 << 20,
+            semantics: serde_json::json!({}),
+            now: "2026-01-01T00:00:00Z".into(),
+            ..TableRequest::new("types", table.clone(), table)
+        },
         bounds: None,
-        step: Some(500),
         mode,
         verify: Some(Verify::Hash),
-        guard: DeleteGuard::default(),
-        raw,
-        partition_bytes: 64 << 20,
-        semantics: serde_json::json!({}),
-        now: "2026-01-01T00:00:00Z".into(),
+        remember: Default::default(),
     };
     let draft = full::plan(source.as_ref(), to, engine.stages.as_ref(), request);
     let (plan, resumed) = engine.plan("types", &serde_json::json!({}), draft).await?;

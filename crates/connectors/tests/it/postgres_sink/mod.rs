@@ -116,6 +116,9 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
         reasons: vec![],
         semantics: serde_json::json!({}),
         tables: vec![PlannedTable {
+            changes: None,
+            evolve: false,
+            compare: None,
             read: ReadSpec::all(table.clone(), &schema.columns),
             destination: table.clone(),
             schema: schema.clone(),

@@ -8,6 +8,7 @@ use synctool_core::ledger::Applied;
 use synctool_core::plan::{DeleteGuard, Publish, Verify};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
+use synctool_core::strategy::table::TableRequest;
 use synctool_core::testing::rows::{Row, text_schema};
 
 const MERGE: Publish = Publish::Merge { delete_missing: true };
@@ -437,21 +438,17 @@ async fn a_file_that_may_not_be_written_says_so() {
 async fn copy(from: &Db, to: &Db, table: &str, mode: FullMode) -> Report {
     let engine = Arc::new(Engine::new(from.source(), to.destination()));
     let request = FullRequest {
-        pipeline: format!("copy {table}"),
-        run_id: "20260101_000000_abcdef".into(),
-        source: TableId::bare(table),
-        destination: TableId::bare(table),
-        columns: None,
-        key: None,
-        step: None,
+        table: TableRequest {
+            run_id: "20260101_000000_abcdef".into(),
+            partition_bytes: 64 << 20,
+            semantics: serde_json::Value::Null,
+            now: "2026-01-01T00:00:00Z".into(),
+            ..TableRequest::new(format!("copy {table}"), TableId::bare(table), TableId::bare(table))
+        },
         bounds: None,
         mode,
         verify: Some(Verify::Hash),
-        guard: DeleteGuard::default(),
-        raw: true,
-        partition_bytes: 64 << 20,
-        semantics: serde_json::Value::Null,
-        now: "2026-01-01T00:00:00Z".into(),
+        remember: Default::default(),
     };
     let pipeline = request.pipeline.clone();
     let draft = full::plan(

@@ -1,0 +1,574 @@
+//! Cutting work by the user's own dimensions: ranges of a number, of time, of uuids, and single values, one inside the
+//! other.
+//!
+//! The pieces of a dimension have no gap: the first range is open below and the last above unless the user gave `start`
+//! or `end`, and rows whose value is NULL are a piece of their own. So every row is in exactly one piece, also one that
+//! is written after the plan was made.
+
+use super::table::Resolved;
+use crate::error::{Error, Result, code};
+use crate::plan::{Partition, Slice, Work};
+use crate::progress::PartitionId;
+use crate::query::{Condition, Cut, Term, Test};
+use crate::schema::ColumnType;
+use crate::source::Source;
+use crate::text;
+
+/// More partitions than this are a mistake in a step.
+pub const MAX_PARTITIONS: usize = 100_000;
+
+/// One dimension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dimension {
+    /// What is cut, at the source.
+    pub term: Term,
+    /// The same at the destination, in its column names; `None` where it is no column there.
+    pub destination: Option<Term>,
+    /// Its name in partition ids.
+    pub name: String,
+    /// Its type.
+    pub ty: ColumnType,
+    /// Whether it may be NULL.
+    pub nullable: bool,
+    /// How it is cut.
+    pub by: By,
+    /// Nothing below this is read, if given.
+    pub start: Option<String>,
+    /// Nothing from this on is read, if given.
+    pub end: Option<String>,
+}
+
+/// How a dimension is cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// Ranges of so many units of an integer.
+    Step(u64),
+    /// Ranges of time.
+    Time {
+        /// How many units.
+        step: u64,
+        /// The unit.
+        unit: Unit,
+        /// Where units begin in a column with a time zone: minutes east of UTC.
+        offset_minutes: i32,
+    },
+    /// Ranges of the first 32 bits of a uuid.
+    UuidPrefix(u64),
+    /// One piece per distinct value.
+    Values,
+    /// One piece per value of a list; other values are not read.
+    List(Vec<String>),
+}
+
+/// A unit of time. Weeks begin on Mondays, all others where the calendar has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are the documentation")]
+pub enum Unit {
+    Second,
+    Minute,
+    Hour,
+    Day,
+    Week,
+    Month,
+    Quarter,
+    Year,
+}
+
+const MICROS: i64 = 1_000_000;
+const DAY: i64 = 86_400 * MICROS;
+
+impl Unit {
+    /// The number of the unit that holds a time (microseconds since 1970, in the zone's own time).
+    fn index(self, micros: i64) -> i64 {
+        let days = micros.div_euclid(DAY);
+        let months = || {
+            let (year, month, _) = text::civil_from_days(days);
+            (year - 1970) * 12 + i64::from(month) - 1
+        };
+        match self {
+            Unit::Second => micros.div_euclid(MICROS),
+            Unit::Minute => micros.div_euclid(60 * MICROS),
+            Unit::Hour => micros.div_euclid(3600 * MICROS),
+            Unit::Day => days,
+            // 1970-01-05 was a Monday.
+            Unit::Week => (days - 4).div_euclid(7),
+            Unit::Month => months(),
+            Unit::Quarter => months().div_euclid(3),
+            Unit::Year => months().div_euclid(12),
+        }
+    }
+
+    /// Where the unit of a number begins, if that is a time at all.
+    fn begins(self, index: i64) -> Option<i64> {
+        let months = |n: i64| {
+            let year = 1970 + n.div_euclid(12);
+            let days = text::days_from_civil(year, n.rem_euclid(12) as u32 + 1, 1);
+            days.checked_mul(DAY)
+        };
+        match self {
+            Unit::Second => index.checked_mul(MICROS),
+            Unit::Minute => index.checked_mul(60 * MICROS),
+            Unit::Hour => index.checked_mul(3600 * MICROS),
+            Unit::Day => index.checked_mul(DAY),
+            Unit::Week => index.checked_mul(7)?.checked_add(4)?.checked_mul(DAY),
+            Unit::Month => months(index),
+            Unit::Quarter => months(index.checked_mul(3)?),
+            Unit::Year => months(index.checked_mul(12)?),
+        }
+    }
+}
+
+/// One piece: what it is called, and the conditions at both ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The readable partition id.
+    pub label: String,
+    /// At the source.
+    pub source: Cut,
+    /// At the destination; `None` if a dimension is no column there.
+    pub destination: Option<Cut>,
+}
+
+impl Piece {
+    /// A partition of it.
+    pub fn partition(self, work: impl Fn(Slice) -> Work) -> Partition {
+        Partition {
+            id: PartitionId::from(self.label),
+            table: 0,
+            work: work(Slice::Cut(self.source)),
+            estimated_rows: 0,
+            estimated_bytes: 0,
+        }
+    }
+}
+
+/// The names of dimensions, for people.
+pub fn names(dimensions: &[Vec<Dimension>]) -> String {
+    let mut names: Vec<&str> = dimensions.iter().flatten().map(|d| d.name.as_str()).collect();
+    names.dedup();
+    names.join(", ")
+}
+
+/// Cuts by all dimensions, level by level; `None` where there are none. A dimension of a later level on the same column
+/// cuts the earlier one's pieces finer.
+pub async fn by_dimensions(
+    source: &dyn Source,
+    resolved: &Resolved,
+    levels: &[Vec<Dimension>],
+) -> Result<Option<Vec<Piece>>> {
+    let mut finest: Vec<&Dimension> = Vec::new();
+    for dimension in levels.iter().flatten() {
+        match finest.iter_mut().find(|d| d.term == dimension.term) {
+            // The aligned bounds of the coarser step are bounds of the finer one or lie inside its pieces; the finer
+            // pieces alone cover the same rows.
+            Some(coarser) => *coarser = dimension,
+            None => finest.push(dimension),
+        }
+    }
+    if finest.is_empty() {
+        return Ok(None);
+    }
+    let mut pieces = vec![Piece {
+        label: String::new(),
+        source: Cut::default(),
+        destination: Some(Cut::default()),
+    }];
+    for dimension in finest {
+        let tests = tests(source, resolved, dimension).await?;
+        if pieces.len().saturating_mul(tests.len()) > MAX_PARTITIONS {
+            return Err(too_many(dimension, pieces.len() * tests.len()));
+        }
+        pieces = pieces
+            .iter()
+            .flat_map(|p| tests.iter().map(|t| narrowed(p, dimension, t)))
+            .collect();
+    }
+    Ok(Some(pieces))
+}
+
+fn too_many(dimension: &Dimension, count: usize) -> Error {
+    Error::new(
+        code::CONFIG_INVALID,
+        format!("cutting by {} would make {count} partitions", dimension.name),
+    )
+    .hint(format!("give a larger step: at most {MAX_PARTITIONS} partitions"))
+}
+
+/// A piece with one more condition.
+pub fn narrowed(piece: &Piece, dimension: &Dimension, test: &Test) -> Piece {
+    let add = |cut: &Cut, term: &Term| {
+        let mut cut = cut.clone();
+        cut.conditions.push(Condition {
+            term: term.clone(),
+            test: test.clone(),
+        });
+        cut
+    };
+    let label = label(&dimension.name, test);
+    Piece {
+        label: match piece.label.is_empty() {
+            true => label,
+            false => format!("{}__{label}", piece.label),
+        },
+        source: add(&piece.source, &dimension.term),
+        destination: match (&piece.destination, &dimension.destination) {
+            (Some(cut), Some(term)) => Some(add(cut, term)),
+            _ => None,
+        },
+    }
+}
+
+/// The readable name of a test: `updated_at_2024-01-15T12:00:00_2024-01-15T14:00:00`.
+pub fn label(name: &str, test: &Test) -> String {
+    let show = |v: &Option<String>, open: &str| v.as_ref().map_or(open.to_string(), |v| readable(v));
+    match test {
+        Test::Range { lower, upper } => format!("{name}_{}_{}", show(lower, "min"), show(upper, "max")),
+        Test::In(values) => {
+            let values: Vec<String> = values.iter().map(|v| readable(v)).collect();
+            format!("{name}_{}", values.join("-"))
+        }
+        Test::NotIn(_) => format!("{name}_others"),
+        Test::Compare(comparison, value) => format!("{name}_{}_{}", comparison.sql(), readable(value)),
+        Test::Null => format!("{name}_null"),
+        Test::NotNull => format!("{name}_not-null"),
+    }
+}
+
+fn readable(value: &str) -> String {
+    // A date's blank reads better as the T of ISO 8601.
+    let value = value.strip_suffix("+00").unwrap_or(value);
+    let mut text: String = value
+        .chars()
+        .map(|c| match c {
+            ' ' if value.as_bytes().first().is_some_and(u8::is_ascii_digit) => 'T',
+            c if c.is_alphanumeric() || "-.:+".contains(c) => c,
+            _ => '-',
+        })
+        .take(48)
+        .collect();
+    // Long or altered values may look alike.
+    if value.chars().count() > 48 || text.chars().zip(value.chars()).any(|(a, b)| a != b && a == '-') {
+        text.push('~');
+        text.push_str(&crate::plan::short_hash(value));
+    }
+    text
+}
+
+async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
+    let mut tests = match &dimension.by {
+        By::List(values) => values.iter().map(|v| Test::In(vec![v.clone()])).collect(),
+        By::Values => values(source, resolved, dimension).await?,
+        _ => ranges(source, resolved, dimension).await?,
+    };
+    let limited = dimension.start.is_some() || dimension.end.is_some();
+    if dimension.nullable && !limited && !matches!(dimension.by, By::List(_)) {
+        tests.push(Test::Null);
+    }
+    Ok(tests)
+}
+
+/// Nothing outside `start` and `end` is looked at.
+fn within(dimension: &Dimension) -> Slice {
+    if dimension.start.is_none() && dimension.end.is_none() {
+        return Slice::All;
+    }
+    Slice::Cut(Cut {
+        conditions: vec![Condition {
+            term: dimension.term.clone(),
+            test: Test::Range {
+                lower: dimension.start.clone(),
+                upper: dimension.end.clone(),
+            },
+        }],
+        key: None,
+    })
+}
+
+/// One piece per distinct value, and one for values that appear only after the plan was made.
+async fn values(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
+    let terms = std::slice::from_ref(&dimension.term);
+    let found = source
+        .distinct(&resolved.read, terms, &within(dimension), MAX_PARTITIONS + 1)
+        .await?;
+    if found.len() > MAX_PARTITIONS {
+        return Err(too_many(dimension, found.len()));
+    }
+    let mut values: Vec<String> = found
+        .into_iter()
+        .filter_map(|v| v.into_iter().next().flatten())
+        .collect();
+    values.sort_unstable();
+    let others = Test::NotIn(values.clone());
+    let limited = dimension.start.is_some() || dimension.end.is_some();
+    let mut tests: Vec<Test> = values.into_iter().map(|v| Test::In(vec![v])).collect();
+    if !limited {
+        tests.push(others);
+    }
+    Ok(tests)
+}
+
+async fn ranges(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
+    let extent = source
+        .extent(&resolved.read, &dimension.term, &within(dimension))
+        .await?;
+    let (min, max) = match &extent {
+        Some(extent) => (extent.min.as_str(), extent.max.as_str()),
+        None => {
+            return Ok(vec![Test::Range {
+                lower: dimension.start.clone(),
+                upper: dimension.end.clone(),
+            }]);
+        }
+    };
+    let inner = inner_bounds(dimension, min, max)?;
+    Ok(between(dimension.start.clone(), inner, dimension.end.clone()))
+}
+
+/// Half-open ranges between bounds.
+pub fn between(first: Option<String>, inner: Vec<String>, last: Option<String>) -> Vec<Test> {
+    let mut lower = first.clone();
+    let mut tests = Vec::new();
+    for bound in inner {
+        if Some(&bound) == first.as_ref() || Some(&bound) == last.as_ref() {
+            continue;
+        }
+        tests.push(Test::Range {
+            lower: lower.replace(bound.clone()),
+            upper: Some(bound),
+        });
+    }
+    tests.push(Test::Range { lower, upper: last });
+    tests
+}
+
+/// The bounds of steps that lie behind `min` and not behind `max`.
+pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<String>> {
+    let unreadable = || {
+        Error::new(
+            code::CONFIG_TYPE,
+            format!(
+                "{} ({}) cannot be cut by steps of its kind",
+                dimension.name, dimension.ty
+            ),
+        )
+        .hint("give data_type and step as the column's own type needs them")
+    };
+    let steps = |low: i64, high: i64, step: u64| -> Result<std::ops::RangeInclusive<i64>> {
+        let step = i64::try_from(step.max(1)).map_err(|_| unreadable())?;
+        let (first, last) = (low.div_euclid(step) + 1, high.div_euclid(step));
+        let count = last.saturating_sub(first).saturating_add(2);
+        if count > MAX_PARTITIONS as i64 {
+            return Err(too_many(dimension, usize::try_from(count).unwrap_or(usize::MAX)));
+        }
+        Ok(first..=last)
+    };
+    match &dimension.by {
+        By::Step(step) => {
+            let (low, high) = (whole(min).ok_or_else(unreadable)?, whole(max).ok_or_else(unreadable)?);
+            let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
+            Ok(steps(low, high, *step)?
+                .filter_map(|n| n.checked_mul(size))
+                .map(|b| b.to_string())
+                .collect())
+        }
+        By::Time {
+            step,
+            unit,
+            offset_minutes,
+        } => {
+            let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
+            let shift = match dimension.ty {
+                ColumnType::TimestampTz => i64::from(*offset_minutes) * 60 * MICROS,
+                _ => 0,
+            };
+            let (low, high) = (
+                time(&dimension.ty, min).ok_or_else(unreadable)?,
+                time(&dimension.ty, max).ok_or_else(unreadable)?,
+            );
+            let (low, high) = (
+                unit.index(low.saturating_add(shift)),
+                unit.index(high.saturating_add(shift)),
+            );
+            Ok(steps(low, high, *step)?
+                .filter_map(|n| unit.begins(n.checked_mul(size)?)?.checked_sub(shift))
+                .filter_map(|t| write_time(&dimension.ty, t))
+                .collect())
+        }
+        By::UuidPrefix(step) => {
+            let prefix = |v: &str| {
+                let digits: String = v.chars().filter(|c| *c != '-').take(8).collect();
+                i64::from_str_radix(&digits, 16).ok()
+            };
+            let (low, high) = (prefix(min).ok_or_else(unreadable)?, prefix(max).ok_or_else(unreadable)?);
+            let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
+            Ok(steps(low, high, *step)?
+                .filter_map(|n| n.checked_mul(size))
+                .filter(|b| *b <= i64::from(u32::MAX))
+                .map(|b| format!("{b:08x}-0000-0000-0000-000000000000"))
+                .collect())
+        }
+        By::Values | By::List(_) => Err(Error::bug("values have no steps")),
+    }
+}
+
+/// The whole part of a number's text, towards minus infinity.
+fn whole(text: &str) -> Option<i64> {
+    if let Ok(n) = text.parse::<i64>() {
+        return Some(n);
+    }
+    let (whole, fraction) = text.split_once('.')?;
+    let n: i64 = match whole {
+        "" | "-" => 0,
+        w => w.parse().ok()?,
+    };
+    let below = text.starts_with('-') && fraction.bytes().any(|b| b != b'0');
+    Some(n - i64::from(below))
+}
+
+/// Microseconds since 1970 of a date or timestamp, in its own zone.
+pub(super) fn time(ty: &ColumnType, value: &str) -> Option<i64> {
+    let micros = match ty {
+        ColumnType::Date => i64::from(text::parse_date(value)?).checked_mul(DAY)?,
+        ColumnType::TimestampTz => text::parse_timestamp(value, true)?,
+        _ => text::parse_timestamp(value, false)?,
+    };
+    // Infinities are beyond every step.
+    const LAST: i64 = 9_000_000_000_000_000_000;
+    Some(micros.clamp(-LAST, LAST))
+}
+
+/// The canonical text of a time as a value of the type.
+pub(super) fn write_time(ty: &ColumnType, micros: i64) -> Option<String> {
+    let mut out = String::new();
+    match ty {
+        ColumnType::Date => text::write_date(&mut out, i32::try_from(micros.div_euclid(DAY)).ok()?),
+        ColumnType::TimestampTz => text::write_timestamp(&mut out, micros, true),
+        _ => text::write_timestamp(&mut out, micros, false),
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn dimension(ty: ColumnType, by: By) -> Dimension {
+        Dimension {
+            term: Term::column("c"),
+            destination: None,
+            name: "c".into(),
+            ty,
+            nullable: false,
+            by,
+            start: None,
+            end: None,
+        }
+    }
+
+    fn by_time(unit: Unit, step: u64, offset_minutes: i32) -> By {
+        By::Time {
+            step,
+            unit,
+            offset_minutes,
+        }
+    }
+
+    #[test]
+    fn units_begin_where_the_calendar_has_them() {
+        let cut = |unit, step, min: &str, max: &str| {
+            inner_bounds(&dimension(ColumnType::Timestamp, by_time(unit, step, 0)), min, max).unwrap()
+        };
+        assert_eq!(
+            cut(Unit::Month, 1, "2023-12-31 23:59:59.9", "2024-03-01 00:00:00"),
+            ["2024-01-01 00:00:00", "2024-02-01 00:00:00", "2024-03-01 00:00:00"]
+        );
+        assert_eq!(
+            cut(Unit::Week, 1, "2024-01-07 12:00:00", "2024-01-08 00:00:00"),
+            ["2024-01-08 00:00:00"]
+        );
+        assert_eq!(
+            cut(Unit::Hour, 2, "2024-01-15 11:00:00", "2024-01-15 14:30:00"),
+            ["2024-01-15 12:00:00", "2024-01-15 14:00:00"]
+        );
+        assert_eq!(
+            cut(Unit::Quarter, 1, "1969-12-31 12:00:00", "1970-04-01 00:00:00"),
+            ["1970-01-01 00:00:00", "1970-04-01 00:00:00"]
+        );
+        assert_eq!(
+            cut(Unit::Year, 10, "1965-01-01 00:00:00", "1985-01-01 00:00:00"),
+            ["1970-01-01 00:00:00", "1980-01-01 00:00:00"]
+        );
+        // The original's defect: seconds divided with rounding put the last half second of a day into the next one.
+        assert_eq!(Unit::Day.index(1_704_153_599_600_000), 19_723);
+        assert_eq!(Unit::Day.index(-43_200_000_000), -1);
+        let east = dimension(ColumnType::TimestampTz, by_time(Unit::Day, 1, 330));
+        assert_eq!(
+            inner_bounds(&east, "2024-01-01 00:00:00+00", "2024-01-01 20:00:00+00").unwrap(),
+            ["2024-01-01 18:30:00+00"]
+        );
+    }
+
+    #[test]
+    fn labels_are_readable_and_differ() {
+        let range = |lower: &str, upper: &str| Test::Range {
+            lower: Some(lower.into()),
+            upper: Some(upper.into()),
+        };
+        assert_eq!(
+            label("updated_at", &range("2024-01-15 12:00:00+00", "2024-01-15 14:00:00+00")),
+            "updated_at_2024-01-15T12:00:00_2024-01-15T14:00:00"
+        );
+        assert_eq!(label("id", &range("1", "10001")), "id_1_10001");
+        let value = |v: &str| label("name", &Test::In(vec![v.into()]));
+        assert_ne!(value("a/b"), value("a.b"));
+        assert_ne!(value("a/b"), value("a?b"));
+        assert_eq!(label("id", &Test::Null), "id_null");
+    }
+
+    #[test]
+    fn too_small_a_step_is_refused() {
+        let e = inner_bounds(&dimension(ColumnType::Int64, By::Step(1)), "0", "1000000").unwrap_err();
+        assert!(e.to_string().contains("partitions"), "{e}");
+    }
+
+    fn holds(test: &Test, value: i64) -> bool {
+        let Test::Range { lower, upper } = test else {
+            return false;
+        };
+        let n = |v: &Option<String>| v.as_ref().map(|v| v.parse::<i64>().unwrap());
+        n(lower).is_none_or(|l| value >= l) && n(upper).is_none_or(|u| value < u)
+    }
+
+    proptest! {
+        #[test]
+        fn every_number_is_in_exactly_one_range(
+            values in prop::collection::vec(-10_000i64..10_000, 1..50),
+            outside in any::<i64>(),
+            step in 1u64..5_000,
+        ) {
+            let (min, max) = (values.iter().min().unwrap(), values.iter().max().unwrap());
+            let d = dimension(ColumnType::Int64, By::Step(step));
+            let tests = between(None, inner_bounds(&d, &min.to_string(), &max.to_string()).unwrap(), None);
+            for v in values.iter().chain([&outside]) {
+                prop_assert_eq!(tests.iter().filter(|t| holds(t, *v)).count(), 1);
+            }
+        }
+
+        #[test]
+        fn every_time_is_in_exactly_one_range(
+            values in prop::collection::vec(-4_000_000_000_000_000i64..4_000_000_000_000_000, 1..30),
+            unit in prop::sample::select(vec![Unit::Week, Unit::Month, Unit::Quarter, Unit::Year]),
+            step in 1u64..7,
+            offset in -720i32..840,
+        ) {
+            let show = |t: i64| write_time(&ColumnType::TimestampTz, t).unwrap();
+            let (min, max) = (*values.iter().min().unwrap(), *values.iter().max().unwrap());
+            let d = dimension(ColumnType::TimestampTz, by_time(unit, step, offset));
+            let inner = inner_bounds(&d, &show(min), &show(max)).unwrap();
+            let bounds: Vec<i64> = inner.iter().map(|b| time(&ColumnType::TimestampTz, b).unwrap()).collect();
+            prop_assert!(bounds.windows(2).all(|w| w[0] < w[1]), "bounds grow");
+            prop_assert!(bounds.iter().all(|b| *b > min && *b <= max), "no empty piece at an end");
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! Delta: what a cursor column says has changed since the last run.
+//!
+//! # Why nothing is lost and each row is read once
+//!
+//! A transaction stamps its rows before it commits, so "everything above the largest stamp seen" loses rows of
+//! transactions that commit late. Here the window ends at a bound behind which nothing can appear any more
+//! ([`Source::settled`]): it is asked for *before* the reading snapshot is taken, so every row below it is in the
+//! snapshot. The window is half open, so equal stamps are never split, and the next window begins exactly where this one
+//! ended. The watermark moves once, when every partition of the window is committed, in the transaction that finishes
+//! the plan; until then a rerun takes up the same plan with the same window.
+//!
+//! That holds for stamps of the database's own clock. A column that the application stamps has no such bound: its window
+//! begins a lag before the largest value of the last run and has no end; rows are read again and found unchanged, and a
+//! hash strategy repairs what comes later than the lag.
+//!
+//! Rows whose cursor is NULL have no place in any window: they are read by every run.
+
+use super::cut::{self, By, Dimension, MAX_PARTITIONS, Piece};
+use super::hash;
+use super::table::{self, Resolved, TableRequest, no_key};
+use crate::error::{Error, Result, code};
+use crate::plan::{Changes, Phase, Plan, Publish, ReadColumn, Slice, Strategy, Verify, Work};
+use crate::progress::Generation;
+use crate::query::{Condition, Cut, Filter, Term, Test};
+use crate::schema::{Column, ColumnType};
+use crate::sink::Destination;
+use crate::source::{Settled, Source};
+use crate::stage::Stages;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Who stamps the cursor column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StampedBy {
+    /// The database, with its own clock, in the transaction that changes the row (`now()`).
+    Database {
+        /// How far behind the settled bound a window ends: what clocks and views may be late by.
+        margin: Duration,
+    },
+    /// The application: how late a stamp may become visible.
+    App {
+        /// Windows overlap by this.
+        lag: Duration,
+    },
+}
+
+/// How rows that are gone from the source are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deletes {
+    /// They are not: a delta sees only rows that are there.
+    Unseen,
+    /// By comparing the keys of both ends after each delta.
+    AntiJoin,
+    /// By a column that says that the row is gone (true, or anything but NULL); named as at the source.
+    Tombstone(String),
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct DeltaRequest {
+    /// Of the table.
+    pub table: TableRequest,
+    /// The column that says when a row changed.
+    pub cursor: Term,
+    /// Who stamps it.
+    pub stamped_by: StampedBy,
+    /// The time zone of a cursor without one; the database's own where left out.
+    pub zone: Option<String>,
+    /// How deletes are seen.
+    pub deletes: Deletes,
+    /// How the window is cut along the cursor; the whole window at once where left out.
+    pub window: Option<By>,
+    /// Where the first window begins, if it need not reach back to the first row.
+    pub first: Option<String>,
+    /// Only this part of the cursor's range, and the watermark stays: a backfill.
+    pub bounds: Option<(Option<String>, Option<String>)>,
+}
+
+/// The name under which a cursor's watermark is remembered at the destination.
+pub fn watermark_name(cursor: &Term) -> String {
+    format!("delta:{cursor}")
+}
+
+/// A window of the cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// Where it begins; `None` at the first row.
+    pub lower: Option<String>,
+    /// Where it ends; `None` has no end.
+    pub upper: Option<String>,
+    /// The watermark once it is done.
+    pub watermark: Option<String>,
+    /// What holds the bound back.
+    pub settled: Option<Settled>,
+}
+
+/// The cursor column as the source has it.
+pub async fn cursor_column(source: &dyn Source, request: &DeltaRequest) -> Result<Column> {
+    let read = crate::plan::ReadSpec {
+        alias: request.table.alias.clone(),
+        joins: request.table.joins.clone(),
+        ..crate::plan::ReadSpec::of(
+            request.table.source.clone(),
+            vec![ReadColumn {
+                source: cursor_name(&request.cursor),
+                term: match (&request.cursor, request.table.joins.is_empty()) {
+                    (Term::Column { relation: None, .. }, true) => None,
+                    (term, _) => Some(term.clone()),
+                },
+                column: Column::new("cursor", ColumnType::Native),
+            }],
+        )
+    };
+    let mut columns = source.describe_query(&read).await?;
+    columns.pop().ok_or_else(|| Error::bug("the cursor was not described"))
+}
+
+fn cursor_name(cursor: &Term) -> String {
+    match cursor {
+        Term::Column { name, .. } => name.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The window after a watermark. To be asked before anything is read.
+pub async fn window(
+    source: &dyn Source,
+    request: &DeltaRequest,
+    column: &Column,
+    after: Option<&str>,
+) -> Result<Window> {
+    if let Some((lower, upper)) = &request.bounds {
+        return Ok(Window {
+            lower: lower.clone(),
+            upper: upper.clone(),
+            watermark: None,
+            settled: None,
+        });
+    }
+    let first = || request.first.clone();
+    match request.stamped_by {
+        StampedBy::Database { margin } => {
+            if !is_time(&column.ty) {
+                return Err(Error::new(
+                    code::CONFIG_INVALID,
+                    format!(
+                        "column {} is {}: no clock of the database stamps it, so nobody knows which of its values have settled",
+                        request.cursor, column.ty
+                    ),
+                )
+                .hint("name a timestamp column, or set `stamped_by: app` with a lag and add a hash strategy"));
+            }
+            let settled = source
+                .settled(&request.table.source, column, request.zone.as_deref(), margin)
+                .await?;
+            // A clock that was set back must not move the watermark back.
+            let upper = match after {
+                Some(after) if later(&column.ty, after, &settled.bound) => after.to_string(),
+                _ => settled.bound.clone(),
+            };
+            Ok(Window {
+                lower: after.map(str::to_string).or_else(first),
+                upper: Some(upper.clone()),
+                watermark: Some(upper),
+                settled: Some(settled),
+            })
+        }
+        StampedBy::App { lag } => {
+            let read = relation(&request.table);
+            let extent = source.extent(&read, &request.cursor, &Slice::All).await?;
+            let newest = extent.map(|e| e.max);
+            let watermark = match (after, newest) {
+                (Some(after), Some(newest)) if later(&column.ty, after, &newest) => Some(after.to_string()),
+                (after, newest) => newest.or(after.map(str::to_string)),
+            };
+            Ok(Window {
+                lower: after.map(|a| before(&column.ty, a, lag)).transpose()?.or_else(first),
+                upper: None,
+                watermark,
+                settled: None,
+            })
+        }
+    }
+}
+
+fn relation(table: &TableRequest) -> crate::plan::ReadSpec {
+    crate::plan::ReadSpec {
+        alias: table.alias.clone(),
+        joins: table.joins.clone(),
+        ..crate::plan::ReadSpec::of(table.source.clone(), Vec::new())
+    }
+}
+
+fn is_time(ty: &ColumnType) -> bool {
+    matches!(ty, ColumnType::Date | ColumnType::Timestamp | ColumnType::TimestampTz)
+}
+
+/// Whether `a` lies behind `b`; texts of other types are compared as numbers, and as texts where they are none.
+fn later(ty: &ColumnType, a: &str, b: &str) -> bool {
+    if is_time(ty)
+        && let (Some(a), Some(b)) = (cut::time(ty, a), cut::time(ty, b))
+    {
+        return a > b;
+    }
+    match (a.parse::<i128>(), b.parse::<i128>()) {
+        (Ok(a), Ok(b)) => a > b,
+        _ => a > b,
+    }
+}
+
+/// A value of the cursor, less the lag (in seconds where the cursor is a number).
+fn before(ty: &ColumnType, value: &str, lag: Duration) -> Result<String> {
+    if lag.is_zero() {
+        return Ok(value.into());
+    }
+    let moved = if is_time(ty) {
+        let micros = i64::try_from(lag.as_micros()).unwrap_or(i64::MAX);
+        cut::time(ty, value).and_then(|t| cut::write_time(ty, t.checked_sub(micros)?))
+    } else {
+        let seconds = i64::try_from(lag.as_secs()).unwrap_or(i64::MAX);
+        value
+            .parse::<i64>()
+            .ok()
+            .and_then(|v| v.checked_sub(seconds))
+            .map(|v| v.to_string())
+    };
+    moved.ok_or_else(|| {
+        Error::new(
+            code::CONFIG_INVALID,
+            format!("a cursor of type {ty} cannot be moved back by a lag"),
+        )
+        .hint("use a timestamp or an integer column, or leave the lag out")
+    })
+}
+
+/// The name of the column that says whether a row still meets the filters. It is never written.
+const KEEPS: &str = "_synctool_keeps";
+
+/// Makes the plan. `after` is the watermark that the last run left.
+pub async fn plan(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    stages: &dyn Stages,
+    request: &DeltaRequest,
+    column: &Column,
+    window: Window,
+) -> Result<Plan> {
+    let table = &request.table;
+    if !destination.traits().applies_changes {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} cannot apply changes to a table", destination.engine()),
+        )
+        .hint("use strategy full, or `supports_update: false` to append only"));
+    }
+    let mut table_of_changes = table.clone();
+    // The filter is evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
+    let filters = std::mem::take(&mut table_of_changes.filters);
+    let mut resolved = table::resolve(source, destination, stages, &table_of_changes).await?;
+    if resolved.schema.key.is_empty() {
+        return Err(no_key(&table.destination, "a delta"));
+    }
+    let changes = changes(source, request, &filters, &mut resolved).await?;
+    resolved.read.raw = None;
+    let mut reasons = std::mem::take(&mut resolved.reasons);
+    reasons.push(told(request, &window));
+    let mut planned = resolved.planned(table, Publish::Direct);
+    planned.changes = Some(changes);
+
+    let mut partitions = Vec::new();
+    for piece in pieces(source, request, column, &resolved, &window).await? {
+        partitions.push(piece.partition(Work::Read));
+    }
+    let mut phases = vec![Phase {
+        name: "changes".into(),
+        partitions,
+    }];
+    if request.deletes == Deletes::AntiJoin && request.bounds.is_none() {
+        let mut filtered = resolved.clone();
+        filtered.read.filters = filters;
+        let (compare, deletes) = hash::anti_join(source, destination, table, &filtered).await?;
+        planned.compare = Some(compare);
+        phases.extend(deletes);
+    }
+    let mut remember = BTreeMap::new();
+    if let Some(watermark) = &window.watermark {
+        remember.insert(watermark_name(&request.cursor), watermark.clone());
+    }
+    Ok(Plan {
+        pipeline: table.pipeline.clone(),
+        run_id: table.run_id.clone(),
+        generation: Generation(0),
+        strategy: Strategy::Delta,
+        reasons,
+        semantics: table.semantics.clone(),
+        tables: vec![planned],
+        phases,
+        verify: Verify::None,
+        guard: table.guard,
+        remember,
+        created_at: table.now.clone(),
+    })
+}
+
+fn told(request: &DeltaRequest, window: &Window) -> String {
+    let show = |v: &Option<String>, open: &str| v.clone().unwrap_or_else(|| open.into());
+    let mut text = format!(
+        "rows with {} from {} up to {} are read",
+        request.cursor,
+        show(&window.lower, "the first"),
+        show(&window.upper, "the last")
+    );
+    if let Some(Settled { held_by: Some(who), .. }) = &window.settled {
+        text.push_str(&format!("; held back by {who}"));
+    }
+    text
+}
+
+/// Adds the columns that say which rows are deletes.
+async fn changes(
+    source: &dyn Source,
+    request: &DeltaRequest,
+    filters: &[Filter],
+    resolved: &mut Resolved,
+) -> Result<Changes> {
+    let mut changes = Changes::default();
+    if let Deletes::Tombstone(name) = &request.deletes {
+        let read = resolved.read.columns.iter().find(|c| c.source == *name);
+        let name = match read {
+            Some(read) => read.column.name.clone(),
+            None => {
+                let at_source = source.describe(&request.table.source).await?;
+                let column = at_source.column(name).ok_or_else(|| {
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("the tombstone column {name} is not in {}", request.table.source),
+                    )
+                })?;
+                resolved.read.columns.push(ReadColumn::plain(name, column.clone()));
+                name.clone()
+            }
+        };
+        changes.tombstone = Some(name);
+    }
+    if !filters.is_empty() {
+        resolved.read.columns.push(ReadColumn {
+            source: KEEPS.into(),
+            term: Some(Term::All(filters.to_vec())),
+            column: Column::new(KEEPS, ColumnType::Bool),
+        });
+        changes.keeps = Some(KEEPS.into());
+    }
+    Ok(changes)
+}
+
+/// The window's pieces: along the cursor, and inside them by the other dimensions; NULL cursors last.
+pub(super) async fn pieces(
+    source: &dyn Source,
+    request: &DeltaRequest,
+    column: &Column,
+    resolved: &Resolved,
+    window: &Window,
+) -> Result<Vec<Piece>> {
+    let name = cursor_name(&request.cursor);
+    let cursor = Dimension {
+        term: request.cursor.clone(),
+        destination: None,
+        name,
+        ty: column.ty.clone(),
+        nullable: column.nullable,
+        by: request.window.clone().unwrap_or(By::Values),
+        start: window.lower.clone(),
+        end: window.upper.clone(),
+    };
+    let whole = Piece {
+        label: String::new(),
+        source: Cut::default(),
+        destination: None,
+    };
+    let mut tests = match &request.window {
+        Some(_) => along(source, resolved, &cursor).await?,
+        None => vec![Test::Range {
+            lower: window.lower.clone(),
+            upper: window.upper.clone(),
+        }],
+    };
+    if column.nullable && request.bounds.is_none() {
+        tests.push(Test::Null);
+    }
+    let others: Vec<Vec<Dimension>> = request
+        .table
+        .dimensions
+        .iter()
+        .map(|level| level.iter().filter(|d| d.term != request.cursor).cloned().collect())
+        .filter(|level: &Vec<Dimension>| !level.is_empty())
+        .collect();
+    let mut pieces = Vec::new();
+    for test in tests {
+        let piece = cut::narrowed(&whole, &cursor, &test);
+        let mut inside = resolved.clone();
+        inside.read.filters.push(Filter::Test(Condition {
+            term: request.cursor.clone(),
+            test,
+        }));
+        match cut::by_dimensions(source, &inside, &others).await? {
+            None => pieces.push(piece),
+            Some(cuts) => pieces.extend(cuts.into_iter().map(|c| Piece {
+                label: format!("{}__{}", piece.label, c.label),
+                source: Cut {
+                    conditions: [piece.source.conditions.clone(), c.source.conditions].concat(),
+                    key: None,
+                },
+                destination: None,
+            })),
+        }
+        if pieces.len() > MAX_PARTITIONS {
+            return Err(Error::new(
+                code::CONFIG_INVALID,
+                format!("the window would be cut into more than {MAX_PARTITIONS} partitions"),
+            )
+            .hint("give a larger step"));
+        }
+    }
+    Ok(pieces)
+}
+
+/// Ranges along the cursor where it has values: a window of years that holds one busy hour is not cut into thousands.
+async fn along(source: &dyn Source, resolved: &Resolved, cursor: &Dimension) -> Result<Vec<Test>> {
+    let inside = Slice::Cut(Cut {
+        conditions: vec![Condition {
+            term: cursor.term.clone(),
+            test: Test::Range {
+                lower: cursor.start.clone(),
+                upper: cursor.end.clone(),
+            },
+        }],
+        key: None,
+    });
+    let extent = source.extent(&resolved.read, &cursor.term, &inside).await?;
+    let inner = match extent {
+        Some(extent) => cut::inner_bounds(cursor, &extent.min, &extent.max)?,
+        None => Vec::new(),
+    };
+    Ok(cut::between(cursor.start.clone(), inner, cursor.end.clone()))
+}

@@ -1,0 +1,1173 @@
+//! Hash: both ends are compared by blocks of row hashes; only rows that differ are read and written.
+//!
+//! A partition is a slice of the table at both ends. Each end groups its rows into blocks by key and yields a count and
+//! two sums per block ([`crate::blocks`]) in one scan; blocks that differ are looked at row by row, and the rows that
+//! differ are fetched by key. Inserts and updates are written in the first phase; deletes wait for the second one, so
+//! that the guard knows how many they are before the first one is made.
+
+use super::steps::{Steps, Stepwise};
+use super::table::{Resolved, TableRequest, no_key};
+use super::{cut, full};
+use crate::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashes, RowForm, RowHash, push_field};
+use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops};
+use crate::conform::conform;
+use crate::error::{Error, Result, code};
+use crate::ledger::Compared;
+use crate::plan::{
+    Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify, Work,
+};
+use crate::progress::{Generation, PartitionId, Position};
+use crate::query::{Cut, Filter, KeyList, Term};
+use crate::schema::{Column, ColumnType, TableId, TableSchema};
+use crate::sink::Destination;
+use crate::source::{PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use crate::stage::{Stage, Stages};
+use crate::text::ColumnBuilder;
+use arrow_array::RecordBatch;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+/// Rows per block: small enough that a differing block costs little, large enough that blocks are few.
+const BLOCK_ROWS: u64 = 512;
+/// Differing blocks are looked at row by row together while they hold so many rows.
+const GROUP_ROWS: u64 = 20_000;
+/// Rows fetched by key in one query.
+const FETCH_ROWS: usize = 1000;
+
+/// How a user wants rows hashed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Form {
+    /// The fast form where both ends agree on one, else the canonical one.
+    #[default]
+    Auto,
+    /// The canonical form, whatever the ends are.
+    Canonical,
+    /// What a column stores, at both ends under this destination name.
+    Stored(String),
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct HashRequestOptions {
+    /// Of the table.
+    pub table: TableRequest,
+    /// The columns whose changes count, in destination names; `None`: all that are written.
+    pub tracked: Option<Vec<String>>,
+    /// How rows are hashed.
+    pub form: Form,
+    /// Whether rows that only the destination has are deleted.
+    pub deletes: bool,
+    /// What the destination remembers once the run is done.
+    pub remember: BTreeMap<String, String>,
+}
+
+/// How a planned table is compared: decided once, stored with the plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompareSpec {
+    /// The destination's columns that are compared, with their own types.
+    pub columns: Vec<ComparedColumn>,
+    /// The key's columns.
+    pub key: Vec<ComparedColumn>,
+    /// How a row becomes 128 bits.
+    pub form: RowForm,
+    /// Whether the source computes hashes itself; otherwise its rows are read.
+    pub at_source: bool,
+    /// The same of the destination.
+    pub at_destination: bool,
+    /// Whether rows pass stages before they are compared.
+    pub staged: bool,
+    /// The conditions that rows of the source must meet to count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
+}
+
+/// A column that both ends have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ComparedColumn {
+    /// As it is stored at the destination.
+    pub stored: Column,
+    /// The type it is compared as.
+    pub ty: ColumnType,
+}
+
+/// Decides how two ends are compared. Says in `reasons` what is worth knowing.
+pub fn compare_spec(
+    source: &dyn Source,
+    destination: &dyn Source,
+    resolved: &Resolved,
+    staged: bool,
+    tracked: Option<&[String]>,
+    form: &Form,
+    reasons: &mut Vec<String>,
+) -> Result<CompareSpec> {
+    let existing = resolved
+        .existing
+        .as_ref()
+        .ok_or_else(|| Error::bug("a comparison with a table that does not exist"))?;
+    let compared = |name: &str| -> Result<Option<ComparedColumn>> {
+        let Some(stored) = existing.column(name) else {
+            return Ok(None);
+        };
+        let written = resolved.schema.column(name).ok_or_else(|| {
+            Error::new(
+                code::COLUMN_MISSING,
+                format!("column {name} is not among the columns written"),
+            )
+        })?;
+        let own = resolved.read.columns.iter().find(|c| c.column.name == name);
+        let own = own.filter(|_| !staged).map_or(&written.ty, |c| &c.column.ty);
+        let ty = match own.fits(&stored.ty) {
+            true => stored.ty.clone(),
+            false => own.clone(),
+        };
+        Ok(Some(ComparedColumn {
+            stored: stored.clone(),
+            ty,
+        }))
+    };
+    let names: Vec<String> = match tracked {
+        Some(tracked) => tracked.to_vec(),
+        None => resolved.schema.columns.iter().map(|c| c.name.clone()).collect(),
+    };
+    let mut columns = Vec::new();
+    let mut absent = Vec::new();
+    for name in names.iter().filter(|n| !resolved.schema.key.contains(n)) {
+        match compared(name)? {
+            Some(column) => columns.push(column),
+            None => absent.push(name.clone()),
+        }
+    }
+    let mut key = Vec::new();
+    for name in &resolved.schema.key {
+        key.push(compared(name)?.ok_or_else(|| {
+            Error::new(
+                code::SCHEMA_MISMATCH,
+                format!("the destination has no key column {name}, so its rows cannot be told apart"),
+            )
+        })?);
+    }
+    if !absent.is_empty() {
+        // A column that the destination is about to get differs in every row that has a value there.
+        reasons.push(format!(
+            "column {} is new at the destination: rows are compared without it and written with it when they differ; a full run fills it",
+            absent.join(", ")
+        ));
+    }
+    if tracked.is_some() {
+        let shown: Vec<&str> = columns.iter().map(|c| c.stored.name.as_str()).collect();
+        reasons.push(format!(
+            "only changes of {} count; such a row is written whole",
+            shown.join(", ")
+        ));
+    }
+    let mut spec = CompareSpec {
+        columns,
+        key,
+        form: RowForm::Canonical,
+        at_source: false,
+        at_destination: false,
+        staged,
+        filters: resolved.read.filters.clone(),
+    };
+    let sides = Sides::new(resolved, &spec);
+    if let Form::Stored(column) = form {
+        spec.form = RowForm::Stored(column.clone());
+        spec.at_source = !staged && source.block_hashes().is_some();
+        spec.at_destination = destination.block_hashes().is_some();
+        reasons.push(format!("rows are compared by the hash stored in {column}"));
+        return Ok(spec);
+    }
+    if !staged && *form == Form::Auto {
+        let fast = |engine: Option<&dyn BlockHashes>, side: &Side| {
+            let places: Vec<usize> = side.key.iter().chain(&side.compared).map(|f| f.place).collect();
+            engine.and_then(|e| e.fast_form(&side.read, &places))
+        };
+        let at_source = fast(source.block_hashes(), &sides.source);
+        if let Some(signature) = at_source
+            && fast(destination.block_hashes(), &sides.destination).as_ref() == Some(&signature)
+        {
+            reasons.push("rows are compared by the engine's own record hash: both ends compute the same".into());
+            spec.form = RowForm::Fast(signature);
+            (spec.at_source, spec.at_destination) = (true, true);
+            return Ok(spec);
+        }
+    }
+    let canonical = |engine: Option<&dyn BlockHashes>, side: &Side| {
+        engine.is_some_and(|e| {
+            side.key
+                .iter()
+                .chain(&side.compared)
+                .all(|f| e.canonical(&side.read.columns[f.place].column.ty, &f.ty))
+        })
+    };
+    spec.at_source = !staged && canonical(source.block_hashes(), &sides.source);
+    spec.at_destination = canonical(destination.block_hashes(), &sides.destination);
+    reasons.push(match (spec.at_source, spec.at_destination) {
+        (true, true) => "rows are compared by MD5 of their canonical form, computed in both databases".into(),
+        (at_source, at_destination) => {
+            let read: Vec<&str> = [("source", at_source), ("destination", at_destination)]
+                .into_iter()
+                .filter_map(|(end, in_engine)| (!in_engine).then_some(end))
+                .collect();
+            format!(
+                "rows of the {} are read and hashed here: the database cannot compute the canonical form of every column compared",
+                read.join(" and the ")
+            )
+        }
+    });
+    Ok(spec)
+}
+
+/// What is hashed at one end.
+#[derive(Debug, Clone)]
+struct Side {
+    read: ReadSpec,
+    key: Vec<Field>,
+    compared: Vec<Field>,
+}
+
+/// Both ends of a comparison.
+#[derive(Debug, Clone)]
+struct Sides {
+    source: Side,
+    destination: Side,
+}
+
+impl Sides {
+    fn new(resolved: &Resolved, spec: &CompareSpec) -> Sides {
+        Sides::of(&resolved.read, &resolved.schema, None, spec)
+    }
+
+    fn planned(table: &PlannedTable, spec: &CompareSpec) -> Sides {
+        Sides::of(&table.read, &table.schema, Some(&table.destination), spec)
+    }
+
+    fn of(read: &ReadSpec, schema: &TableSchema, destination: Option<&TableId>, spec: &CompareSpec) -> Sides {
+        let at_source = match spec.staged {
+            // Rows that passed the stages have the columns that are written.
+            true => ReadSpec {
+                filters: spec.filters.clone(),
+                ..ReadSpec::all(read.table.clone(), &schema.columns)
+            },
+            false => ReadSpec {
+                raw: None,
+                filters: spec.filters.clone(),
+                ..read.clone()
+            },
+        };
+        let stored: Vec<Column> = spec.key.iter().chain(&spec.columns).map(|c| c.stored.clone()).collect();
+        let table = destination.unwrap_or(&read.table).clone();
+        let at_destination = ReadSpec::all(table, &stored);
+        let fields = |read: &ReadSpec, columns: &[ComparedColumn]| -> Vec<Field> {
+            columns
+                .iter()
+                .filter_map(|c| {
+                    let place = read.columns.iter().position(|r| r.column.name == c.stored.name)?;
+                    Some(Field {
+                        place,
+                        ty: c.ty.clone(),
+                    })
+                })
+                .collect()
+        };
+        let side = |read: ReadSpec| Side {
+            key: fields(&read, &spec.key),
+            compared: fields(&read, &spec.columns),
+            read,
+        };
+        Sides {
+            source: side(at_source),
+            destination: side(at_destination),
+        }
+    }
+}
+
+/// Makes the plan of a comparison with repair.
+pub async fn plan(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    stages: &dyn Stages,
+    request: &HashRequestOptions,
+) -> Result<Plan> {
+    let table = &request.table;
+    if !destination.traits().applies_changes {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} cannot apply changes to a table", destination.engine()),
+        )
+        .hint("use strategy full"));
+    }
+    let (mut planned, compares, mut reasons) = prepare(source, destination, stages, request).await?;
+    planned.publish = Publish::Direct;
+    reasons.push(match request.deletes {
+        true => "rows that differ are inserted, updated and deleted".into(),
+        false => "rows that differ are inserted and updated; nothing is deleted".into(),
+    });
+    let mut phases = vec![Phase {
+        name: "compare".into(),
+        partitions: partitions("compare", &compares, Repair::Upserts),
+    }];
+    if request.deletes {
+        phases.push(Phase {
+            name: "delete".into(),
+            partitions: partitions("delete", &compares, Repair::Deletes),
+        });
+    }
+    Ok(Plan {
+        pipeline: table.pipeline.clone(),
+        run_id: table.run_id.clone(),
+        generation: Generation(0),
+        strategy: Strategy::Hash,
+        reasons,
+        semantics: table.semantics.clone(),
+        tables: vec![planned],
+        phases,
+        verify: Verify::None,
+        guard: table.guard,
+        remember: request.remember.clone(),
+        created_at: table.now.clone(),
+    })
+}
+
+/// The planned table, and the slices that are compared under their labels.
+pub async fn prepare(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    stages: &dyn Stages,
+    request: &HashRequestOptions,
+) -> Result<(PlannedTable, Vec<(String, Compare)>, Vec<String>)> {
+    let table = &request.table;
+    let mut resolved = super::table::resolve(source, destination, stages, table).await?;
+    if resolved.schema.key.is_empty() {
+        return Err(no_key(&table.destination, "a comparison"));
+    }
+    let mut reasons = std::mem::take(&mut resolved.reasons);
+    if resolved.existing.is_none() {
+        // prepare makes it, empty; it is compared as it will be made.
+        reasons.push(format!("{} does not exist yet and is created", table.destination));
+        resolved.existing = Some(resolved.schema.clone());
+    }
+    let at_destination = destination_source(destination)?;
+    let staged = !stages.is_empty();
+    let spec = compare_spec(
+        source,
+        &*at_destination,
+        &resolved,
+        staged,
+        request.tracked.as_deref(),
+        &request.form,
+        &mut reasons,
+    )?;
+    let compares = slices(source, table, &resolved, &spec).await?;
+    let mut planned = resolved.planned(table, Publish::Direct);
+    planned.read.raw = None;
+    planned.compare = Some(spec);
+    Ok((planned, compares, reasons))
+}
+
+pub(super) fn destination_source(destination: &dyn Destination) -> Result<Arc<dyn Source>> {
+    destination.as_source().ok_or_else(|| {
+        Error::new(
+            code::UNSUPPORTED,
+            format!(
+                "tables of {} cannot be read back, so they cannot be compared",
+                destination.engine()
+            ),
+        )
+    })
+}
+
+/// Phases that delete what only the destination has: keys are compared, counted, and then deleted.
+pub(super) async fn anti_join(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    table: &TableRequest,
+    resolved: &Resolved,
+) -> Result<(CompareSpec, Vec<Phase>)> {
+    let mut resolved = resolved.clone();
+    if resolved.existing.is_none() {
+        resolved.existing = Some(resolved.schema.clone());
+    }
+    let at_destination = destination_source(destination)?;
+    // Keys are compared as they are read: stages do not change which rows there are.
+    let spec = compare_spec(
+        source,
+        &*at_destination,
+        &resolved,
+        false,
+        Some(&[]),
+        &Form::Canonical,
+        &mut Vec::new(),
+    )?;
+    let compares = slices(source, table, &resolved, &spec).await?;
+    let phases = vec![
+        Phase {
+            name: "find deletes".into(),
+            partitions: partitions("find", &compares, Repair::Find),
+        },
+        Phase {
+            name: "delete".into(),
+            partitions: partitions("delete", &compares, Repair::Deletes),
+        },
+    ];
+    Ok((spec, phases))
+}
+
+pub(super) fn partitions(prefix: &str, compares: &[(String, Compare)], repair: Repair) -> Vec<Partition> {
+    compares
+        .iter()
+        .map(|(label, compare)| Partition {
+            id: PartitionId::from(format!("{prefix}__{label}")),
+            table: 0,
+            work: Work::Compare(Compare {
+                repair,
+                ..compare.clone()
+            }),
+            estimated_rows: compare.estimated_rows,
+            estimated_bytes: 0,
+        })
+        .collect()
+}
+
+/// The same slices at both ends: by the user's dimensions, else by ranges of the key.
+async fn slices(
+    source: &dyn Source,
+    table: &TableRequest,
+    resolved: &Resolved,
+    spec: &CompareSpec,
+) -> Result<Vec<(String, Compare)>> {
+    if let Some(pieces) = cut::by_dimensions(source, resolved, &table.dimensions).await? {
+        let mut compares = Vec::new();
+        for piece in pieces {
+            let Some(destination) = piece.destination else {
+                return Err(Error::new(
+                    code::CONFIG_INVALID,
+                    format!(
+                        "{} cannot cut a comparison: it is no column of the destination",
+                        cut::names(&table.dimensions)
+                    ),
+                )
+                .hint("write the column too, or leave the partitions out: the key cuts the work then"));
+            };
+            compares.push((
+                piece.label,
+                Compare {
+                    source: Slice::Cut(piece.source),
+                    destination: Slice::Cut(destination),
+                    blocks: Blocks::Spread { count: 1024 },
+                    repair: Repair::Upserts,
+                    estimated_rows: 0,
+                },
+            ));
+        }
+        return Ok(compares);
+    }
+    let key = resolved.source_key();
+    let planned: Vec<PlannedSlice> = match key.is_empty() || !resolved.read.group_by.is_empty() {
+        true => vec![PlannedSlice {
+            label: "all".into(),
+            slice: Slice::All,
+            rows: 0,
+            bytes: 0,
+        }],
+        false => full::slices(source, resolved, table, false).await?,
+    };
+    let divides = match &spec.key[..] {
+        [only] if is_integer(&only.ty) && resolved.read.group_by.is_empty() => {
+            let term = Term::column(key.first().cloned().unwrap_or_default());
+            match key.len() {
+                1 => source.extent(&resolved.read, &term, &Slice::All).await?,
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    let number = |v: &str| v.parse::<i64>().ok();
+    planned
+        .into_iter()
+        .map(|s| {
+            let (source, destination, range) = match &s.slice {
+                Slice::All => (Slice::All, Slice::All, KeyRange::default()),
+                Slice::Key(range) => {
+                    let at_destination = KeyRange {
+                        columns: resolved.schema.key.clone(),
+                        ..range.clone()
+                    };
+                    (s.slice.clone(), Slice::Key(at_destination), range.clone())
+                }
+                // Files are cut by what they are made of; a comparison takes them whole.
+                _ => (Slice::All, Slice::All, KeyRange::default()),
+            };
+            let first = |bound: &Option<Vec<String>>| bound.as_ref().and_then(|b| number(b.first()?));
+            let blocks = match &divides {
+                Some(extent) => {
+                    let low = first(&range.lower).or_else(|| number(&extent.min)).unwrap_or(0);
+                    let high = first(&range.upper).or_else(|| number(&extent.max)).unwrap_or(0);
+                    let span = high.saturating_sub(low).max(0) as u64;
+                    let count = (s.rows / BLOCK_ROWS).max(1);
+                    Blocks::Divide {
+                        width: (span / count).clamp(BLOCK_ROWS, i64::MAX as u64) as i64,
+                    }
+                }
+                None => Blocks::Spread {
+                    count: (s.rows / BLOCK_ROWS).clamp(16, 65_536) as u32,
+                },
+            };
+            Ok((
+                s.label,
+                Compare {
+                    source,
+                    destination,
+                    blocks,
+                    repair: Repair::Upserts,
+                    estimated_rows: s.rows,
+                },
+            ))
+        })
+        .collect::<Result<Vec<_>>>()
+        .map(whole_files_once)
+}
+
+/// Several slices that all mean the whole table are one.
+fn whole_files_once(mut compares: Vec<(String, Compare)>) -> Vec<(String, Compare)> {
+    if compares.len() > 1 && compares.iter().all(|(_, c)| c.source == Slice::All) {
+        let rows = compares.iter().map(|(_, c)| c.estimated_rows).sum();
+        compares.truncate(1);
+        compares[0].0 = "all".into();
+        compares[0].1.estimated_rows = rows;
+    }
+    compares
+}
+
+fn is_integer(ty: &ColumnType) -> bool {
+    matches!(
+        ty,
+        ColumnType::Int8
+            | ColumnType::Int16
+            | ColumnType::Int32
+            | ColumnType::Int64
+            | ColumnType::UInt8
+            | ColumnType::UInt16
+            | ColumnType::UInt32
+    )
+}
+
+/// A key as canonical texts.
+pub type Key = Vec<Option<String>>;
+
+/// Both ends of a planned table, ready to be compared.
+pub struct Pair {
+    source: Arc<dyn Source>,
+    source_hashes: Hashes,
+    destination_hashes: Hashes,
+    sides: Sides,
+    spec: CompareSpec,
+    table: PlannedTable,
+    context: ReadContext,
+}
+
+/// Who computes hashes of an end.
+enum Hashes {
+    Engine(Arc<dyn Source>),
+    Reading(ReadingHashes),
+}
+
+impl Hashes {
+    fn get(&self) -> Result<&dyn BlockHashes> {
+        match self {
+            Hashes::Engine(source) => source
+                .block_hashes()
+                .ok_or_else(|| Error::bug(format!("{} computes no hashes any more", source.engine()))),
+            Hashes::Reading(reading) => Ok(reading),
+        }
+    }
+}
+
+impl Pair {
+    /// Opens both ends of a planned table.
+    pub fn new(
+        source: Arc<dyn Source>,
+        destination: Arc<dyn Source>,
+        stages: Arc<dyn Stages>,
+        table: &PlannedTable,
+        context: &ReadContext,
+    ) -> Result<Self> {
+        let spec = table
+            .compare
+            .clone()
+            .ok_or_else(|| Error::bug("a comparison of a table that was not planned for it"))?;
+        let source: Arc<dyn Source> = match spec.staged {
+            true => Arc::new(StagedSource {
+                source,
+                stages,
+                table: table.clone(),
+            }),
+            false => source,
+        };
+        let hashes = |end: &Arc<dyn Source>, in_engine: bool| match in_engine {
+            true => Hashes::Engine(end.clone()),
+            false => Hashes::Reading(ReadingHashes::new(end.clone(), context.clone())),
+        };
+        Ok(Pair {
+            source_hashes: hashes(&source, spec.at_source),
+            destination_hashes: hashes(&destination, spec.at_destination),
+            sides: Sides::planned(table, &spec),
+            source,
+            spec,
+            table: table.clone(),
+            context: context.clone(),
+        })
+    }
+
+    fn request(&self, side: &Side, slice: &Slice, blocks: Blocks, keys_only: bool) -> HashRequest {
+        let mut compared = side.key.clone();
+        if !keys_only {
+            compared.extend(side.compared.iter().cloned());
+        }
+        HashRequest {
+            read: side.read.clone(),
+            compared,
+            key: side.key.clone(),
+            slice: slice.clone(),
+            form: match keys_only {
+                true if matches!(self.spec.form, RowForm::Stored(_)) => RowForm::Canonical,
+                _ => self.spec.form.clone(),
+            },
+            blocks,
+        }
+    }
+
+    /// One form for a key, whichever end it comes from.
+    fn form(&self, key: &Key) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for (value, column) in key.iter().zip(&self.spec.key) {
+            push_field(&mut out, &column.ty, value.as_deref())?;
+        }
+        Ok(out)
+    }
+
+    /// The rows of these keys as the source has them now, ready to be written.
+    async fn fetch(&self, keys: &[Key]) -> Result<Vec<RecordBatch>> {
+        let terms = self
+            .spec
+            .key
+            .iter()
+            .map(|k| {
+                let read = self.table.read.columns.iter().find(|c| c.column.name == k.stored.name);
+                read.map(ReadColumn::term)
+                    .ok_or_else(|| Error::bug("a key column that is not read"))
+            })
+            .collect::<Result<Vec<Term>>>()?;
+        let partition = Partition {
+            id: "fetch".into(),
+            table: 0,
+            work: Work::Read(Slice::Keys(KeyList {
+                terms,
+                keys: keys.to_vec(),
+            })),
+            estimated_rows: keys.len() as u64,
+            estimated_bytes: 0,
+        };
+        let read = ReadSpec {
+            raw: None,
+            filters: self.spec.filters.clone(),
+            ..self.table.read.clone()
+        };
+        let mut reader = self.source.open(&read, &partition, None, &self.context).await?;
+        let mut batches = Vec::new();
+        while let Some(event) = reader.next().await? {
+            if let Event::Rows(batch) = event {
+                batches.push(conform(batch, &self.table.schema)?.rows);
+            }
+        }
+        Ok(batches)
+    }
+
+    /// A batch of deletes.
+    fn deletes(&self, keys: &[Key]) -> Result<ChangeBatch> {
+        let schema = &self.table.schema;
+        let mut builders: Vec<ColumnBuilder> = schema.columns.iter().map(ColumnBuilder::new).collect();
+        let places: Vec<Option<usize>> = schema
+            .columns
+            .iter()
+            .map(|c| self.spec.key.iter().position(|k| k.stored.name == c.name))
+            .collect();
+        for key in keys {
+            for (builder, place) in builders.iter_mut().zip(&places) {
+                match place.and_then(|p| key[p].as_deref()) {
+                    Some(value) => builder.append_text(value)?,
+                    None => builder.append_null(),
+                }
+            }
+        }
+        let arrays = builders.iter_mut().map(ColumnBuilder::finish).collect();
+        let rows = RecordBatch::try_new(schema.arrow_schema(), arrays)
+            .map_err(|e| Error::bug(format!("keys do not fit the planned table: {e}")))?;
+        Ok(self.batch(rows, Op::Delete))
+    }
+
+    fn batch(&self, rows: RecordBatch, op: Op) -> ChangeBatch {
+        ChangeBatch {
+            ops: Ops::All(op),
+            ..ChangeBatch::inserts(Arc::new(self.table.destination.clone()), rows, Default::default())
+        }
+    }
+}
+
+/// Rows of some blocks, compared one by one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The last block of the group.
+    pub through: i64,
+    /// Rows looked at.
+    pub counts: Compared,
+    /// Keys that only the source has.
+    pub only_source: Vec<Key>,
+    /// Keys whose rows differ.
+    pub differing: Vec<Key>,
+    /// Keys that only the destination has.
+    pub only_destination: Vec<Key>,
+}
+
+/// A slice of both ends, compared.
+pub struct Comparison {
+    pair: Arc<Pair>,
+    at_source: HashRequest,
+    at_destination: HashRequest,
+    /// Blocks that differ, with their rows at both ends.
+    differing: VecDeque<(i64, u64)>,
+    /// Rows in blocks that are equal.
+    pub equal: Compared,
+}
+
+impl Comparison {
+    /// Compares the blocks of a slice; those up to `after` are done already.
+    pub async fn start(pair: Arc<Pair>, compare: &Compare, keys_only: bool, after: Option<i64>) -> Result<Self> {
+        let at_source = pair.request(&pair.sides.source, &compare.source, compare.blocks, keys_only);
+        let at_destination = pair.request(&pair.sides.destination, &compare.destination, compare.blocks, keys_only);
+        let (source, destination) = futures::try_join!(
+            pair.source_hashes.get()?.blocks(&at_source),
+            pair.destination_hashes.get()?.blocks(&at_destination)
+        )?;
+        let mut differing = BTreeMap::new();
+        let mut equal = Compared::default();
+        for (id, block) in &source {
+            match destination.get(id) {
+                Some(other) if other == block => {
+                    equal.source += block.rows;
+                    equal.destination += block.rows;
+                }
+                other => {
+                    differing.insert(*id, block.rows + other.map_or(0, |o| o.rows));
+                }
+            }
+        }
+        for (id, Block { rows, .. }) in destination {
+            if !source.contains_key(&id) {
+                differing.insert(id, rows);
+            }
+        }
+        differing.retain(|id, _| after.is_none_or(|a| *id > a));
+        Ok(Comparison {
+            pair,
+            at_source,
+            at_destination,
+            differing: differing.into_iter().collect(),
+            equal,
+        })
+    }
+
+    /// The next differing blocks, row by row; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Group>> {
+        let mut ids = Vec::new();
+        let mut rows = 0;
+        while let Some((id, size)) = self.differing.front().copied() {
+            if !ids.is_empty() && rows + size > GROUP_ROWS {
+                break;
+            }
+            ids.push(id);
+            rows += size;
+            self.differing.pop_front();
+        }
+        let Some(through) = ids.last().copied() else {
+            return Ok(None);
+        };
+        let pair = &self.pair;
+        let (source, destination) = futures::try_join!(
+            pair.source_hashes.get()?.rows(&self.at_source, &ids),
+            pair.destination_hashes.get()?.rows(&self.at_destination, &ids)
+        )?;
+        let mut group = Group {
+            through,
+            counts: Compared {
+                source: source.len() as u64,
+                destination: destination.len() as u64,
+                ..Compared::default()
+            },
+            ..Group::default()
+        };
+        let mut there: HashMap<Vec<u8>, RowHash> = HashMap::with_capacity(destination.len());
+        for row in destination {
+            there.insert(pair.form(&row.key)?, row);
+        }
+        for row in source {
+            match there.remove(&pair.form(&row.key)?) {
+                None => group.only_source.push(row.key),
+                Some(other) if other.hash != row.hash => group.differing.push(row.key),
+                Some(_) => {}
+            }
+        }
+        group.only_destination = there.into_values().map(|row| row.key).collect();
+        group.only_destination.sort_unstable();
+        group.counts.differing = group.differing.len() as u64;
+        group.counts.only_source = group.only_source.len() as u64;
+        group.counts.only_destination = group.only_destination.len() as u64;
+        Ok(Some(group))
+    }
+}
+
+/// Deletes that one phase found and a later one makes, as long as the process lives; after a crash they are found
+/// again.
+#[derive(Debug, Default)]
+pub struct Deferred(Mutex<HashMap<String, Vec<Key>>>);
+
+impl Deferred {
+    fn add(&self, label: &str, keys: Vec<Key>) {
+        let mut all = self.0.lock().expect("no thread dies while it holds this");
+        all.entry(label.to_string()).or_default().extend(keys);
+    }
+
+    fn start(&self, label: &str) {
+        let mut all = self.0.lock().expect("no thread dies while it holds this");
+        all.insert(label.to_string(), Vec::new());
+    }
+
+    fn get(&self, label: &str) -> Option<Vec<Key>> {
+        let all = self.0.lock().expect("no thread dies while it holds this");
+        all.get(label).cloned()
+    }
+}
+
+/// What the partitions of a comparison share.
+pub(crate) struct Comparing {
+    pub(crate) pair: Arc<Pair>,
+    pub(crate) deferred: Arc<Deferred>,
+}
+
+/// The part of a partition's id that its twins in other phases have too.
+pub(crate) fn label_of(id: &PartitionId) -> &str {
+    id.as_str().split_once("__").map_or(id.as_str(), |(_, label)| label)
+}
+
+/// Opens a partition of a comparison as a reader of the changes that repair it.
+pub(crate) fn open(
+    comparing: &Comparing,
+    id: &PartitionId,
+    compare: &Compare,
+    after: Option<&Position>,
+) -> Box<dyn Reader> {
+    Box::new(Stepwise::new(CompareSteps {
+        pair: comparing.pair.clone(),
+        deferred: comparing.deferred.clone(),
+        label: label_of(id).to_string(),
+        compare: compare.clone(),
+        after: after.and_then(|p| p.as_str().strip_prefix("block ")?.parse().ok()),
+        resumed: after.is_some(),
+        comparison: None,
+        ready: VecDeque::new(),
+    }))
+}
+
+/// Yields the changes that make a slice of the destination equal to the source's.
+struct CompareSteps {
+    pair: Arc<Pair>,
+    deferred: Arc<Deferred>,
+    label: String,
+    compare: Compare,
+    after: Option<i64>,
+    resumed: bool,
+    comparison: Option<Comparison>,
+    ready: VecDeque<Event>,
+}
+
+#[async_trait]
+impl Steps for CompareSteps {
+    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        let more = self.advance().await?;
+        Ok(more.then(|| std::mem::take(&mut self.ready)))
+    }
+}
+
+impl CompareSteps {
+    /// One step; false at the end.
+    async fn advance(&mut self) -> Result<bool> {
+        if self.compare.repair == Repair::Deletes
+            && self.comparison.is_none()
+            && let Some(keys) = self.deferred.get(&self.label)
+        {
+            if std::mem::replace(&mut self.resumed, true) {
+                return Ok(false);
+            }
+            for keys in keys.chunks(FETCH_ROWS) {
+                self.delete(keys).await?;
+            }
+            return Ok(true);
+        }
+        let Some(comparison) = &mut self.comparison else {
+            let keys_only = self.compare.repair != Repair::Upserts;
+            let comparison = Comparison::start(self.pair.clone(), &self.compare, keys_only, self.after).await?;
+            if !self.resumed {
+                self.ready.push_back(Event::Compared(comparison.equal));
+                if self.compare.repair != Repair::Deletes {
+                    self.deferred.start(&self.label);
+                }
+            }
+            self.comparison = Some(comparison);
+            return Ok(true);
+        };
+        let Some(group) = comparison.next().await? else {
+            return Ok(false);
+        };
+        match self.compare.repair {
+            Repair::Upserts => {
+                let keys: Vec<Key> = [group.only_source, group.differing].concat();
+                for keys in keys.chunks(FETCH_ROWS) {
+                    for rows in self.pair.fetch(keys).await? {
+                        self.ready.push_back(Event::Rows(self.pair.batch(rows, Op::Upsert)));
+                    }
+                }
+                self.ready.push_back(Event::Compared(group.counts));
+                self.defer(group.only_destination);
+            }
+            Repair::Find => {
+                self.ready.push_back(Event::Compared(group.counts));
+                self.defer(group.only_destination);
+            }
+            Repair::Deletes => {
+                for keys in group.only_destination.chunks(FETCH_ROWS) {
+                    self.delete(keys).await?;
+                }
+            }
+        }
+        self.ready.push_back(Event::Boundary {
+            position: Position(format!("block {}", group.through)),
+            committed_at: None,
+            tx: None,
+        });
+        Ok(true)
+    }
+
+    /// Kept for the next phase, if this process saw the whole slice.
+    fn defer(&self, keys: Vec<Key>) {
+        if !self.resumed {
+            self.deferred.add(&self.label, keys);
+        }
+    }
+
+    /// Deletes keys that the source still does not have; those that came back meanwhile are written.
+    async fn delete(&mut self, keys: &[Key]) -> Result<()> {
+        let mut back = std::collections::HashSet::new();
+        for rows in self.pair.fetch(keys).await? {
+            for row in 0..rows.num_rows() {
+                let key = self
+                    .pair
+                    .spec
+                    .key
+                    .iter()
+                    .map(|k| {
+                        let column = rows
+                            .column_by_name(&k.stored.name)
+                            .ok_or_else(|| Error::bug("a key column was lost on the way"))?;
+                        crate::text::cell(column.as_ref(), row)
+                    })
+                    .collect::<Result<Key>>()?;
+                back.insert(self.pair.form(&key)?);
+            }
+            if rows.num_rows() > 0 {
+                self.ready.push_back(Event::Rows(self.pair.batch(rows, Op::Upsert)));
+            }
+        }
+        let mut gone = Vec::with_capacity(keys.len());
+        for key in keys {
+            if !back.contains(&self.pair.form(key)?) {
+                gone.push(key.clone());
+            }
+        }
+        if !gone.is_empty() {
+            self.ready.push_back(Event::Rows(self.pair.deletes(&gone)?));
+        }
+        Ok(())
+    }
+}
+
+/// Rows as they are after the stages: what a comparison of computed columns needs.
+struct StagedSource {
+    source: Arc<dyn Source>,
+    stages: Arc<dyn Stages>,
+    table: PlannedTable,
+}
+
+#[async_trait]
+impl Source for StagedSource {
+    fn engine(&self) -> &'static str {
+        self.source.engine()
+    }
+
+    async fn tables(&self, schema: Option<&str>) -> Result<Vec<TableInfo>> {
+        self.source.tables(schema).await
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        self.source.describe(table).await
+    }
+
+    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+        self.source.slices(read, request).await
+    }
+
+    async fn open(
+        &self,
+        asked: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        let read = ReadSpec {
+            raw: None,
+            filters: asked.filters.clone(),
+            ..self.table.read.clone()
+        };
+        Ok(Box::new(StagedReader {
+            reader: self.source.open(&read, partition, after, context).await?,
+            stages: self.stages.open()?,
+            schema: self.table.schema.clone(),
+            ready: VecDeque::new(),
+        }))
+    }
+}
+
+struct StagedReader {
+    reader: Box<dyn Reader>,
+    stages: Vec<Box<dyn Stage>>,
+    schema: TableSchema,
+    ready: VecDeque<Event>,
+}
+
+#[async_trait]
+impl Reader for StagedReader {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Some(event));
+            }
+            let batch = match self.reader.next().await? {
+                Some(Event::Rows(batch)) => batch,
+                other => return Ok(other),
+            };
+            let mut batches = vec![batch];
+            for stage in &mut self.stages {
+                let mut next = Vec::with_capacity(batches.len());
+                for batch in batches {
+                    next.extend(stage.apply(batch).await?.0);
+                }
+                batches = next;
+            }
+            for batch in batches {
+                self.ready.push_back(Event::Rows(conform(batch, &self.schema)?));
+            }
+        }
+    }
+}
+
+/// What a comparison without repair found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Differences {
+    /// Rows compared, and how many differ.
+    pub counts: Compared,
+    /// The first keys that differ, by column name and text, and how.
+    pub keys: Vec<(Difference, Key)>,
+    /// The labels of slices that are wholly equal.
+    pub equal: Vec<String>,
+    /// The labels of slices that differ.
+    pub different: Vec<String>,
+}
+
+/// How a row differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Difference {
+    /// Only the source has it.
+    OnlySource,
+    /// Only the destination has it.
+    OnlyDestination,
+    /// Both have it, with other values.
+    Values,
+}
+
+impl Differences {
+    /// Whether there are none.
+    pub fn is_equal(&self) -> bool {
+        let c = &self.counts;
+        c.differing + c.only_source + c.only_destination == 0
+    }
+}
+
+/// Compares slices without repairing anything, `workers` at once; at most `limit` keys are kept. `each` hears of every
+/// slice that is done.
+pub async fn differences(
+    pair: Arc<Pair>,
+    compares: Vec<(String, Compare)>,
+    limit: usize,
+    workers: usize,
+    each: impl Fn(&str, &Compared),
+) -> Result<Differences> {
+    use futures::{StreamExt, stream};
+    let one = |(label, compare): (String, Compare)| {
+        let pair = pair.clone();
+        async move {
+            let mut comparison = Comparison::start(pair, &compare, false, None).await?;
+            let mut counts = comparison.equal;
+            let mut keys = Vec::new();
+            while let Some(group) = comparison.next().await? {
+                counts += group.counts;
+                let kinds = [
+                    (Difference::OnlySource, group.only_source),
+                    (Difference::Values, group.differing),
+                    (Difference::OnlyDestination, group.only_destination),
+                ];
+                for (kind, found) in kinds {
+                    let room = limit.saturating_sub(keys.len());
+                    keys.extend(found.into_iter().take(room).map(|k| (kind, k)));
+                }
+            }
+            Ok::<_, Error>((label, counts, keys))
+        }
+    };
+    let mut found = Differences::default();
+    let mut running = stream::iter(compares.into_iter().map(one)).buffered(workers.max(1));
+    while let Some(done) = running.next().await {
+        let (label, counts, keys) = done?;
+        each(&label, &counts);
+        found.counts += counts;
+        let differs = counts.differing + counts.only_source + counts.only_destination > 0;
+        match differs {
+            true => found.different.push(label),
+            false => found.equal.push(label),
+        }
+        let room = limit.saturating_sub(found.keys.len());
+        found.keys.extend(keys.into_iter().take(room));
+    }
+    Ok(found)
+}
+
+/// A cut without conditions means everything.
+impl From<Cut> for Slice {
+    fn from(cut: Cut) -> Self {
+        match cut == Cut::default() {
+            true => Slice::All,
+            false => Slice::Cut(cut),
+        }
+    }
+}

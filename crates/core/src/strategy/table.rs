@@ -1,0 +1,473 @@
+//! What every strategy asks about one table: which columns are read, how they travel, how they are written.
+
+use super::cut::Dimension;
+use crate::change::RawFormat;
+use crate::error::{Error, Result, code};
+use crate::plan::{DeleteGuard, PlannedTable, Publish, ReadColumn, ReadSpec};
+use crate::query::{Filter, Join, Term};
+use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
+use crate::sink::{Destination, Fidelity};
+use crate::source::Source;
+use crate::stage::Stages;
+
+/// A column the user chose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnChoice {
+    /// Its name at the source.
+    pub source: String,
+    /// What is read, where it is not the column `source` of the table itself.
+    pub term: Option<Term>,
+    /// Its name at the destination.
+    pub destination: String,
+    /// The type the user wants at the destination; the source's where left out.
+    pub ty: Option<ColumnType>,
+    /// Carry it as text and store it as text.
+    pub as_text: bool,
+    /// NOT NULL at the destination, whatever the source says.
+    pub not_null: bool,
+    /// Whether it is written; `false` for one that is only needed on the way.
+    pub written: bool,
+}
+
+impl ColumnChoice {
+    /// A column under its own name and type.
+    pub fn same(name: impl Into<String>) -> Self {
+        let name = name.into();
+        ColumnChoice {
+            destination: name.clone(),
+            source: name,
+            term: None,
+            ty: None,
+            as_text: false,
+            not_null: false,
+            written: true,
+        }
+    }
+
+    fn term(&self) -> Term {
+        self.term.clone().unwrap_or_else(|| Term::column(&self.source))
+    }
+}
+
+/// What the user asked for, whatever the strategy.
+#[derive(Debug, Clone)]
+pub struct TableRequest {
+    /// The pipeline's id.
+    pub pipeline: String,
+    /// The run's id.
+    pub run_id: String,
+    /// The table to read.
+    pub source: TableId,
+    /// Its name in terms, filters and joins.
+    pub alias: Option<String>,
+    /// Tables that are read along.
+    pub joins: Vec<Join>,
+    /// Conditions that rows must meet.
+    pub filters: Vec<Filter>,
+    /// The columns that make a group, in destination names; empty where rows stand for themselves.
+    pub group_by: Vec<String>,
+    /// The table to write.
+    pub destination: TableId,
+    /// The columns; `None` means all.
+    pub columns: Option<Vec<ColumnChoice>>,
+    /// The key in destination names; `None` means the source's primary key.
+    pub key: Option<Vec<String>>,
+    /// Dimensions that the user cuts work by, outermost first, each level at once; empty: the data decides.
+    pub dimensions: Vec<Vec<Dimension>>,
+    /// Rows per partition along an integer key, if fixed by the user.
+    pub step: Option<u64>,
+    /// When deletes are too many.
+    pub guard: DeleteGuard,
+    /// Whether rows may pass undecoded; `false` forces the slow path.
+    pub raw: bool,
+    /// No partition should be larger than this.
+    pub partition_bytes: u64,
+    /// Whether columns that the destination lacks are added to it.
+    pub evolve: bool,
+    /// What must not change while the run is unfinished.
+    pub semantics: serde_json::Value,
+    /// Now, RFC 3339 UTC.
+    pub now: String,
+}
+
+impl TableRequest {
+    /// Every column of a table, with defaults for the rest.
+    pub fn new(pipeline: impl Into<String>, source: TableId, destination: TableId) -> Self {
+        TableRequest {
+            pipeline: pipeline.into(),
+            run_id: "run".into(),
+            source,
+            alias: None,
+            joins: Vec::new(),
+            filters: Vec::new(),
+            group_by: Vec::new(),
+            destination,
+            columns: None,
+            key: None,
+            dimensions: Vec::new(),
+            step: None,
+            guard: DeleteGuard::default(),
+            raw: true,
+            partition_bytes: 256 << 20,
+            evolve: false,
+            semantics: serde_json::Value::Null,
+            now: "1970-01-01T00:00:00Z".into(),
+        }
+    }
+
+    /// Whether the source computes nothing: whole columns of one table.
+    fn is_plain(&self) -> bool {
+        self.joins.is_empty()
+            && self.filters.is_empty()
+            && self.group_by.is_empty()
+            && self.columns.iter().flatten().all(|c| c.term.is_none())
+    }
+}
+
+/// One table with every column's way decided.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// What is read.
+    pub read: ReadSpec,
+    /// What is written, with the key.
+    pub schema: TableSchema,
+    /// What is there.
+    pub existing: Option<TableSchema>,
+    /// What is worth telling.
+    pub reasons: Vec<String>,
+}
+
+impl Resolved {
+    /// The planned table.
+    pub fn planned(&self, request: &TableRequest, publish: Publish) -> PlannedTable {
+        PlannedTable {
+            read: self.read.clone(),
+            destination: request.destination.clone(),
+            schema: self.schema.clone(),
+            publish,
+            changes: None,
+            compare: None,
+            evolve: request.evolve,
+        }
+    }
+
+    /// The key in source names, where every key column is a plain column of the table read; otherwise empty.
+    pub fn source_key(&self) -> Vec<String> {
+        let names: Option<Vec<String>> = self
+            .schema
+            .key
+            .iter()
+            .map(|k| {
+                let read = self.read.columns.iter().find(|c| c.column.name == *k)?;
+                match read.term() {
+                    Term::Column { relation, name } if self.is_own(relation.as_deref()) => Some(name),
+                    _ => None,
+                }
+            })
+            .collect();
+        names.unwrap_or_default()
+    }
+
+    /// Whether an alias means the table read.
+    fn is_own(&self, relation: Option<&str>) -> bool {
+        relation.is_none_or(|r| Some(r) == self.read.alias.as_deref() || r == self.read.table.name)
+    }
+
+    /// The columns that the destination lacks.
+    pub fn missing(&self) -> Vec<Column> {
+        match &self.existing {
+            Some(existing) => existing.difference(&self.schema).missing,
+            None => Vec::new(),
+        }
+    }
+}
+
+/// Looks at both ends and decides every column's way.
+pub async fn resolve(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    stages: &dyn Stages,
+    request: &TableRequest,
+) -> Result<Resolved> {
+    let mut reasons = Vec::new();
+    let at_source = source.describe(&request.source).await?;
+    let existing = destination.describe(&request.destination).await?;
+    let mut read = ReadSpec {
+        alias: request.alias.clone(),
+        joins: request.joins.clone(),
+        filters: request.filters.clone(),
+        group_by: request.group_by.clone(),
+        ..ReadSpec::of(request.source.clone(), Vec::new())
+    };
+    let columns = choose(source, request, &at_source, &read).await?;
+    let key = key(request, &at_source, &columns)?;
+    let mut before = TableSchema {
+        columns: Vec::new(),
+        key,
+    };
+    let mut unwritten: Vec<String> = Vec::new();
+    for (choice, column) in &columns {
+        let there = existing.as_ref().and_then(|e| e.column(&choice.destination));
+        let mut written = choice.written;
+        if written && there.is_some_and(|t| t.generated) {
+            reasons.push(format!(
+                "column {} is generated by the destination and not written",
+                choice.destination
+            ));
+            if stages.is_empty() {
+                continue;
+            }
+            written = false;
+        }
+        let (from, mut to) = match written {
+            true => carry(source, destination, choice, column, there)?,
+            false => {
+                unwritten.push(choice.destination.clone());
+                let column = Column {
+                    name: choice.destination.clone(),
+                    ..column.clone()
+                };
+                (column.clone(), column)
+            }
+        };
+        if before.key.contains(&to.name) || choice.not_null {
+            to.nullable = false;
+        }
+        read.columns.push(ReadColumn {
+            source: choice.source.clone(),
+            term: choice.term.clone(),
+            column: from,
+        });
+        before.columns.push(to);
+    }
+    let mut schema = stages.output(&before)?;
+    schema.columns.retain(|c| !unwritten.contains(&c.name));
+    for column in &mut schema.columns {
+        let passed = before.column(&column.name).is_some_and(|b| b.ty == column.ty);
+        if !passed {
+            let there = existing.as_ref().and_then(|e| e.column(&column.name));
+            store_made(destination, column, there)?;
+        }
+    }
+    if let Some(lost) = schema.key.iter().find(|k| schema.column(k).is_none()) {
+        return Err(Error::new(
+            code::COLUMN_MISSING,
+            format!("key column {lost} is not among the columns written"),
+        ));
+    }
+    if request.raw && stages.is_empty() && unwritten.is_empty() && read.is_plain() {
+        read.raw = agree_on_raw(source, destination, &read, &schema);
+    }
+    Ok(Resolved {
+        read,
+        schema,
+        existing,
+        reasons,
+    })
+}
+
+async fn choose(
+    source: &dyn Source,
+    request: &TableRequest,
+    at_source: &TableSchema,
+    relation: &ReadSpec,
+) -> Result<Vec<(ColumnChoice, Column)>> {
+    let choices: Vec<ColumnChoice> = match &request.columns {
+        Some(choices) => choices.clone(),
+        None => at_source.columns.iter().map(|c| ColumnChoice::same(&c.name)).collect(),
+    };
+    if request.is_plain() {
+        return choices
+            .into_iter()
+            .map(|choice| {
+                let column = at_source.column(&choice.source).cloned().ok_or_else(|| {
+                    let known: Vec<&str> = at_source.columns.iter().map(|c| c.name.as_str()).collect();
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("column {} is not in {}", choice.source, request.source),
+                    )
+                    .hint(format!("it has: {}", known.join(", ")))
+                })?;
+                Ok((choice, column))
+            })
+            .collect();
+    }
+    let asked = ReadSpec {
+        columns: choices
+            .iter()
+            .map(|c| ReadColumn {
+                source: c.source.clone(),
+                term: Some(c.term()),
+                column: Column::new(&c.destination, ColumnType::Native),
+            })
+            .collect(),
+        ..relation.clone()
+    };
+    let columns = source.describe_query(&asked).await?;
+    if columns.len() != choices.len() {
+        return Err(Error::bug(
+            "the source described another number of columns than it was asked for",
+        ));
+    }
+    Ok(choices.into_iter().zip(columns).collect())
+}
+
+fn key(request: &TableRequest, at_source: &TableSchema, columns: &[(ColumnChoice, Column)]) -> Result<Vec<String>> {
+    if let Some(key) = &request.key {
+        return Ok(key.clone());
+    }
+    if !request.group_by.is_empty() {
+        return Ok(request.group_by.clone());
+    }
+    let plain = |c: &ColumnChoice, k: &str| match &c.term {
+        None => c.source == k,
+        Some(Term::Column { relation: None, name }) => name == k,
+        Some(Term::Column {
+            relation: Some(relation),
+            name,
+        }) => name == k && (Some(relation) == request.alias.as_ref() || *relation == request.source.name),
+        Some(_) => false,
+    };
+    let renamed: Vec<Option<String>> = at_source
+        .key
+        .iter()
+        .map(|k| {
+            columns
+                .iter()
+                .find(|(c, _)| c.written && plain(c, k))
+                .map(|(c, _)| c.destination.clone())
+        })
+        .collect();
+    // A key that is not written whole is no key at the destination.
+    Ok(renamed.into_iter().collect::<Option<Vec<_>>>().unwrap_or_default())
+}
+
+fn refused(column: &str, ty: &str, why: String) -> Error {
+    Error::new(code::CONFIG_TYPE, format!("column {column} ({ty}): {why}"))
+}
+
+/// How a column is read and how it is written; both in the same Arrow type.
+fn carry(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    choice: &ColumnChoice,
+    column: &Column,
+    there: Option<&Column>,
+) -> Result<(Column, Column)> {
+    let mut from = column.clone();
+    from.name = choice.destination.clone();
+    from.generated = false;
+    let mut to = from.clone();
+    let refuse = |why: String| {
+        refused(&choice.source, &describe_type(column), why).hint(format!(
+            "set `data_type: text` for column {}, or leave it out",
+            choice.destination
+        ))
+    };
+    if choice.as_text {
+        to.ty = ColumnType::Text { max: None };
+    } else if let Some(ty) = &choice.ty
+        && *ty != column.ty
+    {
+        if !column.ty.fits(ty) {
+            return Err(refuse(format!("data_type {ty} cannot hold all its values")));
+        }
+        to.ty = ty.clone();
+    }
+    if to.ty != column.ty {
+        to.source_type = None;
+    }
+    let stored = destination.store_as(source.engine(), &to);
+    if let Fidelity::Refused(why) = &stored.fidelity {
+        return Err(refuse(format!("{} cannot store it: {why}", destination.engine())));
+    }
+    if let Some(there) = there
+        && there.ty != to.ty
+        && !(to.ty.fits(&there.ty) || same_stored(source, destination, &to, there))
+    {
+        return Err(does_not_fit(there, &describe_type(column)));
+    }
+    let as_text = to.ty != column.ty && to.arrow_type() != from.arrow_type();
+    to.carrier = if as_text { Carrier::Text } else { stored.carrier };
+    from.carrier = to.carrier;
+    if from.arrow_type() != to.arrow_type() {
+        // Types of different Arrow forms meet in text.
+        (from.carrier, to.carrier) = (Carrier::Text, Carrier::Text);
+    }
+    // From here on the column is the destination's, and so is the name of its type: `INTEGER` is not the same
+    // everywhere.
+    to.source_type = Some(stored.type_name);
+    Ok((from, to))
+}
+
+fn does_not_fit(there: &Column, wanted: &str) -> Error {
+    Error::new(
+        code::SCHEMA_MISMATCH,
+        format!(
+            "column {} is {} at the destination, which cannot hold all values of {wanted}",
+            there.name,
+            describe_type(there),
+        ),
+    )
+    .hint("change the destination's column, or map to another one")
+}
+
+/// A column that stages made: stored as the destination stores its type.
+fn store_made(destination: &dyn Destination, column: &mut Column, there: Option<&Column>) -> Result<()> {
+    column.source_type = None;
+    let stored = destination.store_as(ENGINE, column);
+    if let Fidelity::Refused(why) = &stored.fidelity {
+        let why = format!("{} cannot store it: {why}", destination.engine());
+        return Err(refused(&column.name, &column.ty.to_string(), why));
+    }
+    if let Some(there) = there
+        && there.ty != column.ty
+        && !column.ty.fits(&there.ty)
+        && destination.store_as(destination.engine(), there).type_name != stored.type_name
+    {
+        return Err(does_not_fit(there, &column.ty.to_string()));
+    }
+    column.carrier = stored.carrier;
+    column.source_type = Some(stored.type_name);
+    Ok(())
+}
+
+/// The engine of columns that no database made.
+const ENGINE: &str = "synctool";
+
+/// Whether the destination would store both the same way: what it made itself reads back as its own type.
+fn same_stored(source: &dyn Source, destination: &dyn Destination, wanted: &Column, there: &Column) -> bool {
+    let own = destination.store_as(destination.engine(), there).type_name;
+    destination.store_as(source.engine(), wanted).type_name == own
+}
+
+fn describe_type(column: &Column) -> String {
+    column.source_type.clone().unwrap_or_else(|| column.ty.to_string())
+}
+
+fn agree_on_raw(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    read: &ReadSpec,
+    schema: &TableSchema,
+) -> Option<RawFormat> {
+    let same = read
+        .columns
+        .iter()
+        .zip(&schema.columns)
+        .all(|(r, w)| r.column.ty == w.ty);
+    let from: Vec<(String, Column)> = read
+        .columns
+        .iter()
+        .map(|c| (c.source.clone(), c.column.clone()))
+        .collect();
+    let to: Vec<(String, Column)> = schema.columns.iter().map(|c| (c.name.clone(), c.clone())).collect();
+    let format = source.raw_format(&from)?;
+    (same && destination.accepts_raw(&format, &to)).then_some(format)
+}
+
+/// Says that something needs a key.
+pub fn no_key(table: &TableId, what: &str) -> Error {
+    Error::new(code::KEY_MISSING, format!("{what} needs a key, and {table} has none"))
+        .hint("name the key columns (roles: [unique_column]), or choose full_mode: swap (replace all) or append")
+}

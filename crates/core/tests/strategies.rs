@@ -1,0 +1,456 @@
+//! Delta, hash and aggregate between tables in memory: every call of a run fails in turn, before and after it was
+//! carried out, as a server that went away and as the end of the process; afterwards the destination is what it must be.
+
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use synctool_core::engine::{Engine, Options, Report};
+use synctool_core::error::{Result, code};
+use synctool_core::query::{Comparison, Condition, Filter, Term, Test};
+use synctool_core::retry::RetryPolicy;
+use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::sink::Destination;
+use synctool_core::strategy::aggregate::{self, AggregateRequest};
+use synctool_core::strategy::delta::{self, Deletes, DeltaRequest, StampedBy};
+use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
+use synctool_core::strategy::table::{ColumnChoice, TableRequest};
+use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
+use synctool_core::testing::memory::Memory;
+use synctool_core::testing::memory_log::MemoryTables;
+use synctool_core::testing::rows::{Row, Rows, text_schema};
+
+fn items() -> TableId {
+    TableId::bare("items")
+}
+
+fn copies() -> TableId {
+    TableId::bare("copies")
+}
+
+/// id, user, amount, stamp, gone
+fn schema() -> TableSchema {
+    text_schema(&["id", "user", "amount", "stamp", "gone"], 1)
+}
+
+fn row(id: usize, user: &str, amount: usize, stamp: Option<&str>) -> (Vec<String>, Row) {
+    let id = format!("{id:04}");
+    let cells = vec![
+        Some(id.clone()),
+        Some(user.into()),
+        Some(amount.to_string()),
+        stamp.map(str::to_string),
+        None,
+    ];
+    (vec![id], cells)
+}
+
+fn some_rows(n: usize) -> Rows {
+    (0..n)
+        .map(|i| row(i, &format!("u{}", i % 7), i, Some("2026-01-01")))
+        .collect()
+}
+
+#[derive(Clone)]
+struct World {
+    source: Memory,
+    destination: Memory,
+}
+
+impl World {
+    fn new(source: Rows) -> Self {
+        let world = World {
+            source: Memory::default(),
+            destination: Memory::default(),
+        };
+        world.source.put(&items(), schema(), source);
+        world.source.set_clock("2026-01-02");
+        world
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Rows)) {
+        let mut table = self.source.table(&items()).unwrap();
+        change(&mut table.rows);
+        self.source.put(&items(), table.schema, table.rows);
+    }
+
+    fn copy(&self) -> Rows {
+        self.destination.table(&copies()).map(|t| t.rows).unwrap_or_default()
+    }
+
+    fn engine(&self, faults: &FaultPlan) -> Arc<Engine> {
+        let source = Arc::new(FaultySource(
+            Arc::new(MemoryTables(self.source.clone())),
+            faults.clone(),
+        ));
+        let destination = Arc::new(FaultyDestination(Arc::new(self.destination.clone()), faults.clone()));
+        let mut engine = Engine::new(source, destination);
+        engine.options = Options {
+            workers: 3,
+            retry: RetryPolicy {
+                attempts: 4,
+                initial: Duration::from_millis(1),
+                ..RetryPolicy::default()
+            },
+            load_commit_interval: Duration::ZERO,
+            ..Options::default()
+        };
+        Arc::new(engine)
+    }
+}
+
+fn table() -> TableRequest {
+    TableRequest::new("p", items(), copies())
+}
+
+fn by_stamp(deletes: Deletes) -> DeltaRequest {
+    DeltaRequest {
+        table: table(),
+        cursor: Term::column("stamp"),
+        // Texts are no clock: here the application stamps.
+        stamped_by: StampedBy::App { lag: Duration::ZERO },
+        zone: None,
+        deletes,
+        window: None,
+        first: None,
+        bounds: None,
+    }
+}
+
+async fn delta_run(world: &World, faults: &FaultPlan, request: &DeltaRequest) -> Result<Report> {
+    let engine = world.engine(faults);
+    let (source, destination) = (engine.source.clone(), engine.destination.clone());
+    let draft = async {
+        let remembered = destination.remembered("p").await?;
+        let after = remembered.get(&delta::watermark_name(&request.cursor));
+        let column = delta::cursor_column(&*source, request).await?;
+        let window = delta::window(&*source, request, &column, after.map(String::as_str)).await?;
+        delta::plan(&*source, &*destination, &*engine.stages, request, &column, window).await
+    };
+    let (plan, resumed) = engine.plan("p", &serde_json::Value::Null, draft).await?;
+    engine.run(plan, resumed).await
+}
+
+async fn hash_run(world: &World, faults: &FaultPlan, tracked: Option<Vec<String>>) -> Result<Report> {
+    let engine = world.engine(faults);
+    let request = HashRequestOptions {
+        table: table(),
+        tracked,
+        form: Form::Auto,
+        deletes: true,
+        remember: BTreeMap::new(),
+    };
+    let draft = hash::plan(&*engine.source, &*engine.destination, &*engine.stages, &request);
+    let (plan, resumed) = engine.plan("p", &serde_json::Value::Null, draft).await?;
+    engine.run(plan, resumed).await
+}
+
+fn totals() -> AggregateRequest {
+    let sql = |name: &str, sql: &str| ColumnChoice {
+        term: Some(Term::Sql(sql.into())),
+        ..ColumnChoice::same(name)
+    };
+    let columns = vec![
+        ColumnChoice::same("user"),
+        sql("orders", "count(*)"),
+        sql("total", "sum(amount)"),
+    ];
+    AggregateRequest {
+        delta: DeltaRequest {
+            table: TableRequest {
+                group_by: vec!["user".into()],
+                columns: Some(columns),
+                ..table()
+            },
+            ..by_stamp(Deletes::Unseen)
+        },
+        row_key: vec!["id".into()],
+    }
+}
+
+async fn aggregate_run(world: &World, faults: &FaultPlan) -> Result<Report> {
+    let engine = world.engine(faults);
+    let (source, destination) = (engine.source.clone(), engine.destination.clone());
+    let draft = async {
+        let remembered = destination.remembered("p").await?;
+        aggregate::plan(&*source, &*destination, &*engine.stages, &totals(), &remembered).await
+    };
+    let (plan, resumed) = engine.plan("p", &serde_json::Value::Null, draft).await?;
+    engine.run(plan, resumed).await
+}
+
+/// user → (orders, total), computed from all rows.
+fn recomputed(world: &World) -> Rows {
+    let mut groups: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for row in world.source.table(&items()).unwrap().rows.values() {
+        let group = groups.entry(row[1].clone().unwrap()).or_default();
+        group.0 += 1;
+        group.1 += row[2].as_ref().unwrap().parse::<usize>().unwrap();
+    }
+    groups
+        .into_iter()
+        .map(|(user, (n, sum))| {
+            (
+                vec![user.clone()],
+                vec![Some(user), Some(n.to_string()), Some(sum.to_string())],
+            )
+        })
+        .collect()
+}
+
+async fn every_fault<F, Fut>(world: impl AsyncFn() -> World, run: F, check: impl Fn(&World, &str))
+where
+    F: Fn(World, FaultPlan) -> Fut,
+    Fut: Future<Output = Result<Report>>,
+{
+    let undisturbed = FaultPlan::none();
+    let w = world().await;
+    let report = run(w.clone(), undisturbed.clone())
+        .await
+        .expect("an undisturbed run succeeds");
+    report.ledger.check().unwrap();
+    check(&w, "undisturbed");
+    let calls = undisturbed.calls();
+    assert!(calls > 15, "the matrix covers only {calls} calls");
+    for at in 1..=calls + 1 {
+        for when in [When::Before, When::After] {
+            for looks in [Looks::Transient, Looks::Fatal] {
+                let case = format!("call {at} of {calls} fails {when:?}, {looks:?}");
+                let w = world().await;
+                let faults = FaultPlan::fail(at, when, looks);
+                if let Err(e) = run(w.clone(), faults.clone()).await {
+                    assert!(faults.calls() >= at, "{case}: failed without a fault: {e}");
+                    run(w.clone(), FaultPlan::none())
+                        .await
+                        .unwrap_or_else(|e| panic!("{case}: the next run failed: {e}"));
+                }
+                check(&w, &case);
+            }
+        }
+    }
+}
+
+/// A world whose first delta is done, with changes since.
+async fn changed_since(deletes: Deletes) -> World {
+    let world = World::new(some_rows(8));
+    delta_run(&world, &FaultPlan::none(), &by_stamp(deletes)).await.unwrap();
+    world.change(|rows| {
+        for i in [3, 5, 30] {
+            rows.extend([row(i, "changed", 1, Some("2026-01-03"))]);
+        }
+        rows.extend([row(31, "without a stamp", 1, None)]);
+        rows.remove(&vec!["0007".to_string()]);
+    });
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delta_with_deletes_by_key() {
+    every_fault(
+        || changed_since(Deletes::AntiJoin),
+        |w, faults| async move { delta_run(&w, &faults, &by_stamp(Deletes::AntiJoin)).await },
+        |w, case| assert_eq!(w.copy(), w.source.table(&items()).unwrap().rows, "{case}"),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_delta_reads_what_changed_and_nothing_else() {
+    let world = changed_since(Deletes::Unseen).await;
+    let report = delta_run(&world, &FaultPlan::none(), &by_stamp(Deletes::Unseen))
+        .await
+        .unwrap();
+    let ledger = report.ledger;
+    // Rows with the last run's largest stamp are read again, because the application stamps: 8 of them, unchanged.
+    assert_eq!((ledger.applied.inserted, ledger.applied.updated), (2, 2));
+    assert!(
+        world.copy().contains_key(&vec!["0007".to_string()]),
+        "a delta does not see deletes"
+    );
+    assert_eq!(
+        world.destination.remembered("p").await.unwrap()["delta:stamp"],
+        "2026-01-03"
+    );
+}
+
+#[tokio::test]
+async fn a_tombstone_deletes() {
+    let world = World::new(some_rows(5));
+    let request = by_stamp(Deletes::Tombstone("gone".into()));
+    delta_run(&world, &FaultPlan::none(), &request).await.unwrap();
+    world.change(|rows| {
+        let (key, mut cells) = row(2, "u", 1, Some("2026-01-04"));
+        cells[4] = Some("yes".into());
+        rows.insert(key, cells);
+    });
+    let report = delta_run(&world, &FaultPlan::none(), &request).await.unwrap();
+    assert_eq!(report.ledger.applied.deleted, 1);
+    assert!(!world.copy().contains_key(&vec!["0002".to_string()]));
+}
+
+#[tokio::test]
+async fn a_row_that_stops_matching_the_filter_is_deleted() {
+    let world = World::new(some_rows(14));
+    let mut request = by_stamp(Deletes::Unseen);
+    request.table.filters = vec![Filter::Test(Condition {
+        term: Term::column("user"),
+        test: Test::Compare(Comparison::Equal, "u1".into()),
+    })];
+    delta_run(&world, &FaultPlan::none(), &request).await.unwrap();
+    assert_eq!(world.copy().len(), 2, "rows 1 and 8");
+    world.change(|rows| rows.extend([row(1, "u2", 1, Some("2026-01-05")), row(3, "u1", 1, Some("2026-01-05"))]));
+    delta_run(&world, &FaultPlan::none(), &request).await.unwrap();
+    let copy = world.copy();
+    let ids: Vec<&str> = copy.keys().map(|k| k[0].as_str()).collect();
+    assert_eq!(ids, ["0003", "0008"]);
+    assert_eq!(
+        world.destination.table(&copies()).unwrap().schema.columns.len(),
+        5,
+        "no helper column is written"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hash_run_makes_equal() {
+    every_fault(
+        async || {
+            let world = World::new(some_rows(6));
+            let mut there = some_rows(7);
+            there.remove(&vec!["0002".to_string()]);
+            there.extend([row(4, "other", 9, None)]);
+            world.destination.put(&copies(), schema(), there);
+            world
+        },
+        |w, faults| async move { hash_run(&w, &faults, None).await },
+        |w, case| assert_eq!(w.copy(), w.source.table(&items()).unwrap().rows, "{case}"),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_hash_run_says_what_it_found_and_reads_only_that() {
+    let world = World::new(some_rows(40));
+    let mut there = some_rows(42);
+    there.remove(&vec!["0007".to_string()]);
+    there.extend([row(9, "other", 9, None)]);
+    world.destination.put(&copies(), schema(), there);
+    let ledger = hash_run(&world, &FaultPlan::none(), None).await.unwrap().ledger;
+    let c = ledger.accounts.compared;
+    assert_eq!((c.differing, c.only_source, c.only_destination), (1, 1, 2));
+    assert_eq!(
+        (ledger.applied.inserted, ledger.applied.updated, ledger.applied.deleted),
+        (1, 1, 2)
+    );
+    assert_eq!(ledger.accounts.read.rows, 4);
+}
+
+#[tokio::test]
+async fn an_untracked_column_never_causes_a_write() {
+    let world = World::new(some_rows(10));
+    hash_run(&world, &FaultPlan::none(), None).await.unwrap();
+    world.change(|rows| {
+        for cells in rows.values_mut() {
+            cells[2] = Some("77".into());
+        }
+    });
+    let tracked = Some(vec!["user".into(), "stamp".into()]);
+    let ledger = hash_run(&world, &FaultPlan::none(), tracked.clone())
+        .await
+        .unwrap()
+        .ledger;
+    assert_eq!(ledger.applied.written, 0);
+    world.change(|rows| rows.get_mut(&vec!["0003".to_string()]).unwrap()[1] = Some("moved".into()));
+    let ledger = hash_run(&world, &FaultPlan::none(), tracked).await.unwrap().ledger;
+    assert_eq!(ledger.applied.updated, 1);
+    assert_eq!(
+        world.copy()[&vec!["0003".to_string()]][2].as_deref(),
+        Some("77"),
+        "such a row is written whole"
+    );
+}
+
+#[tokio::test]
+async fn mass_deletes_are_refused_before_the_first_one() {
+    let world = World::new(some_rows(100));
+    world.destination.put(&copies(), schema(), some_rows(2000));
+    let e = hash_run(&world, &FaultPlan::none(), None).await.unwrap_err();
+    assert_eq!(e.code(), code::MASS_DELETE);
+    assert_eq!(world.copy().len(), 2000, "nothing was deleted");
+    let empty = World::new(Rows::new());
+    empty.destination.put(&copies(), schema(), some_rows(5));
+    assert_eq!(
+        hash_run(&empty, &FaultPlan::none(), None).await.unwrap_err().code(),
+        code::MASS_DELETE
+    );
+    assert_eq!(empty.copy().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregate_follows_rows_that_move() {
+    every_fault(
+        async || {
+            let world = World::new(some_rows(7));
+            aggregate_run(&world, &FaultPlan::none()).await.unwrap();
+            world.change(|rows| {
+                // One moves to another group, the only row of a group leaves it, one is new.
+                rows.extend([row(1, "u2", 100, Some("2026-01-03"))]);
+                rows.extend([row(6, "new group", 7, Some("2026-01-03"))]);
+                rows.extend([row(40, "u0", 5, Some("2026-01-03"))]);
+            });
+            world
+        },
+        |w, faults| async move { aggregate_run(&w, &faults).await },
+        |w, case| assert_eq!(w.copy(), recomputed(w), "{case}"),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_aggregate_over_groups_of_unknown_age() {
+    every_fault(
+        async || {
+            let world = World::new(some_rows(5));
+            let mut stale = recomputed(&world);
+            stale.insert(
+                vec!["nobody".into()],
+                vec![Some("nobody".into()), Some("1".into()), Some("1".into())],
+            );
+            stale.insert(
+                vec!["u1".into()],
+                vec![Some("u1".into()), Some("9".into()), Some("9".into())],
+            );
+            world
+                .destination
+                .put(&copies(), text_schema(&["user", "orders", "total"], 1), stale);
+            world
+        },
+        |w, faults| async move { aggregate_run(&w, &faults).await },
+        |w, case| assert_eq!(w.copy(), recomputed(w), "{case}"),
+    )
+    .await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn an_aggregate_equals_a_full_recomputation(
+        rounds in prop::collection::vec(prop::collection::vec((0usize..20, 0usize..5, 0usize..100), 0..8), 1..5),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let world = World::new(some_rows(7));
+            aggregate_run(&world, &FaultPlan::none()).await.unwrap();
+            for (n, round) in rounds.iter().enumerate() {
+                let stamp = format!("2026-02-{:02}", n + 1);
+                world.change(|rows| {
+                    for (id, user, amount) in round {
+                        rows.extend([row(*id, &format!("u{user}"), *amount, Some(&stamp))]);
+                    }
+                });
+                aggregate_run(&world, &FaultPlan::none()).await.unwrap();
+                assert_eq!(world.copy(), recomputed(&world));
+            }
+        });
+    }
+}

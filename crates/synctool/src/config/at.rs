@@ -64,6 +64,11 @@ impl<T> At<T> {
         self.value
     }
 
+    /// The value, to be changed in its place.
+    pub(super) fn value_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+
     /// Where it stands; `None` for a default or a value made by the program.
     pub fn origin(&self) -> Option<&Origin> {
         self.origin.as_deref()

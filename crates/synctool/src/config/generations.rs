@@ -9,10 +9,11 @@ use super::at::At;
 use super::datastores::DatastoreEntry;
 use super::decode::{Anything, Later};
 use super::form::{
-    ColumnEntry, ColumnsFile, DestinationFile, HashAlgorithm, PipelineFile, SourceFile, StrategyFile, SyncType,
-    WriteFile,
+    ColumnEntry, ColumnsFile, DataFetchFile, DestinationFile, EnrichmentFile, PipelineConfigFile, PipelineFile,
+    SourceFile, StrategyFile, WriteFile,
 };
-use super::pipeline::{Filter, Join};
+use super::pipeline::{Filter, Join, SchemaDrift, SyncType};
+use super::strategy::HashAlgorithm;
 use super::text::{Kind, Node};
 
 /// How a pipeline file is written.
@@ -66,16 +67,12 @@ pub(super) fn refusal(generation: Generation) -> Option<(&'static str, &'static 
 pub(super) fn later(path: &str) -> String {
     let key = path.rsplit('.').next().unwrap_or(path);
     let what = match key {
-        "enrichment" => "enrichment is not in this version yet; its columns are not written",
-        "primary_partitions" | "secondary_partitions" | "delta_partitions" => {
-            "is read and does not cut partitions in this version yet"
-        }
-        "use_sub_partition" | "sub_partition_step" => "does not cut partitions in this version yet",
         "use_pagination" => "has no effect: rows are always read in pages",
-        "prevent_update_unless_changed" => "has no effect: rows that are equal are never written",
-        "match_row_count" | "hash_algo" => "has no effect in this version yet: hash strategies are not in it",
-        "pipeline_config" | "data_fetch" => "has no effect: batches are sized by the memory budget",
-        "virtual" | "expr" => "is not computed in this version yet",
+        "enable_pipeline" => "has no effect: every strategy goes through the stages",
+        "min_sub_partition_step" | "interval_reduction_factor" => {
+            "has no effect: partitions that differ are halved until the rows are found"
+        }
+        "max_concurrent_batches" => "has no effect: batches on their way are bounded by the memory budget",
         _ => "has no effect in this version yet",
     };
     if what.starts_with(key) {
@@ -117,12 +114,22 @@ pub(super) struct G1File {
     strategies: Option<Vec<At<StrategyFile>>>,
     /// What the destination may be asked to do.
     write: Option<WriteFile>,
-    /// Only row-level is in this version.
+    /// What the unit of the sync is. Default: row-level.
     sync_type: Option<At<SyncType>>,
-    hash_algo: Option<Later<HashAlgorithm>>,
-    enrichment: Option<Later<Anything>>,
-    pipeline_config: Option<Later<Anything>>,
-    columns: Option<Later<Anything>>,
+    /// The columns that make a group of an aggregate.
+    group_by: Option<Vec<At<String>>>,
+    /// What happens when the source's columns change. Default: evolve where all columns go along, else freeze.
+    schema_drift: Option<At<SchemaDrift>>,
+    /// The algorithm of hashes.
+    hash_algo: Option<At<HashAlgorithm>>,
+    /// Tables and computed columns that are added to rows.
+    enrichment: Option<EnrichmentFile>,
+    /// Stages of every strategy.
+    pipeline_config: Option<PipelineConfigFile>,
+    /// Its `page_size` is that of strategies which say none.
+    data_fetch: Option<DataFetchFile>,
+    /// Another name of `column_map`.
+    columns: Option<Vec<ColumnEntry>>,
 }
 
 /// Where rows come from.
@@ -205,7 +212,7 @@ impl From<G1File> for PipelineFile {
                 control_schema: destination.control_schema,
                 type_name: destination.type_name,
             },
-            columns: file.column_map.map(ColumnsFile::Listed),
+            columns: file.column_map.or(file.columns).map(ColumnsFile::Listed),
             key: None,
             partitioning: None,
             partition_column: file.partition_column,
@@ -214,9 +221,12 @@ impl From<G1File> for PipelineFile {
             strategies: file.strategies,
             write: file.write,
             sync_type: file.sync_type,
+            group_by: file.group_by,
+            schema_drift: file.schema_drift,
             hash_algo: file.hash_algo,
             enrichment: file.enrichment,
             pipeline_config: file.pipeline_config,
+            data_fetch: file.data_fetch,
         }
     }
 }

@@ -7,7 +7,8 @@ use super::at::{ORIGIN, VALUE};
 use super::datastores::{Connection, Datastore, Datastores};
 use super::global::Global;
 use super::load::Loaded;
-use super::pipeline::{ColumnMapping, Columns, Direction, Pipeline, StrategyKind};
+use super::pipeline::{ColumnMapping, Columns, Direction, Pipeline};
+use super::strategy::StrategyKind;
 
 impl Loaded {
     /// The pipeline and its datastores in the current form of files, each value followed by its origin.
@@ -95,7 +96,7 @@ impl Pipeline {
         let defaults = plain(&Value::Object(pipeline_tree(&Pipeline::copy("", ("", ""), ("", "")))));
         drop_defaults(&mut tree, &defaults);
         // The only strategy of a pipeline without any.
-        let one = plain(&value(super::pipeline::Strategy::new(StrategyKind::Full)));
+        let one = plain(&value(super::strategy::Strategy::new(StrategyKind::Full)));
         if let Some(Value::Array(strategies)) = tree.get_mut("strategies") {
             strategies.iter_mut().for_each(|s| drop_defaults(s, &one));
         }
@@ -183,6 +184,7 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     put("enabled", value(&p.enabled));
     put("source", value(&p.source));
     put("destination", value(&p.destination));
+    put("sync_type", value(&p.sync_type));
     put(
         "columns",
         match &p.columns {
@@ -193,6 +195,9 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     if !p.key.is_empty() {
         put("key", value(&p.key));
     }
+    if !p.group_by.is_empty() {
+        put("group_by", value(&p.group_by));
+    }
     if p.partitioning != Default::default() {
         put("partitioning", value(&p.partitioning));
     }
@@ -201,6 +206,12 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     }
     if !p.transform.is_empty() {
         put("transform", value(&p.transform));
+    }
+    if let Some(algorithm) = &p.hash_algo {
+        put("hash_algo", value(algorithm));
+    }
+    if let Some(policy) = &p.schema_drift {
+        put("schema_drift", value(policy));
     }
     put("strategies", value(&p.strategies));
     put("write", value(&p.write));
@@ -215,8 +226,20 @@ fn column_tree(c: &ColumnMapping) -> Value {
     let mut put = |key: &str, value: Value| {
         tree.insert(key.to_owned(), value);
     };
-    put("source", value(&c.source));
+    if c.name != c.dest {
+        put("name", value(&c.name));
+    }
+    match &c.expr {
+        Some(sql) => put("expr", value(sql)),
+        None => put("source", value(&c.source)),
+    }
     put("dest", value(&c.dest));
+    if c.is_virtual {
+        put("virtual", true.into());
+    }
+    if let Some(sql) = &c.dest_expr {
+        put("dest_expr", value(sql));
+    }
     if let Some(data_type) = &c.data_type {
         put("data_type", value(data_type));
     }

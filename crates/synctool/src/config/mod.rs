@@ -14,6 +14,7 @@
 //! Mistakes are collected, with their places; a secret is in no message and no output.
 
 mod at;
+mod bounds;
 mod datastores;
 mod decode;
 pub(crate) mod error;
@@ -22,6 +23,7 @@ mod generations;
 mod global;
 mod load;
 mod meaning;
+mod migrate;
 mod moment;
 mod pipeline;
 mod schema;
@@ -37,6 +39,7 @@ mod uri;
 mod vars;
 
 pub use at::{At, Origin};
+pub use bounds::parse_bounds;
 pub use datastores::{Connection, CsvOptions, DATASTORE_TYPES, Datastore, Datastores, FoundIn, Postgres, SslMode};
 pub use decode::Notice;
 pub use error::{ConfigError, ConfigErrors};
@@ -45,6 +48,7 @@ pub use global::{
 };
 pub use load::{Found, Loaded, Loader};
 pub use meaning::semantic_difference;
+pub use migrate::Migrated;
 pub use pipeline::{
     ColumnMapping, Columns, Comparison, Destination, Direction, Filter, Join, JoinKind, Operator, Partitioning,
     Pipeline, Roles, SchemaDrift, Source, SyncType, Write,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::at::At;
 use super::decode::Notice;
 use super::error::ConfigError;
-use super::stage::Stage;
+use super::stage::{Stage, StageWork};
 use super::strategy::{HashAlgorithm, Strategy, StrategyKind};
 use super::types::{DataType, SizedType};
 
@@ -425,6 +425,17 @@ impl Pipeline {
     /// The listed column that a name means: by its name on the way first, then by its name at an end.
     pub fn column(&self, name: &str) -> Option<&ColumnMapping> {
         find_column(self.listed(), name)
+    }
+
+    /// The names of the datastores it needs: those of its ends, then those of its stages.
+    pub fn datastores(&self) -> impl Iterator<Item = &At<String>> {
+        let of_stages = self.transform.iter().filter_map(|stage| match &stage.work {
+            StageWork::Enrich(enrich) => Some(&enrich.datastore),
+            _ => None,
+        });
+        [&self.source.datastore, &self.destination.datastore]
+            .into_iter()
+            .chain(of_stages)
     }
 
     /// The algorithm of a strategy's hashes.

@@ -336,6 +336,7 @@ impl<'a> De<'a> {
             line: self.node.pos.line,
             column: self.node.pos.column,
             inserted: self.node.inserted.clone(),
+            written: self.node.written.clone(),
             secret: self.node.secret,
         }
     }

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use self::columns::{check_columns, column, known_column};
 pub(super) use self::columns::{ColumnEntry, ColumnFile, ColumnsFile, SourceName};
 pub(super) use self::stages::{
-    AsOfFile, CacheEntry, CacheFile, DataFetchFile, EnrichFile, EnrichOn, EnrichmentFile, FieldEntry, FieldFile,
-    PipelineConfigFile, StageFile, TransformationFile, must_stay, transformations,
+    ApplicableOn, AsOfFile, CacheConfigFile, DimensionTable, CacheEntry, CacheFile, DataFetchFile, EnrichFile, EnrichOn, EnrichmentFile, FieldEntry, FieldFile,
+    PipelineConfigFile, StageFile, TransformationFile, enrichment_stages, must_stay, transformations,
 };
 pub(super) use self::strategies::{DimensionFile, StrategyFile};
 use super::at::At;
@@ -79,6 +79,37 @@ pub(super) struct PipelineFile {
     pub(super) pipeline_config: Option<PipelineConfigFile>,
     /// Its `page_size` is that of strategies which say none.
     pub(super) data_fetch: Option<DataFetchFile>,
+}
+
+impl PipelineFile {
+    /// A pipeline that says nothing but its ends.
+    pub(super) fn new(source: SourceFile, destination: DestinationFile) -> Self {
+        Self {
+            api_version: None,
+            name: None,
+            description: None,
+            enabled: None,
+            datastores: None,
+            source,
+            destination,
+            columns: None,
+            key: None,
+            partitioning: None,
+            partition_column: None,
+            partition_step: None,
+            max_concurrent_partitions: None,
+            sync_type: None,
+            group_by: None,
+            transform: None,
+            strategies: None,
+            write: None,
+            schema_drift: None,
+            hash_algo: None,
+            enrichment: None,
+            pipeline_config: None,
+            data_fetch: None,
+        }
+    }
 }
 
 /// Where rows come from.

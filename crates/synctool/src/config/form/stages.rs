@@ -44,7 +44,7 @@ pub(in super::super) struct StageFile {
 }
 
 /// Strategies, by name or type.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename = "$by_kind")]
 #[schemars(rename = "ApplicableOn", untagged)]
 pub(in super::super) enum ApplicableOn {
@@ -57,7 +57,7 @@ pub(in super::super) enum ApplicableOn {
 }
 
 /// Strategies, types and names apart.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(in super::super) struct ApplicableOnApart {
     /// Types.
@@ -68,7 +68,97 @@ pub(in super::super) struct ApplicableOnApart {
     names: Vec<At<String>>,
 }
 
+impl StageFile {
+    /// A stage that does what is said.
+    pub(in super::super) fn of(work: StageWork) -> Self {
+        let mut file = Self::default();
+        match work {
+            StageWork::Compute(columns) => file.compute = Some(ComputeFile::Several(columns)),
+            StageWork::Cast(casts) => file.cast = Some(casts),
+            StageWork::ValueMap(map) => file.value_map = Some(map),
+            StageWork::Filter(filters) => file.filter = Some(FilterFile::Several(filters)),
+            StageWork::Dedup(keys) => file.dedup = Some(keys),
+            StageWork::Enrich(enrich) => file.enrich = Some((*enrich).into()),
+            StageWork::Batch(size) => file.batch = Some(size),
+        }
+        file
+    }
+}
+
+impl StageFile {
+    /// The columns it makes.
+    pub(in super::super) fn makes(&self) -> Vec<At<String>> {
+        let mut names: Vec<At<String>> = Vec::new();
+        match &self.compute {
+            Some(ComputeFile::One(one)) => names.push(one.name.clone()),
+            Some(ComputeFile::Several(several)) => names.extend(several.iter().map(|c| c.name.clone())),
+            None => {}
+        }
+        for field in self.enrich.iter().flat_map(|e| e.fields.iter()) {
+            match field {
+                FieldEntry::Name(name) => names.push(name.clone()),
+                FieldEntry::Field(field) => names.extend(field.dest.clone().or_else(|| field.source.clone())),
+            }
+        }
+        names
+    }
+}
+
+impl From<Enrich> for EnrichFile {
+    fn from(enrich: Enrich) -> Self {
+        let field = |f: EnrichField| {
+            let mut file = FieldFile {
+                dest: Some(f.dest),
+                data_type: f.data_type,
+                transform: f.transform,
+                ..FieldFile::default()
+            };
+            match f.source {
+                FieldSource::Source(column) => file.source = Some(column),
+                FieldSource::Expr(sql) => file.expr = Some(sql),
+                FieldSource::Hash(hash) => file.hash = Some(hash),
+            }
+            FieldEntry::Field(Box::new(file.into()))
+        };
+        Self {
+            datastore: Some(enrich.datastore),
+            table: enrich.table,
+            schema: enrich.schema,
+            filters: enrich.filters,
+            join: Some(enrich.join),
+            on: enrich.on.into_iter().map(EnrichOn::Pair).collect::<Vec<_>>().into(),
+            as_of: enrich.as_of.map(|a| {
+                At::from(AsOfFile {
+                    column: a.column,
+                    valid_from: a.valid_from,
+                    valid_to: a.valid_to,
+                    operator: Some(a.operator),
+                    include_open_ended: Some(a.include_open_ended),
+                })
+            }),
+            fields: enrich.fields.into_iter().map(field).collect::<Vec<_>>().into(),
+            cardinality: Some(enrich.cardinality),
+            cache: Some(CacheEntry::Full(CacheFile {
+                store: Some(enrich.cache.store),
+                url: enrich.cache.url,
+                key_prefix: enrich.cache.key_prefix,
+                ttl: enrich.cache.ttl,
+                max_size: enrich.cache.max_size,
+            })),
+        }
+    }
+}
+
 impl ApplicableOn {
+    /// The first word, for its place.
+    pub(in super::super) fn first(&self) -> Option<&At<String>> {
+        match self {
+            ApplicableOn::One(word) => Some(word),
+            ApplicableOn::Several(words) => words.first(),
+            ApplicableOn::Apart(apart) => apart.types.first().or(apart.names.first()),
+        }
+    }
+
     pub(in super::super) fn words(self) -> Vec<At<String>> {
         match self {
             ApplicableOn::One(word) => vec![word],
@@ -157,7 +247,7 @@ pub(in super::super) struct AsOfFile {
 }
 
 /// A column that is added: its name, or what is made of it.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename = "$by_kind")]
 #[schemars(rename = "EnrichField", untagged)]
 pub(in super::super) enum FieldEntry {
@@ -168,7 +258,7 @@ pub(in super::super) enum FieldEntry {
 }
 
 /// A column that is added.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(in super::super) struct FieldFile {
     /// The column of the table. Default: that of the same name.
@@ -216,21 +306,21 @@ pub(in super::super) struct CacheFile {
 // The first generation's
 
 /// Tables and computed columns that are added to rows.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(in super::super) struct EnrichmentFile {
     /// Default: true.
-    enabled: Option<At<bool>>,
+    pub(in super::super) enabled: Option<At<bool>>,
     /// Where rows of dimensions are kept: memory or redis.
-    cache_backend: Option<At<CacheStore>>,
+    pub(in super::super) cache_backend: Option<At<CacheStore>>,
     /// How they are kept.
-    cache_config: Option<CacheConfigFile>,
+    pub(in super::super) cache_config: Option<CacheConfigFile>,
     /// Tables whose columns are added.
     #[serde(default)]
-    dimensions: Vec<At<DimensionTable>>,
+    pub(in super::super) dimensions: Vec<At<DimensionTable>>,
     /// Columns that are computed.
     #[serde(default)]
-    transformations: Vec<At<TransformationFile>>,
+    pub(in super::super) transformations: Vec<At<TransformationFile>>,
 }
 
 /// How rows of dimensions are kept.
@@ -252,9 +342,9 @@ pub(in super::super) struct CacheConfigFile {
 }
 
 /// A table whose columns are added.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-struct DimensionTable {
+pub(in super::super) struct DimensionTable {
     /// Its name.
     name: Option<At<String>>,
     /// The column that both have in common.
@@ -266,7 +356,7 @@ struct DimensionTable {
 }
 
 /// Where a dimension is.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code, reason = "the datastore says its type")]
 struct DimensionSource {
@@ -278,7 +368,7 @@ struct DimensionSource {
 }
 
 /// Datastore and table of a dimension.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct DimensionSourceConfig {
     /// Name of a datastore. Default: that of the source.
@@ -290,7 +380,7 @@ struct DimensionSourceConfig {
 }
 
 /// A column that is computed, or one of the other transformations of the original.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(in super::super) struct TransformationFile {
     /// transform (the default), column_cast or value_map.
@@ -709,7 +799,7 @@ fn fields(entries: At<Vec<FieldEntry>>, errors: &mut Vec<ConfigError>) -> Vec<En
     fields
 }
 
-fn enrichment_stages(file: EnrichmentFile, source: &Source, errors: &mut Vec<ConfigError>) -> Vec<Stage> {
+pub(in super::super) fn enrichment_stages(file: EnrichmentFile, source: &Source, errors: &mut Vec<ConfigError>) -> Vec<Stage> {
     let enabled = file.enabled.unwrap_or_else(|| true.into());
     let config = file.cache_config.unwrap_or_default();
     let cache = Cache {

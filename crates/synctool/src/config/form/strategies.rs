@@ -95,10 +95,67 @@ pub(in super::super) struct StrategyFile {
     pub(in super::super) pipeline_config: Option<PipelineConfigFile>,
     /// Its `page_size` is another place of the strategy's.
     pub(in super::super) data_fetch: Option<DataFetchFile>,
-    use_pagination: Option<Later<bool>>,
-    enable_pipeline: Option<Later<bool>>,
-    min_sub_partition_step: Option<Later<u64>>,
-    interval_reduction_factor: Option<Later<f64>>,
+    pub(in super::super) use_pagination: Option<Later<bool>>,
+    pub(in super::super) enable_pipeline: Option<Later<bool>>,
+    pub(in super::super) min_sub_partition_step: Option<Later<u64>>,
+    pub(in super::super) interval_reduction_factor: Option<Later<f64>>,
+}
+
+impl StrategyFile {
+    /// A strategy that says nothing but its kind.
+    pub(in super::super) fn new(kind: At<StrategyKind>) -> Self {
+        Self {
+            name: None,
+            kind,
+            description: None,
+            column: None,
+            stamped_by: None,
+            lag: None,
+            margin: None,
+            time_zone: None,
+            deletes: None,
+            cursor_tables: None,
+            primary_partitions: None,
+            secondary_partitions: None,
+            delta_partitions: None,
+            max_concurrent_partitions: None,
+            page_size: None,
+            hash_algo: None,
+            prevent_update_unless_changed: None,
+            match_row_count: None,
+            full_mode: None,
+            verify: None,
+            cron: None,
+            enabled: None,
+            default: None,
+            wait_for_pipeline_lock: None,
+            pipeline_lock_wait_timeout: None,
+            wait_for_table_lock: None,
+            table_lock_wait_timeout: None,
+            max_retry_on_lock_failure: None,
+            max_consecutive_failures: None,
+            retry_backoff_multiplier: None,
+            initial_retry_delay: None,
+            use_sub_partition: None,
+            sub_partition_step: None,
+            pipeline_config: None,
+            data_fetch: None,
+            use_pagination: None,
+            enable_pipeline: None,
+            min_sub_partition_step: None,
+            interval_reduction_factor: None,
+        }
+    }
+
+    /// The dimensions of all three kinds, to be renamed in their place.
+    pub(in super::super) fn dimensions_mut(&mut self) -> impl Iterator<Item = &mut At<DimensionFile>> {
+        let lists = [
+            &mut self.primary_partitions,
+            &mut self.secondary_partitions,
+            &mut self.delta_partitions,
+        ];
+        lists.into_iter().flatten().flatten()
+    }
 }
 
 /// How rows that are gone at the source are found.
@@ -166,6 +223,29 @@ pub(in super::super) struct DimensionFile {
     values: Option<Vec<At<Value>>>,
     /// Another name of `values`.
     value: Option<Vec<At<Value>>>,
+}
+
+impl DimensionFile {
+    /// Ranges of a column.
+    pub(in super::super) fn range(
+        column: At<String>,
+        step: Option<At<u64>>,
+        data_type: Option<At<SizedType>>,
+    ) -> Self {
+        Self {
+            column,
+            step: step.map(|s| s.with(i64::try_from(*s).unwrap_or(i64::MAX))),
+            step_unit: None,
+            data_type,
+            kind: None,
+            time_zone: None,
+            bounded: None,
+            start: None,
+            end: None,
+            values: None,
+            value: None,
+        }
+    }
 }
 
 /// What strategies are resolved against.

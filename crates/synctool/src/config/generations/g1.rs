@@ -1,92 +1,24 @@
-//! Older generations of pipeline files: recognised by their keys, read into the current form.
+//! The first generation, in both of its dialects: `source_provider`, `destination_provider`, `column_map`.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::at::At;
-use super::datastores::DatastoreEntry;
-use super::decode::{Anything, Later};
-use super::form::{
+use super::super::at::At;
+use super::super::datastores::DatastoreEntry;
+use super::super::decode::{Anything, Later};
+use super::super::form::{
     ColumnEntry, ColumnsFile, DataFetchFile, DestinationFile, EnrichmentFile, PipelineConfigFile, PipelineFile,
     SourceFile, StrategyFile, WriteFile,
 };
-use super::pipeline::{Filter, Join, SchemaDrift, SyncType};
-use super::strategy::HashAlgorithm;
-use super::text::{Kind, Node};
-
-/// How a pipeline file is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Generation {
-    /// `source`, `destination`, `columns`.
-    Current,
-    /// `source_provider`, `destination_provider`, `column_map`.
-    G1,
-    /// `backends`, `stages`.
-    G2,
-    /// Everything below `sync_job`.
-    G0,
-}
-
-/// The generation of a file, by the keys at its top.
-pub(super) fn recognise(root: &Node) -> Generation {
-    let has = |keys: &[&str]| match &root.kind {
-        Kind::Map(entries) => entries.iter().any(|e| keys.contains(&e.key.as_str())),
-        _ => false,
-    };
-    if has(&["backends", "stages", "pipeline_columns"]) {
-        Generation::G2
-    } else if has(&["sync_job", "source_state_provider", "destination_state_provider"]) {
-        Generation::G0
-    } else if has(&["source_provider", "destination_provider", "column_map"]) {
-        Generation::G1
-    } else {
-        Generation::Current
-    }
-}
-
-/// Why a generation is not read, as message and help.
-pub(super) fn refusal(generation: Generation) -> Option<(&'static str, &'static str)> {
-    const HELP: &str = "write the pipeline with source, destination and columns (synctool config schema pipeline), or \
-                        with source_provider, destination_provider and column_map";
-    match generation {
-        Generation::Current | Generation::G1 => None,
-        Generation::G2 => Some((
-            "generation G2 of pipeline files (backends, stages) is not in this version yet",
-            HELP,
-        )),
-        Generation::G0 => Some((
-            "generation G0 of pipeline files (sync_job) is not in this version yet",
-            HELP,
-        )),
-    }
-}
-
-/// What a user should know of a key that is read and not yet used.
-pub(super) fn later(path: &str) -> String {
-    let key = path.rsplit('.').next().unwrap_or(path);
-    let what = match key {
-        "use_pagination" => "has no effect: rows are always read in pages",
-        "enable_pipeline" => "has no effect: every strategy goes through the stages",
-        "min_sub_partition_step" | "interval_reduction_factor" => {
-            "has no effect: partitions that differ are halved until the rows are found"
-        }
-        "max_concurrent_batches" => "has no effect: batches on their way are bounded by the memory budget",
-        _ => "has no effect in this version yet",
-    };
-    if what.starts_with(key) {
-        what.to_owned()
-    } else {
-        format!("{path} {what}")
-    }
-}
+use super::super::pipeline::{Filter, Join, SchemaDrift, SyncType};
+use super::super::strategy::HashAlgorithm;
 
 /// The form of the original's first guides.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(title = "SyncTool pipeline, first generation", deny_unknown_fields)]
-#[allow(dead_code, reason = "read and checked, and not acted upon in this version")]
-pub(super) struct G1File {
+pub(in super::super) struct G1File {
     /// Version of the configuration's form; may be left out.
     #[serde(rename = "apiVersion")]
     api_version: Option<String>,

@@ -258,8 +258,8 @@ impl Pipeline {
     /// What happens to rows on their way.
     fn stages(&self) -> Chain {
         let mut chain = Chain::default();
-        for step in &self.loaded.pipeline.transform {
-            let map = &step.value_map;
+        for stage in &self.loaded.pipeline.transform {
+            let config::StageWork::ValueMap(map) = &stage.work else { continue };
             chain.push(ValueMap::new(
                 map.column.as_str(),
                 map.mapping.clone().into_iter().collect(),

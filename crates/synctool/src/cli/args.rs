@@ -210,8 +210,8 @@ pub(super) struct RunArgs {
     /// The strategy, by name or by type. Default: the first that is enabled.
     #[arg(long, value_name = "NAME")]
     pub(super) strategy: Option<String>,
-    /// Only rows inside these bounds of the key, as JSON: '[{"column": "id", "start": 100, "end": 200}]' (end not
-    /// included; either may be left out). Rows outside stay as they are, nothing is deleted.
+    /// Only rows inside these bounds, as JSON: '[{"column": "id", "start": 100, "end": 200}]' (end not included; either
+    /// may be left out) or '[{"column": "region", "value": ["eu", "us"]}]'. Rows outside stay as they are, nothing is deleted.
     #[arg(long, value_name = "JSON")]
     pub(super) bounds: Option<String>,
     #[command(flatten)]
@@ -337,6 +337,23 @@ pub(super) enum ConfigCommand {
         /// The folder.
         #[arg(long, value_name = "DIR")]
         config_dir: Option<PathBuf>,
+    },
+    /// Write a pipeline of an older form in the current one; without a target it is printed.
+    #[command(after_help = "Examples:
+  synctool config migrate old.yaml --output new.yaml
+  synctool config migrate old.yaml --in-place
+Comments and the layout are left behind. Secrets that are written out in the file become variables,
+but with --in-place they stay.")]
+    Migrate {
+        /// The pipeline's file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The file to write; it must not be there yet.
+        #[arg(long, short, value_name = "FILE", conflicts_with = "in_place")]
+        output: Option<PathBuf>,
+        /// Replace the file itself.
+        #[arg(long)]
+        in_place: bool,
     },
     /// Print the JSON Schema of a kind of file, for editors.
     #[command(after_help = "Example:

@@ -5,7 +5,8 @@ use super::find;
 use super::out::{self, Reply};
 use crate::config::{SchemaOf, schema};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use synctool_core::error::{Error, Result, code};
 
 /// `synctool config …`.
@@ -37,6 +38,7 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
             Ok(Reply::new(pipeline.config().to_json(), pipeline.config().to_yaml()))
         }
         ConfigCommand::List { config_dir } => list(config_dir, globals),
+        ConfigCommand::Migrate { file, output, in_place } => migrate(&file, output, in_place, globals),
         ConfigCommand::Schema { of } => {
             let schema = schema(match of {
                 SchemaArg::Pipeline => SchemaOf::Pipeline,
@@ -47,6 +49,45 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
             Ok(Reply::new(schema, text))
         }
     }
+}
+
+fn migrate(file: &Path, output: Option<PathBuf>, in_place: bool, globals: &Globals) -> Result<Reply> {
+    let migrated = globals.loader().migrate(file, in_place)?;
+    let unwritten = |path: &Path, error: &std::io::Error| {
+        Error::new(code::CONFIG_INVALID, format!("{} cannot be written", path.display())).at("reason", error.kind().to_string())
+    };
+    let target = match (&output, in_place) {
+        (Some(target), _) => {
+            let mut options = std::fs::OpenOptions::new();
+            let mut created = options.write(true).create_new(true).open(target).map_err(|e| unwritten(target, &e))?;
+            created.write_all(migrated.yaml.as_bytes()).map_err(|e| unwritten(target, &e))?;
+            Some(target.clone())
+        }
+        (None, true) => {
+            // The old file is there until the new one is whole.
+            let mut beside = file.as_os_str().to_owned();
+            beside.push(".new");
+            let beside = PathBuf::from(beside);
+            std::fs::write(&beside, &migrated.yaml).map_err(|e| unwritten(&beside, &e))?;
+            std::fs::rename(&beside, file).map_err(|e| unwritten(file, &e))?;
+            Some(file.to_owned())
+        }
+        (None, false) => None,
+    };
+    for variable in &migrated.variables {
+        globals.note(&format!("set {variable}: it stands for a secret that is written out in {}", file.display()));
+    }
+    let mut json = json!({
+        "from": migrated.from, "changed": !migrated.is_current, "file": target, "variables": migrated.variables,
+    });
+    if target.is_none() {
+        json["yaml"] = migrated.yaml.as_str().into();
+    }
+    let text = match target {
+        None => migrated.yaml,
+        Some(target) => format!("{} is written in the current form; it was in {}\n", target.display(), migrated.from),
+    };
+    Ok(Reply::new(json, text))
 }
 
 fn list(folder: Option<PathBuf>, globals: &Globals) -> Result<Reply> {

@@ -11,6 +11,7 @@ use synctool_core::change::KeyRange;
 use synctool_core::engine::{Observer, PartitionStatus, PartitionView, RunEvent};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Publish, Verify};
+use synctool_core::query::{Condition, Term, Test};
 use synctool_core::strategy::full::FullMode;
 
 /// `synctool run`.
@@ -20,35 +21,27 @@ pub(super) async fn run(args: RunArgs, globals: &Globals, interrupt: Interrupt) 
     go(&pipeline, args.strategy, bounds, &args.doing, globals, interrupt).await
 }
 
-/// Reads `--bounds` as the original's users know it: a list of one `{"column", "start", "end"}`.
+/// Reads `--bounds` as the original's users know it.
 fn bounds(text: &str) -> Result<KeyRange> {
     let wrong = |why: String| {
         Error::new(code::CONFIG_INVALID, format!("--bounds {why}"))
             .hint(r#"write for example --bounds '[{"column": "id", "start": 100, "end": 200}]'"#)
     };
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Bound {
-        column: String,
-        start: Option<Value>,
-        end: Option<Value>,
+    let mut conditions = crate::config::parse_bounds(text).map_err(wrong)?;
+    match (conditions.pop(), conditions.is_empty()) {
+        (
+            Some(Condition {
+                term: Term::Column { relation: None, name },
+                test: Test::Range { lower, upper },
+            }),
+            true,
+        ) => Ok(KeyRange {
+            columns: vec![name],
+            lower: lower.map(|text| vec![text]),
+            upper: upper.map(|text| vec![text]),
+        }),
+        _ => Err(wrong("takes one range of one column in this version".into())),
     }
-    serde_json::from_str::<Value>(text).map_err(|_| wrong("is not JSON".into()))?;
-    let mut list: Vec<Bound> = serde_json::from_str(text).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-    let (Some(bound), true) = (list.pop(), list.is_empty()) else {
-        return Err(wrong("takes one column in this version".into()));
-    };
-    let end = |value: Option<Value>| match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(vec![text])),
-        Some(Value::Number(n)) => Ok(Some(vec![n.to_string()])),
-        Some(_) => Err(wrong("takes texts and numbers".into())),
-    };
-    Ok(KeyRange {
-        columns: vec![bound.column],
-        lower: end(bound.start)?,
-        upper: end(bound.end)?,
-    })
 }
 
 /// What the command line says about a run.

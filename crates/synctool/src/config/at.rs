@@ -24,6 +24,8 @@ pub struct Origin {
     pub column: u32,
     /// What was put in for `${…}`: `env NAME`, `default of ${NAME}`, `file PATH`.
     pub inserted: Vec<String>,
+    /// The text as it stands in the file, where something was put in: `${NAME}`.
+    pub written: Option<String>,
     /// The value is not to be shown: it came from a secrets file or stands below a key such as `password`.
     pub secret: bool,
 }
@@ -62,6 +64,11 @@ impl<T> At<T> {
     /// The value alone.
     pub fn into_inner(self) -> T {
         self.value
+    }
+
+    /// The value, to be changed in its place.
+    pub(super) fn value_mut(&mut self) -> &mut T {
+        &mut self.value
     }
 
     /// Where it stands; `None` for a default or a value made by the program.
@@ -153,16 +160,19 @@ impl<T: fmt::Debug> fmt::Debug for At<T> {
 /// Names of the fields under which `show` finds value and origin.
 pub(super) const VALUE: &str = "$value";
 pub(super) const ORIGIN: &str = "$origin";
+/// The name of the field that holds the text with its variables.
+pub(super) const WRITTEN: &str = "$written";
 
 impl<T: Serialize> Serialize for At<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut pair = serializer.serialize_struct("At", 2)?;
+        let mut pair = serializer.serialize_struct("At", 3)?;
         if self.is_secret() {
             pair.serialize_field(VALUE, MASK)?;
         } else {
             pair.serialize_field(VALUE, &self.value)?;
         }
         pair.serialize_field(ORIGIN, &self.origin().map(ToString::to_string))?;
+        pair.serialize_field(WRITTEN, &self.origin().and_then(|o| o.written.as_deref()))?;
         pair.end()
     }
 }

@@ -224,6 +224,17 @@ impl Datastores {
 
     /// One by name, if this version can open it. The error points at the name that was asked for.
     pub fn get(&self, name: &At<String>) -> Result<&Datastore, ConfigError> {
+        let datastore = self.known(name)?;
+        match (&datastore.connection, self.entries.get(&**name)) {
+            (Connection::NotYet { type_name }, Some(entry)) => Err(not_yet(
+                entry.error(format!("datastore \"{}\" is of type {type_name}", entry.name)),
+            )),
+            _ => Ok(datastore),
+        }
+    }
+
+    /// One by name, whether this version can open it or not.
+    pub fn known(&self, name: &At<String>) -> Result<&Datastore, ConfigError> {
         let Some(entry) = self.entries.get(&**name) else {
             let names: Vec<&str> = self.entries.keys().map(String::as_str).collect();
             let error = name.error(format!("there is no datastore \"{}\"", name.shown()));
@@ -239,12 +250,7 @@ impl Datastores {
                 }
             });
         };
-        match &entry.connection {
-            Connection::NotYet { type_name } => Err(not_yet(
-                entry.error(format!("datastore \"{}\" is of type {type_name}", entry.name)),
-            )),
-            _ => Ok(entry),
-        }
+        Ok(entry)
     }
 }
 
@@ -298,6 +304,28 @@ pub(super) enum DatastoreEntry {
     Kafka(Anything),
 }
 
+impl DatastoreEntry {
+    /// A PostgreSQL server by the keys of its connection.
+    pub(super) fn postgres(connection: At<PostgresConnection>) -> Self {
+        DatastoreEntry::Postgres(Box::new(PostgresEntry {
+            connection: Some(connection),
+            url: None,
+            description: None,
+            tags: None,
+            additional_capabilities: None,
+            disabled_capabilities: None,
+        }))
+    }
+
+    /// A folder of Parquet files.
+    pub(super) fn parquet(path: At<PathBuf>) -> Self {
+        DatastoreEntry::Parquet(FileEntry {
+            path: Some(path),
+            ..FileEntry::default()
+        })
+    }
+}
+
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code, reason = "read and checked, and not acted upon in this version")]
@@ -316,41 +344,41 @@ pub(super) struct PostgresEntry {
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-struct PostgresConnection {
+pub(super) struct PostgresConnection {
     /// The whole connection as one URL; keys beside it win over its parts.
-    url: Option<At<SecretUrl>>,
+    pub(super) url: Option<At<SecretUrl>>,
     /// Host name, address, or the folder of a Unix socket. Default: localhost.
-    host: Option<At<String>>,
+    pub(super) host: Option<At<String>>,
     /// Default: 5432.
-    port: Option<At<u16>>,
-    user: Option<At<String>>,
-    password: Option<At<Secret>>,
-    dbname: Option<At<String>>,
+    pub(super) port: Option<At<u16>>,
+    pub(super) user: Option<At<String>>,
+    pub(super) password: Option<At<Secret>>,
+    pub(super) dbname: Option<At<String>>,
     /// Another name of `dbname`.
-    database: Option<At<String>>,
+    pub(super) database: Option<At<String>>,
     /// Schema of tables that are named without one. Default: public.
-    schema: Option<At<String>>,
+    pub(super) schema: Option<At<String>>,
     /// Default: prefer.
-    sslmode: Option<At<SslMode>>,
+    pub(super) sslmode: Option<At<SslMode>>,
     /// File of trusted root certificates.
-    sslrootcert: Option<At<PathBuf>>,
+    pub(super) sslrootcert: Option<At<PathBuf>>,
     /// File of the client's certificate.
-    sslcert: Option<At<PathBuf>>,
+    pub(super) sslcert: Option<At<PathBuf>>,
     /// File of the client's key.
-    sslkey: Option<At<PathBuf>>,
+    pub(super) sslkey: Option<At<PathBuf>>,
     /// Default: 10s.
-    connect_timeout: Option<At<Span>>,
+    pub(super) connect_timeout: Option<At<Span>>,
     /// Default: the server's.
-    statement_timeout: Option<At<Span>>,
+    pub(super) statement_timeout: Option<At<Span>>,
     /// Default: 1.
-    min_connections: Option<At<u32>>,
+    pub(super) min_connections: Option<At<u32>>,
     /// Default: 10.
-    max_connections: Option<At<u32>>,
+    pub(super) max_connections: Option<At<u32>>,
     /// Default: synctool.
-    application_name: Option<At<String>>,
+    pub(super) application_name: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(super) struct FileEntry {
     /// The file or folder; relative to this file.

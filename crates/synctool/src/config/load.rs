@@ -8,8 +8,8 @@ use super::at::At;
 use super::datastores::{self, Datastore, Datastores, DatastoresFile, FoundIn};
 use super::decode::{Notice, decode};
 use super::error::{ConfigError, ConfigErrors};
-use super::form::{self, PipelineFile};
-use super::generations::{self, G1File, Generation};
+use super::form;
+use super::generations;
 use super::global::{self, Global, GlobalFile, State};
 use super::pipeline::Pipeline;
 use super::text::{self, Node, Text};
@@ -183,7 +183,11 @@ impl Loader {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let read = self
             .read(path, errors)
-            .and_then(|(text, root)| pipeline_file(&text, &root, errors));
+            .and_then(|(text, root)| {
+                let mut notices = Vec::new();
+                let file = generations::read(&text, &root, &mut notices, errors)?;
+                Some((file, notices))
+            });
         let (mut inline, mut of_datastores) = (BTreeMap::new(), Vec::new());
         let pipeline = read.map(|(mut file, notices)| {
             let entries = file.datastores.take().unwrap_or_default();
@@ -191,11 +195,9 @@ impl Loader {
             form::resolve(file, &stem, notices, errors)
         });
         let global = self.read_global(errors);
-        let needs_file = pipeline.as_ref().is_none_or(|p| {
-            ![&p.source.datastore, &p.destination.datastore]
-                .iter()
-                .all(|name| inline.contains_key(name.as_str()))
-        });
+        let needs_file = pipeline
+            .as_ref()
+            .is_none_or(|p| !p.datastores().all(|name| inline.contains_key(name.as_str())));
         let mut datastores = match needs_file {
             true => self.read_datastores(folder, global.as_ref(), Some(path), &mut of_datastores),
             false => Datastores::default(),
@@ -204,9 +206,10 @@ impl Loader {
         // A datastore that could not be read is missing by its own mistake.
         let complete = of_datastores.is_empty();
         errors.append(&mut of_datastores);
-        let (pipeline, global) = (pipeline?, global?);
+        let (mut pipeline, global) = (pipeline?, global?);
         if complete {
             check_ends(&pipeline, &global, &datastores, errors);
+            notice_what_cannot_be_opened(&mut pipeline, &datastores);
         }
         Some(Loaded {
             pipeline,
@@ -273,7 +276,7 @@ impl Loader {
     }
 
     /// Reads a file up to the tree with variables put in.
-    fn read(&self, path: &Path, errors: &mut Vec<ConfigError>) -> Option<(Text, Node)> {
+    pub(super) fn read(&self, path: &Path, errors: &mut Vec<ConfigError>) -> Option<(Text, Node)> {
         let file = path.display().to_string();
         let content = match std::fs::read(path).map(String::from_utf8) {
             Ok(Ok(content)) => content,
@@ -297,21 +300,6 @@ impl Loader {
     }
 }
 
-/// A pipeline's tree → the current form.
-fn pipeline_file(text: &Text, root: &Node, errors: &mut Vec<ConfigError>) -> Option<(PipelineFile, Vec<Notice>)> {
-    let generation = generations::recognise(root);
-    if let Some((message, help)) = generations::refusal(generation) {
-        errors.push(text.error(root.pos, message).with_help(help));
-        return None;
-    }
-    let mut notices = Vec::new();
-    let file = match generation {
-        Generation::G1 => decode::<G1File>(root, text, errors, &mut notices)?.into(),
-        _ => decode::<PipelineFile>(root, text, errors, &mut notices)?,
-    };
-    Some((file, notices))
-}
-
 fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, errors: &mut Vec<ConfigError>) {
     let (source, destination) = (&pipeline.source, &pipeline.destination);
     let mut ends = Vec::new();
@@ -319,7 +307,7 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
         (&source.datastore, &source.type_name),
         (&destination.datastore, &destination.type_name),
     ] {
-        match datastores.get(name) {
+        match datastores.known(name) {
             Ok(datastore) => {
                 let is = datastore.connection.type_name();
                 if let Some(said) = type_name.as_ref().filter(|said| said.as_str() != is) {
@@ -334,6 +322,9 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
             }
             Err(error) => errors.push(error),
         }
+    }
+    for name in pipeline.datastores().skip(2) {
+        errors.extend(datastores.known(name).err());
     }
     if let State::Postgres {
         datastore: Some(name), ..
@@ -359,7 +350,23 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
     }
 }
 
-fn finish<T>(value: Option<T>, mut errors: Vec<ConfigError>) -> Result<T, ConfigErrors> {
+/// A pipeline with a datastore of a later version is valid, and says so before it is run.
+fn notice_what_cannot_be_opened(pipeline: &mut Pipeline, datastores: &Datastores) {
+    let mut told: Vec<&str> = Vec::new();
+    let mut notices = Vec::new();
+    for name in pipeline.datastores() {
+        if let Ok(datastore) = datastores.known(name)
+            && let Err(error) = datastores.get(name)
+            && !told.contains(&datastore.name.as_str())
+        {
+            told.push(&datastore.name);
+            notices.extend(Notice::at(name, "datastore", format!("{}; the pipeline cannot run", error.message)));
+        }
+    }
+    pipeline.not_yet.extend(notices);
+}
+
+pub(super) fn finish<T>(value: Option<T>, mut errors: Vec<ConfigError>) -> Result<T, ConfigErrors> {
     if value.is_none() && errors.is_empty() {
         errors.push(ConfigError::new("the configuration could not be read"));
     }

@@ -14,6 +14,7 @@
 //! Mistakes are collected, with their places; a secret is in no message and no output.
 
 mod at;
+mod bounds;
 mod datastores;
 mod decode;
 pub(crate) mod error;
@@ -21,10 +22,16 @@ mod form;
 mod generations;
 mod global;
 mod load;
+mod meaning;
+mod migrate;
+mod moment;
 mod pipeline;
 mod schema;
 mod secret;
 mod show;
+mod stage;
+mod strategy;
+mod table;
 mod text;
 mod types;
 mod units;
@@ -32,6 +39,7 @@ mod uri;
 mod vars;
 
 pub use at::{At, Origin};
+pub use bounds::parse_bounds;
 pub use datastores::{Connection, CsvOptions, DATASTORE_TYPES, Datastore, Datastores, FoundIn, Postgres, SslMode};
 pub use decode::Notice;
 pub use error::{ConfigError, ConfigErrors};
@@ -39,13 +47,23 @@ pub use global::{
     BuildSystem, DdlCheck, Global, Http, LogBatching, OnBuildFailure, Redis, Scheduler, State, Storage, Worker,
 };
 pub use load::{Found, Loaded, Loader};
+pub use meaning::semantic_difference;
+pub use migrate::Migrated;
 pub use pipeline::{
-    ColumnMapping, Columns, Comparison, Destination, Direction, Filter, FullMode, Join, JoinKind, Operator,
-    Partitioning, Pipeline, Roles, Source, Strategy, StrategyKind, TableRef, Transform, ValueMap, Verify, Write,
-    semantic_difference,
+    ColumnMapping, Columns, Comparison, Destination, Direction, Filter, Join, JoinKind, Operator, Partitioning,
+    Pipeline, Roles, SchemaDrift, Source, SyncType, Write,
 };
 pub use schema::{SchemaOf, schema};
 pub use secret::{Secret, SecretUrl};
 pub use show::SavedPipeline;
-pub use types::DataType;
+pub use stage::{
+    AsOf, Cache, CacheStore, Cardinality, Computed, Enrich, EnrichField, EnrichJoin, EnrichKey, FieldSource, Stage,
+    StageWork, ValueMap,
+};
+pub use strategy::{
+    Bound, CursorTable, Deletes, Dimension, DimensionKind, FullMode, HashAlgorithm, Scheduling, StampedBy, StepUnit,
+    Strategy, StrategyKind, Tombstone, Verify,
+};
+pub use table::TableRef;
+pub use types::{DataType, SizedType};
 pub use units::{ByteSize, Span};

@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use super::datastores::DatastoresFile;
 use super::form::PipelineFile;
-use super::generations::G1File;
+use super::generations::{self, G0File, G1File, G2File};
 use super::global::GlobalFile;
 
 /// The files that have a schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchemaOf {
-    /// A pipeline, in the current form or the first generation's.
+    /// A pipeline, in the current form or an older generation's.
     Pipeline,
     /// A datastores file.
     Datastores,
@@ -34,16 +34,27 @@ pub fn schema(of: SchemaOf) -> Value {
 
 fn pipeline(generator: &mut SchemaGenerator) -> Value {
     let current = generator.subschema_for::<PipelineFile>().to_value();
+    let oldest = generator.subschema_for::<G0File>().to_value();
     let first = generator.subschema_for::<G1File>().to_value();
+    let second = generator.subschema_for::<G2File>().to_value();
     let definitions = generator.take_definitions(true);
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "SyncTool pipeline",
-        "if": { "anyOf": [{ "required": ["source_provider"] }, { "required": ["destination_provider"] }, { "required": ["column_map"] }] },
-        "then": first,
-        "else": current,
+    let any_of = |keys: &[&str]| -> Value {
+        let keys: Vec<Value> = keys.iter().map(|key| json!({ "required": [key] })).collect();
+        json!({ "anyOf": keys })
+    };
+    let mut schema = json!({
+        "if": any_of(generations::G2_KEYS),
+        "then": second,
+        "else": {
+            "if": any_of(generations::G0_KEYS),
+            "then": oldest,
+            "else": { "if": any_of(generations::G1_KEYS), "then": first, "else": current },
+        },
         "$defs": definitions,
-    })
+    });
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "SyncTool pipeline".into();
+    schema
 }
 
 /// Any number, truth value or fixed word may also be given by a variable.

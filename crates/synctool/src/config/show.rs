@@ -3,11 +3,12 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::at::{ORIGIN, VALUE};
+use super::at::{ORIGIN, VALUE, WRITTEN};
 use super::datastores::{Connection, Datastore, Datastores};
 use super::global::Global;
 use super::load::Loaded;
-use super::pipeline::{ColumnMapping, Columns, Direction, Pipeline, StrategyKind};
+use super::pipeline::{ColumnMapping, Columns, Direction, Pipeline};
+use super::strategy::StrategyKind;
 
 impl Loaded {
     /// The pipeline and its datastores in the current form of files, each value followed by its origin.
@@ -36,12 +37,8 @@ impl Loaded {
 
     fn tree(&self) -> Value {
         let mut tree = pipeline_tree(&self.pipeline);
-        let mut used: Vec<&Datastore> = self.source().into_iter().chain(self.destination()).collect();
-        used.dedup_by_key(|d| &d.name);
-        tree.insert(
-            "datastores".into(),
-            used.into_iter().map(named_tree).collect::<Map<_, _>>().into(),
-        );
+        let used = self.pipeline.datastores().filter_map(|name| self.datastores.known(name).ok());
+        tree.insert("datastores".into(), used.map(named_tree).collect::<Map<_, _>>().into());
         tree.into()
     }
 }
@@ -88,17 +85,47 @@ pub struct SavedPipeline {
 }
 
 impl Pipeline {
-    /// The pipeline as a file that needs no other: with these datastores in it, without what is default, and with
-    /// variables in place of secrets.
-    pub fn save(&self, datastores: &[&Datastore]) -> SavedPipeline {
-        let mut tree = plain(&Value::Object(pipeline_tree(self)));
+    /// The tree of the pipeline without what is default.
+    pub(super) fn short_tree(&self) -> Value {
+        let mut tree = Value::Object(pipeline_tree(self));
         let defaults = plain(&Value::Object(pipeline_tree(&Pipeline::copy("", ("", ""), ("", "")))));
         drop_defaults(&mut tree, &defaults);
         // The only strategy of a pipeline without any.
-        let one = plain(&value(super::pipeline::Strategy::new(StrategyKind::Full)));
-        if let Some(Value::Array(strategies)) = tree.get_mut("strategies") {
-            strategies.iter_mut().for_each(|s| drop_defaults(s, &one));
+        let one = plain(&value(super::strategy::Strategy::new(StrategyKind::Full)));
+        let dimension = json!({ "bounded": false });
+        for strategy in items(&mut tree, "strategies") {
+            drop_defaults(strategy, &one);
+            for key in ["primary_partitions", "secondary_partitions", "delta_partitions"] {
+                for cut in items(strategy, key) {
+                    drop_defaults(cut, &dimension);
+                    if cut.get("type").is_some_and(|kind| plain(kind) == "range") {
+                        remove(cut, "type");
+                    }
+                }
+            }
         }
+        let stage = json!({
+            "enabled": true,
+            "enrich": { "join": "left", "cardinality": "one_to_one", "cache": { "store": "memory" },
+                        "as_of": { "operator": "<=", "include_open_ended": true } },
+        });
+        for entry in items(&mut tree, "transform") {
+            drop_defaults(entry, &stage);
+            let named_by_itself = entry
+                .get("name")
+                .and_then(|name| plain(name).as_str().map(ToOwned::to_owned))
+                .is_some_and(|name| entry.get(&name).is_some() && name != "name");
+            if named_by_itself {
+                remove(entry, "name");
+            }
+        }
+        tree
+    }
+
+    /// The pipeline as a file that needs no other: with these datastores in it, without what is default, and with
+    /// variables in place of secrets.
+    pub fn save(&self, datastores: &[&Datastore]) -> SavedPipeline {
+        let mut tree = plain(&self.short_tree());
         let mut variables = Vec::new();
         let mut entries = Map::new();
         for datastore in datastores {
@@ -119,7 +146,7 @@ impl Pipeline {
             tree.insert("datastores".into(), entries.into());
         }
         let mut yaml = String::new();
-        emit_with(&tree, 0, &mut yaml, &variables);
+        emit_with(&tree, 0, &mut yaml, Style::Plain(&variables));
         SavedPipeline { yaml, variables }
     }
 }
@@ -152,17 +179,33 @@ const ALWAYS: &[&str] = &[
     "destination",
 ];
 
+/// Takes out what is as it would be anyway. `defaults` are plain values; a value that holds a variable stays.
 fn drop_defaults(tree: &mut Value, defaults: &Value) {
     let (Value::Object(tree), Value::Object(defaults)) = (tree, defaults) else {
         return;
     };
     for (key, default) in defaults {
         let Some(value) = tree.get_mut(key) else { continue };
-        drop_defaults(value, default);
+        let is_pair = part(value).1.is_some();
+        if !is_pair {
+            drop_defaults(value, default);
+        }
+        let variable = value.get(WRITTEN).is_some_and(|written| !written.is_null());
         let empty = matches!(value, Value::Object(map) if map.is_empty());
-        if !ALWAYS.contains(&key.as_str()) && (value == default || empty) {
+        if !ALWAYS.contains(&key.as_str()) && !variable && (plain(value) == *default || empty) {
             tree.shift_remove(key);
         }
+    }
+}
+
+/// The items of a list below a key, if there is one.
+fn items<'a>(tree: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
+    tree.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+fn remove(tree: &mut Value, key: &str) {
+    if let Value::Object(map) = tree {
+        map.shift_remove(key);
     }
 }
 
@@ -183,6 +226,7 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     put("enabled", value(&p.enabled));
     put("source", value(&p.source));
     put("destination", value(&p.destination));
+    put("sync_type", value(&p.sync_type));
     put(
         "columns",
         match &p.columns {
@@ -193,6 +237,9 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     if !p.key.is_empty() {
         put("key", value(&p.key));
     }
+    if !p.group_by.is_empty() {
+        put("group_by", value(&p.group_by));
+    }
     if p.partitioning != Default::default() {
         put("partitioning", value(&p.partitioning));
     }
@@ -201,6 +248,12 @@ fn pipeline_tree(p: &Pipeline) -> Map<String, Value> {
     }
     if !p.transform.is_empty() {
         put("transform", value(&p.transform));
+    }
+    if let Some(algorithm) = &p.hash_algo {
+        put("hash_algo", value(algorithm));
+    }
+    if let Some(policy) = &p.schema_drift {
+        put("schema_drift", value(policy));
     }
     put("strategies", value(&p.strategies));
     put("write", value(&p.write));
@@ -215,8 +268,20 @@ fn column_tree(c: &ColumnMapping) -> Value {
     let mut put = |key: &str, value: Value| {
         tree.insert(key.to_owned(), value);
     };
-    put("source", value(&c.source));
+    if c.name != c.dest {
+        put("name", value(&c.name));
+    }
+    match &c.expr {
+        Some(sql) => put("expr", value(sql)),
+        None => put("source", value(&c.source)),
+    }
     put("dest", value(&c.dest));
+    if c.is_virtual {
+        put("virtual", true.into());
+    }
+    if let Some(sql) = &c.dest_expr {
+        put("dest_expr", value(sql));
+    }
     if let Some(data_type) = &c.data_type {
         put("data_type", value(data_type));
     }
@@ -352,19 +417,29 @@ fn collect_origins(tree: &Value, path: String, origins: &mut Map<String, Value>)
     }
 }
 
-/// Writes a tree as YAML, a value's origin as the comment after it.
-fn emit(tree: &Value, indent: usize, out: &mut String) {
-    emit_with(tree, indent, out, &[]);
+/// How a tree is written.
+#[derive(Clone, Copy)]
+pub(super) enum Style<'a> {
+    /// Every value followed by its origin.
+    Origins,
+    /// Values alone; these variables are named on purpose, and any other `${` is text.
+    Plain(&'a [String]),
+    /// Values alone, and variables as they stood in the file.
+    Written,
 }
 
-/// `variables` are those that the file names on purpose; any other `${` is text.
-fn emit_with(tree: &Value, indent: usize, out: &mut String, variables: &[String]) {
+/// Writes a tree as YAML, a value's origin as the comment after it.
+fn emit(tree: &Value, indent: usize, out: &mut String) {
+    emit_with(tree, indent, out, Style::Origins);
+}
+
+pub(super) fn emit_with(tree: &Value, indent: usize, out: &mut String, style: Style<'_>) {
     let pad = "  ".repeat(indent);
     match part(tree).0 {
         Value::Object(map) => {
             for (key, item) in map {
-                out.push_str(&format!("{pad}{}:", scalar(&Value::from(key.as_str()), &[])));
-                emit_item(item, indent + 1, out, variables);
+                out.push_str(&format!("{pad}{}:", scalar(&Value::from(key.as_str()), Style::Origins)));
+                emit_item(item, indent + 1, out, style);
             }
         }
         Value::Array(items) => {
@@ -375,59 +450,60 @@ fn emit_with(tree: &Value, indent: usize, out: &mut String, variables: &[String]
                     // The first key of a mapping stands behind the dash.
                     Value::Object(map) if !map.is_empty() => {
                         let mut block = String::new();
-                        emit_with(item, indent + 1, &mut block, variables);
+                        emit_with(item, indent + 1, &mut block, style);
                         out.push(' ');
                         out.push_str(block.trim_start());
                     }
-                    _ => emit_item(item, indent + 1, out, variables),
+                    _ => emit_item(item, indent + 1, out, style),
                 }
             }
         }
         _ => {
             out.push_str(&pad);
-            out.push_str(&scalar(tree, variables));
+            out.push_str(&scalar(tree, style));
             out.push('\n');
         }
     }
 }
 
 /// What stands after `key:` or `-`.
-fn emit_item(item: &Value, indent: usize, out: &mut String, variables: &[String]) {
+fn emit_item(item: &Value, indent: usize, out: &mut String, style: Style<'_>) {
     let (value, origin) = part(item);
     match value {
         Value::Object(map) if !map.is_empty() => {
             out.push('\n');
-            emit_with(value, indent, out, variables);
+            emit_with(value, indent, out, style);
         }
         Value::Array(items) if !items.is_empty() => {
             out.push('\n');
-            emit_with(value, indent, out, variables);
+            emit_with(value, indent, out, style);
         }
         _ => {
             out.push(' ');
-            out.push_str(&scalar(value, variables));
-            match origin {
-                Some(Value::String(origin)) => out.push_str(&format!("  # {origin}")),
-                Some(_) => out.push_str("  # default"),
-                None => {}
+            out.push_str(&scalar(item, style));
+            match (style, origin) {
+                (Style::Origins, Some(Value::String(origin))) => out.push_str(&format!("  # {origin}")),
+                (Style::Origins, Some(_)) => out.push_str("  # default"),
+                _ => {}
             }
             out.push('\n');
         }
     }
 }
 
-fn scalar(value: &Value, variables: &[String]) -> String {
-    let text = match value {
-        Value::Object(_) => return "{}".into(),
-        Value::Array(_) => return "[]".into(),
-        Value::String(text) => text,
-        other => return other.to_string(),
-    };
-    let is_variable = variables.iter().any(|name| *text == format!("${{{name}}}"));
-    let text = if is_variable {
-        text.clone()
-    } else {
-        text.replace("${", "$${")
+fn scalar(item: &Value, style: Style<'_>) -> String {
+    let written = item.get(WRITTEN).and_then(Value::as_str);
+    let text = match (style, written, part(item).0) {
+        (Style::Written, Some(written), _) => written.to_owned(),
+        (_, _, Value::Object(_)) => return "{}".into(),
+        (_, _, Value::Array(_)) => return "[]".into(),
+        (Style::Plain(variables), _, Value::String(text))
+            if variables.iter().any(|name| *text == format!("${{{name}}}")) =>
+        {
+            text.clone()
+        }
+        (_, _, Value::String(text)) => text.replace("${", "$${"),
+        (_, _, other) => return other.to_string(),
     };
     let word = text.starts_with(|c: char| c.is_ascii_alphabetic() || "_/$".contains(c))
         && text

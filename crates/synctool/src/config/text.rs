@@ -18,6 +18,8 @@ pub(super) struct Node {
     pub(super) pos: Pos,
     /// What variables put into this scalar.
     pub(super) inserted: Vec<String>,
+    /// The scalar before they did.
+    pub(super) written: Option<String>,
     /// Not to be shown.
     pub(super) secret: bool,
     /// A variable could not be put in: what stands here is not what was meant.
@@ -59,6 +61,7 @@ impl Node {
             kind,
             pos,
             inserted: Vec::new(),
+            written: None,
             secret: false,
             broken: false,
         }

@@ -43,7 +43,7 @@ const SPELLINGS: &[(DataType, &[&str])] = &[
     (DataType::Double, &["double", "double precision", "float8"]),
     (DataType::Decimal, &["decimal", "numeric"]),
     (DataType::Varchar, &["varchar", "character varying"]),
-    (DataType::Text, &["text", "string"]),
+    (DataType::Text, &["text", "string", "str"]),
     (DataType::Char, &["char", "character"]),
     (DataType::Date, &["date"]),
     (DataType::Time, &["time"]),
@@ -94,9 +94,27 @@ impl FromStr for DataType {
 
 /// A type with its sizes, as in `varchar(50)` or `decimal(10, 2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SizedType {
-    pub(super) data_type: DataType,
-    pub(super) sizes: [Option<u32>; 2],
+pub struct SizedType {
+    /// The type.
+    pub data_type: DataType,
+    /// Its sizes in their order: length, or precision and scale.
+    pub sizes: [Option<u32>; 2],
+}
+
+impl fmt::Display for SizedType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.sizes {
+            [Some(first), Some(second)] => write!(f, "{}({first}, {second})", self.data_type),
+            [Some(first), None] => write!(f, "{}({first})", self.data_type),
+            _ => self.data_type.fmt(f),
+        }
+    }
+}
+
+impl Serialize for SizedType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 impl FromStr for SizedType {

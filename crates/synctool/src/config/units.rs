@@ -41,7 +41,7 @@ impl Span {
         Self(Duration::from_secs(n))
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let (thousandths, unit) = parts(text)?;
         let millis = match unit {
             "ms" => return (thousandths % 1000 == 0).then(|| Self(Duration::from_millis(thousandths / 1000))),

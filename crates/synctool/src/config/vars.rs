@@ -40,7 +40,7 @@ impl Vars<'_> {
                 };
                 let expanded = done.expand(scalar, 0);
                 let (inserted, secret) = (done.inserted, done.secret);
-                *scalar = expanded;
+                node.written = Some(std::mem::replace(scalar, expanded));
                 node.inserted = inserted;
                 node.secret |= secret;
                 node.broken = errors.len() > before;

@@ -53,8 +53,19 @@ pub(crate) fn refuse_what_is_not_there_yet(loaded: &Loaded) -> Result<()> {
             .with_help("leave the join out, or read from a view that holds it")
             .into());
     }
+    if *loaded.pipeline.sync_type == crate::config::SyncType::Aggregate {
+        let error = loaded.pipeline.sync_type.error("aggregates are not in this version yet");
+        return Err(error.with_help("this version copies rows: sync_type row-level").into());
+    }
+    for stage in loaded.pipeline.transform.iter().filter(|s| *s.enabled) {
+        use crate::config::StageWork;
+        if !matches!(stage.work, StageWork::ValueMap(_) | StageWork::Batch(_)) {
+            let error = stage.name.error(format!("stages that {} are not in this version yet", stage.work.name()));
+            return Err(error.with_help("disable the stage, or read from a view that does it").into());
+        }
+    }
     if let Columns::Listed(columns) = &loaded.pipeline.columns
-        && let Some(made) = columns.iter().find(|c| c.source.is_none() && c.insert)
+        && let Some(made) = columns.iter().find(|c| c.source.is_none() && c.is_written())
     {
         let error = made.dest.error(format!(
             "column {} has no source: columns made on the way are not in this version yet",
@@ -103,7 +114,7 @@ pub(crate) fn full_request(
         strategy.verify.as_deref().map(|verify| match verify {
             crate::config::Verify::None => Verify::None,
             crate::config::Verify::Count => Verify::Count,
-            crate::config::Verify::Hash => Verify::Hash,
+            crate::config::Verify::Hash | crate::config::Verify::AfterRun => Verify::Hash,
         })
     });
     Ok(FullRequest {
@@ -131,7 +142,7 @@ pub(crate) fn full_request(
 fn choices(listed: &[ColumnMapping], at_source: &TableSchema, table: &TableId) -> Result<Vec<ColumnChoice>> {
     let mut choices = Vec::new();
     let mut errors = Vec::new();
-    for mapping in listed.iter().filter(|m| m.insert) {
+    for mapping in listed.iter().filter(|m| m.is_written()) {
         let Some(source) = &mapping.source else { continue };
         match find(at_source, source) {
             None => {

@@ -24,7 +24,7 @@ use serde::de::{
 use serde::{Deserialize, Deserializer};
 
 use self::blank::Blank;
-use super::at::{AT, Origin};
+use super::at::{AT, At, Origin};
 use super::error::{ConfigError, suggestion};
 use super::text::{Kind, Node, Pos, Text, is_bool, printable_key};
 
@@ -46,6 +46,20 @@ pub struct Notice {
     pub column: u32,
     /// What the user should know, as a sentence.
     pub message: String,
+}
+
+impl Notice {
+    /// A notice about a value; none for a value that stands in no file.
+    pub(super) fn at<T>(value: &At<T>, key: &str, message: String) -> Option<Self> {
+        let origin = value.origin()?;
+        Some(Self {
+            key: key.to_owned(),
+            file: origin.file.to_string(),
+            line: origin.line,
+            column: origin.column,
+            message,
+        })
+    }
 }
 
 impl fmt::Display for Notice {
@@ -322,6 +336,7 @@ impl<'a> De<'a> {
             line: self.node.pos.line,
             column: self.node.pos.column,
             inserted: self.node.inserted.clone(),
+            written: self.node.written.clone(),
             secret: self.node.secret,
         }
     }

@@ -1,95 +1,24 @@
-//! Older generations of pipeline files: recognised by their keys, read into the current form.
+//! The first generation, in both of its dialects: `source_provider`, `destination_provider`, `column_map`.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::at::At;
-use super::datastores::DatastoreEntry;
-use super::decode::{Anything, Later};
-use super::form::{
-    ColumnEntry, ColumnsFile, DestinationFile, HashAlgorithm, PipelineFile, SourceFile, StrategyFile, SyncType,
-    WriteFile,
+use super::super::at::At;
+use super::super::datastores::DatastoreEntry;
+use super::super::decode::{Anything, Later};
+use super::super::form::{
+    ColumnEntry, ColumnsFile, DataFetchFile, DestinationFile, EnrichmentFile, PipelineConfigFile, PipelineFile,
+    SourceFile, StrategyFile, WriteFile,
 };
-use super::pipeline::{Filter, Join};
-use super::text::{Kind, Node};
-
-/// How a pipeline file is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Generation {
-    /// `source`, `destination`, `columns`.
-    Current,
-    /// `source_provider`, `destination_provider`, `column_map`.
-    G1,
-    /// `backends`, `stages`.
-    G2,
-    /// Everything below `sync_job`.
-    G0,
-}
-
-/// The generation of a file, by the keys at its top.
-pub(super) fn recognise(root: &Node) -> Generation {
-    let has = |keys: &[&str]| match &root.kind {
-        Kind::Map(entries) => entries.iter().any(|e| keys.contains(&e.key.as_str())),
-        _ => false,
-    };
-    if has(&["backends", "stages", "pipeline_columns"]) {
-        Generation::G2
-    } else if has(&["sync_job", "source_state_provider", "destination_state_provider"]) {
-        Generation::G0
-    } else if has(&["source_provider", "destination_provider", "column_map"]) {
-        Generation::G1
-    } else {
-        Generation::Current
-    }
-}
-
-/// Why a generation is not read, as message and help.
-pub(super) fn refusal(generation: Generation) -> Option<(&'static str, &'static str)> {
-    const HELP: &str = "write the pipeline with source, destination and columns (synctool config schema pipeline), or \
-                        with source_provider, destination_provider and column_map";
-    match generation {
-        Generation::Current | Generation::G1 => None,
-        Generation::G2 => Some((
-            "generation G2 of pipeline files (backends, stages) is not in this version yet",
-            HELP,
-        )),
-        Generation::G0 => Some((
-            "generation G0 of pipeline files (sync_job) is not in this version yet",
-            HELP,
-        )),
-    }
-}
-
-/// What a user should know of a key that is read and not yet used.
-pub(super) fn later(path: &str) -> String {
-    let key = path.rsplit('.').next().unwrap_or(path);
-    let what = match key {
-        "enrichment" => "enrichment is not in this version yet; its columns are not written",
-        "primary_partitions" | "secondary_partitions" | "delta_partitions" => {
-            "is read and does not cut partitions in this version yet"
-        }
-        "use_sub_partition" | "sub_partition_step" => "does not cut partitions in this version yet",
-        "use_pagination" => "has no effect: rows are always read in pages",
-        "prevent_update_unless_changed" => "has no effect: rows that are equal are never written",
-        "match_row_count" | "hash_algo" => "has no effect in this version yet: hash strategies are not in it",
-        "pipeline_config" | "data_fetch" => "has no effect: batches are sized by the memory budget",
-        "virtual" | "expr" => "is not computed in this version yet",
-        _ => "has no effect in this version yet",
-    };
-    if what.starts_with(key) {
-        what.to_owned()
-    } else {
-        format!("{path} {what}")
-    }
-}
+use super::super::pipeline::{Filter, Join, SchemaDrift, SyncType};
+use super::super::strategy::HashAlgorithm;
 
 /// The form of the original's first guides.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(title = "SyncTool pipeline, first generation", deny_unknown_fields)]
-#[allow(dead_code, reason = "read and checked, and not acted upon in this version")]
-pub(super) struct G1File {
+pub(in super::super) struct G1File {
     /// Version of the configuration's form; may be left out.
     #[serde(rename = "apiVersion")]
     api_version: Option<String>,
@@ -117,12 +46,22 @@ pub(super) struct G1File {
     strategies: Option<Vec<At<StrategyFile>>>,
     /// What the destination may be asked to do.
     write: Option<WriteFile>,
-    /// Only row-level is in this version.
+    /// What the unit of the sync is. Default: row-level.
     sync_type: Option<At<SyncType>>,
-    hash_algo: Option<Later<HashAlgorithm>>,
-    enrichment: Option<Later<Anything>>,
-    pipeline_config: Option<Later<Anything>>,
-    columns: Option<Later<Anything>>,
+    /// The columns that make a group of an aggregate.
+    group_by: Option<Vec<At<String>>>,
+    /// What happens when the source's columns change. Default: evolve where all columns go along, else freeze.
+    schema_drift: Option<At<SchemaDrift>>,
+    /// The algorithm of hashes.
+    hash_algo: Option<At<HashAlgorithm>>,
+    /// Tables and computed columns that are added to rows.
+    enrichment: Option<EnrichmentFile>,
+    /// Stages of every strategy.
+    pipeline_config: Option<PipelineConfigFile>,
+    /// Its `page_size` is that of strategies which say none.
+    data_fetch: Option<DataFetchFile>,
+    /// Another name of `column_map`.
+    columns: Option<Vec<ColumnEntry>>,
 }
 
 /// Where rows come from.
@@ -205,7 +144,7 @@ impl From<G1File> for PipelineFile {
                 control_schema: destination.control_schema,
                 type_name: destination.type_name,
             },
-            columns: file.column_map.map(ColumnsFile::Listed),
+            columns: file.column_map.or(file.columns).map(ColumnsFile::Listed),
             key: None,
             partitioning: None,
             partition_column: file.partition_column,
@@ -214,9 +153,12 @@ impl From<G1File> for PipelineFile {
             strategies: file.strategies,
             write: file.write,
             sync_type: file.sync_type,
+            group_by: file.group_by,
+            schema_drift: file.schema_drift,
             hash_algo: file.hash_algo,
             enrichment: file.enrichment,
             pipeline_config: file.pipeline_config,
+            data_fetch: file.data_fetch,
         }
     }
 }

@@ -1,0 +1,850 @@
+//! Strategies: how they stand in files, and how they resolve.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::super::at::At;
+use super::super::decode::{Later, Notice};
+use super::super::error::{ConfigError, nearest};
+use super::super::moment;
+use super::super::pipeline::{ColumnMapping, Partitioning, Source, SyncType, find_column};
+use super::super::strategy::{
+    Bound, CursorTable, Deletes, Dimension, DimensionKind, FullMode, HashAlgorithm, Scheduling, StampedBy, StepUnit,
+    Strategy, StrategyKind, Tombstone, Verify,
+};
+use super::super::types::{DataType, SizedType};
+use super::super::units::Span;
+use super::stages::{DataFetchFile, PipelineConfigFile};
+
+/// One way to bring the destination up to date.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "keys without effect are read for their notices alone")]
+pub(in super::super) struct StrategyFile {
+    /// Its name, unique in the pipeline. Default: its type.
+    pub(in super::super) name: Option<At<String>>,
+    /// What it does.
+    #[serde(rename = "type")]
+    pub(in super::super) kind: At<StrategyKind>,
+    /// What it is for.
+    pub(in super::super) description: Option<At<String>>,
+    /// The column that says when a row changed. Default: that of the first primary partition, else the one with the
+    /// role delta.
+    pub(in super::super) column: Option<At<String>>,
+    /// Who writes that column: database (the default) or app.
+    pub(in super::super) stamped_by: Option<At<StampedBy>>,
+    /// How far behind now a delta stays, for a column that applications stamp.
+    pub(in super::super) lag: Option<At<Span>>,
+    /// What is taken off the oldest open transaction's start. Default: 1s.
+    pub(in super::super) margin: Option<At<Span>>,
+    /// The zone of times without one, for partitions and bounds, such as Europe/Berlin or +02:00. Default: UTC.
+    pub(in super::super) time_zone: Option<At<String>>,
+    /// How rows that are gone at the source are found: none, anti_join, or a tombstone column. Default: hash and full
+    /// find them by comparing, delta does not.
+    pub(in super::super) deletes: Option<At<DeletesFile>>,
+    /// Joined tables whose own changes count.
+    pub(in super::super) cursor_tables: Option<Vec<CursorTable>>,
+    /// How the work is cut. Default: by the pipeline's `partitioning`.
+    pub(in super::super) primary_partitions: Option<Vec<At<DimensionFile>>>,
+    /// How a primary partition is cut again.
+    pub(in super::super) secondary_partitions: Option<Vec<At<DimensionFile>>>,
+    /// What identifies the groups of changed rows (aggregates by delta). Default: the columns of `group_by`.
+    pub(in super::super) delta_partitions: Option<Vec<At<DimensionFile>>>,
+    /// Partitions worked on at once. Default: the pipeline's.
+    pub(in super::super) max_concurrent_partitions: Option<At<u32>>,
+    /// Rows per page, the unit of commit inside a partition. Default: by bytes.
+    pub(in super::super) page_size: Option<At<u32>>,
+    /// The algorithm of hashes. Default: the pipeline's.
+    pub(in super::super) hash_algo: Option<At<HashAlgorithm>>,
+    /// Partitions that differ are always compared row by row. Default: as is cheaper.
+    pub(in super::super) prevent_update_unless_changed: Option<At<bool>>,
+    /// Whether partitions of unequal row counts differ without a look at hashes. Default: true.
+    pub(in super::super) match_row_count: Option<At<bool>>,
+    /// How a full run replaces. Default: swap when the pipeline made the table, else upsert.
+    pub(in super::super) full_mode: Option<At<FullMode>>,
+    /// What a run proves before it is done. Default: what costs nothing extra.
+    pub(in super::super) verify: Option<At<Verify>>,
+    /// When a scheduler runs it: minute, hour, day of month, month, day of week.
+    pub(in super::super) cron: Option<At<String>>,
+    /// Default: true.
+    pub(in super::super) enabled: Option<At<bool>>,
+    /// Whether it may be chosen where none was named. Default: true.
+    pub(in super::super) default: Option<At<bool>>,
+    /// Wait for another run of the pipeline rather than skip. Default: false.
+    pub(in super::super) wait_for_pipeline_lock: Option<At<bool>>,
+    /// How long to wait for it. Default: 60s.
+    pub(in super::super) pipeline_lock_wait_timeout: Option<At<Span>>,
+    /// Wait for a change of the table's definition rather than skip. Default: false.
+    pub(in super::super) wait_for_table_lock: Option<At<bool>>,
+    /// How long to wait for it. Default: 30s.
+    pub(in super::super) table_lock_wait_timeout: Option<At<Span>>,
+    /// Further attempts when a lock was held. Default: 2.
+    pub(in super::super) max_retry_on_lock_failure: Option<At<u32>>,
+    /// Failures in a row after which it is no longer scheduled. Default: 3.
+    pub(in super::super) max_consecutive_failures: Option<At<u32>>,
+    /// By how much each wait is longer than the one before. Default: 1.5.
+    pub(in super::super) retry_backoff_multiplier: Option<At<f64>>,
+    /// The first wait. Default: 60s.
+    pub(in super::super) initial_retry_delay: Option<At<Span>>,
+    /// false = `sub_partition_step` is left aside.
+    pub(in super::super) use_sub_partition: Option<At<bool>>,
+    /// A secondary partition on the column of the primary one, of this step.
+    pub(in super::super) sub_partition_step: Option<At<u64>>,
+    /// Stages of this strategy alone, in the first generation's form.
+    pub(in super::super) pipeline_config: Option<PipelineConfigFile>,
+    /// Its `page_size` is another place of the strategy's.
+    pub(in super::super) data_fetch: Option<DataFetchFile>,
+    pub(in super::super) use_pagination: Option<Later<bool>>,
+    pub(in super::super) enable_pipeline: Option<Later<bool>>,
+    pub(in super::super) min_sub_partition_step: Option<Later<u64>>,
+    pub(in super::super) interval_reduction_factor: Option<Later<f64>>,
+}
+
+impl StrategyFile {
+    /// A strategy that says nothing but its kind.
+    pub(in super::super) fn new(kind: At<StrategyKind>) -> Self {
+        Self {
+            name: None,
+            kind,
+            description: None,
+            column: None,
+            stamped_by: None,
+            lag: None,
+            margin: None,
+            time_zone: None,
+            deletes: None,
+            cursor_tables: None,
+            primary_partitions: None,
+            secondary_partitions: None,
+            delta_partitions: None,
+            max_concurrent_partitions: None,
+            page_size: None,
+            hash_algo: None,
+            prevent_update_unless_changed: None,
+            match_row_count: None,
+            full_mode: None,
+            verify: None,
+            cron: None,
+            enabled: None,
+            default: None,
+            wait_for_pipeline_lock: None,
+            pipeline_lock_wait_timeout: None,
+            wait_for_table_lock: None,
+            table_lock_wait_timeout: None,
+            max_retry_on_lock_failure: None,
+            max_consecutive_failures: None,
+            retry_backoff_multiplier: None,
+            initial_retry_delay: None,
+            use_sub_partition: None,
+            sub_partition_step: None,
+            pipeline_config: None,
+            data_fetch: None,
+            use_pagination: None,
+            enable_pipeline: None,
+            min_sub_partition_step: None,
+            interval_reduction_factor: None,
+        }
+    }
+
+    /// The dimensions of all three kinds, to be renamed in their place.
+    pub(in super::super) fn dimensions_mut(&mut self) -> impl Iterator<Item = &mut At<DimensionFile>> {
+        let lists = [
+            &mut self.primary_partitions,
+            &mut self.secondary_partitions,
+            &mut self.delta_partitions,
+        ];
+        lists.into_iter().flatten().flatten()
+    }
+}
+
+/// How rows that are gone at the source are found.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "$by_kind")]
+#[schemars(rename = "Deletes", untagged)]
+pub(in super::super) enum DeletesFile {
+    #[serde(rename = "text")]
+    Word(DeletesWord),
+    #[serde(rename = "map")]
+    Column(DeletesColumn),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in super::super) enum DeletesWord {
+    /// Not at all.
+    None,
+    /// By comparing the keys of both ends.
+    AntiJoin,
+}
+
+/// A column of the source says it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(in super::super) struct DeletesColumn {
+    /// The column, or the column and its value in deleted rows.
+    tombstone: TombstoneFile,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "$by_kind")]
+#[schemars(rename = "TombstoneColumn", untagged)]
+enum TombstoneFile {
+    #[serde(rename = "text")]
+    Name(At<String>),
+    #[serde(rename = "map")]
+    Full(Tombstone),
+}
+
+/// One dimension along which a strategy cuts.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(in super::super) struct DimensionFile {
+    /// The column.
+    pub(in super::super) column: At<String>,
+    /// How wide a range is; -1 = one partition per distinct value. Default: as the data suggests.
+    step: Option<At<i64>>,
+    /// What a step counts in. Default: seconds for times, days for dates.
+    step_unit: Option<At<StepUnit>>,
+    /// The column's type. Default: what the source says.
+    data_type: Option<At<SizedType>>,
+    /// By ranges, by distinct values, or by a list. Default: range.
+    #[serde(rename = "type")]
+    kind: Option<At<DimensionKind>>,
+    /// The zone in which days, weeks and months begin. Default: the strategy's.
+    time_zone: Option<At<String>>,
+    /// Whether a first run looks at the last step only. Default: false.
+    bounded: Option<At<bool>>,
+    /// The first value inside: a value, or a moment such as now - 30d or today.
+    start: Option<At<Value>>,
+    /// The first value behind.
+    end: Option<At<Value>>,
+    /// The values of a list.
+    values: Option<Vec<At<Value>>>,
+    /// Another name of `values`.
+    value: Option<Vec<At<Value>>>,
+}
+
+impl DimensionFile {
+    /// Ranges of a column.
+    pub(in super::super) fn range(
+        column: At<String>,
+        step: Option<At<u64>>,
+        data_type: Option<At<SizedType>>,
+    ) -> Self {
+        Self {
+            column,
+            step: step.map(|s| s.with(i64::try_from(*s).unwrap_or(i64::MAX))),
+            step_unit: None,
+            data_type,
+            kind: None,
+            time_zone: None,
+            bounded: None,
+            start: None,
+            end: None,
+            values: None,
+            value: None,
+        }
+    }
+}
+
+/// What strategies are resolved against.
+pub(super) struct Around<'a> {
+    pub(super) listed: &'a [ColumnMapping],
+    pub(super) group_by: &'a [At<String>],
+    pub(super) sync_type: SyncType,
+    pub(super) source: &'a Source,
+    pub(super) partitioning: &'a Partitioning,
+}
+
+/// Resolves the strategies of a file; where there is none, one that reads everything.
+pub(super) fn resolve(
+    files: Vec<At<StrategyFile>>,
+    around: &Around<'_>,
+    notices: &mut Vec<Notice>,
+    errors: &mut Vec<ConfigError>,
+) -> Vec<Strategy> {
+    if files.is_empty() {
+        return vec![Strategy::new(StrategyKind::Full)];
+    }
+    let mut strategies: Vec<Strategy> = Vec::with_capacity(files.len());
+    for file in files {
+        let place = file.with(());
+        let strategy = one(place, file.into_inner(), around, notices, errors);
+        if let Some(twin) = strategies.iter().find(|s| *s.name == *strategy.name) {
+            let first = twin.name.origin().map(|o| format!("the first stands in line {}", o.line));
+            let error = strategy
+                .name
+                .error(format!("two strategies are named \"{}\"", strategy.name.shown()));
+            errors.push(match first {
+                Some(help) => error.with_help(help),
+                None => error,
+            });
+        }
+        strategies.push(strategy);
+    }
+    strategies
+}
+
+fn one(
+    place: At<()>,
+    file: StrategyFile,
+    around: &Around<'_>,
+    notices: &mut Vec<Notice>,
+    errors: &mut Vec<ConfigError>,
+) -> Strategy {
+    let kind = file.kind.clone();
+    let name = file.name.clone().unwrap_or_else(|| kind.with(kind.name().to_owned()));
+    if *kind == StrategyKind::Aggregate && around.sync_type != SyncType::Aggregate {
+        errors.push(
+            kind.error(format!("strategy \"{}\" recomputes groups, and the pipeline copies rows", name.shown()))
+                .with_help("write sync_type: aggregate and group_by, or type: delta"),
+        );
+    }
+    check_words(&file, &name, errors);
+    let primary = dimensions(file.primary_partitions, around, errors);
+    let secondary = dimensions(file.secondary_partitions, around, errors);
+    let delta = dimensions(file.delta_partitions, around, errors);
+    let column = cursor(&place, &name, &kind, file.column, &primary, around, errors);
+    let (primary, secondary) = match (file.sub_partition_step, file.use_sub_partition) {
+        (Some(step), wanted) if wanted.as_ref().is_none_or(|w| **w) => {
+            sub_partition(step, primary, secondary, column.as_ref(), around, notices, errors)
+        }
+        _ => (primary, secondary),
+    };
+    if let (Some(first), true, None) = (
+        secondary.first(),
+        primary.is_empty(),
+        around.partitioning.column.as_ref(),
+    ) {
+        errors.push(
+            first
+                .column
+                .error(format!(
+                    "strategy \"{}\" has secondary partitions and no primary ones",
+                    name.shown()
+                ))
+                .with_help("secondary_partitions cut the pieces of primary_partitions again"),
+        );
+    }
+    check_nesting(&primary, &secondary, errors);
+    if let (Some(first), SyncType::RowLevel) = (delta.first(), around.sync_type) {
+        errors.push(
+            first
+                .column
+                .error(format!(
+                    "strategy \"{}\" has delta_partitions, and the pipeline copies rows",
+                    name.shown()
+                ))
+                .with_help("they name the groups of sync_type: aggregate"),
+        );
+    }
+    let deletes = file.deletes.map(|d| deletes(d, &kind, &name, around, errors));
+    for table in file.cursor_tables.iter().flatten() {
+        let joins = &around.source.joins;
+        let names: Vec<&str> = joins.iter().map(|j| j.alias.as_ref().unwrap_or(&j.table).as_str()).collect();
+        if !names.contains(&table.table.as_str()) {
+            let error = table.table.error(format!(
+                "cursor_tables names \"{}\", which is not joined",
+                table.table.shown()
+            ));
+            errors.push(match super::super::error::suggestion(&table.table, "joined tables", &names) {
+                Some(help) => error.with_help(help),
+                None => error,
+            });
+        }
+    }
+    for (key, said) in [
+        ("prevent_update_unless_changed", file.prevent_update_unless_changed.as_ref()),
+        ("match_row_count", file.match_row_count.as_ref()),
+    ] {
+        if let (Some(said), true) = (said, *kind != StrategyKind::Hash) {
+            let message = format!(
+                "{key} has no effect in strategy \"{}\": only strategies of type hash compare",
+                name.shown()
+            );
+            notices.extend(Notice::at(said, key, message));
+        }
+    }
+    let page_of_fetch = file.data_fetch.and_then(|f| f.page_size);
+    Strategy {
+        name,
+        kind,
+        description: file.description,
+        column,
+        stamped_by: file.stamped_by,
+        lag: file.lag,
+        margin: file.margin,
+        time_zone: file.time_zone,
+        deletes,
+        cursor_tables: file.cursor_tables.unwrap_or_default(),
+        primary_partitions: primary,
+        secondary_partitions: secondary,
+        delta_partitions: delta,
+        max_concurrent_partitions: file.max_concurrent_partitions,
+        page_size: file.page_size.or(page_of_fetch),
+        hash_algo: file.hash_algo,
+        prevent_update_unless_changed: file.prevent_update_unless_changed,
+        match_row_count: file.match_row_count.unwrap_or_else(|| true.into()),
+        full_mode: file.full_mode,
+        verify: file.verify,
+        cron: file.cron,
+        enabled: file.enabled.unwrap_or_else(|| true.into()),
+        default: file.default.unwrap_or_else(|| true.into()),
+        scheduling: Scheduling {
+            wait_for_pipeline_lock: file.wait_for_pipeline_lock,
+            pipeline_lock_wait_timeout: file.pipeline_lock_wait_timeout,
+            wait_for_table_lock: file.wait_for_table_lock,
+            table_lock_wait_timeout: file.table_lock_wait_timeout,
+            max_retry_on_lock_failure: file.max_retry_on_lock_failure,
+            max_consecutive_failures: file.max_consecutive_failures,
+            retry_backoff_multiplier: file.retry_backoff_multiplier,
+            initial_retry_delay: file.initial_retry_delay,
+        },
+    }
+}
+
+/// What a strategy's keys say by themselves.
+fn check_words(file: &StrategyFile, name: &At<String>, errors: &mut Vec<ConfigError>) {
+    let kind = *file.kind;
+    if let Some(cron) = file.cron.as_ref().filter(|cron| !looks_like_cron(cron)) {
+        errors.push(
+            cron.error(format!("cron of strategy \"{}\" is not a schedule", name.shown()))
+                .with_help("write five fields: minute hour day-of-month month day-of-week, such as 0 * * * *"),
+        );
+    }
+    for (key, value) in [
+        ("page_size", &file.page_size),
+        ("max_concurrent_partitions", &file.max_concurrent_partitions),
+    ] {
+        if let Some(zero) = value.as_ref().filter(|n| ***n == 0) {
+            errors.push(zero.error(format!("{key} must be at least 1")));
+        }
+    }
+    if let Some(less) = file.retry_backoff_multiplier.as_ref().filter(|n| ***n < 1.0) {
+        errors.push(less.error("retry_backoff_multiplier must be at least 1"));
+    }
+    let belongs = |at: At<()>, key: &str, to: &str| {
+        at.error(format!(
+            "{key} belongs to strategies of type {to}, and \"{}\" is {}",
+            name.shown(),
+            kind.name()
+        ))
+    };
+    if let Some(mode) = file.full_mode.as_ref().filter(|_| kind != StrategyKind::Full) {
+        errors.push(belongs(mode.with(()), "full_mode", "full"));
+    }
+    if let Some(algorithm) = file.hash_algo.as_ref().filter(|_| kind != StrategyKind::Hash) {
+        errors.push(belongs(algorithm.with(()), "hash_algo", "hash"));
+    }
+    let of_cursor = [
+        ("stamped_by", file.stamped_by.as_ref().map(|v| v.with(()))),
+        ("lag", file.lag.as_ref().map(|v| v.with(()))),
+        ("margin", file.margin.as_ref().map(|v| v.with(()))),
+        (
+            "cursor_tables",
+            file.cursor_tables.as_ref().and_then(|t| Some(t.first()?.table.with(()))),
+        ),
+    ];
+    for (key, at) in of_cursor {
+        if let Some(at) = at.filter(|_| !kind.has_cursor()) {
+            errors.push(belongs(at, key, "delta"));
+        }
+    }
+    let app = file.stamped_by.as_deref() == Some(&StampedBy::App);
+    if let Some(lag) = file.lag.as_ref().filter(|_| kind.has_cursor() && !app) {
+        errors.push(
+            lag.error("lag belongs to stamped_by: app")
+                .with_help("a column that the database stamps needs no lag: open transactions hold the bound back; see margin"),
+        );
+    }
+    if let Some(zone) = &file.time_zone {
+        check_zone(zone, errors);
+    }
+}
+
+/// The column that tells when a row changed, by its name at the source.
+fn cursor(
+    place: &At<()>,
+    name: &At<String>,
+    kind: &At<StrategyKind>,
+    said: Option<At<String>>,
+    primary: &[Dimension],
+    around: &Around<'_>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<At<String>> {
+    let column = match kind.has_cursor() {
+        true => {
+            let by_dimension = || primary.first().map(|d| d.column.clone());
+            let by_role = || around.listed.iter().find(|c| c.roles.delta)?.source.clone();
+            let column = said.or_else(by_dimension).or_else(by_role);
+            if column.is_none() {
+                errors.push(
+                    place
+                        .error(format!(
+                            "strategy \"{}\" of type {} needs a column",
+                            name.shown(),
+                            kind.name()
+                        ))
+                        .with_help("say which column tells when a row changed, such as column: updated_at"),
+                );
+            }
+            column
+        }
+        false => said,
+    };
+    column.map(|named| at_source(&named, around).0)
+}
+
+/// A column by its name at the source, and the mapping that named it. A name that means an aggregate means the column
+/// below it.
+fn at_source<'a>(named: &At<String>, around: &Around<'a>) -> (At<String>, Option<&'a ColumnMapping>) {
+    let grouped = |c: &ColumnMapping| around.group_by.iter().any(|name| c.is_called(name));
+    let mapped = find_column(around.listed, named).filter(|c| {
+        around.sync_type == SyncType::RowLevel || c.expr.is_none() || c.is_virtual || grouped(c)
+    });
+    let source = mapped.and_then(|c| c.source.as_ref());
+    let column = source.map_or_else(|| named.clone(), |source| named.with(source.to_string()));
+    (column, mapped)
+}
+
+/// The first generation's sub-partitions: a secondary partition on the column of the primary one.
+fn sub_partition(
+    step: At<u64>,
+    mut primary: Vec<Dimension>,
+    mut secondary: Vec<Dimension>,
+    cursor: Option<&At<String>>,
+    around: &Around<'_>,
+    notices: &mut Vec<Notice>,
+    errors: &mut Vec<ConfigError>,
+) -> (Vec<Dimension>, Vec<Dimension>) {
+    if *step == 0 {
+        errors.push(step.error("sub_partition_step must be at least 1"));
+        return (primary, secondary);
+    }
+    if let Some(first) = secondary.first() {
+        errors.push(
+            first
+                .column
+                .error("secondary_partitions and sub_partition_step say the same"),
+        );
+        return (primary, secondary);
+    }
+    let outer = match primary.first() {
+        Some(first) => first.clone(),
+        None => {
+            let column = around.partitioning.column.as_ref().or(cursor);
+            let Some(column) = column else {
+                errors.push(
+                    step.error("sub_partition_step cuts partitions again, and there is no partition column")
+                        .with_help("say which one: partition_column, or primary_partitions"),
+                );
+                return (primary, secondary);
+            };
+            let mut dimension = placed(Dimension::range(column.clone()), around);
+            dimension.step = around.partitioning.step.clone();
+            dimension
+        }
+    };
+    // The original took a step in seconds for a time and a step in keys for a number, whichever column it met.
+    if outer.step.as_ref().is_some_and(|wider| **wider <= *step) {
+        let message = format!(
+            "sub_partition_step {} has no effect: partitions of \"{}\" are not wider than that",
+            *step,
+            outer.column.shown()
+        );
+        notices.extend(Notice::at(&step, "sub_partition_step", message));
+        return (primary, secondary);
+    }
+    if primary.is_empty() {
+        primary.push(outer.clone());
+    }
+    secondary.push(Dimension {
+        step: Some(step),
+        bounded: false.into(),
+        start: None,
+        end: None,
+        ..outer
+    });
+    (primary, secondary)
+}
+
+fn deletes(
+    file: At<DeletesFile>,
+    kind: &At<StrategyKind>,
+    name: &At<String>,
+    around: &Around<'_>,
+    errors: &mut Vec<ConfigError>,
+) -> At<Deletes> {
+    let place = file.with(());
+    let tombstone = match file.into_inner() {
+        DeletesFile::Word(DeletesWord::None) => return place.with(Deletes::None),
+        DeletesFile::Word(DeletesWord::AntiJoin) => return place.with(Deletes::AntiJoin),
+        DeletesFile::Column(DeletesColumn {
+            tombstone: TombstoneFile::Name(column),
+        }) => Tombstone { column, value: None },
+        DeletesFile::Column(DeletesColumn {
+            tombstone: TombstoneFile::Full(tombstone),
+        }) => tombstone,
+    };
+    if !kind.has_cursor() {
+        errors.push(tombstone.column.error(format!(
+            "a tombstone belongs to strategies of type delta, and \"{}\" is {}",
+            name.shown(),
+            kind.name()
+        )));
+    }
+    if find_column(around.listed, &tombstone.column).is_none() && !around.listed.is_empty() {
+        let error = tombstone.column.error(format!(
+            "the tombstone column \"{}\" is not among the columns",
+            tombstone.column.shown()
+        ));
+        let names = around.listed.iter().map(|c| c.name.as_str());
+        errors.push(error.with_help(match nearest(&tombstone.column, names) {
+            Some(candidate) => format!("did you mean \"{candidate}\"?"),
+            None => "list it, with `insert: false` where it is not to be written".to_owned(),
+        }));
+    }
+    let column = at_source(&tombstone.column, around).0;
+    place.with(Deletes::Tombstone(Tombstone { column, ..tombstone }))
+}
+
+fn dimensions(
+    files: Option<Vec<At<DimensionFile>>>,
+    around: &Around<'_>,
+    errors: &mut Vec<ConfigError>,
+) -> Vec<Dimension> {
+    let mut all: Vec<Dimension> = Vec::new();
+    for file in files.into_iter().flatten() {
+        let dimension = dimension(file.into_inner(), around, errors);
+        if all.iter().any(|d| *d.column == *dimension.column) {
+            errors.push(
+                dimension
+                    .column
+                    .error(format!("column \"{}\" cuts twice", dimension.column.shown())),
+            );
+        }
+        all.push(dimension);
+    }
+    all
+}
+
+/// Fills in what a dimension is at both ends.
+fn placed(mut dimension: Dimension, around: &Around<'_>) -> Dimension {
+    let (column, mapped) = at_source(&dimension.column, around);
+    dimension.column = column;
+    if let Some(mapped) = mapped {
+        dimension.expr = mapped.expr.clone();
+        dimension.destination = match &mapped.dest_expr {
+            Some(sql) => Some(sql.clone()),
+            None => mapped.is_written().then(|| mapped.dest.clone()),
+        };
+    }
+    dimension
+}
+
+fn dimension(file: DimensionFile, around: &Around<'_>, errors: &mut Vec<ConfigError>) -> Dimension {
+    let column = file.column.clone();
+    let shown = column.shown();
+    let listed_type = at_source(&column, around).1.and_then(|c| c.data_type.clone());
+    let known = file.data_type.as_ref().map(|t| t.data_type).or(listed_type.as_deref().copied());
+    if let (Some(_), Some(second)) = (&file.values, file.value.as_ref().and_then(|v| v.first())) {
+        errors.push(second.error("value and values of a partition are the same key"));
+    }
+    let values: Vec<At<String>> = file
+        .values
+        .or(file.value)
+        .into_iter()
+        .flatten()
+        .filter_map(|value| match moment::text(&value) {
+            Some(text) => Some(value.with(text)),
+            None => {
+                errors.push(value.error("a value of a partition must be a number, a text, true or false"));
+                None
+            }
+        })
+        .collect();
+    let (mut step, mut by_value) = (None, false);
+    if let Some(said) = &file.step {
+        match u64::try_from(**said) {
+            Ok(0) => errors.push(said.error("the step of a partition must be at least 1")),
+            Ok(width) => step = Some(said.with(width)),
+            Err(_) if **said == -1 => by_value = true,
+            Err(_) => errors.push(
+                said.error("the step of a partition must be at least 1")
+                    .with_help("-1 means one partition per distinct value"),
+            ),
+        }
+    }
+    let kind = match &file.kind {
+        Some(kind) => kind.clone(),
+        None if by_value => DimensionKind::Value.into(),
+        None if !values.is_empty() => DimensionKind::List.into(),
+        None => DimensionKind::Range.into(),
+    };
+    match *kind {
+        DimensionKind::Range => {
+            if by_value {
+                let at = file.step.as_ref().map(|s| s.with(())).unwrap_or_default();
+                errors.push(at.error("step -1 means one partition per distinct value, and type is range"));
+            }
+        }
+        other => {
+            let word = if other == DimensionKind::Value { "value" } else { "list" };
+            for (key, at) in [
+                ("step", step.as_ref().map(|v| v.with(()))),
+                ("step_unit", file.step_unit.as_ref().map(|v| v.with(()))),
+                ("bounded", file.bounded.as_ref().filter(|b| ***b).map(|v| v.with(()))),
+                ("start", file.start.as_ref().map(|v| v.with(()))),
+                ("end", file.end.as_ref().map(|v| v.with(()))),
+            ] {
+                if let Some(at) = at {
+                    errors.push(at.error(format!("{key} belongs to ranges, and partition \"{shown}\" is of type {word}")));
+                }
+            }
+        }
+    }
+    match (*kind, values.first()) {
+        (DimensionKind::List, None) => {
+            errors.push(kind.error(format!("partition \"{shown}\" of type list needs values")));
+        }
+        (DimensionKind::Range | DimensionKind::Value, Some(first)) => {
+            errors.push(first.error(format!("values belong to type list, and partition \"{shown}\" is not of it")));
+        }
+        _ => {}
+    }
+    let bounded = file.bounded.unwrap_or_default();
+    if *bounded && *kind == DimensionKind::Range && step.is_none() {
+        errors.push(
+            bounded
+                .error(format!("partition \"{shown}\" is bounded and has no step"))
+                .with_help("bounded means the last step: say how wide it is"),
+        );
+    }
+    let start = file.start.and_then(|b| bound(b, known, errors));
+    let end = file.end.and_then(|b| bound(b, known, errors));
+    if let (Some(from), Some(to)) = (&start, &end)
+        && let (Bound::Value(a), Bound::Value(b)) = (&**from, &**to)
+        && let (Ok(a), Ok(b)) = (a.parse::<i128>(), b.parse::<i128>())
+        && a >= b
+    {
+        errors.push(to.error(format!("the end of partition \"{shown}\" must be behind its start")));
+    }
+    check_type(&file.step_unit, file.time_zone.as_ref(), known, *kind, &column, errors);
+    placed(
+        Dimension {
+            column,
+            expr: None,
+            destination: None,
+            kind,
+            step,
+            step_unit: file.step_unit,
+            data_type: file.data_type.map(|t| t.with(t.data_type)),
+            time_zone: file.time_zone,
+            bounded,
+            start,
+            end,
+            values,
+        },
+        around,
+    )
+}
+
+fn bound(value: At<Value>, known: Option<DataType>, errors: &mut Vec<ConfigError>) -> Option<At<Bound>> {
+    match moment::parse(&value) {
+        Ok(bound) => {
+            let timeless = known.filter(|t| !is_time(*t));
+            if let (Bound::Moment { .. }, Some(other)) = (&bound, timeless) {
+                errors.push(value.error(format!("a moment cuts times and dates, and the column is {other}")));
+            }
+            Some(value.with(bound))
+        }
+        Err((message, help)) => {
+            errors.push(value.error(message).with_help(help));
+            None
+        }
+    }
+}
+
+fn is_time(data_type: DataType) -> bool {
+    matches!(data_type, DataType::Date | DataType::Timestamp | DataType::TimestampTz)
+}
+
+/// Whether a column of this type can be cut as is said.
+fn check_type(
+    unit: &Option<At<StepUnit>>,
+    zone: Option<&At<String>>,
+    known: Option<DataType>,
+    kind: DimensionKind,
+    column: &At<String>,
+    errors: &mut Vec<ConfigError>,
+) {
+    if let Some(zone) = zone {
+        check_zone(zone, errors);
+    }
+    let Some(data_type) = known else { return };
+    if let (DimensionKind::Range, DataType::Boolean | DataType::Json | DataType::Binary) = (kind, data_type) {
+        errors.push(
+            column
+                .error(format!("column \"{}\" is {data_type}, which has no ranges", column.shown()))
+                .with_help("cut by type: value"),
+        );
+    }
+    let timeless = |key: &str| {
+        format!(
+            "{key} belongs to times and dates, and column \"{}\" is {data_type}",
+            column.shown()
+        )
+    };
+    if let Some(unit) = unit {
+        if !is_time(data_type) {
+            errors.push(unit.error(timeless("step_unit")));
+        } else if data_type == DataType::Date && !unit.is_whole_days() {
+            errors.push(unit.error(format!(
+                "column \"{}\" is a date, which has no {}s",
+                column.shown(),
+                unit.name()
+            )));
+        }
+    }
+    if let (Some(zone), false) = (zone, is_time(data_type)) {
+        errors.push(zone.error(timeless("time_zone")));
+    }
+}
+
+/// A zone's name, as far as it can be told from its letters: the engines know which there are.
+fn check_zone(zone: &At<String>, errors: &mut Vec<ConfigError>) {
+    let fine = !zone.is_empty() && zone.chars().all(|c| c.is_ascii_alphanumeric() || "/_+-:".contains(c));
+    if !fine {
+        errors.push(
+            zone.error("time_zone is not the name of a zone")
+                .with_help("write for example Europe/Berlin, UTC or +02:00"),
+        );
+    }
+}
+
+/// Inside a primary partition a secondary one on the same column must be narrower.
+fn check_nesting(primary: &[Dimension], secondary: &[Dimension], errors: &mut Vec<ConfigError>) {
+    for inner in secondary {
+        let Some(outer) = primary.iter().find(|d| *d.column == *inner.column) else { continue };
+        if let (Some(wide), Some(narrow)) = (&outer.step, &inner.step)
+            && outer.step_unit == inner.step_unit
+            && **narrow >= **wide
+        {
+            errors.push(narrow.error(format!(
+                "the step of secondary partition \"{}\" must be less than that of the primary one, {}",
+                inner.column.shown(),
+                **wide
+            )));
+        }
+    }
+}
+
+/// Five fields of the usual characters; the scheduler reads them in earnest.
+fn looks_like_cron(text: &str) -> bool {
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    fields.len() == 5
+        && fields
+            .iter()
+            .all(|f| f.chars().all(|c| c.is_ascii_alphanumeric() || "*/,-#?".contains(c)))
+}

@@ -1,15 +1,16 @@
 //! One partition's way from reader to sink: read, transform and write run beside each other, joined by bounded
 //! channels, and everything is pulled by the writer.
 
-use crate::change::Event;
+use crate::change::{ChangeBatch, Event};
 use crate::error::{Error, Result, code};
 use crate::ledger::{Accounts, Tally};
 use crate::plan::{PlannedTable, Verify};
-use crate::progress::Position;
+use crate::progress::{PartitionId, Position};
 use crate::rowhash::RowHasher;
 use crate::source::{Reader, Source};
-use crate::stage::Stage;
-use std::sync::Arc;
+use crate::stage::{Reject, Stage, Staged};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -20,6 +21,55 @@ const IN_FLIGHT: usize = 4;
 pub(super) struct Item {
     pub(super) event: Option<Event>,
     pub(super) accounts: Accounts,
+    pub(super) rejects: Vec<Reject>,
+}
+
+/// Counts the rows that stages reject in a run, against its limit. A partition that begins again counts from its last
+/// commit.
+pub(super) struct Rejections {
+    limit: u64,
+    counts: Mutex<HashMap<PartitionId, u64>>,
+}
+
+impl Rejections {
+    pub(super) fn new(limit: u64) -> Self {
+        Rejections {
+            limit,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// A partition begins where these accounts end.
+    pub(super) fn begin(&self, partition: &PartitionId, accounts: &Accounts) {
+        let rejected = accounts.stages.iter().map(|(_, s)| s.rejected).sum();
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.insert(partition.clone(), rejected);
+    }
+
+    /// Counts rows; an error names the first of them if they are too many.
+    fn add(&self, partition: &PartitionId, rejects: &[Reject]) -> Result<()> {
+        let Some(first) = rejects.first() else {
+            return Ok(());
+        };
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(partition.clone()).or_default() += rejects.len() as u64;
+        let total: u64 = counts.values().sum();
+        if total <= self.limit {
+            return Ok(());
+        }
+        let column = first.column.as_ref().map_or_else(String::new, |c| format!(", column {c}"));
+        let key: Vec<&str> = first.key.iter().map(|(name, _)| name.as_str()).collect();
+        Err(Error::new(
+            code::ROW_REJECTED,
+            format!(
+                "stage {} rejected a row of {} ({}{column}); {total} rejected, {} allowed",
+                first.stage, first.table, first.reason, self.limit
+            ),
+        )
+        .at("partition", partition.as_str())
+        .at("key", key.join(", "))
+        .hint("correct the row or the stage, or allow rejected rows by a higher `reject_limit`"))
+    }
 }
 
 /// A running flow. Dropping it stops both tasks.
@@ -42,6 +92,7 @@ impl Flow {
         stages: Vec<Box<dyn Stage>>,
         tables: Vec<PlannedTable>,
         verify: Verify,
+        rejections: (Arc<Rejections>, PartitionId),
     ) -> Flow {
         let (to_stages, from_reader) = mpsc::channel(IN_FLIGHT);
         let (to_sink, items) = mpsc::channel(IN_FLIGHT);
@@ -53,6 +104,7 @@ impl Flow {
             hasher: RowHasher::new(),
             tables,
             verify,
+            rejections,
         };
         let stages = tokio::spawn(transform.run(from_reader, to_sink));
         Flow {
@@ -125,23 +177,41 @@ struct Transform {
     hasher: RowHasher,
     tables: Vec<PlannedTable>,
     verify: Verify,
+    rejections: (Arc<Rejections>, PartitionId),
 }
 
 impl Transform {
     async fn run(mut self, mut from: mpsc::Receiver<Result<Option<Event>>>, to: mpsc::Sender<Result<Item>>) {
         while let Some(next) = from.recv().await {
             let items = match next {
-                Ok(None) => Ok(vec![Item {
-                    event: None,
-                    accounts: Accounts::default(),
-                }]),
-                Ok(Some(event)) => self.event(event).await,
+                Ok(None) => self.flush().await.map(|mut items| {
+                    items.push(Item {
+                        event: None,
+                        accounts: Accounts::default(),
+                        rejects: Vec::new(),
+                    });
+                    items
+                }),
+                Ok(Some(event @ Event::Rows(_))) => self.event(event).await,
+                Ok(Some(event)) => match self.flush().await {
+                    Ok(mut items) => self.event(event).await.map(|event| {
+                        items.extend(event);
+                        items
+                    }),
+                    Err(e) => Err(e),
+                },
                 Err(e) => Err(e),
             };
             match items {
                 Ok(items) => {
                     for item in items {
+                        // Whoever keeps rejected rows hears of them even if they are too many.
+                        let allowed = self.rejections.0.add(&self.rejections.1, &item.rejects);
                         if to.send(Ok(item)).await.is_err() {
+                            return;
+                        }
+                        if let Err(e) = allowed {
+                            let _ = to.send(Err(e)).await;
                             return;
                         }
                     }
@@ -152,6 +222,39 @@ impl Transform {
                 }
             }
         }
+    }
+
+    /// What stages held back, to the end of the chain.
+    async fn flush(&mut self) -> Result<Vec<Item>> {
+        let (mut accounts, mut rejects, mut batches) = (Accounts::default(), Vec::new(), Vec::new());
+        for at in 0..self.stages.len() {
+            let held = self.stages[at].flush().await?;
+            let held = take(self.stages[at].name(), held, &mut accounts, &mut rejects);
+            batches.extend(self.through(at + 1, held, &mut accounts, &mut rejects).await?);
+        }
+        if batches.is_empty() && rejects.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.items(batches, accounts, rejects)
+    }
+
+    /// Batches through the stages from `first` on.
+    async fn through(
+        &mut self,
+        first: usize,
+        mut batches: Vec<ChangeBatch>,
+        accounts: &mut Accounts,
+        rejects: &mut Vec<Reject>,
+    ) -> Result<Vec<ChangeBatch>> {
+        for stage in &mut self.stages[first..] {
+            let mut next = Vec::with_capacity(batches.len());
+            for batch in batches {
+                let staged = stage.apply(batch).await?;
+                next.extend(take(stage.name(), staged, accounts, rejects));
+            }
+            batches = next;
+        }
+        Ok(batches)
     }
 
     async fn event(&mut self, mut event: Event) -> Result<Vec<Item>> {
@@ -190,19 +293,21 @@ impl Transform {
                 return Ok(vec![Item {
                     event: Some(event),
                     accounts,
+                    rejects: Vec::new(),
                 }]);
             }
         };
-        let mut batches = vec![batch];
-        for stage in &mut self.stages {
-            let mut next = Vec::with_capacity(batches.len());
-            for batch in batches {
-                let (out, account) = stage.apply(batch).await?;
-                *accounts.stage(stage.name()) += account;
-                next.extend(out);
-            }
-            batches = next;
-        }
+        let mut rejects = Vec::new();
+        let batches = self.through(0, vec![batch], &mut accounts, &mut rejects).await?;
+        self.items(batches, accounts, rejects)
+    }
+
+    fn items(
+        &mut self,
+        batches: Vec<ChangeBatch>,
+        mut accounts: Accounts,
+        mut rejects: Vec<Reject>,
+    ) -> Result<Vec<Item>> {
         let mut items = Vec::with_capacity(batches.len().max(1));
         for mut batch in batches {
             batch.table = self.destination_of(&batch.table);
@@ -219,6 +324,7 @@ impl Transform {
             items.push(Item {
                 event: Some(Event::Rows(batch)),
                 accounts: std::mem::take(&mut accounts),
+                rejects: std::mem::take(&mut rejects),
             });
         }
         if items.is_empty() {
@@ -226,6 +332,7 @@ impl Transform {
             items.push(Item {
                 event: Some(Event::Rows(empty(&self.tables)?)),
                 accounts,
+                rejects,
             });
         }
         Ok(items)
@@ -240,12 +347,19 @@ impl Transform {
     }
 }
 
-fn empty(tables: &[PlannedTable]) -> Result<crate::change::ChangeBatch> {
+/// Books what a stage did and gives on what goes on.
+fn take(stage: &str, staged: Staged, accounts: &mut Accounts, rejects: &mut Vec<Reject>) -> Vec<ChangeBatch> {
+    *accounts.stage(stage) += staged.account;
+    rejects.extend(staged.rejects);
+    staged.batches
+}
+
+fn empty(tables: &[PlannedTable]) -> Result<ChangeBatch> {
     let t = tables
         .first()
         .ok_or_else(|| Error::new(code::BUG, "a plan without tables"))?;
     let rows = arrow_array::RecordBatch::new_empty(t.schema.arrow_schema());
-    Ok(crate::change::ChangeBatch::inserts(
+    Ok(ChangeBatch::inserts(
         Arc::new(t.destination.clone()),
         rows,
         crate::budget::Hold::none(),

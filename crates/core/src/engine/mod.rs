@@ -19,7 +19,7 @@ use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink};
 use crate::source::{Assignment, ReadContext, SliceRequest, Source};
 use crate::stage::Stages;
-use flow::Flow;
+use flow::{Flow, Rejections};
 use futures::StreamExt;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,6 +48,8 @@ pub struct Options {
     pub load_commit_interval: Duration,
     /// How long work may go on to its next boundary after the user asked to stop.
     pub grace: Duration,
+    /// How many rows stages may reject in a run.
+    pub reject_limit: u64,
 }
 
 impl Default for Options {
@@ -61,6 +63,7 @@ impl Default for Options {
             commit_interval: Duration::from_millis(500),
             load_commit_interval: Duration::from_secs(30),
             grace: Duration::from_secs(10),
+            reject_limit: 0,
         }
     }
 }
@@ -124,6 +127,7 @@ struct Shared {
     /// Stop now: the grace is over.
     context: ReadContext,
     skipped: AtomicU64,
+    rejections: Arc<Rejections>,
 }
 
 impl Engine {
@@ -213,6 +217,7 @@ impl Engine {
                 cancel: now,
             },
             skipped: AtomicU64::new(0),
+            rejections: Arc::new(Rejections::new(self.options.reject_limit)),
         })
     }
 
@@ -655,12 +660,14 @@ async fn write_partition(
         .source
         .open(&table.read, partition, state.position.as_ref(), &shared.context)
         .await?;
+    shared.rejections.begin(id, &state.accounts);
     let mut flow = Flow::start(
         engine.source.clone(),
         reader,
         engine.stages.open()?,
         plan.tables.clone(),
         plan.verify,
+        (shared.rejections.clone(), id.clone()),
     );
     let mut w = Writing {
         id: id.clone(),
@@ -703,6 +710,12 @@ async fn write_partition(
         engine
             .progress
             .set_read(id, w.accounts.read.rows, w.accounts.read.bytes);
+        if !item.rejects.is_empty() {
+            engine.observer.event(&RunEvent::Rejected {
+                partition: id,
+                rejects: &item.rejects,
+            });
+        }
         match item.event {
             Some(crate::change::Event::Boundary { position, .. }) => {
                 w.boundary = Some(position.clone());

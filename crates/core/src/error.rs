@@ -102,6 +102,7 @@ codes! {
     ROW_TOO_LARGE = "ST-DAT-003", Data, "A row is larger than the configured limit.";
     CONSTRAINT = "ST-DAT-004", Data, "A row breaks a constraint of the destination.";
     DUPLICATE_KEY = "ST-DAT-005", Data, "Two rows have the same key.";
+    ROW_REJECTED = "ST-DAT-006", Data, "A stage rejected more rows than the limit allows.";
     TYPE_UNSUPPORTED = "ST-TYP-001", Unsupported, "A column type is not supported.";
     UNSUPPORTED = "ST-UNS-001", Unsupported, "This is not supported.";
     SERVER_VERSION = "ST-UNS-002", Unsupported, "A server's version is not supported.";

@@ -3,8 +3,53 @@
 use crate::change::ChangeBatch;
 use crate::error::Result;
 use crate::ledger::StageAccount;
-use crate::schema::TableSchema;
+use crate::schema::{TableId, TableSchema};
 use async_trait::async_trait;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// A row that a stage put aside. The engine stops the run when there are more than its limit allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reject {
+    /// The stage that refused it.
+    pub stage: String,
+    /// The table the row was for.
+    pub table: Arc<TableId>,
+    /// Why, as a short stable word (`overflow`, `bad_cast`, `missing_dimension`).
+    pub reason: &'static str,
+    /// The column that could not be made or checked.
+    pub column: Option<String>,
+    /// The row's key: column names with canonical texts. It goes to where rejected rows are kept; error messages name
+    /// the columns only.
+    pub key: Vec<(String, Option<String>)>,
+}
+
+/// What a stage makes of a batch.
+#[derive(Debug, Default)]
+pub struct Staged {
+    /// What goes on, in order.
+    pub batches: Vec<ChangeBatch>,
+    /// What happened to every row; `rejected` counts `rejects`.
+    pub account: StageAccount,
+    /// The rows put aside.
+    pub rejects: Vec<Reject>,
+}
+
+impl Staged {
+    /// Every row went into this batch.
+    pub fn all(batch: ChangeBatch) -> Self {
+        let rows = batch.len() as u64;
+        Staged {
+            batches: vec![batch],
+            account: StageAccount {
+                rows_in: rows,
+                rows_out: rows,
+                ..StageAccount::default()
+            },
+            rejects: Vec::new(),
+        }
+    }
+}
 
 /// A step between reader and sink. One instance per partition; it may keep state inside the partition.
 #[async_trait]
@@ -13,7 +58,13 @@ pub trait Stage: Send {
     fn name(&self) -> &str;
 
     /// Takes a batch, gives any number back and accounts for every row.
-    async fn apply(&mut self, batch: ChangeBatch) -> Result<(Vec<ChangeBatch>, StageAccount)>;
+    async fn apply(&mut self, batch: ChangeBatch) -> Result<Staged>;
+
+    /// Gives up what it held back. Called before anything but rows passes and at the end, so that no row is left behind
+    /// a boundary.
+    async fn flush(&mut self) -> Result<Staged> {
+        Ok(Staged::default())
+    }
 }
 
 /// Makes the stages of a pipeline, one set per partition.

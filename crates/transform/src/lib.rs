@@ -1,47 +1,40 @@
-//! Stages that compute. Expressions, joins and enrichment (DataFusion) come here with the strategies; for now there is
-//! the value map of the original's transform stage.
+//! Stages that compute: what happens to rows between reader and sink.
+//!
+//! A configuration becomes [`StageSpec`]s, a [`Chain`] is built of them for one pipeline and one strategy, and the
+//! engine opens a fresh set of stages for every partition. DataFusion's expression crates live behind the feature
+//! `datafusion` of this crate and nowhere else; without it a chain with an expression is refused.
 
+mod batch;
+mod cast;
+mod chain;
+#[cfg(feature = "datafusion")]
+mod compute;
+mod convert;
+mod dedup;
+mod dimension;
+mod enrich;
+#[cfg(feature = "datafusion")]
+mod expr;
+#[cfg(feature = "datafusion")]
+mod filter;
+mod lambda;
+#[cfg(not(feature = "datafusion"))]
+mod no_expressions;
+mod position;
+mod project;
+mod rows;
+mod spec;
 mod value_map;
 
+pub use chain::{Chain, Sources, Step};
+pub use dimension::{CachedDimension, Key, Lookup, LookupStats, Row, Rows, SourceLookup};
+#[cfg(feature = "datafusion")]
+pub use expr::{check, check_syntax};
+#[cfg(not(feature = "datafusion"))]
+pub use no_expressions::{check, check_syntax};
+pub use position::ExprError;
+pub use spec::{
+    ApplicableOn, AsOf, CacheSpec, CastTo, Computed, DedupSpec, EnrichJoin, EnrichSpec, Field, JoinOn, Keep,
+    NamedStage, Projected, RedisSpec, Several, StageSpec,
+};
 pub use value_map::ValueMap;
-
-use std::sync::Arc;
-use synctool_core::error::Result;
-use synctool_core::schema::TableSchema;
-use synctool_core::stage::{Stage, Stages};
-
-/// A stage as it is configured: checked once against the columns, then opened for every partition.
-pub trait StageSpec: Send + Sync {
-    /// What comes out, given what comes in; an error names a column that is not there.
-    fn output(&self, input: &TableSchema) -> Result<TableSchema>;
-
-    /// A fresh stage.
-    fn open(&self) -> Result<Box<dyn Stage>>;
-}
-
-/// The stages of a pipeline in their order.
-#[derive(Clone, Default)]
-pub struct Chain(Vec<Arc<dyn StageSpec>>);
-
-impl Chain {
-    /// Adds a stage at the end.
-    pub fn push(&mut self, stage: impl StageSpec + 'static) {
-        self.0.push(Arc::new(stage));
-    }
-}
-
-impl Stages for Chain {
-    fn output(&self, input: &TableSchema) -> Result<TableSchema> {
-        self.0
-            .iter()
-            .try_fold(input.clone(), |schema, stage| stage.output(&schema))
-    }
-
-    fn open(&self) -> Result<Vec<Box<dyn Stage>>> {
-        self.0.iter().map(|s| s.open()).collect()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}

@@ -1,15 +1,14 @@
 //! Replaces values of a column by others (`value_map` of the original).
 
-use crate::StageSpec;
+use crate::chain::Step;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use async_trait::async_trait;
 use std::collections::HashMap;
 use std::sync::Arc;
 use synctool_core::change::ChangeBatch;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::ledger::StageAccount;
 use synctool_core::schema::{Column, META_COLUMN, TableSchema};
-use synctool_core::stage::Stage;
+use synctool_core::stage::{Stage, Staged};
 use synctool_core::text::{self, ColumnBuilder};
 
 /// Values of one column and what stands for them; others stay. Values are canonical texts ([`synctool_core::text`]).
@@ -48,7 +47,7 @@ impl ValueMap {
     }
 }
 
-impl StageSpec for ValueMap {
+impl Step for ValueMap {
     fn output(&self, input: &TableSchema) -> Result<TableSchema> {
         let column = input.column(&self.column).ok_or_else(|| {
             let known: Vec<&str> = input.columns.iter().map(|c| c.name.as_str()).collect();
@@ -79,6 +78,10 @@ impl StageSpec for ValueMap {
     fn open(&self) -> Result<Box<dyn Stage>> {
         Ok(Box::new(self.clone()))
     }
+
+    fn reads(&self) -> Vec<String> {
+        vec![self.column.clone()]
+    }
 }
 
 #[async_trait]
@@ -87,7 +90,7 @@ impl Stage for ValueMap {
         "value_map"
     }
 
-    async fn apply(&mut self, mut batch: ChangeBatch) -> Result<(Vec<ChangeBatch>, StageAccount)> {
+    async fn apply(&mut self, mut batch: ChangeBatch) -> Result<Staged> {
         let schema = batch.rows.schema();
         let index = schema
             .index_of(&self.column)
@@ -101,15 +104,7 @@ impl Stage for ValueMap {
         let mut arrays = batch.rows.columns().to_vec();
         arrays[index] = self.map(&arrays[index], &column)?;
         batch.rows = RecordBatch::try_new(schema, arrays).map_err(|e| Error::bug(e.to_string()))?;
-        let rows = batch.len() as u64;
-        Ok((
-            vec![batch],
-            StageAccount {
-                rows_in: rows,
-                rows_out: rows,
-                ..StageAccount::default()
-            },
-        ))
+        Ok(Staged::all(batch))
     }
 }
 
@@ -144,8 +139,12 @@ mod tests {
         ];
         let batch = batch(&schema(), &rows).unwrap();
         let batch = ChangeBatch::inserts(Arc::new(TableId::bare("t")), batch, Hold::none());
-        let (out, account) = spec.open().unwrap().apply(batch).await.unwrap();
-        let found: Vec<_> = texts(&out[0].rows).unwrap().into_iter().map(|r| r[1].clone()).collect();
+        let Staged { batches, account, .. } = spec.open().unwrap().apply(batch).await.unwrap();
+        let found: Vec<_> = texts(&batches[0].rows)
+            .unwrap()
+            .into_iter()
+            .map(|r| r[1].clone())
+            .collect();
         assert_eq!(found, [Some("10".to_string()), None, Some("3".to_string()), None]);
         assert_eq!((account.rows_in, account.rows_out), (4, 4));
     }

@@ -1,16 +1,17 @@
 //! One partition's way from reader to sink: read, transform and write run beside each other, joined by bounded
 //! channels, and everything is pulled by the writer.
 
-use crate::change::Event;
+use crate::change::{ChangeBatch, Event};
 use crate::conform::{as_changes, conform, is_needed};
 use crate::error::{Error, Result, code};
 use crate::ledger::{Accounts, Tally};
 use crate::plan::{PlannedTable, Verify};
-use crate::progress::Position;
+use crate::progress::{PartitionId, Position};
 use crate::rowhash::RowHasher;
 use crate::source::{Reader, Source};
-use crate::stage::Stage;
-use std::sync::Arc;
+use crate::stage::{Reject, Stage, Staged};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -21,6 +22,69 @@ const IN_FLIGHT: usize = 4;
 pub(super) struct Item {
     pub(super) event: Option<Event>,
     pub(super) accounts: Accounts,
+    pub(super) rejects: Vec<Reject>,
+}
+
+/// Counts the rows that stages reject in a run, against its limit. A partition that begins again counts from its last
+/// commit.
+pub(super) struct Rejections {
+    limit: u64,
+    counts: Mutex<HashMap<PartitionId, u64>>,
+}
+
+impl Rejections {
+    pub(super) fn new(limit: u64) -> Self {
+        Rejections {
+            limit,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// A partition begins where these accounts end.
+    pub(super) fn begin(&self, partition: &PartitionId, accounts: &Accounts) {
+        let rejected = accounts.stages.iter().map(|(_, s)| s.rejected).sum();
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.insert(partition.clone(), rejected);
+    }
+
+    /// Counts rows; an error names the first of them if they are too many.
+    fn add(&self, partition: &PartitionId, rejects: &[Reject]) -> Result<()> {
+        let Some(first) = rejects.first() else {
+            return Ok(());
+        };
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(partition.clone()).or_default() += rejects.len() as u64;
+        let total: u64 = counts.values().sum();
+        if total <= self.limit {
+            return Ok(());
+        }
+        let column = first
+            .column
+            .as_ref()
+            .map_or_else(String::new, |c| format!(", column {c}"));
+        let key: Vec<&str> = first.key.iter().map(|(name, _)| name.as_str()).collect();
+        Err(Error::new(
+            code::ROW_REJECTED,
+            format!(
+                "stage {} rejected a row of {} ({}{column}); {total} rejected, {} allowed",
+                first.stage, first.table, first.reason, self.limit
+            ),
+        )
+        .at("partition", partition.as_str())
+        .at("key", key.join(", "))
+        .hint("correct the row or the stage, or allow rejected rows by a higher `reject_limit`"))
+    }
+}
+
+/// What the rows of a reader are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rows {
+    /// As a source has them.
+    Read,
+    /// As a log has them: tables change their shape on the way, and reader and sink follow that themselves.
+    OfALog,
+    /// As they are written.
+    Staged,
 }
 
 /// A running flow. Dropping it stops both tasks.
@@ -43,24 +107,26 @@ impl Flow {
         stages: Vec<Box<dyn Stage>>,
         tables: Vec<PlannedTable>,
         verify: Verify,
-        log: bool,
+        rows: Rows,
+        rejections: (Arc<Rejections>, PartitionId),
     ) -> Flow {
         let (to_stages, from_reader) = mpsc::channel(IN_FLIGHT);
         let (to_sink, items) = mpsc::channel(IN_FLIGHT);
         let (durable, acknowledged) = watch::channel(None);
         let read = tokio::spawn(read(reader, to_stages, acknowledged));
-        // A log's tables change their shape on the way; its reader and its sink follow that themselves.
         let conforming = tables
             .iter()
-            .map(|t| !log && is_needed(t, !stages.is_empty()))
+            .map(|t| rows == Rows::Read && is_needed(t, !stages.is_empty()))
             .collect();
         let transform = Transform {
             source,
             stages,
             hasher: RowHasher::new(),
+            rows,
             conforming,
             tables,
             verify,
+            rejections,
         };
         let stages = tokio::spawn(transform.run(from_reader, to_sink));
         Flow {
@@ -132,26 +198,45 @@ struct Transform {
     stages: Vec<Box<dyn Stage>>,
     hasher: RowHasher,
     tables: Vec<PlannedTable>,
+    rows: Rows,
     /// Which tables' rows are not yet as they are written when they come out of the stages.
     conforming: Vec<bool>,
     verify: Verify,
+    rejections: (Arc<Rejections>, PartitionId),
 }
 
 impl Transform {
     async fn run(mut self, mut from: mpsc::Receiver<Result<Option<Event>>>, to: mpsc::Sender<Result<Item>>) {
         while let Some(next) = from.recv().await {
             let items = match next {
-                Ok(None) => Ok(vec![Item {
-                    event: None,
-                    accounts: Accounts::default(),
-                }]),
-                Ok(Some(event)) => self.event(event).await,
+                Ok(None) => self.flush().await.map(|mut items| {
+                    items.push(Item {
+                        event: None,
+                        accounts: Accounts::default(),
+                        rejects: Vec::new(),
+                    });
+                    items
+                }),
+                Ok(Some(event @ Event::Rows(_))) => self.event(event).await,
+                Ok(Some(event)) => match self.flush().await {
+                    Ok(mut items) => self.event(event).await.map(|event| {
+                        items.extend(event);
+                        items
+                    }),
+                    Err(e) => Err(e),
+                },
                 Err(e) => Err(e),
             };
             match items {
                 Ok(items) => {
                     for item in items {
+                        // Whoever keeps rejected rows hears of them even if they are too many.
+                        let allowed = self.rejections.0.add(&self.rejections.1, &item.rejects);
                         if to.send(Ok(item)).await.is_err() {
+                            return;
+                        }
+                        if let Err(e) = allowed {
+                            let _ = to.send(Err(e)).await;
                             return;
                         }
                     }
@@ -162,6 +247,39 @@ impl Transform {
                 }
             }
         }
+    }
+
+    /// What stages held back, to the end of the chain.
+    async fn flush(&mut self) -> Result<Vec<Item>> {
+        let (mut accounts, mut rejects, mut batches) = (Accounts::default(), Vec::new(), Vec::new());
+        for at in 0..self.stages.len() {
+            let held = self.stages[at].flush().await?;
+            let held = take(self.stages[at].name(), held, &mut accounts, &mut rejects);
+            batches.extend(self.through(at + 1, held, &mut accounts, &mut rejects).await?);
+        }
+        if batches.is_empty() && rejects.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.items(batches, accounts, rejects)
+    }
+
+    /// Batches through the stages from `first` on.
+    async fn through(
+        &mut self,
+        first: usize,
+        mut batches: Vec<ChangeBatch>,
+        accounts: &mut Accounts,
+        rejects: &mut Vec<Reject>,
+    ) -> Result<Vec<ChangeBatch>> {
+        for stage in &mut self.stages[first..] {
+            let mut next = Vec::with_capacity(batches.len());
+            for batch in batches {
+                let staged = stage.apply(batch).await?;
+                next.extend(take(stage.name(), staged, accounts, rejects));
+            }
+            batches = next;
+        }
+        Ok(batches)
     }
 
     async fn event(&mut self, mut event: Event) -> Result<Vec<Item>> {
@@ -181,6 +299,7 @@ impl Transform {
                 return Ok(vec![Item {
                     event: Some(Event::Compared(compared)),
                     accounts,
+                    rejects: Vec::new(),
                 }]);
             }
             _ => {
@@ -207,38 +326,39 @@ impl Transform {
                 return Ok(vec![Item {
                     event: Some(event),
                     accounts,
+                    rejects: Vec::new(),
                 }]);
             }
         };
-        let planned = self.tables.iter().position(|t| t.read.table == *batch.table);
         // What is not named as it is read is for a table of our own: neither stages nor changes mean it.
-        let (changes, conforming) = match planned {
-            Some(place) => (
-                self.tables[place].changes.clone(),
-                self.conforming[place].then_some(place),
-            ),
-            None => (None, None),
+        let place = self.tables.iter().position(|t| t.read.table == *batch.table);
+        let Some(place) = place.filter(|_| self.rows != Rows::Staged) else {
+            let rows = batch.len() as u64;
+            for stage in &self.stages {
+                let account = accounts.stage(stage.name());
+                (account.rows_in, account.rows_out) = (rows, rows);
+            }
+            return self.items(vec![batch], accounts, Vec::new());
         };
-        let mut batches = vec![match &changes {
+        let batch = match &self.tables[place].changes {
             Some(changes) => as_changes(batch, changes)?,
             None => batch,
-        }];
-        let stages = match planned {
-            Some(_) => &mut self.stages[..],
-            None => &mut [],
         };
-        for stage in stages {
-            let mut next = Vec::with_capacity(batches.len());
-            for batch in batches {
-                let (out, account) = stage.apply(batch).await?;
-                *accounts.stage(stage.name()) += account;
-                next.extend(out);
-            }
-            batches = next;
-        }
+        let mut rejects = Vec::new();
+        let batches = self.through(0, vec![batch], &mut accounts, &mut rejects).await?;
+        self.items(batches, accounts, rejects)
+    }
+
+    fn items(
+        &mut self,
+        batches: Vec<ChangeBatch>,
+        mut accounts: Accounts,
+        mut rejects: Vec<Reject>,
+    ) -> Result<Vec<Item>> {
         let mut items = Vec::with_capacity(batches.len().max(1));
         for mut batch in batches {
-            if let Some(place) = conforming {
+            let place = self.tables.iter().position(|t| t.read.table == *batch.table);
+            if let Some(place) = place.filter(|&p| self.conforming[p]) {
                 batch = conform(batch, &self.tables[place].schema)?;
             }
             batch.table = self.destination_of(&batch.table);
@@ -255,6 +375,7 @@ impl Transform {
             items.push(Item {
                 event: Some(Event::Rows(batch)),
                 accounts: std::mem::take(&mut accounts),
+                rejects: std::mem::take(&mut rejects),
             });
         }
         if items.is_empty() {
@@ -262,6 +383,7 @@ impl Transform {
             items.push(Item {
                 event: Some(Event::Rows(empty(&self.tables)?)),
                 accounts,
+                rejects,
             });
         }
         Ok(items)
@@ -276,12 +398,19 @@ impl Transform {
     }
 }
 
-fn empty(tables: &[PlannedTable]) -> Result<crate::change::ChangeBatch> {
+/// Books what a stage did and gives on what goes on.
+fn take(stage: &str, staged: Staged, accounts: &mut Accounts, rejects: &mut Vec<Reject>) -> Vec<ChangeBatch> {
+    *accounts.stage(stage) += staged.account;
+    rejects.extend(staged.rejects);
+    staged.batches
+}
+
+fn empty(tables: &[PlannedTable]) -> Result<ChangeBatch> {
     let t = tables
         .first()
         .ok_or_else(|| Error::new(code::BUG, "a plan without tables"))?;
     let rows = arrow_array::RecordBatch::new_empty(t.schema.arrow_schema());
-    Ok(crate::change::ChangeBatch::inserts(
+    Ok(ChangeBatch::inserts(
         Arc::new(t.destination.clone()),
         rows,
         crate::budget::Hold::none(),

@@ -20,7 +20,7 @@ use crate::sink::{Destination, Sink};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::Stages;
 use crate::strategy::{aggregate, hash};
-use flow::Flow;
+use flow::{Flow, Rejections, Rows};
 use futures::StreamExt;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -49,6 +49,8 @@ pub struct Options {
     pub load_commit_interval: Duration,
     /// How long work may go on to its next boundary after the user asked to stop.
     pub grace: Duration,
+    /// How many rows stages may reject in a run.
+    pub reject_limit: u64,
 }
 
 impl Default for Options {
@@ -62,6 +64,7 @@ impl Default for Options {
             commit_interval: Duration::from_millis(500),
             load_commit_interval: Duration::from_secs(30),
             grace: Duration::from_secs(10),
+            reject_limit: 0,
         }
     }
 }
@@ -127,6 +130,7 @@ struct Shared {
     /// Stop now: the grace is over.
     context: ReadContext,
     skipped: AtomicU64,
+    rejections: Arc<Rejections>,
 }
 
 impl Engine {
@@ -217,6 +221,7 @@ impl Engine {
                 cancel: now,
             },
             skipped: AtomicU64::new(0),
+            rejections: Arc::new(Rejections::new(self.options.reject_limit)),
         })
     }
 
@@ -730,18 +735,20 @@ async fn write_partition(
     engine.progress.set_status(id, PartitionStatus::Running);
     engine.observer.event(&RunEvent::PartitionStarted { partition: id });
     let reader = open_reader(shared, table, partition, state.position.as_ref()).await?;
-    let stages = match partition.work {
-        // A comparison's rows have passed them already.
-        Work::Compare(_) => Vec::new(),
-        _ => engine.stages.open()?,
-    };
+    shared.rejections.begin(id, &state.accounts);
     let mut flow = Flow::start(
         engine.source.clone(),
         reader,
-        stages,
+        engine.stages.open()?,
         plan.tables.clone(),
         plan.verify,
-        partition.work == Work::Log,
+        match partition.work {
+            Work::Log => Rows::OfALog,
+            // A comparison's rows have passed the stages already.
+            Work::Compare(_) => Rows::Staged,
+            _ => Rows::Read,
+        },
+        (shared.rejections.clone(), id.clone()),
     );
     let mut w = Writing {
         id: id.clone(),
@@ -784,6 +791,12 @@ async fn write_partition(
         engine
             .progress
             .set_read(id, w.accounts.read.rows, w.accounts.read.bytes);
+        if !item.rejects.is_empty() {
+            engine.observer.event(&RunEvent::Rejected {
+                partition: id,
+                rejects: &item.rejects,
+            });
+        }
         match item.event {
             Some(crate::change::Event::Boundary { position, .. }) => {
                 w.boundary = Some(position.clone());

@@ -67,6 +67,13 @@ pub enum RunEvent<'a> {
         /// What the sink did.
         applied: Applied,
     },
+    /// Stages put rows aside. After a retry or a resumed run the same rows may be told again.
+    Rejected {
+        /// Which partition.
+        partition: &'a PartitionId,
+        /// The rows.
+        rejects: &'a [crate::stage::Reject],
+    },
     /// A partition is done.
     PartitionDone {
         /// Which.

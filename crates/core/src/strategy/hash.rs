@@ -1062,22 +1062,65 @@ impl Reader for StagedReader {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
             }
-            let batch = match self.reader.next().await? {
-                Some(Event::Rows(batch)) => batch,
-                other => return Ok(other),
-            };
-            let mut batches = vec![batch];
-            for stage in &mut self.stages {
-                let mut next = Vec::with_capacity(batches.len());
-                for batch in batches {
-                    next.extend(stage.apply(batch).await?.0);
+            let event = self.reader.next().await?;
+            let batches = match event {
+                Some(Event::Rows(batch)) => self.through(0, vec![batch]).await?,
+                // What stages held back comes before anything else, and at the end.
+                other => {
+                    let mut held = Vec::new();
+                    for place in 0..self.stages.len() {
+                        let given = self.stages[place].flush().await?;
+                        refuse_rejects(&given)?;
+                        held.extend(self.through(place + 1, given.batches).await?);
+                    }
+                    self.give(held)?;
+                    match other {
+                        Some(event) => self.ready.push_back(event),
+                        None if self.ready.is_empty() => return Ok(None),
+                        None => {}
+                    }
+                    continue;
                 }
-                batches = next;
-            }
-            for batch in batches {
-                self.ready.push_back(Event::Rows(conform(batch, &self.schema)?));
-            }
+            };
+            self.give(batches)?;
         }
+    }
+}
+
+impl StagedReader {
+    async fn through(&mut self, first: usize, mut batches: Vec<ChangeBatch>) -> Result<Vec<ChangeBatch>> {
+        for stage in &mut self.stages[first..] {
+            let mut next = Vec::with_capacity(batches.len());
+            for batch in batches {
+                let staged = stage.apply(batch).await?;
+                refuse_rejects(&staged)?;
+                next.extend(staged.batches);
+            }
+            batches = next;
+        }
+        Ok(batches)
+    }
+
+    fn give(&mut self, batches: Vec<ChangeBatch>) -> Result<()> {
+        for batch in batches {
+            self.ready.push_back(Event::Rows(conform(batch, &self.schema)?));
+        }
+        Ok(())
+    }
+}
+
+/// A row that a stage refuses has no place in a comparison: it would be missing at one end for ever.
+fn refuse_rejects(staged: &crate::stage::Staged) -> Result<()> {
+    match staged.rejects.first() {
+        None => Ok(()),
+        Some(reject) => Err(Error::new(
+            code::VALUE_UNSUPPORTED,
+            format!(
+                "stage {} rejects a row ({}), so both ends cannot be compared",
+                reject.stage, reject.reason
+            ),
+        )
+        .hint("filter such rows out, or change the stage so that it takes them")),
     }
 }
 

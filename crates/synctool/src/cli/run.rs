@@ -6,6 +6,7 @@ use super::signals::Interrupt;
 use super::{find, live, plan};
 use crate::pipeline::{Pipeline, RunOptions, RunReport};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use synctool_core::change::KeyRange;
 use synctool_core::engine::{Observer, PartitionStatus, PartitionView, RunEvent};
@@ -278,6 +279,10 @@ impl Observer for Lines {
             RunEvent::Committed { partition, applied } => {
                 json!({ "type": "committed", "partition": partition, "rows": applied.written })
             }
+            RunEvent::Rejected { partition, rejects } => json!({
+                "type": "rejected", "partition": partition, "rows": rejects.len(),
+                "reasons": rejects.iter().map(|r| format!("{}: {}", r.stage, r.reason)).collect::<BTreeSet<_>>(),
+            }),
             RunEvent::PartitionDone {
                 partition,
                 rows,

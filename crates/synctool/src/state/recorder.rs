@@ -247,6 +247,8 @@ impl Observer for RunRecorder {
                 delay: *delay,
             },
             RunEvent::Step(step) => Note::Step(*step),
+            // The ledger counts rejected rows.
+            RunEvent::Rejected { .. } => return,
             // The caller's `finish` says so, with the whole result.
             RunEvent::Finished { .. } => return,
         });

@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use self::columns::{check_columns, column, known_column};
 pub(super) use self::columns::{ColumnEntry, ColumnFile, ColumnsFile, SourceName};
+use self::columns::{check_columns, column, known_column};
 pub(super) use self::stages::{
-    ApplicableOn, AsOfFile, CacheConfigFile, DimensionTable, CacheEntry, CacheFile, DataFetchFile, EnrichFile, EnrichOn, EnrichmentFile, FieldEntry, FieldFile,
-    PipelineConfigFile, StageFile, TransformationFile, enrichment_stages, must_stay, transformations,
+    ApplicableOn, AsOfFile, CacheConfigFile, CacheEntry, CacheFile, DataFetchFile, DimensionTable, EnrichFile,
+    EnrichOn, EnrichmentFile, FieldEntry, FieldFile, PipelineConfigFile, StageFile, TransformationFile,
+    enrichment_stages, must_stay, transformations,
 };
 pub(super) use self::strategies::{DimensionFile, StrategyFile};
 use super::at::At;
@@ -256,7 +257,9 @@ pub(super) fn resolve(
         partitioning: &partitioning,
     };
     let strategies = strategies::resolve(strategy_files, &around, &mut not_yet, errors);
-    let (allow_mass_delete, reject_limit) = file.write.map_or((None, None), |w| (w.allow_mass_delete, w.reject_limit));
+    let (allow_mass_delete, reject_limit) = file
+        .write
+        .map_or((None, None), |w| (w.allow_mass_delete, w.reject_limit));
     Pipeline {
         name,
         description: file.description,
@@ -298,7 +301,10 @@ fn take_configs(
         must_stay("data_fetch", f.enabled, errors);
         f.page_size
     });
-    let page = of_pipeline.as_ref().and_then(PipelineConfigFile::page_size).or(of_fetch);
+    let page = of_pipeline
+        .as_ref()
+        .and_then(PipelineConfigFile::page_size)
+        .or(of_fetch);
     let mut configs: Vec<(Option<At<String>>, PipelineConfigFile)> = Vec::new();
     for strategy in strategies {
         let name = name_of(strategy);
@@ -481,4 +487,3 @@ fn partitioning(
         step,
     }
 }
-

@@ -521,7 +521,11 @@ pub(super) fn resolve(file: StagesOfFile, source: &Source, errors: &mut Vec<Conf
         let of_strategy: Vec<At<String>> = strategy.iter().cloned().collect();
         let (mut size, mut batcher) = (config.batch_size, None);
         if let Some(fixed) = config.stages {
-            must_stay("change_detection", fixed.change_detection.and_then(|s| s.enabled), errors);
+            must_stay(
+                "change_detection",
+                fixed.change_detection.and_then(|s| s.enabled),
+                errors,
+            );
             must_stay("data_fetch", fixed.data_fetch.and_then(|s| s.enabled), errors);
             must_stay("populate", fixed.populate.and_then(|s| s.enabled), errors);
             if let Some(transform) = fixed.transform {
@@ -586,10 +590,12 @@ pub(super) fn resolve(file: StagesOfFile, source: &Source, errors: &mut Vec<Conf
                     stage.name.shown(),
                     word.shown()
                 ));
-                errors.push(match super::super::error::suggestion(word, "strategies and types", &names) {
-                    Some(help) => error.with_help(help),
-                    None => error,
-                });
+                errors.push(
+                    match super::super::error::suggestion(word, "strategies and types", &names) {
+                        Some(help) => error.with_help(help),
+                        None => error,
+                    },
+                );
             }
         }
     }
@@ -625,14 +631,20 @@ fn stage(entry: At<StageFile>, source: &Source, errors: &mut Vec<ConfigError>) -
         })
     }));
     works.extend(file.dedup.map(StageWork::Dedup));
-    works.extend(file.enrich.map(|e| StageWork::Enrich(Box::new(enrich(e, source, errors)))));
+    works.extend(
+        file.enrich
+            .map(|e| StageWork::Enrich(Box::new(enrich(e, source, errors)))),
+    );
     works.extend(file.batch.map(StageWork::Batch));
     const KEYS: &str = "a stage has exactly one of compute, cast, value_map, filter, dedup, enrich, batch";
     if works.len() > 1 {
         let names: Vec<&str> = works.iter().map(StageWork::name).collect();
         errors.push(
             place
-                .error(format!("a stage does one thing, and this one says {}", names.join(", ")))
+                .error(format!(
+                    "a stage does one thing, and this one says {}",
+                    names.join(", ")
+                ))
                 .with_help("write a stage for each"),
         );
         return None;
@@ -799,7 +811,11 @@ fn fields(entries: At<Vec<FieldEntry>>, errors: &mut Vec<ConfigError>) -> Vec<En
     fields
 }
 
-pub(in super::super) fn enrichment_stages(file: EnrichmentFile, source: &Source, errors: &mut Vec<ConfigError>) -> Vec<Stage> {
+pub(in super::super) fn enrichment_stages(
+    file: EnrichmentFile,
+    source: &Source,
+    errors: &mut Vec<ConfigError>,
+) -> Vec<Stage> {
     let enabled = file.enabled.unwrap_or_else(|| true.into());
     let config = file.cache_config.unwrap_or_default();
     let cache = Cache {
@@ -833,7 +849,11 @@ pub(in super::super) fn enrichment_stages(file: EnrichmentFile, source: &Source,
             ..Stage::new(work)
         });
     }
-    stages.extend(transformations(file.transformations, errors).into_iter().map(Stage::new));
+    stages.extend(
+        transformations(file.transformations, errors)
+            .into_iter()
+            .map(Stage::new),
+    );
     for stage in &mut stages {
         stage.enabled = enabled.clone();
     }
@@ -849,11 +869,15 @@ pub(in super::super) fn transformations(
     for file in files {
         let place = file.with(());
         let file = file.into_inner();
-        let kind = file.kind.as_deref().copied().unwrap_or(match (&file.casts, &file.mapping) {
-            (Some(_), _) => TransformationKind::ColumnCast,
-            (_, Some(_)) => TransformationKind::ValueMap,
-            _ => TransformationKind::Transform,
-        });
+        let kind = file
+            .kind
+            .as_deref()
+            .copied()
+            .unwrap_or(match (&file.casts, &file.mapping) {
+                (Some(_), _) => TransformationKind::ColumnCast,
+                (_, Some(_)) => TransformationKind::ValueMap,
+                _ => TransformationKind::Transform,
+            });
         match (kind, file.casts, file.mapping, file.column, file.transform) {
             (TransformationKind::ColumnCast, Some(casts), ..) => works.push(StageWork::Cast(casts)),
             (TransformationKind::ColumnCast, None, ..) => {
@@ -866,7 +890,11 @@ pub(in super::super) fn transformations(
                 errors.push(place.error("a transformation of type value_map needs column and mapping"));
             }
             (TransformationKind::Transform, _, _, column, Some(expression)) => {
-                let replaced = || column.clone().or_else(|| <[_; 1]>::try_from(file.columns.clone()).ok().map(|[only]| only));
+                let replaced = || {
+                    column
+                        .clone()
+                        .or_else(|| <[_; 1]>::try_from(file.columns.clone()).ok().map(|[only]| only))
+                };
                 let Some(name) = file.dest.or(file.name).or(file.expr).or_else(replaced) else {
                     errors.push(place.error("a transformation needs dest, the column that gets the value"));
                     continue;
@@ -962,7 +990,9 @@ pub(super) fn complete_columns(
                         "column \"{}\" has no source, and no stage makes it",
                         column.dest.shown()
                     ))
-                    .with_help("give it a source or an expr, compute it in transform, or leave it out by `insert: false`"),
+                    .with_help(
+                        "give it a source or an expr, compute it in transform, or leave it out by `insert: false`",
+                    ),
             );
         }
     }

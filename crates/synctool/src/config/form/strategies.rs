@@ -227,11 +227,7 @@ pub(in super::super) struct DimensionFile {
 
 impl DimensionFile {
     /// Ranges of a column.
-    pub(in super::super) fn range(
-        column: At<String>,
-        step: Option<At<u64>>,
-        data_type: Option<At<SizedType>>,
-    ) -> Self {
+    pub(in super::super) fn range(column: At<String>, step: Option<At<u64>>, data_type: Option<At<SizedType>>) -> Self {
         Self {
             column,
             step: step.map(|s| s.with(i64::try_from(*s).unwrap_or(i64::MAX))),
@@ -272,7 +268,10 @@ pub(super) fn resolve(
         let place = file.with(());
         let strategy = one(place, file.into_inner(), around, notices, errors);
         if let Some(twin) = strategies.iter().find(|s| *s.name == *strategy.name) {
-            let first = twin.name.origin().map(|o| format!("the first stands in line {}", o.line));
+            let first = twin
+                .name
+                .origin()
+                .map(|o| format!("the first stands in line {}", o.line));
             let error = strategy
                 .name
                 .error(format!("two strategies are named \"{}\"", strategy.name.shown()));
@@ -297,8 +296,11 @@ fn one(
     let name = file.name.clone().unwrap_or_else(|| kind.with(kind.name().to_owned()));
     if *kind == StrategyKind::Aggregate && around.sync_type != SyncType::Aggregate {
         errors.push(
-            kind.error(format!("strategy \"{}\" recomputes groups, and the pipeline copies rows", name.shown()))
-                .with_help("write sync_type: aggregate and group_by, or type: delta"),
+            kind.error(format!(
+                "strategy \"{}\" recomputes groups, and the pipeline copies rows",
+                name.shown()
+            ))
+            .with_help("write sync_type: aggregate and group_by, or type: delta"),
         );
     }
     check_words(&file, &name, errors);
@@ -342,20 +344,28 @@ fn one(
     let deletes = file.deletes.map(|d| deletes(d, &kind, &name, around, errors));
     for table in file.cursor_tables.iter().flatten() {
         let joins = &around.source.joins;
-        let names: Vec<&str> = joins.iter().map(|j| j.alias.as_ref().unwrap_or(&j.table).as_str()).collect();
+        let names: Vec<&str> = joins
+            .iter()
+            .map(|j| j.alias.as_ref().unwrap_or(&j.table).as_str())
+            .collect();
         if !names.contains(&table.table.as_str()) {
             let error = table.table.error(format!(
                 "cursor_tables names \"{}\", which is not joined",
                 table.table.shown()
             ));
-            errors.push(match super::super::error::suggestion(&table.table, "joined tables", &names) {
-                Some(help) => error.with_help(help),
-                None => error,
-            });
+            errors.push(
+                match super::super::error::suggestion(&table.table, "joined tables", &names) {
+                    Some(help) => error.with_help(help),
+                    None => error,
+                },
+            );
         }
     }
     for (key, said) in [
-        ("prevent_update_unless_changed", file.prevent_update_unless_changed.as_ref()),
+        (
+            "prevent_update_unless_changed",
+            file.prevent_update_unless_changed.as_ref(),
+        ),
         ("match_row_count", file.match_row_count.as_ref()),
     ] {
         if let (Some(said), true) = (said, *kind != StrategyKind::Hash) {
@@ -443,7 +453,9 @@ fn check_words(file: &StrategyFile, name: &At<String>, errors: &mut Vec<ConfigEr
         ("margin", file.margin.as_ref().map(|v| v.with(()))),
         (
             "cursor_tables",
-            file.cursor_tables.as_ref().and_then(|t| Some(t.first()?.table.with(()))),
+            file.cursor_tables
+                .as_ref()
+                .and_then(|t| Some(t.first()?.table.with(()))),
         ),
     ];
     for (key, at) in of_cursor {
@@ -453,10 +465,9 @@ fn check_words(file: &StrategyFile, name: &At<String>, errors: &mut Vec<ConfigEr
     }
     let app = file.stamped_by.as_deref() == Some(&StampedBy::App);
     if let Some(lag) = file.lag.as_ref().filter(|_| kind.has_cursor() && !app) {
-        errors.push(
-            lag.error("lag belongs to stamped_by: app")
-                .with_help("a column that the database stamps needs no lag: open transactions hold the bound back; see margin"),
-        );
+        errors.push(lag.error("lag belongs to stamped_by: app").with_help(
+            "a column that the database stamps needs no lag: open transactions hold the bound back; see margin",
+        ));
     }
     if let Some(zone) = &file.time_zone {
         check_zone(zone, errors);
@@ -500,9 +511,8 @@ fn cursor(
 /// below it.
 fn at_source<'a>(named: &At<String>, around: &Around<'a>) -> (At<String>, Option<&'a ColumnMapping>) {
     let grouped = |c: &ColumnMapping| around.group_by.iter().any(|name| c.is_called(name));
-    let mapped = find_column(around.listed, named).filter(|c| {
-        around.sync_type == SyncType::RowLevel || c.expr.is_none() || c.is_virtual || grouped(c)
-    });
+    let mapped = find_column(around.listed, named)
+        .filter(|c| around.sync_type == SyncType::RowLevel || c.expr.is_none() || c.is_virtual || grouped(c));
     let source = mapped.and_then(|c| c.source.as_ref());
     let column = source.map_or_else(|| named.clone(), |source| named.with(source.to_string()));
     (column, mapped)
@@ -647,7 +657,11 @@ fn dimension(file: DimensionFile, around: &Around<'_>, errors: &mut Vec<ConfigEr
     let column = file.column.clone();
     let shown = column.shown();
     let listed_type = at_source(&column, around).1.and_then(|c| c.data_type.clone());
-    let known = file.data_type.as_ref().map(|t| t.data_type).or(listed_type.as_deref().copied());
+    let known = file
+        .data_type
+        .as_ref()
+        .map(|t| t.data_type)
+        .or(listed_type.as_deref().copied());
     if let (Some(_), Some(second)) = (&file.values, file.value.as_ref().and_then(|v| v.first())) {
         errors.push(second.error("value and values of a partition are the same key"));
     }
@@ -699,7 +713,9 @@ fn dimension(file: DimensionFile, around: &Around<'_>, errors: &mut Vec<ConfigEr
                 ("end", file.end.as_ref().map(|v| v.with(()))),
             ] {
                 if let Some(at) = at {
-                    errors.push(at.error(format!("{key} belongs to ranges, and partition \"{shown}\" is of type {word}")));
+                    errors.push(at.error(format!(
+                        "{key} belongs to ranges, and partition \"{shown}\" is of type {word}"
+                    )));
                 }
             }
         }
@@ -709,7 +725,9 @@ fn dimension(file: DimensionFile, around: &Around<'_>, errors: &mut Vec<ConfigEr
             errors.push(kind.error(format!("partition \"{shown}\" of type list needs values")));
         }
         (DimensionKind::Range | DimensionKind::Value, Some(first)) => {
-            errors.push(first.error(format!("values belong to type list, and partition \"{shown}\" is not of it")));
+            errors.push(first.error(format!(
+                "values belong to type list, and partition \"{shown}\" is not of it"
+            )));
         }
         _ => {}
     }
@@ -786,7 +804,10 @@ fn check_type(
     if let (DimensionKind::Range, DataType::Boolean | DataType::Json | DataType::Binary) = (kind, data_type) {
         errors.push(
             column
-                .error(format!("column \"{}\" is {data_type}, which has no ranges", column.shown()))
+                .error(format!(
+                    "column \"{}\" is {data_type}, which has no ranges",
+                    column.shown()
+                ))
                 .with_help("cut by type: value"),
         );
     }
@@ -826,7 +847,9 @@ fn check_zone(zone: &At<String>, errors: &mut Vec<ConfigError>) {
 /// Inside a primary partition a secondary one on the same column must be narrower.
 fn check_nesting(primary: &[Dimension], secondary: &[Dimension], errors: &mut Vec<ConfigError>) {
     for inner in secondary {
-        let Some(outer) = primary.iter().find(|d| *d.column == *inner.column) else { continue };
+        let Some(outer) = primary.iter().find(|d| *d.column == *inner.column) else {
+            continue;
+        };
         if let (Some(wide), Some(narrow)) = (&outer.step, &inner.step)
             && outer.step_unit == inner.step_unit
             && **narrow >= **wide

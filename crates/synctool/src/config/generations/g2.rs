@@ -394,14 +394,26 @@ enum CachePolicy {
 /// The same in the current form.
 pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<PipelineFile> {
     let before = errors.len();
-    let stages: Vec<StageEntry> = file.stages.unwrap_or_default().into_iter().map(At::into_inner).collect();
+    let stages: Vec<StageEntry> = file
+        .stages
+        .unwrap_or_default()
+        .into_iter()
+        .map(At::into_inner)
+        .collect();
     let backends: Vec<Backend> = file.backends.into_iter().map(At::into_inner).collect();
     for (i, backend) in backends.iter().enumerate() {
         if backends[..i].iter().any(|b| *b.name == *backend.name) {
-            errors.push(backend.name.error(format!("two backends are named \"{}\"", backend.name.shown())));
+            errors.push(
+                backend
+                    .name
+                    .error(format!("two backends are named \"{}\"", backend.name.shown())),
+            );
         }
     }
-    let general = merged(file.pipeline_columns.or(file.columns).as_deref().unwrap_or_default(), &[]);
+    let general = merged(
+        file.pipeline_columns.or(file.columns).as_deref().unwrap_or_default(),
+        &[],
+    );
     let fetch = only(&stages, StageKind::DataFetch, errors);
     let populate = only(&stages, StageKind::Populate, errors);
     let detection = only(&stages, StageKind::ChangeDetection, errors);
@@ -424,7 +436,9 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
     let destination = the_backend(destination_name, "destination", 1, &backends, errors);
     let (Some(source), Some(destination)) = (source, destination) else {
         if errors.len() == before {
-            errors.push(ConfigError::new("a pipeline needs a backend to read from and one to write to"));
+            errors.push(ConfigError::new(
+                "a pipeline needs a backend to read from and one to write to",
+            ));
         }
         return None;
     };
@@ -443,12 +457,17 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
     let at_destination = merged(of_destination, &general);
     let populated = populate.and_then(|p| p.columns.as_ref().or(p.destination.as_ref()?.columns.as_ref()));
     let written = match populated {
-        Some(columns) => merged(columns, &at_destination.iter().chain(&general).cloned().collect::<Vec<_>>()),
+        Some(columns) => merged(
+            columns,
+            &at_destination.iter().chain(&general).cloned().collect::<Vec<_>>(),
+        ),
         None => at_destination,
     };
     let own_hash = |name: &str| of_destination.iter().any(|c| *c.name == *name && c.is_hash());
     let mut transform = transform(&stages, &backends, &general, source, errors);
-    let group_by = fetched.and_then(|f| f.group_by.clone()).or_else(|| source.group_by.clone());
+    let group_by = fetched
+        .and_then(|f| f.group_by.clone())
+        .or_else(|| source.group_by.clone());
     let page = fetch.and_then(|f| f.config.as_ref()?.page_size.clone());
     let mut columns = columns(&at_source, of_fetch.as_deref(), &written, own_hash, errors);
     if !columns.is_empty() {
@@ -488,7 +507,10 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
         control_schema: destination.control_schema.clone(),
         type_name: destination.type_name.clone(),
     };
-    let listed = columns.into_iter().map(|c| ColumnEntry::Mapping(Box::new(c))).collect::<Vec<_>>();
+    let listed = columns
+        .into_iter()
+        .map(|c| ColumnEntry::Mapping(Box::new(c)))
+        .collect::<Vec<_>>();
     (errors.len() == before).then_some(PipelineFile {
         name: file.name,
         description: file.description,
@@ -512,7 +534,11 @@ fn only<'a>(stages: &'a [StageEntry], kind: StageKind, errors: &mut Vec<ConfigEr
     let mut of_kind = stages.iter().filter(|s| *s.kind == kind);
     let first = of_kind.next();
     for further in of_kind {
-        errors.push(further.kind.error(format!("a pipeline has one stage of type {}", kind.name())));
+        errors.push(
+            further
+                .kind
+                .error(format!("a pipeline has one stage of type {}", kind.name())),
+        );
     }
     first
 }
@@ -577,7 +603,14 @@ fn is_column(text: &str) -> bool {
             && part.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$')
     };
     let parts: Vec<&str> = text.split('.').collect();
-    let keyword = ["null", "true", "false", "current_date", "current_timestamp", "current_user"];
+    let keyword = [
+        "null",
+        "true",
+        "false",
+        "current_date",
+        "current_timestamp",
+        "current_user",
+    ];
     parts.len() <= 2 && parts.iter().all(|p| part(p)) && !keyword.contains(&text.to_ascii_lowercase().as_str())
 }
 
@@ -610,7 +643,11 @@ fn columns(
         }
         let mut file = ColumnFile {
             name: Some(column.name.clone()),
-            dest: Some(if column.is_virtual() { column.name.clone() } else { dest.clone() }),
+            dest: Some(if column.is_virtual() {
+                column.name.clone()
+            } else {
+                dest.clone()
+            }),
             is_virtual: column.is_virtual().then_some(true),
             dest_expr: column.expr.clone().filter(|_| column.is_virtual()),
             ..roles(column, source, hash)
@@ -618,7 +655,10 @@ fn columns(
         (file.source, file.expr) = origin(source, hash);
         all.push(column.name.with(file));
     }
-    for column in read.iter().filter(|c| by_name(written, &c.name).is_none() && !written.is_empty()) {
+    for column in read
+        .iter()
+        .filter(|c| by_name(written, &c.name).is_none() && !written.is_empty())
+    {
         let hash = column.is_hash();
         let (source, expr) = origin(Some(column), hash);
         all.push(column.name.with(ColumnFile {
@@ -694,7 +734,9 @@ fn hide_what_is_made(transform: &[At<StageFile>], columns: &mut Vec<At<ColumnFil
 
 /// A name by which a strategy goes means the source's own column, also where data is fetched as an aggregate of that name.
 fn below_aggregate(named: &mut At<String>, at_source: &[G2Column], columns: &[At<ColumnFile>]) {
-    let Some(own) = by_name(at_source, named).map(|c| c.expr()) else { return };
+    let Some(own) = by_name(at_source, named).map(|c| c.expr()) else {
+        return;
+    };
     let in_pipeline = columns.iter().find(|c| c.name.as_ref().is_some_and(|n| **n == **named));
     let same = in_pipeline.is_some_and(|c| match (&c.source, &c.expr) {
         (SourceName::Column(source), _) => **source == **own,
@@ -802,8 +844,16 @@ fn foreign_keys(stage: &StageEntry, errors: &mut Vec<ConfigError>) {
         ("merge", c.merge.as_ref().map(|v| v.with(())), &[K::Join]),
         ("output_key", c.output_key.as_ref().map(|v| v.with(())), &[K::Join]),
         ("dedup_keys", c.dedup_keys.as_ref().map(|v| v.with(())), &[K::Dedup]),
-        ("target_batch_size", c.target_batch_size.as_ref().map(|v| v.with(())), &[K::Batcher]),
-        ("cache_backend", c.cache_backend.as_ref().map(|v| v.with(())), &[K::Enrich]),
+        (
+            "target_batch_size",
+            c.target_batch_size.as_ref().map(|v| v.with(())),
+            &[K::Batcher],
+        ),
+        (
+            "cache_backend",
+            c.cache_backend.as_ref().map(|v| v.with(())),
+            &[K::Enrich],
+        ),
         (
             "dimensions",
             c.dimensions.as_ref().and_then(|v| Some(v.first()?.with(()))),
@@ -815,8 +865,16 @@ fn foreign_keys(stage: &StageEntry, errors: &mut Vec<ConfigError>) {
             &[K::Transform, K::Enrich],
         ),
         ("page_size", c.page_size.as_ref().map(|v| v.with(())), &[K::DataFetch]),
-        ("batch_size", c.batch_size.as_ref().map(|v| v.with(())), &[K::Batcher, K::Populate]),
-        ("url", c.cache.as_ref().and_then(|v| Some(v.url.as_ref()?.with(()))), &[K::Join]),
+        (
+            "batch_size",
+            c.batch_size.as_ref().map(|v| v.with(())),
+            &[K::Batcher, K::Populate],
+        ),
+        (
+            "url",
+            c.cache.as_ref().and_then(|v| Some(v.url.as_ref()?.with(()))),
+            &[K::Join],
+        ),
     ];
     for (key, at, kinds) in all {
         if let Some(at) = at.filter(|_| !kinds.contains(&stage.kind)) {
@@ -838,7 +896,11 @@ fn join(
     errors: &mut Vec<ConfigError>,
 ) -> Option<StageFile> {
     let Some(end) = &stage.source else {
-        errors.push(stage.kind.error("a stage of type join needs source, the backend that is joined"));
+        errors.push(
+            stage
+                .kind
+                .error("a stage of type join needs source, the backend that is joined"),
+        );
         return None;
     };
     let backend = backends.iter().find(|b| *b.name == *end.name)?;
@@ -847,7 +909,8 @@ fn join(
         let farther: Vec<G2Column> = table.iter().chain(general).cloned().collect();
         table = merged(columns, &farther);
     }
-    let real = |name: &At<String>| by_name(&table, name).map_or_else(|| name.clone(), |c| name.with(c.expr().to_string()));
+    let real =
+        |name: &At<String>| by_name(&table, name).map_or_else(|| name.clone(), |c| name.with(c.expr().to_string()));
     if let Some(merge) = config.merge.as_ref().filter(|m| !***m) {
         errors.push(
             merge
@@ -855,7 +918,10 @@ fn join(
                 .with_help("leave it out: joined columns are added to the row"),
         );
     }
-    let kind = config.join_type.clone().unwrap_or_else(|| stage.kind.with(JoinType::Left));
+    let kind = config
+        .join_type
+        .clone()
+        .unwrap_or_else(|| stage.kind.with(JoinType::Left));
     let join = match *kind {
         JoinType::Left => EnrichJoin::Left,
         JoinType::Inner => EnrichJoin::Inner,
@@ -877,7 +943,10 @@ fn join(
     let mut as_of: Option<At<AsOfFile>> = None;
     for pair in pairs.iter() {
         keys.push(&pair.backend_key);
-        let operator = pair.operator.clone().unwrap_or_else(|| pair.data_key.with(Operator::Equal));
+        let operator = pair
+            .operator
+            .clone()
+            .unwrap_or_else(|| pair.data_key.with(Operator::Equal));
         // The original says how the row's value stands to the backend's.
         let begins = match *operator {
             Operator::Equal => {
@@ -975,7 +1044,17 @@ mod tests {
         for column in ["id", "u.id", "_x", "größe", "a$1"] {
             assert!(is_column(column), "{column}");
         }
-        for sql in ["count(1)", "a + b", "CAST(x AS DATE)", "'x'", "1", "a.b.c", "current_date", "NULL", ""] {
+        for sql in [
+            "count(1)",
+            "a + b",
+            "CAST(x AS DATE)",
+            "'x'",
+            "1",
+            "a.b.c",
+            "current_date",
+            "NULL",
+            "",
+        ] {
             assert!(!is_column(sql), "{sql}");
         }
     }

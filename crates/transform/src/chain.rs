@@ -1,0 +1,225 @@
+//! The stages of a pipeline in their order.
+
+use crate::batch::Batch;
+use crate::cast::Cast;
+use crate::dedup::Dedup;
+use crate::enrich::Enrich;
+use crate::project::Project;
+use crate::spec::{NamedStage, StageSpec};
+use crate::value_map::ValueMap;
+use async_trait::async_trait;
+use std::sync::Arc;
+use synctool_core::change::ChangeBatch;
+use synctool_core::error::{Error, Result};
+use synctool_core::schema::TableSchema;
+use synctool_core::source::Source;
+use synctool_core::stage::{Stage, Staged, Stages};
+
+#[cfg(feature = "datafusion")]
+use crate::{compute::Compute, filter::Filter};
+
+/// A stage as it is configured: checked once against the columns, then opened for every partition.
+pub trait Step: Send + Sync {
+    /// What comes out, given what comes in; an error names a column that is not there.
+    fn output(&self, input: &TableSchema) -> Result<TableSchema>;
+
+    /// A fresh stage.
+    fn open(&self) -> Result<Box<dyn Stage>>;
+
+    /// The columns it reads.
+    fn reads(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The columns it makes.
+    fn makes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether only what it reads goes on.
+    fn narrows(&self) -> bool {
+        false
+    }
+}
+
+/// Where dimensions come from: the datastores of a configuration.
+#[async_trait]
+pub trait Sources: Send + Sync {
+    /// The source of a datastore.
+    async fn source(&self, datastore: &str) -> Result<Arc<dyn Source>>;
+}
+
+#[async_trait]
+impl Sources for std::collections::HashMap<String, Arc<dyn Source>> {
+    async fn source(&self, datastore: &str) -> Result<Arc<dyn Source>> {
+        self.get(datastore).cloned().ok_or_else(|| {
+            Error::new(
+                synctool_core::error::code::CONFIG_INVALID,
+                format!("there is no datastore {datastore}"),
+            )
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Link {
+    name: Arc<str>,
+    step: Arc<dyn Step>,
+}
+
+/// The stages of a pipeline in their order.
+#[derive(Clone, Default)]
+pub struct Chain(Vec<Link>);
+
+impl Chain {
+    /// Builds the stages of one pipeline for one strategy. `key` is the destination's key, in the names at the end of
+    /// the chain. Dimensions are looked up in their catalogs; nothing else is read.
+    pub async fn build(stages: Vec<NamedStage>, key: &[String], sources: &dyn Sources) -> Result<Chain> {
+        let key: Arc<[String]> = key.into();
+        let mut chain = Chain::default();
+        for NamedStage { name, spec } in stages {
+            let name = chain.unique(name.as_deref().unwrap_or(spec.kind()));
+            let step = step(&name, spec, &key, sources)
+                .await
+                .map_err(|e| e.at("stage", name.as_ref()))?;
+            chain.0.push(Link { name, step });
+        }
+        Ok(chain)
+    }
+
+    /// Adds a stage at the end.
+    pub fn push(&mut self, stage: impl Step + 'static) {
+        let name = self.unique("stage");
+        self.0.push(Link {
+            name,
+            step: Arc::new(stage),
+        });
+    }
+
+    /// The columns that must come in, though perhaps nobody writes them: what stages read and no earlier stage makes.
+    pub fn needs(&self) -> Vec<String> {
+        let (mut needed, mut made): (Vec<String>, Vec<String>) = Default::default();
+        for link in &self.0 {
+            for column in link.step.reads() {
+                if !made.contains(&column) && !needed.contains(&column) {
+                    needed.push(column);
+                }
+            }
+            made.extend(link.step.makes());
+        }
+        needed
+    }
+
+    /// The names of the stages in the ledger.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|l| l.name.as_ref())
+    }
+
+    /// Whether the chain decides itself which columns are written.
+    pub fn projects(&self) -> bool {
+        self.0.iter().any(|l| l.step.narrows())
+    }
+
+    /// The ledger books by name, so no two stages share one.
+    fn unique(&self, name: &str) -> Arc<str> {
+        let taken = |n: &str| self.0.iter().any(|l| l.name.as_ref() == n);
+        if !taken(name) {
+            return name.into();
+        }
+        let mut number = 2;
+        loop {
+            let numbered = format!("{name}_{number}");
+            if !taken(&numbered) {
+                return numbered.into();
+            }
+            number += 1;
+        }
+    }
+}
+
+async fn step(name: &str, spec: StageSpec, key: &Arc<[String]>, sources: &dyn Sources) -> Result<Arc<dyn Step>> {
+    let key = key.clone();
+    Ok(match spec {
+        #[cfg(feature = "datafusion")]
+        StageSpec::Compute { columns } => Arc::new(Compute::new(name, columns, key)?),
+        #[cfg(feature = "datafusion")]
+        StageSpec::Filter { condition } => Arc::new(Filter::new(name, condition, key)?),
+        #[cfg(not(feature = "datafusion"))]
+        StageSpec::Compute { .. } | StageSpec::Filter { .. } => {
+            use crate::no_expressions::{HINT, MISSING};
+            return Err(Error::new(synctool_core::error::code::UNSUPPORTED, MISSING).hint(HINT));
+        }
+        StageSpec::Cast { casts } => Arc::new(Cast::new(name, casts, key)),
+        StageSpec::ValueMap { column, mapping } => Arc::new(ValueMap::new(column, mapping.into_iter().collect())),
+        StageSpec::Dedup(spec) => Arc::new(Dedup::new(name, spec)?),
+        StageSpec::Enrich(spec) => {
+            let source = sources.source(&spec.datastore).await?;
+            Arc::new(Enrich::new(name, spec, key, source).await?)
+        }
+        StageSpec::Batch { target_rows } => Arc::new(Batch::new(target_rows)),
+        StageSpec::Project { columns } => Arc::new(Project::new(name, columns, key)),
+    })
+}
+
+impl Stages for Chain {
+    fn output(&self, input: &TableSchema) -> Result<TableSchema> {
+        self.0.iter().try_fold(input.clone(), |schema, link| {
+            link.step.output(&schema).map_err(|e| e.at("stage", link.name.as_ref()))
+        })
+    }
+
+    fn open(&self) -> Result<Vec<Box<dyn Stage>>> {
+        self.0
+            .iter()
+            .map(|link| {
+                let named = Named {
+                    name: link.name.clone(),
+                    stage: link.step.open()?,
+                };
+                Ok(Box::new(named) as Box<dyn Stage>)
+            })
+            .collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A stage under its name in the chain.
+struct Named {
+    name: Arc<str>,
+    stage: Box<dyn Stage>,
+}
+
+impl Named {
+    fn signed(&self, mut staged: Staged) -> Staged {
+        for reject in &mut staged.rejects {
+            reject.stage = self.name.to_string();
+        }
+        staged
+    }
+}
+
+#[async_trait]
+impl Stage for Named {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn apply(&mut self, batch: ChangeBatch) -> Result<Staged> {
+        let table = batch.table.clone();
+        let staged = self.stage.apply(batch).await;
+        let staged = staged.map_err(|e| e.at("stage", self.name.as_ref()).at("table", table.to_string()))?;
+        Ok(self.signed(staged))
+    }
+
+    async fn flush(&mut self) -> Result<Staged> {
+        let staged = self
+            .stage
+            .flush()
+            .await
+            .map_err(|e| e.at("stage", self.name.as_ref()))?;
+        Ok(self.signed(staged))
+    }
+}

@@ -77,7 +77,6 @@ async fn full_run(source: &Memory, destination: &Memory, faults: &FaultPlan, mod
             now: "2026-01-01T00:00:00Z".into(),
             ..TableRequest::new("p", items(), items())
         },
-        bounds: None,
         mode,
         verify: Some(Verify::Hash),
         remember: Default::default(),

@@ -113,6 +113,7 @@ fn by_stamp(deletes: Deletes) -> DeltaRequest {
         deletes,
         window: None,
         first: None,
+        bounded: false,
         bounds: None,
     }
 }

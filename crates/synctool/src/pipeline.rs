@@ -4,28 +4,34 @@
 //! the destination's unfinished plan is taken up or a new one made, and the engine does it. Everything else (the
 //! command line, a scheduler, a worker) is a caller of [`Pipeline::start`].
 
+mod choose;
+mod draft;
 mod request;
+mod stages;
+mod verify;
 
 use crate::config::{self, Datastores, Loaded, Loader, StrategyKind};
 use crate::open;
 use crate::state::{self, RunInfo, RunRecorder};
-use request::choose_strategy;
+use choose::Facts;
+use draft::Ends;
 pub(crate) use request::{table_id, tables};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use synctool_core::change::KeyRange;
 use synctool_core::engine::{Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{Plan, Publish, Strategy, Verify};
 use synctool_core::progress::Checkpoint;
+use synctool_core::query::Condition;
 use synctool_core::sink::{Destination, Guarantee, StoredAs};
 use synctool_core::source::{Finding, Source};
-use synctool_core::strategy::full::{self, FullMode};
-use synctool_transform::{Chain, ValueMap};
+use synctool_core::strategy::full::FullMode;
+use synctool_transform::Chain;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+pub use verify::{VerifyOptions, VerifyReport};
 
 /// A pipeline with its datastores, ready to be looked at and run.
 #[derive(Debug, Clone)]
@@ -36,12 +42,14 @@ pub struct Pipeline {
 /// What a caller may say about one run. The default says nothing: the pipeline's files decide.
 #[derive(Clone)]
 pub struct RunOptions {
-    /// The strategy, by name or by type; none = the first that is enabled.
+    /// The strategy, by name or by type; none = the one that is likely cheapest now.
     pub strategy: Option<String>,
+    /// Both ends are compared and what differs is mended, whatever the strategy.
+    pub repair: bool,
     /// How a full run replaces what is there.
     pub full_mode: Option<FullMode>,
-    /// Only rows inside this range of the key's one column: a backfill; rows outside stay as they are.
-    pub bounds: Option<KeyRange>,
+    /// Only rows that meet these, in the source's names: a backfill; rows outside stay as they are.
+    pub bounds: Vec<Condition>,
     /// How the stored rows are proved.
     pub verify: Option<Verify>,
     /// Mass deletes and an empty source are meant.
@@ -64,8 +72,9 @@ impl Default for RunOptions {
     fn default() -> Self {
         RunOptions {
             strategy: None,
+            repair: false,
             full_mode: None,
-            bounds: None,
+            bounds: Vec::new(),
             verify: None,
             allow_mass_delete: false,
             restart: false,
@@ -220,9 +229,10 @@ impl Pipeline {
 
     /// What a run would do: an unfinished plan that it would take up, or a new one. Changes nothing.
     pub async fn plan(&self, options: &RunOptions) -> Result<Preview> {
-        let chosen = Chosen::new(&self.loaded, options)?;
-        let source = self.open_source().await?;
         let destination = self.open_destination().await?;
+        let history = self.history().await?;
+        let chosen = self.choose(options, &*destination, history).await?;
+        let source = self.open_source().await?;
         let stored = match options.restart {
             true => None,
             false => destination.stored_plan(self.name()).await?.filter(|s| !s.finished),
@@ -233,8 +243,9 @@ impl Pipeline {
                 (stored.plan, Some(checkpoint))
             }
             None => {
+                let chain = self.chain(&chosen.strategy).await?;
                 let draft = self
-                    .draft(&*source, &*destination, &chosen, options, &state::new_run_id())
+                    .draft(&*source, &*destination, &chosen, options, &state::new_run_id(), &chain)
                     .await?;
                 (draft, None)
             }
@@ -255,19 +266,60 @@ impl Pipeline {
         })
     }
 
-    /// What happens to rows on their way.
-    fn stages(&self) -> Chain {
-        let mut chain = Chain::default();
-        for stage in &self.loaded.pipeline.transform {
-            let config::StageWork::ValueMap(map) = &stage.work else {
-                continue;
-            };
-            chain.push(ValueMap::new(
-                map.column.as_str(),
-                map.mapping.clone().into_iter().collect(),
+    /// Which strategy a run follows.
+    async fn choose(
+        &self,
+        options: &RunOptions,
+        destination: &dyn Destination,
+        history: Vec<state::Run>,
+    ) -> Result<Chosen> {
+        let pipeline = &self.loaded.pipeline;
+        let later = pipeline.not_yet.iter().chain(&self.loaded.global.not_yet);
+        let notices = later.map(ToString::to_string).collect();
+        let chosen = |strategy: &config::Strategy, reason| Chosen {
+            strategy: strategy.name.to_string(),
+            kind: match (*strategy.kind, *pipeline.sync_type) {
+                (StrategyKind::Delta, config::SyncType::Aggregate) => StrategyKind::Aggregate,
+                (kind, _) => kind,
+            },
+            reason,
+            notices,
+        };
+        if let Some(name) = &options.strategy {
+            let strategy = pipeline.strategy(name)?;
+            return Ok(chosen(
+                strategy,
+                format!("strategy {}: named by the caller", *strategy.name),
             ));
         }
-        chain
+        let candidates = choose::candidates(&self.loaded)?;
+        let facts = match candidates.len() {
+            1 => Facts::default(),
+            _ => {
+                let (_, written) = tables(&self.loaded)?;
+                let there = destination.describe(&written).await?.is_some();
+                Facts {
+                    empty: !there || destination.is_empty(&written).await?,
+                    remembered: destination.remembered(self.name()).await?,
+                    history,
+                    now: Some(state::now()),
+                }
+            }
+        };
+        let (strategy, reason) = choose::cheapest(&candidates, &facts);
+        Ok(chosen(strategy, reason))
+    }
+
+    /// Its latest runs, where there is a memory of them.
+    async fn history(&self) -> Result<Vec<state::Run>> {
+        match open::memory_if_any(&self.loaded.global, &self.loaded.datastores).await? {
+            Some(memory) => memory.store.runs(Some(self.name()), choose::HISTORY).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn chain(&self, strategy: &str) -> Result<Chain> {
+        stages::chain(&self.loaded, self.loaded.pipeline.strategy(strategy)?).await
     }
 
     async fn draft(
@@ -277,13 +329,18 @@ impl Pipeline {
         chosen: &Chosen,
         options: &RunOptions,
         run_id: &str,
+        chain: &Chain,
     ) -> Result<Plan> {
-        let (read, _) = tables(&self.loaded)?;
-        let at_source = source.describe(&read).await?;
         let strategy = self.loaded.pipeline.strategy(&chosen.strategy)?;
         let now = state::rfc3339(&state::now());
-        let request = request::full_request(&self.loaded, strategy, options, &at_source, run_id, now)?;
-        let mut plan = full::plan(source, destination, &self.stages(), request).await?;
+        let ends = Ends {
+            loaded: &self.loaded,
+            source,
+            destination,
+            chain,
+            options,
+        };
+        let mut plan = ends.plan(strategy, run_id, now).await?;
         plan.reasons.insert(0, chosen.reason.clone());
         Ok(plan)
     }
@@ -318,16 +375,18 @@ impl Pipeline {
     /// Starts a run. It goes on by itself; [`Run::finish`] waits for it, and dropping the [`Run`] stops it at its next
     /// boundary.
     pub async fn start(&self, options: RunOptions) -> Result<Run> {
-        let chosen = Chosen::new(&self.loaded, &options)?;
         let memory = open::memory(&self.loaded.global, &self.loaded.datastores).await?;
         let lock = memory.store.lock(self.name()).await?;
         let lost = lock.lost();
         let run_id = state::new_run_id();
+        let destination = stoppable(&options.cancel, self.open_destination()).await?;
+        let history = memory.store.runs(Some(self.name()), choose::HISTORY).await?;
+        let chosen = stoppable(&options.cancel, self.choose(&options, &*destination, history)).await?;
         let progress = Arc::new(Progress::default());
         let info = RunInfo {
             run_id: run_id.clone(),
             strategy: chosen.strategy.clone(),
-            strategy_type: Strategy::Full,
+            strategy_type: chosen.plan_kind(options.repair),
             progress: progress.clone(),
         };
         let recorder = RunRecorder::start(memory.store, memory.outputs, lock, info).await?;
@@ -335,6 +394,7 @@ impl Pipeline {
             pipeline: self.clone(),
             options: options.clone(),
             chosen: chosen.clone(),
+            destination,
             run_id: run_id.clone(),
             progress: progress.clone(),
             recorder,
@@ -399,41 +459,25 @@ impl Run {
     }
 }
 
-/// What is decided before either end is opened.
+/// What is decided before a plan is made.
 #[derive(Clone)]
 struct Chosen {
     strategy: String,
+    kind: StrategyKind,
     reason: String,
     notices: Vec<String>,
 }
 
 impl Chosen {
-    fn new(loaded: &Loaded, options: &RunOptions) -> Result<Self> {
-        request::refuse_what_is_not_there_yet(loaded)?;
-        let (strategy, reason) = choose_strategy(loaded, options.strategy.as_deref())?;
-        let later = loaded.pipeline.not_yet.iter().chain(&loaded.global.not_yet);
-        let mut notices: Vec<String> = later.map(ToString::to_string).collect();
-        match *strategy.kind {
-            StrategyKind::Full => {}
-            StrategyKind::Delta | StrategyKind::Hash => notices.push(format!(
-                "strategy {} is of type {}, which this version runs as full: everything is read, and only rows that differ are written",
-                *strategy.name,
-                strategy.kind.name()
-            )),
-            StrategyKind::Aggregate | StrategyKind::Log => {
-                let error = strategy.kind.error(format!(
-                    "strategy {} is of type {}, which is not in this version yet",
-                    *strategy.name,
-                    strategy.kind.name()
-                ));
-                return Err(error.with_help("this version runs full, delta and hash").into());
-            }
+    fn plan_kind(&self, repair: bool) -> Strategy {
+        match self.kind {
+            _ if repair => Strategy::Hash,
+            StrategyKind::Full => Strategy::Full,
+            StrategyKind::Delta => Strategy::Delta,
+            StrategyKind::Hash => Strategy::Hash,
+            StrategyKind::Aggregate => Strategy::Aggregate,
+            StrategyKind::Log => Strategy::Log,
         }
-        Ok(Chosen {
-            strategy: strategy.name.to_string(),
-            reason,
-            notices,
-        })
     }
 }
 
@@ -451,6 +495,7 @@ struct Task {
     pipeline: Pipeline,
     options: RunOptions,
     chosen: Chosen,
+    destination: Arc<dyn Destination>,
     run_id: String,
     progress: Arc<Progress>,
     recorder: Arc<RunRecorder>,
@@ -508,7 +553,7 @@ impl Task {
         let (pipeline, options) = (&self.pipeline, &self.options);
         let loaded = &pipeline.loaded;
         let source = stoppable(&options.cancel, pipeline.open_source()).await?;
-        let destination = stoppable(&options.cancel, pipeline.open_destination()).await?;
+        let destination = self.destination.clone();
         if options.restart {
             destination.forget(pipeline.name()).await?;
         }
@@ -518,20 +563,32 @@ impl Task {
         engine.options = Options {
             workers: options.workers.unwrap_or(*loaded.workers() as usize),
             memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
+            reject_limit: *loaded.pipeline.write.reject_limit,
             ..Options::default()
         };
-        engine.stages = Arc::new(pipeline.stages());
+        let chain = stoppable(&options.cancel, pipeline.chain(&self.chosen.strategy)).await?;
+        engine.stages = Arc::new(chain.clone());
         engine.cancel = options.cancel.clone();
         engine.progress = self.progress.clone();
         engine.observer = Arc::new(All(observers));
         let engine = Arc::new(engine);
         let semantics = request::semantics(&loaded.pipeline, &self.chosen.strategy, options);
         let (source, destination) = (&*engine.source, &*engine.destination);
-        let draft = pipeline.draft(source, destination, &self.chosen, options, &self.run_id);
+        let draft = pipeline.draft(source, destination, &self.chosen, options, &self.run_id, &chain);
         let (mut plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;
         // Said after a refusal, it is about the run that was refused.
         plan.guard.allow |= options.allow_mass_delete;
-        engine.run(plan, resumed).await
+        let report = engine.run(plan, resumed).await?;
+        let strategy = loaded.pipeline.strategy(&self.chosen.strategy)?;
+        if strategy.verify.as_deref() == Some(&config::Verify::AfterRun) && options.bounds.is_empty() {
+            let asked = VerifyOptions {
+                strategy: Some(self.chosen.strategy.clone()),
+                workers: options.workers,
+                ..VerifyOptions::default()
+            };
+            pipeline.verify(&asked).await?.into_result()?;
+        }
+        Ok(report)
     }
 }
 

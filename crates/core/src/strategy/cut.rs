@@ -411,6 +411,27 @@ pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<S
     }
 }
 
+/// Where the step begins that ends at a value, not aligned; `None` where steps have no width.
+pub(super) fn one_step_before(by: &By, ty: &ColumnType, end: &str) -> Option<String> {
+    match by {
+        By::Step(step) => {
+            let end = whole(end)?;
+            Some(end.checked_sub(i64::try_from(*step).ok()?)?.to_string())
+        }
+        By::Time { step, unit, .. } => {
+            let step = i64::try_from(*step).ok()?;
+            let at = time(ty, end)?;
+            // A month is as long as the one before.
+            let index = unit.index(at);
+            let width = unit
+                .begins(index)?
+                .checked_sub(unit.begins(index.checked_sub(step)?)?)?;
+            write_time(ty, at.checked_sub(width)?)
+        }
+        _ => None,
+    }
+}
+
 /// The whole part of a number's text, towards minus infinity.
 fn whole(text: &str) -> Option<i64> {
     if let Ok(n) = text.parse::<i64>() {

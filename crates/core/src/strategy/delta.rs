@@ -72,13 +72,23 @@ pub struct DeltaRequest {
     pub window: Option<By>,
     /// Where the first window begins, if it need not reach back to the first row.
     pub first: Option<String>,
+    /// Whether the first window holds only the last step before its end. A stored watermark is never skipped.
+    pub bounded: bool,
     /// Only this part of the cursor's range, and the watermark stays: a backfill.
     pub bounds: Option<(Option<String>, Option<String>)>,
 }
 
+/// What the names of watermarks begin with at the destination.
+pub const WATERMARK: &str = "delta:";
+
 /// The name under which a cursor's watermark is remembered at the destination.
 pub fn watermark_name(cursor: &Term) -> String {
-    format!("delta:{cursor}")
+    format!("{WATERMARK}{cursor}")
+}
+
+/// Whether a cursor's value lies before a watermark of its type.
+pub fn is_before(ty: &ColumnType, value: &str, watermark: &str) -> bool {
+    later(ty, watermark, value)
 }
 
 /// A window of the cursor.
@@ -137,7 +147,10 @@ pub async fn window(
             settled: None,
         });
     }
-    let first = || request.first.clone();
+    let first = |end: Option<&String>| match (&request.window, end) {
+        (Some(by), Some(end)) if request.bounded => cut::one_step_before(by, &column.ty, end).or(request.first.clone()),
+        _ => request.first.clone(),
+    };
     match request.stamped_by {
         StampedBy::Database { margin } => {
             if !is_time(&column.ty) {
@@ -159,7 +172,7 @@ pub async fn window(
                 _ => settled.bound.clone(),
             };
             Ok(Window {
-                lower: after.map(str::to_string).or_else(first),
+                lower: after.map(str::to_string).or_else(|| first(Some(&upper))),
                 upper: Some(upper.clone()),
                 watermark: Some(upper),
                 settled: Some(settled),
@@ -174,7 +187,10 @@ pub async fn window(
                 (after, newest) => newest.or(after.map(str::to_string)),
             };
             Ok(Window {
-                lower: after.map(|a| before(&column.ty, a, lag)).transpose()?.or_else(first),
+                lower: match after {
+                    Some(after) => Some(before(&column.ty, after, lag)?),
+                    None => first(watermark.as_ref()),
+                },
                 upper: None,
                 watermark,
                 settled: None,
@@ -268,14 +284,15 @@ pub async fn plan(
     planned.changes = Some(changes);
 
     let mut partitions = Vec::new();
-    for piece in pieces(source, request, column, &resolved, &window).await? {
+    for mut piece in pieces(source, request, column, &resolved, &window).await? {
+        piece.source.conditions.extend(table.bounds.iter().cloned());
         partitions.push(piece.partition(Work::Read));
     }
     let mut phases = vec![Phase {
         name: "changes".into(),
         partitions,
     }];
-    if request.deletes == Deletes::AntiJoin && request.bounds.is_none() {
+    if request.deletes == Deletes::AntiJoin && request.bounds.is_none() && table.bounds.is_empty() {
         let mut filtered = resolved.clone();
         filtered.read.filters = filters;
         let (compare, deletes) = hash::anti_join(source, destination, table, &filtered).await?;
@@ -283,7 +300,8 @@ pub async fn plan(
         phases.extend(deletes);
     }
     let mut remember = BTreeMap::new();
-    if let Some(watermark) = &window.watermark {
+    // A backfill is no step of the window.
+    if let Some(watermark) = window.watermark.as_ref().filter(|_| table.bounds.is_empty()) {
         remember.insert(watermark_name(&request.cursor), watermark.clone());
     }
     Ok(Plan {

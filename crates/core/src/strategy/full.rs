@@ -10,7 +10,7 @@ use crate::change::KeyRange;
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, Phase, Plan, Publish, Slice, Strategy, Verify, Work};
 use crate::progress::{Generation, PartitionId};
-use crate::schema::TableSchema;
+use crate::query::{Condition, Cut, Term, Test};
 use crate::sink::Destination;
 use crate::source::{PlannedSlice, SliceRequest, Source};
 use crate::stage::Stages;
@@ -35,9 +35,6 @@ pub enum FullMode {
 pub struct FullRequest {
     /// Of the table.
     pub table: TableRequest,
-    /// Only these rows, by a range of the key's one column (in destination names): a backfill. Rows outside stay as
-    /// they are.
-    pub bounds: Option<KeyRange>,
     /// How to replace what is there.
     pub mode: FullMode,
     /// How to prove the load; `None` means by hash where a live table is replaced and by count elsewhere.
@@ -70,7 +67,7 @@ pub async fn plan(
     });
     let cuts = cut::by_dimensions(source, &resolved, &table.dimensions).await?;
     let partitions = match cuts {
-        Some(cuts) if request.bounds.is_none() && !destination.traits().single_partition => {
+        Some(cuts) if table.bounds.is_empty() && !destination.traits().single_partition => {
             reasons.push(format!(
                 "cut into {} partitions by {}",
                 cuts.len(),
@@ -85,9 +82,9 @@ pub async fn plan(
                 reasons
                     .push("the table has no key: it is read as one partition, and a killed run starts it over".into());
             }
-            let slices = match &request.bounds {
-                Some(bounds) => within(bounds, &resolved.schema, &key, slices)?,
-                None => slices,
+            let slices = match table.bounds.is_empty() {
+                true => slices,
+                false => within(&table.bounds, &key, slices)?,
             };
             slices.into_iter().map(read).collect::<Vec<Partition>>()
         }
@@ -143,42 +140,38 @@ fn read(slice: PlannedSlice) -> Partition {
     }
 }
 
-/// One slice for the bounds, if the source is read by key.
-fn within(
-    bounds: &KeyRange,
-    schema: &TableSchema,
-    key: &[String],
-    slices: Vec<PlannedSlice>,
-) -> Result<Vec<PlannedSlice>> {
+/// One slice for the bounds.
+fn within(bounds: &[Condition], key: &[String], slices: Vec<PlannedSlice>) -> Result<Vec<PlannedSlice>> {
     if slices.iter().any(|s| matches!(s.slice, Slice::File { .. })) {
         return Err(Error::new(
             code::UNSUPPORTED,
             "files are not read by key, so bounds cannot choose their rows",
         ));
     }
-    if schema.key.len() != 1 || bounds.columns != schema.key {
-        return Err(Error::new(
-            code::CONFIG_INVALID,
-            format!(
-                "bounds are on {}, the key is ({})",
-                bounds.columns.join(", "),
-                schema.key.join(", ")
-            ),
-        )
-        .hint("bounds choose rows by the one column of the key"));
-    }
-    let end = |bound: &Option<Vec<String>>, open: &str| bound.as_ref().map_or(open.to_string(), |v| v.join("_"));
-    Ok(vec![PlannedSlice {
-        label: format!(
-            "{}_{}_{}",
-            schema.key[0],
-            end(&bounds.lower, "min"),
-            end(&bounds.upper, "max")
-        ),
-        slice: Slice::Key(KeyRange {
+    let label = |c: &Condition| cut::label(&c.term.to_string(), &c.test);
+    let slice = match (bounds, key) {
+        // A range of the key is what every engine reads.
+        (
+            [
+                Condition {
+                    term: Term::Column { name, .. },
+                    test: Test::Range { lower, upper },
+                },
+            ],
+            [only],
+        ) if name == only => Slice::Key(KeyRange {
             columns: key.to_vec(),
-            ..bounds.clone()
+            lower: lower.clone().map(|v| vec![v]),
+            upper: upper.clone().map(|v| vec![v]),
         }),
+        _ => Slice::Cut(Cut {
+            conditions: bounds.to_vec(),
+            key: None,
+        }),
+    };
+    Ok(vec![PlannedSlice {
+        label: bounds.iter().map(label).collect::<Vec<_>>().join("__"),
+        slice,
         rows: slices.iter().map(|s| s.rows).sum(),
         bytes: slices.iter().map(|s| s.bytes).sum(),
     }])
@@ -195,7 +188,7 @@ async fn publish(
         reasons.push(format!("{table} does not exist yet and is created"));
         return Ok(Publish::Create);
     }
-    if request.bounds.is_some() && matches!(request.mode, FullMode::Swap | FullMode::Append) {
+    if !request.table.bounds.is_empty() && matches!(request.mode, FullMode::Swap | FullMode::Append) {
         return Err(Error::new(
             code::CONFIG_INVALID,
             "rows inside bounds are merged: they can neither replace a table nor be appended to it",
@@ -217,7 +210,7 @@ async fn publish(
         )
         .hint("add the columns at the destination, leave them out of the pipeline, or replace the table with full_mode: swap"))
     };
-    if request.bounds.is_some() {
+    if !request.table.bounds.is_empty() {
         if !destination.traits().merges || wanted.key.is_empty() {
             return Err(no_key(table, "bringing only some rows up to date"));
         }

@@ -17,7 +17,7 @@ use crate::plan::{
     Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify, Work,
 };
 use crate::progress::{Generation, PartitionId, Position};
-use crate::query::{Cut, Filter, KeyList, Term};
+use crate::query::{Condition, Cut, Filter, KeyList, Term};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::{PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
@@ -309,7 +309,8 @@ pub async fn plan(
         name: "compare".into(),
         partitions: partitions("compare", &compares, Repair::Upserts),
     }];
-    if request.deletes {
+    // A row that left the bounds at the source is still there, only elsewhere.
+    if request.deletes && table.bounds.is_empty() {
         phases.push(Phase {
             name: "delete".into(),
             partitions: partitions("delete", &compares, Repair::Deletes),
@@ -360,11 +361,30 @@ pub async fn prepare(
         &request.form,
         &mut reasons,
     )?;
-    let compares = slices(source, table, &resolved, &spec).await?;
+    let mut compares = slices(source, table, &resolved, &spec).await?;
+    for (_, compare) in &mut compares {
+        for condition in &table.bounds {
+            compare.source = narrowed(&compare.source, condition.clone());
+            compare.destination = narrowed(&compare.destination, resolved.at_destination(condition)?);
+        }
+    }
     let mut planned = resolved.planned(table, Publish::Direct);
     planned.read.raw = None;
     planned.compare = Some(spec);
     Ok((planned, compares, reasons))
+}
+
+fn narrowed(slice: &Slice, condition: Condition) -> Slice {
+    let mut cut = match slice {
+        Slice::Cut(cut) => cut.clone(),
+        Slice::Key(range) => Cut {
+            conditions: Vec::new(),
+            key: Some(range.clone()),
+        },
+        _ => Cut::default(),
+    };
+    cut.conditions.push(condition);
+    Slice::Cut(cut)
 }
 
 pub(super) fn destination_source(destination: &dyn Destination) -> Result<Arc<dyn Source>> {
@@ -1203,14 +1223,4 @@ pub async fn differences(
         found.keys.extend(keys.into_iter().take(room));
     }
     Ok(found)
-}
-
-/// A cut without conditions means everything.
-impl From<Cut> for Slice {
-    fn from(cut: Cut) -> Self {
-        match cut == Cut::default() {
-            true => Slice::All,
-            false => Slice::Cut(cut),
-        }
-    }
 }

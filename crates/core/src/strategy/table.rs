@@ -4,7 +4,7 @@ use super::cut::Dimension;
 use crate::change::RawFormat;
 use crate::error::{Error, Result, code};
 use crate::plan::{DeleteGuard, PlannedTable, Publish, ReadColumn, ReadSpec};
-use crate::query::{Filter, Join, Term};
+use crate::query::{Condition, Filter, Join, Term};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity};
 use crate::source::Source;
@@ -76,6 +76,8 @@ pub struct TableRequest {
     pub dimensions: Vec<Vec<Dimension>>,
     /// Rows per partition along an integer key, if fixed by the user.
     pub step: Option<u64>,
+    /// Only rows that meet these, in source terms: a backfill. Rows outside stay as they are, and nothing is deleted.
+    pub bounds: Vec<Condition>,
     /// When deletes are too many.
     pub guard: DeleteGuard,
     /// Whether rows may pass undecoded; `false` forces the slow path.
@@ -106,6 +108,7 @@ impl TableRequest {
             key: None,
             dimensions: Vec::new(),
             step: None,
+            bounds: Vec::new(),
             guard: DeleteGuard::default(),
             raw: true,
             partition_bytes: 256 << 20,
@@ -171,6 +174,30 @@ impl Resolved {
     /// Whether an alias means the table read.
     fn is_own(&self, relation: Option<&str>) -> bool {
         relation.is_none_or(|r| Some(r) == self.read.alias.as_deref() || r == self.read.table.name)
+    }
+
+    /// The same condition at the destination; an error where its term is no column there.
+    pub fn at_destination(&self, condition: &Condition) -> Result<Condition> {
+        let read = self.read.columns.iter().find(|c| match (&c.term(), &condition.term) {
+            (Term::Column { relation: a, name: x }, Term::Column { relation: b, name: y }) => {
+                x == y && (a == b || (self.is_own(a.as_deref()) && self.is_own(b.as_deref())))
+            }
+            (a, b) => a == b,
+        });
+        let written = read.filter(|c| self.schema.column(&c.column.name).is_some());
+        let column = written.ok_or_else(|| {
+            Error::new(
+                code::CONFIG_INVALID,
+                format!(
+                    "{} is no column of the destination, so it cannot bound a comparison",
+                    condition.term
+                ),
+            )
+        })?;
+        Ok(Condition {
+            term: Term::column(&column.column.name),
+            test: condition.test.clone(),
+        })
     }
 
     /// The columns that the destination lacks.

@@ -208,7 +208,6 @@ async fn full_run(
             now: "2026-01-01T00:00:00Z".into(),
             ..TableRequest::new(pipeline, table.clone(), table.clone())
         },
-        bounds: None,
         mode,
         verify,
         remember: Default::default(),

@@ -108,6 +108,12 @@ pub(super) enum Command {
     Copy(CopyArgs),
     /// Show what a run would do; nothing is changed.
     Plan(PlanArgs),
+    /// Prove that source and destination hold the same rows; exit 3 if they do not.
+    Verify(VerifyArgs),
+    /// Compare both ends and mend what differs.
+    Repair(RepairArgs),
+    /// Compare two tables of any two engines; exit 3 if they differ. Nothing is changed.
+    Diff(DiffArgs),
     /// Write a pipeline and a datastores file from the live catalog.
     Init(InitArgs),
     /// Check every prerequisite, privilege and setting; each problem comes with its fix.
@@ -207,7 +213,7 @@ finished partitions are not done again. Ctrl-C stops at the next boundary, a sec
 pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) pipeline: PipelineArg,
-    /// The strategy, by name or by type. Default: the first that is enabled.
+    /// The strategy, by name or by type. Default: the one that is likely cheapest now; the run says why.
     #[arg(long, value_name = "NAME")]
     pub(super) strategy: Option<String>,
     /// Only rows inside these bounds, as JSON: '[{"column": "id", "start": 100, "end": 200}]' (end not included; either
@@ -216,6 +222,74 @@ pub(super) struct RunArgs {
     pub(super) bounds: Option<String>,
     #[command(flatten)]
     pub(super) doing: Doing,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  synctool verify orders.yaml
+  synctool verify orders.yaml --keys 100 --output json
+
+Both ends are compared by hashes of blocks of rows, computed inside the databases where they can; only blocks that
+differ are looked at row by row. Rows that changed after the last delta are told apart: they wait for the next one.
+Exit codes: 0 equal, 3 different.")]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    pub(super) pipeline: PipelineArg,
+    /// The strategy whose stages rows pass. Default: the first.
+    #[arg(long, value_name = "NAME")]
+    pub(super) strategy: Option<String>,
+    /// Keys of differing rows to print.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(super) keys: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  synctool repair orders.yaml --dry-run
+  synctool repair orders.yaml
+
+Rows that differ are written, missing ones inserted, and those that the source does not have deleted (within the
+guard against mass deletes). --dry-run shows what would be mended, as `synctool verify` does.")]
+pub(super) struct RepairArgs {
+    #[command(flatten)]
+    pub(super) pipeline: PipelineArg,
+    /// The strategy whose stages rows pass. Default: the one a run would choose.
+    #[arg(long, value_name = "NAME")]
+    pub(super) strategy: Option<String>,
+    /// Allow deleting more than 30 % and 1,000 rows, or everything because the source is empty.
+    #[arg(long)]
+    pub(super) allow_mass_delete: bool,
+    /// Show what differs; nothing is changed.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  synctool diff postgresql://me@db/shop orders sqlite:copy.db orders
+  synctool diff orders.csv orders postgresql://me@db/shop public.orders --key id")]
+pub(super) struct DiffArgs {
+    /// One side.
+    #[arg(value_name = "SRC_URI")]
+    pub(super) source: String,
+    /// Its table.
+    #[arg(value_name = "SRC_TABLE")]
+    pub(super) source_table: String,
+    /// The other side.
+    #[arg(value_name = "DST_URI")]
+    pub(super) destination: String,
+    /// Its table. Default: the name of the first.
+    #[arg(value_name = "DST_TABLE")]
+    pub(super) destination_table: Option<String>,
+    /// Only these columns.
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    pub(super) columns: Vec<String>,
+    /// The columns that identify a row. Default: the first side's primary key.
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    pub(super) key: Vec<String>,
+    /// Keys of differing rows to print.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(super) keys: usize,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -45,7 +45,8 @@ pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt
             ));
         }
     }
-    run::go(&pipeline, None, None, &args.doing, globals, interrupt).await
+    let options = run::options(None, args.doing.full_mode, args.doing.verify, globals);
+    run::go(&pipeline, options, &args.doing, globals, interrupt).await
 }
 
 /// Both ends of a copy, under different names.

@@ -16,6 +16,7 @@ mod run;
 mod runs;
 mod signals;
 mod state;
+mod verify;
 
 use crate::config::Loader;
 use args::{Cli, Command, Format, Globals};
@@ -51,6 +52,9 @@ async fn dispatch(command: Command, globals: &Globals, interrupt: signals::Inter
         Command::Run(args) => run::run(args, globals, interrupt).await,
         Command::Copy(args) => copy::copy(args, globals, interrupt).await,
         Command::Plan(args) => plan::plan(args, globals).await,
+        Command::Verify(args) => verify::verify(args, globals).await,
+        Command::Repair(args) => verify::repair(args, globals, interrupt).await,
+        Command::Diff(args) => verify::diff(args, globals).await,
         Command::Init(args) => init::init(args, globals).await,
         Command::Doctor(args) => doctor::doctor(args, globals).await,
         Command::Config(command) => config::config(command, globals),

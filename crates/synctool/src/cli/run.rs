@@ -8,41 +8,27 @@ use crate::pipeline::{Pipeline, RunOptions, RunReport};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use synctool_core::change::KeyRange;
 use synctool_core::engine::{Observer, PartitionStatus, PartitionView, RunEvent};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Publish, Verify};
-use synctool_core::query::{Condition, Term, Test};
+use synctool_core::query::Condition;
 use synctool_core::strategy::full::FullMode;
 
 /// `synctool run`.
 pub(super) async fn run(args: RunArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
     let pipeline = find::pipeline(&args.pipeline, globals)?;
-    let bounds = args.bounds.as_deref().map(bounds).transpose()?;
-    go(&pipeline, args.strategy, bounds, &args.doing, globals, interrupt).await
+    let bounds = args.bounds.as_deref().map(bounds).transpose()?.unwrap_or_default();
+    let mut options = options(args.strategy, args.doing.full_mode, args.doing.verify, globals);
+    options.bounds = bounds;
+    go(&pipeline, options, &args.doing, globals, interrupt).await
 }
 
 /// Reads `--bounds` as the original's users know it.
-fn bounds(text: &str) -> Result<KeyRange> {
-    let wrong = |why: String| {
+fn bounds(text: &str) -> Result<Vec<Condition>> {
+    crate::config::parse_bounds(text).map_err(|why| {
         Error::new(code::CONFIG_INVALID, format!("--bounds {why}"))
             .hint(r#"write for example --bounds '[{"column": "id", "start": 100, "end": 200}]'"#)
-    };
-    let mut conditions = crate::config::parse_bounds(text).map_err(wrong)?;
-    match (conditions.pop(), conditions.is_empty()) {
-        (
-            Some(Condition {
-                term: Term::Column { relation: None, name },
-                test: Test::Range { lower, upper },
-            }),
-            true,
-        ) => Ok(KeyRange {
-            columns: vec![name],
-            lower: lower.map(|text| vec![text]),
-            upper: upper.map(|text| vec![text]),
-        }),
-        _ => Err(wrong("takes one range of one column in this version".into())),
-    }
+    })
 }
 
 /// What the command line says about a run.
@@ -74,16 +60,13 @@ pub(super) fn options(
 /// Runs a pipeline, or shows what would be done.
 pub(super) async fn go(
     pipeline: &Pipeline,
-    strategy: Option<String>,
-    bounds: Option<KeyRange>,
+    mut options: RunOptions,
     doing: &Doing,
     globals: &Globals,
     interrupt: Interrupt,
 ) -> Result<Reply> {
-    let mut options = options(strategy, doing.full_mode, doing.verify, globals);
     options.allow_mass_delete = doing.allow_mass_delete;
     options.restart = doing.restart;
-    options.bounds = bounds;
     if doing.dry_run {
         return plan::reply(pipeline, &options, globals).await;
     }
@@ -166,6 +149,7 @@ fn summary(report: &RunReport) -> Value {
         "updated": outcome.updated,
         "deleted": outcome.deleted,
         "unchanged": outcome.unchanged,
+        "compared": report.ledger.accounts.compared,
         "rejected": rejected(report),
         "partitions": report.partitions,
         "skipped": report.skipped,
@@ -248,6 +232,17 @@ fn text(report: &RunReport) -> String {
             n(rate(report)),
         ],
     ));
+    let compared = report.ledger.accounts.compared;
+    if compared.source + compared.destination > 0 {
+        text.push_str(&format!(
+            "compared: {} rows with {}; {} differed, {} were missing, {} were too many\n",
+            n(compared.source),
+            n(compared.destination),
+            n(compared.differing),
+            n(compared.only_source),
+            n(compared.only_destination),
+        ));
+    }
     if report.retries > 0 {
         text.push_str(&format!(
             "tried again: {}\n",

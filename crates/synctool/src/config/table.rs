@@ -3,7 +3,8 @@
 use super::at::At;
 use super::datastores::Datastore;
 use super::error::ConfigError;
-use super::pipeline::{Destination, Source};
+use super::pipeline::{Destination, Join, Source};
+use super::stage::Enrich;
 
 /// A table's name, taken apart for one datastore.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,6 +24,20 @@ impl Source {
 
 impl Destination {
     /// The table, taken apart for its datastore. The schema is none where none was written: the connection's own.
+    pub fn table_ref(&self, datastore: &Datastore) -> Result<TableRef, ConfigError> {
+        table_ref(&self.table, self.schema.as_ref(), datastore)
+    }
+}
+
+impl Join {
+    /// The table, taken apart for the source's datastore.
+    pub fn table_ref(&self, datastore: &Datastore) -> Result<TableRef, ConfigError> {
+        table_ref(&self.table, self.schema.as_ref(), datastore)
+    }
+}
+
+impl Enrich {
+    /// The table, taken apart for its datastore.
     pub fn table_ref(&self, datastore: &Datastore) -> Result<TableRef, ConfigError> {
         table_ref(&self.table, self.schema.as_ref(), datastore)
     }

@@ -1,15 +1,21 @@
-//! From the model of a pipeline to the request that the full strategy plans: columns, key, types, modes.
+//! From the model of a pipeline to the request that strategies plan: tables, columns, key, types, dimensions.
 //!
 //! `data_type` describes the destination and names a family where it leaves room: `integer` keeps the source's width,
 //! `timestamp` keeps the source's zone, `decimal` without a precision keeps the source's. A type that the user spelt out
 //! and that cannot hold every value of the source's column is a mistake of the file, told at its place.
 
 use super::RunOptions;
-use crate::config::{ColumnMapping, Columns, ConfigError, DataType, Datastore, Loaded, Strategy, TableRef};
-use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{DeleteGuard, Verify};
+use crate::config::{
+    self, At, ColumnMapping, Columns, ConfigError, DataType, Datastore, DimensionKind, Filter, JoinKind, Loaded,
+    Operator, SchemaDrift, StepUnit, Strategy, SyncType, TableRef,
+};
+use synctool_core::error::{Error, Result};
+use synctool_core::plan::{DeleteGuard, ReadColumn, ReadSpec};
+use synctool_core::query::{self, Condition, Term, Test};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
-use synctool_core::strategy::full::{ColumnChoice, FullMode, FullRequest};
+use synctool_core::source::Source;
+use synctool_core::strategy::cut::{By, Dimension, Unit};
+use synctool_core::strategy::table::{ColumnChoice, TableRequest};
 
 /// No partition of a table is planned to be larger: what a kill loses at most.
 const PARTITION_BYTES: u64 = 256 << 20;
@@ -38,149 +44,587 @@ pub(crate) fn tables(loaded: &Loaded) -> Result<(TableId, TableId)> {
     Ok((table_id(read, from), table_id(written, to)))
 }
 
-/// Refuses what this version reads and cannot do, rather than copying other rows than the user meant.
-pub(crate) fn refuse_what_is_not_there_yet(loaded: &Loaded) -> Result<()> {
-    let source = &loaded.pipeline.source;
-    if let Some(filter) = source.filters.first() {
-        let error = filter.error("filters are not in this version yet");
-        return Err(error
-            .with_help("leave the filter out, or read from a view that holds it")
-            .into());
-    }
-    if let Some(join) = source.joins.first() {
-        let error = join.table.error("joins are not in this version yet");
-        return Err(error
-            .with_help("leave the join out, or read from a view that holds it")
-            .into());
-    }
-    if *loaded.pipeline.sync_type == crate::config::SyncType::Aggregate {
-        let error = loaded
-            .pipeline
-            .sync_type
-            .error("aggregates are not in this version yet");
-        return Err(error.with_help("this version copies rows: sync_type row-level").into());
-    }
-    for stage in loaded.pipeline.transform.iter().filter(|s| *s.enabled) {
-        use crate::config::StageWork;
-        if !matches!(stage.work, StageWork::ValueMap(_) | StageWork::Batch(_)) {
-            let error = stage
-                .name
-                .error(format!("stages that {} are not in this version yet", stage.work.name()));
-            return Err(error
-                .with_help("disable the stage, or read from a view that does it")
-                .into());
-        }
-    }
-    if let Columns::Listed(columns) = &loaded.pipeline.columns
-        && let Some(made) = columns.iter().find(|c| c.source.is_none() && c.is_written())
-    {
-        let error = made.dest.error(format!(
-            "column {} has no source: columns made on the way are not in this version yet",
-            *made.dest
-        ));
-        return Err(error
-            .with_help("leave the column out, or give it `insert: false`")
-            .into());
-    }
-    Ok(())
-}
-
 /// What must stay the same while a run is unfinished: the pipeline's meaning, and the bounds of this run.
 pub(crate) fn semantics(pipeline: &crate::config::Pipeline, strategy: &str, options: &RunOptions) -> serde_json::Value {
     let mut semantics = pipeline.semantics_of(strategy);
-    if let Some(bounds) = &options.bounds {
-        semantics["bounds"] = serde_json::json!(bounds);
+    if !options.bounds.is_empty() {
+        semantics["bounds"] = serde_json::json!(options.bounds);
+    }
+    if options.repair {
+        semantics["repair"] = true.into();
     }
     semantics
 }
 
-/// What the full strategy is asked for.
-pub(crate) fn full_request(
+/// What every strategy is asked about the table. `needed` are columns that stages read, by their names on the way.
+pub(crate) async fn table_request(
     loaded: &Loaded,
     strategy: &Strategy,
     options: &RunOptions,
-    at_source: &TableSchema,
-    run_id: &str,
-    now: String,
-) -> Result<FullRequest> {
+    source: &dyn Source,
+    needed: &[String],
+    (run_id, now): (&str, String),
+) -> Result<TableRequest> {
     let pipeline = &loaded.pipeline;
-    let (source, destination) = tables(loaded)?;
-    let columns = match &pipeline.columns {
-        Columns::All => None,
-        Columns::Listed(listed) => Some(choices(listed, at_source, &source)?),
-    };
-    let key = (!pipeline.key.is_empty()).then(|| pipeline.key.iter().map(|k| k.to_string()).collect());
-    let mode = match (options.full_mode, strategy.full_mode.as_deref()) {
-        (Some(mode), _) => mode,
-        (None, _) if !*pipeline.destination.supports_update => FullMode::Append,
-        (None, Some(crate::config::FullMode::Swap)) => FullMode::Swap,
-        (None, Some(crate::config::FullMode::Upsert)) => FullMode::Upsert,
-        (None, None) => FullMode::Auto,
-    };
-    let verify = options.verify.or_else(|| {
-        strategy.verify.as_deref().map(|verify| match verify {
-            crate::config::Verify::None => Verify::None,
-            crate::config::Verify::Count => Verify::Count,
-            crate::config::Verify::Hash | crate::config::Verify::AfterRun => Verify::Hash,
-        })
-    });
-    Ok(FullRequest {
-        pipeline: pipeline.name.to_string(),
+    let (read, written) = tables(loaded)?;
+    let names = Names::of(loaded, &read)?;
+    let mut request = TableRequest {
         run_id: run_id.into(),
-        source,
-        destination,
-        columns,
-        key,
-        step: pipeline.partitioning.step.as_deref().copied(),
-        bounds: options.bounds.clone(),
-        mode,
-        verify,
+        alias: pipeline.source.alias.as_deref().cloned(),
+        joins: names.joins.clone(),
+        filters: filters(&pipeline.source.filters, &names),
+        key: (!pipeline.key.is_empty()).then(|| pipeline.key.iter().map(|k| k.to_string()).collect()),
         guard: DeleteGuard {
             allow: options.allow_mass_delete || *pipeline.write.allow_mass_delete,
             ..DeleteGuard::default()
         },
         raw: options.raw,
         partition_bytes: PARTITION_BYTES,
+        evolve: match pipeline.schema_drift.as_deref() {
+            Some(drift) => *drift == SchemaDrift::Evolve,
+            None => matches!(pipeline.columns, Columns::All),
+        },
+        bounds: options.bounds.clone(),
         semantics: semantics(pipeline, &strategy.name, options),
-        now,
-    })
+        now: now.clone(),
+        ..TableRequest::new(pipeline.name.as_str(), read.clone(), written)
+    };
+    let at_source = source.describe(&read).await?;
+    if *pipeline.sync_type == SyncType::Aggregate {
+        request.group_by = pipeline.groups().map(|c| c.dest.to_string()).collect();
+    }
+    request.columns = columns(loaded, source, &names, &request, &at_source, needed).await?;
+    request.dimensions = dimensions(loaded, strategy, source, &names, &request, &now).await?;
+    Ok(request)
 }
 
-fn choices(listed: &[ColumnMapping], at_source: &TableSchema, table: &TableId) -> Result<Vec<ColumnChoice>> {
-    let mut choices = Vec::new();
-    let mut errors = Vec::new();
-    for mapping in listed.iter().filter(|m| m.is_written()) {
-        let Some(source) = &mapping.source else { continue };
-        match find(at_source, source) {
-            None => {
-                let names: Vec<&str> = at_source.columns.iter().map(|c| c.name.as_str()).collect();
-                let error = source.error(format!("column {} is not in {table}", **source));
-                errors.push(match crate::config::error::suggestion(source, "it has", &names) {
-                    Some(help) => error.with_help(help),
-                    None => error,
-                });
+/// The tables of a pipeline by the names that its columns carry.
+pub(crate) struct Names {
+    own: Vec<String>,
+    joins: Vec<query::Join>,
+}
+
+impl Names {
+    pub(crate) fn of(loaded: &Loaded, read: &TableId) -> Result<Self> {
+        let from = loaded.source()?;
+        let source = &loaded.pipeline.source;
+        let mut own = vec![read.name.clone()];
+        own.extend(source.alias.as_deref().cloned());
+        let joins = source
+            .joins
+            .iter()
+            .map(|join| {
+                let mut named = join.table_ref(from)?;
+                named.schema = named.schema.or_else(|| read.schema.clone());
+                Ok(query::Join {
+                    table: table_id(named, from),
+                    alias: join.alias.as_deref().cloned(),
+                    kind: match *join.kind {
+                        JoinKind::Inner => query::JoinKind::Inner,
+                        JoinKind::Left => query::JoinKind::Left,
+                        JoinKind::Right => query::JoinKind::Right,
+                        JoinKind::Full => query::JoinKind::Full,
+                    },
+                    on: join.on.to_string(),
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Names { own, joins })
+    }
+
+    /// A column by its name in the file, which may carry a table's alias or name.
+    pub(crate) fn term(&self, name: &str) -> Term {
+        if let Some((relation, column)) = name.split_once('.') {
+            if self.own.iter().any(|own| own == relation) {
+                return Term::column(column);
             }
-            Some(column) => match wanted_type(mapping, column) {
-                Err(error) => errors.push(error),
-                Ok(ty) => choices.push(ColumnChoice {
-                    source: column.name.clone(),
-                    destination: mapping.dest.to_string(),
-                    ty,
-                    as_text: mapping.as_text,
-                    not_null: mapping.nullable == Some(false),
-                }),
-            },
+            let joined = |j: &query::Join| j.alias.as_deref() == Some(relation) || j.table.name == relation;
+            if self.joins.iter().any(joined) {
+                return Term::Column {
+                    relation: Some(relation.into()),
+                    name: column.into(),
+                };
+            }
+        }
+        Term::column(name)
+    }
+}
+
+fn filters(written: &[At<Filter>], names: &Names) -> Vec<query::Filter> {
+    written
+        .iter()
+        .map(|filter| match &**filter {
+            Filter::Sql(sql) => query::Filter::Sql(sql.clone()),
+            Filter::Compare(c) => query::Filter::Test(Condition {
+                term: names.term(&c.column),
+                test: test(c.operator, &c.value),
+            }),
+        })
+        .collect()
+}
+
+fn test(operator: Operator, value: &serde_json::Value) -> Test {
+    let text = |v: &serde_json::Value| match v {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let compare = |comparison| match value.is_null() {
+        true => Test::Null,
+        false => Test::Compare(comparison, text(value)),
+    };
+    match operator {
+        Operator::In => Test::In(match value {
+            serde_json::Value::Array(values) => values.iter().map(text).collect(),
+            one => vec![text(one)],
+        }),
+        Operator::NotEqual if value.is_null() => Test::NotNull,
+        Operator::Equal => compare(query::Comparison::Equal),
+        Operator::NotEqual => compare(query::Comparison::NotEqual),
+        Operator::Less => compare(query::Comparison::Less),
+        Operator::LessOrEqual => compare(query::Comparison::LessOrEqual),
+        Operator::Greater => compare(query::Comparison::Greater),
+        Operator::GreaterOrEqual => compare(query::Comparison::GreaterOrEqual),
+    }
+}
+
+/// The columns that are read: those that are written and those that stages need. `None` where all go along untouched.
+async fn columns(
+    loaded: &Loaded,
+    source: &dyn Source,
+    names: &Names,
+    request: &TableRequest,
+    at_source: &TableSchema,
+    needed: &[String],
+) -> Result<Option<Vec<ColumnChoice>>> {
+    let mut read: Vec<(Option<&ColumnMapping>, ColumnChoice)> = Vec::new();
+    let mut errors = Vec::new();
+    match &loaded.pipeline.columns {
+        Columns::All if needed.iter().all(|n| at_source.column(n).is_some()) => return Ok(None),
+        Columns::All => {
+            let same = at_source.columns.iter().map(|c| (None, ColumnChoice::same(&c.name)));
+            read.extend(same);
+        }
+        Columns::Listed(listed) => {
+            for mapping in listed {
+                let is_needed = needed.contains(&*mapping.name);
+                if !mapping.is_read() || !(mapping.is_written() || is_needed) {
+                    continue;
+                }
+                let choice = match choice(mapping, names, at_source, request) {
+                    Ok(choice) => choice,
+                    Err(error) => {
+                        errors.push(error);
+                        continue;
+                    }
+                };
+                // Stages know it under its name on the way; the destination under its own.
+                if is_needed && mapping.is_written() && *mapping.name != *mapping.dest {
+                    let on_the_way = ColumnChoice {
+                        destination: mapping.name.to_string(),
+                        written: false,
+                        ..choice.clone()
+                    };
+                    read.push((None, on_the_way));
+                }
+                read.push((Some(mapping), choice));
+            }
         }
     }
     crate::config::ConfigErrors::check(errors)?;
-    Ok(choices)
+    for name in needed {
+        if !read.iter().any(|(_, c)| c.destination == *name) {
+            let term = names.term(name);
+            let (source, term) = match term {
+                Term::Column { relation: None, name } if at_source.column(&name).is_some() => (name, None),
+                Term::Column { relation: Some(_), .. } => (name.clone(), Some(term)),
+                // A stage before makes it, or the chain says that nobody does.
+                _ => continue,
+            };
+            read.push((
+                None,
+                ColumnChoice {
+                    source,
+                    term,
+                    written: false,
+                    ..ColumnChoice::same(name)
+                },
+            ));
+        }
+    }
+    let described = describe(source, request, &read).await?;
+    let mut errors = Vec::new();
+    let mut choices = Vec::with_capacity(read.len());
+    for ((mapping, mut choice), column) in read.into_iter().zip(described) {
+        if let Some(mapping) = mapping {
+            match wanted_type(mapping, &column) {
+                Ok(ty) => choice.ty = ty,
+                Err(error) => errors.push(error),
+            }
+        }
+        choices.push(choice);
+    }
+    crate::config::ConfigErrors::check(errors)?;
+    Ok(Some(choices))
 }
 
-/// A column by the name in the file, which may carry the table's alias.
-fn find<'a>(schema: &'a TableSchema, name: &str) -> Option<&'a Column> {
-    schema
-        .column(name)
-        .or_else(|| schema.column(name.split_once('.').map(|(_, column)| column)?))
+async fn describe(
+    source: &dyn Source,
+    request: &TableRequest,
+    read: &[(Option<&ColumnMapping>, ColumnChoice)],
+) -> Result<Vec<Column>> {
+    let columns = read
+        .iter()
+        .map(|(_, c)| ReadColumn {
+            source: c.source.clone(),
+            term: c.term.clone(),
+            column: Column::new(&c.destination, ColumnType::Native),
+        })
+        .collect();
+    let spec = ReadSpec {
+        alias: request.alias.clone(),
+        joins: request.joins.clone(),
+        group_by: request.group_by.clone(),
+        ..ReadSpec::of(request.source.clone(), columns)
+    };
+    source.describe_query(&spec).await
+}
+
+fn choice(
+    mapping: &ColumnMapping,
+    names: &Names,
+    at_source: &TableSchema,
+    request: &TableRequest,
+) -> Result<ColumnChoice, ConfigError> {
+    let named = ColumnChoice {
+        as_text: mapping.as_text,
+        not_null: mapping.nullable == Some(false),
+        written: mapping.is_written(),
+        ..ColumnChoice::same(match mapping.is_written() {
+            true => mapping.dest.to_string(),
+            false => mapping.name.to_string(),
+        })
+    };
+    if let Some(expr) = &mapping.expr {
+        return Ok(ColumnChoice {
+            source: mapping.name.to_string(),
+            term: Some(Term::Sql(expr.to_string())),
+            ..named
+        });
+    }
+    let Some(source) = &mapping.source else {
+        return Err(mapping.dest.error(format!("column {} has no source", *mapping.dest)));
+    };
+    let term = names.term(source);
+    match &term {
+        Term::Column { relation: None, name } => match at_source.column(name) {
+            Some(column) => Ok(ColumnChoice {
+                source: column.name.clone(),
+                ..named
+            }),
+            None => {
+                let known: Vec<&str> = at_source.columns.iter().map(|c| c.name.as_str()).collect();
+                let error = source.error(format!("column {} is not in {}", **source, request.source));
+                Err(match crate::config::error::suggestion(source, "it has", &known) {
+                    Some(help) => error.with_help(help),
+                    None => error,
+                })
+            }
+        },
+        _ => Ok(ColumnChoice {
+            source: source.to_string(),
+            term: Some(term),
+            ..named
+        }),
+    }
+}
+
+/// The columns whose changes count in comparisons, in destination names; `None`: all that are written.
+pub(crate) fn tracked(pipeline: &crate::config::Pipeline) -> Option<Vec<String>> {
+    let Columns::Listed(listed) = &pipeline.columns else {
+        return None;
+    };
+    let written = || listed.iter().filter(|c| c.is_written() && !c.roles.hash_key);
+    let said = listed
+        .iter()
+        .any(|c| c.hashed.is_some() || (c.roles.hash_key && c.is_written()));
+    let only = written().any(|c| c.hashed == Some(true));
+    said.then(|| {
+        written()
+            .filter(|c| match only {
+                true => c.hashed == Some(true),
+                false => c.hashed != Some(false),
+            })
+            .map(|c| c.dest.to_string())
+            .collect()
+    })
+}
+
+/// The user's dimensions, level by level.
+async fn dimensions(
+    loaded: &Loaded,
+    strategy: &Strategy,
+    source: &dyn Source,
+    names: &Names,
+    request: &TableRequest,
+    now: &str,
+) -> Result<Vec<Vec<Dimension>>> {
+    let of_pipeline: Vec<config::Dimension> = match (
+        &loaded.pipeline.partitioning.column,
+        strategy.primary_partitions.is_empty(),
+    ) {
+        (Some(column), true) => {
+            let mut dimension = config::Dimension::range(column.clone());
+            dimension.step.clone_from(&loaded.pipeline.partitioning.step);
+            if let Some(mapping) = loaded.pipeline.column(column) {
+                dimension.expr.clone_from(&mapping.expr);
+                dimension.destination = mapping.is_written().then(|| mapping.dest.clone());
+            }
+            vec![dimension]
+        }
+        _ => Vec::new(),
+    };
+    let mut levels = Vec::new();
+    for level in [
+        &of_pipeline,
+        &strategy.primary_partitions,
+        &strategy.secondary_partitions,
+    ] {
+        let mut dimensions = Vec::new();
+        for written in level {
+            dimensions.extend(dimension(written, strategy, source, names, request, now).await?);
+        }
+        if !dimensions.is_empty() {
+            levels.push(dimensions);
+        }
+    }
+    Ok(levels)
+}
+
+/// One dimension; `None` where its width is left to the data.
+async fn dimension(
+    written: &config::Dimension,
+    strategy: &Strategy,
+    source: &dyn Source,
+    names: &Names,
+    request: &TableRequest,
+    now: &str,
+) -> Result<Option<Dimension>> {
+    let term = match &written.expr {
+        Some(expr) => Term::Sql(expr.to_string()),
+        None => names.term(&written.column),
+    };
+    let spec = ReadSpec {
+        alias: request.alias.clone(),
+        joins: request.joins.clone(),
+        ..ReadSpec::of(
+            request.source.clone(),
+            vec![ReadColumn {
+                source: written.column.to_string(),
+                term: Some(term.clone()),
+                column: Column::new("dimension", ColumnType::Native),
+            }],
+        )
+    };
+    let spec = plain_if_possible(spec);
+    let column = source
+        .describe_query(&spec)
+        .await?
+        .pop()
+        .ok_or_else(|| Error::bug("a dimension was not described"))?;
+    let offset = offset_minutes(written, strategy)?;
+    let by = match *written.kind {
+        DimensionKind::Value => By::Values,
+        DimensionKind::List => By::List(written.values.iter().map(|v| v.as_str().to_owned()).collect()),
+        DimensionKind::Range => match range(written, &column.ty, offset)? {
+            Some(by) => by,
+            None => return Ok(None),
+        },
+    };
+    let bound = |bound: &Option<At<config::Bound>>| match bound {
+        None => Ok(None),
+        Some(at) => moment_text(at, &column.ty, offset, now)
+            .map(Some)
+            .ok_or_else(|| Error::from(at.error(format!("is no value of column {} ({})", *written.column, column.ty)))),
+    };
+    let destination = written.destination.as_ref().map(|d| {
+        match request.columns.iter().flatten().any(|c| c.destination == **d) || request.columns.is_none() {
+            true => Term::column(d.as_str()),
+            false => Term::Sql(d.to_string()),
+        }
+    });
+    let same_name = || match &term {
+        Term::Column { name, .. } if request.columns.is_none() => Some(Term::column(name)),
+        _ => None,
+    };
+    Ok(Some(Dimension {
+        destination: destination.or_else(same_name),
+        name: match &term {
+            Term::Column { name, .. } => name.clone(),
+            _ => written.column.to_string(),
+        },
+        ty: column.ty.clone(),
+        nullable: column.nullable,
+        by,
+        start: bound(&written.start)?,
+        end: bound(&written.end)?,
+        term,
+    }))
+}
+
+/// A column of the table itself needs no expression.
+pub(crate) fn plain_if_possible(mut spec: ReadSpec) -> ReadSpec {
+    if spec.joins.is_empty() {
+        for column in &mut spec.columns {
+            if let Some(Term::Column { relation: None, name }) = &column.term {
+                column.source.clone_from(name);
+                column.term = None;
+            }
+        }
+    }
+    spec
+}
+
+fn range(written: &config::Dimension, ty: &ColumnType, offset_minutes: i32) -> Result<Option<By>> {
+    use ColumnType as T;
+    let Some(step) = &written.step else { return Ok(None) };
+    let step_unit = written.step_unit.as_deref();
+    let unit = |unit: StepUnit| match unit {
+        StepUnit::Second | StepUnit::Timestamp => Unit::Second,
+        StepUnit::Minute => Unit::Minute,
+        StepUnit::Hour => Unit::Hour,
+        StepUnit::Day => Unit::Day,
+        StepUnit::Week => Unit::Week,
+        StepUnit::Month => Unit::Month,
+        StepUnit::Quarter => Unit::Quarter,
+        StepUnit::Year => Unit::Year,
+    };
+    Ok(Some(match ty {
+        T::Date | T::Timestamp | T::TimestampTz => {
+            let unit = match step_unit {
+                Some(u) => unit(*u),
+                None if *ty == T::Date => Unit::Day,
+                None => Unit::Second,
+            };
+            By::Time {
+                step: **step,
+                unit,
+                offset_minutes,
+            }
+        }
+        T::Uuid => By::UuidPrefix(**step),
+        T::Int8
+        | T::Int16
+        | T::Int32
+        | T::Int64
+        | T::UInt8
+        | T::UInt16
+        | T::UInt32
+        | T::Decimal { .. }
+        | T::Numeric => By::Step(**step),
+        other => {
+            return Err(written
+                .column
+                .error(format!(
+                    "column {} is {other}, which has no ranges of a step",
+                    *written.column
+                ))
+                .with_help("use `type: value` or a list of values, or leave the partitions out")
+                .into());
+        }
+    }))
+}
+
+/// The zone in which units begin, as minutes east of UTC.
+fn offset_minutes(written: &config::Dimension, strategy: &Strategy) -> Result<i32> {
+    let Some(zone) = written.time_zone.as_ref().or(strategy.time_zone.as_ref()) else {
+        return Ok(0);
+    };
+    let refuse = || {
+        Error::from(
+            zone.error(format!("time zone {} is not a fixed offset", **zone))
+                .with_help(
+                    "write UTC or an offset such as +05:30: where partitions begin never changes which rows they hold",
+                ),
+        )
+    };
+    let text = zone.trim();
+    if matches!(text, "UTC" | "utc" | "Z" | "Etc/UTC" | "GMT") {
+        return Ok(0);
+    }
+    let (sign, rest) = match (text.strip_prefix('+'), text.strip_prefix('-')) {
+        (Some(rest), _) => (1, rest),
+        (_, Some(rest)) => (-1, rest),
+        _ => return Err(refuse()),
+    };
+    let (hours, minutes) = rest.split_once(':').unwrap_or((rest, "0"));
+    match (hours.parse::<i32>(), minutes.parse::<i32>()) {
+        (Ok(h @ 0..=14), Ok(m @ 0..=59)) => Ok(sign * (h * 60 + m)),
+        _ => Err(refuse()),
+    }
+}
+
+/// An end of a dimension as canonical text of its type.
+fn moment_text(bound: &config::Bound, ty: &ColumnType, offset_minutes: i32, now: &str) -> Option<String> {
+    const DAY: i64 = 86_400;
+    let (midnight, seconds) = match bound {
+        config::Bound::Value(text) => return canonical(text, ty),
+        config::Bound::Moment { midnight, seconds } => (*midnight, *seconds),
+    };
+    let now = chrono::DateTime::parse_from_rfc3339(now).ok()?.timestamp();
+    let offset = i64::from(offset_minutes) * 60;
+    let mut at = now;
+    if midnight {
+        at = (at + offset).div_euclid(DAY) * DAY - offset;
+    }
+    let micros = at.checked_add(seconds)?.checked_mul(1_000_000)?;
+    let mut out = String::new();
+    match ty {
+        ColumnType::TimestampTz => synctool_core::text::write_timestamp(&mut out, micros, true),
+        ColumnType::Timestamp => synctool_core::text::write_timestamp(&mut out, micros + offset * 1_000_000, false),
+        ColumnType::Date => {
+            let days = (micros + offset * 1_000_000).div_euclid(DAY * 1_000_000);
+            synctool_core::text::write_date(&mut out, i32::try_from(days).ok()?);
+        }
+        _ => out = (micros / 1_000_000).to_string(),
+    }
+    Some(out)
+}
+
+/// A value that a person wrote, as canonical text of the type; dates stand for their midnight.
+pub(crate) fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
+    use synctool_core::text as t;
+    let text = text.trim();
+    let spaced = text.replacen('T', " ", 1);
+    let spaced = spaced.strip_suffix('Z').map_or(spaced.clone(), |s| format!("{s}+00"));
+    let mut out = String::new();
+    match ty {
+        ColumnType::Date => {
+            let date = spaced.split(' ').next().unwrap_or_default();
+            t::write_date(&mut out, t::parse_date(date)?);
+        }
+        ColumnType::Timestamp | ColumnType::TimestampTz => {
+            let instant = *ty == ColumnType::TimestampTz;
+            let full = match t::parse_date(&spaced) {
+                Some(_) => format!("{spaced} 00:00:00"),
+                None => spaced,
+            };
+            let with_zone = format!("{full}+00");
+            let micros = t::parse_timestamp(&full, instant)
+                .or_else(|| t::parse_timestamp(&with_zone, instant))
+                .or_else(|| t::parse_timestamp(full.strip_suffix("+00")?, instant))?;
+            t::write_timestamp(&mut out, micros, instant);
+        }
+        ColumnType::Int8
+        | ColumnType::Int16
+        | ColumnType::Int32
+        | ColumnType::Int64
+        | ColumnType::UInt8
+        | ColumnType::UInt16
+        | ColumnType::UInt32
+        | ColumnType::UInt64 => out = text.parse::<i128>().ok()?.to_string(),
+        _ => out = text.into(),
+    }
+    Some(out)
 }
 
 /// The type at the destination; `None` keeps the source's.
@@ -281,36 +725,6 @@ fn family(wanted: DataType, mapping: &ColumnMapping, source: &ColumnType) -> Fam
         DataType::UuidTextDash => Family::Exactly(T::Text { max: None }),
         DataType::UuidText if *source == T::Uuid => Family::NotYet,
         DataType::UuidText => Family::Exactly(T::Text { max: None }),
-    }
-}
-
-/// The strategy a run follows: the one named, else the default one, else the only or first enabled one.
-pub(crate) fn choose_strategy<'a>(loaded: &'a Loaded, named: Option<&str>) -> Result<(&'a Strategy, String)> {
-    let pipeline = &loaded.pipeline;
-    if let Some(name) = named {
-        let strategy = pipeline.strategy(name)?;
-        return Ok((strategy, format!("strategy {}: named by the caller", *strategy.name)));
-    }
-    let enabled: Vec<&Strategy> = pipeline
-        .strategies
-        .iter()
-        .filter(|s| *s.enabled && *s.default)
-        .collect();
-    match enabled[..] {
-        [] => Err(
-            Error::new(code::CONFIG_INVALID, "no strategy of the pipeline is enabled")
-                .at("pipeline", pipeline.name.as_str())
-                .hint("set `enabled: true` for one, or name one with --strategy"),
-        ),
-        [only] => Ok((only, format!("strategy {}: the only one enabled", *only.name))),
-        [first, ..] => Ok((
-            first,
-            format!(
-                "strategy {}: the first of {} enabled ones; --strategy names another",
-                *first.name,
-                enabled.len()
-            ),
-        )),
     }
 }
 

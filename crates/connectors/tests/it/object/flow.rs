@@ -392,7 +392,6 @@ async fn the_engine_carries_tables_both_ways() {
                     now: "2024-01-01T00:00:00Z".into(),
                     ..TableRequest::new("p", TableId::bare(table), TableId::bare(target))
                 },
-                bounds: None,
                 mode: FullMode::Auto,
                 verify: Some(Verify::Hash),
                 remember: Default::default(),

@@ -48,7 +48,6 @@ async fn copy(from: &str, to: &PostgresDestination, raw: bool, mode: FullMode) -
             now: "2026-01-01T00:00:00Z".into(),
             ..TableRequest::new("types", table.clone(), table)
         },
-        bounds: None,
         mode,
         verify: Some(Verify::Hash),
         remember: Default::default(),

@@ -445,7 +445,6 @@ async fn copy(from: &Db, to: &Db, table: &str, mode: FullMode) -> Report {
             now: "2026-01-01T00:00:00Z".into(),
             ..TableRequest::new(format!("copy {table}"), TableId::bare(table), TableId::bare(table))
         },
-        bounds: None,
         mode,
         verify: Some(Verify::Hash),
         remember: Default::default(),

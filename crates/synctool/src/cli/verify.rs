@@ -1,0 +1,130 @@
+//! `synctool verify`, `repair` and `diff`.
+
+use super::args::{DiffArgs, Doing, Globals, RepairArgs, VerifyArgs};
+use super::out::{self, Reply};
+use super::signals::Interrupt;
+use super::{copy, find, run};
+use crate::config::{ColumnMapping, Columns, Datastores};
+use crate::pipeline::{Pipeline, VerifyOptions, VerifyReport};
+use serde_json::json;
+use synctool_core::error::Result;
+use synctool_core::strategy::hash::Difference;
+
+/// `synctool verify`.
+pub(super) async fn verify(args: VerifyArgs, globals: &Globals) -> Result<Reply> {
+    let pipeline = find::pipeline(&args.pipeline, globals)?;
+    let options = VerifyOptions {
+        strategy: args.strategy,
+        workers: globals.workers.map(|n| n as usize),
+        keys: args.keys,
+        remember: true,
+    };
+    Ok(reply(pipeline.verify(&options).await?, Some(pipeline.name())))
+}
+
+/// `synctool repair`.
+pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
+    let pipeline = find::pipeline(&args.pipeline, globals)?;
+    if args.dry_run {
+        let options = VerifyOptions {
+            strategy: args.strategy,
+            workers: globals.workers.map(|n| n as usize),
+            remember: false,
+            ..VerifyOptions::default()
+        };
+        return Ok(reply(pipeline.verify(&options).await?, Some(pipeline.name())));
+    }
+    let mut options = run::options(args.strategy, None, None, globals);
+    options.repair = true;
+    let doing = Doing {
+        full_mode: None,
+        verify: None,
+        allow_mass_delete: args.allow_mass_delete,
+        restart: false,
+        dry_run: false,
+    };
+    run::go(&pipeline, options, &doing, globals, interrupt).await
+}
+
+/// `synctool diff`.
+pub(super) async fn diff(args: DiffArgs, globals: &Globals) -> Result<Reply> {
+    let (from, to) = copy::ends(&args.source, &args.destination)?;
+    let other = copy::destination_table(args.destination_table, &args.source_table, &to);
+    let mut model = copy::model(&from, &args.source_table, &to, &other);
+    if !args.columns.is_empty() {
+        let columns = args.columns.iter().map(|c| ColumnMapping::same(c.trim()));
+        model.columns = Columns::Listed(columns.collect());
+    }
+    model.key = args.key.iter().map(|k| k.trim().into()).collect();
+    let datastores = Datastores::of([from, to]);
+    let pipeline = Pipeline::from_parts(model, datastores, globals.loader().global()?);
+    let options = VerifyOptions {
+        workers: globals.workers.map(|n| n as usize),
+        keys: args.keys,
+        remember: false,
+        ..VerifyOptions::default()
+    };
+    Ok(reply(pipeline.verify(&options).await?, None))
+}
+
+fn reply(report: VerifyReport, pipeline: Option<&str>) -> Reply {
+    let equal = report.is_equal();
+    let c = report.compared;
+    let n = out::number;
+    let mut text = format!("{} ~ {}\n", report.source, report.destination);
+    text.push_str(&out::card(
+        &[
+            "source",
+            "destination",
+            "differing",
+            "missing",
+            "too many",
+            "waiting",
+            "slices",
+        ],
+        vec![
+            n(c.source),
+            n(c.destination),
+            n(c.differing),
+            n(c.only_source),
+            n(c.only_destination),
+            n(report.pending),
+            report.slices.to_string(),
+        ],
+    ));
+    for different in &report.keys {
+        let values: Vec<String> = report
+            .key
+            .iter()
+            .zip(&different.key)
+            .map(|(column, value)| format!("{column} = {}", value.as_deref().unwrap_or("NULL")))
+            .collect();
+        text.push_str(&format!("  {}: {}\n", word(different.how), values.join(", ")));
+    }
+    let more = (c.differing + c.only_source + c.only_destination).saturating_sub(report.keys.len() as u64);
+    if more > 0 {
+        text.push_str(&format!("  … and {} more\n", n(more)));
+    }
+    match (equal, pipeline) {
+        (true, _) => text.push_str("equal\n"),
+        (false, Some(name)) => text.push_str(&format!("different; to mend it: synctool repair {name}\n")),
+        (false, None) => text.push_str("different\n"),
+    }
+    let mut json = json!(report);
+    json["type"] = "verification".into();
+    json["status"] = if equal { "equal" } else { "different" }.into();
+    Reply {
+        text,
+        json,
+        exit: if equal { 0 } else { 3 },
+        error: None,
+    }
+}
+
+fn word(how: Difference) -> &'static str {
+    match how {
+        Difference::OnlySource => "missing at the destination",
+        Difference::OnlyDestination => "only at the destination",
+        Difference::Values => "differs",
+    }
+}

@@ -1,0 +1,236 @@
+//! Which strategy a run follows, and why.
+//!
+//! What was asked for by name is done. Otherwise the state of the destination, the gap since the last run and what
+//! earlier runs took decide; the reason is told.
+
+use crate::config::{Loaded, Strategy, StrategyKind};
+use crate::state::{Run, RunStatus, Time};
+use std::collections::BTreeMap;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::strategy::delta;
+
+/// Runs of the past that are looked at.
+pub(super) const HISTORY: usize = 200;
+
+/// What is known before choosing.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// Whether the destination has no rows, or no table.
+    pub(super) empty: bool,
+    /// What the destination remembers of the pipeline.
+    pub(super) remembered: BTreeMap<String, String>,
+    /// Its latest runs, newest first.
+    pub(super) history: Vec<Run>,
+    /// Now.
+    pub(super) now: Option<Time>,
+}
+
+/// The strategies that may be chosen where none was named; an error where there is none.
+pub(super) fn candidates(loaded: &Loaded) -> Result<Vec<&Strategy>> {
+    let pipeline = &loaded.pipeline;
+    let found: Vec<&Strategy> = pipeline
+        .strategies
+        .iter()
+        .filter(|s| *s.enabled && *s.default)
+        .collect();
+    if found.is_empty() {
+        return Err(
+            Error::new(code::CONFIG_INVALID, "no strategy of the pipeline is enabled")
+                .at("pipeline", pipeline.name.as_str())
+                .hint("set `enabled: true` for one, or name one with --strategy"),
+        );
+    }
+    Ok(found)
+}
+
+/// The strategy whose work is likely the least, and why.
+pub(super) fn cheapest<'a>(candidates: &[&'a Strategy], facts: &Facts) -> (&'a Strategy, String) {
+    let of = |kinds: &[StrategyKind]| candidates.iter().copied().find(|s| kinds.contains(&s.kind));
+    let delta = of(&[StrategyKind::Delta, StrategyKind::Aggregate]);
+    let (hash, full) = (of(&[StrategyKind::Hash]), of(&[StrategyKind::Full]));
+    let only = |s: &'a Strategy, why: &str| (s, format!("strategy {}: {why}", *s.name));
+    if let [one] = candidates {
+        return only(one, "the only one enabled");
+    }
+    if facts.empty {
+        // A delta into nothing loads everything too, and leaves a watermark behind.
+        if let Some(first) = delta.or(full).or(hash) {
+            return only(first, "the destination is empty, so everything is loaded");
+        }
+    }
+    let watermark = delta.and_then(|d| {
+        let cursor = d.column.as_deref()?;
+        facts
+            .remembered
+            .iter()
+            .find(|(name, _)| cursor_of(name).is_some_and(|c| c == cursor.rsplit('.').next().unwrap_or(cursor)))
+            .map(|(_, value)| value.clone())
+    });
+    if let (Some(delta), None) = (delta, &watermark)
+        && let Some(hash) = hash
+    {
+        return only(
+            hash,
+            &format!(
+                "the destination has rows of unknown age and {} has no watermark yet",
+                *delta.name
+            ),
+        );
+    }
+    let gap = watermark
+        .as_deref()
+        .zip(facts.now)
+        .and_then(|(w, now)| seconds_since(w, now));
+    let mut estimates: Vec<(&'a Strategy, f64, String)> = Vec::new();
+    for strategy in [delta, hash, full].into_iter().flatten() {
+        if let Some((seconds, how)) = estimate(strategy, gap, &facts.history) {
+            estimates.push((strategy, seconds, how));
+        }
+    }
+    let told: Vec<String> = estimates
+        .iter()
+        .map(|(s, seconds, how)| format!("{} about {} ({how})", *s.name, span(*seconds)))
+        .collect();
+    let usual = delta.or(hash).or(full).unwrap_or(candidates[0]);
+    let least = estimates.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+    match least {
+        // Only what was measured can be cheaper than the usual way.
+        Some((best, ..)) if estimates.iter().any(|(s, ..)| std::ptr::eq(*s, usual)) => {
+            only(best, &format!("the cheapest by earlier runs: {}", told.join(", ")))
+        }
+        _ => only(
+            usual,
+            match told.is_empty() {
+                true => "the usual way; no earlier run says what others would take",
+                false => "the usual way",
+            },
+        ),
+    }
+}
+
+/// The column of a remembered watermark, without a table's alias.
+fn cursor_of(name: &str) -> Option<&str> {
+    let cursor = name.strip_prefix(delta::WATERMARK)?;
+    Some(cursor.rsplit('.').next().unwrap_or(cursor))
+}
+
+fn seconds_since(watermark: &str, now: Time) -> Option<f64> {
+    let micros = synctool_core::text::parse_timestamp(watermark, true)
+        .or_else(|| synctool_core::text::parse_timestamp(watermark, false))?;
+    Some((now.timestamp_micros() - micros) as f64 / 1e6)
+}
+
+/// What a strategy's next run would take, by its completed runs: a delta grows with the gap, the others do not.
+fn estimate(strategy: &Strategy, gap: Option<f64>, history: &[Run]) -> Option<(f64, String)> {
+    let runs: Vec<&Run> = history
+        .iter()
+        .filter(|r| r.strategy == *strategy.name && r.status == RunStatus::Completed && r.resumed_from.is_none())
+        .collect();
+    let took = |r: &Run| Some((r.completed_at? - r.started_at).num_milliseconds() as f64 / 1e3);
+    let seconds: Vec<f64> = runs.iter().take(5).filter_map(|r| took(r)).collect();
+    let count = seconds.len();
+    if count == 0 {
+        return None;
+    }
+    let mean = seconds.iter().sum::<f64>() / count as f64;
+    let by = format!("{count} earlier run{}", if count == 1 { "" } else { "s" });
+    if !strategy.kind.has_cursor() {
+        return Some((mean, by));
+    }
+    let gaps: Vec<f64> = runs
+        .windows(2)
+        .take(5)
+        .map(|w| (w[0].started_at - w[1].started_at).num_milliseconds() as f64 / 1e3)
+        .filter(|g| *g > 0.0)
+        .collect();
+    match (gap, gaps.is_empty()) {
+        (Some(gap), false) => {
+            let usual = gaps.iter().sum::<f64>() / gaps.len() as f64;
+            let factor = (gap / usual).max(1.0);
+            Some((mean * factor, format!("{by}, {} since the watermark", span(gap))))
+        }
+        _ => Some((mean, by)),
+    }
+}
+
+fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1e3),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::now;
+
+    fn run(strategy: &str, age: i64, seconds: i64) -> Run {
+        let started = now() - chrono::Duration::seconds(age);
+        let kind = synctool_core::plan::Strategy::Delta;
+        Run {
+            started_at: started,
+            completed_at: Some(started + chrono::Duration::seconds(seconds)),
+            status: RunStatus::Completed,
+            ..Run::begin("p", "r", strategy, kind, &crate::state::Holder::here())
+        }
+    }
+
+    fn strategies() -> [Strategy; 3] {
+        let mut delta = Strategy::new(StrategyKind::Delta);
+        delta.column = Some("o.updated_at".into());
+        [
+            delta,
+            Strategy::new(StrategyKind::Hash),
+            Strategy::new(StrategyKind::Full),
+        ]
+    }
+
+    fn chosen(facts: &Facts) -> (String, String) {
+        let all = strategies();
+        let refs: Vec<&Strategy> = all.iter().collect();
+        let (s, why) = cheapest(&refs, facts);
+        (s.name.to_string(), why)
+    }
+
+    fn facts(watermark_age: i64, history: Vec<Run>) -> Facts {
+        let mark = (now() - chrono::Duration::seconds(watermark_age)).format("%Y-%m-%d %H:%M:%S+00");
+        Facts {
+            empty: false,
+            remembered: [("delta:o.updated_at".to_string(), mark.to_string())].into(),
+            history,
+            now: Some(now()),
+        }
+    }
+
+    #[test]
+    fn the_state_of_the_destination_decides_first() {
+        let empty = Facts {
+            empty: true,
+            ..Facts::default()
+        };
+        assert_eq!(chosen(&empty).0, "delta");
+        let unknown = Facts::default();
+        let (name, why) = chosen(&unknown);
+        assert_eq!(name, "hash");
+        assert!(why.contains("no watermark"), "{why}");
+    }
+
+    #[test]
+    fn a_short_gap_is_a_deltas_and_a_long_one_is_not() {
+        let history = vec![run("delta", 900, 10), run("delta", 1800, 10), run("hash", 4000, 60)];
+        let (name, why) = chosen(&facts(900, history.clone()));
+        assert_eq!(name, "delta", "{why}");
+        assert!(why.contains("about"), "{why}");
+        let (name, why) = chosen(&facts(864_000, history));
+        assert_eq!(name, "hash", "{why}");
+        assert_eq!(
+            chosen(&facts(864_000, Vec::new())).0,
+            "delta",
+            "nothing says that another is cheaper"
+        );
+    }
+}

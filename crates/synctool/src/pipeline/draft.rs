@@ -1,0 +1,304 @@
+//! From a chosen strategy to a plan.
+
+use super::{RunOptions, request};
+use crate::config::{self, Loaded, StampedBy, Strategy, StrategyKind, SyncType};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{Plan, Verify};
+use synctool_core::query::{Condition, Term, Test};
+use synctool_core::sink::Destination;
+use synctool_core::source::Source;
+use synctool_core::stage::Stages;
+use synctool_core::strategy::aggregate::{self, AggregateRequest};
+use synctool_core::strategy::cut::By;
+use synctool_core::strategy::delta::{self, Deletes, DeltaRequest};
+use synctool_core::strategy::full::{self, FullMode, FullRequest};
+use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
+use synctool_core::strategy::table::TableRequest;
+use synctool_transform::Chain;
+
+/// What clocks and views may be late by, where a file says nothing.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Both ends, and what happens between them.
+pub(super) struct Ends<'a> {
+    pub(super) loaded: &'a Loaded,
+    pub(super) source: &'a dyn Source,
+    pub(super) destination: &'a dyn Destination,
+    pub(super) chain: &'a Chain,
+    pub(super) options: &'a RunOptions,
+}
+
+impl Ends<'_> {
+    /// The plan of a strategy. Reads catalogs, statistics and what the destination remembers; changes nothing.
+    pub(super) async fn plan(&self, strategy: &Strategy, run_id: &str, now: String) -> Result<Plan> {
+        let needed = self.chain.needs();
+        let table =
+            request::table_request(self.loaded, strategy, self.options, self.source, &needed, (run_id, now)).await?;
+        let aggregate = *self.loaded.pipeline.sync_type == SyncType::Aggregate;
+        match *strategy.kind {
+            _ if self.options.repair => self.hash(strategy, table, BTreeMap::new(), None).await,
+            StrategyKind::Full => {
+                let remember = self.watermark_of_others(strategy, &table).await;
+                self.full(strategy, table, remember).await
+            }
+            StrategyKind::Hash if self.is_empty(&table).await? => {
+                let mut plan = self.full(strategy, table, BTreeMap::new()).await?;
+                plan.reasons
+                    .insert(0, "the destination is empty, so everything is loaded".into());
+                Ok(plan)
+            }
+            StrategyKind::Hash => self.hash(strategy, table, BTreeMap::new(), None).await,
+            StrategyKind::Aggregate => self.aggregate(strategy, table).await,
+            StrategyKind::Delta if aggregate => self.aggregate(strategy, table).await,
+            StrategyKind::Delta => self.delta(strategy, table).await,
+            StrategyKind::Log => Err(strategy
+                .kind
+                .error(format!(
+                    "strategy {} is of type log, which is not in this version yet",
+                    *strategy.name
+                ))
+                .with_help("this version runs full, delta, hash and aggregate")
+                .into()),
+        }
+    }
+
+    async fn is_empty(&self, table: &TableRequest) -> Result<bool> {
+        Ok(match self.destination.describe(&table.destination).await? {
+            None => true,
+            Some(_) => self.destination.is_empty(&table.destination).await?,
+        })
+    }
+
+    async fn full(&self, strategy: &Strategy, table: TableRequest, remember: BTreeMap<String, String>) -> Result<Plan> {
+        let options = self.options;
+        let mode = match (options.full_mode, strategy.full_mode.as_deref()) {
+            (Some(mode), _) => mode,
+            (None, _) if !*self.loaded.pipeline.destination.supports_update => FullMode::Append,
+            (None, Some(config::FullMode::Swap)) => FullMode::Swap,
+            (None, Some(config::FullMode::Upsert)) => FullMode::Upsert,
+            (None, None) => FullMode::Auto,
+        };
+        let verify = options.verify.or_else(|| {
+            strategy.verify.as_deref().map(|verify| match verify {
+                config::Verify::None => Verify::None,
+                config::Verify::Count => Verify::Count,
+                config::Verify::Hash | config::Verify::AfterRun => Verify::Hash,
+            })
+        });
+        let request = FullRequest {
+            table,
+            mode,
+            verify,
+            remember,
+        };
+        full::plan(self.source, self.destination, self.chain, request).await
+    }
+
+    /// A full run is a good moment for the watermark of a delta that has none: what had settled before the load began
+    /// is in it. Where that cannot be told, the delta finds out itself.
+    async fn watermark_of_others(&self, strategy: &Strategy, table: &TableRequest) -> BTreeMap<String, String> {
+        let mut remember = BTreeMap::new();
+        if !table.bounds.is_empty() || *self.loaded.pipeline.sync_type == SyncType::Aggregate {
+            return remember;
+        }
+        for other in &self.loaded.pipeline.strategies {
+            if *other.kind != StrategyKind::Delta || !*other.enabled || std::ptr::eq(other, strategy) {
+                continue;
+            }
+            let window = async {
+                let request = self.delta_request(other, table.clone())?;
+                let column = delta::cursor_column(self.source, &request).await?;
+                delta::window(self.source, &request, &column, None)
+                    .await
+                    .map(|w| (delta::watermark_name(&request.cursor), w.watermark))
+            };
+            if let Ok((name, Some(watermark))) = window.await {
+                remember.insert(name, watermark);
+            }
+        }
+        remember
+    }
+
+    async fn hash(
+        &self,
+        strategy: &Strategy,
+        table: TableRequest,
+        remember: BTreeMap<String, String>,
+        why: Option<String>,
+    ) -> Result<Plan> {
+        let deletes = !matches!(strategy.deletes.as_deref(), Some(config::Deletes::None));
+        let request = self.hash_request(table, deletes, remember);
+        let mut plan = hash::plan(self.source, self.destination, self.chain, &request).await?;
+        if let Some(why) = why {
+            plan.reasons.insert(0, why);
+        }
+        Ok(plan)
+    }
+
+    /// A comparison of both ends as the pipeline wants it.
+    pub(super) fn hash_request(
+        &self,
+        table: TableRequest,
+        deletes: bool,
+        remember: BTreeMap<String, String>,
+    ) -> HashRequestOptions {
+        let pipeline = &self.loaded.pipeline;
+        let stored = pipeline
+            .listed()
+            .iter()
+            .find(|c| c.roles.hash_key && c.is_read() && c.is_written());
+        HashRequestOptions {
+            tracked: request::tracked(pipeline),
+            form: match stored {
+                Some(column) => Form::Stored(column.dest.to_string()),
+                None => Form::Auto,
+            },
+            deletes,
+            remember,
+            table,
+        }
+    }
+
+    fn delta_request(&self, strategy: &Strategy, mut table: TableRequest) -> Result<DeltaRequest> {
+        let pipeline = &self.loaded.pipeline;
+        let Some(column) = &strategy.column else {
+            return Err(strategy
+                .name
+                .error(format!(
+                    "strategy {} has no column that says when a row changed",
+                    *strategy.name
+                ))
+                .with_help("name it with `column`")
+                .into());
+        };
+        if let Some(joined) = strategy.cursor_tables.first() {
+            return Err(joined
+                .table
+                .error("changes of joined tables are not seen by a delta in this version")
+                .with_help("use a hash strategy for them, or read from a view whose cursor covers both tables")
+                .into());
+        }
+        let names = request::Names::of(self.loaded, &table.source)?;
+        let cursor = match pipeline.column(column).and_then(|c| c.expr.as_ref()) {
+            Some(expr) if pipeline.column(column).is_some_and(|c| c.source.is_none()) => Term::Sql(expr.to_string()),
+            _ => match pipeline.column(column).and_then(|c| c.source.as_ref()) {
+                Some(source) => names.term(source),
+                None => names.term(column),
+            },
+        };
+        let same = |c: &Condition| c.term == cursor;
+        let bounds = table.bounds.iter().find(|c| same(c)).and_then(|c| match &c.test {
+            Test::Range { lower, upper } => Some((lower.clone(), upper.clone())),
+            _ => None,
+        });
+        // A backfill by another column reads the cursor's whole range.
+        let bounds = bounds.or((!table.bounds.is_empty()).then_some((None, None)));
+        let dimension = table.dimensions.iter().flatten().find(|d| d.term == cursor).cloned();
+        let written = strategy
+            .dimensions()
+            .find(|d| *d.bounded && names.term(&d.column) == cursor);
+        table
+            .dimensions
+            .iter_mut()
+            .for_each(|level| level.retain(|d| d.term != cursor));
+        table.dimensions.retain(|level| !level.is_empty());
+        let first = dimension.as_ref().and_then(|d| d.start.clone());
+        Ok(DeltaRequest {
+            stamped_by: match strategy.stamped_by.as_deref() {
+                Some(StampedBy::App) => delta::StampedBy::App {
+                    lag: strategy.lag.as_deref().map_or(Duration::ZERO, |lag| lag.0),
+                },
+                _ => delta::StampedBy::Database {
+                    margin: strategy.margin.as_deref().map_or(MARGIN, |margin| margin.0),
+                },
+            },
+            zone: strategy.time_zone.as_deref().cloned(),
+            deletes: match strategy.deletes.as_deref() {
+                None | Some(config::Deletes::None) => Deletes::Unseen,
+                Some(config::Deletes::AntiJoin) => Deletes::AntiJoin,
+                Some(config::Deletes::Tombstone(tombstone)) => {
+                    if let Some(value) = &tombstone.value {
+                        return Err(value
+                            .error("a tombstone's own value is not in this version yet")
+                            .with_help("a deleted row has true in a boolean column, anything but NULL in others")
+                            .into());
+                    }
+                    Deletes::Tombstone(match names.term(&tombstone.column) {
+                        Term::Column { name, .. } => name,
+                        other => other.to_string(),
+                    })
+                }
+            },
+            // A first window that only looks at the last step begins one step before now.
+            bounded: written.is_some(),
+            window: dimension
+                .map(|d| d.by)
+                .filter(|by| !matches!(by, By::Values | By::List(_))),
+            first,
+            bounds,
+            cursor,
+            table,
+        })
+    }
+
+    async fn delta(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
+        let empty = self.is_empty(&table).await?;
+        let request = self.delta_request(strategy, table.clone())?;
+        let name = delta::watermark_name(&request.cursor);
+        let remembered = self.destination.remembered(&table.pipeline).await?;
+        let after = remembered.get(&name).map(String::as_str);
+        let column = delta::cursor_column(self.source, &request).await?;
+        let window = delta::window(self.source, &request, &column, after).await?;
+        let begins = after.is_none() && request.bounds.is_none() && window.lower.is_none();
+        if begins {
+            let mut remember = BTreeMap::new();
+            remember.extend(window.watermark.clone().map(|w| (name, w)));
+            if empty {
+                let mut plan = self.full(strategy, table, remember).await?;
+                plan.reasons.insert(
+                    0,
+                    format!(
+                        "the destination is empty: everything is loaded, and the next delta goes on from {}",
+                        window.watermark.as_deref().unwrap_or("the first row")
+                    ),
+                );
+                return Ok(plan);
+            }
+            let why = "the destination has rows of unknown age: they are compared once, and the next delta goes on from there";
+            return self.hash(strategy, table, remember, Some(why.into())).await;
+        }
+        delta::plan(self.source, self.destination, self.chain, &request, &column, window).await
+    }
+
+    async fn aggregate(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
+        if table.group_by.is_empty() {
+            return Err(Error::new(
+                code::CONFIG_INVALID,
+                format!("strategy {} needs the columns that make a group", *strategy.name),
+            )
+            .hint("set `sync_type: aggregate` and `group_by`"));
+        }
+        let at_source = self.source.describe(&table.source).await?;
+        let remembered = self.destination.remembered(&table.pipeline).await?;
+        let mut delta = self.delta_request(strategy, table)?;
+        // Groups are computed whole; the window alone is cut.
+        delta.table.dimensions.clear();
+        let request = AggregateRequest {
+            row_key: match delta.table.joins.is_empty() {
+                true => at_source.key,
+                false => Vec::new(),
+            },
+            delta,
+        };
+        aggregate::plan(
+            self.source,
+            self.destination,
+            self.chain as &dyn Stages,
+            &request,
+            &remembered,
+        )
+        .await
+    }
+}

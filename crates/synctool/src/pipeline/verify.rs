@@ -1,0 +1,326 @@
+//! Proving that both ends hold the same rows, without changing any.
+
+use super::draft::Ends;
+use super::{Pipeline, RunOptions, request};
+use crate::state;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use synctool_core::budget::Budget;
+use synctool_core::change::Event;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::ledger::Compared;
+use synctool_core::plan::{Partition, PlannedTable, ReadColumn, ReadSpec, Slice, Work};
+use synctool_core::query::{KeyList, Term};
+use synctool_core::schema::{Column, ColumnType};
+use synctool_core::source::{ReadContext, Source};
+use synctool_core::strategy::delta;
+use synctool_core::strategy::hash::{self, Difference, Key, Pair};
+use synctool_core::text;
+
+/// Differing keys that are looked up to see whether they are only not yet synced.
+const LOOKED_UP: usize = 100_000;
+/// Keys asked for in one query.
+const PAGE: usize = 1000;
+
+/// What a caller may say about a verification.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// The strategy whose stages rows pass; none = the first that may run.
+    pub strategy: Option<String>,
+    /// Partitions compared at once.
+    pub workers: Option<usize>,
+    /// Keys of differing rows that are told.
+    pub keys: usize,
+    /// Whether the destination remembers how far was proved. `false` writes nothing anywhere.
+    pub remember: bool,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        VerifyOptions {
+            strategy: None,
+            workers: None,
+            keys: 20,
+            remember: true,
+        }
+    }
+}
+
+/// What was found.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct VerifyReport {
+    /// The pipeline.
+    pub pipeline: String,
+    /// The table read, after its datastore.
+    pub source: String,
+    /// The table compared with it.
+    pub destination: String,
+    /// Rows at both ends, and those that differ. Rows that only wait for the next delta are not among these.
+    pub compared: Compared,
+    /// Rows that differ because they changed after the last delta's window.
+    pub pending: u64,
+    /// Slices that were compared.
+    pub slices: usize,
+    /// Slices that differ.
+    pub different_slices: Vec<String>,
+    /// The key's columns.
+    pub key: Vec<String>,
+    /// Some keys that differ, and how.
+    pub keys: Vec<DifferentKey>,
+    /// Up to where the source was compared: the delta's watermark, if there is one.
+    pub verified_through: Option<String>,
+    /// How rows were compared.
+    pub reasons: Vec<String>,
+}
+
+/// A key that differs.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct DifferentKey {
+    /// How.
+    pub how: Difference,
+    /// The values of the key's columns.
+    pub key: Key,
+}
+
+impl VerifyReport {
+    /// Whether both ends hold the same rows.
+    pub fn is_equal(&self) -> bool {
+        let c = &self.compared;
+        c.differing + c.only_source + c.only_destination == 0
+    }
+
+    /// An error of kind "different" if they do not.
+    pub fn into_result(self) -> Result<Self> {
+        if self.is_equal() {
+            return Ok(self);
+        }
+        let c = &self.compared;
+        Err(Error::new(
+            code::DIFFERENT,
+            format!(
+                "{} rows differ, {} are missing and {} are too many at the destination",
+                c.differing, c.only_source, c.only_destination
+            ),
+        )
+        .at("pipeline", &self.pipeline)
+        .hint(format!("synctool repair {}", self.pipeline)))
+    }
+}
+
+impl Pipeline {
+    /// Compares both ends row by row, by hashes of blocks. Rows that changed after the last delta's window are told
+    /// apart. Changes nothing but what the destination remembers of it.
+    pub async fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
+        let loaded = self.config();
+        let strategy = match &options.strategy {
+            Some(name) => loaded.pipeline.strategy(name)?,
+            None => loaded.pipeline.strategies.first().ok_or_else(|| {
+                Error::new(code::CONFIG_INVALID, "the pipeline has no strategy").at("pipeline", self.name())
+            })?,
+        };
+        let (source, destination) = (self.open_source().await?, self.open_destination().await?);
+        let chain = self.chain(&strategy.name).await?;
+        let run_options = RunOptions {
+            workers: options.workers,
+            ..RunOptions::default()
+        };
+        let ends = Ends {
+            loaded,
+            source: &*source,
+            destination: &*destination,
+            chain: &chain,
+            options: &run_options,
+        };
+        let now = state::rfc3339(&state::now());
+        let needed = chain.needs();
+        let table = request::table_request(
+            loaded,
+            strategy,
+            &run_options,
+            &*source,
+            &needed,
+            ("verify", now.clone()),
+        )
+        .await?;
+        if destination.describe(&table.destination).await?.is_none() {
+            return Err(Error::new(
+                code::TABLE_MISSING,
+                format!("{} does not exist, so there is nothing to compare", table.destination),
+            )
+            .hint(format!("synctool run {}", self.name())));
+        }
+        let asked = ends.hash_request(table, true, BTreeMap::new());
+        let (planned, compares, reasons) = hash::prepare(&*source, &*destination, &chain, &asked).await?;
+        let workers = options.workers.unwrap_or_else(|| self.connections());
+        let context = ReadContext {
+            budget: Budget::new(loaded.global.memory.0 as usize),
+            ..ReadContext::default()
+        };
+        let back = destination.as_source().ok_or_else(|| {
+            Error::new(
+                code::UNSUPPORTED,
+                format!("{} cannot be read back", destination.engine()),
+            )
+        })?;
+        let pair = Arc::new(Pair::new(source.clone(), back, Arc::new(chain), &planned, &context)?);
+        let slices = compares.len();
+        let found = hash::differences(pair, compares, LOOKED_UP, workers, |_, _| {}).await?;
+        let remembered = destination.remembered(self.name()).await?;
+        let watermark = remembered
+            .iter()
+            .find(|(name, _)| name.starts_with(delta::WATERMARK))
+            .map(|(name, value)| (name[delta::WATERMARK.len()..].to_string(), value.clone()));
+        let mut counts = found.counts;
+        let mut keys = found.keys;
+        let mut pending = 0;
+        if let Some((cursor, through)) = &watermark
+            && !keys.is_empty()
+        {
+            let waiting = Waiting::of(self, &source, &planned, cursor, through, &context).await?;
+            let (kept, dropped) = waiting.sort_out(keys).await?;
+            for how in &dropped {
+                pending += 1;
+                match how {
+                    Difference::OnlySource => counts.only_source -= 1,
+                    Difference::OnlyDestination => counts.only_destination -= 1,
+                    Difference::Values => counts.differing -= 1,
+                }
+            }
+            keys = kept;
+        }
+        let through = watermark.map(|(_, through)| through);
+        let report = VerifyReport {
+            pipeline: self.name().to_string(),
+            source: format!("{}:{}", *loaded.pipeline.source.datastore, planned.read.table),
+            destination: format!("{}:{}", *loaded.pipeline.destination.datastore, planned.destination),
+            compared: counts,
+            pending,
+            slices,
+            different_slices: match counts.differing + counts.only_source + counts.only_destination {
+                0 => Vec::new(),
+                _ => found.different,
+            },
+            key: planned.schema.key.clone(),
+            keys: keys
+                .into_iter()
+                .take(options.keys)
+                .map(|(how, key)| DifferentKey { how, key })
+                .collect(),
+            verified_through: through.clone(),
+            reasons,
+        };
+        if options.remember && report.is_equal() {
+            let mut facts = BTreeMap::from([("verified_at".to_string(), now)]);
+            facts.extend(through.map(|t| ("verified_through".to_string(), t)));
+            destination.remember(self.name(), &facts).await?;
+        }
+        Ok(report)
+    }
+}
+
+/// Tells rows that differ from rows that only wait for the next delta: those whose cursor lies at or behind the
+/// watermark at the source.
+struct Waiting<'a> {
+    source: &'a Arc<dyn Source>,
+    table: &'a PlannedTable,
+    read: ReadSpec,
+    terms: Vec<Term>,
+    cursor: ColumnType,
+    through: String,
+    context: &'a ReadContext,
+}
+
+impl<'a> Waiting<'a> {
+    async fn of(
+        pipeline: &Pipeline,
+        source: &'a Arc<dyn Source>,
+        table: &'a PlannedTable,
+        cursor: &str,
+        through: &str,
+        context: &'a ReadContext,
+    ) -> Result<Self> {
+        let names = request::Names::of(pipeline.config(), &table.read.table)?;
+        let mut columns: Vec<ReadColumn> = Vec::new();
+        for key in &table.schema.key {
+            let read = table.read.columns.iter().find(|c| c.column.name == *key);
+            columns.push(
+                read.cloned()
+                    .ok_or_else(|| Error::bug("a key column that is not read"))?,
+            );
+        }
+        let terms = columns.iter().map(ReadColumn::term).collect();
+        columns.push(ReadColumn {
+            source: cursor.to_string(),
+            term: Some(names.term(cursor)),
+            column: Column::new("cursor", ColumnType::Native),
+        });
+        let mut read = request::plain_if_possible(ReadSpec {
+            alias: table.read.alias.clone(),
+            joins: table.read.joins.clone(),
+            ..ReadSpec::of(table.read.table.clone(), columns)
+        });
+        let described = source.describe_query(&read).await?;
+        for (column, found) in read.columns.iter_mut().zip(described) {
+            column.column = found;
+        }
+        let cursor = read
+            .columns
+            .last()
+            .map(|c| c.column.ty.clone())
+            .unwrap_or(ColumnType::Native);
+        Ok(Waiting {
+            source,
+            table,
+            read,
+            terms,
+            cursor,
+            through: through.to_string(),
+            context,
+        })
+    }
+
+    async fn sort_out(&self, keys: Vec<(Difference, Key)>) -> Result<(Vec<(Difference, Key)>, Vec<Difference>)> {
+        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+        for page in keys.chunks(PAGE) {
+            let cursors = self.cursors(page).await?;
+            for (how, key) in page {
+                match cursors.get(key).is_some_and(|c| self.waits(c.as_deref())) {
+                    true => dropped.push(*how),
+                    false => kept.push((*how, key.clone())),
+                }
+            }
+        }
+        Ok((kept, dropped))
+    }
+
+    /// A row without a cursor is read by every delta, so it may be newer than the last one.
+    fn waits(&self, cursor: Option<&str>) -> bool {
+        cursor.is_none_or(|c| !delta::is_before(&self.cursor, c, &self.through))
+    }
+
+    async fn cursors(&self, keys: &[(Difference, Key)]) -> Result<HashMap<Key, Option<String>>> {
+        let partition = Partition {
+            id: "verify".into(),
+            table: 0,
+            work: Work::Read(Slice::Keys(KeyList {
+                terms: self.terms.clone(),
+                keys: keys.iter().map(|(_, k)| k.clone()).collect(),
+            })),
+            estimated_rows: keys.len() as u64,
+            estimated_bytes: 0,
+        };
+        let mut reader = self.source.open(&self.read, &partition, None, self.context).await?;
+        let mut found = HashMap::new();
+        let width = self.table.schema.key.len();
+        while let Some(event) = reader.next().await? {
+            let Event::Rows(batch) = event else { continue };
+            for row in 0..batch.len() {
+                let key = (0..width)
+                    .map(|i| text::cell(batch.rows.column(i).as_ref(), row))
+                    .collect::<Result<Key>>()?;
+                found.insert(key, text::cell(batch.rows.column(width).as_ref(), row)?);
+            }
+        }
+        Ok(found)
+    }
+}

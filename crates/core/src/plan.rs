@@ -49,6 +49,9 @@ pub struct PlannedTable {
     pub schema: TableSchema,
     /// What is done with the rows at the end.
     pub publish: Publish,
+    /// Whether columns that the destination lacks are added to it.
+    #[serde(default)]
+    pub evolve: bool,
 }
 
 impl PlannedTable {

@@ -5,6 +5,7 @@ mod crash;
 mod csv;
 mod flow;
 mod foreign;
+mod queries;
 mod types;
 
 use arrow_array::{ArrayRef, RecordBatch};

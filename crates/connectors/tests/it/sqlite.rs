@@ -2,7 +2,9 @@
 
 mod changes;
 mod publishing;
+mod queries;
 mod reading;
+mod settled;
 mod types;
 
 use rusqlite::Connection;
@@ -216,6 +218,12 @@ fn subject() -> (Db, Subject) {
 async fn conformance_loads() {
     let (_db, s) = subject();
     conformance::loads(&s).await;
+}
+
+#[tokio::test]
+async fn conformance_memory() {
+    let (_db, s) = subject();
+    conformance::memory(&s).await;
 }
 
 #[tokio::test]

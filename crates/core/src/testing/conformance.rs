@@ -1,6 +1,6 @@
 //! The conformance suite: the same cases for every destination, and for the source that reads it back.
 //!
-//! A connector's test opens its datastore, fills in a [`Subject`] and calls [`loads`], [`fences`], [`changes`],
+//! A connector's test opens its datastore, fills in a [`Subject`] and calls [`loads`], [`fences`], [`memory`], [`changes`],
 //! [`crashes`] and [`types`]. Each case uses tables of its own and panics with its name where a promise is broken.
 
 use super::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
@@ -249,6 +249,10 @@ pub async fn loads(s: &Subject) {
     shared_commit(s)
         .await
         .expect("rows of partitions committed together are booked once");
+}
+
+/// Memory: facts are kept beside a pipeline's plans, and move with publishing.
+pub async fn memory(s: &Subject) {
     remembers(s).await.expect("facts are kept beside a pipeline's plans");
 }
 

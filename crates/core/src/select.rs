@@ -104,7 +104,13 @@ impl Value {
             ColumnType::TimestampTz => Value::Integer(ends(text::parse_timestamp(value, true).ok_or_else(malformed)?)),
             ColumnType::Char { .. } => Value::Bytes(value.trim_end_matches(' ').as_bytes().to_vec()),
             ColumnType::Uuid => Value::Bytes(value.to_ascii_lowercase().into_bytes()),
-            ColumnType::Bytes => Value::Bytes(value.strip_prefix("\\x").ok_or_else(malformed)?.to_ascii_lowercase().into_bytes()),
+            ColumnType::Bytes => Value::Bytes(
+                value
+                    .strip_prefix("\\x")
+                    .ok_or_else(malformed)?
+                    .to_ascii_lowercase()
+                    .into_bytes(),
+            ),
             _ => Value::Bytes(value.as_bytes().to_vec()),
         })
     }
@@ -112,9 +118,7 @@ impl Value {
     fn compare(&self, other: &Value) -> Ordering {
         match (self, other) {
             (Value::Integer(a), Value::Integer(b)) => a.cmp(b),
-            (Value::Float(a), Value::Float(b)) => a
-                .partial_cmp(b)
-                .unwrap_or_else(|| a.is_nan().cmp(&b.is_nan())),
+            (Value::Float(a), Value::Float(b)) => a.partial_cmp(b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan())),
             (Value::Decimal(s, n, d), Value::Decimal(t, m, e)) => s.cmp(t).then_with(|| {
                 let size = n.cmp(m).then_with(|| d.cmp(e));
                 if *s < 0 { size.reverse() } else { size }
@@ -239,7 +243,10 @@ impl Selection {
         self.checks.push(match &condition.test {
             Test::Range { lower, upper } => {
                 ordered(term, &ty)?;
-                let (lower, upper) = (lower.as_ref().map(value).transpose()?, upper.as_ref().map(value).transpose()?);
+                let (lower, upper) = (
+                    lower.as_ref().map(value).transpose()?,
+                    upper.as_ref().map(value).transpose()?,
+                );
                 Check::Range(at, ty.clone(), lower, upper)
             }
             Test::In(values) => {
@@ -339,7 +346,9 @@ fn form(ty: &ColumnType, value: Option<&str>) -> Result<Vec<u8>> {
 }
 
 fn cell(rows: &RecordBatch, at: usize, ty: &ColumnType, row: usize) -> Result<Option<Value>> {
-    text::cell(rows.column(at), row)?.map(|v| Value::new(ty, &v)).transpose()
+    text::cell(rows.column(at), row)?
+        .map(|v| Value::new(ty, &v))
+        .transpose()
 }
 
 fn compare_all(a: &[Value], b: &[Value]) -> Ordering {
@@ -355,7 +364,8 @@ impl Check {
         Ok(match self {
             Check::Null(at, null) => rows.column(*at).is_null(row) == *null,
             Check::Range(at, ty, lower, upper) => cell(rows, *at, ty, row)?.is_some_and(|v| {
-                lower.as_ref().is_none_or(|l| v.compare(l).is_ge()) && upper.as_ref().is_none_or(|u| v.compare(u).is_lt())
+                lower.as_ref().is_none_or(|l| v.compare(l).is_ge())
+                    && upper.as_ref().is_none_or(|u| v.compare(u).is_lt())
             }),
             Check::Compare(at, ty, how, value) => cell(rows, *at, ty, row)?.is_some_and(|v| {
                 let found = v.compare(value);
@@ -526,7 +536,10 @@ mod tests {
             conditions: conditions
                 .iter()
                 .map(|(name, test)| Condition {
-                    term: Term::Column { relation: Some("x".into()), name: name.to_string() },
+                    term: Term::Column {
+                        relation: Some("x".into()),
+                        name: name.to_string(),
+                    },
                     test: test.clone(),
                 })
                 .collect(),
@@ -534,14 +547,25 @@ mod tests {
         });
         let selection = Selection::new(&read, &slice, &table, "memory").unwrap();
         let all = batch(&table, &rows).unwrap();
-        let places: Vec<usize> = selection.columns.iter().map(|c| table.index_of(&c.source).unwrap()).collect();
+        let places: Vec<usize> = selection
+            .columns
+            .iter()
+            .map(|c| table.index_of(&c.source).unwrap())
+            .collect();
         let chosen = selection.apply(&all.project(&places).unwrap()).unwrap();
         assert_eq!(chosen.num_columns(), 1);
-        texts(&chosen).unwrap().into_iter().map(|r| r[0].clone().unwrap()).collect()
+        texts(&chosen)
+            .unwrap()
+            .into_iter()
+            .map(|r| r[0].clone().unwrap())
+            .collect()
     }
 
     fn range(lower: Option<&str>, upper: Option<&str>) -> Test {
-        Test::Range { lower: lower.map(Into::into), upper: upper.map(Into::into) }
+        Test::Range {
+            lower: lower.map(Into::into),
+            upper: upper.map(Into::into),
+        }
     }
 
     #[test]
@@ -549,11 +573,20 @@ mod tests {
         assert_eq!(ids(&[("id", range(Some("2"), Some("10")))]), ["2", "3"]);
         assert_eq!(ids(&[("price", range(Some("-12.50"), Some("10")))]), ["1", "2", "10"]);
         assert_eq!(ids(&[("price", range(Some("100.0"), None))]), ["3", "-4"]);
-        assert_eq!(ids(&[("at", range(None, Some("2024-01-01 00:00:00.5+00")))]), ["1", "3"]);
+        assert_eq!(
+            ids(&[("at", range(None, Some("2024-01-01 00:00:00.5+00")))]),
+            ["1", "3"]
+        );
         assert_eq!(ids(&[("at", range(Some("9999-12-31 00:00:00+00"), None))]), ["2"]);
         assert_eq!(ids(&[("f", Test::Compare(Comparison::Equal, "0".into()))]), ["1"]);
-        assert_eq!(ids(&[("f", Test::Compare(Comparison::Greater, "2".into()))]), ["2", "3"]);
-        assert_eq!(ids(&[("price", Test::In(vec!["1.1".into(), "9.0".into()]))]), ["1", "10"]);
+        assert_eq!(
+            ids(&[("f", Test::Compare(Comparison::Greater, "2".into()))]),
+            ["2", "3"]
+        );
+        assert_eq!(
+            ids(&[("price", Test::In(vec!["1.1".into(), "9.0".into()]))]),
+            ["1", "10"]
+        );
         assert_eq!(ids(&[("at", Test::Null), ("id", Test::NotNull)]), ["10"]);
         assert_eq!(ids(&[("j", Test::Compare(Comparison::NotEqual, "1".into()))]), ["2"]);
         assert_eq!(ids(&[]).len(), 5);
@@ -565,7 +598,10 @@ mod tests {
         let read = ReadSpec::all(TableId::bare("t"), &table.columns);
         let list = KeyList {
             terms: vec![Term::column("price"), Term::column("j")],
-            keys: vec![vec![Some("1.1".into()), Some("1".into())], vec![Some("9.00".into()), None]],
+            keys: vec![
+                vec![Some("1.1".into()), Some("1".into())],
+                vec![Some("9.00".into()), None],
+            ],
         };
         let selection = Selection::new(&read, &Slice::Keys(list), &table, "memory").unwrap();
         let some = |t: &str| Some(t.to_string());
@@ -579,7 +615,10 @@ mod tests {
         )
         .unwrap();
         let chosen = texts(&selection.apply(&rows).unwrap()).unwrap();
-        assert_eq!(chosen.iter().map(|r| r[0].clone().unwrap()).collect::<Vec<_>>(), ["1", "3"]);
+        assert_eq!(
+            chosen.iter().map(|r| r[0].clone().unwrap()).collect::<Vec<_>>(),
+            ["1", "3"]
+        );
     }
 
     #[test]
@@ -597,7 +636,10 @@ mod tests {
         assert!(named(&|r| r.columns[1].term = Some(Term::Sql("id + 1".into()))).contains("id + 1"));
         assert!(named(&|r| r.group_by.push("id".into())).contains("grouping by id"));
         let order = Slice::Cut(Cut {
-            conditions: vec![Condition { term: Term::column("j"), test: range(Some("1"), None) }],
+            conditions: vec![Condition {
+                term: Term::column("j"),
+                test: range(Some("1"), None),
+            }],
             key: None,
         });
         let e = Selection::new(&plain, &order, &table, "parquet").unwrap_err();

@@ -485,7 +485,12 @@ impl Destination for DuckDbDestination {
 
     async fn seal(&self, plan: &Plan) -> Result<()> {
         let mut statements = Vec::new();
-        for (i, t) in plan.tables.iter().enumerate().filter(|(_, t)| t.publish != Publish::Direct) {
+        for (i, t) in plan
+            .tables
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.publish != Publish::Direct)
+        {
             let load = load_table(plan, i);
             let sealed = self.describe(&load).await?.is_none_or(|s| !s.key.is_empty());
             if !sealed && !t.schema.key.is_empty() {

@@ -96,7 +96,10 @@ impl Applier {
             target.look(c)?;
             self.targets.insert(index, target);
         }
-        let target = self.targets.get_mut(&index).ok_or_else(|| Error::bug("a target was lost"))?;
+        let target = self
+            .targets
+            .get_mut(&index)
+            .ok_or_else(|| Error::bug("a target was lost"))?;
         Ok((index, target))
     }
 
@@ -108,7 +111,9 @@ impl Applier {
             Event::Raw { .. } => Err(Error::bug("DuckDB takes no rows in wire form")),
             Event::Rows(batch) => {
                 let (index, target) = self.target(c, &batch.table)?;
-                let applied = target.batch(c, &batch).map_err(|e| e.at("table", batch.table.to_string()))?;
+                let applied = target
+                    .batch(c, &batch)
+                    .map_err(|e| e.at("table", batch.table.to_string()))?;
                 *self.done.entry(index).or_default() += applied;
                 Ok(())
             }
@@ -116,7 +121,9 @@ impl Applier {
                 let (index, target) = self.target(c, &table)?;
                 let mut applied = Applied::default();
                 for (rows, op) in [(remove, Op::Delete), (insert, Op::Upsert)] {
-                    applied += target.rows(c, &rows, op).map_err(|e| e.at("table", table.to_string()))?;
+                    applied += target
+                        .rows(c, &rows, op)
+                        .map_err(|e| e.at("table", table.to_string()))?;
                 }
                 *self.done.entry(index).or_default() += applied;
                 Ok(())
@@ -285,7 +292,12 @@ impl Target {
             return Ok(());
         }
         execute(c, &format!("DROP TABLE IF EXISTS temp.{STAGE}"), &[])?;
-        ingest(c, STAGE, true, key_batch(self.key.len(), keys.iter().map(Vec::as_slice))?)?;
+        ingest(
+            c,
+            STAGE,
+            true,
+            key_batch(self.key.len(), keys.iter().map(Vec::as_slice))?,
+        )?;
         let selected: Vec<String> = self
             .columns
             .iter()
@@ -322,7 +334,11 @@ impl Target {
             let key: Key = self
                 .key
                 .iter()
-                .map(|k| row[*k].clone().ok_or_else(|| Error::bug("a key that was found is NULL")))
+                .map(|k| {
+                    row[*k]
+                        .clone()
+                        .ok_or_else(|| Error::bug("a key that was found is NULL"))
+                })
                 .collect::<Result<_>>()?;
             if self.stored.insert(key.clone(), row.clone()).is_some() {
                 return Err(Error::new(code::DUPLICATE_KEY, "two stored rows have the same key")
@@ -388,7 +404,10 @@ impl Target {
             let mut right = Vec::new();
             for (name, value) in range.columns.iter().zip(values) {
                 let at = self.columns.iter().position(|c| c.name == *name).ok_or_else(|| {
-                    Error::new(code::COLUMN_MISSING, format!("range column {name} is not in table {}", self.name))
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("range column {name} is not in table {}", self.name),
+                    )
                 })?;
                 right.push(from_text("?", &self.types[at]));
                 parameters.push(value.as_str());
@@ -465,7 +484,13 @@ impl Target {
             .key
             .iter()
             .enumerate()
-            .map(|(i, k)| format!("t.{} = {}", quote(&self.columns[*k].name), from_text(&format!("s.c{i}"), &self.types[*k])))
+            .map(|(i, k)| {
+                format!(
+                    "t.{} = {}",
+                    quote(&self.columns[*k].name),
+                    from_text(&format!("s.c{i}"), &self.types[*k])
+                )
+            })
             .collect();
         let stored_key = stored_key.join(" AND ");
         if !gone.is_empty() {
@@ -480,13 +505,17 @@ impl Target {
             if rows.is_empty() {
                 continue;
             }
-            let keys: Vec<Vec<Option<String>>> = rows.iter().map(|(k, _)| k.iter().cloned().map(Some).collect()).collect();
+            let keys: Vec<Vec<Option<String>>> = rows
+                .iter()
+                .map(|(k, _)| k.iter().cloned().map(Some).collect())
+                .collect();
             let keys = key_batch(self.key.len(), keys.iter().map(Vec::as_slice))?;
             let values = self.arrow(rows.iter().map(|(_, row)| row))?;
             let (mut fields, mut arrays) = (keys.schema().fields().to_vec(), keys.columns().to_vec());
             fields.extend(values.schema().fields().iter().cloned());
             arrays.extend(values.columns().iter().cloned());
-            let both = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| Error::bug(e.to_string()))?;
+            let both =
+                RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| Error::bug(e.to_string()))?;
             self.stage(c, both)?;
             let set: Vec<String> = (0..self.columns.len())
                 .filter(|i| with_key || !self.key.contains(i))
@@ -532,7 +561,10 @@ impl Target {
                 }
             }
         }
-        let arrays: Vec<ArrayRef> = builders.iter_mut().map(|b| to_duckdb(&b.finish())).collect::<Result<_>>()?;
+        let arrays: Vec<ArrayRef> = builders
+            .iter_mut()
+            .map(|b| to_duckdb(&b.finish()))
+            .collect::<Result<_>>()?;
         let fields: Vec<Field> = arrays
             .iter()
             .enumerate()

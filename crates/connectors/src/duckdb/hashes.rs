@@ -23,7 +23,9 @@ fn field_text(v: &str, stored: &ColumnType, agreed: &ColumnType) -> Option<Strin
     use ColumnType as T;
     let digits = format!("CAST({v} AS VARCHAR)");
     let ends = |finite: &str, zero: &str| {
-        format!("CASE WHEN isinf({v}) THEN CASE WHEN {v} > {zero} THEN 'infinity' ELSE '-infinity' END ELSE CAST({finite} AS VARCHAR) END")
+        format!(
+            "CASE WHEN isinf({v}) THEN CASE WHEN {v} > {zero} THEN 'infinity' ELSE '-infinity' END ELSE CAST({finite} AS VARCHAR) END"
+        )
     };
     Some(match (stored, agreed) {
         (T::Bool, T::Bool) => format!("CASE WHEN {v} THEN '1' ELSE '0' END"),
@@ -67,13 +69,17 @@ fn half(hex: &str, from: usize) -> String {
 }
 
 /// A request as SQL: the row source (`b` block, `h` high half, `l` low half, `k0` … keys) and its values.
-async fn hashed(source: &DuckDbSource, request: &HashRequest, keys: bool) -> Result<(super::session::Session, String, Vec<String>)> {
+async fn hashed(
+    source: &DuckDbSource,
+    request: &HashRequest,
+    keys: bool,
+) -> Result<(super::session::Session, String, Vec<String>)> {
     let session = source.0.database.session().await?;
-    let (from, filter, parameters, values) = {
+    let (from, filter, group, parameters, values) = {
         let query = Query::new(&session, &request.read).await?;
         let rows = query.rows(&request.slice).await?;
         let values: Vec<String> = request.read.columns.iter().map(|c| query.term(&c.term())).collect();
-        (query.from_all(), rows.sql(), rows.parameters.clone(), values)
+        (query.from_all(), rows.sql(), query.group()?, rows.parameters, values)
     };
     let column = |f: &Field| (format!("v{}", f.place), &request.read.columns[f.place].column.ty);
     let form = |fields: &[Field]| -> Result<String> {
@@ -102,7 +108,11 @@ async fn hashed(source: &DuckDbSource, request: &HashRequest, keys: bool) -> Res
     };
     let (hash, high, low) = match &request.form {
         RowForm::Fast(_) => return Err(Error::bug("DuckDB has no hash of its own")),
-        RowForm::Canonical => (format!("md5({})", form(&request.compared)?), half("m", 1), half("m", 17)),
+        RowForm::Canonical => (
+            format!("md5({})", form(&request.compared)?),
+            half("m", 1),
+            half("m", 17),
+        ),
         RowForm::Stored(name) => {
             let at = request.read.columns.iter().position(|c| c.column.name == *name);
             let at = at.ok_or_else(|| Error::bug("a stored hash that is not read"))?;
@@ -121,7 +131,12 @@ async fn hashed(source: &DuckDbSource, request: &HashRequest, keys: bool) -> Res
     };
     let named: Vec<String> = values.iter().enumerate().map(|(i, v)| format!("{v} AS v{i}")).collect();
     let kept = match keys {
-        true => request.key.iter().enumerate().map(|(i, k)| format!(", v{} AS k{i}", k.place)).collect(),
+        true => request
+            .key
+            .iter()
+            .enumerate()
+            .map(|(i, k)| format!(", v{} AS k{i}", k.place))
+            .collect(),
         false => String::new(),
     };
     let sql = format!(
@@ -132,7 +147,7 @@ async fn hashed(source: &DuckDbSource, request: &HashRequest, keys: bool) -> Res
         },
         named.join(", "),
         // Groups are by place, and the places are the same.
-        Query::new(&session, &request.read).await?.group()?,
+        group,
     );
     Ok((session, sql, parameters))
 }
@@ -191,7 +206,11 @@ impl BlockHashes for DuckDbSource {
             columns.push(column);
         }
         let wanted: Vec<String> = blocks.iter().map(ToString::to_string).collect();
-        let sql = format!("SELECT {} FROM {rows} WHERE b IN ({})", selected.join(", "), wanted.join(", "));
+        let sql = format!(
+            "SELECT {} FROM {rows} WHERE b IN ({})",
+            selected.join(", "),
+            wanted.join(", ")
+        );
         let found = texts(session.stream(sql, parameters).await?, &columns).await?;
         found
             .into_iter()

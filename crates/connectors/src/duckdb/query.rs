@@ -96,9 +96,12 @@ impl<'a> Query<'a> {
     async fn prove(&self, what: String, sql: String) -> Result<()> {
         match self.session.rows(format!("DESCRIBE {sql}"), &[]).await {
             Ok(_) => Ok(()),
-            Err(e) if matches!(e.code().id, c if c == code::SERVER_ERROR.id || c == code::COLUMN_MISSING.id) => Err(
-                Error::new(code::CONFIG_INVALID, format!("{what} is not valid SQL for DuckDB: {}", e.message())),
-            ),
+            Err(e) if matches!(e.code().id, c if c == code::SERVER_ERROR.id || c == code::COLUMN_MISSING.id) => {
+                Err(Error::new(
+                    code::CONFIG_INVALID,
+                    format!("{what} is not valid SQL for DuckDB: {}", e.message()),
+                ))
+            }
             Err(e) => Err(e),
         }
     }
@@ -147,7 +150,10 @@ impl<'a> Query<'a> {
             .map(|name| {
                 let at = self.read.columns.iter().position(|c| c.column.name == *name);
                 at.map(|i| (i + 1).to_string()).ok_or_else(|| {
-                    Error::new(code::COLUMN_MISSING, format!("rows are grouped by {name}, which is not among the columns"))
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("rows are grouped by {name}, which is not among the columns"),
+                    )
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -160,7 +166,11 @@ impl<'a> Query<'a> {
     /// DuckDB's names of the types of what a query selects.
     async fn types_of(&self, selected: &[String], group: &str) -> Result<Vec<String>> {
         let sql = format!("DESCRIBE SELECT {}{}{group}", selected.join(", "), self.from_all());
-        let found = self.session.rows(sql, &[]).await.map_err(|e| e.at("table", self.read.table.to_string()))?;
+        let found = self
+            .session
+            .rows(sql, &[])
+            .await
+            .map_err(|e| e.at("table", self.read.table.to_string()))?;
         Ok(found
             .into_iter()
             .map(|row| row.into_iter().nth(1).flatten().unwrap_or_default())
@@ -246,8 +256,10 @@ impl<'a> Query<'a> {
             .enumerate()
             .map(|(i, (term, ty))| format!("{term} IS NOT DISTINCT FROM {}", from_text(&format!("k.c{i}"), ty)))
             .collect();
-        out.terms
-            .push(format!("EXISTS (SELECT 1 FROM temp.{KEYS} AS k WHERE {})", same.join(" AND ")));
+        out.terms.push(format!(
+            "EXISTS (SELECT 1 FROM temp.{KEYS} AS k WHERE {})",
+            same.join(" AND ")
+        ));
         Ok(())
     }
 
@@ -286,7 +298,13 @@ impl<'a> Query<'a> {
             .map(|c| readable(self.term(&c.term()), &c.column))
             .collect();
         let rows = self.rows(slice).await?;
-        let sql = format!("SELECT {}{}{}{}", columns.join(", "), self.from_all(), rows.sql(), self.group()?);
+        let sql = format!(
+            "SELECT {}{}{}{}",
+            columns.join(", "),
+            self.from_all(),
+            rows.sql(),
+            self.group()?
+        );
         Ok((sql, rows.parameters))
     }
 
@@ -308,7 +326,10 @@ pub(super) async fn describe_query(duckdb: &DuckDb, read: &ReadSpec) -> Result<V
     let selected: Vec<String> = read.columns.iter().map(|c| query.term(&c.term())).collect();
     let types = query.types_of(&selected, &query.group()?).await?;
     let table = describe(duckdb, &read.table).await?.unwrap_or_default();
-    let outer = read.joins.iter().any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
+    let outer = read
+        .joins
+        .iter()
+        .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
     Ok(read
         .columns
         .iter()
@@ -330,7 +351,9 @@ pub(super) fn key_batch<'k, S: AsRef<str> + 'k>(
     width: usize,
     keys: impl Iterator<Item = &'k [Option<S>]> + Clone,
 ) -> Result<RecordBatch> {
-    let fields: Vec<Field> = (0..width).map(|i| Field::new(format!("c{i}"), DataType::Utf8, true)).collect();
+    let fields: Vec<Field> = (0..width)
+        .map(|i| Field::new(format!("c{i}"), DataType::Utf8, true))
+        .collect();
     let arrays = (0..width)
         .map(|i| {
             let texts: StringArray = keys.clone().map(|k| k[i].as_ref().map(AsRef::as_ref)).collect();

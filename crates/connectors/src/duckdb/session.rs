@@ -20,6 +20,8 @@ pub(super) struct Database {
     // Taking connections from it is the only shared use.
     managed: Mutex<ManagedDatabase>,
     pub(super) config: DuckDbConfig,
+    /// Every sink holds a copy, so that it can be told whether one is at work.
+    pub(super) sinks: Arc<()>,
 }
 
 impl std::fmt::Debug for Database {
@@ -64,6 +66,7 @@ impl Database {
             Ok(Database {
                 managed: Mutex::new(managed),
                 config,
+                sinks: Arc::new(()),
             })
         });
         opened.await.map_err(|e| Error::bug(format!("opening DuckDB: {e}")))?

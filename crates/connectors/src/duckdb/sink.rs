@@ -28,6 +28,7 @@ fn stage(index: usize) -> String {
 pub(super) struct DuckDbSink {
     plan: Arc<Plan>,
     session: Session,
+    _at_work: Arc<()>,
     epochs: HashMap<PartitionId, i64>,
     checkpoint: Checkpoint,
     /// Whether a transaction is open.
@@ -47,6 +48,7 @@ impl DuckDbSink {
             direct: direct.then(|| Applier::new(plan.clone())),
             plan,
             session: duckdb.database.session().await?,
+            _at_work: duckdb.database.sinks.clone(),
             epochs: HashMap::new(),
             checkpoint: Checkpoint::new(),
             open: false,
@@ -136,7 +138,11 @@ impl Sink for DuckDbSink {
         let batch = match event {
             Event::Rows(batch) if matches!(batch.ops, Ops::All(op) if loads(op)) && batch.present.is_none() => batch,
             Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => return Ok(()),
-            _ => return Err(Error::bug("a change came for a table that is loaded and then published")),
+            _ => {
+                return Err(Error::bug(
+                    "a change came for a table that is loaded and then published",
+                ));
+            }
         };
         if batch.is_empty() {
             return Ok(());

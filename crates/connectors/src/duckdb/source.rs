@@ -8,14 +8,18 @@ use super::types::{column_type, from_duckdb};
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::time::Duration;
 use synctool_core::blocks::BlockHashes;
 use synctool_core::change::{ChangeBatch, Event, KeyRange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::query::{JoinKind, Term};
-use synctool_core::source::{Extent, Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
+use synctool_core::source::{
+    Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
+};
+use synctool_core::text;
 
 pub(super) struct DuckDbSource(pub(super) DuckDb);
 
@@ -122,7 +126,13 @@ impl Source for DuckDbSource {
         let rows = query.rows(slice).await?;
         let t = query.term(term);
         let end = |f: &str| readable(format!("{f}({t})"), &columns[0]);
-        let sql = format!("SELECT {}, {}{}{}", end("min"), end("max"), query.from_all(), rows.sql());
+        let sql = format!(
+            "SELECT {}, {}{}{}",
+            end("min"),
+            end("max"),
+            query.from_all(),
+            rows.sql()
+        );
         let found = texts(session.stream(sql, rows.parameters).await?, &columns).await?;
         let mut ends = found.into_iter().flatten().flatten();
         Ok(ends.next().zip(ends.next()).map(|(min, max)| Extent { min, max }))
@@ -153,6 +163,39 @@ impl Source for DuckDbSource {
         texts(session.stream(sql, rows.parameters).await?, &columns).await
     }
 
+    /// One process may have a DuckDB file open for writing, and this one has it: the only transactions that can be open
+    /// are those of our own sinks. Where there is none, everything that will be stamped is stamped after the clock was
+    /// taken (`now()` is when its transaction began).
+    async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
+        let utc = zone.is_none_or(|z| matches!(z, "UTC" | "Etc/UTC" | "Z"));
+        let instant = column.ty == ColumnType::TimestampTz;
+        if !(instant || column.ty == ColumnType::Timestamp && utc) {
+            return Err(Error::new(
+                code::UNSUPPORTED,
+                format!(
+                    "column {} of {table} is no instant and no timestamp in UTC",
+                    column.name
+                ),
+            )
+            .hint("stamp with now() into a TIMESTAMPTZ column, or set `stamped_by: app` with a lag"));
+        }
+        let now = chrono::Utc::now();
+        if Arc::strong_count(&self.0.database.sinks) > 1 {
+            return Err(Error::new(
+                code::SERVER_BUSY,
+                "this process is writing to the DuckDB file, so what will be stamped is not known yet",
+            ));
+        }
+        let margin = i64::try_from(margin.as_micros()).unwrap_or(i64::MAX);
+        let mut bound = String::new();
+        text::write_timestamp(&mut bound, now.timestamp_micros().saturating_sub(margin), instant);
+        Ok(Settled {
+            bound,
+            now: now.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
+            held_by: None,
+        })
+    }
+
     fn block_hashes(&self) -> Option<&dyn BlockHashes> {
         Some(self)
     }
@@ -176,7 +219,10 @@ impl Source for DuckDbSource {
             .iter()
             .any(|c| c.source == *key && matches!(c.column.ty, ColumnType::Int32 | ColumnType::Int64));
         // Rows that only a joined table has are in no range of this table's keys; groups may have rows in several.
-        let outer = read.joins.iter().any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
+        let outer = read
+            .joins
+            .iter()
+            .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
         let whole = outer || !read.group_by.is_empty();
         if request.single || whole || !integer || rows < ROWS_WORTH_CUTTING {
             return Ok(all);

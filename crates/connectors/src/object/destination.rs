@@ -92,7 +92,13 @@ impl Folder {
             return refuse(format!("the files that are there have no column {}", new.join(", ")));
         }
         let by_place = matches!(&located.format, Format::Csv(o) if !o.header);
-        if by_place && !schema.columns.iter().map(|c| &c.name).eq(table.schema.columns.iter().map(|c| &c.name)) {
+        if by_place
+            && !schema
+                .columns
+                .iter()
+                .map(|c| &c.name)
+                .eq(table.schema.columns.iter().map(|c| &c.name))
+        {
             return refuse("without a header line, all files need the same columns in the same order".into());
         }
         for there in &schema.columns {
@@ -211,7 +217,10 @@ impl Destination for Folder {
                 let schema = source::describe(&located)?;
                 let new: Vec<&str> = new_columns(&schema, table).map(|c| c.name.as_str()).collect();
                 if !new.is_empty() {
-                    steps.push(format!("add columns to {name}, NULL in its files so far: {}", new.join(", ")));
+                    steps.push(format!(
+                        "add columns to {name}, NULL in its files so far: {}",
+                        new.join(", ")
+                    ));
                 }
             }
             steps.push(format!("{verb} {target}"));

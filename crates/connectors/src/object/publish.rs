@@ -3,8 +3,8 @@
 //! A folder's step is its next manifest, which exactly one writer can create; a single file's is one rename. Both can be
 //! repeated after a crash: the manifest names the loads it holds, and a renamed file is the same file as its load's.
 
-use super::destination::new_columns;
 use super::control::{Control, Part, Sealed, SealedTable, fenced, gone};
+use super::destination::new_columns;
 use super::sink::{create_part, extension, paths, unfinished};
 use super::source;
 use super::store::{self, Put, io_error};
@@ -320,7 +320,9 @@ impl Publishing<'_> {
                 for file in &mut all {
                     file.lacks.extend(new.iter().map(|c| c.name.clone()));
                 }
-                schema.columns.extend(new.into_iter().map(|c| Column { nullable: true, ..c }));
+                schema
+                    .columns
+                    .extend(new.into_iter().map(|c| Column { nullable: true, ..c }));
                 all.append(&mut files);
                 files = all;
             } else {

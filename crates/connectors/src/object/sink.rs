@@ -120,7 +120,11 @@ impl Work {
 
     fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
         let mut steps = Vec::new();
-        let done = self.rows.iter().map(|(t, rows)| (*t, Applied::inserts(*rows))).collect();
+        let done = self
+            .rows
+            .iter()
+            .map(|(t, rows)| (*t, Applied::inserts(*rows)))
+            .collect();
         for (a, applied) in advances.iter().zip(shares(&self.plan, advances, &done)?) {
             let epoch = *self
                 .epochs
@@ -158,7 +162,9 @@ impl Work {
         let counted: u64 = parts.iter().filter_map(|p| p.file.rows).sum();
         let written: u64 = self.rows.values().sum();
         if counted != written {
-            return Err(Error::bug(format!("{written} rows were written, the files hold {counted}")));
+            return Err(Error::bug(format!(
+                "{written} rows were written, the files hold {counted}"
+            )));
         }
         self.control.check_generation(&self.plan)?;
         self.log.commit(steps, parts)?;

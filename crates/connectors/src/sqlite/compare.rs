@@ -91,7 +91,9 @@ fn sorting(ty: &ColumnType, value: ValueRef<'_>) -> Option<Cell<'static>> {
             }
         }
         ColumnType::Uuid => match value {
-            ValueRef::Blob(b) if b.len() == 16 => Cell::Text(b.iter().map(|b| format!("{b:02x}")).collect::<String>().into()),
+            ValueRef::Blob(b) if b.len() == 16 => {
+                Cell::Text(b.iter().map(|b| format!("{b:02x}")).collect::<String>().into())
+            }
             _ => {
                 let hex: String = text?.chars().filter(|c| *c != '-').collect();
                 (hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
@@ -179,7 +181,10 @@ impl Comparable {
     }
 
     fn new(sql: String, column: Column, how: How, plain: bool) -> Self {
-        let dated = matches!(column.ty, ColumnType::Date | ColumnType::Timestamp | ColumnType::TimestampTz);
+        let dated = matches!(
+            column.ty,
+            ColumnType::Date | ColumnType::Timestamp | ColumnType::TimestampTz
+        );
         let bare = (plain && dated).then(|| sql.clone());
         let sql = match how {
             How::Function => format!("{}({sql})", function(&column.ty).unwrap_or_default()),
@@ -226,7 +231,10 @@ impl Comparable {
             How::Function => sorting(&self.column.ty, ValueRef::Text(text.as_bytes())).ok_or_else(|| {
                 Error::new(
                     code::VALUE_MALFORMED,
-                    format!("a value that {} is compared with is not of type {}", self.column.name, self.column.ty),
+                    format!(
+                        "a value that {} is compared with is not of type {}",
+                        self.column.name, self.column.ty
+                    ),
                 )
             }),
         }
@@ -236,7 +244,11 @@ impl Comparable {
     pub(super) fn coarse(&self, lower: Option<&str>, upper: Option<&str>) -> Vec<(String, Cell<'static>)> {
         let Some(plain) = &self.plain else { return Vec::new() };
         // A stored offset moves the day that is written.
-        let slack = if self.column.ty == ColumnType::TimestampTz { 1 } else { 0 };
+        let slack = if self.column.ty == ColumnType::TimestampTz {
+            1
+        } else {
+            0
+        };
         let day = |value: &str, shift: i32| -> Option<String> {
             let days = text::parse_date(value.get(..10)?)?.checked_add(shift)?;
             let mut out = String::new();
@@ -261,8 +273,25 @@ mod tests {
     #[test]
     fn decimals_sort_by_value() {
         let sorted = [
-            "-Infinity", "-100", "-99.5", "-1.10", "-1", "-0.5", "-0.05", "0", "0.0001", "0.05", "0.5", "1", "1.1", "9",
-            "10", "10.5", "99999999999999999999", "Infinity", "NaN",
+            "-Infinity",
+            "-100",
+            "-99.5",
+            "-1.10",
+            "-1",
+            "-0.5",
+            "-0.05",
+            "0",
+            "0.0001",
+            "0.05",
+            "0.5",
+            "1",
+            "1.1",
+            "9",
+            "10",
+            "10.5",
+            "99999999999999999999",
+            "Infinity",
+            "NaN",
         ];
         let forms: Vec<Vec<u8>> = sorted.iter().map(|d| decimal(d).unwrap()).collect();
         assert!(forms.is_sorted_by(|a, b| a < b), "{forms:?}");

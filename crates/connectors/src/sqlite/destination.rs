@@ -409,7 +409,11 @@ fn load_statements(
         (publish, Some(existing)) => {
             let mut statements = Vec::new();
             if *publish != Publish::Swap {
-                let missing = planned.schema.columns.iter().filter(|c| existing.column(&c.name).is_none());
+                let missing = planned
+                    .schema
+                    .columns
+                    .iter()
+                    .filter(|c| existing.column(&c.name).is_none());
                 for column in missing {
                     if !planned.evolve || planned.schema.key.contains(&column.name) {
                         return wrong(

@@ -81,10 +81,11 @@ impl<'a> Relations<'a> {
         }
         let mut seen = HashSet::new();
         if let Some((twice, _)) = tables.iter().find(|(n, _)| !seen.insert(n.to_ascii_lowercase())) {
-            return Err(
-                Error::new(code::CONFIG_INVALID, format!("two tables of one read are called {twice}"))
-                    .hint("give each of them an alias"),
-            );
+            return Err(Error::new(
+                code::CONFIG_INVALID,
+                format!("two tables of one read are called {twice}"),
+            )
+            .hint("give each of them an alias"));
         }
         Ok(Relations { read, tables })
     }
@@ -108,8 +109,11 @@ impl<'a> Relations<'a> {
                 .or_else(|| self.tables.iter().find(|(n, _)| n.eq_ignore_ascii_case(r)))
                 .ok_or_else(|| {
                     let known: Vec<&str> = self.tables.iter().map(|(n, _)| n.as_str()).collect();
-                    Error::new(code::CONFIG_INVALID, format!("column {r}.{name}: no table is called {r} here"))
-                        .hint(format!("there are: {}", known.join(", ")))
+                    Error::new(
+                        code::CONFIG_INVALID,
+                        format!("column {r}.{name}: no table is called {r} here"),
+                    )
+                    .hint(format!("there are: {}", known.join(", ")))
                 })?,
         };
         // A name that is not there would be taken for a text in double quotes.
@@ -226,7 +230,8 @@ impl<'a> Relations<'a> {
             for (name, value) in range.columns.iter().zip(values) {
                 let (_, column) = self.column(None, name)?;
                 let plain = Column::new(name, types::column_type(&column.declared));
-                out.parameters.push(types::bound(&plain, types::store(&column.declared), value)?);
+                out.parameters
+                    .push(types::bound(&plain, types::store(&column.declared), value)?);
             }
         }
         Ok(())
@@ -360,7 +365,10 @@ impl<'a> Relations<'a> {
             .map(|name| {
                 let at = self.read.columns.iter().position(|c| c.column.name == *name);
                 at.map(|i| (i + 1).to_string()).ok_or_else(|| {
-                    Error::new(code::COLUMN_MISSING, format!("rows are grouped by {name}, which is not among the columns"))
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("rows are grouped by {name}, which is not among the columns"),
+                    )
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -382,7 +390,11 @@ impl<'a> Relations<'a> {
                 Filter::Test(_) => None,
             })
             .collect();
-        let named: Vec<String> = expressions.iter().enumerate().map(|(i, e)| format!("{e} AS x{i}")).collect();
+        let named: Vec<String> = expressions
+            .iter()
+            .enumerate()
+            .map(|(i, e)| format!("{e} AS x{i}"))
+            .collect();
         let types: Vec<String> = (0..expressions.len()).map(|i| format!("typeof(x{i})")).collect();
         let sql = format!(
             "SELECT DISTINCT {} FROM (SELECT {}{}{}{group})",
@@ -430,11 +442,17 @@ impl<'a> Relations<'a> {
                 rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
                 other => other.to_string(),
             };
-            Error::new(code::CONFIG_INVALID, format!("{what} is not valid SQL for SQLite: {said}"))
+            Error::new(
+                code::CONFIG_INVALID,
+                format!("{what} is not valid SQL for SQLite: {said}"),
+            )
         };
         for (i, join) in self.read.joins.iter().enumerate() {
             if let Err(e) = conn.prepare(&format!("SELECT 1{}", self.from(i + 1))) {
-                return Err(wrong(format!("the condition of the join with {}, {}", join.table, join.on), e));
+                return Err(wrong(
+                    format!("the condition of the join with {}, {}", join.table, join.on),
+                    e,
+                ));
             }
         }
         for filter in &self.read.filters {
@@ -448,7 +466,10 @@ impl<'a> Relations<'a> {
             if let Some(Term::Sql(sql)) = &column.term
                 && let Err(e) = conn.prepare(&format!("SELECT {}{}", bracketed(sql), self.from_all()))
             {
-                return Err(wrong(format!("the expression {sql} of column {}", column.column.name), e));
+                return Err(wrong(
+                    format!("the expression {sql} of column {}", column.column.name),
+                    e,
+                ));
             }
         }
         let users = self.read.columns.iter().any(|c| matches!(c.term, Some(Term::Sql(_))));
@@ -555,7 +576,12 @@ pub(super) fn describe(conn: &Connection, read: &ReadSpec) -> Result<Vec<Column>
     }
     // Filters and joins are proved with it.
     let rows = relations.rows(conn, &Slice::All)?;
-    let sql = format!("SELECT {}{}{}{group}", selected.join(", "), relations.from_all(), rows.sql());
+    let sql = format!(
+        "SELECT {}{}{}{group}",
+        selected.join(", "),
+        relations.from_all(),
+        rows.sql()
+    );
     relations.prepare(conn, &sql)?;
     Ok(columns)
 }
@@ -568,7 +594,12 @@ pub(super) fn canonical(column: &Column, value: ValueRef<'_>) -> Result<Option<S
 }
 
 /// A statement of a look at some terms, with its values bound.
-fn look<'c>(conn: &'c Connection, relations: &Relations<'_>, rows: &Where, sql: &str) -> Result<rusqlite::Statement<'c>> {
+fn look<'c>(
+    conn: &'c Connection,
+    relations: &Relations<'_>,
+    rows: &Where,
+    sql: &str,
+) -> Result<rusqlite::Statement<'c>> {
     let mut statement = relations.prepare(conn, sql)?;
     for (i, p) in rows.parameters.iter().enumerate() {
         statement.raw_bind_parameter(i + 1, p).map_err(failed(looking))?;
@@ -601,7 +632,10 @@ pub(super) fn extent(conn: &Connection, read: &ReadSpec, term: &Term, slice: &Sl
         let Some(row) = found.next().map_err(failed(looking))? else {
             return Ok(None);
         };
-        ends.extend(canonical(compared.described(), row.get_ref(0).map_err(failed(looking))?)?);
+        ends.extend(canonical(
+            compared.described(),
+            row.get_ref(0).map_err(failed(looking))?,
+        )?);
     }
     let mut ends = ends.into_iter();
     Ok(ends.next().zip(ends.next()).map(|(min, max)| Extent { min, max }))
@@ -636,4 +670,63 @@ pub(super) fn distinct(
         values.push(columns.iter().enumerate().map(value).collect::<Result<_>>()?);
     }
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use synctool_core::query::Cut;
+
+    /// How SQLite runs the statement of a slice.
+    fn plan(conn: &Connection, slice: &Slice) -> String {
+        let column = Column::new("v", ColumnType::Text { max: None });
+        let read = ReadSpec::all(TableId::bare("t"), &[column]);
+        let query = Query::build(conn, &read, slice, |_| Ok(None)).unwrap();
+        let mut statement = conn.prepare(&format!("EXPLAIN QUERY PLAN {}", query.sql)).unwrap();
+        for (i, p) in query.parameters.iter().enumerate() {
+            statement.raw_bind_parameter(i + 1, p).unwrap();
+        }
+        let mut rows = statement.raw_query();
+        let mut all = String::new();
+        while let Some(row) = rows.next().unwrap() {
+            all.push_str(&row.get::<_, String>(3).unwrap());
+            all.push('\n');
+        }
+        all
+    }
+
+    #[test]
+    fn ranges_of_times_and_named_rows_use_indexes() {
+        let conn = Connection::open_in_memory().unwrap();
+        super::super::compare::register(&conn).unwrap();
+        conn.execute_batch(
+            "CREATE TABLE t (a INT, b TEXT, at DATETIME, v TEXT, PRIMARY KEY (a, b)); CREATE INDEX t_at ON t (at);",
+        )
+        .unwrap();
+        let at = |lower: Option<&str>, upper: Option<&str>| {
+            let test = Test::Range {
+                lower: lower.map(Into::into),
+                upper: upper.map(Into::into),
+            };
+            let condition = Condition {
+                term: Term::column("at"),
+                test,
+            };
+            Slice::Cut(Cut {
+                conditions: vec![condition],
+                key: None,
+            })
+        };
+        let found = plan(&conn, &at(Some("2024-01-01 00:00:00"), Some("2024-01-02 00:00:00")));
+        assert!(found.contains("t_at (at>? AND at<?)"), "{found}");
+        let keys = Slice::Keys(KeyList {
+            terms: vec![Term::column("a"), Term::column("b")],
+            keys: vec![vec![Some("1".into()), Some("x".into())]],
+        });
+        let found = plan(&conn, &keys);
+        assert!(
+            found.contains("SEARCH t USING INDEX") && found.contains("a=? AND b=?"),
+            "{found}"
+        );
+    }
 }

@@ -115,9 +115,12 @@ fn offset(zone: Option<&str>) -> Result<i64> {
 /// The form of a column, and its newest stamp up to a time.
 fn look(conn: &Connection, table: &TableId, column: &Column, until: i64) -> Result<(Form, Option<i64>)> {
     let found = catalog::must_find(conn, table)?;
-    let there = found
-        .column(&column.name)
-        .ok_or_else(|| Error::new(code::COLUMN_MISSING, format!("column {} is not in {table}", column.name)))?;
+    let there = found.column(&column.name).ok_or_else(|| {
+        Error::new(
+            code::COLUMN_MISSING,
+            format!("column {} is not in {table}", column.name),
+        )
+    })?;
     let (t, c) = (quote(&found.name), quote(&there.name));
     let doing = || format!("looking at the newest {} of {}", column.name, found.name);
     let newest = |function: &str, until: i64| -> Result<Option<i64>> {
@@ -147,7 +150,10 @@ fn look(conn: &Connection, table: &TableId, column: &Column, until: i64) -> Resu
                 .query_row(&sql, [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
                 .map_err(failed(doing))?;
             if odd > 0 {
-                return Err(unreadable(column, &format!("{odd} of its values are no UTC times in ISO form")));
+                return Err(unreadable(
+                    column,
+                    &format!("{odd} of its values are no UTC times in ISO form"),
+                ));
             }
             // Where both are used, a blank sorts before everything that is later.
             let form = Form::Text(if letter > 0 && blank == 0 { 'T' } else { ' ' });
@@ -177,9 +183,17 @@ fn look(conn: &Connection, table: &TableId, column: &Column, until: i64) -> Resu
                 None => 1,
                 Some(n) if (100_000_000..100_000_000_000).contains(&n) => 1,
                 Some(n) if (100_000_000_000..100_000_000_000_000).contains(&n) => 1000,
-                Some(_) => return Err(unreadable(column, "its values are neither seconds nor milliseconds since 1970")),
+                Some(_) => {
+                    return Err(unreadable(
+                        column,
+                        "its values are neither seconds nor milliseconds since 1970",
+                    ));
+                }
             };
-            Ok((Form::Epoch(per_second), newest.map(|n| n.saturating_mul(SECOND / per_second))))
+            Ok((
+                Form::Epoch(per_second),
+                newest.map(|n| n.saturating_mul(SECOND / per_second)),
+            ))
         }
         other => Err(unreadable(column, &format!("it is of type {other}"))),
     }

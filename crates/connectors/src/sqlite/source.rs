@@ -25,8 +25,8 @@ use synctool_core::change::{ChangeBatch, Event};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::query::Term;
+use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{
     Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
 };
@@ -45,7 +45,10 @@ impl SqliteSource {
     }
 
     /// Works in one snapshot.
-    pub(super) async fn read<T: Send + 'static>(&self, work: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         with_connection(&self.config, Access::Read, |conn| {
             // One snapshot for everything that is looked at.
             conn.execute_batch("BEGIN DEFERRED")

@@ -112,7 +112,12 @@ async fn load(place: &Place, schema: &TableSchema, rows: &[Row]) {
         semantics: serde_json::Value::Null,
         now: "2026-01-01T00:00:00Z".into(),
     };
-    let draft = full::plan(source.as_ref(), place.destination.as_ref(), engine.stages.as_ref(), request);
+    let draft = full::plan(
+        source.as_ref(),
+        place.destination.as_ref(),
+        engine.stages.as_ref(),
+        request,
+    );
     let (plan, resumed) = engine.plan("p", &serde_json::Value::Null, draft).await.unwrap();
     engine.run(plan, resumed).await.unwrap();
 }
@@ -198,7 +203,10 @@ async fn agree(places: &[Place], schema: &TableSchema, rows: &[Row]) -> BTreeMap
             let truth = reading.blocks(&request(&all, &wanted, blocks)).await.unwrap();
             assert!(truth.len() > 1);
             for place in places {
-                if matches!(place.destination.store_as("memory", column).fidelity, Fidelity::Normalised(_)) {
+                if matches!(
+                    place.destination.store_as("memory", column).fidelity,
+                    Fidelity::Normalised(_)
+                ) {
                     continue;
                 }
                 let read = spec(place.source.as_ref()).await;
@@ -226,7 +234,11 @@ async fn every_engine_hashes_the_edges_alike() {
 #[tokio::test(flavor = "multi_thread")]
 async fn infinity_and_years_before_christ_hash_alike() {
     let (schema, rows) = edge_table(true);
-    let places: Vec<Place> = places().await.into_iter().filter(|p| matches!(p.name, "sqlite" | "duckdb")).collect();
+    let places: Vec<Place> = places()
+        .await
+        .into_iter()
+        .filter(|p| matches!(p.name, "sqlite" | "duckdb"))
+        .collect();
     agree(&places, &schema, &rows).await;
 }
 
@@ -240,30 +252,65 @@ async fn rows_of_blocks_stored_hashes_and_cuts() {
         ],
         key: vec!["id".into()],
     };
-    let texts = ["0123456789abcdef0123", "FF", "xyz", "", "-1", "12345678901234567890123", "+7", " 5", "9.0"];
+    let texts = [
+        "0123456789abcdef0123",
+        "FF",
+        "xyz",
+        "",
+        "-1",
+        "12345678901234567890123",
+        "+7",
+        " 5",
+        "9.0",
+    ];
     let rows: Vec<Row> = texts
         .iter()
         .map(|t| Some(t.to_string()))
         .chain([None])
         .enumerate()
-        .map(|(i, t)| vec![Some((i as i64 - 2).to_string()), t, (i % 2 == 0).then(|| (-(i as i64)).to_string())])
+        .map(|(i, t)| {
+            vec![
+                Some((i as i64 - 2).to_string()),
+                t,
+                (i % 2 == 0).then(|| (-(i as i64)).to_string()),
+            ]
+        })
         .collect();
     for place in places().await {
         load(&place, &schema, &rows).await;
-        let Some(inside) = place.source.block_hashes() else { continue };
+        let Some(inside) = place.source.block_hashes() else {
+            continue;
+        };
         let read = spec(place.source.as_ref()).await;
         let reading = ReadingHashes::new(place.source.clone(), ReadContext::default());
-        for form in [RowForm::Canonical, RowForm::Stored("h".into()), RowForm::Stored("n".into())] {
-            let mut request = request(&read, &[(1, ColumnType::Text { max: None }), (2, ColumnType::Int64)], Blocks::Divide { width: 3 });
+        for form in [
+            RowForm::Canonical,
+            RowForm::Stored("h".into()),
+            RowForm::Stored("n".into()),
+        ] {
+            let mut request = request(
+                &read,
+                &[(1, ColumnType::Text { max: None }), (2, ColumnType::Int64)],
+                Blocks::Divide { width: 3 },
+            );
             request.form = form;
             let blocks = reading.blocks(&request).await.unwrap();
-            assert_eq!(inside.blocks(&request).await.unwrap(), blocks, "{} {:?}", place.name, request.form);
+            assert_eq!(
+                inside.blocks(&request).await.unwrap(),
+                blocks,
+                "{} {:?}",
+                place.name,
+                request.form
+            );
             let some: Vec<i64> = blocks.keys().copied().take(2).collect();
             let sorted = |mut rows: Vec<synctool_core::blocks::RowHash>| {
                 rows.sort_by(|a, b| a.key.cmp(&b.key));
                 rows
             };
-            let (a, b) = (inside.rows(&request, &some).await.unwrap(), reading.rows(&request, &some).await.unwrap());
+            let (a, b) = (
+                inside.rows(&request, &some).await.unwrap(),
+                reading.rows(&request, &some).await.unwrap(),
+            );
             assert_eq!(sorted(a), sorted(b), "{} {:?}", place.name, request.form);
             assert!(inside.rows(&request, &[]).await.unwrap().is_empty());
             request.slice = Slice::Cut(Cut {
@@ -297,11 +344,13 @@ fn cell(ty: &ColumnType) -> BoxedStrategy<Option<String>> {
                 out
             })
             .boxed(),
-        ColumnType::Float64 => any::<f64>().prop_map(|v| {
-            let mut out = String::new();
-            synctool_core::text::write_float(&mut out, v, v);
-            out
-        }).boxed(),
+        ColumnType::Float64 => any::<f64>()
+            .prop_map(|v| {
+                let mut out = String::new();
+                synctool_core::text::write_float(&mut out, v, v);
+                out
+            })
+            .boxed(),
         ColumnType::Bytes => prop::collection::vec(any::<u8>(), 0..8)
             .prop_map(|b| {
                 let mut out = String::new();
@@ -320,7 +369,10 @@ fn any_table() -> (TableSchema, BoxedStrategy<Vec<Row>>) {
         ColumnType::Int16,
         ColumnType::UInt64,
         ColumnType::Bool,
-        ColumnType::Decimal { precision: 12, scale: 2 },
+        ColumnType::Decimal {
+            precision: 12,
+            scale: 2,
+        },
         ColumnType::Numeric,
         ColumnType::Timestamp,
         ColumnType::Float64,
@@ -331,7 +383,12 @@ fn any_table() -> (TableSchema, BoxedStrategy<Vec<Row>>) {
         columns: vec![Column::new("id", ColumnType::Int64).not_null()],
         key: vec!["id".into()],
     };
-    schema.columns.extend(types.iter().enumerate().map(|(i, ty)| Column::new(format!("c{i}"), ty.clone())));
+    schema.columns.extend(
+        types
+            .iter()
+            .enumerate()
+            .map(|(i, ty)| Column::new(format!("c{i}"), ty.clone())),
+    );
     let row: Vec<_> = types.iter().map(cell).collect();
     let rows = prop::collection::btree_map(-1000_i64..1000, row, 1..30)
         .prop_map(|rows| {

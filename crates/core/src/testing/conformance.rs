@@ -289,7 +289,8 @@ async fn remembers(s: &Subject) -> Result<()> {
         pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
     };
     assert_eq!(d.remembered(&pipeline).await?, facts(&[]), "nothing is known before");
-    d.remember(&pipeline, &facts(&[("seen", "1"), ("kept", "it's")])).await?;
+    d.remember(&pipeline, &facts(&[("seen", "1"), ("kept", "it's")]))
+        .await?;
     for (publish, until) in [(Publish::Create, "10"), (Publish::Swap, "20")] {
         let mut plan = load_plan(&pipeline, &table, publish, &["all"]);
         plan.remember = facts(&[("until", until), ("seen", until)]);
@@ -301,7 +302,11 @@ async fn remembers(s: &Subject) -> Result<()> {
         sink.commit(&[advance("all", None, "end", true, 2)]).await?;
         drop(sink);
         d.seal(&plan).await?;
-        assert_eq!(d.remembered(&pipeline).await?, before, "nothing moves before publishing");
+        assert_eq!(
+            d.remembered(&pipeline).await?,
+            before,
+            "nothing moves before publishing"
+        );
         d.publish(&plan).await?;
         let now = facts(&[("until", until), ("seen", until), ("kept", "it's")]);
         assert_eq!(d.remembered(&pipeline).await?, now);

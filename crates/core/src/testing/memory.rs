@@ -8,9 +8,7 @@ use crate::ledger::Applied;
 use crate::plan::{Plan, Publish};
 use crate::progress::{Advance, Checkpoint, Epoch, Generation, PartitionId, PartitionState};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
-use crate::sink::{
-    Destination, Fidelity, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan, shares,
-};
+use crate::sink::{Destination, Fidelity, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan, shares};
 use crate::source::Source;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
@@ -393,7 +391,12 @@ impl Sink for MemorySink {
         let mut done: BTreeMap<usize, Applied> = BTreeMap::new();
         for event in &pending {
             let table = event_table(event).and_then(|t| self.plan.tables.iter().position(|p| p.destination == *t));
-            apply(&mut world, &self.plan, event, done.entry(table.unwrap_or(0)).or_default())?;
+            apply(
+                &mut world,
+                &self.plan,
+                event,
+                done.entry(table.unwrap_or(0)).or_default(),
+            )?;
         }
         let shares = shares(&self.plan, advances, &done)?;
         let mut applied = Applied::default();

@@ -154,7 +154,10 @@ async fn matrix(case: &str) {
             let now = table(dir.path(), case).await;
             // A fact is never ahead of the rows: who reads it may rely on them.
             let fact = files(dir.path(), case).destination().remembered("p").await.unwrap();
-            assert!(fact.is_empty() || now == new, "{case}: {at}: remembered, but not published");
+            assert!(
+                fact.is_empty() || now == new,
+                "{case}: {at}: remembered, but not published"
+            );
             match () {
                 () if now == old => seen_old += 1,
                 () if now == new => seen_new += 1,

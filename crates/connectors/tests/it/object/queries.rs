@@ -17,7 +17,9 @@ fn test(name: &str, test: Test) -> Condition {
 }
 
 async fn found(source: &dyn Source, read: &ReadSpec, slice: &Slice) -> Vec<Vec<Option<String>>> {
-    let batches = read_slice(source, read, slice, None, &ReadContext::default()).await.unwrap();
+    let batches = read_slice(source, read, slice, None, &ReadContext::default())
+        .await
+        .unwrap();
     let schema = read.schema().arrow_schema();
     texts(&concat_batches(&schema, batches.iter().map(|(b, _)| b)).unwrap())
 }
@@ -33,9 +35,14 @@ async fn rows_are_chosen_by_data_and_nothing_is_computed() {
         let files = open(dir.path(), format);
         let (to, from) = (files.destination(), files.source());
         let create = plan("p", "items", &small_schema(), 2, Publish::Create);
-        load(&*to, create, &[vec![small_rows(0, 30)], vec![small_rows(30, 10)]]).await.unwrap();
+        load(&*to, create, &[vec![small_rows(0, 30)], vec![small_rows(30, 10)]])
+            .await
+            .unwrap();
         let mut read = ReadSpec::all(TableId::bare("items"), &small_schema().columns[1..]);
-        read.filters.push(Filter::Test(test("id", Test::Compare(Comparison::NotEqual, "9".into()))));
+        read.filters.push(Filter::Test(test(
+            "id",
+            Test::Compare(Comparison::NotEqual, "9".into()),
+        )));
         // The column of the condition is not read, the filter holds beside the slice.
         let range = Test::Range {
             lower: Some("8".into()),
@@ -61,7 +68,10 @@ async fn rows_are_chosen_by_data_and_nothing_is_computed() {
         assert_eq!((extent.min.as_str(), extent.max.as_str()), ("8", "10"));
         let distinct = from.distinct(&read, &[Term::column("name")], &cut, 10).await.unwrap();
         assert_eq!(distinct, [row(&["name 10"]), row(&["name 8"])]);
-        assert_eq!(from.describe_query(&read).await.unwrap()[0].ty, ColumnType::Text { max: None });
+        assert_eq!(
+            from.describe_query(&read).await.unwrap()[0].ty,
+            ColumnType::Text { max: None }
+        );
         read.filters.push(Filter::Sql("id > 3".into()));
         let e = from.describe_query(&read).await.unwrap_err();
         assert!(e.code() == code::UNSUPPORTED && e.to_string().contains("id > 3"), "{e}");
@@ -79,14 +89,25 @@ async fn chosen_rows_are_resumed() {
         let parts: Vec<Vec<RecordBatch>> = (0..3).map(|i| vec![small_rows(i * 1000, 1000)]).collect();
         load(&*to, create, &parts).await.unwrap();
         let mut read = ReadSpec::all(TableId::bare("items"), &small_schema().columns);
-        read.filters.push(Filter::Test(test("id", Test::Range { lower: Some("900".into()), upper: Some("2500".into()) })));
-        let context = ReadContext { batch_bytes: 4000, ..ReadContext::default() };
+        read.filters.push(Filter::Test(test(
+            "id",
+            Test::Range {
+                lower: Some("900".into()),
+                upper: Some("2500".into()),
+            },
+        )));
+        let context = ReadContext {
+            batch_bytes: 4000,
+            ..ReadContext::default()
+        };
         let all = read_slice(&*from, &read, &Slice::All, None, &context).await.unwrap();
         let rows: usize = all.iter().map(|(b, _)| b.num_rows()).sum();
         assert_eq!(rows, 1600);
         assert!(all.len() > 3);
         for at in [0, 1, all.len() / 2, all.len() - 1] {
-            let rest = read_slice(&*from, &read, &Slice::All, Some(&all[at].1), &context).await.unwrap();
+            let rest = read_slice(&*from, &read, &Slice::All, Some(&all[at].1), &context)
+                .await
+                .unwrap();
             let expected: usize = all[at + 1..].iter().map(|(b, _)| b.num_rows()).sum();
             assert_eq!(rest.iter().map(|(b, _)| b.num_rows()).sum::<usize>(), expected);
         }
@@ -99,23 +120,42 @@ async fn columns_that_come_later_are_null_before() {
         let dir = scratch();
         let files = open(dir.path(), format);
         let (to, from) = (files.destination(), files.source());
-        load(&*to, plan("p", "items", &small_schema(), 1, Publish::Create), &[vec![small_rows(0, 2)]]).await.unwrap();
+        load(
+            &*to,
+            plan("p", "items", &small_schema(), 1, Publish::Create),
+            &[vec![small_rows(0, 2)]],
+        )
+        .await
+        .unwrap();
         let mut more = small_schema();
         more.columns.insert(1, Column::new("price", ColumnType::Int32));
         let rows = batch(&more, &[vec![Some("7"), Some("70"), Some("seven")]]);
         let refused = plan("p", "items", &more, 1, Publish::Append);
-        assert_eq!(to.prepare(refused.clone()).await.unwrap_err().code(), code::SCHEMA_MISMATCH);
+        assert_eq!(
+            to.prepare(refused.clone()).await.unwrap_err().code(),
+            code::SCHEMA_MISMATCH
+        );
         let mut evolving = refused;
         evolving.tables[0].evolve = true;
         let preview = to.preview(&evolving).await.unwrap();
-        assert!(preview.iter().any(|s| s.contains("add columns") && s.contains("price")), "{preview:?}");
+        assert!(
+            preview.iter().any(|s| s.contains("add columns") && s.contains("price")),
+            "{preview:?}"
+        );
         load(&*to, evolving, &[vec![rows]]).await.unwrap();
         // And once more, with only the old columns known: refused, as a column would be missing.
-        let e = to.prepare(plan("p", "items", &small_schema(), 1, Publish::Append)).await.unwrap_err();
+        let e = to
+            .prepare(plan("p", "items", &small_schema(), 1, Publish::Append))
+            .await
+            .unwrap_err();
         assert_eq!(e.code(), code::SCHEMA_MISMATCH, "{e}");
         assert_eq!(
             texts(&read_table(&*from, "items").await.unwrap()),
-            [row(&["0", "name 0", "NULL"]), row(&["1", "name 1", "NULL"]), row(&["7", "seven", "70"])]
+            [
+                row(&["0", "name 0", "NULL"]),
+                row(&["1", "name 1", "NULL"]),
+                row(&["7", "seven", "70"])
+            ]
         );
         let mut read = ReadSpec::all(TableId::bare("items"), &small_schema().columns[..1]);
         read.filters.push(Filter::Test(test("price", Test::Null)));

@@ -475,7 +475,9 @@ async fn a_lazy_commit_is_not_called_durable() {
 /// that is wanted.
 #[tokio::test]
 async fn a_delta_goes_into_a_table_with_more_columns() {
-    let db = Db::with("CREATE TABLE t (k INTEGER PRIMARY KEY, a TEXT, b DOUBLE, theirs TEXT DEFAULT 'x'); INSERT INTO t VALUES (1, 'a', 1, 'y'), (2, 'b', 2, 'y')");
+    let db = Db::with(
+        "CREATE TABLE t (k INTEGER PRIMARY KEY, a TEXT, b DOUBLE, theirs TEXT DEFAULT 'x'); INSERT INTO t VALUES (1, 'a', 1, 'y'), (2, 'b', 2, 'y')",
+    );
     let d = db.destination();
     let mut schema = schema();
     let direct = |schema: &TableSchema, evolve| {
@@ -502,16 +504,31 @@ async fn a_delta_goes_into_a_table_with_more_columns() {
     );
     sink.write(event).await.unwrap();
     let applied = sink.commit(&[advance(None, "end", true, 4)]).await.unwrap();
-    let counts = (applied.written, applied.inserted, applied.updated, applied.deleted, applied.unchanged);
+    let counts = (
+        applied.written,
+        applied.inserted,
+        applied.updated,
+        applied.deleted,
+        applied.unchanged,
+    );
     assert_eq!(counts, (4, 1, 1, 0, 2));
     drop(sink);
     d.seal(&first).await.unwrap();
     d.publish(&first).await.unwrap();
-    assert_eq!(db.one::<String>("SELECT group_concat(k || a || theirs, ' ') FROM t"), "1ay 2By 3cx");
+    assert_eq!(
+        db.one::<String>("SELECT group_concat(k || a || theirs, ' ') FROM t"),
+        "1ay 2By 3cx"
+    );
     schema.columns.push(Column::new("later", ColumnType::Int64).not_null());
-    assert_eq!(d.prepare(direct(&schema, false)).await.unwrap_err().code(), code::SCHEMA_MISMATCH);
+    assert_eq!(
+        d.prepare(direct(&schema, false)).await.unwrap_err().code(),
+        code::SCHEMA_MISMATCH
+    );
     let preview = d.preview(&direct(&schema, true)).await.unwrap();
-    assert!(preview.iter().any(|s| s.contains("ADD COLUMN \"later\"")), "{preview:?}");
+    assert!(
+        preview.iter().any(|s| s.contains("ADD COLUMN \"later\"")),
+        "{preview:?}"
+    );
     d.prepare(direct(&schema, true)).await.unwrap();
     assert_eq!(db.one::<i64>("SELECT count(*) FROM t WHERE later IS NULL"), 3);
     let unfinished = d.prepare(direct(&schema, true)).await.unwrap();

@@ -79,7 +79,7 @@ async fn hashed(
         let query = Query::new(&session, &request.read).await?;
         let rows = query.rows(&request.slice).await?;
         let values: Vec<String> = request.read.columns.iter().map(|c| query.term(&c.term())).collect();
-        (query.from_all(), rows.sql(), query.group()?, rows.parameters, values)
+        (query.all_tables(), rows.sql(), query.group()?, rows.parameters, values)
     };
     let column = |f: &Field| (format!("v{}", f.place), &request.read.columns[f.place].column.ty);
     let form = |fields: &[Field]| -> Result<String> {

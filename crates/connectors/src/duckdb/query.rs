@@ -79,14 +79,14 @@ impl<'a> Query<'a> {
         }
         for filter in &read.filters {
             if let Filter::Sql(sql) = filter {
-                let probe = format!("SELECT 1{} WHERE {}", query.from_all(), bracketed(sql));
+                let probe = format!("SELECT 1{} WHERE {}", query.all_tables(), bracketed(sql));
                 query.prove(format!("the filter {sql}"), probe).await?;
             }
         }
         for column in &read.columns {
             if let Some(Term::Sql(sql)) = &column.term {
                 let what = format!("the expression {sql} of column {}", column.column.name);
-                let probe = format!("SELECT {}{}", bracketed(sql), query.from_all());
+                let probe = format!("SELECT {}{}", bracketed(sql), query.all_tables());
                 query.prove(what, probe).await?;
             }
         }
@@ -137,7 +137,7 @@ impl<'a> Query<'a> {
         sql
     }
 
-    pub(super) fn from_all(&self) -> String {
+    pub(super) fn all_tables(&self) -> String {
         self.from(self.read.joins.len())
     }
 
@@ -165,7 +165,7 @@ impl<'a> Query<'a> {
 
     /// DuckDB's names of the types of what a query selects.
     async fn types_of(&self, selected: &[String], group: &str) -> Result<Vec<String>> {
-        let sql = format!("DESCRIBE SELECT {}{}{group}", selected.join(", "), self.from_all());
+        let sql = format!("DESCRIBE SELECT {}{}{group}", selected.join(", "), self.all_tables());
         let found = self
             .session
             .rows(sql, &[])
@@ -301,7 +301,7 @@ impl<'a> Query<'a> {
         let sql = format!(
             "SELECT {}{}{}{}",
             columns.join(", "),
-            self.from_all(),
+            self.all_tables(),
             rows.sql(),
             self.group()?
         );

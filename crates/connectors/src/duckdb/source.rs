@@ -130,7 +130,7 @@ impl Source for DuckDbSource {
             "SELECT {}, {}{}{}",
             end("min"),
             end("max"),
-            query.from_all(),
+            query.all_tables(),
             rows.sql()
         );
         let found = texts(session.stream(sql, rows.parameters).await?, &columns).await?;
@@ -157,7 +157,7 @@ impl Source for DuckDbSource {
         let sql = format!(
             "SELECT DISTINCT {}{}{} LIMIT {limit}",
             selected.join(", "),
-            query.from_all(),
+            query.all_tables(),
             rows.sql()
         );
         texts(session.stream(sql, rows.parameters).await?, &columns).await

@@ -156,7 +156,7 @@ impl<'a> Relations<'a> {
         sql
     }
 
-    fn from_all(&self) -> String {
+    fn all_tables(&self) -> String {
         self.from(self.read.joins.len())
     }
 
@@ -400,7 +400,7 @@ impl<'a> Relations<'a> {
             "SELECT DISTINCT {} FROM (SELECT {}{}{}{group})",
             types.join(", "),
             named.join(", "),
-            self.from_all(),
+            self.all_tables(),
             match filters.as_slice() {
                 [] => String::new(),
                 f => format!(" WHERE {}", f.join(" AND ")),
@@ -457,14 +457,14 @@ impl<'a> Relations<'a> {
         }
         for filter in &self.read.filters {
             if let Filter::Sql(sql) = filter
-                && let Err(e) = conn.prepare(&format!("SELECT 1{} WHERE {}", self.from_all(), bracketed(sql)))
+                && let Err(e) = conn.prepare(&format!("SELECT 1{} WHERE {}", self.all_tables(), bracketed(sql)))
             {
                 return Err(wrong(format!("the filter {sql}"), e));
             }
         }
         for column in &self.read.columns {
             if let Some(Term::Sql(sql)) = &column.term
-                && let Err(e) = conn.prepare(&format!("SELECT {}{}", bracketed(sql), self.from_all()))
+                && let Err(e) = conn.prepare(&format!("SELECT {}{}", bracketed(sql), self.all_tables()))
             {
                 return Err(wrong(
                     format!("the expression {sql} of column {}", column.column.name),
@@ -521,7 +521,7 @@ impl Query {
         let sql = format!(
             "SELECT {}{}{}{group}{ordered}",
             selected.join(", "),
-            relations.from_all(),
+            relations.all_tables(),
             rows.sql(),
         );
         // Errors in the user's SQL are told here, with what is wrong.
@@ -579,7 +579,7 @@ pub(super) fn describe(conn: &Connection, read: &ReadSpec) -> Result<Vec<Column>
     let sql = format!(
         "SELECT {}{}{}{group}",
         selected.join(", "),
-        relations.from_all(),
+        relations.all_tables(),
         rows.sql()
     );
     relations.prepare(conn, &sql)?;
@@ -623,7 +623,7 @@ pub(super) fn extent(conn: &Connection, read: &ReadSpec, term: &Term, slice: &Sl
         let sql = format!(
             "SELECT {}{}{} ORDER BY {} {direction} LIMIT 1",
             relations.term(term)?,
-            relations.from_all(),
+            relations.all_tables(),
             rows.sql(),
             compared.sql
         );
@@ -659,7 +659,7 @@ pub(super) fn distinct(
     let sql = format!(
         "SELECT DISTINCT {}{}{} LIMIT {limit}",
         selected.join(", "),
-        relations.from_all(),
+        relations.all_tables(),
         rows.sql()
     );
     let mut statement = look(conn, &relations, &rows, &sql)?;

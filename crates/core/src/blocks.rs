@@ -275,8 +275,8 @@ pub fn digest(form: &[u8]) -> u128 {
     u128::from_be_bytes(Md5::digest(form).into())
 }
 
-/// The block of a key in canonical form.
-fn block_of(blocks: Blocks, first_key: Option<&str>, key_form: &[u8]) -> Result<i64> {
+/// The block of a key in canonical form; `first_key` is the text of its first part.
+pub fn block_of(blocks: Blocks, first_key: Option<&str>, key_form: &[u8]) -> Result<i64> {
     match blocks {
         Blocks::Divide { width } => {
             let key: i64 = first_key

@@ -18,6 +18,7 @@ pub mod query;
 pub mod retry;
 pub mod rowhash;
 pub mod schema;
+pub mod select;
 pub mod sink;
 pub mod source;
 pub mod stage;

@@ -3,7 +3,7 @@
 use crate::change::{Event, RawFormat};
 use crate::error::{Error, Result, code};
 use crate::ledger::Applied;
-use crate::plan::Plan;
+use crate::plan::{Plan, Publish};
 use crate::progress::{Advance, Checkpoint, PartitionId};
 use crate::schema::{Carrier, Column, TableId, TableSchema};
 use crate::source::{Finding, Source};
@@ -185,7 +185,9 @@ pub trait Destination: Send + Sync {
 ///   and the plan's generation is the newest; that check is the last thing before the transaction ends.
 /// - After any failed call the sink is useless: drop it, open another and `recover`. Dropping it rolls back.
 /// - In a plan that publishes at the end, rows go to the load table; in a `Direct` plan, to the table itself, by op.
-///   Several partitions may be written between two commits; they are committed together.
+///   Several partitions may be written between two commits; they are committed together. Rows do not say their
+///   partition, so each counts for exactly one of these ([`shares`]): what the partitions of a plan were credited with
+///   adds up to what was applied.
 #[async_trait]
 pub trait Sink: Send {
     /// Takes over these partitions.
@@ -194,7 +196,9 @@ pub trait Sink: Send {
     /// Takes one event. Boundaries are the engine's and never come here.
     async fn write(&mut self, event: Event) -> Result<()>;
 
-    /// Makes everything written since the last commit durable together with the advances.
+    /// Makes everything written since the last commit durable together with the advances, and says what was done. What
+    /// was done to a table is booked on the first of the advanced partitions that is of this table, and where none is
+    /// (a log has all tables in one partition) on the first of all ([`shares`]).
     async fn commit(&mut self, advances: &[Advance]) -> Result<Applied>;
 
     /// Where the partitions of this sink durably stand: behind `commit` where the engine flushes later.
@@ -202,4 +206,23 @@ pub trait Sink: Send {
 
     /// Lets go of partitions, so that another writer need not end this one first.
     async fn release(&mut self, partitions: &[PartitionId]) -> Result<()>;
+}
+
+/// What each advanced partition is credited with, of what was done per table (by its place in the plan). Rows of a load
+/// table need a partition of their table: publishing counts them by it.
+pub fn shares(plan: &Plan, advances: &[Advance], done: &BTreeMap<usize, Applied>) -> Result<Vec<Applied>> {
+    let tables: Vec<Option<usize>> = advances
+        .iter()
+        .map(|a| plan.partitions().find(|p| p.id == a.partition).map(|p| p.table))
+        .collect();
+    let mut shares = vec![Applied::default(); advances.len()];
+    for (table, applied) in done.iter().filter(|(_, a)| **a != Applied::default()) {
+        let own = tables.iter().position(|t| *t == Some(*table));
+        let direct = plan.tables.get(*table).is_some_and(|t| t.publish == Publish::Direct);
+        match own.or_else(|| (direct && !shares.is_empty()).then_some(0)) {
+            Some(at) => shares[at] += *applied,
+            None => return Err(Error::bug("rows of a table none of whose partitions is committed")),
+        }
+    }
+    Ok(shares)
 }

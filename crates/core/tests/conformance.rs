@@ -21,6 +21,11 @@ async fn loads() {
 }
 
 #[tokio::test]
+async fn memory() {
+    conformance::memory(&subject()).await;
+}
+
+#[tokio::test]
 async fn fences() {
     conformance::fences(&subject()).await;
 }

@@ -1,6 +1,7 @@
 //! DuckDB as a destination: control tables, load tables, publishing.
 
 use super::DuckDb;
+use super::direct::add_column;
 use super::session::{Session, execute, rows};
 use super::sink::DuckDbSink;
 use super::source::{DuckDbSource, describe};
@@ -8,6 +9,7 @@ use super::sql::{CONTROL, equal, list, quote, table as table_name};
 use super::types::store_as;
 use adbc_driver_manager::ManagedConnection;
 use async_trait::async_trait;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
@@ -45,6 +47,41 @@ impl DuckDbDestination {
             .await
     }
 
+    /// The statements that make the table which rows of a planned table go to, and add the columns that its destination
+    /// lacks; the load table's name is known once the plan has its generation.
+    async fn table_statements(&self, t: &PlannedTable) -> Result<MakeTable> {
+        let mut statements = Vec::new();
+        if let Some(schema) = &t.destination.schema {
+            statements.push(format!("CREATE SCHEMA IF NOT EXISTS {}", quote(schema)));
+        }
+        let direct = t.publish == Publish::Direct;
+        match describe(&self.duckdb, &t.destination).await? {
+            None if direct => statements.push(create_table(&t.destination, t, true)),
+            Some(existing) if !matches!(t.publish, Publish::Create | Publish::Swap) => {
+                let has = |name: &str| existing.columns.iter().any(|c| c.name.eq_ignore_ascii_case(name));
+                for column in t.schema.columns.iter().filter(|c| !has(&c.name)) {
+                    if !t.evolve || t.schema.key.contains(&column.name) {
+                        return Err(Error::new(
+                            code::SCHEMA_MISMATCH,
+                            format!("the destination has no column {}", column.name),
+                        )
+                        .at("table", t.destination.to_string())
+                        .hint("add the column, or leave it out of the pipeline"));
+                    }
+                    statements.push(add_column(&table_name(&t.destination), column));
+                }
+            }
+            _ => {}
+        }
+        let planned = t.clone();
+        Ok(Box::new(move |load| {
+            if !direct {
+                statements.push(create_table(load, &planned, false));
+            }
+            statements
+        }))
+    }
+
     /// Runs `work` in one transaction.
     async fn transaction<T: Send + 'static>(
         &self,
@@ -68,6 +105,9 @@ impl DuckDbDestination {
             .await
     }
 }
+
+/// Says the statements once the load table has its name.
+type MakeTable = Box<dyn FnOnce(&TableId) -> Vec<String> + Send>;
 
 /// The table that rows of a planned table are loaded into.
 pub(super) fn load_table(plan: &Plan, index: usize) -> TableId {
@@ -160,7 +200,8 @@ fn drop_loads(c: &mut ManagedConnection, plan: &Plan) -> Result<()> {
     })
 }
 
-fn create_table(id: &TableId, table: &PlannedTable) -> String {
+/// `CREATE TABLE`; a load table gets its key when it is sealed.
+fn create_table(id: &TableId, table: &PlannedTable, with_key: bool) -> String {
     let column = |c: &Column| {
         format!(
             "{} {}{}",
@@ -169,13 +210,21 @@ fn create_table(id: &TableId, table: &PlannedTable) -> String {
             if c.nullable { "" } else { " NOT NULL" }
         )
     };
-    let columns: Vec<String> = table.schema.columns.iter().map(column).collect();
+    let mut columns: Vec<String> = table.schema.columns.iter().map(column).collect();
+    if with_key && !table.schema.key.is_empty() {
+        let key = list("", table.schema.key.iter().map(String::as_str));
+        columns.push(format!("PRIMARY KEY ({key})"));
+    }
     format!("CREATE TABLE {} ({})", table_name(id), columns.join(", "))
 }
 
 /// What publishing one table does, in order.
 fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result<Applied> {
     let t = &plan.tables[index];
+    if t.publish == Publish::Direct {
+        // Its rows are there already.
+        return Ok(Applied::default());
+    }
     let (load, table) = (table_name(&load_table(plan, index)), table_name(&t.destination));
     let written = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {load}"))?;
     let columns: Vec<&str> = t.schema.columns.iter().map(|c| c.name.as_str()).collect();
@@ -184,7 +233,7 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
         ..Applied::default()
     };
     match &t.publish {
-        Publish::Direct => return Err(Error::new(code::UNSUPPORTED, "DuckDB takes loads only")),
+        Publish::Direct => {}
         Publish::Create | Publish::Swap => {
             if t.publish == Publish::Swap {
                 let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
@@ -257,6 +306,17 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
     Ok(applied)
 }
 
+fn remember(c: &mut ManagedConnection, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+    for (fact, value) in facts {
+        execute(
+            c,
+            "INSERT OR REPLACE INTO main._synctool_memory VALUES (?, ?, ?)",
+            &[pipeline, fact, value],
+        )?;
+    }
+    Ok(())
+}
+
 fn guard(guard: &DeleteGuard, before: u64, deleted: u64, after: u64) -> Result<()> {
     if guard.allows(before, deleted, after) {
         return Ok(());
@@ -280,7 +340,7 @@ impl Destination for DuckDbDestination {
             transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
             merges: true,
-            applies_changes: false,
+            applies_changes: true,
             single_partition: false,
         }
     }
@@ -338,10 +398,10 @@ impl Destination for DuckDbDestination {
         let mut statements = Vec::new();
         for (i, t) in plan.tables.iter().enumerate() {
             let load = load_table(plan, i);
-            if let Some(schema) = &t.destination.schema {
-                statements.push(format!("CREATE SCHEMA IF NOT EXISTS {}", quote(schema)));
+            statements.extend(self.table_statements(t).await?(&load));
+            if t.publish == Publish::Direct {
+                continue;
             }
-            statements.push(create_table(&load, t));
             statements.push(format!(
                 "-- {:?} of {} from {}, in one transaction",
                 t.publish, t.destination, load
@@ -360,11 +420,9 @@ impl Destination for DuckDbDestination {
     }
 
     async fn prepare(&self, mut plan: Plan) -> Result<Plan> {
-        if plan.tables.len() != 1 || plan.tables[0].publish == Publish::Direct {
-            return Err(Error::new(
-                code::UNSUPPORTED,
-                "DuckDB takes loads of one table; changes of a log are not applied yet",
-            ));
+        let mut statements = Vec::new();
+        for t in &plan.tables {
+            statements.push(self.table_statements(t).await?);
         }
         failpoint("prepare.before")?;
         let plan = self
@@ -373,11 +431,10 @@ impl Destination for DuckDbDestination {
                 if let Some((old, _)) = stored_plan(c, &plan.pipeline)? {
                     drop_loads(c, &old.plan)?;
                 }
-                for (i, t) in plan.tables.iter().enumerate() {
-                    if let Some(schema) = &t.destination.schema {
-                        execute(c, &format!("CREATE SCHEMA IF NOT EXISTS {}", quote(schema)), &[])?;
+                for (i, make) in statements.into_iter().enumerate() {
+                    for sql in make(&load_table(&plan, i)) {
+                        execute(c, &sql, &[])?;
                     }
-                    execute(c, &create_table(&load_table(&plan, i), t), &[])?;
                 }
                 let json = serde_json::to_string(&plan).map_err(|e| Error::bug(e.to_string()))?;
                 execute(
@@ -428,7 +485,12 @@ impl Destination for DuckDbDestination {
 
     async fn seal(&self, plan: &Plan) -> Result<()> {
         let mut statements = Vec::new();
-        for (i, t) in plan.tables.iter().enumerate() {
+        for (i, t) in plan
+            .tables
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.publish != Publish::Direct)
+        {
             let load = load_table(plan, i);
             let sealed = self.describe(&load).await?.is_none_or(|s| !s.key.is_empty());
             if !sealed && !t.schema.key.is_empty() {
@@ -446,7 +508,33 @@ impl Destination for DuckDbDestination {
     }
 
     fn read_back(&self, plan: &Plan, index: usize) -> Option<(Arc<dyn Source>, TableId)> {
-        Some((Arc::new(DuckDbSource(self.duckdb.clone())), load_table(plan, index)))
+        let planned = plan.tables.get(index)?;
+        let table = match planned.publish {
+            Publish::Direct => planned.destination.clone(),
+            _ => load_table(plan, index),
+        };
+        Some((Arc::new(DuckDbSource(self.duckdb.clone())), table))
+    }
+
+    fn as_source(&self) -> Option<Arc<dyn Source>> {
+        Some(Arc::new(DuckDbSource(self.duckdb.clone())))
+    }
+
+    async fn remembered(&self, pipeline: &str) -> Result<BTreeMap<String, String>> {
+        let sql = "SELECT fact, value FROM main._synctool_memory WHERE pipeline = ?";
+        let found = self.control().await?.rows(sql, &[pipeline]).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|row| {
+                let mut row = row.into_iter().flatten();
+                row.next().zip(row.next())
+            })
+            .collect())
+    }
+
+    async fn remember(&self, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+        let (pipeline, facts) = (pipeline.to_string(), facts.clone());
+        self.transaction(move |c| remember(c, &pipeline, &facts)).await
     }
 
     async fn publish(&self, plan: &Plan) -> Result<Published> {
@@ -476,6 +564,7 @@ impl Destination for DuckDbDestination {
                 let json = serde_json::to_string(&published.applied).map_err(|e| Error::bug(e.to_string()))?;
                 execute(c, "UPDATE main._synctool_plan SET finished = true, published = ? WHERE pipeline = ?", &[&json, &plan.pipeline])?;
                 execute(c, "DELETE FROM main._synctool_checkpoint WHERE pipeline = ?", &[&plan.pipeline])?;
+                remember(c, &plan.pipeline, &plan.remember)?;
                 drop_loads(c, &plan)?;
                 Ok(published)
             })
@@ -492,6 +581,7 @@ impl Destination for DuckDbDestination {
                 drop_loads(c, &old.plan)?;
             }
             execute(c, "DELETE FROM main._synctool_plan WHERE pipeline = ?", &[&pipeline])?;
+            execute(c, "DELETE FROM main._synctool_memory WHERE pipeline = ?", &[&pipeline])?;
             execute(
                 c,
                 "DELETE FROM main._synctool_checkpoint WHERE pipeline = ?",

@@ -1,9 +1,12 @@
 //! DuckDB, through ADBC: `libduckdb.so` is loaded at run time, Arrow goes in and comes out.
 //!
 //! One process may have a database file open, and one writer works at a time. Loads are exactly once (data and
-//! checkpoint in one transaction); changes of a log are not applied yet.
+//! checkpoint in one transaction), and so are changes applied to tables directly.
 
 mod destination;
+mod direct;
+mod hashes;
+mod query;
 mod session;
 mod sink;
 mod source;

@@ -20,6 +20,8 @@ pub(super) struct Database {
     // Taking connections from it is the only shared use.
     managed: Mutex<ManagedDatabase>,
     pub(super) config: DuckDbConfig,
+    /// Every sink holds a copy, so that it can be told whether one is at work.
+    pub(super) sinks: Arc<()>,
 }
 
 impl std::fmt::Debug for Database {
@@ -64,6 +66,7 @@ impl Database {
             Ok(Database {
                 managed: Mutex::new(managed),
                 config,
+                sinks: Arc::new(()),
             })
         });
         opened.await.map_err(|e| Error::bug(format!("opening DuckDB: {e}")))?
@@ -200,7 +203,8 @@ pub(super) fn execute(connection: &mut ManagedConnection, sql: &str, parameters:
     Ok(changed.and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
 }
 
-fn query(
+/// Starts a query.
+pub(super) fn query(
     connection: &mut ManagedConnection,
     sql: &str,
     parameters: &[&str],
@@ -291,6 +295,9 @@ fn map_error(error: adbc_core::error::Error, what: &str) -> Error {
             "Permission" => (code::PERMISSION, format!("{what}: the file may not be written")),
             "Out of Memory" => (code::SERVER_BUSY, format!("{what}: DuckDB is out of memory")),
             "IO" => (code::FILE, format!("{what}: {}", first_line(&text))),
+            "Binder" if lower.contains("not found in from clause") => {
+                (code::COLUMN_MISSING, format!("{what}: {}", first_line(&text)))
+            }
             _ => (code::SERVER_ERROR, format!("{what}: {}", first_line(&text))),
         }
     };

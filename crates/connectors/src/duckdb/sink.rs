@@ -1,45 +1,58 @@
-//! Writes partitions of a load: rows go into a temporary table, and from there into the load table together with the
-//! checkpoint.
+//! Writes partitions: rows of a load go into a temporary table, and from there into the load table together with the
+//! checkpoint; changes go through the [`Applier`] into the table itself.
 
 use super::DuckDb;
 use super::destination::{check_generation, load_table};
+use super::direct::Applier;
 use super::session::{Session, execute, ingest, rows};
 use super::sql::{quote, table as table_name};
 use super::types::{store_as, to_duckdb};
 use arrow_array::RecordBatch;
 use arrow_schema::{Field, Schema};
 use async_trait::async_trait;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use synctool_core::change::{Event, Op, Ops};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::Plan;
+use synctool_core::plan::{Plan, Publish};
 use synctool_core::progress::{Advance, Checkpoint, PartitionId, PartitionState};
-use synctool_core::sink::Sink;
+use synctool_core::sink::{Sink, shares};
 
-const STAGE: &str = "_synctool_stage";
+/// The temporary table that rows for a load table wait in.
+fn stage(index: usize) -> String {
+    format!("_synctool_stage_{index}")
+}
 
 pub(super) struct DuckDbSink {
     plan: Arc<Plan>,
     session: Session,
+    _at_work: Arc<()>,
     epochs: HashMap<PartitionId, i64>,
     checkpoint: Checkpoint,
     /// Whether a transaction is open.
     open: bool,
-    staged: u64,
+    /// Rows that wait for the commit, per table.
+    staged: BTreeMap<usize, u64>,
+    /// In a plan that changes tables directly. It is on the connection's thread while that works; after an error it is
+    /// gone, as the sink is useless then.
+    direct: Option<Applier>,
 }
 
 impl DuckDbSink {
     pub(super) async fn open(duckdb: &DuckDb, plan: &Plan) -> Result<DuckDbSink> {
+        let plan = Arc::new(plan.clone());
+        let direct = plan.tables.iter().any(|t| t.publish == Publish::Direct);
         Ok(DuckDbSink {
-            plan: Arc::new(plan.clone()),
+            direct: direct.then(|| Applier::new(plan.clone())),
+            plan,
             session: duckdb.database.session().await?,
+            _at_work: duckdb.database.sinks.clone(),
             epochs: HashMap::new(),
             checkpoint: Checkpoint::new(),
             open: false,
-            staged: 0,
+            staged: BTreeMap::new(),
         })
     }
 }
@@ -103,19 +116,39 @@ impl Sink for DuckDbSink {
 
     async fn write(&mut self, event: Event) -> Result<()> {
         failpoint("sink.write")?;
+        let direct = self.plan.tables.iter().any(|t| t.publish == Publish::Direct);
+        if direct {
+            let gone = || Error::bug("a DuckDB sink was used after it had failed");
+            let mut applier = self.direct.take().ok_or_else(gone)?;
+            let begin = !std::mem::replace(&mut self.open, true);
+            let applier = self
+                .session
+                .run(move |c| {
+                    if begin {
+                        execute(c, "BEGIN TRANSACTION", &[])?;
+                    }
+                    applier.write(c, event)?;
+                    Ok(applier)
+                })
+                .await?;
+            self.direct = Some(applier);
+            return Ok(());
+        }
+        let loads = |op: Op| matches!(op, Op::Insert | Op::Upsert);
         let batch = match event {
-            Event::Rows(batch) if matches!(batch.ops, Ops::All(Op::Insert)) => batch,
+            Event::Rows(batch) if matches!(batch.ops, Ops::All(op) if loads(op)) && batch.present.is_none() => batch,
             Event::Begin(_) | Event::Message { .. } | Event::Compared(_) | Event::Boundary { .. } => return Ok(()),
             _ => {
-                return Err(Error::new(
-                    code::UNSUPPORTED,
-                    "DuckDB takes loads only; changes of a log are not applied yet",
+                return Err(Error::bug(
+                    "a change came for a table that is loaded and then published",
                 ));
             }
         };
         if batch.is_empty() {
             return Ok(());
         }
+        let index = self.plan.tables.iter().position(|t| t.destination == *batch.table);
+        let index = index.ok_or_else(|| Error::bug("rows came for a table that is not in the plan"))?;
         // Names inside the stage are ours: whatever the user's columns are called, they cannot collide.
         let arrays = batch.rows.columns().iter().map(to_duckdb).collect::<Result<Vec<_>>>()?;
         let fields: Vec<Field> = arrays
@@ -125,22 +158,23 @@ impl Sink for DuckDbSink {
             .collect();
         let rows =
             RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| Error::bug(e.to_string()))?;
-        let (begin, first) = (!self.open, self.staged == 0);
-        self.staged += batch.len() as u64;
+        let (begin, first) = (!self.open, !self.staged.contains_key(&index));
+        *self.staged.entry(index).or_default() += batch.len() as u64;
         self.open = true;
         self.session
             .run(move |c| {
                 if begin {
                     execute(c, "BEGIN TRANSACTION", &[])?;
                 }
-                ingest(c, STAGE, first, rows)
+                ingest(c, &stage(index), first, rows)
             })
             .await
     }
 
     async fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
         failpoint("sink.commit.before")?;
-        let (plan, staged, begin) = (self.plan.clone(), self.staged, !self.open);
+        let (plan, staged, begin) = (self.plan.clone(), std::mem::take(&mut self.staged), !self.open);
+        let mut direct = self.direct.take();
         let mut steps = Vec::new();
         for a in advances {
             let epoch = self
@@ -150,35 +184,42 @@ impl Sink for DuckDbSink {
                 .ok_or_else(|| Error::bug("a partition not recovered"))?;
             steps.push((a.clone(), epoch));
         }
-        let applied = Applied::inserts(staged);
-        let stored = self
+        let advances = advances.to_vec();
+        let (applied, stored, direct) = self
             .session
             .run(move |c| {
                 if begin {
                     execute(c, "BEGIN TRANSACTION", &[])?;
                 }
-                if staged > 0 {
-                    let t = &plan.tables[0];
-                    let values: Vec<String> = t
-                        .schema
-                        .columns
+                let mut done: BTreeMap<usize, Applied> = BTreeMap::new();
+                if let Some(direct) = &mut direct {
+                    direct.flush(c)?;
+                    done = std::mem::take(&mut direct.done);
+                }
+                for (index, rows) in staged {
+                    let columns = &plan.tables[index].schema.columns;
+                    let values: Vec<String> = columns
                         .iter()
                         .enumerate()
                         .map(|(i, column)| format!("CAST(c{i} AS {})", store_as(column).type_name))
                         .collect();
-                    let names: Vec<String> = t.schema.columns.iter().map(|c| quote(&c.name)).collect();
-                    let load = table_name(&load_table(&plan, 0));
+                    let names: Vec<String> = columns.iter().map(|c| quote(&c.name)).collect();
+                    let (load, stage) = (table_name(&load_table(&plan, index)), stage(index));
                     let sql = format!(
-                        "INSERT INTO {load} ({}) SELECT {} FROM temp.{STAGE}",
+                        "INSERT INTO {load} ({}) SELECT {} FROM temp.{stage}",
                         names.join(", "),
                         values.join(", ")
                     );
                     execute(c, &sql, &[])?;
-                    execute(c, &format!("DROP TABLE temp.{STAGE}"), &[])?;
+                    execute(c, &format!("DROP TABLE temp.{stage}"), &[])?;
+                    done.insert(index, Applied::inserts(rows));
                 }
+                let shares = shares(&plan, &advances, &done)?;
+                let mut applied = Applied::default();
+                done.values().for_each(|a| applied += *a);
                 check_generation(c, &plan)?;
                 let mut stored = Vec::new();
-                for (a, epoch) in steps {
+                for ((a, epoch), share) in steps.into_iter().zip(shares) {
                     let generation = plan.generation.to_string();
                     let key = [plan.pipeline.as_str(), &generation, a.partition.as_str()];
                     let found = rows(
@@ -196,7 +237,7 @@ impl Sink for DuckDbSink {
                         return Err(fenced());
                     }
                     let mut sum = before.applied;
-                    sum += applied;
+                    sum += share;
                     let state = PartitionState {
                         position: Some(a.to),
                         done: a.done,
@@ -213,12 +254,13 @@ impl Sink for DuckDbSink {
                     stored.push((a.partition, state));
                 }
                 execute(c, "COMMIT", &[])?;
-                Ok(stored)
+                Ok((applied, stored, direct))
             })
             .await?;
+        self.direct = direct;
+        self.open = false;
         failpoint("sink.commit.after")?;
         self.checkpoint.extend(stored);
-        (self.open, self.staged) = (false, 0);
         Ok(applied)
     }
 

@@ -1,18 +1,25 @@
 //! DuckDB as a source.
 
 use super::DuckDb;
+use super::query::{self, Query, readable, texts};
 use super::session::Stream;
 use super::sql::{quote, table as table_name};
-use super::types::{column_type, from_duckdb, reads_as_arrow};
+use super::types::{column_type, from_duckdb};
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::time::Duration;
+use synctool_core::blocks::BlockHashes;
 use synctool_core::change::{ChangeBatch, Event, KeyRange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
+use synctool_core::query::{JoinKind, Term};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
-use synctool_core::source::{Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use synctool_core::source::{
+    Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
+};
+use synctool_core::text;
 
 pub(super) struct DuckDbSource(pub(super) DuckDb);
 
@@ -107,6 +114,92 @@ impl Source for DuckDbSource {
         }
     }
 
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        query::describe_query(&self.0, read).await
+    }
+
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        let session = self.0.database.session().await?;
+        let query = Query::new(&session, read).await?;
+        let mut columns = query.columns(std::slice::from_ref(term)).await?;
+        columns.push(columns[0].clone());
+        let rows = query.rows(slice).await?;
+        let t = query.term(term);
+        let end = |f: &str| readable(format!("{f}({t})"), &columns[0]);
+        let sql = format!(
+            "SELECT {}, {}{}{}",
+            end("min"),
+            end("max"),
+            query.all_tables(),
+            rows.sql()
+        );
+        let found = texts(session.stream(sql, rows.parameters).await?, &columns).await?;
+        let mut ends = found.into_iter().flatten().flatten();
+        Ok(ends.next().zip(ends.next()).map(|(min, max)| Extent { min, max }))
+    }
+
+    async fn distinct(
+        &self,
+        read: &ReadSpec,
+        terms: &[Term],
+        slice: &Slice,
+        limit: usize,
+    ) -> Result<Vec<Vec<Option<String>>>> {
+        let session = self.0.database.session().await?;
+        let query = Query::new(&session, read).await?;
+        let columns = query.columns(terms).await?;
+        let rows = query.rows(slice).await?;
+        let selected: Vec<String> = terms
+            .iter()
+            .zip(&columns)
+            .map(|(t, c)| readable(query.term(t), c))
+            .collect();
+        let sql = format!(
+            "SELECT DISTINCT {}{}{} LIMIT {limit}",
+            selected.join(", "),
+            query.all_tables(),
+            rows.sql()
+        );
+        texts(session.stream(sql, rows.parameters).await?, &columns).await
+    }
+
+    /// One process may have a DuckDB file open for writing, and this one has it: the only transactions that can be open
+    /// are those of our own sinks. Where there is none, everything that will be stamped is stamped after the clock was
+    /// taken (`now()` is when its transaction began).
+    async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
+        let utc = zone.is_none_or(|z| matches!(z, "UTC" | "Etc/UTC" | "Z"));
+        let instant = column.ty == ColumnType::TimestampTz;
+        if !(instant || column.ty == ColumnType::Timestamp && utc) {
+            return Err(Error::new(
+                code::UNSUPPORTED,
+                format!(
+                    "column {} of {table} is no instant and no timestamp in UTC",
+                    column.name
+                ),
+            )
+            .hint("stamp with now() into a TIMESTAMPTZ column, or set `stamped_by: app` with a lag"));
+        }
+        let now = chrono::Utc::now();
+        if Arc::strong_count(&self.0.database.sinks) > 1 {
+            return Err(Error::new(
+                code::SERVER_BUSY,
+                "this process is writing to the DuckDB file, so what will be stamped is not known yet",
+            ));
+        }
+        let margin = i64::try_from(margin.as_micros()).unwrap_or(i64::MAX);
+        let mut bound = String::new();
+        text::write_timestamp(&mut bound, now.timestamp_micros().saturating_sub(margin), instant);
+        Ok(Settled {
+            bound,
+            now: now.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
+            held_by: None,
+        })
+    }
+
+    fn block_hashes(&self) -> Option<&dyn BlockHashes> {
+        Some(self)
+    }
+
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
         let session = self.0.database.session().await?;
         let name = table_name(&read.table);
@@ -125,7 +218,13 @@ impl Source for DuckDbSource {
             .columns
             .iter()
             .any(|c| c.source == *key && matches!(c.column.ty, ColumnType::Int32 | ColumnType::Int64));
-        if request.single || !integer || rows < ROWS_WORTH_CUTTING {
+        // Rows that only a joined table has are in no range of this table's keys; groups may have rows in several.
+        let outer = read
+            .joins
+            .iter()
+            .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
+        let whole = outer || !read.group_by.is_empty();
+        if request.single || whole || !integer || rows < ROWS_WORTH_CUTTING {
             return Ok(all);
         }
         let n = request.min_slices.max(1);
@@ -172,37 +271,11 @@ impl Source for DuckDbSource {
         _: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
-        read.plain_only(self.engine())?;
-        let mut conditions = Vec::new();
-        let mut parameters = Vec::new();
-        match &partition.work {
-            Work::Read(Slice::All) => {}
-            Work::Read(Slice::Key(range)) => {
-                let [key] = range.columns.as_slice() else {
-                    return Err(Error::bug("a range of several columns"));
-                };
-                for (bound, op) in [(&range.lower, ">="), (&range.upper, "<")] {
-                    if let Some([value]) = bound.as_deref() {
-                        conditions.push(format!("{} {op} CAST(? AS BIGINT)", quote(key)));
-                        parameters.push(value.clone());
-                    }
-                }
-            }
-            _ => return Err(Error::bug("not a slice of a DuckDB table")),
-        }
-        let columns: Vec<String> = read
-            .columns
-            .iter()
-            .map(|c| match reads_as_arrow(&c.column) {
-                true => quote(&c.source),
-                false => format!("CAST({} AS VARCHAR)", quote(&c.source)),
-            })
-            .collect();
-        let mut sql = format!("SELECT {} FROM {}", columns.join(", "), table_name(&read.table));
-        if !conditions.is_empty() {
-            sql = format!("{sql} WHERE {}", conditions.join(" AND "));
-        }
+        let Work::Read(slice) = &partition.work else {
+            return Err(Error::new(code::UNSUPPORTED, "DuckDB has no log to follow"));
+        };
         let session = self.0.database.session().await?;
+        let (sql, parameters) = Query::new(&session, read).await?.select(slice).await?;
         let stream = session.stream(sql, parameters).await?;
         Ok(Box::new(DuckDbReader {
             read: read.clone(),

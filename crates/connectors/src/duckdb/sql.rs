@@ -39,6 +39,8 @@ pub(super) const CONTROL: &[&str] = &[
      \"partition\" VARCHAR NOT NULL, epoch BIGINT NOT NULL, state VARCHAR NOT NULL)",
     "CREATE TABLE IF NOT EXISTS main._synctool_history (pipeline VARCHAR NOT NULL, generation BIGINT NOT NULL, \
      run_id VARCHAR NOT NULL, table_name VARCHAR NOT NULL, published VARCHAR NOT NULL, finished_at TIMESTAMP NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS main._synctool_memory (pipeline VARCHAR NOT NULL, fact VARCHAR NOT NULL, \
+     value VARCHAR NOT NULL, PRIMARY KEY (pipeline, fact))",
 ];
 
 #[cfg(test)]

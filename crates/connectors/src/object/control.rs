@@ -8,12 +8,14 @@
 //!   append.
 //! - `load-<n>/part/` holds what was written; only files that the log names count. `load-<n>/sealed.json` says what
 //!   will be published.
-//! - `done-<n>.json` says what publishing did.
+//! - `done-<n>.json` says what publishing did, and what is remembered from then on.
+//! - `memory-<i>.json` holds everything remembered; number i is created by exactly one writer, from number i-1 and the
+//!   plans finished since.
 
 use super::store::{self, Put};
 use super::table::{CONTROL, DataFile, Shape};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::{Accounts, Applied};
@@ -44,6 +46,16 @@ pub(super) struct Done {
     pub(super) run_id: String,
     pub(super) applied: Applied,
     pub(super) finished_at: String,
+    /// What the plan wanted remembered.
+    #[serde(default)]
+    remember: BTreeMap<String, String>,
+}
+
+/// What stands in `memory-<i>.json`: everything that is remembered, with the facts of finished plans up to a generation.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Memory {
+    facts: BTreeMap<String, String>,
+    through: i64,
 }
 
 /// What stands in `sealed.json`: per table of the plan, the files to publish.
@@ -188,6 +200,7 @@ impl Control {
             run_id: plan.run_id.clone(),
             applied,
             finished_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+            remember: plan.remember.clone(),
         };
         if store::put_if_absent(&self.file("done-", plan.generation.0), &store::json(&done))? == Put::NoFolder {
             return Err(gone(plan));
@@ -197,6 +210,8 @@ impl Control {
 
     /// Removes what a finished plan no longer needs.
     pub(super) fn fold(&self, generation: i64) -> Result<()> {
+        // Before its record may go, what it remembers is taken over.
+        self.note(|_| {})?;
         store::discard_dir(&self.load_dir(generation))?;
         let mut done = self.numbers("done-")?;
         done.sort_unstable();
@@ -204,6 +219,63 @@ impl Control {
             store::remove(&self.file("done-", *old))?;
         }
         Ok(())
+    }
+
+    /// The newest memory with its number, and whether plans were finished since it was written.
+    fn memory(&self) -> Result<(i64, Memory, bool)> {
+        let number = self.numbers("memory-")?.into_iter().max().unwrap_or(0);
+        let mut memory: Memory = store::read_json(&self.file("memory-", number))?.unwrap_or_default();
+        let mut since = self.numbers("done-")?;
+        since.retain(|n| *n > memory.through);
+        since.sort_unstable();
+        for generation in &since {
+            if let Some(done) = self.done(*generation)? {
+                memory.facts.extend(done.remember);
+                memory.through = *generation;
+            }
+        }
+        Ok((number, memory, !since.is_empty()))
+    }
+
+    /// What is remembered.
+    pub(super) fn remembered(&self) -> Result<BTreeMap<String, String>> {
+        Ok(self.memory()?.1.facts)
+    }
+
+    /// Adds to what is remembered.
+    pub(super) fn remember(&self, facts: &BTreeMap<String, String>) -> Result<()> {
+        store::create_dir(&self.dir)?;
+        self.note(|memory| memory.facts.extend(facts.clone()))
+    }
+
+    /// Forgets what is remembered.
+    pub(super) fn forget_facts(&self) -> Result<()> {
+        match store::exists(&self.dir) {
+            true => self.note(|memory| memory.facts.clear()),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes the next memory, unless nothing is new.
+    fn note(&self, change: impl Fn(&mut Memory)) -> Result<()> {
+        loop {
+            let (number, old, since) = self.memory()?;
+            let mut new = old.clone();
+            change(&mut new);
+            if new.facts == old.facts && !since {
+                return Ok(());
+            }
+            match store::put_if_absent(&self.file("memory-", number + 1), &store::json(&new))? {
+                Put::Done => {
+                    for older in self.numbers("memory-")?.into_iter().filter(|n| *n <= number) {
+                        store::remove(&self.file("memory-", older))?;
+                    }
+                    return Ok(());
+                }
+                Put::Taken => {}
+                Put::NoFolder => return Err(Error::bug("the control folder is gone")),
+            }
+        }
     }
 
     /// Whether this load lost its folder, to a newer generation or because it was published.

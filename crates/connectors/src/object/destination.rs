@@ -6,6 +6,7 @@ use super::source::{self, Files};
 use super::table::{CONTROL, Located, Place, Shape};
 use super::{Format, blocking, publish, store, types};
 use async_trait::async_trait;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
@@ -85,7 +86,22 @@ impl Folder {
         if located.format != self.place.config.format && matches!(located.format, Format::Csv(_)) {
             return refuse("the CSV files that are there were written with other settings".into());
         }
-        for there in &source::describe(&located)?.columns {
+        let schema = source::describe(&located)?;
+        let new: Vec<&str> = new_columns(&schema, table).map(|c| c.name.as_str()).collect();
+        if !new.is_empty() && !table.evolve {
+            return refuse(format!("the files that are there have no column {}", new.join(", ")));
+        }
+        let by_place = matches!(&located.format, Format::Csv(o) if !o.header);
+        if by_place
+            && !schema
+                .columns
+                .iter()
+                .map(|c| &c.name)
+                .eq(table.schema.columns.iter().map(|c| &c.name))
+        {
+            return refuse("without a header line, all files need the same columns in the same order".into());
+        }
+        for there in &schema.columns {
             match table.schema.column(&there.name) {
                 None => {
                     return refuse(format!(
@@ -104,6 +120,11 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// The columns of a plan that the table does not have yet.
+pub(super) fn new_columns<'a>(there: &'a TableSchema, table: &'a PlannedTable) -> impl Iterator<Item = &'a Column> {
+    table.schema.columns.iter().filter(|c| there.column(&c.name).is_none())
 }
 
 #[async_trait]
@@ -190,6 +211,18 @@ impl Destination for Folder {
                 Some(file) => format!("{} (joined into one file, by one rename)", file.display()),
                 None => format!("{} (by one manifest)", self.place.folder_of(name).display()),
             };
+            if table.publish == Publish::Append
+                && let Some(located) = self.place.locate(&table.destination)?
+            {
+                let schema = source::describe(&located)?;
+                let new: Vec<&str> = new_columns(&schema, table).map(|c| c.name.as_str()).collect();
+                if !new.is_empty() {
+                    steps.push(format!(
+                        "add columns to {name}, NULL in its files so far: {}",
+                        new.join(", ")
+                    ));
+                }
+            }
             steps.push(format!("{verb} {target}"));
         }
         Ok(steps)
@@ -249,6 +282,20 @@ impl Destination for Folder {
         Some((Arc::new(Files::load(self.place.clone(), table.clone(), find)), table))
     }
 
+    fn as_source(&self) -> Option<Arc<dyn Source>> {
+        Some(Arc::new(Files::of(self.place.clone())))
+    }
+
+    async fn remembered(&self, pipeline: &str) -> Result<BTreeMap<String, String>> {
+        let control = self.control(pipeline);
+        blocking(move || control.remembered()).await
+    }
+
+    async fn remember(&self, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+        let (control, facts) = (self.control(pipeline), facts.clone());
+        blocking(move || control.remember(&facts)).await
+    }
+
     async fn publish(&self, plan: &Plan) -> Result<Published> {
         let (place, control, plan) = (self.place.clone(), self.control(&plan.pipeline), plan.clone());
         blocking(move || publish::publish(&place, &control, &plan)).await
@@ -256,9 +303,11 @@ impl Destination for Folder {
 
     async fn forget(&self, pipeline: &str) -> Result<()> {
         let control = self.control(pipeline);
-        blocking(move || match control.generation()? {
-            0 => Ok(()),
-            _ => control.raise(None).map(|_| ()),
+        blocking(move || {
+            if control.generation()? > 0 {
+                control.raise(None)?;
+            }
+            control.forget_facts()
         })
         .await
     }

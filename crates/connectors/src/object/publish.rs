@@ -4,6 +4,7 @@
 //! repeated after a crash: the manifest names the loads it holds, and a renamed file is the same file as its load's.
 
 use super::control::{Control, Part, Sealed, SealedTable, fenced, gone};
+use super::destination::new_columns;
 use super::sink::{create_part, extension, paths, unfinished};
 use super::source;
 use super::store::{self, Put, io_error};
@@ -16,6 +17,7 @@ use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
 use synctool_core::plan::{Plan, PlannedTable, Publish};
 use synctool_core::progress::PartitionId;
+use synctool_core::schema::Column;
 use synctool_core::sink::Published;
 
 /// Smaller files of a load are joined with their neighbours …
@@ -97,6 +99,7 @@ fn join(files: &[DataFile], dir: &Path, name: &str, format: &Format) -> Result<D
         name,
         rows: Some(files.iter().filter_map(|f| f.rows).sum()),
         bytes,
+        lacks: Vec::new(),
     })
 }
 
@@ -110,6 +113,7 @@ fn empty(table: &PlannedTable, dir: &Path, name: &str, format: &Format) -> Resul
         name,
         rows: Some(rows),
         bytes,
+        lacks: Vec::new(),
     })
 }
 
@@ -310,10 +314,17 @@ impl Publishing<'_> {
         if let Some(located) = &existing {
             if self.table.publish == Publish::Append {
                 let mut all = counted(located)?;
-                all.append(&mut files);
-                files = all;
                 loads.splice(0..0, known.into_iter().flat_map(|k| k.loads.clone()));
                 schema = source::describe(located)?;
+                let new: Vec<Column> = new_columns(&schema, self.table).cloned().collect();
+                for file in &mut all {
+                    file.lacks.extend(new.iter().map(|c| c.name.clone()));
+                }
+                schema
+                    .columns
+                    .extend(new.into_iter().map(|c| Column { nullable: true, ..c }));
+                all.append(&mut files);
+                files = all;
             } else {
                 obsolete = located.files.iter().map(|f| f.name.clone()).collect();
             }

@@ -8,7 +8,7 @@ use super::table::DataFile;
 use super::{Format, blocking, store};
 use arrow_array::{Array, RecordBatch};
 use async_trait::async_trait;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use synctool_core::change::{ChangeBatch, Event, Op, Ops};
 use synctool_core::error::{Error, Result, code};
@@ -17,7 +17,7 @@ use synctool_core::ledger::Applied;
 use synctool_core::plan::Plan;
 use synctool_core::progress::{Advance, Checkpoint, Epoch, PartitionId};
 use synctool_core::schema::TableSchema;
-use synctool_core::sink::Sink;
+use synctool_core::sink::{Sink, shares};
 use tokio::task::JoinHandle;
 
 /// Writes one file of rows.
@@ -52,14 +52,15 @@ struct Work {
     files: u64,
     /// Per table: the file being written.
     open: HashMap<usize, (String, Box<dyn PartWriter>)>,
-    rows: u64,
+    /// Rows written since the last commit, per table.
+    rows: BTreeMap<usize, u64>,
 }
 
 impl Work {
     fn recover(&mut self, partitions: &[PartitionId]) -> Result<Checkpoint> {
         self.control.check_generation(&self.plan)?;
         self.open.clear();
-        self.rows = 0;
+        self.rows.clear();
         let epochs = self.log.recover(partitions)?;
         if let Some(first) = partitions.first() {
             let hash = xxhash_rust::xxh3::xxh3_64(first.as_str().as_bytes());
@@ -105,7 +106,7 @@ impl Work {
         }
         let (_, part) = self.open.get_mut(&index).expect("set above");
         part.write(&batch.rows).map_err(at)?;
-        self.rows += batch.len() as u64;
+        *self.rows.entry(index).or_default() += batch.len() as u64;
         Ok(())
     }
 
@@ -119,7 +120,12 @@ impl Work {
 
     fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
         let mut steps = Vec::new();
-        for (i, a) in advances.iter().enumerate() {
+        let done = self
+            .rows
+            .iter()
+            .map(|(t, rows)| (*t, Applied::inserts(*rows)))
+            .collect();
+        for (a, applied) in advances.iter().zip(shares(&self.plan, advances, &done)?) {
             let epoch = *self
                 .epochs
                 .get(&a.partition)
@@ -131,12 +137,7 @@ impl Work {
                 to: a.to.clone(),
                 done: a.done,
                 accounts: a.accounts.clone(),
-                // Rows carry no partition; their sum is right, and one partition is the rule.
-                applied: if i == 0 {
-                    Applied::inserts(self.rows)
-                } else {
-                    Applied::default()
-                },
+                applied,
             });
         }
         let dir = self.control.part_dir(&self.plan);
@@ -150,6 +151,7 @@ impl Work {
                     name,
                     rows: Some(rows),
                     bytes,
+                    lacks: Vec::new(),
                 },
             });
         }
@@ -158,15 +160,16 @@ impl Work {
             store::sync_dir(&dir).map_err(|e| self.maybe_gone(e))?;
         }
         let counted: u64 = parts.iter().filter_map(|p| p.file.rows).sum();
-        if counted != self.rows {
+        let written: u64 = self.rows.values().sum();
+        if counted != written {
             return Err(Error::bug(format!(
-                "{} rows were written, the files hold {counted}",
-                self.rows
+                "{written} rows were written, the files hold {counted}"
             )));
         }
         self.control.check_generation(&self.plan)?;
         self.log.commit(steps, parts)?;
-        Ok(Applied::inserts(std::mem::take(&mut self.rows)))
+        self.rows.clear();
+        Ok(Applied::inserts(written))
     }
 }
 
@@ -194,7 +197,7 @@ impl FileSink {
                 name: String::new(),
                 files: 0,
                 open: HashMap::new(),
-                rows: 0,
+                rows: BTreeMap::new(),
             };
             Ok(FileSink {
                 work: Some(work),

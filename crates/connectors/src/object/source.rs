@@ -5,7 +5,7 @@ use super::parquet::{self, ParquetRows};
 use super::store::{self, io_error};
 use super::table::{DataFile, Located, Place, Shape};
 use super::{Format, blocking, types};
-use arrow_array::RecordBatch;
+use arrow_array::{RecordBatch, RecordBatchOptions};
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use std::collections::VecDeque;
@@ -16,8 +16,10 @@ use synctool_core::change::{ChangeBatch, Event};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::schema::{TableId, TableSchema};
-use synctool_core::source::{Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use synctool_core::query::Term;
+use synctool_core::schema::{Column, TableId, TableSchema};
+use synctool_core::select::{Selection, columns_only, distinct_by_reading, extent_by_reading};
+use synctool_core::source::{Extent, Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
 use tokio::task::JoinHandle;
 
 /// A slice of a Parquet file is not cut smaller than this.
@@ -152,6 +154,41 @@ impl Source for Files {
         blocking(move || describe(&located)).await
     }
 
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        columns_only(read, self.engine())?;
+        let schema = self.describe(&read.table).await?;
+        read.columns
+            .iter()
+            .map(|c| {
+                let name = match c.term() {
+                    Term::Column { name, .. } => name,
+                    Term::Sql(_) => return Err(Error::bug("an expression was not refused")),
+                };
+                let found = schema.column(&name).ok_or_else(|| {
+                    Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", read.table))
+                })?;
+                Ok(Column {
+                    name: c.column.name.clone(),
+                    ..found.clone()
+                })
+            })
+            .collect()
+    }
+
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        extent_by_reading(self, read, term, slice).await
+    }
+
+    async fn distinct(
+        &self,
+        read: &ReadSpec,
+        terms: &[Term],
+        slice: &Slice,
+        limit: usize,
+    ) -> Result<Vec<Vec<Option<String>>>> {
+        distinct_by_reading(self, read, terms, slice, limit).await
+    }
+
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
         let located = self.locate(&read.table).await?;
         let (read, request) = (read.clone(), request.clone());
@@ -165,29 +202,36 @@ impl Source for Files {
         after: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
-        read.plain_only(self.engine())?;
         let located = self.locate(&read.table).await?;
         let Work::Read(slice) = &partition.work else {
             return Err(Error::new(code::UNSUPPORTED, "files have no log to follow"));
         };
         let files: VecDeque<(DataFile, Option<(usize, usize)>)> = match slice {
-            Slice::All => located.files.iter().map(|f| (f.clone(), None)).collect(),
+            // No index says where rows of a key or of a condition are: all files are read and looked through.
+            Slice::All | Slice::Key(_) | Slice::Cut(_) | Slice::Keys(_) => {
+                located.files.iter().map(|f| (f.clone(), None)).collect()
+            }
             Slice::File { path, groups } => {
                 // The plan may be older than the newest manifest, so the file stands for itself.
-                let file = DataFile {
+                let known = located.files.iter().find(|f| f.name == *path).cloned();
+                let file = known.unwrap_or_else(|| DataFile {
                     name: path.clone(),
                     rows: None,
                     bytes: 0,
-                };
+                    lacks: Vec::new(),
+                });
                 VecDeque::from([(file, *groups)])
             }
-            Slice::Key(_) | Slice::Cut(_) | Slice::Keys(_) => {
-                return Err(Error::new(code::UNSUPPORTED, "files are not read by key"));
-            }
         };
+        let whole = read.filters.is_empty() && matches!(slice, Slice::All | Slice::File { .. });
+        let schema = match whole {
+            true => TableSchema::default(),
+            false => self.describe(&read.table).await?,
+        };
+        let selection = Selection::new(read, slice, &schema, self.engine())?;
         let mut scan = Scan {
-            schema: read.schema().arrow_schema(),
-            columns: read.columns.clone(),
+            schema: schema_of(&selection.columns),
+            selection,
             batch_bytes: context.batch_bytes.max(1),
             max_row_bytes: context.max_row_bytes,
             place: partition.id.to_string(),
@@ -355,7 +399,8 @@ pub(super) trait FileRows: Send {
 /// The rows of a partition, file by file. Blocks.
 struct Scan {
     located: Located,
-    columns: Vec<ReadColumn>,
+    /// Which rows, and the columns to read for them.
+    selection: Selection,
     schema: SchemaRef,
     batch_bytes: usize,
     max_row_bytes: usize,
@@ -370,6 +415,17 @@ struct OpenFile {
     /// Size and time of change: a file that changes while it is read is not two halves of one table.
     stamp: String,
     rows: Box<dyn FileRows>,
+    /// Columns that the table got after this file was written.
+    lacks: Vec<String>,
+}
+
+fn schema_of(columns: &[ReadColumn]) -> SchemaRef {
+    let columns = columns.iter().map(|c| c.column.clone()).collect();
+    TableSchema {
+        columns,
+        key: Vec::new(),
+    }
+    .arrow_schema()
 }
 
 impl Scan {
@@ -401,18 +457,29 @@ impl Scan {
 
     fn open_file(&self, file: &DataFile, groups: Option<(usize, usize)>, place: Option<&str>) -> Result<OpenFile> {
         let path = self.located.path(&file.name);
+        let columns: Vec<ReadColumn> = self
+            .selection
+            .columns
+            .iter()
+            .filter(|c| !file.lacks.contains(&c.source))
+            .cloned()
+            .collect();
         let reading = Reading {
             path: path.clone(),
-            columns: self.columns.clone(),
-            schema: self.schema.clone(),
+            schema: schema_of(&columns),
+            columns,
             batch_bytes: self.batch_bytes,
             max_row_bytes: self.max_row_bytes,
         };
         let stamp = stamp(&path)?;
         let rows: Box<dyn FileRows> = match &self.located.format {
             Format::Csv(options) => {
-                let known = self.located.known.as_ref().map(|k| &k.schema);
-                Box::new(CsvRows::open(reading, options, known, place)?)
+                let known = self.located.known.as_ref().map(|k| {
+                    let mut schema = k.schema.clone();
+                    schema.columns.retain(|c| !file.lacks.contains(&c.name));
+                    schema
+                });
+                Box::new(CsvRows::open(reading, options, known.as_ref(), place)?)
             }
             Format::Parquet(_) => Box::new(ParquetRows::open(reading, groups, place)?),
         };
@@ -420,7 +487,29 @@ impl Scan {
             name: file.name.clone(),
             stamp,
             rows,
+            lacks: file.lacks.clone(),
         })
+    }
+
+    /// The rows of a file that may lack columns, with all columns.
+    fn whole(&self, rows: RecordBatch, lacks: &[String]) -> Result<RecordBatch> {
+        if lacks.is_empty() {
+            return Ok(rows);
+        }
+        let mut there = rows.columns().iter();
+        let arrays = self
+            .selection
+            .columns
+            .iter()
+            .map(|c| match lacks.contains(&c.source) {
+                true => Some(arrow_array::new_null_array(&c.column.arrow_type(), rows.num_rows())),
+                false => there.next().cloned(),
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| Error::bug("a file gave fewer columns than were asked for"))?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
+            .map_err(|e| Error::bug(format!("rows of an older file: {e}")))
     }
 
     fn estimate(&self) -> usize {
@@ -444,6 +533,15 @@ impl Scan {
             match open.rows.next().map_err(|e| e.at("file", open.name.clone()))? {
                 Some(rows) => {
                     let position = Position(format!("{}#{}@{}", open.name, open.rows.place(), open.stamp));
+                    let lacks = std::mem::take(&mut open.lacks);
+                    let rows = self.whole(rows, &lacks);
+                    if let Some(open) = &mut self.open {
+                        open.lacks = lacks;
+                    }
+                    let rows = self.selection.apply(&rows?)?;
+                    if rows.num_rows() == 0 && !self.selection.takes_all() {
+                        continue;
+                    }
                     self.check_rows(&rows)?;
                     return Ok(Some((rows, position)));
                 }

@@ -43,6 +43,9 @@ pub(super) struct DataFile {
     pub(super) rows: Option<u64>,
     /// Its size.
     pub(super) bytes: u64,
+    /// Columns that the table got after this file was written: NULL in all of its rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) lacks: Vec<String>,
 }
 
 /// A load that a table holds.
@@ -264,6 +267,7 @@ impl Place {
                 name: name.to_string(),
                 rows: known.as_ref().map(|k| k.rows),
                 bytes,
+                lacks: Vec::new(),
             }],
             format: self.format_of(known.as_ref()),
             known,
@@ -321,6 +325,7 @@ impl Place {
                     name: name.clone(),
                     rows: None,
                     bytes: meta.len(),
+                    lacks: Vec::new(),
                 });
             }
         }

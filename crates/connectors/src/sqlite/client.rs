@@ -180,6 +180,7 @@ pub(super) fn open(config: &SqliteConfig, access: Access) -> Result<Connection> 
         conn.busy_timeout(config.busy_timeout)?;
         conn.set_prepared_statement_cache_capacity(64);
         conn.pragma_update(None, "foreign_keys", false)?;
+        super::compare::register(&conn)?;
         if access == Access::Write {
             conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
             // A rename must not rewrite the views, triggers and foreign keys that mean the table by name.

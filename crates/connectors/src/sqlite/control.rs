@@ -3,6 +3,7 @@
 use super::catalog;
 use super::client::failed;
 use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
 use synctool_core::plan::Plan;
@@ -26,7 +27,12 @@ pub(super) const DDL: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS \"_synctool_history\" (pipeline TEXT NOT NULL, generation INTEGER NOT NULL, \
      run_id TEXT NOT NULL, table_name TEXT NOT NULL, publish TEXT NOT NULL, partitions INTEGER NOT NULL, applied TEXT NOT NULL, \
      created_at TEXT NOT NULL, finished_at TEXT NOT NULL)",
+    MEMORY,
 ];
+
+/// What is remembered for pipelines between their runs.
+const MEMORY: &str = "CREATE TABLE IF NOT EXISTS \"_synctool_memory\" (pipeline TEXT NOT NULL, fact TEXT NOT NULL, \
+    value TEXT NOT NULL, PRIMARY KEY (pipeline, fact))";
 
 /// Now, as the control tables store it.
 pub(super) fn now() -> String {
@@ -232,7 +238,34 @@ pub(super) fn finish(
         )?;
         Ok(())
     };
-    run().map_err(failed(doing))
+    run().map_err(failed(doing))?;
+    remember(conn, &plan.pipeline, &plan.remember)
+}
+
+/// What is remembered for a pipeline.
+pub(super) fn remembered(conn: &Connection, pipeline: &str) -> Result<BTreeMap<String, String>> {
+    if catalog::find(conn, "_synctool_memory")?.is_none() {
+        return Ok(BTreeMap::new());
+    }
+    conn.prepare("SELECT fact, value FROM \"_synctool_memory\" WHERE pipeline = ?1")
+        .and_then(|mut s| s.query_map([pipeline], |r| Ok((r.get(0)?, r.get(1)?)))?.collect())
+        .map_err(failed(|| "reading what is remembered".into()))
+}
+
+/// Adds to what is remembered; inside the caller's write transaction.
+pub(super) fn remember(conn: &Connection, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+    if facts.is_empty() {
+        return Ok(());
+    }
+    let run = || -> rusqlite::Result<()> {
+        conn.execute_batch(MEMORY)?;
+        let mut put = conn.prepare("INSERT OR REPLACE INTO \"_synctool_memory\" VALUES (?1, ?2, ?3)")?;
+        for (fact, value) in facts {
+            put.execute([pipeline, fact, value])?;
+        }
+        Ok(())
+    };
+    run().map_err(failed(|| "remembering".into()))
 }
 
 /// Whether the history says that a run of ours created or swapped in this table.
@@ -368,9 +401,11 @@ pub(super) fn release(conn: &Connection, plan: &Plan, partition: &PartitionId, e
     .map_err(failed(|| format!("releasing partition {partition}")))
 }
 
-/// Forgets plans and checkpoints of a pipeline; its generation stays.
+/// Forgets plans, checkpoints and what is remembered of a pipeline; its generation stays.
 pub(super) fn forget(conn: &Connection, pipeline: &str) -> Result<()> {
-    for table in ["_synctool_plan", "_synctool_checkpoint"] {
+    conn.execute_batch(MEMORY)
+        .map_err(failed(|| format!("forgetting pipeline {pipeline}")))?;
+    for table in ["_synctool_plan", "_synctool_checkpoint", "_synctool_memory"] {
         conn.execute(
             &format!("DELETE FROM {} WHERE pipeline = ?1", super::sql::quote(table)),
             [pipeline],

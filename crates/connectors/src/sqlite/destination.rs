@@ -8,6 +8,7 @@ use super::sql::quote;
 use super::{SqliteConfig, control, ddl, publish, types};
 use async_trait::async_trait;
 use rusqlite::Connection;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
@@ -205,6 +206,26 @@ impl Destination for SqliteDestination {
         Some((Arc::new(SqliteSource::new(self.config.clone())), table))
     }
 
+    fn as_source(&self) -> Option<Arc<dyn Source>> {
+        Some(Arc::new(SqliteSource::new(self.config.clone())))
+    }
+
+    async fn remembered(&self, pipeline: &str) -> Result<BTreeMap<String, String>> {
+        let pipeline = pipeline.to_string();
+        self.read(move |conn| control::remembered(conn, &pipeline)).await
+    }
+
+    async fn remember(&self, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+        let (pipeline, facts) = (pipeline.to_string(), facts.clone());
+        self.write(move |conn| {
+            control::transaction(conn, |conn| {
+                control::create(conn)?;
+                control::remember(conn, &pipeline, &facts)
+            })
+        })
+        .await
+    }
+
     async fn publish(&self, plan: &Plan) -> Result<Published> {
         let plan = plan.clone();
         end_writers(&self.config.path, &plan.pipeline, None);
@@ -345,21 +366,21 @@ fn prepare(conn: &Connection, mut plan: Plan) -> Result<Plan> {
     plan.generation = Generation(control::raise_generation(conn, &plan.pipeline)?);
     control::store_plan(conn, &plan)?;
     for (i, planned) in plan.tables.iter().enumerate() {
-        if let Some(sql) = load_statement(Some(conn), &plan, i, planned)? {
+        for sql in load_statements(Some(conn), &plan, i, planned)? {
             conn.execute_batch(&sql)
-                .map_err(failed(|| format!("creating a table for {}", planned.destination)))?;
+                .map_err(failed(|| format!("preparing {}", planned.destination)))?;
         }
     }
     Ok(plan)
 }
 
-/// The statement that makes the table which rows of `planned` go to; none if it is there.
-fn load_statement(
+/// The statements that make the table which rows of `planned` go to, and add the columns that its destination lacks.
+fn load_statements(
     conn: Option<&Connection>,
     plan: &Plan,
     index: usize,
     planned: &PlannedTable,
-) -> Result<Option<String>> {
+) -> Result<Vec<String>> {
     let name = catalog::table_name(&planned.destination)?;
     ddl::check(name, &planned.schema)?;
     let existing = match conn {
@@ -368,8 +389,8 @@ fn load_statement(
     };
     let wrong = |code, text: String, hint: &str| Err(Error::new(code, text).at("table", name).hint(hint));
     match (&planned.publish, existing) {
-        (Publish::Direct, None) => Ok(Some(ddl::create_table(name, &planned.schema))),
-        (Publish::Create, None) => Ok(Some(ddl::create_table(&plan.load_name(index), &planned.schema))),
+        (Publish::Direct, None) => Ok(vec![ddl::create_table(name, &planned.schema)]),
+        (Publish::Create, None) => Ok(vec![ddl::create_table(&plan.load_name(index), &planned.schema)]),
         (Publish::Create, Some(_)) => wrong(
             code::SCHEMA_MISMATCH,
             "the table exists, but was to be created".into(),
@@ -386,23 +407,29 @@ fn load_statement(
             "name a table",
         ),
         (publish, Some(existing)) => {
-            if *publish != Publish::Swap
-                && let Some(missing) = planned
+            let mut statements = Vec::new();
+            if *publish != Publish::Swap {
+                let missing = planned
                     .schema
                     .columns
                     .iter()
-                    .find(|c| existing.column(&c.name).is_none())
-            {
-                return wrong(
-                    code::SCHEMA_MISMATCH,
-                    format!("the destination has no column {}", missing.name),
-                    "add the column, or leave it out of the pipeline",
-                );
+                    .filter(|c| existing.column(&c.name).is_none());
+                for column in missing {
+                    if !planned.evolve || planned.schema.key.contains(&column.name) {
+                        return wrong(
+                            code::SCHEMA_MISMATCH,
+                            format!("the destination has no column {}", column.name),
+                            "add the column, or leave it out of the pipeline",
+                        );
+                    }
+                    statements.push(ddl::add_column(&existing.name, column));
+                }
             }
-            match (publish, conn) {
-                (Publish::Direct, _) | (_, None) => Ok(None),
-                (_, Some(conn)) => ddl::create_load(conn, &plan.load_name(index), planned, Some(&existing)).map(Some),
+            if let (true, Some(conn)) = (*publish != Publish::Direct, conn) {
+                let load = ddl::create_load(conn, &plan.load_name(index), planned, Some(&existing))?;
+                statements.push(load);
             }
+            Ok(statements)
         }
     }
 }
@@ -416,7 +443,7 @@ fn preview(conn: Option<&Connection>, plan: &Plan) -> Result<Vec<String>> {
         all.extend(control::DDL.iter().map(|s| (*s).to_string()));
     }
     for (i, planned) in plan.tables.iter().enumerate() {
-        all.extend(load_statement(conn, plan, i, planned)?);
+        all.extend(load_statements(conn, plan, i, planned)?);
         let (load, name) = (quote(&plan.load_name(i)), quote(&planned.destination.name));
         match &planned.publish {
             Publish::Direct => {}

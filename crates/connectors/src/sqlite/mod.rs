@@ -19,11 +19,15 @@
 
 mod catalog;
 mod client;
+mod compare;
 mod control;
 mod ddl;
 mod destination;
 mod direct;
+mod hashes;
 mod publish;
+mod query;
+mod settled;
 mod sink;
 mod slices;
 mod source;

@@ -7,7 +7,7 @@ use super::{SqliteConfig, Synchronous, control};
 use async_trait::async_trait;
 use rusqlite::Connection;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use synctool_core::ledger::Applied;
 use synctool_core::plan::{Plan, Publish};
 use synctool_core::progress::{Advance, Checkpoint, PartitionId, PartitionState};
 use synctool_core::schema::TableId;
-use synctool_core::sink::Sink;
+use synctool_core::sink::{Sink, shares};
 
 /// How often a commit is pressed onto the disk under `synchronous: normal`.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -96,7 +96,7 @@ impl SqliteSink {
             held: HashMap::new(),
             durable: Checkpoint::new(),
             flushed_at: Instant::now(),
-            pending: Applied::default(),
+            pending: BTreeMap::new(),
             fenced: false,
             useless: false,
         })
@@ -177,8 +177,8 @@ struct Writer {
     held: HashMap<PartitionId, (i64, PartitionState)>,
     durable: Checkpoint,
     flushed_at: Instant,
-    /// What was done since the last commit.
-    pending: Applied,
+    /// What was done to each table since the last commit.
+    pending: BTreeMap<usize, Applied>,
     /// Somebody else does this work now.
     fenced: bool,
     useless: bool,
@@ -251,7 +251,13 @@ impl Writer {
             _ => self.begin()?,
         }
         let (conn, targets) = (&self.conn, &mut self.targets);
-        self.pending += match &event {
+        let table = match &event {
+            Event::Rows(batch) => Some(&*batch.table),
+            Event::Net { table, .. } | Event::ReplaceRange { table, .. } => Some(&**table),
+            _ => None,
+        };
+        let index = table.and_then(|t| self.plan.tables.iter().position(|p| p.destination == *t));
+        let applied = match &event {
             Event::Rows(batch) => {
                 let (publish, target) = targets.get(conn, &batch.table)?;
                 let applied = match publish {
@@ -288,35 +294,35 @@ impl Writer {
             | Event::Boundary { .. }
             | Event::Raw { .. } => Applied::default(),
         };
+        *self.pending.entry(index.unwrap_or(0)).or_default() += applied;
         Ok(())
     }
 
     fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
         self.begin()?;
-        let applied = std::mem::take(&mut self.pending);
-        for (i, step) in advances.iter().enumerate() {
+        let done = std::mem::take(&mut self.pending);
+        let shares = shares(&self.plan, advances, &done)?;
+        for (step, share) in advances.iter().zip(&shares) {
             let (epoch, _) = self
                 .held
                 .get(&step.partition)
                 .ok_or_else(|| Error::bug(format!("partition {} was not recovered", step.partition)))?;
-            // Events do not say their partition: what was done together is accounted to the first.
-            let share = if i == 0 { applied } else { Applied::default() };
-            control::advance(&self.conn, &self.plan, *epoch, step, share)?;
+            control::advance(&self.conn, &self.plan, *epoch, step, *share)?;
         }
         failpoint("sink.commit.before")?;
         self.conn
             .execute_batch("COMMIT")
             .map_err(failed(|| "committing".into()))?;
-        for (i, step) in advances.iter().enumerate() {
+        for (step, share) in advances.iter().zip(&shares) {
             if let Some((_, state)) = self.held.get_mut(&step.partition) {
                 state.position = Some(step.to.clone());
                 state.done = step.done;
                 state.accounts = step.accounts.clone();
-                if i == 0 {
-                    state.applied += applied;
-                }
+                state.applied += *share;
             }
         }
+        let mut applied = Applied::default();
+        done.values().for_each(|a| applied += *a);
         Ok(applied)
     }
 
@@ -343,7 +349,7 @@ impl Writer {
     fn release(&mut self, partitions: &[PartitionId]) -> Result<()> {
         if !self.conn.is_autocommit() {
             // Rows since the last commit belong to nobody now.
-            self.pending = Applied::default();
+            self.pending.clear();
             self.conn
                 .execute_batch("ROLLBACK")
                 .map_err(failed(|| "rolling back".into()))?;

@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result};
 use synctool_core::plan::{ReadSpec, Slice};
+use synctool_core::query::JoinKind;
 use synctool_core::source::{PlannedSlice, SliceRequest};
 
 /// Fewer rows or bytes than this are one slice.
@@ -37,7 +38,17 @@ pub(super) fn cut(conn: &Connection, read: &ReadSpec, request: &SliceRequest) ->
         }]
     };
     let guess = rows_at_most(conn, &table)?;
-    if request.single || !catalog::is_key(conn, &table, &request.key)? || holds_null(conn, &table, &request.key)? {
+    // A row that only a joined table has is in no range of this table's keys, and a group may have rows in several.
+    let outer = read
+        .joins
+        .iter()
+        .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
+    if outer
+        || !read.group_by.is_empty()
+        || request.single
+        || !catalog::is_key(conn, &table, &request.key)?
+        || holds_null(conn, &table, &request.key)?
+    {
         return Ok(whole(guess.unwrap_or(0)));
     }
     if guess.is_some_and(|g| g < LEAST_ROWS) && request.step.is_none() {

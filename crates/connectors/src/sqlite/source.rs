@@ -3,34 +3,40 @@
 //! A reader has one statement open in one snapshot and steps through it, so its order is its index's and nothing is
 //! sorted twice. Its position is the key of the last row in exactly the form SQLite stores it. A table without a key is
 //! read in rowid order; rowids of such a table change when the database is vacuumed, so the position carries the schema
-//! version, which a vacuum raises. A view has no order to resume in and is committed once, at its end.
+//! version, which a vacuum raises. A view has no order to resume in and is committed once, at its end; so are joins,
+//! groups and lists of keys.
 
-use super::catalog::{self, CatalogTable};
+use super::catalog;
 use super::client::{self, Access, failed, with_connection};
+use super::query::{self, Order, Query};
 use super::slices::{self, value_bytes};
-use super::sql::{list, quote, row_compare};
 use super::types::{self, Cell};
-use super::{SqliteConfig, ddl};
+use super::{SqliteConfig, ddl, settled};
 use arrow_array::{RecordBatch, RecordBatchOptions};
 use async_trait::async_trait;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, InterruptHandle, Row};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
+use synctool_core::blocks::BlockHashes;
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
+use synctool_core::query::Term;
 use synctool_core::schema::{Column, TableId, TableSchema};
-use synctool_core::source::{Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use synctool_core::source::{
+    Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
+};
 use synctool_core::text::ColumnBuilder;
 use tokio::sync::{mpsc, oneshot};
 
 /// SQLite as a source.
 #[derive(Debug)]
 pub(super) struct SqliteSource {
-    config: Arc<SqliteConfig>,
+    pub(super) config: Arc<SqliteConfig>,
 }
 
 impl SqliteSource {
@@ -38,7 +44,11 @@ impl SqliteSource {
         SqliteSource { config }
     }
 
-    async fn read<T: Send + 'static>(&self, work: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
+    /// Works in one snapshot.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         with_connection(&self.config, Access::Read, |conn| {
             // One snapshot for everything that is looked at.
             conn.execute_batch("BEGIN DEFERRED")
@@ -83,6 +93,37 @@ impl Source for SqliteSource {
             .await
     }
 
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        let read = read.clone();
+        self.read(move |conn| query::describe(conn, &read)).await
+    }
+
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        let (read, term, slice) = (read.clone(), term.clone(), slice.clone());
+        self.read(move |conn| query::extent(conn, &read, &term, &slice)).await
+    }
+
+    async fn distinct(
+        &self,
+        read: &ReadSpec,
+        terms: &[Term],
+        slice: &Slice,
+        limit: usize,
+    ) -> Result<Vec<Vec<Option<String>>>> {
+        let (read, terms, slice) = (read.clone(), terms.to_vec(), slice.clone());
+        self.read(move |conn| query::distinct(conn, &read, &terms, &slice, limit))
+            .await
+    }
+
+    async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
+        let (table, column, zone) = (table.clone(), column.clone(), zone.map(str::to_string));
+        settled::settled(&self.config, &table, &column, zone.as_deref(), margin).await
+    }
+
+    fn block_hashes(&self) -> Option<&dyn BlockHashes> {
+        Some(self)
+    }
+
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
         let (read, request) = (read.clone(), request.clone());
         self.read(move |conn| slices::cut(conn, &read, &request)).await
@@ -95,7 +136,6 @@ impl Source for SqliteSource {
         after: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
-        read.plain_only(self.engine())?;
         let Work::Read(slice) = &partition.work else {
             return Err(Error::new(code::UNSUPPORTED, "SQLite has no log to follow"));
         };
@@ -204,14 +244,6 @@ struct Request {
     max_row_bytes: u64,
 }
 
-/// By what the rows of a slice are ordered and resumed.
-enum Order {
-    Key(Vec<String>),
-    /// The rowid, good for as long as the schema version stays.
-    Rowid(&'static str, i64),
-    None,
-}
-
 /// One batch's worth of rows is asked for.
 struct Fill {
     bytes: u64,
@@ -235,7 +267,9 @@ fn run(
         let conn = client::open(config, Access::Read)?;
         conn.execute_batch("BEGIN DEFERRED")
             .map_err(failed(|| "beginning to read".into()))?;
-        let query = Query::build(&conn, request)?;
+        let query = Query::build(&conn, &request.read, &request.slice, |order| {
+            request.after.as_ref().map(|after| resume(order, after)).transpose()
+        })?;
         Ok((conn, query))
     };
     let (conn, query) = match setup() {
@@ -277,122 +311,6 @@ fn run(
         let filled = cursor.fill(fill.bytes);
         if fill.reply.send(filled).is_err() {
             return;
-        }
-    }
-}
-
-struct Query {
-    sql: String,
-    parameters: Vec<Cell<'static>>,
-    columns: Vec<Column>,
-    order: Order,
-}
-
-impl Query {
-    fn build(conn: &Connection, request: &Request) -> Result<Self> {
-        let table = catalog::must_find(conn, &request.read.table)?;
-        let mut selected = Vec::new();
-        for c in &request.read.columns {
-            // A name that is not there would be taken for a text in double quotes.
-            let found = table.column(&c.source).ok_or_else(|| {
-                let known: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
-                Error::new(code::COLUMN_MISSING, format!("column {} does not exist", c.source))
-                    .hint(format!("it has: {}", known.join(", ")))
-            })?;
-            selected.push(quote(&found.name));
-        }
-        let order = order(conn, &table, &request.slice)?;
-        let (mut terms, mut parameters) = (Vec::new(), Vec::new());
-        if let Slice::Key(range) = &request.slice {
-            for (op, bound) in [(">=", &range.lower), ("<", &range.upper)] {
-                let Some(values) = bound else { continue };
-                terms.push(row_compare(&range.columns, op, parameters.len() + 1));
-                for (name, value) in range.columns.iter().zip(values) {
-                    let column = table
-                        .column(name)
-                        .ok_or_else(|| Error::new(code::COLUMN_MISSING, format!("column {name} does not exist")))?;
-                    let plain = Column::new(name, types::column_type(&column.declared));
-                    parameters.push(types::bound(&plain, types::store(&column.declared), value)?);
-                }
-            }
-        }
-        if let Some(after) = &request.after {
-            let (names, values) = resume(&order, after)?;
-            let at = parameters.len() + 1;
-            terms.push(match (&order, names.as_slice()) {
-                (Order::Rowid(name, _), _) => format!("{name} > ?{at}"),
-                (_, names) => row_compare(names, ">", at),
-            });
-            parameters.extend(values);
-        }
-        let by = match &order {
-            Order::Key(names) => list("", names),
-            Order::Rowid(name, _) => (*name).to_string(),
-            Order::None => String::new(),
-        };
-        if !by.is_empty() {
-            selected.push(by.clone());
-        }
-        let sql = format!(
-            "SELECT {} FROM {}{}{}",
-            if selected.is_empty() {
-                "1".to_string()
-            } else {
-                selected.join(", ")
-            },
-            quote(&table.name),
-            if terms.is_empty() {
-                String::new()
-            } else {
-                format!(" WHERE {}", terms.join(" AND "))
-            },
-            if by.is_empty() {
-                String::new()
-            } else {
-                format!(" ORDER BY {by}")
-            },
-        );
-        Ok(Query {
-            sql,
-            parameters,
-            columns: request.read.columns.iter().map(|c| c.column.clone()).collect(),
-            order,
-        })
-    }
-}
-
-fn order(conn: &Connection, table: &CatalogTable, slice: &Slice) -> Result<Order> {
-    let whole = |key: &[String]| key.iter().all(|k| table.column(k).is_some_and(|c| table.never_null(c)));
-    match slice {
-        Slice::Key(range) => {
-            if !whole(&range.columns) && slices::holds_null(conn, table, &range.columns)? {
-                return Err(Error::new(
-                    code::VALUE_MALFORMED,
-                    format!("a key column ({}) holds NULL", range.columns.join(", ")),
-                )
-                .hint("give these rows a key, or read the table without one"));
-            }
-            Ok(Order::Key(range.columns.clone()))
-        }
-        Slice::File { .. } => Err(Error::bug("a file slice for a SQLite table")),
-        Slice::Cut(_) | Slice::Keys(_) => Err(Error::new(
-            code::UNSUPPORTED,
-            "SQLite tables are read whole or by key ranges",
-        )),
-        Slice::All => {
-            let key = table.key();
-            if !key.is_empty() && whole(&key) {
-                return Ok(Order::Key(key));
-            }
-            match table.rowid() {
-                Some(rowid) => {
-                    let version = conn
-                        .query_row("PRAGMA schema_version", [], |r| r.get(0))
-                        .map_err(failed(|| "reading the schema version".into()))?;
-                    Ok(Order::Rowid(rowid, version))
-                }
-                None => Ok(Order::None),
-            }
         }
     }
 }
@@ -457,8 +375,8 @@ fn not_utf8() -> Error {
     Error::new(code::VALUE_MALFORMED, "a key holds text that is not UTF-8")
 }
 
-/// The columns and values of a position.
-fn resume(order: &Order, after: &Position) -> Result<(Vec<String>, Vec<Cell<'static>>)> {
+/// The values of a position, which must fit the order.
+fn resume(order: &Order, after: &Position) -> Result<Vec<Cell<'static>>> {
     let unknown = || {
         Error::new(code::STATE_STORE, "the stored position does not fit the table's key")
             .hint("the key changed since the run began: `synctool state reset` starts over")
@@ -466,7 +384,7 @@ fn resume(order: &Order, after: &Position) -> Result<(Vec<String>, Vec<Cell<'sta
     let stand: Stand = serde_json::from_str(after.as_str()).map_err(|e| unknown().caused_by(e))?;
     match (order, stand) {
         (Order::Key(names), Stand::Key { key }) if key.len() == names.len() => {
-            Ok((names.clone(), key.into_iter().map(KeyPart::cell).collect()))
+            Ok(key.into_iter().map(KeyPart::cell).collect())
         }
         (Order::Rowid(_, version), Stand::Rowid { rowid, schema }) => {
             if schema != *version {
@@ -476,7 +394,7 @@ fn resume(order: &Order, after: &Position) -> Result<(Vec<String>, Vec<Cell<'sta
                 )
                 .hint("`synctool state reset` starts over"));
             }
-            Ok((Vec::new(), vec![Cell::Integer(rowid)]))
+            Ok(vec![Cell::Integer(rowid)])
         }
         _ => Err(unknown()),
     }

@@ -36,7 +36,7 @@ use synctool_core::text::{self, ColumnBuilder};
 
 /// What a REAL column stores for -0.0, which SQLite would store as the integer 0: a text that is no number to SQLite's
 /// affinity, but whose numeric prefix is minus zero, so that arithmetic on it still works.
-const MINUS_ZERO: &str = "-0x0";
+pub(super) const MINUS_ZERO: &str = "-0x0";
 
 /// What a column's declared type does to values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,7 @@
-//! DuckDB keeps the contract of loads.
+//! DuckDB keeps the contract of loads and of changes.
+
+mod changes;
+mod queries;
 
 use synctool_connectors::duckdb::{DuckDb, DuckDbConfig};
 use synctool_core::error::code;
@@ -27,9 +30,21 @@ async fn loads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    conformance::memory(&subject(&folder).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn fences() {
     let folder = tempfile::tempdir().expect("a folder");
     conformance::fences(&subject(&folder).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_changes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    conformance::changes(&subject(&folder).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

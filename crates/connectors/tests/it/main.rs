@@ -1,5 +1,6 @@
 //! Every connector against the real thing, in one binary.
 
+mod blocks;
 #[cfg(feature = "duckdb")]
 mod duckdb;
 mod object;

@@ -5,6 +5,7 @@ mod crash;
 mod csv;
 mod flow;
 mod foreign;
+mod queries;
 mod types;
 
 use arrow_array::{ArrayRef, RecordBatch};
@@ -110,6 +111,7 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
             destination: TableId::bare(table),
             schema: schema.clone(),
             publish,
+            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),

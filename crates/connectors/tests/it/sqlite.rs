@@ -2,7 +2,9 @@
 
 mod changes;
 mod publishing;
+mod queries;
 mod reading;
+mod settled;
 mod types;
 
 use rusqlite::Connection;
@@ -102,6 +104,7 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
             destination: TableId::bare(table),
             schema: schema.clone(),
             publish,
+            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),
@@ -218,6 +221,12 @@ fn subject() -> (Db, Subject) {
 async fn conformance_loads() {
     let (_db, s) = subject();
     conformance::loads(&s).await;
+}
+
+#[tokio::test]
+async fn conformance_memory() {
+    let (_db, s) = subject();
+    conformance::memory(&s).await;
 }
 
 #[tokio::test]

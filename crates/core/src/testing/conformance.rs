@@ -1,6 +1,6 @@
 //! The conformance suite: the same cases for every destination, and for the source that reads it back.
 //!
-//! A connector's test opens its datastore, fills in a [`Subject`] and calls [`loads`], [`fences`], [`changes`],
+//! A connector's test opens its datastore, fills in a [`Subject`] and calls [`loads`], [`fences`], [`memory`], [`changes`],
 //! [`crashes`] and [`types`]. Each case uses tables of its own and panics with its name where a promise is broken.
 
 use super::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
@@ -138,6 +138,7 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
             destination: table.clone(),
             schema: schema(),
             publish,
+            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),
@@ -245,6 +246,82 @@ pub async fn loads(s: &Subject) {
         appended(s).await.expect("rows are appended");
     }
     forgotten(s).await.expect("a forgotten pipeline starts over");
+    shared_commit(s)
+        .await
+        .expect("rows of partitions committed together are booked once");
+}
+
+/// Memory: facts are kept beside a pipeline's plans, and move with publishing.
+pub async fn memory(s: &Subject) {
+    remembers(s).await.expect("facts are kept beside a pipeline's plans");
+}
+
+async fn shared_commit(s: &Subject) -> Result<()> {
+    let table = s.table("together");
+    let d = &s.destination;
+    let plan = d
+        .prepare(load_plan(&table.to_string(), &table, Publish::Create, &["a", "b"]))
+        .await?;
+    let mut sink = d.open_sink(&plan).await?;
+    sink.recover(&["a".into(), "b".into()]).await?;
+    let rows = some_rows(7);
+    write_rows(sink.as_mut(), &table, rows.values().take(3)).await?;
+    write_rows(sink.as_mut(), &table, rows.values().skip(3)).await?;
+    let steps = [advance("a", None, "end", true, 3), advance("b", None, "end", true, 4)];
+    assert_eq!(sink.commit(&steps).await?, crate::ledger::Applied::inserts(7));
+    let durable = sink.durable().await?;
+    drop(sink);
+    for (place, checkpoint) in [("durable", durable), ("checkpoint", d.checkpoint(&plan).await?)] {
+        let mut sum = crate::ledger::Applied::default();
+        checkpoint.values().for_each(|p| sum += p.applied);
+        assert_eq!(sum, crate::ledger::Applied::inserts(7), "{place}: {checkpoint:?}");
+    }
+    d.seal(&plan).await?;
+    assert_eq!(d.publish(&plan).await?.applied.inserted, 7);
+    assert_eq!(s.rows(&table).await?, rows);
+    Ok(())
+}
+
+async fn remembers(s: &Subject) -> Result<()> {
+    let table = s.table("remembers");
+    let (pipeline, d) = (table.to_string(), &s.destination);
+    let facts = |pairs: &[(&str, &str)]| -> std::collections::BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
+    };
+    assert_eq!(d.remembered(&pipeline).await?, facts(&[]), "nothing is known before");
+    d.remember(&pipeline, &facts(&[("seen", "1"), ("kept", "it's")]))
+        .await?;
+    for (publish, until) in [(Publish::Create, "10"), (Publish::Swap, "20")] {
+        let mut plan = load_plan(&pipeline, &table, publish, &["all"]);
+        plan.remember = facts(&[("until", until), ("seen", until)]);
+        let before = d.remembered(&pipeline).await?;
+        let plan = d.prepare(plan).await?;
+        let mut sink = d.open_sink(&plan).await?;
+        sink.recover(&["all".into()]).await?;
+        write_rows(sink.as_mut(), &table, some_rows(2).values()).await?;
+        sink.commit(&[advance("all", None, "end", true, 2)]).await?;
+        drop(sink);
+        d.seal(&plan).await?;
+        assert_eq!(
+            d.remembered(&pipeline).await?,
+            before,
+            "nothing moves before publishing"
+        );
+        d.publish(&plan).await?;
+        let now = facts(&[("until", until), ("seen", until), ("kept", "it's")]);
+        assert_eq!(d.remembered(&pipeline).await?, now);
+        d.remember(&pipeline, &facts(&[("seen", "later")])).await?;
+        d.publish(&plan).await?;
+        assert_eq!(
+            d.remembered(&pipeline).await?["seen"],
+            "later",
+            "publishing again does not turn facts back"
+        );
+        assert_eq!(d.remembered("another pipeline").await?, facts(&[]));
+    }
+    d.forget(&pipeline).await?;
+    assert_eq!(d.remembered(&pipeline).await?, facts(&[]), "forgotten");
+    Ok(())
 }
 
 async fn created_by_pages(s: &Subject) -> Result<()> {

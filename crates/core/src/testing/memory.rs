@@ -8,7 +8,7 @@ use crate::ledger::Applied;
 use crate::plan::{Plan, Publish};
 use crate::progress::{Advance, Checkpoint, Epoch, Generation, PartitionId, PartitionState};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
-use crate::sink::{Destination, Fidelity, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan};
+use crate::sink::{Destination, Fidelity, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan, shares};
 use crate::source::Source;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
@@ -399,16 +399,25 @@ impl Sink for MemorySink {
         let mut shared = self.memory.world();
         // A transaction: everything happens to a copy, which takes the place of the world at the very end.
         let mut world = shared.clone();
-        let mut applied = Applied::default();
+        let mut done: BTreeMap<usize, Applied> = BTreeMap::new();
         for event in &pending {
-            apply(&mut world, &self.plan, event, &mut applied)?;
+            let table = event_table(event).and_then(|t| self.plan.tables.iter().position(|p| p.destination == *t));
+            apply(
+                &mut world,
+                &self.plan,
+                event,
+                done.entry(table.unwrap_or(0)).or_default(),
+            )?;
         }
+        let shares = shares(&self.plan, advances, &done)?;
+        let mut applied = Applied::default();
+        done.values().for_each(|a| applied += *a);
         check_generation(&world, &self.plan)?;
         let states = world
             .checkpoints
             .entry((self.plan.pipeline.clone(), self.plan.generation))
             .or_default();
-        for a in advances {
+        for (a, share) in advances.iter().zip(shares) {
             let (epoch, state) = states
                 .get_mut(&a.partition)
                 .ok_or_else(|| fenced("the partition is gone"))?;
@@ -416,7 +425,7 @@ impl Sink for MemorySink {
                 return Err(fenced("a newer writer has taken over the partition"));
             }
             let mut sum = state.applied;
-            sum += applied;
+            sum += share;
             *state = PartitionState {
                 position: Some(a.to.clone()),
                 done: a.done,
@@ -439,6 +448,15 @@ impl Sink for MemorySink {
             self.checkpoint.remove(id);
         }
         Ok(())
+    }
+}
+
+/// The table whose rows an event carries.
+fn event_table(event: &Event) -> Option<&TableId> {
+    match event {
+        Event::Rows(batch) => Some(&batch.table),
+        Event::ReplaceRange { table, .. } | Event::Net { table, .. } => Some(table),
+        _ => None,
     }
 }
 

@@ -18,6 +18,7 @@ async fn suite(format: Format) {
     let s = subject(dir.path(), format);
     conformance::loads(&s).await;
     conformance::fences(&s).await;
+    conformance::memory(&s).await;
     conformance::types(&s).await;
 }
 

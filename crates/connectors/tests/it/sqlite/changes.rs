@@ -470,3 +470,67 @@ async fn a_lazy_commit_is_not_called_durable() {
         );
     }
 }
+
+/// What a delta does to a table of somebody else's: upserts and deletes by key, with exact counts, and new columns where
+/// that is wanted.
+#[tokio::test]
+async fn a_delta_goes_into_a_table_with_more_columns() {
+    let db = Db::with(
+        "CREATE TABLE t (k INTEGER PRIMARY KEY, a TEXT, b DOUBLE, theirs TEXT DEFAULT 'x'); INSERT INTO t VALUES (1, 'a', 1, 'y'), (2, 'b', 2, 'y')",
+    );
+    let d = db.destination();
+    let mut schema = schema();
+    let direct = |schema: &TableSchema, evolve| {
+        let mut plan = plan("t", schema, Publish::Direct);
+        plan.tables[0].evolve = evolve;
+        plan
+    };
+    let first = d.prepare(direct(&schema, false)).await.unwrap();
+    let mut sink = sink(&db, &first).await;
+    let change = |op, cells: &[&str]| Change {
+        op,
+        row: row(cells),
+        has: [true, true],
+        old: None,
+    };
+    let event = changes(
+        &schema,
+        &[
+            change(Op::Upsert, &["1", "a", "1"]),
+            change(Op::Upsert, &["2", "B", "2"]),
+            change(Op::Upsert, &["3", "c", "NULL"]),
+            change(Op::Delete, &["9", "NULL", "NULL"]),
+        ],
+    );
+    sink.write(event).await.unwrap();
+    let applied = sink.commit(&[advance(None, "end", true, 4)]).await.unwrap();
+    let counts = (
+        applied.written,
+        applied.inserted,
+        applied.updated,
+        applied.deleted,
+        applied.unchanged,
+    );
+    assert_eq!(counts, (4, 1, 1, 0, 2));
+    drop(sink);
+    d.seal(&first).await.unwrap();
+    d.publish(&first).await.unwrap();
+    assert_eq!(
+        db.one::<String>("SELECT group_concat(k || a || theirs, ' ') FROM t"),
+        "1ay 2By 3cx"
+    );
+    schema.columns.push(Column::new("later", ColumnType::Int64).not_null());
+    assert_eq!(
+        d.prepare(direct(&schema, false)).await.unwrap_err().code(),
+        code::SCHEMA_MISMATCH
+    );
+    let preview = d.preview(&direct(&schema, true)).await.unwrap();
+    assert!(
+        preview.iter().any(|s| s.contains("ADD COLUMN \"later\"")),
+        "{preview:?}"
+    );
+    d.prepare(direct(&schema, true)).await.unwrap();
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM t WHERE later IS NULL"), 3);
+    let unfinished = d.prepare(direct(&schema, true)).await.unwrap();
+    d.publish(&unfinished).await.unwrap_err();
+}

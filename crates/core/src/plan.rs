@@ -49,6 +49,13 @@ pub struct PlannedTable {
     pub schema: TableSchema,
     /// What is done with the rows at the end.
     pub publish: Publish,
+    /// Whether prepare adds columns that an existing destination table lacks (nullable, at its end).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub evolve: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl PlannedTable {

@@ -99,6 +99,7 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
             destination: TableId::bare(table),
             schema: schema.clone(),
             publish,
+            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),

@@ -172,6 +172,7 @@ pub async fn plan(
             destination: request.destination,
             schema: staged,
             publish,
+            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),

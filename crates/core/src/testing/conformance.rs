@@ -134,6 +134,7 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
             destination: table.clone(),
             schema: schema(),
             publish,
+            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),

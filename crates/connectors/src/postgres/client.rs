@@ -266,7 +266,9 @@ fn session_settings(config: &PostgresConfig, version: u32) -> String {
     }
     // The hash differs between byte orders and would differ if a version changed it.
     let record_hash = match version >= 140_000 {
-        true => "pg_catalog.hash_record_extended(ROW(7::bigint, 1.5::numeric, 'synctool'::text, true, '1999-12-31'::date), 1)",
+        true => {
+            "pg_catalog.hash_record_extended(ROW(7::bigint, 1.5::numeric, 'synctool'::text, true, '1999-12-31'::date), 1)"
+        }
         false => "NULL",
     };
     sql.push_str(&format!(

@@ -326,7 +326,11 @@ impl PostgresDestination {
             .iter()
             .map(|c| format!("ADD COLUMN IF NOT EXISTS {} {}", ident(&c.name), c.type_name))
             .collect();
-        Ok(vec![format!("ALTER TABLE {} {}", quoted(&target.table), columns.join(", "))])
+        Ok(vec![format!(
+            "ALTER TABLE {} {}",
+            quoted(&target.table),
+            columns.join(", ")
+        )])
     }
 
     /// Whether the plan adds columns to the table as it is now.
@@ -350,7 +354,10 @@ impl PostgresDestination {
             if target.schema.key.contains(&c.name) {
                 return Err(Error::new(
                     code::SCHEMA_MISMATCH,
-                    format!("{} has no key column {}, and rows from before would have none", target.table, c.name),
+                    format!(
+                        "{} has no key column {}, and rows from before would have none",
+                        target.table, c.name
+                    ),
                 )
                 .hint("add the column and fill it, or load into a new table"));
             }
@@ -506,7 +513,13 @@ impl Destination for PostgresDestination {
                     ))
                     .await
                     .map_err(|e| client.error(e, "setting up the transaction"))?;
-                publish::lock(&**client, &quoted(&target.table), "ACCESS EXCLUSIVE", self.options.lock_attempts).await?;
+                publish::lock(
+                    &*client,
+                    &quoted(&target.table),
+                    "ACCESS EXCLUSIVE",
+                    self.options.lock_attempts,
+                )
+                .await?;
             }
             for statement in statements {
                 client

@@ -97,7 +97,10 @@ impl PostgresSource {
 }
 
 fn no_key(request: &HashRequest) -> Error {
-    Error::bug(format!("a row of {} has no key to find its block by", request.read.table))
+    Error::bug(format!(
+        "a row of {} has no key to find its block by",
+        request.read.table
+    ))
 }
 
 /// A sum of signed halves as the sum of unsigned ones, modulo 2^64. No table has the rows that an i128 would not hold.
@@ -192,7 +195,9 @@ impl<'a> Scan<'a> {
                 self.statement(&mut out, &list, &[], None)?;
             }
             RowForm::Canonical => {
-                out.push("SELECT h.k, count(*), sum(h.h::bit(64)::int8)::text, sum((h.h << 64)::bit(64)::int8)::text FROM (");
+                out.push(
+                    "SELECT h.k, count(*), sum(h.h::bit(64)::int8)::text, sum((h.h << 64)::bit(64)::int8)::text FROM (",
+                );
                 let list = format!("{block} AS k, ('x' || {})::bit(128) AS h", self.md5()?);
                 self.statement(&mut out, &list, &[], None)?;
                 out.push(" OFFSET 0) AS h");
@@ -232,7 +237,9 @@ impl<'a> Scan<'a> {
         let list = list.join(", ");
         match self.request.blocks {
             Blocks::Divide { width } => {
-                let key = self.query.term(&self.request.read.columns[self.first_key()?.place].term());
+                let key = self
+                    .query
+                    .term(&self.request.read.columns[self.first_key()?.place].term());
                 let ranges = ranges(blocks, width, &key);
                 ranges
                     .chunks(RANGES)
@@ -254,7 +261,10 @@ impl<'a> Scan<'a> {
     }
 
     fn first_key(&self) -> Result<&'a Field> {
-        self.request.key.first().ok_or_else(|| Error::bug("blocks of rows without a key"))
+        self.request
+            .key
+            .first()
+            .ok_or_else(|| Error::bug("blocks of rows without a key"))
     }
 
     /// The number of a row's block.
@@ -263,7 +273,9 @@ impl<'a> Scan<'a> {
             Blocks::Divide { width } if width > 0 => {
                 let key = format!("({})::int8", self.column(self.first_key()?.place));
                 // The server divides towards zero.
-                Ok(format!("{key} / {width} - CASE WHEN {key} % {width} < 0 THEN 1 ELSE 0 END"))
+                Ok(format!(
+                    "{key} / {width} - CASE WHEN {key} % {width} < 0 THEN 1 ELSE 0 END"
+                ))
             }
             Blocks::Spread { count } if count > 0 => Ok(format!(
                 "(('x' || left({}, 8))::bit(32)::int8 % {count})",
@@ -311,14 +323,19 @@ impl<'a> Scan<'a> {
         let value = value(&self.column(field.place), column, &field.ty, self.version).ok_or_else(|| {
             Error::new(
                 code::UNSUPPORTED,
-                format!("column {} of type {} has no canonical form as {} here", column.name, column.ty, field.ty),
+                format!(
+                    "column {} of type {} has no canonical form as {} here",
+                    column.name, column.ty, field.ty
+                ),
             )
         })?;
         // Whatever the plan says of NULL, the table may have changed since.
         Ok(match (is_long(&field.ty), self.utf8) {
             (false, _) => format!("coalesce({value} || ',', '~')"),
             (true, true) => format!("coalesce(octet_length({value})::text || ':' || {value}, '~')"),
-            (true, false) => format!("coalesce(octet_length(convert_to({value}, 'UTF8'))::text || ':' || {value}, '~')"),
+            (true, false) => {
+                format!("coalesce(octet_length(convert_to({value}, 'UTF8'))::text || ':' || {value}, '~')")
+            }
         })
     }
 
@@ -337,9 +354,15 @@ impl<'a> Scan<'a> {
             ));
         }
         let text = as_text(&c, column);
-        let integer = format!("{text} ~ '^[+-]?[0-9]+$' AND {text}::numeric BETWEEN {} AND {}", i64::MIN, i64::MAX);
+        let integer = format!(
+            "{text} ~ '^[+-]?[0-9]+$' AND {text}::numeric BETWEEN {} AND {}",
+            i64::MIN,
+            i64::MAX
+        );
         // A shorter text counts as a whole.
-        let hex = format!("{text} ~ '^([0-9A-Fa-f]{{16}}|[0-9A-Fa-f]{{1,15}}$|[+][0-9A-Fa-f]{{15}}|[+][0-9A-Fa-f]{{1,14}}$)'");
+        let hex = format!(
+            "{text} ~ '^([0-9A-Fa-f]{{16}}|[0-9A-Fa-f]{{1,15}}$|[+][0-9A-Fa-f]{{15}}|[+][0-9A-Fa-f]{{1,14}}$)'"
+        );
         Ok((
             format!("CASE WHEN ({integer}) OR {hex} THEN 0 ELSE -1 END::int8"),
             format!(
@@ -503,7 +526,9 @@ fn value(x: &str, stored: &Column, agreed: &ColumnType, version: u32) -> Option<
         (T::Decimal { scale: from, .. }, T::Decimal { scale: to, .. }) if from < to => {
             format!("round({x}, {to})::text")
         }
-        (from, T::Decimal { scale, .. }) if is_integer(from) => format!("round({x}::numeric, {})::text", (*scale).max(0)),
+        (from, T::Decimal { scale, .. }) if is_integer(from) => {
+            format!("round({x}::numeric, {})::text", (*scale).max(0))
+        }
         (T::Decimal { .. } | T::Numeric, T::Decimal { scale, .. }) => {
             // A value with more digits equals none that has fewer; the other end cannot hold it.
             let scale = (*scale).max(0);
@@ -576,7 +601,17 @@ mod tests {
         assert_eq!(native("text[]").as_deref(), Some("text[]"));
         assert_eq!(native("numeric(12,2)[]").as_deref(), Some("numeric[]"));
         assert_eq!(native("int4range").as_deref(), Some("int4range"));
-        for none in ["public.mood", "point", "xml", "json[]", "tsvector", "money", "public.mood[]", "interval[]", "bit(3)"] {
+        for none in [
+            "public.mood",
+            "point",
+            "xml",
+            "json[]",
+            "tsvector",
+            "money",
+            "public.mood[]",
+            "interval[]",
+            "bit(3)",
+        ] {
             assert_eq!(native(none), None, "{none}");
         }
         for ty in [ColumnType::Json, ColumnType::Interval] {

@@ -80,18 +80,29 @@ impl Text {
         let part = position.and_then(|(at, _)| self.parts.iter().find(|p| p.at.contains(&at)).map(|p| (p, at)));
         let hint = db.hint().filter(|_| state.starts_with("42")).map(str::to_string);
         match part {
-            Some((Part { what: name, user: Some(user), .. }, at)) => {
+            Some((
+                Part {
+                    what: name,
+                    user: Some(user),
+                    ..
+                },
+                at,
+            )) => {
                 let place = self.sql.get(*user..at).map(|before| before.chars().count() + 1);
                 let mapped = connection.error(e, what);
-                let says = mapped.message().split_once(" failed: ").map_or(mapped.message(), |(_, s)| s);
+                let says = mapped
+                    .message()
+                    .split_once(" failed: ")
+                    .map_or(mapped.message(), |(_, s)| s);
                 let place = place.map_or(String::new(), |n| format!(", at its character {n}"));
-                let error = Error::new(code::CONFIG_INVALID, format!("{what}: {name} is refused by PostgreSQL{place}: {says}"));
-                error
-                    .at("sqlstate", state)
-                    .hint(hint.unwrap_or_else(|| {
-                        "it is SQL of the source; name functions, types and tables outside pg_catalog with their schema"
-                            .into()
-                    }))
+                let error = Error::new(
+                    code::CONFIG_INVALID,
+                    format!("{what}: {name} is refused by PostgreSQL{place}: {says}"),
+                );
+                error.at("sqlstate", state).hint(hint.unwrap_or_else(|| {
+                    "it is SQL of the source; name functions, types and tables outside pg_catalog with their schema"
+                        .into()
+                }))
             }
             Some((Part { what: name, .. }, _)) => connection.error(e, what).at("where", name.clone()),
             // Without a place, only the user's SQL can be meant, if there is any.
@@ -127,7 +138,10 @@ impl<'a> Query<'a> {
     /// A term as SQL that can stand as an operand.
     pub(super) fn term(&self, term: &Term) -> String {
         match term {
-            Term::Column { relation: Some(relation), name } => format!("{}.{}", ident(relation), ident(name)),
+            Term::Column {
+                relation: Some(relation),
+                name,
+            } => format!("{}.{}", ident(relation), ident(name)),
             Term::Column { relation: None, name } => {
                 let read = self.read;
                 // With one table no name is ambiguous.
@@ -151,7 +165,10 @@ impl<'a> Query<'a> {
 
     fn is_group(&self, term: &Term) -> bool {
         let by = &self.read.group_by;
-        self.read.columns.iter().any(|c| by.contains(&c.column.name) && c.term() == *term)
+        self.read
+            .columns
+            .iter()
+            .any(|c| by.contains(&c.column.name) && c.term() == *term)
     }
 
     /// The statement that reads a slice, each column in the form its decoder takes.
@@ -183,7 +200,9 @@ impl<'a> Query<'a> {
             out.push(if i == 0 { "SELECT " } else { ", " });
             let sql = expression(c);
             match &c.term {
-                Some(Term::Sql(user)) => out.part(format!("the expression of column {}", c.column.name), &sql, Some(user)),
+                Some(Term::Sql(user)) => {
+                    out.part(format!("the expression of column {}", c.column.name), &sql, Some(user))
+                }
                 _ => out.part(format!("column {}", c.source), &sql, None),
             }
             out.push(&format!(" AS c{i}"));
@@ -234,10 +253,18 @@ impl<'a> Query<'a> {
     /// GROUP BY, by the same expressions that are read.
     fn group(&self, out: &mut Text) -> Result<()> {
         for (i, name) in self.read.group_by.iter().enumerate() {
-            let column = self.read.columns.iter().find(|c| c.column.name == *name).ok_or_else(|| {
-                Error::new(code::COLUMN_MISSING, format!("group column {name} is not among the columns read"))
+            let column = self
+                .read
+                .columns
+                .iter()
+                .find(|c| c.column.name == *name)
+                .ok_or_else(|| {
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("group column {name} is not among the columns read"),
+                    )
                     .at("table", self.read.table.to_string())
-            })?;
+                })?;
             out.push(if i == 0 { " GROUP BY " } else { ", " });
             out.push(&self.term(&column.term()));
         }
@@ -255,7 +282,11 @@ impl<'a> Query<'a> {
             Slice::All => vec![Vec::new()],
             Slice::Key(range) => vec![of_range(range)?],
             Slice::Cut(cut) => {
-                let mut all = cut.conditions.iter().map(|c| self.condition(c)).collect::<Result<Vec<_>>>()?;
+                let mut all = cut
+                    .conditions
+                    .iter()
+                    .map(|c| self.condition(c))
+                    .collect::<Result<Vec<_>>>()?;
                 if let Some(range) = &cut.key {
                     all.extend(of_range(range)?);
                 }
@@ -431,7 +462,10 @@ mod tests {
     fn keys(terms: &[&str], keys: &[&[Option<&str>]]) -> Slice {
         Slice::Keys(KeyList {
             terms: terms.iter().map(|t| Term::column(*t)).collect(),
-            keys: keys.iter().map(|k| k.iter().map(|v| v.map(String::from)).collect()).collect(),
+            keys: keys
+                .iter()
+                .map(|k| k.iter().map(|v| v.map(String::from)).collect())
+                .collect(),
         })
     }
 
@@ -450,9 +484,15 @@ mod tests {
     #[test]
     fn keys_are_looked_up_by_what_they_have() {
         let one = sql(&spec(), &keys(&["id"], &[&[Some("1")], &[None], &[Some("2")]]));
-        assert!(one.contains(r#"WHERE "id" IN ('1', '2')"#) && one.contains(r#" UNION ALL SELECT "#), "{one}");
+        assert!(
+            one.contains(r#"WHERE "id" IN ('1', '2')"#) && one.contains(r#" UNION ALL SELECT "#),
+            "{one}"
+        );
         assert!(one.contains(r#"WHERE "id" IS NULL"#), "{one}");
-        let two = sql(&spec(), &keys(&["id", "N\"m"], &[&[Some("1"), Some("abcd")], &[Some("2"), Some("b")]]));
+        let two = sql(
+            &spec(),
+            &keys(&["id", "N\"m"], &[&[Some("1"), Some("abcd")], &[Some("2"), Some("b")]]),
+        );
         assert!(
             two.contains(r#"("id", "N""m") IN (VALUES ('1'::bigint, 'abcd'::character varying), ('2', 'b'))"#),
             "{two}"

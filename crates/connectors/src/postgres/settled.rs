@@ -47,7 +47,9 @@ async fn settle(connection: &Connection, column: &Column, zone: Option<&str>, ma
     // The clock first: whoever begins later has a later start.
     const CLOCK: &str = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.clock_timestamp()::text, current_user::text";
     let rows = catalog::rows(connection, CLOCK, &[], WHAT).await?;
-    let first = rows.first().ok_or_else(|| Error::bug("a SELECT without FROM gave no row"))?;
+    let first = rows
+        .first()
+        .ok_or_else(|| Error::bug("a SELECT without FROM gave no row"))?;
     if first.get(0) {
         return Err(Error::new(
             code::UNSUPPORTED,
@@ -100,7 +102,10 @@ fn stamped(column: &Column) -> Result<&str> {
         _ => {
             return Err(Error::new(
                 code::CONFIG_TYPE,
-                format!("column {} of type {} holds no time, so it is not stamped", column.name, column.ty),
+                format!(
+                    "column {} of type {} holds no time, so it is not stamped",
+                    column.name, column.ty
+                ),
             )
             .hint("take a column of type timestamptz, timestamp or date that every change sets to now()"));
         }
@@ -168,7 +173,9 @@ async fn oldest(connection: &Connection, clock: &str, role: &str, margin: Durati
                 code::UNSUPPORTED,
                 format!("the session of user {user} (pid {pid}) has track_activities off and shows no transaction"),
             )
-            .hint("set track_activities = on for every session of this database, or set `stamped_by: app` with a lag"));
+            .hint(
+                "set track_activities = on for every session of this database, or set `stamped_by: app` with a lag",
+            ));
         }
     }
     let Some(row) = rows.first() else { return Ok(None) };

@@ -21,9 +21,9 @@ use synctool_core::error::{Error, ErrorKind, Result, code};
 use synctool_core::ledger::Tally;
 use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
+use synctool_core::query::Term;
 use synctool_core::rowhash;
 use synctool_core::schema::{Column, TableId, TableSchema};
-use synctool_core::query::Term;
 use synctool_core::source::{
     Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
 };
@@ -289,7 +289,10 @@ impl Source for PostgresSource {
             )));
         }
         let Work::Read(slice) = &partition.work else {
-            return Err(place(Error::new(code::UNSUPPORTED, "PostgreSQL tables are read by slices")));
+            return Err(place(Error::new(
+                code::UNSUPPORTED,
+                "PostgreSQL tables are read by slices",
+            )));
         };
         let select = Query::new(read, self.schema()).select(slice).map_err(place)?;
         let start = async {

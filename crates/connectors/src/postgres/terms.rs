@@ -43,14 +43,18 @@ impl PostgresSource {
         connection.working(false);
         connection.recycle();
 
-        let outer = read.joins.iter().any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
+        let outer = read
+            .joins
+            .iter()
+            .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
         let mut columns = Vec::with_capacity(read.columns.len());
         for (i, c) in read.columns.iter().enumerate() {
             let base = match c.term() {
                 Term::Column { relation: None, name } => schema.column(&name).cloned(),
-                Term::Column { relation: Some(relation), name } if relation == *self_name(read) => {
-                    schema.column(&name).cloned()
-                }
+                Term::Column {
+                    relation: Some(relation),
+                    name,
+                } if relation == *self_name(read) => schema.column(&name).cloned(),
                 _ => None,
             };
             columns.push(match base {
@@ -155,9 +159,7 @@ impl PostgresSource {
         query.tail(&mut ask, &query.condition_of(slice)?)?;
         ask.push(&format!(" LIMIT {limit}) AS d"));
         let rows = self.ask(read, &ask).await?;
-        let value = |row: &Row, (i, c): (usize, &Column)| {
-            row.get::<_, Option<String>>(i).map(|v| canonical(&c.ty, v))
-        };
+        let value = |row: &Row, (i, c): (usize, &Column)| row.get::<_, Option<String>>(i).map(|v| canonical(&c.ty, v));
         Ok(rows
             .iter()
             .map(|row| columns.iter().enumerate().map(|c| value(row, c)).collect())

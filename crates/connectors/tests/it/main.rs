@@ -3,6 +3,9 @@
 #[cfg(feature = "duckdb")]
 mod duckdb;
 mod object;
+mod postgres_hashes;
+mod postgres_query;
+mod postgres_settled;
 mod postgres_sink;
 mod postgres_source;
 mod postgres_tls;

@@ -5,6 +5,7 @@ mod direct;
 mod end_to_end;
 mod load;
 mod publish;
+mod repair;
 
 use arrow_array::RecordBatch;
 use std::sync::Arc;

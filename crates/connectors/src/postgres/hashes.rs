@@ -390,7 +390,11 @@ fn ranges(blocks: &[i64], width: i64, key: &str) -> Vec<String> {
         .map(|(first, last)| {
             let lower = i128::from(first) * i128::from(width);
             let upper = (i128::from(last) + 1) * i128::from(width);
-            // Where the integers end, so do the keys.
+            (lower, upper)
+        })
+        // Where the integers end, so do the keys.
+        .filter(|(lower, upper)| *lower <= i128::from(i64::MAX) && *upper > i128::from(i64::MIN))
+        .map(|(lower, upper)| {
             let lower = i64::try_from(lower).ok().map(|n| format!("{key} >= '{n}'"));
             let upper = i64::try_from(upper).ok().map(|n| format!("{key} < '{n}'"));
             let sides: Vec<String> = lower.into_iter().chain(upper).collect();
@@ -591,7 +595,12 @@ mod tests {
             ranges(&[4, -1, 3, 0], 10, "k"),
             ["(k >= '-10' AND k < '10')", "(k >= '30' AND k < '50')"]
         );
-        assert_eq!(ranges(&[i64::MIN / 2 - 1], 2, "k"), ["(k < '-9223372036854775808')"]);
+        assert_eq!(
+            ranges(&[-1], i64::MAX, "k"),
+            ["(k >= '-9223372036854775807' AND k < '0')"]
+        );
+        assert_eq!(ranges(&[-2], i64::MAX, "k"), ["(k < '-9223372036854775807')"]);
+        assert!(ranges(&[2, -3, i64::MIN], i64::MAX, "k").is_empty(), "no key is there");
         assert_eq!(ranges(&[i64::MAX / 2], 2, "k"), ["(k >= '9223372036854775806')"]);
     }
 

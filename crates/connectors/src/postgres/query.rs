@@ -104,7 +104,14 @@ impl Text {
                         .into()
                 }))
             }
-            Some((Part { what: name, .. }, _)) => connection.error(e, what).at("where", name.clone()),
+            Some((Part { what: name, .. }, _)) => {
+                let mapped = connection.error(e, what);
+                match mapped.code() == code::SERVER_ERROR {
+                    true => Error::new(code::CONFIG_INVALID, mapped.message().to_string()).at("sqlstate", state),
+                    false => mapped,
+                }
+                .at("where", name.clone())
+            }
             // Without a place, only the user's SQL can be meant, if there is any.
             None if self.parts.iter().any(|p| p.user.is_some()) => {
                 let mapped = connection.error(e, what);

@@ -267,7 +267,10 @@ async fn the_users_sql_is_blamed_in_the_users_words() {
             &["the join with shops", "character 1", "idd"],
         ),
         (
-            |r| r.group_by = vec!["id".into()],
+            |r| {
+                r.columns[0].term = Some(Term::column("shop"));
+                r.group_by = vec!["id".into()];
+            },
             &["expression of column ä", "GROUP BY"],
         ),
         (

@@ -6,6 +6,7 @@ mod end_to_end;
 mod load;
 mod publish;
 mod repair;
+mod speed;
 
 use arrow_array::RecordBatch;
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
 use super::rows::CopyForm;
 use super::slices;
-use super::stage::{Batch, Count, Failed, Kind, Stage, counts};
+use super::stage::{Batch, Count, Failed, Kind, Stage, counts, upserted};
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
 use arrow_row::{RowConverter, SortField};
@@ -54,6 +54,8 @@ struct Table {
     exact: bool,
     /// Whether an order of our own could break a unique index in between.
     fragile: bool,
+    /// Whether the key has a unique index that an upsert can go by.
+    unique: bool,
     pending: Pending,
 }
 
@@ -99,7 +101,13 @@ impl Applier {
             .query_one(
                 "SELECT (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $1 AND (indisunique OR indisexclusion)), \
                  EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation \
-                   WHERE a.attrelid = $1 AND a.attname::text = ANY ($2) AND NOT c.collisdeterministic)",
+                   WHERE a.attrelid = $1 AND a.attname::text = ANY ($2) AND NOT c.collisdeterministic), \
+                 (SELECT r.relkind = 'r' AND NOT r.relhasrules FROM pg_catalog.pg_class r WHERE r.oid = $1) \
+                 AND EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid \
+                   AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = cardinality($2::text[]) \
+                   AND NOT EXISTS (SELECT FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) AS k(place) \
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = i.indkey[k.place] \
+                     WHERE a.attname::text <> ALL ($2)))",
                 &[&oid, &target.schema.key],
             )
             .await
@@ -111,6 +119,7 @@ impl Applier {
             stage: Stage::new(&target, &mapping, number)?,
             exact: keys.iter().all(|c| is_exact(c)) && !facts.get::<_, bool>(1),
             fragile: facts.get::<_, i64>(0) > 1,
+            unique: facts.get(2),
             keys: if keys.is_empty() {
                 None
             } else {
@@ -682,6 +691,13 @@ impl Table {
         if has(&[Kind::Delete]) {
             batch.add(stage.delete("true"), Count::Deleted);
         }
+        // What most batches are: whole rows to be put, each of another key.
+        let only_puts = changes.iter().all(|c| c.kind == Kind::Put) && patterns.len() == 1;
+        let upsert = match self.unique && self.keys.is_some() && only_puts {
+            true => stage.upsert(),
+            false => None,
+        };
+        let patterns: &[Vec<bool>] = if upsert.is_some() { &[] } else { &patterns };
         for (p, pattern) in patterns.iter().enumerate() {
             if has(&[Kind::Update, Kind::Put]) && self.keys.is_some() {
                 let update = stage.update(&[Kind::Update, Kind::Put], pattern, &pat(p));
@@ -698,6 +714,11 @@ impl Table {
             }
         }
         let found = batch.run(session, &mut applied).await?;
+        if let Some(upsert) = upsert {
+            let (inserted, updated) = upserted(session, &upsert).await?;
+            applied.inserted += inserted;
+            applied.updated += updated;
+        }
         // The statements count every net effect as one; where it stands for several changes, they count instead.
         for (i, net) in pending.nets.iter().enumerate().filter(|(_, n)| n.many) {
             let there = found.contains(&((moves + i) as i32));
@@ -731,6 +752,9 @@ impl Table {
             ..Applied::default()
         };
         let stage = &self.stage;
+        counts(session, &stage.number())
+            .await
+            .map_err(|e| e.error(&self.target.table))?;
         for (from, changes) in pending.changes.chunks(TOGETHER).enumerate() {
             let mut batch = Batch::default();
             for (i, change) in changes.iter().enumerate() {

@@ -32,6 +32,16 @@ struct Shared {
     tls: Option<MakeRustlsConnect>,
     slots: Arc<Semaphore>,
     idle: Mutex<Vec<(Link, Instant)>>,
+    server: OnceLock<Server>,
+}
+
+/// What the first session learnt of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Server {
+    /// Whether the database is in UTF-8.
+    pub(super) utf8: bool,
+    /// What its hash of a record gives for a record that everybody knows; `None` before version 14, which has none.
+    pub(super) record_hash: Option<String>,
 }
 
 /// A session without its place in the limit.
@@ -80,12 +90,18 @@ impl Postgres {
             tls,
             slots,
             idle: Mutex::default(),
+            server: OnceLock::new(),
         })))
     }
 
     /// How it is reached.
     pub fn config(&self) -> &PostgresConfig {
         &self.0.config
+    }
+
+    /// What is known of the server since the first session.
+    pub(super) fn server(&self) -> Option<&Server> {
+        self.0.server.get()
     }
 
     /// A session of our own. Waits for a place within the limit, then fails with `SERVER_BUSY`.
@@ -212,10 +228,14 @@ impl Postgres {
             .map_err(|e| map_error(e, "setting up the session"))?;
         for row in rows {
             if let SimpleQueryMessage::Row(row) = row
-                && row.len() == 2
+                && row.len() == 4
             {
                 link.pid = row.get(0).and_then(|s| s.parse().ok()).unwrap_or_default();
                 link.encrypted = row.get(1) == Some("t");
+                self.0.server.get_or_init(|| Server {
+                    utf8: row.get(2) == Some("UTF8"),
+                    record_hash: row.get(3).map(str::to_string),
+                });
             }
         }
         Ok(link)
@@ -244,10 +264,18 @@ fn session_settings(config: &PostgresConfig, version: u32) -> String {
     if version >= 170_000 {
         sql.push_str("SET transaction_timeout = 0; ");
     }
-    sql.push_str(
+    // The hash differs between byte orders and would differ if a version changed it.
+    let record_hash = match version >= 140_000 {
+        true => {
+            "pg_catalog.hash_record_extended(ROW(7::bigint, 1.5::numeric, 'synctool'::text, true, '1999-12-31'::date), 1)"
+        }
+        false => "NULL",
+    };
+    sql.push_str(&format!(
         "SELECT pg_catalog.pg_backend_pid(), \
-         coalesce((SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()), false)",
-    );
+         coalesce((SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()), false), \
+         pg_catalog.current_setting('server_encoding'), {record_hash}",
+    ));
     sql
 }
 

@@ -5,7 +5,7 @@
 
 use super::client::map_error;
 use super::sql::{check_ident, ident};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::{Accounts, Applied};
 use synctool_core::plan::Plan;
@@ -17,7 +17,7 @@ use tokio_postgres::types::{Json, Type};
 use tokio_postgres::{Client, GenericClient, Row};
 
 /// The version of these tables. A newer one in the database is refused.
-const FORMAT_VERSION: i32 = 1;
+const FORMAT_VERSION: i32 = 2;
 
 /// How many plans of a pipeline are kept.
 const PLANS_KEPT: i64 = 20;
@@ -90,12 +90,25 @@ impl Control {
                  inserted bigint NOT NULL, updated bigint NOT NULL, deleted bigint NOT NULL, unchanged bigint NOT NULL, \
                  finished_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, generation, table_index))"
             ),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {s}.memory (pipeline text NOT NULL, fact text NOT NULL, value text NOT NULL, \
+                 updated_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, fact))"
+            ),
             format!("INSERT INTO {s}.format_version VALUES ({FORMAT_VERSION}) ON CONFLICT DO NOTHING"),
         ]
     }
 
-    /// Whether the control tables are there, in a version we know.
+    /// Whether the control tables are there, in a version we know; an older one lacks what came later.
     pub(super) async fn exists(&self, client: &impl GenericClient) -> Result<bool> {
+        Ok(self.version(client).await?.is_some())
+    }
+
+    /// Whether the control tables are there with all that this version has.
+    pub(super) async fn is_current(&self, client: &impl GenericClient) -> Result<bool> {
+        Ok(self.version(client).await? == Some(FORMAT_VERSION))
+    }
+
+    async fn version(&self, client: &impl GenericClient) -> Result<Option<i32>> {
         let there = client
             .query_one(
                 "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -105,15 +118,15 @@ impl Control {
             .await
             .map_err(|e| map_error(e, "looking for the control tables"))?;
         if !there.get::<_, bool>(0) {
-            return Ok(false);
+            return Ok(None);
         }
         let row = client
             .query_one(&format!("SELECT max(version) FROM {}.format_version", self.schema), &[])
             .await
             .map_err(|e| self.permission(map_error(e, "reading the control tables")))?;
         match row.get::<_, Option<i32>>(0) {
-            None => Ok(false),
-            Some(v) if v <= FORMAT_VERSION => Ok(true),
+            None => Ok(None),
+            Some(v) if v <= FORMAT_VERSION => Ok(Some(v)),
             Some(v) => Err(Error::new(
                 code::STATE_STORE,
                 format!(
@@ -125,9 +138,9 @@ impl Control {
         }
     }
 
-    /// Makes the control tables unless they are there. Safe against others doing the same.
+    /// Makes the control tables, or what an older version of them lacks. Safe against others doing the same.
     pub(super) async fn ensure(&self, client: &mut Client) -> Result<()> {
-        if self.exists(client).await? {
+        if self.is_current(client).await? {
             return Ok(());
         }
         let fail = |e| self.permission(map_error(e, "making the control tables"));
@@ -362,6 +375,51 @@ impl Control {
         )
         .await
         .map_err(fail)?;
+        self.remember(tx, &plan.pipeline, &plan.remember).await
+    }
+
+    /// What is remembered for a pipeline.
+    pub(super) async fn remembered(
+        &self,
+        client: &impl GenericClient,
+        pipeline: &str,
+    ) -> Result<BTreeMap<String, String>> {
+        if !self.is_current(client).await? {
+            return Ok(BTreeMap::new());
+        }
+        let rows = client
+            .query(
+                &format!("SELECT fact, value FROM {}.memory WHERE pipeline = $1", self.schema),
+                &[&pipeline],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "reading what is remembered")))?;
+        Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
+    }
+
+    /// Adds to what is remembered for a pipeline.
+    pub(super) async fn remember(
+        &self,
+        client: &impl GenericClient,
+        pipeline: &str,
+        facts: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        if facts.is_empty() {
+            return Ok(());
+        }
+        let (names, values): (Vec<&String>, Vec<&String>) = facts.iter().unzip();
+        client
+            .execute(
+                &format!(
+                    "INSERT INTO {}.memory (pipeline, fact, value) \
+                     SELECT $1, f, v FROM ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) AS x(f, v) \
+                     ON CONFLICT (pipeline, fact) DO UPDATE SET value = excluded.value, updated_at = now()",
+                    self.schema
+                ),
+                &[&pipeline, &names, &values],
+            )
+            .await
+            .map_err(|e| self.permission(map_error(e, "remembering facts")))?;
         Ok(())
     }
 
@@ -380,10 +438,10 @@ impl Control {
         Ok(row.get(0))
     }
 
-    /// Forgets a pipeline's plans and checkpoints; its generation goes up, so whoever still writes is fenced.
+    /// Forgets a pipeline's plans, checkpoints and what is remembered; its generation goes up, so whoever still writes is fenced.
     pub(super) async fn forget(&self, tx: &impl GenericClient, pipeline: &str) -> Result<()> {
         self.raise(tx, pipeline).await?;
-        for table in ["checkpoint", "plan"] {
+        for table in ["checkpoint", "plan", "memory"] {
             tx.execute(
                 &format!("DELETE FROM {}.{table} WHERE pipeline = $1", self.schema),
                 &[&pipeline],

@@ -6,12 +6,13 @@ use super::client::{Connection, Postgres, map_error};
 use super::control::{Control, end_sessions};
 use super::ddl::{self, KnownTypes, quoted};
 use super::integrity::{Integrity, may_replicate};
-use super::merge::{Mapping, columns_of, oid_of};
+use super::merge::{Existing, Mapping, columns_of, oid_of};
 use super::rows::{CopyForm, RowEncoder};
 use super::sink::{LoadTarget, Mode, PgSink};
 use super::sql::{ident, idents};
 use super::{ENGINE, publish, swap};
 use async_trait::async_trait;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use synctool_core::change::RawFormat;
@@ -73,6 +74,8 @@ pub(super) struct Target {
     /// The column types of the load table.
     pub(super) types: Vec<String>,
     pub(super) publish: Publish,
+    /// Whether columns that the table lacks are added to it.
+    evolve: bool,
 }
 
 impl PostgresDestination {
@@ -146,6 +149,7 @@ impl PostgresDestination {
             types: self.types(planned),
             schema: planned.schema.clone(),
             publish: planned.publish.clone(),
+            evolve: planned.evolve,
         })
     }
 
@@ -253,8 +257,7 @@ impl PostgresDestination {
                 }
             }
             (Publish::Direct, Some((oid, _))) => {
-                // A mapping that cannot work is told now, not by the first row.
-                self.mapping(client, target, oid).await?;
+                statements.extend(self.missing_columns(client, target, oid).await?);
             }
             (publish, existing) => {
                 if let Some((left, _)) = oid_of(&**client, &target.load).await? {
@@ -290,7 +293,7 @@ impl PostgresDestination {
                         return Ok(statements);
                     }
                     (_, Some((oid, _))) => {
-                        self.mapping(client, target, oid).await?;
+                        statements.extend(self.missing_columns(client, target, oid).await?);
                     }
                 }
                 let mut schema = target.schema.clone();
@@ -310,9 +313,72 @@ impl PostgresDestination {
         Ok(statements)
     }
 
-    /// Which columns of an existing table are written, checked against what else happens there.
+    /// The statements that add planned columns to a table that lacks them, if the plan says so. A mapping that cannot
+    /// work is told now, not by the first row.
+    async fn missing_columns(&self, client: &Connection, target: &Target, oid: u32) -> Result<Vec<String>> {
+        let added = self.added(target, &columns_of(&**client, oid).await?)?;
+        self.mapping(client, target, oid).await?;
+        if added.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Rows from before have no value for them. Nothing is rewritten, so the lock is short, once it is there.
+        let columns: Vec<String> = added
+            .iter()
+            .map(|c| format!("ADD COLUMN IF NOT EXISTS {} {}", ident(&c.name), c.type_name))
+            .collect();
+        Ok(vec![format!(
+            "ALTER TABLE {} {}",
+            quoted(&target.table),
+            columns.join(", ")
+        )])
+    }
+
+    /// Whether the plan adds columns to the table as it is now.
+    async fn evolves(&self, client: &Connection, target: &Target) -> Result<bool> {
+        Ok(match oid_of(&**client, &target.table).await? {
+            Some((oid, _)) => !self.added(target, &columns_of(&**client, oid).await?)?.is_empty(),
+            None => false,
+        })
+    }
+
+    /// The columns that an evolving plan adds to a table.
+    fn added(&self, target: &Target, existing: &[Existing]) -> Result<Vec<Existing>> {
+        let mut added = Vec::new();
+        if !target.evolve || matches!(target.publish, Publish::Create | Publish::Swap) {
+            return Ok(added);
+        }
+        for (c, type_name) in target.schema.columns.iter().zip(&target.types) {
+            if existing.iter().any(|e| e.name == c.name) {
+                continue;
+            }
+            if target.schema.key.contains(&c.name) {
+                return Err(Error::new(
+                    code::SCHEMA_MISMATCH,
+                    format!(
+                        "{} has no key column {}, and rows from before would have none",
+                        target.table, c.name
+                    ),
+                )
+                .hint("add the column and fill it, or load into a new table"));
+            }
+            added.push(Existing {
+                name: c.name.clone(),
+                type_name: type_name.clone(),
+                not_null: false,
+                has_default: false,
+                generated: false,
+                identity_always: false,
+                identity: false,
+            });
+        }
+        Ok(added)
+    }
+
+    /// Which columns of an existing table are written, checked against what else happens there; with those that an
+    /// evolving plan adds.
     pub(super) async fn mapping(&self, client: &Connection, target: &Target, oid: u32) -> Result<Mapping> {
-        let existing = columns_of(&**client, oid).await?;
+        let mut existing = columns_of(&**client, oid).await?;
+        existing.extend(self.added(target, &existing)?);
         let mapping = Mapping::new(&target.table, &target.schema, &target.types, &existing)?;
         if target.publish != Publish::Append {
             mapping.check_updatable(&target.table)?;
@@ -397,12 +463,17 @@ impl Destination for PostgresDestination {
     async fn preview(&self, plan: &Plan) -> Result<Vec<String>> {
         let client = self.database.connect().await?;
         let mut statements = Vec::new();
-        if !self.control.exists(&*client).await? {
+        if !self.control.is_current(&*client).await? {
             statements.extend(self.control.ddl());
         }
         for target in self.targets(plan)? {
             let made = self.table_ddl(&client, &target, &plan.pipeline).await?;
-            statements.extend(made.into_iter().map(|s| format!("{s}  -- prepare")));
+            let evolves = self.evolves(&client, &target).await?;
+            let lock = |s: &str| match evolves && s.contains(" ADD COLUMN ") {
+                true => "; ACCESS EXCLUSIVE, for a moment: nothing is rewritten",
+                false => "",
+            };
+            statements.extend(made.iter().map(|s| format!("{s}  -- prepare{}", lock(s))));
             statements.extend(publish::preview(self, &client, &target).await?);
         }
         client.recycle();
@@ -433,7 +504,24 @@ impl Destination for PostgresDestination {
         client.working(true);
         plan.generation = self.control.raise(&*client, &plan.pipeline).await?;
         for target in self.targets(&plan)? {
-            for statement in self.table_ddl(&client, &target, &plan.pipeline).await? {
+            let statements = self.table_ddl(&client, &target, &plan.pipeline).await?;
+            if self.evolves(&client, &target).await? {
+                client
+                    .batch_execute(&format!(
+                        "SET LOCAL lock_timeout = {}",
+                        self.options.lock_timeout.as_millis()
+                    ))
+                    .await
+                    .map_err(|e| client.error(e, "setting up the transaction"))?;
+                publish::lock(
+                    &*client,
+                    &quoted(&target.table),
+                    "ACCESS EXCLUSIVE",
+                    self.options.lock_attempts,
+                )
+                .await?;
+            }
+            for statement in statements {
                 client
                     .batch_execute(&statement)
                     .await
@@ -512,6 +600,23 @@ impl Destination for PostgresDestination {
         Some((Arc::new(self.database.source()), target.load))
     }
 
+    fn as_source(&self) -> Option<Arc<dyn Source>> {
+        Some(Arc::new(self.database.live_source()))
+    }
+
+    async fn remembered(&self, pipeline: &str) -> Result<BTreeMap<String, String>> {
+        let client = self.database.connect().await?;
+        let facts = self.control.remembered(&*client, pipeline).await?;
+        client.recycle();
+        Ok(facts)
+    }
+
+    async fn remember(&self, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
+        let mut client = self.session().await?;
+        self.control.ensure(&mut client).await?;
+        self.control.remember(&*client, pipeline, facts).await
+    }
+
     async fn publish(&self, plan: &Plan) -> Result<Published> {
         failpoint("publish.before")?;
         let published = publish::publish(self, plan).await?;
@@ -522,6 +627,7 @@ impl Destination for PostgresDestination {
     async fn forget(&self, pipeline: &str) -> Result<()> {
         let mut client = self.session().await?;
         if self.control.exists(&*client).await? {
+            self.control.ensure(&mut client).await?;
             let writers = self.control.all_writers(&*client, pipeline).await?;
             end_sessions(&client, &writers).await?;
             let tx = client

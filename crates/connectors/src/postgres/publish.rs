@@ -111,7 +111,7 @@ pub(super) async fn publish(destination: &PostgresDestination, plan: &Plan) -> R
 
 /// Locks a table. Whoever asks for it after us waits behind us, so we wait shortly, let the others go first and ask
 /// again; what the transaction did so far stays.
-pub(super) async fn lock(tx: &Transaction<'_>, table: &str, mode: &str, attempts: u32) -> Result<()> {
+pub(super) async fn lock(tx: &impl GenericClient, table: &str, mode: &str, attempts: u32) -> Result<()> {
     let fail = |e| map_error(e, "locking the table");
     for attempt in 1.. {
         tx.batch_execute("SAVEPOINT synctool_lock").await.map_err(fail)?;

@@ -72,6 +72,11 @@ pub async fn cut(connection: &Connection, table: &Described, request: &SliceRequ
 /// The condition of a range; empty for a range without bounds. The literals are left untyped, so that the server takes
 /// them as the columns' own types and compares in the columns' own order.
 pub fn condition(range: &KeyRange) -> Result<String> {
+    condition_on(range, ident)
+}
+
+/// The same, with another name for each key column.
+pub(super) fn condition_on(range: &KeyRange, name: impl Fn(&str) -> String) -> Result<String> {
     let side = |bound: &Option<Vec<String>>, operator: &str| -> Result<Option<String>> {
         let Some(values) = bound else { return Ok(None) };
         if values.len() != range.columns.len() {
@@ -79,8 +84,11 @@ pub fn condition(range: &KeyRange) -> Result<String> {
         }
         let literals: Vec<String> = values.iter().map(|v| literal(v)).collect::<Result<_>>()?;
         Ok(Some(match &range.columns[..] {
-            [column] => format!("{} {operator} {}", ident(column), literals[0]),
-            columns => format!("({}) {operator} ({})", idents(columns), literals.join(", ")),
+            [column] => format!("{} {operator} {}", name(column), literals[0]),
+            columns => {
+                let names: Vec<String> = columns.iter().map(|c| name(c)).collect();
+                format!("({}) {operator} ({})", names.join(", "), literals.join(", "))
+            }
         }))
     };
     let sides: Vec<String> = [side(&range.lower, ">=")?, side(&range.upper, "<")?]

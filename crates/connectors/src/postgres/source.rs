@@ -2,9 +2,9 @@
 
 use super::catalog::{self, Described};
 use super::copy::{self, Found, Frame};
-use super::sql::table as quoted;
+use super::query::{Query, Text};
 use super::types::{self, Decoder, Wire};
-use super::{Connection, ENGINE, Postgres, examine, slices};
+use super::{Connection, ENGINE, Postgres, examine, settled, slices};
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
@@ -13,17 +13,25 @@ use futures::StreamExt;
 use postgres_types::{ToSql, Type};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
+use synctool_core::blocks::BlockHashes;
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event, RawFormat};
 use synctool_core::error::{Error, ErrorKind, Result, code};
 use synctool_core::ledger::Tally;
 use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
+use synctool_core::query::Term;
 use synctool_core::rowhash;
 use synctool_core::schema::{Column, TableId, TableSchema};
-use synctool_core::source::{Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use synctool_core::source::{
+    Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
+};
 use tokio::sync::Mutex;
 use tokio_postgres::{CopyOutStream, SimpleQueryMessage, Statement};
+
+/// What the names of sessions begin with while they only read for us.
+pub(super) const READING: &str = "synctool reading";
 
 /// Raw rows are passed on in chunks of about this size.
 const RAW_CHUNK: usize = 512 << 10;
@@ -31,10 +39,10 @@ const RAW_CHUNK: usize = 512 << 10;
 /// Tables of a PostgreSQL database, read by query.
 ///
 /// Every reader of one `PostgresSource` sees the same snapshot, taken when the first is opened. A source made anew
-/// sees what is committed by then.
+/// sees what is committed by then; one made by [`Postgres::live_source`] shares none.
 #[derive(Debug)]
 pub struct PostgresSource {
-    database: Postgres,
+    pub(super) database: Postgres,
     snapshot: Mutex<Snapshot>,
 }
 
@@ -57,10 +65,18 @@ impl Postgres {
             snapshot: Mutex::new(Snapshot::Untaken),
         }
     }
+
+    /// The database as a source whose readers each see what is committed when they are opened.
+    pub fn live_source(&self) -> PostgresSource {
+        PostgresSource {
+            database: self.clone(),
+            snapshot: Mutex::new(Snapshot::Unavailable),
+        }
+    }
 }
 
 impl PostgresSource {
-    fn schema(&self) -> &str {
+    pub(super) fn schema(&self) -> &str {
         &self.database.config().schema
     }
 
@@ -72,20 +88,58 @@ impl PostgresSource {
         Ok(described)
     }
 
+    /// What a reading transaction begins with. It is marked by its name, because its age says nothing of what may yet
+    /// be written ([`super::settled`]).
+    fn begin_reading(&self) -> Result<String> {
+        let name = match self.database.config().application_name.as_str() {
+            "synctool" => READING.to_string(),
+            own => format!("{READING}: {own}"),
+        };
+        Ok(format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL application_name = {}",
+            super::sql::literal(&name)?
+        ))
+    }
+
+    /// A session in a reading transaction, under the shared snapshot or (`now`) one of its own.
+    pub(super) async fn reading(&self, now: bool) -> Result<Connection> {
+        let connection = self.database.connect().await?;
+        connection.working(true);
+        match now {
+            true => connection
+                .batch_execute(&self.begin_reading()?)
+                .await
+                .map_err(|e| connection.error(e, "beginning a read"))?,
+            false => self.begin(&connection).await?,
+        }
+        Ok(connection)
+    }
+
+    /// Ends a reading transaction and gives its session back.
+    pub(super) async fn end_reading(connection: Connection) -> Result<()> {
+        connection
+            .batch_execute("COMMIT")
+            .await
+            .map_err(|e| connection.error(e, "ending a read"))?;
+        connection.working(false);
+        connection.recycle();
+        Ok(())
+    }
+
     /// Begins a reading transaction under the shared snapshot.
     async fn begin(&self, connection: &Connection) -> Result<()> {
-        const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        let begin = self.begin_reading()?;
         // One connection is not enough for a reader and the keeper of the snapshot.
         let shares = self.database.config().max_connections > 1;
         for _ in 0..2 {
             let id = if shares { self.snapshot_id().await? } else { None };
             let Some(id) = id else {
                 return connection
-                    .batch_execute(BEGIN)
+                    .batch_execute(&begin)
                     .await
                     .map_err(|e| connection.error(e, "beginning a read"));
             };
-            let import = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{id}'");
+            let import = format!("{begin}; SET TRANSACTION SNAPSHOT '{id}'");
             match connection.batch_execute(&import).await {
                 Ok(()) => return Ok(()),
                 Err(e) if matches!(e.code().map(|c| c.code()), Some("22023" | "42704" | "55000")) => {
@@ -129,9 +183,9 @@ impl PostgresSource {
     }
 
     async fn export(&self) -> Result<Snapshot> {
-        const EXPORT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_catalog.pg_export_snapshot()";
+        let export = format!("{}; SELECT pg_catalog.pg_export_snapshot()", self.begin_reading()?);
         let keeper = self.database.connect().await?;
-        match keeper.simple_query(EXPORT).await {
+        match keeper.simple_query(&export).await {
             Ok(messages) => {
                 let id = messages.iter().find_map(|m| match m {
                     SimpleQueryMessage::Row(row) => row.get(0).map(str::to_string),
@@ -174,6 +228,32 @@ impl Source for PostgresSource {
         Ok(self.described(table).await?.schema)
     }
 
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        self.describe_terms(read).await
+    }
+
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        self.extent_of(read, term, slice).await
+    }
+
+    async fn distinct(
+        &self,
+        read: &ReadSpec,
+        terms: &[Term],
+        slice: &Slice,
+        limit: usize,
+    ) -> Result<Vec<Vec<Option<String>>>> {
+        self.distinct_of(read, terms, slice, limit).await
+    }
+
+    async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
+        settled::bound(&self.database, table, column, zone, margin).await
+    }
+
+    fn block_hashes(&self) -> Option<&dyn BlockHashes> {
+        Some(self)
+    }
+
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
         let connection = self.database.connect().await?;
         connection.working(true);
@@ -208,22 +288,18 @@ impl Source for PostgresSource {
                 "a slice of a PostgreSQL table has no positions inside",
             )));
         }
-        read.plain_only(ENGINE)?;
-        let condition = match &partition.work {
-            Work::Read(Slice::All) => String::new(),
-            Work::Read(Slice::Key(range)) => slices::condition(range).map_err(place)?,
-            _ => {
-                return Err(place(Error::new(
-                    code::UNSUPPORTED,
-                    "PostgreSQL tables are read whole or by key ranges",
-                )));
-            }
+        let Work::Read(slice) = &partition.work else {
+            return Err(place(Error::new(
+                code::UNSUPPORTED,
+                "PostgreSQL tables are read by slices",
+            )));
         };
+        let select = Query::new(read, self.schema()).select(slice).map_err(place)?;
         let start = async {
             let connection = self.database.connect().await?;
             connection.working(true);
             self.begin(&connection).await?;
-            CopyReader::start(connection, read, &condition, self.schema(), context).await
+            CopyReader::start(connection, read, &select, context).await
         };
         // The server may work long before it has the first row of a view.
         let reader = tokio::select! {
@@ -282,17 +358,15 @@ impl CopyReader {
     async fn start(
         connection: Connection,
         read: &ReadSpec,
-        condition: &str,
-        default_schema: &str,
+        select: &Text,
         context: &ReadContext,
     ) -> Result<CopyReader> {
         let what = format!("reading {}", read.table);
-        let select = select(read, condition, default_schema);
         // The plan may be older than the table: what the columns are now is checked before any byte is decoded.
         let statement = connection
-            .prepare(&select)
+            .prepare(select.sql())
             .await
-            .map_err(|e| connection.error(e, &what))?;
+            .map_err(|e| select.error(&connection, e, &what))?;
         match &read.raw {
             None => {
                 for (actual, planned) in statement.columns().iter().zip(&read.columns) {
@@ -302,7 +376,7 @@ impl CopyReader {
             Some(_) => check_names(&connection, &statement, read).await?,
         }
         let stream = connection
-            .copy_out(&format!("COPY ({select}) TO STDOUT (FORMAT binary)"))
+            .copy_out(&format!("COPY ({}) TO STDOUT (FORMAT binary)", select.sql()))
             .await
             .map_err(|e| connection.error(e, &what))?;
         let rows = match &read.raw {
@@ -585,27 +659,6 @@ impl Pieces {
 
 fn stopped(table: &TableId) -> Error {
     Error::new(code::INTERRUPTED, format!("reading {table} was stopped"))
-}
-
-fn select(read: &ReadSpec, condition: &str, default_schema: &str) -> String {
-    let columns: Vec<String> = read
-        .columns
-        .iter()
-        .map(|c| match read.raw {
-            Some(_) => super::sql::ident(&c.source),
-            None => types::select_expression(&c.source, &c.column),
-        })
-        .collect();
-    let mut sql = format!(
-        "SELECT {} FROM {}",
-        columns.join(", "),
-        quoted(&read.table, default_schema)
-    );
-    if !condition.is_empty() {
-        sql.push_str(" WHERE ");
-        sql.push_str(condition);
-    }
-    sql
 }
 
 /// Refuses a column whose type is not what the plan says: its bytes would be taken for something else.

@@ -98,7 +98,7 @@ impl Stage {
         let name = quoted(&id);
         Ok(Stage {
             create: format!(
-                "CREATE TEMPORARY TABLE {} ({}, PRIMARY KEY (n)) ON COMMIT DELETE ROWS",
+                "CREATE TEMPORARY TABLE {} ({}) ON COMMIT DELETE ROWS",
                 ident(&id.name),
                 definition.join(", ")
             ),
@@ -115,6 +115,13 @@ impl Stage {
     /// Makes the staging table, instead of one of an older shape.
     pub(super) fn create(&self) -> String {
         format!("DROP TABLE IF EXISTS {}; {}", self.name, self.create)
+    }
+
+    /// Makes staged rows quick to find by number, for those who take them one by one.
+    pub(super) fn number(&self) -> String {
+        let index = self.name.replace("_synctool_stage_", "_synctool_number_");
+        let index = index.strip_prefix("\"pg_temp\".").unwrap_or(&index);
+        format!("CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {} (n)", self.name)
     }
 
     pub(super) fn clear(&self) -> String {
@@ -247,6 +254,34 @@ impl Stage {
         )
     }
 
+    /// Inserts whole rows and updates those that are there and differ, looking each key up once; counts both. `None` if
+    /// there is nothing but the key. It needs a unique index of exactly the key.
+    pub(super) fn upsert(&self) -> Option<String> {
+        let whole = vec![true; self.columns.len()];
+        let (all, rest) = (self.carried(&whole, true), self.carried(&whole, false));
+        if rest.is_empty() {
+            return None;
+        }
+        let list = |places: &[usize], show: &dyn Fn(usize) -> String| {
+            places.iter().map(|&i| show(i)).collect::<Vec<_>>().join(", ")
+        };
+        let name = |i: usize| self.columns[i].name.clone();
+        Some(format!(
+            "WITH w AS (INSERT INTO {table} AS t ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {stage} AS s \
+             ON CONFLICT ({key}) DO UPDATE SET {set} \
+             WHERE pg_catalog.record_image_ne(ROW({there}), ROW({new})) RETURNING t.xmax = 0 AS fresh) \
+             SELECT pg_catalog.count(*) FILTER (WHERE fresh), pg_catalog.count(*) FILTER (WHERE NOT fresh) FROM w",
+            table = self.table,
+            stage = self.name,
+            names = list(&all, &name),
+            values = list(&all, &|i| self.value("c", i)),
+            key = list(&self.found_by, &name),
+            set = list(&rest, &|i| format!("{0} = excluded.{0}", self.columns[i].name)),
+            there = list(&rest, &|i| format!("t.{}", self.columns[i].name)),
+            new = list(&rest, &|i| format!("excluded.{}", self.columns[i].name)),
+        ))
+    }
+
     /// Takes away rows that stand where others move to.
     pub(super) fn clear_way(&self, filter: &str) -> String {
         let target: Vec<String> = self
@@ -357,6 +392,17 @@ impl Batch {
         }
         Ok(answer.numbers)
     }
+}
+
+/// Runs a statement that gives how many rows it inserted and how many it updated.
+pub(super) async fn upserted(session: &Connection, statement: &str) -> Result<(u64, u64), Failed> {
+    for message in session.simple_query(statement).await? {
+        if let SimpleQueryMessage::Row(row) = message {
+            let number = |i: usize| row.get(i).and_then(|n| n.parse().ok()).unwrap_or(0);
+            return Ok((number(0), number(1)));
+        }
+    }
+    Err(Failed::Other(Error::bug("a count gave no row")))
 }
 
 /// What a round trip gave.

@@ -3,7 +3,6 @@
 pub use super::decode::Decoder;
 pub use super::encode::{Cells, Encoder, binary_supported, copy_text_field};
 
-use super::sql::ident;
 use synctool_core::change::RawFormat;
 use synctool_core::schema::{Carrier, Column, ColumnType};
 
@@ -130,16 +129,34 @@ fn base_name(name: &str) -> String {
     }
 }
 
-/// How a column is selected so that its [`Decoder`] understands it.
-pub fn select_expression(source_name: &str, column: &Column) -> String {
-    let name = ident(source_name);
-    if Wire::to_read(column).is_some() {
-        return name;
+/// A type's name without its modifiers, as a cast that neither cuts nor rounds; `None` where leaving them out says
+/// another type.
+pub(super) fn unmodified(printed: &str) -> Option<String> {
+    if printed.starts_with("interval") {
+        return Some("interval".into());
     }
+    Some(match base_name(printed).as_str() {
+        // Without a length these two mean a length of one.
+        "character" => "bpchar".into(),
+        "bit" => return None,
+        other => other.into(),
+    })
+}
+
+/// How a value is selected so that its [`Decoder`] understands it.
+pub fn select_expression(expression: &str, column: &Column) -> String {
+    match Wire::to_read(column) {
+        Some(_) => expression.to_string(),
+        None => text_expression(expression, column),
+    }
+}
+
+/// A value as the text its type prints.
+pub(super) fn text_expression(expression: &str, column: &Column) -> String {
     match column.source_type.as_deref() {
         // Its cast to text adds a netmask that its own text form does not have.
-        Some("inet") => format!("pg_catalog.textin(pg_catalog.inet_out({name}))"),
-        _ => format!("{name}::pg_catalog.text"),
+        Some("inet") => format!("pg_catalog.textin(pg_catalog.inet_out({expression}))"),
+        _ => format!("{expression}::pg_catalog.text"),
     }
 }
 
@@ -274,13 +291,13 @@ mod tests {
     #[test]
     fn text_is_asked_for_where_there_is_no_binary_form() {
         let mut stamp = Column::new("t", ColumnType::Timestamp);
-        assert_eq!(select_expression("T", &stamp), "\"T\"");
+        assert_eq!(select_expression("\"T\"", &stamp), "\"T\"");
         stamp.carrier = Carrier::Text;
-        assert_eq!(select_expression("T", &stamp), "\"T\"::pg_catalog.text");
+        assert_eq!(select_expression("\"T\"", &stamp), "\"T\"::pg_catalog.text");
         // A cast would strip the blanks.
         let mut padded = Column::new("c", ColumnType::Char { length: 3 });
         padded.carrier = Carrier::Text;
-        assert_eq!(select_expression("c", &padded), "\"c\"");
+        assert_eq!(select_expression("\"c\"", &padded), "\"c\"");
         let address = column("inet").1;
         assert!(select_expression("a", &address).contains("inet_out"));
     }

@@ -4,6 +4,9 @@ mod blocks;
 #[cfg(feature = "duckdb")]
 mod duckdb;
 mod object;
+mod postgres_hashes;
+mod postgres_query;
+mod postgres_settled;
 mod postgres_sink;
 mod postgres_source;
 mod postgres_tls;

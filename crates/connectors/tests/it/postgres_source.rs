@@ -681,7 +681,7 @@ async fn readers_of_a_source_share_one_snapshot() {
     // The session that keeps the snapshot is ended: the next reader goes on with a newer one.
     let ended = db.psql(
         "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
-         WHERE datname = current_database() AND state = 'idle in transaction' AND application_name = 'synctool'",
+         WHERE datname = current_database() AND state = 'idle in transaction' AND application_name = 'synctool reading'",
     );
     assert_ne!(ended, "0");
     assert_eq!(texts(&source, &read, Slice::All).await.len(), 50);

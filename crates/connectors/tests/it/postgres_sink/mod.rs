@@ -5,6 +5,8 @@ mod direct;
 mod end_to_end;
 mod load;
 mod publish;
+mod repair;
+mod speed;
 
 use arrow_array::RecordBatch;
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "duckdb")]
 mod duckdb;
+mod mysql;
 mod object;
 mod postgres_sink;
 mod postgres_source;

@@ -83,7 +83,12 @@ fn null_key() -> Error {
 }
 
 impl Target {
-    pub(super) async fn open(session: &mut Session, index: usize, table: &TableId, schema: TableSchema) -> Result<Self> {
+    pub(super) async fn open(
+        session: &mut Session,
+        index: usize,
+        table: &TableId,
+        schema: TableSchema,
+    ) -> Result<Self> {
         let existing = must_find(session, table).await?;
         let mapping = Mapping::new(&existing, &schema)?;
         let stage = TableId {
@@ -93,7 +98,10 @@ impl Target {
         if !schema.key.is_empty() {
             let name = quoted(&stage);
             session
-                .run(&format!("DROP TEMPORARY TABLE IF EXISTS {name}"), "making a temporary table")
+                .run(
+                    &format!("DROP TEMPORARY TABLE IF EXISTS {name}"),
+                    "making a temporary table",
+                )
                 .await?;
             let create = ddl::create_beside(&stage, &schema, &existing, true)?;
             session.run(&create, "making a temporary table").await.map_err(|e| {
@@ -182,7 +190,12 @@ impl Target {
     }
 
     /// Takes rows away by key (or as whole rows where there is none), then puts others.
-    pub(super) async fn net(&self, session: &mut Session, remove: &RecordBatch, insert: &RecordBatch) -> Result<Applied> {
+    pub(super) async fn net(
+        &self,
+        session: &mut Session,
+        remove: &RecordBatch,
+        insert: &RecordBatch,
+    ) -> Result<Applied> {
         let mut applied = Applied::default();
         for (rows, op) in [(remove, Op::Delete), (insert, Op::Insert)] {
             let places = self.places(rows)?;
@@ -233,7 +246,9 @@ impl Target {
         }
         self.stage(session, &group.rows).await?;
         let condition = (!condition.is_empty()).then(|| format!("({condition})"));
-        let delete = self.mapping.delete_missing(&self.name, &self.stage, condition.as_deref());
+        let delete = self
+            .mapping
+            .delete_missing(&self.name, &self.stage, condition.as_deref());
         let mut applied = Applied {
             removed: session.run(&delete, "replacing a key range").await?,
             ..Applied::default()
@@ -249,7 +264,10 @@ impl Target {
     /// Empties the table. TRUNCATE would commit; the counter of an auto-increment column goes on.
     pub(super) async fn truncate(&self, session: &mut Session) -> Result<()> {
         session
-            .run(&format!("DELETE FROM {}", self.name), &format!("emptying {}", self.table))
+            .run(
+                &format!("DELETE FROM {}", self.name),
+                &format!("emptying {}", self.table),
+            )
             .await
             .map(|_| ())
     }
@@ -266,7 +284,8 @@ impl Target {
         let mut applied = Applied::default();
         match self.groups(op, &row, old.as_ref()) {
             Some((kind, key)) => {
-                let apart = group.kind.is_some_and(|k| k != kind) || key.as_ref().is_some_and(|k| group.keys.contains(k));
+                let apart =
+                    group.kind.is_some_and(|k| k != kind) || key.as_ref().is_some_and(|k| group.keys.contains(k));
                 if apart || group.is_full() {
                     applied += self.flush(session, group).await?;
                 }
@@ -309,7 +328,9 @@ impl Target {
     /// Applies a group.
     async fn flush(&self, session: &mut Session, group: &mut Group) -> Result<Applied> {
         let group = std::mem::take(group);
-        let Some(kind) = group.kind else { return Ok(Applied::default()) };
+        let Some(kind) = group.kind else {
+            return Ok(Applied::default());
+        };
         let written = group.rows.len() as u64;
         let mut applied = Applied {
             written,
@@ -332,8 +353,18 @@ impl Target {
             for row in &group.rows {
                 keys.push(format!("({})", self.key_of(row).ok_or_else(null_key)?.join(", ")));
             }
-            let names: Vec<&str> = self.mapping.key.iter().map(|k| self.mapping.columns[*k].name.as_str()).collect();
-            let sql = format!("DELETE FROM {} WHERE ({}) IN ({})", self.name, list("", &names), keys.join(", "));
+            let names: Vec<&str> = self
+                .mapping
+                .key
+                .iter()
+                .map(|k| self.mapping.columns[*k].name.as_str())
+                .collect();
+            let sql = format!(
+                "DELETE FROM {} WHERE ({}) IN ({})",
+                self.name,
+                list("", &names),
+                keys.join(", ")
+            );
             applied.deleted = session.run(&sql, "deleting rows").await?;
         } else {
             self.clear_stage(session).await?;
@@ -438,7 +469,11 @@ impl Target {
     }
 
     async fn exists(&self, session: &mut Session, key: &[String]) -> Result<bool> {
-        let sql = format!("SELECT count(*) FROM {} WHERE {} FOR UPDATE", self.name, self.by_key(key));
+        let sql = format!(
+            "SELECT count(*) FROM {} WHERE {} FOR UPDATE",
+            self.name,
+            self.by_key(key)
+        );
         Ok(number(&session.row(&sql, writing()).await?, 0) > 0)
     }
 
@@ -484,7 +519,12 @@ impl Target {
             .zip(&self.mapping.columns)
             .filter_map(|(value, c)| value.as_ref().map(|v| format!("{} = {v}", ident(&c.name))))
             .collect();
-        let sql = format!("UPDATE {} SET {} WHERE {}", self.name, set.join(", "), self.by_key(old_key));
+        let sql = format!(
+            "UPDATE {} SET {} WHERE {}",
+            self.name,
+            set.join(", "),
+            self.by_key(old_key)
+        );
         session.run(&sql, writing()).await.map(|_| ())
     }
 
@@ -507,10 +547,15 @@ impl Target {
             .collect();
         let one = format!("WHERE {} LIMIT 1", same.join(" AND "));
         if op == Op::Delete {
-            return Ok(match session.run(&format!("DELETE FROM {} {one}", self.name), writing()).await? {
-                0 => Did::Nothing,
-                _ => Did::Deleted,
-            });
+            return Ok(
+                match session
+                    .run(&format!("DELETE FROM {} {one}", self.name), writing())
+                    .await?
+                {
+                    0 => Did::Nothing,
+                    _ => Did::Deleted,
+                },
+            );
         }
         let set: Vec<String> = row
             .iter()

@@ -70,18 +70,17 @@ impl CatalogTable {
     pub(super) fn must_column(&self, name: &str) -> Result<&CatalogColumn> {
         self.column(name).ok_or_else(|| {
             let known: Vec<&str> = self.columns.iter().map(|c| c.column.name.as_str()).collect();
-            Error::new(
-                code::COLUMN_MISSING,
-                format!("column {name} is not in {}", self.table),
-            )
-            .hint(format!("it has: {}", known.join(", ")))
+            Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", self.table))
+                .hint(format!("it has: {}", known.join(", ")))
         })
     }
 
     /// Whether a unique index covers exactly these columns, none of which can be NULL, so that they tell rows apart.
     pub(super) fn is_key(&self, columns: &[String]) -> bool {
         !columns.is_empty()
-            && columns.iter().all(|c| self.column(c).is_some_and(|c| !c.column.nullable))
+            && columns
+                .iter()
+                .all(|c| self.column(c).is_some_and(|c| !c.column.nullable))
             && self.indexes.iter().any(|i| i.unique && i.whole && i.columns == columns)
     }
 
@@ -107,7 +106,10 @@ pub(super) fn qualified(session: &Session, table: &TableId) -> TableId {
 pub(super) async fn find(session: &mut Session, table: &TableId) -> Result<Option<CatalogTable>> {
     let table = qualified(session, table);
     let what = format!("reading the catalog entry of {table}");
-    let (schema, name) = (literal(table.schema.as_deref().unwrap_or_default()), literal(&table.name));
+    let (schema, name) = (
+        literal(table.schema.as_deref().unwrap_or_default()),
+        literal(&table.name),
+    );
     let of = format!("TABLE_SCHEMA = {schema} AND TABLE_NAME = {name}");
     let found = session
         .rows(
@@ -291,7 +293,10 @@ pub(super) async fn triggers(session: &mut Session, table: &TableId) -> Result<V
 /// Foreign keys of a table, and of others that refer to it, in words.
 pub(super) async fn foreign_keys(session: &mut Session, table: &TableId) -> Result<Vec<String>> {
     let table = qualified(session, table);
-    let (schema, name) = (literal(table.schema.as_deref().unwrap_or_default()), literal(&table.name));
+    let (schema, name) = (
+        literal(table.schema.as_deref().unwrap_or_default()),
+        literal(&table.name),
+    );
     let rows = session
         .rows(
             &format!(

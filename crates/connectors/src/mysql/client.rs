@@ -100,7 +100,9 @@ impl Mysql {
     /// Connects, and says what server answers (`MariaDB 10.11.6`) and whether the connection is encrypted.
     pub async fn greet(&self) -> Result<(String, bool)> {
         let mut session = self.connect().await?;
-        let cipher = session.rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'", "asking for the cipher").await?;
+        let cipher = session
+            .rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'", "asking for the cipher")
+            .await?;
         let encrypted = cipher.first().and_then(|r| text(r, 1)).is_some_and(|c| !c.is_empty());
         let name = session.flavor().name();
         session.recycle();
@@ -169,13 +171,18 @@ impl Mysql {
                 },
             }
         };
-        let link = tokio::time::timeout(config.connect_timeout, attempt).await.map_err(|_| {
-            Error::new(
-                code::SERVER_UNREACHABLE,
-                format!("the server did not answer within {} s", config.connect_timeout.as_secs()),
-            )
-            .hint("check host, port and firewall, or raise connect_timeout")
-        })?;
+        let link = tokio::time::timeout(config.connect_timeout, attempt)
+            .await
+            .map_err(|_| {
+                Error::new(
+                    code::SERVER_UNREACHABLE,
+                    format!(
+                        "the server did not answer within {} s",
+                        config.connect_timeout.as_secs()
+                    ),
+                )
+                .hint("check host, port and firewall, or raise connect_timeout")
+            })?;
         link.map_err(|failed| match failed {
             Failed::Other(e) => e,
             Failed::NoTls => Error::new(code::TLS_FAILED, "the server offers no encrypted connections")
@@ -223,7 +230,9 @@ impl Mysql {
             .connect_attribute("program_name", "synctool")
             .ssl_opts(tls)
             .into();
-        let mut conn = Conn::new(opts).await.map_err(|e| Failed::of(e, "connecting to the server"))?;
+        let mut conn = Conn::new(opts)
+            .await
+            .map_err(|e| Failed::of(e, "connecting to the server"))?;
         let set_up = |e| Failed::Other(map_error(e, "setting up the session"));
         let row: Option<Row> = conn
             .query_first("SELECT VERSION(), @@max_allowed_packet, @@local_infile")
@@ -233,7 +242,11 @@ impl Mysql {
         let version = text(&row, 0).unwrap_or_default();
         let flavor = Flavor {
             mariadb: version.to_ascii_lowercase().contains("mariadb"),
-            version: version.split('-').find(|p| p.starts_with(|c: char| c.is_ascii_digit()) && !p.starts_with("5.5.5")).unwrap_or("").to_string(),
+            version: version
+                .split('-')
+                .find(|p| p.starts_with(|c: char| c.is_ascii_digit()) && !p.starts_with("5.5.5"))
+                .unwrap_or("")
+                .to_string(),
             max_packet: number(&row, 1) as usize,
             local_infile: number(&row, 2) == 1,
         };
@@ -273,7 +286,11 @@ impl Mysql {
 /// The text of a value must not depend on the server's settings, nothing may be cut or rounded silently, and a slow
 /// reader or writer is no reason to hang up.
 fn settings(flavor: &Flavor) -> Vec<String> {
-    let limit = if flavor.mariadb { "max_statement_time" } else { "max_execution_time" };
+    let limit = if flavor.mariadb {
+        "max_statement_time"
+    } else {
+        "max_execution_time"
+    };
     vec![
         "SET NAMES utf8mb4".into(),
         format!(
@@ -423,7 +440,7 @@ impl Session {
             .collect();
         let stream = async move { Ok(Box::pin(futures::stream::iter(pieces)) as mysql_async::InfileData) };
         let conn = self.conn()?;
-        conn.set_infile_handler(SyncFuture(Box::pin(stream)));
+        conn.set_infile_handler(stream);
         if let Err(e) = conn.query_drop(sql).await {
             return Err(self.error(e, what));
         }
@@ -432,7 +449,9 @@ impl Session {
             return Ok(stored);
         }
         let warnings = self.rows("SHOW WARNINGS LIMIT 1", what).await?;
-        let Some(first) = warnings.first() else { return Ok(stored) };
+        let Some(first) = warnings.first() else {
+            return Ok(stored);
+        };
         Err(server_error(
             &ServerError {
                 code: number(first, 1) as u16,
@@ -446,7 +465,10 @@ impl Session {
     /// Turns the session into a stream of the rows of a query.
     pub(super) async fn stream(mut self, sql: String, what: &str) -> Result<Rows> {
         let id = self.id();
-        let link = self.link.take().ok_or_else(|| Error::bug("a session was used after its end"))?;
+        let link = self
+            .link
+            .take()
+            .ok_or_else(|| Error::bug("a session was used after its end"))?;
         let stream = match sql.stream::<Row, _>(link.conn).await {
             Ok(stream) => stream,
             Err(e) => return Err(self.error(e, what)),
@@ -465,20 +487,14 @@ impl Session {
     /// transaction open.
     pub(super) fn recycle(mut self) {
         if let Some(link) = self.link.take() {
-            let mut idle = self.database.0.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut idle = self
+                .database
+                .0
+                .idle
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             idle.push((link, Instant::now()));
         }
-    }
-}
-
-/// The driver asks for a future that is also `Sync`; one that is only ever polled by its owner may be called so.
-struct SyncFuture<T>(std::pin::Pin<Box<dyn Future<Output = T> + Send + Sync>>);
-
-impl<T> Future for SyncFuture<T> {
-    type Output = T;
-
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<T> {
-        self.0.as_mut().poll(cx)
     }
 }
 
@@ -563,35 +579,53 @@ pub(super) fn map_error(e: Wire, what: &str) -> Error {
             if what.starts_with("connecting") {
                 let missing = io.kind() == std::io::ErrorKind::NotFound;
                 let (code, hint) = if missing {
-                    (code::TLS_FAILED, "check the files that sslrootcert, sslcert and sslkey name")
+                    (
+                        code::TLS_FAILED,
+                        "check the files that sslrootcert, sslcert and sslkey name",
+                    )
                 } else {
-                    (code::SERVER_UNREACHABLE, "check host and port, and that the server runs and listens there")
+                    (
+                        code::SERVER_UNREACHABLE,
+                        "check host and port, and that the server runs and listens there",
+                    )
                 };
                 return Error::new(code, format!("{what} failed: {io}")).hint(hint);
             }
             Error::new(code::CONNECTION_LOST, format!("{what} failed: {io}"))
                 .hint("the work is tried again; look into the server's log if it repeats")
         }
-        Wire::Driver(DriverError::ConnectionClosed) => {
-            Error::new(code::CONNECTION_LOST, format!("{what} failed: the server closed the connection"))
-                .hint("the work is tried again; look into the server's log if it repeats")
-        }
+        Wire::Driver(DriverError::ConnectionClosed) => Error::new(
+            code::CONNECTION_LOST,
+            format!("{what} failed: the server closed the connection"),
+        )
+        .hint("the work is tried again; look into the server's log if it repeats"),
         Wire::Driver(DriverError::PacketTooLarge) => too_large(what),
         Wire::Driver(
             DriverError::UnknownAuthPlugin { .. }
             | DriverError::MysqlOldPasswordDisabled
             | DriverError::CleartextPluginDisabled,
-        ) => Error::new(code::AUTH_FAILED, format!("{what} failed: the server asks for a login method that is not supported"))
-            .hint("give the user mysql_native_password, caching_sha2_password or ed25519"),
-        Wire::Driver(DriverError::NoKeyFound) => Error::new(code::TLS_FAILED, format!("{what} failed: sslkey holds no key")),
+        ) => Error::new(
+            code::AUTH_FAILED,
+            format!("{what} failed: the server asks for a login method that is not supported"),
+        )
+        .hint("give the user mysql_native_password, caching_sha2_password or ed25519"),
+        Wire::Driver(DriverError::NoKeyFound) => {
+            Error::new(code::TLS_FAILED, format!("{what} failed: sslkey holds no key"))
+        }
         // Values may stand in the driver's own sentences.
-        _ => Error::new(code::SERVER_ERROR, format!("{what} failed: the driver could not carry it out")),
+        _ => Error::new(
+            code::SERVER_ERROR,
+            format!("{what} failed: the driver could not carry it out"),
+        ),
     }
 }
 
 fn too_large(what: &str) -> Error {
-    Error::new(code::ROW_TOO_LARGE, format!("{what} failed: a row is larger than the server's max_allowed_packet"))
-        .hint("SET GLOBAL max_allowed_packet = 1073741824, and the same in the server's configuration file")
+    Error::new(
+        code::ROW_TOO_LARGE,
+        format!("{what} failed: a row is larger than the server's max_allowed_packet"),
+    )
+    .hint("SET GLOBAL max_allowed_packet = 1073741824, and the same in the server's configuration file")
 }
 
 pub(super) fn server_error(e: &ServerError, what: &str) -> Error {
@@ -609,27 +643,42 @@ pub(super) fn server_error(e: &ServerError, what: &str) -> Error {
 
 fn classify(errno: u16, message: &str) -> (&'static Code, Option<&'static str>) {
     match errno {
-        1045 | 1698 | 1820 | 1862 | 1251 | 3159 | 4151 => (code::AUTH_FAILED, Some("check user and password of this datastore")),
+        1045 | 1698 | 1820 | 1862 | 1251 | 3159 | 4151 => {
+            (code::AUTH_FAILED, Some("check user and password of this datastore"))
+        }
         1049 => (code::DATABASE_MISSING, Some("check the database's name")),
         1146 | 1051 | 1109 => (code::TABLE_MISSING, None),
         1054 => (code::COLUMN_MISSING, None),
-        1044 | 1142 | 1143 | 1227 | 1370 | 1410 | 1419 => (code::PERMISSION, Some("ask for a GRANT of the right that is named")),
-        1290 | 1836 => (code::PERMISSION, Some("the server is read-only or forbids it by an option: connect to the primary")),
+        1044 | 1142 | 1143 | 1227 | 1370 | 1410 | 1419 => {
+            (code::PERMISSION, Some("ask for a GRANT of the right that is named"))
+        }
+        1290 | 1836 => (
+            code::PERMISSION,
+            Some("the server is read-only or forbids it by an option: connect to the primary"),
+        ),
         1205 | 1213 | 1020 | 1412 => (code::CONFLICT, None),
         1040 | 1041 | 1037 | 1038 | 1203 | 1226 | 1317 | 1969 | 3024 => (code::SERVER_BUSY, None),
         1053 | 1077..=1080 | 1152 | 1156..=1161 | 1184 | 1927 | 4031 => (
             code::CONNECTION_LOST,
             Some("the work is tried again; look into the server's log if it repeats"),
         ),
-        1021 | 1114 => (code::DISK_FULL, Some("free space on the server's disk, then run again: it goes on from the last commit")),
+        1021 | 1114 => (
+            code::DISK_FULL,
+            Some("free space on the server's disk, then run again: it goes on from the last commit"),
+        ),
         1030 | 1026 | 1 if message.contains("28") => (code::DISK_FULL, Some("free space on the server's disk")),
         1062 | 1586 | 1022 | 1859 => (code::DUPLICATE_KEY, None),
         1048 | 1216 | 1217 | 1364 | 1451 | 1452 | 1644 | 3819 | 4025 => (code::CONSTRAINT, None),
-        1264..=1265 | 1292 | 1366 | 1367 | 1406 | 1411 | 1416 | 1425 | 1426 | 1439 | 1690 | 1416..=1418 | 3140 => (code::VALUE_UNSUPPORTED, None),
+        1264..=1265 | 1292 | 1366 | 1367 | 1406 | 1411 | 1416 | 1425 | 1426 | 1439 | 1690 | 1416..=1418 | 3140 => {
+            (code::VALUE_UNSUPPORTED, None)
+        }
         1059 | 1102 | 1103 | 1166 => (code::IDENTIFIER, None),
         1050 | 1060 | 1061 | 1068..=1075 | 1118 | 1163 | 1167 | 1170 | 1171 => (code::SCHEMA_MISMATCH, None),
         1235 | 1112 => (code::UNSUPPORTED, None),
-        1148 | 3948 | 4166 => (code::UNSUPPORTED, Some("SET GLOBAL local_infile = 1, or load by INSERT")),
+        1148 | 3948 | 4166 => (
+            code::UNSUPPORTED,
+            Some("SET GLOBAL local_infile = 1, or load by INSERT"),
+        ),
         _ => (code::SERVER_ERROR, None),
     }
 }
@@ -639,17 +688,25 @@ fn own_words(e: &ServerError) -> Option<String> {
     // What stands behind the value is a name.
     let named = |mark: &str| {
         let at = e.message.rfind(mark)?;
-        Some(e.message[at + mark.len()..].split(" at row").next().unwrap_or("").to_string())
+        Some(
+            e.message[at + mark.len()..]
+                .split(" at row")
+                .next()
+                .unwrap_or("")
+                .to_string(),
+        )
     };
     Some(match e.code {
         1062 | 1586 | 1022 => match named("' for key ") {
             Some(key) => format!("two rows have the same key ({key})"),
             None => "two rows have the same key".into(),
         },
-        1366 | 1292 | 1367 | 1411 | 1416 | 1425 | 1426 | 3140 => match named("' for column ").or_else(|| named(" for column ")) {
-            Some(column) => format!("a value does not fit column {column}"),
-            None => "a value has the wrong form for its column".into(),
-        },
+        1366 | 1292 | 1367 | 1411 | 1416 | 1425 | 1426 | 3140 => {
+            match named("' for column ").or_else(|| named(" for column ")) {
+                Some(column) => format!("a value does not fit column {column}"),
+                None => "a value has the wrong form for its column".into(),
+            }
+        }
         1690 => "a number is out of range".into(),
         1064 | 1149 => "the server does not understand the SQL (check filters, expressions and join conditions)".into(),
         1644 => "a trigger or procedure of the database raised an error".into(),
@@ -685,9 +742,17 @@ mod tests {
     fn values_do_not_get_into_messages() {
         for (errno, message, shown) in [
             (1062, "Duplicate entry 'sesame' for key 'PRIMARY'", "'PRIMARY'"),
-            (1366, "Incorrect integer value: 'sesame' for column `d`.`t`.`n` at row 1", "`d`.`t`.`n`"),
+            (
+                1366,
+                "Incorrect integer value: 'sesame' for column `d`.`t`.`n` at row 1",
+                "`d`.`t`.`n`",
+            ),
             (1292, "Truncated incorrect DOUBLE value: 'sesame'", "wrong form"),
-            (1064, "You have an error in your SQL syntax near 'sesame'", "does not understand"),
+            (
+                1064,
+                "You have an error in your SQL syntax near 'sesame'",
+                "does not understand",
+            ),
         ] {
             let e = server_error(
                 &ServerError {

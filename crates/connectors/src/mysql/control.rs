@@ -87,7 +87,8 @@ impl Control {
         const KEY: &str = "varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL";
         const END: &str = "ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin";
         const NOW: &str = "datetime(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6)";
-        let create = |name: &str, columns: String| format!("CREATE TABLE IF NOT EXISTS {} ({columns}) {END}", self.t(name));
+        let create =
+            |name: &str, columns: String| format!("CREATE TABLE IF NOT EXISTS {} ({columns}) {END}", self.t(name));
         let mut all = Vec::new();
         if self.own {
             all.push(format!("CREATE DATABASE IF NOT EXISTS {}", ident(&self.database)));
@@ -200,13 +201,20 @@ impl Control {
     }
 
     async fn select(&self, session: &mut Session, sql: &str, values: Vec<Value>, what: &str) -> Result<Vec<Row>> {
-        session.exec_rows(sql, values, what).await.map_err(|e| self.permission(e))
+        session
+            .exec_rows(sql, values, what)
+            .await
+            .map_err(|e| self.permission(e))
     }
 
     /// Takes the lock under which a pipeline is prepared, published or forgotten; it ends with the session. A session
     /// that holds it and does nothing (a process that was stopped) is ended, and with `force` any other.
     pub(super) async fn lock(&self, session: &mut Session, pipeline: &str, force: bool) -> Result<()> {
-        let name = literal(&format!("synctool plan {}{}", short_hash(&self.database), short_hash(pipeline)));
+        let name = literal(&format!(
+            "synctool plan {}{}",
+            short_hash(&self.database),
+            short_hash(pipeline)
+        ));
         let what = "locking the pipeline";
         for attempt in 0..3 {
             let wait = if attempt == 0 { 3 } else { PATIENCE.as_secs() };
@@ -279,12 +287,22 @@ impl Control {
             what,
         )
         .await?;
-        self.exec(session, &format!("DELETE FROM {checkpoints} WHERE pipeline = ?"), vec![p.clone()], what)
-            .await?;
+        self.exec(
+            session,
+            &format!("DELETE FROM {checkpoints} WHERE pipeline = ?"),
+            vec![p.clone()],
+            what,
+        )
+        .await?;
         self.exec(
             session,
             &format!("INSERT INTO {plans} (pipeline, generation, run_id, plan, status) VALUES (?, ?, ?, ?, 'active')"),
-            vec![p, plan.generation.0.into(), plan.run_id.as_str().into(), json(plan)?.into()],
+            vec![
+                p,
+                plan.generation.0.into(),
+                plan.run_id.as_str().into(),
+                json(plan)?.into(),
+            ],
             what,
         )
         .await
@@ -321,7 +339,10 @@ impl Control {
         let rows = self
             .select(
                 session,
-                &format!("SELECT generation FROM {} WHERE pipeline = ? LOCK IN SHARE MODE", self.t("generation")),
+                &format!(
+                    "SELECT generation FROM {} WHERE pipeline = ? LOCK IN SHARE MODE",
+                    self.t("generation")
+                ),
                 vec![plan.pipeline.as_str().into()],
                 "checking the generation",
             )
@@ -356,10 +377,14 @@ impl Control {
             )
             .await?;
         let fenced = |how: &str| {
-            Err(Error::new(code::FENCED, format!("the plan of run {} was {how}", plan.run_id))
-                .at("pipeline", &plan.pipeline))
+            Err(
+                Error::new(code::FENCED, format!("the plan of run {} was {how}", plan.run_id))
+                    .at("pipeline", &plan.pipeline),
+            )
         };
-        let Some(row) = rows.first() else { return fenced("forgotten") };
+        let Some(row) = rows.first() else {
+            return fenced("forgotten");
+        };
         match text(row, 0).as_deref() {
             Some("finished") => Ok(PlanStatus::Finished(match text(row, 1) {
                 Some(t) => parse("counts", &t)?,
@@ -376,7 +401,10 @@ impl Control {
     pub(super) async fn journal(&self, session: &mut Session, plan: &Plan, outcomes: &[Outcome]) -> Result<()> {
         self.exec(
             session,
-            &format!("UPDATE {} SET journal = ? WHERE pipeline = ? AND generation = ?", self.t("plan")),
+            &format!(
+                "UPDATE {} SET journal = ? WHERE pipeline = ? AND generation = ?",
+                self.t("plan")
+            ),
             vec![
                 json(&outcomes)?.into(),
                 plan.pipeline.as_str().into(),
@@ -434,7 +462,10 @@ impl Control {
         self.put_facts(session, &plan.pipeline, &plan.remember).await?;
         self.exec(
             session,
-            &format!("DELETE FROM {} WHERE pipeline = ? AND generation = ?", self.t("checkpoint")),
+            &format!(
+                "DELETE FROM {} WHERE pipeline = ? AND generation = ?",
+                self.t("checkpoint")
+            ),
             vec![p, g],
             what,
         )
@@ -465,7 +496,10 @@ impl Control {
         for (name, value) in facts {
             self.exec(
                 session,
-                &format!("REPLACE INTO {} (pipeline, name, value) VALUES (?, ?, ?)", self.t("fact")),
+                &format!(
+                    "REPLACE INTO {} (pipeline, name, value) VALUES (?, ?, ?)",
+                    self.t("fact")
+                ),
                 vec![pipeline.into(), name.as_str().into(), value.as_str().into()],
                 "remembering",
             )
@@ -498,7 +532,8 @@ impl Control {
         self.raise(session, pipeline).await?;
         for table in ["checkpoint", "plan", "fact"] {
             let sql = format!("DELETE FROM {} WHERE pipeline = ?", self.t(table));
-            self.exec(session, &sql, vec![pipeline.into()], "forgetting the pipeline").await?;
+            self.exec(session, &sql, vec![pipeline.into()], "forgetting the pipeline")
+                .await?;
         }
         Ok(())
     }
@@ -592,7 +627,9 @@ impl Control {
                     &what,
                 )
                 .await?;
-            let row = rows.first().ok_or_else(|| Error::bug("a partition vanished while it was taken over"))?;
+            let row = rows
+                .first()
+                .ok_or_else(|| Error::bug("a partition vanished while it was taken over"))?;
             epochs.insert(id.clone(), Epoch(number(row, 0) as i64));
             checkpoint.insert(id.clone(), state(row, 1)?);
         }
@@ -721,7 +758,13 @@ pub(super) async fn end_sessions(session: &mut Session, writers: &[String]) -> R
 async fn kill(session: &mut Session, id: u64) -> Result<()> {
     match session.run(&format!("KILL {id}"), "ending another session").await {
         // It is gone already, or it is not ours to end.
-        Err(e) if e.context().iter().any(|(k, v)| *k == "errno" && matches!(v.as_str(), "1094" | "1095")) => Ok(()),
+        Err(e)
+            if e.context()
+                .iter()
+                .any(|(k, v)| *k == "errno" && matches!(v.as_str(), "1094" | "1095")) =>
+        {
+            Ok(())
+        }
         Err(e) if e.code() == code::PERMISSION => Ok(()),
         other => other.map(|_| ()),
     }

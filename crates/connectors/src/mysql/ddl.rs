@@ -35,7 +35,10 @@ pub(super) fn check(table: &TableId, schema: &TableSchema) -> Result<()> {
         if let Some(other) = seen.insert(c.name.to_lowercase(), &c.name) {
             return Err(at(Error::new(
                 code::IDENTIFIER,
-                format!("columns {other} and {} are the same name to MySQL, which ignores case", c.name),
+                format!(
+                    "columns {other} and {} are the same name to MySQL, which ignores case",
+                    c.name
+                ),
             )
             .hint("give one of them another name in the pipeline")));
         }
@@ -119,7 +122,16 @@ fn key_bytes(type_name: &str) -> usize {
 /// One column of a table that we make.
 fn column(flavor: &Flavor, c: &Column, type_name: &str, not_null: bool) -> String {
     let mut text = format!("{} {type_name}", ident(&c.name));
-    let texts = ["char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"];
+    let texts = [
+        "char",
+        "varchar",
+        "tinytext",
+        "text",
+        "mediumtext",
+        "longtext",
+        "enum",
+        "set",
+    ];
     if texts.contains(&type_name.split('(').next().unwrap_or_default()) {
         if c.ty == ColumnType::Uuid {
             text.push_str(" CHARACTER SET ascii COLLATE ascii_bin");
@@ -148,7 +160,9 @@ pub(super) fn create_table(flavor: &Flavor, name: &TableId, schema: &TableSchema
         .zip(&types)
         .map(|(c, t)| {
             let mut text = column(flavor, c, t, !c.nullable || schema.key.contains(&c.name));
-            let integer = ["tinyint", "smallint", "int", "bigint"].iter().any(|i| t.starts_with(i));
+            let integer = ["tinyint", "smallint", "int", "bigint"]
+                .iter()
+                .any(|i| t.starts_with(i));
             if c.identity && integer && schema.key.first() == Some(&c.name) {
                 text.push_str(" AUTO_INCREMENT");
             }
@@ -224,7 +238,11 @@ pub(super) fn add_column(flavor: &Flavor, table: &TableId, c: &Column) -> Result
     check_ident(&c.name)?;
     let type_name = store_as(flavor, ENGINE, c).type_name;
     check_type(&type_name, &c.name)?;
-    Ok(format!("ALTER TABLE {} ADD COLUMN {}", quoted(table), column(flavor, c, &type_name, false)))
+    Ok(format!(
+        "ALTER TABLE {} ADD COLUMN {}",
+        quoted(table),
+        column(flavor, c, &type_name, false)
+    ))
 }
 
 #[cfg(test)]
@@ -286,7 +304,12 @@ mod tests {
                 .collect(),
             key: Vec::new(),
         };
-        assert!(column_types(&flavor(), &schema).unwrap().iter().all(|t| t == "longtext"));
+        assert!(
+            column_types(&flavor(), &schema)
+                .unwrap()
+                .iter()
+                .all(|t| t == "longtext")
+        );
     }
 
     #[test]

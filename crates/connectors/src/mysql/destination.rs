@@ -112,7 +112,9 @@ impl MysqlDestination {
         if rows.is_empty() {
             return Ok(());
         }
-        session.run("SET SESSION lock_wait_timeout = 2", "setting up the session").await?;
+        session
+            .run("SET SESSION lock_wait_timeout = 2", "setting up the session")
+            .await?;
         for row in &rows {
             let table = TableId::new(text(row, 0).unwrap_or_default(), text(row, 1).unwrap_or_default());
             let sql = format!("DROP TABLE IF EXISTS {}", quoted(&table));
@@ -123,12 +125,20 @@ impl MysqlDestination {
                 tracing::info!(table = %table, error = %e, "an old load table stays for now");
             }
         }
-        session.run("SET SESSION lock_wait_timeout = 60", "setting up the session").await?;
+        session
+            .run("SET SESSION lock_wait_timeout = 60", "setting up the session")
+            .await?;
         Ok(())
     }
 
     /// The statements that make what rows of a planned table go into.
-    async fn table_ddl(&self, session: &mut Session, plan: &Plan, index: usize, planned: &PlannedTable) -> Result<Vec<String>> {
+    async fn table_ddl(
+        &self,
+        session: &mut Session,
+        plan: &Plan,
+        index: usize,
+        planned: &PlannedTable,
+    ) -> Result<Vec<String>> {
         let table = self.qualified(&planned.destination);
         ddl::check(&table, &planned.schema)?;
         let mut statements = Vec::new();
@@ -286,8 +296,8 @@ impl Destination for MysqlDestination {
 
     async fn made_here(&self, table: &TableId) -> Result<bool> {
         let mut session = self.database.connect().await?;
-        let made = self.control.exists(&mut session).await?
-            && self.control.made(&mut session, &self.qualified(table)).await?;
+        let made =
+            self.control.exists(&mut session).await? && self.control.made(&mut session, &self.qualified(table)).await?;
         session.recycle();
         Ok(made)
     }

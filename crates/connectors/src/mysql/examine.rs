@@ -38,16 +38,24 @@ pub(super) async fn reading(database: &Mysql, tables: &[TableId]) -> Vec<Finding
         Err(e) => found.push(failed("server", &e)),
     }
     let user = user(&mut session).await;
-    found.push(match session.rows("SELECT count(*) FROM information_schema.INNODB_TRX", "looking").await {
-        Ok(_) => fact("right to see all transactions (PROCESS), for a gap-safe delta", "granted"),
-        Err(e) if e.code() == code::PERMISSION => finding(
-            "right to see all transactions (PROCESS), for a gap-safe delta",
-            false,
-            "missing",
-            format!("GRANT PROCESS ON *.* TO {user};"),
-        ),
-        Err(e) => failed("open transactions", &e),
-    });
+    found.push(
+        match session
+            .rows("SELECT count(*) FROM information_schema.INNODB_TRX", "looking")
+            .await
+        {
+            Ok(_) => fact(
+                "right to see all transactions (PROCESS), for a gap-safe delta",
+                "granted",
+            ),
+            Err(e) if e.code() == code::PERMISSION => finding(
+                "right to see all transactions (PROCESS), for a gap-safe delta",
+                false,
+                "missing",
+                format!("GRANT PROCESS ON *.* TO {user};"),
+            ),
+            Err(e) => failed("open transactions", &e),
+        },
+    );
     for table in tables {
         match readable(&mut session, table, &user).await {
             Ok(findings) => found.extend(findings),
@@ -101,7 +109,10 @@ async fn server(session: &mut Session) -> Result<Vec<Finding>> {
         ),
         fact(
             "time zone",
-            format!("{} at the server; our sessions use UTC", text(&row, 2).unwrap_or_default()),
+            format!(
+                "{} at the server; our sessions use UTC",
+                text(&row, 2).unwrap_or_default()
+            ),
         ),
     ])
 }
@@ -139,7 +150,10 @@ async fn readable(session: &mut Session, table: &TableId, user: &str) -> Result<
             if found.transactional {
                 found.engine.clone()
             } else {
-                format!("{}: it has no snapshots, so rows that change while they are read may be missed", found.engine)
+                format!(
+                    "{}: it has no snapshots, so rows that change while they are read may be missed",
+                    found.engine
+                )
             },
             format!("ALTER TABLE {name} ENGINE = InnoDB;"),
         ));
@@ -224,8 +238,13 @@ async fn look(
             .await;
         found.push(match create {
             Ok(_) => {
-                session.run(&format!("DROP TEMPORARY TABLE {probe}"), "dropping it").await?;
-                fact(format!("temporary tables in {schema} (changes of a log are staged in them)"), "granted")
+                session
+                    .run(&format!("DROP TEMPORARY TABLE {probe}"), "dropping it")
+                    .await?;
+                fact(
+                    format!("temporary tables in {schema} (changes of a log are staged in them)"),
+                    "granted",
+                )
             }
             Err(e) if matches!(e.code().id, "ST-AUT-002") => finding(
                 format!("temporary tables in {schema}"),

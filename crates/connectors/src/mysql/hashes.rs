@@ -29,7 +29,11 @@ impl MysqlHashes {
     async fn begin(&self, request: &HashRequest) -> Result<(Session, String)> {
         let mut session = self.database.connect().await?;
         let conditions = conditions(&mut session, &request.read, &request.slice).await?;
-        let rest = format!("{}{}", sql::from(&request.read)?, sql::rest(&request.read, &conditions)?);
+        let rest = format!(
+            "{}{}",
+            sql::from(&request.read)?,
+            sql::rest(&request.read, &conditions)?
+        );
         snapshot(&mut session).await?;
         Ok((session, rest))
     }
@@ -69,7 +73,10 @@ fn text_of(expression: &str, column: &Column, agreed: &ColumnType) -> Result<Str
     if !canonical(&column.ty, agreed) {
         return Err(Error::new(
             code::UNSUPPORTED,
-            format!("column {} ({}) cannot be hashed as {agreed} by the server", column.name, column.ty),
+            format!(
+                "column {} ({}) cannot be hashed as {agreed} by the server",
+                column.name, column.ty
+            ),
         ));
     }
     let e = expression;
@@ -104,7 +111,10 @@ fn form(read: &ReadSpec, fields: &[Field]) -> Result<String> {
     let fields: Vec<String> = fields
         .iter()
         .map(|f| {
-            let column = read.columns.get(f.place).ok_or_else(|| Error::bug("a field that is not read"))?;
+            let column = read
+                .columns
+                .get(f.place)
+                .ok_or_else(|| Error::bug("a field that is not read"))?;
             let expression = column_sql(read, column);
             let text = text_of(&expression, &column.column, &f.ty)?;
             Ok(if blocks::is_long(&f.ty) {
@@ -121,7 +131,10 @@ fn form(read: &ReadSpec, fields: &[Field]) -> Result<String> {
 fn block(request: &HashRequest) -> Result<String> {
     match request.blocks {
         Blocks::Divide { width } => {
-            let first = request.key.first().ok_or_else(|| Error::bug("blocks by division need a key"))?;
+            let first = request
+                .key
+                .first()
+                .ok_or_else(|| Error::bug("blocks by division need a key"))?;
             let column = request
                 .read
                 .columns
@@ -129,7 +142,9 @@ fn block(request: &HashRequest) -> Result<String> {
                 .ok_or_else(|| Error::bug("a key that is not read"))?;
             // As a decimal, where nothing overflows; division cuts off towards zero, and a block begins at its floor.
             let key = format!("CAST({} AS DECIMAL(30,0))", column_sql(&request.read, column));
-            Ok(format!("(({key} - MOD(MOD({key}, {width}) + {width}, {width})) DIV {width})"))
+            Ok(format!(
+                "(({key} - MOD(MOD({key}, {width}) + {width}, {width})) DIV {width})"
+            ))
         }
         Blocks::Spread { count } => Ok(format!(
             "(CAST(CONV(LEFT(MD5({}), 8), 16, 10) AS UNSIGNED) MOD {count})",
@@ -175,7 +190,10 @@ impl BlockHashes for MysqlHashes {
             let mut found: BTreeMap<i64, Tally> = BTreeMap::new();
             while let Some(row) = rows.next().await? {
                 let hash = shifted(&row, &column)?;
-                found.entry(number_of(&row, 0)?).or_default().add_row(blocks::stored(hash.as_deref()));
+                found
+                    .entry(number_of(&row, 0)?)
+                    .or_default()
+                    .add_row(blocks::stored(hash.as_deref()));
             }
             let whole = |(id, t): (i64, Tally)| {
                 let block = Block {

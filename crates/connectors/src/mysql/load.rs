@@ -3,10 +3,10 @@
 //! LOAD DATA LOCAL only warns where INSERT refuses, and skips rows whose key is there; so a warning is a failure, and the
 //! number of rows stored must be the number sent.
 
+use super::LoadPath;
 use super::client::{Flavor, Session};
 use super::sql::{ident, list, table as quoted};
 use super::types::Writer;
-use super::LoadPath;
 use arrow_array::RecordBatch;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::TableId;
@@ -106,7 +106,8 @@ impl LoadTarget {
     }
 
     fn tuple(&mut self, rows: &RecordBatch, places: &[usize], row: usize) -> Result<()> {
-        self.buffer.extend_from_slice(if self.rows == 0 { b"(" } else { b", (" });
+        self.buffer
+            .extend_from_slice(if self.rows == 0 { b"(" } else { b", (" });
         for (i, (writer, place)) in self.writers.iter().zip(places).enumerate() {
             if i > 0 {
                 self.buffer.extend_from_slice(b", ");
@@ -128,7 +129,11 @@ impl LoadTarget {
         let stored = if self.infile {
             session.load(&self.statement(), data.into(), &what).await?
         } else {
-            let mut sql = format!("INSERT INTO {} ({}) VALUES ", quoted(&self.load), list("", &self.columns));
+            let mut sql = format!(
+                "INSERT INTO {} ({}) VALUES ",
+                quoted(&self.load),
+                list("", &self.columns)
+            );
             // Every literal is text, or bytes in hexadecimal.
             sql.push_str(std::str::from_utf8(&data).map_err(|_| Error::bug("a literal that is not UTF-8"))?);
             session.run(&sql, &what).await?
@@ -157,7 +162,11 @@ impl LoadTarget {
                 columns.push(variable);
             }
         }
-        let set = if set.is_empty() { String::new() } else { format!(" SET {}", set.join(", ")) };
+        let set = if set.is_empty() {
+            String::new()
+        } else {
+            format!(" SET {}", set.join(", "))
+        };
         format!(
             "LOAD DATA LOCAL INFILE 'synctool' INTO TABLE {} CHARACTER SET binary \
              FIELDS TERMINATED BY '\\t' ESCAPED BY '\\\\' LINES TERMINATED BY '\\n' ({}){set}",

@@ -36,9 +36,15 @@ impl Mapping {
         if !existing.transactional {
             return Err(Error::new(
                 code::UNSUPPORTED,
-                format!("the engine {} of {} has no transactions", existing.engine, existing.table),
+                format!(
+                    "the engine {} of {} has no transactions",
+                    existing.engine, existing.table
+                ),
             )
-            .hint(format!("ALTER TABLE {} ENGINE = InnoDB", super::sql::table(&existing.table))));
+            .hint(format!(
+                "ALTER TABLE {} ENGINE = InnoDB",
+                super::sql::table(&existing.table)
+            )));
         }
         let mut mapping = Mapping {
             columns: Vec::new(),

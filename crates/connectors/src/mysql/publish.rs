@@ -66,12 +66,18 @@ pub(super) async fn publish(destination: &MysqlDestination, plan: &Plan) -> Resu
                 outcomes.extend(outcome);
             }
             if !outcomes.is_empty() {
-                destination.control.journal(&mut publishing.session, plan, &outcomes).await?;
+                destination
+                    .control
+                    .journal(&mut publishing.session, plan, &outcomes)
+                    .await?;
             }
             outcomes
         }
     };
-    publishing.session.run("COMMIT", "noting what is to be published").await?;
+    publishing
+        .session
+        .run("COMMIT", "noting what is to be published")
+        .await?;
     failpoint("publish.noted")?;
     for outcome in &noted {
         publishing
@@ -98,10 +104,18 @@ impl Publishing<'_> {
 
     /// What the partitions of each table did; refuses to publish while one is not done.
     async fn loaded(&mut self) -> Result<Vec<Applied>> {
-        let checkpoint = self.destination.control.checkpoint(&mut self.session, self.plan).await?;
+        let checkpoint = self
+            .destination
+            .control
+            .checkpoint(&mut self.session, self.plan)
+            .await?;
         let mut loaded = vec![Applied::default(); self.plan.tables.len()];
         for p in self.plan.partitions() {
-            let direct = self.plan.tables.get(p.table).is_none_or(|t| t.publish == Publish::Direct);
+            let direct = self
+                .plan
+                .tables
+                .get(p.table)
+                .is_none_or(|t| t.publish == Publish::Direct);
             match checkpoint.get(&p.id) {
                 Some(state) if state.done || direct => {
                     if let Some(sum) = loaded.get_mut(p.table) {
@@ -123,7 +137,10 @@ impl Publishing<'_> {
     async fn count(&mut self, table: &TableId) -> Result<u64> {
         let row = self
             .session
-            .row(&format!("SELECT count(*) FROM {}", quoted(table)), &format!("counting the rows of {table}"))
+            .row(
+                &format!("SELECT count(*) FROM {}", quoted(table)),
+                &format!("counting the rows of {table}"),
+            )
             .await?;
         Ok(number(&row, 0))
     }
@@ -155,13 +172,19 @@ impl Publishing<'_> {
                         code::SCHEMA_MISMATCH,
                         "a table of this name was made by somebody else while it was loaded",
                     )
-                    .hint(format!("drop it, or start over: synctool state reset {}", self.plan.pipeline)));
+                    .hint(format!(
+                        "drop it, or start over: synctool state reset {}",
+                        self.plan.pipeline
+                    )));
                 }
                 Applied::inserts(rows)
             }
             Publish::Swap => {
                 let existing = must_find(&mut self.session, &table).await?;
-                let obstacles = self.destination.obstacles(&mut self.session, &existing, &planned.schema).await?;
+                let obstacles = self
+                    .destination
+                    .obstacles(&mut self.session, &existing, &planned.schema)
+                    .await?;
                 if let Some(first) = obstacles.first() {
                     return Err(Error::new(
                         code::SWAP_REFUSED,
@@ -283,16 +306,28 @@ impl Publishing<'_> {
         Ok(Applied::inserts(rows))
     }
 
-    async fn merge(&mut self, index: usize, planned: &PlannedTable, rows: u64, delete_missing: bool) -> Result<Applied> {
+    async fn merge(
+        &mut self,
+        index: usize,
+        planned: &PlannedTable,
+        rows: u64,
+        delete_missing: bool,
+    ) -> Result<Applied> {
         if planned.schema.key.is_empty() {
-            return Err(Error::new(code::KEY_MISSING, "merging needs a key, and the table has none"));
+            return Err(Error::new(
+                code::KEY_MISSING,
+                "merging needs a key, and the table has none",
+            ));
         }
         let mapping = self.mapping(planned).await?;
         let (table, load) = (quoted(&planned.destination), quoted(&self.load(index)));
         let mut deleted = 0;
         if delete_missing {
             let sql = mapping.delete_missing(&table, &load, None);
-            deleted = self.session.run(&sql, "deleting rows that the source does not have").await?;
+            deleted = self
+                .session
+                .run(&sql, "deleting rows that the source does not have")
+                .await?;
             let guard = self.plan.guard;
             // The count of the rows before is needed only where the number alone does not settle it.
             if !(guard.allow || deleted == 0 || (deleted <= guard.max_rows && rows > 0)) {
@@ -314,7 +349,10 @@ impl Publishing<'_> {
         }
         let put = self
             .session
-            .run(&mapping.insert_missing(&table, &load), "inserting rows that are missing")
+            .run(
+                &mapping.insert_missing(&table, &load),
+                "inserting rows that are missing",
+            )
             .await?;
         let inserted = put
             .checked_sub(put_back)
@@ -335,7 +373,11 @@ impl Publishing<'_> {
     /// Drops what is left of the load. The plan is finished: a failure here is none of the run, and the next one drops it.
     async fn clean_up(&mut self) {
         let schemas = self.destination.schemas(self.plan);
-        if let Err(e) = self.destination.drop_loads(&mut self.session, &self.plan.pipeline, &schemas).await {
+        if let Err(e) = self
+            .destination
+            .drop_loads(&mut self.session, &self.plan.pipeline, &schemas)
+            .await
+        {
             tracing::info!(error = %e, "load tables stay for now");
         }
     }
@@ -348,7 +390,9 @@ pub(super) async fn preview(
     plan: &Plan,
     index: usize,
 ) -> Result<Vec<String>> {
-    let Some(planned) = plan.tables.get(index) else { return Ok(Vec::new()) };
+    let Some(planned) = plan.tables.get(index) else {
+        return Ok(Vec::new());
+    };
     let table = quoted(&destination.qualified(&planned.destination));
     let load = quoted(&destination.load_table(plan, index));
     if planned.publish == Publish::Create {
@@ -379,7 +423,9 @@ pub(super) async fn preview(
             out.extend(mapping.update_differing(&table, &load).map(|s| format!("{s}  {lock}")));
             out.push(format!("{}  {lock}", mapping.insert_missing(&table, &load)));
         }
-        _ => out.push(format!("-- rows of {table} are written by op, in transactions of the source")),
+        _ => out.push(format!(
+            "-- rows of {table} are written by op, in transactions of the source"
+        )),
     }
     if matches!(planned.publish, Publish::Append | Publish::Merge { .. }) {
         out.push(format!("DROP TABLE {load}  -- publish"));

@@ -34,7 +34,10 @@ pub(super) async fn settled(
         other => {
             return Err(Error::new(
                 code::CONFIG_TYPE,
-                format!("column {} of {table} is {other}: only a timestamp or date settles by the clock", column.name),
+                format!(
+                    "column {} of {table} is {other}: only a timestamp or date settles by the clock",
+                    column.name
+                ),
             )
             .hint("name a column that the database stamps with the time of the change"));
         }
@@ -92,7 +95,11 @@ impl Holder {
             0..120 => format!("{seconds} s"),
             _ => format!("{} min", seconds / 60),
         };
-        let user = if self.user.is_empty() { String::new() } else { format!(", user {}", self.user) };
+        let user = if self.user.is_empty() {
+            String::new()
+        } else {
+            format!(", user {}", self.user)
+        };
         match self.thread {
             0 => format!("a prepared XA transaction ({}), for {age}", self.state),
             n => format!("connection {n}, {} for {age}{user}", self.state),
@@ -122,7 +129,11 @@ async fn check_primary(session: &mut Session) -> Result<()> {
 /// Statements that run now.
 async fn running(session: &mut Session) -> Result<Vec<Holder>> {
     // MariaDB counts milliseconds; MySQL whole seconds, cut off.
-    let age = if session.flavor().mariadb { "TIME_MS" } else { "(TIME + 1) * 1000" };
+    let age = if session.flavor().mariadb {
+        "TIME_MS"
+    } else {
+        "(TIME + 1) * 1000"
+    };
     let rows = session
         .rows(
             &format!(
@@ -231,15 +242,27 @@ fn unknown_age(prepared: usize) -> Error {
 }
 
 /// A moment in UTC as a column without a zone has it.
-async fn local(session: &mut Session, table: &TableId, column: &Column, zone: Option<&str>, utc: &str) -> Result<String> {
+async fn local(
+    session: &mut Session,
+    table: &TableId,
+    column: &Column,
+    zone: Option<&str>,
+    utc: &str,
+) -> Result<String> {
     let zone = match zone {
         Some(zone) => zone.to_string(),
         None => {
-            let row = session.row("SELECT @@global.time_zone", "reading the server's time zone").await?;
+            let row = session
+                .row("SELECT @@global.time_zone", "reading the server's time zone")
+                .await?;
             text(&row, 0).unwrap_or_else(|| "SYSTEM".into())
         }
     };
-    let named = if zone.eq_ignore_ascii_case("UTC") { "+00:00" } else { &zone };
+    let named = if zone.eq_ignore_ascii_case("UTC") {
+        "+00:00"
+    } else {
+        &zone
+    };
     let row = session
         .row(
             &format!(
@@ -253,7 +276,10 @@ async fn local(session: &mut Session, table: &TableId, column: &Column, zone: Op
     let found = text(&row, 0).ok_or_else(|| {
         Error::new(
             code::CONFIG_INVALID,
-            format!("the server does not know the time zone {zone} of column {} of {table}", column.name),
+            format!(
+                "the server does not know the time zone {zone} of column {} of {table}",
+                column.name
+            ),
         )
         .hint("load the zones with mariadb-tzinfo-to-sql (mysql_tzinfo_to_sql), or give an offset such as +02:00")
     })?;

@@ -96,7 +96,9 @@ impl MysqlSink {
     async fn target(&mut self, table: &TableId) -> Result<usize> {
         let index = self.planned(table)?;
         if self.plan.tables[index].publish != Publish::Direct {
-            return Err(Error::bug("a change came for a table that is loaded and then published"));
+            return Err(Error::bug(
+                "a change came for a table that is loaded and then published",
+            ));
         }
         if let Some(at) = self.targets.iter().position(|t| t.index == index) {
             return Ok(at);
@@ -119,7 +121,10 @@ impl MysqlSink {
                 if self.plan.tables[index].publish == Publish::Direct {
                     let target = self.target(&batch.table).await?;
                     self.begin().await?;
-                    self.pending += self.targets[target].apply(&mut self.session, &batch).await.map_err(at)?;
+                    self.pending += self.targets[target]
+                        .apply(&mut self.session, &batch)
+                        .await
+                        .map_err(at)?;
                     return Ok(());
                 }
                 if !matches!(batch.ops, Ops::All(Op::Insert | Op::Upsert)) || batch.present.is_some() {
@@ -127,7 +132,10 @@ impl MysqlSink {
                 }
                 let load = self.load_target(index).await?;
                 self.begin().await?;
-                self.loads[load].take(&mut self.session, &batch.rows).await.map_err(at)?;
+                self.loads[load]
+                    .take(&mut self.session, &batch.rows)
+                    .await
+                    .map_err(at)?;
                 self.pending += Applied::inserts(batch.len() as u64);
                 Ok(())
             }
@@ -141,7 +149,9 @@ impl MysqlSink {
             Event::ReplaceRange { table, range, rows } => {
                 let target = self.target(&table).await?;
                 self.begin().await?;
-                let done = self.targets[target].replace_range(&mut self.session, &range, &rows).await;
+                let done = self.targets[target]
+                    .replace_range(&mut self.session, &range, &rows)
+                    .await;
                 self.pending += done.map_err(|e| e.at("table", table.to_string()))?;
                 Ok(())
             }
@@ -184,7 +194,11 @@ impl MysqlSink {
         let at = self.target(&change.table).await?;
         let table = self.targets[at].table.clone();
         let existing = must_find(&mut self.session, &table).await?;
-        let missing: Vec<_> = d.missing.iter().filter(|c| existing.column(&c.name).is_none()).collect();
+        let missing: Vec<_> = d
+            .missing
+            .iter()
+            .filter(|c| existing.column(&c.name).is_none())
+            .collect();
         if !missing.is_empty() {
             let written = std::mem::take(&mut self.in_transaction);
             if written {

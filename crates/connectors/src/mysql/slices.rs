@@ -91,10 +91,19 @@ pub(super) async fn cut(session: &mut Session, read: &ReadSpec, request: &SliceR
         let rows = strata.iter().map(|s| s.rows).sum::<f64>().round() as u64;
         let bounds = quantiles(&strata, count_for(rows));
         let bounds = bounds.iter().map(|b| vec![b.to_string()]).collect();
-        return Ok(ranges(&key, strata.first().map(|s| s.start), bounds, rows, rows * row_bytes));
+        return Ok(ranges(
+            &key,
+            strata.first().map(|s| s.start),
+            bounds,
+            rows,
+            rows * row_bytes,
+        ));
     }
     let counted = session
-        .row(&format!("SELECT count(*) FROM {name}"), &format!("counting the rows of {}", table.table))
+        .row(
+            &format!("SELECT count(*) FROM {name}"),
+            &format!("counting the rows of {}", table.table),
+        )
         .await?;
     let rows = number(&counted, 0);
     let step = rows.div_ceil(count_for(rows) as u64).max(1);
@@ -110,7 +119,10 @@ fn is_integer(ty: &ColumnType) -> bool {
 async fn edges(session: &mut Session, name: &str, column: &str) -> Result<Option<(i128, i128)>> {
     let c = ident(column);
     let row = session
-        .row(&format!("SELECT min({c}), max({c}) FROM {name}"), "finding the key range")
+        .row(
+            &format!("SELECT min({c}), max({c}) FROM {name}"),
+            "finding the key range",
+        )
         .await?;
     Ok(signed(&row, 0).zip(signed(&row, 1)))
 }
@@ -242,7 +254,12 @@ async fn walk(session: &mut Session, table: &CatalogTable, key: &[Column], step:
         let Some(row) = rows.into_iter().next() else {
             return Ok(bounds);
         };
-        bounds.push(super::source::texts(&row, key)?.into_iter().map(Option::unwrap_or_default).collect());
+        bounds.push(
+            super::source::texts(&row, key)?
+                .into_iter()
+                .map(Option::unwrap_or_default)
+                .collect(),
+        );
     }
 }
 

@@ -167,7 +167,10 @@ impl Source for MysqlSource {
             return Err(place(Error::bug("a slice of a MySQL table has no positions inside")));
         }
         let Work::Read(slice) = &partition.work else {
-            return Err(place(Error::new(code::UNSUPPORTED, "MySQL tables are read by query here, not by log")));
+            return Err(place(Error::new(
+                code::UNSUPPORTED,
+                "MySQL tables are read by query here, not by log",
+            )));
         };
         let start = async {
             let mut session = self.database.connect().await?;
@@ -305,11 +308,35 @@ fn of_result(c: &mysql_async::Column) -> Column {
     const BINARY: u16 = 63;
     let unsigned = c.flags().contains(ColumnFlags::UNSIGNED_FLAG);
     let ty = match c.column_type() {
-        WireType::MYSQL_TYPE_TINY => if unsigned { UInt8 } else { Int8 },
-        WireType::MYSQL_TYPE_SHORT => if unsigned { UInt16 } else { Int16 },
+        WireType::MYSQL_TYPE_TINY => {
+            if unsigned {
+                UInt8
+            } else {
+                Int8
+            }
+        }
+        WireType::MYSQL_TYPE_SHORT => {
+            if unsigned {
+                UInt16
+            } else {
+                Int16
+            }
+        }
         WireType::MYSQL_TYPE_YEAR => Int16,
-        WireType::MYSQL_TYPE_LONG | WireType::MYSQL_TYPE_INT24 => if unsigned { UInt32 } else { Int32 },
-        WireType::MYSQL_TYPE_LONGLONG => if unsigned { UInt64 } else { Int64 },
+        WireType::MYSQL_TYPE_LONG | WireType::MYSQL_TYPE_INT24 => {
+            if unsigned {
+                UInt32
+            } else {
+                Int32
+            }
+        }
+        WireType::MYSQL_TYPE_LONGLONG => {
+            if unsigned {
+                UInt64
+            } else {
+                Int64
+            }
+        }
         WireType::MYSQL_TYPE_BIT => UInt64,
         WireType::MYSQL_TYPE_DECIMAL | WireType::MYSQL_TYPE_NEWDECIMAL => {
             // The length counts the point and the sign.
@@ -436,7 +463,11 @@ impl MysqlReader {
     async fn step(&mut self) -> Result<Option<Event>> {
         loop {
             if self.ended {
-                return if self.count > 0 { self.emit().map(Some) } else { Ok(None) };
+                return if self.count > 0 {
+                    self.emit().map(Some)
+                } else {
+                    Ok(None)
+                };
             }
             if self.waiting.is_none() {
                 let next = tokio::select! {
@@ -450,7 +481,10 @@ impl MysqlReader {
                         if bytes > self.context.max_row_bytes {
                             return Err(Error::new(
                                 code::ROW_TOO_LARGE,
-                                format!("a row has {bytes} bytes; max_row_bytes is {}", self.context.max_row_bytes),
+                                format!(
+                                    "a row has {bytes} bytes; max_row_bytes is {}",
+                                    self.context.max_row_bytes
+                                ),
                             )
                             .hint("raise max_row_bytes, or leave the large column out"));
                         }

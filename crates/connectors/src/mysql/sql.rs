@@ -28,8 +28,11 @@ pub(super) fn check_ident(name: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::new(code::IDENTIFIER, format!("the name {name:?} {why}, which MySQL does not allow"))
-        .hint("give it another name in the pipeline"))
+    Err(Error::new(
+        code::IDENTIFIER,
+        format!("the name {name:?} {why}, which MySQL does not allow"),
+    )
+    .hint("give it another name in the pipeline"))
 }
 
 /// Quoted names, joined by commas, each with a prefix such as `l.`.
@@ -88,7 +91,12 @@ pub(super) fn compare(columns: &[String], op: &str, values: &[String]) -> String
     for i in 0..columns.len() {
         let mut terms: Vec<String> = (0..i).map(|j| format!("{} = {}", columns[j], values[j])).collect();
         let last = i + 1 == columns.len();
-        terms.push(format!("{} {} {}", columns[i], if last { op } else { strict }, values[i]));
+        terms.push(format!(
+            "{} {} {}",
+            columns[i],
+            if last { op } else { strict },
+            values[i]
+        ));
         alternatives.push(terms.join(" AND "));
     }
     match alternatives.len() {
@@ -152,7 +160,12 @@ pub(super) fn from(read: &ReadSpec) -> Result<String> {
             }
         };
         let name = join.alias.as_deref().unwrap_or(&join.table.name);
-        sql.push_str(&format!(" {kind} JOIN {} AS {} ON ({})", table(&join.table), ident(name), join.on));
+        sql.push_str(&format!(
+            " {kind} JOIN {} AS {} ON ({})",
+            table(&join.table),
+            ident(name),
+            join.on
+        ));
     }
     Ok(sql)
 }
@@ -274,7 +287,11 @@ pub(super) fn select(read: &ReadSpec, conditions: &[String]) -> Result<String> {
         .iter()
         .map(|c| types::select(&column_sql(read, c), &c.column))
         .collect();
-    let columns = if columns.is_empty() { "1".into() } else { columns.join(", ") };
+    let columns = if columns.is_empty() {
+        "1".into()
+    } else {
+        columns.join(", ")
+    };
     Ok(format!("SELECT {columns} {}{}", from(read)?, rest(read, conditions)?))
 }
 
@@ -290,16 +307,16 @@ pub(super) fn rest(read: &ReadSpec, conditions: &[String]) -> Result<String> {
         sql.push_str(&format!(" WHERE {}", conditions.join(" AND ")));
     }
     if !read.group_by.is_empty() {
-        let by: Vec<String> = read
-            .group_by
-            .iter()
-            .map(|name| {
-                let column = read.columns.iter().find(|c| c.column.name == *name).ok_or_else(|| {
-                    Error::new(code::COLUMN_MISSING, format!("the group column {name} is not read"))
-                })?;
-                Ok(column_sql(read, column))
-            })
-            .collect::<Result<_>>()?;
+        let by: Vec<String> =
+            read.group_by
+                .iter()
+                .map(|name| {
+                    let column = read.columns.iter().find(|c| c.column.name == *name).ok_or_else(|| {
+                        Error::new(code::COLUMN_MISSING, format!("the group column {name} is not read"))
+                    })?;
+                    Ok(column_sql(read, column))
+                })
+                .collect::<Result<_>>()?;
         sql.push_str(&format!(" GROUP BY {}", by.join(", ")));
     }
     Ok(sql)
@@ -344,10 +361,7 @@ mod tests {
         let read = ReadSpec::of(TableId::bare("t"), Vec::new());
         let list = KeyList {
             terms: vec![Term::column("a"), Term::column("b")],
-            keys: vec![
-                vec![Some("1".into()), Some("x".into())],
-                vec![None, Some("y".into())],
-            ],
+            keys: vec![vec![Some("1".into()), Some("x".into())], vec![None, Some("y".into())]],
         };
         let types = [
             Column::new("a", ColumnType::Int32),

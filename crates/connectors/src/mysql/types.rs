@@ -43,10 +43,34 @@ pub(super) fn column_type(d: &Declared) -> ColumnType {
     let unsigned = d.column_type.contains("unsigned");
     let plain = match d.data_type.as_str() {
         "tinyint" if d.column_type.starts_with("tinyint(1)") && !unsigned => Bool,
-        "tinyint" => if unsigned { UInt8 } else { Int8 },
-        "smallint" => if unsigned { UInt16 } else { Int16 },
-        "mediumint" | "int" | "integer" => if unsigned { UInt32 } else { Int32 },
-        "bigint" => if unsigned { UInt64 } else { Int64 },
+        "tinyint" => {
+            if unsigned {
+                UInt8
+            } else {
+                Int8
+            }
+        }
+        "smallint" => {
+            if unsigned {
+                UInt16
+            } else {
+                Int16
+            }
+        }
+        "mediumint" | "int" | "integer" => {
+            if unsigned {
+                UInt32
+            } else {
+                Int32
+            }
+        }
+        "bigint" => {
+            if unsigned {
+                UInt64
+            } else {
+                Int64
+            }
+        }
         "bit" if d.column_type == "bit(1)" => Bool,
         "bit" => UInt64,
         "year" => Int16,
@@ -60,8 +84,12 @@ pub(super) fn column_type(d: &Declared) -> ColumnType {
         "time" => Time,
         "datetime" => Timestamp,
         "timestamp" => TimestampTz,
-        "char" => Char { length: d.characters as u32 },
-        "varchar" => Text { max: Some(d.characters as u32) },
+        "char" => Char {
+            length: d.characters as u32,
+        },
+        "varchar" => Text {
+            max: Some(d.characters as u32),
+        },
         "longtext" if d.json => Json,
         "tinytext" | "text" | "mediumtext" | "longtext" | "enum" | "set" => Text { max: None },
         "json" => Json,
@@ -151,7 +179,10 @@ fn by_logical_type(ty: &ColumnType, source_type: Option<&str>) -> (String, Fidel
             if has {
                 (format!("decimal({precision},{scale})"), Fidelity::Exact)
             } else {
-                wider("longtext", "as text: DECIMAL ends at 65 digits, 30 of them behind the point")
+                wider(
+                    "longtext",
+                    "as text: DECIMAL ends at 65 digits, 30 of them behind the point",
+                )
             }
         }
         Numeric => wider("longtext", "as text: MySQL has no decimal without a limit"),
@@ -308,13 +339,21 @@ impl Writer {
             .and_then(|(_, rest)| rest.split(')').next())
             .unwrap_or_default()
             .to_string();
-        let temporal = ["time", "datetime", "timestamp"].iter().any(|t| declared.starts_with(t));
+        let temporal = ["time", "datetime", "timestamp"]
+            .iter()
+            .any(|t| declared.starts_with(t));
         let decimal = declared.starts_with("decimal");
         Writer {
             name: column.name.clone(),
             ty: column.ty.clone(),
             fraction: temporal.then(|| arguments.parse().unwrap_or(0)),
-            scale: decimal.then(|| arguments.split(',').nth(1).and_then(|s| s.trim().parse().ok()).unwrap_or(0)),
+            scale: decimal.then(|| {
+                arguments
+                    .split(',')
+                    .nth(1)
+                    .and_then(|s| s.trim().parse().ok())
+                    .unwrap_or(0)
+            }),
             declared,
         }
     }
@@ -323,7 +362,10 @@ impl Writer {
     fn unsupported(&self, why: &str) -> Error {
         Error::new(
             code::VALUE_UNSUPPORTED,
-            format!("column {}: a value cannot be stored as {}: {why}", self.name, self.declared),
+            format!(
+                "column {}: a value cannot be stored as {}: {why}",
+                self.name, self.declared
+            ),
         )
         .hint(format!(
             "set `as_text: true` for column {} if such values are meant, or widen the column",
@@ -341,9 +383,18 @@ impl Writer {
 
     /// Whether the column's collation may hide differences between values.
     pub(super) fn is_text(&self) -> bool {
-        ["char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"]
-            .iter()
-            .any(|t| self.declared.starts_with(t))
+        [
+            "char",
+            "varchar",
+            "tinytext",
+            "text",
+            "mediumtext",
+            "longtext",
+            "enum",
+            "set",
+        ]
+        .iter()
+        .any(|t| self.declared.starts_with(t))
     }
 
     /// The expression that stores a given one: bits are taken from a number, not from its digits' bytes.
@@ -495,7 +546,17 @@ impl Writer {
     }
 
     fn is_number(&self) -> bool {
-        is_number(&self.ty) && ["tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "float", "double"]
+        is_number(&self.ty)
+            && [
+                "tinyint",
+                "smallint",
+                "mediumint",
+                "int",
+                "bigint",
+                "decimal",
+                "float",
+                "double",
+            ]
             .iter()
             .any(|t| self.declared.starts_with(t))
             && !matches!(self.ty, ColumnType::Bool)
@@ -518,7 +579,10 @@ pub(super) fn literal(column: &Column, value: &str) -> Result<String> {
     let malformed = || {
         Error::new(
             code::VALUE_MALFORMED,
-            format!("a value to compare column {} with is not of its type {}", column.name, column.ty),
+            format!(
+                "a value to compare column {} with is not of its type {}",
+                column.name, column.ty
+            ),
         )
     };
     Ok(match &column.ty {
@@ -529,7 +593,11 @@ pub(super) fn literal(column: &Column, value: &str) -> Result<String> {
         },
         ColumnType::Float32 | ColumnType::Float64 if number(value) => {
             // Without an exponent it would be compared as a decimal.
-            if value.contains(['e', 'E']) { value.into() } else { format!("{value}e0") }
+            if value.contains(['e', 'E']) {
+                value.into()
+            } else {
+                format!("{value}e0")
+            }
         }
         ty if is_number(ty) && number(value) => value.into(),
         ty if is_number(ty) => return Err(malformed()),
@@ -586,7 +654,10 @@ mod tests {
                 ..declared(data_type, printed)
             })
         };
-        assert_eq!(marked("datetime", "datetime(6)", "synctool:timestamptz"), ColumnType::TimestampTz);
+        assert_eq!(
+            marked("datetime", "datetime(6)", "synctool:timestamptz"),
+            ColumnType::TimestampTz
+        );
         assert_eq!(marked("binary", "binary(16)", "the id synctool:uuid"), ColumnType::Uuid);
         assert_eq!(marked("int", "int(11)", "synctool:uuid"), ColumnType::Int32);
     }
@@ -602,11 +673,20 @@ mod tests {
         assert_eq!(text(&seconds, "2024-01-31 12:00:00").unwrap(), "2024-01-31 12:00:00");
         assert!(text(&seconds, "2024-01-31 12:00:00.5").is_err());
         let micros = writer(ColumnType::TimestampTz, "timestamp(6)");
-        assert_eq!(text(&micros, "2024-01-31 12:00:00.5+00").unwrap(), "2024-01-31 12:00:00.5");
+        assert_eq!(
+            text(&micros, "2024-01-31 12:00:00.5+00").unwrap(),
+            "2024-01-31 12:00:00.5"
+        );
         for bad in ["infinity", "0044-03-15 12:00:00 BC", "10000-01-01 00:00:00"] {
             assert!(text(&micros, bad).is_err(), "{bad}");
         }
-        let money = writer(ColumnType::Decimal { precision: 10, scale: 2 }, "decimal(10,2)");
+        let money = writer(
+            ColumnType::Decimal {
+                precision: 10,
+                scale: 2,
+            },
+            "decimal(10,2)",
+        );
         assert!(text(&money, "1.005").is_err() && text(&money, "1.500").is_ok() && text(&money, "NaN").is_err());
     }
 
@@ -616,7 +696,10 @@ mod tests {
         assert_eq!(of(ColumnType::Int64, "-5").unwrap(), "-5");
         assert!(of(ColumnType::Int64, "1 OR 1=1").is_err());
         assert_eq!(of(ColumnType::Float64, "0.1").unwrap(), "0.1e0");
-        assert_eq!(of(ColumnType::TimestampTz, "2024-01-01 00:00:00+00").unwrap(), "'2024-01-01 00:00:00'");
+        assert_eq!(
+            of(ColumnType::TimestampTz, "2024-01-01 00:00:00+00").unwrap(),
+            "'2024-01-01 00:00:00'"
+        );
         assert!(of(ColumnType::Bytes, "\\x0'").is_err());
     }
 }

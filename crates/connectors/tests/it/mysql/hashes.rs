@@ -36,7 +36,10 @@ async fn same(db: &Db, request: &HashRequest) {
     let source = db.source();
     let inside = source.block_hashes().unwrap();
     let reading = ReadingHashes::new(db.source(), ReadContext::default());
-    let (ours, theirs) = (inside.blocks(request).await.unwrap(), reading.blocks(request).await.unwrap());
+    let (ours, theirs) = (
+        inside.blocks(request).await.unwrap(),
+        reading.blocks(request).await.unwrap(),
+    );
     let sorted = |mut rows: Vec<RowHash>| {
         rows.sort_by(|a, b| a.key.cmp(&b.key));
         rows
@@ -163,7 +166,13 @@ async fn many_rows_sum_exactly() {
     let agreed = [
         ("id", ColumnType::Int64),
         ("v", ColumnType::Text { max: None }),
-        ("d", ColumnType::Decimal { precision: 10, scale: 3 }),
+        (
+            "d",
+            ColumnType::Decimal {
+                precision: 10,
+                scale: 3,
+            },
+        ),
     ];
     for blocks in [Blocks::Divide { width: 1000 }, Blocks::Spread { count: 16 }] {
         same(&db, &request(&db, "t", &agreed, blocks).await).await;
@@ -175,7 +184,11 @@ async fn many_rows_sum_exactly() {
 
 #[test]
 fn any_values_hash_alike() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let db = runtime.block_on(async {
         let db = Db::new().await;
         db.sql("CREATE TABLE t (id bigint PRIMARY KEY, v longtext COLLATE utf8mb4_bin, d decimal(20,6), ts datetime(6), b longblob)");

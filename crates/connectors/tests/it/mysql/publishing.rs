@@ -29,7 +29,13 @@ async fn a_swap_keeps_indexes_and_the_counter() {
     db.sql("INSERT INTO t VALUES (1, 'old')");
     load(&db, "t", &schema(), Publish::Swap, &rows(3)).await.unwrap();
     let created = db.sql("SHOW CREATE TABLE t");
-    for part in ["by_name", "general_ci", "COMMENT \\'hello\\'", "COMMENT=\\'kept\\'", "AUTO_INCREMENT"] {
+    for part in [
+        "by_name",
+        "general_ci",
+        "COMMENT \\'hello\\'",
+        "COMMENT=\\'kept\\'",
+        "AUTO_INCREMENT",
+    ] {
         assert!(created.contains(&part.replace("\\'", "'")), "{part}: {created}");
     }
     db.sql("INSERT INTO t (name) VALUES ('next')");
@@ -44,7 +50,12 @@ async fn a_swap_is_refused_where_it_would_lose_something() {
     db.sql("CREATE TABLE t (id bigint PRIMARY KEY, name varchar(40), extra int)");
     db.sql("CREATE TABLE child (id int PRIMARY KEY, t bigint, CONSTRAINT to_t FOREIGN KEY (t) REFERENCES t (id))");
     db.sql("CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET NEW.extra = 1");
-    let found = db.destination.swap_obstacles(&TableId::bare("t"), &schema()).await.unwrap().join("; ");
+    let found = db
+        .destination
+        .swap_obstacles(&TableId::bare("t"), &schema())
+        .await
+        .unwrap()
+        .join("; ");
     for part in ["trigger tr", "to_t", "extra"] {
         assert!(found.contains(part), "{part}: {found}");
     }
@@ -99,7 +110,9 @@ async fn both_load_paths_refuse_what_the_server_would_alter() {
 async fn publishing_goes_on_where_it_was_killed() {
     let db = Db::new().await;
     db.sql("CREATE TABLE t (id bigint PRIMARY KEY, name varchar(40)); INSERT INTO t VALUES (7, 'old'), (8, 'older')");
-    let plan = loaded(&db, plan("t", &schema(), Publish::Swap), &rows(3)).await.unwrap();
+    let plan = loaded(&db, plan("t", &schema(), Publish::Swap), &rows(3))
+        .await
+        .unwrap();
     // As if the process had died after it noted what to do and renamed: the journal is there, the load table is gone.
     let load = plan.load_name(0);
     let old = load.replace("_load_", "_old_");
@@ -123,12 +136,22 @@ async fn facts_are_remembered_with_the_plan_and_forgotten_with_the_pipeline() {
     let pipeline = p.pipeline.clone();
     assert!(db.destination.remembered(&pipeline).await.unwrap().is_empty());
     let p = loaded(&db, p, &rows(1)).await.unwrap();
-    assert!(db.destination.remembered(&pipeline).await.unwrap().is_empty(), "not before it is published");
+    assert!(
+        db.destination.remembered(&pipeline).await.unwrap().is_empty(),
+        "not before it is published"
+    );
     db.destination.publish(&p).await.unwrap();
     let more = [("verified_through".to_string(), "5".to_string())].into();
     db.destination.remember(&pipeline, &more).await.unwrap();
     let facts = db.destination.remembered(&pipeline).await.unwrap();
-    assert_eq!((facts["watermark"].as_str(), facts["verified_through"].as_str(), facts.len()), ("2026-01-01", "5", 2));
+    assert_eq!(
+        (
+            facts["watermark"].as_str(),
+            facts["verified_through"].as_str(),
+            facts.len()
+        ),
+        ("2026-01-01", "5", 2)
+    );
     db.destination.forget(&pipeline).await.unwrap();
     assert!(db.destination.remembered(&pipeline).await.unwrap().is_empty());
 }
@@ -136,7 +159,11 @@ async fn facts_are_remembered_with_the_plan_and_forgotten_with_the_pipeline() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_writer_is_ended_and_its_locks_with_it() {
     let db = Db::new().await;
-    let p = db.destination.prepare(plan("t", &schema(), Publish::Create)).await.unwrap();
+    let p = db
+        .destination
+        .prepare(plan("t", &schema(), Publish::Create))
+        .await
+        .unwrap();
     let mut zombie = sink(&db, &p).await;
     // More than is gathered, so that its rows are in the server and locked there.
     let large = "x".repeat(40);

@@ -36,8 +36,15 @@ async fn cover(db: &Db, table: &str, key: &[&str], at_least: usize) {
     let before = rows.len();
     rows.dedup();
     assert_eq!(rows.len(), before, "{table}: a row was read twice");
-    assert_eq!(before.to_string(), db.sql(&format!("SELECT count(*) FROM {table}")), "{table}");
-    assert!(largest * at_least < before * 4, "{table}: {largest} of {before} rows in one slice");
+    assert_eq!(
+        before.to_string(),
+        db.sql(&format!("SELECT count(*) FROM {table}")),
+        "{table}"
+    );
+    assert!(
+        largest * at_least < before * 4,
+        "{table}: {largest} of {before} rows in one slice"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,14 +140,22 @@ async fn joins_filters_terms_and_groups() {
     ];
     let read = described(source.as_ref(), read).await;
     assert_eq!(read.columns[0].column.ty, ColumnType::Char { length: 2 });
-    assert!(matches!(read.columns[1].column.ty, ColumnType::Decimal { scale: 2, .. }), "{:?}", read.columns[1].column);
+    assert!(
+        matches!(read.columns[1].column.ty, ColumnType::Decimal { scale: 2, .. }),
+        "{:?}",
+        read.columns[1].column
+    );
     assert_eq!(read.columns[2].column.ty, ColumnType::Int64);
     let mut rows = read_spec(source.as_ref(), &read, Slice::All).await.unwrap();
     rows.sort();
     let first = |r: &Row| r[..3].to_vec();
     assert_eq!(
         rows.iter().map(first).collect::<Vec<_>>(),
-        [row(&["NULL", "2.00", "1"]), row(&["de", "15.00", "2"]), row(&["us", "1.00", "1"])]
+        [
+            row(&["NULL", "2.00", "1"]),
+            row(&["de", "15.00", "2"]),
+            row(&["us", "1.00", "1"])
+        ]
     );
     // A cut and named groups choose among the rows before they are grouped.
     let groups = Slice::Keys(KeyList {
@@ -154,11 +169,20 @@ async fn joins_filters_terms_and_groups() {
     assert_eq!(rows.len(), 2);
     let mut full = read.clone();
     full.joins[0].kind = JoinKind::Full;
-    assert_eq!(read_spec(source.as_ref(), &full, Slice::All).await.unwrap_err().code(), code::UNSUPPORTED);
-    let terms = [Term::Column { relation: Some("c".into()), name: "region".into() }];
+    assert_eq!(
+        read_spec(source.as_ref(), &full, Slice::All).await.unwrap_err().code(),
+        code::UNSUPPORTED
+    );
+    let terms = [Term::Column {
+        relation: Some("c".into()),
+        name: "region".into(),
+    }];
     let mut found = source.distinct(&read, &terms, &Slice::All, 10).await.unwrap();
     found.sort();
-    assert_eq!(found, [vec![None], vec![Some("de".to_string())], vec![Some("us".to_string())]]);
+    assert_eq!(
+        found,
+        [vec![None], vec![Some("de".to_string())], vec![Some("us".to_string())]]
+    );
     assert_eq!(source.distinct(&read, &terms, &Slice::All, 1).await.unwrap().len(), 1);
 }
 
@@ -171,20 +195,43 @@ async fn cuts_compare_in_the_columns_own_order() {
     let read = ReadSpec::all(TableId::bare("orders"), &schema.columns);
     let ids = async |conditions: Vec<Condition>, key: Option<KeyRange>| {
         let slice = Slice::Cut(Cut { conditions, key });
-        let mut ids: Vec<String> = read_spec(source.as_ref(), &read, slice).await.unwrap().into_iter().filter_map(|r| r[0].clone()).collect();
+        let mut ids: Vec<String> = read_spec(source.as_ref(), &read, slice)
+            .await
+            .unwrap()
+            .into_iter()
+            .filter_map(|r| r[0].clone())
+            .collect();
         ids.sort();
         ids.join(",")
     };
-    let test = |column: &str, test| vec![Condition { term: Term::column(column), test }];
+    let test = |column: &str, test| {
+        vec![Condition {
+            term: Term::column(column),
+            test,
+        }]
+    };
     let range = |lower: Option<&str>, upper: Option<&str>| Test::Range {
         lower: lower.map(String::from),
         upper: upper.map(String::from),
     };
-    assert_eq!(ids(test("at", range(Some("2024-01-01 00:00:00.5+00"), Some("2024-01-03 00:00:00+00"))), None).await, "1,2");
+    assert_eq!(
+        ids(
+            test(
+                "at",
+                range(Some("2024-01-01 00:00:00.5+00"), Some("2024-01-03 00:00:00+00"))
+            ),
+            None
+        )
+        .await,
+        "1,2"
+    );
     assert_eq!(ids(test("at", range(None, None)), None).await, "1,2,4");
     assert_eq!(ids(test("amount", range(Some("4.5"), Some("10.5"))), None).await, "2");
     // Beyond 2^53 two integers are one double.
-    assert_eq!(ids(test("big", Test::In(vec!["9007199254740993".into()])), None).await, "1");
+    assert_eq!(
+        ids(test("big", Test::In(vec!["9007199254740993".into()])), None).await,
+        "1"
+    );
     assert_eq!(ids(test("at", Test::Null), None).await, "3");
     let key = KeyRange {
         columns: vec!["id".into()],
@@ -197,9 +244,19 @@ async fn cuts_compare_in_the_columns_own_order() {
         test: range(Some("2024-01-02"), Some("2024-01-03")),
     }];
     assert_eq!(ids(on_sql, None).await, "2");
-    let e = source.extent(&read, &Term::column("at"), &Slice::All).await.unwrap().unwrap();
-    assert_eq!((e.min.as_str(), e.max.as_str()), ("2024-01-01 00:00:00.5+00", "2024-01-03 00:00:00+00"));
-    let none = Slice::Cut(Cut { conditions: test("id", Test::In(vec![])), key: None });
+    let e = source
+        .extent(&read, &Term::column("at"), &Slice::All)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (e.min.as_str(), e.max.as_str()),
+        ("2024-01-01 00:00:00.5+00", "2024-01-03 00:00:00+00")
+    );
+    let none = Slice::Cut(Cut {
+        conditions: test("id", Test::In(vec![])),
+        key: None,
+    });
     assert_eq!(source.extent(&read, &Term::column("at"), &none).await.unwrap(), None);
 }
 
@@ -215,8 +272,13 @@ async fn a_reader_has_one_snapshot_and_little_memory() {
         batch_bytes: 64 << 10,
         ..ReadContext::default()
     };
-    let mut reader = source.open(&spec, &partition(Slice::All), None, &context).await.unwrap();
-    let Some(Event::Rows(first)) = reader.next().await.unwrap() else { panic!() };
+    let mut reader = source
+        .open(&spec, &partition(Slice::All), None, &context)
+        .await
+        .unwrap();
+    let Some(Event::Rows(first)) = reader.next().await.unwrap() else {
+        panic!()
+    };
     assert!(first.bytes() < 200 << 10, "{} bytes", first.bytes());
     db.sql("DELETE FROM t WHERE id > 10");
     let mut rows = first.len();
@@ -233,11 +295,15 @@ async fn a_reader_has_one_snapshot_and_little_memory() {
     assert_eq!(reader.next().await.unwrap_err().code(), code::ROW_TOO_LARGE);
     // A reader that is given up does not read the rest: its session ends.
     db.sql("INSERT INTO t SELECT seq, repeat('x', 1000) FROM seq_11_to_20000");
-    let mut reader = source.open(&spec, &partition(Slice::All), None, &context).await.unwrap();
+    let mut reader = source
+        .open(&spec, &partition(Slice::All), None, &context)
+        .await
+        .unwrap();
     reader.next().await.unwrap();
     drop(reader);
     synctool_testkit::eventually("the session ends", std::time::Duration::from_secs(10), async || {
-        db.sql("SELECT count(*) FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT `t`%'") == "0"
+        db.sql("SELECT count(*) FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT `t`%'")
+            == "0"
     })
     .await;
 }
@@ -246,14 +312,21 @@ async fn a_reader_has_one_snapshot_and_little_memory() {
 async fn tables_of_other_databases_and_odd_names_are_read() {
     let db = Db::new().await;
     let other = MariaDb::shared().database("other");
-    other.sql("CREATE TABLE `select ``x``` (`a b` int PRIMARY KEY, `größe` int); INSERT INTO `select ``x``` VALUES (1, 2)");
+    other.sql(
+        "CREATE TABLE `select ``x``` (`a b` int PRIMARY KEY, `größe` int); INSERT INTO `select ``x``` VALUES (1, 2)",
+    );
     other.sql("CREATE VIEW v AS SELECT 1 AS one");
     let source = db.source();
     let table = TableId::new(other.name(), "select `x`");
     let schema = source.describe(&table).await.unwrap();
-    let rows = read_spec(source.as_ref(), &ReadSpec::all(table, &schema.columns), Slice::All).await.unwrap();
+    let rows = read_spec(source.as_ref(), &ReadSpec::all(table, &schema.columns), Slice::All)
+        .await
+        .unwrap();
     assert_eq!(rows, [row(&["1", "2"])]);
     let tables = source.tables(Some(other.name())).await.unwrap();
-    let names: Vec<(&str, &str)> = tables.iter().map(|t| (t.table.name.as_str(), t.kind.as_str())).collect();
+    let names: Vec<(&str, &str)> = tables
+        .iter()
+        .map(|t| (t.table.name.as_str(), t.kind.as_str()))
+        .collect();
     assert_eq!(names, [("select `x`", "table"), ("v", "view")]);
 }

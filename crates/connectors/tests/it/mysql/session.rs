@@ -3,8 +3,8 @@
 use super::*;
 use synctool_connectors::mysql::SslMode;
 use synctool_core::error::code;
-use synctool_testkit::FaultProxy;
 use synctool_testkit::proxy::Mode;
+use synctool_testkit::{Authority, FaultProxy};
 
 async fn error(config: MysqlConfig) -> synctool_core::error::Error {
     let e = Mysql::open(config).unwrap().greet().await.unwrap_err();
@@ -39,10 +39,18 @@ async fn every_way_to_be_refused_has_its_code() {
     let spec = ReadSpec::all(TableId::bare("t"), &[]);
     let e = read_spec(mysql.source().as_ref(), &spec, Slice::All).await.unwrap_err();
     assert_eq!(e.code(), code::PERMISSION, "{e}");
-    let findings = mysql.source().examine(&[TableId::bare("other"), TableId::bare("t")]).await;
+    let findings = mysql
+        .source()
+        .examine(&[TableId::bare("other"), TableId::bare("t")])
+        .await;
     let missing = findings.iter().find(|f| f.what.contains("PROCESS")).unwrap();
     assert!(!missing.ok && missing.fix.contains("GRANT PROCESS"), "{missing:?}");
-    let findings = mysql.destination().await.unwrap().examine(&[TableId::bare("other")]).await;
+    let findings = mysql
+        .destination()
+        .await
+        .unwrap()
+        .examine(&[TableId::bare("other")])
+        .await;
     let missing = findings.iter().find(|f| f.what.contains("rights in")).unwrap();
     assert!(!missing.ok && missing.fix.contains("INSERT"), "{missing:?}");
     let e = mysql
@@ -79,8 +87,10 @@ async fn everything_is_examined_and_fine_for_the_superuser() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_server_is_worth_another_try() {
     let db = Db::new().await;
-    db.sql("CREATE TABLE t (id int PRIMARY KEY, name varchar(200)); \
-            INSERT INTO t SELECT seq, repeat('x', 200) FROM seq_1_to_50000");
+    db.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, name varchar(200)); \
+            INSERT INTO t SELECT seq, repeat('x', 200) FROM seq_1_to_50000",
+    );
     let proxy = FaultProxy::to(MariaDb::shared().port());
     let mut through = config(db.database.name());
     through.port = proxy.port();
@@ -96,15 +106,29 @@ async fn a_lost_server_is_worth_another_try() {
     let e = error(through).await;
     assert_eq!(e.code(), code::SERVER_UNREACHABLE, "{e}");
     proxy.set(Mode::Forward);
-    assert_eq!(read_spec(source.as_ref(), &spec, Slice::All).await.unwrap().len(), 50_000);
+    assert_eq!(
+        read_spec(source.as_ref(), &spec, Slice::All).await.unwrap().len(),
+        50_000
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadlock_is_a_conflict() {
     let db = Db::new().await;
     let schema = conformance_schema();
-    let p = db.destination.prepare(plan("t", &schema, Publish::Direct)).await.unwrap();
-    let other = db.destination.prepare(Plan { pipeline: "other".into(), ..plan("t", &schema, Publish::Direct) }).await.unwrap();
+    let p = db
+        .destination
+        .prepare(plan("t", &schema, Publish::Direct))
+        .await
+        .unwrap();
+    let other = db
+        .destination
+        .prepare(Plan {
+            pipeline: "other".into(),
+            ..plan("t", &schema, Publish::Direct)
+        })
+        .await
+        .unwrap();
     let (mut a, mut b) = (sink(&db, &p).await, sink(&db, &other).await);
     a.write(inserts("t", &schema, &[row(&["1", "a"])])).await.unwrap();
     b.write(inserts("t", &schema, &[row(&["2", "b"])])).await.unwrap();
@@ -126,5 +150,55 @@ async fn a_server_without_tls_is_reached_by_prefer_only() {
     assert!(name.starts_with("MariaDB 10."), "{name}");
     assert!(!encrypted);
     c.sslmode = SslMode::Require;
+    assert_eq!(error(c).await.code(), code::TLS_FAILED);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sslmode_means_what_libpq_means() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let server = MariaDb::start_with_tls(&ours.localhost());
+    let mut base = MysqlConfig::new("127.0.0.1", server.port(), "root", "mysql");
+    let with = |mode, root: Option<&Authority>| {
+        let mut c = base.clone();
+        c.sslmode = mode;
+        c.sslrootcert = root.map(Authority::path);
+        c
+    };
+    for (c, encrypted) in [
+        (with(SslMode::Disable, None), false),
+        (with(SslMode::Prefer, None), true),
+        (with(SslMode::Require, None), true),
+        (with(SslMode::Require, Some(&ours)), true),
+        (with(SslMode::VerifyCa, Some(&ours)), true),
+        (with(SslMode::VerifyFull, Some(&ours)), true),
+    ] {
+        assert_eq!(
+            Mysql::open(c.clone()).unwrap().greet().await.unwrap().1,
+            encrypted,
+            "{c:?}"
+        );
+    }
+    for c in [
+        with(SslMode::Require, Some(&theirs)),
+        with(SslMode::VerifyCa, Some(&theirs)),
+        with(SslMode::VerifyFull, Some(&theirs)),
+        with(SslMode::VerifyFull, None),
+    ] {
+        assert_eq!(error(c).await.code(), code::TLS_FAILED);
+    }
+    base.sslrootcert = Some("/nowhere/root.pem".into());
+    base.sslmode = SslMode::VerifyCa;
+    assert_eq!(error(base).await.code(), code::TLS_FAILED);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_verify_full_minds_the_name() {
+    let authority = Authority::new();
+    let server = MariaDb::start_with_tls(&authority.issue("DNS:db.example"));
+    let mut c = MysqlConfig::new("127.0.0.1", server.port(), "root", "mysql");
+    c.sslrootcert = Some(authority.path());
+    c.sslmode = SslMode::VerifyCa;
+    assert!(Mysql::open(c.clone()).unwrap().greet().await.unwrap().1);
+    c.sslmode = SslMode::VerifyFull;
     assert_eq!(error(c).await.code(), code::TLS_FAILED);
 }

@@ -221,7 +221,7 @@ fn by_logical_type(ty: &ColumnType, source_type: Option<&str>) -> (String, Fidel
 pub(super) fn select(expression: &str, column: &Column) -> String {
     let printed = column.source_type.as_deref().unwrap_or_default();
     match column.ty {
-        // FLOAT prints six digits; as a double it prints all. A factor of one keeps the sign of zero.
+        // FLOAT prints six digits; as a double it prints all.
         ColumnType::Float32 => format!("({expression} * 1e0)"),
         _ if printed.starts_with("bit") => format!("({expression} + 0)"),
         _ => expression.to_string(),
@@ -446,6 +446,10 @@ impl Writer {
     fn float(&self, v: f64, out: &mut Vec<u8>) -> Result<()> {
         if !v.is_finite() {
             return Err(self.unsupported("MySQL has neither NaN nor infinity"));
+        }
+        if v == 0.0 && v.is_sign_negative() {
+            // The server drops the sign as it stores it.
+            return Err(self.unsupported("MySQL has no negative zero"));
         }
         let mut s = String::new();
         let _ = write!(s, "{v:e}");

@@ -87,7 +87,7 @@ async fn the_page_of_types_is_what_destinations_say() {
          Arrays, enums, ranges, composites and other types of its own travel as the text PostgreSQL prints and are read back\n\
          by the same type where it exists at the destination.\n\n\
          Values that no type of a destination can hold stop the run with `ST-DAT-001` and name the column, never the value:\n\
-         infinite dates and timestamps and NaN decimals in Parquet (and NaN decimals in DuckDB); infinity, NaN and years before\n\
+         infinite dates and timestamps and NaN decimals in Parquet (and NaN decimals in DuckDB); infinity, NaN, negative zero and years before\n\
          Christ or beyond 9999 in MySQL. `as_text: true` on the column carries them as text.\n",
     );
     // Without the feature the page has a column less; the full one is what stands in the docs.

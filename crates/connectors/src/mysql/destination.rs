@@ -2,7 +2,8 @@
 
 use super::catalog::{self, CatalogTable, OURS};
 use super::client::{Flavor, Mysql, Session, number, text};
-use super::control::{Control, PlanStatus, end_sessions};
+use super::control::{Control, PlanStatus};
+use super::locks::end_sessions;
 use super::merge::Mapping;
 use super::sink::MysqlSink;
 use super::source::MysqlSource;

@@ -4,10 +4,11 @@
 use super::apply::Target;
 use super::catalog::must_find;
 use super::client::Session;
-use super::control::{end_sessions, name_session};
+
 use super::ddl;
 use super::destination::MysqlDestination;
 use super::load::LoadTarget;
+use super::locks::{end_sessions, name_session};
 use super::merge::Mapping;
 use async_trait::async_trait;
 use std::collections::HashMap;

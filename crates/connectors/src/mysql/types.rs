@@ -397,10 +397,13 @@ impl Writer {
         .any(|t| self.declared.starts_with(t))
     }
 
-    /// The expression that stores a given one: bits are taken from a number, not from its digits' bytes.
+    /// The expression that stores a given one. Bits are taken from a number, not from its digits' bytes; MariaDB's own
+    /// types for uuids and addresses take texts for texts only if they are not binary, as those of a loaded file are.
     pub(super) fn stored(&self, expression: &str) -> String {
         if self.declared.starts_with("bit") {
             format!("CAST({expression} AS UNSIGNED)")
+        } else if self.declared.starts_with("uuid") || self.declared.starts_with("inet") {
+            format!("CONVERT({expression} USING utf8mb4)")
         } else {
             expression.to_string()
         }
@@ -437,6 +440,10 @@ impl Writer {
             DataType::Utf8 => self.text(array.as_string::<i32>().value(row), out)?,
             _ => {
                 text::write_cell(&mut buffer, array, row)?;
+                if self.declared.starts_with("year") {
+                    // A year of one or two digits means another one.
+                    buffer = format!("{buffer:0>4}");
+                }
                 self.digits(&buffer, out)?;
             }
         }

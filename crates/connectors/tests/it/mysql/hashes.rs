@@ -161,7 +161,7 @@ async fn many_rows_sum_exactly() {
     let db = Db::new().await;
     db.sql(
         "CREATE TABLE t (id bigint PRIMARY KEY, v varchar(50), d decimal(10,3)); \
-         INSERT INTO t SELECT seq - 5000, MD5(seq), seq / 1000 FROM seq_1_to_20000",
+         INSERT INTO t SELECT CAST(seq AS SIGNED) - 5000, MD5(seq), seq / 1000 FROM seq_1_to_20000",
     );
     let agreed = [
         ("id", ColumnType::Int64),

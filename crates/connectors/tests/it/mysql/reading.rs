@@ -51,7 +51,7 @@ async fn cover(db: &Db, table: &str, key: &[&str], at_least: usize) {
 async fn slices_are_balanced_and_have_no_gap() {
     let db = Db::new().await;
     db.sql(
-        "CREATE TABLE even (id bigint PRIMARY KEY, v varchar(20)); INSERT INTO even SELECT seq * 7 - 90000, 'x' FROM seq_1_to_40000; \
+        "CREATE TABLE even (id bigint PRIMARY KEY, v varchar(20)); INSERT INTO even SELECT CAST(seq AS SIGNED) * 7 - 90000, 'x' FROM seq_1_to_40000; \
          CREATE TABLE clustered (id bigint unsigned PRIMARY KEY, v varchar(20)); \
          INSERT INTO clustered SELECT seq, 'x' FROM seq_1_to_20000; \
          INSERT INTO clustered SELECT seq + 18446744073709000000, 'x' FROM seq_1_to_20000; \

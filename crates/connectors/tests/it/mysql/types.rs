@@ -61,10 +61,10 @@ const EVERYTHING: &str = "CREATE TABLE a (id int unsigned AUTO_INCREMENT PRIMARY
 const VALUES: &str = "SET sql_mode = 'STRICT_ALL_TABLES'; SET time_zone = '+00:00'; \
     INSERT INTO a (id, b, bit1, bits, i8, i16, i24, i64, u64, y, d, f, g, da, ti, ts, tz, c, v, t, latin, bi, vb, bl, j, e, s, po, u, ip) VALUES \
     (1, 1, b'1', 18446744073709551615, -128, 65535, -8388608, -9223372036854775808, 18446744073709551615, 2155, \
-     -12345678901234567890123456789012345.123456789012345678901234567890, 3.4028235e38, 5e-324, '2024-02-29', '23:59:59.999999', \
+     -12345678901234567890123456789012345.123456789012345678901234567890, 3.4028234663852886e38, 5e-324, '2024-02-29', '23:59:59.999999', \
      '9999-12-31 23:59:59.999', '2038-01-19 03:14:07.999999', 'ab', 'ä€😀 ', 'tab\\tnl\\n\\\\ \\'q\\' \\\\N', 'äöü', X'0001', X'00ff5c', X'', \
      '{\"b\": 1,  \"a\": 1.0, \"a\": 2}', 'y z', 'p,q', ST_GeomFromText('POINT(1 2)'), '123e4567-e89b-12d3-a456-426655440000', '::1'), \
-    (2, 0, b'0', 0, 127, 0, 8388607, 9007199254740993, 0, 1901, 0, 0.1, -1.7976931348623157e308, '0000-00-00', '-838:59:59.000000', \
+    (2, 0, b'0', 0, 127, 0, 8388607, 9007199254740993, 0, 0, 0, 0.1, -1.7976931348623157e308, '0000-00-00', '-838:59:59.000000', \
      '2024-00-15 00:00:00', NULL, '', '', '', '', X'', X'', X'00', 'null', 'x', '', NULL, NULL, NULL), \
     (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '838:59:59', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
      NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)";
@@ -153,7 +153,7 @@ async fn values_without_a_meaning_elsewhere_are_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_there_and_back_again() {
     let pg = Postgres::shared(PgVersion::V15).database("mysql_types");
-    pg.sql(
+    pg.psql(
         "CREATE TABLE a (id bigint PRIMARY KEY, b boolean, i2 smallint, i4 integer, n numeric, d numeric(12,2), big numeric(80,5), \
          f real, g double precision, da date, ti time, tt timetz, ts timestamp, tz timestamptz, iv interval, t text, v varchar(10), \
          c char(5), by bytea, u uuid, j json, jb jsonb, arr integer[], net inet); \
@@ -215,8 +215,9 @@ async fn postgresql_there_and_back_again() {
             assert_eq!(there.ty, column.ty, "{}", column.name);
         }
         let name = &column.name;
-        let sql = |table: &str| pg.sql(&format!("SELECT \"{name}\"::text FROM {table} ORDER BY id"));
-        if name != "c" {
+        let sql = |table: &str| pg.psql(&format!("SELECT \"{name}\"::text FROM {table} ORDER BY id"));
+        // Blanks of a char come and go, and a native type's text is the one it prints.
+        if name != "c" && !matches!(class, Fidelity::Normalised(_)) {
             assert_eq!(sql("b"), sql("a"), "{name}: {class:?}");
         }
     }

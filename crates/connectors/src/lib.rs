@@ -2,6 +2,7 @@
 
 #[cfg(feature = "duckdb")]
 pub mod duckdb;
+pub mod mysql;
 pub mod object;
 pub mod postgres;
 pub mod sqlite;

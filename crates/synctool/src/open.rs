@@ -4,6 +4,7 @@ use crate::config::{Connection, Datastore, Datastores, Global, State};
 use crate::state::{Outputs, PostgresStore, SqliteStore, Store};
 use std::path::Path;
 use std::sync::Arc;
+use synctool_connectors::mysql::{Mysql, MysqlConfig};
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
 use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination, SslMode};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
@@ -19,6 +20,7 @@ pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Sou
     let opened: Result<Arc<dyn Source>> = async {
         Ok(match &datastore.connection {
             Connection::Postgres(p) => Arc::new(postgres(p, workers)?.source()),
+            Connection::Mysql(m) => mysql(m, None, workers)?.source(),
             Connection::Sqlite { path } => sqlite(path)?.source(),
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.source(),
             #[cfg(feature = "duckdb")]
@@ -45,6 +47,7 @@ pub async fn destination(
                 }
                 Arc::new(PostgresDestination::open(postgres(p, workers)?, options).await?)
             }
+            Connection::Mysql(m) => mysql(m, control_schema, workers)?.destination().await?,
             Connection::Sqlite { path } => sqlite(path)?.destination(),
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.destination(),
             #[cfg(feature = "duckdb")]
@@ -63,7 +66,7 @@ fn unsupported(connection: &Connection) -> Error {
     );
     match connection {
         Connection::DuckDb { .. } => error.hint("build it with: cargo build --features duckdb"),
-        _ => error.hint("this build opens postgres, sqlite, csv and parquet"),
+        _ => error.hint("this build opens postgres, mysql, sqlite, csv and parquet"),
     }
 }
 
@@ -107,17 +110,34 @@ fn objects(datastore: &Datastore) -> Result<Objects> {
     })
 }
 
-fn postgres(p: &crate::config::Postgres, workers: usize) -> Result<Postgres> {
-    let mut config = PostgresConfig::new(p.host.as_str(), *p.port, p.user.as_str(), p.database.as_str());
-    config.password = p.password.as_ref().map(|secret| secret.reveal().to_owned());
-    config.schema = p.schema.to_string();
-    config.sslmode = match *p.sslmode {
+fn sslmode(mode: crate::config::SslMode) -> SslMode {
+    match mode {
         crate::config::SslMode::Disable => SslMode::Disable,
         crate::config::SslMode::Prefer => SslMode::Prefer,
         crate::config::SslMode::Require => SslMode::Require,
         crate::config::SslMode::VerifyCa => SslMode::VerifyCa,
         crate::config::SslMode::VerifyFull => SslMode::VerifyFull,
-    };
+    }
+}
+
+fn mysql(m: &crate::config::Mysql, control_schema: Option<&str>, workers: usize) -> Result<Mysql> {
+    let mut config = MysqlConfig::new(m.host.as_str(), *m.port, m.user.as_str(), m.database.as_str());
+    config.password = m.password.as_ref().map(|secret| secret.reveal().to_owned());
+    config.sslmode = sslmode(*m.sslmode);
+    config.sslrootcert = m.sslrootcert.as_deref().cloned();
+    config.sslcert = m.sslcert.as_deref().cloned();
+    config.sslkey = m.sslkey.as_deref().cloned();
+    config.connect_timeout = m.connect_timeout.0;
+    config.max_connections = (*m.max_connections as usize).max(workers + EXTRA_CONNECTIONS);
+    config.control_schema = control_schema.map(str::to_owned);
+    Mysql::open(config)
+}
+
+fn postgres(p: &crate::config::Postgres, workers: usize) -> Result<Postgres> {
+    let mut config = PostgresConfig::new(p.host.as_str(), *p.port, p.user.as_str(), p.database.as_str());
+    config.password = p.password.as_ref().map(|secret| secret.reveal().to_owned());
+    config.schema = p.schema.to_string();
+    config.sslmode = sslmode(*p.sslmode);
     config.sslrootcert = p.sslrootcert.as_deref().cloned();
     config.sslcert = p.sslcert.as_deref().cloned();
     config.sslkey = p.sslkey.as_deref().cloned();

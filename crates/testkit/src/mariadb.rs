@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use crate::daemon::{Daemon, Recipe, Shared};
 use crate::supervisor::Supervisor;
+use crate::tls::ServerCertificate;
 use crate::{Port, install, process, shared};
 
 /// A MariaDB server on 127.0.0.1 with a row-based binary log and global transaction ids.
@@ -33,7 +34,16 @@ impl MariaDb {
     /// If it is not installed or does not start.
     #[track_caller]
     pub fn start() -> Self {
-        Self::try_start().unwrap_or_else(|e| panic!("cannot start MariaDB: {e:#}"))
+        Self::try_start(None).unwrap_or_else(|e| panic!("cannot start MariaDB: {e:#}"))
+    }
+
+    /// A private one that offers encrypted connections with this certificate.
+    ///
+    /// # Panics
+    /// If it is not installed or does not start.
+    #[track_caller]
+    pub fn start_with_tls(certificate: &ServerCertificate) -> Self {
+        Self::try_start(Some(certificate)).unwrap_or_else(|e| panic!("cannot start MariaDB: {e:#}"))
     }
 
     /// The one the whole test run shares; use a [`MariaDbDatabase`] of it.
@@ -49,7 +59,7 @@ impl MariaDb {
         shared::instance(&RUNNING, "mariadb", attach, Self::start)
     }
 
-    fn try_start() -> Result<Self> {
+    fn try_start(tls: Option<&ServerCertificate>) -> Result<Self> {
         let port = Port::free();
         let supervisor = Supervisor::new("mariadb", Some("mysql"), "KILL")?;
         let options = [
@@ -73,9 +83,19 @@ impl MariaDb {
              --innodb-buffer-pool-size=64M --innodb-flush-log-at-trx-commit=2 --sync-binlog=0 --skip-name-resolve \
              --default-time-zone=+00:00 --character-set-server=utf8mb4"
         );
+        let mut arguments: Vec<String> = arguments.split_whitespace().map(String::from).collect();
+        if let Some(certificate) = tls {
+            for (option, name, pem) in [
+                ("ssl-cert", "server.crt", certificate.certificate()),
+                ("ssl-key", "server.key", certificate.key()),
+                ("ssl-ca", "ca.crt", certificate.authority()),
+            ] {
+                arguments.push(format!("--{option}={}", supervisor.write(name, pem)?.display()));
+            }
+        }
         let recipe = Recipe {
             program: install::system("mariadbd")?,
-            arguments: arguments.split_whitespace().map(String::from).collect(),
+            arguments,
             stop: "TERM",
             limit: Duration::from_secs(60),
             ready: Box::new(move |_| greets(number)),

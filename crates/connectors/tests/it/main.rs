@@ -3,6 +3,7 @@
 mod blocks;
 #[cfg(feature = "duckdb")]
 mod duckdb;
+mod mysql;
 mod object;
 mod postgres_hashes;
 mod postgres_query;

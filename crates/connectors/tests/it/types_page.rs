@@ -3,13 +3,14 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use synctool_connectors::mysql::{Mysql, MysqlConfig};
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
 use synctool_connectors::postgres::{DestinationOptions, Postgres as Database, PostgresConfig, PostgresDestination};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::schema::Column;
 use synctool_core::sink::{Destination, Fidelity};
 use synctool_core::testing::conformance::edges;
-use synctool_testkit::{PgVersion, Postgres};
+use synctool_testkit::{MariaDb, PgVersion, Postgres};
 
 fn cell(destination: &dyn Destination, column: &Column) -> String {
     let stored = destination.store_as("memory", column);
@@ -30,6 +31,13 @@ async fn the_page_of_types_is_what_destinations_say() {
     let postgres = PostgresDestination::open(postgres, DestinationOptions::default())
         .await
         .expect("opens");
+    let server = MariaDb::shared();
+    let mysql = server.database("types_page");
+    let mysql = Mysql::open(MysqlConfig::new("127.0.0.1", server.port(), "root", mysql.name()))
+        .expect("opens")
+        .destination()
+        .await
+        .expect("opens");
     let objects = |format| {
         let config = ObjectConfig {
             path: folder.path().to_path_buf(),
@@ -43,6 +51,7 @@ async fn the_page_of_types_is_what_destinations_say() {
     #[allow(unused_mut, reason = "DuckDB is a feature")]
     let mut ends: Vec<(&str, Arc<dyn Destination>)> = vec![
         ("PostgreSQL", Arc::new(postgres)),
+        ("MySQL", mysql),
         ("SQLite", sqlite),
         ("Parquet", objects(Format::Parquet(ParquetOptions::default()))),
         ("CSV", objects(Format::Csv(CsvOptions::default()))),
@@ -78,8 +87,8 @@ async fn the_page_of_types_is_what_destinations_say() {
          Arrays, enums, ranges, composites and other types of its own travel as the text PostgreSQL prints and are read back\n\
          by the same type where it exists at the destination.\n\n\
          Values that no type of a destination can hold stop the run with `ST-DAT-001` and name the column, never the value:\n\
-         infinite dates and timestamps and NaN decimals in Parquet (and NaN decimals in DuckDB). `as_text: true` on the column\n\
-         carries them as text.\n",
+         infinite dates and timestamps and NaN decimals in Parquet (and NaN decimals in DuckDB); infinity, NaN, negative zero and years before\n\
+         Christ or beyond 9999 in MySQL. `as_text: true` on the column carries them as text.\n",
     );
     // Without the feature the page has a column less; the full one is what stands in the docs.
     if cfg!(feature = "duckdb") {

@@ -947,13 +947,25 @@ pub fn edges() -> Vec<EdgeColumn> {
 /// Types: a table of every type and its edge values is loaded and read back. A cell of a column that is declared exact
 /// or widened must come back as it was; a refused column must be refused when the plan is made.
 pub async fn types(s: &Subject) {
+    types_except(s, |_, _| false).await;
+}
+
+/// The same for a destination whose types lack some values (NaN in a float): each of those must stop the run with
+/// [`code::VALUE_UNSUPPORTED`] rather than become another value.
+pub async fn types_except(s: &Subject, lacks: fn(&ColumnType, &str) -> bool) {
+    for edge in edges() {
+        for value in edge.values.iter().filter(|v| lacks(&edge.ty, v)) {
+            lacking(s, &edge.ty, value).await;
+        }
+    }
     let table = s.table("types");
     let mut wanted = TableSchema {
         columns: vec![Column::new("id", ColumnType::Int64).not_null()],
         key: vec!["id".into()],
     };
     let mut edge_of = vec![];
-    for (i, edge) in edges().into_iter().enumerate() {
+    for (i, mut edge) in edges().into_iter().enumerate() {
+        edge.values.retain(|v| !lacks(&edge.ty, v));
         let column = Column::new(format!("c{i}_{}", edge.ty), edge.ty.clone());
         match s.destination.store_as("memory", &column).fidelity {
             Fidelity::Refused(why) => assert!(!why.is_empty(), "{}: refused without a reason", edge.ty),
@@ -1016,4 +1028,33 @@ pub async fn types(s: &Subject) {
     // And described from the catalog, every column is there.
     let described = s.source.describe(&table).await.expect("described");
     assert_eq!(described.columns.len(), wanted.columns.len());
+}
+
+/// A value that the destination's type lacks stops the run.
+async fn lacking(s: &Subject, ty: &ColumnType, value: &str) {
+    let table = s.table("lacking");
+    let schema = TableSchema {
+        columns: vec![
+            Column::new("id", ColumnType::Int64).not_null(),
+            Column::new("c", ty.clone()),
+        ],
+        key: vec!["id".into()],
+    };
+    let source = Memory::default();
+    source.put(
+        &table,
+        schema,
+        Rows::from([(vec!["1".to_string()], row(&["1", value]))]),
+    );
+    let e = full_run(
+        Arc::new(MemoryTables(source)),
+        s.destination.clone(),
+        &table.to_string(),
+        &table,
+        FullMode::Auto,
+        None,
+    )
+    .await
+    .expect_err("a value that the destination lacks was stored");
+    assert_eq!(e.code(), code::VALUE_UNSUPPORTED, "{ty}: {e}");
 }

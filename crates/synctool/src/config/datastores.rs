@@ -30,6 +30,8 @@ pub struct Datastore {
 pub enum Connection {
     /// A PostgreSQL server.
     Postgres(Box<Postgres>),
+    /// A MySQL or MariaDB server.
+    Mysql(Box<Mysql>),
     /// An SQLite file.
     Sqlite {
         /// The file.
@@ -62,13 +64,14 @@ pub enum Connection {
 }
 
 /// The types that this version opens.
-pub const DATASTORE_TYPES: &[&str] = &["postgres", "sqlite", "duckdb", "csv", "parquet"];
+pub const DATASTORE_TYPES: &[&str] = &["postgres", "mysql", "sqlite", "duckdb", "csv", "parquet"];
 
 impl Connection {
     /// The word of the `type` key.
     pub fn type_name(&self) -> &'static str {
         match self {
             Connection::Postgres(_) => "postgres",
+            Connection::Mysql(_) => "mysql",
             Connection::Sqlite { .. } => "sqlite",
             Connection::DuckDb { .. } => "duckdb",
             Connection::Csv { .. } => "csv",
@@ -79,7 +82,10 @@ impl Connection {
 
     /// Whether its tables stand in schemas, so that a dot in a table's name parts the two.
     pub fn has_schemas(&self) -> bool {
-        matches!(self, Connection::Postgres(_) | Connection::DuckDb { .. })
+        matches!(
+            self,
+            Connection::Postgres(_) | Connection::Mysql(_) | Connection::DuckDb { .. }
+        )
     }
 }
 
@@ -143,6 +149,56 @@ impl Postgres {
             min_connections: 1.into(),
             max_connections: 10.into(),
             application_name: "synctool".into(),
+        }
+    }
+}
+
+/// How to reach a MySQL or MariaDB server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Mysql {
+    /// Host name or address.
+    pub host: At<String>,
+    /// Port.
+    pub port: At<u16>,
+    /// User.
+    pub user: At<String>,
+    /// Password, where the server asks for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<At<Secret>>,
+    /// Database; that of tables that are named without one.
+    pub database: At<String>,
+    /// Whether and how strictly TLS is used.
+    pub sslmode: At<SslMode>,
+    /// File of trusted root certificates; the usual public ones where none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslrootcert: Option<At<PathBuf>>,
+    /// File of the client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslcert: Option<At<PathBuf>>,
+    /// File of the client's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslkey: Option<At<PathBuf>>,
+    /// How long to wait for a connection.
+    pub connect_timeout: At<Span>,
+    /// Connections at most.
+    pub max_connections: At<u32>,
+}
+
+impl Mysql {
+    /// A connection with every default.
+    pub fn new(host: impl Into<At<String>>, user: impl Into<At<String>>, database: impl Into<At<String>>) -> Self {
+        Self {
+            host: host.into(),
+            port: 3306.into(),
+            user: user.into(),
+            password: None,
+            database: database.into(),
+            sslmode: SslMode::Prefer.into(),
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+            connect_timeout: Span::seconds(10).into(),
+            max_connections: 10.into(),
         }
     }
 }
@@ -278,6 +334,10 @@ pub(super) struct DatastoresFile {
 pub(super) enum DatastoreEntry {
     /// A PostgreSQL server.
     Postgres(Box<PostgresEntry>),
+    /// A MySQL or MariaDB server.
+    MySql(Box<MysqlEntry>),
+    /// The same.
+    MariaDb(Box<MysqlEntry>),
     /// An SQLite file.
     Sqlite(FileEntry),
     /// A DuckDB file.
@@ -286,10 +346,6 @@ pub(super) enum DatastoreEntry {
     Csv(CsvEntry),
     /// A folder of Parquet files, or one.
     Parquet(FileEntry),
-    #[schemars(skip)]
-    MySql(Anything),
-    #[schemars(skip)]
-    MariaDb(Anything),
     #[schemars(skip)]
     ClickHouse(Anything),
     #[schemars(skip)]
@@ -379,6 +435,45 @@ pub(super) struct PostgresConnection {
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct MysqlEntry {
+    /// How to reach the server.
+    connection: Option<At<MysqlConnection>>,
+    /// The same as one URL: `mysql://user:password@host:3306/database?sslmode=require`.
+    url: Option<At<SecretUrl>>,
+    /// What it is, for people.
+    description: Option<At<String>>,
+    /// Words to find it by.
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct MysqlConnection {
+    /// The whole connection as one URL; keys beside it win over its parts.
+    url: Option<At<SecretUrl>>,
+    /// Host name or address. Default: localhost.
+    host: Option<At<String>>,
+    /// Default: 3306.
+    port: Option<At<u16>>,
+    user: Option<At<String>>,
+    password: Option<At<Secret>>,
+    database: Option<At<String>>,
+    /// Default: prefer.
+    sslmode: Option<At<SslMode>>,
+    /// File of trusted root certificates.
+    sslrootcert: Option<At<PathBuf>>,
+    /// File of the client's certificate.
+    sslcert: Option<At<PathBuf>>,
+    /// File of the client's key.
+    sslkey: Option<At<PathBuf>>,
+    /// Default: 10s.
+    connect_timeout: Option<At<Span>>,
+    /// Default: 10.
+    max_connections: Option<At<u32>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(super) struct FileEntry {
     /// The file or folder; relative to this file.
@@ -488,6 +583,11 @@ fn datastore(
                 errors,
             )?))
         }
+        DatastoreEntry::MySql(entry) | DatastoreEntry::MariaDb(entry) => {
+            about = (entry.description, entry.tags);
+            let parsed = mysql(name, entry.connection, entry.url, folder, &place, errors)?;
+            Connection::Mysql(Box::new(parsed))
+        }
         DatastoreEntry::Sqlite(entry) => {
             about = (entry.description, entry.tags);
             let path = one_path(entry.path, entry.connection.map(|c| c.path))?;
@@ -545,8 +645,6 @@ fn datastore(
                 path: one_path(entry.path, entry.connection.map(|c| c.path))?,
             }
         }
-        DatastoreEntry::MySql(_) => Connection::NotYet { type_name: "mysql" },
-        DatastoreEntry::MariaDb(_) => Connection::NotYet { type_name: "mariadb" },
         DatastoreEntry::ClickHouse(_) => Connection::NotYet {
             type_name: "clickhouse",
         },
@@ -671,6 +769,63 @@ fn postgres(
             .as_ref()
             .or(base.sslkey.as_ref())
             .unwrap_or_else(|| unreachable!("one is set"));
+        errors.push(one.error(format!("datastores.{name}.connection: sslcert and sslkey go together")));
+    }
+    Ok(base)
+}
+
+fn mysql(
+    name: &str,
+    connection: Option<At<MysqlConnection>>,
+    url: Option<At<SecretUrl>>,
+    folder: &Path,
+    entry: &At<()>,
+    errors: &mut Vec<ConfigError>,
+) -> Result<Mysql, ConfigError> {
+    let place = connection.as_ref().map_or_else(|| entry.clone(), |c| c.with(()));
+    let keys = connection.map(At::into_inner).unwrap_or_default();
+    if let (Some(url), Some(_)) = (&url, &keys.url) {
+        return Err(url.error(format!("datastores.{name} has two URLs")));
+    }
+    let mut base = match url.or(keys.url) {
+        Some(url) => super::uri::mysql(url.reveal())
+            .map_err(|message| url.error(format!("datastores.{name}: {message}")))?
+            .placed_at(&url.with(())),
+        None => {
+            let missing: Vec<&str> = [("user", &keys.user), ("database", &keys.database)]
+                .into_iter()
+                .filter_map(|(key, given)| given.is_none().then_some(key))
+                .collect();
+            let told = |key: &str| place.error(format!("missing key \"{key}\" in datastores.{name}.connection"));
+            if let Some((first, more)) = missing.split_first() {
+                errors.extend(more.iter().map(|key| told(key)));
+                return Err(told(first));
+            }
+            Mysql::new("localhost", "", "")
+        }
+    };
+    let beside = |path: At<PathBuf>| path.with(folder.join(&*path));
+    base.host = keys.host.unwrap_or(base.host);
+    base.port = keys.port.unwrap_or(base.port);
+    base.user = keys.user.unwrap_or(base.user);
+    base.database = keys.database.unwrap_or(base.database);
+    base.password = keys.password.or(base.password);
+    base.sslmode = keys.sslmode.unwrap_or(base.sslmode);
+    base.connect_timeout = keys.connect_timeout.unwrap_or(base.connect_timeout);
+    base.max_connections = keys.max_connections.unwrap_or(base.max_connections);
+    base.sslrootcert = keys.sslrootcert.or(base.sslrootcert).map(beside);
+    base.sslcert = keys.sslcert.or(base.sslcert).map(beside);
+    base.sslkey = keys.sslkey.or(base.sslkey).map(beside);
+    for (key, value) in [("host", &base.host), ("user", &base.user), ("database", &base.database)] {
+        if value.is_empty() {
+            errors.push(value.error(format!("datastores.{name}.connection.{key} is empty")));
+        }
+    }
+    if *base.max_connections == 0 {
+        let message = format!("datastores.{name}.connection.max_connections must be at least 1");
+        errors.push(base.max_connections.error(message));
+    }
+    if let (Some(one), None) | (None, Some(one)) = (&base.sslcert, &base.sslkey) {
         errors.push(one.error(format!("datastores.{name}.connection: sslcert and sslkey go together")));
     }
     Ok(base)

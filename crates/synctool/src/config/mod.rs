@@ -40,7 +40,9 @@ mod vars;
 
 pub use at::{At, Origin};
 pub use bounds::parse_bounds;
-pub use datastores::{Connection, CsvOptions, DATASTORE_TYPES, Datastore, Datastores, FoundIn, Postgres, SslMode};
+pub use datastores::{
+    Connection, CsvOptions, DATASTORE_TYPES, Datastore, Datastores, FoundIn, Mysql, Postgres, SslMode,
+};
 pub use decode::Notice;
 pub use error::{ConfigError, ConfigErrors};
 pub use global::{

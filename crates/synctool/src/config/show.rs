@@ -134,8 +134,13 @@ impl Pipeline {
         for datastore in datastores {
             let (name, entry) = named_tree(datastore);
             let mut entry = plain(&entry);
-            if let Connection::Postgres(_) = datastore.connection {
-                let defaults = plain(&value(super::datastores::Postgres::new("", "", "")));
+            let server = match datastore.connection {
+                Connection::Postgres(_) => Some(value(super::datastores::Postgres::new("", "", ""))),
+                Connection::Mysql(_) => Some(value(super::datastores::Mysql::new("", "", ""))),
+                _ => None,
+            };
+            if let Some(defaults) = server {
+                let defaults = plain(&defaults);
                 drop_defaults(&mut entry["connection"], &defaults);
                 if entry["connection"].get("password").is_some() {
                     let variable = variable_name(&name);
@@ -331,6 +336,9 @@ fn named_tree(datastore: &Datastore) -> (String, Value) {
     match &datastore.connection {
         Connection::Postgres(postgres) => {
             tree.insert("connection".into(), value(postgres));
+        }
+        Connection::Mysql(mysql) => {
+            tree.insert("connection".into(), value(mysql));
         }
         Connection::Sqlite { path } | Connection::Parquet { path } => {
             tree.insert("path".into(), value(path));

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use percent_encoding::percent_decode_str;
 
 use super::at::At;
-use super::datastores::{Connection, CsvOptions, Datastore, Postgres, SslMode, not_yet};
+use super::datastores::{Connection, CsvOptions, Datastore, Mysql, Postgres, SslMode, not_yet};
 use super::error::ConfigError;
 use super::secret::Secret;
 use super::units::Span;
 
-const FORMS: &str = "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE, duckdb:FILE, csv:FILE_OR_FOLDER, \
+const FORMS: &str = "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, mysql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE, duckdb:FILE, csv:FILE_OR_FOLDER, \
                      parquet:FILE_OR_FOLDER, or a path that ends in .csv, .parquet, .db, .sqlite or .duckdb";
 
 impl Datastore {
@@ -32,6 +32,10 @@ impl Datastore {
                 let parsed = postgres(uri).map_err(|message| ConfigError::new(message).with_help(FORMS))?;
                 Connection::Postgres(Box::new(parsed))
             }
+            "mysql" | "mariadb" => {
+                let parsed = mysql(uri).map_err(|message| ConfigError::new(message).with_help(FORMS))?;
+                Connection::Mysql(Box::new(parsed))
+            }
             "sqlite" => Connection::Sqlite { path: file(rest)? },
             "duckdb" => Connection::DuckDb {
                 path: file(rest)?,
@@ -42,13 +46,14 @@ impl Datastore {
                 options: CsvOptions::default(),
             },
             "parquet" => Connection::Parquet { path: file(rest)? },
-            "mysql" | "mariadb" | "clickhouse" | "starrocks" | "s3" | "redis" | "rediss" | "kafka" => {
+            "clickhouse" | "starrocks" | "s3" | "redis" | "rediss" | "kafka" => {
                 return Err(not_yet(ConfigError::new(format!("{scheme} is a type of datastore"))));
             }
             _ => return Err(unknown()),
         };
         let name = match &connection {
             Connection::Postgres(postgres) => postgres.database.to_string(),
+            Connection::Mysql(mysql) => mysql.database.to_string(),
             Connection::Sqlite { path }
             | Connection::DuckDb { path, .. }
             | Connection::Csv { path, .. }
@@ -69,6 +74,7 @@ impl Datastore {
     pub fn display_uri(&self) -> String {
         match &self.connection {
             Connection::Postgres(p) => format!("postgresql://{}@{}:{}/{}", *p.user, *p.host, *p.port, *p.database),
+            Connection::Mysql(m) => format!("mysql://{}@{}:{}/{}", *m.user, *m.host, *m.port, *m.database),
             Connection::Sqlite { path }
             | Connection::DuckDb { path, .. }
             | Connection::Csv { path, .. }
@@ -109,7 +115,68 @@ impl Postgres {
     }
 }
 
-/// Reads `postgresql://user:password@host:port/database?key=value`. Written by hand because the general URL parser
+impl Mysql {
+    /// Every part that the URL gave stands where the URL stands.
+    pub(super) fn placed_at(mut self, place: &At<()>) -> Self {
+        self.host = place.with(self.host.into_inner());
+        self.port = place.with(self.port.into_inner());
+        self.user = place.with(self.user.into_inner());
+        self.database = place.with(self.database.into_inner());
+        self.password = self.password.map(|p| place.with(p.into_inner()));
+        self
+    }
+}
+
+/// Reads `mysql://user:password@host:port/database?key=value`.
+pub(super) fn mysql(uri: &str) -> Result<Mysql, String> {
+    let rest = uri
+        .strip_prefix("mysql://")
+        .or_else(|| uri.strip_prefix("mariadb://"))
+        .ok_or("the URL must begin with mysql://")?;
+    let defaults = Postgres {
+        port: 3306.into(),
+        ..Postgres::new("localhost", "", "")
+    };
+    let known = "host, port, user, password, database, sslmode, sslrootcert, sslcert, sslkey, connect_timeout";
+    let parsed = server(rest, defaults, |parsed, key, value| match key {
+        "schema" | "statement_timeout" | "application_name" | "dbname" => {
+            Err(format!("the URL has a parameter that is not known; known are {known}"))
+        }
+        "database" => {
+            parsed.database = value.into();
+            Ok(())
+        }
+        _ => parameter(parsed, key, value),
+    })?;
+    if parsed.database.is_empty() {
+        return Err("the URL names no database".into());
+    }
+    Ok(Mysql {
+        port: parsed.port,
+        password: parsed.password,
+        sslmode: parsed.sslmode,
+        sslrootcert: parsed.sslrootcert,
+        sslcert: parsed.sslcert,
+        sslkey: parsed.sslkey,
+        connect_timeout: parsed.connect_timeout,
+        ..Mysql::new(parsed.host, parsed.user, parsed.database)
+    })
+}
+
+/// Reads `postgresql://user:password@host:port/database?key=value`.
+fn server(
+    rest: &str,
+    mut parsed: Postgres,
+    parameter: impl Fn(&mut Postgres, &str, String) -> Result<(), String>,
+) -> Result<Postgres, String> {
+    let mut parsed = server(rest, Postgres::new("localhost", "", ""), parameter)?;
+    if parsed.database.is_empty() {
+        parsed.database = parsed.user.to_string().into();
+    }
+    Ok(parsed)
+}
+
+/// Reads a server's URL behind its scheme. Written by hand because the general URL parser
 /// refuses passwords that people do paste (`#`, `%`), and this one has no host-name rules to apply.
 pub(super) fn postgres(uri: &str) -> Result<Postgres, String> {
     let rest = uri
@@ -140,7 +207,6 @@ pub(super) fn postgres(uri: &str) -> Result<Postgres, String> {
         }
         None => address.rsplit_once(':').unwrap_or((address, "")),
     };
-    let mut parsed = Postgres::new("localhost", "", "");
     if !host.is_empty() {
         parsed.host = decoded(host)?.into();
     }
@@ -167,9 +233,6 @@ pub(super) fn postgres(uri: &str) -> Result<Postgres, String> {
     }
     if parsed.user.is_empty() {
         return Err("the URL names no user".into());
-    }
-    if parsed.database.is_empty() {
-        parsed.database = parsed.user.to_string().into();
     }
     Ok(parsed)
 }
@@ -271,6 +334,27 @@ mod tests {
     }
 
     #[test]
+    fn mysql_urls() {
+        let of = |uri: &str| match Datastore::from_uri(uri).unwrap().connection {
+            Connection::Mysql(mysql) => *mysql,
+            other => panic!("{other:?}"),
+        };
+        let m = of("mysql://sh%40p:p%2Fw#x@db.internal:3307/shop?sslmode=verify-full&connect_timeout=3");
+        assert_eq!(
+            (m.user.as_str(), m.host.as_str(), *m.port, m.database.as_str()),
+            ("sh@p", "db.internal", 3307, "shop")
+        );
+        assert_eq!(
+            (*m.sslmode, *m.connect_timeout),
+            (SslMode::VerifyFull, Span::seconds(3))
+        );
+        let m = of("mariadb://u@h/d");
+        assert_eq!((*m.port, m.password), (3306, None));
+        let shown = Datastore::from_uri("mysql://u:sesame@h/d").unwrap().display_uri();
+        assert_eq!(shown, "mysql://u@h:3306/d");
+    }
+
+    #[test]
     fn files() {
         for (uri, type_name, path, name) in [
             ("sqlite:///abs/path.db", "sqlite", "/abs/path.db", "path"),
@@ -299,9 +383,11 @@ mod tests {
             ("postgresql://h/hunter2", "names no user"),
             ("postgresql:/u:hunter2@h/d", "must begin with"),
             (
-                "mysql://u:hunter2@h/d",
-                "mysql is a type of datastore, which is not in this version yet",
+                "clickhouse://u:hunter2@h/d",
+                "clickhouse is a type of datastore, which is not in this version yet",
             ),
+            ("mysql://u:hunter2@h", "names no database"),
+            ("mysql://u:hunter2@h/d?schema=hunter2", "parameter that is not known"),
             ("oracle://u:hunter2@h/d", "not a connection that SyncTool knows"),
             ("hunter2", "not a connection that SyncTool knows"),
             ("sqlite:", "names no file"),

@@ -32,6 +32,7 @@ pub(crate) fn table_id(table: TableRef, datastore: &Datastore) -> TableId {
 pub(crate) fn default_schema(datastore: &Datastore) -> Option<String> {
     match &datastore.connection {
         crate::config::Connection::Postgres(p) => Some(p.schema.to_string()),
+        crate::config::Connection::Mysql(m) => Some(m.database.to_string()),
         _ => None,
     }
 }

@@ -99,7 +99,7 @@ fn a_datastore_that_is_not_there() {
         .fails(2, &["source and destination are the same table"]);
     home.run(&["copy", "oracle://u:p@h/x", "t", "sqlite:to.db"])
         .fails(2, &["not a connection that SyncTool knows"]);
-    home.run(&["copy", "mysql://u:p@h/x", "t", "sqlite:to.db"])
+    home.run(&["copy", "clickhouse://u:p@h/x", "t", "sqlite:to.db"])
         .fails(2, &["not in this version yet"]);
 }
 

@@ -287,7 +287,7 @@ struct StageConfig {
     /// join: the columns that are added. Default: all of the backend but the keys.
     fetch_columns: Option<Vec<At<G2Column>>>,
     /// join: where rows are kept.
-    cache: Option<CacheSettings>,
+    cache: Option<At<CacheSettings>>,
     /// join: whether a row may have several partners. Default: one_to_one.
     cardinality: Option<At<Cardinality>>,
     /// join: true is the only one.
@@ -816,7 +816,7 @@ fn foreign_keys(stage: &StageEntry, errors: &mut Vec<ConfigError>) {
         ),
         ("page_size", c.page_size.as_ref().map(|v| v.with(())), &[K::DataFetch]),
         ("batch_size", c.batch_size.as_ref().map(|v| v.with(())), &[K::Batcher, K::Populate]),
-        ("url", c.cache.as_ref().and_then(|v| Some(v.url.as_ref()?.with(()))), &[K::Join]),
+        ("cache", c.cache.as_ref().map(|v| v.with(())), &[K::Join]),
     ];
     for (key, at, kinds) in all {
         if let Some(at) = at.filter(|_| !kinds.contains(&stage.kind)) {

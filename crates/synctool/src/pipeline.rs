@@ -259,7 +259,9 @@ impl Pipeline {
     fn stages(&self) -> Chain {
         let mut chain = Chain::default();
         for stage in &self.loaded.pipeline.transform {
-            let config::StageWork::ValueMap(map) = &stage.work else { continue };
+            let config::StageWork::ValueMap(map) = &stage.work else {
+                continue;
+            };
             chain.push(ValueMap::new(
                 map.column.as_str(),
                 map.mapping.clone().into_iter().collect(),

@@ -35,13 +35,19 @@ fn from_text(text: &str) -> Result<Loaded, ConfigErrors> {
 }
 
 fn good(text: &str) -> Pipeline {
-    from_text(text).unwrap_or_else(|errors| panic!("{errors}\n{text}")).pipeline
+    from_text(text)
+        .unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+        .pipeline
 }
 
 /// What an example is, for comparisons: places apart, datastore types and notices are not part of what is written.
 fn meaning(pipeline: &Pipeline) -> Pipeline {
     let mut pipeline = pipeline.clone();
-    (pipeline.source.type_name, pipeline.destination.type_name, pipeline.not_yet) = (None, None, Vec::new());
+    (
+        pipeline.source.type_name,
+        pipeline.destination.type_name,
+        pipeline.not_yet,
+    ) = (None, None, Vec::new());
     pipeline
 }
 
@@ -99,13 +105,19 @@ const BLOCKS: &[(&str, &str)] = &[
     ("redis:", "global_config.yaml"),
     ("name: \"advanced_sync_pipeline\"", "advanced_sync_pipeline.yaml"),
     ("name: \"users_row_sync\"", "users_row_sync.yaml"),
-    ("name: \"user_daily_orders_aggregate\"", "user_daily_orders_aggregate.yaml"),
+    (
+        "name: \"user_daily_orders_aggregate\"",
+        "user_daily_orders_aggregate.yaml",
+    ),
     ("strategies:", "fragments/nested_aggregates.yaml"),
     ("backends:", "fragments/column_level.yaml"),
     ("# Global configuration", "fragments/hash_algorithms.yaml"),
     ("columns:", "fragments/audit_columns.yaml"),
     ("strategies:", "fragments/resume_options.yaml"),
-    ("# Reduce batch sizes in pipeline config", "fragments/memory_issues.yaml"),
+    (
+        "# Reduce batch sizes in pipeline config",
+        "fragments/memory_issues.yaml",
+    ),
 ];
 
 #[test]
@@ -120,7 +132,11 @@ fn every_block_of_the_brief_has_its_fixture() {
     for folder in [BRIEF, "tests/config/brief/fragments"] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            assert!(path.is_dir() || listed.contains(&path), "{} is in no block", path.display());
+            assert!(
+                path.is_dir() || listed.contains(&path),
+                "{} is in no block",
+                path.display()
+            );
         }
     }
 }
@@ -157,12 +173,20 @@ fn the_advanced_pipeline_of_the_brief() {
         (segment.datastore.as_str(), segment.table.as_str(), *segment.join),
         ("analytics_db", "customer_segments", EnrichJoin::Left)
     );
-    assert_eq!((segment.on[0].column.as_str(), segment.on[0].key.as_str()), ("customer_id", "customer_id"));
+    assert_eq!(
+        (segment.on[0].column.as_str(), segment.on[0].key.as_str()),
+        ("customer_id", "customer_id")
+    );
     assert_eq!(*segment.cache.store, CacheStore::Redis);
     assert_eq!(segment.cache.max_size.as_deref(), Some(&100_000));
     assert_eq!(segment.cache.ttl.as_deref(), Some(&Span::seconds(3600)));
-    let StageWork::Compute(computed) = &p.transform[1].work else { panic!() };
-    assert_eq!(computed[0].expression.as_str(), "lambda x: round(x['total_amount'] * 1.1, 2)");
+    let StageWork::Compute(computed) = &p.transform[1].work else {
+        panic!()
+    };
+    assert_eq!(
+        computed[0].expression.as_str(),
+        "lambda x: round(x['total_amount'] * 1.1, 2)"
+    );
     assert_eq!(
         computed[0].expression.error("here").to_string(),
         "tests/config/brief/advanced_sync_pipeline.yaml:94:18: here"
@@ -177,7 +201,10 @@ fn the_row_level_pipeline_of_the_brief() {
     let delta = p.strategy("delta_sync").unwrap();
     assert_eq!(delta.column.as_ref().unwrap().as_str(), "updated_at");
     assert_eq!(cuts(&delta.primary_partitions), ["updated_at range 7200 at updated_at"]);
-    assert_eq!(delta.primary_partitions[0].data_type.as_deref(), Some(&DataType::Timestamp));
+    assert_eq!(
+        delta.primary_partitions[0].data_type.as_deref(),
+        Some(&DataType::Timestamp)
+    );
 }
 
 fn aggregate_text() -> String {
@@ -190,7 +217,10 @@ fn the_aggregate_of_the_brief() {
     let p = &loaded.pipeline;
     assert_eq!(p.name.as_str(), "user_daily_orders_aggregate");
     assert_eq!((*p.sync_type, key(p)), (SyncType::Aggregate, vec!["user_id", "date"]));
-    assert_eq!((p.source.table.as_str(), p.destination.table.as_str()), ("orders", "user_daily_orders_aggregate"));
+    assert_eq!(
+        (p.source.table.as_str(), p.destination.table.as_str()),
+        ("orders", "user_daily_orders_aggregate")
+    );
     assert_eq!(p.destination.schema.as_ref().unwrap().as_str(), "analytics");
     assert_eq!(
         columns(p),
@@ -219,10 +249,7 @@ fn the_aggregate_of_the_brief() {
         cuts(&delta.delta_partitions),
         ["user_id value - at user_id", "order_date range 1day at date"]
     );
-    assert_eq!(
-        stages(p),
-        [("dedup", "dedup"), ("data_batcher", "batch")]
-    );
+    assert_eq!(stages(p), [("dedup", "dedup"), ("data_batcher", "batch")]);
     assert!(p.transform[0].applies_to(delta));
     assert!(!p.transform[0].applies_to(&Strategy::new(StrategyKind::Hash)));
     let keys: Vec<&str> = p.not_yet.iter().map(|n| n.key.as_str()).collect();
@@ -257,7 +284,9 @@ fn column_level_detection_of_the_brief() {
          {}      - {{name: checksum, data_type: varchar, hash_key: true}}\n\
          strategies: [{{name: hash, type: hash}}]\n",
         fragment.replace("- name: \"source_backend\"", ends),
-        ["user_id", "name", "email", "last_login"].map(|c| format!("      - name: {c}\n")).concat(),
+        ["user_id", "name", "email", "last_login"]
+            .map(|c| format!("      - name: {c}\n"))
+            .concat(),
     ));
     let hashed: Vec<_> = p.listed().iter().map(|c| (c.name.as_str(), c.hashed)).collect();
     assert_eq!(
@@ -301,7 +330,10 @@ fn the_hash_algorithms_of_the_brief() {
     let fragment = std::fs::read_to_string(Path::new(BRIEF).join("fragments/hash_algorithms.yaml")).unwrap();
     let ends = "source: {datastore: source_db, table: users}\ndestination: {datastore: dest_db, table: users}\n";
     let p = good(&format!("{ends}{fragment}"));
-    assert_eq!(p.hash_algo_of(p.strategy("hash_sync").unwrap()), Some(HashAlgorithm::Md5SumHash));
+    assert_eq!(
+        p.hash_algo_of(p.strategy("hash_sync").unwrap()),
+        Some(HashAlgorithm::Md5SumHash)
+    );
 }
 
 #[test]
@@ -326,7 +358,9 @@ fn the_memory_options_of_the_brief() {
     ] {
         let p = good(&text);
         assert_eq!(p.strategies[0].page_size.as_deref(), Some(&500));
-        let StageWork::Batch(size) = &p.transform[0].work else { panic!("{:?}", p.transform) };
+        let StageWork::Batch(size) = &p.transform[0].work else {
+            panic!("{:?}", p.transform)
+        };
         assert_eq!(**size, 500);
         assert!(p.transform[0].applies_to(&p.strategies[0]));
         let keys: Vec<&str> = p.not_yet.iter().map(|n| n.key.rsplit('.').next().unwrap()).collect();
@@ -376,7 +410,12 @@ fn every_example_loads_and_keeps_to_the_schema() {
 fn shown_and_migrated_pipelines_are_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let mut files: Vec<(PathBuf, Option<PathBuf>)> = examples().into_iter().map(|file| (file, None)).collect();
-    for name in ["my_first_pipeline", "advanced_sync_pipeline", "users_row_sync", "user_daily_orders_aggregate"] {
+    for name in [
+        "my_first_pipeline",
+        "advanced_sync_pipeline",
+        "users_row_sync",
+        "user_daily_orders_aggregate",
+    ] {
         files.push((Path::new(BRIEF).join(format!("{name}.yaml")), Some(STORES.into())));
     }
     for name in ["everything", "second_dialect", "value_map", "one_file"] {
@@ -389,7 +428,12 @@ fn shown_and_migrated_pipelines_are_the_same() {
         let name = file.display().to_string();
         // A secret that becomes a variable is set; so are those of the fixtures.
         let loader = Loader::new()
-            .env(|name| ["_PASSWORD", "_USER"].iter().any(|end| name.ends_with(end)).then(|| "x".to_owned()))
+            .env(|name| {
+                ["_PASSWORD", "_USER"]
+                    .iter()
+                    .any(|end| name.ends_with(end))
+                    .then(|| "x".to_owned())
+            })
             .folder(BRIEF);
         let named = stores.or_else(|| Some(format!("{EXAMPLES}/datastores.yaml").into()));
         let loader = loader.datastores(named.clone());
@@ -405,7 +449,11 @@ fn shown_and_migrated_pipelines_are_the_same() {
                 .pipeline(&again)
                 .unwrap_or_else(|errors| panic!("{name}: {errors}\n{text}"));
             assert_eq!(meaning(&after.pipeline), meaning(&before.pipeline), "{name}\n{text}");
-            assert_eq!(after.pipeline.semantics(), before.pipeline.semantics(), "{name}\n{text}");
+            assert_eq!(
+                after.pipeline.semantics(),
+                before.pipeline.semantics(),
+                "{name}\n{text}"
+            );
             for strategy in &before.pipeline.strategies {
                 assert_eq!(
                     after.pipeline.semantic_hash(&strategy.name),
@@ -416,7 +464,12 @@ fn shown_and_migrated_pipelines_are_the_same() {
         // What was migrated is in the current form, and migrating it again changes nothing but its heading.
         let twice = loader.migrate(&folder.path().join("migrated.yaml"), false).unwrap();
         assert!(twice.is_current);
-        let body = |text: &str| text.lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect::<String>();
+        let body = |text: &str| {
+            text.lines()
+                .filter(|l| !l.starts_with('#'))
+                .map(|l| format!("{l}\n"))
+                .collect::<String>()
+        };
         assert_eq!(body(&twice.yaml), body(&new.yaml), "{name}");
     }
 }
@@ -435,7 +488,11 @@ fn a_migrated_file_keeps_variables_and_tells_what_moved() {
         "      s3_bucket: ${S3_BUCKET:my-data-bucket}",
     ] {
         let quoted = line.replacen("${", "\"${", 1) + "\"";
-        assert!(new.yaml.lines().any(|l| l == line || l == quoted), "{line}\nis not in\n{}", new.yaml);
+        assert!(
+            new.yaml.lines().any(|l| l == line || l == quoted),
+            "{line}\nis not in\n{}",
+            new.yaml
+        );
     }
     assert!(new.variables.is_empty(), "{:?}", new.variables);
 }
@@ -454,7 +511,11 @@ fn a_secret_that_is_written_out_is_not_printed() {
     let printed = loader().migrate(&file, false).unwrap();
     assert!(!printed.yaml.contains("hunter2"), "{}", printed.yaml);
     assert_eq!(printed.variables, ["A_PASSWORD"]);
-    assert!(printed.yaml.contains("password: ${A_PASSWORD}") && printed.yaml.contains("port: 5433"), "{}", printed.yaml);
+    assert!(
+        printed.yaml.contains("password: ${A_PASSWORD}") && printed.yaml.contains("port: 5433"),
+        "{}",
+        printed.yaml
+    );
     // In place nothing is lost.
     let kept = loader().migrate(&file, true).unwrap();
     assert!(kept.yaml.contains("password: hunter2"), "{}", kept.yaml);
@@ -485,12 +546,24 @@ fn the_second_generation_with_joins_on_the_way() {
         ]
     );
     // The hash of a joined table is a column like another; the pipeline's own is the one.
-    let hash_keys: Vec<&str> = p.listed().iter().filter(|c| c.roles.hash_key).map(|c| c.dest.as_str()).collect();
+    let hash_keys: Vec<&str> = p
+        .listed()
+        .iter()
+        .filter(|c| c.roles.hash_key)
+        .map(|c| c.dest.as_str())
+        .collect();
     assert_eq!(hash_keys, ["order_hash"]);
-    assert_eq!((p.column("amount").unwrap().precision, p.column("amount").unwrap().scale), (Some(15), Some(2)));
+    assert_eq!(
+        (p.column("amount").unwrap().precision, p.column("amount").unwrap().scale),
+        (Some(15), Some(2))
+    );
     let user = enrich(&p, "join_user");
     assert_eq!((user.on[0].column.as_str(), user.on[0].key.as_str()), ("user_id", "id"));
-    let fields: Vec<_> = user.fields.iter().map(|f| (f.dest.as_str(), f.source.clone())).collect();
+    let fields: Vec<_> = user
+        .fields
+        .iter()
+        .map(|f| (f.dest.as_str(), f.source.clone()))
+        .collect();
     assert_eq!(
         fields,
         [
@@ -499,18 +572,30 @@ fn the_second_generation_with_joins_on_the_way() {
             ("user_hash", FieldSource::Hash(true)),
         ]
     );
-    assert_eq!((*user.cache.store, user.cache.ttl.as_deref()), (CacheStore::Redis, Some(&Span::seconds(60))));
+    assert_eq!(
+        (*user.cache.store, user.cache.ttl.as_deref()),
+        (CacheStore::Redis, Some(&Span::seconds(60)))
+    );
     assert_eq!(*enrich(&p, "join_product").join, EnrichJoin::Inner);
     let price = enrich(&p, "join_price");
     let as_of = price.as_of.as_ref().unwrap();
     assert_eq!(*price.join, EnrichJoin::AsOf);
     assert_eq!(
-        (as_of.column.as_str(), as_of.valid_from.as_str(), as_of.valid_to.as_ref().unwrap().as_str()),
+        (
+            as_of.column.as_str(),
+            as_of.valid_from.as_str(),
+            as_of.valid_to.as_ref().unwrap().as_str()
+        ),
         ("order_date", "starts_at", "ends_at")
     );
     assert_eq!(price.fields.len(), 1);
-    let Filter::Compare(filter) = &*p.source.filters[0] else { panic!() };
-    assert_eq!((filter.column.as_str(), &*filter.value), ("deleted", &serde_json::json!(false)));
+    let Filter::Compare(filter) = &*p.source.filters[0] else {
+        panic!()
+    };
+    assert_eq!(
+        (filter.column.as_str(), &*filter.value),
+        ("deleted", &serde_json::json!(false))
+    );
 }
 
 #[test]
@@ -518,12 +603,19 @@ fn names_at_both_ends_and_on_the_way() {
     let p = example("pipelines/postgres_postgres.yaml").pipeline;
     let updated = p.column("updated_at").unwrap();
     assert_eq!(
-        (updated.name.as_str(), updated.source.as_ref().unwrap().as_str(), updated.dest.as_str()),
+        (
+            updated.name.as_str(),
+            updated.source.as_ref().unwrap().as_str(),
+            updated.dest.as_str()
+        ),
         ("updated_at", "u.updated_at", "source_updated_at")
     );
     let delta = p.strategy("delta").unwrap();
     assert_eq!(delta.column.as_ref().unwrap().as_str(), "u.updated_at");
-    assert_eq!(cuts(&delta.secondary_partitions), ["u.updated_at range 1800 at source_updated_at"]);
+    assert_eq!(
+        cuts(&delta.secondary_partitions),
+        ["u.updated_at range 1800 at source_updated_at"]
+    );
     assert_eq!(p.column("first_name").map(ColumnMapping::is_written), Some(false));
     let uuid = example("uuid_virtual_example.yaml").pipeline;
     assert_eq!(key(&uuid), ["id"]);
@@ -533,20 +625,29 @@ fn names_at_both_ends_and_on_the_way() {
     let hash_keys = uuid.listed().iter().filter(|c| c.roles.hash_key).count();
     assert_eq!(hash_keys, 1);
     let sum = example("pipelines/postgres_postgres_md5sum.yaml").pipeline;
-    assert_eq!(sum.column("name").unwrap().expr.as_ref().unwrap().as_str(), "u.first_name || ' ' || u.last_name");
+    assert_eq!(
+        sum.column("name").unwrap().expr.as_ref().unwrap().as_str(),
+        "u.first_name || ' ' || u.last_name"
+    );
 }
 
 #[test]
 fn an_aggregate_under_the_name_of_its_column() {
     let p = example("pipelines/postgres_postgres_aggregate_bounded.yaml").pipeline;
     let updated = p.column("updated_at").unwrap();
-    assert_eq!((updated.expr.as_ref().unwrap().as_str(), updated.dest.as_str()), ("max(updated_at)", "last_updated_at"));
+    assert_eq!(
+        (updated.expr.as_ref().unwrap().as_str(), updated.dest.as_str()),
+        ("max(updated_at)", "last_updated_at")
+    );
     // The delta goes by the rows' own column, of which the destination has none.
     let delta = p.strategy("delta").unwrap();
     assert_eq!(delta.column.as_ref().unwrap().as_str(), "updated_at");
     assert_eq!(cuts(&delta.primary_partitions), ["updated_at range 1month at -"]);
     let full = p.strategy("full_till_date").unwrap();
-    assert_eq!(full.primary_partitions[0].end.as_deref(), Some(&Bound::Value("2025-09-01".into())));
+    assert_eq!(
+        full.primary_partitions[0].end.as_deref(),
+        Some(&Bound::Value("2025-09-01".into()))
+    );
     assert!(!*p.strategy("hash").unwrap().match_row_count);
 }
 
@@ -554,32 +655,64 @@ fn an_aggregate_under_the_name_of_its_column() {
 fn the_oldest_generation() {
     let loaded = example("postgres_to_s3_delta_sync.yaml");
     let p = &loaded.pipeline;
-    assert_eq!((p.source.table.as_str(), p.source.alias.as_ref().unwrap().as_str()), ("users", "u"));
-    assert_eq!((p.source.joins[0].table.as_str(), p.source.joins[0].alias.as_ref().unwrap().as_str()), ("user_profiles", "p"));
-    assert_eq!((p.destination.table.as_str(), *p.destination.supports_update), ("users.parquet", false));
+    assert_eq!(
+        (p.source.table.as_str(), p.source.alias.as_ref().unwrap().as_str()),
+        ("users", "u")
+    );
+    assert_eq!(
+        (
+            p.source.joins[0].table.as_str(),
+            p.source.joins[0].alias.as_ref().unwrap().as_str()
+        ),
+        ("user_profiles", "p")
+    );
+    assert_eq!(
+        (p.destination.table.as_str(), *p.destination.supports_update),
+        ("users.parquet", false)
+    );
     assert_eq!(key(p), ["user_id"]);
     assert_eq!(p.partitioning.column.as_ref().unwrap().as_str(), "u.updated_at");
     let delta = p.strategy("delta").unwrap();
-    assert_eq!(cuts(&delta.primary_partitions), ["u.updated_at range 3600 at last_modified_at"]);
-    assert_eq!(cuts(&delta.secondary_partitions), ["u.updated_at range 600 at last_modified_at"]);
+    assert_eq!(
+        cuts(&delta.primary_partitions),
+        ["u.updated_at range 3600 at last_modified_at"]
+    );
+    assert_eq!(
+        cuts(&delta.secondary_partitions),
+        ["u.updated_at range 600 at last_modified_at"]
+    );
     assert_eq!(stages(p), [("user_profile", "enrich"), ("compute", "compute")]);
-    let StageWork::Compute(computed) = &p.transform[1].work else { panic!() };
+    let StageWork::Compute(computed) = &p.transform[1].work else {
+        panic!()
+    };
     // It is over the value of one column, and not over the row.
     assert_eq!(computed[0].column.as_ref().unwrap().as_str(), "user_age");
-    let Connection::Postgres(source) = &loaded.source().unwrap().connection else { panic!() };
+    let Connection::Postgres(source) = &loaded.source().unwrap().connection else {
+        panic!()
+    };
     assert_eq!(source.database.as_str(), "source_database");
     // Valid, and not to be run.
     let refused = loaded.destination().unwrap_err().to_string();
-    assert!(refused.contains("datastore \"destination\" is of type s3, which is not in this version yet"), "{refused}");
+    assert!(
+        refused.contains("datastore \"destination\" is of type s3, which is not in this version yet"),
+        "{refused}"
+    );
     let notices: Vec<String> = loaded.notices().map(|n| n.message.clone()).collect();
-    assert!(notices.iter().any(|n| n.contains("is of type s3") && n.contains("cannot run")), "{notices:?}");
+    assert!(
+        notices
+            .iter()
+            .any(|n| n.contains("is of type s3") && n.contains("cannot run")),
+        "{notices:?}"
+    );
 
     // A folder of this machine in place of a bucket.
     let text = std::fs::read_to_string(Path::new(EXAMPLES).join("postgres_to_s3_hash_sync.yaml")).unwrap();
     let (before, rest) = text.split_once("      s3_bucket: ${S3_BUCKET").unwrap();
     let (_, after) = rest.split_once("region: us-east-1\n").unwrap();
     let files = from_text(&format!("{before}      path: lake\n{after}")).unwrap_or_else(|errors| panic!("{errors}"));
-    let Connection::Parquet { path } = &files.destination().unwrap().connection else { panic!() };
+    let Connection::Parquet { path } = &files.destination().unwrap().connection else {
+        panic!()
+    };
     assert!(path.ends_with("lake"));
     assert_eq!(*files.pipeline.strategies[0].kind, StrategyKind::Hash);
 }
@@ -589,9 +722,17 @@ fn the_first_generation_in_both_dialects() {
     let p = example("pipeline_example.yaml").pipeline;
     assert_eq!(
         stages(&p),
-        [("cast", "cast"), ("value_map", "value_map"), ("user_profile", "enrich"), ("batch", "batch")]
+        [
+            ("cast", "cast"),
+            ("value_map", "value_map"),
+            ("user_profile", "enrich"),
+            ("batch", "batch")
+        ]
     );
-    let (full, hash) = (p.strategy("full_pipeline").unwrap(), p.strategy("hash_pipeline").unwrap());
+    let (full, hash) = (
+        p.strategy("full_pipeline").unwrap(),
+        p.strategy("hash_pipeline").unwrap(),
+    );
     let passed = |s: &Strategy| p.transform.iter().filter(|stage| stage.applies_to(s)).count();
     assert_eq!((passed(full), passed(hash)), (4, 1));
     assert_eq!(cuts(&full.secondary_partitions), ["id range 100 at user_id"]);
@@ -600,7 +741,10 @@ fn the_first_generation_in_both_dialects() {
     let checksum = second.column("checksum").unwrap();
     assert!(checksum.roles.hash_key && checksum.is_written() && !checksum.is_read());
     assert_eq!(second.column("first_name").map(ColumnMapping::is_written), Some(false));
-    assert_eq!(second.strategy("delta").unwrap().column.as_ref().unwrap().as_str(), "u.updated_at");
+    assert_eq!(
+        second.strategy("delta").unwrap().column.as_ref().unwrap().as_str(),
+        "u.updated_at"
+    );
 }
 
 #[test]
@@ -610,20 +754,34 @@ fn the_current_form_says_it_all() {
     let delta = p.strategy("incremental").unwrap();
     assert_eq!(delta.stamped_by.as_deref(), Some(&StampedBy::App));
     assert_eq!(delta.lag.as_deref(), Some(&Span::seconds(300)));
-    let Some(Deletes::Tombstone(tombstone)) = delta.deletes.as_deref() else { panic!() };
+    let Some(Deletes::Tombstone(tombstone)) = delta.deletes.as_deref() else {
+        panic!()
+    };
     assert_eq!(tombstone.column.as_str(), "o.deleted_at");
     assert_eq!(delta.verify.as_deref(), Some(&Verify::AfterRun));
     assert_eq!(
         delta.primary_partitions[0].start.as_deref(),
-        Some(&Bound::Moment { midnight: false, seconds: -30 * 86_400 })
+        Some(&Bound::Moment {
+            midnight: false,
+            seconds: -30 * 86_400
+        })
     );
     assert_eq!(delta.cursor_tables[0].table.as_str(), "c");
     let nightly = p.strategy("nightly").unwrap();
-    assert_eq!(nightly.scheduling.pipeline_lock_wait_timeout.as_deref(), Some(&Span::seconds(300)));
+    assert_eq!(
+        nightly.scheduling.pipeline_lock_wait_timeout.as_deref(),
+        Some(&Span::seconds(300))
+    );
     assert_eq!(nightly.scheduling.retry_backoff_multiplier.as_deref(), Some(&2.0));
     assert_eq!(nightly.max_concurrent_partitions.as_deref(), Some(&8));
-    assert_eq!(p.strategy("weekly").unwrap().deletes.as_deref(), Some(&Deletes::AntiJoin));
-    assert_eq!((p.schema_drift.as_deref(), *p.write.reject_limit), (Some(&SchemaDrift::Evolve), 10));
+    assert_eq!(
+        p.strategy("weekly").unwrap().deletes.as_deref(),
+        Some(&Deletes::AntiJoin)
+    );
+    assert_eq!(
+        (p.schema_drift.as_deref(), *p.write.reject_limit),
+        (Some(&SchemaDrift::Evolve), 10)
+    );
     assert_eq!(p.transform[2].applicable_on, ["delta".into()]);
     let yaml = example("enhanced_pipeline_example.yaml").to_yaml();
     for line in [
@@ -652,12 +810,22 @@ fn what_a_run_depends_on() {
         ("step: 10", "step: 20"),
         ("lag: 5m", "lag: 6m"),
         ("batch: 10", "batch: 20"),
-        ("strategies:", "max_concurrent_partitions: 3\ndescription: other\nschema_drift: pause\nwrite: {reject_limit: 5}\nstrategies:"),
-        ("page_size: 5", "cron: 0 * * * *, enabled: false, verify: after_run, max_consecutive_failures: 9"),
+        (
+            "strategies:",
+            "max_concurrent_partitions: 3\ndescription: other\nschema_drift: pause\nwrite: {reject_limit: 5}\nstrategies:",
+        ),
+        (
+            "page_size: 5",
+            "cron: 0 * * * *, enabled: false, verify: after_run, max_consecutive_failures: 9",
+        ),
     ] {
         let text = base.replace(from, to);
         assert_ne!(text, base, "{from}");
-        assert_eq!(semantic_difference(&was, &good(&text).semantics_of("d")), Vec::<String>::new(), "{to}");
+        assert_eq!(
+            semantic_difference(&was, &good(&text).semantics_of("d")),
+            Vec::<String>::new(),
+            "{to}"
+        );
     }
     for (from, to, path) in [
         ("date(at)", "date(at) + 1", "columns.day.expr"),
@@ -668,7 +836,11 @@ fn what_a_run_depends_on() {
         ("column: at, primary", "column: id, primary", "strategies.d.column"),
         ("step: 10}", "step: 10, start: 5}", "strategies.d.primary_partitions"),
         ("deletes: none", "deletes: anti_join", "strategies.d.deletes"),
-        ("stamped_by: app, lag: 5m", "stamped_by: database", "strategies.d.stamped_by"),
+        (
+            "stamped_by: app, lag: 5m",
+            "stamped_by: database",
+            "strategies.d.stamped_by",
+        ),
         ("roles: [unique]}", "dest: key}", "key"),
     ] {
         let text = base.replace(from, to);
@@ -677,6 +849,10 @@ fn what_a_run_depends_on() {
         assert!(differs.iter().any(|d| d == path), "{to}: {differs:?}");
     }
     let aggregate = brief("user_daily_orders_aggregate.yaml").pipeline.semantics_of("delta");
-    let other = good(&aggregate_text().replace("group_by: [\"user_id\", \"date\"]", "group_by: [\"date\", \"user_id\"]"));
-    assert_eq!(semantic_difference(&aggregate, &other.semantics_of("delta")), ["group_by"]);
+    let other =
+        good(&aggregate_text().replace("group_by: [\"user_id\", \"date\"]", "group_by: [\"date\", \"user_id\"]"));
+    assert_eq!(
+        semantic_difference(&aggregate, &other.semantics_of("delta")),
+        ["group_by"]
+    );
 }

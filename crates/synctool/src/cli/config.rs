@@ -38,7 +38,7 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
             Ok(Reply::new(pipeline.config().to_json(), pipeline.config().to_yaml()))
         }
         ConfigCommand::List { config_dir } => list(config_dir, globals),
-        ConfigCommand::Migrate { file, output, in_place } => migrate(&file, output, in_place, globals),
+        ConfigCommand::Migrate { file, to, in_place } => migrate(&file, to, in_place, globals),
         ConfigCommand::Schema { of } => {
             let schema = schema(match of {
                 SchemaArg::Pipeline => SchemaOf::Pipeline,
@@ -51,16 +51,23 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
     }
 }
 
-fn migrate(file: &Path, output: Option<PathBuf>, in_place: bool, globals: &Globals) -> Result<Reply> {
+fn migrate(file: &Path, to: Option<PathBuf>, in_place: bool, globals: &Globals) -> Result<Reply> {
     let migrated = globals.loader().migrate(file, in_place)?;
     let unwritten = |path: &Path, error: &std::io::Error| {
-        Error::new(code::CONFIG_INVALID, format!("{} cannot be written", path.display())).at("reason", error.kind().to_string())
+        Error::new(code::CONFIG_INVALID, format!("{} cannot be written", path.display()))
+            .at("reason", error.kind().to_string())
     };
-    let target = match (&output, in_place) {
+    let target = match (&to, in_place) {
         (Some(target), _) => {
             let mut options = std::fs::OpenOptions::new();
-            let mut created = options.write(true).create_new(true).open(target).map_err(|e| unwritten(target, &e))?;
-            created.write_all(migrated.yaml.as_bytes()).map_err(|e| unwritten(target, &e))?;
+            let mut created = options
+                .write(true)
+                .create_new(true)
+                .open(target)
+                .map_err(|e| unwritten(target, &e))?;
+            created
+                .write_all(migrated.yaml.as_bytes())
+                .map_err(|e| unwritten(target, &e))?;
             Some(target.clone())
         }
         (None, true) => {
@@ -75,7 +82,10 @@ fn migrate(file: &Path, output: Option<PathBuf>, in_place: bool, globals: &Globa
         (None, false) => None,
     };
     for variable in &migrated.variables {
-        globals.note(&format!("set {variable}: it stands for a secret that is written out in {}", file.display()));
+        globals.note(&format!(
+            "set {variable}: it stands for a secret that is written out in {}",
+            file.display()
+        ));
     }
     let mut json = json!({
         "from": migrated.from, "changed": !migrated.is_current, "file": target, "variables": migrated.variables,
@@ -85,7 +95,11 @@ fn migrate(file: &Path, output: Option<PathBuf>, in_place: bool, globals: &Globa
     }
     let text = match target {
         None => migrated.yaml,
-        Some(target) => format!("{} is written in the current form; it was in {}\n", target.display(), migrated.from),
+        Some(target) => format!(
+            "{} is written in the current form; it was in {}\n",
+            target.display(),
+            migrated.from
+        ),
     };
     Ok(Reply::new(json, text))
 }

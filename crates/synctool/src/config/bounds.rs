@@ -77,14 +77,15 @@ fn condition(bound: Written) -> Result<Condition, String> {
                 return Err(format!("has an empty list of values for {column}"));
             }
             let texts = items.iter().map(|item| {
-                moment::text(item)
-                    .ok_or_else(|| format!("has a value of {column} that is neither a number nor a text"))
+                moment::text(item).ok_or_else(|| format!("has a value of {column} that is neither a number nor a text"))
             });
             Test::In(texts.collect::<Result<_, _>>()?)
         }
         (None, None, None) => return Err(format!("has neither start, end nor value for {column}")),
         (None, Some(lower), Some(upper)) if is_empty(lower, upper) => {
-            return Err(format!("has an empty range for {column}: its end must be behind its start"));
+            return Err(format!(
+                "has an empty range for {column}: its end must be behind its start"
+            ));
         }
         (None, ..) => Test::Range { lower, upper },
     };
@@ -147,7 +148,10 @@ mod tests {
             (r#"[{"column": "id", "value": [null]}]"#, "neither a number nor a text"),
             (r#"[{"column": "id", "start": [1]}]"#, "a start of id"),
             (r#"[{"column": "id", "from": 1}]"#, "unknown field `from`"),
-            (r#"[{"column": "id", "start": 1}, {"column": "id", "end": 2}]"#, "names column id twice"),
+            (
+                r#"[{"column": "id", "start": 1}, {"column": "id", "end": 2}]"#,
+                "names column id twice",
+            ),
         ] {
             let error = parse_bounds(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");

@@ -181,13 +181,11 @@ impl Loader {
         // The pipeline comes first: its mistakes are what the user looks for.
         let folder = path.parent().unwrap_or(Path::new(""));
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let read = self
-            .read(path, errors)
-            .and_then(|(text, root)| {
-                let mut notices = Vec::new();
-                let file = generations::read(&text, &root, &mut notices, errors)?;
-                Some((file, notices))
-            });
+        let read = self.read(path, errors).and_then(|(text, root)| {
+            let mut notices = Vec::new();
+            let file = generations::read(&text, &root, &mut notices, errors)?;
+            Some((file, notices))
+        });
         let (mut inline, mut of_datastores) = (BTreeMap::new(), Vec::new());
         let pipeline = read.map(|(mut file, notices)| {
             let entries = file.datastores.take().unwrap_or_default();
@@ -360,7 +358,11 @@ fn notice_what_cannot_be_opened(pipeline: &mut Pipeline, datastores: &Datastores
             && !told.contains(&datastore.name.as_str())
         {
             told.push(&datastore.name);
-            notices.extend(Notice::at(name, "datastore", format!("{}; the pipeline cannot run", error.message)));
+            notices.extend(Notice::at(
+                name,
+                "datastore",
+                format!("{}; the pipeline cannot run", error.message),
+            ));
         }
     }
     pipeline.not_yet.extend(notices);

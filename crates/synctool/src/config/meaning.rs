@@ -85,7 +85,10 @@ impl Pipeline {
             put("time_zone", json!(meaning(zone)));
         }
         if !s.cursor_tables.is_empty() {
-            let tables = s.cursor_tables.iter().map(|t| json!([meaning(&t.table), meaning(&t.column)]));
+            let tables = s
+                .cursor_tables
+                .iter()
+                .map(|t| json!([meaning(&t.table), meaning(&t.column)]));
             put("cursor_tables", tables.collect());
         }
         for (key, dimensions) in [
@@ -284,4 +287,3 @@ fn differ(a: &Value, b: &Value, path: &str, paths: &mut Vec<String>) {
         _ => paths.push(path.to_owned()),
     }
 }
-

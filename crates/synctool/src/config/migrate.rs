@@ -67,7 +67,10 @@ impl Loader {
 /// What the reader of the new file should know of the old one.
 fn heading(file: &Path, generation: Generation, root: &Node, variables: &[String]) -> String {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let mut text = format!("# Written by `synctool config migrate` from {name}, which was in {}.\n", generation.describe());
+    let mut text = format!(
+        "# Written by `synctool config migrate` from {name}, which was in {}.\n",
+        generation.describe()
+    );
     for (old, new) in generation.renamed() {
         if old.split('.').try_fold(root, |node, key| node.get(key)).is_some() {
             text.push_str(&format!("#   {old} -> {new}\n"));
@@ -75,7 +78,10 @@ fn heading(file: &Path, generation: Generation, root: &Node, variables: &[String
     }
     if !variables.is_empty() {
         let names: Vec<String> = variables.iter().map(|v| format!("${{{v}}}")).collect();
-        text.push_str(&format!("# Set before use, in place of secrets that were written out: {}\n", names.join(", ")));
+        text.push_str(&format!(
+            "# Set before use, in place of secrets that were written out: {}\n",
+            names.join(", ")
+        ));
     }
     text
 }
@@ -84,8 +90,13 @@ fn heading(file: &Path, generation: Generation, root: &Node, variables: &[String
 fn hide_cache_urls(tree: &mut Value, secrets: &mut Secrets) {
     let stages = tree.get_mut("transform").and_then(Value::as_array_mut);
     for stage in stages.into_iter().flatten() {
-        let Some(url) = stage.pointer_mut("/enrich/cache/url") else { continue };
-        let masked = url.get(VALUE).and_then(Value::as_str).is_some_and(|url| url.contains(MASK));
+        let Some(url) = stage.pointer_mut("/enrich/cache/url") else {
+            continue;
+        };
+        let masked = url
+            .get(VALUE)
+            .and_then(Value::as_str)
+            .is_some_and(|url| url.contains(MASK));
         if masked && url.get(WRITTEN).is_none_or(Value::is_null) {
             *url = as_written("", "${CACHE_URL}");
             secrets.variables.push("CACHE_URL".into());
@@ -154,7 +165,13 @@ fn tree(node: &Node, path: &str, secret: bool, secrets: &mut Secrets) -> Value {
             if secret && !secrets.keep {
                 let name: String = path
                     .chars()
-                    .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' })
+                    .map(|c| {
+                        if c.is_ascii_alphanumeric() {
+                            c.to_ascii_uppercase()
+                        } else {
+                            '_'
+                        }
+                    })
                     .collect();
                 let name = match name.starts_with(|c: char| c.is_ascii_digit()) {
                     true => format!("_{name}"),

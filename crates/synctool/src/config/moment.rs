@@ -115,7 +115,10 @@ fn lambda(text: &str) -> Option<Bound> {
     let mut seconds = 0_i64;
     while !rest.is_empty() {
         let sign = sign(&mut rest)?;
-        let delta = rest.strip_prefix("datetime.").unwrap_or(rest).strip_prefix("timedelta(")?;
+        let delta = rest
+            .strip_prefix("datetime.")
+            .unwrap_or(rest)
+            .strip_prefix("timedelta(")?;
         let end = delta.find(')')?;
         for argument in delta[..end].split(',') {
             let (unit, number) = argument.split_once('=').unwrap_or(("days", argument));
@@ -158,7 +161,10 @@ mod tests {
             ("today + 2h", "today + 2h"),
             ("lambda: datetime.now()", "now"),
             ("lambda: datetime.now() - timedelta(days=30)", "now - 30d"),
-            ("lambda : datetime.utcnow() - timedelta(hours=1, minutes=30)", "now - 90m"),
+            (
+                "lambda : datetime.utcnow() - timedelta(hours=1, minutes=30)",
+                "now - 90m",
+            ),
             ("lambda: datetime.now(timezone.utc) + timedelta(2)", "now + 2d"),
             ("lambda: date.today() - datetime.timedelta(weeks=1)", "today - 7d"),
             ("lambda: datetime.now().date()", "today"),

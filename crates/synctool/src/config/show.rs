@@ -37,7 +37,10 @@ impl Loaded {
 
     fn tree(&self) -> Value {
         let mut tree = pipeline_tree(&self.pipeline);
-        let used = self.pipeline.datastores().filter_map(|name| self.datastores.known(name).ok());
+        let used = self
+            .pipeline
+            .datastores()
+            .filter_map(|name| self.datastores.known(name).ok());
         tree.insert("datastores".into(), used.map(named_tree).collect::<Map<_, _>>().into());
         tree.into()
     }

@@ -54,14 +54,21 @@ pub(crate) fn refuse_what_is_not_there_yet(loaded: &Loaded) -> Result<()> {
             .into());
     }
     if *loaded.pipeline.sync_type == crate::config::SyncType::Aggregate {
-        let error = loaded.pipeline.sync_type.error("aggregates are not in this version yet");
+        let error = loaded
+            .pipeline
+            .sync_type
+            .error("aggregates are not in this version yet");
         return Err(error.with_help("this version copies rows: sync_type row-level").into());
     }
     for stage in loaded.pipeline.transform.iter().filter(|s| *s.enabled) {
         use crate::config::StageWork;
         if !matches!(stage.work, StageWork::ValueMap(_) | StageWork::Batch(_)) {
-            let error = stage.name.error(format!("stages that {} are not in this version yet", stage.work.name()));
-            return Err(error.with_help("disable the stage, or read from a view that does it").into());
+            let error = stage
+                .name
+                .error(format!("stages that {} are not in this version yet", stage.work.name()));
+            return Err(error
+                .with_help("disable the stage, or read from a view that does it")
+                .into());
         }
     }
     if let Columns::Listed(columns) = &loaded.pipeline.columns

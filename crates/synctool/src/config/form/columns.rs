@@ -339,4 +339,3 @@ pub(super) fn known_column<'a>(
     }
     found
 }
-

@@ -2,6 +2,9 @@
 //! first (`generations.rs`), so that rules and defaults stand here once.
 
 mod columns;
+mod dimensions;
+mod enrichment;
+mod stage_columns;
 mod stages;
 mod strategies;
 
@@ -10,13 +13,17 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use self::columns::{check_columns, column, known_column};
 pub(super) use self::columns::{ColumnEntry, ColumnFile, ColumnsFile, SourceName};
-pub(super) use self::stages::{
-    ApplicableOn, AsOfFile, CacheConfigFile, DimensionTable, CacheEntry, CacheFile, DataFetchFile, EnrichFile, EnrichOn, EnrichmentFile, FieldEntry, FieldFile,
-    PipelineConfigFile, StageFile, TransformationFile, enrichment_stages, must_stay, transformations,
+use self::columns::{check_columns, column, known_column};
+pub(super) use self::dimensions::DimensionFile;
+pub(super) use self::enrichment::{
+    CacheConfigFile, DataFetchFile, DimensionTable, EnrichmentFile, PipelineConfigFile, TransformationFile,
+    enrichment_stages, transformations,
 };
-pub(super) use self::strategies::{DimensionFile, StrategyFile};
+pub(super) use self::stages::{
+    ApplicableOn, AsOfFile, CacheEntry, CacheFile, EnrichFile, EnrichOn, FieldEntry, FieldFile, StageFile, must_stay,
+};
+pub(super) use self::strategies::StrategyFile;
 use super::at::At;
 use super::datastores::DatastoreEntry;
 use super::decode::Notice;
@@ -229,7 +236,7 @@ pub(super) fn resolve(
     };
     if let Columns::Listed(listed) = &mut columns {
         check_columns(listed, errors);
-        stages::complete_columns(&transform, &source, listed, errors);
+        stage_columns::complete_columns(&transform, &source, listed, errors);
     }
     let listed: &[ColumnMapping] = match &columns {
         Columns::All => &[],
@@ -248,7 +255,7 @@ pub(super) fn resolve(
     if let Some(n) = file.max_concurrent_partitions.as_ref().filter(|n| ***n == 0) {
         errors.push(n.error("max_concurrent_partitions must be at least 1"));
     }
-    let around = strategies::Around {
+    let around = dimensions::Around {
         listed,
         group_by: &group_by,
         sync_type: *sync_type,
@@ -256,7 +263,9 @@ pub(super) fn resolve(
         partitioning: &partitioning,
     };
     let strategies = strategies::resolve(strategy_files, &around, &mut not_yet, errors);
-    let (allow_mass_delete, reject_limit) = file.write.map_or((None, None), |w| (w.allow_mass_delete, w.reject_limit));
+    let (allow_mass_delete, reject_limit) = file
+        .write
+        .map_or((None, None), |w| (w.allow_mass_delete, w.reject_limit));
     Pipeline {
         name,
         description: file.description,
@@ -298,7 +307,10 @@ fn take_configs(
         must_stay("data_fetch", f.enabled, errors);
         f.page_size
     });
-    let page = of_pipeline.as_ref().and_then(PipelineConfigFile::page_size).or(of_fetch);
+    let page = of_pipeline
+        .as_ref()
+        .and_then(PipelineConfigFile::page_size)
+        .or(of_fetch);
     let mut configs: Vec<(Option<At<String>>, PipelineConfigFile)> = Vec::new();
     for strategy in strategies {
         let name = name_of(strategy);
@@ -481,4 +493,3 @@ fn partitioning(
         step,
     }
 }
-

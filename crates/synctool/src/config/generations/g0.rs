@@ -114,7 +114,10 @@ enum ProviderKind {
 /// How a datastore is reached.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-#[allow(dead_code, reason = "the keys of object stores are read and checked, and not acted upon in this version")]
+#[allow(
+    dead_code,
+    reason = "the keys of object stores are read and checked, and not acted upon in this version"
+)]
 struct ProviderConnection {
     host: Option<At<String>>,
     port: Option<At<u16>>,
@@ -196,7 +199,10 @@ struct StateColumns {
 /// How runs are cut.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-#[allow(dead_code, reason = "there is one strategy of cutting, and the source knows the type")]
+#[allow(
+    dead_code,
+    reason = "there is one strategy of cutting, and the source knows the type"
+)]
 struct PartitionFile {
     /// range is the only one.
     strategy: Option<PartitionStrategy>,
@@ -247,7 +253,11 @@ pub(super) fn current(file: G0File, errors: &mut Vec<ConfigError>) -> Option<Pip
     let mut datastores = BTreeMap::new();
     for (name, kind, connection) in [
         ("source", &job.source_provider.kind, job.source_provider.connection),
-        ("destination", &job.destination_provider.kind, job.destination_provider.connection),
+        (
+            "destination",
+            &job.destination_provider.kind,
+            job.destination_provider.connection,
+        ),
     ] {
         let place = connection.with(());
         match datastore(kind, connection) {
@@ -259,7 +269,12 @@ pub(super) fn current(file: G0File, errors: &mut Vec<ConfigError>) -> Option<Pip
     }
     let (table, alias) = with_alias(&job.source_provider.table);
     let columns = job.source_provider.columns.map(|columns| {
-        ColumnsFile::Listed(columns.into_iter().map(|c| ColumnEntry::Mapping(Box::new(column(c)))).collect())
+        ColumnsFile::Listed(
+            columns
+                .into_iter()
+                .map(|c| ColumnEntry::Mapping(Box::new(column(c))))
+                .collect(),
+        )
     });
     let unique = |state: Option<Later<StateProvider>>| state?.0.column_mapping?.unique_column;
     let of_state = unique(job.destination_state_provider).or_else(|| unique(job.source_state_provider));
@@ -276,7 +291,10 @@ pub(super) fn current(file: G0File, errors: &mut Vec<ConfigError>) -> Option<Pip
         table,
         schema: job.source_provider.schema,
         alias,
-        joins: job.source_provider.join.map(|joins| joins.into_iter().map(join).collect()),
+        joins: job
+            .source_provider
+            .join
+            .map(|joins| joins.into_iter().map(join).collect()),
         filters: job.source_provider.filters,
         type_name: None,
     };
@@ -376,7 +394,10 @@ fn strategy(old: At<OldStrategy>, errors: &mut Vec<ConfigError>) -> Option<At<St
     let by_name = || {
         let name = old.name.as_ref()?;
         let kinds = [StrategyKind::Full, StrategyKind::Delta, StrategyKind::Hash];
-        kinds.into_iter().find(|k| k.name() == name.as_str()).map(|kind| name.with(kind))
+        kinds
+            .into_iter()
+            .find(|k| k.name() == name.as_str())
+            .map(|kind| name.with(kind))
     };
     let Some(kind) = old.kind.clone().or_else(by_name) else {
         errors.push(
@@ -386,9 +407,11 @@ fn strategy(old: At<OldStrategy>, errors: &mut Vec<ConfigError>) -> Option<At<St
         );
         return None;
     };
-    let primary = old.column.clone().filter(|_| old.partition_step.is_some()).map(|column| {
-        vec![place.with(DimensionFile::range(column, old.partition_step, old.data_type))]
-    });
+    let primary = old
+        .column
+        .clone()
+        .filter(|_| old.partition_step.is_some())
+        .map(|column| vec![place.with(DimensionFile::range(column, old.partition_step, old.data_type))]);
     Some(place.with(StrategyFile {
         name: old.name,
         column: old.column.filter(|_| kind.has_cursor()),

@@ -75,7 +75,6 @@ pub(super) fn later(path: &str) -> String {
     }
 }
 
-
 impl Generation {
     /// Its keys in words.
     pub(super) fn describe(self) -> &'static str {
@@ -113,7 +112,10 @@ impl Generation {
             Generation::G2 => &[
                 ("pipeline_columns", "columns"),
                 ("columns", "columns"),
-                ("backends", "source, destination, columns, key; tables of joins: transform[].enrich"),
+                (
+                    "backends",
+                    "source, destination, columns, key; tables of joins: transform[].enrich",
+                ),
                 ("stages", "transform; data_fetch: columns, group_by"),
             ],
             Generation::G0 => &[

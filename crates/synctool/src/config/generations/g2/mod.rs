@@ -3,24 +3,27 @@
 //! A column stands in several places by one name, and the nearer place wins: the stage's, the backend's, the
 //! pipeline's. What a backend calls `expr` is the column (or the SQL) there; `name` is what the pipeline calls it.
 
+mod columns;
+mod stages;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use self::columns::{by_name, columns, merged};
+use self::stages::transform;
 use super::super::at::At;
 use super::super::datastores::DatastoreEntry;
 use super::super::decode::{Anything, Later};
 use super::super::error::{ConfigError, suggestion};
 use super::super::form::{
-    ApplicableOn, AsOfFile, CacheConfigFile, CacheEntry, CacheFile, ColumnEntry, ColumnFile, ColumnsFile,
-    DestinationFile, DimensionTable, EnrichFile, EnrichOn, EnrichmentFile, FieldEntry, FieldFile, PipelineFile,
-    SourceFile, SourceName, StageFile, StrategyFile, TransformationFile, WriteFile, enrichment_stages, must_stay,
-    transformations,
+    ApplicableOn, CacheConfigFile, ColumnEntry, ColumnFile, ColumnsFile, DestinationFile, DimensionTable, PipelineFile,
+    SourceFile, SourceName, StageFile, StrategyFile, TransformationFile, WriteFile, must_stay,
 };
-use super::super::pipeline::{Direction, Filter, Join, Operator, SchemaDrift, Source, SyncType};
+use super::super::pipeline::{Direction, Filter, Join, Operator, SchemaDrift, SyncType};
 use super::super::secret::SecretUrl;
-use super::super::stage::{CacheStore, Cardinality, EnrichJoin, EnrichKey, StageWork};
+use super::super::stage::{CacheStore, Cardinality, StageWork};
 use super::super::strategy::HashAlgorithm;
 use super::super::types::SizedType;
 use super::super::units::Span;
@@ -394,14 +397,26 @@ enum CachePolicy {
 /// The same in the current form.
 pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<PipelineFile> {
     let before = errors.len();
-    let stages: Vec<StageEntry> = file.stages.unwrap_or_default().into_iter().map(At::into_inner).collect();
+    let stages: Vec<StageEntry> = file
+        .stages
+        .unwrap_or_default()
+        .into_iter()
+        .map(At::into_inner)
+        .collect();
     let backends: Vec<Backend> = file.backends.into_iter().map(At::into_inner).collect();
     for (i, backend) in backends.iter().enumerate() {
         if backends[..i].iter().any(|b| *b.name == *backend.name) {
-            errors.push(backend.name.error(format!("two backends are named \"{}\"", backend.name.shown())));
+            errors.push(
+                backend
+                    .name
+                    .error(format!("two backends are named \"{}\"", backend.name.shown())),
+            );
         }
     }
-    let general = merged(file.pipeline_columns.or(file.columns).as_deref().unwrap_or_default(), &[]);
+    let general = merged(
+        file.pipeline_columns.or(file.columns).as_deref().unwrap_or_default(),
+        &[],
+    );
     let fetch = only(&stages, StageKind::DataFetch, errors);
     let populate = only(&stages, StageKind::Populate, errors);
     let detection = only(&stages, StageKind::ChangeDetection, errors);
@@ -424,7 +439,9 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
     let destination = the_backend(destination_name, "destination", 1, &backends, errors);
     let (Some(source), Some(destination)) = (source, destination) else {
         if errors.len() == before {
-            errors.push(ConfigError::new("a pipeline needs a backend to read from and one to write to"));
+            errors.push(ConfigError::new(
+                "a pipeline needs a backend to read from and one to write to",
+            ));
         }
         return None;
     };
@@ -443,12 +460,17 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
     let at_destination = merged(of_destination, &general);
     let populated = populate.and_then(|p| p.columns.as_ref().or(p.destination.as_ref()?.columns.as_ref()));
     let written = match populated {
-        Some(columns) => merged(columns, &at_destination.iter().chain(&general).cloned().collect::<Vec<_>>()),
+        Some(columns) => merged(
+            columns,
+            &at_destination.iter().chain(&general).cloned().collect::<Vec<_>>(),
+        ),
         None => at_destination,
     };
     let own_hash = |name: &str| of_destination.iter().any(|c| *c.name == *name && c.is_hash());
     let mut transform = transform(&stages, &backends, &general, source, errors);
-    let group_by = fetched.and_then(|f| f.group_by.clone()).or_else(|| source.group_by.clone());
+    let group_by = fetched
+        .and_then(|f| f.group_by.clone())
+        .or_else(|| source.group_by.clone());
     let page = fetch.and_then(|f| f.config.as_ref()?.page_size.clone());
     let mut columns = columns(&at_source, of_fetch.as_deref(), &written, own_hash, errors);
     if !columns.is_empty() {
@@ -488,7 +510,10 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
         control_schema: destination.control_schema.clone(),
         type_name: destination.type_name.clone(),
     };
-    let listed = columns.into_iter().map(|c| ColumnEntry::Mapping(Box::new(c))).collect::<Vec<_>>();
+    let listed = columns
+        .into_iter()
+        .map(|c| ColumnEntry::Mapping(Box::new(c)))
+        .collect::<Vec<_>>();
     (errors.len() == before).then_some(PipelineFile {
         name: file.name,
         description: file.description,
@@ -512,7 +537,11 @@ fn only<'a>(stages: &'a [StageEntry], kind: StageKind, errors: &mut Vec<ConfigEr
     let mut of_kind = stages.iter().filter(|s| *s.kind == kind);
     let first = of_kind.next();
     for further in of_kind {
-        errors.push(further.kind.error(format!("a pipeline has one stage of type {}", kind.name())));
+        errors.push(
+            further
+                .kind
+                .error(format!("a pipeline has one stage of type {}", kind.name())),
+        );
     }
     first
 }
@@ -547,136 +576,6 @@ fn the_backend<'a>(
     }
 }
 
-/// Columns over what farther places say of the same names; of a name that stands twice both say something.
-fn merged(columns: &[At<G2Column>], farther: &[G2Column]) -> Vec<G2Column> {
-    let mut all: Vec<G2Column> = Vec::new();
-    for column in columns {
-        match all.iter_mut().find(|c| *c.name == *column.name) {
-            Some(twin) => *twin = column.over(twin),
-            None => all.push((**column).clone()),
-        }
-    }
-    for column in &mut all {
-        for f in farther {
-            if *f.name == *column.name {
-                *column = column.over(f);
-            }
-        }
-    }
-    all
-}
-
-fn by_name<'a>(columns: &'a [G2Column], name: &str) -> Option<&'a G2Column> {
-    columns.iter().find(|c| **c.name == *name)
-}
-
-/// Whether a text names a column, and is no SQL to be computed.
-fn is_column(text: &str) -> bool {
-    let part = |part: &str| {
-        part.starts_with(|c: char| c.is_alphabetic() || c == '_')
-            && part.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$')
-    };
-    let parts: Vec<&str> = text.split('.').collect();
-    let keyword = ["null", "true", "false", "current_date", "current_timestamp", "current_user"];
-    parts.len() <= 2 && parts.iter().all(|p| part(p)) && !keyword.contains(&text.to_ascii_lowercase().as_str())
-}
-
-/// The columns of the pipeline: those of the destination with what they are at the source, then those that are
-/// fetched for stages alone.
-fn columns(
-    at_source: &[G2Column],
-    of_fetch: Option<&[G2Column]>,
-    written: &[G2Column],
-    own_hash: impl Fn(&str) -> bool,
-    errors: &mut Vec<ConfigError>,
-) -> Vec<At<ColumnFile>> {
-    let read = of_fetch.unwrap_or(at_source);
-    let mut all = Vec::new();
-    for column in written {
-        let source = by_name(read, &column.name).or_else(|| {
-            // What stands for a partition column at the destination stands for the source's own column.
-            by_name(at_source, &column.name).filter(|s| column.is_virtual() || s.is_hash())
-        });
-        let hash = source.is_some_and(G2Column::is_hash) || own_hash(&column.name);
-        let dest = column.expr();
-        if !column.is_virtual() && !is_column(dest) {
-            errors.push(
-                dest.error(format!(
-                    "expr of column \"{}\" at the destination must be the name of a column",
-                    column.name.shown()
-                ))
-                .with_help("SQL belongs to the source, or to a virtual column"),
-            );
-        }
-        let mut file = ColumnFile {
-            name: Some(column.name.clone()),
-            dest: Some(if column.is_virtual() { column.name.clone() } else { dest.clone() }),
-            is_virtual: column.is_virtual().then_some(true),
-            dest_expr: column.expr.clone().filter(|_| column.is_virtual()),
-            ..roles(column, source, hash)
-        };
-        (file.source, file.expr) = origin(source, hash);
-        all.push(column.name.with(file));
-    }
-    for column in read.iter().filter(|c| by_name(written, &c.name).is_none() && !written.is_empty()) {
-        let hash = column.is_hash();
-        let (source, expr) = origin(Some(column), hash);
-        all.push(column.name.with(ColumnFile {
-            name: Some(column.name.clone()),
-            source,
-            expr,
-            is_virtual: column.is_virtual().then_some(true),
-            insert: (!column.is_virtual()).then_some(false),
-            ..roles(&G2Column::default(), Some(column), hash)
-        }));
-    }
-    if written.is_empty() {
-        for column in read {
-            let hash = column.is_hash();
-            let (source, expr) = origin(Some(column), hash);
-            all.push(column.name.with(ColumnFile {
-                name: Some(column.name.clone()),
-                source,
-                expr,
-                is_virtual: column.is_virtual().then_some(true),
-                ..roles(column, Some(column), hash)
-            }));
-        }
-    }
-    all
-}
-
-/// What a column is at the source: a column, an expression, or nothing.
-fn origin(source: Option<&G2Column>, hash: bool) -> (SourceName, Option<At<String>>) {
-    match source {
-        None => (SourceName::Made, None),
-        Some(s) if s.is_virtual() && (hash || s.expr.is_none()) => (SourceName::Made, None),
-        Some(s) if is_column(s.expr()) => (SourceName::Column(s.expr().clone()), None),
-        Some(s) => (SourceName::NotSaid, Some(s.expr().clone())),
-    }
-}
-
-/// Types and roles: the destination's word first.
-fn roles(column: &G2Column, source: Option<&G2Column>, hash: bool) -> ColumnFile {
-    let nothing = G2Column::default();
-    let both = column.over(source.unwrap_or(&nothing));
-    ColumnFile {
-        data_type: column.data_type.clone().or_else(|| column.type_.clone()),
-        precision: column.precision.clone(),
-        scale: column.scale.clone(),
-        length: column.max_length.clone().or_else(|| column.length.clone()),
-        unique_column: both.unique_column,
-        order_column: both.order_column,
-        direction: both.direction,
-        partition_column: both.partition_column,
-        delta_column: both.delta_column,
-        hash_key: hash.then_some(true),
-        hash_column: both.hash_column,
-        nullable: column.nullable,
-        ..ColumnFile::default()
-    }
-}
-
 /// What stages make and the destination does not have is not written.
 fn hide_what_is_made(transform: &[At<StageFile>], columns: &mut Vec<At<ColumnFile>>) {
     for name in transform.iter().flat_map(|stage| stage.makes()) {
@@ -694,7 +593,9 @@ fn hide_what_is_made(transform: &[At<StageFile>], columns: &mut Vec<At<ColumnFil
 
 /// A name by which a strategy goes means the source's own column, also where data is fetched as an aggregate of that name.
 fn below_aggregate(named: &mut At<String>, at_source: &[G2Column], columns: &[At<ColumnFile>]) {
-    let Some(own) = by_name(at_source, named).map(|c| c.expr()) else { return };
+    let Some(own) = by_name(at_source, named).map(|c| c.expr()) else {
+        return;
+    };
     let in_pipeline = columns.iter().find(|c| c.name.as_ref().is_some_and(|n| **n == **named));
     let same = in_pipeline.is_some_and(|c| match (&c.source, &c.expr) {
         (SourceName::Column(source), _) => **source == **own,
@@ -703,280 +604,5 @@ fn below_aggregate(named: &mut At<String>, at_source: &[G2Column], columns: &[At
     });
     if !same {
         *named = named.with(own.to_string());
-    }
-}
-
-/// The stages between fetching and populating, in their order.
-fn transform(
-    stages: &[StageEntry],
-    backends: &[Backend],
-    general: &[G2Column],
-    source: &Backend,
-    errors: &mut Vec<ConfigError>,
-) -> Vec<At<StageFile>> {
-    let mut all: Vec<At<StageFile>> = Vec::new();
-    for stage in stages {
-        foreign_keys(stage, errors);
-        if stage.kind.is_fixed() {
-            continue;
-        }
-        let mut files: Vec<StageFile> = Vec::new();
-        let nothing = StageConfig::default();
-        let config = stage.config.as_ref().unwrap_or(&nothing);
-        let computed = || {
-            let said = stage.transformations.as_ref().or(config.transformations.as_ref());
-            said.cloned().unwrap_or_default()
-        };
-        match *stage.kind {
-            StageKind::Transform => {
-                files.extend(transformations(computed(), errors).into_iter().map(StageFile::of));
-            }
-            StageKind::Enrich => {
-                let enrichment = EnrichmentFile {
-                    cache_backend: config.cache_backend.clone(),
-                    cache_config: config.cache_config.clone(),
-                    dimensions: config.dimensions.clone().unwrap_or_default(),
-                    transformations: computed(),
-                    ..EnrichmentFile::default()
-                };
-                let source = Source {
-                    datastore: source.datastore_name.clone(),
-                    table: source.table.clone(),
-                    schema: None,
-                    alias: None,
-                    joins: Vec::new(),
-                    filters: Vec::new(),
-                    type_name: None,
-                };
-                for made in enrichment_stages(enrichment, &source, errors) {
-                    files.push(StageFile {
-                        name: Some(made.name),
-                        ..StageFile::of(made.work)
-                    });
-                }
-            }
-            StageKind::Join => files.extend(join(stage, config, backends, general, errors)),
-            StageKind::Dedup => match &config.dedup_keys {
-                Some(keys) => files.push(StageFile::of(StageWork::Dedup((**keys).clone()))),
-                None => errors.push(stage.kind.error("a stage of type dedup needs config.dedup_keys")),
-            },
-            StageKind::Batcher => {
-                let size = config.target_batch_size.as_ref().or(config.batch_size.as_ref());
-                let size = size.cloned().unwrap_or_else(|| stage.kind.with(1000));
-                files.push(StageFile::of(StageWork::Batch(size)));
-            }
-            StageKind::Custom => errors.push(
-                stage
-                    .class_path
-                    .as_ref()
-                    .map_or_else(|| stage.kind.with(()), |c| c.with(()))
-                    .error("a stage of type custom is a Python class, which SyncTool does not run")
-                    .with_help("write what it does as a stage of type transform"),
-            ),
-            StageKind::Partition | StageKind::ChangeDetection | StageKind::DataFetch | StageKind::Populate => {}
-        }
-        for mut file in files {
-            file.name = stage.name.clone().or(file.name);
-            file.enabled.clone_from(&stage.enabled);
-            file.applicable_on.clone_from(&stage.applicable_on);
-            all.push(stage.kind.with(file));
-        }
-    }
-    all
-}
-
-/// Keys of a stage's config that belong to stages of another type.
-fn foreign_keys(stage: &StageEntry, errors: &mut Vec<ConfigError>) {
-    let Some(c) = &stage.config else { return };
-    use StageKind as K;
-    let all: [(&str, Option<At<()>>, &[StageKind]); 15] = [
-        ("join_type", c.join_type.as_ref().map(|v| v.with(())), &[K::Join]),
-        ("join_on", c.join_on.as_ref().map(|v| v.with(())), &[K::Join]),
-        ("asof", c.asof.as_ref().map(|v| v.with(())), &[K::Join]),
-        (
-            "fetch_columns",
-            c.fetch_columns.as_ref().and_then(|v| Some(v.first()?.with(()))),
-            &[K::Join],
-        ),
-        ("cardinality", c.cardinality.as_ref().map(|v| v.with(())), &[K::Join]),
-        ("merge", c.merge.as_ref().map(|v| v.with(())), &[K::Join]),
-        ("output_key", c.output_key.as_ref().map(|v| v.with(())), &[K::Join]),
-        ("dedup_keys", c.dedup_keys.as_ref().map(|v| v.with(())), &[K::Dedup]),
-        ("target_batch_size", c.target_batch_size.as_ref().map(|v| v.with(())), &[K::Batcher]),
-        ("cache_backend", c.cache_backend.as_ref().map(|v| v.with(())), &[K::Enrich]),
-        (
-            "dimensions",
-            c.dimensions.as_ref().and_then(|v| Some(v.first()?.with(()))),
-            &[K::Enrich],
-        ),
-        (
-            "transformations",
-            c.transformations.as_ref().and_then(|v| Some(v.first()?.with(()))),
-            &[K::Transform, K::Enrich],
-        ),
-        ("page_size", c.page_size.as_ref().map(|v| v.with(())), &[K::DataFetch]),
-        ("batch_size", c.batch_size.as_ref().map(|v| v.with(())), &[K::Batcher, K::Populate]),
-        ("cache", c.cache.as_ref().map(|v| v.with(())), &[K::Join]),
-    ];
-    for (key, at, kinds) in all {
-        if let Some(at) = at.filter(|_| !kinds.contains(&stage.kind)) {
-            let words: Vec<&str> = kinds.iter().map(|k| k.name()).collect();
-            errors.push(at.error(format!(
-                "config.{key} belongs to stages of type {}, and this one is {}",
-                words.join(" and "),
-                stage.kind.name()
-            )));
-        }
-    }
-}
-
-fn join(
-    stage: &StageEntry,
-    config: &StageConfig,
-    backends: &[Backend],
-    general: &[G2Column],
-    errors: &mut Vec<ConfigError>,
-) -> Option<StageFile> {
-    let Some(end) = &stage.source else {
-        errors.push(stage.kind.error("a stage of type join needs source, the backend that is joined"));
-        return None;
-    };
-    let backend = backends.iter().find(|b| *b.name == *end.name)?;
-    let mut table = merged(backend.columns.as_deref().unwrap_or_default(), general);
-    if let Some(columns) = &end.columns {
-        let farther: Vec<G2Column> = table.iter().chain(general).cloned().collect();
-        table = merged(columns, &farther);
-    }
-    let real = |name: &At<String>| by_name(&table, name).map_or_else(|| name.clone(), |c| name.with(c.expr().to_string()));
-    if let Some(merge) = config.merge.as_ref().filter(|m| !***m) {
-        errors.push(
-            merge
-                .error("merge: false keeps joined rows apart, which is not supported")
-                .with_help("leave it out: joined columns are added to the row"),
-        );
-    }
-    let kind = config.join_type.clone().unwrap_or_else(|| stage.kind.with(JoinType::Left));
-    let join = match *kind {
-        JoinType::Left => EnrichJoin::Left,
-        JoinType::Inner => EnrichJoin::Inner,
-        JoinType::AsofLeft => EnrichJoin::AsOf,
-        JoinType::Right => {
-            errors.push(
-                kind.error("a right join adds rows that the source does not have")
-                    .with_help("use left or inner, or join in the source backend"),
-            );
-            return None;
-        }
-    };
-    let Some(pairs) = &config.join_on else {
-        errors.push(stage.kind.error("a stage of type join needs config.join_on"));
-        return None;
-    };
-    let mut on: Vec<EnrichOn> = Vec::new();
-    let mut keys: Vec<&str> = Vec::new();
-    let mut as_of: Option<At<AsOfFile>> = None;
-    for pair in pairs.iter() {
-        keys.push(&pair.backend_key);
-        let operator = pair.operator.clone().unwrap_or_else(|| pair.data_key.with(Operator::Equal));
-        // The original says how the row's value stands to the backend's.
-        let begins = match *operator {
-            Operator::Equal => {
-                on.push(EnrichOn::Pair(EnrichKey {
-                    column: pair.data_key.clone(),
-                    key: real(&pair.backend_key),
-                }));
-                continue;
-            }
-            Operator::GreaterOrEqual => Operator::LessOrEqual,
-            Operator::Greater => Operator::Less,
-            _ => {
-                errors.push(
-                    operator
-                        .error("a join compares by =, and with asof_left one pair by >= or >")
-                        .with_help("data_key >= backend_key takes the newest row that had begun by then"),
-                );
-                continue;
-            }
-        };
-        if join != EnrichJoin::AsOf || as_of.is_some() || config.asof.is_some() {
-            errors.push(operator.error("one pair of a join of type asof_left may compare by >= or >, and no other"));
-            continue;
-        }
-        as_of = Some(pair.data_key.with(AsOfFile {
-            column: pair.data_key.clone(),
-            valid_from: real(&pair.backend_key),
-            valid_to: None,
-            operator: Some(operator.with(begins)),
-            include_open_ended: None,
-        }));
-    }
-    if let Some(said) = &config.asof {
-        as_of = Some(said.with(AsOfFile {
-            column: said.data_key.clone(),
-            valid_from: real(&said.valid_from_column),
-            valid_to: said.valid_to_column.as_ref().map(real),
-            operator: said.operator.clone(),
-            include_open_ended: said.include_open_ended.clone(),
-        }));
-    }
-    let added = match &config.fetch_columns {
-        Some(columns) => merged(columns, &table),
-        None => table.clone(),
-    };
-    let fields: Vec<FieldEntry> = added
-        .iter()
-        .filter(|c| !keys.contains(&c.name.as_str()))
-        .map(|c| {
-            let mut field = FieldFile {
-                dest: Some(c.name.clone()),
-                ..FieldFile::default()
-            };
-            match (c.is_virtual() && c.is_hash(), is_column(c.expr())) {
-                (true, _) => field.hash = Some(true),
-                (false, true) => field.source = Some(c.expr().clone()),
-                (false, false) => field.expr = Some(c.expr().clone()),
-            }
-            FieldEntry::Field(Box::new(c.name.with(field)))
-        })
-        .collect();
-    let cache = config.cache.as_ref().map(|c| {
-        let off = c.enabled.as_ref().filter(|e| !***e).map(|e| e.with(CacheStore::None));
-        CacheEntry::Full(CacheFile {
-            store: off.or_else(|| c.backend.clone()),
-            url: c.url.clone(),
-            key_prefix: c.key_prefix.clone(),
-            ttl: c.ttl.clone(),
-            max_size: c.max_size.clone().or_else(|| c.maxsize.clone()),
-        })
-    });
-    Some(StageFile {
-        enrich: Some(EnrichFile {
-            datastore: Some(backend.datastore_name.clone()),
-            table: backend.table.clone(),
-            schema: backend.schema.clone(),
-            filters: backend.filters.clone().unwrap_or_default(),
-            join: Some(kind.with(join)),
-            on: pairs.with(on),
-            as_of,
-            fields: end.name.with(fields),
-            cardinality: config.cardinality.clone(),
-            cache,
-        }),
-        ..StageFile::default()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_column;
-
-    #[test]
-    fn columns_and_expressions() {
-        for column in ["id", "u.id", "_x", "größe", "a$1"] {
-            assert!(is_column(column), "{column}");
-        }
-        for sql in ["count(1)", "a + b", "CAST(x AS DATE)", "'x'", "1", "a.b.c", "current_date", "NULL", ""] {
-            assert!(!is_column(sql), "{sql}");
-        }
     }
 }

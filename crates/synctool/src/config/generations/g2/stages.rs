@@ -94,7 +94,8 @@ pub(super) fn transform(
 fn foreign_keys(stage: &StageEntry, errors: &mut Vec<ConfigError>) {
     let Some(c) = &stage.config else { return };
     use StageKind as K;
-    let all: [(&str, Option<At<()>>, &[StageKind]); 15] = [
+    type Key = (&'static str, Option<At<()>>, &'static [StageKind]);
+    let all: [Key; 15] = [
         ("join_type", c.join_type.as_ref().map(|v| v.with(())), &[K::Join]),
         ("join_on", c.join_on.as_ref().map(|v| v.with(())), &[K::Join]),
         ("asof", c.asof.as_ref().map(|v| v.with(())), &[K::Join]),

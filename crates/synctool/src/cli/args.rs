@@ -414,7 +414,7 @@ pub(super) enum ConfigCommand {
     },
     /// Write a pipeline of an older form in the current one; without a target it is printed.
     #[command(after_help = "Examples:
-  synctool config migrate old.yaml --output new.yaml
+  synctool config migrate old.yaml --to new.yaml
   synctool config migrate old.yaml --in-place
 Comments and the layout are left behind. Secrets that are written out in the file become variables,
 but with --in-place they stay.")]
@@ -423,8 +423,8 @@ but with --in-place they stay.")]
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// The file to write; it must not be there yet.
-        #[arg(long, short, value_name = "FILE", conflicts_with = "in_place")]
-        output: Option<PathBuf>,
+        #[arg(long, value_name = "FILE", conflicts_with = "in_place")]
+        to: Option<PathBuf>,
         /// Replace the file itself.
         #[arg(long)]
         in_place: bool,

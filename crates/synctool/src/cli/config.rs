@@ -38,7 +38,7 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
             Ok(Reply::new(pipeline.config().to_json(), pipeline.config().to_yaml()))
         }
         ConfigCommand::List { config_dir } => list(config_dir, globals),
-        ConfigCommand::Migrate { file, output, in_place } => migrate(&file, output, in_place, globals),
+        ConfigCommand::Migrate { file, to, in_place } => migrate(&file, to, in_place, globals),
         ConfigCommand::Schema { of } => {
             let schema = schema(match of {
                 SchemaArg::Pipeline => SchemaOf::Pipeline,
@@ -51,13 +51,13 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
     }
 }
 
-fn migrate(file: &Path, output: Option<PathBuf>, in_place: bool, globals: &Globals) -> Result<Reply> {
+fn migrate(file: &Path, to: Option<PathBuf>, in_place: bool, globals: &Globals) -> Result<Reply> {
     let migrated = globals.loader().migrate(file, in_place)?;
     let unwritten = |path: &Path, error: &std::io::Error| {
         Error::new(code::CONFIG_INVALID, format!("{} cannot be written", path.display()))
             .at("reason", error.kind().to_string())
     };
-    let target = match (&output, in_place) {
+    let target = match (&to, in_place) {
         (Some(target), _) => {
             let mut options = std::fs::OpenOptions::new();
             let mut created = options

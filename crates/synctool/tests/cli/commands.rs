@@ -184,6 +184,42 @@ fn doctor_finds_what_is_wrong_and_says_what_to_do() {
 }
 
 #[test]
+fn an_old_pipeline_is_migrated() {
+    let home = Home::new();
+    home.write(
+        "datastores.yaml",
+        "datastores: {a: {type: sqlite, path: a.db}, b: {type: sqlite, path: b.db}}\n",
+    );
+    let old = "name: old\npartition_column: id\nsource_provider: {data_backend: {datastore_name: a, table: t}}\n\
+               destination_provider: {data_backend: {datastore_name: b, table: t}}\n\
+               column_map: [{source: id, dest: id, roles: [unique_column]}]\n";
+    home.write("old.yaml", old);
+    let printed = home.run(&["config", "migrate", "old.yaml"]).ok().stdout;
+    assert!(
+        printed.contains("#   column_map -> columns, key") && printed.contains("\nsource:\n"),
+        "{printed}"
+    );
+    assert_eq!(home.read("old.yaml"), old);
+    home.run(&["config", "migrate", "old.yaml", "--to", "new.yaml"]).ok();
+    assert_eq!(home.read("new.yaml"), printed);
+    home.run(&["config", "validate", "new.yaml"]).ok();
+    // What is there stays.
+    home.run(&["config", "migrate", "old.yaml", "--to", "new.yaml"])
+        .fails(2, &["new.yaml cannot be written"]);
+    let (code, json) = home.json(&["config", "migrate", "old.yaml", "--in-place"]);
+    assert_eq!(
+        (code, &json["changed"], &json["file"]),
+        (0, &true.into(), &"old.yaml".into())
+    );
+    assert_eq!(home.read("old.yaml"), printed);
+    let (_, again) = home.json(&["config", "migrate", "old.yaml"]);
+    assert_eq!(again["changed"], false);
+    home.write("wrong.yaml", "sync_job: {}\n");
+    home.run(&["config", "migrate", "wrong.yaml"])
+        .fails(2, &["wrong.yaml:1:11: missing key \"source_provider\" in sync_job"]);
+}
+
+#[test]
 fn config_commands() {
     let home = Home::new();
     home.items("from.db", 5).pipeline(100);

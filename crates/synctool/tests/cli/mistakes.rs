@@ -155,7 +155,7 @@ fn narrowing_types_are_told_at_their_place() {
 fn what_this_version_cannot_do_is_refused_not_ignored() {
     let home = home();
     home.run(&["run", "items.yaml", "--bounds", "{\"id\": 1}"])
-        .fails(2, &["--bounds cannot be read"]);
+        .fails(2, &["--bounds is not understood"]);
     home.run(&["run", "items.yaml", "--bounds", "{"])
         .fails(2, &["--bounds is not JSON"]);
     home.run(&[

@@ -31,6 +31,8 @@ use super::text::{Kind, Node, Pos, Text, is_bool, printable_key};
 /// The serde name of enums that choose their variant by the kind of node.
 pub(super) const BY_KIND: &str = "$by_kind";
 const LATER: &str = "$later";
+/// The enum of the one word that may stand in place of a list.
+pub(super) const ALL_COLUMNS: &str = "AllColumns";
 const TAG: &str = "type";
 
 /// A key that is understood and not yet acted upon.
@@ -623,7 +625,7 @@ impl<'a> Deserializer<'a> for De<'a> {
         let Some(variant) = variants.iter().find(|v| *v == text) else {
             let help = super::error::nearest(text, variants.iter().copied());
             let message = match variants {
-                [only] => format!("{} must be a list, or the word {only}", word.what()),
+                [only] if name == ALL_COLUMNS => format!("{} must be a list, or the word {only}", word.what()),
                 _ => format!("{} must be one of {}", word.what(), variants.join(", ")),
             };
             let stop = word.refuse(message, help.map(|word| format!("did you mean \"{word}\"?")));

@@ -2,6 +2,9 @@
 //! first (`generations.rs`), so that rules and defaults stand here once.
 
 mod columns;
+mod dimensions;
+mod enrichment;
+mod stage_columns;
 mod stages;
 mod strategies;
 
@@ -12,12 +15,15 @@ use serde::Deserialize;
 
 pub(super) use self::columns::{ColumnEntry, ColumnFile, ColumnsFile, SourceName};
 use self::columns::{check_columns, column, known_column};
-pub(super) use self::stages::{
-    ApplicableOn, AsOfFile, CacheConfigFile, CacheEntry, CacheFile, DataFetchFile, DimensionTable, EnrichFile,
-    EnrichOn, EnrichmentFile, FieldEntry, FieldFile, PipelineConfigFile, StageFile, TransformationFile,
-    enrichment_stages, must_stay, transformations,
+pub(super) use self::dimensions::DimensionFile;
+pub(super) use self::enrichment::{
+    CacheConfigFile, DataFetchFile, DimensionTable, EnrichmentFile, PipelineConfigFile, TransformationFile,
+    enrichment_stages, transformations,
 };
-pub(super) use self::strategies::{DimensionFile, StrategyFile};
+pub(super) use self::stages::{
+    ApplicableOn, AsOfFile, CacheEntry, CacheFile, EnrichFile, EnrichOn, FieldEntry, FieldFile, StageFile, must_stay,
+};
+pub(super) use self::strategies::StrategyFile;
 use super::at::At;
 use super::datastores::DatastoreEntry;
 use super::decode::Notice;
@@ -230,7 +236,7 @@ pub(super) fn resolve(
     };
     if let Columns::Listed(listed) = &mut columns {
         check_columns(listed, errors);
-        stages::complete_columns(&transform, &source, listed, errors);
+        stage_columns::complete_columns(&transform, &source, listed, errors);
     }
     let listed: &[ColumnMapping] = match &columns {
         Columns::All => &[],
@@ -249,7 +255,7 @@ pub(super) fn resolve(
     if let Some(n) = file.max_concurrent_partitions.as_ref().filter(|n| ***n == 0) {
         errors.push(n.error("max_concurrent_partitions must be at least 1"));
     }
-    let around = strategies::Around {
+    let around = dimensions::Around {
         listed,
         group_by: &group_by,
         sync_type: *sync_type,

@@ -1,4 +1,4 @@
-//! Stages: how they stand in files, in the current form and in the first generation's, and how they resolve.
+//! Stages: how they stand in files, and how they resolve.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::super::at::At;
-use super::super::decode::{Anything, Later};
-use super::super::error::{ConfigError, nearest};
-use super::super::pipeline::{ColumnMapping, Filter, Operator, Source, find_column};
+use super::super::error::ConfigError;
+use super::super::pipeline::{Filter, Operator, Source};
 use super::super::secret::SecretUrl;
 use super::super::stage::{
     AsOf, Cache, CacheStore, Cardinality, Computed, Enrich, EnrichField, EnrichJoin, EnrichKey, FieldSource, Stage,
@@ -16,6 +15,7 @@ use super::super::stage::{
 };
 use super::super::types::SizedType;
 use super::super::units::Span;
+use super::enrichment::{EnrichmentFile, PipelineConfigFile, enrichment_stages, transformations};
 
 /// One stage on the way of rows: exactly one of the keys that say what it does.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -303,200 +303,6 @@ pub(in super::super) struct CacheFile {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The first generation's
-
-/// Tables and computed columns that are added to rows.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub(in super::super) struct EnrichmentFile {
-    /// Default: true.
-    pub(in super::super) enabled: Option<At<bool>>,
-    /// Where rows of dimensions are kept: memory or redis.
-    pub(in super::super) cache_backend: Option<At<CacheStore>>,
-    /// How they are kept.
-    pub(in super::super) cache_config: Option<CacheConfigFile>,
-    /// Tables whose columns are added.
-    #[serde(default)]
-    pub(in super::super) dimensions: Vec<At<DimensionTable>>,
-    /// Columns that are computed.
-    #[serde(default)]
-    pub(in super::super) transformations: Vec<At<TransformationFile>>,
-}
-
-/// How rows of dimensions are kept.
-#[derive(Debug, Default, Clone, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub(in super::super) struct CacheConfigFile {
-    /// Rows at most.
-    maxsize: Option<At<u64>>,
-    /// Another name of `maxsize`.
-    max_size: Option<At<u64>>,
-    /// Seconds that a row is good.
-    ttl: Option<At<Span>>,
-    /// The address of a Redis.
-    url: Option<At<SecretUrl>>,
-    /// Another name of `url`.
-    redis_url: Option<At<SecretUrl>>,
-    /// What keys in a Redis begin with.
-    key_prefix: Option<At<String>>,
-}
-
-/// A table whose columns are added.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub(in super::super) struct DimensionTable {
-    /// Its name.
-    name: Option<At<String>>,
-    /// The column that both have in common.
-    join_key: At<String>,
-    /// Where it is.
-    source: DimensionSource,
-    /// The columns that are added.
-    fields: At<Vec<FieldEntry>>,
-}
-
-/// Where a dimension is.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-#[allow(dead_code, reason = "the datastore says its type")]
-struct DimensionSource {
-    /// The datastore's type.
-    #[serde(rename = "type")]
-    type_name: Option<String>,
-    /// Datastore and table.
-    config: DimensionSourceConfig,
-}
-
-/// Datastore and table of a dimension.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-struct DimensionSourceConfig {
-    /// Name of a datastore. Default: that of the source.
-    datastore_name: Option<At<String>>,
-    /// The table.
-    table: At<String>,
-    /// Its schema.
-    schema: Option<At<String>>,
-}
-
-/// A column that is computed, or one of the other transformations of the original.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub(in super::super) struct TransformationFile {
-    /// transform (the default), column_cast or value_map.
-    #[serde(rename = "type")]
-    kind: Option<At<TransformationKind>>,
-    /// The columns it reads.
-    #[serde(default)]
-    columns: Vec<At<String>>,
-    /// The one column it reads; the expression is then over its value. For value_map the column that is mapped.
-    column: Option<At<String>>,
-    /// The expression.
-    transform: Option<At<String>>,
-    /// The column that gets the value.
-    dest: Option<At<String>>,
-    /// Another name of `dest`.
-    name: Option<At<String>>,
-    /// Another name of `dest`.
-    expr: Option<At<String>>,
-    /// The type of the result.
-    data_type: Option<At<SizedType>>,
-    /// For column_cast: column to type.
-    casts: Option<BTreeMap<String, At<SizedType>>>,
-    /// For value_map: value to new value.
-    mapping: Option<BTreeMap<String, Option<String>>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum TransformationKind {
-    /// An expression.
-    Transform,
-    /// Other types.
-    ColumnCast,
-    /// Other values.
-    ValueMap,
-}
-
-/// How rows are read.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-#[allow(dead_code, reason = "keys without effect are read for their notices alone")]
-pub(in super::super) struct DataFetchFile {
-    /// Must not be false: a run without reading would do nothing.
-    pub(in super::super) enabled: Option<At<bool>>,
-    /// Rows per page.
-    pub(in super::super) page_size: Option<At<u32>>,
-    use_pagination: Option<Later<bool>>,
-}
-
-/// How rows are processed, in the first generation's form.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-#[allow(dead_code, reason = "keys without effect are read for their notices alone")]
-pub(in super::super) struct PipelineConfigFile {
-    /// Rows per batch.
-    batch_size: Option<At<u32>>,
-    max_concurrent_batches: Option<Later<Anything>>,
-    /// The stages.
-    stages: Option<PipelineStagesFile>,
-}
-
-/// The stages of the first generation, by name.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub(in super::super) struct PipelineStagesFile {
-    /// Must not be disabled.
-    change_detection: Option<FixedStageFile>,
-    /// How rows are read.
-    data_fetch: Option<DataFetchFile>,
-    /// What is made of them.
-    transform: Option<TransformStageFile>,
-    /// Whether dimensions are added.
-    enrich: Option<FixedStageFile>,
-    /// How many rows make a batch.
-    batcher: Option<BatcherFile>,
-    /// Must not be disabled.
-    populate: Option<FixedStageFile>,
-}
-
-/// A stage that is only there or not.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub(in super::super) struct FixedStageFile {
-    /// Default: true.
-    enabled: Option<At<bool>>,
-}
-
-/// What is made of rows.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-struct TransformStageFile {
-    /// Default: true.
-    enabled: Option<At<bool>>,
-    /// In their order.
-    #[serde(default)]
-    transformations: Vec<At<TransformationFile>>,
-}
-
-/// How many rows make a batch.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-struct BatcherFile {
-    /// Default: true.
-    enabled: Option<At<bool>>,
-    /// Rows.
-    target_batch_size: Option<At<u32>>,
-}
-
-impl PipelineConfigFile {
-    /// The page size it says, if it does.
-    pub(super) fn page_size(&self) -> Option<At<u32>> {
-        self.stages.as_ref()?.data_fetch.as_ref()?.page_size.clone()
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
 // From the form to the model
 
 /// The stages of a file in their order: those of `transform`, those of strategies alone, enrichment, batches.
@@ -584,7 +390,8 @@ pub(super) fn resolve(file: StagesOfFile, source: &Source, errors: &mut Vec<Conf
             let kinds = ["full", "delta", "hash", "aggregate", "log"];
             let known = kinds.contains(&word.as_str()) || file.strategies.iter().any(|s| **s == **word);
             if !known {
-                let names: Vec<&str> = file.strategies.iter().map(|s| s.as_str()).chain(kinds).collect();
+                let named = file.strategies.iter().map(|s| s.as_str());
+                let names: Vec<&str> = named.filter(|name| !kinds.contains(name)).chain(kinds).collect();
                 let error = word.error(format!(
                     "stage \"{}\" is for \"{}\", which is no strategy",
                     stage.name.shown(),
@@ -767,7 +574,7 @@ fn enrich(file: EnrichFile, source: &Source, errors: &mut Vec<ConfigError>) -> E
     }
 }
 
-fn fields(entries: At<Vec<FieldEntry>>, errors: &mut Vec<ConfigError>) -> Vec<EnrichField> {
+pub(super) fn fields(entries: At<Vec<FieldEntry>>, errors: &mut Vec<ConfigError>) -> Vec<EnrichField> {
     let place = entries.with(());
     let mut fields: Vec<EnrichField> = Vec::new();
     for entry in entries.into_inner() {
@@ -809,241 +616,4 @@ fn fields(entries: At<Vec<FieldEntry>>, errors: &mut Vec<ConfigError>) -> Vec<En
         errors.push(place.error("an enrichment adds no fields"));
     }
     fields
-}
-
-pub(in super::super) fn enrichment_stages(
-    file: EnrichmentFile,
-    source: &Source,
-    errors: &mut Vec<ConfigError>,
-) -> Vec<Stage> {
-    let enabled = file.enabled.unwrap_or_else(|| true.into());
-    let config = file.cache_config.unwrap_or_default();
-    let cache = Cache {
-        store: file.cache_backend.unwrap_or_default(),
-        url: config.url.or(config.redis_url),
-        key_prefix: config.key_prefix,
-        ttl: config.ttl,
-        max_size: config.maxsize.or(config.max_size),
-    };
-    let mut stages: Vec<Stage> = Vec::new();
-    for table in file.dimensions {
-        let table = table.into_inner();
-        let config = table.source.config;
-        let work = StageWork::Enrich(Box::new(Enrich {
-            datastore: config.datastore_name.unwrap_or_else(|| source.datastore.clone()),
-            table: config.table,
-            schema: config.schema,
-            filters: Vec::new(),
-            join: EnrichJoin::Left.into(),
-            on: vec![EnrichKey {
-                column: table.join_key.clone(),
-                key: table.join_key,
-            }],
-            as_of: None,
-            fields: fields(table.fields, errors),
-            cardinality: Cardinality::OneToOne.into(),
-            cache: cache.clone(),
-        }));
-        stages.push(Stage {
-            name: table.name.unwrap_or_else(|| work.name().into()),
-            ..Stage::new(work)
-        });
-    }
-    stages.extend(
-        transformations(file.transformations, errors)
-            .into_iter()
-            .map(Stage::new),
-    );
-    for stage in &mut stages {
-        stage.enabled = enabled.clone();
-    }
-    stages
-}
-
-/// Transformations of the original as the work of stages; neighbours that compute are one stage.
-pub(in super::super) fn transformations(
-    files: Vec<At<TransformationFile>>,
-    errors: &mut Vec<ConfigError>,
-) -> Vec<StageWork> {
-    let mut works: Vec<StageWork> = Vec::new();
-    for file in files {
-        let place = file.with(());
-        let file = file.into_inner();
-        let kind = file
-            .kind
-            .as_deref()
-            .copied()
-            .unwrap_or(match (&file.casts, &file.mapping) {
-                (Some(_), _) => TransformationKind::ColumnCast,
-                (_, Some(_)) => TransformationKind::ValueMap,
-                _ => TransformationKind::Transform,
-            });
-        match (kind, file.casts, file.mapping, file.column, file.transform) {
-            (TransformationKind::ColumnCast, Some(casts), ..) => works.push(StageWork::Cast(casts)),
-            (TransformationKind::ColumnCast, None, ..) => {
-                errors.push(place.error("a transformation of type column_cast needs casts"));
-            }
-            (TransformationKind::ValueMap, _, Some(mapping), Some(column), _) => {
-                works.push(StageWork::ValueMap(ValueMap { column, mapping }));
-            }
-            (TransformationKind::ValueMap, ..) => {
-                errors.push(place.error("a transformation of type value_map needs column and mapping"));
-            }
-            (TransformationKind::Transform, _, _, column, Some(expression)) => {
-                let replaced = || {
-                    column
-                        .clone()
-                        .or_else(|| <[_; 1]>::try_from(file.columns.clone()).ok().map(|[only]| only))
-                };
-                let Some(name) = file.dest.or(file.name).or(file.expr).or_else(replaced) else {
-                    errors.push(place.error("a transformation needs dest, the column that gets the value"));
-                    continue;
-                };
-                let computed = Computed {
-                    name,
-                    expression,
-                    column,
-                    columns: file.columns,
-                    data_type: file.data_type,
-                };
-                match works.last_mut() {
-                    Some(StageWork::Compute(before)) => before.push(computed),
-                    _ => works.push(StageWork::Compute(vec![computed])),
-                }
-            }
-            (TransformationKind::Transform, ..) => {
-                errors.push(place.error("a transformation needs transform, its expression"));
-            }
-        }
-    }
-    works
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Columns that stages read and make
-
-/// The name under which the original's lambdas see the hash of a row.
-const HASH_OF_ROW: &str = "hash__";
-
-/// Adds to the columns what stages read from the source and what they make, where no column says it.
-pub(super) fn complete_columns(
-    stages: &[Stage],
-    source: &Source,
-    columns: &mut Vec<ColumnMapping>,
-    errors: &mut Vec<ConfigError>,
-) {
-    for stage in stages.iter().filter(|s| *s.enabled) {
-        match &stage.work {
-            StageWork::Compute(computed) => {
-                for c in computed {
-                    for read in reads(c) {
-                        fetch(&read, source, columns, errors);
-                    }
-                    make(&c.name, c.data_type.as_ref(), columns);
-                }
-            }
-            StageWork::Enrich(enrich) => {
-                for key in &enrich.on {
-                    fetch(&key.column, source, columns, errors);
-                }
-                if let Some(as_of) = &enrich.as_of {
-                    fetch(&as_of.column, source, columns, errors);
-                }
-                for field in &enrich.fields {
-                    make(&field.dest, field.data_type.as_ref(), columns);
-                }
-            }
-            StageWork::Cast(casts) => {
-                for (column, to) in casts {
-                    must_be_there(&to.with(column.clone()), "cast", columns, errors);
-                }
-            }
-            StageWork::ValueMap(map) => must_be_there(&map.column, "value_map", columns, errors),
-            StageWork::Dedup(keys) => {
-                for key in keys {
-                    must_be_there(key, "dedup", columns, errors);
-                }
-            }
-            StageWork::Filter(filters) => {
-                for filter in filters {
-                    if let Filter::Compare(comparison) = &**filter {
-                        fetch(&comparison.column, source, columns, errors);
-                    }
-                }
-            }
-            StageWork::Batch(_) => {}
-        }
-    }
-    let makes = |column: &ColumnMapping| {
-        stages.iter().any(|stage| match &stage.work {
-            StageWork::Compute(computed) => computed.iter().any(|c| column.is_called(&c.name)),
-            StageWork::Enrich(enrich) => enrich.fields.iter().any(|f| column.is_called(&f.dest)),
-            _ => false,
-        })
-    };
-    for column in columns.iter() {
-        if column.is_written() && !column.is_read() && !column.roles.hash_key && !makes(column) {
-            errors.push(
-                column
-                    .dest
-                    .error(format!(
-                        "column \"{}\" has no source, and no stage makes it",
-                        column.dest.shown()
-                    ))
-                    .with_help(
-                        "give it a source or an expr, compute it in transform, or leave it out by `insert: false`",
-                    ),
-            );
-        }
-    }
-}
-
-/// What an expression reads: what it says it does, and every `x["name"]` in it.
-fn reads(computed: &Computed) -> Vec<At<String>> {
-    let mut names: Vec<At<String>> = computed.column.iter().chain(&computed.columns).cloned().collect();
-    let text = computed.expression.as_str();
-    for quote in ['"', '\''] {
-        for piece in text.split(&format!("[{quote}")).skip(1) {
-            if let Some((name, _)) = piece.split_once(&format!("{quote}]"))
-                && !names.iter().any(|n| **n == *name)
-            {
-                names.push(computed.expression.with(name.to_owned()));
-            }
-        }
-    }
-    names
-}
-
-fn fetch(name: &At<String>, source: &Source, columns: &mut Vec<ColumnMapping>, errors: &mut Vec<ConfigError>) {
-    if **name == HASH_OF_ROW {
-        errors.push(
-            name.error("a stage cannot read the hash of a row")
-                .with_help("a column with `source: null` and `hash_key: true` gets it"),
-        );
-    } else if find_column(columns, name).is_none() {
-        let at_source = match (&source.alias, name.contains('.')) {
-            (Some(alias), false) => name.with(format!("{}.{}", **alias, **name)),
-            _ => name.clone(),
-        };
-        columns.push(ColumnMapping::fetched(name.clone(), at_source));
-    }
-}
-
-fn make(name: &At<String>, data_type: Option<&At<SizedType>>, columns: &mut Vec<ColumnMapping>) {
-    if find_column(columns, name).is_none() {
-        columns.push(ColumnMapping::made(name.clone()).with_type(data_type));
-    }
-}
-
-fn must_be_there(name: &At<String>, whose: &str, columns: &[ColumnMapping], errors: &mut Vec<ConfigError>) {
-    if find_column(columns, name).is_none() {
-        let error = name.error(format!(
-            "{whose} names \"{}\", which is not among the columns",
-            name.shown()
-        ));
-        errors.push(match nearest(name, columns.iter().map(|c| c.name.as_str())) {
-            Some(candidate) => error.with_help(format!("did you mean \"{candidate}\"?")),
-            None => error,
-        });
-    }
 }

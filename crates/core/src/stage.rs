@@ -1,9 +1,10 @@
 //! What happens to rows on their way.
 
 use crate::change::ChangeBatch;
-use crate::error::Result;
+use crate::error::{Error, Result, code};
 use crate::ledger::StageAccount;
 use crate::schema::{TableId, TableSchema};
+use crate::sink::{Destination, Fidelity};
 use async_trait::async_trait;
 use serde::Serialize;
 use std::sync::Arc;
@@ -75,8 +76,45 @@ pub trait Stages: Send + Sync {
     /// Fresh stages for a partition.
     fn open(&self) -> Result<Vec<Box<dyn Stage>>>;
 
+    /// Fresh stages for a partition whose rows must come out in the columns of the plan, in the types and forms on which
+    /// the destination agreed.
+    fn open_for(&self, planned: &TableSchema) -> Result<Vec<Box<dyn Stage>>> {
+        let _ = planned;
+        self.open()
+    }
+
     /// Whether there are none, so that rows may pass undecoded.
     fn is_empty(&self) -> bool;
+}
+
+/// The columns that stages give, as the destination stores those that they made: carrier and type name are its own.
+/// Columns that came in as they go out are settled already.
+pub fn settle(
+    mut staged: TableSchema,
+    input: &TableSchema,
+    source_engine: &str,
+    destination: &dyn Destination,
+) -> Result<TableSchema> {
+    for column in &mut staged.columns {
+        if input.columns.contains(column) {
+            continue;
+        }
+        let stored = destination.store_as(source_engine, column);
+        if let Fidelity::Refused(why) = &stored.fidelity {
+            return Err(Error::new(
+                code::CONFIG_TYPE,
+                format!(
+                    "column {} ({}): {} cannot store it: {why}",
+                    column.name,
+                    column.ty,
+                    destination.engine()
+                ),
+            ));
+        }
+        column.carrier = stored.carrier;
+        column.source_type = Some(stored.type_name);
+    }
+    Ok(staged)
 }
 
 /// No stages at all.

@@ -13,7 +13,7 @@ use crate::progress::{Generation, PartitionId};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity};
 use crate::source::{PlannedSlice, SliceRequest, Source};
-use crate::stage::Stages;
+use crate::stage::{Stages, settle};
 
 /// How a full run replaces what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -117,7 +117,7 @@ pub async fn plan(
         read.columns.push(ReadColumn::plain(&choice.source, from));
         schema.columns.push(to);
     }
-    let staged = stages.output(&schema)?;
+    let staged = settle(stages.output(&schema)?, &schema, source.engine(), destination)?;
     let publish = publish(&request, destination, existing.as_ref(), &staged, &mut reasons).await?;
     if request.raw && stages.is_empty() {
         read.raw = agree_on_raw(source, destination, &read, &schema);

@@ -225,7 +225,11 @@ impl Stage for Named {
     }
 
     async fn flush(&mut self) -> Result<Staged> {
-        let staged = self.stage.flush().await.map_err(|e| e.at("stage", self.name.as_ref()))?;
+        let staged = self
+            .stage
+            .flush()
+            .await
+            .map_err(|e| e.at("stage", self.name.as_ref()))?;
         Ok(self.signed(staged))
     }
 }

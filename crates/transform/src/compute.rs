@@ -55,8 +55,8 @@ impl Compute {
         let mut ready = Vec::with_capacity(self.columns.len());
         for computed in self.columns.iter() {
             let place = |e: Error| e.at("column", computed.name.as_str());
-            let expression = Expression::compile(&computed.name, &computed.expression, &columns)
-                .map_err(|e| place(e.into()))?;
+            let expression =
+                Expression::compile(&computed.name, &computed.expression, &columns).map_err(|e| place(e.into()))?;
             let mut output = expression.output.clone();
             if let Some(to) = &computed.to {
                 if !convert::possible(&output.ty, to) {
@@ -145,7 +145,10 @@ impl Stage for Computing {
             if ready.foreign_key && (has_deletes || work.before.is_some()) {
                 return Err(Error::new(
                     code::UNSUPPORTED,
-                    format!("key column {} is computed from columns that deletes do not carry", ready.output.name),
+                    format!(
+                        "key column {} is computed from columns that deletes do not carry",
+                        ready.output.name
+                    ),
                 )
                 .hint("compute key columns from key columns, or leave them as they are"));
             }
@@ -160,12 +163,20 @@ impl Stage for Computing {
                 }
             }
             // The row as it was may hold no more than its key: what cannot be computed of it is NULL.
-            let before = work.before.as_ref().map(|b| value(ready, b).map(|(a, _)| a)).transpose()?;
+            let before = work
+                .before
+                .as_ref()
+                .map(|b| value(ready, b).map(|(a, _)| a))
+                .transpose()?;
             let present = presence_of_all(&work, inputs);
             let mut parts = Parts::of(&work)?;
             parts.set(ready.output.clone(), array, present, before);
             let last = at + 1 == plan.columns.len();
-            let schema = if last { plan.schema.clone() } else { arrow_schema(&parts.columns) };
+            let schema = if last {
+                plan.schema.clone()
+            } else {
+                arrow_schema(&parts.columns)
+            };
             work = parts.into_batch(work, &schema)?;
         }
         let rejects = rejects(&config.name, &work, &config.key, &refused)?;

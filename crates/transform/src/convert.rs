@@ -15,7 +15,17 @@ pub(crate) fn possible(from: &ColumnType, to: &ColumnType) -> bool {
     let number = |t: &ColumnType| {
         matches!(
             t,
-            Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64 | Decimal { .. } | Numeric | Float32 | Float64
+            Int8 | Int16
+                | Int32
+                | Int64
+                | UInt8
+                | UInt16
+                | UInt32
+                | UInt64
+                | Decimal { .. }
+                | Numeric
+                | Float32
+                | Float64
         )
     };
     let whole = |t: &ColumnType| number(t) && !matches!(t, Decimal { .. } | Numeric | Float32 | Float64);
@@ -85,9 +95,7 @@ fn numeric_text(ty: &ColumnType) -> Option<fn(&str) -> bool> {
             matches!(s, "NaN" | "Infinity" | "-Infinity")
                 || s.parse::<f64>().is_ok() && mantissa.bytes().all(|b| b.is_ascii_digit() || b == b'.')
         }),
-        ColumnType::Json | ColumnType::Jsonb => {
-            Some(|s| serde_json::from_str::<serde::de::IgnoredAny>(s).is_ok())
-        }
+        ColumnType::Json | ColumnType::Jsonb => Some(|s| serde_json::from_str::<serde::de::IgnoredAny>(s).is_ok()),
         _ => None,
     }
 }
@@ -97,7 +105,11 @@ fn reshape<'a>(cell: &'a str, from: &ColumnType, to: &ColumnType, made: &'a mut 
     use ColumnType::*;
     match (from, to) {
         (Bool, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64) => {
-            if cell == "true" { "1" } else { "0" }
+            if cell == "true" {
+                "1"
+            } else {
+                "0"
+            }
         }
         (Decimal { .. } | Numeric, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64 | Bool) => {
             match cell.split_once('.') {
@@ -167,10 +179,7 @@ mod tests {
     #[test]
     fn nothing_is_rounded_and_what_is_asked_for_happens() {
         use ColumnType::*;
-        let money = || Decimal {
-            precision: 6,
-            scale: 2,
-        };
+        let money = || Decimal { precision: 6, scale: 2 };
         let good = |from: ColumnType, value: &str, to: ColumnType, want: &str| {
             assert!(possible(&from, &to), "{from} to {to}");
             assert_eq!(one(from, value, to).unwrap().as_deref(), Some(want), "{value}");
@@ -186,7 +195,12 @@ mod tests {
         good(Date, "2024-01-31", TimestampTz, "2024-01-31 00:00:00+00");
         good(Date, "infinity", Timestamp, "infinity");
         good(TimestampTz, "2024-01-31 10:00:00+00", Timestamp, "2024-01-31 10:00:00");
-        good(Timestamp, "0044-03-15 12:00:00 BC", TimestampTz, "0044-03-15 12:00:00+00 BC");
+        good(
+            Timestamp,
+            "0044-03-15 12:00:00 BC",
+            TimestampTz,
+            "0044-03-15 12:00:00+00 BC",
+        );
         good(Int32, "7", Text { max: None }, "7");
         good(Text { max: None }, "NaN", Numeric, "NaN");
         let bad = |from: ColumnType, value: &str, to: ColumnType, reason: &str| {

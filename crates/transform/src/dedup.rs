@@ -42,7 +42,12 @@ impl Dedup {
     }
 
     fn plan(&self, columns: &[Column]) -> Result<Plan> {
-        let keys = self.spec.keys.iter().map(|k| place(columns, k)).collect::<Result<Vec<_>>>()?;
+        let keys = self
+            .spec
+            .keys
+            .iter()
+            .map(|k| place(columns, k))
+            .collect::<Result<Vec<_>>>()?;
         let order = match &self.spec.order_by {
             None => None,
             Some(name) => {
@@ -50,7 +55,10 @@ impl Dedup {
                 if matches!(columns[at].ty, ColumnType::Numeric) || columns[at].arrow_type() != own_type(&columns[at]) {
                     return Err(Error::new(
                         code::CONFIG_TYPE,
-                        format!("dedup: column {name} ({}) travels as text, which does not sort by value", columns[at].ty),
+                        format!(
+                            "dedup: column {name} ({}) travels as text, which does not sort by value",
+                            columns[at].ty
+                        ),
                     )
                     .hint("cast it first"));
                 }
@@ -203,7 +211,11 @@ impl Stage for Deduplicating {
         };
         let again = kept.iter().any(|(_, sent)| *sent);
         let rows: Vec<u32> = kept.iter().map(|(row, _)| *row).collect();
-        let mut out = if rows.len() == batch.len() { batch } else { pick(&batch, &rows)? };
+        let mut out = if rows.len() == batch.len() {
+            batch
+        } else {
+            pick(&batch, &rows)?
+        };
         if again {
             let op = |(at, (_, sent)): (usize, &(u32, bool))| match out.ops.get(at) {
                 Op::Insert if *sent => Op::Upsert as u8,

@@ -2,8 +2,10 @@
 
 use crate::chain::Step;
 use crate::dimension::{CachedDimension, Key, KeyForm, Lookup, Row, Rows, SourceLookup};
-use crate::rows::{Parts, Passage, PerSchema, Refused, arrow_schema, has_all, let_through, pick, place, presence_of_all,
-    rejects, without};
+use crate::rows::{
+    Parts, Passage, PerSchema, Refused, arrow_schema, has_all, let_through, pick, place, presence_of_all, rejects,
+    without,
+};
 use crate::spec::{AsOf, EnrichJoin, EnrichSpec, Several};
 use arrow_array::ArrayRef;
 use arrow_schema::SchemaRef;
@@ -37,17 +39,15 @@ struct Inner {
 }
 
 impl Enrich {
-    pub(crate) async fn new(
-        name: &str,
-        spec: EnrichSpec,
-        key: Arc<[String]>,
-        source: Arc<dyn Source>,
-    ) -> Result<Self> {
+    pub(crate) async fn new(name: &str, spec: EnrichSpec, key: Arc<[String]>, source: Arc<dyn Source>) -> Result<Self> {
         let wrong = |message: String| Err(Error::new(code::CONFIG_INVALID, message).at("dimension", &*spec.dimension));
         if spec.on.is_empty() {
             return wrong("a dimension is joined on at least one column".into());
         }
-        let there = source.describe(&spec.table).await.map_err(|e| e.at("dimension", &*spec.dimension))?;
+        let there = source
+            .describe(&spec.table)
+            .await
+            .map_err(|e| e.at("dimension", &*spec.dimension))?;
         let find = |name: &str| {
             let at = place(&there.columns, name).map_err(|e| {
                 Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", spec.table))
@@ -57,7 +57,11 @@ impl Enrich {
             Ok::<Column, Error>(there.columns[at].clone())
         };
         let keys = spec.on.iter().map(|o| find(&o.key)).collect::<Result<Vec<_>>>()?;
-        let mut taken = spec.fields.iter().map(|f| find(&f.source)).collect::<Result<Vec<_>>>()?;
+        let mut taken = spec
+            .fields
+            .iter()
+            .map(|f| find(&f.source))
+            .collect::<Result<Vec<_>>>()?;
         let fields = taken.iter().zip(&spec.fields).map(|(column, field)| {
             let ty = match &column.ty {
                 // Its name of the type means something to its engine only.
@@ -67,7 +71,11 @@ impl Enrich {
             Column::new(field.dest.clone(), ty)
         });
         let fields: Vec<Column> = fields.collect();
-        if let Some(twice) = fields.iter().enumerate().find(|(i, f)| fields[..*i].iter().any(|g| g.name == f.name)) {
+        if let Some(twice) = fields
+            .iter()
+            .enumerate()
+            .find(|(i, f)| fields[..*i].iter().any(|g| g.name == f.name))
+        {
             return wrong(format!("column {} is made twice", twice.1.name));
         }
         let mut validity = None;
@@ -143,7 +151,12 @@ struct Plan {
 
 impl Inner {
     fn plan(&self, mut columns: Vec<Column>) -> Result<Plan> {
-        let on = self.spec.on.iter().map(|o| place(&columns, &o.column)).collect::<Result<Vec<_>>>()?;
+        let on = self
+            .spec
+            .on
+            .iter()
+            .map(|o| place(&columns, &o.column))
+            .collect::<Result<Vec<_>>>()?;
         let as_of = match (&self.spec.as_of, &self.validity) {
             (Some(as_of), Some((from, to))) => {
                 let at = place(&columns, &as_of.column)?;
@@ -198,7 +211,9 @@ impl Inner {
         let mut best: Option<(i128, usize)> = None;
         let mut several = false;
         for (i, row) in rows.iter().enumerate() {
-            let Some(from) = bound(row, fields, from_ty) else { continue };
+            let Some(from) = bound(row, fields, from_ty) else {
+                continue;
+            };
             let begun = if as_of.after { from < point } else { from <= point };
             let going = match to_ty {
                 None => true,
@@ -305,7 +320,11 @@ impl Enriching {
         for (row, key) in keys.into_iter().enumerate() {
             let Some(key) = key else {
                 let inner_join = inner.spec.join == EnrichJoin::Inner && batch.ops.get(row) != Op::Delete;
-                matches.push(vec![if inner_join { Match::Refused("column_absent") } else { Match::Unasked }]);
+                matches.push(vec![if inner_join {
+                    Match::Refused("column_absent")
+                } else {
+                    Match::Unasked
+                }]);
                 continue;
             };
             let rows = key.and_then(|k| found.get(&k).cloned()).filter(|r| !r.is_empty());

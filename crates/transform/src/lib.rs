@@ -34,7 +34,7 @@ pub use expr::{check, check_syntax};
 pub use no_expressions::{check, check_syntax};
 pub use position::ExprError;
 pub use spec::{
-    ApplicableOn, AsOf, CacheSpec, CastTo, Computed, DedupSpec, EnrichJoin, EnrichSpec, Field, JoinOn, Keep, NamedStage,
-    Projected, RedisSpec, Several, StageSpec,
+    ApplicableOn, AsOf, CacheSpec, CastTo, Computed, DedupSpec, EnrichJoin, EnrichSpec, Field, JoinOn, Keep,
+    NamedStage, Projected, RedisSpec, Several, StageSpec,
 };
 pub use value_map::ValueMap;

@@ -22,7 +22,8 @@ pub(crate) type Refused = BTreeMap<usize, (Option<String>, &'static str)>;
 
 /// The columns of a batch, as its schema's metadata says.
 pub(crate) fn columns_of(schema: &SchemaRef) -> Result<Vec<Column>> {
-    TableSchema::from_arrow_metadata(schema).ok_or_else(|| Error::bug("a batch without column metadata reached a stage"))
+    TableSchema::from_arrow_metadata(schema)
+        .ok_or_else(|| Error::bug("a batch without column metadata reached a stage"))
 }
 
 /// The place of a column, or an error that names those there are.
@@ -47,7 +48,10 @@ impl<T> Default for PerSchema<T> {
 impl<T> PerSchema<T> {
     /// What was worked out for this schema, now or before.
     pub(crate) fn get(&mut self, schema: &SchemaRef, make: impl FnOnce(Vec<Column>) -> Result<T>) -> Result<&mut T> {
-        let known = self.0.as_ref().is_some_and(|(s, _)| Arc::ptr_eq(s, schema) || s == schema);
+        let known = self
+            .0
+            .as_ref()
+            .is_some_and(|(s, _)| Arc::ptr_eq(s, schema) || s == schema);
         if !known {
             self.0 = Some((schema.clone(), make(columns_of(schema)?)?));
         }
@@ -115,7 +119,11 @@ impl Parts {
     /// The batch again, with the ops it had.
     pub(crate) fn into_batch(self, from: ChangeBatch, schema: &SchemaRef) -> Result<ChangeBatch> {
         let rows = from.len();
-        let present = self.present.iter().any(Option::is_some).then_some(Presence(self.present));
+        let present = self
+            .present
+            .iter()
+            .any(Option::is_some)
+            .then_some(Presence(self.present));
         ChangeBatch::new(
             from.table,
             record(schema, self.arrays, rows)?,
@@ -144,7 +152,10 @@ pub(crate) fn arrow_schema(columns: &[Column]) -> SchemaRef {
 
 /// Whether the row has values in all of these columns.
 pub(crate) fn has_all(batch: &ChangeBatch, columns: &[usize], row: usize) -> bool {
-    batch.present.as_ref().is_none_or(|p| columns.iter().all(|c| p.has(*c, row)))
+    batch
+        .present
+        .as_ref()
+        .is_none_or(|p| columns.iter().all(|c| p.has(*c, row)))
 }
 
 /// Which rows have values in all of these columns; `None`: every one.
@@ -175,7 +186,12 @@ pub(crate) fn pick(batch: &ChangeBatch, rows: &[u32]) -> Result<ChangeBatch> {
     };
     let ops = match &batch.ops {
         Ops::All(op) => Ops::All(*op),
-        Ops::Each(values) => Ops::Each(rows.iter().map(|r| values.value(*r as usize)).collect::<Vec<u8>>().into()),
+        Ops::Each(values) => Ops::Each(
+            rows.iter()
+                .map(|r| values.value(*r as usize))
+                .collect::<Vec<u8>>()
+                .into(),
+        ),
     };
     let present = batch.present.as_ref().map(|p| {
         let columns = p.0.iter().map(|column| {
@@ -200,17 +216,15 @@ pub(crate) fn without(batch: ChangeBatch, gone: &Refused) -> Result<ChangeBatch>
     if gone.is_empty() {
         return Ok(batch);
     }
-    let rows: Vec<u32> = (0..batch.len()).filter(|r| !gone.contains_key(r)).map(|r| r as u32).collect();
+    let rows: Vec<u32> = (0..batch.len())
+        .filter(|r| !gone.contains_key(r))
+        .map(|r| r as u32)
+        .collect();
     pick(&batch, &rows)
 }
 
 /// The rejects for some rows, by their places, with the column and the reason.
-pub(crate) fn rejects(
-    stage: &str,
-    batch: &ChangeBatch,
-    key: &[String],
-    rows: &Refused,
-) -> Result<Vec<Reject>> {
+pub(crate) fn rejects(stage: &str, batch: &ChangeBatch, key: &[String], rows: &Refused) -> Result<Vec<Reject>> {
     let schema = batch.rows.schema();
     rows.iter()
         .map(|(row, (column, reason))| {

@@ -303,7 +303,9 @@ impl RedisSpec {
 
 impl fmt::Debug for RedisSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisSpec").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("RedisSpec")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
     }
 }
 
@@ -337,9 +339,7 @@ impl ApplicableOn {
             ApplicableOn::All => true,
             ApplicableOn::One(t) => either(t),
             ApplicableOn::Any(list) => list.iter().any(either),
-            ApplicableOn::Listed { types, names } => {
-                types.iter().any(|t| t == kind) || names.iter().any(|n| n == name)
-            }
+            ApplicableOn::Listed { types, names } => types.iter().any(|t| t == kind) || names.iter().any(|n| n == name),
         }
     }
 }
@@ -385,10 +385,16 @@ mod tests {
         };
         let stage = NamedStage::from(StageSpec::Enrich(spec.clone()));
         let text = serde_json::to_string(&stage).unwrap();
-        assert!(!text.contains("sesame") && !format!("{stage:?}").contains("sesame"), "{text}");
+        assert!(
+            !text.contains("sesame") && !format!("{stage:?}").contains("sesame"),
+            "{text}"
+        );
         if let Some(redis) = &mut spec.cache.redis {
             redis.url.clear();
         }
-        assert_eq!(serde_json::from_str::<NamedStage>(&text).unwrap().spec, StageSpec::Enrich(spec));
+        assert_eq!(
+            serde_json::from_str::<NamedStage>(&text).unwrap().spec,
+            StageSpec::Enrich(spec)
+        );
     }
 }

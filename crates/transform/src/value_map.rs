@@ -140,7 +140,11 @@ mod tests {
         let batch = batch(&schema(), &rows).unwrap();
         let batch = ChangeBatch::inserts(Arc::new(TableId::bare("t")), batch, Hold::none());
         let Staged { batches, account, .. } = spec.open().unwrap().apply(batch).await.unwrap();
-        let found: Vec<_> = texts(&batches[0].rows).unwrap().into_iter().map(|r| r[1].clone()).collect();
+        let found: Vec<_> = texts(&batches[0].rows)
+            .unwrap()
+            .into_iter()
+            .map(|r| r[1].clone())
+            .collect();
         assert_eq!(found, [Some("10".to_string()), None, Some("3".to_string()), None]);
         assert_eq!((account.rows_in, account.rows_out), (4, 4));
     }

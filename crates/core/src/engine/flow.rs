@@ -57,7 +57,10 @@ impl Rejections {
         if total <= self.limit {
             return Ok(());
         }
-        let column = first.column.as_ref().map_or_else(String::new, |c| format!(", column {c}"));
+        let column = first
+            .column
+            .as_ref()
+            .map_or_else(String::new, |c| format!(", column {c}"));
         let key: Vec<&str> = first.key.iter().map(|(name, _)| name.as_str()).collect();
         Err(Error::new(
             code::ROW_REJECTED,

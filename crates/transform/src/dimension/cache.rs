@@ -38,7 +38,10 @@ pub struct CachedDimension<L> {
 impl<L: Lookup> CachedDimension<L> {
     /// Puts a cache before a lookup. `fingerprint` says what the rows are of, for caches that outlive the process.
     pub fn new(lookup: L, spec: &CacheSpec, dimension: &str, fingerprint: &str) -> Result<Self> {
-        let redis = spec.redis.as_ref().map(|r| RedisCache::new(r, dimension, fingerprint, spec.ttl));
+        let redis = spec
+            .redis
+            .as_ref()
+            .map(|r| RedisCache::new(r, dimension, fingerprint, spec.ttl));
         Ok(CachedDimension {
             lookup,
             memory: Mutex::new(Lru::new(spec.max_size)),

@@ -129,8 +129,15 @@ impl RedisCache {
                     e: unix_millis() + self.ttl.as_millis() as u64,
                     r: rows.to_vec(),
                 };
-                let Ok(value) = serde_json::to_vec(&stored) else { continue };
-                all.cmd("SET").arg(self.key(key)).arg(value).arg("PX").arg(self.ttl.as_millis() as u64).ignore();
+                let Ok(value) = serde_json::to_vec(&stored) else {
+                    continue;
+                };
+                all.cmd("SET")
+                    .arg(self.key(key))
+                    .arg(value)
+                    .arg("PX")
+                    .arg(self.ttl.as_millis() as u64)
+                    .ignore();
             }
             let done: RedisResult<()> = all.query_async(&mut self.manager.clone()).await;
             if let Err(e) = done {
@@ -142,5 +149,7 @@ impl RedisCache {
 }
 
 fn unix_millis() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
 }

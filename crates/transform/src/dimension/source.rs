@@ -119,7 +119,10 @@ impl SourceLookup {
 impl Lookup for SourceLookup {
     async fn fetch(&self, keys: &[Key]) -> Result<HashMap<Key, Rows>> {
         if self.by_keys.load(Ordering::Relaxed) {
-            let terms: Vec<Term> = self.read.columns[..self.forms.len()].iter().map(ReadColumn::term).collect();
+            let terms: Vec<Term> = self.read.columns[..self.forms.len()]
+                .iter()
+                .map(ReadColumn::term)
+                .collect();
             let mut found = HashMap::new();
             let mut able = true;
             for keys in keys.chunks(KEYS_AT_ONCE) {

@@ -120,11 +120,13 @@ impl ContextProvider for Context {
 }
 
 fn parse(text: &str) -> Result<ast::Expr, Mistake> {
-    let parsed = Parser::new(&PostgreSqlDialect {}).try_with_sql(text).and_then(|mut parser| {
-        let expr = parser.parse_expr()?;
-        parser.expect_token(&Token::EOF)?;
-        Ok(expr)
-    });
+    let parsed = Parser::new(&PostgreSqlDialect {})
+        .try_with_sql(text)
+        .and_then(|mut parser| {
+            let expr = parser.parse_expr()?;
+            parser.expect_token(&Token::EOF)?;
+            Ok(expr)
+        });
     parsed.map_err(|e| {
         let message = match e {
             ParserError::TokenizerError(m) | ParserError::ParserError(m) => m,
@@ -140,7 +142,11 @@ fn parse(text: &str) -> Result<ast::Expr, Mistake> {
             column: numbers.next().unwrap_or(0),
         };
         Mistake {
-            offset: if place.is_empty() { text.len() } else { offset(text, location) },
+            offset: if place.is_empty() {
+                text.len()
+            } else {
+                offset(text, location)
+            },
             what: What::Other(sentence.trim_start_matches("sql parser error: ").to_string()),
         }
     })
@@ -234,7 +240,12 @@ pub(super) fn plan(text: &str, schema: &DFSchema) -> Result<Expr, Mistake> {
 
 fn sentence(e: &DataFusionError) -> String {
     let message = e.find_root().message().to_string();
-    message.lines().next().unwrap_or_default().trim_end_matches('.').to_string()
+    message
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches('.')
+        .to_string()
 }
 
 fn what(e: &DataFusionError) -> What {
@@ -244,7 +255,10 @@ fn what(e: &DataFusionError) -> What {
         return What::Column(field.name.clone());
     }
     let message = sentence(e);
-    match message.strip_prefix("Invalid function '").and_then(|m| m.strip_suffix('\'')) {
+    match message
+        .strip_prefix("Invalid function '")
+        .and_then(|m| m.strip_suffix('\''))
+    {
         Some(name) => What::Function(name.to_string()),
         None => What::Other(message),
     }

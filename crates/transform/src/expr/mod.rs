@@ -97,7 +97,8 @@ impl Expression {
             .iter()
             .map(|c| Field::new(&c.name, view::appears_as(c), true))
             .collect();
-        let whole = DFSchema::try_from(Schema::new(fields.clone())).map_err(|e| ExprError::new(text, 0, first_line(&e)))?;
+        let whole =
+            DFSchema::try_from(Schema::new(fields.clone())).map_err(|e| ExprError::new(text, 0, first_line(&e)))?;
         let logical = if lambda::is_lambda(text) {
             let node = lambda::parse(text)?;
             let translated = match truth {
@@ -129,12 +130,15 @@ impl Expression {
         let inputs: Vec<usize> = (0..columns.len())
             .filter(|i| used.iter().any(|c| c.name == columns[*i].name))
             .collect();
-        let schema = Arc::new(Schema::new(inputs.iter().map(|i| fields[*i].clone()).collect::<Vec<_>>()));
+        let schema = Arc::new(Schema::new(
+            inputs.iter().map(|i| fields[*i].clone()).collect::<Vec<_>>(),
+        ));
         let physical = engine::physical(&logical, &schema).map_err(|e| ExprError::new(text, 0, first_line(&e)))?;
         let ty = physical
             .data_type(&schema)
             .map_err(|e| ExprError::new(text, 0, first_line(&e)))?;
-        let result = view::Output::of(&ty).map_err(|m| ExprError::new(text, 0, m).hint("CAST it to the type you want"))?;
+        let result =
+            view::Output::of(&ty).map_err(|m| ExprError::new(text, 0, m).hint("CAST it to the type you want"))?;
         Ok(Expression {
             output: Column::new(name, result.ty.clone()),
             columns: inputs.iter().map(|i| columns[*i].clone()).collect(),
@@ -208,7 +212,14 @@ fn isolate(
     }
     let half = count / 2;
     isolate(physical, result, &rows.slice(0, half), from, parts, failures)?;
-    isolate(physical, result, &rows.slice(half, count - half), from + half, parts, failures)
+    isolate(
+        physical,
+        result,
+        &rows.slice(half, count - half),
+        from + half,
+        parts,
+        failures,
+    )
 }
 
 /// Why a row failed, without its values; an error that is not the row's fault goes on.
@@ -232,15 +243,17 @@ fn reason(error: &DataFusionError) -> Result<&'static str> {
         return Ok(known.into_iter().find(|k| word.starts_with(k)).unwrap_or("evaluation"));
     }
     let text = text.to_lowercase();
-    Ok(if text.contains("divide by zero") || text.contains("division by zero") {
-        "division_by_zero"
-    } else if text.contains("overflow") || text.contains("out of range") || text.contains("too large") {
-        "overflow"
-    } else if text.contains("cast") || text.contains("pars") || text.contains("invalid") {
-        "bad_cast"
-    } else {
-        "evaluation"
-    })
+    Ok(
+        if text.contains("divide by zero") || text.contains("division by zero") {
+            "division_by_zero"
+        } else if text.contains("overflow") || text.contains("out of range") || text.contains("too large") {
+            "overflow"
+        } else if text.contains("cast") || text.contains("pars") || text.contains("invalid") {
+            "bad_cast"
+        } else {
+            "evaluation"
+        },
+    )
 }
 
 fn first_line(e: &DataFusionError) -> String {
@@ -267,4 +280,3 @@ fn explain(text: &str, mistake: engine::Mistake, columns: &[Column]) -> ExprErro
         engine::What::Other(message) => error(message),
     }
 }
-

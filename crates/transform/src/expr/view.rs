@@ -23,7 +23,11 @@ fn seen(column: &Column) -> Column {
         ColumnType::Uuid => ColumnType::Text { max: None },
         ColumnType::Decimal { .. } => {
             let own = Column::new("", column.ty.clone());
-            if own.arrow_type() == DataType::Utf8 { NUMERIC } else { own.ty }
+            if own.arrow_type() == DataType::Utf8 {
+                NUMERIC
+            } else {
+                own.ty
+            }
         }
         ty => ty.clone(),
     };
@@ -142,7 +146,11 @@ impl Output {
             ..CastOptions::default()
         };
         cast_with_options(&array, &self.arrow, &options).map_err(|_| {
-            Error::bug(format!("a result of type {} does not become {}", array.data_type(), self.arrow))
+            Error::bug(format!(
+                "a result of type {} does not become {}",
+                array.data_type(),
+                self.arrow
+            ))
         })
     }
 }

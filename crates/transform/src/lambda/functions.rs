@@ -152,7 +152,11 @@ impl ScalarUDFImpl for Python {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let rows = args.number_rows;
         let out = args.return_field.data_type().clone();
-        let arrays: Vec<ArrayRef> = args.args.into_iter().map(|a| a.into_array(rows)).collect::<Result<_>>()?;
+        let arrays: Vec<ArrayRef> = args
+            .args
+            .into_iter()
+            .map(|a| a.into_array(rows))
+            .collect::<Result<_>>()?;
         let mut to = Builder::new(&out)?;
         let scale = scale_of(Some(&out)).unwrap_or_default();
         let mut values = Vec::with_capacity(arrays.len());
@@ -332,9 +336,7 @@ impl Builder {
         Ok(match ty {
             DataType::Int64 => Builder::Int(Int64Builder::new()),
             DataType::Float64 => Builder::Float(Float64Builder::new()),
-            DataType::Decimal128(p, s) => {
-                Builder::Decimal(Decimal128Builder::new().with_data_type(ty.clone()), *p, *s)
-            }
+            DataType::Decimal128(p, s) => Builder::Decimal(Decimal128Builder::new().with_data_type(ty.clone()), *p, *s),
             DataType::Utf8 => Builder::Text(StringBuilder::new()),
             DataType::Boolean => Builder::Bool(BooleanBuilder::new()),
             other => return Err(DataFusionError::Internal(format!("no Python function gives {other}"))),

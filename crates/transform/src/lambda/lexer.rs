@@ -113,7 +113,11 @@ fn string_start(rest: &str) -> Option<(&str, char)> {
 fn string_body<'a>(text: &'a str, inside: usize, to: usize, quote: char, begin: usize) -> Result<&'a str, ExprError> {
     let body = &text[inside..to];
     if body.starts_with(quote) && body[1..].starts_with(quote) {
-        return Err(ExprError::new(text, begin, "strings with three quotes are not supported in a lambda"));
+        return Err(ExprError::new(
+            text,
+            begin,
+            "strings with three quotes are not supported in a lambda",
+        ));
     }
     let mut escaped = false;
     for (i, c) in body.char_indices() {
@@ -156,8 +160,10 @@ pub(super) fn unescape(text: &str, inside: usize, body: &str) -> Result<String, 
             'U' => code(8, &mut chars)?,
             '\n' => continue,
             _ => {
-                return Err(ExprError::new(text, inside + i, format!("the escape \\{e} is not supported"))
-                    .hint("write r'…' for backslashes that mean themselves"));
+                return Err(
+                    ExprError::new(text, inside + i, format!("the escape \\{e} is not supported"))
+                        .hint("write r'…' for backslashes that mean themselves"),
+                );
             }
         });
     }

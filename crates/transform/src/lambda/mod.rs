@@ -15,20 +15,20 @@
 //! - Dividing decimals keeps six more digits than the operands have, rounded to the even neighbour.
 
 mod ast;
-mod lexer;
-mod parser;
 #[cfg(feature = "datafusion")]
 mod functions;
+mod lexer;
 #[cfg(feature = "datafusion")]
 mod numbers;
+mod parser;
 #[cfg(feature = "datafusion")]
 mod texts;
 #[cfg(feature = "datafusion")]
 mod translate;
 
-pub(crate) use parser::parse;
 #[cfg(feature = "datafusion")]
 pub(crate) use functions::REASON;
+pub(crate) use parser::parse;
 #[cfg(feature = "datafusion")]
 pub(crate) use translate::{translate, translate_truth};
 

@@ -54,7 +54,11 @@ fn divide_half_even(a: i256, b: i256) -> Option<i256> {
         Ordering::Less => false,
     };
     let step = if (a < i256::ZERO) == (b < i256::ZERO) { 1 } else { -1 };
-    if away { quotient.checked_add(i256::from_i128(step)) } else { Some(quotient) }
+    if away {
+        quotient.checked_add(i256::from_i128(step))
+    } else {
+        Some(quotient)
+    }
 }
 
 /// Digits of scale `from` in scale `to`, rounded to the even neighbour.
@@ -85,7 +89,9 @@ pub(super) fn divide(a: Number, b: Number, scale: i8) -> Outcome<Number> {
         if b == i256::ZERO {
             return Err(DIVISION);
         }
-        let quotient = shift(a, scale).and_then(|a| divide_half_even(a, b)).and_then(i256::to_i128);
+        let quotient = shift(a, scale)
+            .and_then(|a| divide_half_even(a, b))
+            .and_then(i256::to_i128);
         return quotient.map(|q| Decimal(q, scale)).ok_or(OVERFLOW);
     }
     match (to_float(a), to_float(b)) {
@@ -121,7 +127,11 @@ pub(super) fn modulo(a: Number, b: Number) -> Outcome<Number> {
         (Int(_), Int(0)) => Err(DIVISION),
         (Int(a), Int(b)) => {
             let rest = a.wrapping_rem(b);
-            Ok(Int(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }))
+            Ok(Int(if rest != 0 && (rest < 0) != (b < 0) {
+                rest + b
+            } else {
+                rest
+            }))
         }
         (Float(_), _) | (_, Float(_)) => float_divmod(to_float(a), to_float(b)).map(|(_, r)| Float(r)),
         _ => {
@@ -176,7 +186,10 @@ pub(super) fn whole_power(base: Number, exponent: u32) -> Outcome<Number> {
         Int(v) => v.checked_pow(exponent).map(Int).ok_or(OVERFLOW),
         Float(v) => float_power(v, f64::from(exponent)).map(Float),
         Decimal(v, s) => {
-            let scale = i8::try_from(exponent).ok().and_then(|e| s.checked_mul(e)).ok_or(OVERFLOW)?;
+            let scale = i8::try_from(exponent)
+                .ok()
+                .and_then(|e| s.checked_mul(e))
+                .ok_or(OVERFLOW)?;
             v.checked_pow(exponent).map(|v| Decimal(v, scale)).ok_or(OVERFLOW)
         }
     }
@@ -206,7 +219,13 @@ pub(super) fn round(n: Number, digits: i32) -> Outcome<Number> {
         // The formatter works on the exact value of the float and rounds once, to the even neighbour.
         Float(v) if digits >= 0 => Ok(Float(format!("{v:.*}", digits as usize).parse().map_err(|_| CAST)?)),
         Float(v) => {
-            let Some(p) = tens() else { return Ok(Float(0f64.copysign(v))) };
+            let Some(p) = tens() else {
+                return Ok(Float(0f64.copysign(v)));
+            };
+            // So far out, neighbours are further apart than the numbers to round to.
+            if v.abs() >= 1e38 && digits >= -22 {
+                return Ok(Float(v));
+            }
             if v.abs() >= 1e38 {
                 return Ok(Float((v / p as f64).round_ties_even() * p as f64));
             }
@@ -221,7 +240,9 @@ pub(super) fn round(n: Number, digits: i32) -> Outcome<Number> {
             let to = i8::try_from(digits).map_err(|_| OVERFLOW)?;
             let p = tens().ok_or(OVERFLOW)?;
             let cut = i256::from_i128(v);
-            let wide = power_of_ten(s - to).and_then(|p| divide_half_even(cut, p)).and_then(i256::to_i128);
+            let wide = power_of_ten(s - to)
+                .and_then(|p| divide_half_even(cut, p))
+                .and_then(i256::to_i128);
             Ok(Decimal(wide.and_then(|w| w.checked_mul(p)).ok_or(OVERFLOW)?, 0))
         }
     }
@@ -282,7 +303,9 @@ pub(super) fn parse_int(text: &str) -> Outcome<i64> {
 
 /// Python's `float(text)`.
 pub(super) fn parse_float(text: &str) -> Outcome<f64> {
-    underscores(super::texts::strip(text, None, true, true))?.parse().map_err(|_| CAST)
+    underscores(super::texts::strip(text, None, true, true))?
+        .parse()
+        .map_err(|_| CAST)
 }
 
 /// Python allows single underscores between digits.
@@ -349,7 +372,12 @@ fn print_float(v: f64) -> String {
 /// `f"{n:.2f}"`.
 pub(super) fn print_fixed(n: Number, digits: u8) -> Outcome<String> {
     match n {
-        Decimal(v, s) => Ok(plain(rescale(v, s, digits as i8)?, digits as i8)),
+        Decimal(v, s) => {
+            let text = plain(rescale(v, s, digits as i8)?, digits as i8);
+            // What is rounded to zero keeps its sign.
+            let sign = if v < 0 && !text.starts_with('-') { "-" } else { "" };
+            Ok(format!("{sign}{text}"))
+        }
         n => match to_float(n) {
             v if v.is_finite() => Ok(format!("{v:.*}", usize::from(digits))),
             v => Ok(print_float(v)),

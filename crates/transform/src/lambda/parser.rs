@@ -62,8 +62,30 @@ struct Parser<'a> {
 fn is_keyword(name: &str) -> bool {
     matches!(
         name,
-        "and" | "or" | "not" | "in" | "is" | "if" | "else" | "None" | "True" | "False" | "lambda" | "for" | "await"
-            | "yield" | "async" | "import" | "from" | "as" | "with" | "def" | "class" | "return" | "del" | "global"
+        "and"
+            | "or"
+            | "not"
+            | "in"
+            | "is"
+            | "if"
+            | "else"
+            | "None"
+            | "True"
+            | "False"
+            | "lambda"
+            | "for"
+            | "await"
+            | "yield"
+            | "async"
+            | "import"
+            | "from"
+            | "as"
+            | "with"
+            | "def"
+            | "class"
+            | "return"
+            | "del"
+            | "global"
     )
 }
 
@@ -342,7 +364,11 @@ impl Parser<'_> {
     fn subscript(&mut self, of: Node) -> Result<Node, ExprError> {
         let at = of.at;
         let end = |p: &Self| matches!(p.peek(), Token::Sign(":" | "]"));
-        let from = if end(self) { None } else { Some(Box::new(self.expression()?)) };
+        let from = if end(self) {
+            None
+        } else {
+            Some(Box::new(self.expression()?))
+        };
         if !self.sign(":") {
             let index = from.ok_or_else(|| self.error(self.here(), "an index is missing"))?;
             self.expect("]")?;
@@ -351,7 +377,11 @@ impl Parser<'_> {
                 kind: Kind::Index(Box::new(of), index),
             });
         }
-        let to = if end(self) { None } else { Some(Box::new(self.expression()?)) };
+        let to = if end(self) {
+            None
+        } else {
+            Some(Box::new(self.expression()?))
+        };
         if matches!(self.peek(), Token::Sign(":")) {
             return Err(self.error(self.here(), "a slice with a step is not supported"));
         }
@@ -481,7 +511,10 @@ impl Parser<'_> {
                 _ => Err(self.error(method, "get takes a column's name in quotes, and a default at most")),
             };
         }
-        Err(self.error(place, format!("the row itself is no value: write {}['column']", self.row)))
+        Err(self.error(
+            place,
+            format!("the row itself is no value: write {}['column']", self.row),
+        ))
     }
 
     /// After `(` or `[`.
@@ -516,7 +549,11 @@ impl Parser<'_> {
         let literal = |p: &Self, from: usize, to: usize, pieces: &mut Vec<Piece>| -> Result<(), ExprError> {
             if from < to {
                 let part = &body[from..to];
-                let part = if raw { part.into() } else { unescape(p.text, inside + from, part)? };
+                let part = if raw {
+                    part.into()
+                } else {
+                    unescape(p.text, inside + from, part)?
+                };
                 pieces.push(Piece::Text(part.replace("{{", "{").replace("}}", "}")));
             }
             Ok(())
@@ -616,14 +653,25 @@ mod tests {
     fn precedences_are_pythons() {
         let same = |a: &str, b: &str| {
             // Places differ by the brackets only.
-            let strip = |n: Node| format!("{n:?}").split("at: ").map(|s| s.trim_start_matches(|c: char| c.is_ascii_digit()).to_string()).collect::<String>();
+            let strip = |n: Node| {
+                format!("{n:?}")
+                    .split("at: ")
+                    .map(|s| s.trim_start_matches(|c: char| c.is_ascii_digit()).to_string())
+                    .collect::<String>()
+            };
             assert_eq!(strip(parse(a).unwrap()), strip(parse(b).unwrap()), "{a}");
         };
         same("lambda x: 1 + 2 * 3 ** 2", "lambda x: 1 + (2 * (3 ** 2))");
         same("lambda x: -2 ** 2", "lambda x: -(2 ** 2)");
         same("lambda x: 2 ** -1 * 3", "lambda x: (2 ** (-1)) * 3");
-        same("lambda x: not x['a'] == 1 and x['b']", "lambda x: (not (x['a'] == 1)) and x['b']");
-        same("lambda x: 1 if x['a'] or x['b'] else 2 if x['c'] else 3", "lambda x: 1 if (x['a'] or x['b']) else (2 if x['c'] else 3)");
+        same(
+            "lambda x: not x['a'] == 1 and x['b']",
+            "lambda x: (not (x['a'] == 1)) and x['b']",
+        );
+        same(
+            "lambda x: 1 if x['a'] or x['b'] else 2 if x['c'] else 3",
+            "lambda x: 1 if (x['a'] or x['b']) else (2 if x['c'] else 3)",
+        );
         same("lambda x: x['a'] - 1 - 2", "lambda x: (x['a'] - 1) - 2");
         same("lambda row: row.get('a', 0)", "lambda row: row[\"a\"]");
         same("lambda x: 'a' 'b'", "lambda x: 'ab'");
@@ -635,18 +683,36 @@ mod tests {
             fails("lambda x: x['a'] + __import__('os').system('true')"),
             (20, "the function __import__ is not supported".into())
         );
-        assert_eq!(fails("lambda x: x['a'].format(1)").1, "the method .format() is not supported");
+        assert_eq!(
+            fails("lambda x: x['a'].format(1)").1,
+            "the method .format() is not supported"
+        );
         let (column, message) = fails("lambda x: x['a'].year");
         assert_eq!((column, message.as_str()), (18, "the attribute .year is not supported"));
         assert_eq!(fails("lambda x: x['a'] & 1").0, 18);
         assert_eq!(fails("lambda x, y: 1").1, "a lambda takes one row only");
-        assert_eq!(fails("lambda x: [v for v in x['a']]").0, 14);
-        assert_eq!(fails("lambda x: f'{x[\"a\"]!r}'").1, "!r, !s and !a are not supported in an f-string");
+        assert_eq!(
+            fails("lambda x: [x['a'] for v in x['b']]"),
+            (19, "comprehensions are not supported".into())
+        );
+        assert_eq!(
+            fails("lambda x: f'{x[\"a\"]!r}'").1,
+            "!r, !s and !a are not supported in an f-string"
+        );
         assert_eq!(fails("lambda x: 'open").1, "the string is not closed");
-        assert_eq!(fails("lambda x: total * 2"), (11, "total is unknown; the row is x".into()));
+        assert_eq!(
+            fails("lambda x: total * 2"),
+            (11, "total is unknown; the row is x".into())
+        );
         assert_eq!(fails("lambda x:\n  x['a'] +").0, 11);
-        assert_eq!(fails(&format!("lambda x: {}1{}", "(".repeat(500), ")".repeat(500))).1, "the expression is nested too deeply");
-        assert_eq!(fails(&format!("lambda x: {}1", "-".repeat(500))).1, "the expression is nested too deeply");
+        assert_eq!(
+            fails(&format!("lambda x: {}1{}", "(".repeat(500), ")".repeat(500))).1,
+            "the expression is nested too deeply"
+        );
+        assert_eq!(
+            fails(&format!("lambda x: {}1", "-".repeat(500))).1,
+            "the expression is nested too deeply"
+        );
     }
 
     #[test]

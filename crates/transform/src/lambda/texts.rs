@@ -61,12 +61,20 @@ pub(super) fn split_at(text: &str, separator: Option<&str>, index: i64) -> Outco
         None => text.split(is_blank).filter(|p| !p.is_empty()).collect(),
     };
     let at = if index < 0 { parts.len() as i64 + index } else { index };
-    usize::try_from(at).ok().and_then(|at| parts.get(at)).map(ToString::to_string).ok_or(RANGE)
+    usize::try_from(at)
+        .ok()
+        .and_then(|at| parts.get(at))
+        .map(ToString::to_string)
+        .ok_or(RANGE)
 }
 
 /// `text[index]`.
 pub(super) fn char_at(text: &str, index: i64) -> Outcome<String> {
-    let at = if index < 0 { text.chars().count() as i64 + index } else { index };
+    let at = if index < 0 {
+        text.chars().count() as i64 + index
+    } else {
+        index
+    };
     let c = usize::try_from(at).ok().and_then(|at| text.chars().nth(at));
     c.map(String::from).ok_or(RANGE)
 }
@@ -74,7 +82,16 @@ pub(super) fn char_at(text: &str, index: i64) -> Outcome<String> {
 /// `text[from:to]`.
 pub(super) fn slice(text: &str, from: Option<i64>, to: Option<i64>) -> String {
     let length = text.chars().count() as i64;
-    let place = |at: i64| if at < 0 { (length.saturating_add(at)).max(0) } else { at.min(length) };
+    let place = |at: i64| {
+        if at < 0 {
+            (length.saturating_add(at)).max(0)
+        } else {
+            at.min(length)
+        }
+    };
     let (from, to) = (from.map_or(0, place), to.map_or(length, place));
-    text.chars().skip(from as usize).take((to - from).max(0) as usize).collect()
+    text.chars()
+        .skip(from as usize)
+        .take((to - from).max(0) as usize)
+        .collect()
 }

@@ -1,8 +1,8 @@
 //! The tree of a lambda as a typed expression.
 
+use super::SUPPORTED;
 use super::ast::{Arithmetic, Comparison, Kind, Node, Piece, Style};
 use super::functions::{Function, call};
-use super::SUPPORTED;
 use crate::position::{ExprError, did_you_mean};
 use arrow_schema::{DataType, TimeUnit};
 use datafusion_common::{Column, DFSchema, ScalarValue};
@@ -109,7 +109,11 @@ impl Typed {
 
     /// A truth value counts as 0 or 1.
     fn counted(self) -> Self {
-        if self.ty == Type::Bool { Typed::new(self.cast(Type::Int), Type::Int) } else { self }
+        if self.ty == Type::Bool {
+            Typed::new(self.cast(Type::Int), Type::Int)
+        } else {
+            self
+        }
     }
 
     /// A literal as the decimal that was written.
@@ -173,7 +177,9 @@ impl Translator<'_> {
             Kind::Bool(b) => Typed::new(lit(*b), Type::Bool),
             Kind::Int(digits) => self.int(node, digits.clone())?,
             Kind::Float(written) => {
-                let value: f64 = written.parse().map_err(|_| self.error(node, "this number cannot be read"))?;
+                let value: f64 = written
+                    .parse()
+                    .map_err(|_| self.error(node, "this number cannot be read"))?;
                 Typed {
                     expr: lit(value),
                     ty: Type::Float,
@@ -359,7 +365,9 @@ impl Translator<'_> {
             return Ok(Typed::new(sum, Type::Text));
         }
         if op == Arithmetic::Modulo && a.ty == Type::Text {
-            return Err(self.error(node, "formatting with % is not supported").hint("write an f-string"));
+            return Err(self
+                .error(node, "formatting with % is not supported")
+                .hint("write an f-string"));
         }
         if matches!(a.ty, Type::Date | Type::Time | Type::Timestamp(_)) {
             return Err(self
@@ -398,15 +406,19 @@ impl Translator<'_> {
         };
         match (literal, a.ty, b.ty) {
             (Some(n), Type::Int | Type::Float, _) => Ok(Typed::new(call(Function::WholePower(n), vec![a.expr]), a.ty)),
-            (Some(n), Type::Decimal(_, s), _) if u32::from(s.unsigned_abs()) * n <= 37 => {
-                Ok(Typed::new(call(Function::WholePower(n), vec![a.expr]), Type::Decimal(38, s * n as i8)))
-            }
+            (Some(n), Type::Decimal(_, s), _) if u32::from(s.unsigned_abs()) * n <= 37 => Ok(Typed::new(
+                call(Function::WholePower(n), vec![a.expr]),
+                Type::Decimal(38, s * n as i8),
+            )),
             (_, Type::Float, _) | (_, _, Type::Float) => Ok(Typed::new(
                 call(Function::FloatPower, vec![a.expr, b.expr]),
                 Type::Float,
             )),
             (_, Type::Int, Type::Int) if matches!(&exponent.kind, Kind::Negate(of) if matches!(of.kind, Kind::Int(_))) => {
-                Ok(Typed::new(call(Function::FloatPower, vec![a.expr, b.expr]), Type::Float))
+                Ok(Typed::new(
+                    call(Function::FloatPower, vec![a.expr, b.expr]),
+                    Type::Float,
+                ))
             }
             _ => Err(self
                 .error(exponent, "the exponent must be a small whole number, written out")
@@ -422,7 +434,11 @@ impl Translator<'_> {
             Ok(DataType::Decimal128(p, s)) => Type::Decimal(p, s),
             Ok(DataType::Boolean) => Type::Bool,
             Ok(DataType::Utf8) => Type::Text,
-            _ => return Err(self.error(node, "the result has more digits than a decimal keeps").hint("round the operands")),
+            _ => {
+                return Err(self
+                    .error(node, "the result has more digits than a decimal keeps")
+                    .hint("round the operands"));
+            }
         };
         Ok(Typed::new(expr, ty))
     }
@@ -444,7 +460,11 @@ impl Translator<'_> {
     fn comparison(&self, op: Comparison, left: &Node, right: &Node) -> Result<Expr, ExprError> {
         if let Comparison::In | Comparison::NotIn = op {
             let inside = self.contained(left, right)?;
-            return Ok(if op == Comparison::In { inside } else { Expr::Not(Box::new(inside)) });
+            return Ok(if op == Comparison::In {
+                inside
+            } else {
+                Expr::Not(Box::new(inside))
+            });
         }
         let (a, b) = (self.value(left)?, self.value(right)?);
         if let Comparison::Is | Comparison::IsNot = op {
@@ -474,12 +494,10 @@ impl Translator<'_> {
         match (a.ty, b.ty) {
             (x, y) if x == y && !x.is_number() => Ok((a.expr, b.expr)),
             (Type::Bool, Type::Bool) => Ok((a.expr, b.expr)),
-            (x, y) if x.is_number() && y.is_number() => {
-                Ok(match self.unify(a, b) {
-                    (a, b, Type::Float) => (unsigned_zero(a), unsigned_zero(b)),
-                    (a, b, _) => (a, b),
-                })
-            }
+            (x, y) if x.is_number() && y.is_number() => Ok(match self.unify(a, b) {
+                (a, b, Type::Float) => (unsigned_zero(a), unsigned_zero(b)),
+                (a, b, _) => (a, b),
+            }),
             (Type::Null, y) => Ok((a.cast(y), b.expr)),
             (x, Type::Null) => Ok((a.expr, b.cast(x))),
             (x, y) => Err(self
@@ -520,7 +538,10 @@ impl Translator<'_> {
             }
             (x, y) => {
                 return Err(self
-                    .error(node, format!("the value would be {x} or {y}, and a column has one type"))
+                    .error(
+                        node,
+                        format!("the value would be {x} or {y}, and a column has one type"),
+                    )
                     .hint("bring both to one type: int(…), float(…) or str(…)"));
             }
         };
@@ -533,7 +554,9 @@ impl Translator<'_> {
             let part = match piece {
                 Piece::Text(t) => lit(t.as_str()),
                 Piece::Value(node, Style::Plain) => self.print(node)?,
-                Piece::Value(node, Style::Fixed(digits)) => call(Function::Fixed(*digits), vec![self.number(node)?.expr]),
+                Piece::Value(node, Style::Fixed(digits)) => {
+                    call(Function::Fixed(*digits), vec![self.number(node)?.expr])
+                }
                 Piece::Value(node, Style::Padded(width)) => call(Function::Padded(*width), vec![self.int_of(node)?]),
             };
             all = binary_expr(all, Operator::StringConcat, part);
@@ -546,16 +569,26 @@ impl Translator<'_> {
         let v = self.value(node)?;
         match v.ty {
             Type::Text | Type::Null => Ok(v.cast(Type::Text)),
-            Type::Bytes => Err(self.error(node, "bytes have no text of their own").hint("encode them in SQL")),
+            Type::Bytes => Err(self
+                .error(node, "bytes have no text of their own")
+                .hint("encode them in SQL")),
             _ => Ok(call(Function::Str, vec![v.expr])),
         }
     }
 
-    fn arity(&self, node: &Node, name: &str, args: &[Node], allowed: std::ops::RangeInclusive<usize>) -> Result<(), ExprError> {
+    fn arity(
+        &self,
+        node: &Node,
+        name: &str,
+        args: &[Node],
+        allowed: std::ops::RangeInclusive<usize>,
+    ) -> Result<(), ExprError> {
         if allowed.contains(&args.len()) {
             return Ok(());
         }
-        Err(self.error(node, format!("{name} does not take {} arguments here", args.len())).hint(SUPPORTED))
+        Err(self
+            .error(node, format!("{name} does not take {} arguments here", args.len()))
+            .hint(SUPPORTED))
     }
 
     fn method(&self, node: &Node, of: &Node, name: &str, args: &[Node]) -> Result<Typed, ExprError> {
@@ -579,7 +612,10 @@ impl Translator<'_> {
             "zfill" => {
                 self.arity(node, name, args, 1..=1)?;
                 let width = self.int_of(&args[0])?;
-                Ok(Typed::new(call(Function::ZFill, vec![self.text_of(of)?, width]), Type::Text))
+                Ok(Typed::new(
+                    call(Function::ZFill, vec![self.text_of(of)?, width]),
+                    Type::Text,
+                ))
             }
             "replace" => {
                 self.arity(node, name, args, 2..=3)?;
@@ -594,7 +630,9 @@ impl Translator<'_> {
             "split" => Err(self
                 .error(node, "split gives a list, and a column holds one value")
                 .hint("take one part: .split(',')[0]")),
-            _ => Err(self.error(node, format!("the method .{name}() is not supported")).hint(SUPPORTED)),
+            _ => Err(self
+                .error(node, format!("the method .{name}() is not supported"))
+                .hint(SUPPORTED)),
         }
     }
 
@@ -649,7 +687,11 @@ impl Translator<'_> {
             "int" | "float" => {
                 self.arity(node, name, args, 1..=1)?;
                 let v = self.value(&args[0])?.counted();
-                let (function, ty) = if name == "int" { (Function::Int, Type::Int) } else { (Function::Float, Type::Float) };
+                let (function, ty) = if name == "int" {
+                    (Function::Int, Type::Int)
+                } else {
+                    (Function::Float, Type::Float)
+                };
                 match v.ty {
                     Type::Null => Ok(Typed::new(v.cast(ty), ty)),
                     t if t.is_number() || t == Type::Text => Ok(Typed::new(call(function, vec![v.expr]), ty)),
@@ -663,10 +705,15 @@ impl Translator<'_> {
             }
             "len" => {
                 self.arity(node, name, args, 1..=1)?;
-                Ok(Typed::new(call(Function::Length, vec![self.text_of(&args[0])?]), Type::Int))
+                Ok(Typed::new(
+                    call(Function::Length, vec![self.text_of(&args[0])?]),
+                    Type::Int,
+                ))
             }
             "min" | "max" => self.extreme(node, name, args),
-            _ => Err(self.error(node, format!("the function {name} is not supported")).hint(SUPPORTED)),
+            _ => Err(self
+                .error(node, format!("the function {name} is not supported"))
+                .hint(SUPPORTED)),
         }
     }
 
@@ -693,9 +740,12 @@ impl Translator<'_> {
 
     fn extreme(&self, node: &Node, name: &str, args: &[Node]) -> Result<Typed, ExprError> {
         let items = match args {
-            [Node {
-                kind: Kind::List(items), ..
-            }] => items.as_slice(),
+            [
+                Node {
+                    kind: Kind::List(items),
+                    ..
+                },
+            ] => items.as_slice(),
             _ => args,
         };
         let [first, rest @ ..] = items else {

@@ -52,7 +52,9 @@ impl World {
     }
 
     async fn run(&self, chain: Chain, limit: u64) -> Result<Ledger> {
-        let to = Sqlite::open(SqliteConfig::new(self.dir.path().join("to.db"))).unwrap().destination();
+        let to = Sqlite::open(SqliteConfig::new(self.dir.path().join("to.db")))
+            .unwrap()
+            .destination();
         let mut engine = Engine::new(self.from.clone(), to.clone());
         engine.stages = Arc::new(chain);
         engine.options.reject_limit = limit;
@@ -87,7 +89,11 @@ impl World {
     fn written(&self) -> (Vec<String>, String) {
         let conn = rusqlite::Connection::open(self.dir.path().join("to.db")).unwrap();
         let ddl: String = conn
-            .query_row("SELECT sql FROM sqlite_master WHERE name = 'orders_enriched'", [], |r| r.get(0))
+            .query_row(
+                "SELECT sql FROM sqlite_master WHERE name = 'orders_enriched'",
+                [],
+                |r| r.get(0),
+            )
             .unwrap();
         let mut statement = conn.prepare("SELECT * FROM orders_enriched ORDER BY id").unwrap();
         let columns = statement.column_count();
@@ -103,7 +109,11 @@ impl World {
             });
             Ok(cells.collect::<rusqlite::Result<Vec<_>>>()?.join("|"))
         };
-        let rows = statement.query_map([], line).unwrap().collect::<rusqlite::Result<_>>().unwrap();
+        let rows = statement
+            .query_map([], line)
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap();
         (rows, ddl)
     }
 }
@@ -177,13 +187,19 @@ async fn the_briefs_example_is_computed_enriched_and_proved() {
     let chain = Chain::build(stages, &key(), &sources).await.unwrap();
     assert_eq!(
         chain.needs(),
-        ["state", "first", "last", "total_amount", "customer_id", "id"].map(String::from)
+        ["state", "total_amount", "first", "last", "customer_id", "id"].map(String::from)
     );
     let world = World::new(ORDERS);
     let ledger = world.run(chain, 0).await.unwrap();
-    assert_eq!(ledger.accounts.stages.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), [
-        "value_map", "compute", "enrich", "batch", "project", "output"
-    ]);
+    assert_eq!(
+        ledger
+            .accounts
+            .stages
+            .iter()
+            .map(|(n, _)| n.as_str())
+            .collect::<Vec<_>>(),
+        ["value_map", "compute", "enrich", "batch", "project", "output"]
+    );
     let (rows, ddl) = world.written();
     assert_eq!(
         rows,
@@ -206,13 +222,22 @@ async fn rejected_rows_stop_a_run_unless_they_are_allowed() {
         }],
     };
     let world = World::new(ORDERS);
-    let chain = Chain::build(vec![cast().into()], &key(), &Datastores::new()).await.unwrap();
+    let chain = Chain::build(vec![cast().into()], &key(), &Datastores::new())
+        .await
+        .unwrap();
     let e = world.run(chain.clone(), 2).await.unwrap_err();
     assert_eq!(e.code(), code::ROW_REJECTED);
     let text = e.to_string();
-    assert!(text.contains("stage cast rejected a row of orders (bad_cast, column first)"), "{text}");
+    assert!(
+        text.contains("stage cast rejected a row of orders (bad_cast, column first)"),
+        "{text}"
+    );
     assert!(text.contains("key id") && !text.contains("ada"), "{text}");
-    assert_eq!(world.rejected.0.lock().unwrap().len(), 3, "those that stopped the run are told too");
+    assert_eq!(
+        world.rejected.0.lock().unwrap().len(),
+        3,
+        "those that stopped the run are told too"
+    );
 
     let world = World::new(ORDERS);
     let ledger = world.run(chain, 3).await.unwrap();

@@ -70,33 +70,63 @@ fn field(source: &str, dest: &str) -> Field {
 }
 
 fn orders() -> synctool_core::schema::TableSchema {
-    table(&[("id", ColumnType::Int64), ("customer_id", ColumnType::Int32)], &["id"])
+    table(
+        &[("id", ColumnType::Int64), ("customer_id", ColumnType::Int32)],
+        &["id"],
+    )
 }
 
 #[tokio::test]
 async fn fields_are_joined_renamed_and_typed() {
     let db = Db::with(SEGMENTS);
     let schema = orders();
-    let chain = build(vec![StageSpec::Enrich(segments())], &["id"], &db.stores()).await.unwrap();
+    let chain = build(vec![StageSpec::Enrich(segments())], &["id"], &db.stores())
+        .await
+        .unwrap();
     assert_eq!(chain.needs(), ["customer_id"]);
     let output = chain.output(&schema).unwrap();
     assert_eq!(output.column("customer_segment").unwrap().ty, TEXT);
-    let made = run(&chain, vec![inserts(&schema, &["1|1", "2|2", "3|3", "4|-", "5|1", "6|4"])]).await.unwrap();
-    let rows: Vec<String> = made.rows().iter().map(|r| r.replace("12.50", "12.5").replace("3.00", "3")).collect();
-    assert_eq!(rows, ["1|1|gold|12.5", "2|2|silver|-", "3|3|-|-", "4|-|-|-", "5|1|gold|12.5", "6|4|-|3"]);
+    let made = run(
+        &chain,
+        vec![inserts(&schema, &["1|1", "2|2", "3|3", "4|-", "5|1", "6|4"])],
+    )
+    .await
+    .unwrap();
+    let rows: Vec<String> = made
+        .rows()
+        .iter()
+        .map(|r| r.replace("12.50", "12.5").replace("3.00", "3"))
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "1|1|gold|12.5",
+            "2|2|silver|-",
+            "3|3|-|-",
+            "4|-|-|-",
+            "5|1|gold|12.5",
+            "6|4|-|3"
+        ]
+    );
     assert_eq!(made.batches[0].rows.schema(), output.arrow_schema());
 
     let mut inner = segments();
     inner.join = EnrichJoin::Inner;
-    let chain = build(vec![StageSpec::Enrich(inner)], &["id"], &db.stores()).await.unwrap();
-    let made = run(&chain, vec![inserts(&schema, &["1|1", "3|3", "4|-"])]).await.unwrap();
+    let chain = build(vec![StageSpec::Enrich(inner)], &["id"], &db.stores())
+        .await
+        .unwrap();
+    let made = run(&chain, vec![inserts(&schema, &["1|1", "3|3", "4|-"])])
+        .await
+        .unwrap();
     assert_eq!((made.rows().len(), made.accounts["enrich"].filtered), (1, 2));
 
     // Deletes pass, an update without the join column leaves the fields as they are, and a row that lost its partner
     // is gone.
     let ops = [Op::Delete, Op::Update, Op::Update];
     let batch = changes(&schema, &ops, &["1|-", "2|-", "3|2"], None);
-    let chain = build(vec![StageSpec::Enrich(segments())], &["id"], &db.stores()).await.unwrap();
+    let chain = build(vec![StageSpec::Enrich(segments())], &["id"], &db.stores())
+        .await
+        .unwrap();
     let made = run(&chain, vec![absent(batch, 1, 1)]).await.unwrap();
     assert_eq!((made.rows()[2].as_str(), made.ops()), ("3|2|silver|-", ops.to_vec()));
     let present = made.batches[0].present.as_ref().unwrap();
@@ -113,32 +143,57 @@ async fn what_does_not_fit_is_refused_when_the_chain_is_built() {
         built.map(|_| ()).unwrap_err()
     };
     let e = refused(|s| s.fields[0].source = "segmnt".into()).await;
-    assert_eq!((e.code(), e.next_step()), (code::COLUMN_MISSING, Some("did you mean segment?")));
+    assert_eq!(
+        (e.code(), e.next_step()),
+        (code::COLUMN_MISSING, Some("did you mean segment?"))
+    );
     assert!(e.to_string().contains("dimension customer_segment"), "{e}");
-    assert_eq!(refused(|s| s.table = TableId::bare("nothing")).await.code(), code::TABLE_MISSING);
-    assert_eq!(refused(|s| s.datastore = "elsewhere".into()).await.code(), code::CONFIG_INVALID);
-    assert_eq!(refused(|s| s.fields[0].dest = "customer_score".into()).await.code(), code::CONFIG_INVALID);
+    assert_eq!(
+        refused(|s| s.table = TableId::bare("nothing")).await.code(),
+        code::TABLE_MISSING
+    );
+    assert_eq!(
+        refused(|s| s.datastore = "elsewhere".into()).await.code(),
+        code::CONFIG_INVALID
+    );
+    assert_eq!(
+        refused(|s| s.fields[0].dest = "customer_score".into()).await.code(),
+        code::CONFIG_INVALID
+    );
 }
 
 #[tokio::test]
 async fn several_rows_are_refused_or_expanded() {
-    let db = Db::with(
-        "CREATE TABLE tags (owner INTEGER, tag TEXT); INSERT INTO tags VALUES (1,'a'), (1,'b'), (2,'c');",
-    );
+    let db =
+        Db::with("CREATE TABLE tags (owner INTEGER, tag TEXT); INSERT INTO tags VALUES (1,'a'), (1,'b'), (2,'c');");
     let mut spec = segments();
     spec.table = TableId::bare("tags");
     spec.on[0].key = "owner".into();
     spec.fields = vec![field("tag", "tag")];
     let schema = orders();
-    let chain = build(vec![StageSpec::Enrich(spec.clone())], &["id"], &db.stores()).await.unwrap();
+    let chain = build(vec![StageSpec::Enrich(spec.clone())], &["id"], &db.stores())
+        .await
+        .unwrap();
     let made = run(&chain, vec![inserts(&schema, &["7|1", "8|2"])]).await.unwrap();
-    assert_eq!((made.rows(), made.reasons()), (vec!["8|2|c".to_string()], vec!["enrich:-:several_dimension_rows".into()]));
+    assert_eq!(
+        (made.rows(), made.reasons()),
+        (
+            vec!["8|2|c".to_string()],
+            vec!["enrich:-:several_dimension_rows".into()]
+        )
+    );
     spec.several = Several::Expand;
-    let chain = build(vec![StageSpec::Enrich(spec)], &["id", "tag"], &db.stores()).await.unwrap();
-    let made = run(&chain, vec![inserts(&schema, &["7|1", "8|2", "9|3"])]).await.unwrap();
+    let chain = build(vec![StageSpec::Enrich(spec)], &["id", "tag"], &db.stores())
+        .await
+        .unwrap();
+    let made = run(&chain, vec![inserts(&schema, &["7|1", "8|2", "9|3"])])
+        .await
+        .unwrap();
     assert_eq!(made.rows(), ["7|1|a", "7|1|b", "8|2|c", "9|3|-"]);
     assert_eq!(made.accounts["enrich"].expanded, 1);
-    let e = run(&chain, vec![changes(&schema, &[Op::Delete], &["7|-"], None)]).await.unwrap_err();
+    let e = run(&chain, vec![changes(&schema, &[Op::Delete], &["7|-"], None)])
+        .await
+        .unwrap_err();
     assert_eq!(e.code(), code::UNSUPPORTED);
 }
 
@@ -166,7 +221,14 @@ async fn validity_is_found_by_time() {
     }];
     spec.fields = vec![field("price", "price")];
     spec.as_of = Some(as_of.clone());
-    let schema = table(&[("id", ColumnType::Int64), ("item", ColumnType::Int64), ("day", ColumnType::Timestamp)], &["id"]);
+    let schema = table(
+        &[
+            ("id", ColumnType::Int64),
+            ("item", ColumnType::Int64),
+            ("day", ColumnType::Timestamp),
+        ],
+        &["id"],
+    );
     let lines = [
         "1|1|2023-12-31 23:59:59",
         "2|1|2024-01-01 00:00:00",
@@ -179,7 +241,9 @@ async fn validity_is_found_by_time() {
         "9|3|2024-07-01 00:00:00",
     ];
     let prices = async |spec: &EnrichSpec| {
-        let chain = build(vec![StageSpec::Enrich(spec.clone())], &["id"], &db.stores()).await.unwrap();
+        let chain = build(vec![StageSpec::Enrich(spec.clone())], &["id"], &db.stores())
+            .await
+            .unwrap();
         let made = run(&chain, vec![inserts(&schema, &lines)]).await.unwrap();
         let price = |r: &String| r.rsplit('|').next().unwrap().trim_end_matches(".00").to_string();
         made.rows().iter().map(price).collect::<Vec<_>>().join(" ")
@@ -187,16 +251,34 @@ async fn validity_is_found_by_time() {
     assert_eq!(prices(&spec).await, "- 10 10 11 11 21 - - -");
     spec.as_of.as_mut().unwrap().include_open_ended = false;
     assert_eq!(prices(&spec).await, "- 10 10 - - 21 - - -");
-    spec.as_of = Some(AsOf { after: true, ..as_of.clone() });
+    spec.as_of = Some(AsOf {
+        after: true,
+        ..as_of.clone()
+    });
     assert_eq!(prices(&spec).await, "- - 10 - 11 21 - - -");
-    spec.as_of = Some(AsOf { to_inclusive: true, ..as_of.clone() });
+    spec.as_of = Some(AsOf {
+        to_inclusive: true,
+        ..as_of.clone()
+    });
     assert_eq!(prices(&spec).await, "- 10 10 11 11 21 21 - -");
-    spec.as_of = Some(AsOf { valid_to: None, ..as_of.clone() });
+    spec.as_of = Some(AsOf {
+        valid_to: None,
+        ..as_of.clone()
+    });
     assert_eq!(prices(&spec).await, "- 10 10 11 11 21 21 - -");
     // An instant is not comparable with a wall clock.
     spec.as_of = Some(as_of);
-    let chain = build(vec![StageSpec::Enrich(spec)], &["id"], &db.stores()).await.unwrap();
-    let zoned = table(&[("id", ColumnType::Int64), ("item", ColumnType::Int64), ("day", ColumnType::TimestampTz)], &["id"]);
+    let chain = build(vec![StageSpec::Enrich(spec)], &["id"], &db.stores())
+        .await
+        .unwrap();
+    let zoned = table(
+        &[
+            ("id", ColumnType::Int64),
+            ("item", ColumnType::Int64),
+            ("day", ColumnType::TimestampTz),
+        ],
+        &["id"],
+    );
     assert_eq!(chain.output(&zoned).unwrap_err().code(), code::CONFIG_TYPE);
 }
 
@@ -224,11 +306,25 @@ async fn a_dimension_in_postgresql_has_its_types() {
         },
     ];
     spec.fields = ["segment", "score", "since", "ref"].map(|f| field(f, f)).to_vec();
-    let schema = table(&[("id", ColumnType::Int64), ("code", TEXT), ("region", decimal(5, 2))], &["id"]);
+    let schema = table(
+        &[("id", ColumnType::Int64), ("code", TEXT), ("region", decimal(5, 2))],
+        &["id"],
+    );
     let chain = build(vec![StageSpec::Enrich(spec)], &["id"], &stores).await.unwrap();
-    let types: Vec<String> = chain.output(&schema).unwrap().columns.iter().map(|c| c.ty.to_string()).collect();
+    let types: Vec<String> = chain
+        .output(&schema)
+        .unwrap()
+        .columns
+        .iter()
+        .map(|c| c.ty.to_string())
+        .collect();
     assert_eq!(types[3..], ["varchar(20)", "decimal(6,2)", "timestamptz", "uuid"]);
-    let made = run(&chain, vec![inserts(&schema, &["1|ab|1.00", "2|ab|2.00", "3|ab|1.50", "4|zz|1.00"])]).await.unwrap();
+    let made = run(
+        &chain,
+        vec![inserts(&schema, &["1|ab|1.00", "2|ab|2.00", "3|ab|1.50", "4|zz|1.00"])],
+    )
+    .await
+    .unwrap();
     assert_eq!(
         made.rows(),
         [
@@ -328,5 +424,9 @@ async fn redis_is_shared_ends_and_may_go_away() {
     assert_eq!(segment(&fourth, "2").await.as_deref(), Some("lead"));
     assert_eq!(segment(&fourth, "1").await.as_deref(), Some("lead"));
     let stats = fourth.stats();
-    assert_eq!((stats.source, stats.redis, stats.redis_errors), (2, 0, 1), "one failure, then it is left alone");
+    assert_eq!(
+        (stats.source, stats.redis, stats.redis_errors),
+        (2, 0, 1),
+        "one failure, then it is left alone"
+    );
 }

@@ -31,7 +31,11 @@ const ROW: &str = "1|10.05|7.50|ann|12345678-9abc-def0-1234-56789abcdef0|2024-01
 #[tokio::test]
 async fn results_keep_their_type_and_every_digit() {
     let schema = orders();
-    let type_of = |text: &str| check(text, &schema.columns).unwrap_or_else(|e| panic!("{text}: {e}")).to_string();
+    let type_of = |text: &str| {
+        check(text, &schema.columns)
+            .unwrap_or_else(|e| panic!("{text}: {e}"))
+            .to_string()
+    };
     for (text, ty) in [
         ("total * 1.1", "decimal(15,3)"),
         ("round(total * 1.1, 2)", "decimal(15,2)"),
@@ -70,7 +74,9 @@ async fn results_keep_their_type_and_every_digit() {
     assert_eq!(made.batches[0].rows.schema(), output.arrow_schema());
     assert_eq!(
         made.rows(),
-        [format!("{ROW}|11.055|2.5000|ANN/12345678|2024-01-31|12345678-9abc-def0-1234-56789abcdef0|12.055")]
+        [format!(
+            "{ROW}|11.055|2.5000|ANN/12345678|2024-01-31|12345678-9abc-def0-1234-56789abcdef0|12.055"
+        )]
     );
 }
 
@@ -82,9 +88,15 @@ fn mistakes_are_named_at_their_place() {
         (e.line, e.column, e.message.clone(), e.hint.clone().unwrap_or_default())
     };
     let (line, column, message, hint) = wrong("total +\n  totl");
-    assert_eq!((line, column, message.as_str(), hint.as_str()), (2, 3, "column totl is not in the pipeline", "did you mean total?"));
+    assert_eq!(
+        (line, column, message.as_str(), hint.as_str()),
+        (2, 3, "column totl is not in the pipeline", "did you mean total?")
+    );
     let (_, column, message, hint) = wrong("1 + uper(name)");
-    assert_eq!((column, message.as_str(), hint.as_str()), (5, "there is no function uper", "did you mean upper?"));
+    assert_eq!(
+        (column, message.as_str(), hint.as_str()),
+        (5, "there is no function uper", "did you mean upper?")
+    );
     let (_, column, ..) = wrong("id + (name - 1)");
     assert_eq!(column, 7);
     assert_eq!(wrong("total * ").1, 9);
@@ -103,10 +115,20 @@ fn mistakes_are_named_at_their_place() {
 #[tokio::test]
 async fn a_row_that_fails_is_put_aside_and_the_others_are_not() {
     let schema = table(
-        &[("id", ColumnType::Int64), ("a", ColumnType::Int64), ("t", TEXT), ("n", ColumnType::Numeric)],
+        &[
+            ("id", ColumnType::Int64),
+            ("a", ColumnType::Int64),
+            ("t", TEXT),
+            ("n", ColumnType::Numeric),
+        ],
         &["id"],
     );
-    let stage = compute(&[("sum", "a + 1"), ("ratio", "100 / a"), ("cast", "CAST(t AS BIGINT)"), ("n2", "n * 2")]);
+    let stage = compute(&[
+        ("sum", "a + 1"),
+        ("ratio", "100 / a"),
+        ("cast", "CAST(t AS BIGINT)"),
+        ("n2", "n * 2"),
+    ]);
     let chain = build(vec![stage], &["id"], &Datastores::new()).await.unwrap();
     let made = run(
         &chain,
@@ -144,7 +166,9 @@ async fn a_row_that_fails_is_put_aside_and_the_others_are_not() {
 #[tokio::test]
 async fn changes_stay_changes() {
     let schema = table(&[("id", ColumnType::Int64), ("a", ColumnType::Int64)], &["id"]);
-    let chain = build(vec![compute(&[("b", "10 / a")])], &["id"], &Datastores::new()).await.unwrap();
+    let chain = build(vec![compute(&[("b", "10 / a")])], &["id"], &Datastores::new())
+        .await
+        .unwrap();
     let batch = changes(
         &schema,
         &[Op::Insert, Op::Delete, Op::Update, Op::Update],
@@ -165,10 +189,14 @@ async fn changes_stay_changes() {
 async fn a_filter_deletes_what_stopped_matching() {
     let schema = table(&[("id", ColumnType::Int64), ("state", TEXT)], &["id"]);
     for condition in ["state = 'active'", "lambda x: x['state'] == 'active'"] {
-        let filter = StageSpec::Filter { condition: condition.into() };
+        let filter = StageSpec::Filter {
+            condition: condition.into(),
+        };
         let chain = build(vec![filter], &["id"], &Datastores::new()).await.unwrap();
         assert_eq!(chain.needs(), ["state"]);
-        let made = run(&chain, vec![inserts(&schema, &["1|active", "2|gone", "3|-"])]).await.unwrap();
+        let made = run(&chain, vec![inserts(&schema, &["1|active", "2|gone", "3|-"])])
+            .await
+            .unwrap();
         assert_eq!(made.rows(), ["1|active"]);
         assert_eq!(made.accounts["filter"].filtered, 2);
         let batch = changes(
@@ -178,11 +206,18 @@ async fn a_filter_deletes_what_stopped_matching() {
             None,
         );
         let made = run(&chain, vec![batch]).await.unwrap();
-        assert_eq!(made.ops(), [Op::Upsert, Op::Delete, Op::Delete, Op::Delete], "{condition}");
+        assert_eq!(
+            made.ops(),
+            [Op::Upsert, Op::Delete, Op::Delete, Op::Delete],
+            "{condition}"
+        );
         // A row that got another key is gone under its old one.
         let batch = changes(&schema, &[Op::Update], &["7|gone"], Some(&["6|-"]));
         let made = run(&chain, vec![batch]).await.unwrap();
-        assert_eq!((made.rows(), made.ops()), (vec!["6|gone".to_string()], vec![Op::Delete]));
+        assert_eq!(
+            (made.rows(), made.ops()),
+            (vec!["6|gone".to_string()], vec![Op::Delete])
+        );
         // What is not known cannot be decided.
         let batch = changes(&schema, &[Op::Update], &["7|-"], None);
         let made = run(&chain, vec![absent(batch, 1, 0)]).await.unwrap();
@@ -193,11 +228,17 @@ async fn a_filter_deletes_what_stopped_matching() {
 #[tokio::test]
 async fn keys_are_computed_of_keys_only_where_changes_are_followed() {
     let schema = table(&[("id", ColumnType::Int64), ("a", ColumnType::Int64)], &["id"]);
-    let chain = build(vec![compute(&[("tenant", "'x'"), ("k2", "a + 1")])], &["tenant", "k2"], &Datastores::new())
-        .await
-        .unwrap();
+    let chain = build(
+        vec![compute(&[("tenant", "'x'"), ("k2", "a + 1")])],
+        &["tenant", "k2"],
+        &Datastores::new(),
+    )
+    .await
+    .unwrap();
     run(&chain, vec![inserts(&schema, &["1|5"])]).await.unwrap();
-    let e = run(&chain, vec![changes(&schema, &[Op::Delete], &["1|-"], None)]).await.unwrap_err();
+    let e = run(&chain, vec![changes(&schema, &[Op::Delete], &["1|-"], None)])
+        .await
+        .unwrap_err();
     assert!(e.to_string().contains("k2"), "{e}");
     assert_eq!(e.code(), code::UNSUPPORTED);
 }
@@ -214,7 +255,9 @@ async fn a_wanted_type_is_checked_value_by_value() {
     };
     let chain = build(vec![stage], &["id"], &Datastores::new()).await.unwrap();
     assert_eq!(chain.output(&schema).unwrap().column("a").unwrap().ty, decimal(6, 2));
-    let made = run(&chain, vec![inserts(&schema, &["1|1.1250", "2|1.1110", "3|99999"])]).await.unwrap();
+    let made = run(&chain, vec![inserts(&schema, &["1|1.1250", "2|1.1110", "3|99999"])])
+        .await
+        .unwrap();
     assert_eq!(made.rows(), ["1|2.25"]);
     assert_eq!(made.reasons(), ["compute:a:bad_cast", "compute:a:bad_cast"]);
 }

@@ -37,11 +37,19 @@ fn table(columns: &[(&str, ColumnType)], key: &[&str]) -> TableSchema {
 /// Rows as texts; `-` is NULL.
 fn rows(lines: &[&str]) -> Vec<Row> {
     let cell = |c: &str| (c != "-").then(|| c.to_string());
-    lines.iter().map(|l| l.split('|').map(|c| cell(c.trim())).collect()).collect()
+    lines
+        .iter()
+        .map(|l| l.split('|').map(|c| cell(c.trim())).collect())
+        .collect()
 }
 
 fn shown(rows: &[Row]) -> Vec<String> {
-    let cells = |r: &Row| r.iter().map(|c| c.clone().unwrap_or("-".into())).collect::<Vec<_>>().join("|");
+    let cells = |r: &Row| {
+        r.iter()
+            .map(|c| c.clone().unwrap_or("-".into()))
+            .collect::<Vec<_>>()
+            .join("|")
+    };
     rows.iter().map(cells).collect()
 }
 
@@ -84,7 +92,10 @@ struct Made {
 
 impl Made {
     fn rows(&self) -> Vec<String> {
-        self.batches.iter().flat_map(|b| shown(&texts(&b.rows).unwrap())).collect()
+        self.batches
+            .iter()
+            .flat_map(|b| shown(&texts(&b.rows).unwrap()))
+            .collect()
     }
 
     fn ops(&self) -> Vec<Op> {
@@ -130,7 +141,12 @@ async fn run(chain: &Chain, batches: Vec<ChangeBatch>) -> Result<Made> {
             "{} does not balance: {a:?}",
             stage.name()
         );
-        assert_eq!(a.rows_out, next.iter().map(|b| b.len() as u64).sum::<u64>(), "{}", stage.name());
+        assert_eq!(
+            a.rows_out,
+            next.iter().map(|b| b.len() as u64).sum::<u64>(),
+            "{}",
+            stage.name()
+        );
         at = next;
     }
     made.batches = at;

@@ -19,14 +19,26 @@ fn cast(casts: &[(&str, ColumnType)]) -> StageSpec {
 
 #[tokio::test]
 async fn casts_are_checked_and_reject_what_does_not_fit() {
-    let schema = table(&[("id", ColumnType::Int64), ("price", TEXT), ("day", ColumnType::Timestamp)], &["id"]);
+    let schema = table(
+        &[
+            ("id", ColumnType::Int64),
+            ("price", TEXT),
+            ("day", ColumnType::Timestamp),
+        ],
+        &["id"],
+    );
     let stage = cast(&[("price", decimal(6, 2)), ("day", ColumnType::Date)]);
     let chain = build(vec![stage], &["id"], &Datastores::new()).await.unwrap();
     let output = chain.output(&schema).unwrap();
     assert_eq!(output.columns[1].ty, decimal(6, 2));
     let input = inserts(
         &schema,
-        &["1|12.5|2024-01-31 10:00:00", "2|cheap|2024-01-31 10:00:00", "3|1.234|-", "4|-|-"],
+        &[
+            "1|12.5|2024-01-31 10:00:00",
+            "2|cheap|2024-01-31 10:00:00",
+            "3|1.234|-",
+            "4|-|-",
+        ],
     );
     let made = run(&chain, vec![input]).await.unwrap();
     assert_eq!(made.rows(), ["1|12.50|2024-01-31", "4|-|-"]);
@@ -35,26 +47,44 @@ async fn casts_are_checked_and_reject_what_does_not_fit() {
     // A delete carries its key only, and an absent value is no value.
     let batch = changes(&schema, &[Op::Delete, Op::Update], &["5|junk|-", "6|junk|-"], None);
     let made = run(&chain, vec![absent(batch, 1, 1)]).await.unwrap();
-    assert_eq!((made.rows(), made.ops()), (vec!["5|-|-".to_string(), "6|-|-".into()], vec![Op::Delete, Op::Update]));
+    assert_eq!(
+        (made.rows(), made.ops()),
+        (vec!["5|-|-".to_string(), "6|-|-".into()], vec![Op::Delete, Op::Update])
+    );
 
-    let never = build(vec![cast(&[("day", ColumnType::Int32)])], &["id"], &Datastores::new()).await.unwrap();
+    let never = build(vec![cast(&[("day", ColumnType::Int32)])], &["id"], &Datastores::new())
+        .await
+        .unwrap();
     assert_eq!(never.output(&schema).unwrap_err().code(), code::CONFIG_TYPE);
-    let missing = build(vec![cast(&[("dya", ColumnType::Int32)])], &["id"], &Datastores::new()).await.unwrap();
+    let missing = build(vec![cast(&[("dya", ColumnType::Int32)])], &["id"], &Datastores::new())
+        .await
+        .unwrap();
     let e = missing.output(&schema).unwrap_err();
-    assert_eq!((e.code(), e.next_step()), (code::COLUMN_MISSING, Some("did you mean day?")));
+    assert_eq!(
+        (e.code(), e.next_step()),
+        (code::COLUMN_MISSING, Some("did you mean day?"))
+    );
     assert!(e.to_string().contains("stage cast"), "{e}");
 }
 
 #[tokio::test]
 async fn a_projection_chooses_renames_and_carries() {
-    let schema = table(&[("id", ColumnType::Int32), ("a", decimal(8, 2)), ("b", TEXT)], &["key"]);
+    let schema = table(
+        &[("id", ColumnType::Int32), ("a", decimal(8, 2)), ("b", TEXT)],
+        &["key"],
+    );
     let to = |from: &str, name: &str, to: Option<ColumnType>| Projected {
         from: from.into(),
         name: name.into(),
         to,
     };
-    let columns = vec![to("a", "price", Some(decimal(10, 2))), to("id", "key", Some(ColumnType::Int64))];
-    let chain = build(vec![StageSpec::Project { columns }], &["key"], &Datastores::new()).await.unwrap();
+    let columns = vec![
+        to("a", "price", Some(decimal(10, 2))),
+        to("id", "key", Some(ColumnType::Int64)),
+    ];
+    let chain = build(vec![StageSpec::Project { columns }], &["key"], &Datastores::new())
+        .await
+        .unwrap();
     assert!(chain.projects());
     assert_eq!(chain.needs(), ["a", "id"]);
     let output = chain.output(&schema).unwrap();
@@ -95,7 +125,10 @@ async fn a_chain_says_what_it_needs_and_books_every_stage_apart() {
         map("a").into(),
     ];
     let chain = Chain::build(stages, &["id".into()], &Datastores::new()).await.unwrap();
-    assert_eq!(chain.names().collect::<Vec<_>>(), ["value_map", "second", "value_map_2"]);
+    assert_eq!(
+        chain.names().collect::<Vec<_>>(),
+        ["value_map", "second", "value_map_2"]
+    );
     assert_eq!(chain.needs(), ["a", "b"]);
     let made = run(&chain, vec![inserts(&schema, &["1|1|1", "2|2|2"])]).await.unwrap();
     assert_eq!(made.rows(), ["1|one|one", "2|2|2"]);
@@ -105,25 +138,41 @@ async fn a_chain_says_what_it_needs_and_books_every_stage_apart() {
 #[cfg(not(feature = "datafusion"))]
 #[tokio::test]
 async fn a_build_without_expressions_says_so() {
-    for stage in [crate::compute(&[("a", "b + 1")]), StageSpec::Filter { condition: "a".into() }] {
-        let e = build(vec![stage], &["id"], &Datastores::new()).await.map(|_| ()).unwrap_err();
+    for stage in [
+        crate::compute(&[("a", "b + 1")]),
+        StageSpec::Filter { condition: "a".into() },
+    ] {
+        let e = build(vec![stage], &["id"], &Datastores::new())
+            .await
+            .map(|_| ())
+            .unwrap_err();
         assert_eq!(e.code(), code::UNSUPPORTED);
         assert_eq!(e.next_step(), Some("build with --features datafusion"));
     }
 }
 
 fn orders() -> TableSchema {
-    table(&[("id", ColumnType::Int64), ("v", ColumnType::Int64), ("n", TEXT)], &["id"])
+    table(
+        &[("id", ColumnType::Int64), ("v", ColumnType::Int64), ("n", TEXT)],
+        &["id"],
+    )
 }
 
 async fn dedup(spec: DedupSpec) -> Chain {
-    build(vec![StageSpec::Dedup(spec)], &["id"], &Datastores::new()).await.unwrap()
+    build(vec![StageSpec::Dedup(spec)], &["id"], &Datastores::new())
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
 async fn one_row_per_key_over_all_batches() {
     let schema = orders();
-    let batches = || vec![inserts(&schema, &["1|5|a", "2|1|b", "1|7|c"]), inserts(&schema, &["2|9|d", "1|6|e", "3|1|f"])];
+    let batches = || {
+        vec![
+            inserts(&schema, &["1|5|a", "2|1|b", "1|7|c"]),
+            inserts(&schema, &["2|9|d", "1|6|e", "3|1|f"]),
+        ]
+    };
     let last = dedup(DedupSpec::last(["id"])).await;
     let made = run(&last, batches()).await.unwrap();
     assert_eq!(made.rows(), ["2|1|b", "1|7|c", "2|9|d", "1|6|e", "3|1|f"]);
@@ -150,7 +199,10 @@ async fn one_row_per_key_over_all_batches() {
     let mut by_text = DedupSpec::last(["id"]);
     by_text.order_by = Some("amount".into());
     let schema = table(&[("id", ColumnType::Int64), ("amount", ColumnType::Numeric)], &["id"]);
-    assert_eq!(dedup(by_text).await.output(&schema).unwrap_err().code(), code::CONFIG_TYPE);
+    assert_eq!(
+        dedup(by_text).await.output(&schema).unwrap_err().code(),
+        code::CONFIG_TYPE
+    );
 }
 
 proptest! {

@@ -75,6 +75,13 @@ pub trait Stages: Send + Sync {
     /// Fresh stages for a partition.
     fn open(&self) -> Result<Vec<Box<dyn Stage>>>;
 
+    /// Fresh stages for a partition whose rows must come out in the columns of the plan, in the types and forms on which
+    /// the destination agreed.
+    fn open_for(&self, planned: &TableSchema) -> Result<Vec<Box<dyn Stage>>> {
+        let _ = planned;
+        self.open()
+    }
+
     /// Whether there are none, so that rows may pass undecoded.
     fn is_empty(&self) -> bool;
 }

@@ -181,6 +181,16 @@ impl Stages for Chain {
             .collect()
     }
 
+    fn open_for(&self, planned: &TableSchema) -> Result<Vec<Box<dyn Stage>>> {
+        let mut stages = self.open()?;
+        if !stages.is_empty() {
+            let name = self.unique("output");
+            let stage = Project::planned(&name, planned).open()?;
+            stages.push(Box::new(Named { name, stage }));
+        }
+        Ok(stages)
+    }
+
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

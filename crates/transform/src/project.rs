@@ -17,18 +17,89 @@ use synctool_core::stage::{Stage, Staged};
 #[derive(Debug, Clone)]
 pub(crate) struct Project {
     name: Arc<str>,
-    columns: Arc<[Projected]>,
+    targets: Arc<[Target]>,
     key: Arc<[String]>,
+}
+
+#[derive(Debug, Clone)]
+enum Target {
+    /// What a user chose.
+    Chosen(Projected),
+    /// What the plan says of the column of that name.
+    Planned(Column),
+}
+
+impl Target {
+    fn from(&self) -> &str {
+        match self {
+            Target::Chosen(p) => &p.from,
+            Target::Planned(column) => &column.name,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Target::Chosen(p) => &p.name,
+            Target::Planned(column) => &column.name,
+        }
+    }
+
+    fn column(&self, from: &Column) -> Column {
+        match self {
+            Target::Planned(column) => column.clone(),
+            Target::Chosen(Projected { name, to: None, .. }) => Column {
+                name: name.clone(),
+                ..from.clone()
+            },
+            Target::Chosen(Projected { name, to: Some(to), .. }) => Column {
+                nullable: from.nullable,
+                ..Column::new(name.clone(), to.clone())
+            },
+        }
+    }
 }
 
 impl Project {
     pub(crate) fn new(name: &str, columns: Vec<Projected>, key: Arc<[String]>) -> Self {
         Project {
             name: name.into(),
-            columns: columns.into(),
+            targets: columns.into_iter().map(Target::Chosen).collect(),
             key,
         }
     }
+
+    /// The columns as the plan has them, in the types and forms that the destination agreed on.
+    pub(crate) fn planned(name: &str, schema: &TableSchema) -> Self {
+        Project {
+            name: name.into(),
+            targets: schema.columns.iter().cloned().map(Target::Planned).collect(),
+            key: schema.key.clone().into(),
+        }
+    }
+
+    /// Where the columns come from, and what they become.
+    fn plan(&self, columns: &[Column]) -> Result<Plan> {
+        let mut plan = Plan {
+            places: Vec::with_capacity(self.targets.len()),
+            columns: Vec::with_capacity(self.targets.len()),
+            schema: arrow_schema(&[]),
+        };
+        for target in self.targets.iter() {
+            let at = place(columns, target.from())?;
+            let column = target.column(&columns[at]);
+            check(&columns[at], &column)?;
+            plan.places.push(at);
+            plan.columns.push(column);
+        }
+        plan.schema = arrow_schema(&plan.columns);
+        Ok(plan)
+    }
+}
+
+struct Plan {
+    places: Vec<usize>,
+    columns: Vec<Column>,
+    schema: SchemaRef,
 }
 
 /// Checks that one column can become another.
@@ -71,13 +142,8 @@ fn refuse(batch: &ChangeBatch, at: usize, name: &str, failures: Vec<Failure>, re
 
 impl Step for Project {
     fn output(&self, input: &TableSchema) -> Result<TableSchema> {
-        let mut columns = Vec::with_capacity(self.columns.len());
-        for p in self.columns.iter() {
-            check(&input.columns[place(&input.columns, &p.from)?], &p.column)?;
-            columns.push(p.column.clone());
-        }
         let output = TableSchema {
-            columns,
+            columns: self.plan(&input.columns)?.columns,
             key: self.key.to_vec(),
         };
         output.key_indices()?;
@@ -92,11 +158,11 @@ impl Step for Project {
     }
 
     fn reads(&self) -> Vec<String> {
-        self.columns.iter().map(|c| c.from.clone()).collect()
+        self.targets.iter().map(|t| t.from().to_string()).collect()
     }
 
     fn makes(&self) -> Vec<String> {
-        self.columns.iter().map(|c| c.column.name.clone()).collect()
+        self.targets.iter().map(|t| t.name().to_string()).collect()
     }
 
     fn narrows(&self) -> bool {
@@ -106,7 +172,7 @@ impl Step for Project {
 
 struct Projecting {
     config: Project,
-    plan: PerSchema<(Vec<usize>, SchemaRef)>,
+    plan: PerSchema<Plan>,
 }
 
 #[async_trait]
@@ -118,15 +184,10 @@ impl Stage for Projecting {
     async fn apply(&mut self, batch: ChangeBatch) -> Result<Staged> {
         let rows_in = batch.len() as u64;
         let config = &self.config;
-        let (places, schema) = self.plan.get(&batch.rows.schema(), |columns| {
-            let places = config
-                .columns
-                .iter()
-                .map(|p| place(&columns, &p.from))
-                .collect::<Result<_>>()?;
-            let out: Vec<Column> = config.columns.iter().map(|p| p.column.clone()).collect();
-            Ok((places, arrow_schema(&out)))
-        })?;
+        let plan = self.plan.get(&batch.rows.schema(), |columns| config.plan(&columns))?;
+        if batch.rows.schema() == plan.schema {
+            return Ok(Staged::all(batch));
+        }
         let parts = Parts::of(&batch)?;
         let mut out = Parts {
             columns: Vec::new(),
@@ -135,16 +196,16 @@ impl Stage for Projecting {
             before: parts.before.as_ref().map(|_| Vec::new()),
         };
         let mut refused = Refused::new();
-        for (at, to) in places.iter().zip(config.columns.iter()) {
-            let (array, before) = convert_column(&batch, &parts, *at, &to.column, &mut refused)?;
-            out.columns.push(to.column.clone());
+        for (at, to) in plan.places.iter().zip(&plan.columns) {
+            let (array, before) = convert_column(&batch, &parts, *at, to, &mut refused)?;
+            out.columns.push(to.clone());
             out.arrays.push(array);
             out.present.push(parts.present[*at].clone());
             if let (Some(all), Some(before)) = (&mut out.before, before) {
                 all.push(before);
             }
         }
-        let projected = out.into_batch(batch, schema)?;
+        let projected = out.into_batch(batch, &plan.schema)?;
         let rejects = rejects(&config.name, &projected, &config.key, &refused)?;
         let projected = without(projected, &refused)?;
         Ok(Staged {

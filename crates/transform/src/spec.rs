@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
-use synctool_core::schema::{Column, ColumnType, TableId};
+use synctool_core::schema::{ColumnType, TableId};
 
 /// A stage with the name it has in the ledger.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ pub enum StageSpec {
         /// Rows per batch; a boundary ends a batch early.
         target_rows: usize,
     },
-    /// Chooses the columns that are written, in order, in the types and forms in which the destination takes them.
+    /// Chooses the columns that are written, in order.
     Project {
         /// The columns.
         columns: Vec<Projected>,
@@ -107,8 +107,11 @@ pub struct CastTo {
 pub struct Projected {
     /// The column on the way.
     pub from: String,
-    /// The column as it is written: name, type and carrier.
-    pub column: Column,
+    /// Its name from here on.
+    pub name: String,
+    /// Its type from here on, checked value by value; `None` keeps it.
+    #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
+    pub to: Option<ColumnType>,
 }
 
 /// Which of several rows with the same key stays.

@@ -739,7 +739,7 @@ async fn write_partition(
     let mut flow = Flow::start(
         engine.source.clone(),
         reader,
-        engine.stages.open()?,
+        engine.stages.open_for(&table.schema)?,
         plan.tables.clone(),
         plan.verify,
         match partition.work {

@@ -1061,7 +1061,7 @@ impl Source for StagedSource {
         };
         Ok(Box::new(StagedReader {
             reader: self.source.open(&read, partition, after, context).await?,
-            stages: self.stages.open()?,
+            stages: self.stages.open_for(&self.table.schema)?,
             schema: self.table.schema.clone(),
             ready: VecDeque::new(),
         }))

@@ -222,6 +222,10 @@ pub(super) fn round(n: Number, digits: i32) -> Outcome<Number> {
             let Some(p) = tens() else {
                 return Ok(Float(0f64.copysign(v)));
             };
+            // So far out, neighbours are further apart than the numbers to round to.
+            if v.abs() >= 1e38 && digits >= -22 {
+                return Ok(Float(v));
+            }
             if v.abs() >= 1e38 {
                 return Ok(Float((v / p as f64).round_ties_even() * p as f64));
             }
@@ -368,7 +372,12 @@ fn print_float(v: f64) -> String {
 /// `f"{n:.2f}"`.
 pub(super) fn print_fixed(n: Number, digits: u8) -> Outcome<String> {
     match n {
-        Decimal(v, s) => Ok(plain(rescale(v, s, digits as i8)?, digits as i8)),
+        Decimal(v, s) => {
+            let text = plain(rescale(v, s, digits as i8)?, digits as i8);
+            // What is rounded to zero keeps its sign.
+            let sign = if v < 0 && !text.starts_with('-') { "-" } else { "" };
+            Ok(format!("{sign}{text}"))
+        }
         n => match to_float(n) {
             v if v.is_finite() => Ok(format!("{v:.*}", usize::from(digits))),
             v => Ok(print_float(v)),

@@ -691,7 +691,10 @@ mod tests {
         assert_eq!((column, message.as_str()), (18, "the attribute .year is not supported"));
         assert_eq!(fails("lambda x: x['a'] & 1").0, 18);
         assert_eq!(fails("lambda x, y: 1").1, "a lambda takes one row only");
-        assert_eq!(fails("lambda x: [v for v in x['a']]").0, 14);
+        assert_eq!(
+            fails("lambda x: [x['a'] for v in x['b']]"),
+            (19, "comprehensions are not supported".into())
+        );
         assert_eq!(
             fails("lambda x: f'{x[\"a\"]!r}'").1,
             "!r, !s and !a are not supported in an f-string"

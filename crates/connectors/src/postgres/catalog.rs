@@ -191,7 +191,7 @@ fn column(row: &Row) -> Column {
 }
 
 /// The logical type of a base type with its modifier.
-fn column_type(oid: u32, typmod: i32) -> ColumnType {
+pub(super) fn column_type(oid: u32, typmod: i32) -> ColumnType {
     let Some(ty) = Type::from_oid(oid) else {
         return ColumnType::Native;
     };

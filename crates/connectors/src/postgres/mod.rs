@@ -17,6 +17,7 @@ mod examine;
 mod examine_sink;
 mod fold;
 mod integrity;
+pub mod log;
 mod merge;
 mod numeric;
 mod publish;

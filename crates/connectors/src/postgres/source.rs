@@ -587,7 +587,7 @@ fn stopped(table: &TableId) -> Error {
     Error::new(code::INTERRUPTED, format!("reading {table} was stopped"))
 }
 
-fn select(read: &ReadSpec, condition: &str, default_schema: &str) -> String {
+pub(super) fn select(read: &ReadSpec, condition: &str, default_schema: &str) -> String {
     let columns: Vec<String> = read
         .columns
         .iter()
@@ -609,7 +609,7 @@ fn select(read: &ReadSpec, condition: &str, default_schema: &str) -> String {
 }
 
 /// Refuses a column whose type is not what the plan says: its bytes would be taken for something else.
-fn check_type(actual: &Type, planned: &ReadColumn, read: &ReadSpec) -> Result<()> {
+pub(super) fn check_type(actual: &Type, planned: &ReadColumn, read: &ReadSpec) -> Result<()> {
     let expected = Wire::to_read(&planned.column).unwrap_or(Wire::Text);
     if Wire::of_type(actual) == Some(expected) {
         return Ok(());

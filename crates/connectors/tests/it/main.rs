@@ -3,6 +3,7 @@
 #[cfg(feature = "duckdb")]
 mod duckdb;
 mod object;
+mod postgres_log;
 mod postgres_sink;
 mod postgres_source;
 mod postgres_tls;

@@ -295,6 +295,25 @@ fn source_names(key: &[String], read: &ReadSpec) -> Vec<String> {
         .collect()
 }
 
+/// How a column of a table travels under its own name and is stored, as [`plan`] decides it: for strategies that read
+/// whole tables in another way. `there` is the destination's column of that name, if it has one.
+pub fn carry_plain(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    column: &Column,
+    there: Option<&Column>,
+) -> Result<(ReadColumn, Column)> {
+    let choice = ColumnChoice {
+        source: column.name.clone(),
+        destination: column.name.clone(),
+        ty: None,
+        as_text: false,
+        not_null: false,
+    };
+    let (from, to) = carry(source, destination, &choice, column, there)?;
+    Ok((ReadColumn::plain(&column.name, from), to))
+}
+
 /// How a column is read and how it is written; both in the same Arrow type.
 fn carry(
     source: &dyn Source,

@@ -573,6 +573,7 @@ impl ChunkSource for MemoryLog {
                 },
                 next,
                 in_progress: world.invisible.clone(),
+                future: None,
             }
         };
         self.run_between();
@@ -590,6 +591,7 @@ impl ChunkSource for MemoryLog {
                 range: KeyRange::default(),
                 next: None,
                 in_progress: world.invisible.clone(),
+                future: None,
             }
         };
         self.run_between();

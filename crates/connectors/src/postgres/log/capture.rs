@@ -26,6 +26,8 @@ pub struct CaptureRequest {
     pub tables: Vec<TableId>,
     /// The destination's schema for all of them; `None` keeps each one's own.
     pub schema: Option<String>,
+    /// Whether the destination's tables have no schema in their names (SQLite).
+    pub bare: bool,
     /// What is done with rows that are there already; `None` loads into empty tables and makes others equal.
     pub initial: Option<Initial>,
     /// Whether tables without a key are followed: their rows from before are left out, and updates and deletes of them
@@ -44,6 +46,7 @@ impl CaptureRequest {
             pipeline,
             tables: Vec::new(),
             schema: None,
+            bare: false,
             initial: None,
             keyless: false,
             now: now.into(),
@@ -60,6 +63,7 @@ impl CaptureRequest {
             "publication": source.options().publication,
             "tables": tables,
             "schema": self.schema,
+            "bare": self.bare,
         })
     }
 }
@@ -121,8 +125,9 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
                 "ALTER TABLE {table} ADD PRIMARY KEY (…); or allow tables without a key, which follows only what comes from now on"
             )));
         }
+        let own = request.schema.clone().or_else(|| described.table.schema.clone());
         let to = TableId {
-            schema: request.schema.clone().or_else(|| described.table.schema.clone()),
+            schema: own.filter(|_| !request.bare),
             name: described.table.name.clone(),
         };
         let there = destination.describe(&to).await?;

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod capture;
+pub mod changes;
 mod chunks;
 mod client;
 mod decode;

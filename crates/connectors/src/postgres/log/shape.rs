@@ -93,8 +93,6 @@ pub(super) struct Shape {
     /// Which rows are published.
     pub(super) filter: Option<String>,
     pub(super) arrow: SchemaRef,
-    /// The partitions it has, if they come under their own names.
-    pub(super) leaves: Vec<(u32, TableId)>,
 }
 
 /// A column of a [`Shape`].
@@ -196,7 +194,6 @@ impl Shape {
             key: Vec::new(),
             filter: published.and_then(|p| p.filter.clone()),
             arrow: arrow_schema::Schema::empty().into(),
-            leaves,
         };
         shape.key = TableSchema {
             columns: shape.columns.iter().map(|c| c.column.clone()).collect(),

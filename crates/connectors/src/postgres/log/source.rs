@@ -67,7 +67,10 @@ impl LogSource {
 
     /// Follows the tables of a plan that [`super::capture`] made. To be called before the engine opens the log.
     pub fn follow(&self, plan: &Plan) {
-        let tables = plan.tables.iter().map(|t| Followed::of(plan, t)).collect();
+        self.follow_tables(plan.tables.iter().map(|t| Followed::of(plan, t)).collect());
+    }
+
+    pub(super) fn follow_tables(&self, tables: Vec<Followed>) {
         *self.followed.lock().expect("nothing panics while holding it") = tables;
     }
 

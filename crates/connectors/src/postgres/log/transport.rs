@@ -26,6 +26,9 @@ const PIECE: usize = 256 << 10;
 /// How often a stream looks whether it is so far behind that peeking is better.
 const LAG_CHECK: Duration = Duration::from_secs(15);
 
+/// A server that answered none of so many calls in a row is gone.
+const PATIENCE: u32 = 12;
+
 /// How long the server may take to let a slot go.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -316,6 +319,8 @@ struct Streaming {
     /// Whether the last change sent was a commit.
     between: bool,
     checked: Instant,
+    /// When the server was last heard of.
+    heard: Instant,
 }
 
 impl Streaming {
@@ -326,6 +331,7 @@ impl Streaming {
             received: 0,
             between: true,
             checked: Instant::now(),
+            heard: Instant::now(),
         }
     }
 
@@ -425,6 +431,7 @@ impl Transport for Streaming {
                             _ => self.status(line, false).await?,
                         }
                     };
+                    self.heard = Instant::now();
                     line.send(Form::Frames, bytes, permit);
                     if answer {
                         self.status(line, false).await?;
@@ -434,6 +441,7 @@ impl Transport for Streaming {
                 Frames::More => tokio::select! {
                     filled = link.fill() => {
                         filled?;
+                        self.heard = Instant::now();
                         continue;
                     }
                     calls = call(&mut tick, &mut confirmed) => calls,
@@ -446,6 +454,9 @@ impl Transport for Streaming {
                 }
                 Call::Confirmed => self.status(line, false).await?,
                 Call::Poked => self.status(line, true).await?,
+                Call::Tick if self.heard.elapsed() > self.route.status_interval * PATIENCE => {
+                    return Err(Error::new(code::CONNECTION_LOST, "the server does not answer on the replication connection"));
+                }
                 Call::Tick => {
                     self.status(line, true).await?;
                     if self.is_behind(line).await? {

@@ -133,7 +133,9 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
         let there = destination.describe(&to).await?;
         let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
         for column in &described.schema.columns {
-            let comes = columns.map_or(!column.generated, |c| c.iter().any(|n| *n == column.name));
+            // Before 18 the list of published columns has generated ones, and the log has not.
+            let may = !column.generated || connection.version() >= 180_000;
+            let comes = columns.map_or(!column.generated, |c| may && c.iter().any(|n| *n == column.name));
             let existing = there.as_ref().and_then(|t| t.column(&column.name));
             if !comes || existing.is_some_and(|e| e.generated) {
                 plan.reasons.push(format!("{table}: column {} is not in the log and left out", column.name));
@@ -163,7 +165,7 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
         let remembered = Remembered {
             initial,
             oid: described.oid,
-            numbers: shape::numbers(&connection, described.oid).await?,
+            columns: shape::attributes(&connection, described.oid).await?,
         };
         let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
         plan.remember.insert(Remembered::name(&table), text);

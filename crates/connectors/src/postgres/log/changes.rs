@@ -168,13 +168,16 @@ impl ChangesBuilder {
             let described = catalog::describe(&connection, &table, &schema).await?;
             let published = publication.tables.iter().find(|p| p.table == described.table);
             let columns = published.and_then(|p| p.columns.as_ref());
-            let comes = |name: &str, generated: bool| columns.map_or(!generated, |c| c.iter().any(|c| c == name));
+            let may = connection.version() >= 180_000;
+            let comes = |name: &str, generated: bool| {
+                columns.map_or(!generated, |c| (may || !generated) && c.iter().any(|c| c == name))
+            };
             let mut all = described.schema.columns;
             all.retain(|c| comes(&c.name, c.generated));
             followed.push(Followed {
                 read: ReadSpec::all(described.table, &all),
                 key: described.schema.key,
-                numbers: shape::numbers(&connection, described.oid).await?,
+                known: shape::attributes(&connection, described.oid).await?,
                 oid: described.oid,
                 initial: self.initial,
             });

@@ -268,7 +268,9 @@ impl ChunkSource for Chunks {
         };
         let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
         conditions.extend(Some(slices::condition(&from_here)?).filter(|c| !c.is_empty()));
-        let order: Vec<String> = sources.iter().map(|c| ident(c)).collect();
+        // Qualified: a bare name would mean the selected text of a column that is cast, which sorts otherwise.
+        let own = ident(&table.name);
+        let order: Vec<String> = sources.iter().map(|c| format!("{own}.{}", ident(c))).collect();
         let order = format!(" ORDER BY {}", order.join(", "));
         let (rows, snapshot) = self.read(&shape, &conditions.join(" AND "), &order, Some(limit + 1)).await?;
         let (rows, next) = if rows.num_rows() > limit {

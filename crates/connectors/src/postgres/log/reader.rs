@@ -126,7 +126,24 @@ impl LogReader {
         until: Option<Lsn>,
         heartbeat: DropGuard,
     ) -> Self {
-        let tables = world.shapes.all().len();
+        let shapes = world.shapes.all();
+        let mut out = VecDeque::new();
+        // A sink that was opened anew knows the plan's columns only.
+        for shape in shapes.iter().filter(|s| !s.added_columns().is_empty()) {
+            let difference = SchemaDifference {
+                missing: shape.added_columns(),
+                ..SchemaDifference::default()
+            };
+            let table = shape.table.clone();
+            out.push_back(Event::Schema(SchemaChange { table, difference }));
+        }
+        if !out.is_empty() {
+            out.push_back(Event::Boundary {
+                position: position.encode(),
+                committed_at: None,
+                tx: None,
+            });
+        }
         LogReader {
             world,
             context,
@@ -136,7 +153,7 @@ impl LogReader {
             looked: None,
             binary,
             relations: HashMap::new(),
-            builders: (0..tables).map(|_| None).collect(),
+            builders: shapes.iter().map(|_| None).collect(),
             current: None,
             hold: None,
             tx: None,
@@ -144,7 +161,7 @@ impl LogReader {
             xid_near,
             until,
             quiet_since: Instant::now(),
-            out: VecDeque::new(),
+            out,
             _heartbeat: heartbeat,
         }
     }

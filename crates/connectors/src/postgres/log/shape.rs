@@ -1,6 +1,6 @@
 //! What a followed table looks like at the place where the log is read: the plan's columns, and those that came since.
 
-use super::super::catalog::{self, Described};
+use super::super::catalog;
 use super::super::client::Connection;
 use super::super::types::Wire;
 use super::pgoutput::{Relation, RelationColumn};
@@ -8,7 +8,6 @@ use super::slot::{Publication, Published};
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, PlannedTable, ReadColumn, ReadSpec};
@@ -20,8 +19,9 @@ pub(super) struct Followed {
     pub(super) read: ReadSpec,
     /// The key, in destination names.
     pub(super) key: Vec<String>,
-    /// The columns' places in the catalog when the plan was made, by name: they tell a renamed column from a new one.
-    pub(super) numbers: BTreeMap<String, i16>,
+    /// The columns in the catalog when the plan was made: they tell a renamed column from a new one, and a type that
+    /// was altered since.
+    pub(super) known: Vec<Attribute>,
     /// The table's number then.
     pub(super) oid: u32,
     /// What is to be read of it besides its log, at the beginning.
@@ -46,7 +46,7 @@ pub enum Initial {
 pub(super) struct Remembered {
     pub(super) initial: Initial,
     pub(super) oid: u32,
-    pub(super) numbers: BTreeMap<String, i16>,
+    pub(super) columns: Vec<Attribute>,
 }
 
 impl Remembered {
@@ -66,17 +66,11 @@ impl Followed {
         Followed {
             read: planned.read.clone(),
             key: planned.schema.key.clone(),
-            numbers: remembered.numbers,
+            known: remembered.columns,
             oid: remembered.oid,
             initial: remembered.initial,
         }
     }
-}
-
-/// The columns' places in the catalog, by name.
-pub(super) async fn numbers(connection: &Connection, oid: u32) -> Result<BTreeMap<String, i16>> {
-    let all = attributes_of(connection, oid).await?;
-    Ok(all.into_iter().map(|a| (a.name, a.number)).collect())
 }
 
 /// A followed table as it is at one place of the log.
@@ -144,21 +138,23 @@ impl Shape {
         schema: &str,
     ) -> Result<Shape> {
         let described = catalog::describe(connection, &followed.read.table, schema).await?;
-        let numbers = attributes(connection, &described).await?;
-        let known = |source: &str| numbers.iter().find(|a| a.name == source);
+        let now = attributes(connection, described.oid).await?;
+        let known = |source: &str| now.iter().find(|a| a.name == source);
         let mut columns = Vec::new();
         for c in &followed.read.columns {
-            let numbered = followed.numbers.get(&c.source).filter(|_| followed.oid == described.oid);
-            let there = match numbered {
-                Some(n) => numbers.iter().find(|a| a.number == *n),
+            // As the plan knew it; a table that was made again has other numbers.
+            let then = followed.known.iter().find(|a| a.name == c.source && followed.oid == described.oid);
+            let there = match then {
+                Some(then) => now.iter().find(|a| a.number == then.number),
                 None => known(&c.source),
             };
+            let typed = then.or(there);
             columns.push(ShapeColumn {
                 source: c.source.clone(),
                 now: there.map_or_else(|| c.source.clone(), |a| a.name.clone()),
                 number: there.map_or(0, |a| a.number),
-                type_oid: there.map_or(0, |a| a.type_oid),
-                modifier: there.map_or(-1, |a| a.modifier),
+                type_oid: typed.map_or(0, |a| a.type_oid),
+                modifier: typed.map_or(-1, |a| a.modifier),
                 column: c.column.clone(),
                 filled: false,
             });
@@ -175,7 +171,7 @@ impl Shape {
                 type_oid: there.type_oid,
                 modifier: there.modifier,
                 column: travelling(column.clone()),
-                filled: there.filled,
+                filled: false,
             });
         }
         let mut published: Option<&Published> = publication.tables.iter().find(|p| p.table == described.table);
@@ -227,6 +223,11 @@ impl Shape {
         self.columns[self.planned..].iter().map(|c| c.source.clone()).collect()
     }
 
+    /// The columns that are not the plan's, for a sink that does not know of them.
+    pub(super) fn added_columns(&self) -> Vec<Column> {
+        self.columns[self.planned..].iter().map(|c| c.column.clone()).collect()
+    }
+
     /// Whether every value can come as its type sends it.
     pub(super) fn is_binary(&self) -> bool {
         self.columns.iter().all(|c| Wire::to_read(&c.column).is_some())
@@ -248,7 +249,7 @@ impl Shape {
         if settled && !relation.columns.iter().any(|r| is_new(&r)) {
             return Ok(None);
         }
-        let now = attributes_of(connection, self.oid).await?;
+        let now = attributes(connection, self.oid).await?;
         let mut next = self.clone();
         let mut difference = SchemaDifference::default();
         for (at, c) in next.columns.iter_mut().enumerate() {
@@ -329,19 +330,19 @@ fn travelling(mut column: Column) -> Column {
     column
 }
 
-struct Attribute {
+/// A column in the catalog.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Attribute {
     name: String,
     number: i16,
     type_oid: u32,
     modifier: i32,
+    #[serde(default)]
     filled: bool,
 }
 
-async fn attributes(connection: &Connection, described: &Described) -> Result<Vec<Attribute>> {
-    attributes_of(connection, described.oid).await
-}
-
-async fn attributes_of(connection: &Connection, oid: u32) -> Result<Vec<Attribute>> {
+/// The columns of a table as the catalog has them.
+pub(super) async fn attributes(connection: &Connection, oid: u32) -> Result<Vec<Attribute>> {
     const SQL: &str = "
         SELECT attname::text, attnum, atttypid, atttypmod, atthasmissing OR atthasdef OR attgenerated <> '' OR attnotnull
         FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum";

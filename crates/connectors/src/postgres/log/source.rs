@@ -113,10 +113,10 @@ impl LogSource {
             database: row.get(0),
             slot: name.clone(),
         };
-        let state = slot::find(connection, name).await?;
+        let state = slot::find(connection, name).await;
         let keyed = || followed.iter().filter(|f| !f.key.is_empty());
         let Some(after) = after else {
-            let lsn = match state {
+            let lsn = match state? {
                 Some(state) => usable(name, &state)?,
                 None if self.options.create => slot::create(connection, &self.options).await?,
                 None => {
@@ -143,7 +143,21 @@ impl LogSource {
             false => link.history(system.timeline).await?,
         };
         let end = end_of_log(connection).await?;
-        let verdict = position::check(&stored, &system, origin.database, name, state.as_ref(), &history, end);
+        // Whose log it is comes before what is wrong with the slot.
+        let unknown = SlotState {
+            confirmed: Some(0),
+            lost: None,
+        };
+        let known = match &state {
+            Ok(state) => state.as_ref(),
+            Err(_) => Some(&unknown),
+        };
+        let verdict = position::check(&stored, &system, origin.database, name, known, &history, end);
+        let state = match (&verdict, state) {
+            (_, Ok(state)) => state,
+            (Ok(()), Err(e)) => return Err(e),
+            (Err(_), Err(_)) => None,
+        };
         match verdict {
             Ok(()) => Ok((LogPosition { origin, ..stored }, after.pending)),
             Err(e) if self.options.repair => {

@@ -13,7 +13,7 @@ use synctool_connectors::postgres::log::capture::{CaptureRequest, capture};
 use synctool_connectors::postgres::log::{LogOptions, LogSource};
 use synctool_connectors::postgres::{DestinationOptions, Postgres as Database, PostgresConfig, PostgresDestination};
 use synctool_core::engine::{Engine, Options};
-use synctool_core::error::{Error, Result};
+use synctool_core::error::Result;
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::Plan;
 use synctool_core::retry::RetryPolicy;
@@ -127,7 +127,7 @@ fn database(url: &str) -> Database {
 fn options() -> Options {
     Options {
         retry: RetryPolicy {
-            attempts: 6,
+            attempts: 60,
             initial: Duration::from_millis(20),
             max: Duration::from_millis(500),
             ..RetryPolicy::default()
@@ -193,10 +193,5 @@ impl Following {
             Err(e) => Err(e),
             Ok(_) => Ok(()),
         }
-    }
-
-    /// The error with which it ended by itself.
-    async fn error(self) -> Error {
-        self.task.await.expect("the task does not panic").expect_err("it must fail")
     }
 }

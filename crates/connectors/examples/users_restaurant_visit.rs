@@ -108,7 +108,9 @@ async fn follow(database: &Postgres) -> Result<()> {
     })?);
     let destination = Arc::new(PostgresDestination::open(database.clone(), DestinationOptions::default()).await?);
     let mut request = CaptureRequest::new("users_restaurant_visit", "2026-01-01T00:00:00Z");
-    request.tables = ["users", "restaurant", "visit"].map(|t| TableId::new("public", t)).to_vec();
+    request.tables = ["users", "restaurant", "visit"]
+        .map(|t| TableId::new("public", t))
+        .to_vec();
     request.schema = Some("copies".into());
     let mut engine = Engine::new(source.clone(), destination.clone());
     engine.stages = Arc::new(Printing);

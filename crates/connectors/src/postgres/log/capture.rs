@@ -4,7 +4,7 @@ use super::super::catalog::{self, Described};
 use super::super::client::Connection;
 use super::shape::Remembered;
 use super::source::LogSource;
-use super::{slot, shape};
+use super::{shape, slot};
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
@@ -77,7 +77,12 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
     let publication = slot::publication(&connection, source.options(), &request.tables, &config.schema).await?;
     let marks = TableId::new(&source.options().control_schema, slot::WATERMARK_TABLE);
     let wanted: Vec<TableId> = match request.tables.is_empty() {
-        true => publication.tables.iter().map(|p| p.table.clone()).filter(|t| *t != marks).collect(),
+        true => publication
+            .tables
+            .iter()
+            .map(|p| p.table.clone())
+            .filter(|t| *t != marks)
+            .collect(),
         false => request.tables.clone(),
     };
     if wanted.is_empty() {
@@ -113,7 +118,9 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
         }
         let columns = published.and_then(|p| p.columns.as_deref());
         if published.is_some_and(|p| p.filter.is_some()) {
-            plan.reasons.push(format!("{table}: only the rows that the publication's filter lets through"));
+            plan.reasons.push(format!(
+                "{table}: only the rows that the publication's filter lets through"
+            ));
         }
         let key = key(&connection, &described, &mut plan.reasons).await?;
         if key.is_empty() && !request.keyless {
@@ -138,7 +145,10 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
             let comes = columns.map_or(!column.generated, |c| may && c.iter().any(|n| *n == column.name));
             let existing = there.as_ref().and_then(|t| t.column(&column.name));
             if !comes || existing.is_some_and(|e| e.generated) {
-                plan.reasons.push(format!("{table}: column {} is not in the log and left out", column.name));
+                plan.reasons.push(format!(
+                    "{table}: column {} is not in the log and left out",
+                    column.name
+                ));
                 continue;
             }
             let (from, mut stored) = carry_plain(source, destination, column, existing)?;
@@ -208,7 +218,9 @@ async fn key(connection: &Connection, described: &Described, reasons: &mut Vec<S
     }
     reasons.push(match identity {
         "f" => format!("{table} has no key: whole old rows find what changed; equal rows count as one another"),
-        _ => format!("{table} has no key: only inserts and TRUNCATE are followed; the server refuses updates and deletes"),
+        _ => format!(
+            "{table} has no key: only inserts and TRUNCATE are followed; the server refuses updates and deletes"
+        ),
     });
     // With FULL any unique key that no row escapes will do, if there is one.
     match identity {

@@ -18,9 +18,9 @@
 //! # }
 //! ```
 
+use super::super::PostgresConfig;
 use super::super::catalog;
 use super::super::client::Postgres;
-use super::super::PostgresConfig;
 use super::shape::{self, Followed, Initial};
 use super::source::LogSource;
 use super::{LogOptions, slot};
@@ -83,7 +83,9 @@ impl Changes {
                     .parse()
                     .map_err(|_| Error::new(code::CONFIG_URI, "POSTGRES_PORT is not the number of a port"))?;
                 let user = set("POSTGRES_USER").unwrap_or_else(|| "postgres".into());
-                let database = set("POSTGRES_NAME").or_else(|| set("POSTGRES_DB")).unwrap_or_else(|| user.clone());
+                let database = set("POSTGRES_NAME")
+                    .or_else(|| set("POSTGRES_DB"))
+                    .unwrap_or_else(|| user.clone());
                 let host = set("POSTGRES_HOST").unwrap_or_else(|| "localhost".into());
                 PostgresConfig {
                     password: set("POSTGRES_PASSWORD"),
@@ -185,7 +187,9 @@ impl ChangesBuilder {
         connection.recycle();
         source.follow_tables(followed);
         let read = ReadSpec::of(TableId::bare(""), Vec::new());
-        let reader = source.open(&read, &LogSource::partition(), after, &self.context).await?;
+        let reader = source
+            .open(&read, &LogSource::partition(), after, &self.context)
+            .await?;
         Ok(Changes { reader })
     }
 }
@@ -210,7 +214,10 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(b.config.server(), "db:6543/shop");
-        assert_eq!((b.options.slot.as_str(), b.options.publication.as_str()), ("my_slot", "my_pub"));
+        assert_eq!(
+            (b.options.slot.as_str(), b.options.publication.as_str()),
+            ("my_slot", "my_pub")
+        );
         assert!(!format!("{b:?}").contains("sesame"));
         let b = all(&[("POSTGRES_CONNSTR", "postgres://a@b:1/c"), ("POSTGRES_HOST", "other")]).unwrap();
         assert_eq!(b.config.server(), "b:1/c");

@@ -76,7 +76,13 @@ impl Chunks {
             .ok_or_else(|| Error::bug(format!("a chunk of {table}, which is not followed")))
     }
 
-    async fn read(&self, shape: &Shape, condition: &str, order: &str, limit: Option<usize>) -> Result<(RecordBatch, Snapshot)> {
+    async fn read(
+        &self,
+        shape: &Shape,
+        condition: &str,
+        order: &str,
+        limit: Option<usize>,
+    ) -> Result<(RecordBatch, Snapshot)> {
         let connection = self.database.connect().await?;
         connection.working(true);
         let done = self.read_on(&connection, shape, condition, order, limit).await;
@@ -101,14 +107,13 @@ impl Chunks {
             let e = connection.error(e, &what);
             if e.code() == code::COLUMN_MISSING {
                 // The log has not shown the change yet; it is looked at again.
-                return Error::new(code::CONFLICT, format!("{what} failed: the table was altered just now")).caused_by(e);
+                return Error::new(code::CONFLICT, format!("{what} failed: the table was altered just now"))
+                    .caused_by(e);
             }
             e
         };
         let begun = connection
-            .simple_query(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_catalog.txid_current_snapshot()",
-            )
+            .simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_catalog.txid_current_snapshot()")
             .await
             .map_err(fail)?;
         let snapshot = begun.iter().find_map(|m| match m {
@@ -151,7 +156,10 @@ impl Chunks {
             }
         }
         if !frame.ended() {
-            return Err(Error::new(code::CONNECTION_LOST, format!("{what} failed: it ended in the middle")));
+            return Err(Error::new(
+                code::CONNECTION_LOST,
+                format!("{what} failed: it ended in the middle"),
+            ));
         }
         connection.batch_execute("COMMIT").await.map_err(fail)?;
         if count > 0 {
@@ -232,7 +240,8 @@ impl ChunkSource for Chunks {
                      DELETE FROM {table} WHERE selectionid = {token}; COMMIT"
                 );
                 if let Err(e) = connection.batch_execute(&sql).await {
-                    return Err(fail(e).hint("the role must be able to write the table of watermarks, or use read-only watermarks"));
+                    return Err(fail(e)
+                        .hint("the role must be able to write the table of watermarks, or use read-only watermarks"));
                 }
             }
             Watermarks::ReadOnly => {
@@ -258,7 +267,12 @@ impl ChunkSource for Chunks {
     async fn read_chunk(&self, table: &TableId, from: Option<&[String]>, limit: usize) -> Result<Chunk> {
         let shape = self.shape(table)?;
         let schema = shape.schema();
-        let width = self.widths.lock().expect("nothing panics while holding it").get(table).copied();
+        let width = self
+            .widths
+            .lock()
+            .expect("nothing panics while holding it")
+            .get(table)
+            .copied();
         let limit = width.map_or(limit, |w| limit.min((CHUNK_BYTES / w).max(1)));
         let sources: Vec<String> = shape.key.iter().map(|k| shape.columns[*k].now.clone()).collect();
         let from_here = KeyRange {
@@ -272,7 +286,9 @@ impl ChunkSource for Chunks {
         let own = ident(&table.name);
         let order: Vec<String> = sources.iter().map(|c| format!("{own}.{}", ident(c))).collect();
         let order = format!(" ORDER BY {}", order.join(", "));
-        let (rows, snapshot) = self.read(&shape, &conditions.join(" AND "), &order, Some(limit + 1)).await?;
+        let (rows, snapshot) = self
+            .read(&shape, &conditions.join(" AND "), &order, Some(limit + 1))
+            .await?;
         let (rows, next) = if rows.num_rows() > limit {
             let key = shape
                 .key
@@ -307,7 +323,11 @@ impl ChunkSource for Chunks {
         };
         let any = keys.iter().map(one).collect::<Result<Vec<_>>>()?.join(" OR ");
         let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
-        conditions.push(if any.is_empty() { "false".into() } else { format!("({any})") });
+        conditions.push(if any.is_empty() {
+            "false".into()
+        } else {
+            format!("({any})")
+        });
         let (rows, snapshot) = self.read(&shape, &conditions.join(" AND "), "", None).await?;
         Ok(Chunk {
             rows,

@@ -51,7 +51,11 @@ pub(super) enum Frames {
 }
 
 fn lost(e: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(code::CONNECTION_LOST, format!("the replication connection was lost: {e}")).caused_by(e)
+    Error::new(
+        code::CONNECTION_LOST,
+        format!("the replication connection was lost: {e}"),
+    )
+    .caused_by(e)
 }
 
 fn unexpected(what: &str) -> Error {
@@ -106,8 +110,11 @@ impl Replication {
     async fn socket(database: &Postgres, encrypt: bool) -> Result<Box<dyn Socket>> {
         let config = database.config();
         let unreachable = |e: io::Error| {
-            Error::new(code::SERVER_UNREACHABLE, format!("connecting to PostgreSQL failed: {e}"))
-                .hint("check host and port, and that the server runs and listens there")
+            Error::new(
+                code::SERVER_UNREACHABLE,
+                format!("connecting to PostgreSQL failed: {e}"),
+            )
+            .hint("check host and port, and that the server runs and listens there")
         };
         if config.is_socket() {
             let path = format!("{}/.s.PGSQL.{}", config.host, config.port);
@@ -125,8 +132,13 @@ impl Replication {
         plain.write_all(&request).await.map_err(lost)?;
         let answer = plain.read_u8().await.map_err(lost)?;
         let failed = |why: String| {
-            Error::new(code::TLS_FAILED, format!("encrypting the replication connection failed: {why}"))
-                .hint("check sslmode and sslrootcert against the server's certificate (openssl s_client -starttls postgres)")
+            Error::new(
+                code::TLS_FAILED,
+                format!("encrypting the replication connection failed: {why}"),
+            )
+            .hint(
+                "check sslmode and sslrootcert against the server's certificate (openssl s_client -starttls postgres)",
+            )
         };
         if answer != b'S' {
             if config.sslmode == SslMode::Prefer {
@@ -136,7 +148,9 @@ impl Replication {
         }
         let connect = <_ as MakeTlsConnect<TcpStream>>::make_tls_connect(&mut tls, &config.host)
             .map_err(|e| failed(e.to_string()))?;
-        Ok(Box::new(connect.connect(plain).await.map_err(|e| failed(e.to_string()))?))
+        Ok(Box::new(
+            connect.connect(plain).await.map_err(|e| failed(e.to_string()))?,
+        ))
     }
 
     async fn start(&mut self, config: &PostgresConfig) -> Result<()> {
@@ -237,11 +251,10 @@ impl Replication {
     pub(super) async fn fill(&mut self) -> Result<()> {
         self.input.reserve(READ);
         match self.socket.read_buf(&mut self.input).await.map_err(lost)? {
-            0 => Err(Error::new(
-                code::CONNECTION_LOST,
-                "the server closed the replication connection",
-            )
-            .at("server", &self.server)),
+            0 => Err(
+                Error::new(code::CONNECTION_LOST, "the server closed the replication connection")
+                    .at("server", &self.server),
+            ),
             _ => Ok(()),
         }
     }
@@ -301,9 +314,17 @@ impl Replication {
             return Ok(Vec::new());
         }
         let rows = self
-            .query(&format!("TIMELINE_HISTORY {timeline}"), "reading the timeline's history")
+            .query(
+                &format!("TIMELINE_HISTORY {timeline}"),
+                "reading the timeline's history",
+            )
             .await?;
-        let text = rows.first().and_then(|r| r.get(1)).cloned().flatten().unwrap_or_default();
+        let text = rows
+            .first()
+            .and_then(|r| r.get(1))
+            .cloned()
+            .flatten()
+            .unwrap_or_default();
         let line = |line: &str| {
             let mut words = line.split_whitespace();
             let timeline = words.next()?.parse().ok()?;
@@ -426,9 +447,5 @@ fn answer(body: &[u8], what: &str) -> Error {
         let found = body.split(|b| *b == 0).find(|f| f.first() == Some(&letter))?;
         Some(String::from_utf8_lossy(&found[1..]).into_owned())
     };
-    server_error(
-        &field(b'C').unwrap_or_default(),
-        &field(b'M').unwrap_or_default(),
-        what,
-    )
+    server_error(&field(b'C').unwrap_or_default(), &field(b'M').unwrap_or_default(), what)
 }

@@ -14,7 +14,10 @@ use synctool_core::text::ColumnBuilder;
 /// One column's values, in the form in which the whole stream comes.
 enum Field {
     Binary(Decoder),
-    Text { to: ColumnBuilder, column: Box<ShapeColumn> },
+    Text {
+        to: ColumnBuilder,
+        column: Box<ShapeColumn>,
+    },
 }
 
 impl Field {
@@ -49,13 +52,18 @@ impl Field {
                         .hint("the database's encoding does not check texts (SQL_ASCII); correct the rows, or leave the column out")
                 })?;
                 // A cast to text, which is how tables are read, spells this type out.
-                match (text, Wire::of_type_name(column.column.source_type.as_deref().unwrap_or_default())) {
+                match (
+                    text,
+                    Wire::of_type_name(column.column.source_type.as_deref().unwrap_or_default()),
+                ) {
                     ("t", Some(Wire::Bool)) => to.append_text("true"),
                     ("f", Some(Wire::Bool)) => to.append_text("false"),
                     _ => to.append_text(text),
                 }
             }
-            (Field::Text { column, .. }, _) => Err(malformed(column, "a value comes in another form than was asked for")),
+            (Field::Text { column, .. }, _) => {
+                Err(malformed(column, "a value comes in another form than was asked for"))
+            }
             (Field::Binary(_), _) => Err(Error::new(
                 code::VALUE_MALFORMED,
                 "a value comes in another form than was asked for",
@@ -130,7 +138,10 @@ impl Rows {
         if tuple.len() != places.len() {
             return Err(Error::new(
                 code::VALUE_MALFORMED,
-                format!("a row of {} in the log has another number of values than the table", self.shape.table),
+                format!(
+                    "a row of {} in the log has another number of values than the table",
+                    self.shape.table
+                ),
             ));
         }
         let mut cells = vec![None; self.fields.len()];
@@ -157,7 +168,12 @@ impl Rows {
             Some(old) => Some(self.cells(old.tuple(), places)?),
             None => None,
         };
-        self.add(op, &cells, before.as_ref(), new.size() + old.map_or(0, |o| o.tuple().size()))
+        self.add(
+            op,
+            &cells,
+            before.as_ref(),
+            new.size() + old.map_or(0, |o| o.tuple().size()),
+        )
     }
 
     /// Adds a row that went.

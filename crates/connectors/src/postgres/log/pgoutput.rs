@@ -421,10 +421,20 @@ mod tests {
         let tuple: &[u8] = b"\0\x04nut\0\0\0\x02hib\0\0\0\x04\0\0\0\x07";
         let join = |parts: &[&[u8]]| parts.concat();
         vec![
-            join(&[b"B", &[0, 0, 0, 0, 1, 0x6b, 0x37, 0x48], &[0, 2, 0x9e, 0x11, 0, 0, 0, 1], &[0, 0, 2, 0xf1]]),
+            join(&[
+                b"B",
+                &[0, 0, 0, 0, 1, 0x6b, 0x37, 0x48],
+                &[0, 2, 0x9e, 0x11, 0, 0, 0, 1],
+                &[0, 0, 2, 0xf1],
+            ]),
             join(&[b"C\0", &[1; 8], &[2; 8], &[3; 8]]),
             join(&[b"O", &[9; 8], b"other\0"]),
-            join(&[b"R", &[0, 0, 0x40, 1], b"public\0items\0d\0\x02", b"\x01id\0\0\0\0\x17\xff\xff\xff\xff\0name\0\0\0\0\x19\xff\xff\xff\xff"]),
+            join(&[
+                b"R",
+                &[0, 0, 0x40, 1],
+                b"public\0items\0d\0\x02",
+                b"\x01id\0\0\0\0\x17\xff\xff\xff\xff\0name\0\0\0\0\x19\xff\xff\xff\xff",
+            ]),
             join(&[b"Y", &[0, 0, 0x40, 9], b"public\0mood\0"]),
             join(&[b"I", &[0, 0, 0x40, 1], b"N", tuple]),
             join(&[b"U", &[0, 0, 0x40, 1], b"N", tuple]),
@@ -440,19 +450,62 @@ mod tests {
     fn every_kind_is_read() {
         let samples = samples();
         let all: Vec<Message<'_>> = samples.iter().map(|s| Message::parse(s).unwrap()).collect();
-        assert!(matches!(all[0], Message::Begin { commit: 0x016b_3748, xid: 753, .. }));
-        let Message::Relation(relation) = &all[3] else { panic!("{:?}", all[3]) };
-        assert_eq!((relation.schema, relation.name, relation.identity), ("public", "items", b'd'));
-        assert_eq!((relation.columns[0].key, relation.columns[1].name, relation.columns[1].modifier), (true, "name", -1));
-        let Message::Update { old: Some(Old::Key(old)), new, .. } = &all[7] else { panic!("{:?}", all[7]) };
-        let cells = [Cell::Null, Cell::Unchanged, Cell::Text(b"hi"), Cell::Binary(&[0, 0, 0, 7])];
+        assert!(matches!(
+            all[0],
+            Message::Begin {
+                commit: 0x016b_3748,
+                xid: 753,
+                ..
+            }
+        ));
+        let Message::Relation(relation) = &all[3] else {
+            panic!("{:?}", all[3])
+        };
+        assert_eq!(
+            (relation.schema, relation.name, relation.identity),
+            ("public", "items", b'd')
+        );
+        assert_eq!(
+            (
+                relation.columns[0].key,
+                relation.columns[1].name,
+                relation.columns[1].modifier
+            ),
+            (true, "name", -1)
+        );
+        let Message::Update {
+            old: Some(Old::Key(old)),
+            new,
+            ..
+        } = &all[7]
+        else {
+            panic!("{:?}", all[7])
+        };
+        let cells = [
+            Cell::Null,
+            Cell::Unchanged,
+            Cell::Text(b"hi"),
+            Cell::Binary(&[0, 0, 0, 7]),
+        ];
         assert_eq!(new.cells().collect::<Vec<_>>(), cells);
         assert_eq!((old.len(), new.len(), old.cells().count()), (4, 4, 4));
         assert_eq!(
             all[10],
-            Message::Truncate { relations: vec![1, 2], cascade: true, restart_identity: true }
+            Message::Truncate {
+                relations: vec![1, 2],
+                cascade: true,
+                restart_identity: true
+            }
         );
-        assert_eq!(all[11], Message::Message { transactional: true, at: 5, prefix: "p", content: b"hi" });
+        assert_eq!(
+            all[11],
+            Message::Message {
+                transactional: true,
+                at: 5,
+                prefix: "p",
+                content: b"hi"
+            }
+        );
     }
 
     #[test]
@@ -465,7 +518,10 @@ mod tests {
             assert!(Message::parse(&longer).is_err(), "{longer:?}");
         }
         assert!(Message::parse(b"D\0\0\0\x01N\0\0").is_err());
-        assert!(Message::parse(b"I\0\0\0\x01N\0\x01t\xff\xff\xff\xff").is_err(), "a negative length");
+        assert!(
+            Message::parse(b"I\0\0\0\x01N\0\x01t\xff\xff\xff\xff").is_err(),
+            "a negative length"
+        );
     }
 
     proptest! {

@@ -80,7 +80,12 @@ pub(super) fn check(
     end: Lsn,
 ) -> Result<()> {
     let at = PgLsn::from(stored.lsn);
-    let refuse = |code, why: String| Err(Error::new(code, why).at("position", at.to_string()).at("slot", name).hint(REPAIR));
+    let refuse = |code, why: String| {
+        Err(Error::new(code, why)
+            .at("position", at.to_string())
+            .at("slot", name)
+            .hint(REPAIR))
+    };
     if stored.origin.system != system.id {
         let why = format!(
             "the position belongs to the cluster {}, and this server is of cluster {}",
@@ -95,7 +100,10 @@ pub(super) fn check(
         );
     }
     if stored.origin.slot != name {
-        let why = format!("the position belongs to the slot {}, and slot {name} is to be read", stored.origin.slot);
+        let why = format!(
+            "the position belongs to the slot {}, and slot {name} is to be read",
+            stored.origin.slot
+        );
         return refuse(code::LOG_OTHER_SERVER, why);
     }
     if stored.origin.timeline != system.timeline {
@@ -133,7 +141,10 @@ pub(super) fn check(
         );
     };
     if let Some(why) = &slot.lost {
-        return refuse(code::LOG_LOST, format!("the server gave the replication slot up ({why})"));
+        return refuse(
+            code::LOG_LOST,
+            format!("the server gave the replication slot up ({why})"),
+        );
     }
     match slot.confirmed {
         None => refuse(
@@ -182,7 +193,10 @@ mod tests {
         assert!(p.encode().as_str().contains("1/100"), "{}", p.encode());
         p.added.insert("public.t".into(), vec!["x".into()]);
         assert_eq!(LogPosition::parse(&p.encode()).unwrap(), p);
-        assert_eq!(LogPosition::parse(&Position::from("{}")).unwrap_err().code(), code::STATE_STORE);
+        assert_eq!(
+            LogPosition::parse(&Position::from("{}")).unwrap_err().code(),
+            code::STATE_STORE
+        );
     }
 
     #[test]
@@ -192,46 +206,74 @@ mod tests {
             lost: None,
         };
         let end = 0x2_0000_0000;
-        let verdict = |p: &LogPosition, system: &System, db, slot: Option<&SlotState>, history: &[(u32, Lsn)], end| {
-            match check(p, system, db, "s", slot, history, end) {
+        let verdict =
+            |p: &LogPosition, system: &System, db, slot: Option<&SlotState>, history: &[(u32, Lsn)], end| match check(
+                p, system, db, "s", slot, history, end,
+            ) {
                 Ok(()) => "ok",
                 Err(e) => {
                     assert!(e.next_step().is_some_and(|h| h.contains("--repair")), "{e}");
                     e.code().id
                 }
-            }
-        };
+            };
         let p = stored();
         assert_eq!(verdict(&p, &system(2), 16_384, Some(&good), &[], end), "ok");
         let other = System {
             id: "8".into(),
             timeline: 2,
         };
-        assert_eq!(verdict(&p, &other, 16_384, Some(&good), &[], end), code::LOG_OTHER_SERVER.id);
-        assert_eq!(verdict(&p, &system(2), 5, Some(&good), &[], end), code::LOG_OTHER_SERVER.id);
+        assert_eq!(
+            verdict(&p, &other, 16_384, Some(&good), &[], end),
+            code::LOG_OTHER_SERVER.id
+        );
+        assert_eq!(
+            verdict(&p, &system(2), 5, Some(&good), &[], end),
+            code::LOG_OTHER_SERVER.id
+        );
         let mut elsewhere = stored();
         elsewhere.origin.slot = "t".into();
-        assert_eq!(verdict(&elsewhere, &system(2), 16_384, Some(&good), &[], end), code::LOG_OTHER_SERVER.id);
+        assert_eq!(
+            verdict(&elsewhere, &system(2), 16_384, Some(&good), &[], end),
+            code::LOG_OTHER_SERVER.id
+        );
         // Failed over to a server that has all we have read, and to one that has not.
         let after = [(1, 5), (2, 0x1_0000_0100)];
         let before = [(1, 5), (2, 0x1_0000_00ff)];
         assert_eq!(verdict(&p, &system(3), 16_384, Some(&good), &after, end), "ok");
-        assert_eq!(verdict(&p, &system(3), 16_384, Some(&good), &before, end), code::LOG_DIVERGED.id);
-        assert_eq!(verdict(&p, &system(3), 16_384, Some(&good), &[(1, 5)], end), code::LOG_DIVERGED.id);
-        assert_eq!(verdict(&p, &system(2), 16_384, Some(&good), &[], 0x1_0000_0000), code::LOG_DIVERGED.id);
+        assert_eq!(
+            verdict(&p, &system(3), 16_384, Some(&good), &before, end),
+            code::LOG_DIVERGED.id
+        );
+        assert_eq!(
+            verdict(&p, &system(3), 16_384, Some(&good), &[(1, 5)], end),
+            code::LOG_DIVERGED.id
+        );
+        assert_eq!(
+            verdict(&p, &system(2), 16_384, Some(&good), &[], 0x1_0000_0000),
+            code::LOG_DIVERGED.id
+        );
         assert_eq!(verdict(&p, &system(2), 16_384, None, &[], end), code::LOG_LOST.id);
         let lost = SlotState {
             lost: Some("wal_removed".into()),
             ..good.clone()
         };
-        assert_eq!(verdict(&p, &system(2), 16_384, Some(&lost), &[], end), code::LOG_LOST.id);
+        assert_eq!(
+            verdict(&p, &system(2), 16_384, Some(&lost), &[], end),
+            code::LOG_LOST.id
+        );
         let unmade = SlotState::default();
-        assert_eq!(verdict(&p, &system(2), 16_384, Some(&unmade), &[], end), code::LOG_LOST.id);
+        assert_eq!(
+            verdict(&p, &system(2), 16_384, Some(&unmade), &[], end),
+            code::LOG_LOST.id
+        );
         let moved = SlotState {
             confirmed: Some(p.lsn + 1),
             lost: None,
         };
-        assert_eq!(verdict(&p, &system(2), 16_384, Some(&moved), &[], end), code::LOG_SKIPPED.id);
+        assert_eq!(
+            verdict(&p, &system(2), 16_384, Some(&moved), &[], end),
+            code::LOG_SKIPPED.id
+        );
         let behind = SlotState {
             confirmed: Some(p.lsn),
             lost: None,

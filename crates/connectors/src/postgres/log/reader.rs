@@ -353,7 +353,10 @@ impl LogReader {
         if size > self.context.max_row_bytes {
             return Err(Error::new(
                 code::ROW_TOO_LARGE,
-                format!("a change in the log has {size} bytes, the limit is {}", self.context.max_row_bytes),
+                format!(
+                    "a change in the log has {size} bytes, the limit is {}",
+                    self.context.max_row_bytes
+                ),
             )
             .hint("raise max_row_bytes; nothing was lost: the log is read from the same place again"));
         }
@@ -467,9 +470,8 @@ impl LogReader {
         let connection = self.world.database.connect().await?;
         let shapes = self.world.shapes.all();
         let default = &self.world.database.config().schema;
-        let is_named = |t: &TableId| {
-            t.name == relation.name && t.schema.as_deref().unwrap_or(default) == relation.schema
-        };
+        let is_named =
+            |t: &TableId| t.name == relation.name && t.schema.as_deref().unwrap_or(default) == relation.schema;
         let mut partitions = None;
         let mut index = shapes.iter().position(|s| s.oid == relation.oid);
         if index.is_none() {
@@ -510,12 +512,23 @@ impl LogReader {
             looked.reshaped = Some(reshaped);
         }
         connection.recycle();
-        check_identity(&shape.table, &shape.key.iter().map(|k| shape.columns[*k].source.as_str()).collect::<Vec<_>>(), &relation)?;
+        check_identity(
+            &shape.table,
+            &shape
+                .key
+                .iter()
+                .map(|k| shape.columns[*k].source.as_str())
+                .collect::<Vec<_>>(),
+            &relation,
+        )?;
         if self.binary && !shape.is_binary() {
             self.world.as_text.store(true, Ordering::Relaxed);
             return Err(Error::new(
                 code::CONFLICT,
-                format!("{} has a column now whose values only come as text: the log is read again as text", shape.table),
+                format!(
+                    "{} has a column now whose values only come as text: the log is read again as text",
+                    shape.table
+                ),
             ));
         }
         let place = |name: &str| shape.columns.iter().position(|c| c.source == name);
@@ -614,7 +627,9 @@ fn check_identity(table: &TableId, key: &[&str], relation: &Relation<'_>) -> Res
             key.join(", ")
         ),
     )
-    .hint(format!("ALTER TABLE {table} REPLICA IDENTITY DEFAULT; or make the plan anew")))
+    .hint(format!(
+        "ALTER TABLE {table} REPLICA IDENTITY DEFAULT; or make the plan anew"
+    )))
 }
 
 /// The mark that a row of the table of watermarks says.

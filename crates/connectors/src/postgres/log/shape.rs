@@ -143,7 +143,10 @@ impl Shape {
         let mut columns = Vec::new();
         for c in &followed.read.columns {
             // As the plan knew it; a table that was made again has other numbers.
-            let then = followed.known.iter().find(|a| a.name == c.source && followed.oid == described.oid);
+            let then = followed
+                .known
+                .iter()
+                .find(|a| a.name == c.source && followed.oid == described.oid);
             let there = match then {
                 Some(then) => now.iter().find(|a| a.number == then.number),
                 None => known(&c.source),
@@ -255,9 +258,9 @@ impl Shape {
         for (at, c) in next.columns.iter_mut().enumerate() {
             if !relation.columns.iter().any(|r| r.name == c.source) {
                 // Renamed, if its place in the catalog has a name now that the log brings and the shape does not know.
-                let renamed = now
-                    .iter()
-                    .find(|a| c.number > 0 && a.number == c.number && relation.columns.iter().any(|r| r.name == a.name));
+                let renamed = now.iter().find(|a| {
+                    c.number > 0 && a.number == c.number && relation.columns.iter().any(|r| r.name == a.name)
+                });
                 match renamed {
                     Some(a) if !self.columns.iter().any(|o| o.source == a.name) => {
                         tracing::info!(table = %self.table, from = c.source, to = a.name, "a column was renamed");
@@ -378,5 +381,8 @@ async fn of_type(connection: &Connection, column: &RelationColumn<'_>) -> Result
             format!("the type of column {} is not in the catalog any more", column.name),
         )
     })?;
-    Ok(Column::new(column.name, catalog::column_type(row.get(0), row.get(1))).with_source_type(row.get::<_, String>(2)))
+    Ok(
+        Column::new(column.name, catalog::column_type(row.get(0), row.get(1)))
+            .with_source_type(row.get::<_, String>(2)),
+    )
 }

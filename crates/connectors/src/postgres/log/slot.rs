@@ -68,8 +68,10 @@ pub(super) async fn check_server(connection: &Connection) -> Result<()> {
     }
     if !row.get::<_, bool>(1) {
         let role: &str = row.get(2);
-        return Err(Error::new(code::PERMISSION, format!("the role {role} may not follow the log"))
-            .hint(format!("ALTER ROLE {} REPLICATION;", ident(role))));
+        return Err(
+            Error::new(code::PERMISSION, format!("the role {role} may not follow the log"))
+                .hint(format!("ALTER ROLE {} REPLICATION;", ident(role))),
+        );
     }
     Ok(())
 }
@@ -82,7 +84,8 @@ pub(super) async fn publication(
     schema: &str,
 ) -> Result<Publication> {
     let name = &options.publication;
-    let marks = matches!(options.watermarks, Watermarks::Table).then(|| TableId::new(&options.control_schema, WATERMARK_TABLE));
+    let marks =
+        matches!(options.watermarks, Watermarks::Table).then(|| TableId::new(&options.control_schema, WATERMARK_TABLE));
     if options.create && marks.is_some() {
         watermark_table(connection, options).await?;
     }
@@ -104,16 +107,17 @@ pub(super) async fn publication(
                 "name the tables to capture",
             ));
         }
-        run(connection, &create_publication(name, &all, connection.version()), "making the publication").await?;
+        run(
+            connection,
+            &create_publication(name, &all, connection.version()),
+            "making the publication",
+        )
+        .await?;
     }
     let mut found = read(connection, name).await?;
     let missing = missing(connection, &found, &all).await?;
     if !missing.is_empty() {
-        let add = format!(
-            "ALTER PUBLICATION {} ADD TABLE {}",
-            ident(name),
-            list(&missing)
-        );
+        let add = format!("ALTER PUBLICATION {} ADD TABLE {}", ident(name), list(&missing));
         if !options.create {
             return Err(wrong(
                 format!("the publication {name} does not have {}", names(&missing)),
@@ -151,13 +155,18 @@ async fn run(connection: &Connection, statement: &str, what: &str) -> Result<()>
         Ok(()) => Ok(()),
         // Somebody else was faster: what stands there is checked afterwards.
         Err(e) if matches!(e.code().map(|c| c.code()), Some("42710" | "42P06" | "42P07" | "23505")) => Ok(()),
-        Err(e) => Err(connection.error(e, what).hint(format!("let an administrator run: {statement};"))),
+        Err(e) => Err(connection
+            .error(e, what)
+            .hint(format!("let an administrator run: {statement};"))),
     }
 }
 
 async fn exists(connection: &Connection, name: &str) -> Result<bool> {
     let row = connection
-        .query_one("SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text)", &[&name])
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text)",
+            &[&name],
+        )
         .await
         .map_err(|e| connection.error(e, "looking for the publication"))?;
     Ok(row.get(0))
@@ -251,7 +260,10 @@ pub(super) async fn leaves(connection: &Connection, oid: u32) -> Result<Vec<(u32
 async fn settle(connection: &Connection) -> Result<()> {
     let begun = Instant::now();
     let row = connection
-        .query_one("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text", &[])
+        .query_one(
+            "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text",
+            &[],
+        )
         .await;
     let Ok(limit) = row.map(|r| r.get::<_, String>(0)) else {
         // Before 13 there is no such function; the slot's creation waits for the same transactions.
@@ -286,14 +298,22 @@ async fn open_transactions(connection: &Connection, what: &str) -> Error {
         .ok()
         .flatten()
         .map_or("a transaction".to_string(), |r| r.get(0));
-    Error::new(code::SERVER_BUSY, format!("{what} for a transaction that does not end: {oldest}"))
-        .hint("end that transaction (commit, roll back, or pg_terminate_backend), then run again")
+    Error::new(
+        code::SERVER_BUSY,
+        format!("{what} for a transaction that does not end: {oldest}"),
+    )
+    .hint("end that transaction (commit, roll back, or pg_terminate_backend), then run again")
 }
 
 async fn watermark_table(connection: &Connection, options: &LogOptions) -> Result<()> {
     let schema = ident(&options.control_schema);
     let table = quoted(&TableId::new(&options.control_schema, WATERMARK_TABLE), "public");
-    run(connection, &format!("CREATE SCHEMA IF NOT EXISTS {schema}"), "making the control schema").await?;
+    run(
+        connection,
+        &format!("CREATE SCHEMA IF NOT EXISTS {schema}"),
+        "making the control schema",
+    )
+    .await?;
     let create = format!(
         "CREATE TABLE IF NOT EXISTS {table} (selectionid varchar(50) PRIMARY KEY, wm_type varchar(10) NOT NULL)"
     );
@@ -324,17 +344,27 @@ pub(super) async fn find(connection: &Connection, name: &str) -> Result<Option<S
     let Some(row) = row else { return Ok(None) };
     let (plugin, kind, database, here): (Option<&str>, &str, Option<&str>, &str) =
         (row.get(0), row.get(1), row.get(2), row.get(3));
-    let other = format!("choose another slot, or drop it if nobody needs it: SELECT pg_drop_replication_slot('{name}');");
+    let other =
+        format!("choose another slot, or drop it if nobody needs it: SELECT pg_drop_replication_slot('{name}');");
     if kind != "logical" {
-        return Err(wrong(format!("the replication slot {name} is {kind}, not logical"), other));
+        return Err(wrong(
+            format!("the replication slot {name} is {kind}, not logical"),
+            other,
+        ));
     }
     if plugin != Some(PLUGIN) {
         let plugin = plugin.unwrap_or("nothing");
-        return Err(wrong(format!("the replication slot {name} is for {plugin}, not for {PLUGIN}"), other));
+        return Err(wrong(
+            format!("the replication slot {name} is for {plugin}, not for {PLUGIN}"),
+            other,
+        ));
     }
     if database != Some(here) {
         let database = database.unwrap_or_default();
-        return Err(wrong(format!("the replication slot {name} is of database {database}, not of {here}"), other));
+        return Err(wrong(
+            format!("the replication slot {name} is of database {database}, not of {here}"),
+            other,
+        ));
     }
     let (status, reason): (Option<&str>, Option<&str>) = (row.get(5), row.get(6));
     let given_up = reason.or_else(|| status.filter(|s| *s == "lost").map(|_| "its log was removed"));
@@ -403,7 +433,11 @@ pub(super) async fn wait_free(connection: &Connection, name: &str, status_interv
         let pid: i32 = holder.get(0);
         let silent: Option<f64> = holder.get(3);
         if silent.is_some_and(|s| s > status_interval.as_secs_f64() * 3.0 + 1.0) {
-            tracing::warn!(slot = name, pid, "a session that reads the slot does not answer any more and is ended");
+            tracing::warn!(
+                slot = name,
+                pid,
+                "a session that reads the slot does not answer any more and is ended"
+            );
             connection
                 .query("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid])
                 .await

@@ -120,9 +120,11 @@ impl LogSource {
                 Some(state) => usable(name, &state)?,
                 None if self.options.create => slot::create(connection, &self.options).await?,
                 None => {
-                    return Err(Error::new(code::LOG_SETUP, format!("the replication slot {name} does not exist")).hint(
-                        format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput');"),
-                    ));
+                    return Err(
+                        Error::new(code::LOG_SETUP, format!("the replication slot {name} does not exist")).hint(
+                            format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput');"),
+                        ),
+                    );
                 }
             };
             let pending = keyed().filter_map(|f| match f.initial {
@@ -136,7 +138,12 @@ impl LogSource {
         let after = BackfillPosition::parse(after)?;
         let stored = match &after.log {
             Some(log) => LogPosition::parse(log)?,
-            None => return Err(Error::new(code::STATE_STORE, "a stored position has no place in the log")),
+            None => {
+                return Err(Error::new(
+                    code::STATE_STORE,
+                    "a stored position has no place in the log",
+                ));
+            }
         };
         let history = match stored.origin.timeline == system.timeline {
             true => Vec::new(),
@@ -165,7 +172,10 @@ impl LogSource {
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
                     return Err(Error::new(
                         code::KEY_MISSING,
-                        format!("{} has no key, so it cannot be compared and repaired", without.read.table),
+                        format!(
+                            "{} has no key, so it cannot be compared and repaired",
+                            without.read.table
+                        ),
                     )
                     .hint("give it a primary key, or leave it out of the pipeline"));
                 }
@@ -184,7 +194,9 @@ impl LogSource {
     async fn open_log(&self, after: Option<&Position>, context: &ReadContext) -> Result<Box<dyn Reader>> {
         let followed = self.followed.lock().expect("nothing panics while holding it").clone();
         if followed.is_empty() {
-            return Err(Error::bug("a log is opened before it is known which tables it is about"));
+            return Err(Error::bug(
+                "a log is opened before it is known which tables it is about",
+            ));
         }
         let config = self.database.config();
         let connection = self.database.connect().await?;
@@ -260,7 +272,16 @@ impl LogSource {
         };
         let heartbeat = self.heartbeat();
         let left = world.pending.clone();
-        let log = LogReader::new(world, context.clone(), feed, binary, position, xid_near, until, heartbeat);
+        let log = LogReader::new(
+            world,
+            context.clone(),
+            feed,
+            binary,
+            position,
+            xid_near,
+            until,
+            heartbeat,
+        );
         let inner = Backfill::new(Box::new(log), chunks, start, self.options.chunk_rows);
         Ok(Box::new(Follow { inner, left }))
     }
@@ -268,7 +289,11 @@ impl LogSource {
     /// Writes into the log now and then, so that the slot of an idle database moves on; ends when dropped.
     fn heartbeat(&self) -> DropGuard {
         let token = CancellationToken::new();
-        if let Some(pause) = self.options.heartbeat.filter(|_| self.options.watermarks != Watermarks::ReadOnly) {
+        if let Some(pause) = self
+            .options
+            .heartbeat
+            .filter(|_| self.options.watermarks != Watermarks::ReadOnly)
+        {
             let (database, end, slot) = (self.database.clone(), token.clone(), self.options.slot.clone());
             tokio::spawn(async move {
                 let mut told = false;
@@ -306,10 +331,18 @@ async fn beat(database: &Postgres, slot: &str) -> Result<()> {
 fn usable(name: &str, state: &SlotState) -> Result<Lsn> {
     let fix = format!("SELECT pg_drop_replication_slot('{name}'); then run again: it is made anew");
     if let Some(why) = &state.lost {
-        return Err(Error::new(code::LOG_LOST, format!("the replication slot {name} was given up by the server ({why})")).hint(fix));
+        return Err(Error::new(
+            code::LOG_LOST,
+            format!("the replication slot {name} was given up by the server ({why})"),
+        )
+        .hint(fix));
     }
     state.confirmed.ok_or_else(|| {
-        Error::new(code::LOG_SETUP, format!("the making of the replication slot {name} was never finished")).hint(fix)
+        Error::new(
+            code::LOG_SETUP,
+            format!("the making of the replication slot {name} was never finished"),
+        )
+        .hint(fix)
     })
 }
 
@@ -402,7 +435,9 @@ impl LogSource {
             Ok(connection) => connection,
             Err(e) => return vec![finding("connection", Err(e))],
         };
-        let server = slot::check_server(&connection).await.map(|()| "wal_level logical, may replicate".to_string());
+        let server = slot::check_server(&connection)
+            .await
+            .map(|()| "wal_level logical, may replicate".to_string());
         let name = &self.options.slot;
         let state = match slot::find(&connection, name).await {
             Ok(None) => Ok("not there yet; it is made when the log is first followed".to_string()),

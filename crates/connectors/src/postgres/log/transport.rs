@@ -129,7 +129,10 @@ enum Form {
 }
 
 fn broken() -> Error {
-    Error::new(code::SERVER_ERROR, "the replication stream holds a frame that is not known")
+    Error::new(
+        code::SERVER_ERROR,
+        "the replication stream holds a frame that is not known",
+    )
 }
 
 impl Piece {
@@ -173,7 +176,10 @@ impl Piece {
 
 /// The place in a keep-alive.
 fn end_of(keepalive: &[u8]) -> Lsn {
-    keepalive.get(1..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_be_bytes(*b))
+    keepalive
+        .get(1..)
+        .and_then(|b| b.first_chunk())
+        .map_or(0, |b| u64::from_be_bytes(*b))
 }
 
 /// The log as it comes. Dropping it ends the stream and frees the slot.
@@ -376,7 +382,9 @@ impl Streaming {
 
     /// Whether the backlog is so long that peeking is better.
     async fn is_behind(&mut self, line: &Line) -> Result<bool> {
-        let Some(limit) = self.route.catch_up_bytes else { return Ok(false) };
+        let Some(limit) = self.route.catch_up_bytes else {
+            return Ok(false);
+        };
         // A full queue says that we are the slow ones.
         if !self.between || line.room.available_permits() == 0 || self.checked.elapsed() < LAG_CHECK {
             return Ok(false);
@@ -412,10 +420,15 @@ impl Transport for Streaming {
             }
         };
         loop {
-            let Some(link) = &mut self.link else { return Ok(Next::Over) };
+            let Some(link) = &mut self.link else {
+                return Ok(Next::Over);
+            };
             let interrupted = match link.frames(self.route.max_row_bytes)? {
                 Frames::End => {
-                    return Err(Error::new(code::CONNECTION_LOST, "the server ended the replication stream"));
+                    return Err(Error::new(
+                        code::CONNECTION_LOST,
+                        "the server ended the replication stream",
+                    ));
                 }
                 Frames::Data(bytes) => {
                     let answer = self.scan(&bytes, line);
@@ -455,7 +468,10 @@ impl Transport for Streaming {
                 Call::Confirmed => self.status(line, false).await?,
                 Call::Poked => self.status(line, true).await?,
                 Call::Tick if self.heard.elapsed() > self.route.status_interval * PATIENCE => {
-                    return Err(Error::new(code::CONNECTION_LOST, "the server does not answer on the replication connection"));
+                    return Err(Error::new(
+                        code::CONNECTION_LOST,
+                        "the server does not answer on the replication connection",
+                    ));
                 }
                 Call::Tick => {
                     self.status(line, true).await?;
@@ -526,7 +542,10 @@ impl Peeking {
                         if n > self.route.max_row_bytes {
                             return Err(Error::new(
                                 code::ROW_TOO_LARGE,
-                                format!("a change in the log has {n} bytes, the limit is {}", self.route.max_row_bytes),
+                                format!(
+                                    "a change in the log has {n} bytes, the limit is {}",
+                                    self.route.max_row_bytes
+                                ),
                             )
                             .hint("raise max_row_bytes; nothing was lost: the log is read from the same place again"));
                         }
@@ -549,7 +568,10 @@ impl Peeking {
             }
         }
         if !frame.ended() {
-            return Err(Error::new(code::CONNECTION_LOST, format!("{what} failed: it ended in the middle")));
+            return Err(Error::new(
+                code::CONNECTION_LOST,
+                format!("{what} failed: it ended in the middle"),
+            ));
         }
         if !tuples.is_empty() {
             let room = line.room(tuples.len()).await;

@@ -3,7 +3,8 @@
 use super::*;
 use synctool_core::error::{ErrorKind, code};
 
-const T: &str = "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT i, 'a' || i FROM generate_series(1, 200) i";
+const T: &str =
+    "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT i, 'a' || i FROM generate_series(1, 200) i";
 const GAP: &str = "DELETE FROM t WHERE id % 10 = 0; UPDATE t SET a = 'gap' WHERE id % 10 = 1; INSERT INTO t SELECT i, 'new' FROM generate_series(1000, 1010) i";
 
 /// The log is refused with this code, nothing is written, and a repair makes both ends equal, deletes included.
@@ -13,7 +14,11 @@ async fn refused_and_repaired(c: &mut Capture, wanted: &'static synctool_core::e
     assert_eq!(e.code(), wanted, "{e}");
     assert_eq!(e.kind(), ErrorKind::Refused);
     assert!(e.next_step().is_some_and(|h| h.contains("--repair")), "{e}");
-    assert_eq!(c.to.psql("SELECT sum(hashtext(t::text)) FROM t"), before, "nothing may be written");
+    assert_eq!(
+        c.to.psql("SELECT sum(hashtext(t::text)) FROM t"),
+        before,
+        "nothing may be written"
+    );
     c.options.repair = true;
     c.catch_up().await.unwrap();
     c.assert_equal(&["t"]);

@@ -92,13 +92,19 @@ impl Capture {
                     "SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute \
                      WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
                 ));
-                db.psql(&format!("SELECT r::text FROM (SELECT {columns} FROM {table}) r ORDER BY r::text"))
+                db.psql(&format!(
+                    "SELECT r::text FROM (SELECT {columns} FROM {table}) r ORDER BY r::text"
+                ))
             };
             let (wanted, found) = (dump(&self.from), dump(&self.to));
             if wanted != found {
                 let short = |text: &str, other: &str| -> Vec<String> {
                     let other: std::collections::HashSet<&str> = other.lines().collect();
-                    text.lines().filter(|l| !other.contains(l)).take(5).map(|l| l.chars().take(200).collect()).collect()
+                    text.lines()
+                        .filter(|l| !other.contains(l))
+                        .take(5)
+                        .map(|l| l.chars().take(200).collect())
+                        .collect()
                 };
                 panic!(
                     "{table} differs: {} rows and {} rows; only at the source {:?}; only at the destination {:?}",
@@ -177,7 +183,9 @@ impl Following {
     async fn start(capture: &Capture) -> Following {
         let source = capture.source(capture.options.clone());
         let destination = capture.destination().await;
-        let (engine, plan) = prepare(source.clone(), source, destination, &capture.request).await.unwrap();
+        let (engine, plan) = prepare(source.clone(), source, destination, &capture.request)
+            .await
+            .unwrap();
         let task = tokio::spawn({
             let engine = engine.clone();
             async move { engine.follow(plan).await }

@@ -197,19 +197,36 @@ on_servers! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_encrypted_log() {
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let server = Postgres::builder(PgVersion::V15).tls(&ours.localhost()).password("sesame").start();
-    let c = Capture::on(&server, &["t"], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let server = Postgres::builder(PgVersion::V15)
+        .tls(&ours.localhost())
+        .password("sesame")
+        .start();
+    let c = Capture::on(
+        &server,
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+    );
     let config = |mode, root: Option<&Authority>| PostgresConfig {
         sslmode: mode,
         sslrootcert: root.map(Authority::path),
         ..PostgresConfig::from_url(&c.url).unwrap()
     };
     let follow_by = async |config: PostgresConfig| {
-        let options = LogOptions { until_now: true, ..c.options.clone() };
+        let options = LogOptions {
+            until_now: true,
+            ..c.options.clone()
+        };
         let source = Arc::new(Database::open(config).unwrap().log(options).unwrap());
         follow(source.clone(), source, c.destination().await, &c.request).await
     };
-    for (n, good) in [config(SslMode::Prefer, None), config(SslMode::Require, None), config(SslMode::VerifyFull, Some(&ours))].into_iter().enumerate() {
+    for (n, good) in [
+        config(SslMode::Prefer, None),
+        config(SslMode::Require, None),
+        config(SslMode::VerifyFull, Some(&ours)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
         c.from.psql(&format!("INSERT INTO t VALUES (10 + {n})"));
         follow_by(good).await.unwrap();
         c.assert_equal(&["t"]);
@@ -222,7 +239,11 @@ async fn an_encrypted_log() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_of_ones_own_follows_changes() {
     use synctool_connectors::postgres::log::changes::Changes;
-    let c = Capture::new(PgVersion::V18, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'there')");
+    let c = Capture::new(
+        PgVersion::V18,
+        &["t"],
+        "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'there')",
+    );
     let builder = || {
         Changes::of(PostgresConfig::from_url(&c.url).unwrap())
             .for_tables(["t"])
@@ -239,7 +260,9 @@ async fn a_program_of_ones_own_follows_changes() {
                 Event::Begin(_) => open += 1,
                 Event::Rows(b) => {
                     for row in 0..b.len() {
-                        let cell = synctool_core::text::cell(b.rows.column(0).as_ref(), row).unwrap().unwrap();
+                        let cell = synctool_core::text::cell(b.rows.column(0).as_ref(), row)
+                            .unwrap()
+                            .unwrap();
                         seen.push(format!("{:?} {cell}", b.ops.get(row)));
                     }
                 }
@@ -252,7 +275,9 @@ async fn a_program_of_ones_own_follows_changes() {
             }
         }
         assert_eq!(open, 0, "a transaction is not at its end");
-        c.from.psql(&format!("BEGIN; INSERT INTO t VALUES (1{round}, 'new'); UPDATE t SET a = 'x' WHERE id = 1; COMMIT"));
+        c.from.psql(&format!(
+            "BEGIN; INSERT INTO t VALUES (1{round}, 'new'); UPDATE t SET a = 'x' WHERE id = 1; COMMIT"
+        ));
     }
     assert_eq!(seen, ["Upsert 1", "Insert 10", "Update 1", "Insert 11", "Update 1"]);
     let confirmed = c.confirmed();

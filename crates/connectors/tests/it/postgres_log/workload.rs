@@ -20,7 +20,10 @@ impl Dice {
 }
 
 fn seed() -> u64 {
-    std::env::var("PROPTEST_RNG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260_101)
+    std::env::var("PROPTEST_RNG_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(20_260_101)
 }
 
 /// Accounts whose sum is always nothing, spread over two tables; and what each writer has done, one line per transaction.
@@ -75,7 +78,11 @@ async fn watch(c: &Capture, over: &AtomicBool) -> u64 {
     while !over.load(Ordering::Relaxed) {
         let row = client.query_one(SEEN, &[]).await.unwrap();
         let (sum, gaps, ahead): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
-        assert_eq!((sum, gaps, ahead), (0, 0, 0), "a part of a transaction is seen (sum, gaps, rows ahead of their ledger)");
+        assert_eq!(
+            (sum, gaps, ahead),
+            (0, 0, 0),
+            "a part of a transaction is seen (sum, gaps, rows ahead of their ledger)"
+        );
         let lines: i64 = row.get(3);
         assert!(lines >= most, "what was seen is gone");
         most = lines;

@@ -11,11 +11,12 @@
 //!    complete updates travel as upserts, and a key change without every value has its new key fetched again.
 //! 3. A transaction whose commit the log has shown already may still be invisible to the chunk's SELECT. The chunk
 //!    says which transactions were in progress for it; if one of them was seen as committed before the low watermark,
-//!    the chunk is read again. So it is while one of them was in progress already when this reader started and was not
+//!    the chunk is read again. So it is if the log showed the commit of a transaction that is newer than the snapshot
+//!    itself, and while one of them was in progress already when this reader started and was not
 //!    seen since: its commit may stand in the log before the place where we started to read.
 
 use crate::budget::Hold;
-use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops};
+use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use crate::error::{Error, Result, code};
 use crate::progress::Position;
 use crate::schema::{TableId, TableSchema};
@@ -50,6 +51,8 @@ pub struct Chunk {
     pub next: Option<Vec<String>>,
     /// Transactions that the snapshot could not see yet.
     pub in_progress: Vec<u64>,
+    /// The first number that the snapshot knew nothing of: transactions from here on are invisible to it, too.
+    pub future: Option<u64>,
 }
 
 /// What a log source must offer so that tables can be backfilled beside its log.
@@ -67,6 +70,12 @@ pub trait ChunkSource: Send + Sync {
 
     /// Reads the rows of these keys.
     async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk>;
+
+    /// What must be read again after a change of shape: a new column may have values in rows that nobody touched.
+    fn refill(&self, change: &SchemaChange) -> Option<Pending> {
+        let _ = change;
+        None
+    }
 }
 
 /// What is left to do for one table.
@@ -172,6 +181,8 @@ pub struct Backfill {
     out: VecDeque<Event>,
     /// A wait before the next window, after one that was in vain.
     pause: Duration,
+    /// A change of shape that went by and is still to be looked at.
+    reshaped: Option<SchemaChange>,
     tokens: u64,
     instance: String,
 }
@@ -197,9 +208,15 @@ impl Backfill {
             unsettled: None,
             out: VecDeque::new(),
             pause: Duration::ZERO,
+            reshaped: None,
             tokens: 0,
             instance,
         }
+    }
+
+    /// What is left to do.
+    pub fn pending(&self) -> &[Pending] {
+        &self.position.pending
     }
 
     fn active(&self, table: &TableId) -> bool {
@@ -256,7 +273,9 @@ impl Backfill {
         if text == format!("low {}", w.token) {
             w.open = true;
             // Trap 3.
-            w.redo = w.chunk.in_progress.iter().any(|tx| self.committed.0.contains(tx));
+            let committed = &self.committed.0;
+            w.redo |= w.chunk.in_progress.iter().any(|tx| committed.contains(tx))
+                || w.chunk.future.is_some_and(|f| committed.iter().any(|tx| *tx >= f));
         } else if text == format!("high {}", w.token) {
             w.closed = true;
         }
@@ -458,7 +477,34 @@ impl Backfill {
         }
     }
 
+    /// Takes a change of shape: what the open window has does not fit any more, and there may be more to read.
+    async fn reshape(&mut self) -> Result<()> {
+        let Some(change) = self.reshaped.clone() else {
+            return Ok(());
+        };
+        if self.active(&change.table) {
+            let schema = self.source.schema(&change.table).await?;
+            let key = schema.key_indices()?;
+            self.schema = Some((TableId::clone(&change.table), schema, key));
+            if let Some(w) = &mut self.window {
+                w.redo = true;
+            }
+        }
+        if let Some(again) = self.source.refill(&change) {
+            match self.position.pending.iter_mut().find(|p| p.table == again.table) {
+                Some(pending) => {
+                    (pending.from, pending.through) = (None, false);
+                    pending.replace |= again.replace;
+                }
+                None => self.position.pending.push(again),
+            }
+        }
+        self.reshaped = None;
+        Ok(())
+    }
+
     async fn pull(&mut self) -> Result<Option<()>> {
+        self.reshape().await?;
         if self.window.is_none() {
             if !self.pause.is_zero() {
                 tokio::time::sleep(self.pause).await;
@@ -474,6 +520,10 @@ impl Backfill {
             Event::Rows(batch) if self.active(&batch.table) => {
                 let events = self.rows(batch)?;
                 self.out.extend(events);
+            }
+            Event::Schema(change) => {
+                self.reshaped = Some(change.clone());
+                self.out.push_back(Event::Schema(change));
             }
             Event::Truncate {
                 tables,

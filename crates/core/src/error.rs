@@ -109,6 +109,11 @@ codes! {
     REFUSED = "ST-POL-001", Refused, "A policy forbids this change.";
     MASS_DELETE = "ST-POL-002", Refused, "More rows would be deleted than the guard allows.";
     SWAP_REFUSED = "ST-POL-003", Refused, "The destination table cannot be replaced by a swap without losing something.";
+    LOG_OTHER_SERVER = "ST-LOG-001", Refused, "The position belongs to the log of another server or database.";
+    LOG_DIVERGED = "ST-LOG-002", Refused, "The server was restored to a time before the position, or went another way since.";
+    LOG_SKIPPED = "ST-LOG-003", Refused, "The replication slot is beyond the position: changes would be skipped.";
+    LOG_LOST = "ST-LOG-004", Refused, "The server does not have the log any more that is needed.";
+    LOG_SETUP = "ST-LOG-005", Config, "A replication slot, a publication or a setting of the server is not what following its log needs.";
     DIFFERENT = "ST-VER-001", Different, "Source and destination differ.";
     VERIFY_FAILED = "ST-VER-002", Failed, "What was stored is not what was read.";
     LEDGER = "ST-VER-003", Failed, "The run's row accounts do not balance.";

@@ -104,6 +104,11 @@ impl Postgres {
         self.0.server.get()
     }
 
+    /// What encrypts connections; `None` where nothing is encrypted.
+    pub(super) fn tls(&self) -> Option<MakeRustlsConnect> {
+        self.0.tls.clone()
+    }
+
     /// A session of our own. Waits for a place within the limit, then fails with `SERVER_BUSY`.
     pub async fn connect(&self) -> Result<Connection> {
         let config = &self.0.config;
@@ -469,6 +474,17 @@ pub fn map_error(e: tokio_postgres::Error, what: &str) -> Error {
         None => text,
     };
     Error::new(code, format!("{what} failed: {says}")).hint(hint)
+}
+
+/// The error of a server's answer on a connection that is not the driver's; as in [`map_error`].
+pub(super) fn server_error(state: &str, message: &str, what: &str) -> Error {
+    let (code, hint) = classify(state);
+    let says = own_words(state).unwrap_or(message);
+    let error = Error::new(code, format!("{what} failed: {says}")).at("sqlstate", state);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
 }
 
 fn classify(state: &str) -> (&'static Code, Option<&'static str>) {

@@ -18,6 +18,7 @@ mod examine_sink;
 mod fold;
 mod hashes;
 mod integrity;
+pub mod log;
 mod merge;
 mod numeric;
 mod publish;

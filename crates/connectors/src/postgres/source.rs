@@ -662,7 +662,7 @@ fn stopped(table: &TableId) -> Error {
 }
 
 /// Refuses a column whose type is not what the plan says: its bytes would be taken for something else.
-fn check_type(actual: &Type, planned: &ReadColumn, read: &ReadSpec) -> Result<()> {
+pub(super) fn check_type(actual: &Type, planned: &ReadColumn, read: &ReadSpec) -> Result<()> {
     let expected = Wire::to_read(&planned.column).unwrap_or(Wire::Text);
     if Wire::of_type(actual) == Some(expected) {
         return Ok(());

@@ -8,6 +8,7 @@ mod object;
 mod postgres_hashes;
 mod postgres_query;
 mod postgres_settled;
+mod postgres_log;
 mod postgres_sink;
 mod postgres_source;
 mod postgres_tls;

@@ -306,8 +306,13 @@ impl Transform {
                 if !self.stages.is_empty() && matches!(event, Event::Raw { .. }) {
                     return Err(Error::bug("rows in wire form cannot pass stages"));
                 }
-                if let Event::Raw { table, .. } = &mut event {
-                    *table = self.destination_of(table);
+                match &mut event {
+                    Event::Raw { table, .. } | Event::Net { table, .. } | Event::ReplaceRange { table, .. } => {
+                        *table = self.destination_of(table);
+                    }
+                    Event::Schema(change) => change.table = self.destination_of(&change.table),
+                    Event::Truncate { tables, .. } => tables.iter_mut().for_each(|t| *t = self.destination_of(t)),
+                    Event::Rows(_) | Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => {}
                 }
                 let rows = accounts.read.rows;
                 for stage in &self.stages {

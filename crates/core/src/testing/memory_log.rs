@@ -735,6 +735,7 @@ impl ChunkSource for MemoryLog {
                 },
                 next,
                 in_progress: world.invisible.clone(),
+                future: None,
             }
         };
         self.run_between();
@@ -752,6 +753,7 @@ impl ChunkSource for MemoryLog {
                 range: KeyRange::default(),
                 next: None,
                 in_progress: world.invisible.clone(),
+                future: None,
             }
         };
         self.run_between();

@@ -1,0 +1,161 @@
+//! Change data capture, step by step: three tables are made, their changes are printed as they arrive, and copies of
+//! them are kept in a second schema. It ends with a comparison.
+//!
+//! Needs a PostgreSQL server with `wal_level = logical`, named by POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER,
+//! POSTGRES_PASSWORD and POSTGRES_NAME:
+//!
+//! ```text
+//! POSTGRES_NAME=postgres cargo run -p synctool-connectors --example users_restaurant_visit
+//! ```
+
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
+use async_trait::async_trait;
+use std::sync::Arc;
+use synctool_connectors::postgres::log::LogOptions;
+use synctool_connectors::postgres::log::capture::{CaptureRequest, capture};
+use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination};
+use synctool_core::change::{ChangeBatch, Op};
+use synctool_core::engine::Engine;
+use synctool_core::error::Result;
+use synctool_core::ledger::StageAccount;
+use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::stage::{Stage, Stages};
+use synctool_core::text;
+
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS users (
+        id SERIAL PRIMARY KEY, first_name VARCHAR(255) NOT NULL, user_name VARCHAR(255) NOT NULL,
+        email VARCHAR(255) NOT NULL UNIQUE, avatar VARCHAR(255), homepage VARCHAR(255), date_of_birth DATE, address TEXT,
+        interests TEXT[]);
+    CREATE TABLE IF NOT EXISTS restaurant (
+        id VARCHAR(255) PRIMARY KEY, name VARCHAR(255) NOT NULL, description TEXT, address TEXT, rating INT, tags TEXT[]);
+    CREATE TABLE IF NOT EXISTS visit (
+        user_id INT REFERENCES users(id), restaurant_id VARCHAR(255) REFERENCES restaurant(id),
+        amount_spent DECIMAL(10, 2) NOT NULL, visit_rating INT, PRIMARY KEY (user_id, restaurant_id));
+    INSERT INTO users VALUES (1, 'Ada', 'ada', 'ada@example.com', NULL, NULL, '1815-12-10', 'London', '{engines,flowers}')
+        ON CONFLICT DO NOTHING;
+    INSERT INTO restaurant VALUES ('corner', 'The Corner', 'small', 'Main Street', 4, '{pasta,wine}') ON CONFLICT DO NOTHING;";
+
+const CHANGES: &str = "
+    BEGIN;
+    INSERT INTO users VALUES (2, 'Alan', 'alan', 'alan@example.com', NULL, NULL, '1912-06-23', NULL, '{running}')
+        ON CONFLICT DO NOTHING;
+    INSERT INTO visit VALUES (1, 'corner', 12.50, 5), (2, 'corner', 7.20, NULL) ON CONFLICT DO NOTHING;
+    COMMIT;
+    UPDATE restaurant SET rating = 5, tags = tags || '{cheese}' WHERE id = 'corner';
+    UPDATE visit SET amount_spent = amount_spent + 1 WHERE user_id = 2;
+    DELETE FROM visit WHERE user_id = 1;";
+
+/// Prints every row that passes.
+struct Print;
+
+#[async_trait]
+impl Stage for Print {
+    fn name(&self) -> &str {
+        "print"
+    }
+
+    async fn apply(&mut self, batch: ChangeBatch) -> Result<(Vec<ChangeBatch>, StageAccount)> {
+        for row in 0..batch.len() {
+            let what = match batch.ops.get(row) {
+                Op::Insert => "insert",
+                Op::Update => "update",
+                Op::Upsert => "is",
+                Op::Delete => "delete",
+            };
+            let mut cells = Vec::new();
+            for (i, column) in batch.rows.columns().iter().enumerate() {
+                if batch.present.as_ref().is_none_or(|p| p.has(i, row)) {
+                    cells.push(text::cell(column.as_ref(), row)?.unwrap_or_else(|| "NULL".into()));
+                }
+            }
+            println!("{:>6} {}: {}", what, batch.table.name, cells.join(" | "));
+        }
+        let rows = batch.len() as u64;
+        let account = StageAccount {
+            rows_in: rows,
+            rows_out: rows,
+            ..StageAccount::default()
+        };
+        Ok((vec![batch], account))
+    }
+}
+
+struct Printing;
+
+impl Stages for Printing {
+    fn output(&self, input: &TableSchema) -> Result<TableSchema> {
+        Ok(input.clone())
+    }
+
+    fn open(&self) -> Result<Vec<Box<dyn Stage>>> {
+        Ok(vec![Box::new(Print)])
+    }
+
+    fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// Follows the log to its present end; position and copies are one transaction each time.
+async fn follow(database: &Postgres) -> Result<()> {
+    let source = Arc::new(database.log(LogOptions {
+        slot: "dbsync_replslot".into(),
+        publication: "dbsync_mypub".into(),
+        until_now: true,
+        ..LogOptions::default()
+    })?);
+    let destination = Arc::new(PostgresDestination::open(database.clone(), DestinationOptions::default()).await?);
+    let mut request = CaptureRequest::new("users_restaurant_visit", "2026-01-01T00:00:00Z");
+    request.tables = ["users", "restaurant", "visit"]
+        .map(|t| TableId::new("public", t))
+        .to_vec();
+    request.schema = Some("copies".into());
+    let mut engine = Engine::new(source.clone(), destination.clone());
+    engine.stages = Arc::new(Printing);
+    let engine = Arc::new(engine);
+    let semantics = request.semantics(&source);
+    let draft = capture(&source, destination.as_ref(), request);
+    let (plan, _) = engine.plan("users_restaurant_visit", &semantics, draft).await?;
+    source.follow(&plan);
+    engine.follow(plan).await?;
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let set = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.into());
+    let port = set("POSTGRES_PORT", "5432").parse().unwrap_or(5432);
+    let mut config = PostgresConfig::new(
+        set("POSTGRES_HOST", "localhost"),
+        port,
+        set("POSTGRES_USER", "postgres"),
+        set("POSTGRES_NAME", "postgres"),
+    );
+    config.password = std::env::var("POSTGRES_PASSWORD").ok();
+    let database = Postgres::open(config)?;
+    let session = database.connect().await?;
+    let fail = |e| session.error(e, "preparing the example");
+    session.batch_execute("SET search_path = public").await.map_err(fail)?;
+    session.batch_execute(TABLES).await.map_err(fail)?;
+    println!("-- the rows that are there");
+    follow(&database).await?;
+    println!("-- what changes");
+    session.batch_execute(CHANGES).await.map_err(fail)?;
+    follow(&database).await?;
+    for table in ["users", "restaurant", "visit"] {
+        let row = session
+            .query_one(
+                &format!(
+                    "SELECT NOT EXISTS ((TABLE public.{table} EXCEPT TABLE copies.{table}) UNION ALL \
+                     (TABLE copies.{table} EXCEPT TABLE public.{table}))"
+                ),
+                &[],
+            )
+            .await
+            .map_err(fail)?;
+        println!("-- {table}: {}", if row.get(0) { "equal" } else { "DIFFERENT" });
+    }
+    Ok(())
+}

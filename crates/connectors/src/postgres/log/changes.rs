@@ -1,0 +1,226 @@
+//! Every change of a database for a program of one's own: name the tables, take events, acknowledge what is safe.
+//!
+//! ```no_run
+//! # async fn example() -> synctool_core::error::Result<()> {
+//! use synctool_connectors::postgres::log::changes::Changes;
+//! use synctool_core::change::Event;
+//!
+//! let mut changes = Changes::from_env()?.for_tables(["users", "visit"]).open(None).await?;
+//! while let Some(event) = changes.next().await? {
+//!     match event {
+//!         Event::Rows(batch) => println!("{} rows of {}", batch.len(), batch.table),
+//!         // Once everything so far is safe: the database may forget it, and the position resumes right behind it.
+//!         Event::Boundary { position, .. } => changes.acknowledge(&position).await?,
+//!         _ => {}
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+use super::super::PostgresConfig;
+use super::super::catalog;
+use super::super::client::Postgres;
+use super::shape::{self, Followed, Initial};
+use super::source::LogSource;
+use super::{LogOptions, slot};
+use synctool_core::change::Event;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::ReadSpec;
+use synctool_core::progress::Position;
+use synctool_core::schema::TableId;
+use synctool_core::source::{ReadContext, Reader, Source};
+
+/// What to follow, before it is followed.
+#[derive(Debug, Clone)]
+pub struct ChangesBuilder {
+    config: PostgresConfig,
+    options: LogOptions,
+    tables: Vec<String>,
+    initial: Initial,
+    context: ReadContext,
+}
+
+/// Events of a database as they come, transaction by transaction: first the rows that are there, in chunks beside the
+/// log, then every change.
+pub struct Changes {
+    reader: Box<dyn Reader>,
+}
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Changes")
+    }
+}
+
+impl Changes {
+    /// Changes of a database.
+    pub fn of(config: PostgresConfig) -> ChangesBuilder {
+        ChangesBuilder {
+            config,
+            options: LogOptions::default(),
+            tables: Vec::new(),
+            initial: Initial::Load,
+            context: ReadContext::default(),
+        }
+    }
+
+    /// Changes of the database that the environment names: `POSTGRES_CONNSTR`, or `POSTGRES_HOST`, `POSTGRES_PORT`,
+    /// `POSTGRES_USER`, `POSTGRES_PASSWORD` and `POSTGRES_NAME` (or `POSTGRES_DB`); and `DBSYNC_REPLSLOT`,
+    /// `DBSYNC_PUBNAME`, `DBSYNC_CTRL_NAMESPACE` where they are set.
+    pub fn from_env() -> Result<ChangesBuilder> {
+        Changes::from_variables(|name| std::env::var(name).ok())
+    }
+
+    /// The same, from anything that knows variables.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<ChangesBuilder> {
+        let set = |name: &str| variable(name).filter(|v| !v.is_empty());
+        let config = match set("POSTGRES_CONNSTR") {
+            Some(url) => PostgresConfig::from_url(&url)?,
+            None => {
+                let port = set("POSTGRES_PORT").unwrap_or_else(|| "5432".into());
+                let port = port
+                    .parse()
+                    .map_err(|_| Error::new(code::CONFIG_URI, "POSTGRES_PORT is not the number of a port"))?;
+                let user = set("POSTGRES_USER").unwrap_or_else(|| "postgres".into());
+                let database = set("POSTGRES_NAME")
+                    .or_else(|| set("POSTGRES_DB"))
+                    .unwrap_or_else(|| user.clone());
+                let host = set("POSTGRES_HOST").unwrap_or_else(|| "localhost".into());
+                PostgresConfig {
+                    password: set("POSTGRES_PASSWORD"),
+                    ..PostgresConfig::new(host, port, user, database)
+                }
+            }
+        };
+        let mut builder = Changes::of(config);
+        let names = LogOptions::default();
+        builder.options.slot = set("DBSYNC_REPLSLOT").unwrap_or(names.slot);
+        builder.options.publication = set("DBSYNC_PUBNAME").unwrap_or(names.publication);
+        builder.options.control_schema = set("DBSYNC_CTRL_NAMESPACE").unwrap_or(names.control_schema);
+        Ok(builder)
+    }
+
+    /// The next event; `None` only where the builder was told to end. Cancel safe.
+    pub async fn next(&mut self) -> Result<Option<Event>> {
+        self.reader.next().await
+    }
+
+    /// Everything up to this boundary's position is safe: the database may forget its log, and whoever opens at this
+    /// position goes on right behind it.
+    pub async fn acknowledge(&mut self, position: &Position) -> Result<()> {
+        self.reader.acknowledge(position).await
+    }
+}
+
+impl ChangesBuilder {
+    /// The tables, `schema.table` or `table`.
+    pub fn for_tables<S: Into<String>>(mut self, tables: impl IntoIterator<Item = S>) -> Self {
+        self.tables.extend(tables.into_iter().map(Into::into));
+        self
+    }
+
+    /// The replication slot, one per program.
+    pub fn slot(mut self, name: impl Into<String>) -> Self {
+        self.options.slot = name.into();
+        self
+    }
+
+    /// The publication.
+    pub fn publication(mut self, name: impl Into<String>) -> Self {
+        self.options.publication = name.into();
+        self
+    }
+
+    /// The schema of the table of watermarks, if one is used.
+    pub fn control_schema(mut self, name: impl Into<String>) -> Self {
+        self.options.control_schema = name.into();
+        self
+    }
+
+    /// Everything else about the log.
+    pub fn options(mut self, change: impl FnOnce(&mut LogOptions)) -> Self {
+        change(&mut self.options);
+        self
+    }
+
+    /// What is done with rows that are there already.
+    pub fn initial(mut self, initial: Initial) -> Self {
+        self.initial = initial;
+        self
+    }
+
+    /// How much memory rows may take.
+    pub fn context(mut self, context: ReadContext) -> Self {
+        self.context = context;
+        self
+    }
+
+    /// Opens the log: at the beginning, or right behind the position of a boundary.
+    pub async fn open(self, after: Option<&Position>) -> Result<Changes> {
+        let database = Postgres::open(self.config)?;
+        let source = database.log(self.options)?;
+        let schema = database.config().schema.clone();
+        let tables: Vec<TableId> = self.tables.iter().map(|t| TableId::parse(t)).collect::<Result<_>>()?;
+        let connection = database.connect().await?;
+        slot::check_server(&connection).await?;
+        let publication = slot::publication(&connection, source.options(), &tables, &schema).await?;
+        let mut followed = Vec::with_capacity(tables.len());
+        for table in tables {
+            let described = catalog::describe(&connection, &table, &schema).await?;
+            let published = publication.tables.iter().find(|p| p.table == described.table);
+            let columns = published.and_then(|p| p.columns.as_ref());
+            let may = connection.version() >= 180_000;
+            let comes = |name: &str, generated: bool| {
+                columns.map_or(!generated, |c| (may || !generated) && c.iter().any(|c| c == name))
+            };
+            let mut all = described.schema.columns;
+            all.retain(|c| comes(&c.name, c.generated));
+            followed.push(Followed {
+                read: ReadSpec::all(described.table, &all),
+                key: described.schema.key,
+                known: shape::attributes(&connection, described.oid).await?,
+                oid: described.oid,
+                initial: self.initial,
+            });
+        }
+        connection.recycle();
+        source.follow_tables(followed);
+        let read = ReadSpec::of(TableId::bare(""), Vec::new());
+        let reader = source
+            .open(&read, &LogSource::partition(), after, &self.context)
+            .await?;
+        Ok(Changes { reader })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_read() {
+        let all = |pairs: &'static [(&'static str, &'static str)]| {
+            Changes::from_variables(move |name| pairs.iter().find(|(k, _)| *k == name).map(|(_, v)| v.to_string()))
+        };
+        let b = all(&[
+            ("POSTGRES_HOST", "db"),
+            ("POSTGRES_PORT", "6543"),
+            ("POSTGRES_USER", "me"),
+            ("POSTGRES_PASSWORD", "sesame"),
+            ("POSTGRES_NAME", "shop"),
+            ("DBSYNC_REPLSLOT", "my_slot"),
+            ("DBSYNC_PUBNAME", "my_pub"),
+        ])
+        .unwrap();
+        assert_eq!(b.config.server(), "db:6543/shop");
+        assert_eq!(
+            (b.options.slot.as_str(), b.options.publication.as_str()),
+            ("my_slot", "my_pub")
+        );
+        assert!(!format!("{b:?}").contains("sesame"));
+        let b = all(&[("POSTGRES_CONNSTR", "postgres://a@b:1/c"), ("POSTGRES_HOST", "other")]).unwrap();
+        assert_eq!(b.config.server(), "b:1/c");
+        assert!(all(&[("POSTGRES_PORT", "x")]).is_err());
+    }
+}

@@ -1,0 +1,387 @@
+//! Tables as they stand, in chunks by key beside their log, and the marks that say when.
+
+use super::super::client::{Connection, Postgres};
+use super::super::copy::{self, Found, Frame};
+use super::super::slices;
+use super::super::source::{check_type, select};
+use super::super::sql::{ident, literal, table as quoted};
+use super::super::types::Decoder;
+use super::pgoutput::Lsn;
+use super::shape::{Shape, Shapes};
+use super::slot::WATERMARK_TABLE;
+use super::{LogOptions, Watermarks};
+use arrow_array::RecordBatch;
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use futures::StreamExt;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use synctool_core::backfill::{Chunk, ChunkSource, Pending, WATERMARK_PREFIX};
+use synctool_core::change::{KeyRange, SchemaChange};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::text;
+use tokio::sync::Notify;
+use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::types::PgLsn;
+
+/// A chunk should not hold more than about this.
+const CHUNK_BYTES: usize = 8 << 20;
+
+/// Marks that nobody writes: the reader of the log puts them where their place is reached.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    waiting: Mutex<VecDeque<(Lsn, String)>>,
+    pub(super) added: Notify,
+}
+
+impl Marks {
+    /// The oldest mark, if the log has reached its place.
+    pub(super) fn reached(&self, at: Lsn) -> Option<String> {
+        let mut waiting = self.waiting.lock().expect("nothing panics while holding it");
+        if waiting.front().is_some_and(|(lsn, _)| *lsn <= at) {
+            return waiting.pop_front().map(|(_, content)| content);
+        }
+        None
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.lock().expect("nothing panics while holding it").is_empty()
+    }
+
+    fn add(&self, at: Lsn, content: &str) {
+        let mut waiting = self.waiting.lock().expect("nothing panics while holding it");
+        waiting.push_back((at, content.to_string()));
+        self.added.notify_one();
+    }
+}
+
+/// Reads chunks of the followed tables.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    pub(super) database: Postgres,
+    pub(super) options: LogOptions,
+    pub(super) shapes: Arc<Shapes>,
+    pub(super) marks: Arc<Marks>,
+    /// How large rows were, by table.
+    pub(super) widths: Mutex<HashMap<TableId, usize>>,
+    /// Tables that were dropped and made again.
+    pub(super) remade: Arc<Mutex<Vec<TableId>>>,
+}
+
+impl Chunks {
+    fn shape(&self, table: &TableId) -> Result<Arc<Shape>> {
+        self.shapes
+            .get(table)
+            .ok_or_else(|| Error::bug(format!("a chunk of {table}, which is not followed")))
+    }
+
+    async fn read(
+        &self,
+        shape: &Shape,
+        condition: &str,
+        order: &str,
+        limit: Option<usize>,
+    ) -> Result<(RecordBatch, Snapshot)> {
+        let connection = self.database.connect().await?;
+        connection.working(true);
+        let done = self.read_on(&connection, shape, condition, order, limit).await;
+        let at = |e: Error| e.at("table", shape.table.to_string());
+        let (rows, mut snapshot) = done.map_err(at)?;
+        snapshot.forget_idle(&connection).await?;
+        connection.working(false);
+        connection.recycle();
+        Ok((rows, snapshot))
+    }
+
+    async fn read_on(
+        &self,
+        connection: &Connection,
+        shape: &Shape,
+        condition: &str,
+        order: &str,
+        limit: Option<usize>,
+    ) -> Result<(RecordBatch, Snapshot)> {
+        let what = format!("reading a chunk of {}", shape.table);
+        let fail = |e: tokio_postgres::Error| {
+            let e = connection.error(e, &what);
+            if e.code() == code::COLUMN_MISSING {
+                // The log has not shown the change yet; it is looked at again.
+                return Error::new(code::CONFLICT, format!("{what} failed: the table was altered just now"))
+                    .caused_by(e);
+            }
+            e
+        };
+        let begun = connection
+            .simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_catalog.txid_current_snapshot()")
+            .await
+            .map_err(fail)?;
+        let snapshot = begun.iter().find_map(|m| match m {
+            SimpleQueryMessage::Row(row) => row.get(0).and_then(Snapshot::parse),
+            _ => None,
+        });
+        let snapshot = snapshot.ok_or_else(|| Error::bug("the server showed no snapshot"))?;
+        let read = shape.read();
+        let mut sql = select(&read, condition, &self.database.config().schema);
+        sql.push_str(order);
+        if let Some(limit) = limit {
+            sql.push_str(&format!(" LIMIT {limit}"));
+        }
+        let statement = connection.prepare(&sql).await.map_err(fail)?;
+        for (actual, planned) in statement.columns().iter().zip(&read.columns) {
+            check_type(actual.type_(), planned, &read)?;
+        }
+        let stream = connection
+            .copy_out(&format!("COPY ({sql}) TO STDOUT (FORMAT binary)"))
+            .await
+            .map_err(fail)?;
+        let mut stream = std::pin::pin!(stream);
+        let mut decoders: Vec<Decoder> = read.columns.iter().map(|c| Decoder::new(&c.column)).collect();
+        let (mut frame, mut input, mut bytes, mut count) = (Frame::new(decoders.len()), BytesMut::new(), 0, 0);
+        while let Some(piece) = stream.next().await {
+            input.extend_from_slice(&piece.map_err(fail)?);
+            loop {
+                match frame.next(&input)? {
+                    Found::More => break,
+                    Found::Skip(n) => input.advance(n),
+                    Found::Tuple(n) => {
+                        for (decoder, field) in decoders.iter_mut().zip(copy::fields(&input[..n])) {
+                            decoder.push(field)?;
+                        }
+                        input.advance(n);
+                        count += 1;
+                        bytes += n;
+                    }
+                }
+            }
+        }
+        if !frame.ended() {
+            return Err(Error::new(
+                code::CONNECTION_LOST,
+                format!("{what} failed: it ended in the middle"),
+            ));
+        }
+        connection.batch_execute("COMMIT").await.map_err(fail)?;
+        if count > 0 {
+            let mut widths = self.widths.lock().expect("nothing panics while holding it");
+            widths.insert(TableId::clone(&shape.table), (bytes / count).max(1));
+        }
+        let columns = decoders.iter_mut().map(Decoder::finish).collect();
+        let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(count));
+        let rows = RecordBatch::try_new_with_options(shape.arrow.clone(), columns, &options)
+            .map_err(|e| Error::bug(format!("a chunk does not fit its schema: {e}")))?;
+        Ok((rows, snapshot))
+    }
+}
+
+/// Which transactions a chunk could not see.
+#[derive(Debug, PartialEq, Eq)]
+struct Snapshot {
+    future: u64,
+    in_progress: Vec<u64>,
+}
+
+impl Snapshot {
+    /// `xmin:xmax:xid,xid`.
+    fn parse(text: &str) -> Option<Snapshot> {
+        let mut parts = text.split(':').skip(1);
+        let future = parts.next()?.parse().ok()?;
+        let in_progress = parts.next()?.split(',').filter(|x| !x.is_empty());
+        Some(Snapshot {
+            future,
+            in_progress: in_progress.map(|x| x.parse().ok()).collect::<Option<_>>()?,
+        })
+    }
+
+    /// Forgets transactions that are idle or prepared even now: they had not committed when the snapshot was taken,
+    /// so the log will show them. One that is at work may be past its commit record and not visible yet.
+    async fn forget_idle(&mut self, connection: &Connection) -> Result<()> {
+        if self.in_progress.is_empty() {
+            return Ok(());
+        }
+        const SQL: &str = "
+            SELECT backend_xid::text FROM pg_catalog.pg_stat_activity
+            WHERE backend_xid IS NOT NULL AND state IN ('idle in transaction', 'idle in transaction (aborted)')
+            UNION ALL SELECT transaction::text FROM pg_catalog.pg_prepared_xacts";
+        let rows = connection
+            .query(SQL, &[])
+            .await
+            .map_err(|e| connection.error(e, "looking at open transactions"))?;
+        let idle: Vec<u32> = rows.iter().filter_map(|r| r.get::<_, &str>(0).parse().ok()).collect();
+        self.in_progress.retain(|xid| !idle.contains(&(*xid as u32)));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ChunkSource for Chunks {
+    async fn write_watermark(&self, content: &str) -> Result<()> {
+        let connection = self.database.connect().await?;
+        let fail = |e| connection.error(e, "writing a watermark");
+        match self.options.watermarks {
+            Watermarks::Message => {
+                // Its own flush is enough: no standby need have it.
+                connection
+                    .query(
+                        "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \
+                         pg_catalog.pg_logical_emit_message(true, $1, $2::text)",
+                        &[&WATERMARK_PREFIX, &content],
+                    )
+                    .await
+                    .map_err(fail)?;
+            }
+            Watermarks::Table => {
+                let (kind, token) = content.split_once(' ').unwrap_or(("low", content));
+                let table = quoted(&TableId::new(&self.options.control_schema, WATERMARK_TABLE), "public");
+                let (token, kind) = (literal(token)?, literal(kind)?);
+                let sql = format!(
+                    "BEGIN; SET LOCAL synchronous_commit = 'local'; \
+                     INSERT INTO {table} (selectionid, wm_type) VALUES ({token}, {kind}); \
+                     DELETE FROM {table} WHERE selectionid = {token}; COMMIT"
+                );
+                if let Err(e) = connection.batch_execute(&sql).await {
+                    return Err(fail(e)
+                        .hint("the role must be able to write the table of watermarks, or use read-only watermarks"));
+                }
+            }
+            Watermarks::ReadOnly => {
+                let row = connection
+                    .query_one(
+                        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                         ELSE pg_catalog.pg_current_wal_insert_lsn() END",
+                        &[],
+                    )
+                    .await
+                    .map_err(fail)?;
+                self.marks.add(row.get::<_, PgLsn>(0).into(), content);
+            }
+        }
+        connection.recycle();
+        Ok(())
+    }
+
+    async fn schema(&self, table: &TableId) -> Result<TableSchema> {
+        Ok(self.shape(table)?.schema())
+    }
+
+    async fn read_chunk(&self, table: &TableId, from: Option<&[String]>, limit: usize) -> Result<Chunk> {
+        let shape = self.shape(table)?;
+        let schema = shape.schema();
+        let width = self
+            .widths
+            .lock()
+            .expect("nothing panics while holding it")
+            .get(table)
+            .copied();
+        let limit = width.map_or(limit, |w| limit.min((CHUNK_BYTES / w).max(1)));
+        let sources: Vec<String> = shape.key.iter().map(|k| shape.columns[*k].now.clone()).collect();
+        let from_here = KeyRange {
+            columns: sources.clone(),
+            lower: from.map(<[String]>::to_vec),
+            upper: None,
+        };
+        let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
+        conditions.extend(Some(slices::condition(&from_here)?).filter(|c| !c.is_empty()));
+        // Qualified: a bare name would mean the selected text of a column that is cast, which sorts otherwise.
+        let own = ident(&table.name);
+        let order: Vec<String> = sources.iter().map(|c| format!("{own}.{}", ident(c))).collect();
+        let order = format!(" ORDER BY {}", order.join(", "));
+        let (rows, snapshot) = self
+            .read(&shape, &conditions.join(" AND "), &order, Some(limit + 1))
+            .await?;
+        let (rows, next) = if rows.num_rows() > limit {
+            let key = shape
+                .key
+                .iter()
+                .map(|k| Ok(text::cell(rows.column(*k), limit)?.unwrap_or_default()))
+                .collect::<Result<Vec<String>>>()?;
+            (rows.slice(0, limit), Some(key))
+        } else {
+            (rows, None)
+        };
+        Ok(Chunk {
+            rows,
+            range: KeyRange {
+                columns: schema.key,
+                lower: from.map(<[String]>::to_vec),
+                upper: next.clone(),
+            },
+            next,
+            in_progress: snapshot.in_progress,
+            future: Some(snapshot.future),
+        })
+    }
+
+    async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk> {
+        let shape = self.shape(table)?;
+        let one = |key: &Vec<String>| -> Result<String> {
+            let parts = shape.key.iter().zip(key).map(|(k, v)| {
+                let name = ident(&shape.columns[*k].now);
+                Ok(format!("{name} = {}", literal(v)?))
+            });
+            Ok(format!("({})", parts.collect::<Result<Vec<_>>>()?.join(" AND ")))
+        };
+        let any = keys.iter().map(one).collect::<Result<Vec<_>>>()?.join(" OR ");
+        let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
+        conditions.push(if any.is_empty() {
+            "false".into()
+        } else {
+            format!("({any})")
+        });
+        let (rows, snapshot) = self.read(&shape, &conditions.join(" AND "), "", None).await?;
+        Ok(Chunk {
+            rows,
+            range: KeyRange::default(),
+            next: None,
+            in_progress: snapshot.in_progress,
+            future: Some(snapshot.future),
+        })
+    }
+
+    fn refill(&self, change: &SchemaChange) -> Option<Pending> {
+        let shape = self.shapes.get(&change.table)?;
+        if shape.key.is_empty() {
+            return None;
+        }
+        let mut remade = self.remade.lock().expect("nothing panics while holding it");
+        if let Some(at) = remade.iter().position(|t| *t == *change.table) {
+            remade.remove(at);
+            return Some(Pending::resync(TableId::clone(&change.table)));
+        }
+        let filled = change
+            .difference
+            .missing
+            .iter()
+            .any(|new| shape.columns.iter().any(|c| c.column.name == new.name && c.filled));
+        filled.then(|| Pending::load(TableId::clone(&change.table)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_are_read() {
+        assert_eq!(
+            Snapshot::parse("700:712:700,705"),
+            Some(Snapshot {
+                future: 712,
+                in_progress: vec![700, 705]
+            })
+        );
+        assert_eq!(Snapshot::parse("700:700:").map(|s| s.in_progress), Some(vec![]));
+        assert_eq!(Snapshot::parse("700"), None);
+    }
+
+    #[test]
+    fn marks_come_in_order_and_not_before_their_place() {
+        let marks = Marks::default();
+        marks.add(10, "low");
+        marks.add(20, "high");
+        assert_eq!(marks.reached(9), None);
+        assert_eq!(marks.reached(25).as_deref(), Some("low"));
+        assert_eq!(marks.reached(25).as_deref(), Some("high"));
+        assert!(marks.is_empty());
+    }
+}

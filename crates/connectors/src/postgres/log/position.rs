@@ -1,0 +1,283 @@
+//! Where a log was read up to, and whose log it is: an opaque text to everybody else, stored in the destination's own
+//! transaction. What does not belong together is refused before a byte is read.
+
+use super::client::System;
+use super::pgoutput::Lsn;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::progress::Position;
+use tokio_postgres::types::PgLsn;
+
+/// A place in the log of one slot of one database of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LogPosition {
+    /// Every transaction that ends before this place is at the sink.
+    #[serde(with = "lsn_text")]
+    pub(super) lsn: Lsn,
+    pub(super) origin: Origin,
+    /// Columns that came while the log was read, by table: beyond the plan's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) added: BTreeMap<String, Vec<String>>,
+}
+
+/// Whose log it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    pub(super) system: String,
+    pub(super) timeline: u32,
+    pub(super) database: u32,
+    pub(super) slot: String,
+}
+
+mod lsn_text {
+    use super::*;
+    use serde::{Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(lsn: &Lsn, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&PgLsn::from(*lsn))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Lsn, D::Error> {
+        let text = String::deserialize(d)?;
+        let lsn: PgLsn = text.parse().map_err(|_| D::Error::custom("not a place in a log"))?;
+        Ok(lsn.into())
+    }
+}
+
+impl LogPosition {
+    pub(super) fn parse(position: &Position) -> Result<Self> {
+        serde_json::from_str(position.as_str())
+            .map_err(|e| Error::new(code::STATE_STORE, "a stored position of the log cannot be read").caused_by(e))
+    }
+
+    pub(super) fn encode(&self) -> Position {
+        Position(serde_json::to_string(self).expect("plain data"))
+    }
+}
+
+/// A slot as the server has it now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct SlotState {
+    /// Up to where it was confirmed; `None` if its creation never ended.
+    pub(super) confirmed: Option<Lsn>,
+    /// Why the server has given it up, if it has.
+    pub(super) lost: Option<String>,
+}
+
+/// What to do about a log that cannot be followed on.
+pub(super) const REPAIR: &str = "run with --repair: a new slot is made and every table is compared and made equal, \
+     deletes included, while its log goes on";
+
+/// Whether the server's log goes on where the position stands.
+pub(super) fn check(
+    stored: &LogPosition,
+    system: &System,
+    database: u32,
+    name: &str,
+    slot: Option<&SlotState>,
+    history: &[(u32, Lsn)],
+    end: Lsn,
+) -> Result<()> {
+    let at = PgLsn::from(stored.lsn);
+    let refuse = |code, why: String| {
+        Err(Error::new(code, why)
+            .at("position", at.to_string())
+            .at("slot", name)
+            .hint(REPAIR))
+    };
+    if stored.origin.system != system.id {
+        let why = format!(
+            "the position belongs to the cluster {}, and this server is of cluster {}",
+            stored.origin.system, system.id
+        );
+        return refuse(code::LOG_OTHER_SERVER, why);
+    }
+    if stored.origin.database != database {
+        return refuse(
+            code::LOG_OTHER_SERVER,
+            "the position belongs to another database of this server (or this one was dropped and made again)".into(),
+        );
+    }
+    if stored.origin.slot != name {
+        let why = format!(
+            "the position belongs to the slot {}, and slot {name} is to be read",
+            stored.origin.slot
+        );
+        return refuse(code::LOG_OTHER_SERVER, why);
+    }
+    if stored.origin.timeline != system.timeline {
+        let left = history.iter().find(|(t, _)| *t == stored.origin.timeline);
+        match left {
+            Some((_, left)) if stored.lsn <= *left => {}
+            Some((timeline, left)) => {
+                let why = format!(
+                    "the server left timeline {timeline} at {}, before the position: it was restored or failed over, and \
+                     the destination holds changes that it never had",
+                    PgLsn::from(*left)
+                );
+                return refuse(code::LOG_DIVERGED, why);
+            }
+            None => {
+                let why = format!(
+                    "the server's timeline {} does not come from timeline {} of the position",
+                    system.timeline, stored.origin.timeline
+                );
+                return refuse(code::LOG_DIVERGED, why);
+            }
+        }
+    }
+    if stored.lsn > end {
+        let why = format!(
+            "the server's log ends at {}, before the position: it was restored to an earlier time",
+            PgLsn::from(end)
+        );
+        return refuse(code::LOG_DIVERGED, why);
+    }
+    let Some(slot) = slot else {
+        return refuse(
+            code::LOG_LOST,
+            "the replication slot is gone, and with it the log since the position".into(),
+        );
+    };
+    if let Some(why) = &slot.lost {
+        return refuse(
+            code::LOG_LOST,
+            format!("the server gave the replication slot up ({why})"),
+        );
+    }
+    match slot.confirmed {
+        None => refuse(
+            code::LOG_LOST,
+            "the making of the replication slot was never finished".into(),
+        ),
+        Some(confirmed) if confirmed > stored.lsn => {
+            let why = format!(
+                "the slot was confirmed up to {} by somebody else or made again: changes since the position would be skipped",
+                PgLsn::from(confirmed)
+            );
+            refuse(code::LOG_SKIPPED, why)
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored() -> LogPosition {
+        LogPosition {
+            lsn: 0x1_0000_0100,
+            origin: Origin {
+                system: "7".into(),
+                timeline: 2,
+                database: 16_384,
+                slot: "s".into(),
+            },
+            added: BTreeMap::new(),
+        }
+    }
+
+    fn system(timeline: u32) -> System {
+        System {
+            id: "7".into(),
+            timeline,
+        }
+    }
+
+    #[test]
+    fn positions_read_what_they_write() {
+        let mut p = stored();
+        assert_eq!(LogPosition::parse(&p.encode()).unwrap(), p);
+        assert!(p.encode().as_str().contains("1/100"), "{}", p.encode());
+        p.added.insert("public.t".into(), vec!["x".into()]);
+        assert_eq!(LogPosition::parse(&p.encode()).unwrap(), p);
+        assert_eq!(
+            LogPosition::parse(&Position::from("{}")).unwrap_err().code(),
+            code::STATE_STORE
+        );
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_refused() {
+        let good = SlotState {
+            confirmed: Some(0x1_0000_0000),
+            lost: None,
+        };
+        let end = 0x2_0000_0000;
+        let verdict =
+            |p: &LogPosition, system: &System, db, slot: Option<&SlotState>, history: &[(u32, Lsn)], end| match check(
+                p, system, db, "s", slot, history, end,
+            ) {
+                Ok(()) => "ok",
+                Err(e) => {
+                    assert!(e.next_step().is_some_and(|h| h.contains("--repair")), "{e}");
+                    e.code().id
+                }
+            };
+        let p = stored();
+        assert_eq!(verdict(&p, &system(2), 16_384, Some(&good), &[], end), "ok");
+        let other = System {
+            id: "8".into(),
+            timeline: 2,
+        };
+        assert_eq!(
+            verdict(&p, &other, 16_384, Some(&good), &[], end),
+            code::LOG_OTHER_SERVER.id
+        );
+        assert_eq!(
+            verdict(&p, &system(2), 5, Some(&good), &[], end),
+            code::LOG_OTHER_SERVER.id
+        );
+        let mut elsewhere = stored();
+        elsewhere.origin.slot = "t".into();
+        assert_eq!(
+            verdict(&elsewhere, &system(2), 16_384, Some(&good), &[], end),
+            code::LOG_OTHER_SERVER.id
+        );
+        // Failed over to a server that has all we have read, and to one that has not.
+        let after = [(1, 5), (2, 0x1_0000_0100)];
+        let before = [(1, 5), (2, 0x1_0000_00ff)];
+        assert_eq!(verdict(&p, &system(3), 16_384, Some(&good), &after, end), "ok");
+        assert_eq!(
+            verdict(&p, &system(3), 16_384, Some(&good), &before, end),
+            code::LOG_DIVERGED.id
+        );
+        assert_eq!(
+            verdict(&p, &system(3), 16_384, Some(&good), &[(1, 5)], end),
+            code::LOG_DIVERGED.id
+        );
+        assert_eq!(
+            verdict(&p, &system(2), 16_384, Some(&good), &[], 0x1_0000_0000),
+            code::LOG_DIVERGED.id
+        );
+        assert_eq!(verdict(&p, &system(2), 16_384, None, &[], end), code::LOG_LOST.id);
+        let lost = SlotState {
+            lost: Some("wal_removed".into()),
+            ..good.clone()
+        };
+        assert_eq!(
+            verdict(&p, &system(2), 16_384, Some(&lost), &[], end),
+            code::LOG_LOST.id
+        );
+        let unmade = SlotState::default();
+        assert_eq!(
+            verdict(&p, &system(2), 16_384, Some(&unmade), &[], end),
+            code::LOG_LOST.id
+        );
+        let moved = SlotState {
+            confirmed: Some(p.lsn + 1),
+            lost: None,
+        };
+        assert_eq!(
+            verdict(&p, &system(2), 16_384, Some(&moved), &[], end),
+            code::LOG_SKIPPED.id
+        );
+        let behind = SlotState {
+            confirmed: Some(p.lsn),
+            lost: None,
+        };
+        assert_eq!(verdict(&p, &system(2), 16_384, Some(&behind), &[], end), "ok");
+    }
+}

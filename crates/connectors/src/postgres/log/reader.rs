@@ -1,0 +1,663 @@
+//! The reader of the log: messages in, events out, one transaction after the other.
+
+use super::super::client::Postgres;
+use super::LogOptions;
+use super::chunks::Marks;
+use super::decode::{Places, Rows};
+use super::pgoutput::{Cell, Lsn, Message, Old, Relation, Tuple};
+use super::position::LogPosition;
+use super::shape::{Reshaped, Shapes};
+use super::slot::WATERMARK_TABLE;
+use super::transport::{EPOCH, Feed, Piece, Wal};
+use super::{HEARTBEAT_PREFIX, Watermarks};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use synctool_core::backfill::WATERMARK_PREFIX;
+use synctool_core::budget::Hold;
+use synctool_core::change::{Event, Op, SchemaChange, Tx};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::progress::Position;
+use synctool_core::schema::{SchemaDifference, TableId};
+use synctool_core::source::{ReadContext, Reader};
+use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
+
+/// How often the server is asked how far it is, while somebody waits for a place in the log.
+const ASK: Duration = Duration::from_millis(10);
+
+/// What the reader shares with the rest of its source.
+#[derive(Debug, Clone)]
+pub(super) struct World {
+    pub(super) database: Postgres,
+    pub(super) options: LogOptions,
+    pub(super) shapes: Arc<Shapes>,
+    pub(super) marks: Arc<Marks>,
+    /// Tables that were dropped and made again.
+    pub(super) remade: Arc<Mutex<Vec<TableId>>>,
+    /// Backfills that are not through.
+    pub(super) pending: Arc<AtomicUsize>,
+    /// Set when a column came whose values have no binary form here: the stream must come as text.
+    pub(super) as_text: Arc<AtomicBool>,
+}
+
+/// What a table of the log is to us.
+#[derive(Debug, Clone)]
+enum Entry {
+    /// Nobody follows it.
+    Other,
+    /// The table of watermarks.
+    Marks,
+    /// A followed table, or a partition of one.
+    Table {
+        index: usize,
+        places: Arc<Places>,
+        /// All partitions of the table, if this is one of them.
+        partitions: Option<Arc<HashSet<u32>>>,
+    },
+}
+
+/// A table of the log that was looked up.
+struct Looked {
+    oid: u32,
+    entry: Entry,
+    reshaped: Option<Reshaped>,
+    remade: bool,
+}
+
+/// What must happen before the next message can be taken.
+enum Need {
+    /// Memory for rows.
+    Room(usize),
+    /// A look at the catalog for this message.
+    Relation(Bytes),
+}
+
+enum Taken {
+    /// Something came out, or the piece is at its end.
+    Paused,
+    Needs(Need),
+    Ended,
+}
+
+struct OpenTx {
+    xid: u64,
+    committed_at: i64,
+    begun: bool,
+    /// Known already: it came again after a change of transport.
+    old: bool,
+}
+
+/// Reads the log of one slot.
+pub(super) struct LogReader {
+    world: World,
+    context: ReadContext,
+    feed: Feed,
+    piece: Option<Piece>,
+    need: Option<Need>,
+    looked: Option<Looked>,
+    binary: bool,
+    relations: HashMap<u32, Entry>,
+    builders: Vec<Option<Rows>>,
+    current: Option<usize>,
+    hold: Option<Hold>,
+    tx: Option<OpenTx>,
+    position: LogPosition,
+    /// A transaction number of about now, with the epoch that the log leaves out.
+    xid_near: u64,
+    until: Option<Lsn>,
+    quiet_since: Instant,
+    out: VecDeque<Event>,
+    _heartbeat: DropGuard,
+}
+
+impl LogReader {
+    #[allow(clippy::too_many_arguments, reason = "each is one thing, made in one place")]
+    pub(super) fn new(
+        world: World,
+        context: ReadContext,
+        feed: Feed,
+        binary: bool,
+        position: LogPosition,
+        xid_near: u64,
+        until: Option<Lsn>,
+        heartbeat: DropGuard,
+    ) -> Self {
+        let shapes = world.shapes.all();
+        let mut out = VecDeque::new();
+        // A sink that was opened anew knows the plan's columns only.
+        for shape in shapes.iter().filter(|s| !s.added_columns().is_empty()) {
+            let difference = SchemaDifference {
+                missing: shape.added_columns(),
+                ..SchemaDifference::default()
+            };
+            let table = shape.table.clone();
+            out.push_back(Event::Schema(SchemaChange { table, difference }));
+        }
+        if !out.is_empty() {
+            out.push_back(Event::Boundary {
+                position: position.encode(),
+                committed_at: None,
+                tx: None,
+            });
+        }
+        LogReader {
+            world,
+            context,
+            feed,
+            piece: None,
+            need: None,
+            looked: None,
+            binary,
+            relations: HashMap::new(),
+            builders: shapes.iter().map(|_| None).collect(),
+            current: None,
+            hold: None,
+            tx: None,
+            position,
+            xid_near,
+            until,
+            quiet_since: Instant::now(),
+            out,
+            _heartbeat: heartbeat,
+        }
+    }
+
+    /// Takes messages until something comes out or something is needed first.
+    fn consume(&mut self, piece: &mut Piece) -> Result<Taken> {
+        while self.out.is_empty() {
+            let Some((wal, size)) = piece.front()? else {
+                return Ok(Taken::Ended);
+            };
+            match wal {
+                Wal::Reached(lsn) => self.reached(lsn),
+                Wal::Change(bytes) => {
+                    let message = Message::parse(bytes).map_err(|e| {
+                        Error::new(code::SERVER_ERROR, e.to_string()).at("slot", &self.world.options.slot)
+                    })?;
+                    if let Some(need) = self.take(message, bytes)? {
+                        return Ok(Taken::Needs(need));
+                    }
+                }
+            }
+            piece.advance(size);
+        }
+        Ok(Taken::Paused)
+    }
+
+    fn take(&mut self, message: Message<'_>, bytes: &[u8]) -> Result<Option<Need>> {
+        match message {
+            Message::Begin {
+                commit,
+                committed_at,
+                xid,
+            } => {
+                self.pass_marks(commit);
+                let xid = widen(xid, self.xid_near);
+                self.xid_near = self.xid_near.max(xid);
+                self.tx = Some(OpenTx {
+                    xid,
+                    committed_at: committed_at.saturating_add(EPOCH),
+                    begun: false,
+                    old: commit < self.position.lsn,
+                });
+            }
+            Message::Commit { end, .. } => {
+                self.flush()?;
+                let Some(tx) = self.tx.take() else {
+                    return Err(out_of_order("a commit without a transaction"));
+                };
+                if !tx.old {
+                    self.position.lsn = self.position.lsn.max(end);
+                    self.boundary(Some(tx));
+                }
+            }
+            Message::Relation(relation) => {
+                let Some(looked) = self.looked.take_if(|l| l.oid == relation.oid) else {
+                    return Ok(Some(Need::Relation(Bytes::copy_from_slice(bytes))));
+                };
+                self.flush()?;
+                self.adopt(looked);
+            }
+            Message::Insert { relation, new } => return self.row(relation, Op::Insert, Some(new), None),
+            Message::Update { relation, old, new } => return self.row(relation, Op::Update, Some(new), old),
+            Message::Delete { relation, old } => return self.row(relation, Op::Delete, None, Some(old)),
+            Message::Truncate {
+                relations,
+                cascade,
+                restart_identity,
+            } => {
+                self.flush()?;
+                self.truncate(&relations, cascade, restart_identity)?;
+            }
+            Message::Message {
+                transactional,
+                prefix,
+                content,
+                ..
+            } => {
+                if prefix != HEARTBEAT_PREFIX && !self.tx.as_ref().is_some_and(|t| t.old) {
+                    self.flush()?;
+                    if transactional {
+                        self.begin();
+                    }
+                    self.message(prefix, content);
+                    if self.tx.is_none() {
+                        self.boundary(None);
+                    }
+                }
+            }
+            Message::Origin { .. } | Message::Type { .. } => {}
+        }
+        Ok(None)
+    }
+
+    fn message(&mut self, prefix: &str, content: &[u8]) {
+        self.out.push_back(Event::Message {
+            prefix: prefix.to_string(),
+            content: Bytes::copy_from_slice(content),
+        });
+    }
+
+    fn boundary(&mut self, tx: Option<OpenTx>) {
+        self.quiet_since = Instant::now();
+        self.out.push_back(Event::Boundary {
+            position: self.position.encode(),
+            committed_at: tx.as_ref().map(|t| t.committed_at),
+            tx: tx.map(|t| t.xid),
+        });
+    }
+
+    /// Says that the transaction begins, before the first thing that anybody cares for.
+    fn begin(&mut self) {
+        if let Some(tx) = &mut self.tx
+            && !tx.begun
+        {
+            tx.begun = true;
+            self.out.push_back(Event::Begin(Tx {
+                id: tx.xid,
+                committed_at: Some(tx.committed_at),
+            }));
+        }
+    }
+
+    /// Every transaction before `lsn` has been taken.
+    fn reached(&mut self, lsn: Lsn) {
+        if self.tx.is_some() || lsn <= self.position.lsn && self.world.marks.is_empty() {
+            return;
+        }
+        let before = self.position.lsn;
+        self.position.lsn = before.max(lsn);
+        let asked = self.until.is_some_and(|until| before < until && until <= lsn);
+        let quiet = lsn > before && self.quiet_since.elapsed() >= self.world.options.status_interval;
+        if !self.pass_marks(lsn) {
+            if asked || quiet {
+                self.boundary(None);
+            } else {
+                self.position.lsn = before;
+            }
+        }
+    }
+
+    /// Puts marks that nobody wrote where their place is reached.
+    fn pass_marks(&mut self, at: Lsn) -> bool {
+        let mut any = false;
+        while let Some(content) = self.world.marks.reached(at) {
+            self.message(WATERMARK_PREFIX, content.as_bytes());
+            any = true;
+        }
+        if any {
+            self.boundary(None);
+        }
+        any
+    }
+
+    /// Emits the rows at hand.
+    fn flush(&mut self) -> Result<()> {
+        if let Some(index) = self.current.take()
+            && let Some(rows) = &mut self.builders[index]
+            && !rows.is_empty()
+        {
+            let batch = rows.finish(self.hold.take().unwrap_or_default())?;
+            self.out.push_back(Event::Rows(batch));
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, relation: u32, op: Op, new: Option<Tuple<'_>>, old: Option<Old<'_>>) -> Result<Option<Need>> {
+        let Some(tx) = &self.tx else {
+            return Err(out_of_order("a row without a transaction"));
+        };
+        if tx.old {
+            return Ok(None);
+        }
+        let (index, places) = match self.relations.get(&relation) {
+            None => return Err(out_of_order("a row of a table that was not described")),
+            Some(Entry::Other) => return Ok(None),
+            Some(Entry::Marks) => {
+                if let Some(content) = new.and_then(mark_of) {
+                    self.begin();
+                    self.message(WATERMARK_PREFIX, content.as_bytes());
+                }
+                return Ok(None);
+            }
+            Some(Entry::Table { index, places, .. }) => (*index, places.clone()),
+        };
+        if self.current.is_some_and(|c| c != index) {
+            self.flush()?;
+        }
+        let size = new.map_or(0, |t| t.size()) + old.map_or(0, |o| o.tuple().size());
+        if size > self.context.max_row_bytes {
+            return Err(Error::new(
+                code::ROW_TOO_LARGE,
+                format!(
+                    "a change in the log has {size} bytes, the limit is {}",
+                    self.context.max_row_bytes
+                ),
+            )
+            .hint("raise max_row_bytes; nothing was lost: the log is read from the same place again"));
+        }
+        if self.hold.is_some() && self.current.is_some() && size > self.context.batch_bytes {
+            // A giant needs a reservation of its own.
+            self.flush()?;
+        }
+        if self.hold.is_none() {
+            return Ok(Some(Need::Room(size.max(self.context.batch_bytes))));
+        }
+        self.begin();
+        let binary = self.binary;
+        let rows = match &mut self.builders[index] {
+            Some(rows) => rows,
+            none => none.insert(Rows::new(self.world.shapes.all()[index].clone(), binary)),
+        };
+        let table = rows.shape().table.clone();
+        match (new, old) {
+            (Some(new), old) => rows.put(op, new, old, &places),
+            (None, Some(old)) => rows.remove(old, &places),
+            (None, None) => Ok(()),
+        }
+        .map_err(|e| e.at("table", table.to_string()))?;
+        self.current = Some(index);
+        if rows.bytes() >= self.context.batch_bytes {
+            self.flush()?;
+        }
+        Ok(None)
+    }
+
+    fn truncate(&mut self, relations: &[u32], cascade: bool, restart_identity: bool) -> Result<()> {
+        if self.tx.as_ref().is_none_or(|t| t.old) {
+            return Ok(());
+        }
+        let shapes = self.world.shapes.all();
+        let mut tables: Vec<Arc<TableId>> = Vec::new();
+        for oid in relations {
+            let Some(Entry::Table { index, partitions, .. }) = self.relations.get(oid) else {
+                continue;
+            };
+            let table = &shapes[*index].table;
+            if let Some(all) = partitions
+                && !all.iter().all(|p| relations.contains(p))
+            {
+                return Err(Error::new(
+                    code::UNSUPPORTED,
+                    format!("some partitions of {table} were emptied, and the log does not say which rows those were"),
+                )
+                .hint("run with --repair once to make the table equal; then DELETE instead of TRUNCATE for a single partition"));
+            }
+            if !tables.contains(table) {
+                tables.push(table.clone());
+            }
+        }
+        if !tables.is_empty() {
+            self.begin();
+            self.out.push_back(Event::Truncate {
+                tables,
+                cascade,
+                restart_identity,
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes what was found of a table: from here on its rows have this shape.
+    fn adopt(&mut self, looked: Looked) {
+        if let Entry::Table { index, .. } = &looked.entry {
+            let mut difference = looked.remade.then(SchemaDifference::default);
+            if let Some(reshaped) = looked.reshaped {
+                let shape = reshaped.shape;
+                let added = shape.added();
+                if !added.is_empty() {
+                    self.position.added.insert(shape.table.to_string(), added);
+                }
+                self.world.shapes.set(*index, shape);
+                self.builders[*index] = None;
+                difference = reshaped.difference.or(difference);
+            }
+            if let Some(difference) = difference {
+                let table = self.world.shapes.all()[*index].table.clone();
+                if looked.remade {
+                    tracing::warn!(%table, "a table was dropped and made again: it is read anew");
+                    let mut remade = self.world.remade.lock().expect("nothing panics while holding it");
+                    remade.push(TableId::clone(&table));
+                }
+                self.begin();
+                self.out.push_back(Event::Schema(SchemaChange { table, difference }));
+            }
+        }
+        self.relations.insert(looked.oid, looked.entry);
+    }
+
+    async fn look_up(&self, message: &[u8]) -> Result<Looked> {
+        let Ok(Message::Relation(relation)) = Message::parse(message) else {
+            return Err(Error::bug("only tables are looked up"));
+        };
+        let options = &self.world.options;
+        let mut looked = Looked {
+            oid: relation.oid,
+            entry: Entry::Other,
+            reshaped: None,
+            remade: false,
+        };
+        if matches!(options.watermarks, Watermarks::Table)
+            && (relation.schema, relation.name) == (options.control_schema.as_str(), WATERMARK_TABLE)
+        {
+            looked.entry = Entry::Marks;
+            return Ok(looked);
+        }
+        let connection = self.world.database.connect().await?;
+        let shapes = self.world.shapes.all();
+        let default = &self.world.database.config().schema;
+        let is_named =
+            |t: &TableId| t.name == relation.name && t.schema.as_deref().unwrap_or(default) == relation.schema;
+        let mut partitions = None;
+        let mut index = shapes.iter().position(|s| s.oid == relation.oid);
+        if index.is_none() {
+            let root = connection
+                .query_one(
+                    "SELECT pg_catalog.pg_partition_root($1::oid::regclass)::oid",
+                    &[&relation.oid],
+                )
+                .await
+                .map_err(|e| connection.error(e, "looking for a partition's table"))?
+                .get::<_, Option<u32>>(0);
+            index = root.and_then(|root| shapes.iter().position(|s| s.oid == root));
+            if let Some(index) = index {
+                let leaves = super::slot::leaves(&connection, shapes[index].oid).await?;
+                partitions = Some(Arc::new(leaves.into_iter().map(|(oid, _)| oid).collect()));
+            }
+        }
+        if index.is_none() {
+            index = shapes.iter().position(|s| is_named(&s.table));
+            looked.remade = index.is_some();
+        }
+        let Some(index) = index else {
+            connection.recycle();
+            return Ok(looked);
+        };
+        let mut shape = shapes[index].clone();
+        if looked.remade {
+            let mut again = (*shape).clone();
+            again.oid = relation.oid;
+            shape = Arc::new(again);
+            looked.reshaped = Some(Reshaped {
+                shape: shape.clone(),
+                difference: None,
+            });
+        }
+        if let Some(reshaped) = shape.follow(&connection, &relation).await? {
+            shape = reshaped.shape.clone();
+            looked.reshaped = Some(reshaped);
+        }
+        connection.recycle();
+        check_identity(
+            &shape.table,
+            &shape
+                .key
+                .iter()
+                .map(|k| shape.columns[*k].source.as_str())
+                .collect::<Vec<_>>(),
+            &relation,
+        )?;
+        if self.binary && !shape.is_binary() {
+            self.world.as_text.store(true, Ordering::Relaxed);
+            return Err(Error::new(
+                code::CONFLICT,
+                format!(
+                    "{} has a column now whose values only come as text: the log is read again as text",
+                    shape.table
+                ),
+            ));
+        }
+        let place = |name: &str| shape.columns.iter().position(|c| c.source == name);
+        looked.entry = Entry::Table {
+            index,
+            places: Arc::new(relation.columns.iter().map(|c| place(c.name)).collect()),
+            partitions,
+        };
+        Ok(looked)
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| self.position.lsn >= until)
+            && self.tx.is_none()
+            && self.world.marks.is_empty()
+            && self.world.pending.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits for the next part of the log. Cancel safe.
+    async fn wait(&mut self) -> Result<()> {
+        let asking = self.until.is_some_and(|until| self.position.lsn < until) || !self.world.marks.is_empty();
+        tokio::select! {
+            biased;
+            () = self.context.cancel.cancelled() => Err(Error::new(code::INTERRUPTED, "reading the log was stopped")),
+            piece = self.feed.next() => {
+                self.piece = Some(piece.map_err(|e| e.at("slot", &self.world.options.slot))?);
+                Ok(())
+            }
+            () = self.world.marks.added.notified() => {
+                self.feed.poke();
+                Ok(())
+            }
+            () = tokio::time::sleep(ASK), if asking => {
+                self.feed.poke();
+                Ok(())
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Reader for LogReader {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.out.pop_front() {
+                return Ok(Some(event));
+            }
+            if self.is_over() {
+                return Ok(None);
+            }
+            // Each need is met before it is forgotten: a call that is dropped meanwhile loses nothing.
+            match &self.need {
+                Some(Need::Room(bytes)) => {
+                    self.hold = Some(self.context.budget.reserve(*bytes).await);
+                    self.need = None;
+                }
+                Some(Need::Relation(message)) => {
+                    self.looked = Some(self.look_up(&message.clone()).await?);
+                    self.need = None;
+                }
+                None => {}
+            }
+            let Some(mut piece) = self.piece.take() else {
+                self.wait().await?;
+                continue;
+            };
+            match self.consume(&mut piece)? {
+                Taken::Ended => {}
+                Taken::Paused => self.piece = Some(piece),
+                Taken::Needs(need) => (self.piece, self.need) = (Some(piece), Some(need)),
+            }
+        }
+    }
+
+    async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        self.feed.confirm(LogPosition::parse(durable)?.lsn);
+        Ok(())
+    }
+}
+
+fn out_of_order(what: &str) -> Error {
+    Error::new(code::SERVER_ERROR, format!("the log is out of order: {what}"))
+}
+
+/// Refuses a table whose old rows do not bring the key.
+fn check_identity(table: &TableId, key: &[&str], relation: &Relation<'_>) -> Result<()> {
+    let marked: Vec<&str> = relation.columns.iter().filter(|c| c.key).map(|c| c.name).collect();
+    if marked.is_empty() || key.iter().all(|k| marked.contains(k)) {
+        return Ok(());
+    }
+    Err(Error::new(
+        code::LOG_SETUP,
+        format!(
+            "the replica identity of {table} is ({}), and its rows are found by ({}): a changed key would not be seen",
+            marked.join(", "),
+            key.join(", ")
+        ),
+    )
+    .hint(format!(
+        "ALTER TABLE {table} REPLICA IDENTITY DEFAULT; or make the plan anew"
+    )))
+}
+
+/// The mark that a row of the table of watermarks says.
+fn mark_of(row: Tuple<'_>) -> Option<String> {
+    let mut cells = row.cells().map(|c| match c {
+        Cell::Text(b) | Cell::Binary(b) => std::str::from_utf8(b).ok(),
+        Cell::Null | Cell::Unchanged => None,
+    });
+    let (token, kind) = (cells.next()??, cells.next()??);
+    Some(format!("{kind} {token}"))
+}
+
+/// A transaction's number with its epoch, given one that is not 2³¹ away from it.
+fn widen(xid: u32, near: u64) -> u64 {
+    let distance = xid.wrapping_sub(near as u32) as i32;
+    near.saturating_add_signed(i64::from(distance))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transaction_numbers_get_their_epoch() {
+        let near = (3 << 32) + 5;
+        assert_eq!(widen(7, near), (3 << 32) + 7);
+        assert_eq!(widen(2, near), (3 << 32) + 2);
+        assert_eq!(widen(u32::MAX, near), (2 << 32) + u64::from(u32::MAX));
+        assert_eq!(widen(900, 850), 900);
+    }
+}

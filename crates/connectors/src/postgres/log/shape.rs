@@ -1,0 +1,388 @@
+//! What a followed table looks like at the place where the log is read: the plan's columns, and those that came since.
+
+use super::super::catalog;
+use super::super::client::Connection;
+use super::super::types::Wire;
+use super::pgoutput::{Relation, RelationColumn};
+use super::slot::{Publication, Published};
+use arrow_schema::SchemaRef;
+use postgres_types::Type;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{Plan, PlannedTable, ReadColumn, ReadSpec};
+use synctool_core::schema::{Carrier, Column, ColumnType, SchemaDifference, TableId, TableSchema};
+
+/// A table to follow.
+#[derive(Debug, Clone)]
+pub(super) struct Followed {
+    pub(super) read: ReadSpec,
+    /// The key, in destination names.
+    pub(super) key: Vec<String>,
+    /// The columns in the catalog when the plan was made: they tell a renamed column from a new one, and a type that
+    /// was altered since.
+    pub(super) known: Vec<Attribute>,
+    /// The table's number then.
+    pub(super) oid: u32,
+    /// What is to be read of it besides its log, at the beginning.
+    pub(super) initial: Initial,
+}
+
+/// What is done with the rows that were there before the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Initial {
+    /// They are loaded, chunk by chunk.
+    #[default]
+    Load,
+    /// They are made equal: rows that only the destination has go.
+    Resync,
+    /// They are left out.
+    Skip,
+}
+
+/// What a plan remembers of a table for its log.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Remembered {
+    pub(super) initial: Initial,
+    pub(super) oid: u32,
+    pub(super) columns: Vec<Attribute>,
+}
+
+impl Remembered {
+    /// Under which name a plan remembers it.
+    pub(super) fn name(table: &TableId) -> String {
+        format!("log:{table}")
+    }
+}
+
+impl Followed {
+    pub(super) fn of(plan: &Plan, planned: &PlannedTable) -> Self {
+        let remembered: Remembered = plan
+            .remember
+            .get(&Remembered::name(&planned.read.table))
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default();
+        Followed {
+            read: planned.read.clone(),
+            key: planned.schema.key.clone(),
+            known: remembered.columns,
+            oid: remembered.oid,
+            initial: remembered.initial,
+        }
+    }
+}
+
+/// A followed table as it is at one place of the log.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    /// As the plan calls it.
+    pub(super) table: Arc<TableId>,
+    pub(super) oid: u32,
+    pub(super) columns: Vec<ShapeColumn>,
+    /// So many of the columns are the plan's.
+    pub(super) planned: usize,
+    /// The places of the key's columns.
+    pub(super) key: Vec<usize>,
+    /// Which rows are published.
+    pub(super) filter: Option<String>,
+    pub(super) arrow: SchemaRef,
+}
+
+/// A column of a [`Shape`].
+#[derive(Debug, Clone)]
+pub(super) struct ShapeColumn {
+    /// Its name at the source, at this place of the log.
+    pub(super) source: String,
+    /// Its name at the source now, as far as is known.
+    pub(super) now: String,
+    /// Its place in the catalog, which a rename does not change; 0 if it is not there any more.
+    pub(super) number: i16,
+    pub(super) type_oid: u32,
+    pub(super) modifier: i32,
+    /// As it travels, in the destination's name.
+    pub(super) column: Column,
+    /// Whether its rows may have a value that no event brought (a default).
+    pub(super) filled: bool,
+}
+
+/// The shapes of all followed tables, shared by the reader of the log and that of the chunks.
+#[derive(Debug, Default)]
+pub(super) struct Shapes(Mutex<Vec<Arc<Shape>>>);
+
+impl Shapes {
+    pub(super) fn new(shapes: Vec<Shape>) -> Self {
+        Shapes(Mutex::new(shapes.into_iter().map(Arc::new).collect()))
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Shape>> {
+        self.0.lock().expect("nothing panics while holding it").clone()
+    }
+
+    pub(super) fn get(&self, table: &TableId) -> Option<Arc<Shape>> {
+        self.all().into_iter().find(|s| *s.table == *table)
+    }
+
+    pub(super) fn set(&self, index: usize, shape: Arc<Shape>) {
+        self.0.lock().expect("nothing panics while holding it")[index] = shape;
+    }
+}
+
+impl Shape {
+    /// A followed table as the catalog has it, with columns that came earlier (by source name).
+    pub(super) async fn load(
+        connection: &Connection,
+        followed: &Followed,
+        added: &[String],
+        publication: &Publication,
+        schema: &str,
+    ) -> Result<Shape> {
+        let described = catalog::describe(connection, &followed.read.table, schema).await?;
+        let now = attributes(connection, described.oid).await?;
+        let known = |source: &str| now.iter().find(|a| a.name == source);
+        let mut columns = Vec::new();
+        for c in &followed.read.columns {
+            // As the plan knew it; a table that was made again has other numbers.
+            let then = followed
+                .known
+                .iter()
+                .find(|a| a.name == c.source && followed.oid == described.oid);
+            let there = match then {
+                Some(then) => now.iter().find(|a| a.number == then.number),
+                None => known(&c.source),
+            };
+            let typed = then.or(there);
+            columns.push(ShapeColumn {
+                source: c.source.clone(),
+                now: there.map_or_else(|| c.source.clone(), |a| a.name.clone()),
+                number: there.map_or(0, |a| a.number),
+                type_oid: typed.map_or(0, |a| a.type_oid),
+                modifier: typed.map_or(-1, |a| a.modifier),
+                column: c.column.clone(),
+                filled: false,
+            });
+        }
+        let planned = columns.len();
+        for name in added {
+            let Some((there, column)) = known(name).zip(described.schema.column(name)) else {
+                continue;
+            };
+            columns.push(ShapeColumn {
+                source: name.clone(),
+                now: name.clone(),
+                number: there.number,
+                type_oid: there.type_oid,
+                modifier: there.modifier,
+                column: travelling(column.clone()),
+                filled: false,
+            });
+        }
+        let mut published: Option<&Published> = publication.tables.iter().find(|p| p.table == described.table);
+        let leaves = match published {
+            Some(_) => Vec::new(),
+            None => super::slot::leaves(connection, described.oid).await?,
+        };
+        if let Some((_, leaf)) = leaves.first() {
+            published = publication.tables.iter().find(|p| p.table == *leaf);
+        }
+        let mut shape = Shape {
+            table: Arc::new(followed.read.table.clone()),
+            oid: described.oid,
+            columns,
+            planned,
+            key: Vec::new(),
+            filter: published.and_then(|p| p.filter.clone()),
+            arrow: arrow_schema::Schema::empty().into(),
+        };
+        shape.key = TableSchema {
+            columns: shape.columns.iter().map(|c| c.column.clone()).collect(),
+            key: followed.key.clone(),
+        }
+        .key_indices()?;
+        shape.rebuild();
+        Ok(shape)
+    }
+
+    fn rebuild(&mut self) {
+        self.arrow = self.schema().arrow_schema();
+    }
+
+    /// The columns and key, in destination names.
+    pub(super) fn schema(&self) -> TableSchema {
+        TableSchema {
+            columns: self.columns.iter().map(|c| c.column.clone()).collect(),
+            key: self.key.iter().map(|k| self.columns[*k].column.name.clone()).collect(),
+        }
+    }
+
+    /// What a chunk selects.
+    pub(super) fn read(&self) -> ReadSpec {
+        let plain = |c: &ShapeColumn| ReadColumn::plain(&c.now, c.column.clone());
+        ReadSpec::of(TableId::clone(&self.table), self.columns.iter().map(plain).collect())
+    }
+
+    /// The names of the columns that are not the plan's.
+    pub(super) fn added(&self) -> Vec<String> {
+        self.columns[self.planned..].iter().map(|c| c.source.clone()).collect()
+    }
+
+    /// The columns that are not the plan's, for a sink that does not know of them.
+    pub(super) fn added_columns(&self) -> Vec<Column> {
+        self.columns[self.planned..].iter().map(|c| c.column.clone()).collect()
+    }
+
+    /// Whether every value can come as its type sends it.
+    pub(super) fn is_binary(&self) -> bool {
+        self.columns.iter().all(|c| Wire::to_read(&c.column).is_some())
+    }
+
+    /// Fits the shape to what the log says of the table from here on: what came, went, got another type or name.
+    pub(super) async fn follow(&self, connection: &Connection, relation: &Relation<'_>) -> Result<Option<Reshaped>> {
+        let has = |c: &ShapeColumn| relation.columns.iter().any(|r| r.name == c.source);
+        let same = |c: &ShapeColumn| {
+            relation
+                .columns
+                .iter()
+                .any(|r| r.name == c.source && (r.type_oid, r.modifier) == (c.type_oid, c.modifier))
+        };
+        let is_new = |r: &&RelationColumn<'_>| !self.columns.iter().any(|c| c.source == r.name);
+        // A column that came later than this place of the log is no news.
+        let settled = self.columns.iter().take(self.planned).all(same)
+            && self.columns.iter().skip(self.planned).all(|c| !has(c) || same(c));
+        if settled && !relation.columns.iter().any(|r| is_new(&r)) {
+            return Ok(None);
+        }
+        let now = attributes(connection, self.oid).await?;
+        let mut next = self.clone();
+        let mut difference = SchemaDifference::default();
+        for (at, c) in next.columns.iter_mut().enumerate() {
+            if !relation.columns.iter().any(|r| r.name == c.source) {
+                // Renamed, if its place in the catalog has a name now that the log brings and the shape does not know.
+                let renamed = now.iter().find(|a| {
+                    c.number > 0 && a.number == c.number && relation.columns.iter().any(|r| r.name == a.name)
+                });
+                match renamed {
+                    Some(a) if !self.columns.iter().any(|o| o.source == a.name) => {
+                        tracing::info!(table = %self.table, from = c.source, to = a.name, "a column was renamed");
+                        c.source.clone_from(&a.name);
+                        c.now.clone_from(&a.name);
+                    }
+                    _ if at < self.planned => difference.extra.push(c.column.clone()),
+                    _ => {}
+                }
+            }
+        }
+        let mut names = Vec::new();
+        for r in relation.columns.iter() {
+            let there = now.iter().find(|a| a.name == r.name);
+            match next.columns.iter_mut().find(|c| c.source == r.name) {
+                Some(c) if c.type_oid == 0 => (c.type_oid, c.modifier) = (r.type_oid, r.modifier),
+                Some(c) if (c.type_oid, c.modifier) != (r.type_oid, r.modifier) => {
+                    let column = of_type(connection, r).await?;
+                    let kept = column.ty == c.column.ty || c.column.ty == (ColumnType::Text { max: None });
+                    let want = Column {
+                        name: c.column.name.clone(),
+                        ..column
+                    };
+                    if !kept {
+                        difference.retyped.push((c.column.clone(), want));
+                    }
+                    (c.type_oid, c.modifier) = (r.type_oid, r.modifier);
+                }
+                Some(_) => {}
+                None => {
+                    let column = travelling(of_type(connection, r).await?);
+                    names.push(column.name.clone());
+                    difference.missing.push(column.clone());
+                    next.columns.push(ShapeColumn {
+                        source: r.name.to_string(),
+                        now: r.name.to_string(),
+                        number: there.map_or(0, |a| a.number),
+                        type_oid: r.type_oid,
+                        modifier: r.modifier,
+                        column,
+                        filled: there.is_some_and(|a| a.filled),
+                    });
+                }
+            }
+        }
+        next.rebuild();
+        let quiet = difference == SchemaDifference::default();
+        Ok(Some(Reshaped {
+            shape: Arc::new(next),
+            difference: (!quiet).then_some(difference),
+        }))
+    }
+}
+
+/// A shape that changed, and what a sink must know of it.
+#[derive(Debug)]
+pub(super) struct Reshaped {
+    pub(super) shape: Arc<Shape>,
+    pub(super) difference: Option<SchemaDifference>,
+}
+
+/// How a column travels that no plan has agreed on: decimals as text, so that every digit and NaN survive.
+fn travelling(mut column: Column) -> Column {
+    if matches!(column.ty, ColumnType::Decimal { .. } | ColumnType::Numeric) {
+        column.carrier = Carrier::Text;
+    }
+    column.nullable = true;
+    column.generated = false;
+    column.identity = false;
+    column
+}
+
+/// A column in the catalog.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Attribute {
+    name: String,
+    number: i16,
+    type_oid: u32,
+    modifier: i32,
+    #[serde(default)]
+    filled: bool,
+}
+
+/// The columns of a table as the catalog has them.
+pub(super) async fn attributes(connection: &Connection, oid: u32) -> Result<Vec<Attribute>> {
+    const SQL: &str = "
+        SELECT attname::text, attnum, atttypid, atttypmod, atthasmissing OR atthasdef OR attgenerated <> '' OR attnotnull
+        FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum";
+    let rows = catalog::rows(connection, SQL, &[(&oid, Type::OID)], "reading a table's columns").await?;
+    Ok(rows
+        .iter()
+        .map(|r| Attribute {
+            name: r.get(0),
+            number: r.get(1),
+            type_oid: r.get(2),
+            modifier: r.get(3),
+            filled: r.get(4),
+        })
+        .collect())
+}
+
+/// A column as its type in the log says, whatever the catalog has by now.
+async fn of_type(connection: &Connection, column: &RelationColumn<'_>) -> Result<Column> {
+    const SQL: &str = "
+        WITH RECURSIVE base(depth, typid, typmod) AS (
+            SELECT 0, $1::oid, $2::int4
+            UNION ALL
+            SELECT b.depth + 1, t.typbasetype, t.typtypmod
+            FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typid WHERE t.typtype = 'd'
+        )
+        SELECT typid, typmod, pg_catalog.format_type($1::oid, $2::int4) FROM base ORDER BY depth DESC LIMIT 1";
+    let params: &[(&(dyn postgres_types::ToSql + Sync), Type)] =
+        &[(&column.type_oid, Type::OID), (&column.modifier, Type::INT4)];
+    let rows = catalog::rows(connection, SQL, params, "reading a column's type").await?;
+    let row = rows.first().ok_or_else(|| {
+        Error::new(
+            code::TYPE_UNSUPPORTED,
+            format!("the type of column {} is not in the catalog any more", column.name),
+        )
+    })?;
+    Ok(
+        Column::new(column.name, catalog::column_type(row.get(0), row.get(1)))
+            .with_source_type(row.get::<_, String>(2)),
+    )
+}

@@ -1,0 +1,475 @@
+//! The slot, the publication and the watermark table: made, checked and adopted; every refusal says what to do.
+
+use super::super::catalog;
+use super::super::client::Connection;
+use super::super::sql::{ident, idents, table as quoted};
+use super::pgoutput::Lsn;
+use super::position::SlotState;
+use super::{LogOptions, Watermarks};
+use std::time::Duration;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::schema::TableId;
+use tokio::time::Instant;
+use tokio_postgres::types::PgLsn;
+
+/// The plugin whose messages are understood here.
+const PLUGIN: &str = "pgoutput";
+
+/// The name of the table of watermarks, in the control schema.
+pub(super) const WATERMARK_TABLE: &str = "watermark";
+
+/// How long to wait for a slot that another session still holds.
+const SLOT_WAIT: Duration = Duration::from_secs(10);
+
+/// How long making a slot may wait for transactions that are open.
+const CREATION_WAIT: Duration = Duration::from_secs(60);
+
+/// How long new tables of a publication may wait for transactions that began before they were in it.
+const SETTLE_WAIT: Duration = Duration::from_secs(60);
+
+/// A published table.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Published {
+    pub(super) table: TableId,
+    /// The columns that are published, if the server says (15+).
+    pub(super) columns: Option<Vec<String>>,
+    /// Which rows are, as a condition; `None` for all.
+    pub(super) filter: Option<String>,
+}
+
+/// A publication as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Publication {
+    pub(super) tables: Vec<Published>,
+    /// Whether partitions come under their root's name.
+    pub(super) via_root: bool,
+}
+
+fn wrong(why: impl Into<String>, fix: impl Into<String>) -> Error {
+    Error::new(code::LOG_SETUP, why).hint(fix)
+}
+
+/// Looks at the settings of the server.
+pub(super) async fn check_server(connection: &Connection) -> Result<()> {
+    let row = connection
+        .query_one(
+            "SELECT pg_catalog.current_setting('wal_level'), rolreplication OR rolsuper, current_user::text \
+             FROM pg_catalog.pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await
+        .map_err(|e| connection.error(e, "looking at the server's settings"))?;
+    let level: &str = row.get(0);
+    if level != "logical" {
+        return Err(wrong(
+            format!("wal_level is {level}: the server's log does not say what changed in tables"),
+            "ALTER SYSTEM SET wal_level = 'logical'; then restart the server",
+        ));
+    }
+    if !row.get::<_, bool>(1) {
+        let role: &str = row.get(2);
+        return Err(
+            Error::new(code::PERMISSION, format!("the role {role} may not follow the log"))
+                .hint(format!("ALTER ROLE {} REPLICATION;", ident(role))),
+        );
+    }
+    Ok(())
+}
+
+/// The publication, with the tables that it should have; made or completed if the options allow it.
+pub(super) async fn publication(
+    connection: &Connection,
+    options: &LogOptions,
+    wanted: &[TableId],
+    schema: &str,
+) -> Result<Publication> {
+    let name = &options.publication;
+    let marks =
+        matches!(options.watermarks, Watermarks::Table).then(|| TableId::new(&options.control_schema, WATERMARK_TABLE));
+    if options.create && marks.is_some() {
+        watermark_table(connection, options).await?;
+    }
+    let all: Vec<TableId> = wanted
+        .iter()
+        .map(|t| TableId::new(t.schema.as_deref().unwrap_or(schema), &t.name))
+        .chain(marks)
+        .collect();
+    if !exists(connection, name).await? {
+        if !options.create {
+            return Err(wrong(
+                format!("the publication {name} does not exist"),
+                create_publication(name, &all, connection.version()),
+            ));
+        }
+        if all.is_empty() {
+            return Err(wrong(
+                format!("the publication {name} does not exist, and no tables are named that it could have"),
+                "name the tables to capture",
+            ));
+        }
+        run(
+            connection,
+            &create_publication(name, &all, connection.version()),
+            "making the publication",
+        )
+        .await?;
+    }
+    let mut found = read(connection, name).await?;
+    let missing = missing(connection, &found, &all).await?;
+    if !missing.is_empty() {
+        let add = format!("ALTER PUBLICATION {} ADD TABLE {}", ident(name), list(&missing));
+        if !options.create {
+            return Err(wrong(
+                format!("the publication {name} does not have {}", names(&missing)),
+                format!("{add};"),
+            ));
+        }
+        run(connection, &add, "adding tables to the publication").await?;
+        settle(connection).await?;
+        found = read(connection, name).await?;
+    }
+    Ok(found)
+}
+
+fn list(tables: &[TableId]) -> String {
+    let quoted: Vec<String> = tables.iter().map(|t| quoted(t, "public")).collect();
+    quoted.join(", ")
+}
+
+fn names(tables: &[TableId]) -> String {
+    let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+fn create_publication(name: &str, tables: &[TableId], version: u32) -> String {
+    let root = if version >= 130_000 {
+        " WITH (publish_via_partition_root = true)"
+    } else {
+        ""
+    };
+    format!("CREATE PUBLICATION {} FOR TABLE {}{root}", ident(name), list(tables))
+}
+
+async fn run(connection: &Connection, statement: &str, what: &str) -> Result<()> {
+    match connection.batch_execute(statement).await {
+        Ok(()) => Ok(()),
+        // Somebody else was faster: what stands there is checked afterwards.
+        Err(e) if matches!(e.code().map(|c| c.code()), Some("42710" | "42P06" | "42P07" | "23505")) => Ok(()),
+        Err(e) => Err(connection
+            .error(e, what)
+            .hint(format!("let an administrator run: {statement};"))),
+    }
+}
+
+async fn exists(connection: &Connection, name: &str) -> Result<bool> {
+    let row = connection
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text)",
+            &[&name],
+        )
+        .await
+        .map_err(|e| connection.error(e, "looking for the publication"))?;
+    Ok(row.get(0))
+}
+
+/// What a publication has; refuses one that does not publish every kind of change.
+async fn read(connection: &Connection, name: &str) -> Result<Publication> {
+    let version = connection.version();
+    let root = if version >= 130_000 { "pubviaroot" } else { "false" };
+    let row = connection
+        .query_one(
+            &format!(
+                "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, {root} FROM pg_catalog.pg_publication \
+                 WHERE pubname = $1::text"
+            ),
+            &[&name],
+        )
+        .await
+        .map_err(|e| connection.error(e, "reading the publication"))?;
+    if (0..4).any(|i| !row.get::<_, bool>(i)) {
+        return Err(wrong(
+            format!("the publication {name} leaves out some kinds of change: the destination would not stay equal"),
+            format!(
+                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
+                ident(name)
+            ),
+        ));
+    }
+    let more = if version >= 150_000 {
+        "attnames::text[], rowfilter"
+    } else {
+        "NULL::text[], NULL::text"
+    };
+    let tables = connection
+        .query(
+            &format!(
+                "SELECT schemaname::text, tablename::text, {more} FROM pg_catalog.pg_publication_tables \
+                 WHERE pubname = $1::text ORDER BY 1, 2"
+            ),
+            &[&name],
+        )
+        .await
+        .map_err(|e| connection.error(e, "reading the publication"))?;
+    Ok(Publication {
+        via_root: row.get(4),
+        tables: tables
+            .iter()
+            .map(|r| Published {
+                table: TableId::new(r.get::<_, String>(0), r.get::<_, String>(1)),
+                columns: r.get(2),
+                filter: r.get(3),
+            })
+            .collect(),
+    })
+}
+
+/// Which of the wanted tables are neither published themselves nor by all their partitions.
+async fn missing(connection: &Connection, found: &Publication, wanted: &[TableId]) -> Result<Vec<TableId>> {
+    let has = |t: &TableId| found.tables.iter().any(|p| p.table == *t);
+    let mut missing = Vec::new();
+    for table in wanted.iter().filter(|t| !has(t)) {
+        // A table that does not exist has an error of its own, with similar names.
+        let described = catalog::describe(connection, table, "public").await?;
+        let leaves = leaves(connection, described.oid).await?;
+        if leaves.is_empty() || !leaves.iter().all(|(_, t)| has(t)) {
+            missing.push(table.clone());
+        }
+    }
+    Ok(missing)
+}
+
+/// The partitions of a partitioned table that hold rows.
+pub(super) async fn leaves(connection: &Connection, oid: u32) -> Result<Vec<(u32, TableId)>> {
+    let rows = connection
+        .query(
+            "SELECT c.oid, n.nspname::text, c.relname::text FROM pg_catalog.pg_partition_tree($1::oid::regclass) t \
+             JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE t.isleaf AND t.level > 0",
+            &[&oid],
+        )
+        .await
+        .map_err(|e| connection.error(e, "reading a table's partitions"))?;
+    Ok(rows
+        .iter()
+        .map(|r| (r.get(0), TableId::new(r.get::<_, String>(1), r.get::<_, String>(2))))
+        .collect())
+}
+
+/// Waits for the transactions that are open now: what they wrote before the publication had the table is not in the
+/// log, so a chunk must see it.
+async fn settle(connection: &Connection) -> Result<()> {
+    let begun = Instant::now();
+    let row = connection
+        .query_one(
+            "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text",
+            &[],
+        )
+        .await;
+    let Ok(limit) = row.map(|r| r.get::<_, String>(0)) else {
+        // Before 13 there is no such function; the slot's creation waits for the same transactions.
+        return Ok(());
+    };
+    loop {
+        let row = connection
+            .query_one(
+                "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::text::xid8",
+                &[&limit],
+            )
+            .await
+            .map_err(|e| connection.error(e, "waiting for open transactions"))?;
+        if row.get(0) {
+            return Ok(());
+        }
+        if begun.elapsed() > SETTLE_WAIT {
+            return Err(open_transactions(connection, "new tables of the publication wait").await);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn open_transactions(connection: &Connection, what: &str) -> Error {
+    let oldest = connection
+        .query_opt(
+            "SELECT format('pid %s of %s, open since %s', pid, usename, xact_start) FROM pg_catalog.pg_stat_activity \
+             WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() ORDER BY xact_start LIMIT 1",
+            &[],
+        )
+        .await
+        .ok()
+        .flatten()
+        .map_or("a transaction".to_string(), |r| r.get(0));
+    Error::new(
+        code::SERVER_BUSY,
+        format!("{what} for a transaction that does not end: {oldest}"),
+    )
+    .hint("end that transaction (commit, roll back, or pg_terminate_backend), then run again")
+}
+
+async fn watermark_table(connection: &Connection, options: &LogOptions) -> Result<()> {
+    let schema = ident(&options.control_schema);
+    let table = quoted(&TableId::new(&options.control_schema, WATERMARK_TABLE), "public");
+    run(
+        connection,
+        &format!("CREATE SCHEMA IF NOT EXISTS {schema}"),
+        "making the control schema",
+    )
+    .await?;
+    let create = format!(
+        "CREATE TABLE IF NOT EXISTS {table} (selectionid varchar(50) PRIMARY KEY, wm_type varchar(10) NOT NULL)"
+    );
+    run(connection, &create, "making the table of watermarks").await
+}
+
+/// A slot as it is, checked to be one that can be read here; `None` if there is none.
+pub(super) async fn find(connection: &Connection, name: &str) -> Result<Option<SlotState>> {
+    let version = connection.version();
+    let status = if version >= 130_000 { "wal_status" } else { "NULL::text" };
+    let reason = if version >= 170_000 {
+        "invalidation_reason"
+    } else if version >= 160_000 {
+        "CASE WHEN conflicting THEN 'conflict with recovery' END"
+    } else {
+        "NULL::text"
+    };
+    let row = connection
+        .query_opt(
+            &format!(
+                "SELECT plugin::text, slot_type, database::text, pg_catalog.current_database()::text, confirmed_flush_lsn, \
+                 {status}, {reason}, restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text"
+            ),
+            &[&name],
+        )
+        .await
+        .map_err(|e| connection.error(e, "looking for the replication slot"))?;
+    let Some(row) = row else { return Ok(None) };
+    let (plugin, kind, database, here): (Option<&str>, &str, Option<&str>, &str) =
+        (row.get(0), row.get(1), row.get(2), row.get(3));
+    let other =
+        format!("choose another slot, or drop it if nobody needs it: SELECT pg_drop_replication_slot('{name}');");
+    if kind != "logical" {
+        return Err(wrong(
+            format!("the replication slot {name} is {kind}, not logical"),
+            other,
+        ));
+    }
+    if plugin != Some(PLUGIN) {
+        let plugin = plugin.unwrap_or("nothing");
+        return Err(wrong(
+            format!("the replication slot {name} is for {plugin}, not for {PLUGIN}"),
+            other,
+        ));
+    }
+    if database != Some(here) {
+        let database = database.unwrap_or_default();
+        return Err(wrong(
+            format!("the replication slot {name} is of database {database}, not of {here}"),
+            other,
+        ));
+    }
+    let (status, reason): (Option<&str>, Option<&str>) = (row.get(5), row.get(6));
+    let given_up = reason.or_else(|| status.filter(|s| *s == "lost").map(|_| "its log was removed"));
+    Ok(Some(SlotState {
+        confirmed: row.get::<_, Option<PgLsn>>(4).map(Lsn::from),
+        lost: given_up.map(str::to_string),
+    }))
+}
+
+/// Makes a slot; says from where on it has the log. Waits for the transactions that are open.
+pub(super) async fn create(connection: &Connection, options: &LogOptions) -> Result<Lsn> {
+    let version = connection.version();
+    let failover = options.failover && version >= 170_000;
+    let more = match version {
+        170_000.. => format!(", false, false, {failover}"),
+        140_000.. => ", false, false".to_string(),
+        _ => ", false".to_string(),
+    };
+    let sql = format!("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot($1::text, '{PLUGIN}'{more})");
+    connection.working(true);
+    let made = tokio::time::timeout(CREATION_WAIT, connection.query_one(&sql, &[&options.slot])).await;
+    match made {
+        Err(_) => Err(Error::new(
+            code::SERVER_BUSY,
+            format!(
+                "the replication slot {} could not be made within {} s: it waits for the transactions that are open",
+                options.slot,
+                CREATION_WAIT.as_secs()
+            ),
+        )
+        .hint("end the oldest transaction (pg_stat_activity, pg_prepared_xacts), then run again")),
+        Ok(row) => {
+            connection.working(false);
+            let row = row.map_err(|e| connection.error(e, "making the replication slot"))?;
+            Ok(row.get::<_, PgLsn>(0).into())
+        }
+    }
+}
+
+/// Drops a slot that nobody reads.
+pub(super) async fn drop(connection: &Connection, name: &str) -> Result<()> {
+    connection
+        .query("SELECT pg_catalog.pg_drop_replication_slot($1::text)", &[&name])
+        .await
+        .map(|_| ())
+        .map_err(|e| connection.error(e, "dropping the replication slot"))
+}
+
+/// Waits until nobody reads the slot. A session of ours that does not answer any more is ended: whoever comes here has
+/// taken over the partition at the destination.
+pub(super) async fn wait_free(connection: &Connection, name: &str, status_interval: Duration) -> Result<()> {
+    const HOLDER: &str = "
+        SELECT s.active_pid, a.application_name, coalesce(a.client_addr::text, 'a local socket'),
+               extract(epoch FROM clock_timestamp() - r.reply_time)::float8
+        FROM pg_catalog.pg_replication_slots s
+        LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
+        LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid
+        WHERE s.slot_name = $1::text AND s.active_pid IS NOT NULL";
+    let begun = Instant::now();
+    loop {
+        let holder = connection
+            .query_opt(HOLDER, &[&name])
+            .await
+            .map_err(|e| connection.error(e, "looking who reads the slot"))?;
+        let Some(holder) = holder else { return Ok(()) };
+        let pid: i32 = holder.get(0);
+        let silent: Option<f64> = holder.get(3);
+        if silent.is_some_and(|s| s > status_interval.as_secs_f64() * 3.0 + 1.0) {
+            tracing::warn!(
+                slot = name,
+                pid,
+                "a session that reads the slot does not answer any more and is ended"
+            );
+            connection
+                .query("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid])
+                .await
+                .map_err(|e| connection.error(e, "ending the session that reads the slot"))?;
+        }
+        if begun.elapsed() > SLOT_WAIT {
+            let (application, address): (Option<String>, String) = (holder.get(1), holder.get(2));
+            return Err(Error::new(
+                code::CONFLICT,
+                format!(
+                    "the replication slot {name} is read by another session (pid {pid}, {}, from {address})",
+                    application.unwrap_or_default()
+                ),
+            )
+            .hint("stop the other process, or give this pipeline a slot of its own"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The statements that take away everything that was made at the source for a pipeline.
+pub(super) fn removal(options: &LogOptions) -> Vec<String> {
+    vec![
+        format!(
+            "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots WHERE slot_name = '{}'",
+            options.slot.replace('\'', "''")
+        ),
+        format!("DROP PUBLICATION IF EXISTS {}", ident(&options.publication)),
+        format!(
+            "DROP TABLE IF EXISTS {}.{}",
+            idents([&options.control_schema]),
+            ident(WATERMARK_TABLE)
+        ),
+    ]
+}

@@ -1,0 +1,461 @@
+//! The log of a database as a source of the engine.
+
+use super::super::client::{Connection, Postgres};
+use super::super::source::PostgresSource;
+use super::super::{ENGINE, examine};
+use super::chunks::{Chunks, Marks};
+use super::client::Replication;
+use super::pgoutput::Lsn;
+use super::position::{self, LogPosition, Origin, SlotState};
+use super::reader::{LogReader, World};
+use super::shape::{Followed, Initial, Shape, Shapes};
+use super::transport::{Feed, Route, end_of_log};
+use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, slot};
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
+use synctool_core::change::Event;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{Partition, Plan, ReadSpec, Work};
+use synctool_core::progress::Position;
+use synctool_core::schema::{Column, TableId, TableSchema};
+use synctool_core::source::{Assignment, Finding, ReadContext, Reader, Source, TableInfo};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// The one partition of a log.
+const PARTITION: &str = "log";
+
+/// The log of a PostgreSQL database, through one slot.
+///
+/// [`LogSource::follow`] says which tables it is about, as the plan has them; then the engine follows it.
+#[derive(Debug)]
+pub struct LogSource {
+    database: Postgres,
+    tables: PostgresSource,
+    options: LogOptions,
+    followed: Mutex<Vec<Followed>>,
+    as_text: Arc<AtomicBool>,
+}
+
+impl Postgres {
+    /// The database's log as a source.
+    pub fn log(&self, options: LogOptions) -> Result<LogSource> {
+        options.check()?;
+        Ok(LogSource {
+            database: self.clone(),
+            tables: self.source(),
+            options,
+            followed: Mutex::default(),
+            as_text: Arc::default(),
+        })
+    }
+}
+
+impl LogSource {
+    /// How it is followed.
+    pub fn options(&self) -> &LogOptions {
+        &self.options
+    }
+
+    pub(super) fn database(&self) -> &Postgres {
+        &self.database
+    }
+
+    /// Follows the tables of a plan that [`super::capture`] made. To be called before the engine opens the log.
+    pub fn follow(&self, plan: &Plan) {
+        self.follow_tables(plan.tables.iter().map(|t| Followed::of(plan, t)).collect());
+    }
+
+    pub(super) fn follow_tables(&self, tables: Vec<Followed>) {
+        *self.followed.lock().expect("nothing panics while holding it") = tables;
+    }
+
+    /// The partition that the engine follows.
+    pub fn partition() -> Partition {
+        Partition {
+            id: PARTITION.into(),
+            table: 0,
+            work: Work::Log,
+            estimated_rows: 0,
+            estimated_bytes: 0,
+        }
+    }
+
+    /// The statements that take away everything that was made at the source: slot, publication, watermark table.
+    pub fn removal(&self) -> Vec<String> {
+        slot::removal(&self.options)
+    }
+
+    /// Checks and completes what the log needs at the server, and says from where it is read.
+    async fn start(
+        &self,
+        connection: &Connection,
+        link: &mut Replication,
+        after: Option<&Position>,
+        followed: &[Followed],
+    ) -> Result<(LogPosition, Vec<Pending>)> {
+        let name = &self.options.slot;
+        let system = link.identify().await?;
+        let row = connection
+            .query_one(
+                "SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+                &[],
+            )
+            .await
+            .map_err(|e| connection.error(e, "identifying the database"))?;
+        let origin = Origin {
+            system: system.id.clone(),
+            timeline: system.timeline,
+            database: row.get(0),
+            slot: name.clone(),
+        };
+        let state = slot::find(connection, name).await;
+        let keyed = || followed.iter().filter(|f| !f.key.is_empty());
+        let Some(after) = after else {
+            let lsn = match state? {
+                Some(state) => usable(name, &state)?,
+                None if self.options.create => slot::create(connection, &self.options).await?,
+                None => {
+                    return Err(
+                        Error::new(code::LOG_SETUP, format!("the replication slot {name} does not exist")).hint(
+                            format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput');"),
+                        ),
+                    );
+                }
+            };
+            let pending = keyed().filter_map(|f| match f.initial {
+                Initial::Load => Some(Pending::load(f.read.table.clone())),
+                Initial::Resync => Some(Pending::resync(f.read.table.clone())),
+                Initial::Skip => None,
+            });
+            let added = BTreeMap::new();
+            return Ok((LogPosition { lsn, origin, added }, pending.collect()));
+        };
+        let after = BackfillPosition::parse(after)?;
+        let stored = match &after.log {
+            Some(log) => LogPosition::parse(log)?,
+            None => {
+                return Err(Error::new(
+                    code::STATE_STORE,
+                    "a stored position has no place in the log",
+                ));
+            }
+        };
+        let history = match stored.origin.timeline == system.timeline {
+            true => Vec::new(),
+            false => link.history(system.timeline).await?,
+        };
+        let end = end_of_log(connection).await?;
+        // Whose log it is comes before what is wrong with the slot.
+        let unknown = SlotState {
+            confirmed: Some(0),
+            lost: None,
+        };
+        let known = match &state {
+            Ok(state) => state.as_ref(),
+            Err(_) => Some(&unknown),
+        };
+        let verdict = position::check(&stored, &system, origin.database, name, known, &history, end);
+        let state = match (&verdict, state) {
+            (_, Ok(state)) => state,
+            (Ok(()), Err(e)) => return Err(e),
+            (Err(_), Err(_)) => None,
+        };
+        match verdict {
+            Ok(()) => Ok((LogPosition { origin, ..stored }, after.pending)),
+            Err(e) if self.options.repair => {
+                tracing::warn!(error = %e, "the log is made good by a new slot and a comparison of every table");
+                if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
+                    return Err(Error::new(
+                        code::KEY_MISSING,
+                        format!(
+                            "{} has no key, so it cannot be compared and repaired",
+                            without.read.table
+                        ),
+                    )
+                    .hint("give it a primary key, or leave it out of the pipeline"));
+                }
+                if state.is_some() {
+                    slot::wait_free(connection, name, self.options.status_interval).await?;
+                    slot::drop(connection, name).await?;
+                }
+                let lsn = slot::create(connection, &self.options).await?;
+                let pending = keyed().map(|f| Pending::resync(f.read.table.clone())).collect();
+                Ok((LogPosition { lsn, origin, ..stored }, pending))
+            }
+            Err(e) => Err(e.at("server", self.database.config().server())),
+        }
+    }
+
+    async fn open_log(&self, after: Option<&Position>, context: &ReadContext) -> Result<Box<dyn Reader>> {
+        let followed = self.followed.lock().expect("nothing panics while holding it").clone();
+        if followed.is_empty() {
+            return Err(Error::bug(
+                "a log is opened before it is known which tables it is about",
+            ));
+        }
+        let config = self.database.config();
+        let connection = self.database.connect().await?;
+        slot::check_server(&connection).await?;
+        let messages = connection.version() >= 140_000;
+        if !messages && self.options.watermarks == Watermarks::Message {
+            return Err(Error::new(
+                code::SERVER_VERSION,
+                "PostgreSQL before 14 does not show messages in its log",
+            )
+            .hint("use watermarks by table"));
+        }
+        let names: Vec<TableId> = followed.iter().map(|f| f.read.table.clone()).collect();
+        let publication = slot::publication(&connection, &self.options, &names, &config.schema).await?;
+        let mut link = Replication::connect(&self.database).await?;
+        let (position, pending) = self.start(&connection, &mut link, after, &followed).await?;
+        let mut shapes = Vec::with_capacity(followed.len());
+        for f in &followed {
+            let added = position.added.get(&f.read.table.to_string());
+            let added = added.map_or(&[][..], Vec::as_slice);
+            shapes.push(Shape::load(&connection, f, added, &publication, &config.schema).await?);
+        }
+        // A type without a binary form here may be in any published table: then everything comes as text.
+        let binary = messages && !self.as_text.load(Ordering::Relaxed) && shapes.iter().all(Shape::is_binary);
+        slot::wait_free(&connection, &self.options.slot, self.options.status_interval).await?;
+        let row = connection
+            .query_one(
+                "SELECT pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())",
+                &[],
+            )
+            .await
+            .map_err(|e| connection.error(e, "asking for the next transaction"))?;
+        let xid_near = row.get::<_, i64>(0) as u64;
+        let end = end_of_log(&connection).await?;
+        connection.recycle();
+        let behind = end.saturating_sub(position.lsn);
+        let peek = self.options.catch_up_bytes.is_some_and(|limit| behind > limit);
+        tracing::info!(slot = self.options.slot, behind, binary, peek, "following the log");
+        let route = Route {
+            database: self.database.clone(),
+            slot: self.options.slot.clone(),
+            publication: self.options.publication.clone(),
+            binary,
+            messages,
+            catch_up_bytes: self.options.catch_up_bytes,
+            peek_changes: self.options.peek_changes,
+            queue_bytes: self.options.queue_bytes,
+            max_row_bytes: context.max_row_bytes,
+            status_interval: self.options.status_interval,
+        };
+        let world = World {
+            database: self.database.clone(),
+            options: self.options.clone(),
+            shapes: Arc::new(Shapes::new(shapes)),
+            marks: Arc::new(Marks::default()),
+            remade: Arc::default(),
+            pending: Arc::new(AtomicUsize::new(pending.len())),
+            as_text: self.as_text.clone(),
+        };
+        let chunks = Arc::new(Chunks {
+            database: self.database.clone(),
+            options: self.options.clone(),
+            shapes: world.shapes.clone(),
+            marks: world.marks.clone(),
+            widths: Mutex::default(),
+            remade: world.remade.clone(),
+        });
+        let until = self.options.until_now.then_some(end);
+        let feed = Feed::start(route, link, position.lsn, peek);
+        let start = BackfillPosition {
+            log: Some(position.encode()),
+            pending,
+        };
+        let heartbeat = self.heartbeat();
+        let left = world.pending.clone();
+        let log = LogReader::new(
+            world,
+            context.clone(),
+            feed,
+            binary,
+            position,
+            xid_near,
+            until,
+            heartbeat,
+        );
+        let inner = Backfill::new(Box::new(log), chunks, start, self.options.chunk_rows);
+        Ok(Box::new(Follow { inner, left }))
+    }
+
+    /// Writes into the log now and then, so that the slot of an idle database moves on; ends when dropped.
+    fn heartbeat(&self) -> DropGuard {
+        let token = CancellationToken::new();
+        if let Some(pause) = self
+            .options
+            .heartbeat
+            .filter(|_| self.options.watermarks != Watermarks::ReadOnly)
+        {
+            let (database, end, slot) = (self.database.clone(), token.clone(), self.options.slot.clone());
+            tokio::spawn(async move {
+                let mut told = false;
+                while tokio::time::timeout(pause, end.cancelled()).await.is_err() {
+                    match beat(&database, &slot).await {
+                        Ok(()) => told = false,
+                        Err(e) if !told => {
+                            tracing::warn!(error = %e, "the heartbeat could not be written; the slot moves on by keep-alives alone");
+                            told = true;
+                        }
+                        Err(_) => {}
+                    }
+                }
+            });
+        }
+        token.drop_guard()
+    }
+}
+
+async fn beat(database: &Postgres, slot: &str) -> Result<()> {
+    let connection = database.connect().await?;
+    connection
+        .query(
+            "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \
+             pg_catalog.pg_logical_emit_message(true, $1, $2::text)",
+            &[&HEARTBEAT_PREFIX, &slot],
+        )
+        .await
+        .map_err(|e| connection.error(e, "writing a heartbeat"))?;
+    connection.recycle();
+    Ok(())
+}
+
+/// The place from which a slot that was there already is read for the first time.
+fn usable(name: &str, state: &SlotState) -> Result<Lsn> {
+    let fix = format!("SELECT pg_drop_replication_slot('{name}'); then run again: it is made anew");
+    if let Some(why) = &state.lost {
+        return Err(Error::new(
+            code::LOG_LOST,
+            format!("the replication slot {name} was given up by the server ({why})"),
+        )
+        .hint(fix));
+    }
+    state.confirmed.ok_or_else(|| {
+        Error::new(
+            code::LOG_SETUP,
+            format!("the making of the replication slot {name} was never finished"),
+        )
+        .hint(fix)
+    })
+}
+
+/// The log with its backfill; tells the log's reader what is left of it.
+struct Follow {
+    inner: Backfill,
+    left: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Reader for Follow {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        let event = self.inner.next().await;
+        self.left.store(self.inner.pending().len(), Ordering::Relaxed);
+        event
+    }
+
+    async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        self.inner.acknowledge(durable).await
+    }
+}
+
+#[async_trait]
+impl Source for LogSource {
+    fn engine(&self) -> &'static str {
+        ENGINE
+    }
+
+    async fn tables(&self, schema: Option<&str>) -> Result<Vec<TableInfo>> {
+        self.tables.tables(schema).await
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        self.tables.describe(table).await
+    }
+
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        self.tables.describe_query(read).await
+    }
+
+    async fn assignments(&self) -> Result<BoxStream<'static, Assignment>> {
+        let added = futures::stream::iter([Assignment::Added(vec![LogSource::partition()])]);
+        if self.options.until_now {
+            return Ok(added.boxed());
+        }
+        Ok(added.chain(futures::stream::pending()).boxed())
+    }
+
+    async fn open(
+        &self,
+        _: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        if partition.work != Work::Log {
+            return Err(Error::new(code::UNSUPPORTED, "a log is not read by slices"));
+        }
+        tokio::select! {
+            reader = self.open_log(after, context) => reader,
+            () = context.cancel.cancelled() => Err(Error::new(code::INTERRUPTED, "opening the log was stopped")),
+        }
+    }
+
+    async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
+        let mut found = examine::reading(&self.database, tables).await;
+        found.extend(self.examine_log().await);
+        found
+    }
+}
+
+impl LogSource {
+    /// Looks at what following the log needs; makes nothing.
+    async fn examine_log(&self) -> Vec<Finding> {
+        let finding = |what: &str, done: Result<String>| match done {
+            Ok(found) => Finding {
+                what: what.into(),
+                ok: true,
+                found,
+                fix: String::new(),
+            },
+            Err(e) => Finding {
+                what: what.into(),
+                ok: false,
+                found: e.message().into(),
+                fix: e.next_step().unwrap_or_default().into(),
+            },
+        };
+        let connection = match self.database.connect().await {
+            Ok(connection) => connection,
+            Err(e) => return vec![finding("connection", Err(e))],
+        };
+        let server = slot::check_server(&connection)
+            .await
+            .map(|()| "wal_level logical, may replicate".to_string());
+        let name = &self.options.slot;
+        let state = match slot::find(&connection, name).await {
+            Ok(None) => Ok("not there yet; it is made when the log is first followed".to_string()),
+            Ok(Some(state)) => match usable(name, &state) {
+                Ok(lsn) => self.held(&connection, lsn).await,
+                Err(e) => Err(e),
+            },
+            Err(e) => Err(e),
+        };
+        connection.recycle();
+        vec![
+            finding("log of the server", server),
+            finding(&format!("replication slot {name}"), state),
+        ]
+    }
+
+    async fn held(&self, connection: &Connection, confirmed: Lsn) -> Result<String> {
+        let behind = end_of_log(connection).await?.saturating_sub(confirmed);
+        Ok(format!("{} MiB of log are to be read", behind >> 20))
+    }
+}

@@ -1,0 +1,187 @@
+//! Ends: slots, publications and servers that are not what the position says; and what repairs them.
+
+use super::*;
+use synctool_core::error::{ErrorKind, code};
+
+const T: &str =
+    "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT i, 'a' || i FROM generate_series(1, 200) i";
+const GAP: &str = "DELETE FROM t WHERE id % 10 = 0; UPDATE t SET a = 'gap' WHERE id % 10 = 1; INSERT INTO t SELECT i, 'new' FROM generate_series(1000, 1010) i";
+
+/// The log is refused with this code, nothing is written, and a repair makes both ends equal, deletes included.
+async fn refused_and_repaired(c: &mut Capture, wanted: &'static synctool_core::error::Code) {
+    let before = c.to.psql("SELECT sum(hashtext(t::text)) FROM t");
+    let e = c.catch_up().await.unwrap_err();
+    assert_eq!(e.code(), wanted, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Refused);
+    assert!(e.next_step().is_some_and(|h| h.contains("--repair")), "{e}");
+    assert_eq!(
+        c.to.psql("SELECT sum(hashtext(t::text)) FROM t"),
+        before,
+        "nothing may be written"
+    );
+    c.options.repair = true;
+    c.catch_up().await.unwrap();
+    c.assert_equal(&["t"]);
+    c.options.repair = false;
+    c.from.psql("INSERT INTO t VALUES (-1, 'after')");
+    c.catch_up().await.unwrap();
+    c.assert_equal(&["t"]);
+}
+
+on_servers! {
+    /// F12.
+    async fn a_slot_that_is_gone(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{}'); {GAP}", c.options.slot));
+        refused_and_repaired(&mut c, code::LOG_LOST).await;
+    }
+
+    /// F14 (a newer point).
+    async fn a_slot_that_was_made_again(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        let slot = c.options.slot.clone();
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{slot}'); {GAP}"));
+        c.from.psql(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+        refused_and_repaired(&mut c, code::LOG_SKIPPED).await;
+    }
+
+    /// F14 (an older point): nothing is missing, and nothing comes twice.
+    async fn a_slot_that_is_older_than_the_position(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        let slot = c.options.slot.clone();
+        c.catch_up().await.unwrap();
+        c.from.psql(&format!("SELECT pg_copy_logical_replication_slot('{slot}', '{slot}_old')"));
+        c.from.psql("ALTER TABLE t ADD COLUMN n int");
+        c.from.psql("INSERT INTO t VALUES (500, 'once', 1); UPDATE t SET n = coalesce(n, 0) + 1");
+        c.catch_up().await.unwrap();
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{slot}'); SELECT pg_copy_logical_replication_slot('{slot}_old', '{slot}'); SELECT pg_drop_replication_slot('{slot}_old')"));
+        let before = c.catch_up().await.unwrap();
+        c.from.psql("DELETE FROM t WHERE id = 500");
+        let after = c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        assert_eq!(after.accounts.written.rows - before.accounts.written.rows, 1, "what was read once does not come again");
+    }
+
+    /// F15, F16 (the position behind confirmed_flush).
+    async fn a_slot_that_was_moved_by_hand(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql(GAP);
+        c.from.psql(&format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", c.options.slot));
+        refused_and_repaired(&mut c, code::LOG_SKIPPED).await;
+    }
+
+    /// F16 (the position ahead of confirmed_flush): the last feedback was lost.
+    async fn a_position_ahead_of_the_slot_goes_on(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql(GAP);
+        c.catch_up().await.unwrap();
+        c.from.psql("INSERT INTO t VALUES (2000, 'x')");
+        let ledger = c.catch_up().await.unwrap();
+        let again = c.catch_up().await.unwrap();
+        assert_eq!(again.accounts.written.rows, ledger.accounts.written.rows, "nothing comes twice");
+        c.assert_equal(&["t"]);
+    }
+
+    /// F13: the log was removed because the slot held too much.
+    async fn a_slot_that_the_server_gave_up(version: PgVersion) {
+        let server = Postgres::builder(version).setting("max_slot_wal_keep_size", "1MB").setting("max_wal_size", "32MB").setting("min_wal_size", "32MB").start();
+        let mut c = Capture::on(&server, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql(GAP);
+        synctool_testkit::wait_for("the slot to be lost", Duration::from_secs(60), || {
+            c.from.psql("CREATE TABLE IF NOT EXISTS waste (t text); INSERT INTO waste SELECT repeat(md5(i::text), 100) FROM generate_series(1, 3000) i; TRUNCATE waste; SELECT pg_switch_wal(); CHECKPOINT");
+            c.from.psql("SELECT wal_status FROM pg_replication_slots") == "lost"
+        });
+        refused_and_repaired(&mut c, code::LOG_LOST).await;
+    }
+
+    /// F25: another cluster, and another database, behind the same address.
+    async fn another_server_or_database(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        let server = Postgres::start(version);
+        let other = server.database("other");
+        other.psql(T);
+        c.url = other.url();
+        let e = c.catch_up().await.unwrap_err();
+        assert_eq!(e.code(), code::LOG_OTHER_SERVER, "{e}");
+        let second = Postgres::shared(version).database("second");
+        second.psql(T);
+        c.url = second.url();
+        assert_eq!(c.catch_up().await.unwrap_err().code(), code::LOG_OTHER_SERVER);
+        // Meant so (an upgrade): a repair goes on there.
+        other.psql("DELETE FROM t WHERE id < 20");
+        c.url = other.url();
+        c.options.repair = true;
+        c.catch_up().await.unwrap();
+        assert_eq!(c.to.psql("SELECT count(*) FROM t"), "181");
+    }
+
+    /// What was set up wrong is said with the statement that rights it.
+    async fn wrong_slots_and_publications(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        let slot = c.options.slot.clone();
+        let refused = async |c: &Capture, says: &str| {
+            let e = c.catch_up().await.unwrap_err();
+            assert_eq!(e.code(), code::LOG_SETUP, "{e}");
+            assert!(e.message().contains(says) && e.next_step().is_some(), "{says}: {e}");
+        };
+        c.options.create = false;
+        refused(&c, "does not exist").await;
+        c.from.psql("CREATE PUBLICATION synctool FOR TABLE t WITH (publish = 'insert, update')");
+        refused(&c, "leaves out some kinds").await;
+        c.from.psql("ALTER PUBLICATION synctool SET (publish = 'insert, update, delete, truncate'); CREATE TABLE t2 (id int PRIMARY KEY); ALTER PUBLICATION synctool SET TABLE t2");
+        refused(&c, "does not have public.t").await;
+        c.from.psql("ALTER PUBLICATION synctool SET TABLE t");
+        refused(&c, "slot").await;
+        c.options.create = true;
+        c.from.psql(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')"));
+        refused(&c, "test_decoding").await;
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{slot}'); SELECT pg_create_physical_replication_slot('{slot}')"));
+        refused(&c, "physical").await;
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+        c.to.psql(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+        refused(&c, "of database").await;
+        c.to.psql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+        c.from.psql("CREATE ROLE nobody_special LOGIN; GRANT ALL ON t TO nobody_special");
+        let good = std::mem::replace(&mut c.url, c.from.url_as("nobody_special"));
+        assert_eq!(c.catch_up().await.unwrap_err().code(), code::PERMISSION);
+        c.from.psql("DROP OWNED BY nobody_special; DROP ROLE nobody_special");
+        c.url = good;
+        c.options.slot = "Not-A-Slot".into();
+        assert!(database(&c.url).log(c.options.clone()).is_err());
+    }
+
+    async fn a_server_without_logical_log(version: PgVersion) {
+        let server = Postgres::builder(version).setting("wal_level", "replica").start();
+        let c = Capture::on(&server, &["t"], T);
+        let e = c.catch_up().await.unwrap_err();
+        assert_eq!(e.code(), code::LOG_SETUP, "{e}");
+        assert!(e.next_step().is_some_and(|h| h.contains("wal_level")), "{e}");
+    }
+
+    /// F19, F20: a database in which nothing happens lets the server forget what others write; by keep-alives alone,
+    /// and by heartbeats.
+    async fn an_idle_database_holds_no_log(version: PgVersion) {
+        for heartbeat in [None, Some(Duration::from_millis(100))] {
+            let mut c = Capture::new(version, &["t"], T);
+            c.options.heartbeat = heartbeat;
+            c.options.status_interval = Duration::from_millis(200);
+            let running = Following::start(&c).await;
+            shapes::until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+            // Other people's traffic, in another database.
+            c.to.psql("CREATE TABLE busy (t text); INSERT INTO busy SELECT repeat(md5(i::text), 30) FROM generate_series(1, 5000) i");
+            let there = c.to.psql("SELECT pg_current_wal_lsn()");
+            synctool_testkit::eventually("the slot to move on", Duration::from_secs(30), async || {
+                c.from.psql(&format!("SELECT '{}'::pg_lsn >= '{there}'::pg_lsn", c.confirmed())) == "t"
+            })
+            .await;
+            running.stop().await.unwrap();
+            c.catch_up().await.unwrap();
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Faults: each call of a run fails in turn (sampled), connections are cut, sessions are ended, servers crash. Afterwards
+//! both ends are equal.
+
+use super::*;
+use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
+use synctool_testkit::FaultProxy;
+use synctool_testkit::proxy::Mode;
+
+const TABLES: &[&str] = &["a", "b"];
+const DDL: &str = "CREATE TABLE a (id int PRIMARY KEY, v int, big text); ALTER TABLE a ALTER big SET STORAGE EXTERNAL;
+    CREATE TABLE b (k text, n int, v text, PRIMARY KEY (k, n));
+    INSERT INTO a SELECT i, i, repeat('x', 3000) FROM generate_series(1, 40) i; INSERT INTO b SELECT 'k' || i % 3, i, 'v' FROM generate_series(1, 40) i";
+
+/// A little of everything, as other people write it.
+fn write(db: &TestDb, n: i32) {
+    db.psql(&format!(
+        "BEGIN; UPDATE a SET v = v + 1 WHERE id % 4 = {n} % 4; UPDATE b SET n = n + 1000 WHERE n % 11 = {n} % 11; COMMIT;
+         BEGIN; DELETE FROM a WHERE id % 13 = {n} % 13; INSERT INTO a VALUES ({n} + 1000, {n}, repeat('y', 3000)); UPDATE b SET v = 'w{n}' WHERE k = 'k1'; COMMIT"
+    ));
+}
+
+/// One run with a fault, and more without until one succeeds; in between, others write.
+async fn survives(c: &Capture, faults: FaultPlan, case: &str) {
+    let options = LogOptions {
+        until_now: true,
+        ..c.options.clone()
+    };
+    for run in 0..3 {
+        let faults = if run == 0 { faults.clone() } else { FaultPlan::none() };
+        let source = c.source(options.clone());
+        let through = Arc::new(FaultySource(source.clone(), faults.clone()));
+        let destination = Arc::new(FaultyDestination(c.destination().await, faults));
+        match follow(source, through, destination, &c.request).await {
+            Ok(_) => break,
+            Err(e) if run == 2 => panic!("{case}: the run after the fault failed: {e}"),
+            Err(_) => write(&c.from, run),
+        }
+    }
+    c.catch_up().await.unwrap_or_else(|e| panic!("{case}: {e}"));
+    c.assert_equal(TABLES);
+}
+
+on_servers! {
+    /// F1 (at every call of source and sink, sampled): backfill and log, as in the crash matrix in memory.
+    async fn a_fault_at_any_call_ends_equal(version: PgVersion) {
+        let fresh = || {
+            let mut c = Capture::new(version, TABLES, DDL);
+            c.options.chunk_rows = 9;
+            c
+        };
+        let counted = FaultPlan::none();
+        survives(&fresh(), counted.clone(), "undisturbed").await;
+        let calls = counted.calls();
+        assert!(calls > 30, "the matrix covers only {calls} calls");
+        for (i, at) in (1..=calls).step_by((calls / 10).max(1) as usize).enumerate() {
+            let when = if i % 2 == 0 { When::Before } else { When::After };
+            for looks in [Looks::Transient, Looks::Fatal] {
+                let case = format!("call {at} of {calls} fails {when:?}, {looks:?}");
+                survives(&fresh(), FaultPlan::fail(at, when, looks), &case).await;
+            }
+        }
+    }
+
+    /// F7: the source's connections are cut in the middle, again and again.
+    async fn cut_connections_of_the_source(version: PgVersion) {
+        let mut c = Capture::new(version, TABLES, DDL);
+        let proxy = FaultProxy::to(Postgres::shared(version).port());
+        c.url = proxy.through(&c.from.url());
+        c.catch_up().await.unwrap();
+        for (n, mode) in [Mode::CutToClient(3000), Mode::CutToClient(20_000), Mode::CutToServer(900), Mode::Reset].into_iter().enumerate() {
+            for i in 0..5 {
+                write(&c.from, i + 10 * n as i32);
+            }
+            proxy.set_once(mode);
+            match c.catch_up().await {
+                Ok(_) => {}
+                Err(e) => assert!(e.kind().is_transient(), "{mode:?}: {e}"),
+            }
+            proxy.set(Mode::Forward);
+            c.catch_up().await.unwrap();
+            c.assert_equal(TABLES);
+        }
+        assert!(proxy.counts().broken >= 3, "{:?}", proxy.counts());
+    }
+
+    /// F10, F3: the sessions at the source are ended by an administrator, and the run is stopped in the middle.
+    async fn ended_sessions_and_a_stop_in_the_middle(version: PgVersion) {
+        let mut c = Capture::new(version, TABLES, DDL);
+        c.options.chunk_rows = 9;
+        let running = Following::start(&c).await;
+        for i in 0..6 {
+            write(&c.from, i);
+            c.from.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()");
+        }
+        let all = "SELECT md5(t::text) FROM a t";
+        shapes::until_equal(&c, all, all).await;
+        write(&c.from, 7);
+        running.stop().await.unwrap();
+        c.catch_up().await.unwrap();
+        c.assert_equal(TABLES);
+        // Nobody holds the slot any more.
+        assert_eq!(c.from.psql(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{}'", c.options.slot)), "f");
+    }
+
+    /// F21: the source's server crashes and comes back.
+    async fn a_crashed_source_is_waited_for(version: PgVersion) {
+        let server = Postgres::builder(version).setting("fsync", "on").start();
+        let c = Capture::on(&server, TABLES, DDL);
+        let running = Following::start(&c).await;
+        let all = "SELECT md5(t::text) FROM a t";
+        for i in 0..2 {
+            write(&c.from, i);
+            shapes::until_equal(&c, all, all).await;
+            write(&c.from, i + 20);
+            server.kill9();
+            server.restart();
+        }
+        write(&c.from, 3);
+        shapes::until_equal(&c, all, all).await;
+        running.stop().await.unwrap();
+        c.catch_up().await.unwrap();
+        c.assert_equal(TABLES);
+    }
+
+    /// F6/F58: days later the same plan goes on; F33: a message inside a transaction, then rows, then a restart.
+    async fn messages_inside_transactions_do_no_harm(version: PgVersion) {
+        let c = Capture::new(version, TABLES, DDL);
+        c.catch_up().await.unwrap();
+        for transactional in ["true", "false"] {
+            c.from.psql(&format!("BEGIN; UPDATE a SET v = -1 WHERE id = 1; SELECT pg_logical_emit_message({transactional}, 'theirs', 'x'); \
+                UPDATE a SET v = -2 WHERE id = 2; SELECT pg_logical_emit_message({transactional}, 'synctool.watermark', 'low nobody:1'); DELETE FROM b WHERE n < 5; COMMIT; \
+                SELECT pg_logical_emit_message(false, 'theirs', 'outside')"));
+            c.catch_up().await.unwrap();
+            c.assert_equal(TABLES);
+            c.catch_up().await.unwrap();
+        }
+    }
+
+    /// F31: prepared transactions come when they are committed, across our restarts.
+    async fn prepared_transactions_come_with_their_commit(version: PgVersion) {
+        let c = Capture::new(version, TABLES, DDL);
+        c.catch_up().await.unwrap();
+        let gid = c.from.name().to_string();
+        c.from.psql(&format!("BEGIN; UPDATE a SET v = -7 WHERE id = 3; PREPARE TRANSACTION '{gid}_1'; BEGIN; UPDATE a SET v = -8 WHERE id = 4; PREPARE TRANSACTION '{gid}_2'; UPDATE a SET v = -9 WHERE id = 5"));
+        c.catch_up().await.unwrap();
+        assert_eq!(c.to.psql("SELECT v FROM a WHERE id IN (3, 4, 5) ORDER BY id"), "3\n4\n-9");
+        c.from.psql(&format!("COMMIT PREPARED '{gid}_1'"));
+        c.from.psql(&format!("ROLLBACK PREPARED '{gid}_2'"));
+        c.catch_up().await.unwrap();
+        c.assert_equal(TABLES);
+    }
+
+    /// F28 (bounded): one transaction far larger than the memory for rows.
+    async fn a_huge_transaction_arrives_whole(version: PgVersion) {
+        let c = Capture::new(version, TABLES, DDL);
+        c.catch_up().await.unwrap();
+        c.from.psql("BEGIN; INSERT INTO a SELECT i, i, repeat('h', 500) FROM generate_series(100000, 180000) i; UPDATE a SET v = -v WHERE id % 10 = 0; DELETE FROM a WHERE id % 3 = 0; COMMIT");
+        let source = c.source(LogOptions { until_now: true, queue_bytes: 1 << 20, ..c.options.clone() });
+        let destination = c.destination().await;
+        let (engine, plan) = prepare(source.clone(), source.clone(), destination, &c.request).await.unwrap();
+        let mut small = Engine::new(source, engine.destination.clone());
+        small.options = Options { memory: 8 << 20, ..options() };
+        Arc::new(small).follow(plan).await.unwrap();
+        c.assert_equal(TABLES);
+    }
+
+    /// F45: a row beyond the limit is refused by name, and comes once the limit allows it.
+    async fn a_giant_row_is_refused_without_loss(version: PgVersion) {
+        let c = Capture::new(version, TABLES, DDL);
+        c.catch_up().await.unwrap();
+        c.from.psql("UPDATE a SET v = 100 WHERE id = 1; INSERT INTO a VALUES (77777, 1, repeat('g', 3000000)); UPDATE a SET v = 200 WHERE id = 2");
+        let source = c.source(LogOptions { until_now: true, ..c.options.clone() });
+        let (engine, plan) = prepare(source.clone(), source.clone(), c.destination().await, &c.request).await.unwrap();
+        let mut small = Engine::new(source, engine.destination.clone());
+        small.options = Options { max_row_bytes: 1 << 20, ..options() };
+        let e = Arc::new(small).follow(plan).await.unwrap_err();
+        assert_eq!(e.code(), synctool_core::error::code::ROW_TOO_LARGE, "{e}");
+        c.catch_up().await.unwrap();
+        c.assert_equal(TABLES);
+    }
+}

@@ -1,0 +1,315 @@
+//! Rows: what a log says of them arrives, and in the types that a snapshot gives.
+
+use super::*;
+use synctool_core::testing::memory::Memory;
+
+const ITEMS: &str = "CREATE TABLE items (id bigint PRIMARY KEY, name text, big text, n numeric);
+    ALTER TABLE items ALTER big SET STORAGE EXTERNAL;
+    CREATE TABLE visits (user_id int, place varchar(20), at timestamptz, paid numeric(10,2) NOT NULL, PRIMARY KEY (place, user_id));";
+
+on_servers! {
+    /// F37 (DEFAULT), F38, F39, F40, F34, F35.
+    async fn everything_that_happens_arrives(version: PgVersion) {
+        let c = Capture::new(version, &["items", "visits"], ITEMS);
+        c.from.psql("INSERT INTO items SELECT i, 'name ' || i, repeat(md5(i::text), 200), i / 7.0 FROM generate_series(1, 500) i;
+                     INSERT INTO visits SELECT i, 'p' || i % 7, '2026-01-01Z'::timestamptz + i * interval '1 min', i FROM generate_series(1, 300) i");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["items", "visits"]);
+        // Unchanged TOAST, a changed key, a swap of two keys, delete and insert of one key, an empty transaction.
+        c.from.psql("UPDATE items SET name = 'changed' WHERE id % 5 = 0;
+            UPDATE items SET id = id + 10000 WHERE id % 7 = 0;
+            BEGIN; UPDATE items SET id = -1 WHERE id = 1; UPDATE items SET id = 1 WHERE id = 2; UPDATE items SET id = 2 WHERE id = -1; COMMIT;
+            BEGIN; DELETE FROM items WHERE id = 3; INSERT INTO items VALUES (3, 'again', NULL, 'NaN'); COMMIT;
+            BEGIN; INSERT INTO items VALUES (7000, 'x', repeat('y', 9000), 1); UPDATE items SET name = 'partial' WHERE id = 7000; COMMIT;
+            BEGIN; COMMIT;
+            UPDATE visits SET user_id = user_id + 1000, paid = paid + 0.01 WHERE user_id % 3 = 0;
+            BEGIN; INSERT INTO items VALUES (8000, 'gone', NULL, NULL); SAVEPOINT a; INSERT INTO items VALUES (8001, 'never', NULL, NULL);
+              ROLLBACK TO a; DELETE FROM visits WHERE user_id < 50; COMMIT;
+            BEGIN; INSERT INTO items VALUES (9000, 'rolled back', NULL, NULL); ROLLBACK;");
+        let ledger = c.catch_up().await.unwrap();
+        c.assert_equal(&["items", "visits"]);
+        assert!(ledger.outcome().updated > 100, "{:?}", ledger.outcome());
+        c.from.psql("BEGIN; INSERT INTO visits VALUES (1, 'z', now(), 1); TRUNCATE items, visits; INSERT INTO items VALUES (1, 'after', 'b', 2); COMMIT");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["items", "visits"]);
+        assert_eq!(c.to.psql("SELECT count(*) FROM items"), "1");
+        // Nothing new: nothing written.
+        c.catch_up().await.unwrap();
+    }
+
+    /// F37 (FULL, INDEX, NOTHING), F41.
+    async fn every_replica_identity_works(version: PgVersion) {
+        let mut c = Capture::new(version, &["full_key", "by_index", "bag", "insert_only"], "
+            CREATE TABLE full_key (id int PRIMARY KEY, a text, big text); ALTER TABLE full_key REPLICA IDENTITY FULL;
+            ALTER TABLE full_key ALTER big SET STORAGE EXTERNAL;
+            CREATE TABLE by_index (id int PRIMARY KEY, code text NOT NULL UNIQUE, v int, big text);
+            ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_code_key; ALTER TABLE by_index ALTER big SET STORAGE EXTERNAL;
+            CREATE TABLE bag (a int, b text); ALTER TABLE bag REPLICA IDENTITY FULL;
+            CREATE TABLE insert_only (id int PRIMARY KEY, a text); ALTER TABLE insert_only REPLICA IDENTITY NOTHING;
+            INSERT INTO full_key SELECT i, 'a' || i, repeat('x', 5000) FROM generate_series(1, 20) i;
+            INSERT INTO by_index SELECT i, 'c' || i, i, repeat('y', 5000) FROM generate_series(1, 20) i;
+            INSERT INTO insert_only VALUES (1, 'one')");
+        let e = c.catch_up().await.unwrap_err();
+        assert_eq!(e.code(), synctool_core::error::code::KEY_MISSING, "a table without a key must be asked for: {e}");
+        c.request.keyless = true;
+        c.catch_up().await.unwrap();
+        c.from.psql("UPDATE full_key SET a = 'new' WHERE id < 5; UPDATE full_key SET id = id + 100 WHERE id > 15; DELETE FROM full_key WHERE id = 7;
+            UPDATE by_index SET v = 0 WHERE id < 5; UPDATE by_index SET code = 'd' || id WHERE id > 15; DELETE FROM by_index WHERE id = 9;
+            UPDATE by_index SET id = 1000 WHERE id = 1;
+            INSERT INTO bag VALUES (1, 'x'), (1, 'x'), (2, 'y'), (NULL, 'z'); UPDATE bag SET b = 'w' WHERE a = 2; DELETE FROM bag WHERE a IS NULL;
+            INSERT INTO insert_only VALUES (2, 'two')");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["full_key", "by_index", "bag", "insert_only"]);
+        assert!(c.from.try_psql("UPDATE insert_only SET a = 'x'").is_err(), "the server itself refuses it");
+        let reasons = c.destination().await.stored_plan("capture").await.unwrap().unwrap().plan.reasons.join("\n");
+        assert!(reasons.contains("insert_only has REPLICA IDENTITY NOTHING") && reasons.contains("bag has no key"), "{reasons}");
+    }
+
+    /// F42: rows that move between partitions, under the root's name and under the partitions' own.
+    async fn partitions_arrive_as_their_table(version: PgVersion) {
+        for by_root in [true, false] {
+            let c = Capture::new(version, &["events"], "
+                CREATE TABLE events (id int, day date, note text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+                CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+                CREATE TABLE events_2 (note text, day date NOT NULL, id int NOT NULL, PRIMARY KEY (id, day));
+                ALTER TABLE events ATTACH PARTITION events_2 FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+                INSERT INTO events SELECT i, '2026-01-01'::date + i % 50, 'n' || i FROM generate_series(1, 200) i");
+            if !by_root {
+                c.from.psql("CREATE PUBLICATION synctool FOR TABLE events WITH (publish_via_partition_root = false)");
+            }
+            c.catch_up().await.unwrap();
+            c.from.psql("UPDATE events SET day = day + 31 WHERE day < '2026-01-10'; DELETE FROM events WHERE id % 9 = 0; UPDATE events SET note = 'x' WHERE id % 4 = 0;
+                CREATE TABLE events_3 PARTITION OF events FOR VALUES FROM ('2026-03-01') TO ('2026-04-01'); INSERT INTO events VALUES (999, '2026-03-05', 'third')");
+            c.catch_up().await.unwrap_or_else(|e| panic!("by root {by_root}: {e}"));
+            c.assert_equal(&["events"]);
+            c.from.psql("TRUNCATE events; INSERT INTO events VALUES (1, '2026-01-05', 'new')");
+            c.catch_up().await.unwrap_or_else(|e| panic!("by root {by_root}: {e}"));
+            c.assert_equal(&["events"]);
+            c.from.psql("TRUNCATE events_1");
+            match (by_root, c.catch_up().await) {
+                // The server itself does not tell a root's subscriber of it.
+                (true, Ok(_)) => {}
+                (false, Err(e)) => assert_eq!(e.code(), synctool_core::error::code::UNSUPPORTED, "{e}"),
+                (_, other) => panic!("by root {by_root}: {other:?}"),
+            }
+        }
+    }
+
+    /// F43, F44: a filter's rows come and go with it, and columns that are not published are left out.
+    async fn filters_and_column_lists_hold_for_log_and_chunks(version: PgVersion) {
+        let c = Capture::new(version, &["items"], ITEMS);
+        c.from.psql("INSERT INTO items SELECT i, 'name ' || i, 'secret', i FROM generate_series(1, 100) i;
+            ALTER TABLE items REPLICA IDENTITY FULL;
+            CREATE PUBLICATION synctool FOR TABLE items (id, name, n) WHERE (n > 50)");
+        // An update needs every column of its replica identity published, so the filter must stand on the key.
+        c.from.psql("ALTER TABLE items REPLICA IDENTITY DEFAULT; ALTER PUBLICATION synctool SET TABLE items (id, name, n) WHERE (id > 50)");
+        c.catch_up().await.unwrap();
+        let view = "CREATE VIEW shown AS SELECT id, name, n FROM items WHERE id > 50";
+        c.from.psql(view);
+        c.to.psql("CREATE VIEW shown AS SELECT id, name, n FROM items");
+        c.assert_equal(&["shown"]);
+        c.from.psql("UPDATE items SET id = id + 100 WHERE id IN (10, 11, 12); UPDATE items SET id = -id WHERE id IN (60, 61); UPDATE items SET name = 'x' WHERE id IN (20, 70); DELETE FROM items WHERE id IN (30, 80)");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["shown"]);
+        assert_eq!(c.to.psql("SELECT count(*) FROM pg_attribute WHERE attrelid = 'items'::regclass AND attname = 'big'"), "0");
+    }
+
+    /// F62: each value of the conformance list is the same from a chunk and from the log.
+    async fn a_log_gives_the_values_that_a_snapshot_gives(version: PgVersion) {
+        let own = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (n int, t text); CREATE DOMAIN small AS int CHECK (VALUE < 100);";
+        let (plain, all) = types();
+        let mut ddl = own.to_string();
+        for (table, types) in [("plain", &plain), ("everything", &all)] {
+            let columns: Vec<String> = types.iter().enumerate().map(|(i, (ty, _))| format!("c{i} {ty}")).collect();
+            ddl += &format!("CREATE TABLE {table} (id int PRIMARY KEY, {});", columns.join(", "));
+        }
+        // One stream in binary form, one as text: a type without a binary form here makes everything text.
+        for tables in [&["plain"][..], &["plain", "everything"]] {
+            let c = Capture::new(version, tables, &ddl);
+            let fill = |from: i32| {
+                for table in tables {
+                    let types = if *table == "plain" { &plain } else { &all };
+                    let height = types.iter().map(|(_, v)| v.len()).max().unwrap() as i32 + 1;
+                    for row in 0..height {
+                        let cells: Vec<String> = types.iter().map(|(_, v)| v.get(row as usize).map_or("NULL".into(), |v| format!("E'{}'", v.replace('\\', "\\\\").replace('\'', "\\'")))).collect();
+                        c.from.psql(&format!("INSERT INTO {table} VALUES ({}, {})", from + row, cells.join(", ")));
+                    }
+                }
+            };
+            fill(0);
+            let memory = Memory::default();
+            c.catch_up_into(Arc::new(memory.clone())).await.unwrap();
+            fill(1000);
+            c.catch_up_into(Arc::new(memory.clone())).await.unwrap();
+            for table in tables {
+                let rows = memory.table(&TableId::new("public", *table)).unwrap().rows;
+                let (chunk, log): (Vec<_>, Vec<_>) = rows.into_values().partition(|r| r[0].as_ref().unwrap().parse::<i32>().unwrap() < 1000);
+                assert!(chunk.len() == log.len() && chunk.len() > 2, "{} and {}", chunk.len(), log.len());
+                for (a, b) in chunk.iter().zip(&log) {
+                    let different: Vec<_> = a.iter().zip(b).enumerate().skip(1).filter(|(_, (a, b))| a != b).collect();
+                    assert!(different.is_empty(), "{tables:?} {table}: {different:?}");
+                }
+            }
+            // And the database itself gets what the source has.
+            c.to.psql(own);
+            let mut again = c;
+            again.request.pipeline = "second".into();
+            again.options.slot += "_2";
+            again.catch_up().await.unwrap();
+            fill_more(&again, tables);
+            again.catch_up().await.unwrap();
+            again.assert_equal(tables);
+        }
+    }
+
+    /// F48: a generated column is left out, unless the server publishes it (18).
+    async fn generated_columns_come_where_they_are_published(version: PgVersion) {
+        let c = Capture::new(version, &["g"], "CREATE TABLE g (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED); INSERT INTO g VALUES (1, 1)");
+        let published = version == PgVersion::V18;
+        if published {
+            c.from.psql("CREATE PUBLICATION synctool FOR TABLE g WITH (publish_generated_columns = stored)");
+        }
+        c.catch_up().await.unwrap();
+        c.from.psql("INSERT INTO g VALUES (2, 5); UPDATE g SET a = 7 WHERE id = 1");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["g"]);
+        let there = c.to.psql("SELECT count(*) FROM pg_attribute WHERE attrelid = 'g'::regclass AND attname = 'twice'");
+        assert_eq!(there, if published { "1" } else { "0" });
+        if published {
+            assert_eq!(c.to.psql("SELECT id, twice FROM g ORDER BY id"), "1|14\n2|10");
+        }
+    }
+}
+
+/// Every row again, through the log.
+fn fill_more(c: &Capture, tables: &[&str]) {
+    for table in tables {
+        c.from.psql(&format!(
+            "CREATE TEMP TABLE copied AS SELECT * FROM {table} WHERE id >= 1000; UPDATE copied SET id = id + 1000; INSERT INTO {table} SELECT * FROM copied; \
+             UPDATE {table} SET id = id + 5000 WHERE id < 1000"
+        ));
+    }
+}
+
+type Types = Vec<(&'static str, &'static [&'static str])>;
+
+/// Types whose values come in binary form, and all others besides.
+fn types() -> (Types, Types) {
+    let plain: Types = vec![
+        ("boolean", &["true", "false"]),
+        ("smallint", &["-32768", "32767"]),
+        ("integer", &["-2147483648", "2147483647"]),
+        ("bigint", &["-9223372036854775808", "9223372036854775807"]),
+        ("numeric(12,2)", &["0.00", "-9999999999.99", "1.10"]),
+        ("numeric(38,10)", &["1234567890123456789012345678.0123456789"]),
+        (
+            "numeric",
+            &[
+                "0",
+                "0.00",
+                "1e-20",
+                "123456789012345678901234567890.5",
+                "NaN",
+                "Infinity",
+                "-Infinity",
+            ],
+        ),
+        ("real", &["0.1", "NaN", "-0", "Infinity"]),
+        (
+            "double precision",
+            &["0.1", "Infinity", "-Infinity", "NaN", "5e-324", "-0", "1e308"],
+        ),
+        (
+            "date",
+            &[
+                "0001-01-01",
+                "0044-03-15 BC",
+                "2024-02-29",
+                "9999-12-31",
+                "infinity",
+                "-infinity",
+                "4713-01-01 BC",
+            ],
+        ),
+        ("time", &["00:00:00", "24:00:00", "23:59:59.999999"]),
+        (
+            "timestamp",
+            &[
+                "1969-12-31 23:59:59.999999",
+                "2262-04-12 00:00:00",
+                "0044-03-15 12:00:00 BC",
+                "infinity",
+                "-infinity",
+            ],
+        ),
+        (
+            "timestamptz",
+            &[
+                "2038-01-19 03:14:08.000001+00",
+                "1582-10-10 00:00:00+00",
+                "infinity",
+                "-infinity",
+            ],
+        ),
+        (
+            "text",
+            &[
+                "",
+                " ",
+                "NULL",
+                "\\N",
+                "tab\tnewline\n\"quote\" 'single', back\\slash",
+                "ä€😀",
+            ],
+        ),
+        ("varchar(20)", &["ä€😀", ""]),
+        ("char(5)", &["ab", "abcde"]),
+        ("name", &["a name"]),
+        ("bytea", &["\\x", "\\x00ff5c27"]),
+        (
+            "uuid",
+            &[
+                "00000000-0000-0000-0000-000000000000",
+                "ffffffff-ffff-ffff-ffff-ffffffffffff",
+            ],
+        ),
+        ("json", &["{\"b\": 1,  \"a\": 1.0, \"a\": 2}", "null"]),
+        (
+            "jsonb",
+            &[
+                "{\"a\": 12345678901234567890.123456789}",
+                "null",
+                "[1, [2]]",
+                "\"\\u00e4 \\\\u0000\"",
+            ],
+        ),
+        ("small", &["1", "99"]),
+    ];
+    let mut all = plain.clone();
+    all.extend::<Types>(vec![
+        ("timetz", &["12:30:00+05:30", "23:59:59.999999-12"]),
+        (
+            "interval",
+            &["1 year 2 mons -3 days +04:05:06.789", "00:00:00.000001", "-1 mons"],
+        ),
+        ("int[]", &["{}", "{1,NULL,3}", "{{1,2},{3,4}}", "[0:1]={5,6}"]),
+        ("text[]", &["{NULL,\"null\",\"\",\"a,b\"}"]),
+        ("inet", &["10.0.0.1", "10.0.0.0/8", "::1"]),
+        ("cidr", &["10.0.0.0/8"]),
+        ("macaddr", &["08:00:2b:01:02:03"]),
+        ("money", &["$1.10", "-$5.00"]),
+        ("bit(3)", &["101"]),
+        ("varbit", &["1", ""]),
+        ("int4range", &["[1,5)", "empty", "(,3)"]),
+        ("tstzrange", &["[2020-01-01 00:00:00+00,)"]),
+        ("point", &["(1.5,-2)"]),
+        ("tsvector", &["'a':1 'b'"]),
+        ("mood", &["sad", "ok"]),
+        ("mood[]", &["{sad,NULL}"]),
+        ("pair", &["(1,\"a b\")", "(,)"]),
+        ("\"char\"", &["z", ""]),
+        ("oid", &["4294967295"]),
+        ("pg_lsn", &["16/B374D848"]),
+    ]);
+    (plain, all)
+}

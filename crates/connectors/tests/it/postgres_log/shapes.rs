@@ -1,0 +1,111 @@
+//! Shapes: tables that are altered, renamed, dropped and made again while their log is followed.
+
+use super::*;
+use synctool_core::error::code;
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, a text, b int); INSERT INTO t SELECT i, 'a' || i, i FROM generate_series(1, 50) i";
+
+on_servers! {
+    /// F46 (add, in one transaction with rows, and while we are down), F47 (defaults of rows that nobody touched).
+    async fn new_columns_are_followed_with_their_defaults(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql("BEGIN; INSERT INTO t VALUES (100, 'before', 1); ALTER TABLE t ADD COLUMN x numeric(8,2) DEFAULT 1.50; \
+            INSERT INTO t VALUES (101, 'after', 2, 3.25); ALTER TABLE t ADD COLUMN y timestamptz; UPDATE t SET y = '2026-01-01Z' WHERE id = 5; COMMIT");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        // A run that begins after the columns came knows them, and does not read the table again.
+        c.from.psql("UPDATE t SET x = 9 WHERE id = 6; INSERT INTO t (id, x) VALUES (102, 7)");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        let ledger = c.catch_up().await.unwrap();
+        c.from.psql("ALTER TABLE t ADD COLUMN z text; UPDATE t SET z = 'zz' WHERE id = 7; DELETE FROM t WHERE id = 8");
+        let next = c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        assert_eq!(next.accounts.written.rows - ledger.accounts.written.rows, 2, "a column without a default needs no reading again");
+    }
+
+    /// F46 (rename): the destination's column keeps its name and goes on.
+    async fn renamed_columns_and_tables_go_on(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql("UPDATE t SET b = 0 WHERE id = 1; ALTER TABLE t RENAME b TO c; UPDATE t SET c = 1000 WHERE id = 2; INSERT INTO t VALUES (60, 'n', 6)");
+        c.catch_up().await.unwrap();
+        let same = |c: &Capture, from: &str| {
+            let wanted = c.from.psql(&format!("SELECT id, a, c FROM {from} ORDER BY id"));
+            assert_eq!(c.to.psql("SELECT id, a, b FROM t ORDER BY id"), wanted);
+        };
+        same(&c, "t");
+        // The table's own name, too: it is followed by its number as long as a run lasts.
+        let running = Following::start(&c).await;
+        c.from.psql("UPDATE t SET c = -1 WHERE id = 3");
+        until_equal(&c, "SELECT id, a, c FROM t", "SELECT id, a, b FROM t").await;
+        c.from.psql("ALTER TABLE t RENAME TO u; UPDATE u SET c = -2 WHERE id = 4");
+        until_equal(&c, "SELECT id, a, c FROM u", "SELECT id, a, b FROM t").await;
+        running.stop().await.unwrap();
+        same(&c, "u");
+    }
+
+    /// F46 (drop, type change): what a destination cannot follow is said, and nothing is lost.
+    async fn what_cannot_be_followed_is_refused(version: PgVersion) {
+        for (ddl, named) in [("ALTER TABLE t DROP COLUMN b", "b"), ("ALTER TABLE t ALTER b TYPE text", "b")] {
+            let c = Capture::new(version, &["t"], T);
+            c.catch_up().await.unwrap();
+            c.from.psql(&format!("UPDATE t SET a = 'kept' WHERE id = 1; {ddl}; UPDATE t SET a = 'later' WHERE id = 2"));
+            for _ in 0..2 {
+                let e = c.catch_up().await.unwrap_err();
+                assert_eq!(e.code(), code::UNSUPPORTED, "{ddl}: {e}");
+                assert!(e.message().contains(named), "{ddl}: {e}");
+            }
+            // Dropped and added again under the same name, but filled anew: the rows differ, and nobody is misled.
+            if ddl.contains("DROP") {
+                c.from.psql("ALTER TABLE t ADD COLUMN b int");
+                assert_eq!(c.catch_up().await.unwrap_err().code(), code::UNSUPPORTED);
+            }
+        }
+    }
+
+    /// F49 and F51: a table of the same name is another table; a new value of an enum is only a value.
+    async fn a_table_made_again_is_read_again(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.from.psql("CREATE PUBLICATION synctool FOR ALL TABLES; CREATE TYPE mood AS ENUM ('sad'); ALTER TABLE t ADD COLUMN m mood");
+        c.catch_up().await.unwrap();
+        let running = Following::start(&c).await;
+        c.from.psql("ALTER TYPE mood ADD VALUE 'glad'");
+        c.from.psql("UPDATE t SET m = 'glad' WHERE id = 1");
+        until_equal(&c, "SELECT id, a, b, m::text FROM t", "SELECT id, a, b, m::text FROM t").await;
+        c.from.psql("BEGIN; DROP TABLE t; CREATE TABLE t (b int, id int PRIMARY KEY, a text, m mood); INSERT INTO t VALUES (7, 1, 'new', 'sad'), (8, 2, 'new', 'glad'); COMMIT");
+        until_equal(&c, "SELECT id, a, b, m::text FROM t", "SELECT id, a, b, m::text FROM t").await;
+        running.stop().await.unwrap();
+    }
+
+    /// F50: a table that is taken out of the publication stays followed when it is put back, and another table in it
+    /// is nobody's business.
+    async fn other_tables_of_the_publication_are_left_alone(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql("CREATE TABLE other (id int PRIMARY KEY, p point, x tsvector); ALTER PUBLICATION synctool ADD TABLE other; \
+            INSERT INTO other VALUES (1, '(1,2)', 'a'); UPDATE t SET b = -1 WHERE id = 9; TRUNCATE other");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        assert_eq!(c.to.psql("SELECT count(*) FROM pg_class WHERE relname = 'other'"), "0");
+    }
+}
+
+/// Waits until two queries give the same rows at both ends.
+pub(super) async fn until_equal(c: &Capture, from: &str, to: &str) {
+    synctool_testkit::eventually("both ends to be equal", Duration::from_secs(60), async || {
+        let sorted = |db: &TestDb, sql: &str| {
+            let mut lines: Vec<String> = db.psql(sql).lines().map(str::to_string).collect();
+            lines.sort_unstable();
+            lines
+        };
+        let (wanted, found) = (sorted(&c.from, from), sorted(&c.to, to));
+        if wanted == found {
+            Ok(())
+        } else {
+            Err(format!("{} rows and {} rows", wanted.len(), found.len()))
+        }
+    })
+    .await;
+}

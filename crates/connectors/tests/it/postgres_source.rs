@@ -1012,7 +1012,7 @@ async fn a_hot_standby_is_read_like_its_primary() {
         assert_eq!(standby.psql("SELECT pg_is_in_recovery()"), "t");
         let source = open(&standby.url("postgres")).source();
         let request = SliceRequest {
-            min_slices: 4,
+            step: Some(5000),
             ..request(&["id"])
         };
         let read_spec = spec(&source, "public.t").await;

@@ -225,7 +225,8 @@ impl PostgresBuilder {
             }
             Some(primary) => {
                 let options = format!("-D data -U postgres -h 127.0.0.1 -p {primary} -R -X stream -c fast -N");
-                let program = initdb.with_file_name("pg_basebackup");
+                // The newest copies every version; some builds of the older ones come without it.
+                let program = install::cached("postgres-18/bin/pg_basebackup")?;
                 supervisor.prepare(&program, &options.split(' ').collect::<Vec<_>>())?;
             }
         }

@@ -130,6 +130,12 @@ pub trait Destination: Send + Sync {
     /// Where all partitions of a plan stand.
     async fn checkpoint(&self, plan: &Plan) -> Result<Checkpoint>;
 
+    /// Bytes that each writer may keep to itself until it commits (encoded, but not written). The run takes them from
+    /// its memory budget.
+    fn held_per_writer(&self) -> usize {
+        0
+    }
+
     /// Opens a writer for a prepared plan.
     async fn open_sink(&self, plan: &Plan) -> Result<Box<dyn Sink>>;
 

@@ -4,40 +4,20 @@
 
 use proptest::prelude::*;
 use std::sync::Arc;
-use std::time::Duration;
 use synctool_core::backfill::Pending;
-use synctool_core::engine::{Engine, Options};
+use synctool_core::engine::Engine;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Verify};
 use synctool_core::progress::Generation;
-use synctool_core::retry::RetryPolicy;
-use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::schema::TableId;
 use synctool_core::source::Assignment;
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
-use synctool_core::strategy::table::TableRequest;
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
 use synctool_core::testing::memory::Memory;
 use synctool_core::testing::memory_log::{MemoryLog, MemoryTables};
-use synctool_core::testing::rows::{Row, Rows, text_schema};
-
-fn options() -> Options {
-    Options {
-        workers: 3,
-        retry: RetryPolicy {
-            attempts: 4,
-            initial: Duration::from_millis(1),
-            ..RetryPolicy::default()
-        },
-        commit_interval: Duration::ZERO,
-        load_commit_interval: Duration::ZERO,
-        ..Options::default()
-    }
-}
-
-fn row(texts: &[&str]) -> Row {
-    texts.iter().map(|t| Some(t.to_string())).collect()
-}
+use synctool_core::testing::rows::Rows;
+use synctool_core::testing::scenario::{self, options, row, schema, some_rows};
 
 fn key(text: &str) -> Vec<String> {
     vec![text.into()]
@@ -47,40 +27,18 @@ fn items() -> TableId {
     TableId::bare("items")
 }
 
-fn schema() -> TableSchema {
-    text_schema(&["id", "name", "big"], 1)
-}
-
-fn some_rows(n: usize) -> Rows {
-    (0..n)
-        .map(|i| {
-            (
-                key(&format!("{i:04}")),
-                row(&[&format!("{i:04}"), &format!("name {i}"), "x"]),
-            )
-        })
-        .collect()
-}
-
 async fn full_run(source: &Memory, destination: &Memory, faults: &FaultPlan, mode: FullMode) -> Result<Ledger> {
     let source = Arc::new(FaultySource(Arc::new(MemoryTables(source.clone())), faults.clone()));
     let destination = Arc::new(FaultyDestination(Arc::new(destination.clone()), faults.clone()));
     let mut engine = Engine::new(source.clone(), destination.clone());
     engine.options = options();
     let engine = Arc::new(engine);
-    let semantics = serde_json::json!({"table": "items"});
     let request = FullRequest {
-        table: TableRequest {
-            run_id: "r".into(),
-            partition_bytes: 1 << 20,
-            semantics: semantics.clone(),
-            now: "2026-01-01T00:00:00Z".into(),
-            ..TableRequest::new("p", items(), items())
-        },
         mode,
         verify: Some(Verify::Hash),
-        remember: Default::default(),
+        ..scenario::full_request("p", &items())
     };
+    let semantics = request.table.semantics.clone();
     let draft = full::plan(source.as_ref(), destination.as_ref(), engine.stages.as_ref(), request);
     let (plan, resumed) = engine.plan("p", &semantics, draft).await?;
     Ok(engine.run(plan, resumed).await?.ledger)
@@ -265,52 +223,12 @@ fn orders() -> TableId {
     TableId::bare("orders")
 }
 
-/// Two tables with everything a log can say: partial updates, key changes with and without every value, deletes,
-/// truncate, and other people's transactions between the watermarks of a backfill.
 fn eventful_log() -> MemoryLog {
-    let log = MemoryLog::new(1);
-    for t in [items(), orders()] {
-        log.create(&t, schema());
-    }
-    let mut tx = log.begin(0);
-    for r in some_rows(10).into_values() {
-        tx = tx.put(&items(), r);
-    }
-    tx.put(&orders(), row(&["a", "1", "x"]))
-        .put(&orders(), row(&["b", "2", "y"]))
-        .commit();
-    log.begin(0)
-        .truncate(&orders())
-        .put(&orders(), row(&["c", "3", "z"]))
-        .commit();
-    log.begin(0)
-        .update(&items(), &key("0003"), &[(1, Some("renamed".into()))])
-        .update(&items(), &key("0004"), &[(0, Some("0104".into()))])
-        .update(
-            &items(),
-            &key("0005"),
-            &[(0, Some("0105".into())), (1, Some("n".into())), (2, None)],
-        )
-        .delete(&items(), &key("0006"))
-        .commit();
-    // A key that changes places with another, in one transaction.
-    log.begin(0)
-        .update(&items(), &key("0001"), &[(0, Some("tmp".into()))])
-        .update(&items(), &key("0002"), &[(0, Some("0001".into()))])
-        .update(&items(), &key("tmp"), &[(0, Some("0002".into()))])
-        .commit();
-    log
+    scenario::eventful_log(&items(), &orders())
 }
 
 fn others_meanwhile(log: &MemoryLog) {
-    log.between(|log| {
-        log.begin(0)
-            .update(&items(), &key("0000"), &[(1, Some("in the window".into()))])
-            .update(&items(), &key("0007"), &[(0, Some("0000a".into()))])
-            .delete(&items(), &key("0001"))
-            .put(&items(), row(&["0000b", "new", "new"]))
-            .commit();
-    });
+    scenario::others_meanwhile(log, &items());
     log.between(|log| {
         log.begin(0)
             .update(

@@ -44,5 +44,5 @@ pub use postgres::{PgVersion, Postgres, PostgresBuilder, Template, TestDb, psql_
 pub use proxy::FaultProxy;
 pub use redis::Redis;
 pub use s3::S3;
-pub use tls::{Authority, ServerCertificate};
+pub use tls::{Authority, ClientCertificate, ServerCertificate};
 pub use wait::{Verdict, eventually, wait_for};

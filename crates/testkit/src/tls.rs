@@ -23,6 +23,12 @@ pub struct ServerCertificate {
     authority: String,
 }
 
+/// What a client needs to be known by its certificate: files, as `sslcert` and `sslkey` want them.
+#[derive(Debug)]
+pub struct ClientCertificate {
+    directory: TempDir,
+}
+
 impl Authority {
     /// Makes a new one.
     ///
@@ -82,11 +88,36 @@ impl Authority {
     }
 
     fn try_issue(&self, names: &str) -> Result<ServerCertificate> {
-        let path = |name: &str| self.directory.path().join(name);
-        fs::write(
-            path("server.ext"),
-            format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n"),
+        let place = tempfile::tempdir()?;
+        self.sign(
+            place.path(),
+            "/CN=SyncTool test server",
+            &format!("subjectAltName={names}\nextendedKeyUsage=serverAuth\n"),
         )?;
+        let read = |path: &Path| fs::read_to_string(path).with_context(|| path.display().to_string());
+        Ok(ServerCertificate {
+            certificate: read(&place.path().join("own.crt"))?,
+            key: read(&place.path().join("own.key"))?,
+            authority: read(&self.path())?,
+        })
+    }
+
+    /// A certificate by which a server knows this user.
+    ///
+    /// # Panics
+    /// If openssl fails.
+    #[track_caller]
+    pub fn client(&self, user: &str) -> ClientCertificate {
+        let directory = tempfile::tempdir().expect("a directory for the certificate");
+        self.sign(directory.path(), &format!("/CN={user}"), "extendedKeyUsage=clientAuth\n")
+            .unwrap_or_else(|e| panic!("cannot issue a certificate for {user}: {e:#}"));
+        ClientCertificate { directory }
+    }
+
+    /// Makes `own.key` and `own.crt` in a directory.
+    fn sign(&self, place: &Path, subject: &str, extensions: &str) -> Result<()> {
+        let path = |name: &str| place.join(name).display().to_string();
+        fs::write(path("own.ext"), format!("basicConstraints=CA:FALSE\n{extensions}"))?;
         self.openssl(&[
             "req",
             "-new",
@@ -96,17 +127,17 @@ impl Authority {
             "ec_paramgen_curve:prime256v1",
             "-nodes",
             "-subj",
-            "/CN=SyncTool test server",
+            subject,
             "-keyout",
-            "server.key",
+            &path("own.key"),
             "-out",
-            "server.csr",
+            &path("own.csr"),
         ])?;
         self.openssl(&[
             "x509",
             "-req",
             "-in",
-            "server.csr",
+            &path("own.csr"),
             "-CA",
             "ca.crt",
             "-CAkey",
@@ -115,21 +146,27 @@ impl Authority {
             "-days",
             "2",
             "-extfile",
-            "server.ext",
+            &path("own.ext"),
             "-out",
-            "server.crt",
-        ])?;
-        let read = |path: &Path| fs::read_to_string(path).with_context(|| path.display().to_string());
-        Ok(ServerCertificate {
-            certificate: read(&path("server.crt"))?,
-            key: read(&path("server.key"))?,
-            authority: read(&path("ca.crt"))?,
-        })
+            &path("own.crt"),
+        ])
     }
 
     fn openssl(&self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(install::system("openssl")?);
         process::output(command.args(arguments).current_dir(self.directory.path())).map(drop)
+    }
+}
+
+impl ClientCertificate {
+    /// The certificate, for `sslcert`.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("own.crt")
+    }
+
+    /// Its key, for `sslkey`.
+    pub fn key_path(&self) -> PathBuf {
+        self.directory.path().join("own.key")
     }
 }
 

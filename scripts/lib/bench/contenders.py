@@ -101,6 +101,96 @@ class Bench:
         self.check("items_copy", table)
         return sample, summary
 
+    def copy_through_a_stage(self):
+        """The same copy as a pipeline with a stage that looks at every value of one column and leaves it as it is."""
+        self.reset()
+        folder = self.folder()
+        pipeline = os.path.join(folder, "stages.yaml")
+        with open(pipeline, "w") as text:
+            json.dump(
+                {
+                    "name": "stages",
+                    "datastores": {
+                        "from": {"type": "postgres", "url": self.source.url()},
+                        "to": {"type": "postgres", "url": self.destination.url()},
+                    },
+                    "source": {"datastore": "from", "table": "items"},
+                    "destination": {"datastore": "to", "table": "items_copy"},
+                    "transform": [{"value_map": {"column": "code", "mapping": {"no such code": "C"}}}],
+                    "strategies": [{"name": "full", "type": "full"}],
+                },
+                text,
+            )
+        report = os.path.join(folder, "report.json")
+
+        def work():
+            command = [
+                self.binary, "run", "--config", pipeline, "--data-dir", os.path.join(folder, "data"),
+                "--quiet", "--output", "json",
+            ]  # fmt: skip
+            with open(report, "wb") as out:
+                process = self.runner.start(command, cwd=folder, stdout=out)
+            self.runner.wait([process])
+            return [process]
+
+        sample = self.runner.measure(work)
+        self.check("items_copy")
+        return sample
+
+    # Into a table of which a part is old.
+
+    def reset_to_changed(self):
+        """A destination that has the table with its key, but 1 % of its rows are old and 1 % are missing."""
+        if "changed" not in self.facts:
+            self.table_by_hand(key=True)
+            self.runner.wait(self.pipe())
+            self.destination.psql("UPDATE items_copy SET note = 'old' WHERE id % 100 = 0")
+            self.destination.psql("DELETE FROM items_copy WHERE id % 100 = 1")
+            self.destination.psql("VACUUM (ANALYZE) items_copy")
+            self.destination.psql("ALTER DATABASE bench RENAME TO changed", database="postgres")
+            self.facts["changed"] = True
+        else:
+            self.destination.psql("DROP DATABASE bench WITH (FORCE)", database="postgres")
+        self.destination.psql("CREATE DATABASE bench TEMPLATE changed STRATEGY file_copy", database="postgres")
+        self.checkpoint()
+
+    def upsert(self):
+        self.reset_to_changed()
+        summary = {}
+
+        def work():
+            process, found = self.program(self.destination.url(), "--full-mode", "upsert")
+            summary.update(found)
+            return [process]
+
+        sample = self.runner.measure(work)
+        self.check("items_copy")
+        return sample, summary
+
+    def upsert_by_hand(self):
+        """psql | psql into a table beside, then one statement for what differs and one for what is gone."""
+        self.reset_to_changed()
+        self.destination.psql("CREATE UNLOGGED TABLE load (LIKE items_copy)")
+        columns = "qty price note code active day updated_at uid doc blob".split()
+        new, old = (", ".join(f"{side}.{c}" for c in columns) for side in ("excluded", "t"))
+        merge = (
+            "INSERT INTO items_copy AS t SELECT * FROM load ON CONFLICT (id) DO UPDATE SET "
+            + ", ".join(f"{c} = excluded.{c}" for c in columns)
+            + f" WHERE ({old}) IS DISTINCT FROM ({new})"
+        )
+        gone = "DELETE FROM items_copy t WHERE NOT EXISTS (SELECT FROM load l WHERE l.id = t.id)"
+
+        def work():
+            pipe = self.pipe(into="load")
+            self.runner.wait(pipe)
+            done = self.runner.start(self.destination.psql_command(f"BEGIN; {merge}; {gone}; DROP TABLE load; COMMIT"))
+            self.runner.wait([done])
+            return [*pipe, done]
+
+        sample = self.runner.measure(work)
+        self.check("items_copy")
+        return sample
+
     # By hand.
 
     def table_by_hand(self, key):
@@ -114,12 +204,12 @@ class Bench:
         self.destination.psql(f"CREATE TABLE items_copy ({columns}{key})")
         self.checkpoint()
 
-    def pipe(self, what="items"):
+    def pipe(self, what="items", into="items_copy"):
         read, write = os.pipe()
         with open(read, "rb") as inward, open(write, "wb") as outward:
             return [
                 self.runner.start(self.source.psql_command(f"COPY {what} TO STDOUT (FORMAT binary)"), stdout=outward),
-                self.runner.start(self.destination.psql_command("COPY items_copy FROM STDIN (FORMAT binary)"), stdin=inward),
+                self.runner.start(self.destination.psql_command(f"COPY {into} FROM STDIN (FORMAT binary)"), stdin=inward),
             ]  # fmt: skip
 
     def one_pipe(self):

@@ -228,6 +228,13 @@ impl Destination for Folder {
         Ok(steps)
     }
 
+    fn held_per_writer(&self) -> usize {
+        match &self.place.config.format {
+            Format::Csv(_) => 0,
+            Format::Parquet(options) => options.row_group_bytes,
+        }
+    }
+
     async fn stored_plan(&self, pipeline: &str) -> Result<Option<StoredPlan>> {
         let control = self.control(pipeline);
         blocking(move || {

@@ -27,10 +27,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::schema::{ColumnType, TableSchema};
+use synctool_core::schema::TableSchema;
 
 /// No batch has more rows than this, however small they are.
 const MAX_BATCH_ROWS: usize = 64 << 10;
+
+/// How many values of a column tell what it is like.
+const SAMPLE: usize = 8 << 10;
 
 /// A column that needs a larger dictionary has mostly values of their own, and hashing them all is a fifth of the work.
 const DICTIONARY_BYTES: usize = 128 << 10;
@@ -333,10 +336,15 @@ pub(super) struct ParquetPart {
 }
 
 impl ParquetPart {
-    pub(super) fn create(path: &Path, table: &TableSchema, options: &ParquetOptions) -> Result<Self> {
+    pub(super) fn create(
+        path: &Path,
+        table: &TableSchema,
+        options: &ParquetOptions,
+        sample: Option<&RecordBatch>,
+    ) -> Result<Self> {
         let schema = file_schema(table);
         let writer_options = ArrowWriterOptions::new()
-            .with_properties(properties(table, options)?)
+            .with_properties(properties(table, options, sample)?)
             .with_parquet_schema(types::parquet_schema(table, &schema)?);
         let file = File::create(path).map_err(|e| io_error("write", path, e))?;
         Ok(ParquetPart {
@@ -361,7 +369,7 @@ fn file_schema(table: &TableSchema) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-fn properties(table: &TableSchema, options: &ParquetOptions) -> Result<WriterProperties> {
+fn properties(table: &TableSchema, options: &ParquetOptions, sample: Option<&RecordBatch>) -> Result<WriterProperties> {
     let level = ZstdLevel::try_new(options.compression_level)
         .map_err(|e| Error::new(code::CONFIG_INVALID, format!("Parquet: {e}")))?;
     let key = KeyValue::new(
@@ -375,15 +383,60 @@ fn properties(table: &TableSchema, options: &ParquetOptions) -> Result<WriterPro
         .set_max_row_group_bytes(Some(options.row_group_bytes))
         .set_dictionary_page_size_limit(DICTIONARY_BYTES)
         .set_key_value_metadata(Some(vec![key]));
-    for c in &table.columns {
-        // Where nearly every value is its own, a dictionary is built only to be thrown away.
-        let unique = table.key.as_slice() == std::slice::from_ref(&c.name)
-            || matches!(c.ty, ColumnType::Uuid | ColumnType::Float32 | ColumnType::Float64);
-        if unique {
-            builder = builder.set_column_dictionary_enabled(ColumnPath::from(vec![c.name.clone()]), false);
+    for (at, c) in table.columns.iter().enumerate() {
+        let path = || ColumnPath::from(vec![c.name.clone()]);
+        let unique = table.key.as_slice() == std::slice::from_ref(&c.name);
+        let kind = sample.map_or(Kind::default(), |rows| Kind::of(rows.column(at)));
+        if unique || kind.varied {
+            builder = builder.set_column_dictionary_enabled(path(), false);
+        }
+        if kind.dense {
+            builder = builder.set_column_compression(path(), Compression::UNCOMPRESSED);
         }
     }
     Ok(builder.build())
+}
+
+/// What a column's values are like: what does not pay is not tried for every page.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Kind {
+    /// Most values occur once: a dictionary of them would be built only to be thrown away.
+    varied: bool,
+    /// Their bytes do not shrink, as random ones never do.
+    dense: bool,
+}
+
+impl Kind {
+    /// Judged by the first values.
+    fn of(array: &ArrayRef) -> Kind {
+        let some = array.slice(0, array.len().min(SAMPLE));
+        let mut values: Vec<&[u8]> = Vec::with_capacity(some.len());
+        let data = some.to_data();
+        match some.data_type() {
+            DataType::Utf8 => values.extend(some.as_string::<i32>().iter().flatten().map(str::as_bytes)),
+            DataType::Binary => values.extend(some.as_binary::<i32>().iter().flatten()),
+            DataType::FixedSizeBinary(_) => values.extend(some.as_fixed_size_binary().iter().flatten()),
+            ty => {
+                let (Some(width), [buffer]) = (ty.primitive_width(), data.buffers()) else {
+                    return Kind::default();
+                };
+                let bytes = &buffer[data.offset() * width..][..data.len() * width];
+                values.extend(bytes.chunks_exact(width));
+            }
+        }
+        if values.len() < SAMPLE / 16 {
+            // Too few to judge by, and so few that it does not matter.
+            return Kind::default();
+        }
+        let plain = values.concat();
+        let mut distinct: Vec<u64> = values.iter().map(|v| xxhash_rust::xxh3::xxh3_64(v)).collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        Kind {
+            varied: distinct.len() * 2 > values.len(),
+            dense: zstd::bulk::compress(&plain, 1).is_ok_and(|c| c.len() * 20 > plain.len() * 19),
+        }
+    }
 }
 
 impl PartWriter for ParquetPart {

@@ -107,7 +107,7 @@ fn join(files: &[DataFile], dir: &Path, name: &str, format: &Format) -> Result<D
 fn empty(table: &PlannedTable, dir: &Path, name: &str, format: &Format) -> Result<DataFile> {
     let name = format!("{name}.{}", extension(format));
     let temp = store::temp_beside(&dir.join(&name));
-    let (rows, bytes) = create_part(&temp, &table.schema, format)?.finish()?;
+    let (rows, bytes) = create_part(&temp, &table.schema, format, None)?.finish()?;
     store::rename(&temp, &dir.join(&name))?;
     Ok(DataFile {
         name,

@@ -28,10 +28,16 @@ pub(super) trait PartWriter: Send {
     fn finish(self: Box<Self>) -> Result<(u64, u64)>;
 }
 
-pub(super) fn create_part(path: &Path, table: &TableSchema, format: &Format) -> Result<Box<dyn PartWriter>> {
+/// Begins a part file. `sample` are its first rows, if it will have any: they tell how its columns are best written.
+pub(super) fn create_part(
+    path: &Path,
+    table: &TableSchema,
+    format: &Format,
+    sample: Option<&RecordBatch>,
+) -> Result<Box<dyn PartWriter>> {
     Ok(match format {
         Format::Csv(options) => Box::new(CsvPart::create(path, table, options)?),
-        Format::Parquet(options) => Box::new(ParquetPart::create(path, table, options)?),
+        Format::Parquet(options) => Box::new(ParquetPart::create(path, table, options, sample)?),
     })
 }
 
@@ -101,7 +107,7 @@ impl Work {
             self.files += 1;
             let name = format!("{}-{}-{index}.{}", self.name, self.files, extension(&self.format));
             let path = self.control.part_dir(&self.plan).join(&name);
-            let part = create_part(&path, schema, &self.format).map_err(|e| self.maybe_gone(e))?;
+            let part = create_part(&path, schema, &self.format, Some(&batch.rows)).map_err(|e| self.maybe_gone(e))?;
             self.open.insert(index, (name, part));
         }
         let (_, part) = self.open.get_mut(&index).expect("set above");

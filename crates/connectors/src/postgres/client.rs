@@ -1,5 +1,6 @@
 //! Connections: a limit on their number, TLS, session settings, and errors that say what happened.
 
+use super::bulk::{Plain, Tls};
 use super::{PostgresConfig, SslMode, tls};
 use std::error::Error as _;
 use std::ops::{Deref, DerefMut};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use synctool_core::error::{Code, Error, Result, code};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio_postgres::config::SslMode as Wire;
+use tokio_postgres::config::{SslMode as Wire, SslNegotiation};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, Client, NoTls, SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -50,9 +51,19 @@ struct Link {
     task: JoinHandle<()>,
     /// Why the connection ended, once it has.
     ended: Arc<OnceLock<Error>>,
+    way: Way,
     version: u32,
     pid: i32,
     encrypted: bool,
+}
+
+/// How the bytes of a session travel.
+#[derive(Clone)]
+enum Way {
+    /// Over a unix socket.
+    Local,
+    Plain,
+    Encrypted(MakeRustlsConnect),
 }
 
 /// A session with every setting that values depend on. It is a [`tokio_postgres::Client`].
@@ -151,15 +162,15 @@ impl Postgres {
         let config = &self.0.config;
         let dial = async {
             let Some(tls) = &self.0.tls else {
-                return self.attempt(Wire::Disable, NoTls).await;
+                return self.attempt(if config.is_socket() { Way::Local } else { Way::Plain }).await;
             };
-            if config.sslmode != SslMode::Prefer {
-                return self.attempt(Wire::Require, tls.clone()).await;
-            }
-            // libpq's `prefer`: whatever goes wrong with encryption is tried once more without.
-            match self.attempt(Wire::Prefer, tls.clone()).await {
-                Err(e) if e.code() == code::TLS_FAILED || refused_by_rule(&e) => {
-                    self.attempt(Wire::Disable, NoTls).await.map_err(|_| e)
+            match self.attempt(Way::Encrypted(tls.clone())).await {
+                // libpq's `prefer`: whatever goes wrong with encryption is tried once more without.
+                Err(e) if config.sslmode == SslMode::Prefer && offers_none(&e) => self.attempt(Way::Plain).await,
+                Err(e)
+                    if config.sslmode == SslMode::Prefer && (e.code() == code::TLS_FAILED || refused_by_rule(&e)) =>
+                {
+                    self.attempt(Way::Plain).await.map_err(|_| e)
                 }
                 other => other,
             }
@@ -176,13 +187,16 @@ impl Postgres {
         })?
     }
 
-    async fn attempt<T>(&self, wire: Wire, tls: T) -> Result<Link>
-    where
-        T: MakeTlsConnect<Socket> + Send,
-        T::Stream: Send + 'static,
-        T::TlsConnect: Send,
-        <T::TlsConnect as tokio_postgres::tls::TlsConnect<Socket>>::Future: Send,
-    {
+    async fn attempt(&self, way: Way) -> Result<Link> {
+        let settings = self.settings(&way);
+        match way.clone() {
+            Way::Local => self.start(way, settings, NoTls).await,
+            Way::Plain => self.start(way, settings, Plain).await,
+            Way::Encrypted(tls) => self.start(way, settings, Tls(tls)).await,
+        }
+    }
+
+    fn settings(&self, way: &Way) -> tokio_postgres::Config {
         let config = &self.0.config;
         let mut settings = tokio_postgres::Config::new();
         settings
@@ -191,11 +205,27 @@ impl Postgres {
             .user(&config.user)
             .dbname(&config.database)
             .application_name(&config.application_name)
-            .ssl_mode(wire)
             .keepalives_idle(Duration::from_secs(30));
+        match way {
+            Way::Local => settings.ssl_mode(Wire::Disable),
+            Way::Plain => settings
+                .ssl_mode(Wire::Require)
+                .ssl_negotiation(SslNegotiation::Direct),
+            Way::Encrypted(_) => settings.ssl_mode(Wire::Require),
+        };
         if let Some(password) = &config.password {
             settings.password(password);
         }
+        settings
+    }
+
+    async fn start<T>(&self, way: Way, settings: tokio_postgres::Config, tls: T) -> Result<Link>
+    where
+        T: MakeTlsConnect<Socket> + Send,
+        T::Stream: Send + 'static,
+        T::TlsConnect: Send,
+        <T::TlsConnect as tokio_postgres::tls::TlsConnect<Socket>>::Future: Send,
+    {
         let (client, mut connection) = settings
             .connect(tls)
             .await
@@ -215,6 +245,7 @@ impl Postgres {
             client,
             task,
             ended,
+            way,
             version,
             pid: 0,
             encrypted: false,
@@ -228,7 +259,7 @@ impl Postgres {
         }
         let rows = link
             .client
-            .simple_query(&session_settings(config, version))
+            .simple_query(&session_settings(&self.0.config, version))
             .await
             .map_err(|e| map_error(e, "setting up the session"))?;
         for row in rows {
@@ -245,6 +276,11 @@ impl Postgres {
         }
         Ok(link)
     }
+}
+
+/// Whether the server answered that it does not encrypt.
+fn offers_none(e: &Error) -> bool {
+    e.code() == code::TLS_FAILED && e.message().contains("server does not support TLS")
 }
 
 /// Whether the server's client rules have no entry for us; a wrong password is not tried twice.
@@ -349,7 +385,7 @@ impl Connection {
     pub async fn close(mut self) {
         if let (Some(link), slot) = (self.link.take(), self.slot.take()) {
             let cancel = self.working.load(Ordering::Relaxed);
-            farewell(link, cancel, self.database.0.tls.clone(), slot).await;
+            farewell(link, cancel, slot).await;
         }
     }
 }
@@ -383,7 +419,7 @@ impl Drop for Connection {
         }
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
-                runtime.spawn(farewell(link, cancel, self.database.0.tls.clone(), slot));
+                runtime.spawn(farewell(link, cancel, slot));
             }
             Err(_) => link.task.abort(),
         }
@@ -392,13 +428,13 @@ impl Drop for Connection {
 
 /// Cancels what runs, says goodbye, and closes the socket if the server does not answer in time. The place in the
 /// limit is held until then, because the server counts the session until then.
-async fn farewell(link: Link, cancel: bool, tls: Option<MakeRustlsConnect>, slot: Option<OwnedSemaphorePermit>) {
-    let Link { client, mut task, .. } = link;
+async fn farewell(link: Link, cancel: bool, slot: Option<OwnedSemaphorePermit>) {
+    let Link { client, mut task, way, .. } = link;
     let token = client.cancel_token();
     drop(client);
     let _ = tokio::time::timeout(FAREWELL, async {
         if cancel {
-            cancel_query(&token, tls).await;
+            cancel_query(&token, way).await;
         }
         let _ = (&mut task).await;
     })
@@ -407,10 +443,11 @@ async fn farewell(link: Link, cancel: bool, tls: Option<MakeRustlsConnect>, slot
     drop(slot);
 }
 
-async fn cancel_query(token: &CancelToken, tls: Option<MakeRustlsConnect>) {
-    let sent = match tls {
-        Some(tls) => token.cancel_query(tls).await,
-        None => token.cancel_query(NoTls).await,
+async fn cancel_query(token: &CancelToken, way: Way) {
+    let sent = match way {
+        Way::Local => token.cancel_query(NoTls).await,
+        Way::Plain => token.cancel_query(Plain).await,
+        Way::Encrypted(tls) => token.cancel_query(Tls(tls)).await,
     };
     if let Err(e) = sent {
         tracing::debug!(error = %e, "the server could not be told to cancel");
@@ -454,7 +491,7 @@ pub fn map_error(e: tokio_postgres::Error, what: &str) -> Error {
             code::SERVER_UNREACHABLE,
             "check host and port, and that the server runs and listens there",
         )
-    } else if text.contains("TLS") {
+    } else if text.contains("TLS") || cause.as_ref().is_some_and(|c| c.contains("received fatal alert")) {
         (
             code::TLS_FAILED,
             "check sslmode and sslrootcert against the server's certificate (openssl s_client -starttls postgres)",

@@ -28,10 +28,10 @@ fn round_trip(column: &Column, type_name: &str, values: &[Option<String>]) {
         let length = i32::from_be_bytes(out[..4].try_into().unwrap());
         if length < 0 {
             assert_eq!(out.len(), 4);
-            decoder.push(None).unwrap();
+            decoder.extend([None].into_iter()).unwrap();
         } else {
             assert_eq!(out.len(), 4 + length as usize);
-            decoder.push(Some(&out[4..])).unwrap();
+            decoder.extend([Some(&out[4..])].into_iter()).unwrap();
         }
     }
     assert_eq!(&decoder.finish(), &array);
@@ -138,7 +138,7 @@ fn what_postgres_cannot_hold_is_refused_by_name() {
     }
     let stamp = Column::new("t", ColumnType::Timestamp);
     let mut d = Decoder::new(&stamp);
-    let e = d.push(Some(&(i64::MAX - 1).to_be_bytes())).unwrap_err();
+    let e = d.extend([Some(&(i64::MAX - 1).to_be_bytes()[..])].into_iter()).unwrap_err();
     assert_eq!(e.code(), code::VALUE_UNSUPPORTED);
     assert!(e.next_step().unwrap().contains("as_text"));
 }
@@ -220,7 +220,7 @@ proptest! {
         let mut out = BytesMut::new();
         encoder.bind(&array).unwrap().write(0, &mut out).unwrap();
         let mut decoder = Decoder::new(&column);
-        decoder.push(Some(&out[4..])).unwrap();
+        decoder.extend([Some(&out[4..])].into_iter()).unwrap();
         let back = decoder.finish();
         let back = back.as_string::<i32>().value(0);
         // The same number: leading zeros, a bare point and the sign of zero are not kept.

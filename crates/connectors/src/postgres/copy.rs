@@ -29,6 +29,24 @@ pub enum Found {
     More,
 }
 
+/// Where the bytes of a field are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    /// Negative for NULL.
+    length: i32,
+}
+
+impl Span {
+    /// The field of the bytes it was found in; `None` is NULL.
+    #[inline]
+    pub fn of(self, bytes: &[u8]) -> Option<&[u8]> {
+        let length = usize::try_from(self.length).ok()?;
+        let start = self.start as usize;
+        Some(&bytes[start..start + length])
+    }
+}
+
 fn broken(why: &str) -> Error {
     Error::new(
         code::VALUE_MALFORMED,
@@ -59,8 +77,15 @@ impl Frame {
     }
 
     /// Looks at the beginning of the bytes not yet consumed.
-    #[inline]
     pub fn next(&mut self, bytes: &[u8]) -> Result<Found> {
+        self.next_at(bytes, 0, |_| ())
+    }
+
+    /// Looks at the bytes from `at` on, and tells where the fields of the tuple are. Of one that has not come whole it
+    /// tells those that are certain.
+    #[inline]
+    pub fn next_at(&mut self, all: &[u8], at: usize, mut field: impl FnMut(Span)) -> Result<Found> {
+        let bytes = &all[at..];
         match self.at {
             At::Tuples => {}
             At::Header => return self.header(bytes),
@@ -82,7 +107,13 @@ impl Frame {
             let Some(length) = bytes.get(end..).and_then(|b| b.first_chunk()) else {
                 return Ok(Found::More);
             };
-            end += 4 + match i32::from_be_bytes(*length) {
+            let length = i32::from_be_bytes(*length);
+            end += 4;
+            field(Span {
+                start: (at + end) as u32,
+                length,
+            });
+            end += match length {
                 -1 => 0,
                 n if n >= 0 => n as usize,
                 _ => return Err(broken("a field has a negative length")),
@@ -114,21 +145,6 @@ impl Frame {
         self.at = At::Tuples;
         Ok(Found::Skip(end))
     }
-}
-
-/// The fields of a whole tuple; `None` is NULL.
-pub fn fields(tuple: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
-    let mut rest = tuple.get(2..).unwrap_or_default();
-    std::iter::from_fn(move || {
-        let (length, behind) = rest.split_first_chunk()?;
-        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
-            rest = behind;
-            return Some(None);
-        };
-        let (field, behind) = behind.split_at_checked(length)?;
-        rest = behind;
-        Some(Some(field))
-    })
 }
 
 /// Calls `each` with every tuple of bare tuples.
@@ -185,12 +201,13 @@ mod tests {
             for part in bytes.chunks(piece) {
                 have.extend_from_slice(part);
                 loop {
-                    match frame.next(&have).unwrap() {
+                    let mut spans = Vec::new();
+                    match frame.next_at(&have, 0, |s| spans.push(s)).unwrap() {
                         Found::More => break,
                         Found::Skip(n) => { have.drain(..n); }
                         Found::Tuple(n) => {
-                            let tuple: Vec<u8> = have.drain(..n).collect();
-                            out.push(fields(&tuple).map(|f| f.map(<[u8]>::to_vec)).collect::<Vec<_>>());
+                            out.push(spans.iter().map(|s| s.of(&have).map(<[u8]>::to_vec)).collect::<Vec<_>>());
+                            have.drain(..n);
                         }
                     }
                 }
@@ -202,7 +219,7 @@ mod tests {
         #[test]
         fn rubbish_never_panics(bytes in any::<Vec<u8>>()) {
             let _ = Frame::new(3).next(&bytes);
-            let _ = each_tuple(&bytes, |t| { fields(t).count(); });
+            let _ = each_tuple(&bytes, |_| {});
         }
     }
 

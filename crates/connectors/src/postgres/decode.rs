@@ -1,13 +1,13 @@
 //! COPY binary fields into Arrow columns.
 
-use super::numeric::{self, Unfit};
+use super::numeric::{self, Fixed, Unfit};
 use super::types::Wire;
-use arrow_array::ArrayRef;
 use arrow_array::builder::{
     BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder, Float32Builder,
     Float64Builder, Int16Builder, Int32Builder, Int64Builder, StringBuilder, Time64MicrosecondBuilder,
     TimestampMicrosecondBuilder,
 };
+use arrow_array::{Array, ArrayRef};
 use arrow_schema::DataType;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
@@ -50,28 +50,9 @@ enum To {
     ParseText(Box<ColumnBuilder>),
 }
 
-macro_rules! each {
-    ($to:expr, $b:ident => $e:expr) => {
-        match $to {
-            To::Bool($b) => $e,
-            To::I16($b) => $e,
-            To::I32($b) => $e,
-            To::I64($b) => $e,
-            To::F32($b) => $e,
-            To::F64($b) => $e,
-            To::Decimal($b, ..) => $e,
-            To::NumericText($b) => $e,
-            To::Date($b) => $e,
-            To::Time($b) => $e,
-            To::Timestamp($b) => $e,
-            To::Text($b) => $e,
-            To::Jsonb($b) => $e,
-            To::Bytes($b) => $e,
-            To::Uuid($b) => $e,
-            To::ParseNumeric($b) => $e,
-            To::ParseText($b) => $e,
-        }
-    };
+/// What a builder gets room for when the one before had so much: batches of a table are about equal.
+fn room(before: usize) -> usize {
+    before + before / 16
 }
 
 impl Decoder {
@@ -109,26 +90,33 @@ impl Decoder {
         }
     }
 
-    /// Adds a field; `None` is NULL.
-    #[inline]
-    pub fn push(&mut self, field: Option<&[u8]>) -> Result<()> {
-        let Some(field) = field else {
-            each!(&mut self.to, b => b.append_null());
-            return Ok(());
-        };
-        macro_rules! fixed {
-            ($b:expr, $t:ty, $v:ident => $e:expr) => {
-                match field.try_into().map(<$t>::from_be_bytes) {
-                    Ok($v) => $b.append_value($e),
-                    Err(_) => return Err(self.malformed()),
+    /// Adds fields; `None` is NULL.
+    pub fn extend<'a>(&mut self, fields: impl Iterator<Item = Option<&'a [u8]>>) -> Result<()> {
+        let scratch = &mut self.scratch;
+        // Per column, not per cell, is it found out what to do.
+        macro_rules! all {
+            ($b:expr, $field:ident => $append:expr) => {
+                for field in fields {
+                    match field {
+                        None => $b.append_null(),
+                        Some($field) => $append,
+                    }
                 }
             };
         }
+        macro_rules! fixed {
+            ($b:expr, $t:ty, $v:ident => $e:expr) => {
+                all!($b, field => match field.try_into().map(<$t>::from_be_bytes) {
+                    Ok($v) => $b.append_value($e),
+                    Err(_) => return Err(self.malformed()),
+                })
+            };
+        }
         match &mut self.to {
-            To::Bool(b) => match field {
+            To::Bool(b) => all!(b, field => match field {
                 [v @ 0..=1] => b.append_value(*v == 1),
                 _ => return Err(self.malformed()),
-            },
+            }),
             To::I16(b) => fixed!(b, i16, v => v),
             To::I32(b) => fixed!(b, i32, v => v),
             To::I64(b) => fixed!(b, i64, v => v),
@@ -149,55 +137,98 @@ impl Decoder {
                     _ => return Err(self.unsupported("a timestamp beyond the year 294 247")),
                 },
             }),
-            To::Decimal(b, precision, scale) => match numeric::to_i128(field, *precision, *scale) {
-                Ok(v) => b.append_value(v),
-                Err(unfit) => return Err(self.unfit(unfit)),
-            },
-            To::NumericText(b) => {
-                self.scratch.clear();
-                match numeric::write_text(&mut self.scratch, field) {
-                    Ok(()) => b.append_value(&self.scratch),
+            To::Decimal(b, precision, scale) => {
+                let to = Fixed::new(*precision, *scale);
+                all!(b, field => match to.read(field) {
+                    Ok(v) => b.append_value(v),
+                    Err(unfit) => return Err(self.unfit(unfit)),
+                });
+            }
+            To::NumericText(b) => all!(b, field => {
+                scratch.clear();
+                match numeric::write_text(scratch, field) {
+                    Ok(()) => b.append_value(&*scratch),
                     Err(unfit) => return Err(self.unfit(unfit)),
                 }
-            }
-            To::ParseNumeric(b) => {
-                self.scratch.clear();
-                if let Err(unfit) = numeric::write_text(&mut self.scratch, field) {
+            }),
+            To::ParseNumeric(b) => all!(b, field => {
+                scratch.clear();
+                if let Err(unfit) = numeric::write_text(scratch, field) {
                     return Err(self.unfit(unfit));
                 }
-                if matches!(self.scratch.as_str(), "NaN" | "Infinity" | "-Infinity") {
+                if matches!(scratch.as_str(), "NaN" | "Infinity" | "-Infinity") {
                     return Err(self.unfit(Unfit::NotFinite));
                 }
-                b.append_text(&self.scratch)?;
-            }
-            To::Text(b) => match std::str::from_utf8(field) {
+                b.append_text(scratch)?;
+            }),
+            To::Text(b) => all!(b, field => match std::str::from_utf8(field) {
                 Ok(s) => b.append_value(s),
                 Err(_) => return Err(self.not_utf8()),
-            },
-            To::Jsonb(b) => match field.split_first() {
+            }),
+            To::Jsonb(b) => all!(b, field => match field.split_first() {
                 Some((1, text)) => match std::str::from_utf8(text) {
                     Ok(s) => b.append_value(s),
                     Err(_) => return Err(self.not_utf8()),
                 },
                 _ => return Err(self.malformed()),
-            },
-            To::ParseText(b) => match std::str::from_utf8(field) {
+            }),
+            To::ParseText(b) => all!(b, field => match std::str::from_utf8(field) {
                 Ok(s) => b.append_text(s)?,
                 Err(_) => return Err(self.not_utf8()),
-            },
-            To::Bytes(b) => b.append_value(field),
-            To::Uuid(b) => {
+            }),
+            To::Bytes(b) => all!(b, field => b.append_value(field)),
+            To::Uuid(b) => all!(b, field => {
                 if b.append_value(field).is_err() {
                     return Err(self.malformed());
                 }
-            }
+            }),
         }
         Ok(())
     }
 
-    /// The column so far; the decoder starts over.
+    /// The column so far. The decoder starts over, with room for as much again.
     pub fn finish(&mut self) -> ArrayRef {
-        each!(&mut self.to, b => Arc::new(b.finish()) as ArrayRef)
+        macro_rules! plain {
+            ($b:expr, $new:ty) => {{
+                let array = $b.finish();
+                *$b = <$new>::with_capacity(room(array.len()));
+                Arc::new(array)
+            }};
+        }
+        macro_rules! typed {
+            ($b:expr, $new:ty) => {{
+                let array = $b.finish();
+                *$b = <$new>::with_capacity(room(array.len())).with_data_type(array.data_type().clone());
+                Arc::new(array)
+            }};
+        }
+        macro_rules! texts {
+            ($b:expr, $new:ty) => {{
+                let array = $b.finish();
+                *$b = <$new>::with_capacity(room(array.len()), room(array.value_data().len()));
+                Arc::new(array)
+            }};
+        }
+        match &mut self.to {
+            To::Bool(b) => plain!(b, BooleanBuilder),
+            To::I16(b) => plain!(b, Int16Builder),
+            To::I32(b) => plain!(b, Int32Builder),
+            To::I64(b) => plain!(b, Int64Builder),
+            To::F32(b) => plain!(b, Float32Builder),
+            To::F64(b) => plain!(b, Float64Builder),
+            To::Date(b) => plain!(b, Date32Builder),
+            To::Time(b) => plain!(b, Time64MicrosecondBuilder),
+            To::Decimal(b, ..) => typed!(b, Decimal128Builder),
+            To::Timestamp(b) => typed!(b, TimestampMicrosecondBuilder),
+            To::NumericText(b) | To::Text(b) | To::Jsonb(b) => texts!(b, StringBuilder),
+            To::Bytes(b) => texts!(b, BinaryBuilder),
+            To::Uuid(b) => {
+                let array = b.finish();
+                *b = FixedSizeBinaryBuilder::with_capacity(room(array.len()), 16);
+                Arc::new(array)
+            }
+            To::ParseNumeric(b) | To::ParseText(b) => b.finish(),
+        }
     }
 
     fn named(&self, code: &'static synctool_core::error::Code, why: &str) -> Error {

@@ -5,6 +5,7 @@
 //! form, decoded into Arrow or untouched.
 
 mod apply;
+mod bulk;
 pub mod catalog;
 pub mod client;
 mod control;

@@ -112,55 +112,100 @@ pub fn write_text(out: &mut String, wire: &[u8]) -> Result<(), Unfit> {
     Ok(())
 }
 
-/// The numeric times 10^scale, if it is whole and has no more than `precision` digits.
-pub fn to_i128(wire: &[u8], precision: u8, scale: i8) -> Result<i128, Unfit> {
-    let p = Parts::read(wire).ok_or(Unfit::Malformed)?;
-    let negative = match p.sign {
-        POSITIVE => false,
-        NEGATIVE => true,
-        NAN | INFINITY | MINUS_INFINITY => return Err(Unfit::NotFinite),
-        _ => return Err(Unfit::Malformed),
-    };
-    let zeros = (0..p.len()).rev().take_while(|at| p.digit(*at) == 0).count() as i32;
-    let len = p.len() - zeros;
-    if len == 0 {
-        return Ok(0);
-    }
-    let fold = |len: i32| -> Option<u128> {
-        // Four base-10000 digits fit 64 bits, whose arithmetic is several times faster.
-        if len <= 4 {
-            let short = (0..len).fold(0u64, |v, at| v * 10_000 + u64::from(p.digit(at)));
-            return Some(u128::from(short));
+/// A type of so many digits, of which so many are behind the point.
+#[derive(Debug, Clone, Copy)]
+pub struct Fixed {
+    scale: i32,
+    /// 10^precision.
+    limit: u128,
+}
+
+impl Fixed {
+    /// A type of at most 38 digits.
+    pub fn new(precision: u8, scale: i8) -> Fixed {
+        Fixed {
+            scale: i32::from(scale),
+            limit: 10u128.checked_pow(u32::from(precision)).unwrap_or(0),
         }
-        (0..len).try_fold(0u128, |v, at| {
-            v.checked_mul(10_000)?.checked_add(u128::from(p.digit(at)))
-        })
-    };
-    // Decimal places between the last digit's unit and the scale's.
-    let shift = i32::from(scale) + 4 * (p.weight - len + 1);
-    let value = if shift >= 0 {
-        let power = 10u128.checked_pow(shift as u32).ok_or(Unfit::TooLong)?;
-        fold(len).and_then(|v| v.checked_mul(power)).ok_or(Unfit::TooLong)?
-    } else {
-        // The last digit reaches beyond the scale; what of it lies beyond must be zero.
-        let beyond = 10u16.checked_pow(shift.unsigned_abs()).unwrap_or(u16::MAX);
-        let last = p.digit(len - 1);
-        if beyond > 1000 || last % beyond != 0 {
+    }
+
+    /// The numeric times 10^scale, if it is whole and has no more digits than the type.
+    pub fn read(&self, wire: &[u8]) -> Result<i128, Unfit> {
+        if let Some(value) = self.read_short(wire) {
+            return Ok(value);
+        }
+        let p = Parts::read(wire).ok_or(Unfit::Malformed)?;
+        let negative = match p.sign {
+            POSITIVE => false,
+            NEGATIVE => true,
+            NAN | INFINITY | MINUS_INFINITY => return Err(Unfit::NotFinite),
+            _ => return Err(Unfit::Malformed),
+        };
+        let zeros = (0..p.len()).rev().take_while(|at| p.digit(*at) == 0).count() as i32;
+        let len = p.len() - zeros;
+        if len == 0 {
+            return Ok(0);
+        }
+        let fold = |len: i32| -> Option<u128> {
+            (0..len).try_fold(0u128, |v, at| {
+                v.checked_mul(10_000)?.checked_add(u128::from(p.digit(at)))
+            })
+        };
+        // Decimal places between the last digit's unit and the scale's.
+        let shift = self.scale + 4 * (p.weight - len + 1);
+        let value = if shift >= 0 {
+            let power = 10u128.checked_pow(shift as u32).ok_or(Unfit::TooLong)?;
+            fold(len).and_then(|v| v.checked_mul(power)).ok_or(Unfit::TooLong)?
+        } else {
+            // The last digit reaches beyond the scale; what of it lies beyond must be zero.
+            let beyond = 10u16.checked_pow(shift.unsigned_abs()).unwrap_or(u16::MAX);
+            let last = p.digit(len - 1);
+            if beyond > 1000 || last % beyond != 0 {
+                return Err(Unfit::TooLong);
+            }
+            fold(len - 1)
+                .and_then(|v| v.checked_mul(u128::from(10_000 / beyond)))
+                .and_then(|v| v.checked_add(u128::from(last / beyond)))
+                .ok_or(Unfit::TooLong)?
+        };
+        if value >= self.limit {
             return Err(Unfit::TooLong);
         }
-        fold(len - 1)
-            .and_then(|v| v.checked_mul(u128::from(10_000 / beyond)))
-            .and_then(|v| v.checked_add(u128::from(last / beyond)))
-            .ok_or(Unfit::TooLong)?
-    };
-    if 10u128
-        .checked_pow(u32::from(precision))
-        .is_none_or(|limit| value >= limit)
-    {
-        return Err(Unfit::TooLong);
+        Ok(if negative { -(value as i128) } else { value as i128 })
     }
-    Ok(if negative { -(value as i128) } else { value as i128 })
+
+    /// The same for a number of at most four base-10000 digits that fits, which most are: 64 bits hold it, and their
+    /// arithmetic is several times faster.
+    fn read_short(&self, wire: &[u8]) -> Option<i128> {
+        let (head, digits) = wire.split_first_chunk::<8>()?;
+        let word = |i: usize| u16::from_be_bytes([head[i], head[i + 1]]);
+        let (count, weight, sign) = (usize::from(word(0)), i32::from(word(2) as i16), word(4));
+        if count > 4 || digits.len() != count * 2 || sign & !NEGATIVE != 0 {
+            return None;
+        }
+        let value = digits.chunks_exact(2).fold(0u64, |v, d| {
+            v * 10_000 + u64::from(u16::from_be_bytes([d[0], d[1]]))
+        });
+        let shift = self.scale + 4 * (weight - count as i32 + 1);
+        let value = match shift {
+            0..=12 => u128::from(value) * u128::from(POWERS[shift as usize]),
+            -3..0 if value % POWERS[-shift as usize] == 0 => u128::from(value / POWERS[-shift as usize]),
+            _ => return None,
+        };
+        (value < self.limit).then(|| if sign == NEGATIVE { -(value as i128) } else { value as i128 })
+    }
 }
+
+/// Powers of ten.
+const POWERS: [u64; 13] = {
+    let mut powers = [1; 13];
+    let mut i = 1;
+    while i < powers.len() {
+        powers[i] = powers[i - 1] * 10;
+        i += 1;
+    }
+    powers
+};
 
 fn put(out: &mut BytesMut, negative: bool, mut weight: i32, dscale: usize, digits: &[u16]) {
     let leading = digits.iter().take_while(|d| **d == 0).count();
@@ -344,12 +389,12 @@ mod tests {
 
     #[test]
     fn fixed_scale_is_exact_or_refused() {
-        assert_eq!(to_i128(&wire("1.25"), 12, 2), Ok(125));
-        assert_eq!(to_i128(&wire("1.25"), 12, 1), Err(Unfit::TooLong));
-        assert_eq!(to_i128(&wire("1.20"), 12, 1), Ok(12));
-        assert_eq!(to_i128(&wire("100"), 2, 0), Err(Unfit::TooLong));
-        assert_eq!(to_i128(&wire("NaN"), 12, 2), Err(Unfit::NotFinite));
-        assert_eq!(to_i128(&[0; 7], 12, 2), Err(Unfit::Malformed));
+        assert_eq!(Fixed::new(12, 2).read(&wire("1.25")), Ok(125));
+        assert_eq!(Fixed::new(12, 1).read(&wire("1.25")), Err(Unfit::TooLong));
+        assert_eq!(Fixed::new(12, 1).read(&wire("1.20")), Ok(12));
+        assert_eq!(Fixed::new(2, 0).read(&wire("100")), Err(Unfit::TooLong));
+        assert_eq!(Fixed::new(12, 2).read(&wire("NaN")), Err(Unfit::NotFinite));
+        assert_eq!(Fixed::new(12, 2).read(&[0; 7]), Err(Unfit::Malformed));
     }
 
     proptest! {
@@ -358,7 +403,7 @@ mod tests {
             let value = (value >> shift) % 10i128.pow(38);
             let mut out = BytesMut::new();
             put_i128(&mut out, value, scale);
-            prop_assert_eq!(to_i128(&out, 38, scale as i8), Ok(value));
+            prop_assert_eq!(Fixed::new(38, scale as i8).read(&out), Ok(value));
             let shown = text(&out);
             prop_assert_eq!(&wire(&shown)[..], &out[..]);
             prop_assert_eq!(shown.split_once('.').map_or(0, |(_, f)| f.len()), usize::from(scale));

@@ -15,6 +15,7 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
 use synctool_core::plan::{Plan, Publish, Verify};
 use synctool_core::progress::PartitionId;
+use synctool_core::schema::TableId;
 use synctool_core::sink::Published;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{GenericClient, Transaction};
@@ -169,12 +170,23 @@ async fn publish_once(destination: &PostgresDestination, plan: &Plan) -> Result<
     .await?;
     client.working(false);
     for t in targets.iter().filter(|t| t.publish == Publish::Swap) {
-        // Extended statistics that were made again are empty. The plan is finished: a failure here is none of the run.
-        if let Err(e) = client.batch_execute(&format!("ANALYZE {}", quoted(&t.table))).await {
+        // The plan is finished: a failure here is none of the run.
+        if let Err(e) = analyse_again(&client, &t.table).await {
             tracing::info!(error = %map_error(e, "ANALYZE"), table = %t.table, "the swapped table could not be analysed");
         }
     }
     Ok(Published { applied })
+}
+
+/// The load table was analysed when it was sealed; only extended statistics, which the swap made again, are empty.
+async fn analyse_again(client: &Connection, table: &TableId) -> std::result::Result<(), tokio_postgres::Error> {
+    const EXTENDED: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_statistic_ext \
+         WHERE stxrelid = pg_catalog.to_regclass($1))";
+    let name = quoted(table);
+    if client.query_one(EXTENDED, &[&name]).await?.get(0) {
+        client.batch_execute(&format!("ANALYZE {name}")).await?;
+    }
+    Ok(())
 }
 
 /// What the partitions of each table did so far.

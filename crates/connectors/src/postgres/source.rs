@@ -1,7 +1,7 @@
 //! Reading tables by COPY, all partitions under one snapshot.
 
 use super::catalog::{self, Described};
-use super::copy::{self, Found, Frame};
+use super::copy::{self, Found, Frame, Span};
 use super::query::{Query, Text};
 use super::types::{self, Decoder, Wire};
 use super::{Connection, ENGINE, Postgres, examine, settled, slices};
@@ -35,6 +35,9 @@ pub(super) const READING: &str = "synctool reading";
 
 /// Raw rows are passed on in chunks of about this size.
 const RAW_CHUNK: usize = 512 << 10;
+
+/// Rows are decoded in runs of about this many bytes: what is found out about their fields stays near.
+const RUN: usize = 64 << 10;
 
 /// Tables of a PostgreSQL database, read by query.
 ///
@@ -343,6 +346,8 @@ enum Rows {
     Decoded {
         schema: SchemaRef,
         decoders: Vec<Decoder>,
+        /// The fields of rows at hand, row by row; they are decoded together, column by column.
+        spans: Vec<Span>,
         count: usize,
         bytes: usize,
         /// Arrow's bytes for a row of NULLs.
@@ -389,6 +394,7 @@ impl CopyReader {
                 Rows::Decoded {
                     schema: read.schema().arrow_schema(),
                     decoders: columns.iter().map(|c| Decoder::new(c)).collect(),
+                    spans: Vec::new(),
                     count: 0,
                     bytes: 0,
                     width: columns
@@ -464,8 +470,8 @@ impl CopyReader {
                         // A giant needs a reservation of its own.
                         return self.emit().map(Some);
                     }
-                    self.rows.take(&self.bytes.get()[..n])?;
-                    self.bytes.advance(n);
+                    let taken = self.rows.take(&mut self.frame, self.bytes.get(), n, &self.context)?;
+                    self.bytes.advance(taken);
                     if self.rows.is_full(&self.context) {
                         return self.emit().map(Some);
                     }
@@ -592,30 +598,67 @@ impl Rows {
         held >= self.target(context)
     }
 
-    fn take(&mut self, tuple: &[u8]) -> Result<()> {
+    /// Takes tuples from the beginning of the bytes, the first of which has `n`, until the bytes are used up or this is
+    /// full. Gives how many bytes are done with.
+    fn take(&mut self, frame: &mut Frame, bytes: &[u8], n: usize, context: &ReadContext) -> Result<usize> {
+        let (target, max) = (self.target(context), RUN.max(n));
+        // Whoever calls looks at a giant first.
+        let fits = |at: usize, tuple: usize| at == 0 || (tuple <= target && tuple <= context.max_row_bytes);
+        let mut at = 0;
         match self {
             Rows::Raw { tuples, count } => {
-                if tuples.is_empty() {
-                    tuples.reserve(RAW_CHUNK + tuple.len());
+                let mut frames = 0;
+                while tuples.len() + at < target && at < max {
+                    match frame.next_at(bytes, at, |_| ())? {
+                        Found::Tuple(n) if fits(at, n) => at += n,
+                        Found::Skip(n) => {
+                            frames = n;
+                            break;
+                        }
+                        Found::Tuple(_) | Found::More => break,
+                    }
+                    *count += 1;
                 }
-                tuples.extend_from_slice(tuple);
-                *count += 1;
+                if tuples.is_empty() {
+                    tuples.reserve(target + n);
+                }
+                tuples.extend_from_slice(&bytes[..at]);
+                Ok(at + frames)
             }
             Rows::Decoded {
                 decoders,
+                spans,
                 count,
-                bytes,
+                bytes: held,
                 width,
                 ..
             } => {
-                for (decoder, field) in decoders.iter_mut().zip(copy::fields(tuple)) {
-                    decoder.push(field)?;
+                spans.clear();
+                let mut whole = 0;
+                while *held < target && at < max {
+                    let found = frame.next_at(bytes, at, |span| spans.push(span))?;
+                    let n = match found {
+                        Found::Tuple(n) if fits(at, n) => n,
+                        Found::Skip(n) => {
+                            at += n;
+                            break;
+                        }
+                        Found::Tuple(_) | Found::More => break,
+                    };
+                    at += n;
+                    whole = spans.len();
+                    *count += 1;
+                    *held += n.max(*width);
                 }
-                *count += 1;
-                *bytes += tuple.len().max(*width);
+                let fields = &spans[..whole];
+                let columns = decoders.len();
+                for (i, decoder) in decoders.iter_mut().enumerate() {
+                    let column = fields.get(i..).unwrap_or_default().iter().step_by(columns);
+                    decoder.extend(column.map(|span| span.of(bytes)))?;
+                }
+                Ok(at)
             }
         }
-        Ok(())
     }
 }
 

@@ -427,7 +427,8 @@ async fn execute(tx: &Transaction<'_>, run: &[String], what: &str) -> Result<()>
     Ok(())
 }
 
-/// How many rows a swap replaces, adds and takes away, by key where there is one.
+/// How many rows a swap replaces, adds and takes away, by key where there is one. The guard against mass deletes needs
+/// it, not only the report: as many rows with other keys are another table.
 pub(super) async fn account(tx: &Transaction<'_>, target: &Target, rows: u64, attempts: u32) -> Result<Applied> {
     let (table, load) = (quoted(&target.table), quoted(&target.load));
     let fail = |e| map_error(e, "counting rows");

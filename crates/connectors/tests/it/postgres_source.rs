@@ -992,3 +992,44 @@ async fn every_supported_version_is_read() {
         assert_eq!(connection.version() / 10_000, u32::from(version.major()));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hot_standby_is_read_like_its_primary() {
+    for version in BOTH {
+        let primary = Server::start(version);
+        let standby = primary.standby();
+        primary.psql(
+            "CREATE TABLE t (id int PRIMARY KEY, note text);
+             INSERT INTO t SELECT i, 'note ' || i FROM generate_series(1, 20000) i;
+             ANALYZE t",
+        );
+        eventually("the standby has all rows", Duration::from_secs(30), async || {
+            standby
+                .try_psql("SELECT count(*) FROM t JOIN pg_stats s ON s.tablename = 't' AND s.attname = 'id'")
+                .is_ok_and(|rows| rows == "20000")
+        })
+        .await;
+        assert_eq!(standby.psql("SELECT pg_is_in_recovery()"), "t");
+        let source = open(&standby.url("postgres")).source();
+        let request = SliceRequest {
+            step: Some(5000),
+            ..request(&["id"])
+        };
+        let read_spec = spec(&source, "public.t").await;
+        let slices = source.slices(&read_spec, &request).await.unwrap();
+        assert!(slices.len() >= 4, "{slices:?}");
+        // The first reader fixes what all of them see.
+        let mut rows = Vec::new();
+        for (i, slice) in slices.into_iter().enumerate() {
+            rows.extend(texts(&source, &read_spec, slice.slice).await);
+            if i == 0 {
+                primary.psql("DELETE FROM t WHERE id > 19000");
+                eventually("the standby has lost rows", Duration::from_secs(30), async || {
+                    standby.psql("SELECT count(*) FROM t") == "19000"
+                })
+                .await;
+            }
+        }
+        assert_eq!(rows.len(), 20_000, "on {version}");
+    }
+}

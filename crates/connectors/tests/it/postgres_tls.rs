@@ -1,8 +1,25 @@
 //! How a PostgreSQL server is reached, trusted, and what is said when it is not.
 
+use std::sync::LazyLock;
+use std::time::Duration;
 use synctool_connectors::postgres::{Postgres, PostgresConfig, SslMode};
 use synctool_core::error::{Result, code};
-use synctool_testkit::{Authority, PgVersion, Postgres as Server};
+use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
+use synctool_core::schema::TableId;
+use synctool_core::source::{ReadContext, Source};
+use synctool_testkit::{Authority, ClientCertificate, PgVersion, Postgres as Server, eventually};
+
+static CONTEXT: LazyLock<ReadContext> = LazyLock::new(ReadContext::default);
+
+fn whole() -> Partition {
+    Partition {
+        id: "p".into(),
+        table: 0,
+        work: Work::Read(Slice::All),
+        estimated_rows: 0,
+        estimated_bytes: 0,
+    }
+}
 
 async fn connects(config: &PostgresConfig) -> Result<bool> {
     let connection = Postgres::open(config.clone())?.connect().await?;
@@ -115,4 +132,68 @@ async fn a_server_that_is_not_there_is_unreachable() {
     let e = connects(&config).await.unwrap_err();
     assert_eq!(e.code(), code::SERVER_UNREACHABLE, "{e}");
     assert!(e.to_string().contains("127.0.0.1"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_certificate_is_a_password() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let server = Server::builder(PgVersion::V15)
+        .tls(&ours.localhost())
+        .hba("hostssl all all 127.0.0.1/32 cert")
+        .start();
+    server.psql("CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN");
+    let (alice, forged) = (ours.client("alice"), theirs.client("alice"));
+    let with = |user: &str, own: Option<&ClientCertificate>| PostgresConfig {
+        user: user.into(),
+        sslmode: SslMode::VerifyFull,
+        sslrootcert: Some(ours.path()),
+        sslcert: own.map(ClientCertificate::path),
+        sslkey: own.map(ClientCertificate::key_path),
+        ..PostgresConfig::from_url(&server.url("postgres")).unwrap()
+    };
+    assert!(connects(&with("alice", Some(&alice))).await.unwrap());
+    for stranger in [with("bob", Some(&alice)), with("alice", None)] {
+        let e = connects(&stranger).await.unwrap_err();
+        assert_eq!(e.code(), code::AUTH_FAILED, "{e}");
+    }
+    let e = connects(&with("alice", Some(&forged))).await.unwrap_err();
+    assert_eq!(e.code(), code::TLS_FAILED, "{e}");
+
+    let half = PostgresConfig {
+        sslkey: None,
+        ..with("alice", Some(&alice))
+    };
+    assert_eq!(connects(&half).await.unwrap_err().code(), code::CONFIG_INVALID);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unix_socket_is_reached_by_its_directory() {
+    let server = Server::start(PgVersion::V18);
+    server.psql("CREATE TABLE t AS SELECT i AS id, repeat('x', 100) AS note FROM generate_series(1, 20000) i");
+    let socket = server.socket_directory();
+    let url = format!("postgresql://postgres@/postgres?host={socket}&port={}", server.port());
+    let config = PostgresConfig::from_url(&url).unwrap();
+    assert!(config.is_socket());
+    assert!(!connects(&config).await.unwrap(), "a socket needs no encryption");
+    // Rows too, and a reader that is given up leaves nothing running.
+    let postgres = Postgres::open(config.clone()).unwrap();
+    let source = postgres.source();
+    let table = TableId::parse("public.t").unwrap();
+    let read = ReadSpec::all(table.clone(), &source.describe(&table).await.unwrap().columns);
+    let all = whole();
+    let open = || source.open(&read, &all, None, &CONTEXT);
+    let mut rows = 0;
+    let mut reader = open().await.unwrap();
+    while let Some(event) = reader.next().await.unwrap() {
+        rows += event.rows();
+    }
+    assert_eq!(rows, 20_000);
+    drop(open().await.unwrap());
+    eventually("no COPY runs", Duration::from_secs(20), async || {
+        server.psql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND state = 'active'") == "0"
+    })
+    .await;
+
+    let nowhere = PostgresConfig::from_url(&url.replace(socket, "/nowhere")).unwrap();
+    assert_eq!(connects(&nowhere).await.unwrap_err().code(), code::SERVER_UNREACHABLE);
 }

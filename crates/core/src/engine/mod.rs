@@ -208,15 +208,18 @@ impl Engine {
     fn shared(self: &Arc<Self>, plan: Plan) -> Arc<Shared> {
         let now = CancellationToken::new();
         let workers = self.workers(&plan);
+        // At least half of the memory stays for rows on their way.
+        let held = workers.saturating_mul(self.destination.held_per_writer());
+        let memory = self.options.memory - held.min(self.options.memory / 2);
         Arc::new(Shared {
             deferred: Arc::default(),
             engine: self.clone(),
             plan,
             stop: self.cancel.child_token(),
             context: ReadContext {
-                budget: Budget::new(self.options.memory),
+                budget: Budget::new(memory),
                 // Each partition has about IN_FLIGHT × 2 + 3 batches on their way.
-                batch_bytes: (self.options.memory / (12 * workers)).clamp(16 << 10, MAX_BATCH_BYTES),
+                batch_bytes: (memory / (12 * workers)).clamp(16 << 10, MAX_BATCH_BYTES),
                 max_row_bytes: self.options.max_row_bytes,
                 cancel: now,
             },
@@ -226,9 +229,12 @@ impl Engine {
     }
 
     fn workers(&self, plan: &Plan) -> usize {
+        let held = self.destination.held_per_writer();
+        let fitting = (self.options.memory / 2).checked_div(held).unwrap_or(usize::MAX);
         self.options
             .workers
             .min(self.destination.traits().writers)
+            .min(fitting)
             .min(plan.partitions().count())
             .max(1)
     }

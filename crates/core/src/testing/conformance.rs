@@ -6,26 +6,24 @@
 use super::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
 use super::memory::Memory;
 use super::memory_log::{MemoryLog, MemoryTables};
-use super::rows::{Row, Rows, batch, key_of, text_schema, texts};
+use super::rows::{Row, Rows, batch, key_of, texts};
+use super::scenario::{eventful_log, full_request, options, others_meanwhile, schema, some_rows};
 use crate::backfill::Pending;
 use crate::budget::Hold;
 use crate::change::{ChangeBatch, Event};
-use crate::engine::{Engine, Options, Report};
+use crate::engine::{Engine, Report};
 use crate::error::{Result, code};
 use crate::ledger::{Accounts, Ledger, Tally};
 use crate::plan::{
     DeleteGuard, Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Slice, Strategy, Verify, Work,
 };
 use crate::progress::{Advance, Generation, PartitionId, Position};
-use crate::retry::RetryPolicy;
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity, Sink};
 use crate::source::{ReadContext, Source};
 use crate::strategy::full::{self, FullMode, FullRequest};
-use crate::strategy::table::TableRequest;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// A datastore under test.
 #[derive(Clone)]
@@ -96,30 +94,6 @@ pub async fn read(source: &dyn Source, table: &TableId, schema: &TableSchema) ->
         }
     }
     Ok(rows)
-}
-
-fn row(texts: &[&str]) -> Row {
-    texts.iter().map(|t| Some(t.to_string())).collect()
-}
-
-fn some_rows(n: usize) -> Rows {
-    (0..n)
-        .map(|i| {
-            let id = format!("{i:04}");
-            (
-                vec![id.clone()],
-                vec![
-                    Some(id),
-                    (i % 3 != 0).then(|| format!("näme '{i}'\t\\N")),
-                    Some(String::new()),
-                ],
-            )
-        })
-        .collect()
-}
-
-fn schema() -> TableSchema {
-    text_schema(&["id", "name", "big"], 1)
 }
 
 fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&str]) -> Plan {
@@ -200,36 +174,15 @@ async fn full_run(
     let mut engine = Engine::new(source.clone(), destination.clone());
     engine.options = options();
     let engine = Arc::new(engine);
-    let semantics = serde_json::json!({"table": table.to_string()});
     let request = FullRequest {
-        table: TableRequest {
-            run_id: "20260101_000000_abcdef".into(),
-            partition_bytes: 64 << 20,
-            semantics: semantics.clone(),
-            now: "2026-01-01T00:00:00Z".into(),
-            ..TableRequest::new(pipeline, table.clone(), table.clone())
-        },
         mode,
         verify,
-        remember: Default::default(),
+        ..full_request(pipeline, table)
     };
+    let semantics = request.table.semantics.clone();
     let draft = full::plan(source.as_ref(), destination.as_ref(), engine.stages.as_ref(), request);
     let (plan, resumed) = engine.plan(pipeline, &semantics, draft).await?;
     engine.run(plan, resumed).await
-}
-
-fn options() -> Options {
-    Options {
-        workers: 3,
-        retry: RetryPolicy {
-            attempts: 4,
-            initial: Duration::from_millis(1),
-            ..RetryPolicy::default()
-        },
-        commit_interval: Duration::ZERO,
-        load_commit_interval: Duration::ZERO,
-        ..Options::default()
-    }
 }
 
 /// Loads: created, replaced, appended, merged; pages, an empty table, publishing twice, forgetting.
@@ -652,58 +605,6 @@ pub async fn changes(s: &Subject) {
             assert_eq!(s.rows(t).await.expect("readable"), log.rows(t), "resync {resync}: {t}");
         }
     }
-}
-
-fn eventful_log(items: &TableId, orders: &TableId) -> MemoryLog {
-    let key = |k: &str| vec![k.to_string()];
-    let log = MemoryLog::new(1);
-    log.create(items, schema());
-    log.create(orders, schema());
-    let mut tx = log.begin(0);
-    for r in some_rows(10).into_values() {
-        tx = tx.put(items, r);
-    }
-    tx.put(orders, row(&["a", "1", "x"]))
-        .put(orders, row(&["b", "2", "y"]))
-        .commit();
-    log.begin(0)
-        .truncate(orders)
-        .put(orders, row(&["c", "3", "z"]))
-        .put(orders, row(&["c", "4", "z"]))
-        .commit();
-    log.begin(0)
-        .update(items, &key("0003"), &[(1, Some("renamed".into()))])
-        .update(items, &key("0003"), &[(2, None)])
-        .update(items, &key("0004"), &[(0, Some("0104".into()))])
-        .update(items, &key("0104"), &[(1, Some("moved and changed".into()))])
-        .update(
-            items,
-            &key("0005"),
-            &[(0, Some("0105".into())), (1, Some("n".into())), (2, None)],
-        )
-        .delete(items, &key("0006"))
-        .put(items, row(&["0006", "back", "again"]))
-        .delete(items, &key("0009"))
-        .commit();
-    log.begin(0)
-        .update(items, &key("0001"), &[(0, Some("tmp".into()))])
-        .update(items, &key("0002"), &[(0, Some("0001".into()))])
-        .update(items, &key("tmp"), &[(0, Some("0002".into()))])
-        .commit();
-    log
-}
-
-fn others_meanwhile(log: &MemoryLog, items: &TableId) {
-    let key = |k: &str| vec![k.to_string()];
-    let items = items.clone();
-    log.between(move |log| {
-        log.begin(0)
-            .update(&items, &key("0000"), &[(1, Some("in the window".into()))])
-            .update(&items, &key("0007"), &[(0, Some("0000a".into()))])
-            .delete(&items, &key("0001"))
-            .put(&items, row(&["0000b", "new", "new"]))
-            .commit();
-    });
 }
 
 async fn follow(s: &Subject, log: &MemoryLog, tables: &[TableId], faults: &FaultPlan) -> Result<Ledger> {

@@ -7,3 +7,4 @@ pub mod faults;
 pub mod memory;
 pub mod memory_log;
 pub mod rows;
+pub mod scenario;

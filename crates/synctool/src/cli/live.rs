@@ -50,6 +50,8 @@ impl Mode {
 
 const REDRAW: Duration = Duration::from_millis(100);
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Another length, in seconds: for those who watch a log, and for tests.
+const HEARTBEAT_VARIABLE: &str = "SYNCTOOL_HEARTBEAT";
 /// Rates are of the last few seconds, so that a stall shows.
 const WINDOW: Duration = Duration::from_secs(5);
 
@@ -254,9 +256,11 @@ async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken
 async fn heartbeat(pipeline: String, progress: Arc<Progress>, over: CancellationToken) {
     let mut rates: Vec<Rate> = Vec::new();
     let began = Instant::now();
+    let seconds = std::env::var(HEARTBEAT_VARIABLE).ok().and_then(|s| s.parse().ok());
+    let every = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(HEARTBEAT);
     loop {
         tokio::select! {
-            () = tokio::time::sleep(HEARTBEAT) => {}
+            () = tokio::time::sleep(every) => {}
             () = over.cancelled() => return,
         }
         let step = progress.step();

@@ -109,7 +109,8 @@ pub async fn cleanup(store: &dyn Store, outputs: &Outputs, retention: &Retention
 /// is the caller's to clear.
 pub async fn reset(store: &dyn Store, outputs: &Outputs, lock: &RunLock, strategy: Option<&str>) -> Result<()> {
     store.reset(lock, strategy).await?;
-    outputs.write_state(lock.pipeline(), store.state(lock.pipeline()).await?.as_ref())
+    let memory = store.state(lock.pipeline()).await?;
+    outputs.write_state(lock.pipeline(), memory.as_ref(), outputs::Lasting::PowerCut)
 }
 
 /// A private area of a source: it alone knows what the bytes mean. Gone when the pipeline is reset.

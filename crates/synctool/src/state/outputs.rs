@@ -69,10 +69,10 @@ impl Outputs {
     }
 
     /// Brings the state file in line with what the store knows; nothing known, no file.
-    pub(super) fn write_state(&self, pipeline: &str, memory: Option<&PipelineMemory>) -> Result<()> {
+    pub(super) fn write_state(&self, pipeline: &str, memory: Option<&PipelineMemory>, lasting: Lasting) -> Result<()> {
         let path = self.state_file(pipeline);
         match memory {
-            Some(memory) => write_json(&path, &documents::StateDocument::new(memory)),
+            Some(memory) => write_json(&path, &documents::StateDocument::new(memory), lasting),
             None => remove(&path),
         }
     }
@@ -103,15 +103,25 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// What a file that was replaced outlives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lasting {
+    /// The process, however it ends: the picture of a run that goes on. Its truth is in the store, and the next picture,
+    /// or the next run after a power cut, writes it anew.
+    Process,
+    /// A power cut too.
+    PowerCut,
+}
+
 /// Replaces a JSON file: readers see the old text or the new one, also after a crash.
-pub(super) fn write_json(path: &Path, document: &impl Serialize) -> Result<()> {
+pub(super) fn write_json(path: &Path, document: &impl Serialize, lasting: Lasting) -> Result<()> {
     let mut text =
         serde_json::to_vec_pretty(document).map_err(|e| Error::bug(format!("{} as JSON: {e}", path.display())))?;
     text.push(b'\n');
-    replace(path, &text).map_err(|e| failed(path, &e))
+    replace(path, &text, lasting).map_err(|e| failed(path, &e))
 }
 
-fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
+fn replace(path: &Path, text: &[u8], lasting: Lasting) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
     // One name per file: what a killed process left behind is overwritten, and the run lock lets only one write.
@@ -120,9 +130,13 @@ fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let temporary = folder.join(temporary);
     let mut file = File::create(&temporary)?;
     file.write_all(text)?;
-    file.sync_all()?;
+    if lasting == Lasting::PowerCut {
+        file.sync_all()?;
+    }
     std::fs::rename(&temporary, path)?;
-    // The rename itself is durable once the folder is; not every file system lets a folder be synced.
-    let _ = File::open(folder).and_then(|f| f.sync_all());
+    if lasting == Lasting::PowerCut {
+        // The rename itself is durable once the folder is; not every file system lets a folder be synced.
+        let _ = File::open(folder).and_then(|f| f.sync_all());
+    }
     Ok(())
 }

@@ -6,7 +6,7 @@
 use super::documents::{BatchSizes, MetricsDocument, PipelineMetrics, history};
 use super::log::{Level, LogLine, LogWriter};
 use super::model::{Proof, RunError, now, redacted};
-use super::outputs::{Outputs, write_json};
+use super::outputs::{Lasting, Outputs, write_json};
 use super::{PartitionRecord, PipelineMemory, Retention, Run, RunLock, RunStatus, Store};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, mpsc};
@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// Files and store are written at most so often …
-const WRITE_EVERY: Duration = Duration::from_millis(300);
+const WRITE_EVERY: Duration = Duration::from_secs(1);
 /// … and never take more than this share of the time, however large they are.
 const WRITE_SHARE: u32 = 10;
 /// A run without news is written down all the same, so that one sees that it lives.
@@ -159,7 +159,7 @@ impl RunRecorder {
         // Whoever looks finds the run from its first moment, and an unwritable folder ends it before it did anything.
         writing.say(writing.line(Level::Info, format!("Starting sync with strategy {}", info.strategy)));
         writing.log.flush()?;
-        writing.mirror()?;
+        writing.mirror(Lasting::PowerCut)?;
         writing.mirror_history(&writing.store.runs(Some(&pipeline), writing.outputs.keep_runs).await?);
         if let Some((_, e)) = writing.unwritten.pop_first() {
             return Err(e);
@@ -644,20 +644,21 @@ impl Writing {
         Ok(())
     }
 
-    fn mirror(&self) -> Result<()> {
+    fn mirror(&self, lasting: Lasting) -> Result<()> {
         let (outputs, run) = (&self.outputs, &self.run);
-        outputs.write_state(&run.pipeline, Some(&self.memory))?;
+        outputs.write_state(&run.pipeline, Some(&self.memory), lasting)?;
         let metrics = MetricsDocument::new(run, &self.partitions, Some(self.batches));
-        write_json(&outputs.run_metrics_file(&run.pipeline, &run.run_id), &metrics)?;
-        write_json(&outputs.latest_run_file(&run.pipeline), &metrics)
+        write_json(&outputs.run_metrics_file(&run.pipeline, &run.run_id), &metrics, lasting)?;
+        write_json(&outputs.latest_run_file(&run.pipeline), &metrics, lasting)
     }
 
     fn mirror_history(&mut self, runs: &[Run]) {
         let pipeline = &self.run.pipeline;
-        let written = write_json(&self.outputs.history_file(pipeline), &history(runs)).and_then(|()| {
+        let written = write_json(&self.outputs.history_file(pipeline), &history(runs), Lasting::PowerCut).and_then(|()| {
             write_json(
                 &self.outputs.metrics_file(pipeline),
                 &PipelineMetrics::new(pipeline, runs),
+                Lasting::PowerCut,
             )
         });
         self.try_("history", written);
@@ -669,7 +670,7 @@ impl Writing {
         self.try_("log", flushed);
         let saved = self.save(1);
         self.try_("state", saved);
-        let mirrored = self.mirror();
+        let mirrored = self.mirror(Lasting::Process);
         self.try_("files", mirrored);
     }
 
@@ -681,7 +682,7 @@ impl Writing {
                 self.mirror_history(&runs);
             }
         }
-        let mirrored = self.mirror();
+        let mirrored = self.mirror(Lasting::PowerCut);
         self.try_("files", mirrored);
         let synced = self.log.sync();
         self.try_("log", synced);

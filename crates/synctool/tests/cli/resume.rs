@@ -2,7 +2,9 @@
 
 use crate::Home;
 use serde_json::Value;
+use std::time::{Duration, Instant};
 use synctool_testkit::kill::{Action, Failpoint, KillRun, Running};
+use synctool_testkit::wait_for;
 
 const RUN: &[&str] = &["run", "items.yaml", "--output", "json", "--workers", "1"];
 
@@ -14,9 +16,13 @@ fn home() -> Home {
 
 /// A run that holds still right after its third commit.
 fn held(home: &Home) -> Running {
+    held_at(home, "sink.commit.after", 3)
+}
+
+fn held_at(home: &Home, name: &str, nth: u32) -> Running {
     let point = Failpoint {
-        name: "sink.commit.after".into(),
-        nth: 3,
+        name: name.into(),
+        nth,
     };
     let mut running = KillRun::new(&home.command(RUN)).accident(&point, Action::Stop).start();
     running.wait_stopped();
@@ -56,6 +62,47 @@ fn ctrl_c_saves_and_the_next_run_goes_on() {
     let (_, state) = home.json(&["state", "show", "items"]);
     assert_eq!(state["status"], "interrupted");
     goes_on(&home, 3);
+}
+
+#[test]
+fn a_second_ctrl_c_does_not_wait() {
+    let home = home();
+    // The fourth partition is taken and not begun.
+    let running = held_at(&home, "sink.recover.after", 4);
+    // Somebody keeps the destination locked, so the run cannot get to its next boundary.
+    let db = rusqlite::Connection::open(home.path("to.db")).expect("a database");
+    db.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+    running.interrupt();
+    running.resume();
+    let told = || running.stderr().contains("again to stop at once");
+    wait_for("the first one to be heard", Duration::from_secs(30), told);
+    let second = Instant::now();
+    running.interrupt();
+    let out = running.wait();
+    assert_eq!(out.code, Some(130), "{}\n{}", out.stdout, out.stderr);
+    assert!(second.elapsed() < Duration::from_secs(5), "it waited {:?}", second.elapsed());
+    assert_eq!(out.stdout, "", "there is no summary of what was cut off");
+    drop(db);
+    goes_on(&home, 3);
+}
+
+#[test]
+fn without_a_terminal_a_run_says_a_line_now_and_then() {
+    let home = home();
+    let mut often = home.command(&["run", "items.yaml"]);
+    often.env("SYNCTOOL_HEARTBEAT", "0.005");
+    let out = KillRun::new(&often).run();
+    out.assert_success();
+    let line = out.stderr.lines().find(|line| line.contains("step=loading"));
+    let line = line.unwrap_or_else(|| panic!("no line about the load in\n{}", out.stderr));
+    for part in ["pipeline=\"items\"", "/10 partitions", "rows", "%"] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    let mut quiet = home.command(&["run", "items.yaml", "--quiet"]);
+    quiet.env("SYNCTOOL_HEARTBEAT", "0.005");
+    let out = KillRun::new(&quiet).run();
+    out.assert_success();
+    assert!(!out.stderr.contains("partitions"), "{}", out.stderr);
 }
 
 #[test]

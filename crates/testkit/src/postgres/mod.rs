@@ -164,6 +164,8 @@ pub struct PostgresBuilder {
     hba: Option<String>,
     password: Option<String>,
     certificate: Option<ServerCertificate>,
+    /// The port of the server whose standby this will be.
+    primary: Option<u16>,
 }
 
 impl PostgresBuilder {
@@ -216,19 +218,18 @@ impl PostgresBuilder {
         let port = Port::free();
         // QUIT is the immediate shutdown: it leaves no shared memory behind, as KILL would.
         let supervisor = Supervisor::new(&name, Some("postgres"), "QUIT")?;
-        let options = [
-            "-D",
-            "data",
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C.UTF-8",
-            "-N",
-        ];
-        supervisor.prepare(&initdb, &options)?;
+        match self.primary {
+            None => {
+                let options = "-D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 -N";
+                supervisor.prepare(&initdb, &options.split(' ').collect::<Vec<_>>())?;
+            }
+            Some(primary) => {
+                let options = format!("-D data -U postgres -h 127.0.0.1 -p {primary} -R -X stream -c fast -N");
+                // The newest copies every version; some builds of the older ones come without it.
+                let program = install::cached("postgres-18/bin/pg_basebackup")?;
+                supervisor.prepare(&program, &options.split(' ').collect::<Vec<_>>())?;
+            }
+        }
 
         let socket = supervisor.directory().display().to_string();
         let mut conf = String::new();
@@ -305,7 +306,19 @@ impl Postgres {
             hba: None,
             password: None,
             certificate: None,
+            primary: None,
         }
+    }
+
+    /// A hot standby of this server, which follows it by streaming and can be read.
+    ///
+    /// # Panics
+    /// If it cannot be made, or this server lets no replication in.
+    #[track_caller]
+    pub fn standby(&self) -> Self {
+        let mut builder = Self::builder(self.version);
+        builder.primary = Some(self.port());
+        builder.start()
     }
 
     /// A private server with the usual settings; dropping it ends it.
@@ -361,6 +374,16 @@ impl Postgres {
     /// The superuser's URL of the database `postgres`.
     pub fn admin_url(&self) -> String {
         self.url("postgres")
+    }
+
+    /// The directory of its unix socket.
+    ///
+    /// # Panics
+    /// For a shared server.
+    #[track_caller]
+    pub fn socket_directory(&self) -> &str {
+        let socket = self.address.socket.as_deref();
+        socket.unwrap_or_else(|| panic!("the socket of a shared server is its starter's; start one of your own"))
     }
 
     /// Runs SQL with psql in the database `postgres`; returns unaligned rows without a header. psql's own commands work.

@@ -122,7 +122,17 @@ impl Chunks {
         });
         let snapshot = snapshot.ok_or_else(|| Error::bug("the server showed no snapshot"))?;
         let read = shape.read();
-        let mut sql = select(&read, condition, &self.database.config().schema);
+        let columns: Vec<String> = read
+            .columns
+            .iter()
+            .map(|c| select_expression(&ident(&c.source), &c.column))
+            .collect();
+        let table = quoted(&read.table, &self.database.config().schema);
+        let mut sql = format!("SELECT {} FROM {table}", columns.join(", "));
+        if !condition.is_empty() {
+            sql.push_str(" WHERE ");
+            sql.push_str(condition);
+        }
         sql.push_str(order);
         if let Some(limit) = limit {
             sql.push_str(&format!(" LIMIT {limit}"));

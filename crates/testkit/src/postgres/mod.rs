@@ -6,6 +6,7 @@ use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -164,9 +165,17 @@ pub struct PostgresBuilder {
     hba: Option<String>,
     password: Option<String>,
     certificate: Option<ServerCertificate>,
+    initdb: Vec<String>,
 }
 
 impl PostgresBuilder {
+    /// Makes the cluster with one more option of initdb, such as `--wal-segsize=1`.
+    #[must_use]
+    pub fn initdb(mut self, option: &str) -> Self {
+        self.initdb.push(option.into());
+        self
+    }
+
     /// Sets a line of postgresql.conf.
     #[must_use]
     pub fn setting(mut self, name: &str, value: &str) -> Self {
@@ -216,7 +225,7 @@ impl PostgresBuilder {
         let port = Port::free();
         // QUIT is the immediate shutdown: it leaves no shared memory behind, as KILL would.
         let supervisor = Supervisor::new(&name, Some("postgres"), "QUIT")?;
-        let options = [
+        let mut options = vec![
             "-D",
             "data",
             "-U",
@@ -228,6 +237,7 @@ impl PostgresBuilder {
             "--locale=C.UTF-8",
             "-N",
         ];
+        options.extend(self.initdb.iter().map(String::as_str));
         supervisor.prepare(&initdb, &options)?;
 
         let socket = supervisor.directory().display().to_string();
@@ -305,6 +315,7 @@ impl Postgres {
             hba: None,
             password: None,
             certificate: None,
+            initdb: Vec::new(),
         }
     }
 
@@ -346,6 +357,24 @@ impl Postgres {
     /// Its version.
     pub fn version(&self) -> PgVersion {
         self.version
+    }
+
+    /// A program of the same version, such as pg_waldump. Only 15 and 18 have more than a server.
+    ///
+    /// # Panics
+    /// If it is not installed.
+    #[track_caller]
+    pub fn tool(&self, name: &str) -> PathBuf {
+        install::cached(&format!("postgres-{}/bin/{name}", self.version)).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// Its data directory.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[track_caller]
+    pub fn data_directory(&self) -> PathBuf {
+        self.psql("SHOW data_directory").into()
     }
 
     /// The superuser's URL of a database.

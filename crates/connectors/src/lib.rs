@@ -5,3 +5,4 @@ pub mod duckdb;
 pub mod object;
 pub mod postgres;
 pub mod sqlite;
+pub mod walarchive;

@@ -1,10 +1,17 @@
 //! Counts the records of segment files, and says how fast. `cargo run --release --example wal_stats -- SEGMENT…`
+//!
+//! Times are of the processor, not of the clock, so that a busy machine does not blur them.
 
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
 use std::fs;
-use std::time::Instant;
 use synctool_pgwal::{Decoder, Event, Identity, Lsn, Scanner, SegmentName, Stats};
+
+/// Seconds that this thread has worked.
+fn worked() -> Result<f64, Box<dyn std::error::Error>> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat")?;
+    Ok(text.split(' ').next().unwrap_or_default().parse::<f64>()? / 1e9)
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut segments: Vec<_> = std::env::args().skip(1).collect();
@@ -23,18 +30,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         bytes += content.len();
         let (first, second) =
             decoders.get_or_insert_with(|| (Decoder::seek(identity, start), Decoder::seek(identity, start)));
-        let begin = Instant::now();
+        let begin = worked()?;
         let mut feed = first.feed(start, &content)?;
         while let Some(record) = feed.next()? {
             stats.count(&record)?;
         }
-        counting += begin.elapsed().as_secs_f64();
-        let begin = Instant::now();
+        counting += worked()? - begin;
+        let begin = worked()?;
         let mut feed = second.feed(start, &content)?;
         while let Some(record) = feed.next()? {
             commits += u64::from(matches!(scanner.take(&record)?, Some(Event::Committed(_))));
         }
-        scanning += begin.elapsed().as_secs_f64();
+        scanning += worked()? - begin;
     }
     let mb = bytes as f64 / 1e6;
     println!("{} records, {commits} commits in {mb:.0} MB", stats.total().records);

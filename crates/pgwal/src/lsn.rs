@@ -10,6 +10,7 @@ pub struct Lsn(pub u64);
 
 impl Lsn {
     /// The next multiple of eight: where a record may start.
+    #[inline]
     pub(crate) fn aligned(self) -> Lsn {
         Lsn(self.0.saturating_add(7) & !7)
     }

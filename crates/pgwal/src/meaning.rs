@@ -21,6 +21,7 @@ pub struct RelFile {
 }
 
 impl RelFile {
+    #[inline]
     fn read(b: &mut Bytes<'_>) -> Option<Self> {
         Some(RelFile {
             tablespace: b.u32()?,

@@ -40,33 +40,32 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    #[inline]
     pub(crate) fn read(at: Lsn, bytes: &[u8]) -> Result<Self> {
-        let short = || Error::record(at, "it is shorter than its header");
-        let (head, rest) = bytes.split_at_checked(HEADER).ok_or_else(short)?;
-        let mut b = Bytes::new(head);
-        let mut fields = || {
-            b.skip(4)?;
-            let (xid, previous, info, rmgr) = (b.u32()?, b.u64()?, b.u8()?, b.u8()?);
-            b.skip(2)?;
-            Some((xid, previous, info, rmgr, b.u32()?))
+        let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else {
+            return Err(Error::record(at, "it is shorter than its header"));
         };
-        let (xid, previous, info, rmgr, found) = fields().ok_or_else(short)?;
+        let u32_at = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
+        let found = u32_at(20);
         // The server sums the data first, then the header up to the checksum.
-        let expected = crc32c::crc32c_append(crc32c::crc32c(rest), &head[..HEADER - 4]);
+        let expected = crc32c::crc32c_append(crc32c::crc32c(rest), &head[..20]);
         if expected != found {
             return Err(Error::Checksum { at, found, expected });
         }
-        let rmgr = Rmgr::new(rmgr)
-            .ok_or_else(|| Error::record(at, format!("there is no resource manager with number {rmgr}")))?;
+        let Some(rmgr) = Rmgr::new(head[17]) else {
+            let what = format!("there is no resource manager with number {}", head[17]);
+            return Err(Error::record(at, what));
+        };
         Ok(Header {
-            xid,
-            previous: Lsn(previous),
-            info,
+            xid: u32_at(4),
+            previous: Lsn(u64::from(u32_at(12)) << 32 | u64::from(u32_at(8))),
+            info: head[16],
             rmgr,
         })
     }
 
     /// Whether the rest of the segment is left empty after it.
+    #[inline]
     pub(crate) fn is_switch(&self) -> bool {
         self.rmgr == Rmgr::XLOG && self.info & 0xF0 == 0x40
     }
@@ -83,6 +82,7 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
+    #[inline]
     pub(crate) fn new(major: Major, lsn: Lsn, end: Lsn, header: Header, bytes: &'a [u8]) -> Self {
         Record {
             major,
@@ -94,16 +94,19 @@ impl<'a> Record<'a> {
     }
 
     /// The server that wrote it.
+    #[inline]
     pub fn major(&self) -> Major {
         self.major
     }
 
     /// Where it starts.
+    #[inline]
     pub fn lsn(&self) -> Lsn {
         self.lsn
     }
 
     /// Where the next one may start. A standby that replayed this record stands here.
+    #[inline]
     pub fn end(&self) -> Lsn {
         self.end
     }
@@ -114,16 +117,19 @@ impl<'a> Record<'a> {
     }
 
     /// The transaction (or subtransaction) that wrote it; zero for none.
+    #[inline]
     pub fn xid(&self) -> u32 {
         self.header.xid
     }
 
     /// The part of the server that wrote it.
+    #[inline]
     pub fn rmgr(&self) -> Rmgr {
         self.header.rmgr
     }
 
     /// What the resource manager uses to tell its records apart.
+    #[inline]
     pub fn info(&self) -> u8 {
         self.header.info & 0xF0
     }
@@ -134,6 +140,7 @@ impl<'a> Record<'a> {
     }
 
     /// All its bytes, header included.
+    #[inline]
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -233,6 +240,7 @@ impl<'a> Record<'a> {
     }
 
     /// The data that belongs to no block.
+    #[inline]
     pub fn main<'p>(&self, parts: &'p Parts) -> &'p [u8]
     where
         'a: 'p,
@@ -241,6 +249,7 @@ impl<'a> Record<'a> {
     }
 
     /// The data that belongs to a block, without its page image.
+    #[inline]
     pub fn data(&self, block: &Block) -> &'a [u8] {
         self.bytes.get(block.data.clone()).unwrap_or_default()
     }
@@ -262,6 +271,7 @@ impl Parts {
     }
 
     /// The reference with this number.
+    #[inline]
     pub fn block(&self, id: u8) -> Option<&Block> {
         self.blocks.iter().find(|block| block.id == id)
     }
@@ -277,6 +287,7 @@ impl Parts {
     }
 
     /// Bytes of page images.
+    #[inline]
     pub fn image_bytes(&self) -> u64 {
         let images = self.blocks.iter().filter_map(|block| block.image);
         images.map(|image| u64::from(image.length)).sum()
@@ -336,6 +347,7 @@ pub struct Image {
 
 impl Image {
     /// The outer None is an early end, the inner one an impossible image.
+    #[inline]
     fn read(b: &mut Bytes<'_>) -> Option<Option<Self>> {
         let (length, offset, flags) = (b.u16()?, b.u16()?, b.u8()?);
         let compressed = flags & IMAGE_COMPRESSED;

@@ -53,11 +53,13 @@ impl Rmgr {
     pub const HEAP: Rmgr = Rmgr(10);
 
     /// None for a number that no server uses.
+    #[inline]
     pub fn new(number: u8) -> Option<Self> {
         (usize::from(number) < NAMES.len() || number >= FIRST_CUSTOM).then_some(Rmgr(number))
     }
 
     /// The number.
+    #[inline]
     pub fn number(self) -> u8 {
         self.0
     }

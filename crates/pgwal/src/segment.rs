@@ -20,16 +20,19 @@ impl SegmentSize {
     }
 
     /// How far into its segment an address is.
+    #[inline]
     pub fn offset(self, at: Lsn) -> u64 {
         at.0 & (self.0 - 1)
     }
 
     /// The number of the segment that holds an address.
+    #[inline]
     pub fn number(self, at: Lsn) -> u64 {
         at.0 / self.0
     }
 
     /// The first address of a segment.
+    #[inline]
     pub fn start(self, number: u64) -> Lsn {
         Lsn(number.saturating_mul(self.0))
     }

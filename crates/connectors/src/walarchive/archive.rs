@@ -106,14 +106,24 @@ impl Archive {
         let _ = fs::remove_file(&path);
         let line = names::command(command, file, &path.display().to_string())?;
         let mut shell = tokio::process::Command::new("/bin/sh");
-        shell.args(["-c", &line]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        shell
+            .args(["-c", &line])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
         let failed = |what: String| {
             Error::new(code::FILE, what)
                 .at("file", file)
                 .hint("run wal_fetch_command by hand with %f and %p filled in")
         };
         let status = match tokio::time::timeout(*timeout, shell.status()).await {
-            Err(_) => return Err(failed(format!("wal_fetch_command did not end within {} s", timeout.as_secs()))),
+            Err(_) => {
+                return Err(failed(format!(
+                    "wal_fetch_command did not end within {} s",
+                    timeout.as_secs()
+                )));
+            }
             Ok(Err(e)) => return Err(failed("wal_fetch_command cannot be run".into()).caused_by(e)),
             Ok(Ok(status)) => status,
         };
@@ -136,9 +146,8 @@ impl Listing {
     }
 
     fn add(&mut self, directory: &Path, folders: bool) -> Result<()> {
-        let entries = fs::read_dir(directory).map_err(|e| {
-            file_error(directory, &e).hint("the archive's directory must be there and readable")
-        })?;
+        let entries = fs::read_dir(directory)
+            .map_err(|e| file_error(directory, &e).hint("the archive's directory must be there and readable"))?;
         for entry in entries {
             let path = entry.map_err(|e| file_error(directory, &e))?.path();
             // Files come and go while we look.
@@ -178,7 +187,9 @@ pub fn read_segment(name: SegmentName, path: &Path) -> Result<Segment, Trouble> 
         }
         Err(_) => return Err(unready("is not whole, or its compression is damaged".into())),
     };
-    let page = bytes.get(..pgwal::PAGE_SIZE).ok_or_else(|| unready(format!("has only {} bytes", bytes.len())))?;
+    let page = bytes
+        .get(..pgwal::PAGE_SIZE)
+        .ok_or_else(|| unready(format!("has only {} bytes", bytes.len())))?;
     // The address stands in the page itself; whether it is the right one is seen next.
     let address = Lsn(u64::from_le_bytes(page[8..16].try_into().unwrap_or_default()));
     let (identity, header) = match Identity::read(address, page) {
@@ -200,9 +211,11 @@ pub fn read_segment(name: SegmentName, path: &Path) -> Result<Segment, Trouble> 
         return foreign(format!("is of timeline {}, not {}", header.timeline, name.timeline()));
     }
     match (bytes.len() as u64).cmp(&size.bytes()) {
-        std::cmp::Ordering::Less => {
-            Err(unready(format!("has {} bytes, a segment has {}", bytes.len(), size.bytes())))
-        }
+        std::cmp::Ordering::Less => Err(unready(format!(
+            "has {} bytes, a segment has {}",
+            bytes.len(),
+            size.bytes()
+        ))),
         std::cmp::Ordering::Greater => foreign(format!("has {} bytes, a segment has {}", bytes.len(), size.bytes())),
         std::cmp::Ordering::Equal => Ok(Segment {
             name,
@@ -223,7 +236,9 @@ pub fn read_part(path: &Path) -> Result<(Identity, Lsn, Vec<u8>)> {
     };
     let (_, bytes) = compression::unpack(file, LARGEST)
         .map_err(|e| malformed("is damaged, or only a part of it is there").caused_by(e))?;
-    let page = bytes.get(..pgwal::PAGE_SIZE).ok_or_else(|| malformed("is too short for a segment"))?;
+    let page = bytes
+        .get(..pgwal::PAGE_SIZE)
+        .ok_or_else(|| malformed("is too short for a segment"))?;
     let address = Lsn(u64::from_le_bytes(page[8..16].try_into().unwrap_or_default()));
     let (identity, _) =
         Identity::read(address, page).map_err(|e| malformed(&format!("is no segment: {e}")).caused_by(e))?;
@@ -234,8 +249,11 @@ pub fn read_part(path: &Path) -> Result<(Identity, Lsn, Vec<u8>)> {
 pub fn read_history(timeline: u32, path: &Path) -> Result<History> {
     let file = File::open(path).map_err(|e| file_error(path, &e))?;
     let malformed = || {
-        Error::new(code::FILE_MALFORMED, format!("{} is no history of a timeline", path.display()))
-            .hint("copy it again from production's archive")
+        Error::new(
+            code::FILE_MALFORMED,
+            format!("{} is no history of a timeline", path.display()),
+        )
+        .hint("copy it again from production's archive")
     };
     let (_, bytes) = compression::unpack(file, LARGEST_HISTORY).map_err(|e| malformed().caused_by(e))?;
     let text = String::from_utf8(bytes).map_err(|e| malformed().caused_by(e))?;

@@ -110,11 +110,17 @@ mod tests {
             let (told, content) = unpack(&bytes[..], 10 << 20).unwrap();
             assert_eq!(told, compression);
             assert!(content == data, "{compression:?}");
-            assert!(unpack(&bytes[..], data.len() as u64 - 1).is_err(), "{compression:?} is too long");
+            assert!(
+                unpack(&bytes[..], data.len() as u64 - 1).is_err(),
+                "{compression:?} is too long"
+            );
             // A file of which only a part has arrived is never taken for whole.
             if compression != Compression::None {
                 let cut = unpack(&bytes[..bytes.len() * 2 / 3], 10 << 20);
-                assert!(cut.is_err() || cut.unwrap().1.len() < data.len(), "{compression:?} was cut");
+                assert!(
+                    cut.is_err() || cut.unwrap().1.len() < data.len(),
+                    "{compression:?} was cut"
+                );
             }
         }
         assert_eq!(unpack(&b""[..], 10).unwrap(), (Compression::None, Vec::new()));

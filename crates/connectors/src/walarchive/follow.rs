@@ -174,17 +174,27 @@ impl Follower {
         let expected = &self.identity;
         let found = &segment.identity;
         let foreign = |what: &str, found: String, expected: String| {
-            Err(Trouble::Foreign(format!("{path} is foreign: {what} is {found}, the base backup has {expected}")))
+            Err(Trouble::Foreign(format!(
+                "{path} is foreign: {what} is {found}, the base backup has {expected}"
+            )))
         };
         if found.system != expected.system {
             return foreign("the system id", found.system.to_string(), expected.system.to_string());
         }
         if found.major != expected.major {
-            return foreign("PostgreSQL's major version", found.major.to_string(), expected.major.to_string());
+            return foreign(
+                "PostgreSQL's major version",
+                found.major.to_string(),
+                expected.major.to_string(),
+            );
         }
         if found.segment_size != expected.segment_size {
             let text = |size: pgwal::SegmentSize| size.bytes().to_string();
-            return foreign("the segment size", text(found.segment_size), text(expected.segment_size));
+            return foreign(
+                "the segment size",
+                text(found.segment_size),
+                text(expected.segment_size),
+            );
         }
         let mut decoder = self.decoder.clone();
         let mut work = || -> pgwal::Result<()> {
@@ -261,7 +271,10 @@ impl Follower {
             return Ok(());
         }
         let timeline = history.timeline();
-        let left = history.left(ours).or_else(|| history.forks().last().map(|f| f.at)).unwrap_or_default();
+        let left = history
+            .left(ours)
+            .or_else(|| history.forks().last().map(|f| f.at))
+            .unwrap_or_default();
         Err(Error::new(
             code::WAL_TIMELINE,
             format!("production went on on timeline {timeline}, which forked at {left}, before {position} of timeline {ours}"),

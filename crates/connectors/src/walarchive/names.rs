@@ -42,7 +42,10 @@ impl Kind {
         }
         if let Some(stem) = name.strip_suffix(".history") {
             let digits = stem.len() == 8 && stem.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
-            return u32::from_str_radix(stem, 16).ok().filter(|_| digits && !partial).map(Kind::History);
+            return u32::from_str_radix(stem, 16)
+                .ok()
+                .filter(|_| digits && !partial)
+                .map(Kind::History);
         }
         let segment = SegmentName::parse(name.get(..24)?)?;
         match &name[24..] {
@@ -108,10 +111,22 @@ mod tests {
         for ending in ["", ".gz", ".zst", ".lz4", ".bz2", ".xz", ".br", ".lzo", ".lzma"] {
             assert_eq!(Kind::of(&format!("{name}{ending}")), Some(Kind::Segment(segment)));
             assert_eq!(Kind::of(&format!("{name}-{sum}{ending}")), Some(Kind::Segment(segment)));
-            assert_eq!(Kind::of(&format!("{name}.partial{ending}")), Some(Kind::Partial(segment)));
-            assert_eq!(Kind::of(&format!("{name}{ending}.partial")), Some(Kind::Partial(segment)));
-            assert_eq!(Kind::of(&format!("{name}-{sum}.partial{ending}")), Some(Kind::Partial(segment)));
-            assert_eq!(Kind::of(&format!("{name}.00000028.backup{ending}")), Some(Kind::Backup(segment)));
+            assert_eq!(
+                Kind::of(&format!("{name}.partial{ending}")),
+                Some(Kind::Partial(segment))
+            );
+            assert_eq!(
+                Kind::of(&format!("{name}{ending}.partial")),
+                Some(Kind::Partial(segment))
+            );
+            assert_eq!(
+                Kind::of(&format!("{name}-{sum}.partial{ending}")),
+                Some(Kind::Partial(segment))
+            );
+            assert_eq!(
+                Kind::of(&format!("{name}.00000028.backup{ending}")),
+                Some(Kind::Backup(segment))
+            );
             assert_eq!(Kind::of(&format!("0000000B.history{ending}")), Some(Kind::History(11)));
         }
         for other in [
@@ -136,7 +151,10 @@ mod tests {
     fn commands_are_filled_in() {
         let filled = |template: &str, path: &str| command(template, "00000002.history", path).unwrap();
         assert_eq!(filled("cp /a/%f %p", "/tmp/x"), "cp /a/00000002.history /tmp/x");
-        assert_eq!(filled("get %f '%%' > %p", "/tmp/it's"), r"get 00000002.history '%' > '/tmp/it'\''s'");
+        assert_eq!(
+            filled("get %f '%%' > %p", "/tmp/it's"),
+            r"get 00000002.history '%' > '/tmp/it'\''s'"
+        );
         assert_eq!(filled("100%", "x"), "100%");
         assert_eq!(filled("%x", "x"), "%x");
     }

@@ -8,3 +8,4 @@ mod postgres_source;
 mod postgres_tls;
 mod sqlite;
 mod types_page;
+mod walarchive;

@@ -16,6 +16,7 @@ mod run;
 mod runs;
 mod signals;
 mod state;
+mod wal;
 
 use crate::config::Loader;
 use args::{Cli, Command, Format, Globals};
@@ -57,6 +58,7 @@ async fn dispatch(command: Command, globals: &Globals, interrupt: signals::Inter
         Command::State(command) => state::state(command, globals).await,
         Command::Runs(command) => runs::runs(command, globals).await,
         Command::Conns(command) => conns::conns(command, globals).await,
+        Command::Wal(command) => wal::wal(command, globals).await,
         Command::Completions { shell } => Ok(completions(shell)),
     }
 }

@@ -1,0 +1,90 @@
+//! Archives of real servers.
+
+mod archive;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use synctool_connectors::walarchive::{Archive, Follower, Next, Waiting};
+use synctool_core::error::Error;
+use synctool_pgwal::{History, Identity, Lsn, SegmentName};
+use synctool_testkit::{PgVersion, Postgres};
+
+/// A server with small segments that keeps its log; what it writes is archived by the test.
+struct Production {
+    server: Postgres,
+}
+
+impl Production {
+    fn start(version: PgVersion) -> Self {
+        let server = Postgres::builder(version)
+            .initdb("--wal-segsize=1")
+            .setting("wal_level", "replica")
+            .setting("wal_keep_size", "1GB")
+            .setting("max_wal_size", "1GB")
+            .setting("checkpoint_timeout", "1h")
+            .setting("autovacuum", "off")
+            .start();
+        server.psql("CREATE TABLE t (id serial PRIMARY KEY, body text)");
+        Production { server }
+    }
+
+    /// Writes a few segments and ends the last one.
+    fn work(&self) {
+        self.server.psql(
+            "INSERT INTO t (body) SELECT repeat(md5(g::text), 5) FROM generate_series(1, 9000) g;
+             UPDATE t SET body = body || 'x' WHERE id % 3 = 0; SELECT pg_switch_wal();",
+        );
+    }
+
+    /// Every finished segment on every timeline, and the histories.
+    fn finished(&self) -> Vec<(String, PathBuf)> {
+        let current = self.server.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+        let directory = self.server.data_directory().join("pg_wal");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let finished = SegmentName::parse(&name).is_some() && name[8..] < current[8..] && name[..8] <= current[..8];
+            if finished || name.ends_with(".history") {
+                found.push((name, entry.path()));
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+/// Who wrote a segment, and where it starts.
+fn identity(path: &Path) -> (Identity, Lsn) {
+    let bytes = fs::read(path).unwrap();
+    let start = Lsn(u64::from_le_bytes(bytes[8..16].try_into().unwrap()));
+    (Identity::read(start, &bytes).unwrap().0, start)
+}
+
+/// Follows an archive from a segment's first page header on.
+fn follower(archive: Archive, first: &Path, patience: u32) -> Follower {
+    let (identity, start) = identity(first);
+    // The first record of the very first segment stands right behind the page header.
+    let bytes = fs::read(first).unwrap();
+    let rest = match bytes[2] & 1 {
+        1 => u64::from(u32::from_le_bytes(bytes[16..20].try_into().unwrap())),
+        _ => 0,
+    };
+    assert!(
+        rest < 8000,
+        "choose another segment: its first page holds no beginning of a record"
+    );
+    let from = Lsn((start.0 + 40 + rest).next_multiple_of(8));
+    Follower::new(archive, identity, History::first(), from, patience)
+}
+
+/// Takes everything there is; returns the names and why there is no more.
+async fn drain(follower: &mut Follower) -> Result<(Vec<String>, Waiting), Error> {
+    let mut names = Vec::new();
+    loop {
+        match follower.next().await? {
+            Next::Segment(segment) => names.push(segment.name.to_string()),
+            Next::Waiting(why) => return Ok((names, why)),
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! Archives of real servers.
 
 mod archive;
+mod batch;
+mod scratch;
 
 use std::fs;
 use std::path::{Path, PathBuf};

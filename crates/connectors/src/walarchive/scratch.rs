@@ -198,25 +198,40 @@ impl Scratch {
 
     /// How far it has replayed; None while it cannot be asked.
     pub async fn replayed(&self) -> Result<Option<Lsn>> {
-        let session = match self.connect("template1").await {
-            Ok(session) => session,
-            Err(e) if e.kind().is_transient() || e.code() == code::SERVER_ERROR => return Ok(None),
-            Err(e) => return Err(e),
+        self.ask(&mut None).await
+    }
+
+    /// The same over a session that is kept.
+    async fn ask(&self, session: &mut Option<Connection>) -> Result<Option<Lsn>> {
+        let open = match session.take() {
+            Some(open) => open,
+            None => match self.connect("template1").await {
+                Ok(open) => open,
+                Err(e) if e.kind().is_transient() || e.code() == code::SERVER_ERROR => return Ok(None),
+                Err(e) => return Err(e),
+            },
         };
-        let row = session
+        let answer = open
             .query_one("SELECT pg_catalog.pg_last_wal_replay_lsn()::text", &[])
             .await
-            .map_err(|e| session.error(e, "asking the scratch server how far it is"))?;
+            .map_err(|e| open.error(e, "asking the scratch server how far it is"));
+        let row = match answer {
+            Ok(row) => row,
+            Err(e) if e.kind().is_transient() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        *session = Some(open);
         let text: Option<String> = row.get(0);
-        text.map(|text| text.parse().map_err(|e| Error::bug("an LSN that is none").caused_by(e)))
-            .transpose()
+        let lsn = text.map(|text| text.parse().map_err(|e| Error::bug("an LSN that is none").caused_by(e)));
+        lsn.transpose()
     }
 
     /// Waits until it stands exactly at `lsn`. Further is fatal: then its rows are not those of any known place.
     pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
         let mut last = (None, Instant::now());
+        let mut session = None;
         loop {
-            let at = self.replayed().await?;
+            let at = self.ask(&mut session).await?;
             match at {
                 Some(at) if at == lsn => return Ok(()),
                 Some(at) if at > lsn => {
@@ -349,7 +364,8 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
     } = control.parameters;
     // %% so that a percent sign of the path is not taken for a placeholder; quotes for the shell.
     let shell = format!("'{}'", gate.replace('%', "%%").replace('\'', r"'\''"));
-    let restore = format!("cp {shell}/%f %p");
+    // A file that is not there is asked for again and again, without a word in the log; one that cannot be read is told.
+    let restore = format!("test -e {shell}/%f && cp {shell}/%f %p");
     let connections = max_connections.max(20).to_string();
     let number = |n: i32| n.to_string();
     let settings: &[(&str, &str)] = &[

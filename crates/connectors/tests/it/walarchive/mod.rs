@@ -40,7 +40,8 @@ impl Production {
 
     /// Every finished segment on every timeline, and the histories.
     fn finished(&self) -> Vec<(String, PathBuf)> {
-        let current = self.server.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+        // At the border of two segments the name is that of the earlier one.
+        let current = self.server.psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
         let directory = self.server.data_directory().join("pg_wal");
         let mut found = Vec::new();
         for entry in fs::read_dir(directory).unwrap() {

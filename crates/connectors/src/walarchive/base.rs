@@ -19,6 +19,8 @@ pub struct Label {
     pub segment: SegmentName,
     /// The timeline of the backup.
     pub timeline: u32,
+    /// Whether it was made from a standby, which writes no end of the backup into the log.
+    pub from_standby: bool,
 }
 
 impl Label {
@@ -34,6 +36,7 @@ impl Label {
         Some(Label {
             start: start.parse().ok()?,
             segment,
+            from_standby: line("BACKUP FROM") == Some("standby"),
             timeline: line("START TIMELINE").map_or(Some(segment.timeline()), |n| n.parse().ok())?,
         })
     }

@@ -54,6 +54,7 @@ pub struct Scan {
     decoder: Decoder,
     scanner: Scanner,
     batch: Batch,
+    backup_ended: bool,
 }
 
 impl Scan {
@@ -69,6 +70,7 @@ impl Scan {
             decoder: Decoder::at(identity, start),
             scanner,
             batch: Batch::new(applied),
+            backup_ended: false,
         }
     }
 
@@ -85,6 +87,11 @@ impl Scan {
     /// Whether nothing that is still open began before the scan: only from such a place on can batches be applied.
     pub fn is_complete(&self) -> bool {
         self.scanner.is_complete()
+    }
+
+    /// Whether a base backup ended in what was read.
+    pub fn backup_ended(&self) -> bool {
+        self.backup_ended
     }
 
     /// Goes over to another timeline's copy of the log, which is the same up to our place.
@@ -118,6 +125,7 @@ impl Scan {
                     }
                     self.batch.parameters = Some(parameters);
                 }
+                Some(Event::Note(Meaning::BackupEnd(_))) => self.backup_ended = true,
                 _ => {}
             }
         }

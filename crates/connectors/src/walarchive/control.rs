@@ -55,14 +55,18 @@ impl Control {
             .parse()
             .map_err(|_| Error::new(code::FILE_MALFORMED, format!("{} holds no version", file.display())))?;
         let file = data.join("global/pg_control");
-        let bytes = fs::read(&file).map_err(|e| file_error(&file, &e))?;
-        Self::parse(major, &bytes).ok_or_else(|| {
-            Error::new(
-                code::FILE_MALFORMED,
-                format!("{} is damaged or of another PostgreSQL than 15 to 18", file.display()),
-            )
-            .at("version", major.to_string())
-        })
+        // A running server may be writing it at this moment.
+        for _ in 0..3 {
+            let bytes = fs::read(&file).map_err(|e| file_error(&file, &e))?;
+            if let Some(control) = Self::parse(major, &bytes) {
+                return Ok(control);
+            }
+        }
+        Err(Error::new(
+            code::FILE_MALFORMED,
+            format!("{} is damaged or of another PostgreSQL than 15 to 18", file.display()),
+        )
+        .at("version", major.to_string()))
     }
 
     fn parse(major: u32, bytes: &[u8]) -> Option<Self> {

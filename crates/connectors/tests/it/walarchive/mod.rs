@@ -3,13 +3,18 @@
 mod archive;
 mod batch;
 mod scratch;
+mod sync;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use synctool_connectors::walarchive::{Archive, Follower, Next, Waiting};
+use std::process::Command;
+use std::time::Duration;
+use synctool_connectors::walarchive::{Archive, Follower, Next, ScratchConfig, Waiting};
 use synctool_core::error::Error;
 use synctool_pgwal::{History, Identity, Lsn, SegmentName};
 use synctool_testkit::{PgVersion, Postgres};
+use tempfile::TempDir;
 
 /// A server with small segments that keeps its log; what it writes is archived by the test.
 struct Production {
@@ -55,6 +60,58 @@ impl Production {
         found.sort();
         found
     }
+}
+
+/// A directory that another user may pass through. A scratch server in it ends with the test, however that ends.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("walarchive").tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Place(directory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The main process of the scratch server.
+    fn scratch_pid(&self) -> Option<String> {
+        let text = fs::read_to_string(self.path().join("scratch/data/postmaster.pid")).ok()?;
+        text.lines().next().map(str::to_owned)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(pid) = self.scratch_pid() {
+            let _ = Command::new("kill").args(["-QUIT", &pid]).status();
+        }
+    }
+}
+
+fn scratch_config(bin_dir: &Path, directory: &Path) -> ScratchConfig {
+    ScratchConfig {
+        directory: directory.join("scratch"),
+        bin_dir: bin_dir.into(),
+        user: Some("postgres".into()),
+        role: "postgres".into(),
+        patience: Duration::from_secs(90),
+    }
+}
+
+/// Where the programs of a server's version are.
+fn bin_dir(server: &Postgres) -> PathBuf {
+    server.tool("postgres").parent().unwrap().into()
+}
+
+fn base_backup(server: &Postgres, to: &Path) {
+    let mut command = Command::new(server.tool("pg_basebackup"));
+    command.args(["-X", "none", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"]);
+    command.args(["-p", &server.port().to_string(), "-D"]).arg(to);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Who wrote a segment, and where it starts.

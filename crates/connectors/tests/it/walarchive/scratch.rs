@@ -1,8 +1,7 @@
 //! The scratch server stands exactly where the gate ends, whatever happens to it.
 
-use super::Production;
+use super::{Place, Production, base_backup, bin_dir, scratch_config};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -10,45 +9,8 @@ use synctool_connectors::walarchive::{Archive, Follower, Next, Scratch, ScratchC
 use synctool_core::error::code;
 use synctool_pgwal::{History, Identity, Lsn, Major};
 use synctool_testkit::{PgVersion, Postgres};
-use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// A directory that another user may pass through.
-fn place() -> TempDir {
-    let directory = tempfile::Builder::new().prefix("scratch").tempdir().unwrap();
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    directory
-}
-
-fn config(server: &Postgres, directory: &Path) -> ScratchConfig {
-    ScratchConfig {
-        directory: directory.join("scratch"),
-        bin_dir: server.tool("postgres").parent().unwrap().into(),
-        user: Some("postgres".into()),
-        role: "postgres".into(),
-        patience: PATIENCE,
-    }
-}
-
-fn base_backup(server: &Postgres, to: &Path) {
-    let mut command = Command::new(server.tool("pg_basebackup"));
-    command.args([
-        "-X",
-        "none",
-        "-c",
-        "fast",
-        "-h",
-        "127.0.0.1",
-        "-U",
-        "postgres",
-        "-p",
-        &server.port().to_string(),
-        "-D",
-    ]);
-    let output = command.arg(to).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
 
 fn archive(production: &Production, to: &Path) {
     for (name, path) in production.finished() {
@@ -99,14 +61,18 @@ async fn catch_up(scratch: &Scratch, follower: &mut Follower) -> Lsn {
 async fn stands_where_the_gate_ends(version: PgVersion) {
     let production = Production::start(version);
     let server = &production.server;
-    let place = place();
+    let place = Place::new();
     production.work();
     base_backup(server, &place.path().join("backup"));
     production.work();
     let archived = place.path().join("archive");
     fs::create_dir(&archived).unwrap();
     archive(&production, &archived);
-    let scratch = Scratch::create(config(server, place.path()), &place.path().join("backup")).unwrap();
+    let scratch = Scratch::create(
+        scratch_config(&bin_dir(server), place.path()),
+        &place.path().join("backup"),
+    )
+    .unwrap();
     assert_eq!(scratch.control().major, u32::from(version.major()));
     assert_eq!(
         scratch.control().system.to_string(),
@@ -136,16 +102,19 @@ async fn stands_where_the_gate_ends(version: PgVersion) {
     assert_eq!(rows(&scratch).await, before);
 
     // A second look finds the server that was made, and that it runs.
-    let scratch = Scratch::create(config(server, place.path()), &place.path().join("backup")).unwrap();
+    let scratch = Scratch::create(
+        scratch_config(&bin_dir(server), place.path()),
+        &place.path().join("backup"),
+    )
+    .unwrap();
     assert!(scratch.is_running().unwrap());
     let second = catch_up(&scratch, &mut follower).await;
     assert!(second > first);
     assert_eq!(rows(&scratch).await, after);
 
     // Its main process dies: it comes back to the same place, although what it needs for that is in the gate only.
-    let pid = fs::read_to_string(place.path().join("scratch/data/postmaster.pid")).unwrap();
     let killed = Command::new("kill")
-        .args(["-9", pid.lines().next().unwrap()])
+        .args(["-9", &place.scratch_pid().unwrap()])
         .status()
         .unwrap();
     assert!(killed.success());
@@ -186,13 +155,13 @@ async fn a_scratch_server_of_15_stands_where_the_gate_ends() {
 async fn base_backups_come_in_several_forms() {
     let production = Production::start(PgVersion::V18);
     let server = &production.server;
-    let place = place();
+    let place = Place::new();
     let backup = place.path().join("backup");
     base_backup(server, &backup);
     let made = |name: &str, backup: &Path| {
         let directory = place.path().join(name);
         fs::create_dir(&directory).unwrap();
-        Scratch::create(config(server, &directory), backup)
+        Scratch::create(scratch_config(&bin_dir(server), &directory), backup)
     };
     // A tar, plain in a directory and compressed as a file.
     fs::create_dir(place.path().join("tar")).unwrap();
@@ -221,8 +190,8 @@ async fn base_backups_come_in_several_forms() {
     let directory = place.path().join("f");
     fs::create_dir(&directory).unwrap();
     let wrong = ScratchConfig {
-        bin_dir: other.tool("postgres").parent().unwrap().into(),
-        ..config(server, &directory)
+        bin_dir: bin_dir(other),
+        ..scratch_config(&bin_dir(server), &directory)
     };
     let error = Scratch::create(wrong.clone(), &backup).unwrap_err();
     assert_eq!(error.message(), "pg_bin_dir: PostgreSQL major 18 needed, found 15");
@@ -236,7 +205,7 @@ async fn base_backups_come_in_several_forms() {
     );
     let long = ScratchConfig {
         directory: directory.join("x".repeat(90)),
-        ..config(server, &directory)
+        ..scratch_config(&bin_dir(server), &directory)
     };
     assert!(
         Scratch::create(long, &backup)
@@ -245,5 +214,5 @@ async fn base_backups_come_in_several_forms() {
             .contains("too long")
     );
     // The interrupted attempts left nothing that would be taken for finished.
-    assert!(Scratch::create(config(server, &directory), &backup).is_ok());
+    assert!(Scratch::create(scratch_config(&bin_dir(server), &directory), &backup).is_ok());
 }

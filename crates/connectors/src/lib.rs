@@ -6,3 +6,4 @@ pub mod mysql;
 pub mod object;
 pub mod postgres;
 pub mod sqlite;
+pub mod walarchive;

@@ -93,16 +93,10 @@ pub fn as_changes(batch: ChangeBatch, changes: &Changes) -> Result<ChangeBatch> 
             })
             .transpose()
     };
-    let (tombstone, keeps) = (column(&changes.tombstone)?, column(&changes.keeps)?);
-    let gone = |row: usize| {
-        let buried = tombstone.as_ref().is_some_and(|t| says_gone(t, row));
-        let dropped = keeps.as_ref().is_some_and(|k| !says_true(k, row));
-        buried || dropped
-    };
-    let ops = match (&tombstone, &keeps) {
-        (None, None) => Ops::All(Op::Upsert),
-        _ => Ops::Each(UInt8Array::from_iter_values((0..batch.len()).map(|row| {
-            match gone(row) {
+    let ops = match column(&changes.tombstone)? {
+        None => Ops::All(Op::Upsert),
+        Some(tombstone) => Ops::Each(UInt8Array::from_iter_values((0..batch.len()).map(|row| {
+            match says_gone(&tombstone, row) {
                 true => Op::Delete as u8,
                 false => Op::Upsert as u8,
             }

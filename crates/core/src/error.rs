@@ -120,6 +120,11 @@ codes! {
     DISK_FULL = "ST-IO-001", Failed, "A disk is full.";
     FILE = "ST-IO-002", Failed, "A file cannot be read or written.";
     FILE_MALFORMED = "ST-IO-003", Data, "A file is not what it should be.";
+    WAL_MISSING = "ST-WAL-001", Failed, "A WAL segment is missing from the archive.";
+    WAL_DAMAGED = "ST-WAL-002", Failed, "A WAL segment of the archive is damaged or incomplete.";
+    WAL_FOREIGN = "ST-WAL-003", Config, "A WAL segment or a base backup belongs to another server.";
+    WAL_TIMELINE = "ST-WAL-004", Failed, "Production went on on a timeline that cannot be followed.";
+    SCRATCH = "ST-WAL-005", Failed, "The scratch server cannot be used.";
     STATE_STORE = "ST-STA-001", Failed, "The state store cannot be used.";
     RUN_UNKNOWN = "ST-STA-002", Config, "There is no such run.";
     SERVER_ERROR = "ST-SRV-001", Failed, "A server reported an error.";

@@ -69,9 +69,8 @@ pub struct Changes {
     /// A column read whose value says that the row is gone: true, or anything but NULL where it is no boolean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tombstone: Option<String>,
-    /// A boolean column read that says whether the row still meets the pipeline's filters.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub keeps: Option<String>,
+    /// Whether rows of a slice that do not meet the filters are deleted: they may have met them before they changed.
+    pub unmatched: bool,
 }
 
 impl PlannedTable {

@@ -22,8 +22,6 @@ pub enum Term {
     },
     /// An expression in the source's SQL.
     Sql(String),
-    /// Whether all of these hold: true or false, never NULL.
-    All(Vec<Filter>),
 }
 
 impl Term {
@@ -45,7 +43,6 @@ impl fmt::Display for Term {
                 name,
             } => write!(f, "{relation}.{name}"),
             Term::Sql(sql) => f.write_str(sql),
-            Term::All(filters) => write!(f, "{} conditions", filters.len()),
         }
     }
 }

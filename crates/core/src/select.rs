@@ -253,6 +253,10 @@ impl Selection {
                 let forms = values.iter().map(|v| form(&ty, Some(v))).collect::<Result<_>>()?;
                 Check::In(at, ty.clone(), forms)
             }
+            Test::NotIn(values) => {
+                let forms = values.iter().map(|v| form(&ty, Some(v))).collect::<Result<_>>()?;
+                Check::NotIn(at, ty.clone(), forms)
+            }
             Test::Compare(how, v) => {
                 if !matches!(how, Comparison::Equal | Comparison::NotEqual) {
                     ordered(term, &ty)?;

@@ -204,6 +204,13 @@ impl<'a> Query<'a> {
                 let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
                 out.terms.push(format!("{left} IN ({})", places.join(", ")));
             }
+            Test::NotIn(values) => {
+                out.terms.push(format!("{left} IS NOT NULL"));
+                let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
+                if !places.is_empty() {
+                    out.terms.push(format!("{left} NOT IN ({})", places.join(", ")));
+                }
+            }
             Test::Compare(how, value) => {
                 let at = out.bind(value, &ty);
                 out.terms.push(format!("{left} {} {at}", how.sql()));

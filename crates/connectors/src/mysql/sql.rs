@@ -193,6 +193,11 @@ pub(super) fn condition(read: &ReadSpec, c: &Condition, column: &Column) -> Resu
             let values: Vec<String> = values.iter().map(|v| value(v)).collect::<Result<_>>()?;
             format!("{sql} IN ({})", values.join(", "))
         }
+        Test::NotIn(values) if values.is_empty() => format!("{sql} IS NOT NULL"),
+        Test::NotIn(values) => {
+            let values: Vec<String> = values.iter().map(|v| value(v)).collect::<Result<_>>()?;
+            format!("{sql} NOT IN ({})", values.join(", "))
+        }
         Test::Compare(how, v) => format!("{sql} {} {}", how.sql(), value(v)?),
         Test::Null => format!("{sql} IS NULL"),
         Test::NotNull => format!("{sql} IS NOT NULL"),

@@ -331,6 +331,8 @@ impl<'a> Query<'a> {
             }
             Test::In(values) if values.is_empty() => "false".into(),
             Test::In(values) => format!("{term} IN ({})", literals(values)?),
+            Test::NotIn(values) if values.is_empty() => format!("{term} IS NOT NULL"),
+            Test::NotIn(values) => format!("{term} NOT IN ({})", literals(values)?),
             Test::Compare(comparison, value) => format!("{term} {} {}", comparison.sql(), literal(value)?),
             Test::Null => format!("{term} IS NULL"),
             Test::NotNull => format!("{term} IS NOT NULL"),

@@ -205,6 +205,16 @@ impl<'a> Relations<'a> {
                     .collect::<Result<Vec<_>>>()?;
                 out.terms.push(format!("{} IN ({})", left.sql, places.join(", ")));
             }
+            Test::NotIn(values) => {
+                let places = values
+                    .iter()
+                    .map(|v| Ok(out.bind(value(v)?)))
+                    .collect::<Result<Vec<_>>>()?;
+                out.terms.push(format!("{0} IS NOT NULL", left.sql));
+                if !places.is_empty() {
+                    out.terms.push(format!("{} NOT IN ({})", left.sql, places.join(", ")));
+                }
+            }
             Test::Compare(how, v) => {
                 if !matches!(how.sql(), "=" | "<>") {
                     left.ordered()?;

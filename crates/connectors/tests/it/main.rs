@@ -14,3 +14,4 @@ mod postgres_source;
 mod postgres_tls;
 mod sqlite;
 mod types_page;
+mod walarchive;

@@ -19,7 +19,7 @@ use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::Stages;
-use crate::strategy::{aggregate, hash};
+use crate::strategy::{aggregate, delta, hash};
 use flow::{Flow, Rejections, Rows};
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -677,6 +677,9 @@ async fn open_reader(
         })
     };
     match &partition.work {
+        Work::Read(_) if table.changes.as_ref().is_some_and(|c| c.unmatched) => {
+            delta::open_with_unmatched(engine.source.clone(), table, partition, &shared.context).await
+        }
         Work::Read(_) | Work::Log => engine.source.open(&table.read, partition, after, &shared.context).await,
         Work::Compare(compare) => {
             let pair = hash::Pair::new(

@@ -18,15 +18,24 @@
 use super::cut::{self, By, Dimension, MAX_PARTITIONS, Piece};
 use super::hash;
 use super::table::{self, Resolved, TableRequest, no_key};
+use super::steps::{Steps, Stepwise};
+use crate::blocks::push_field;
+use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
-use crate::plan::{Changes, Phase, Plan, Publish, ReadColumn, Slice, Strategy, Verify, Work};
+use crate::plan::{
+    Changes, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Slice, Strategy, Verify, Work,
+};
 use crate::progress::Generation;
 use crate::query::{Condition, Cut, Filter, Term, Test};
 use crate::schema::{Column, ColumnType};
 use crate::sink::Destination;
-use crate::source::{Settled, Source};
+use crate::source::{ReadContext, Reader, Settled, Source};
 use crate::stage::Stages;
-use std::collections::BTreeMap;
+use crate::text;
+use arrow_array::{RecordBatch, UInt32Array};
+use async_trait::async_trait;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Who stamps the cursor column.
@@ -249,9 +258,6 @@ fn before(ty: &ColumnType, value: &str, lag: Duration) -> Result<String> {
     })
 }
 
-/// The name of the column that says whether a row still meets the filters. It is never written.
-const KEEPS: &str = "_synctool_keeps";
-
 /// Makes the plan. `after` is the watermark that the last run left.
 pub async fn plan(
     source: &dyn Source,
@@ -269,14 +275,11 @@ pub async fn plan(
         )
         .hint("use strategy full, or `supports_update: false` to append only"));
     }
-    let mut table_of_changes = table.clone();
-    // The filter is evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
-    let filters = std::mem::take(&mut table_of_changes.filters);
-    let mut resolved = table::resolve(source, destination, stages, &table_of_changes).await?;
+    let mut resolved = table::resolve(source, destination, stages, table).await?;
     if resolved.schema.key.is_empty() {
         return Err(no_key(&table.destination, "a delta"));
     }
-    let changes = changes(source, request, &filters, &mut resolved).await?;
+    let changes = changes(source, request, &mut resolved).await?;
     resolved.read.raw = None;
     let mut reasons = std::mem::take(&mut resolved.reasons);
     reasons.push(told(request, &window));
@@ -284,7 +287,9 @@ pub async fn plan(
     planned.changes = Some(changes);
 
     let mut partitions = Vec::new();
-    for mut piece in pieces(source, request, column, &resolved, &window).await? {
+    let mut unfiltered = resolved.clone();
+    unfiltered.read.filters.clear();
+    for mut piece in pieces(source, request, column, &unfiltered, &window).await? {
         piece.source.conditions.extend(table.bounds.iter().cloned());
         partitions.push(piece.partition(Work::Read));
     }
@@ -293,9 +298,7 @@ pub async fn plan(
         partitions,
     }];
     if request.deletes == Deletes::AntiJoin && request.bounds.is_none() && table.bounds.is_empty() {
-        let mut filtered = resolved.clone();
-        filtered.read.filters = filters;
-        let (compare, deletes) = hash::anti_join(source, destination, table, &filtered).await?;
+        let (compare, deletes) = hash::anti_join(source, destination, table, &resolved).await?;
         planned.compare = Some(compare);
         phases.extend(deletes);
     }
@@ -338,7 +341,6 @@ fn told(request: &DeltaRequest, window: &Window) -> String {
 async fn changes(
     source: &dyn Source,
     request: &DeltaRequest,
-    filters: &[Filter],
     resolved: &mut Resolved,
 ) -> Result<Changes> {
     let mut changes = Changes::default();
@@ -360,15 +362,99 @@ async fn changes(
         };
         changes.tombstone = Some(name);
     }
-    if !filters.is_empty() {
-        resolved.read.columns.push(ReadColumn {
-            source: KEEPS.into(),
-            term: Some(Term::All(filters.to_vec())),
-            column: Column::new(KEEPS, ColumnType::Bool),
-        });
-        changes.keeps = Some(KEEPS.into());
-    }
+    // The filter is evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
+    changes.unmatched = !resolved.read.filters.is_empty();
     Ok(changes)
+}
+
+/// Opens a slice whose rows that do not meet the filters are deleted.
+pub(crate) async fn open_with_unmatched(
+    source: Arc<dyn Source>,
+    table: &PlannedTable,
+    partition: &Partition,
+    context: &ReadContext,
+) -> Result<Box<dyn Reader>> {
+    let matching = source.open(&table.read, partition, None, context).await?;
+    Ok(Box::new(Stepwise::new(Unmatched {
+        source,
+        table: table.clone(),
+        partition: partition.clone(),
+        context: context.clone(),
+        reader: matching,
+        matched: HashSet::new(),
+        deleting: false,
+    })))
+}
+
+/// Reads the rows that meet the filters, then the keys of all: those that were not among them are deletes. A row that
+/// changes in between leaves the window, and the next run sees it.
+struct Unmatched {
+    source: Arc<dyn Source>,
+    table: PlannedTable,
+    partition: Partition,
+    context: ReadContext,
+    reader: Box<dyn Reader>,
+    /// Digests of the keys that matched.
+    matched: HashSet<u128>,
+    deleting: bool,
+}
+
+#[async_trait]
+impl Steps for Unmatched {
+    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        match self.reader.next().await? {
+            Some(Event::Rows(batch)) => {
+                let key = &self.table.schema.key;
+                let mut gone = Vec::new();
+                for row in 0..batch.len() {
+                    let digest = key_digest(&batch.rows, key, row)?;
+                    match self.deleting {
+                        false => drop(self.matched.insert(digest)),
+                        true if !self.matched.contains(&digest) => gone.push(row as u32),
+                        true => {}
+                    }
+                }
+                if !self.deleting {
+                    return Ok(Some(VecDeque::from([Event::Rows(batch)])));
+                }
+                if gone.is_empty() {
+                    return Ok(Some(VecDeque::new()));
+                }
+                let picked = UInt32Array::from(gone);
+                let rows = arrow_select::take::take_record_batch(&batch.rows, &picked)
+                    .map_err(|e| Error::bug(format!("picking rows: {e}")))?;
+                Ok(Some(VecDeque::from([Event::Rows(ChangeBatch {
+                    rows,
+                    ops: Ops::All(Op::Delete),
+                    ..batch
+                })])))
+            }
+            // A boundary in between would resume after rows whose keys are then not known.
+            Some(_) => Ok(Some(VecDeque::new())),
+            None if self.deleting => Ok(None),
+            None => {
+                let all = ReadSpec {
+                    filters: Vec::new(),
+                    ..self.table.read.clone()
+                };
+                self.reader = self.source.open(&all, &self.partition, None, &self.context).await?;
+                self.deleting = true;
+                Ok(Some(VecDeque::new()))
+            }
+        }
+    }
+}
+
+fn key_digest(rows: &RecordBatch, key: &[String], row: usize) -> Result<u128> {
+    let mut form = Vec::new();
+    for name in key {
+        let column = rows
+            .column_by_name(name)
+            .ok_or_else(|| Error::bug(format!("key column {name} is not read")))?;
+        let value = text::cell(column.as_ref(), row)?;
+        push_field(&mut form, &ColumnType::Text { max: None }, value.as_deref())?;
+    }
+    Ok(xxhash_rust::xxh3::xxh3_128(&form))
 }
 
 /// The window's pieces: along the cursor, and inside them by the other dimensions; NULL cursors last.

@@ -52,7 +52,6 @@ impl Source for MemoryTables {
             .map(|c| {
                 let found = match c.term() {
                     Term::Column { name, .. } => schema.column(&name).cloned(),
-                    Term::All(_) => Some(Column::new("", ColumnType::Bool)),
                     Term::Sql(_) => Some(Column::new("", ColumnType::Text { max: None })),
                 };
                 let found = found.ok_or_else(|| Error::new(code::COLUMN_MISSING, format!("no column {}", c.source)))?;
@@ -203,7 +202,6 @@ impl MemoryTables {
 fn value(schema: &TableSchema, row: &Row, term: &Term) -> Option<String> {
     match term {
         Term::Column { name, .. } => row[schema.index_of(name)?].clone(),
-        Term::All(filters) => Some(filters.iter().all(|f| keeps(schema, row, f)).to_string()),
         Term::Sql(_) => None,
     }
 }

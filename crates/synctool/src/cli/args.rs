@@ -3,6 +3,7 @@
 use crate::config::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use synctool_pgwal::Lsn;
 
 /// Keeps tables in one place equal to tables in another.
 #[derive(Debug, Parser)]
@@ -130,6 +131,9 @@ pub(super) enum Command {
     /// Look at datastores.
     #[command(subcommand, arg_required_else_help = true)]
     Conns(ConnsCommand),
+    /// Look into PostgreSQL's write-ahead log: segment files or an archive.
+    #[command(subcommand, arg_required_else_help = true)]
+    Wal(WalCommand),
     /// Print a completion script for a shell.
     #[command(after_help = "Examples:
   synctool completions bash > ~/.local/share/bash-completion/completions/synctool
@@ -533,5 +537,57 @@ pub(super) enum ConnsCommand {
         /// Only this schema.
         #[arg(long, value_name = "SCHEMA")]
         schema: Option<String>,
+    },
+}
+
+/// Which part of which log.
+#[derive(Debug, Clone, Args)]
+pub(super) struct WalRange {
+    /// Segment files, or directories that hold some: pg_wal or an archive, compressed or not.
+    #[arg(value_name = "PATH", required = true)]
+    pub(super) paths: Vec<PathBuf>,
+    /// From this LSN on, such as 0/3000028.
+    #[arg(long, value_name = "LSN", value_parser = super::wal::lsn)]
+    pub(super) from: Option<Lsn>,
+    /// Up to this LSN, not included.
+    #[arg(long, value_name = "LSN", value_parser = super::wal::lsn)]
+    pub(super) to: Option<Lsn>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum WalCommand {
+    /// Print every record: what it does to rows, files and transactions.
+    #[command(after_help = "Examples:
+  synctool wal dump /archive/000000010000000000000003.gz
+  synctool wal dump /archive --from 0/3000028 --to 0/4000000 --relation 16384
+  synctool wal dump /archive --xid 735 --output ndjson
+
+PostgreSQL 15 to 18, every segment size; plain, gzip, zstd, lz4, bzip2 and xz files, told by their content.")]
+    Dump {
+        #[command(flatten)]
+        range: WalRange,
+        /// Only what touches this file: its number, or tablespace/database/number.
+        #[arg(long, value_name = "FILE")]
+        relation: Option<String>,
+        /// Only this transaction or subtransaction.
+        #[arg(long, value_name = "XID")]
+        xid: Option<u32>,
+        /// Only this resource manager, such as Heap or Transaction.
+        #[arg(long, value_name = "NAME")]
+        rmgr: Option<String>,
+        /// At most so many records.
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+    },
+    /// Count records and bytes per resource manager.
+    #[command(after_help = "Examples:
+  synctool wal stats /archive
+  synctool wal stats /var/lib/postgresql/18/main/pg_wal --by-kind")]
+    Stats {
+        #[command(flatten)]
+        range: WalRange,
+        /// Count per kind of record.
+        #[arg(long)]
+        by_kind: bool,
     },
 }

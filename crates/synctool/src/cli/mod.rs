@@ -17,6 +17,7 @@ mod runs;
 mod signals;
 mod state;
 mod verify;
+mod wal;
 
 use crate::config::Loader;
 use args::{Cli, Command, Format, Globals};
@@ -61,6 +62,7 @@ async fn dispatch(command: Command, globals: &Globals, interrupt: signals::Inter
         Command::State(command) => state::state(command, globals).await,
         Command::Runs(command) => runs::runs(command, globals).await,
         Command::Conns(command) => conns::conns(command, globals).await,
+        Command::Wal(command) => wal::wal(command, globals).await,
         Command::Completions { shell } => Ok(completions(shell)),
     }
 }

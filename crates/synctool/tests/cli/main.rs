@@ -4,6 +4,7 @@ mod commands;
 mod mistakes;
 mod resume;
 mod servers;
+mod wal;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -6,6 +6,7 @@ use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -166,9 +167,17 @@ pub struct PostgresBuilder {
     certificate: Option<ServerCertificate>,
     /// The port of the server whose standby this will be.
     primary: Option<u16>,
+    initdb: Vec<String>,
 }
 
 impl PostgresBuilder {
+    /// Makes the cluster with one more option of initdb, such as `--wal-segsize=1`.
+    #[must_use]
+    pub fn initdb(mut self, option: &str) -> Self {
+        self.initdb.push(option.into());
+        self
+    }
+
     /// Sets a line of postgresql.conf.
     #[must_use]
     pub fn setting(mut self, name: &str, value: &str) -> Self {
@@ -221,7 +230,9 @@ impl PostgresBuilder {
         match self.primary {
             None => {
                 let options = "-D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 -N";
-                supervisor.prepare(&initdb, &options.split(' ').collect::<Vec<_>>())?;
+                let mut options: Vec<&str> = options.split(' ').collect();
+                options.extend(self.initdb.iter().map(String::as_str));
+                supervisor.prepare(&initdb, &options)?;
             }
             Some(primary) => {
                 let options = format!("-D data -U postgres -h 127.0.0.1 -p {primary} -R -X stream -c fast -N");
@@ -307,6 +318,7 @@ impl Postgres {
             password: None,
             certificate: None,
             primary: None,
+            initdb: Vec::new(),
         }
     }
 
@@ -359,6 +371,24 @@ impl Postgres {
     /// Its version.
     pub fn version(&self) -> PgVersion {
         self.version
+    }
+
+    /// A program of the same version, such as pg_waldump. Only 15 and 18 have more than a server.
+    ///
+    /// # Panics
+    /// If it is not installed.
+    #[track_caller]
+    pub fn tool(&self, name: &str) -> PathBuf {
+        install::cached(&format!("postgres-{}/bin/{name}", self.version)).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// Its data directory.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[track_caller]
+    pub fn data_directory(&self) -> PathBuf {
+        self.psql("SHOW data_directory").into()
     }
 
     /// The superuser's URL of a database.

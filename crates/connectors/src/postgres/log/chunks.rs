@@ -3,9 +3,9 @@
 use super::super::client::{Connection, Postgres};
 use super::super::copy::{self, Found, Frame};
 use super::super::slices;
-use super::super::source::{check_type, select};
+use super::super::source::check_type;
 use super::super::sql::{ident, literal, table as quoted};
-use super::super::types::Decoder;
+use super::super::types::{Decoder, select_expression};
 use super::pgoutput::Lsn;
 use super::shape::{Shape, Shapes};
 use super::slot::WATERMARK_TABLE;

@@ -1,0 +1,278 @@
+//! Where the files are, and what they hold.
+
+use super::compression::{self, Compression};
+use super::names::{self, Kind};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+use synctool_core::error::{Error, Result, code};
+use synctool_pgwal as pgwal;
+use synctool_pgwal::{History, Identity, Lsn, SegmentName, SegmentSize};
+
+/// No segment is larger.
+const LARGEST: u64 = 1 << 30;
+/// A timeline's history is a few lines.
+const LARGEST_HISTORY: u64 = 1 << 20;
+
+/// An archive of production's log.
+#[derive(Debug, Clone)]
+pub enum Archive {
+    /// A directory: the files stand in it, or in folders one below it.
+    Directory(PathBuf),
+    /// A command that fetches one file by its name: `%f` is the name, `%p` where the file is to be put. It fails if
+    /// there is no such file.
+    Command {
+        /// The command, for the shell.
+        command: String,
+        /// A directory for what was fetched.
+        scratch: PathBuf,
+        /// How long fetching one file may take.
+        timeout: Duration,
+    },
+}
+
+/// The files of a directory.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// Segments, each with every file that claims to be it.
+    pub segments: BTreeMap<SegmentName, Vec<PathBuf>>,
+    /// Segments that are there only in part.
+    pub partial: BTreeMap<SegmentName, Vec<PathBuf>>,
+    /// Timelines with a history.
+    pub histories: BTreeMap<u32, PathBuf>,
+    /// Segments in which a base backup began.
+    pub backups: BTreeSet<SegmentName>,
+    /// The age of the newest segment tells whether production still archives.
+    pub newest: Option<SystemTime>,
+}
+
+/// A whole segment, unpacked. Who wrote it and where it belongs agree with its name; its records were not looked at.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    /// Its name.
+    pub name: SegmentName,
+    /// Who wrote it.
+    pub identity: Identity,
+    /// Its first address.
+    pub start: Lsn,
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// How it was compressed.
+    pub compression: Compression,
+    /// Where it was found.
+    pub path: PathBuf,
+}
+
+/// Why a file cannot be taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// It may be on its way: look again later.
+    #[error("{0}")]
+    Unready(String),
+    /// It will never be right.
+    #[error("{0}")]
+    Foreign(String),
+}
+
+impl Archive {
+    /// Everything that is there. A command cannot list: its listing is empty.
+    pub fn list(&self) -> Result<Listing> {
+        match self {
+            Archive::Directory(directory) => Listing::of(directory),
+            Archive::Command { .. } => Ok(Listing::default()),
+        }
+    }
+
+    /// Whether it can say what it has.
+    pub fn lists(&self) -> bool {
+        matches!(self, Archive::Directory(_))
+    }
+
+    /// Fetches a file by its name through the command; None if there is none.
+    pub async fn fetch(&self, file: &str) -> Result<Option<PathBuf>> {
+        let Archive::Command {
+            command,
+            scratch,
+            timeout,
+        } = self
+        else {
+            return Ok(None);
+        };
+        fs::create_dir_all(scratch).map_err(|e| file_error(scratch, &e))?;
+        let path = scratch.join(file);
+        let _ = fs::remove_file(&path);
+        let line = names::command(command, file, &path.display().to_string())?;
+        let mut shell = tokio::process::Command::new("/bin/sh");
+        shell
+            .args(["-c", &line])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        let failed = |what: String| {
+            Error::new(code::FILE, what)
+                .at("file", file)
+                .hint("run wal_fetch_command by hand with %f and %p filled in")
+        };
+        let status = match tokio::time::timeout(*timeout, shell.status()).await {
+            Err(_) => {
+                return Err(failed(format!(
+                    "wal_fetch_command did not end within {} s",
+                    timeout.as_secs()
+                )));
+            }
+            Ok(Err(e)) => return Err(failed("wal_fetch_command cannot be run".into()).caused_by(e)),
+            Ok(Ok(status)) => status,
+        };
+        // 126 and 127 are the shell's own: the command is not there, or may not be run.
+        match status.code() {
+            Some(0) => Ok(path.is_file().then_some(path)),
+            Some(126 | 127) => Err(failed("wal_fetch_command is not a program that can be run".into())),
+            None => Err(failed("wal_fetch_command was ended by a signal".into())),
+            Some(_) => Ok(None),
+        }
+    }
+}
+
+impl Listing {
+    /// The files of a directory and of the folders in it.
+    pub fn of(directory: &Path) -> Result<Self> {
+        let mut listing = Listing::default();
+        listing.add(directory, true)?;
+        Ok(listing)
+    }
+
+    fn add(&mut self, directory: &Path, folders: bool) -> Result<()> {
+        let entries = fs::read_dir(directory)
+            .map_err(|e| file_error(directory, &e).hint("the archive's directory must be there and readable"))?;
+        for entry in entries {
+            let path = entry.map_err(|e| file_error(directory, &e))?.path();
+            // Files come and go while we look.
+            let Ok(meta) = fs::metadata(&path) else { continue };
+            if meta.is_dir() {
+                if folders {
+                    self.add(&path, false)?;
+                }
+                continue;
+            }
+            let Some(kind) = path.file_name().and_then(|n| n.to_str()).and_then(Kind::of) else {
+                continue;
+            };
+            match kind {
+                Kind::Segment(name) => {
+                    self.newest = self.newest.max(meta.modified().ok());
+                    self.segments.entry(name).or_default().push(path);
+                }
+                Kind::Partial(name) => self.partial.entry(name).or_default().push(path),
+                Kind::History(timeline) => drop(self.histories.insert(timeline, path)),
+                Kind::Backup(name) => drop(self.backups.insert(name)),
+            }
+        }
+        self.segments.values_mut().for_each(|paths| paths.sort());
+        Ok(())
+    }
+}
+
+/// Reads a segment and checks that it is whole and that it is what its name says.
+pub fn read_segment(name: SegmentName, path: &Path) -> Result<Segment, Trouble> {
+    let unready = |what: String| Trouble::Unready(format!("{} {what}", path.display()));
+    let file = File::open(path).map_err(|e| unready(format!("cannot be read: {}", e.kind())))?;
+    let (compression, bytes) = match compression::unpack(file, LARGEST) {
+        Ok(read) => read,
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(unready("may not be read".into()));
+        }
+        Err(_) => return Err(unready("is not whole, or its compression is damaged".into())),
+    };
+    let page = bytes
+        .get(..pgwal::PAGE_SIZE)
+        .ok_or_else(|| unready(format!("has only {} bytes", bytes.len())))?;
+    // The address stands in the page itself; whether it is the right one is seen next.
+    let address = Lsn(u64::from_le_bytes(page[8..16].try_into().unwrap_or_default()));
+    let (identity, header) = match Identity::read(address, page) {
+        Ok(read) => read,
+        Err(e @ pgwal::Error::EndOfLog { .. }) => return Err(unready(format!("is empty: {e}"))),
+        Err(e) => return Err(Trouble::Foreign(format!("{}: {e}", path.display()))),
+    };
+    let size = identity.segment_size;
+    let foreign = |what: String| Err(Trouble::Foreign(format!("{} {what}", path.display())));
+    match name.start(size) {
+        Some(start) if start == address => {}
+        _ => {
+            let number = size.number(address);
+            let other = SegmentName::new(header.timeline, number, size);
+            return foreign(format!("holds segment {other}, not what its name says"));
+        }
+    }
+    if header.timeline > name.timeline() {
+        return foreign(format!("is of timeline {}, not {}", header.timeline, name.timeline()));
+    }
+    match (bytes.len() as u64).cmp(&size.bytes()) {
+        std::cmp::Ordering::Less => Err(unready(format!(
+            "has {} bytes, a segment has {}",
+            bytes.len(),
+            size.bytes()
+        ))),
+        std::cmp::Ordering::Greater => foreign(format!("has {} bytes, a segment has {}", bytes.len(), size.bytes())),
+        std::cmp::Ordering::Equal => Ok(Segment {
+            name,
+            identity,
+            start: address,
+            bytes,
+            compression,
+            path: path.to_owned(),
+        }),
+    }
+}
+
+/// Reads what there is of a segment that need not be whole, for looking at it.
+pub fn read_part(path: &Path) -> Result<(Identity, Lsn, Vec<u8>)> {
+    let file = File::open(path).map_err(|e| file_error(path, &e))?;
+    let malformed = |what: &str| {
+        Error::new(code::FILE_MALFORMED, format!("{} {what}", path.display())).at("file", path.display().to_string())
+    };
+    let (_, bytes) = compression::unpack(file, LARGEST)
+        .map_err(|e| malformed("is damaged, or only a part of it is there").caused_by(e))?;
+    let page = bytes
+        .get(..pgwal::PAGE_SIZE)
+        .ok_or_else(|| malformed("is too short for a segment"))?;
+    let address = Lsn(u64::from_le_bytes(page[8..16].try_into().unwrap_or_default()));
+    let (identity, _) =
+        Identity::read(address, page).map_err(|e| malformed(&format!("is no segment: {e}")).caused_by(e))?;
+    Ok((identity, address, bytes))
+}
+
+/// Reads a timeline's history.
+pub fn read_history(timeline: u32, path: &Path) -> Result<History> {
+    let file = File::open(path).map_err(|e| file_error(path, &e))?;
+    let malformed = || {
+        Error::new(
+            code::FILE_MALFORMED,
+            format!("{} is no history of a timeline", path.display()),
+        )
+        .hint("copy it again from production's archive")
+    };
+    let (_, bytes) = compression::unpack(file, LARGEST_HISTORY).map_err(|e| malformed().caused_by(e))?;
+    let text = String::from_utf8(bytes).map_err(|e| malformed().caused_by(e))?;
+    History::parse(timeline, &text).map_err(|e| malformed().caused_by(e))
+}
+
+/// The segment that holds an address, on the timeline where its last byte lies.
+pub fn segment_name(history: &History, number: u64, size: SegmentSize) -> SegmentName {
+    let last = Lsn(size.start(number).0 + (size.bytes() - 1));
+    SegmentName::new(history.timeline_of(last), number, size)
+}
+
+/// An error about a file.
+pub(crate) fn file_error(path: &Path, error: &io::Error) -> Error {
+    let what = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            return Error::new(code::DISK_FULL, format!("no space is left for {}", path.display()));
+        }
+        kind => format!("{}: {kind}", path.display()),
+    };
+    Error::new(code::FILE, what)
+}

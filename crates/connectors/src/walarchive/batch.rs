@@ -1,0 +1,186 @@
+//! What committed between two places of the log: which rows to read again, and what to count.
+
+use super::archive::Segment;
+use std::collections::BTreeMap;
+use synctool_core::error::{Error, Result, code};
+use synctool_pgwal::{
+    Committed, Counts, Decoder, Event, Identity, Lsn, Meaning, Parameters, RelFile, Scanner, Timestamp, WalLevel,
+};
+
+const HOUR_MICROS: i64 = 3_600_000_000;
+
+/// Rows of a file that committed transactions touched.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Their addresses, each once, in the order of the file.
+    pub addresses: Vec<(u32, u16)>,
+    /// Whether there were too many to keep: the whole file must be read.
+    pub whole: bool,
+    /// Operations by the hour (since 1970, UTC) in which they committed.
+    pub hours: BTreeMap<i64, Counts>,
+}
+
+impl Changes {
+    /// All operations.
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        self.hours.values().for_each(|counts| sum.add(*counts));
+        sum
+    }
+}
+
+/// What committed between two places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Behind this place.
+    pub from: Lsn,
+    /// Up to this place: where the scratch server stands when it has replayed the batch.
+    pub to: Lsn,
+    /// From here a new scan must begin to know as much as this one at `to`.
+    pub restart: Lsn,
+    /// Transactions that committed.
+    pub commits: u64,
+    /// When the last one did, by production's clock.
+    pub last_commit: Option<Timestamp>,
+    /// By the file they were in when they were touched.
+    pub files: BTreeMap<RelFile, Changes>,
+    /// Production's settings, if they changed: the scratch server's must not be lower.
+    pub parameters: Option<Parameters>,
+}
+
+/// Reads admitted segments in order and collects batches.
+#[derive(Debug)]
+pub struct Scan {
+    decoder: Decoder,
+    scanner: Scanner,
+    batch: Batch,
+    backup_ended: bool,
+}
+
+impl Scan {
+    /// Begins at `start` and collects what commits behind `applied`: for a new scratch server both are where its base
+    /// backup begins, later they are the stored restart and the stored position.
+    pub fn new(identity: Identity, database: Option<u32>, start: Lsn, applied: Lsn) -> Self {
+        Self::with(Scanner::new(database), identity, start, applied)
+    }
+
+    /// The same with a scanner of its own limit.
+    pub fn with(scanner: Scanner, identity: Identity, start: Lsn, applied: Lsn) -> Self {
+        Scan {
+            decoder: Decoder::at(identity, start),
+            scanner,
+            batch: Batch::new(applied),
+            backup_ended: false,
+        }
+    }
+
+    /// The segment address that must be taken next.
+    pub fn needs(&self) -> Lsn {
+        self.decoder.needs()
+    }
+
+    /// Where the next record starts.
+    pub fn position(&self) -> Lsn {
+        self.decoder.position()
+    }
+
+    /// Whether nothing that is still open began before the scan: only from such a place on can batches be applied.
+    pub fn is_complete(&self) -> bool {
+        self.scanner.is_complete()
+    }
+
+    /// Whether a base backup ended in what was read.
+    pub fn backup_ended(&self) -> bool {
+        self.backup_ended
+    }
+
+    /// Goes over to another timeline's copy of the log, which is the same up to our place.
+    pub fn change_timeline(&mut self) {
+        self.decoder = Decoder::at(*self.decoder.identity(), self.decoder.position());
+    }
+
+    /// Takes the next segment.
+    pub fn take(&mut self, segment: &Segment) -> Result<()> {
+        let damaged = |e: synctool_pgwal::Error| {
+            Error::new(
+                code::WAL_DAMAGED,
+                format!("WAL segment {} cannot be read: {e}", segment.name),
+            )
+            .at("segment", segment.name.to_string())
+        };
+        let mut feed = self.decoder.feed(segment.start, &segment.bytes).map_err(damaged)?;
+        while let Some(record) = feed.next().map_err(damaged)? {
+            match self.scanner.take(&record).map_err(damaged)? {
+                Some(Event::Committed(commit)) if commit.end > self.batch.from => {
+                    self.batch.add(&self.scanner, &commit);
+                }
+                Some(Event::Note(Meaning::Parameters(parameters))) => {
+                    if parameters.wal_level == Some(WalLevel::Minimal) && record.end() > self.batch.from {
+                        return Err(Error::new(
+                            code::UNSUPPORTED,
+                            "production wal_level is minimal: not enough for replay (replica or logical needed)",
+                        )
+                        .at("lsn", record.lsn().to_string())
+                        .hint("set wal_level = replica in production, restart it, and take a new base backup"));
+                    }
+                    self.batch.parameters = Some(parameters);
+                }
+                Some(Event::Note(Meaning::BackupEnd(_))) => self.backup_ended = true,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the batch here and begins the next.
+    pub fn finish(&mut self) -> Batch {
+        let to = self.decoder.position();
+        let mut batch = std::mem::replace(&mut self.batch, Batch::new(to));
+        batch.to = to;
+        // A record that is still unfinished belongs to what comes: a new scan must see its beginning.
+        batch.restart = self.scanner.restart().min(to);
+        for changes in batch.files.values_mut() {
+            changes.addresses.sort_unstable();
+            changes.addresses.dedup();
+        }
+        batch
+    }
+}
+
+impl Batch {
+    fn new(from: Lsn) -> Self {
+        Batch {
+            from,
+            to: from,
+            restart: from,
+            commits: 0,
+            last_commit: None,
+            files: BTreeMap::new(),
+            parameters: None,
+        }
+    }
+
+    fn add(&mut self, scanner: &Scanner, commit: &Committed) {
+        let at = commit.transaction.at;
+        self.commits += 1;
+        self.last_commit = self.last_commit.max(Some(at));
+        let hour = at.unix_micros().div_euclid(HOUR_MICROS);
+        // Rows of one file mostly follow each other.
+        for rows in commit.rows.chunk_by(|a, b| a.file == b.file) {
+            let changes = self.files.entry(scanner.file(rows[0].file)).or_default();
+            let counts = changes.hours.entry(hour).or_default();
+            rows.iter().for_each(|row| counts.touch(row.touch.what));
+            if !changes.whole {
+                changes
+                    .addresses
+                    .extend(rows.iter().map(|row| (row.touch.block, row.touch.offset)));
+            }
+        }
+        for (file, counts) in &commit.large {
+            let changes = self.files.entry(*file).or_default();
+            changes.hours.entry(hour).or_default().add(*counts);
+            changes.whole = true;
+            changes.addresses = Vec::new();
+        }
+    }
+}

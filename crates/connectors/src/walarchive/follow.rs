@@ -1,0 +1,292 @@
+//! Segment after segment: each handed on only when it is whole, checked and in sequence.
+
+use super::archive::{self, Archive, Listing, Segment, Trouble};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use synctool_core::error::{Error, Result, code};
+use synctool_pgwal as pgwal;
+use synctool_pgwal::{Decoder, History, Identity, Lsn, SegmentName};
+
+/// Follows an archive from a place in the log.
+#[derive(Debug)]
+pub struct Follower {
+    archive: Archive,
+    identity: Identity,
+    history: History,
+    decoder: Decoder,
+    /// How often the archive is looked at before something that is missing or broken becomes an error.
+    patience: u32,
+    waited: Option<Waited>,
+}
+
+/// What the archive gave.
+#[derive(Debug)]
+pub enum Next {
+    /// The next segment.
+    Segment(Box<Segment>),
+    /// Nothing yet, and why.
+    Waiting(Waiting),
+}
+
+/// Why there is no next segment yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Waiting {
+    /// It was not archived yet; an idle production archives nothing.
+    NotYet(SegmentName),
+    /// Only its beginning is there.
+    Partial(SegmentName),
+    /// It is there and cannot be taken yet.
+    Unready(SegmentName, String),
+    /// A later one is there.
+    Gap {
+        /// The missing one.
+        missing: SegmentName,
+        /// The one that is there.
+        later: SegmentName,
+    },
+}
+
+/// The same trouble, seen again and again.
+#[derive(Debug)]
+struct Waited {
+    waiting: Waiting,
+    files: BTreeMap<PathBuf, Option<(u64, SystemTime)>>,
+    times: u32,
+}
+
+impl Follower {
+    /// Follows from the record that starts at `from`, on the timeline of `history`.
+    pub fn new(archive: Archive, identity: Identity, history: History, from: Lsn, patience: u32) -> Self {
+        Follower {
+            archive,
+            identity,
+            decoder: Decoder::at(identity, from),
+            history,
+            patience,
+            waited: None,
+        }
+    }
+
+    /// How far the log is checked: the end of the last whole record.
+    pub fn position(&self) -> Lsn {
+        self.decoder.position()
+    }
+
+    /// The timeline it follows.
+    pub fn timeline(&self) -> u32 {
+        self.history.timeline()
+    }
+
+    /// The history of that timeline.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The segment that comes next.
+    pub fn awaited(&self) -> SegmentName {
+        let size = self.identity.segment_size;
+        archive::segment_name(&self.history, size.number(self.decoder.needs()), size)
+    }
+
+    /// Looks for the next segment. An error is final: production's log cannot be followed from here without help.
+    pub async fn next(&mut self) -> Result<Next> {
+        let listing = self.archive.list()?;
+        self.find_timeline(&listing).await?;
+        let name = self.awaited();
+        let candidates = match listing.segments.get(&name) {
+            Some(paths) => paths.clone(),
+            None => self.archive.fetch(&name.to_string()).await?.into_iter().collect(),
+        };
+        let waiting = if candidates.is_empty() {
+            self.absent(name, &listing)
+        } else {
+            match self.admit(name, &candidates)? {
+                Ok(segment) => {
+                    self.waited = None;
+                    return Ok(Next::Segment(Box::new(segment)));
+                }
+                Err(why) => Waiting::Unready(name, why),
+            }
+        };
+        self.wait(waiting, &candidates)
+    }
+
+    fn absent(&self, name: SegmentName, listing: &Listing) -> Waiting {
+        let size = self.identity.segment_size;
+        let number = name.number(size);
+        // Only what belongs to this history proves a gap; an abandoned timeline may have more.
+        let later = listing.segments.keys().copied().find(|other| {
+            let n = other.number(size);
+            n > number && n.is_some_and(|n| archive::segment_name(&self.history, n, size) == *other)
+        });
+        match later {
+            Some(later) => Waiting::Gap { missing: name, later },
+            None if listing.partial.contains_key(&name) => Waiting::Partial(name),
+            None => Waiting::NotYet(name),
+        }
+    }
+
+    /// Checks the candidates for a segment. The inner error may pass.
+    fn admit(&mut self, name: SegmentName, candidates: &[PathBuf]) -> Result<Result<Segment, String>> {
+        let mut why = String::new();
+        let mut foreign = None;
+        let mut good: Option<(Segment, Decoder)> = None;
+        for path in candidates {
+            let checked = archive::read_segment(name, path).and_then(|segment| {
+                let decoder = self.check(&segment)?;
+                Ok((segment, decoder))
+            });
+            match checked {
+                Ok((segment, decoder)) => match &good {
+                    Some((first, _)) if first.bytes != segment.bytes => {
+                        return Err(Error::new(
+                            code::WAL_DAMAGED,
+                            format!("two different files claim to be WAL segment {name}"),
+                        )
+                        .at("file", first.path.display().to_string())
+                        .at("other", path.display().to_string())
+                        .hint("remove the one that production did not archive"));
+                    }
+                    Some(_) => {}
+                    None => good = Some((segment, decoder)),
+                },
+                Err(Trouble::Unready(what)) => why = what,
+                Err(Trouble::Foreign(what)) => foreign = Some((what, path)),
+            }
+        }
+        if let Some((segment, decoder)) = good {
+            self.decoder = decoder;
+            return Ok(Ok(segment));
+        }
+        match foreign {
+            Some((what, path)) if why.is_empty() => Err(Error::new(code::WAL_FOREIGN, what)
+                .at("segment", name.to_string())
+                .at("file", path.display().to_string())
+                .hint("the archive must hold the log of one server only, the one the base backup is from")),
+            _ => Ok(Err(why)),
+        }
+    }
+
+    /// Reads every record; returns the decoder that stands behind the segment.
+    fn check(&self, segment: &Segment) -> Result<Decoder, Trouble> {
+        let path = segment.path.display();
+        let expected = &self.identity;
+        let found = &segment.identity;
+        let foreign = |what: &str, found: String, expected: String| {
+            Err(Trouble::Foreign(format!(
+                "{path} is foreign: {what} is {found}, the base backup has {expected}"
+            )))
+        };
+        if found.system != expected.system {
+            return foreign("the system id", found.system.to_string(), expected.system.to_string());
+        }
+        if found.major != expected.major {
+            return foreign(
+                "PostgreSQL's major version",
+                found.major.to_string(),
+                expected.major.to_string(),
+            );
+        }
+        if found.segment_size != expected.segment_size {
+            let text = |size: pgwal::SegmentSize| size.bytes().to_string();
+            return foreign(
+                "the segment size",
+                text(found.segment_size),
+                text(expected.segment_size),
+            );
+        }
+        let mut decoder = self.decoder.clone();
+        let mut work = || -> pgwal::Result<()> {
+            let mut feed = decoder.feed(segment.start, &segment.bytes)?;
+            while feed.next()?.is_some() {}
+            Ok(())
+        };
+        match work() {
+            Ok(()) => Ok(decoder),
+            Err(e @ pgwal::Error::Foreign { .. }) => Err(Trouble::Foreign(format!("{path}: {e}"))),
+            Err(e @ pgwal::Error::EndOfLog { .. }) => Err(Trouble::Unready(format!("{path} is not whole: {e}"))),
+            Err(e) => Err(Trouble::Unready(format!("{path} is damaged: {e}"))),
+        }
+    }
+
+    /// Counts how often the same trouble was seen with the same files; some troubles never become errors.
+    fn wait(&mut self, waiting: Waiting, candidates: &[PathBuf]) -> Result<Next> {
+        let files: BTreeMap<_, _> = candidates.iter().map(|path| (path.clone(), stamp(path))).collect();
+        let times = match &self.waited {
+            Some(before) if before.waiting == waiting && before.files == files => before.times + 1,
+            _ => 1,
+        };
+        self.waited = Some(Waited {
+            waiting: waiting.clone(),
+            files,
+            times,
+        });
+        if times <= self.patience {
+            return Ok(Next::Waiting(waiting));
+        }
+        match waiting {
+            Waiting::NotYet(_) | Waiting::Partial(_) => Ok(Next::Waiting(waiting)),
+            Waiting::Unready(name, why) => Err(Error::new(
+                code::WAL_DAMAGED,
+                format!("WAL segment {name} cannot be used: {why}"),
+            )
+            .at("segment", name.to_string())
+            .at("lsn", self.position().to_string())
+            .hint("copy the segment again from production, or take a new base backup")),
+            Waiting::Gap { missing, later } => Err(Error::new(
+                code::WAL_MISSING,
+                format!("WAL segment {missing} is missing from the archive but {later} exists"),
+            )
+            .at("lsn", self.position().to_string())
+            .hint("put the segment back, or take a new base backup and start over")),
+        }
+    }
+
+    /// Goes over to a newer timeline if it left this one at or behind our place.
+    async fn find_timeline(&mut self, listing: &Listing) -> Result<()> {
+        let mut newer: Vec<History> = Vec::new();
+        for (timeline, path) in listing.histories.range(self.history.timeline() + 1..) {
+            newer.push(archive::read_history(*timeline, path)?);
+        }
+        if !self.archive.lists() {
+            let timeline = self.history.timeline() + 1;
+            if let Some(path) = self.archive.fetch(&format!("{timeline:08X}.history")).await? {
+                newer.push(archive::read_history(timeline, &path)?);
+            }
+        }
+        let position = self.position();
+        let ours = self.history.timeline();
+        let fits = |history: &&History| history.left(ours).is_some_and(|at| at >= position);
+        if let Some(history) = newer.iter().rev().find(fits) {
+            self.history = history.clone();
+            // The fork may lie in a segment that was read already: the new timeline has its own copy of it.
+            self.decoder = Decoder::at(self.identity, position);
+            self.waited = None;
+            return Ok(());
+        }
+        let Some(history) = newer.last() else { return Ok(()) };
+        // A timeline nobody can follow matters only if ours has ended.
+        if listing.segments.contains_key(&self.awaited()) {
+            return Ok(());
+        }
+        let timeline = history.timeline();
+        let left = history
+            .left(ours)
+            .or_else(|| history.forks().last().map(|f| f.at))
+            .unwrap_or_default();
+        Err(Error::new(
+            code::WAL_TIMELINE,
+            format!("production went on on timeline {timeline}, which forked at {left}, before {position} of timeline {ours}"),
+        )
+        .at("timeline", timeline.to_string())
+        .at("lsn", position.to_string())
+        .hint("rows after the fork were applied that production no longer has: start over from a base backup of the new timeline"))
+    }
+}
+
+/// Size and time of a file: unchanged, it is not on its way any more.
+fn stamp(path: &Path) -> Option<(u64, SystemTime)> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.len(), meta.modified().ok()?))
+}

@@ -1,0 +1,25 @@
+//! Production's archived log and base backups: files that others write, read without touching production.
+//!
+//! [`Archive`] is where the files are; [`Follower`] hands on segment after segment, each only when it is whole, checked
+//! and in sequence. [`Scratch`] is a server that replays exactly what it is given, so that rows can be read at a known place
+//! of production's log. [`Scan`] says which rows committed transactions touched between two places.
+//! [`DataSync`] brings them to a local database.
+
+pub mod archive;
+pub mod base;
+pub mod batch;
+pub mod compression;
+pub mod control;
+pub mod follow;
+pub mod names;
+pub mod scratch;
+mod sql;
+pub mod sync;
+mod tables;
+
+pub use archive::{Archive, Listing, Segment, Trouble};
+pub use batch::{Batch, Changes, Scan};
+pub use follow::{Follower, Next, Waiting};
+pub use names::Kind;
+pub use scratch::{Scratch, ScratchConfig};
+pub use sync::{DataSync, Step, SyncConfig};

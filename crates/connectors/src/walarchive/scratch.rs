@@ -1,0 +1,460 @@
+//! The scratch server: a standby that replays exactly the segments it is given, so that its rows stand still at a known
+//! place of production's log.
+//!
+//! It reads its log only from the *gate*, a directory into which [`Scratch::admit`] puts segments. It has no connection
+//! to production and listens only on a socket in its own directory.
+
+use super::archive::file_error;
+use super::base::{self, Label};
+use super::control::Control;
+use crate::postgres::{Connection, Postgres, PostgresConfig};
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use synctool_core::error::{Error, Result, code};
+use synctool_pgwal::{Lsn, Parameters};
+
+/// How a scratch server is run.
+#[derive(Debug, Clone)]
+pub struct ScratchConfig {
+    /// A directory of its own, as large as production's data.
+    pub directory: PathBuf,
+    /// Where PostgreSQL's programs are, of production's major version.
+    pub bin_dir: PathBuf,
+    /// The system user to run it as, if we are root: PostgreSQL refuses to be.
+    pub user: Option<String>,
+    /// A superuser of production's cluster.
+    pub role: String,
+    /// How long it may take to start, and to stop.
+    pub patience: Duration,
+}
+
+/// A scratch server that was made from a base backup.
+#[derive(Debug)]
+pub struct Scratch {
+    config: ScratchConfig,
+    account: Option<(u32, u32)>,
+    control: Control,
+    label: Label,
+}
+
+/// Written last: before, the directory is not finished.
+const FINISHED: &str = "finished";
+const LABEL: &str = "backup_label";
+/// It listens only on its own socket, so that any number will do.
+const PORT: u16 = 5432;
+/// The longest path of a socket.
+const SOCKET_LIMIT: usize = 107;
+
+impl Scratch {
+    /// Makes a scratch server from a base backup, or finds the one that was made earlier.
+    pub fn create(config: ScratchConfig, backup: &Path) -> Result<Self> {
+        let account = account(config.user.as_deref())?;
+        let version = program_version(&config.bin_dir)?;
+        let directory = &config.directory;
+        let socket = directory.join("socket").join(format!(".s.PGSQL.{PORT}.lock"));
+        if socket.as_os_str().len() > SOCKET_LIMIT {
+            return Err(Error::new(
+                code::CONFIG_INVALID,
+                "the scratch directory's path is too long for a socket",
+            )
+            .at("directory", directory.display().to_string())
+            .hint("choose a directory with a path of less than 80 bytes"));
+        }
+        if !directory.join(FINISHED).is_file() {
+            // What an interrupted attempt left is worth nothing.
+            for part in ["data", "gate", "socket"] {
+                let path = directory.join(part);
+                if path.exists() {
+                    fs::remove_dir_all(&path).map_err(|e| file_error(&path, &e))?;
+                }
+            }
+            let data = directory.join("data");
+            let (_, control) = base::unpack(backup, &data)?;
+            check_version(&control, version)?;
+            for part in ["gate", "socket"] {
+                let path = directory.join(part);
+                fs::create_dir_all(&path).map_err(|e| file_error(&path, &e))?;
+            }
+            settle(&config, &data, &control)?;
+            // The server renames the label when it is done with it; where the scan begins must be known longer.
+            let (from, to) = (data.join("backup_label"), directory.join(LABEL));
+            fs::copy(&from, &to).map_err(|e| file_error(&to, &e))?;
+            own(directory, account)?;
+            put(&directory.join(FINISHED), b"", account)?;
+        }
+        let label = directory.join(LABEL);
+        let text = fs::read_to_string(&label).map_err(|e| file_error(&label, &e))?;
+        let label = Label::parse(&text)
+            .ok_or_else(|| Error::new(code::SCRATCH, "the scratch server's backup_label was changed"))?;
+        let control = Control::read(&directory.join("data"))?;
+        check_version(&control, version)?;
+        Ok(Scratch {
+            config,
+            account,
+            control,
+            label,
+        })
+    }
+
+    /// What its data directory said when it was opened.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Where its base backup begins.
+    pub fn label(&self) -> &Label {
+        &self.label
+    }
+
+    fn data(&self) -> PathBuf {
+        self.config.directory.join("data")
+    }
+
+    /// Lets it see a file of the log: a segment or a history. The file appears there whole.
+    pub fn admit(&self, name: &str, content: &[u8]) -> Result<()> {
+        put(&self.config.directory.join("gate").join(name), content, self.account)
+    }
+
+    /// Whether a file was let through.
+    pub fn admitted(&self, name: &str) -> bool {
+        self.config.directory.join("gate").join(name).is_file()
+    }
+
+    /// Takes back segments that it needs no more.
+    pub fn forget(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let gate = self.config.directory.join("gate");
+        for entry in fs::read_dir(&gate).map_err(|e| file_error(&gate, &e))?.flatten() {
+            if entry.file_name().to_str().is_some_and(|name| !wanted(name)) {
+                fs::remove_file(entry.path()).map_err(|e| file_error(&entry.path(), &e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts it, unless it runs. One that was killed a moment ago may still be in its own way: that is waited for.
+    pub async fn start(&self) -> Result<()> {
+        if self.is_running()? {
+            return Ok(());
+        }
+        let end = Instant::now() + self.config.patience;
+        loop {
+            let log = self.config.directory.join("log");
+            let seconds = self.config.patience.as_secs().max(1).to_string();
+            let log = log.display().to_string();
+            let output = self.pg_ctl(&["start", "-w", "-t", &seconds, "-l", &log, "-s"]).await?;
+            if output.status.success() || self.is_running()? {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return Err(self.failed("the scratch server does not start"));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Stops it; one that does not run is no error.
+    pub async fn stop(&self) -> Result<()> {
+        let seconds = self.config.patience.as_secs().max(1).to_string();
+        for mode in ["fast", "immediate"] {
+            if !self.is_running()? {
+                return Ok(());
+            }
+            self.pg_ctl(&["stop", "-w", "-t", &seconds, "-m", mode, "-s"]).await?;
+        }
+        match self.is_running()? {
+            true => Err(self.failed("the scratch server does not stop")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether its main process lives.
+    pub fn is_running(&self) -> Result<bool> {
+        let pid = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let Some(pid) = pid.lines().next().and_then(|pid| pid.trim().parse::<u32>().ok()) else {
+            return Ok(false);
+        };
+        // A number may have been given to another process since.
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let data = self.data();
+        let ours = command
+            .split(|b| *b == 0)
+            .any(|word| word == data.as_os_str().as_encoded_bytes());
+        Ok(ours)
+    }
+
+    /// A session in one of its databases, where it must be read from. Fails with a transient error while it is not
+    /// consistent yet.
+    pub async fn connect(&self, database: &str) -> Result<Connection> {
+        let socket = self.config.directory.join("socket");
+        let mut config = PostgresConfig::new(socket.display().to_string(), PORT, &self.config.role, database);
+        config.application_name = "synctool scratch".into();
+        Postgres::open(config)?.connect().await
+    }
+
+    /// How far it has replayed; None while it cannot be asked.
+    pub async fn replayed(&self) -> Result<Option<Lsn>> {
+        self.ask(&mut None).await
+    }
+
+    /// The same over a session that is kept.
+    async fn ask(&self, session: &mut Option<Connection>) -> Result<Option<Lsn>> {
+        let open = match session.take() {
+            Some(open) => open,
+            None => match self.connect("template1").await {
+                Ok(open) => open,
+                Err(e) if e.kind().is_transient() || e.code() == code::SERVER_ERROR => return Ok(None),
+                Err(e) => return Err(e),
+            },
+        };
+        let answer = open
+            .query_one("SELECT pg_catalog.pg_last_wal_replay_lsn()::text", &[])
+            .await
+            .map_err(|e| open.error(e, "asking the scratch server how far it is"));
+        let row = match answer {
+            Ok(row) => row,
+            Err(e) if e.kind().is_transient() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        *session = Some(open);
+        let text: Option<String> = row.get(0);
+        let lsn = text.map(|text| text.parse().map_err(|e| Error::bug("an LSN that is none").caused_by(e)));
+        lsn.transpose()
+    }
+
+    /// Waits until it stands exactly at `lsn`. Further is fatal: then its rows are not those of any known place.
+    pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
+        let mut last = (None, Instant::now());
+        let mut session = None;
+        loop {
+            let at = self.ask(&mut session).await?;
+            match at {
+                Some(at) if at == lsn => return Ok(()),
+                Some(at) if at > lsn => {
+                    return Err(Error::new(
+                        code::SCRATCH,
+                        format!("the scratch server stands at {at}, beyond {lsn}"),
+                    )
+                    .hint("remove the scratch directory: it is made again from the base backup"));
+                }
+                _ => {}
+            }
+            if at != last.0 {
+                last = (at, Instant::now());
+            }
+            if last.1.elapsed() > patience {
+                let at = last.0.map_or_else(|| "an unknown place".into(), |at| at.to_string());
+                return Err(self.failed(&format!("the scratch server should replay to {lsn} and stays at {at}")));
+            }
+            if !self.is_running()? {
+                return Err(self.failed("the scratch server has ended"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn failed(&self, what: &str) -> Error {
+        let log = self.config.directory.join("log");
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let says = |line: &&str| ["FATAL:", "PANIC:", "ERROR:"].iter().any(|level| line.contains(level));
+        let mut error = Error::new(code::SCRATCH, what).at("log", log.display().to_string());
+        if let Some(line) = text.lines().rev().take(50).find(says) {
+            error = error.at("last words", line.to_owned());
+        }
+        error.hint("the log says more; if its data is lost, remove the scratch directory")
+    }
+
+    async fn pg_ctl(&self, arguments: &[&str]) -> Result<Output> {
+        let data = self.data();
+        let mut command = Command::new(self.config.bin_dir.join("pg_ctl"));
+        command
+            .args(arguments)
+            .arg("-D")
+            .arg(&data)
+            .stdin(Stdio::null())
+            .current_dir(&self.config.directory);
+        // Output to files: the server would keep a pipe open for as long as it runs.
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .env_clear()
+            .env("LC_ALL", "C.UTF-8");
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        if let Some((uid, gid)) = self.account {
+            command.uid(uid).gid(gid);
+        }
+        command.process_group(0);
+        let failed = |e: std::io::Error| Error::new(code::SCRATCH, format!("pg_ctl cannot be run: {}", e.kind()));
+        let work = tokio::task::spawn_blocking(move || command.output().map_err(failed));
+        work.await
+            .map_err(|e| Error::bug("pg_ctl was not waited for").caused_by(e))?
+    }
+}
+
+/// The user and group to be, if we are root.
+fn account(user: Option<&str>) -> Result<Option<(u32, u32)>> {
+    let id = |arguments: &[&str]| -> Option<u32> {
+        let output = Command::new("id").args(arguments).stderr(Stdio::null()).output().ok()?;
+        String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+    };
+    if id(&["-u"]) != Some(0) {
+        return Ok(None);
+    }
+    let Some(user) = user else {
+        return Err(
+            Error::new(code::CONFIG_INVALID, "scratch cannot run as root; set scratch_user")
+                .hint("any user that is not root, such as postgres"),
+        );
+    };
+    match (id(&["-u", "--", user]), id(&["-g", "--", user])) {
+        (Some(0), _) => Err(Error::new(code::CONFIG_INVALID, "scratch_user must not be root")),
+        (Some(uid), Some(gid)) => Ok(Some((uid, gid))),
+        _ => Err(Error::new(code::CONFIG_INVALID, format!("there is no user {user}")).hint("set scratch_user")),
+    }
+}
+
+/// The major version of the programs.
+fn program_version(bin_dir: &Path) -> Result<u32> {
+    let program = bin_dir.join("postgres");
+    let missing = || {
+        Error::new(
+            code::CONFIG_INVALID,
+            format!("pg_bin_dir: {} cannot be run", program.display()),
+        )
+        .hint("name the directory with postgres and pg_ctl of production's major version")
+    };
+    let output = Command::new(&program)
+        .arg("--version")
+        .output()
+        .map_err(|e| missing().caused_by(e))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let number = text.split(' ').nth(2).unwrap_or_default();
+    let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().map_err(|_| missing())
+}
+
+fn check_version(control: &Control, version: u32) -> Result<()> {
+    match control.major == version {
+        true => Ok(()),
+        false => Err(Error::new(
+            code::SERVER_VERSION,
+            format!("pg_bin_dir: PostgreSQL major {} needed, found {version}", control.major),
+        )
+        .hint("install the major version that the base backup is from")),
+    }
+}
+
+/// Gives the data directory settings of our own: production's may name files and memory that are not here.
+fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> {
+    let gate = config.directory.join("gate").display().to_string();
+    let socket = config.directory.join("socket").display().to_string();
+    let Parameters {
+        max_connections,
+        max_worker_processes,
+        max_wal_senders,
+        max_prepared_transactions,
+        max_locks_per_transaction,
+        ..
+    } = control.parameters;
+    // %% so that a percent sign of the path is not taken for a placeholder; quotes for the shell.
+    let shell = format!("'{}'", gate.replace('%', "%%").replace('\'', r"'\''"));
+    // A file that is not there is asked for again and again, without a word in the log; one that cannot be read is told.
+    let restore = format!("test -e {shell}/%f && cp {shell}/%f %p");
+    let connections = max_connections.max(20).to_string();
+    let number = |n: i32| n.to_string();
+    let settings: &[(&str, &str)] = &[
+        ("listen_addresses", ""),
+        ("unix_socket_directories", &socket),
+        ("port", &PORT.to_string()),
+        ("hot_standby", "on"),
+        ("primary_conninfo", ""),
+        ("primary_slot_name", ""),
+        ("restore_command", &restore),
+        ("recovery_target_timeline", "latest"),
+        ("wal_retrieve_retry_interval", "200ms"),
+        ("archive_mode", "off"),
+        ("max_standby_archive_delay", "-1"),
+        ("max_standby_streaming_delay", "-1"),
+        ("autovacuum", "off"),
+        ("max_connections", &connections),
+        ("max_worker_processes", &number(max_worker_processes)),
+        ("max_wal_senders", &number(max_wal_senders)),
+        ("max_prepared_transactions", &number(max_prepared_transactions)),
+        ("max_locks_per_transaction", &number(max_locks_per_transaction)),
+        ("logging_collector", "off"),
+        ("lc_messages", "C"),
+        ("timezone", "UTC"),
+        ("log_timezone", "UTC"),
+        ("jit", "off"),
+        ("cluster_name", "synctool scratch"),
+    ];
+    let mut text =
+        String::from("# Made by SyncTool. The scratch server is made again when its directory is removed.\n");
+    for (name, value) in settings {
+        text.push_str(&format!(
+            "{name} = '{}'\n",
+            value.replace('\\', r"\\").replace('\'', "''")
+        ));
+    }
+    put(&data.join("postgresql.conf"), text.as_bytes(), None)?;
+    // ALTER SYSTEM of production would have the last word.
+    put(&data.join("postgresql.auto.conf"), b"", None)?;
+    put(&data.join("pg_hba.conf"), b"local all all trust\n", None)?;
+    put(&data.join("pg_ident.conf"), b"", None)?;
+    put(&data.join("standby.signal"), b"", None)?;
+    // The log comes through the gate alone.
+    let wal = data.join("pg_wal");
+    fs::create_dir_all(wal.join("archive_status")).map_err(|e| file_error(&wal, &e))?;
+    for entry in fs::read_dir(&wal).map_err(|e| file_error(&wal, &e))?.flatten() {
+        if entry.path().is_file() {
+            fs::remove_file(entry.path()).map_err(|e| file_error(&entry.path(), &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file so that it is there whole or not at all, for its owner alone.
+fn put(path: &Path, content: &[u8], account: Option<(u32, u32)>) -> Result<()> {
+    let draft = path.with_extension("draft");
+    let failed = |e: std::io::Error| file_error(path, &e);
+    let mut file = fs::File::create(&draft).map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))
+        .map_err(failed)?;
+    if let Some((uid, gid)) = account {
+        chown(&draft, Some(uid), Some(gid)).map_err(failed)?;
+    }
+    file.sync_all().map_err(failed)?;
+    fs::rename(&draft, path).map_err(failed)
+}
+
+/// Gives everything to the server's user, and to nobody else.
+fn own(directory: &Path, account: Option<(u32, u32)>) -> Result<()> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |e: std::io::Error| file_error(&path, &e)
+    };
+    let mut open = vec![directory.to_owned()];
+    while let Some(path) = open.pop() {
+        let meta = fs::symlink_metadata(&path).map_err(failed(&path))?;
+        if meta.is_symlink() {
+            continue;
+        }
+        if let Some((uid, gid)) = account {
+            chown(&path, Some(uid), Some(gid)).map_err(failed(&path))?;
+        }
+        if meta.is_dir() {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(failed(&path))?;
+            for entry in fs::read_dir(&path).map_err(failed(&path))? {
+                open.push(entry.map_err(failed(&path))?.path());
+            }
+        }
+    }
+    Ok(())
+}

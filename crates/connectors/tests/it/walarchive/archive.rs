@@ -1,0 +1,341 @@
+//! Only whole, right, consecutive segments are handed on; everything else is told apart.
+
+use super::{Production, drain, follower, identity};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+use synctool_connectors::walarchive::{Archive, Waiting};
+use synctool_core::error::code;
+use synctool_testkit::PgVersion;
+
+/// Puts a file into the archive the way the nth tool would.
+fn archive(nth: usize, name: &str, content: &[u8], archive: &Path) {
+    let put = |name: String, bytes: Vec<u8>| {
+        let path = archive.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let gzip = |content: &[u8]| {
+        let mut file = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        file.write_all(content).unwrap();
+        file.finish().unwrap()
+    };
+    match nth % 8 {
+        0 => put(name.into(), content.to_vec()),
+        1 => put(format!("{name}.gz"), gzip(content)),
+        // Barman: a folder, compressed without an ending.
+        2 => put(format!("{}/{name}", &name[..16]), gzip(content)),
+        // pgBackRest: a folder, a checksum in the name.
+        3 => {
+            let sum = "0123456789abcdef0123456789abcdef01234567";
+            put(
+                format!("{}/{name}-{sum}.zst", &name[..16]),
+                zstd::encode_all(content, 1).unwrap(),
+            );
+        }
+        4 => {
+            let mut file = lz4_flex::frame::FrameEncoder::new(Vec::new());
+            file.write_all(content).unwrap();
+            put(format!("{name}.lz4"), file.finish().unwrap());
+        }
+        5 => {
+            let mut file = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            file.write_all(content).unwrap();
+            put(format!("{name}.bz2"), file.finish().unwrap());
+        }
+        6 => {
+            let mut file = liblzma::write::XzEncoder::new(Vec::new(), 1);
+            file.write_all(content).unwrap();
+            put(format!("{name}.xz"), file.finish().unwrap());
+        }
+        // An ending that lies.
+        _ => put(format!("{name}.gz"), content.to_vec()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_every_kind_are_admitted_in_sequence() {
+    let production = Production::start(PgVersion::V18);
+    (0..3).for_each(|_| production.work());
+    let finished = production.finished();
+    assert!(finished.len() > 10, "{}", finished.len());
+    let directory = tempfile::tempdir().unwrap();
+    for (nth, (name, path)) in finished.iter().enumerate() {
+        archive(nth, name, &fs::read(path).unwrap(), directory.path());
+    }
+    // What else stands in archives.
+    for other in [
+        "archive.info",
+        "xlog.db",
+        "00000001.tmp",
+        "000000010000000000000001.00000028.backup",
+    ] {
+        fs::write(directory.path().join(other), "x").unwrap();
+    }
+    let mut follower = follower(Archive::Directory(directory.path().into()), &finished[0].1, 3);
+    let (names, why) = drain(&mut follower).await.unwrap();
+    let expected: Vec<&String> = finished.iter().map(|(name, _)| name).collect();
+    assert_eq!(names.iter().collect::<Vec<_>>(), expected);
+    let next = production
+        .server
+        .psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
+    assert_eq!(why, Waiting::NotYet(follower.awaited()));
+    assert_eq!(follower.awaited().to_string(), next);
+
+    // The same log through a command; quiet production is never an error.
+    let fetched = tempfile::tempdir().unwrap();
+    let source = production.server.data_directory().join("pg_wal");
+    let allowed = |name: &str| format!("test ! %f '>' {name} -a -f {0}/%f && cp {0}/%f %p", source.display());
+    let command = |command: String| Archive::Command {
+        command,
+        scratch: fetched.path().into(),
+        timeout: Duration::from_secs(30),
+    };
+    let last = &finished.last().unwrap().0;
+    let mut follower = super::follower(command(allowed(last)), &finished[0].1, 0);
+    assert_eq!(drain(&mut follower).await.unwrap().0, names);
+    for _ in 0..3 {
+        assert!(matches!(drain(&mut follower).await, Ok((none, Waiting::NotYet(_))) if none.is_empty()));
+    }
+    let mut broken = super::follower(command("/no/such/program %f %p".into()), &finished[0].1, 0);
+    let error = drain(&mut broken).await.unwrap_err();
+    assert_eq!(error.code(), code::FILE);
+    assert!(error.message().contains("wal_fetch_command"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_is_told_apart() {
+    let production = Production::start(PgVersion::V18);
+    production.work();
+    let finished = production.finished();
+    let directory = tempfile::tempdir().unwrap();
+    let at = |nth: usize| directory.path().join(&finished[nth].0);
+    let whole = |nth: usize| fs::read(&finished[nth].1).unwrap();
+    let open = || follower(Archive::Directory(directory.path().into()), &finished[0].1, 2);
+    fs::write(at(0), whole(0)).unwrap();
+
+    // Half copied in every way: waited for, and taken when it is whole.
+    let mut follower = open();
+    drain(&mut follower).await.unwrap();
+    let mut zeros = whole(1);
+    zeros[500_000..].fill(0);
+    let mut older = whole(1);
+    older[499_712..].copy_from_slice(&whole(0)[499_712..]);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&whole(1)).unwrap();
+    let gzip = gzip.finish().unwrap();
+    for half in [
+        vec![],
+        whole(1)[..100].to_vec(),
+        whole(1)[..700_001].to_vec(),
+        zeros,
+        older,
+        gzip[..gzip.len() / 2].to_vec(),
+    ] {
+        fs::write(at(1), half).unwrap();
+        let (none, why) = drain(&mut follower).await.unwrap();
+        assert!(none.is_empty());
+        assert!(matches!(why, Waiting::Unready(..)), "{why:?}");
+    }
+    fs::write(at(1), whole(1)).unwrap();
+    assert_eq!(drain(&mut follower).await.unwrap().0, [finished[1].0.clone()]);
+
+    // One that stays half is an error in the end.
+    fs::write(at(2), &whole(2)[..700_000]).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(drain(&mut follower).await.unwrap().1, Waiting::Unready(..)));
+    }
+    let error = drain(&mut follower).await.unwrap_err();
+    assert_eq!(error.code(), code::WAL_DAMAGED);
+    assert!(
+        error.message().contains(&finished[2].0) && error.message().contains("700000 bytes"),
+        "{error}"
+    );
+
+    // Only its beginning: never taken for whole.
+    fs::remove_file(at(2)).unwrap();
+    let partial = directory.path().join(format!("{}.partial", finished[2].0));
+    fs::write(&partial, whole(2)).unwrap();
+    for _ in 0..5 {
+        assert!(matches!(drain(&mut follower).await.unwrap().1, Waiting::Partial(_)));
+    }
+
+    // A gap: waited for, then an error; a late segment ends it.
+    fs::write(at(4), whole(4)).unwrap();
+    for _ in 0..2 {
+        let why = drain(&mut follower).await.unwrap().1;
+        assert!(
+            matches!(why, Waiting::Gap { missing, later } if missing.to_string() == finished[2].0 && later.to_string() == finished[4].0)
+        );
+    }
+    let error = drain(&mut follower).await.unwrap_err();
+    assert_eq!(error.code(), code::WAL_MISSING);
+    let (missing, later) = (&finished[2].0, &finished[4].0);
+    assert_eq!(
+        error.message(),
+        format!("WAL segment {missing} is missing from the archive but {later} exists")
+    );
+    fs::write(at(2), whole(2)).unwrap();
+    assert_eq!(drain(&mut follower).await.unwrap().0, [finished[2].0.clone()]);
+
+    // A wrong byte in a record.
+    let mut wrong = whole(3);
+    wrong[300_000] ^= 0x40;
+    fs::write(at(3), &wrong).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(drain(&mut follower).await.unwrap().1, Waiting::Unready(..)));
+    }
+    let error = drain(&mut follower).await.unwrap_err();
+    assert_eq!(error.code(), code::WAL_DAMAGED);
+    assert!(
+        error.message().contains("damaged") && error.to_string().contains("lsn"),
+        "{error}"
+    );
+
+    // A right copy beside it is taken; so is one of two equal ones.
+    let folder = directory.path().join("again");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join(&finished[3].0), whole(3)).unwrap();
+    fs::write(folder.join(format!("{}.gz", finished[4].0)), whole(4)).unwrap();
+    assert_eq!(
+        drain(&mut follower).await.unwrap().0,
+        [finished[3].0.clone(), finished[4].0.clone()]
+    );
+
+    // Two different files that both look right: whatever stands behind the switch differs.
+    let last = finished.len() - 1;
+    (5..last).for_each(|nth| fs::write(at(nth), whole(nth)).unwrap());
+    drain(&mut follower).await.unwrap();
+    let mut other = whole(last);
+    other[(1 << 20) - 1] ^= 1;
+    fs::write(at(last), whole(last)).unwrap();
+    fs::write(folder.join(&finished[last].0), other).unwrap();
+    let error = drain(&mut follower).await.unwrap_err();
+    assert_eq!(error.code(), code::WAL_DAMAGED);
+    assert!(error.message().contains("two different files"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_files_are_refused_at_once() {
+    let production = Production::start(PgVersion::V18);
+    production.work();
+    let finished = production.finished();
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join(&finished[0].0), fs::read(&finished[0].1).unwrap()).unwrap();
+    let mut follower = follower(Archive::Directory(directory.path().into()), &finished[0].1, 100);
+    drain(&mut follower).await.unwrap();
+    let refuse = async |content: Vec<u8>| {
+        fs::write(directory.path().join(&finished[1].0), content).unwrap();
+        let mut follower = super::follower(Archive::Directory(directory.path().into()), &finished[0].1, 100);
+        let error = drain(&mut follower).await.unwrap_err();
+        assert_eq!(error.code(), code::WAL_FOREIGN, "{error}");
+        error.to_string()
+    };
+    // Another segment under this name.
+    let text = refuse(fs::read(&finished[2].1).unwrap()).await;
+    assert!(text.contains(&format!("holds segment {}", finished[2].0)), "{text}");
+    // Another cluster, another major version.
+    let other = Production::start(PgVersion::V18);
+    other.work();
+    let (name, path) = other.finished().swap_remove(1);
+    assert_eq!(name, finished[1].0);
+    let text = refuse(fs::read(&path).unwrap()).await;
+    let (ours, theirs) = (identity(&finished[0].1).0.system, identity(&path).0.system);
+    assert!(
+        text.contains(&format!("the system id is {theirs}, the base backup has {ours}")),
+        "{text}"
+    );
+    let old = Production::start(PgVersion::V15);
+    old.work();
+    let (_, path) = old
+        .finished()
+        .into_iter()
+        .find(|(name, _)| *name == finished[1].0)
+        .unwrap();
+    let text = refuse(fs::read(&path).unwrap()).await;
+    assert!(text.contains("is foreign"), "{text}");
+    // Something else altogether.
+    refuse(vec![b'x'; 1 << 20]).await;
+    // The right file is taken after all.
+    fs::write(directory.path().join(&finished[1].0), fs::read(&finished[1].1).unwrap()).unwrap();
+    assert_eq!(drain(&mut follower).await.unwrap().0, [finished[1].0.clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_timeline_is_followed_if_it_forks_behind_us() {
+    let production = Production::start(PgVersion::V18);
+    let server = &production.server;
+    production.work();
+    let directory = tempfile::tempdir().unwrap();
+    let copy = |production: &Production| {
+        for (name, path) in production.finished() {
+            let to = directory.path().join(&name);
+            if !to.exists() {
+                fs::copy(path, to).unwrap();
+            }
+        }
+    };
+    copy(&production);
+    let first = production.finished()[0].1.clone();
+    let archive = || Archive::Directory(directory.path().into());
+    let mut early = follower(archive(), &first, 3);
+    let mut late = follower(archive(), &first, 3);
+    drain(&mut early).await.unwrap();
+    drain(&mut late).await.unwrap();
+    assert_eq!(early.timeline(), 1);
+
+    // Work of which a part will be lost: the fork lies before its end.
+    server.psql("INSERT INTO t (body) VALUES ('kept')");
+    let fork = server.psql("SELECT pg_current_wal_insert_lsn()");
+    production.work();
+    let lost: Vec<_> = production.finished();
+    server.psql("SET synchronous_commit = on; INSERT INTO t (body) VALUES ('flushed')");
+    server.stop();
+    let data = first.parent().unwrap().parent().unwrap();
+    let mut settings = fs::OpenOptions::new()
+        .append(true)
+        .open(data.join("postgresql.auto.conf"))
+        .unwrap();
+    writeln!(
+        settings,
+        "restore_command = 'false'\nrecovery_target_lsn = '{fork}'\nrecovery_target_action = 'promote'"
+    )
+    .unwrap();
+    fs::write(data.join("recovery.signal"), "").unwrap();
+    server.restart();
+    synctool_testkit::wait_for("the promotion", Duration::from_secs(60), || {
+        server.psql("SELECT pg_is_in_recovery()") == "f"
+    });
+    server.psql("INSERT INTO t (body) VALUES ('on the new timeline')");
+    production.work();
+    copy(&production);
+
+    let (names, _) = drain(&mut early).await.unwrap();
+    assert_eq!(early.timeline(), 2);
+    assert!(
+        !names.is_empty() && names.iter().all(|name| name.starts_with("00000002")),
+        "{names:?}"
+    );
+    let end = server.psql("SELECT pg_current_wal_lsn()");
+    assert!(early.position() <= end.parse().unwrap());
+    assert!(early.position() > fork.parse().unwrap());
+
+    // One that has read the lost work cannot follow, and says so once its own timeline has ended.
+    let abandoned = tempfile::tempdir().unwrap();
+    for (name, path) in &lost {
+        fs::copy(path, abandoned.path().join(name)).unwrap();
+    }
+    let mut late = follower(Archive::Directory(abandoned.path().into()), &first, 3);
+    drain(&mut late).await.unwrap();
+    assert!(late.position() > fork.parse().unwrap());
+    let history = production
+        .finished()
+        .into_iter()
+        .find(|(name, _)| name.ends_with(".history"))
+        .unwrap();
+    fs::copy(&history.1, abandoned.path().join(&history.0)).unwrap();
+    let error = drain(&mut late).await.unwrap_err();
+    assert_eq!(error.code(), code::WAL_TIMELINE);
+    assert!(error.message().contains("timeline 2, which forked at"), "{error}");
+}

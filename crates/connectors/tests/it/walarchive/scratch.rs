@@ -1,0 +1,218 @@
+//! The scratch server stands exactly where the gate ends, whatever happens to it.
+
+use super::{Place, Production, base_backup, bin_dir, scratch_config};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use synctool_connectors::walarchive::{Archive, Follower, Next, Scratch, ScratchConfig};
+use synctool_core::error::code;
+use synctool_pgwal::{History, Identity, Lsn, Major};
+use synctool_testkit::{PgVersion, Postgres};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn archive(production: &Production, to: &Path) {
+    for (name, path) in production.finished() {
+        if !to.join(&name).exists() {
+            fs::copy(path, to.join(name)).unwrap();
+        }
+    }
+}
+
+/// Everything a reader can see of the table.
+const ROWS: &str =
+    "SELECT count(*)::text || ' ' || coalesce(md5(string_agg(t::text, ',' ORDER BY id)), '') FROM public.t t";
+
+async fn rows(scratch: &Scratch) -> String {
+    let session = scratch.connect("postgres").await.unwrap();
+    session.query_one(ROWS, &[]).await.unwrap().get(0)
+}
+
+fn follow(scratch: &Scratch, archive: &Path) -> Follower {
+    let control = scratch.control();
+    let identity = Identity {
+        major: Major::ALL
+            .into_iter()
+            .find(|m| u32::from(m.number()) == control.major)
+            .unwrap(),
+        system: control.system,
+        segment_size: control.segment_size,
+    };
+    Follower::new(
+        Archive::Directory(archive.into()),
+        identity,
+        History::first(),
+        scratch.label().start,
+        3,
+    )
+}
+
+/// Lets the scratch server have everything that is archived, and waits until it stands there.
+async fn catch_up(scratch: &Scratch, follower: &mut Follower) -> Lsn {
+    while let Next::Segment(segment) = follower.next().await.unwrap() {
+        scratch.admit(&segment.name.to_string(), &segment.bytes).unwrap();
+    }
+    scratch.start().await.unwrap();
+    scratch.wait_for(follower.position(), PATIENCE).await.unwrap();
+    follower.position()
+}
+
+async fn stands_where_the_gate_ends(version: PgVersion) {
+    let production = Production::start(version);
+    let server = &production.server;
+    let place = Place::new();
+    production.work();
+    base_backup(server, &place.path().join("backup"));
+    production.work();
+    let archived = place.path().join("archive");
+    fs::create_dir(&archived).unwrap();
+    archive(&production, &archived);
+    let scratch = Scratch::create(
+        scratch_config(&bin_dir(server), place.path()),
+        &place.path().join("backup"),
+    )
+    .unwrap();
+    assert_eq!(scratch.control().major, u32::from(version.major()));
+    assert_eq!(
+        scratch.control().system.to_string(),
+        server.psql("SELECT system_identifier FROM pg_control_system()")
+    );
+    let settings = scratch.control().parameters;
+    assert_eq!(
+        settings.max_connections.to_string(),
+        server.psql("SHOW max_connections")
+    );
+    assert_eq!(
+        settings.max_prepared_transactions.to_string(),
+        server.psql("SHOW max_prepared_transactions")
+    );
+    assert_eq!(settings.wal_level.unwrap().name(), server.psql("SHOW wal_level"));
+    let mut follower = follow(&scratch, &archived);
+    let before = server.psql(ROWS);
+    let first = catch_up(&scratch, &mut follower).await;
+    assert_eq!(rows(&scratch).await, before);
+
+    // Production goes on; the gate stays shut.
+    production.work();
+    archive(&production, &archived);
+    let after = server.psql(ROWS);
+    assert_ne!(after, before);
+    assert_eq!(scratch.replayed().await.unwrap(), Some(first));
+    assert_eq!(rows(&scratch).await, before);
+
+    // A second look finds the server that was made, and that it runs.
+    let scratch = Scratch::create(
+        scratch_config(&bin_dir(server), place.path()),
+        &place.path().join("backup"),
+    )
+    .unwrap();
+    assert!(scratch.is_running().unwrap());
+    let second = catch_up(&scratch, &mut follower).await;
+    assert!(second > first);
+    assert_eq!(rows(&scratch).await, after);
+
+    // Its main process dies: it comes back to the same place, although what it needs for that is in the gate only.
+    let killed = Command::new("kill")
+        .args(["-9", &place.scratch_pid().unwrap()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    synctool_testkit::wait_for("the end of the scratch server", PATIENCE, || {
+        !scratch.is_running().unwrap()
+    });
+    scratch.start().await.unwrap();
+    scratch.wait_for(second, PATIENCE).await.unwrap();
+    assert_eq!(rows(&scratch).await, after);
+
+    // Asked to be where it was before, it refuses: it is beyond that.
+    let error = scratch.wait_for(first, PATIENCE).await.unwrap_err();
+    assert_eq!(error.code(), code::SCRATCH);
+    assert!(error.message().contains("beyond"), "{error}");
+
+    // Stopped and started in order.
+    scratch.stop().await.unwrap();
+    assert!(!scratch.is_running().unwrap());
+    scratch.stop().await.unwrap();
+    production.work();
+    archive(&production, &archived);
+    catch_up(&scratch, &mut follower).await;
+    assert_eq!(rows(&scratch).await, server.psql(ROWS));
+    scratch.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scratch_server_of_18_stands_where_the_gate_ends() {
+    stands_where_the_gate_ends(PgVersion::V18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scratch_server_of_15_stands_where_the_gate_ends() {
+    stands_where_the_gate_ends(PgVersion::V15).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn base_backups_come_in_several_forms() {
+    let production = Production::start(PgVersion::V18);
+    let server = &production.server;
+    let place = Place::new();
+    let backup = place.path().join("backup");
+    base_backup(server, &backup);
+    let made = |name: &str, backup: &Path| {
+        let directory = place.path().join(name);
+        fs::create_dir(&directory).unwrap();
+        Scratch::create(scratch_config(&bin_dir(server), &directory), backup)
+    };
+    // A tar, plain in a directory and compressed as a file.
+    fs::create_dir(place.path().join("tar")).unwrap();
+    let tar = place.path().join("tar/base.tar");
+    let status = Command::new("tar")
+        .arg("-cf")
+        .arg(&tar)
+        .arg("-C")
+        .arg(&backup)
+        .arg(".")
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let packed = place.path().join("packed");
+    fs::write(&packed, zstd::encode_all(fs::File::open(&tar).unwrap(), 1).unwrap()).unwrap();
+    let label = made("a", &backup).unwrap().label().clone();
+    assert_eq!(*made("b", &place.path().join("tar")).unwrap().label(), label);
+    assert_eq!(*made("c", &packed).unwrap().label(), label);
+
+    // Half a tar, no backup, another version, a missing program.
+    fs::write(&packed, &fs::read(&packed).unwrap()[..100_000]).unwrap();
+    assert_eq!(made("d", &packed).unwrap_err().code(), code::FILE_MALFORMED);
+    let error = made("e", &server.data_directory()).unwrap_err();
+    assert!(error.message().contains("no backup_label"), "{error}");
+    let other = Postgres::shared(PgVersion::V15);
+    let directory = place.path().join("f");
+    fs::create_dir(&directory).unwrap();
+    let wrong = ScratchConfig {
+        bin_dir: bin_dir(other),
+        ..scratch_config(&bin_dir(server), &directory)
+    };
+    let error = Scratch::create(wrong.clone(), &backup).unwrap_err();
+    assert_eq!(error.message(), "pg_bin_dir: PostgreSQL major 18 needed, found 15");
+    let nowhere = ScratchConfig {
+        bin_dir: "/nowhere".into(),
+        ..wrong.clone()
+    };
+    assert_eq!(
+        Scratch::create(nowhere, &backup).unwrap_err().code(),
+        code::CONFIG_INVALID
+    );
+    let long = ScratchConfig {
+        directory: directory.join("x".repeat(90)),
+        ..scratch_config(&bin_dir(server), &directory)
+    };
+    assert!(
+        Scratch::create(long, &backup)
+            .unwrap_err()
+            .message()
+            .contains("too long")
+    );
+    // The interrupted attempts left nothing that would be taken for finished.
+    assert!(Scratch::create(scratch_config(&bin_dir(server), &directory), &backup).is_ok());
+}

@@ -1,0 +1,310 @@
+//! Production's rows arrive in a local database from archived log alone, and a kill at any step changes nothing.
+
+use super::{Place, base_backup, bin_dir, scratch_config};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+use synctool_connectors::postgres::PostgresConfig;
+use synctool_connectors::walarchive::{Archive, DataSync, Step, SyncConfig};
+use synctool_testkit::{KillRun, PgVersion, Postgres, TestDb};
+
+const SCHEMA: &str = "
+CREATE TYPE mood AS ENUM ('low', 'high');
+CREATE TABLE acc (id int PRIMARY KEY, n int, m mood DEFAULT 'low', body text, twice int GENERATED ALWAYS AS (n * 2) STORED);
+CREATE TABLE swap (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE nokey (a int, b text, j json);
+CREATE TABLE wide (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text);
+CREATE TABLE pair (a int, b text, v jsonb, PRIMARY KEY (b, a));
+CREATE TABLE parted (id int, side int, PRIMARY KEY (id, side)) PARTITION BY LIST (side);
+CREATE TABLE leaf_1 PARTITION OF parted FOR VALUES IN (1);
+CREATE TABLE leaf_2 PARTITION OF parted FOR VALUES IN (2);
+CREATE TABLE other (id int);
+";
+
+const TABLES: &[&str] = &["acc", "swap", "nokey", "wide", "pair", "leaf_1", "leaf_2"];
+
+struct World {
+    production: Postgres,
+    local: TestDb,
+    place: Place,
+}
+
+impl World {
+    fn new() -> Self {
+        let place = Place::new();
+        let archive = place.path().join("archive");
+        fs::create_dir(&archive).unwrap();
+        // The server archives as its own user.
+        let id = |flag: &str| -> Option<u32> {
+            let output = Command::new("id").args([flag, "postgres"]).output().ok()?;
+            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+        };
+        let _ = chown(&archive, id("-u"), id("-g"));
+        let production = Postgres::builder(PgVersion::V18)
+            .initdb("--wal-segsize=1")
+            .setting("wal_level", "replica")
+            .setting("archive_mode", "on")
+            .setting(
+                "archive_command",
+                &format!("cp %p {0}/%f.tmp && mv {0}/%f.tmp {0}/%f", archive.display()),
+            )
+            .setting("autovacuum_naptime", "1s")
+            .start();
+        production.psql(SCHEMA);
+        production.psql(
+            "INSERT INTO acc SELECT g, 0, 'high', repeat('x', g % 300) FROM generate_series(1, 2000) g;
+             INSERT INTO swap SELECT g, -g FROM generate_series(1, 50) g;
+             INSERT INTO nokey SELECT g % 20, NULLIF('v' || g % 3, 'v0'), '{\"a\": 1}' FROM generate_series(1, 300) g;
+             INSERT INTO wide (body) SELECT string_agg(md5((g * s)::text), '') FROM generate_series(1, 200) g, generate_series(1, 40) s GROUP BY s;
+             INSERT INTO parted SELECT g, 1 + g % 2 FROM generate_series(1, 200) g;",
+        );
+        let local = Postgres::shared(PgVersion::V18).database("datasync");
+        local.psql(SCHEMA);
+        World {
+            production,
+            local,
+            place,
+        }
+    }
+
+    fn backup(&self) {
+        base_backup(&self.production, &self.place.path().join("backup"));
+    }
+
+    /// Ends the segment and waits until it is archived.
+    fn archived(&self) {
+        let name = self
+            .production
+            .psql("SELECT pg_create_restore_point('x'); SELECT pg_walfile_name(pg_switch_wal())");
+        let name = name.lines().last().unwrap().to_owned();
+        synctool_testkit::wait_for("the archive", Duration::from_secs(60), || {
+            self.place.path().join("archive").join(&name).is_file()
+        });
+    }
+
+    fn config(&self) -> SyncConfig {
+        config(&bin_dir(&self.production), self.place.path(), &self.local.url())
+    }
+
+    /// Runs until there is nothing more, comparing at every place.
+    async fn sync(&self) -> u32 {
+        let mut sync = DataSync::open(self.config()).await.unwrap();
+        let mut batches = 0;
+        loop {
+            match sync.step().await.unwrap() {
+                Step::Idle(_) => return batches,
+                Step::Applied(_) => {
+                    batches += 1;
+                    let session = sync.scratch().connect("postgres").await.unwrap();
+                    for table in TABLES {
+                        let there: String = session.query_one(&rows(table), &[]).await.unwrap().get(0);
+                        assert_eq!(self.local.psql(&rows(table)), there, "{table}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn same_as_production(&self) {
+        for table in TABLES {
+            assert_eq!(
+                self.local.psql(&rows(table)),
+                self.production.psql(&rows(table)),
+                "{table}"
+            );
+        }
+    }
+}
+
+fn config(bin_dir: &Path, place: &Path, local: &str) -> SyncConfig {
+    SyncConfig {
+        archive: Archive::Directory(place.join("archive")),
+        backup: place.join("backup"),
+        scratch: scratch_config(bin_dir, place),
+        local: PostgresConfig::from_url(local).unwrap(),
+        database: "postgres".into(),
+        batch_segments: 4,
+        patience: 3,
+        replay_patience: Duration::from_secs(90),
+        metric_hours: 24.0,
+    }
+}
+
+/// Everything in a table, whatever its order.
+fn rows(table: &str) -> String {
+    format!(
+        "SELECT count(*)::text || ' ' || coalesce(md5(string_agg(t::text, ',' ORDER BY t::text COLLATE \"C\")), '') FROM ONLY public.{table} t"
+    )
+}
+
+/// A bit of everything, by several sessions at once.
+fn load(production: &Postgres, round: u32) {
+    thread::scope(|scope| {
+        for session in 0..3 {
+            scope.spawn(move || {
+                let script = "
+                    DO $$ BEGIN FOR i IN 1..60 LOOP
+                      UPDATE acc SET n = n + 1, body = repeat('y', (random() * 400)::int) WHERE id = 1 + (random() * 1999)::int;
+                      DELETE FROM acc WHERE id = 1 + (random() * 1999)::int;
+                      INSERT INTO acc (id, n, body) VALUES (1 + (random() * 2500)::int, -1, 'new') ON CONFLICT (id) DO UPDATE SET n = -2, m = 'low';
+                      UPDATE swap SET u = u + 1000 WHERE id = 1 + (random() * 49)::int;
+                      BEGIN
+                        DELETE FROM nokey WHERE a = (random() * 20)::int;
+                        UPDATE parted SET side = 3 - side WHERE id = (random() * 200)::int;
+                        INSERT INTO pair VALUES (i, 'r$R s$S', '{\"k\": 1}');
+                        IF random() < 0.3 THEN RAISE EXCEPTION 'back'; END IF;
+                      EXCEPTION WHEN raise_exception THEN NULL; END;
+                      INSERT INTO nokey VALUES (i % 20, NULL, '[1,  2]'), (i % 20, NULL, '[1,  2]');
+                      UPDATE pair SET b = b || 'x' WHERE a = i AND b LIKE 'r$R s$S%';
+                      IF random() < 0.4 THEN COMMIT; END IF;
+                      IF random() < 0.1 THEN ROLLBACK; END IF;
+                    END LOOP; END $$;
+                    UPDATE wide SET body = body || 'z' WHERE id % 7 = $S; INSERT INTO wide (body) VALUES (repeat('w', 5000));
+                    BEGIN; UPDATE acc SET n = 77 WHERE id % 100 = $S; SAVEPOINT x; DELETE FROM nokey WHERE a = 7; ROLLBACK TO x;
+                    PREPARE TRANSACTION 'p$S'; COMMIT PREPARED 'p$S';";
+                let script = script.replace("$S", &session.to_string()).replace("$R", &round.to_string());
+                // Sessions may deadlock; then one did less.
+                let _ = production.try_psql(&script);
+                let _ = production.try_psql(&format!("ROLLBACK PREPARED 'p{session}'"));
+            });
+        }
+    });
+    let chore = [
+        "BEGIN; TRUNCATE nokey; INSERT INTO nokey VALUES (1, 'after', '{}'); COMMIT; VACUUM FULL wide",
+        "BEGIN; TRUNCATE acc; ROLLBACK; VACUUM (FREEZE) acc; BEGIN; UPDATE swap SET u = 900 - u; COMMIT",
+        "CLUSTER acc USING acc_pkey; BEGIN; INSERT INTO acc (id, n) VALUES (9000 + 1, 1); PREPARE TRANSACTION 'long'; INSERT INTO other SELECT generate_series(1, 3000)",
+        "COMMIT PREPARED 'long'; DELETE FROM acc WHERE id > 9000; VACUUM acc; VACUUM nokey; CHECKPOINT",
+    ];
+    production.psql(chore[round as usize % chore.len()]);
+}
+
+fn select(local: &TestDb) {
+    local.psql("INSERT INTO tables_to_sync VALUES ('acc'), ('swap'), ('nokey'), ('wide'), ('public.pair'), ('parted')");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_tables_are_productions_at_every_place() {
+    let world = World::new();
+    // A transaction is open while the base backup is made, and one is prepared.
+    world
+        .production
+        .psql("BEGIN; UPDATE acc SET n = 5 WHERE id = 1; DELETE FROM nokey WHERE a = 3; PREPARE TRANSACTION 'early'");
+    world.backup();
+    // The control tables must be there to select anything.
+    drop(DataSync::open(world.config()).await.unwrap());
+    select(&world.local);
+    world
+        .production
+        .psql("INSERT INTO other SELECT generate_series(1, 20000); SELECT pg_switch_wal()");
+    world.production.psql("COMMIT PREPARED 'early'");
+    load(&world.production, 0);
+    load(&world.production, 1);
+    world.archived();
+    // What was open when the backup began must end, and the log must say so, before the first copy.
+    world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+    world.archived();
+    assert!(world.sync().await >= 1);
+    for round in 2..6 {
+        load(&world.production, round);
+        world.archived();
+        assert!(world.sync().await >= 1, "round {round}");
+    }
+    world.same_as_production();
+
+    // Counts are production's operations.
+    world.production.psql("INSERT INTO pair SELECT g, 'counted', '{}' FROM generate_series(1, 100) g; UPDATE pair SET v = '1' WHERE b = 'counted' AND a <= 40; DELETE FROM pair WHERE b = 'counted' AND a > 90");
+    let count = "SELECT added, updated, deleted FROM data_sync_metrics WHERE table_name = 'public.pair' AND period = 'month' ORDER BY starts_at DESC LIMIT 1";
+    let before: Vec<i64> = world.local.psql(count).split('|').map(|n| n.parse().unwrap()).collect();
+    world.archived();
+    world.sync().await;
+    let after: Vec<i64> = world.local.psql(count).split('|').map(|n| n.parse().unwrap()).collect();
+    let difference: Vec<i64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+    assert_eq!(difference, [100, 40, 10]);
+    world.same_as_production();
+
+    // Somebody changes a local row: the batch that meets it says so, and changes nothing.
+    let state = world.local.psql("SELECT applied_lsn FROM synctool.datasync_state");
+    world.local.psql("DELETE FROM pair WHERE b = 'counted' AND a = 1");
+    world.production.psql("UPDATE pair SET v = '2' WHERE b = 'counted'");
+    world.archived();
+    let mut sync = DataSync::open(world.config()).await.unwrap();
+    let error = sync.step().await.unwrap_err();
+    assert!(error.message().contains("public.pair has diverged"), "{error}");
+    assert_eq!(
+        world.local.psql("SELECT applied_lsn FROM synctool.datasync_state"),
+        state
+    );
+    drop(sync);
+    // Selected anew it is copied anew.
+    world
+        .local
+        .psql("DELETE FROM synctool.datasync_tables WHERE table_name = 'pair'");
+    assert!(world.sync().await >= 1);
+    world.same_as_production();
+    DataSync::open(world.config()).await.unwrap().close().await.unwrap();
+}
+
+/// One run in a process of its own, for [`a_kill_at_any_step_changes_nothing`].
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a part of another test"]
+async fn one_run() {
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let place = variable("DATASYNC_TEST_PLACE");
+    let bin_dir = variable("DATASYNC_TEST_BIN");
+    let config = config(Path::new(&bin_dir), Path::new(&place), &variable("DATASYNC_TEST_LOCAL"));
+    let mut sync = DataSync::open(config).await.unwrap();
+    while let Step::Applied(_) = sync.step().await.unwrap() {}
+}
+
+#[test]
+fn a_kill_at_any_step_changes_nothing() {
+    let world = World::new();
+    world.backup();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "walarchive::sync::one_run", "--ignored", "--nocapture"]);
+    command.env("DATASYNC_TEST_BIN", bin_dir(&world.production));
+    command
+        .env("DATASYNC_TEST_PLACE", world.place.path())
+        .env("DATASYNC_TEST_LOCAL", world.local.url());
+    let run = KillRun::new(&command);
+    run.run().assert_success();
+    select(&world.local);
+    let rounds = std::cell::Cell::new(0);
+    let step = || {
+        load(&world.production, rounds.replace(rounds.get() + 1));
+        world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+        world.archived();
+    };
+    step();
+    let mut killed = BTreeSet::new();
+    let points = [
+        "datasync.first_copy",
+        "datasync.before_commit",
+        "datasync.before_plan",
+        "datasync.planned",
+        "datasync.replayed",
+        "datasync.before_commit",
+        "datasync.committed",
+    ];
+    for (round, point) in (1..).zip(points) {
+        run.clone().at(point, 1).run().assert_killed();
+        killed.insert(point);
+        // The scratch server may die as well, at any time.
+        if round % 2 == 0
+            && let Some(pid) = world.place.scratch_pid()
+        {
+            let _ = Command::new("kill").args(["-9", &pid]).status();
+        }
+        run.run().assert_success();
+        world.same_as_production();
+        step();
+        run.run().assert_success();
+        world.same_as_production();
+        step();
+    }
+    assert_eq!(killed.len(), 6);
+}

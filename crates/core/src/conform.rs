@@ -95,12 +95,12 @@ pub fn as_changes(batch: ChangeBatch, changes: &Changes) -> Result<ChangeBatch> 
     };
     let ops = match column(&changes.tombstone)? {
         None => Ops::All(Op::Upsert),
-        Some(tombstone) => Ops::Each(UInt8Array::from_iter_values((0..batch.len()).map(|row| {
-            match says_gone(&tombstone, row) {
+        Some(tombstone) => Ops::Each(UInt8Array::from_iter_values((0..batch.len()).map(
+            |row| match says_gone(&tombstone, row) {
                 true => Op::Delete as u8,
                 false => Op::Upsert as u8,
-            }
-        }))),
+            },
+        ))),
     };
     Ok(ChangeBatch { ops, ..batch })
 }

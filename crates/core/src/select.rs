@@ -172,6 +172,7 @@ enum Check {
     Range(usize, ColumnType, Option<Value>, Option<Value>),
     Compare(usize, ColumnType, Comparison, Value),
     In(usize, ColumnType, HashSet<Vec<u8>>),
+    NotIn(usize, ColumnType, HashSet<Vec<u8>>),
     Null(usize, bool),
     /// `lower <= key < upper`, part by part.
     Key(Vec<(usize, ColumnType)>, Option<Vec<Value>>, Option<Vec<Value>>),
@@ -384,6 +385,10 @@ impl Check {
             }),
             Check::In(at, ty, forms) => match text::cell(rows.column(*at), row)? {
                 Some(v) => forms.contains(&form(ty, Some(&v))?),
+                None => false,
+            },
+            Check::NotIn(at, ty, forms) => match text::cell(rows.column(*at), row)? {
+                Some(v) => !forms.contains(&form(ty, Some(&v))?),
                 None => false,
             },
             Check::Key(places, lower, upper) => {

@@ -193,7 +193,6 @@ fn log_plan(tables: &[TableId]) -> Plan {
                 destination: t.clone(),
                 schema: schema(),
                 publish: Publish::Direct,
-                evolve: false,
             })
             .collect(),
         phases: vec![Phase {

@@ -109,8 +109,12 @@ impl Authority {
     #[track_caller]
     pub fn client(&self, user: &str) -> ClientCertificate {
         let directory = tempfile::tempdir().expect("a directory for the certificate");
-        self.sign(directory.path(), &format!("/CN={user}"), "extendedKeyUsage=clientAuth\n")
-            .unwrap_or_else(|e| panic!("cannot issue a certificate for {user}: {e:#}"));
+        self.sign(
+            directory.path(),
+            &format!("/CN={user}"),
+            "extendedKeyUsage=clientAuth\n",
+        )
+        .unwrap_or_else(|e| panic!("cannot issue a certificate for {user}: {e:#}"));
         ClientCertificate { directory }
     }
 

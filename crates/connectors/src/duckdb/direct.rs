@@ -106,7 +106,7 @@ impl Applier {
     /// Takes one event.
     pub(super) fn write(&mut self, c: &mut ManagedConnection, event: Event) -> Result<()> {
         match event {
-            Event::Begin(_) | Event::Message { .. } => Ok(()),
+            Event::Begin(_) | Event::Message { .. } | Event::Compared(_) => Ok(()),
             Event::Boundary { .. } => Err(Error::bug("a boundary was written to a sink")),
             Event::Raw { .. } => Err(Error::bug("DuckDB takes no rows in wire form")),
             Event::Rows(batch) => {

@@ -112,7 +112,7 @@ impl MysqlSink {
 
     async fn take(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Begin(_) | Event::Message { .. } => Ok(()),
+            Event::Begin(_) | Event::Message { .. } | Event::Compared(_) => Ok(()),
             Event::Boundary { .. } => Err(Error::bug("a boundary was written to a sink")),
             Event::Raw { .. } => Err(Error::bug("MySQL takes no rows in wire form")),
             Event::Rows(batch) if batch.is_empty() => Ok(()),

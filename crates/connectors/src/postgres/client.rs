@@ -162,7 +162,9 @@ impl Postgres {
         let config = &self.0.config;
         let dial = async {
             let Some(tls) = &self.0.tls else {
-                return self.attempt(if config.is_socket() { Way::Local } else { Way::Plain }).await;
+                return self
+                    .attempt(if config.is_socket() { Way::Local } else { Way::Plain })
+                    .await;
             };
             match self.attempt(Way::Encrypted(tls.clone())).await {
                 // libpq's `prefer`: whatever goes wrong with encryption is tried once more without.
@@ -208,9 +210,7 @@ impl Postgres {
             .keepalives_idle(Duration::from_secs(30));
         match way {
             Way::Local => settings.ssl_mode(Wire::Disable),
-            Way::Plain => settings
-                .ssl_mode(Wire::Require)
-                .ssl_negotiation(SslNegotiation::Direct),
+            Way::Plain => settings.ssl_mode(Wire::Require).ssl_negotiation(SslNegotiation::Direct),
             Way::Encrypted(_) => settings.ssl_mode(Wire::Require),
         };
         if let Some(password) = &config.password {
@@ -429,7 +429,9 @@ impl Drop for Connection {
 /// Cancels what runs, says goodbye, and closes the socket if the server does not answer in time. The place in the
 /// limit is held until then, because the server counts the session until then.
 async fn farewell(link: Link, cancel: bool, slot: Option<OwnedSemaphorePermit>) {
-    let Link { client, mut task, way, .. } = link;
+    let Link {
+        client, mut task, way, ..
+    } = link;
     let token = client.cancel_token();
     drop(client);
     let _ = tokio::time::timeout(FAREWELL, async {

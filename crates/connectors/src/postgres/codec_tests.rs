@@ -138,7 +138,9 @@ fn what_postgres_cannot_hold_is_refused_by_name() {
     }
     let stamp = Column::new("t", ColumnType::Timestamp);
     let mut d = Decoder::new(&stamp);
-    let e = d.extend([Some(&(i64::MAX - 1).to_be_bytes()[..])].into_iter()).unwrap_err();
+    let e = d
+        .extend([Some(&(i64::MAX - 1).to_be_bytes()[..])].into_iter())
+        .unwrap_err();
     assert_eq!(e.code(), code::VALUE_UNSUPPORTED);
     assert!(e.next_step().unwrap().contains("as_text"));
 }

@@ -147,6 +147,21 @@ impl Frame {
     }
 }
 
+/// The fields of one whole tuple.
+pub fn fields(tuple: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    let mut rest = tuple.get(2..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (length, behind) = rest.split_first_chunk()?;
+        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+            rest = behind;
+            return Some(None);
+        };
+        let (field, behind) = behind.split_at_checked(length)?;
+        rest = behind;
+        Some(Some(field))
+    })
+}
+
 /// Calls `each` with every tuple of bare tuples.
 pub fn each_tuple(tuples: &[u8], mut each: impl FnMut(&[u8])) -> Result<u64> {
     let mut frame = Frame::bare(tuples);

@@ -183,16 +183,22 @@ impl Fixed {
         if count > 4 || digits.len() != count * 2 || sign & !NEGATIVE != 0 {
             return None;
         }
-        let value = digits.chunks_exact(2).fold(0u64, |v, d| {
-            v * 10_000 + u64::from(u16::from_be_bytes([d[0], d[1]]))
-        });
+        let value = digits
+            .chunks_exact(2)
+            .fold(0u64, |v, d| v * 10_000 + u64::from(u16::from_be_bytes([d[0], d[1]])));
         let shift = self.scale + 4 * (weight - count as i32 + 1);
         let value = match shift {
             0..=12 => u128::from(value) * u128::from(POWERS[shift as usize]),
             -3..0 if value % POWERS[-shift as usize] == 0 => u128::from(value / POWERS[-shift as usize]),
             _ => return None,
         };
-        (value < self.limit).then(|| if sign == NEGATIVE { -(value as i128) } else { value as i128 })
+        (value < self.limit).then(|| {
+            if sign == NEGATIVE {
+                -(value as i128)
+            } else {
+                value as i128
+            }
+        })
     }
 }
 

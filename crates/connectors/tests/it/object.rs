@@ -111,7 +111,6 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
             destination: TableId::bare(table),
             schema: schema.clone(),
             publish,
-            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),

@@ -104,7 +104,6 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
             destination: TableId::bare(table),
             schema: schema.clone(),
             publish,
-            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),

@@ -312,7 +312,11 @@ impl Transform {
                     }
                     Event::Schema(change) => change.table = self.destination_of(&change.table),
                     Event::Truncate { tables, .. } => tables.iter_mut().for_each(|t| *t = self.destination_of(t)),
-                    Event::Rows(_) | Event::Begin(_) | Event::Message { .. } | Event::Boundary { .. } => {}
+                    Event::Rows(_)
+                    | Event::Begin(_)
+                    | Event::Message { .. }
+                    | Event::Compared(_)
+                    | Event::Boundary { .. } => {}
                 }
                 let rows = accounts.read.rows;
                 for stage in &self.stages {

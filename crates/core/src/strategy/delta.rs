@@ -17,8 +17,8 @@
 
 use super::cut::{self, By, Dimension, MAX_PARTITIONS, Piece};
 use super::hash;
-use super::table::{self, Resolved, TableRequest, no_key};
 use super::steps::{Steps, Stepwise};
+use super::table::{self, Resolved, TableRequest, no_key};
 use crate::blocks::push_field;
 use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
@@ -338,11 +338,7 @@ fn told(request: &DeltaRequest, window: &Window) -> String {
 }
 
 /// Adds the columns that say which rows are deletes.
-async fn changes(
-    source: &dyn Source,
-    request: &DeltaRequest,
-    resolved: &mut Resolved,
-) -> Result<Changes> {
+async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Resolved) -> Result<Changes> {
     let mut changes = Changes::default();
     if let Deletes::Tombstone(name) = &request.deletes {
         let read = resolved.read.columns.iter().find(|c| c.source == *name);

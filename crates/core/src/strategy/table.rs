@@ -373,6 +373,18 @@ fn refused(column: &str, ty: &str, why: String) -> Error {
     Error::new(code::CONFIG_TYPE, format!("column {column} ({ty}): {why}"))
 }
 
+/// How a column of a table travels under its own name and is stored, as [`resolve`] decides it: for work that reads whole
+/// tables in another way. `there` is the destination's column of that name, if it has one.
+pub fn carry_plain(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    column: &Column,
+    there: Option<&Column>,
+) -> Result<(ReadColumn, Column)> {
+    let (from, to) = carry(source, destination, &ColumnChoice::same(&column.name), column, there)?;
+    Ok((ReadColumn::plain(&column.name, from), to))
+}
+
 /// How a column is read and how it is written; both in the same Arrow type.
 fn carry(
     source: &dyn Source,

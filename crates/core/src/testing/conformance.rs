@@ -7,7 +7,7 @@ use super::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
 use super::memory::Memory;
 use super::memory_log::{MemoryLog, MemoryTables};
 use super::rows::{Row, Rows, batch, key_of, texts};
-use super::scenario::{eventful_log, full_request, options, others_meanwhile, schema, some_rows};
+use super::scenario::{eventful_log, full_request, options, others_meanwhile, row, schema, some_rows};
 use crate::backfill::Pending;
 use crate::budget::Hold;
 use crate::change::{ChangeBatch, Event};
@@ -112,7 +112,6 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
             destination: table.clone(),
             schema: schema(),
             publish,
-            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),

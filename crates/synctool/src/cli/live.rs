@@ -257,7 +257,9 @@ async fn heartbeat(pipeline: String, progress: Arc<Progress>, over: Cancellation
     let mut rates: Vec<Rate> = Vec::new();
     let began = Instant::now();
     let seconds = std::env::var(HEARTBEAT_VARIABLE).ok().and_then(|s| s.parse().ok());
-    let every = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(HEARTBEAT);
+    let every = seconds
+        .and_then(|s| Duration::try_from_secs_f64(s).ok())
+        .unwrap_or(HEARTBEAT);
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => {}

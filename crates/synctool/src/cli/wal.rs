@@ -5,7 +5,7 @@ use super::out::{self, Reply};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{BufWriter, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use synctool_connectors::walarchive::archive::{self, Listing};
 use synctool_connectors::walarchive::names::Kind;
 use synctool_core::error::{Error, Result, code};

@@ -373,6 +373,26 @@ impl DatastoreEntry {
         }))
     }
 
+    /// A MySQL or MariaDB server, by the keys that older files know.
+    pub(super) fn mysql(connection: At<PostgresConnection>) -> Self {
+        let place = connection.with(());
+        let c = connection.into_inner();
+        DatastoreEntry::MySql(Box::new(MysqlEntry {
+            connection: Some(place.with(MysqlConnection {
+                host: c.host,
+                port: c.port,
+                user: c.user,
+                password: c.password,
+                database: c.database.or(c.dbname),
+                max_connections: c.max_connections,
+                ..MysqlConnection::default()
+            })),
+            url: None,
+            description: None,
+            tags: None,
+        }))
+    }
+
     /// A folder of Parquet files.
     pub(super) fn parquet(path: At<PathBuf>) -> Self {
         DatastoreEntry::Parquet(FileEntry {
@@ -473,7 +493,7 @@ struct MysqlConnection {
     max_connections: Option<At<u32>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(super) struct FileEntry {
     /// The file or folder; relative to this file.

@@ -654,13 +654,14 @@ impl Writing {
 
     fn mirror_history(&mut self, runs: &[Run]) {
         let pipeline = &self.run.pipeline;
-        let written = write_json(&self.outputs.history_file(pipeline), &history(runs), Lasting::PowerCut).and_then(|()| {
-            write_json(
-                &self.outputs.metrics_file(pipeline),
-                &PipelineMetrics::new(pipeline, runs),
-                Lasting::PowerCut,
-            )
-        });
+        let written =
+            write_json(&self.outputs.history_file(pipeline), &history(runs), Lasting::PowerCut).and_then(|()| {
+                write_json(
+                    &self.outputs.metrics_file(pipeline),
+                    &PipelineMetrics::new(pipeline, runs),
+                    Lasting::PowerCut,
+                )
+            });
         self.try_("history", written);
     }
 

@@ -20,10 +20,7 @@ fn held(home: &Home) -> Running {
 }
 
 fn held_at(home: &Home, name: &str, nth: u32) -> Running {
-    let point = Failpoint {
-        name: name.into(),
-        nth,
-    };
+    let point = Failpoint { name: name.into(), nth };
     let mut running = KillRun::new(&home.command(RUN)).accident(&point, Action::Stop).start();
     running.wait_stopped();
     running
@@ -80,7 +77,11 @@ fn a_second_ctrl_c_does_not_wait() {
     running.interrupt();
     let out = running.wait();
     assert_eq!(out.code, Some(130), "{}\n{}", out.stdout, out.stderr);
-    assert!(second.elapsed() < Duration::from_secs(5), "it waited {:?}", second.elapsed());
+    assert!(
+        second.elapsed() < Duration::from_secs(5),
+        "it waited {:?}",
+        second.elapsed()
+    );
     assert_eq!(out.stdout, "", "there is no summary of what was cut off");
     drop(db);
     goes_on(&home, 3);

@@ -11,7 +11,7 @@ use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadS
 use synctool_core::progress::Generation;
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::Destination;
-use synctool_core::strategy::full::carry_plain;
+use synctool_core::strategy::table::carry_plain;
 
 pub use super::shape::Initial;
 
@@ -184,6 +184,9 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
             destination: to,
             schema,
             publish: Publish::Direct,
+            changes: None,
+            evolve: false,
+            compare: None,
         });
     }
     connection.recycle();

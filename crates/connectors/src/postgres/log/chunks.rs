@@ -156,7 +156,7 @@ impl Chunks {
                     Found::Skip(n) => input.advance(n),
                     Found::Tuple(n) => {
                         for (decoder, field) in decoders.iter_mut().zip(copy::fields(&input[..n])) {
-                            decoder.push(field)?;
+                            decoder.extend(std::iter::once(field))?;
                         }
                         input.advance(n);
                         count += 1;

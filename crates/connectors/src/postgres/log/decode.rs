@@ -33,7 +33,7 @@ impl Field {
 
     fn null(&mut self) -> Result<()> {
         match self {
-            Field::Binary(d) => d.push(None),
+            Field::Binary(d) => d.extend(std::iter::once(None)),
             Field::Text { to, .. } => {
                 to.append_null();
                 Ok(())
@@ -45,7 +45,7 @@ impl Field {
     fn push(&mut self, cell: Cell<'_>) -> Result<()> {
         match (self, cell) {
             (field, Cell::Null | Cell::Unchanged) => field.null(),
-            (Field::Binary(d), Cell::Binary(bytes)) => d.push(Some(bytes)),
+            (Field::Binary(d), Cell::Binary(bytes)) => d.extend(std::iter::once(Some(bytes))),
             (Field::Text { to, column }, Cell::Text(bytes)) => {
                 let text = std::str::from_utf8(bytes).map_err(|_| {
                     malformed(column, "a text is not UTF-8")

@@ -125,7 +125,6 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
             destination: table.clone(),
             schema: schema.clone(),
             publish,
-            evolve: false,
         }],
         phases: vec![Phase {
             name: "load".into(),

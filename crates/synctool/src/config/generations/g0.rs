@@ -327,19 +327,20 @@ pub(super) fn current(file: G0File, errors: &mut Vec<ConfigError>) -> Option<Pip
 fn datastore(kind: &At<ProviderKind>, connection: At<ProviderConnection>) -> Result<DatastoreEntry, ConfigError> {
     let place = connection.with(());
     let c = connection.into_inner();
+    let server = PostgresConnection {
+        host: c.host,
+        port: c.port,
+        user: c.user,
+        password: c.password,
+        dbname: c.dbname,
+        database: c.database,
+        schema: c.schema,
+        min_connections: c.min_connections,
+        max_connections: c.max_connections,
+        ..PostgresConnection::default()
+    };
     Ok(match (**kind, c.path) {
-        (ProviderKind::Postgres, _) => DatastoreEntry::postgres(place.with(PostgresConnection {
-            host: c.host,
-            port: c.port,
-            user: c.user,
-            password: c.password,
-            dbname: c.dbname,
-            database: c.database,
-            schema: c.schema,
-            min_connections: c.min_connections,
-            max_connections: c.max_connections,
-            ..PostgresConnection::default()
-        })),
+        (ProviderKind::Postgres, _) => DatastoreEntry::postgres(place.with(server)),
         (ProviderKind::ObjectStorage, Some(path)) => DatastoreEntry::parquet(path),
         (ProviderKind::ObjectStorage | ProviderKind::S3, _) if c.s3_bucket.is_none() => {
             return Err(place
@@ -347,7 +348,7 @@ fn datastore(kind: &At<ProviderKind>, connection: At<ProviderConnection>) -> Res
                 .with_help("name the bucket, or a folder of this machine by path"));
         }
         (ProviderKind::ObjectStorage | ProviderKind::S3, _) => DatastoreEntry::S3(Anything),
-        (ProviderKind::MySql, _) => DatastoreEntry::MySql(Anything),
+        (ProviderKind::MySql, _) => DatastoreEntry::mysql(place.with(server)),
         (ProviderKind::StarRocks, _) => DatastoreEntry::StarRocks(Anything),
         (ProviderKind::ClickHouse, _) => DatastoreEntry::ClickHouse(Anything),
     })

@@ -310,8 +310,9 @@ fn touched_table(request: &AggregateRequest) -> PlannedTable {
         columns: vec![Column::new(GROUP, ColumnType::Text { max: None }).not_null()],
         key: vec![GROUP.into()],
     };
-    let table = table_name(request, "groups");
-    direct(ReadSpec::all(table.clone(), &schema.columns), table, schema)
+    // Nothing is read under its own name, so that its rows are never taken for the source's.
+    let read = ReadSpec::of(request.delta.table.source.clone(), Vec::new());
+    direct(read, table_name(request, "groups"), schema)
 }
 
 /// The table's rows by slices of their own key.

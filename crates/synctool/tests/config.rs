@@ -1,6 +1,5 @@
 //! The configuration loader against files: good ones, every kind of mistake, and noise.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};

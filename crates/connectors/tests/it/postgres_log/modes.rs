@@ -47,7 +47,7 @@ on_servers! {
             c.options.watermarks = watermarks;
             c.options.chunk_rows = 23;
             let stop = tokio_util::sync::CancellationToken::new();
-            let (synced, ()) = tokio::join!(c.catch_up(), meddle(&c.from, 60, &stop));
+            let (synced, ()) = tokio::join!(c.catch_up(), meddle(&c.from, 25, &stop));
             synced.unwrap_or_else(|e| panic!("{watermarks:?}: {e}"));
             c.catch_up().await.unwrap();
             c.assert_equal(TABLES);
@@ -66,7 +66,7 @@ on_servers! {
                    UPDATE by_three SET v = 'wrong'; INSERT INTO by_enum VALUES ('sad', -500, 0), ('glad', 30000, 0)");
         c.options.chunk_rows = 31;
         let stop = tokio_util::sync::CancellationToken::new();
-        let (synced, ()) = tokio::join!(c.catch_up(), meddle(&c.from, 40, &stop));
+        let (synced, ()) = tokio::join!(c.catch_up(), meddle(&c.from, 20, &stop));
         synced.unwrap();
         c.catch_up().await.unwrap();
         c.assert_equal(TABLES);
@@ -79,7 +79,7 @@ on_servers! {
         c.catch_up().await.unwrap();
         let before = c.confirmed();
         let stop = tokio_util::sync::CancellationToken::new();
-        meddle(&c.from, 30, &stop).await;
+        meddle(&c.from, 12, &stop).await;
         c.from.psql("INSERT INTO by_enum SELECT 'glad', 20000 + i, i FROM generate_series(1, 5000) i");
         c.options.catch_up_bytes = Some(1 << 16);
         c.options.peek_changes = 500;
@@ -87,9 +87,9 @@ on_servers! {
         c.assert_equal(TABLES);
         assert_ne!(c.confirmed(), before);
         // And with traffic beside it, so that both ways are taken in one run.
-        meddle(&c.from, 30, &stop).await;
+        meddle(&c.from, 12, &stop).await;
         let running = Following::start(&c).await;
-        meddle(&c.from, 20, &stop).await;
+        meddle(&c.from, 8, &stop).await;
         for t in TABLES {
             let sql = format!("SELECT md5(t::text) FROM {t} t");
             shapes::until_equal(&c, &sql, &sql).await;

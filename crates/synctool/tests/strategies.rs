@@ -1,0 +1,381 @@
+//! Delta, hash and aggregate by the whole program between real servers: what the brief prints, writers that commit late,
+//! comparisons across engines, and kill -9 at every kind of failpoint.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use synctool_testkit::kill::{Action, KillRun, spread};
+use synctool_testkit::{MariaDb, PgVersion, Postgres, TestDb};
+use tempfile::TempDir;
+
+/// A folder with a datastores file and pipelines.
+struct Place(TempDir);
+
+impl Place {
+    fn new(datastores: &[(&str, String)]) -> Place {
+        let place = Place(tempfile::tempdir().expect("a folder"));
+        let mut text = String::from("datastores:\n");
+        for (name, entry) in datastores {
+            text.push_str(&format!("  {name}: {entry}\n"));
+        }
+        place.write("datastores.yaml", &text);
+        place
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path().join(name), text).expect("written");
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
+        command.current_dir(self.path()).args(arguments);
+        command
+    }
+
+    fn synctool(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the program starts")
+    }
+
+    /// Runs and expects an exit code; the JSON on stdout.
+    fn json(&self, arguments: &[&str], exit: i32) -> serde_json::Value {
+        let output = self.synctool(&[arguments, &["--output", "json"]].concat());
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {told}");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {told}"))
+    }
+}
+
+fn postgres(db: &TestDb) -> String {
+    format!("{{type: postgres, connection: {{url: \"{}\"}}}}", db.url())
+}
+
+const ORDERS: &str = "CREATE TABLE orders(order_id int PRIMARY KEY, user_id int NOT NULL, amount numeric(10,2),
+        discount numeric(10,2), order_date timestamp NOT NULL, updated_at timestamp NOT NULL);
+    INSERT INTO orders VALUES (1, 101, 50.00, 0, '2024-01-15', '2024-01-15 10:00'),
+        (2, 101, 30.00, 0, '2024-01-15', '2024-01-15 11:00'), (3, 102, 75.00, 0, '2024-01-15', '2024-01-15 12:00');";
+
+const TOTALS: &str = "SELECT string_agg(concat_ws(' ', user_id, date, num_orders, amount, last_updated_at), ', ' ORDER BY user_id, date)
+    FROM analytics.user_daily_orders_aggregate";
+
+#[test]
+fn the_brief_s_aggregate_gives_the_printed_table() {
+    for version in [PgVersion::V15, PgVersion::V18] {
+        let db = Postgres::shared(version).database("brief_aggregate");
+        db.psql(ORDERS);
+        let place = Place::new(&[("local_postgres", postgres(&db))]);
+        place.write(
+            "aggregate.yaml",
+            include_str!("config/brief/user_daily_orders_aggregate.yaml"),
+        );
+        place.json(&["run", "aggregate.yaml"], 0);
+        assert_eq!(
+            db.psql(TOTALS).trim(),
+            "101 2024-01-15 2 80.00 2024-01-15 11:00:00, 102 2024-01-15 1 75.00 2024-01-15 12:00:00"
+        );
+        db.psql("UPDATE orders SET amount = 40.00, updated_at = '2024-01-15 14:00' WHERE order_id = 2");
+        // The stamp of the example lies in the past, so the window must reach back to it.
+        db.psql("UPDATE synctool.memory SET value = '2024-01-15 13:00:00' WHERE fact LIKE 'delta:%'");
+        place.json(&["run", "aggregate.yaml"], 0);
+        assert_eq!(
+            db.psql(TOTALS).trim(),
+            "101 2024-01-15 2 90.00 2024-01-15 14:00:00, 102 2024-01-15 1 75.00 2024-01-15 12:00:00"
+        );
+        // An order that moves to another user corrects both, and a user without orders is gone.
+        db.psql("UPDATE orders SET user_id = 101, updated_at = '2024-01-15 15:00' WHERE order_id = 3");
+        db.psql("UPDATE synctool.memory SET value = '2024-01-15 14:30:00' WHERE fact LIKE 'delta:%'");
+        place.json(&["run", "aggregate.yaml"], 0);
+        assert_eq!(
+            db.psql(TOTALS).trim(),
+            "101 2024-01-15 3 165.00 2024-01-15 15:00:00",
+            "the group that the row left is corrected too"
+        );
+    }
+}
+
+#[test]
+fn the_brief_s_row_pipelines_run_as_printed() {
+    let source = Postgres::shared(PgVersion::V18).database("brief_from");
+    let dest = Postgres::shared(PgVersion::V18).database("brief_to");
+    source.psql(
+        "CREATE TABLE users(id int PRIMARY KEY, name text, email text, updated_at timestamp DEFAULT now());
+         INSERT INTO users SELECT i, 'n' || i, 'e' || i FROM generate_series(1, 500) i",
+    );
+    let place = Place::new(&[("source_db", postgres(&source)), ("dest_db", postgres(&dest))]);
+    for (name, text) in [
+        ("first.yaml", include_str!("config/brief/my_first_pipeline.yaml")),
+        ("rows.yaml", include_str!("config/brief/users_row_sync.yaml")),
+    ] {
+        dest.psql("DROP TABLE IF EXISTS users_copy");
+        place.write(name, text);
+        let first = place.json(&["run", name], 0);
+        assert_eq!(first["inserted"], 500, "{name}: {first}");
+        let again = place.json(&["run", name], 0);
+        assert_eq!(again["read"].as_u64().unwrap() + again["inserted"].as_u64().unwrap(), 0, "{name}: {again}");
+        place.json(&["verify", name], 0);
+    }
+}
+
+/// Writers of which some hold their transaction open, and syncs all the while; every row must arrive, and be read once.
+fn late_commits(write: impl Fn(u32, u32) + Sync, sync: impl Fn() -> u64, finish: impl Fn()) -> (u64, u64) {
+    let stop = AtomicBool::new(false);
+    let (mut reads, mut syncs) = (0, 0);
+    std::thread::scope(|scope| {
+        for writer in 0..8 {
+            let (write, stop) = (&write, &stop);
+            scope.spawn(move || {
+                for n in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    write(writer, n);
+                }
+            });
+        }
+        let until = Instant::now() + Duration::from_secs(if std::env::var_os("SYNCTOOL_SOAK").is_some() { 60 } else { 12 });
+        while Instant::now() < until {
+            reads += sync();
+            syncs += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    finish();
+    // The margin is a second: what was stamped last settles when it has passed.
+    let settled = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < settled {
+        reads += sync();
+    }
+    (reads, syncs)
+}
+
+const EVENTS: &str = "name: late\nsource: {datastore: from, table: EVENTS}\ndestination: {datastore: to, table: EVENTS}\n\
+    strategies: [{name: delta, type: delta, column: updated_at}]\n";
+
+#[test]
+fn a_delta_loses_nothing_of_transactions_that_commit_late() {
+    for version in [PgVersion::V15, PgVersion::V18] {
+        let source = Postgres::shared(version).database("late_from");
+        let dest = Postgres::shared(version).database("late_to");
+        source.psql("CREATE TABLE events(id bigserial PRIMARY KEY, writer int, updated_at timestamptz NOT NULL DEFAULT now())");
+        let place = Place::new(&[("from", postgres(&source)), ("to", postgres(&dest))]);
+        place.write("late.yaml", &EVENTS.replace("EVENTS", "public.events"));
+        let write = |writer: u32, n: u32| {
+            // One in ten stamps its rows and holds them back.
+            let hold = if (writer + n).is_multiple_of(10) { 0.2 + f64::from(n % 7) * 0.3 } else { 0.0 };
+            source.psql(&format!(
+                "BEGIN; INSERT INTO events(writer) SELECT {writer} FROM generate_series(1, 5); SELECT pg_sleep({hold}); COMMIT"
+            ));
+        };
+        let sync = || place.json(&["run", "late.yaml"], 0)["read"].as_u64().expect("a count");
+        let (reads, syncs) = late_commits(write, sync, || ());
+        let rows: u64 = source.psql("SELECT count(*) FROM events").trim().parse().unwrap();
+        assert!(rows > 100 && syncs > 3, "{rows} rows in {syncs} syncs prove little");
+        let ids = "SELECT md5(string_agg(id::text, ',' ORDER BY id)) FROM events";
+        assert_eq!(dest.psql(ids), source.psql(ids), "{rows} rows were written, some are lost");
+        assert!(
+            reads as f64 <= rows as f64 * 1.05,
+            "{reads} reads of {rows} rows: each should be read once"
+        );
+    }
+}
+
+#[test]
+fn a_delta_from_mariadb_loses_nothing_either() {
+    let server = MariaDb::shared().database("late_from");
+    let dest = Postgres::shared(PgVersion::V18).database("late_maria");
+    server.sql(
+        "CREATE TABLE events(id bigint AUTO_INCREMENT PRIMARY KEY, writer int,
+            updated_at timestamp(6) NOT NULL DEFAULT current_timestamp(6))",
+    );
+    let place = Place::new(&[
+        ("from", format!("{{type: mysql, url: \"{}\"}}", server.url())),
+        ("to", postgres(&dest)),
+    ]);
+    place.write("late.yaml", &EVENTS.replace("EVENTS", "events"));
+    let write = |writer: u32, n: u32| {
+        let hold = if (writer + n).is_multiple_of(10) { 0.2 + f64::from(n % 7) * 0.3 } else { 0.0 };
+        let rows = vec![format!("({writer})"); 5].join(", ");
+        server.sql(&format!(
+            "START TRANSACTION; INSERT INTO events(writer) VALUES {rows}; SELECT sleep({hold}); COMMIT"
+        ));
+    };
+    let sync = || place.json(&["run", "late.yaml"], 0)["read"].as_u64().expect("a count");
+    let (reads, syncs) = late_commits(write, sync, || ());
+    let rows: u64 = server.sql("SELECT count(*) FROM events").trim().parse().unwrap();
+    assert!(rows > 50 && syncs > 3, "{rows} rows in {syncs} syncs prove little");
+    assert_eq!(dest.psql("SELECT count(*) FROM events").trim(), rows.to_string());
+    assert!(reads as f64 <= rows as f64 * 1.05, "{reads} reads of {rows} rows");
+}
+
+#[test]
+fn a_delta_without_the_right_to_see_transactions_is_refused() {
+    let source = Postgres::shared(PgVersion::V18).database("blind_from");
+    let dest = Postgres::shared(PgVersion::V18).database("blind_to");
+    source.psql(
+        "CREATE TABLE events(id int PRIMARY KEY, updated_at timestamptz DEFAULT now()); INSERT INTO events VALUES (1);
+         DROP ROLE IF EXISTS blind; CREATE ROLE blind LOGIN; GRANT SELECT ON events TO blind",
+    );
+    let from = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", source.url_as("blind"));
+    let place = Place::new(&[("from", from), ("to", postgres(&dest))]);
+    place.write("late.yaml", &EVENTS.replace("EVENTS", "public.events"));
+    // Somebody else's session is what it cannot see.
+    let other = source.url();
+    let mut holder = Command::new("psql")
+        .args(["-qX", &other, "-c", "BEGIN; SELECT 1; SELECT pg_sleep(30)"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("psql starts");
+    synctool_testkit::wait_for("the other session", Duration::from_secs(20), || {
+        source.psql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%' AND datname = current_database() AND pid <> pg_backend_pid()").trim() != "0"
+    });
+    let refused = place.synctool(&["run", "late.yaml"]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let _ = holder.kill();
+    let _ = holder.wait();
+    assert!(!refused.status.success(), "{told}");
+    assert!(told.contains("pg_read_all_stats"), "the missing grant is named: {told}");
+}
+
+const ITEMS: &str = "CREATE TABLE items(id bigint PRIMARY KEY, qty int, price numeric(12,2), note varchar(200), day date);
+    INSERT INTO items SELECT i, i % 100, i / 8.0, CASE WHEN i % 3 = 0 THEN NULL WHEN i % 7 = 0 THEN '' ELSE 'näme ' || i END,
+        date '2024-01-01' + (i % 500)::int FROM generate_series(1, 3000) i;";
+
+#[test]
+fn differences_are_found_and_mended_across_engines() {
+    let source = Postgres::shared(PgVersion::V18).database("diff_from");
+    source.psql(ITEMS);
+    let maria = MariaDb::shared().database("diff_to");
+    let other = Postgres::shared(PgVersion::V15).database("diff_to");
+    let place = Place::new(&[
+        ("from", postgres(&source)),
+        ("postgres", postgres(&other)),
+        ("maria", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
+        ("lite", "{type: sqlite, path: copy.db}".into()),
+    ]);
+    let change = "DELETE FROM items WHERE id IN (5, 1500); UPDATE items SET note = 'changed here' WHERE id = 700;
+        INSERT INTO items VALUES (9001, 1, 1, 'too many', NULL)";
+    for to in ["postgres", "maria", "lite"] {
+        let name = format!("{to}.yaml");
+        place.write(
+            &name,
+            &format!(
+                "name: to_{to}\nsource: {{datastore: from, table: public.items}}\n\
+                 destination: {{datastore: {to}, table: items}}\n\
+                 strategies: [{{name: full, type: full}}, {{name: hash, type: hash}}]\n"
+            ),
+        );
+        place.json(&["run", &name, "--strategy", "full"], 0);
+        let equal = place.json(&["verify", &name], 0);
+        assert_eq!(equal["compared"]["source"], 3000, "{to}: {equal}");
+        match to {
+            "postgres" => drop(other.psql(change)),
+            "maria" => change.split(';').for_each(|sql| drop(maria.sql(sql))),
+            _ => rusqlite::Connection::open(place.path().join("copy.db"))
+                .expect("opens")
+                .execute_batch(change)
+                .expect("changes"),
+        }
+        let found = place.json(&["verify", &name], 3);
+        let compared = &found["compared"];
+        assert_eq!(
+            (&compared["differing"], &compared["only_source"], &compared["only_destination"]),
+            (&1.into(), &2.into(), &1.into()),
+            "{to}: {found}"
+        );
+        let shown = place.json(&["repair", &name, "--dry-run"], 3);
+        assert_eq!(shown["compared"], found["compared"], "{to}: looking changes nothing");
+        let mended = place.json(&["repair", &name], 0);
+        assert_eq!(
+            (&mended["inserted"], &mended["updated"], &mended["deleted"]),
+            (&2.into(), &1.into(), &1.into()),
+            "{to}: {mended}"
+        );
+        place.json(&["verify", &name], 0);
+        let nothing = place.json(&["run", &name, "--strategy", "hash"], 0);
+        assert_eq!(nothing["read"], 0, "{to}: {nothing}");
+    }
+}
+
+/// Kills per strategy.
+fn kills() -> usize {
+    if std::env::var_os("SYNCTOOL_SOAK").is_some() { 200 } else { 12 }
+}
+
+fn killed_everywhere(pipeline: &str, prepare: impl Fn(&TestDb, &TestDb), wanted: &str, found: &str) {
+    let source = Postgres::shared(PgVersion::V18).database("killed_from");
+    let dest = Postgres::shared(PgVersion::V18).database("killed_to");
+    let place = Place::new(&[("from", postgres(&source)), ("to", postgres(&dest))]);
+    place.write("killed.yaml", pipeline);
+    let command = place.command(&["run", "killed.yaml", "--output", "json"]);
+    let fresh = || {
+        source.psql("DROP TABLE IF EXISTS items CASCADE");
+        dest.psql("DROP SCHEMA IF EXISTS synctool CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public");
+        let _ = std::fs::remove_dir_all(place.path().join("data"));
+        source.psql(
+            "CREATE TABLE items(id bigint PRIMARY KEY, grp int, v int, updated_at timestamptz NOT NULL DEFAULT now());
+             INSERT INTO items SELECT i, i % 20, i, now() - interval '1 hour' FROM generate_series(1, 400) i",
+        );
+        prepare(&source, &dest);
+    };
+    fresh();
+    let points = KillRun::new(&command).failpoints_reached();
+    assert_eq!(dest.psql(found), source.psql(wanted), "undisturbed");
+    let points = spread(&points, kills());
+    assert!(points.len() > 5, "only {} failpoints", points.len());
+    for point in &points {
+        fresh();
+        let outcome = KillRun::new(&command).accident(point, Action::Kill).run();
+        assert!(outcome.killed || outcome.code == Some(0), "{point}: {}", outcome.stderr);
+        let again = KillRun::new(&command).run();
+        assert_eq!(again.code, Some(0), "killed at {point}, the next run failed: {}", again.stderr);
+        assert_eq!(dest.psql(found), source.psql(wanted), "killed at {point}");
+    }
+}
+
+const ENDS: &str = "source: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n";
+const ALL: &str = "SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM";
+
+#[test]
+fn a_hash_run_killed_anywhere_ends_equal() {
+    killed_everywhere(
+        &format!("name: k\n{ENDS}strategies: [{{name: hash, type: hash}}]\n"),
+        |source, dest| {
+            dest.psql("CREATE TABLE copies(id bigint PRIMARY KEY, grp int, v int, updated_at timestamptz NOT NULL)");
+            let rows = source.psql("SELECT string_agg(format('(%s, %s, %s, %L)', id, grp, v, updated_at), ',') FROM items");
+            dest.psql(&format!("INSERT INTO copies VALUES {rows}"));
+            dest.psql("DELETE FROM copies WHERE id % 97 = 0; UPDATE copies SET v = -1 WHERE id % 89 = 0; INSERT INTO copies VALUES (900, 1, 1, now())");
+        },
+        &format!("{ALL} items t"),
+        &format!("{ALL} copies t"),
+    );
+}
+
+#[test]
+fn a_delta_killed_anywhere_ends_equal() {
+    killed_everywhere(
+        &format!(
+            "name: k\n{ENDS}strategies: [{{name: delta, type: delta, column: updated_at, deletes: anti_join, margin: 1ms}}]\n"
+        ),
+        |_, _| (),
+        &format!("{ALL} items t"),
+        &format!("{ALL} copies t"),
+    );
+}
+
+#[test]
+fn an_aggregate_killed_anywhere_ends_equal() {
+    killed_everywhere(
+        &format!(
+            "name: k\n{ENDS}sync_type: aggregate\ngroup_by: [grp]\ncolumns:\n  - grp\n  - {{dest: n, expr: count(*)}}\n  \
+             - {{dest: total, expr: sum(v)}}\nstrategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms}}]\n"
+        ),
+        |_, _| (),
+        "SELECT string_agg(concat_ws(' ', grp, n, total), ',' ORDER BY grp) FROM
+            (SELECT grp, count(*) n, sum(v) total FROM items GROUP BY grp) g",
+        "SELECT string_agg(concat_ws(' ', grp, n, total), ',' ORDER BY grp) FROM copies",
+    );
+}

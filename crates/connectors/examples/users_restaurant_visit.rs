@@ -18,9 +18,8 @@ use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig
 use synctool_core::change::{ChangeBatch, Op};
 use synctool_core::engine::Engine;
 use synctool_core::error::Result;
-use synctool_core::ledger::StageAccount;
 use synctool_core::schema::{TableId, TableSchema};
-use synctool_core::stage::{Stage, Stages};
+use synctool_core::stage::{Stage, Staged, Stages};
 use synctool_core::text;
 
 const TABLES: &str = "
@@ -56,7 +55,7 @@ impl Stage for Print {
         "print"
     }
 
-    async fn apply(&mut self, batch: ChangeBatch) -> Result<(Vec<ChangeBatch>, StageAccount)> {
+    async fn apply(&mut self, batch: ChangeBatch) -> Result<Staged> {
         for row in 0..batch.len() {
             let what = match batch.ops.get(row) {
                 Op::Insert => "insert",
@@ -72,13 +71,7 @@ impl Stage for Print {
             }
             println!("{:>6} {}: {}", what, batch.table.name, cells.join(" | "));
         }
-        let rows = batch.len() as u64;
-        let account = StageAccount {
-            rows_in: rows,
-            rows_out: rows,
-            ..StageAccount::default()
-        };
-        Ok((vec![batch], account))
+        Ok(Staged::all(batch))
     }
 }
 

@@ -59,7 +59,8 @@ const ORDERS: &str = "CREATE TABLE orders(order_id int PRIMARY KEY, user_id int 
     INSERT INTO orders VALUES (1, 101, 50.00, 0, '2024-01-15', '2024-01-15 10:00'),
         (2, 101, 30.00, 0, '2024-01-15', '2024-01-15 11:00'), (3, 102, 75.00, 0, '2024-01-15', '2024-01-15 12:00');";
 
-const TOTALS: &str = "SELECT string_agg(concat_ws(' ', user_id, date, num_orders, amount, last_updated_at), ', ' ORDER BY user_id, date)
+const TOTALS: &str =
+    "SELECT string_agg(concat_ws(' ', user_id, date, num_orders, amount, last_updated_at), ', ' ORDER BY user_id, date)
     FROM analytics.user_daily_orders_aggregate";
 
 #[test]
@@ -115,7 +116,11 @@ fn the_brief_s_row_pipelines_run_as_printed() {
         let first = place.json(&["run", name], 0);
         assert_eq!(first["inserted"], 500, "{name}: {first}");
         let again = place.json(&["run", name], 0);
-        assert_eq!(again["read"].as_u64().unwrap() + again["inserted"].as_u64().unwrap(), 0, "{name}: {again}");
+        assert_eq!(
+            again["read"].as_u64().unwrap() + again["inserted"].as_u64().unwrap(),
+            0,
+            "{name}: {again}"
+        );
         place.json(&["verify", name], 0);
     }
 }
@@ -136,7 +141,12 @@ fn late_commits(write: impl Fn(u32, u32) + Sync, sync: impl Fn() -> u64, finish:
                 }
             });
         }
-        let until = Instant::now() + Duration::from_secs(if std::env::var_os("SYNCTOOL_SOAK").is_some() { 60 } else { 12 });
+        let until = Instant::now()
+            + Duration::from_secs(if std::env::var_os("SYNCTOOL_SOAK").is_some() {
+                60
+            } else {
+                12
+            });
         while Instant::now() < until {
             reads += sync();
             syncs += 1;
@@ -160,12 +170,18 @@ fn a_delta_loses_nothing_of_transactions_that_commit_late() {
     for version in [PgVersion::V15, PgVersion::V18] {
         let source = Postgres::shared(version).database("late_from");
         let dest = Postgres::shared(version).database("late_to");
-        source.psql("CREATE TABLE events(id bigserial PRIMARY KEY, writer int, updated_at timestamptz NOT NULL DEFAULT now())");
+        source.psql(
+            "CREATE TABLE events(id bigserial PRIMARY KEY, writer int, updated_at timestamptz NOT NULL DEFAULT now())",
+        );
         let place = Place::new(&[("from", postgres(&source)), ("to", postgres(&dest))]);
         place.write("late.yaml", &EVENTS.replace("EVENTS", "public.events"));
         let write = |writer: u32, n: u32| {
             // One in ten stamps its rows and holds them back.
-            let hold = if (writer + n).is_multiple_of(10) { 0.2 + f64::from(n % 7) * 0.3 } else { 0.0 };
+            let hold = if (writer + n).is_multiple_of(10) {
+                0.2 + f64::from(n % 7) * 0.3
+            } else {
+                0.0
+            };
             source.psql(&format!(
                 "BEGIN; INSERT INTO events(writer) SELECT {writer} FROM generate_series(1, 5); SELECT pg_sleep({hold}); COMMIT"
             ));
@@ -175,7 +191,11 @@ fn a_delta_loses_nothing_of_transactions_that_commit_late() {
         let rows: u64 = source.psql("SELECT count(*) FROM events").trim().parse().unwrap();
         assert!(rows > 100 && syncs > 3, "{rows} rows in {syncs} syncs prove little");
         let ids = "SELECT md5(string_agg(id::text, ',' ORDER BY id)) FROM events";
-        assert_eq!(dest.psql(ids), source.psql(ids), "{rows} rows were written, some are lost");
+        assert_eq!(
+            dest.psql(ids),
+            source.psql(ids),
+            "{rows} rows were written, some are lost"
+        );
         assert!(
             reads as f64 <= rows as f64 * 1.05,
             "{reads} reads of {rows} rows: each should be read once"
@@ -197,7 +217,11 @@ fn a_delta_from_mariadb_loses_nothing_either() {
     ]);
     place.write("late.yaml", &EVENTS.replace("EVENTS", "events"));
     let write = |writer: u32, n: u32| {
-        let hold = if (writer + n).is_multiple_of(10) { 0.2 + f64::from(n % 7) * 0.3 } else { 0.0 };
+        let hold = if (writer + n).is_multiple_of(10) {
+            0.2 + f64::from(n % 7) * 0.3
+        } else {
+            0.0
+        };
         let rows = vec![format!("({writer})"); 5].join(", ");
         server.sql(&format!(
             "START TRANSACTION; INSERT INTO events(writer) VALUES {rows}; SELECT sleep({hold}); COMMIT"
@@ -219,7 +243,10 @@ fn a_delta_without_the_right_to_see_transactions_is_refused() {
         "CREATE TABLE events(id int PRIMARY KEY, updated_at timestamptz DEFAULT now()); INSERT INTO events VALUES (1);
          DROP ROLE IF EXISTS blind; CREATE ROLE blind LOGIN; GRANT SELECT ON events TO blind",
     );
-    let from = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", source.url_as("blind"));
+    let from = format!(
+        "{{type: postgres, connection: {{url: \"{}\"}}}}",
+        source.url_as("blind")
+    );
     let place = Place::new(&[("from", from), ("to", postgres(&dest))]);
     place.write("late.yaml", &EVENTS.replace("EVENTS", "public.events"));
     // Somebody else's session is what it cannot see.
@@ -282,7 +309,11 @@ fn differences_are_found_and_mended_across_engines() {
         let found = place.json(&["verify", &name], 3);
         let compared = &found["compared"];
         assert_eq!(
-            (&compared["differing"], &compared["only_source"], &compared["only_destination"]),
+            (
+                &compared["differing"],
+                &compared["only_source"],
+                &compared["only_destination"]
+            ),
             (&1.into(), &2.into(), &1.into()),
             "{to}: {found}"
         );
@@ -302,7 +333,11 @@ fn differences_are_found_and_mended_across_engines() {
 
 /// Kills per strategy.
 fn kills() -> usize {
-    if std::env::var_os("SYNCTOOL_SOAK").is_some() { 200 } else { 12 }
+    if std::env::var_os("SYNCTOOL_SOAK").is_some() {
+        200
+    } else {
+        12
+    }
 }
 
 fn killed_everywhere(pipeline: &str, prepare: impl Fn(&TestDb, &TestDb), wanted: &str, found: &str) {
@@ -331,12 +366,18 @@ fn killed_everywhere(pipeline: &str, prepare: impl Fn(&TestDb, &TestDb), wanted:
         let outcome = KillRun::new(&command).accident(point, Action::Kill).run();
         assert!(outcome.killed || outcome.code == Some(0), "{point}: {}", outcome.stderr);
         let again = KillRun::new(&command).run();
-        assert_eq!(again.code, Some(0), "killed at {point}, the next run failed: {}", again.stderr);
+        assert_eq!(
+            again.code,
+            Some(0),
+            "killed at {point}, the next run failed: {}",
+            again.stderr
+        );
         assert_eq!(dest.psql(found), source.psql(wanted), "killed at {point}");
     }
 }
 
-const ENDS: &str = "source: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n";
+const ENDS: &str =
+    "source: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n";
 const ALL: &str = "SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM";
 
 #[test]
@@ -345,7 +386,8 @@ fn a_hash_run_killed_anywhere_ends_equal() {
         &format!("name: k\n{ENDS}strategies: [{{name: hash, type: hash}}]\n"),
         |source, dest| {
             dest.psql("CREATE TABLE copies(id bigint PRIMARY KEY, grp int, v int, updated_at timestamptz NOT NULL)");
-            let rows = source.psql("SELECT string_agg(format('(%s, %s, %s, %L)', id, grp, v, updated_at), ',') FROM items");
+            let rows =
+                source.psql("SELECT string_agg(format('(%s, %s, %s, %L)', id, grp, v, updated_at), ',') FROM items");
             dest.psql(&format!("INSERT INTO copies VALUES {rows}"));
             dest.psql("DELETE FROM copies WHERE id % 97 = 0; UPDATE copies SET v = -1 WHERE id % 89 = 0; INSERT INTO copies VALUES (900, 1, 1, now())");
         },

@@ -7,12 +7,13 @@ use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, Par
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashes, RowForm};
 use synctool_core::engine::{Engine, Options};
-use synctool_core::plan::{DeleteGuard, ReadSpec, Slice, Verify};
+use synctool_core::plan::{ReadSpec, Slice, Verify};
 use synctool_core::query::{Comparison, Condition, Cut, Term, Test};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::sink::{Destination, Fidelity};
 use synctool_core::source::{ReadContext, Source};
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
+use synctool_core::strategy::table::TableRequest;
 use synctool_core::testing::conformance::edges;
 use synctool_core::testing::memory::Memory;
 use synctool_core::testing::memory_log::MemoryTables;
@@ -96,21 +97,16 @@ async fn load(place: &Place, schema: &TableSchema, rows: &[Row]) {
     engine.options = Options::default();
     let engine = Arc::new(engine);
     let request = FullRequest {
-        pipeline: "p".into(),
-        run_id: "20260101_000000_abcdef".into(),
-        source: table(),
-        destination: table(),
-        columns: None,
-        key: None,
-        step: None,
-        bounds: None,
+        table: TableRequest {
+            run_id: "20260101_000000_abcdef".into(),
+            partition_bytes: 64 << 20,
+            semantics: serde_json::Value::Null,
+            now: "2026-01-01T00:00:00Z".into(),
+            ..TableRequest::new("p", table(), table())
+        },
         mode: FullMode::Swap,
         verify: Some(Verify::Count),
-        guard: DeleteGuard::default(),
-        raw: true,
-        partition_bytes: 64 << 20,
-        semantics: serde_json::Value::Null,
-        now: "2026-01-01T00:00:00Z".into(),
+        remember: Default::default(),
     };
     let draft = full::plan(
         source.as_ref(),

@@ -98,6 +98,9 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
         tables: vec![PlannedTable {
+            changes: None,
+            compare: None,
+            evolve: false,
             read: ReadSpec::all(TableId::bare(table), &schema.columns),
             destination: TableId::bare(table),
             schema: schema.clone(),
@@ -124,6 +127,7 @@ fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
         to: to.into(),
         done,
         accounts: Accounts {
+            compared: Default::default(),
             read: tally,
             stages: Vec::new(),
             written: tally,

@@ -136,6 +136,7 @@ fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
         to: to.into(),
         done,
         accounts: Accounts {
+            compared: Default::default(),
             read: tally,
             stages: Vec::new(),
             written: tally,

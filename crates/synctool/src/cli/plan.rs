@@ -41,16 +41,20 @@ fn columns(preview: &Preview) -> Vec<Row> {
         return Vec::new();
     };
     let written = &table.schema;
-    (table.read.columns.iter().zip(&written.columns))
+    (written.columns.iter())
         .zip(&preview.columns)
-        .map(|((read, column), stored)| Row {
-            source: read.source.clone(),
+        .map(|(column, stored)| {
+            let read = table.read.columns.iter().find(|r| r.column.name == column.name);
+            (column, stored, read)
+        })
+        .map(|(column, stored, read)| Row {
+            // What no column of the source is read for is made on the way.
+            source: read.map_or_else(|| "(made)".into(), |r| r.term().to_string()),
             destination: column.name.clone(),
-            from: read
-                .column
-                .source_type
-                .clone()
-                .unwrap_or_else(|| read.column.ty.to_string()),
+            from: read.map_or_else(
+                || column.ty.to_string(),
+                |r| r.column.source_type.clone().unwrap_or_else(|| r.column.ty.to_string()),
+            ),
             to: stored.type_name.clone(),
             fidelity: match &stored.fidelity {
                 Fidelity::Exact => ("exact", String::new()),

@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn a_folder_without_segments_says_so() {
-        let error = segments(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("src")]).unwrap_err();
+        let error = segments(&[std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")]).unwrap_err();
         assert_eq!(error.code(), code::FILE);
     }
 }

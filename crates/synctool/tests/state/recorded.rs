@@ -33,7 +33,6 @@ pub(crate) fn plan(pipeline: &str, run_id: &str, publish: Publish, partitions: &
                 key: Vec::new(),
             },
             publish,
-            evolve: false,
         }],
         phases: vec![Phase {
             name: "copy".into(),

@@ -7,10 +7,11 @@ use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::engine::{Engine, Observer, RunEvent};
 use synctool_core::error::{Result, code};
 use synctool_core::ledger::Ledger;
-use synctool_core::plan::{DeleteGuard, Verify};
+use synctool_core::plan::Verify;
 use synctool_core::schema::{ColumnType, TableId};
 use synctool_core::source::Source;
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
+use synctool_core::strategy::table::TableRequest;
 use synctool_testkit::{PgVersion, Postgres as PostgresServer};
 use synctool_transform::{
     CacheSpec, CastTo, Chain, EnrichJoin, EnrichSpec, Field, JoinOn, NamedStage, Projected, Several, StageSpec,
@@ -62,21 +63,16 @@ impl World {
         let engine = Arc::new(engine);
         let semantics = serde_json::json!({});
         let request = FullRequest {
-            pipeline: "p".into(),
-            run_id: "r".into(),
-            source: TableId::bare("orders"),
-            destination: TableId::bare("orders_enriched"),
-            columns: None,
-            key: None,
-            step: None,
-            bounds: None,
+            table: TableRequest {
+                run_id: "r".into(),
+                partition_bytes: 1 << 20,
+                semantics: semantics.clone(),
+                now: "2026-01-01T00:00:00Z".into(),
+                ..TableRequest::new("p", TableId::bare("orders"), TableId::bare("orders_enriched"))
+            },
             mode: FullMode::Auto,
             verify: Some(Verify::Hash),
-            guard: DeleteGuard::default(),
-            raw: true,
-            partition_bytes: 1 << 20,
-            semantics: semantics.clone(),
-            now: "2026-01-01T00:00:00Z".into(),
+            remember: Default::default(),
         };
         let draft = full::plan(self.from.as_ref(), to.as_ref(), engine.stages.as_ref(), request);
         let (plan, resumed) = engine.plan("p", &semantics, draft).await?;

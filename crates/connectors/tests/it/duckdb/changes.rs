@@ -66,6 +66,8 @@ fn plan(schema: &TableSchema, evolve: bool) -> Plan {
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
         tables: vec![PlannedTable {
+            changes: None,
+            compare: None,
             read: ReadSpec::all(table.clone(), &schema.columns),
             destination: table,
             schema: schema.clone(),

@@ -9,6 +9,7 @@ use synctool_core::retry::RetryPolicy;
 use synctool_core::schema::{Column, ColumnType};
 use synctool_core::sink::Fidelity;
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
+use synctool_core::strategy::table::TableRequest;
 use synctool_testkit::{PgVersion, Postgres};
 
 async fn full_run(
@@ -31,21 +32,16 @@ async fn full_run(
     let semantics = serde_json::json!({"table": from.to_string()});
     let pipeline = format!("{from} to {to}");
     let request = FullRequest {
-        pipeline: pipeline.clone(),
-        run_id: "20260101_000000_abcdef".into(),
-        source: from,
-        destination: to,
-        columns: None,
-        key: None,
-        step: None,
-        bounds: None,
+        table: TableRequest {
+            run_id: "20260101_000000_abcdef".into(),
+            partition_bytes: 64 << 20,
+            semantics: semantics.clone(),
+            now: "2026-01-01T00:00:00Z".into(),
+            ..TableRequest::new(pipeline.clone(), from, to)
+        },
         mode,
         verify: Some(Verify::Hash),
-        guard: DeleteGuard::default(),
-        raw: true,
-        partition_bytes: 64 << 20,
-        semantics: semantics.clone(),
-        now: "2026-01-01T00:00:00Z".into(),
+        remember: Default::default(),
     };
     let draft = full::plan(source.as_ref(), destination.as_ref(), engine.stages.as_ref(), request);
     let (plan, resumed) = engine.plan(&pipeline, &semantics, draft).await?;

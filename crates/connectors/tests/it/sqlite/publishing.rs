@@ -449,7 +449,7 @@ async fn copy(from: &Db, to: &Db, table: &str, mode: FullMode) -> Report {
         verify: Some(Verify::Hash),
         remember: Default::default(),
     };
-    let pipeline = request.pipeline.clone();
+    let pipeline = request.table.pipeline.clone();
     let draft = full::plan(
         engine.source.as_ref(),
         engine.destination.as_ref(),

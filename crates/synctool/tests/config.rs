@@ -246,7 +246,7 @@ fn files_of_datastores() {
     assert_eq!(
         get("olap").unwrap_err().to_string(),
         "tests/config/good/datastores.yaml:26:9: datastore \"olap\" is of type starrocks, which is not in this version yet; \
-         this version opens postgres, sqlite, duckdb, csv, parquet"
+         this version opens postgres, mysql, sqlite, duckdb, csv, parquet"
     );
     assert_eq!(
         datastores.place("shop").unwrap(),

@@ -187,6 +187,7 @@ fn a_delta_loses_nothing_of_transactions_that_commit_late() {
             ));
         };
         let sync = || place.json(&["run", "late.yaml"], 0)["read"].as_u64().expect("a count");
+        sync();
         let (reads, syncs) = late_commits(write, sync, || ());
         let rows: u64 = source.psql("SELECT count(*) FROM events").trim().parse().unwrap();
         assert!(rows > 100 && syncs > 3, "{rows} rows in {syncs} syncs prove little");
@@ -228,6 +229,7 @@ fn a_delta_from_mariadb_loses_nothing_either() {
         ));
     };
     let sync = || place.json(&["run", "late.yaml"], 0)["read"].as_u64().expect("a count");
+    sync();
     let (reads, syncs) = late_commits(write, sync, || ());
     let rows: u64 = server.sql("SELECT count(*) FROM events").trim().parse().unwrap();
     assert!(rows > 50 && syncs > 3, "{rows} rows in {syncs} syncs prove little");

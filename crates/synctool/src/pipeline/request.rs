@@ -96,6 +96,31 @@ pub(crate) async fn table_request(
     }
     request.columns = columns(loaded, source, &names, &request, &at_source, needed).await?;
     request.dimensions = dimensions(loaded, strategy, source, &names, &request, &now).await?;
+    // A step along the key is what sources cut themselves, into slices that they can resume inside.
+    let step = pipeline.partitioning.step.as_deref().copied();
+    let along_the_key = match &request.dimensions[..] {
+        [] => true,
+        [level] => match (&level[..], &at_source.key[..]) {
+            (
+                [
+                    Dimension {
+                        term: Term::Column { relation: None, name },
+                        by: By::Step(_),
+                        start: None,
+                        end: None,
+                        ..
+                    },
+                ],
+                [key],
+            ) => name == key && strategy.primary_partitions.is_empty(),
+            _ => false,
+        },
+        _ => false,
+    };
+    if step.is_some() && along_the_key {
+        request.dimensions.clear();
+        request.step = step;
+    }
     Ok(request)
 }
 

@@ -158,25 +158,31 @@ fn what_this_version_cannot_do_is_refused_not_ignored() {
         .fails(2, &["--bounds is not understood"]);
     home.run(&["run", "items.yaml", "--bounds", "{"])
         .fails(2, &["--bounds is not JSON"]);
-    home.run(&[
-        "run",
-        "items.yaml",
-        "--bounds",
-        "[{\"column\": \"name\", \"start\": \"a\"}]",
-    ])
-    .fails(2, &["bounds are on name, the key is (id)"]);
+    home.run(&["run", "items.yaml", "--bounds", "[{\"column\": \"nme\", \"start\": \"a\"}]"])
+        .fails(2, &["nme"]);
+    let text = home.read("items.yaml");
+    home.write("items.yaml", &text.replace("type: full", "type: delta, column: id"));
+    home.run(&["run", "items.yaml"])
+        .fails(2, &["no clock of the database stamps it", "stamped_by: app"]);
+    home.write("items.yaml", &text.replace("type: full", "type: log"));
+    home.run(&["run", "items.yaml"])
+        .fails(2, &["is of type log, which is not in this version yet", "items.yaml:"]);
+}
+
+#[test]
+fn a_filter_is_applied() {
+    let home = home();
     let text = home.read("items.yaml");
     let filtered = text.replace(
         "source: {datastore: from,",
         "source: {filters: [\"id > 5\"], datastore: from,",
     );
+    assert_ne!(text, filtered);
     home.write("items.yaml", &filtered);
-    home.run(&["run", "items.yaml"])
-        .fails(2, &["filters are not in this version yet", "items.yaml:5:"]);
-    home.write("items.yaml", &text.replace("type: full", "type: delta, column: id"));
-    let ran = home.run(&["run", "items.yaml"]).ok();
-    assert!(ran.stderr.contains("which this version runs as full"), "{}", ran.stderr);
-    assert!(home.run(&["run", "items.yaml", "--quiet"]).ok().stderr.is_empty());
+    home.run(&["run", "items.yaml"]).ok();
+    assert_eq!(home.rows("to.db").len(), 25);
+    home.write("items.yaml", &text.replace("source: {datastore: from,", "source: {filters: [\"idd > 5\"], datastore: from,"));
+    home.run(&["run", "items.yaml", "--restart"]).fails(2, &["idd"]);
 }
 
 #[test]

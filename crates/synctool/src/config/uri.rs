@@ -139,14 +139,12 @@ pub(super) fn mysql(uri: &str) -> Result<Mysql, String> {
     };
     let known = "host, port, user, password, database, sslmode, sslrootcert, sslcert, sslkey, connect_timeout";
     let parsed = server(rest, defaults, |parsed, key, value| match key {
-        "schema" | "statement_timeout" | "application_name" | "dbname" => {
-            Err(format!("the URL has a parameter that is not known; known are {known}"))
-        }
         "database" => {
             parsed.database = value.into();
             Ok(())
         }
-        _ => parameter(parsed, key, value),
+        _ if known.split(", ").any(|k| k == key) => parameter(parsed, key, value),
+        _ => Err(format!("the URL has a parameter that is not known; known are {known}")),
     })?;
     if parsed.database.is_empty() {
         return Err("the URL names no database".into());
@@ -164,11 +162,11 @@ pub(super) fn mysql(uri: &str) -> Result<Mysql, String> {
 }
 
 /// Reads `postgresql://user:password@host:port/database?key=value`.
-fn server(
-    rest: &str,
-    mut parsed: Postgres,
-    parameter: impl Fn(&mut Postgres, &str, String) -> Result<(), String>,
-) -> Result<Postgres, String> {
+pub(super) fn postgres(uri: &str) -> Result<Postgres, String> {
+    let rest = uri
+        .strip_prefix("postgresql://")
+        .or_else(|| uri.strip_prefix("postgres://"))
+        .ok_or("the URL must begin with postgresql://")?;
     let mut parsed = server(rest, Postgres::new("localhost", "", ""), parameter)?;
     if parsed.database.is_empty() {
         parsed.database = parsed.user.to_string().into();
@@ -178,11 +176,11 @@ fn server(
 
 /// Reads a server's URL behind its scheme. Written by hand because the general URL parser
 /// refuses passwords that people do paste (`#`, `%`), and this one has no host-name rules to apply.
-pub(super) fn postgres(uri: &str) -> Result<Postgres, String> {
-    let rest = uri
-        .strip_prefix("postgresql://")
-        .or_else(|| uri.strip_prefix("postgres://"))
-        .ok_or("the URL must begin with postgresql://")?;
+fn server(
+    rest: &str,
+    mut parsed: Postgres,
+    parameter: impl Fn(&mut Postgres, &str, String) -> Result<(), String>,
+) -> Result<Postgres, String> {
     // The last @ before the query ends the user part, so that an unescaped @ or / in a password does no harm.
     let before_query = rest
         .find('?')

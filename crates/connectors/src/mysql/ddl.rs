@@ -83,8 +83,7 @@ pub(super) fn column_types(flavor: &Flavor, schema: &TableSchema) -> Result<Vec<
         .map(|i| key_bytes(&types[i]))
         .sum();
     let flexible = (0..types.len()).filter(|i| in_key(*i) && open(&types[*i])).count();
-    if flexible > 0 {
-        let each = MAX_KEY.saturating_sub(fixed) / flexible;
+    if let Some(each) = MAX_KEY.saturating_sub(fixed).checked_div(flexible) {
         for i in (0..types.len()).filter(|i| in_key(*i)) {
             if types[i].ends_with("text") {
                 types[i] = format!("varchar({})", (each / 4).clamp(1, 768));

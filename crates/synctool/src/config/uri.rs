@@ -139,14 +139,12 @@ pub(super) fn mysql(uri: &str) -> Result<Mysql, String> {
     };
     let known = "host, port, user, password, database, sslmode, sslrootcert, sslcert, sslkey, connect_timeout";
     let parsed = server(rest, defaults, |parsed, key, value| match key {
-        "schema" | "statement_timeout" | "application_name" | "dbname" => {
-            Err(format!("the URL has a parameter that is not known; known are {known}"))
-        }
         "database" => {
             parsed.database = value.into();
             Ok(())
         }
-        _ => parameter(parsed, key, value),
+        _ if known.split(", ").any(|k| k == key) => parameter(parsed, key, value),
+        _ => Err(format!("the URL has a parameter that is not known; known are {known}")),
     })?;
     if parsed.database.is_empty() {
         return Err("the URL names no database".into());

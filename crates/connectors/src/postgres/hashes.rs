@@ -274,7 +274,7 @@ impl<'a> Scan<'a> {
                 let key = format!("({})::int8", self.column(self.first_key()?.place));
                 // The server divides towards zero.
                 Ok(format!(
-                    "{key} / {width} - CASE WHEN {key} % {width} < 0 THEN 1 ELSE 0 END"
+                    "CASE WHEN {key} >= 0 THEN {key} / {width} ELSE ({key} + 1) / {width} - 1 END"
                 ))
             }
             Blocks::Spread { count } if count > 0 => Ok(format!(

@@ -5,7 +5,7 @@
 //! table beside its place has no room for a second row of a key: there, keep the first, or let the window be one batch.
 //! Rows of one key must be in one partition, as they are when a window is one partition or is cut by the key.
 //!
-//! Memory is bounded: 16 bytes and the order value per key, and a limit on keys.
+//! Memory is bounded: some 70 bytes and the order value per key, and a limit on keys.
 
 use crate::chain::Step;
 use crate::rows::{PerSchema, pick, place};

@@ -16,6 +16,8 @@
 
 mod ast;
 #[cfg(feature = "datafusion")]
+mod calls;
+#[cfg(feature = "datafusion")]
 mod functions;
 mod lexer;
 #[cfg(feature = "datafusion")]

@@ -1,6 +1,5 @@
 //! The tree of a lambda as a typed expression.
 
-use super::SUPPORTED;
 use super::ast::{Arithmetic, Comparison, Kind, Node, Piece, Style};
 use super::functions::{Function, call};
 use crate::position::{ExprError, did_you_mean};
@@ -28,7 +27,7 @@ pub(crate) fn translate_truth(text: &str, node: &Node, schema: &DFSchema) -> Res
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Type {
+pub(super) enum Type {
     Null,
     Bool,
     Int,
@@ -58,7 +57,7 @@ impl Type {
         }
     }
 
-    fn is_number(self) -> bool {
+    pub(super) fn is_number(self) -> bool {
         matches!(self, Type::Int | Type::Float | Type::Decimal(..) | Type::Bool)
     }
 }
@@ -81,15 +80,15 @@ impl fmt::Display for Type {
 }
 
 #[derive(Debug, Clone)]
-struct Typed {
-    expr: Expr,
-    ty: Type,
+pub(super) struct Typed {
+    pub(super) expr: Expr,
+    pub(super) ty: Type,
     /// A number literal as it was written.
     written: Option<String>,
 }
 
 impl Typed {
-    fn new(expr: Expr, ty: Type) -> Self {
+    pub(super) fn new(expr: Expr, ty: Type) -> Self {
         Typed {
             expr,
             ty,
@@ -97,7 +96,7 @@ impl Typed {
         }
     }
 
-    fn cast(self, ty: Type) -> Expr {
+    pub(super) fn cast(self, ty: Type) -> Expr {
         if self.ty == ty {
             return self.expr;
         }
@@ -108,7 +107,7 @@ impl Typed {
     }
 
     /// A truth value counts as 0 or 1.
-    fn counted(self) -> Self {
+    pub(super) fn counted(self) -> Self {
         if self.ty == Type::Bool {
             Typed::new(self.cast(Type::Int), Type::Int)
         } else {
@@ -131,7 +130,7 @@ impl Typed {
 }
 
 /// Whether Python takes a value for true.
-fn truth(v: Typed) -> Expr {
+pub(super) fn truth(v: Typed) -> Expr {
     let test = match v.ty {
         Type::Null => return lit(false),
         Type::Bool => v.expr,
@@ -161,17 +160,17 @@ fn case(test: Expr, then: Expr, otherwise: Expr) -> Expr {
     ))
 }
 
-struct Translator<'a> {
+pub(super) struct Translator<'a> {
     text: &'a str,
     schema: &'a DFSchema,
 }
 
 impl Translator<'_> {
-    fn error(&self, node: &Node, message: impl Into<String>) -> ExprError {
+    pub(super) fn error(&self, node: &Node, message: impl Into<String>) -> ExprError {
         ExprError::new(self.text, node.at, message)
     }
 
-    fn value(&self, node: &Node) -> Result<Typed, ExprError> {
+    pub(super) fn value(&self, node: &Node) -> Result<Typed, ExprError> {
         Ok(match &node.kind {
             Kind::None => Typed::new(lit(ScalarValue::Null), Type::Null),
             Kind::Bool(b) => Typed::new(lit(*b), Type::Bool),
@@ -290,11 +289,11 @@ impl Translator<'_> {
         })
     }
 
-    fn wrong(&self, node: &Node, wanted: &str, found: Type) -> ExprError {
+    pub(super) fn wrong(&self, node: &Node, wanted: &str, found: Type) -> ExprError {
         self.error(node, format!("{wanted} is needed here, and this is {found}"))
     }
 
-    fn number(&self, node: &Node) -> Result<Typed, ExprError> {
+    pub(super) fn number(&self, node: &Node) -> Result<Typed, ExprError> {
         let v = self.value(node)?;
         match v.ty {
             t if t.is_number() => Ok(v.counted()),
@@ -303,7 +302,7 @@ impl Translator<'_> {
         }
     }
 
-    fn text_of(&self, node: &Node) -> Result<Expr, ExprError> {
+    pub(super) fn text_of(&self, node: &Node) -> Result<Expr, ExprError> {
         let v = self.value(node)?;
         match v.ty {
             Type::Text | Type::Null => Ok(v.cast(Type::Text)),
@@ -311,7 +310,7 @@ impl Translator<'_> {
         }
     }
 
-    fn int_of(&self, node: &Node) -> Result<Expr, ExprError> {
+    pub(super) fn int_of(&self, node: &Node) -> Result<Expr, ExprError> {
         let v = self.value(node)?;
         match v.ty {
             Type::Int | Type::Bool | Type::Null => Ok(v.cast(Type::Int)),
@@ -427,7 +426,7 @@ impl Translator<'_> {
     }
 
     /// An expression whose type the engine knows.
-    fn typed(&self, node: &Node, expr: Expr) -> Result<Typed, ExprError> {
+    pub(super) fn typed(&self, node: &Node, expr: Expr) -> Result<Typed, ExprError> {
         let ty = match expr.get_type(self.schema) {
             Ok(DataType::Int64) => Type::Int,
             Ok(DataType::Float64) => Type::Float,
@@ -490,7 +489,7 @@ impl Translator<'_> {
         Ok(binary_expr(a, operator, b))
     }
 
-    fn comparable(&self, node: &Node, a: Typed, b: Typed) -> Result<(Expr, Expr), ExprError> {
+    pub(super) fn comparable(&self, node: &Node, a: Typed, b: Typed) -> Result<(Expr, Expr), ExprError> {
         match (a.ty, b.ty) {
             (x, y) if x == y && !x.is_number() => Ok((a.expr, b.expr)),
             (Type::Bool, Type::Bool) => Ok((a.expr, b.expr)),
@@ -523,7 +522,7 @@ impl Translator<'_> {
     }
 
     /// One of two values, in one type.
-    fn choose(&self, node: &Node, test: Expr, then: Typed, otherwise: Typed) -> Result<Typed, ExprError> {
+    pub(super) fn choose(&self, node: &Node, test: Expr, then: Typed, otherwise: Typed) -> Result<Typed, ExprError> {
         let (a, b, ty) = match (then.ty, otherwise.ty) {
             (x, y) if x == y => (then.expr, otherwise.expr, x),
             (Type::Null, y) => (then.cast(y), otherwise.expr, y),
@@ -565,7 +564,7 @@ impl Translator<'_> {
     }
 
     /// `str(…)`
-    fn print(&self, node: &Node) -> Result<Expr, ExprError> {
+    pub(super) fn print(&self, node: &Node) -> Result<Expr, ExprError> {
         let v = self.value(node)?;
         match v.ty {
             Type::Text | Type::Null => Ok(v.cast(Type::Text)),
@@ -574,196 +573,6 @@ impl Translator<'_> {
                 .hint("encode them in SQL")),
             _ => Ok(call(Function::Str, vec![v.expr])),
         }
-    }
-
-    fn arity(
-        &self,
-        node: &Node,
-        name: &str,
-        args: &[Node],
-        allowed: std::ops::RangeInclusive<usize>,
-    ) -> Result<(), ExprError> {
-        if allowed.contains(&args.len()) {
-            return Ok(());
-        }
-        Err(self
-            .error(node, format!("{name} does not take {} arguments here", args.len()))
-            .hint(SUPPORTED))
-    }
-
-    fn method(&self, node: &Node, of: &Node, name: &str, args: &[Node]) -> Result<Typed, ExprError> {
-        let simple = |function: Function, allowed: std::ops::RangeInclusive<usize>| -> Result<Typed, ExprError> {
-            self.arity(node, name, args, allowed)?;
-            let mut all = vec![self.text_of(of)?];
-            for arg in args {
-                all.push(self.text_of(arg)?);
-            }
-            Ok(Typed::new(call(function, all), Type::Text))
-        };
-        let strip = |left: bool, right: bool| simple(Function::Strip { left, right }, 0..=1);
-        match name {
-            "upper" => simple(Function::Upper, 0..=0),
-            "lower" => simple(Function::Lower, 0..=0),
-            "title" => simple(Function::Title, 0..=0),
-            "capitalize" => simple(Function::Capitalize, 0..=0),
-            "strip" => strip(true, true),
-            "lstrip" => strip(true, false),
-            "rstrip" => strip(false, true),
-            "zfill" => {
-                self.arity(node, name, args, 1..=1)?;
-                let width = self.int_of(&args[0])?;
-                Ok(Typed::new(
-                    call(Function::ZFill, vec![self.text_of(of)?, width]),
-                    Type::Text,
-                ))
-            }
-            "replace" => {
-                self.arity(node, name, args, 2..=3)?;
-                let mut all = vec![self.text_of(of)?, self.text_of(&args[0])?, self.text_of(&args[1])?];
-                if let Some(count) = args.get(2) {
-                    all.push(self.int_of(count)?);
-                }
-                Ok(Typed::new(call(Function::Replace, all), Type::Text))
-            }
-            "startswith" => self.affix(node, Function::StartsWith, of, args),
-            "endswith" => self.affix(node, Function::EndsWith, of, args),
-            "split" => Err(self
-                .error(node, "split gives a list, and a column holds one value")
-                .hint("take one part: .split(',')[0]")),
-            _ => Err(self
-                .error(node, format!("the method .{name}() is not supported"))
-                .hint(SUPPORTED)),
-        }
-    }
-
-    fn affix(&self, node: &Node, function: Function, of: &Node, args: &[Node]) -> Result<Typed, ExprError> {
-        self.arity(node, "it", args, 1..=1)?;
-        let affixes = match &args[0].kind {
-            Kind::List(items) => items.as_slice(),
-            _ => args,
-        };
-        let mut any: Option<Expr> = None;
-        for affix in affixes {
-            let one = call(function.clone(), vec![self.text_of(of)?, self.text_of(affix)?]);
-            any = Some(match any {
-                None => one,
-                Some(before) => binary_expr(before, Operator::Or, one),
-            });
-        }
-        Ok(Typed::new(any.unwrap_or_else(|| lit(false)), Type::Bool))
-    }
-
-    fn index(&self, of: &Node, index: &Node) -> Result<Typed, ExprError> {
-        if let Kind::Method(text, name, args) = &of.kind
-            && name == "split"
-        {
-            self.arity(of, name, args, 0..=1)?;
-            let mut all = vec![self.text_of(text)?, self.int_of(index)?];
-            if let Some(separator) = args.first() {
-                all.push(self.text_of(separator)?);
-            }
-            return Ok(Typed::new(call(Function::SplitAt, all), Type::Text));
-        }
-        if let Kind::Text(_) = index.kind {
-            return Err(self
-                .error(index, "a value inside a column's value cannot be reached by name")
-                .hint("write the expression in SQL, or let the source extract it"));
-        }
-        let args = vec![self.text_of(of)?, self.int_of(index)?];
-        Ok(Typed::new(call(Function::CharAt, args), Type::Text))
-    }
-
-    fn function(&self, node: &Node, name: &str, args: &[Node]) -> Result<Typed, ExprError> {
-        match name {
-            "round" => self.round(node, args),
-            "str" => {
-                self.arity(node, name, args, 1..=1)?;
-                Ok(Typed::new(self.print(&args[0])?, Type::Text))
-            }
-            "bool" => {
-                self.arity(node, name, args, 1..=1)?;
-                Ok(Typed::new(truth(self.value(&args[0])?), Type::Bool))
-            }
-            "int" | "float" => {
-                self.arity(node, name, args, 1..=1)?;
-                let v = self.value(&args[0])?.counted();
-                let (function, ty) = if name == "int" {
-                    (Function::Int, Type::Int)
-                } else {
-                    (Function::Float, Type::Float)
-                };
-                match v.ty {
-                    Type::Null => Ok(Typed::new(v.cast(ty), ty)),
-                    t if t.is_number() || t == Type::Text => Ok(Typed::new(call(function, vec![v.expr]), ty)),
-                    t => Err(self.wrong(&args[0], "a number or text", t)),
-                }
-            }
-            "abs" => {
-                self.arity(node, name, args, 1..=1)?;
-                let v = self.number(&args[0])?;
-                Ok(Typed::new(call(Function::Absolute, vec![v.expr]), v.ty))
-            }
-            "len" => {
-                self.arity(node, name, args, 1..=1)?;
-                Ok(Typed::new(
-                    call(Function::Length, vec![self.text_of(&args[0])?]),
-                    Type::Int,
-                ))
-            }
-            "min" | "max" => self.extreme(node, name, args),
-            _ => Err(self
-                .error(node, format!("the function {name} is not supported"))
-                .hint(SUPPORTED)),
-        }
-    }
-
-    fn round(&self, node: &Node, args: &[Node]) -> Result<Typed, ExprError> {
-        self.arity(node, "round", args, 1..=2)?;
-        let v = self.number(&args[0])?;
-        let digits = match args.get(1).map(|n| &n.kind) {
-            None | Some(Kind::None) => return Ok(Typed::new(call(Function::RoundWhole, vec![v.expr]), Type::Int)),
-            Some(Kind::Int(d)) => d.parse::<i32>().ok(),
-            Some(Kind::Negate(n)) => match &n.kind {
-                Kind::Int(d) => d.parse::<i32>().ok().map(|d| -d),
-                _ => None,
-            },
-            Some(_) => None,
-        };
-        let digits = digits
-            .filter(|d| (-400..=400).contains(d))
-            .ok_or_else(|| self.error(&args[1], "the digits to round to must be a whole number, written out"))?;
-        if matches!(v.ty, Type::Decimal(..)) && !(-37..=37).contains(&digits) {
-            return Err(self.error(&args[1], "a decimal has no more than 37 digits after the point"));
-        }
-        self.typed(node, call(Function::Round(digits), vec![v.expr]))
-    }
-
-    fn extreme(&self, node: &Node, name: &str, args: &[Node]) -> Result<Typed, ExprError> {
-        let items = match args {
-            [
-                Node {
-                    kind: Kind::List(items),
-                    ..
-                },
-            ] => items.as_slice(),
-            _ => args,
-        };
-        let [first, rest @ ..] = items else {
-            return Err(self.error(node, format!("{name} needs values")));
-        };
-        let operator = if name == "min" { Operator::Lt } else { Operator::Gt };
-        let mut best = self.value(first)?;
-        for item in rest {
-            let next = self.value(item)?;
-            let (a, b) = self.comparable(item, next.clone(), best.clone())?;
-            let better = Expr::IsTrue(Box::new(binary_expr(a, operator, b)));
-            let null = |v: &Typed| Expr::IsNull(Box::new(v.expr.clone()));
-            let unknown = binary_expr(null(&next), Operator::Or, null(&best));
-            let chosen = self.choose(node, better, next, best)?;
-            let nothing = Typed::new(lit(ScalarValue::Null), Type::Null);
-            best = self.choose(node, unknown, nothing, chosen)?;
-        }
-        Ok(best)
     }
 }
 

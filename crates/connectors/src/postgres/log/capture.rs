@@ -142,7 +142,7 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
         for column in &described.schema.columns {
             // Before 18 the list of published columns has generated ones, and the log has not.
             let may = !column.generated || connection.version() >= 180_000;
-            let comes = columns.map_or(!column.generated, |c| may && c.iter().any(|n| *n == column.name));
+            let comes = columns.map_or(!column.generated, |c| may && c.contains(&column.name));
             let existing = there.as_ref().and_then(|t| t.column(&column.name));
             if !comes || existing.is_some_and(|e| e.generated) {
                 plan.reasons.push(format!(

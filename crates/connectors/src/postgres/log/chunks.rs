@@ -172,9 +172,9 @@ impl Chunks {
             ));
         }
         connection.batch_execute("COMMIT").await.map_err(fail)?;
-        if count > 0 {
+        if let Some(width) = usize::checked_div(bytes, count) {
             let mut widths = self.widths.lock().expect("nothing panics while holding it");
-            widths.insert(TableId::clone(&shape.table), (bytes / count).max(1));
+            widths.insert(TableId::clone(&shape.table), width.max(1));
         }
         let columns = decoders.iter_mut().map(Decoder::finish).collect();
         let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(count));

@@ -1,6 +1,8 @@
 //! A seeded random workload with a ledger, beside cut connections at both ends and restarts: at every moment the
 //! destination shows whole transactions, each writer's in order, none twice and none missing; at the end both are equal.
 
+#![allow(clippy::print_stdout, reason = "the seed is shown with a failure")]
+
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use synctool_testkit::FaultProxy;

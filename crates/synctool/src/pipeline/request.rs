@@ -9,7 +9,7 @@ use crate::config::{
     self, At, ColumnMapping, Columns, ConfigError, DataType, Datastore, DimensionKind, Filter, JoinKind, Loaded,
     Operator, SchemaDrift, StepUnit, Strategy, SyncType, TableRef,
 };
-use synctool_core::error::{Error, Result};
+use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{DeleteGuard, ReadColumn, ReadSpec};
 use synctool_core::query::{self, Condition, Term, Test};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
@@ -85,7 +85,6 @@ pub(crate) async fn table_request(
             Some(drift) => *drift == SchemaDrift::Evolve,
             None => matches!(pipeline.columns, Columns::All),
         },
-        bounds: options.bounds.clone(),
         semantics: semantics(pipeline, &strategy.name, options),
         now: now.clone(),
         ..TableRequest::new(pipeline.name.as_str(), read.clone(), written)
@@ -94,6 +93,7 @@ pub(crate) async fn table_request(
     if *pipeline.sync_type == SyncType::Aggregate {
         request.group_by = pipeline.groups().map(|c| c.dest.to_string()).collect();
     }
+    request.bounds = bounds(&options.bounds, &names, &at_source, &read)?;
     request.columns = columns(loaded, source, &names, &request, &at_source, needed).await?;
     request.dimensions = dimensions(loaded, strategy, source, &names, &request, &now).await?;
     // A step along the key is what sources cut themselves, into slices that they can resume inside.
@@ -122,6 +122,48 @@ pub(crate) async fn table_request(
         request.step = step;
     }
     Ok(request)
+}
+
+/// The bounds of a backfill: columns of the source, values as canonical texts of their types.
+fn bounds(said: &[Condition], names: &Names, at_source: &TableSchema, table: &TableId) -> Result<Vec<Condition>> {
+    let one = |condition: &Condition| {
+        let term = names.term(&condition.term.to_string());
+        let Term::Column { relation: None, name } = &term else {
+            return Ok(Condition {
+                term,
+                test: condition.test.clone(),
+            });
+        };
+        let column = at_source.column(name).ok_or_else(|| {
+            let known: Vec<&str> = at_source.columns.iter().map(|c| c.name.as_str()).collect();
+            let error = Error::new(
+                code::COLUMN_MISSING,
+                format!("--bounds: column {name} is not in {table}"),
+            );
+            match config::error::suggestion(name, "it has", &known) {
+                Some(help) => error.hint(help),
+                None => error,
+            }
+        })?;
+        let value = |text: &String| {
+            canonical(text, &column.ty).ok_or_else(|| {
+                Error::new(
+                    code::CONFIG_INVALID,
+                    format!("--bounds: a value of column {name} is no {}", column.ty),
+                )
+            })
+        };
+        let test = match &condition.test {
+            Test::Range { lower, upper } => Test::Range {
+                lower: lower.as_ref().map(value).transpose()?,
+                upper: upper.as_ref().map(value).transpose()?,
+            },
+            Test::In(values) => Test::In(values.iter().map(value).collect::<Result<_>>()?),
+            other => other.clone(),
+        };
+        Ok(Condition { term, test })
+    };
+    said.iter().map(one).collect()
 }
 
 /// The tables of a pipeline by the names that its columns carry.

@@ -158,8 +158,13 @@ fn what_this_version_cannot_do_is_refused_not_ignored() {
         .fails(2, &["--bounds is not understood"]);
     home.run(&["run", "items.yaml", "--bounds", "{"])
         .fails(2, &["--bounds is not JSON"]);
-    home.run(&["run", "items.yaml", "--bounds", "[{\"column\": \"nme\", \"start\": \"a\"}]"])
-        .fails(2, &["nme"]);
+    home.run(&[
+        "run",
+        "items.yaml",
+        "--bounds",
+        "[{\"column\": \"nme\", \"start\": \"a\"}]",
+    ])
+    .fails(2, &["nme"]);
     let text = home.read("items.yaml");
     home.write("items.yaml", &text.replace("type: full", "type: delta, column: id"));
     home.run(&["run", "items.yaml"])
@@ -180,8 +185,15 @@ fn a_filter_is_applied() {
     assert_ne!(text, filtered);
     home.write("items.yaml", &filtered);
     home.run(&["run", "items.yaml"]).ok();
-    assert_eq!(home.rows("to.db").len(), 25);
-    home.write("items.yaml", &text.replace("source: {datastore: from,", "source: {filters: [\"idd > 5\"], datastore: from,"));
+    // Two of the thirty ids are not above five.
+    assert_eq!(home.rows("to.db").len(), 28);
+    home.write(
+        "items.yaml",
+        &text.replace(
+            "source: {datastore: from,",
+            "source: {filters: [\"idd > 5\"], datastore: from,",
+        ),
+    );
     home.run(&["run", "items.yaml", "--restart"]).fails(2, &["idd"]);
 }
 

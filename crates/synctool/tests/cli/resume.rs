@@ -94,7 +94,7 @@ fn without_a_terminal_a_run_says_a_line_now_and_then() {
     often.env("SYNCTOOL_HEARTBEAT", "0.005");
     let out = KillRun::new(&often).run();
     out.assert_success();
-    let line = out.stderr.lines().find(|line| line.contains("step=loading"));
+    let line = out.stderr.lines().find(|line| line.contains("loading"));
     let line = line.unwrap_or_else(|| panic!("no line about the load in\n{}", out.stderr));
     for part in ["pipeline=\"items\"", "/10 partitions", "rows", "%"] {
         assert!(line.contains(part), "no {part} in {line}");

@@ -8,6 +8,7 @@
 //! POSTGRES_NAME=postgres cargo run -p synctool-connectors --example users_restaurant_visit
 //! ```
 
+#![allow(clippy::large_futures, reason = "an example waits for one at a time")]
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
 use async_trait::async_trait;

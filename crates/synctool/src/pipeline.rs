@@ -340,7 +340,7 @@ impl Pipeline {
             chain,
             options,
         };
-        let mut plan = ends.plan(strategy, run_id, now).await?;
+        let mut plan = Box::pin(ends.plan(strategy, run_id, now)).await?;
         plan.reasons.insert(0, chosen.reason.clone());
         Ok(plan)
     }
@@ -586,7 +586,7 @@ impl Task {
                 workers: options.workers,
                 ..VerifyOptions::default()
             };
-            pipeline.verify(&asked).await?.into_result()?;
+            Box::pin(pipeline.verify(&asked)).await?.into_result()?;
         }
         Ok(report)
     }

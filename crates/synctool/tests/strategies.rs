@@ -147,7 +147,7 @@ fn late_commits(write: impl Fn(u32, u32) + Sync, sync: impl Fn() -> u64, finish:
             } else {
                 12
             });
-        while Instant::now() < until {
+        while Instant::now() < until || syncs < 5 {
             reads += sync();
             syncs += 1;
         }

@@ -65,6 +65,8 @@ impl MariaDb {
         let options = [
             "--no-defaults",
             "--datadir=data",
+            // A server that starts removes the temporary tables of all others in its folder for them.
+            "--tmpdir=data/..",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         ];
@@ -78,7 +80,7 @@ impl MariaDb {
         let number = port.number();
         let socket = supervisor.directory().join("s.sock").display().to_string();
         let arguments = format!(
-            "--no-defaults --datadir={data} --port={number} --bind-address=127.0.0.1 --socket={socket} --log-bin=binlog \
+            "--no-defaults --datadir={data} --tmpdir={data}/.. --port={number} --bind-address=127.0.0.1 --socket={socket} --log-bin=binlog \
              --binlog-format=ROW --binlog-row-image=FULL --binlog-row-metadata=FULL --server-id=1 --gtid-strict-mode=1 \
              --innodb-buffer-pool-size=64M --innodb-flush-log-at-trx-commit=2 --sync-binlog=0 --skip-name-resolve \
              --default-time-zone=+00:00 --character-set-server=utf8mb4"

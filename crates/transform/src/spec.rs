@@ -26,6 +26,7 @@ impl From<StageSpec> for NamedStage {
 /// What a stage does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "a pipeline has a handful of them")]
 pub enum StageSpec {
     /// Adds columns, or replaces them, one after the other.
     Compute {

@@ -15,10 +15,13 @@ pub(super) trait Steps: Send + 'static {
     async fn step(&mut self) -> Result<Option<VecDeque<Event>>>;
 }
 
+/// A step under way, with the state it took along.
+type Running<S> = BoxFuture<'static, (S, Result<Option<VecDeque<Event>>>)>;
+
 /// A reader that is cancel safe, because it owns the step that is under way.
 pub(super) struct Stepwise<S> {
     state: Option<S>,
-    running: Option<BoxFuture<'static, (S, Result<Option<VecDeque<Event>>>)>>,
+    running: Option<Running<S>>,
     ready: VecDeque<Event>,
 }
 

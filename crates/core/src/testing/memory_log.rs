@@ -166,9 +166,12 @@ impl Source for MemoryTables {
     }
 }
 
+/// A row under its key.
+type Keyed = (Vec<String>, Row);
+
 impl MemoryTables {
     /// The rows of a slice that meet the conditions, whole.
-    fn select(&self, read: &ReadSpec, slice: &Slice) -> Result<(TableSchema, Vec<(Vec<String>, Row)>)> {
+    fn select(&self, read: &ReadSpec, slice: &Slice) -> Result<(TableSchema, Vec<Keyed>)> {
         let table = self
             .0
             .table(&read.table)

@@ -46,7 +46,7 @@ pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt
         }
     }
     let options = run::options(None, args.doing.full_mode, args.doing.verify, globals);
-    run::go(&pipeline, options, &args.doing, globals, interrupt).await
+    Box::pin(run::go(&pipeline, options, &args.doing, globals, interrupt)).await
 }
 
 /// Both ends of a copy, under different names.

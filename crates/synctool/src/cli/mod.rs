@@ -40,7 +40,7 @@ pub async fn main(arguments: Vec<OsString>) -> u8 {
     let interrupt = signals::listen();
     let globals = cli.globals;
     // A task of its own, so that a panic is told as what it is.
-    let work = tokio::spawn(async move { dispatch(cli.command, &globals, interrupt).await });
+    let work = tokio::spawn(async move { Box::pin(dispatch(cli.command, &globals, interrupt)).await });
     match work.await {
         Ok(Ok(reply)) => out::print(reply, format),
         Ok(Err(error)) => out::fail(error, format),
@@ -50,18 +50,18 @@ pub async fn main(arguments: Vec<OsString>) -> u8 {
 
 async fn dispatch(command: Command, globals: &Globals, interrupt: signals::Interrupt) -> Result<Reply> {
     match command {
-        Command::Run(args) => run::run(args, globals, interrupt).await,
-        Command::Copy(args) => copy::copy(args, globals, interrupt).await,
-        Command::Plan(args) => plan::plan(args, globals).await,
-        Command::Verify(args) => verify::verify(args, globals).await,
-        Command::Repair(args) => verify::repair(args, globals, interrupt).await,
-        Command::Diff(args) => verify::diff(args, globals).await,
+        Command::Run(args) => Box::pin(run::run(args, globals, interrupt)).await,
+        Command::Copy(args) => Box::pin(copy::copy(args, globals, interrupt)).await,
+        Command::Plan(args) => Box::pin(plan::plan(args, globals)).await,
+        Command::Verify(args) => Box::pin(verify::verify(args, globals)).await,
+        Command::Repair(args) => Box::pin(verify::repair(args, globals, interrupt)).await,
+        Command::Diff(args) => Box::pin(verify::diff(args, globals)).await,
         Command::Init(args) => init::init(args, globals).await,
-        Command::Doctor(args) => doctor::doctor(args, globals).await,
+        Command::Doctor(args) => Box::pin(doctor::doctor(args, globals)).await,
         Command::Config(command) => config::config(command, globals),
         Command::State(command) => state::state(command, globals).await,
         Command::Runs(command) => runs::runs(command, globals).await,
-        Command::Conns(command) => conns::conns(command, globals).await,
+        Command::Conns(command) => Box::pin(conns::conns(command, globals)).await,
         Command::Wal(command) => wal::wal(command, globals).await,
         Command::Completions { shell } => Ok(completions(shell)),
     }

@@ -20,7 +20,7 @@ pub(super) async fn run(args: RunArgs, globals: &Globals, interrupt: Interrupt) 
     let bounds = args.bounds.as_deref().map(bounds).transpose()?.unwrap_or_default();
     let mut options = options(args.strategy, args.doing.full_mode, args.doing.verify, globals);
     options.bounds = bounds;
-    go(&pipeline, options, &args.doing, globals, interrupt).await
+    Box::pin(go(&pipeline, options, &args.doing, globals, interrupt)).await
 }
 
 /// Reads `--bounds` as the original's users know it.

@@ -19,7 +19,7 @@ pub(super) async fn verify(args: VerifyArgs, globals: &Globals) -> Result<Reply>
         keys: args.keys,
         remember: true,
     };
-    Ok(reply(pipeline.verify(&options).await?, Some(pipeline.name())))
+    Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(pipeline.name())))
 }
 
 /// `synctool repair`.
@@ -32,7 +32,7 @@ pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Inter
             remember: false,
             ..VerifyOptions::default()
         };
-        return Ok(reply(pipeline.verify(&options).await?, Some(pipeline.name())));
+        return Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(pipeline.name())));
     }
     let mut options = run::options(args.strategy, None, None, globals);
     options.repair = true;
@@ -43,7 +43,7 @@ pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Inter
         restart: false,
         dry_run: false,
     };
-    run::go(&pipeline, options, &doing, globals, interrupt).await
+    Box::pin(run::go(&pipeline, options, &doing, globals, interrupt)).await
 }
 
 /// `synctool diff`.
@@ -64,7 +64,7 @@ pub(super) async fn diff(args: DiffArgs, globals: &Globals) -> Result<Reply> {
         remember: false,
         ..VerifyOptions::default()
     };
-    Ok(reply(pipeline.verify(&options).await?, None))
+    Ok(reply(Box::pin(pipeline.verify(&options)).await?, None))
 }
 
 fn reply(report: VerifyReport, pipeline: Option<&str>) -> Reply {

@@ -110,7 +110,7 @@ fn string_start(rest: &str) -> Option<(&str, char)> {
     known.then(|| (prefix, rest[length..].chars().next().expect("found")))
 }
 
-fn string_body<'a>(text: &'a str, inside: usize, to: usize, quote: char, begin: usize) -> Result<&'a str, ExprError> {
+fn string_body(text: &str, inside: usize, to: usize, quote: char, begin: usize) -> Result<&str, ExprError> {
     let body = &text[inside..to];
     if body.starts_with(quote) && body[1..].starts_with(quote) {
         return Err(ExprError::new(
@@ -191,7 +191,7 @@ fn number(text: &str, at: usize, rest: &str) -> Result<(Token, usize), ExprError
     if next.is_some_and(|c| c == '_' || c.is_alphanumeric())
         || written.ends_with('_')
         || written.contains("__")
-        || !float && written.len() > 1 && written.starts_with('0') && written.trim_matches(['0', '_']) != ""
+        || !float && written.len() > 1 && written.starts_with('0') && !written.trim_matches(['0', '_']).is_empty()
     {
         return Err(ExprError::new(text, at, "this number cannot be read").hint("write it in decimal digits"));
     }

@@ -76,7 +76,7 @@ async fn a_scan_that_is_begun_again_finds_the_same_batches() {
     let mut small = Scan::with(Scanner::new(None).limit(10), identity, start, start);
     let small = feed(&mut small, segments.len());
     assert!(small.files.values().any(|changes| changes.whole));
-    assert_eq!(sums(&[small]), sums(&[all.clone()]));
+    assert_eq!(sums(&[small]), sums(std::slice::from_ref(&all)));
 
     // Production's own numbers.
     let file: u32 = server.psql("SELECT pg_relation_filenode('long')").parse().unwrap();

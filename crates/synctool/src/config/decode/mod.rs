@@ -4,7 +4,7 @@
 //! a few conventions instead of serde's attributes that would buffer values and lose their places:
 //! - an enum given by a mapping is tagged by the mapping's `type` key;
 //! - an enum named [`BY_KIND`] chooses its variant by the kind of node: `text`, `list`, `map`;
-//! - [`At`](super::at::At) gets the value's place, [`Later`] leaves a notice.
+//! - [`At`] gets the value's place, [`Later`] leaves a notice.
 //!
 //! Serde ends at the first mistake. To find them all, the place of a mistake is set aside and the file decoded again as
 //! if nothing stood there, with blanks for required keys that are missing or were set aside.
@@ -722,7 +722,7 @@ impl<'a> SeqAccess<'a> for Items<'a, '_> {
     }
 }
 
-/// What [`At`](super::at::At) is read from: first the place, then the value.
+/// What [`At`] is read from: first the place, then the value.
 struct PlaceAndValue<'a> {
     step: Cell<u8>,
     de: Option<De<'a>>,

@@ -104,7 +104,8 @@ fn the_brief_s_row_pipelines_run_as_printed() {
     let dest = Postgres::shared(PgVersion::V18).database("brief_to");
     source.psql(
         "CREATE TABLE users(id int PRIMARY KEY, name text, email text, updated_at timestamp DEFAULT now());
-         INSERT INTO users SELECT i, 'n' || i, 'e' || i FROM generate_series(1, 500) i",
+         -- Older than what may still be open: a window that has not settled is rightly read once more.
+         INSERT INTO users SELECT i, 'n' || i, 'e' || i, now() - interval '1 hour' FROM generate_series(1, 500) i",
     );
     let place = Place::new(&[("source_db", postgres(&source)), ("dest_db", postgres(&dest))]);
     for (name, text) in [

@@ -3,7 +3,8 @@
 //! A value that `NOW()` or a default stamps is the start of its statement. It becomes visible when its transaction
 //! commits, so the first value that may still come is that of the oldest transaction or statement now running:
 //! - `information_schema.INNODB_TRX` has every open transaction with its start, in whole seconds of the server's own time
-//!   zone, looked at once in a tenth of a second;
+//!   zone. The server fills this list only after a tenth of a second in which nobody read it, so a monitor can keep it
+//!   old for ever: we look until it shows the very statement that reads it;
 //! - a statement that waits for a lock on a table has stamped and is in no transaction yet: the process list has it
 //!   (a SELECT stamps nothing, and a read-only transaction, such as our readers', commits nothing);
 //! - prepared XA transactions stay after their session is gone. After a restart of the server nobody knows when they
@@ -12,14 +13,19 @@
 use super::client::{Session, number, text};
 use super::sql::literal;
 use super::types;
+use mysql_async::Row;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, TableId};
 use synctool_core::source::Settled;
 use synctool_core::text::{parse_timestamp, write_timestamp};
 
-/// How old the list of transactions may be, and what a clock read to the millisecond may hide.
-const CACHE_MICROS: i64 = 200_000;
+/// What a clock read to the millisecond, and the moments between our statements, may hide.
+const GRAIN_MICROS: i64 = 200_000;
+/// The server fills its list of transactions anew after a tenth of a second without readers.
+const LIST_IDLE: Duration = Duration::from_millis(110);
+/// Looks at the list before we give up.
+const LOOKS: u32 = 30;
 
 pub(super) async fn settled(
     session: &mut Session,
@@ -48,9 +54,9 @@ pub(super) async fn settled(
         .await?;
     let now = micros(text(&clock, 0))?;
     check_primary(session).await?;
-    let mut oldest = now - CACHE_MICROS;
+    let mut oldest = now - GRAIN_MICROS;
     let mut held_by = None;
-    for holder in running(session).await?.into_iter().chain(open(session).await?) {
+    for holder in running(session).await?.into_iter().chain(open(session, now).await?) {
         if holder.since < oldest {
             oldest = holder.since;
             held_by = Some(holder);
@@ -69,7 +75,7 @@ pub(super) async fn settled(
         bound,
         now: format!("{}Z", shown.replacen(' ', "T", 1)),
         held_by: held_by
-            .filter(|h| now - CACHE_MICROS - h.since > i64::try_from(margin.as_micros()).unwrap_or(i64::MAX))
+            .filter(|h| now - GRAIN_MICROS - h.since > i64::try_from(margin.as_micros()).unwrap_or(i64::MAX))
             .map(|h| h.words(now)),
     })
 }
@@ -148,7 +154,7 @@ async fn running(session: &mut Session) -> Result<Vec<Holder>> {
     rows.iter()
         .map(|r| {
             Ok(Holder {
-                since: micros(text(r, 0))? - CACHE_MICROS,
+                since: micros(text(r, 0))? - GRAIN_MICROS,
                 thread: number(r, 1),
                 state: text(r, 2).unwrap_or_default(),
                 user: text(r, 3).unwrap_or_default(),
@@ -158,7 +164,7 @@ async fn running(session: &mut Session) -> Result<Vec<Holder>> {
 }
 
 /// Open transactions, prepared ones included.
-async fn open(session: &mut Session) -> Result<Vec<Holder>> {
+async fn open(session: &mut Session, now: i64) -> Result<Vec<Holder>> {
     let missing = |e: Error| {
         if e.code() != code::PERMISSION {
             return e;
@@ -180,30 +186,7 @@ async fn open(session: &mut Session) -> Result<Vec<Holder>> {
             e
         })?
         .len();
-    // Where the clock was set back for winter, an hour comes twice: the earlier one counts.
-    let rows = session
-        .rows(
-            "SELECT CAST(IF(CONVERT_TZ(u - INTERVAL 1 HOUR, '+00:00', 'SYSTEM') = trx_started, u - INTERVAL 1 HOUR, u) AS CHAR), \
-             trx_mysql_thread_id, LOWER(trx_state), \
-             CAST(UTC_TIMESTAMP(6) - INTERVAL uptime SECOND AS CHAR), COALESCE(p.USER, ''), p.COMMAND, p.ID \
-             FROM (SELECT trx_started, trx_mysql_thread_id, trx_state, CONVERT_TZ(trx_started, 'SYSTEM', '+00:00') AS u, \
-             (SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'UPTIME') AS uptime \
-             FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id <> CONNECTION_ID() \
-             AND trx_is_read_only = 0 AND trx_autocommit_non_locking = 0) AS t \
-             LEFT JOIN information_schema.PROCESSLIST p ON p.ID = t.trx_mysql_thread_id"
-                .replace(
-                    "information_schema.GLOBAL_STATUS",
-                    if session.flavor().mariadb {
-                        "information_schema.GLOBAL_STATUS"
-                    } else {
-                        "performance_schema.global_status"
-                    },
-                )
-                .as_str(),
-            "listing open transactions",
-        )
-        .await
-        .map_err(missing)?;
+    let rows = fresh_list(session, now).await.map_err(missing)?;
     let mut holders = Vec::new();
     let mut detached = 0;
     for r in &rows {
@@ -231,6 +214,50 @@ async fn open(session: &mut Session) -> Result<Vec<Holder>> {
         return Err(unknown_age(prepared));
     }
     Ok(holders)
+}
+
+/// The list of open transactions as it is now, without our own.
+async fn fresh_list(session: &mut Session, now: i64) -> Result<Vec<Row>> {
+    let what = "listing open transactions";
+    let status = if session.flavor().mariadb {
+        "information_schema.GLOBAL_STATUS"
+    } else {
+        "performance_schema.global_status"
+    };
+    // Our own transaction is listed with its statement, which no other had: that tells whether the list was made for it.
+    session.run("START TRANSACTION WITH CONSISTENT SNAPSHOT", what).await?;
+    for look in 0..LOOKS {
+        let mark = format!("settled {now} {look}");
+        // Where the clock was set back for winter, an hour comes twice: the earlier one counts.
+        let rows = session
+            .rows(
+                &format!(
+                    "SELECT /* {mark} */ CAST(IF(CONVERT_TZ(u - INTERVAL 1 HOUR, '+00:00', 'SYSTEM') = trx_started, \
+                     u - INTERVAL 1 HOUR, u) AS CHAR), trx_mysql_thread_id, LOWER(trx_state), \
+                     CAST(UTC_TIMESTAMP(6) - INTERVAL uptime SECOND AS CHAR), COALESCE(p.USER, ''), p.COMMAND, p.ID, own, \
+                     own AND COALESCE(trx_query, '') LIKE 'SELECT /* {mark} */%' \
+                     FROM (SELECT trx_started, trx_mysql_thread_id, trx_state, trx_query, \
+                     CONVERT_TZ(trx_started, 'SYSTEM', '+00:00') AS u, trx_mysql_thread_id = CONNECTION_ID() AS own, \
+                     (SELECT VARIABLE_VALUE FROM {status} WHERE VARIABLE_NAME = 'UPTIME') AS uptime \
+                     FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = CONNECTION_ID() \
+                     OR trx_is_read_only = 0 AND trx_autocommit_non_locking = 0) AS t \
+                     LEFT JOIN information_schema.PROCESSLIST p ON p.ID = t.trx_mysql_thread_id"
+                ),
+                what,
+            )
+            .await?;
+        let (own, others): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|r| number(r, 7) == 1);
+        if own.iter().any(|r| number(r, 8) == 1) {
+            session.run("ROLLBACK", what).await?;
+            return Ok(others);
+        }
+        tokio::time::sleep(LIST_IDLE).await;
+    }
+    Err(Error::new(
+        code::SERVER_BUSY,
+        "the server's list of open transactions stays old, because something reads INNODB_TRX many times a second",
+    )
+    .hint("let the monitoring read information_schema.INNODB_TRX less often than every 0.1 s"))
 }
 
 fn unknown_age(prepared: usize) -> Error {

@@ -62,7 +62,7 @@ CREATE INDEX IF NOT EXISTS datasync_pre_table ON synctool.datasync_pre (schema_n
 ";
 
 /// One process at a time; held by a session.
-pub const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(7526475342, 1)";
+pub const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(7526475342)";
 
 /// What is stored about the whole.
 pub const STATE: &str = "SELECT system_id, timeline, applied_lsn::text, restart_lsn::text FROM synctool.datasync_state";

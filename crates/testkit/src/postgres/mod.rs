@@ -235,7 +235,7 @@ impl PostgresBuilder {
                 supervisor.prepare(&initdb, &options)?;
             }
             Some(primary) => {
-                let options = format!("-D data -U postgres -h 127.0.0.1 -p {primary} -R -X stream -c fast -N");
+                let options = format!("-D data -U postgres -h 127.0.0.1 -p {primary} -X stream -c fast -N");
                 // The newest copies every version; some builds of the older ones come without it.
                 let program = install::cached("postgres-18/bin/pg_basebackup")?;
                 supervisor.prepare(&program, &options.split(' ').collect::<Vec<_>>())?;
@@ -248,6 +248,14 @@ impl PostgresBuilder {
         set("port", &port.number().to_string());
         set("unix_socket_directories", &socket);
         SETTINGS.iter().for_each(|(name, value)| set(name, value));
+        if let Some(primary) = self.primary {
+            // The newest program's -R would name options that older servers do not know.
+            supervisor.write("data/standby.signal", "")?;
+            set(
+                "primary_conninfo",
+                &format!("host=127.0.0.1 port={primary} user=postgres"),
+            );
+        }
         if let Some(certificate) = &self.certificate {
             let place =
                 |name: &str, pem: &str| Ok::<_, anyhow::Error>(supervisor.write(name, pem)?.display().to_string());

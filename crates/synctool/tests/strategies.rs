@@ -98,6 +98,26 @@ fn the_brief_s_aggregate_gives_the_printed_table() {
     }
 }
 
+/// A schema means nothing to an SQLite file: the table there has the bare name, and `diff` finds it by that.
+#[test]
+fn a_pipeline_from_a_live_catalog_runs_as_written() {
+    let db = Postgres::shared(PgVersion::V18).database("live_catalog");
+    db.psql(ORDERS);
+    let place = Place::new(&[("local_postgres", postgres(&db))]);
+    place.json(
+        &["init", &db.url(), "public.orders", "sqlite:copy.db", "--dir", "shop"],
+        0,
+    );
+    place.json(&["run", "shop/orders.yaml"], 0);
+    let equal = place.json(&["diff", &db.url(), "public.orders", "sqlite:copy.db", "orders"], 0);
+    assert_eq!(equal["status"], "equal", "{equal}");
+    let wrong = place.json(
+        &["diff", &db.url(), "public.orders", "sqlite:copy.db", "public.orders"],
+        2,
+    );
+    assert_eq!(wrong["error"]["code"], "ST-CFG-010", "{wrong}");
+}
+
 #[test]
 fn the_brief_s_row_pipelines_run_as_printed() {
     let source = Postgres::shared(PgVersion::V18).database("brief_from");

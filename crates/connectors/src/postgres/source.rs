@@ -33,8 +33,9 @@ use tokio_postgres::{CopyOutStream, SimpleQueryMessage, Statement};
 /// What the names of sessions begin with while they only read for us.
 pub(super) const READING: &str = "synctool reading";
 
-/// Raw rows are passed on in chunks of about this size.
-const RAW_CHUNK: usize = 512 << 10;
+/// Raw rows are passed on in chunks of about this size: what waits between the two servers is some of them per worker,
+/// and should be full with a small table already.
+const RAW_CHUNK: usize = 128 << 10;
 
 /// Rows are decoded in runs of about this many bytes: what is found out about their fields stays near.
 const RUN: usize = 64 << 10;

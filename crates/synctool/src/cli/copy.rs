@@ -4,7 +4,7 @@ use super::args::{CopyArgs, Globals};
 use super::out::Reply;
 use super::run;
 use super::signals::Interrupt;
-use crate::config::{ColumnMapping, Columns, Connection, Datastore, Datastores, Pipeline as Model};
+use crate::config::{ColumnMapping, Columns, Connection, Datastore, Datastores, Pipeline as Model, TableRef};
 use crate::pipeline::{Pipeline, tables};
 use std::path::Path;
 use synctool_core::error::{Error, Result, code};
@@ -13,7 +13,7 @@ use synctool_core::plan::short_hash;
 /// `synctool copy`.
 pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
     let (from, to) = ends(&args.source, &args.destination)?;
-    let written = &destination_table(args.destination_table, &args.source_table, &to);
+    let written = &destination_table(args.destination_table, &from, &args.source_table, &to);
     let mut model = model(&from, &args.source_table, &to, written);
     if !args.columns.is_empty() {
         let columns = args.columns.iter().map(|c| ColumnMapping::same(c.trim()));
@@ -72,15 +72,22 @@ pub(super) fn ends(source: &str, destination: &str) -> Result<(Datastore, Datast
     Ok((from, to))
 }
 
-/// The table to write: the one named, else that of a file which is one table, else the name of the source's.
-pub(super) fn destination_table(named: Option<String>, read: &str, to: &Datastore) -> String {
+/// The table to write: the one named, else that of a file which is one table, else the name of the source's. A schema
+/// goes along only between engines that mean the same by it.
+pub(super) fn destination_table(named: Option<String>, from: &Datastore, read: &str, to: &Datastore) -> String {
     let of_file = match &to.connection {
         Connection::Csv { path, .. } | Connection::Parquet { path } if path.extension().is_some() => {
             path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
         }
         _ => None,
     };
-    named.or(of_file).unwrap_or_else(|| read.to_owned())
+    let is_mysql = |end: &Datastore| matches!(end.connection, Connection::Mysql(_));
+    let same_schemas = from.connection.has_schemas() == to.connection.has_schemas() && is_mysql(from) == is_mysql(to);
+    let bare = || match TableRef::parse(read) {
+        Ok(table) if from.connection.has_schemas() && !same_schemas => table.name,
+        _ => read.to_owned(),
+    };
+    named.or(of_file).unwrap_or_else(bare)
 }
 
 /// A pipeline for a copy. Its name is the same for the same ends and tables, so that a second call resumes the first.

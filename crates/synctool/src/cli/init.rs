@@ -8,12 +8,12 @@ use crate::open;
 use crate::pipeline::table_id;
 use serde_json::json;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::schema::TableSchema;
+use synctool_core::schema::{ColumnType, TableSchema};
 
 /// `synctool init`.
 pub(super) async fn init(args: InitArgs, globals: &Globals) -> Result<Reply> {
     let (from, to) = ends(&args.source, &args.destination)?;
-    let written = &destination_table(args.destination_table, &args.source_table, &to);
+    let written = &destination_table(args.destination_table, &from, &args.source_table, &to);
     let parse = |text: &str, datastore: &Datastore| match datastore.connection.has_schemas() {
         true => TableRef::parse(text).map_err(|why| Error::new(code::CONFIG_INVALID, why)),
         false => Ok(TableRef {
@@ -128,6 +128,19 @@ fn pipeline_file(name: &str, from: (&Datastore, &str), to: (&Datastore, &str), s
             text.push_str(&format!("key: [{}]\n", key.join(", ")));
         }
     }
-    text.push_str("strategies:\n  - name: full\n    type: full\n");
+    text.push_str("strategies:\n  - {name: full, type: full}\n");
+    if !schema.key.is_empty() {
+        text.push_str("  # Only what differs, deletes too, found by hashes computed inside both databases:\n  # - {name: hash, type: hash}\n");
+        let stamps = schema
+            .columns
+            .iter()
+            .filter(|c| matches!(c.ty, ColumnType::Timestamp | ColumnType::TimestampTz));
+        for stamp in stamps {
+            text.push_str(&format!(
+                "  # What changed since the last run, if the database stamps the column with every change:\n  # - {{name: delta, type: delta, column: {}}}\n",
+                quoted(&stamp.name)
+            ));
+        }
+    }
     text
 }

@@ -49,7 +49,7 @@ pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Inter
 /// `synctool diff`.
 pub(super) async fn diff(args: DiffArgs, globals: &Globals) -> Result<Reply> {
     let (from, to) = copy::ends(&args.source, &args.destination)?;
-    let other = copy::destination_table(args.destination_table, &args.source_table, &to);
+    let other = copy::destination_table(args.destination_table, &from, &args.source_table, &to);
     let mut model = copy::model(&from, &args.source_table, &to, &other);
     if !args.columns.is_empty() {
         let columns = args.columns.iter().map(|c| ColumnMapping::same(c.trim()));

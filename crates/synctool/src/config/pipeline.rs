@@ -482,7 +482,13 @@ impl Pipeline {
                 let error = self
                     .name
                     .error(format!("pipeline {} has no strategy \"{wanted}\"", self.name.shown()));
+                // A type that could be there is more likely meant than a name that looks alike.
+                let is_type = ["full", "delta", "hash"].contains(&wanted);
                 Err(match super::error::suggestion(wanted, "strategies", &names) {
+                    _ if is_type => error.with_help(format!(
+                        "it has: {}; add to its strategies: - {{name: {wanted}, type: {wanted}}}",
+                        names.join(", ")
+                    )),
                     Some(help) => error.with_help(help),
                     None => error,
                 })

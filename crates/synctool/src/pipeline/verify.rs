@@ -147,7 +147,8 @@ impl Pipeline {
                 code::TABLE_MISSING,
                 format!("{} does not exist, so there is nothing to compare", table.destination),
             )
-            .hint(format!("synctool run {}", self.name())));
+            .at("destination", destination.engine())
+            .hint("check its name; a run of the pipeline would make it"));
         }
         let asked = ends.hash_request(table, true, BTreeMap::new());
         let (planned, compares, reasons) = hash::prepare(&*source, &*destination, &chain, &asked).await?;

@@ -136,6 +136,8 @@ fn init_writes_a_pipeline_that_runs() {
         .ok();
     assert!(ran.stdout.contains("synctool run shop/items.yaml"), "{}", ran.stdout);
     assert!(home.read("shop/items.yaml").contains("key: [id]"));
+    home.run(&["run", "shop/items.yaml", "--strategy", "hash"])
+        .fails(2, &["no strategy \"hash\"", "- {name: hash, type: hash}"]);
     home.run(&["doctor", "shop/items.yaml"]).ok();
     home.run(&["run", "shop/items.yaml"]).ok();
     assert_eq!(home.rows("from.db"), home.rows("to.db"));

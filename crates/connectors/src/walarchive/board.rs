@@ -180,7 +180,8 @@ impl Board {
         let version = env!("CARGO_PKG_VERSION");
         let done = self.local.execute(sql::BEGIN_SERVICE, &[&host, &pid, &version]).await;
         done.map_err(|e| self.local.error(e, "storing that the service began"))?;
-        let past = "UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = true, answer = 'it had ended'
+        let past =
+            "UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = true, answer = 'it had ended'
                     WHERE done_at IS NULL AND kind = 'stop'";
         let done = self.local.batch_execute(past).await;
         done.map_err(|e| self.local.error(e, "storing that the service began"))
@@ -223,14 +224,17 @@ impl Board {
             errors: 1,
             ..Tallies::default()
         };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let hour = i64::try_from(now.as_secs() / 3600).unwrap_or_default();
         journal::count(&self.local, journal::ALL, hour, window_hours, &tallies).await
     }
 
     /// There is no error any more.
     pub async fn well_again(&self) -> Result<()> {
-        let sql = "UPDATE synctool.datasync_service SET error_code = NULL, error = NULL, error_next = NULL, error_at = NULL
+        let sql =
+            "UPDATE synctool.datasync_service SET error_code = NULL, error = NULL, error_next = NULL, error_at = NULL
                    WHERE error IS NOT NULL";
         let done = self.local.batch_execute(sql).await;
         done.map_err(|e| self.local.error(e, "storing what the service does"))

@@ -93,18 +93,26 @@ fn production(config: &SyncConfig, all: &mut Vec<Finding>) -> Option<Production>
             read(directory.join("backup_label"), directory.join("data")),
             None,
         ),
-        Backup::Files(path) if path.join("PG_VERSION").is_file() => {
-            ("base backup", read(path.join("backup_label"), path.clone()), Some(bytes_below(path)))
-        }
+        Backup::Files(path) if path.join("PG_VERSION").is_file() => (
+            "base backup",
+            read(path.join("backup_label"), path.clone()),
+            Some(bytes_below(path)),
+        ),
         Backup::Files(path) => {
             match std::fs::metadata(path) {
-                Ok(_) => all.push(good("base backup", format!("{} is looked into when it is unpacked", path.display()))),
+                Ok(_) => all.push(good(
+                    "base backup",
+                    format!("{} is looked into when it is unpacked", path.display()),
+                )),
                 Err(e) => all.push(failed("base backup", &archive::file_error(path, &e))),
             }
             return None;
         }
         Backup::Command(_) => {
-            all.push(good("base backup", "base_restore_command is run when the scratch server is made"));
+            all.push(good(
+                "base backup",
+                "base_restore_command is run when the scratch server is made",
+            ));
             return None;
         }
     };
@@ -112,7 +120,10 @@ fn production(config: &SyncConfig, all: &mut Vec<Finding>) -> Option<Production>
         Ok((label, control)) => {
             all.push(good(
                 what,
-                format!("PostgreSQL {}, system id {}, from {}", control.major, control.system, label.start),
+                format!(
+                    "PostgreSQL {}, system id {}, from {}",
+                    control.major, control.system, label.start
+                ),
             ));
             match control.parameters.wal_level {
                 Some(WalLevel::Minimal) => all.push(bad(
@@ -165,15 +176,25 @@ fn programs(config: &SyncConfig, production: Option<&Production>, all: &mut Vec<
         Err(e) => all.push(failed("scratch user", &e)),
     }
     let needed = production.and_then(|p| p.size);
-    let above = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    let above = directory
+        .ancestors()
+        .find(|path| path.is_dir())
+        .unwrap_or(Path::new("/"));
     let gb = |bytes: u64| bytes.div_ceil(1 << 30);
     match (needed, free_bytes(above)) {
         (Some(needed), Some(free)) if free < needed + needed / 10 => all.push(bad(
             "scratch space",
-            format!("scratch needs about {} GB (size of production cluster), {} GB free", gb(needed), gb(free)),
+            format!(
+                "scratch needs about {} GB (size of production cluster), {} GB free",
+                gb(needed),
+                gb(free)
+            ),
             format!("free space in {} or set SCRATCH_DIR to a larger disk", above.display()),
         )),
-        (_, Some(free)) => all.push(good("scratch space", format!("{} GB free in {}", gb(free), above.display()))),
+        (_, Some(free)) => all.push(good(
+            "scratch space",
+            format!("{} GB free in {}", gb(free), above.display()),
+        )),
         (_, None) => {}
     }
 }
@@ -196,7 +217,10 @@ async fn log_archive(config: &SyncConfig, production: Option<&Production>, all: 
                 Ok(Some(_)) => all.push(good(what, "wal_fetch_command fetches the first segment")),
                 Ok(None) => all.push(bad(
                     what,
-                    format!("wal_fetch_command has no segment {}, from which replay begins", p.label.segment),
+                    format!(
+                        "wal_fetch_command has no segment {}, from which replay begins",
+                        p.label.segment
+                    ),
                     "run it by hand with %f and %p filled in; if the segment is gone, take a new base backup",
                 )),
                 Err(e) => all.push(failed(what, &e)),
@@ -224,13 +248,20 @@ async fn log_archive(config: &SyncConfig, production: Option<&Production>, all: 
         if identity.system != p.control.system {
             all.push(bad(
                 "archive's server",
-                format!("base backup was taken from system id {}, archive has {}", p.control.system, identity.system),
+                format!(
+                    "base backup was taken from system id {}, archive has {}",
+                    p.control.system, identity.system
+                ),
                 "name the archive and a base backup of the same server",
             ));
             return;
         }
         let size = identity.segment_size;
-        let needed = if Scratch::exists(&config.scratch) { p.control.redo } else { p.label.start };
+        let needed = if Scratch::exists(&config.scratch) {
+            p.control.redo
+        } else {
+            p.label.start
+        };
         let number = |name: &SegmentName| name.number(size).unwrap_or_default();
         let there = listing.segments.keys().any(|name| number(name) == size.number(needed));
         let newer = listing.segments.keys().any(|name| number(name) > size.number(needed));
@@ -285,7 +316,10 @@ async fn local(config: &SyncConfig, production: Option<&Production>, all: &mut V
         }
     }
     match super::board::create(&local).await {
-        Ok(()) => all.push(good("control tables", "tables_to_sync, data_sync_logs and data_sync_metrics are there")),
+        Ok(()) => all.push(good(
+            "control tables",
+            "tables_to_sync, data_sync_logs and data_sync_metrics are there",
+        )),
         Err(e) => {
             all.push(failed("control tables", &e));
             return None;
@@ -301,7 +335,11 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
         .map_err(|e| local.error(e, "reading tables_to_sync"))?;
     let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     if names.is_empty() {
-        all.push(note("tables", "no table is selected", "synctool datasync add-tables TABLE…"));
+        all.push(note(
+            "tables",
+            "no table is selected",
+            "synctool datasync add-tables TABLE…",
+        ));
         return Ok(());
     }
     let here = tables::find(local, names.iter().map(String::as_str)).await?;
@@ -330,7 +368,10 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
             }
         }
     } else {
-        all.push(good("tables", "they are compared with production's once the scratch server runs"));
+        all.push(good(
+            "tables",
+            "they are compared with production's once the scratch server runs",
+        ));
     }
     here.tables.values().for_each(|table| keys(table, all));
     let locals: Vec<String> = here.tables.keys().map(tables::display).collect();
@@ -365,10 +406,17 @@ fn keys(table: &Table, all: &mut Vec<Finding>) {
         format!("table {name} has no primary key: whole rows are compared"),
         format!("a primary key on {name}, in production and here, makes batches faster"),
     ));
-    for column in table.columns.iter().filter(|c| ["json", "xml", "point"].contains(&c.kind.as_str())) {
+    for column in table
+        .columns
+        .iter()
+        .filter(|c| ["json", "xml", "point"].contains(&c.kind.as_str()))
+    {
         all.push(good(
             "key",
-            format!("column {} of type {} cannot be compared directly; text is used", column.name, column.kind),
+            format!(
+                "column {} of type {} cannot be compared directly; text is used",
+                column.name, column.kind
+            ),
         ));
     }
 }

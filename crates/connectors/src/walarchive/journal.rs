@@ -18,6 +18,15 @@ pub struct Net {
     pub deleted: u64,
 }
 
+impl Net {
+    /// Adds another.
+    pub fn add(&mut self, other: Net) {
+        self.added += other.added;
+        self.updated += other.updated;
+        self.deleted += other.deleted;
+    }
+}
+
 /// A line of `data_sync_logs`.
 #[derive(Debug, Clone, Default)]
 pub struct Entry<'a> {

@@ -148,7 +148,10 @@ impl Scratch {
             true => Ok(()),
             false => Err(Error::new(
                 code::SCRATCH,
-                format!("the base backup begins at {}, behind the stored place {at}", self.label.start),
+                format!(
+                    "the base backup begins at {}, behind the stored place {at}",
+                    self.label.start
+                ),
             )
             .hint("use an older base backup, or start over: synctool datasync clear --rebuild")),
         }
@@ -178,7 +181,13 @@ impl Scratch {
         let file = self.data().join("postgresql.conf");
         let text = fs::read_to_string(&file).map_err(|e| file_error(&file, &e))?;
         let current = |name: &str| -> i32 {
-            let value = |line: &str| line.strip_prefix(name)?.strip_prefix(" = '")?.strip_suffix('\'')?.parse().ok();
+            let value = |line: &str| -> Option<i32> {
+                line.strip_prefix(name)?
+                    .strip_prefix(" = '")?
+                    .strip_suffix('\'')?
+                    .parse()
+                    .ok()
+            };
             text.lines().rev().find_map(value).unwrap_or_default()
         };
         let higher: Vec<String> = limits(parameters)
@@ -190,12 +199,20 @@ impl Scratch {
             return Ok(());
         }
         self.stop().await?;
-        put(&file, format!("{text}{}", higher.concat()).as_bytes(), self.server.account)
+        put(
+            &file,
+            format!("{text}{}", higher.concat()).as_bytes(),
+            self.server.account,
+        )
     }
 
     /// Lets it see a file of the log: a segment or a history. The file appears there whole.
     pub fn admit(&self, name: &str, content: &[u8]) -> Result<()> {
-        put(&self.config.directory.join("gate").join(name), content, self.server.account)
+        put(
+            &self.config.directory.join("gate").join(name),
+            content,
+            self.server.account,
+        )
     }
 
     /// Whether a file was let through.
@@ -294,7 +311,9 @@ impl Scratch {
             }
             if last.1.elapsed() > patience {
                 let at = last.0.map_or_else(|| "an unknown place".into(), |at| at.to_string());
-                return Err(self.server.failed(&format!("the scratch server should replay to {lsn} and stays at {at}")));
+                return Err(self
+                    .server
+                    .failed(&format!("the scratch server should replay to {lsn} and stays at {at}")));
             }
             if !self.is_running()? {
                 return Err(self.server.failed("the scratch server has ended"));

@@ -94,7 +94,10 @@ impl Table {
     pub fn fits(&self, local: Option<&Table>) -> Result<()> {
         let table = self.display();
         let refused = match (self.ordinary, self.logged) {
-            (false, _) => Some(("is no table with rows of its own", "select the tables that hold the rows")),
+            (false, _) => Some((
+                "is no table with rows of its own",
+                "select the tables that hold the rows",
+            )),
             (_, false) => Some((
                 "is unlogged in production: its changes are not in WAL",
                 "ALTER TABLE … SET LOGGED in production, or remove it from tables_to_sync",
@@ -128,7 +131,11 @@ impl Table {
             return Ok(());
         }
         let different = |ours: &Table, theirs: &Table| {
-            let each = ours.columns.iter().filter(|c| !theirs.columns.contains(c)).map(Column::describe);
+            let each = ours
+                .columns
+                .iter()
+                .filter(|c| !theirs.columns.contains(c))
+                .map(Column::describe);
             match each.collect::<Vec<_>>().join(", ") {
                 none if none.is_empty() => "nothing more".into(),
                 some => some,

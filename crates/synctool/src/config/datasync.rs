@@ -172,13 +172,17 @@ const KEYS: &[&str] = &[
 impl Loader {
     /// The configuration of Data Sync: the named file, else that of `DATA_SYNC_CONFIG`.
     pub fn datasync(&self, file: Option<&Path>) -> Result<DataSync, ConfigErrors> {
-        let named = file
-            .map(Path::to_owned)
-            .or_else(|| self.variable(DATA_SYNC_CONFIG).filter(|v| !v.is_empty()).map(PathBuf::from));
+        let named = file.map(Path::to_owned).or_else(|| {
+            self.variable(DATA_SYNC_CONFIG)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        });
         let Some(path) = named else {
             let error = ConfigError::new(format!("{DATA_SYNC_CONFIG} is not set"));
             return Err(error
-                .with_help(format!("export {DATA_SYNC_CONFIG}=/path/to/datasync.toml, or say --config FILE"))
+                .with_help(format!(
+                    "export {DATA_SYNC_CONFIG}=/path/to/datasync.toml, or say --config FILE"
+                ))
                 .into());
         };
         let mut errors = Vec::new();
@@ -207,7 +211,8 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
     let named = path.display().to_string();
     let folder = std::path::absolute(path.parent().unwrap_or(Path::new(""))).unwrap_or_default();
     let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
-    let missing = |key: &str, help: &str| ConfigError::in_file(named.clone(), format!("{key} is required")).with_help(help);
+    let missing =
+        |key: &str, help: &str| ConfigError::in_file(named.clone(), format!("{key} is required")).with_help(help);
     let place = |path: At<PathBuf>| folder.join(path.into_inner());
     fn or<T>(value: Option<At<T>>, default: T) -> T {
         value.map_or(default, At::into_inner)
@@ -227,7 +232,10 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
         value => value.map_or(Duration::from_secs(default), |span| span.0),
     };
     if file.pg_password.is_none() {
-        errors.push(missing("PG_PASSWORD", "PG_PASSWORD = \"${PG_PASSWORD}\", or \"${file:/path/to/password}\""));
+        errors.push(missing(
+            "PG_PASSWORD",
+            "PG_PASSWORD = \"${PG_PASSWORD}\", or \"${file:/path/to/password}\"",
+        ));
     }
     if file.pg_db_name.is_none() {
         errors.push(missing("PG_DB_NAME", "name the local database"));
@@ -238,7 +246,11 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
             for part in ["%f", "%p"] {
                 if !command.contains(part) {
                     let what = format!("WAL_FETCH_COMMAND has no {part}");
-                    errors.push(command.error(what).with_help("%f is the file wanted, %p where it is to be put"));
+                    errors.push(
+                        command
+                            .error(what)
+                            .with_help("%f is the file wanted, %p where it is to be put"),
+                    );
                 }
             }
             Some(ArchivePlace::Command(command.into_inner()))
@@ -248,7 +260,10 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
             None
         }
         (None, None) => {
-            errors.push(missing("ARCHIVE_DIR", "name the directory of production's archived log, or WAL_FETCH_COMMAND"));
+            errors.push(missing(
+                "ARCHIVE_DIR",
+                "name the directory of production's archived log, or WAL_FETCH_COMMAND",
+            ));
             None
         }
     };
@@ -266,12 +281,20 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
             None
         }
         (None, None) => {
-            errors.push(missing("BASE_BACKUP", "name a base backup of production, or BASE_RESTORE_COMMAND"));
+            errors.push(missing(
+                "BASE_BACKUP",
+                "name a base backup of production, or BASE_RESTORE_COMMAND",
+            ));
             None
         }
     };
     let frequency = span(file.data_sync_freq, 600, "DATA_SYNC_FREQ", errors);
-    let archive_interval = span(file.archive_interval, frequency.as_secs().max(1), "ARCHIVE_INTERVAL", errors);
+    let archive_interval = span(
+        file.archive_interval,
+        frequency.as_secs().max(1),
+        "ARCHIVE_INTERVAL",
+        errors,
+    );
     let database = or(file.pg_db_name, String::new());
     let resolved = DataSync {
         file: path.to_owned(),
@@ -311,7 +334,10 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         std::fs::write(folder.path().join("pw"), "from the file\n").unwrap();
         let env = |name: &str| (name == "LOCAL_PASSWORD").then(|| "hunter2".to_owned());
-        let loaded = Loader::new().env(env).data_dir(Some("/data".into())).datasync(Some(&file));
+        let loaded = Loader::new()
+            .env(env)
+            .data_dir(Some("/data".into()))
+            .datasync(Some(&file));
         let named = file.display().to_string();
         loaded.map_err(|e| e.to_string().replace(&named, "F"))
     }
@@ -321,7 +347,10 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_brief() {
         let config = load(LEAST).unwrap();
-        assert_eq!((config.host.as_str(), config.port, config.user.as_str()), ("127.0.0.1", 5432, "admin"));
+        assert_eq!(
+            (config.host.as_str(), config.port, config.user.as_str()),
+            ("127.0.0.1", 5432, "admin")
+        );
         assert_eq!((config.frequency.as_secs(), config.metric_hours), (600, 24));
         assert_eq!(config.production_database, "shop");
         assert_eq!(config.scratch_dir, Path::new("/data/datasync"));
@@ -329,9 +358,13 @@ mod tests {
 
     #[test]
     fn numbers_may_stand_in_quotes_and_keys_in_small_letters() {
-        let text = format!("{LEAST}PG_PORT = \"6543\"\nDATA_SYNC_FREQ = \"30\"\nmetric_freq = 6\nARCHIVE_INTERVAL = 1_000\n");
+        let text =
+            format!("{LEAST}PG_PORT = \"6543\"\nDATA_SYNC_FREQ = \"30\"\nmetric_freq = 6\nARCHIVE_INTERVAL = 1_000\n");
         let config = load(&text).unwrap();
-        assert_eq!((config.port, config.frequency.as_secs(), config.metric_hours), (6543, 30, 6));
+        assert_eq!(
+            (config.port, config.frequency.as_secs(), config.metric_hours),
+            (6543, 30, 6)
+        );
         assert_eq!(config.archive_interval.as_secs(), 1000);
     }
 
@@ -347,7 +380,8 @@ mod tests {
 
     #[test]
     fn every_mistake_is_told_with_its_place() {
-        let error = load("PG_DB_NAM = \"shop\"\nPG_PASSWORD = \"x\"\n  PG_PORT = \"many\"\nMETRIC_FREQ = 0\n").unwrap_err();
+        let error =
+            load("PG_DB_NAM = \"shop\"\nPG_PASSWORD = \"x\"\n  PG_PORT = \"many\"\nMETRIC_FREQ = 0\n").unwrap_err();
         for part in [
             "F:1:1: unknown key \"PG_DB_NAM\"",
             "did you mean \"PG_DB_NAME\"?",
@@ -363,10 +397,16 @@ mod tests {
             "F: BASE_BACKUP is required",
             "F:1:15: METRIC_FREQ must be at least 1",
         ] {
-            assert!(error.contains(part) || part.contains("METRIC"), "no {part:?} in\n{error}");
+            assert!(
+                error.contains(part) || part.contains("METRIC"),
+                "no {part:?} in\n{error}"
+            );
         }
         let error = load("PG_HOST = localhost\n").unwrap_err();
-        assert!(error.contains("F:1:11:") && error.contains("text stands in quotes"), "{error}");
+        assert!(
+            error.contains("F:1:11:") && error.contains("text stands in quotes"),
+            "{error}"
+        );
         let error = load(&format!("{LEAST}WAL_FETCH_COMMAND = \"get\"\n")).unwrap_err();
         assert!(error.contains("exclude each other"), "{error}");
         let error = Loader::new().env(|_| None).datasync(None).unwrap_err().to_string();

@@ -11,7 +11,10 @@ pub(super) fn parse(text: &Text, errors: &mut Vec<ConfigError>) -> Option<Node> 
     let (table, mistakes) = DeTable::parse_recoverable(&text.content);
     for mistake in &mistakes {
         let at = place(text, mistake.span().map_or(0, |span| span.start));
-        let message = format!("not valid TOML: {}", mistake.message().lines().next().unwrap_or_default());
+        let message = format!(
+            "not valid TOML: {}",
+            mistake.message().lines().next().unwrap_or_default()
+        );
         let line = text.content.lines().nth(at.line.saturating_sub(1) as usize);
         let value = line.and_then(|line| Some(line.split_once('=')?.1.trim()));
         let bare = value.is_some_and(|v| !v.is_empty() && !v.starts_with(['"', '\'', '[', '{']));

@@ -60,7 +60,11 @@ impl Service {
         }
         let board = service.board().await?;
         board.begin_service(&host()).await?;
-        let text = format!("synctool {} began, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
+        let text = format!(
+            "synctool {} began, pid {}",
+            env!("CARGO_PKG_VERSION"),
+            std::process::id()
+        );
         let mut entry = Entry::new("info", "started", text);
         entry.to = board.applied().await?;
         board.log(&entry).await?;
@@ -274,7 +278,11 @@ impl Service {
         }
         let done = Scratch::discard(&settings.scratch).await;
         let entry = match &done {
-            Ok(()) => Entry::new("warn", "scratch_rebuilt", "the scratch server is made again from the base backup"),
+            Ok(()) => Entry::new(
+                "warn",
+                "scratch_rebuilt",
+                "the scratch server is made again from the base backup",
+            ),
             Err(error) => Entry::of_error("error", "scratch_rebuilt", error),
         };
         tracing::warn!("{}", entry.message);

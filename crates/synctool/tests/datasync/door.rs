@@ -10,15 +10,21 @@ CREATE TABLE events (at timestamptz, what text);";
 
 fn from_nothing_to_a_running_service(version: PgVersion) {
     let world = World::new(version, SCHEMA);
-    world.production.psql("INSERT INTO orders SELECT g, g / 7.0, 'n' || g FROM generate_series(1, 500) g");
+    world
+        .production
+        .psql("INSERT INTO orders SELECT g, g / 7.0, 'n' || g FROM generate_series(1, 500) g");
     // Before anything is there, everything that is missing is told.
     world.run(&["doctor"]).fails(1, &["base backup", "holds no segment"]);
     world.run(&["status"]).fails(1, &["stopped", "nothing was copied"]);
     world.run(&["stop"]).fails(4, &["not running"]);
-    world.run(&["add-tables", "orders", "nowhere"]).fails(2, &["table public.nowhere does not exist locally"]);
+    world
+        .run(&["add-tables", "orders", "nowhere"])
+        .fails(2, &["table public.nowhere does not exist locally"]);
     assert_eq!(world.local.psql("SELECT count(*) FROM tables_to_sync"), "0");
     world.ready();
-    world.run(&["add-tables", "orders", "public.events"]).fails(0, &["waits until the service starts"]);
+    world
+        .run(&["add-tables", "orders", "public.events"])
+        .fails(0, &["waits until the service starts"]);
     let (code, report) = world.json(&["doctor"]);
     assert_eq!((code, report["failed"].as_u64()), (0, Some(0)), "{report:#}");
 
@@ -39,12 +45,21 @@ fn from_nothing_to_a_running_service(version: PgVersion) {
     assert_eq!(code, 0, "{status:#}");
     assert_eq!(status["state"], "waiting");
     assert_eq!(status["service"]["pid"].to_string(), pid);
-    assert_eq!((status["well"].as_bool(), status["segments_behind"].as_u64()), (Some(true), Some(0)));
+    assert_eq!(
+        (status["well"].as_bool(), status["segments_behind"].as_u64()),
+        (Some(true), Some(0))
+    );
     assert_eq!(status["lag_seconds"].as_f64(), Some(0.0));
     assert!(status["archive"]["newest_file_age_seconds"].is_number());
     assert_eq!(status["tables"].as_array().map(Vec::len), Some(2));
     let text = world.run(&["status"]).ok().stdout;
-    for part in ["public.orders", "synced", "newest file", "behind", "is not archived yet"] {
+    for part in [
+        "public.orders",
+        "synced",
+        "newest file",
+        "behind",
+        "is not archived yet",
+    ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
     let (code, proof) = world.json(&["verify"]);
@@ -53,16 +68,35 @@ fn from_nothing_to_a_running_service(version: PgVersion) {
 
     // What was done, and how much.
     let (_, logs) = world.json(&["logs", "--limit", "1000"]);
-    let events: Vec<&str> = logs.as_array().unwrap().iter().filter_map(|l| l["event"].as_str()).collect();
+    let events: Vec<&str> = logs
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|l| l["event"].as_str())
+        .collect();
     for event in ["started", "copied", "batch"] {
         assert!(events.contains(&event), "no {event} in {events:?}");
     }
-    let batch = logs.as_array().unwrap().iter().rfind(|l| l["event"] == "batch" && l["added"] == 30).unwrap();
-    assert_eq!((batch["updated"].as_u64(), batch["deleted"].as_u64()), (Some(20), Some(10)));
-    assert_eq!((batch["net_added"].as_u64(), batch["net_updated"].as_u64()), (Some(30), Some(20)));
+    let batch = logs
+        .as_array()
+        .unwrap()
+        .iter()
+        .rfind(|l| l["event"] == "batch" && l["added"] == 30)
+        .unwrap();
+    assert_eq!(
+        (batch["updated"].as_u64(), batch["deleted"].as_u64()),
+        (Some(20), Some(10))
+    );
+    assert_eq!(
+        (batch["net_added"].as_u64(), batch["net_updated"].as_u64()),
+        (Some(30), Some(20))
+    );
     assert!(batch["first_segment"].is_string() && batch["from_lsn"].is_string() && batch["duration_ms"].is_number());
     let (_, metrics) = world.json(&["metrics", "--table", "orders", "--period", "week"]);
-    assert_eq!((metrics[0]["updated"].as_u64(), metrics[0]["deleted"].as_u64()), (Some(20), Some(10)));
+    assert_eq!(
+        (metrics[0]["updated"].as_u64(), metrics[0]["deleted"].as_u64()),
+        (Some(20), Some(10))
+    );
 
     // It stops, and goes on where it was.
     let (code, stopped) = world.json(&["stop"]);
@@ -84,7 +118,11 @@ fn from_nothing_to_a_running_service(version: PgVersion) {
     world.run(&["status"]).fails(1, &["stopped"]);
     for file in files(world.home.path()) {
         let bytes = fs::read(&file).unwrap_or_default();
-        assert!(!bytes.windows(SECRET.len()).any(|w| w == SECRET.as_bytes()), "{} tells", file.display());
+        assert!(
+            !bytes.windows(SECRET.len()).any(|w| w == SECRET.as_bytes()),
+            "{} tells",
+            file.display()
+        );
     }
 }
 
@@ -107,15 +145,23 @@ fn from_nothing_to_a_running_service_15() {
 fn mistakes_of_the_configuration_are_told_with_their_place() {
     let world = World::new(PgVersion::V18, SCHEMA);
     world.configure("DATA_SYNC_FREK = 5\n");
-    world
-        .run(&["status"])
-        .fails(2, &["datasync.toml:14:1: unknown key \"DATA_SYNC_FREK\"", "did you mean \"DATA_SYNC_FREQ\"?"]);
+    world.run(&["status"]).fails(
+        2,
+        &[
+            "datasync.toml:14:1: unknown key \"DATA_SYNC_FREK\"",
+            "did you mean \"DATA_SYNC_FREQ\"?",
+        ],
+    );
     world.configure("");
     let mut command = world.command(&["status"]);
     let out = command.env_remove("DATA_SYNC_CONFIG").output().unwrap();
     assert_eq!(out.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&out.stderr).contains("DATA_SYNC_CONFIG is not set"));
-    let out = world.command(&["status"]).env_remove("LOCAL_PASSWORD").output().unwrap();
+    let out = world
+        .command(&["status"])
+        .env_remove("LOCAL_PASSWORD")
+        .output()
+        .unwrap();
     assert!(String::from_utf8_lossy(&out.stderr).contains("the variable LOCAL_PASSWORD is not set"));
     // What keeps the service from starting is told where it was started.
     world.run(&["start"]).fails(1, &["backup"]);
@@ -156,10 +202,22 @@ fn doctor_tells_what_is_missing_and_how_to_mend_it() {
     fs::remove_dir_all(world.path("scratch")).unwrap();
     let mut segments: Vec<_> = files(&world.path("archive"));
     segments.sort();
-    for segment in segments.iter().filter(|s| s.extension().is_none()).take(segments.len() - 1) {
-        fs::rename(segment, world.path("aside").with_extension(segment.file_name().unwrap())).unwrap();
+    for segment in segments
+        .iter()
+        .filter(|s| s.extension().is_none())
+        .take(segments.len() - 1)
+    {
+        fs::rename(
+            segment,
+            world.path("aside").with_extension(segment.file_name().unwrap()),
+        )
+        .unwrap();
     }
-    world.production.psql("INSERT INTO other SELECT generate_series(1, 30000)");
+    world
+        .production
+        .psql("INSERT INTO other SELECT generate_series(1, 30000)");
     world.archived();
-    world.run(&["doctor"]).fails(1, &["WAL between them is gone, take a new base backup"]);
+    world
+        .run(&["doctor"])
+        .fails(1, &["WAL between them is gone, take a new base backup"]);
 }

@@ -9,7 +9,9 @@ use synctool_testkit::PgVersion;
 #[test]
 fn a_million_changes_arrive_within_a_minute() {
     let world = World::new(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int, body text)");
-    world.production.psql("INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series(1, 500000) g");
+    world
+        .production
+        .psql("INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series(1, 500000) g");
     world.ready();
     let text = std::fs::read_to_string(world.path("datasync.toml")).expect("the configuration");
     let text = text.replace("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1000");
@@ -71,7 +73,10 @@ const CHORES: &[&str] = &[
 #[test]
 fn random_load_and_random_kills() {
     let soak = std::env::var_os("SYNCTOOL_SOAK").is_some();
-    let minutes: u64 = std::env::var("SYNCTOOL_SOAK_MINUTES").ok().and_then(|m| m.parse().ok()).unwrap_or(60);
+    let minutes: u64 = std::env::var("SYNCTOOL_SOAK_MINUTES")
+        .ok()
+        .and_then(|m| m.parse().ok())
+        .unwrap_or(60);
     let length = match soak {
         true => Duration::from_secs(60 * minutes.clamp(1, 30)),
         false => Duration::from_secs(40),
@@ -86,9 +91,14 @@ fn random_load_and_random_kills() {
     world.add(&["acc", "nokey", "swap", "wide", "parted"]);
     world.run(&["start"]).ok();
     // The next of a sequence that a seed determines.
-    let mut state: u64 = std::env::var("SYNCTOOL_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(42);
+    let mut state: u64 = std::env::var("SYNCTOOL_TEST_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(42);
     let mut random = move |below: u64| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 33) % below
     };
     let end = Instant::now() + length;
@@ -137,7 +147,9 @@ fn random_load_and_random_kills() {
         world.archived();
         world.eventually_same(TABLES);
         world.run(&["verify"]).ok();
-        let paused = world.local.psql("SELECT table_name, why FROM data_sync_tables WHERE state <> 'synced'");
+        let paused = world
+            .local
+            .psql("SELECT table_name, why FROM data_sync_tables WHERE state <> 'synced'");
         assert_eq!(paused, "", "round {rounds}");
     }
     world.run(&["stop"]).ok();

@@ -25,7 +25,6 @@ struct World {
     production: Postgres,
     local: TestDb,
     home: TempDir,
-    version: PgVersion,
 }
 
 /// How the program ended and what it said.
@@ -67,7 +66,6 @@ impl World {
             production,
             local,
             home,
-            version,
         };
         world.configure("");
         world

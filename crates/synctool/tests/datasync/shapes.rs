@@ -16,7 +16,11 @@ fn followed(schema: &str, fill: &str, tables: &[&str]) -> World {
 
 #[test]
 fn a_long_transaction_over_many_segments_arrives_when_it_commits() {
-    let world = followed("CREATE TABLE t (id int PRIMARY KEY, n int)", "INSERT INTO t SELECT g, 0 FROM generate_series(1, 100) g", &["t"]);
+    let world = followed(
+        "CREATE TABLE t (id int PRIMARY KEY, n int)",
+        "INSERT INTO t SELECT g, 0 FROM generate_series(1, 100) g",
+        &["t"],
+    );
     world.production.psql("BEGIN; UPDATE t SET n = 1 WHERE id < 50; SAVEPOINT a; DELETE FROM t WHERE id > 90; ROLLBACK TO a; DELETE FROM t WHERE id = 60; PREPARE TRANSACTION 'long'");
     let mut needed = Vec::new();
     for round in 0..4 {
@@ -24,7 +28,11 @@ fn a_long_transaction_over_many_segments_arrives_when_it_commits() {
         // Each run is a process of its own: what is open is found again.
         world.sync();
         world.same(&["t"]);
-        needed.push(world.local.psql("SELECT restart_lsn, applied_lsn - restart_lsn > 1000000 FROM synctool.datasync_state"));
+        needed.push(
+            world
+                .local
+                .psql("SELECT restart_lsn, applied_lsn - restart_lsn > 1000000 FROM synctool.datasync_state"),
+        );
     }
     assert_eq!(needed[0].split('|').next(), needed[3].split('|').next(), "{needed:?}");
     assert!(needed[3].ends_with('t'), "{needed:?}");
@@ -40,11 +48,15 @@ fn transactions_that_are_open_at_the_backup_are_not_lost() {
     world.production.psql("INSERT INTO t SELECT g, 0 FROM generate_series(1, 50) g; BEGIN; UPDATE t SET n = 1 WHERE id < 9; PREPARE TRANSACTION 'early'");
     world.backup();
     world.add(&["t"]);
-    world.production.psql("INSERT INTO other SELECT generate_series(1, 20000); CHECKPOINT");
+    world
+        .production
+        .psql("INSERT INTO other SELECT generate_series(1, 20000); CHECKPOINT");
     world.archived();
     // While it is open there is no place to begin at, and that is waited for.
     world.run(&["run-once"]).ok();
-    world.production.psql("COMMIT PREPARED 'early'; UPDATE t SET n = 2 WHERE id = 30; CHECKPOINT; INSERT INTO other VALUES (1)");
+    world
+        .production
+        .psql("COMMIT PREPARED 'early'; UPDATE t SET n = 2 WHERE id = 30; CHECKPOINT; INSERT INTO other VALUES (1)");
     world.sync();
     world.same(&["t"]);
 }
@@ -119,7 +131,12 @@ fn values_of_every_kind_arrive_letter_by_letter() {
     world.sync();
     world.same(&tables);
     world.run(&["verify"]).ok();
-    assert_eq!(world.local.psql("SELECT count(*) FROM data_sync_logs WHERE level <> 'info'"), "0");
+    assert_eq!(
+        world
+            .local
+            .psql("SELECT count(*) FROM data_sync_logs WHERE level <> 'info'"),
+        "0"
+    );
 }
 
 #[test]
@@ -144,19 +161,27 @@ fn rewrites_and_truncations_committed_and_rolled_back() {
         world.same(&tables);
     }
     // The same without a look between.
-    world.production.psql("TRUNCATE t, u, nokey; VACUUM FULL t; INSERT INTO t VALUES (5, 5); BEGIN; TRUNCATE t; ROLLBACK");
+    world
+        .production
+        .psql("TRUNCATE t, u, nokey; VACUUM FULL t; INSERT INTO t VALUES (5, 5); BEGIN; TRUNCATE t; ROLLBACK");
     world.sync();
     world.same(&tables);
 }
 
 #[test]
 fn a_production_with_logical_level_is_followed_too() {
-    let world = World::with(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int)", |p| p.setting("wal_level", "logical"));
-    world.production.psql("INSERT INTO t SELECT g, g FROM generate_series(1, 100) g");
+    let world = World::with(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int)", |p| {
+        p.setting("wal_level", "logical")
+    });
+    world
+        .production
+        .psql("INSERT INTO t SELECT g, g FROM generate_series(1, 100) g");
     world.ready();
     world.add(&["t"]);
     world.run(&["run-once"]).ok();
-    world.production.psql("UPDATE t SET n = 0 WHERE id < 50; TRUNCATE other; DELETE FROM t WHERE id = 100");
+    world
+        .production
+        .psql("UPDATE t SET n = 0 WHERE id < 50; TRUNCATE other; DELETE FROM t WHERE id = 100");
     world.sync();
     world.same(&["t"]);
 }
@@ -193,7 +218,9 @@ fn metrics_are_productions_operations_by_the_time_of_their_commit() {
     let whole = "SELECT batches > 0, segments > 0, wal_bytes > 0, max_lag_seconds >= 0 FROM data_sync_metrics WHERE table_name = '*' AND period = 'month'";
     assert_eq!(world.local.psql(whole), "t|t|t|t");
     // Applied once and counted once, though it was killed on the way.
-    world.production.psql("INSERT INTO b SELECT g, g FROM generate_series(100, 119) g");
+    world
+        .production
+        .psql("INSERT INTO b SELECT g, g FROM generate_series(100, 119) g");
     world.archived();
     world.once().at("datasync.before_commit", 1).run().assert_killed();
     world.once().at("datasync.committed", 1).run().assert_killed();
@@ -201,6 +228,11 @@ fn metrics_are_productions_operations_by_the_time_of_their_commit() {
     assert_eq!(counted("public.b", "month"), "22|0|1|21|0|0");
     assert_eq!(world.local.psql(&rows("b")), world.production.psql(&rows("b")));
     let (_, all) = world.json(&["status", "--all"]);
-    let unseen = all["tables"].as_array().unwrap().iter().find(|t| t["table_name"] == "public.unseen").unwrap();
+    let unseen = all["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|t| t["table_name"] == "public.unseen")
+        .unwrap();
     assert_eq!(unseen["state"], "not selected");
 }

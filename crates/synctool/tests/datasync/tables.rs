@@ -32,15 +32,33 @@ fn filled(version: PgVersion) -> World {
 fn ddl_in_production_pauses_only_the_table_concerned() {
     let world = filled(PgVersion::V18);
     world.ready();
-    world.add(&["good", "moody", "smalls", "wider", "keyed", "fleeting", "absent", "strict", "seen"]);
-    world.local.psql("DROP TABLE absent; INSERT INTO tables_to_sync VALUES ('nothing'); ALTER TABLE strict ADD CHECK (n < 10)");
+    world.add(&[
+        "good", "moody", "smalls", "wider", "keyed", "fleeting", "absent", "strict", "seen",
+    ]);
+    world.local.psql(
+        "DROP TABLE absent; INSERT INTO tables_to_sync VALUES ('nothing'); ALTER TABLE strict ADD CHECK (n < 10)",
+    );
     world.run(&["run-once"]).ok();
     world.same(&["good", "moody", "smalls", "wider", "keyed"]);
     // What cannot be followed is said, each with what to do.
-    assert!(world.state("public.absent").starts_with("paused: table public.absent does not exist locally -> create it"));
-    assert!(world.state("public.fleeting").contains("is unlogged in production: its changes are not in WAL"));
+    assert!(
+        world
+            .state("public.absent")
+            .starts_with("paused: table public.absent does not exist locally -> create it")
+    );
+    assert!(
+        world
+            .state("public.fleeting")
+            .contains("is unlogged in production: its changes are not in WAL")
+    );
     assert!(world.state("public.seen").contains("is no table with rows of its own"));
-    assert!(world.state("public.strict").contains("synctool datasync resync public.strict"), "{}", world.state("public.strict"));
+    assert!(
+        world
+            .state("public.strict")
+            .contains("synctool datasync resync public.strict"),
+        "{}",
+        world.state("public.strict")
+    );
     assert_eq!(world.state("nothing"), "unknown: there is no such table in production");
     let (code, status) = world.json(&["status"]);
     assert_eq!((code, status["well"].as_bool()), (1, Some(false)));
@@ -61,10 +79,15 @@ fn ddl_in_production_pauses_only_the_table_concerned() {
     ] {
         let state = world.state(&format!("public.{table}"));
         assert!(state.starts_with("paused: ") && state.contains(says), "{state}");
-        assert!(state.contains(&format!("synctool datasync resync public.{table}")), "{state}");
+        assert!(
+            state.contains(&format!("synctool datasync resync public.{table}")),
+            "{state}"
+        );
     }
     // Nothing happens to a paused table, whatever happens in production.
-    world.production.psql("UPDATE wider SET v = 99; UPDATE moody SET m = 'high'; INSERT INTO absent VALUES (2)");
+    world
+        .production
+        .psql("UPDATE wider SET v = 99; UPDATE moody SET m = 'high'; INSERT INTO absent VALUES (2)");
     world.sync();
     assert_eq!(world.local.psql("SELECT sum(v) FROM wider"), "55");
     // The user's DDL, then resync; while the service does not run the request waits.
@@ -76,7 +99,9 @@ fn ddl_in_production_pauses_only_the_table_concerned() {
     let all = ["wider", "moody", "smalls", "keyed", "absent", "strict"];
     let mut arguments = vec!["resync"];
     arguments.extend(all);
-    world.run(&arguments).fails(0, &["public.wider: waits until the service starts"]);
+    world
+        .run(&arguments)
+        .fails(0, &["public.wider: waits until the service starts"]);
     world.run(&["run-once"]).ok();
     world.same(&["good"]);
     world.same(&all);
@@ -99,16 +124,23 @@ fn a_users_write_is_healed_once_and_then_the_table_is_paused() {
     world.ready();
     world.add(&["good", "wider", "strict"]);
     world.run(&["run-once"]).ok();
-    let change = |n: i32| world.production.psql(&format!("UPDATE good SET n = {n}; UPDATE wider SET v = {n}"));
+    let change = |n: i32| {
+        world
+            .production
+            .psql(&format!("UPDATE good SET n = {n}; UPDATE wider SET v = {n}"))
+    };
     // Verify finds what no batch has met yet.
-    world.local.psql("UPDATE strict SET n = 0 WHERE id = 3; DELETE FROM good WHERE id = 5");
+    world
+        .local
+        .psql("UPDATE strict SET n = 0 WHERE id = 3; DELETE FROM good WHERE id = 5");
     let (code, proof) = world.json(&["verify"]);
     assert_eq!((code, proof["equal"].as_bool()), (3, Some(false)));
     assert_eq!(proof["tables"][0]["local_rows"], 99);
     change(1);
     world.sync();
     world.same(&["good", "wider"]);
-    let healed = "SELECT count(*) FROM data_sync_logs WHERE event = 'healed' AND level = 'warn' AND table_name = 'public.good'";
+    let healed =
+        "SELECT count(*) FROM data_sync_logs WHERE event = 'healed' AND level = 'warn' AND table_name = 'public.good'";
     assert_eq!(world.local.psql(healed), "1");
     // A second time within a day. An inserted row is met as well as a deleted one.
     world.local.psql("INSERT INTO good VALUES (777, 0)");
@@ -118,8 +150,13 @@ fn a_users_write_is_healed_once_and_then_the_table_is_paused() {
     world.same(&["wider"]);
     let state = world.state("public.good");
     assert!(state.starts_with("paused: table public.good has diverged"), "{state}");
-    assert!(state.ends_with("somebody changed the local table; copy it anew: synctool datasync resync public.good"), "{state}");
-    world.run(&["verify"]).fails(3, &["not compared: table public.good has diverged"]);
+    assert!(
+        state.ends_with("somebody changed the local table; copy it anew: synctool datasync resync public.good"),
+        "{state}"
+    );
+    world
+        .run(&["verify"])
+        .fails(3, &["not compared: table public.good has diverged"]);
     world.run(&["resync", "--wait", "0", "good", "strict"]).ok();
     change(3);
     world.sync();
@@ -135,7 +172,9 @@ fn tables_are_added_removed_and_copied_anew_while_the_service_runs() {
     world.run(&["start"]).ok();
     world.eventually_same(&["good"]);
     // At a standing place: nothing new is archived meanwhile.
-    world.run(&["add-tables", "wider", "keyed"]).fails(0, &["public.wider: copied, 10 rows"]);
+    world
+        .run(&["add-tables", "wider", "keyed"])
+        .fails(0, &["public.wider: copied, 10 rows"]);
     world.same(&["wider", "keyed"]);
     world.local.psql("INSERT INTO tables_to_sync VALUES ('moody')");
     world.eventually_same(&["moody"]);
@@ -143,24 +182,36 @@ fn tables_are_added_removed_and_copied_anew_while_the_service_runs() {
     world.run(&["resync", "wider"]).fails(0, &["10 rows"]);
     world.same(&["wider"]);
     world.run(&["clear"]).fails(4, &["Nobody is there to answer"]);
-    world.run(&["clear", "--yes"]).fails(0, &["all tables: 4 tables copied"]);
+    world
+        .run(&["clear", "--yes"])
+        .fails(0, &["all tables: 4 tables copied"]);
     world.same(&["good", "wider", "keyed", "moody"]);
-    world.run(&["resync", "smalls"]).fails(1, &["it is not in tables_to_sync"]);
-    world.run(&["remove-tables", "public.keyed"]).fails(0, &["its rows stay"]);
+    world
+        .run(&["resync", "smalls"])
+        .fails(1, &["it is not in tables_to_sync"]);
+    world
+        .run(&["remove-tables", "public.keyed"])
+        .fails(0, &["its rows stay"]);
     let kept = world.local.psql(&rows("keyed"));
     world.production.psql("DELETE FROM keyed; UPDATE wider SET v = -1");
     world.archived();
     world.eventually_same(&["wider"]);
     assert_eq!(world.local.psql(&rows("keyed")), kept);
-    world.run(&["remove-tables", "keyed"]).fails(2, &["is not in tables_to_sync"]);
+    world
+        .run(&["remove-tables", "keyed"])
+        .fails(2, &["is not in tables_to_sync"]);
     // The tables can be read all the time.
-    world.run(&["clear", "--rebuild", "--yes"]).fails(6, &["already running"]);
+    world
+        .run(&["clear", "--rebuild", "--yes"])
+        .fails(6, &["already running"]);
     let (code, _) = world.json(&["verify"]);
     assert_eq!(code, 0);
     world.run(&["stop"]).ok();
     // Everything anew, from a new base backup.
     fs::remove_dir_all(world.path("backup")).unwrap();
-    world.production.psql("INSERT INTO good SELECT g, 1 FROM generate_series(5000, 5100) g");
+    world
+        .production
+        .psql("INSERT INTO good SELECT g, 1 FROM generate_series(5000, 5100) g");
     world.run(&["clear", "--rebuild", "--yes"]).ok();
     world.ready();
     world.run(&["start"]).ok();
@@ -172,7 +223,9 @@ fn partitions_come_go_and_move_rows() {
     let schema = "CREATE TABLE parted (id int, side int, body text, PRIMARY KEY (id, side)) PARTITION BY LIST (side);
         CREATE TABLE p1 PARTITION OF parted FOR VALUES IN (1); CREATE TABLE p2 PARTITION OF parted FOR VALUES IN (2);";
     let world = World::new(PgVersion::V18, schema);
-    world.production.psql("INSERT INTO parted SELECT g, 1 + g % 2, 'b' FROM generate_series(1, 100) g");
+    world
+        .production
+        .psql("INSERT INTO parted SELECT g, 1 + g % 2, 'b' FROM generate_series(1, 100) g");
     world.ready();
     world.add(&["parted"]);
     world.run(&["run-once"]).ok();
@@ -183,13 +236,22 @@ fn partitions_come_go_and_move_rows() {
     world.sync();
     world.same(&["p1", "p2", "p3"]);
     // A detached partition is followed no more; attached, it is again.
-    world.production.psql("ALTER TABLE parted DETACH PARTITION p2; DELETE FROM p2 WHERE id % 3 = 0; DELETE FROM p1 WHERE id > 80");
+    world
+        .production
+        .psql("ALTER TABLE parted DETACH PARTITION p2; DELETE FROM p2 WHERE id % 3 = 0; DELETE FROM p1 WHERE id > 80");
     world.sync();
     world.same(&["p1", "p3"]);
-    world.production.psql("ALTER TABLE parted ATTACH PARTITION p2 FOR VALUES IN (2)");
+    world
+        .production
+        .psql("ALTER TABLE parted ATTACH PARTITION p2 FOR VALUES IN (2)");
     world.sync();
     world.same(&["p1", "p2", "p3"]);
     world.run(&["resync", "--wait", "0", "parted"]).ok();
     world.run(&["run-once"]).ok();
-    assert_eq!(world.local.psql("SELECT count(*) FROM data_sync_logs WHERE event = 'request' AND message LIKE '%3 tables copied%'"), "1");
+    assert_eq!(
+        world
+            .local
+            .psql("SELECT count(*) FROM data_sync_logs WHERE event = 'request' AND message LIKE '%3 tables copied%'"),
+        "1"
+    );
 }

@@ -9,7 +9,9 @@ const SCHEMA: &str = "CREATE TABLE acc (id int PRIMARY KEY, n int)";
 
 fn running(version: PgVersion) -> World {
     let world = World::new(version, SCHEMA);
-    world.production.psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world
+        .production
+        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
     world.ready();
     world.add(&["acc"]);
     world.run(&["start"]).ok();
@@ -33,10 +35,14 @@ fn a_missing_segment_is_told_and_once_it_is_back_all_goes_on() {
     let world = running(PgVersion::V18);
     // The segment is taken away before it is seen.
     world.run(&["stop"]).ok();
-    let name = world.production.psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
+    let name = world
+        .production
+        .psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
     world.production.psql("UPDATE acc SET n = 0");
     world.archived();
-    world.production.psql("INSERT INTO other SELECT generate_series(1, 20000)");
+    world
+        .production
+        .psql("INSERT INTO other SELECT generate_series(1, 20000)");
     world.archived();
     let (from, to) = (world.path("archive").join(&name), world.path("aside"));
     fs::rename(&from, &to).unwrap();
@@ -46,7 +52,12 @@ fn a_missing_segment_is_told_and_once_it_is_back_all_goes_on() {
     assert_eq!((code, status["last_error"]["code"].as_str()), (1, Some("ST-WAL-001")));
     assert!(status["segments_behind"].as_u64().unwrap() > 0 && status["lag_seconds"].as_f64().unwrap() > 0.0);
     // One log line, however often it looked.
-    assert_eq!(world.local.psql("SELECT count(*) FROM data_sync_logs WHERE error_code = 'ST-WAL-001'"), "1");
+    assert_eq!(
+        world
+            .local
+            .psql("SELECT count(*) FROM data_sync_logs WHERE error_code = 'ST-WAL-001'"),
+        "1"
+    );
     fs::rename(&to, &from).unwrap();
     world.eventually_same(&["acc"]);
     told(&world, "is not archived yet");
@@ -57,7 +68,9 @@ fn a_missing_segment_is_told_and_once_it_is_back_all_goes_on() {
 fn a_damaged_segment_never_reaches_the_tables() {
     let world = running(PgVersion::V18);
     world.run(&["stop"]).ok();
-    let name = world.production.psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
+    let name = world
+        .production
+        .psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
     world.production.psql("UPDATE acc SET n = n + 1");
     world.archived();
     let path = world.path("archive").join(&name);
@@ -91,7 +104,9 @@ fn a_scratch_server_that_is_killed_or_lost_is_there_again() {
     // Its data is lost; the base backup and the archive are there.
     world.run(&["stop"]).ok();
     fs::remove_dir_all(world.path("scratch")).unwrap();
-    world.production.psql("UPDATE acc SET n = n + 7; INSERT INTO acc VALUES (1000, 1)");
+    world
+        .production
+        .psql("UPDATE acc SET n = n + 7; INSERT INTO acc VALUES (1000, 1)");
     world.archived();
     world.run(&["run-once"]).ok();
     world.same(&["acc"]);
@@ -106,13 +121,20 @@ fn a_scratch_server_that_is_killed_or_lost_is_there_again() {
     world.archived();
     world.run(&["start"]).ok();
     world.eventually_same(&["acc"]);
-    assert_eq!(world.local.psql("SELECT count(*) FROM data_sync_logs WHERE event = 'scratch_rebuilt'"), "1");
+    assert_eq!(
+        world
+            .local
+            .psql("SELECT count(*) FROM data_sync_logs WHERE event = 'scratch_rebuilt'"),
+        "1"
+    );
 }
 
 #[test]
 fn settings_of_production_that_rise_are_followed() {
     let world = running(PgVersion::V18);
-    world.production.psql("ALTER SYSTEM SET max_connections = 333; ALTER SYSTEM SET max_prepared_transactions = 55");
+    world
+        .production
+        .psql("ALTER SYSTEM SET max_connections = 333; ALTER SYSTEM SET max_prepared_transactions = 55");
     world.production.restart();
     world.production.psql("UPDATE acc SET n = 333");
     world.archived();
@@ -125,22 +147,40 @@ fn settings_of_production_that_rise_are_followed() {
 fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on() {
     let schema = "CREATE TABLE acc (id int PRIMARY KEY, n int); CREATE TABLE held (id int PRIMARY KEY, n int)";
     let world = World::new(PgVersion::V18, schema);
-    world.production.psql("INSERT INTO acc VALUES (1, 1); INSERT INTO held SELECT g, 1 FROM generate_series(1, 50) g");
+    world
+        .production
+        .psql("INSERT INTO acc VALUES (1, 1); INSERT INTO held SELECT g, 1 FROM generate_series(1, 50) g");
     world.ready();
     world.add(&["acc", "held"]);
     world.run(&["run-once"]).ok();
     // Its rows change, and then it is locked by a transaction that stays open.
     world.production.psql("UPDATE held SET n = 2; UPDATE acc SET n = 2");
     let mut client = Command::new(world.production.tool("psql"))
-        .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &world.production.port().to_string(), "-qAt"])
-        .args(["-c", "BEGIN; TRUNCATE held; INSERT INTO held VALUES (7, 7); SELECT pg_sleep(3600)"])
+        .args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-p",
+            &world.production.port().to_string(),
+            "-qAt",
+        ])
+        .args([
+            "-c",
+            "BEGIN; TRUNCATE held; INSERT INTO held VALUES (7, 7); SELECT pg_sleep(3600)",
+        ])
         .spawn()
         .unwrap();
-    let locked = "SELECT count(*) FROM pg_locks WHERE relation = 'held'::regclass AND mode = 'AccessExclusiveLock' AND granted";
+    let locked =
+        "SELECT count(*) FROM pg_locks WHERE relation = 'held'::regclass AND mode = 'AccessExclusiveLock' AND granted";
     wait_for("the lock", PATIENCE, || world.production.psql(locked) == "1");
     world.sync();
     world.same(&["acc"]);
-    assert!(world.state("public.held").starts_with("waiting: locked in production at this place"));
+    assert!(
+        world
+            .state("public.held")
+            .starts_with("waiting: locked in production at this place")
+    );
     let _ = client.kill();
     let _ = client.wait();
     world.production.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; TRUNCATE held%' AND pid <> pg_backend_pid()");
@@ -153,7 +193,9 @@ fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on() {
 #[test]
 fn a_failover_is_followed_where_it_forked_behind_us() {
     let world = World::with(PgVersion::V18, SCHEMA, |p| p.setting("wal_keep_size", "1GB"));
-    world.production.psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world
+        .production
+        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
     world.ready();
     world.add(&["acc"]);
     world.run(&["run-once"]).ok();
@@ -165,9 +207,13 @@ fn a_failover_is_followed_where_it_forked_behind_us() {
     fs::write(world.production.data_directory().join("standby.signal"), b"").unwrap();
     world.production.restart();
     world.production.psql("SELECT pg_promote()");
-    world.production.psql("UPDATE acc SET n = 7 WHERE id < 20; INSERT INTO acc VALUES (500, 5)");
+    world
+        .production
+        .psql("UPDATE acc SET n = 7 WHERE id < 20; INSERT INTO acc VALUES (500, 5)");
     world.archived();
-    wait_for("the history", PATIENCE, || world.path("archive/00000002.history").is_file());
+    wait_for("the history", PATIENCE, || {
+        world.path("archive/00000002.history").is_file()
+    });
     world.run(&["run-once"]).ok();
     world.same(&["acc"]);
     assert_eq!(world.local.psql("SELECT timeline FROM synctool.datasync_state"), "2");
@@ -184,12 +230,23 @@ fn a_failover_is_followed_where_it_forked_behind_us() {
 #[test]
 fn an_archive_behind_a_command_and_a_backup_behind_another() {
     let world = World::new(PgVersion::V18, SCHEMA);
-    world.production.psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world
+        .production
+        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
     world.ready();
     let text = fs::read_to_string(world.path("datasync.toml")).unwrap();
     let text = text
-        .replace("ARCHIVE_DIR = \"archive\"", &format!("WAL_FETCH_COMMAND = \"cp {}/%f %p\"", world.path("archive").display()))
-        .replace("BASE_BACKUP = \"backup\"", &format!("BASE_RESTORE_COMMAND = \"cp -a {}/. %p/\"", world.path("backup").display()));
+        .replace(
+            "ARCHIVE_DIR = \"archive\"",
+            &format!("WAL_FETCH_COMMAND = \"cp {}/%f %p\"", world.path("archive").display()),
+        )
+        .replace(
+            "BASE_BACKUP = \"backup\"",
+            &format!(
+                "BASE_RESTORE_COMMAND = \"cp -a {}/. %p/\"",
+                world.path("backup").display()
+            ),
+        );
     fs::write(world.path("datasync.toml"), text).unwrap();
     world.add(&["acc"]);
     world.run(&["run-once"]).ok();
@@ -205,7 +262,11 @@ fn an_idle_production_is_no_error_and_its_silence_is_told() {
     let world = running(PgVersion::V18);
     world.run(&["stop"]).ok();
     let text = fs::read_to_string(world.path("datasync.toml")).unwrap();
-    fs::write(world.path("datasync.toml"), text.replace("ARCHIVE_INTERVAL = 3600", "ARCHIVE_INTERVAL = \"100ms\"")).unwrap();
+    fs::write(
+        world.path("datasync.toml"),
+        text.replace("ARCHIVE_INTERVAL = 3600", "ARCHIVE_INTERVAL = \"100ms\""),
+    )
+    .unwrap();
     world.run(&["start"]).ok();
     told(&world, "SILENT");
     let lines = "SELECT count(*) FROM data_sync_logs WHERE event = 'archive_silent'";

@@ -25,7 +25,7 @@ use super::sql;
 use super::tables::{self, Found, Name};
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use synctool_core::error::{Error, Result, code};

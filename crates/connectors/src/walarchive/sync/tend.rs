@@ -59,7 +59,10 @@ impl DataSync {
         }
         let requests = self.requests().await?;
         self.begin().await?;
-        for request in requests.iter().filter(|r| ["resync", "clear"].contains(&r.kind.as_str())) {
+        for request in requests
+            .iter()
+            .filter(|r| ["resync", "clear"].contains(&r.kind.as_str()))
+        {
             for (name, known) in self.known().await? {
                 if request.means(&name, &known) {
                     self.forget(&name).await?;
@@ -76,7 +79,12 @@ impl DataSync {
             proof = Some(self.compare(&session, &there, &here, at).await?);
         }
         self.begin().await?;
-        for (name, known) in self.known().await?.iter().filter(|(name, _)| !there.tables.contains_key(*name)) {
+        for (name, known) in self
+            .known()
+            .await?
+            .iter()
+            .filter(|(name, _)| !there.tables.contains_key(*name))
+        {
             self.forget(name).await?;
             if !there.asked.contains(&known.selected_as) {
                 let text = format!("{} is followed no more; its rows stay", tables::display(name));
@@ -112,8 +120,11 @@ impl DataSync {
             self.step().await?;
         }
         let Some(at) = self.applied.filter(|_| self.planned.is_none() && self.standing) else {
-            return Err(Error::new(code::REFUSED, "there is no place yet at which both sides could be compared")
-                .hint("run synctool datasync run-once; synctool datasync status says what is missing"));
+            return Err(Error::new(
+                code::REFUSED,
+                "there is no place yet at which both sides could be compared",
+            )
+            .hint("run synctool datasync run-once; synctool datasync status says what is missing"));
         };
         self.stand(at).await?;
         let session = self.session().await?;
@@ -200,8 +211,16 @@ impl DataSync {
             .map(|c| c.table.as_str())
             .collect();
         let entry = match different.is_empty() {
-            true => Entry::new("info", "verified", format!("{} tables are equal", all.iter().filter(|c| c.equal).count())),
-            false => Entry::new("warn", "verified", format!("these tables differ: {}", different.join(", "))),
+            true => Entry::new(
+                "info",
+                "verified",
+                format!("{} tables are equal", all.iter().filter(|c| c.equal).count()),
+            ),
+            false => Entry::new(
+                "warn",
+                "verified",
+                format!("these tables differ: {}", different.join(", ")),
+            ),
         };
         journal::log(&self.local, &entry.to(at)).await?;
         Ok(all)
@@ -238,7 +257,9 @@ fn answer(request: &Request, there: &Found, known: &BTreeMap<Name, Known>) -> (b
     match trouble {
         Some((name, k)) => (
             false,
-            k.why.clone().unwrap_or_else(|| format!("{} is not copied yet", tables::display(name))),
+            k.why
+                .clone()
+                .unwrap_or_else(|| format!("{} is not copied yet", tables::display(name))),
         ),
         None => {
             let rows: i64 = mine.iter().filter_map(|(_, k)| k.rows).sum();

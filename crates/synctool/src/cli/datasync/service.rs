@@ -61,10 +61,16 @@ pub(super) async fn start(config: &Config, globals: &Globals) -> Result<Reply> {
     if let Some(folder) = config.log_file.parent() {
         std::fs::create_dir_all(folder).map_err(file)?;
     }
-    let log = OpenOptions::new().create(true).append(true).open(&config.log_file).map_err(file)?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&config.log_file)
+        .map_err(file)?;
     let program = std::env::current_exe().map_err(file)?;
     let mut command = Command::new(program);
-    command.args(["datasync", "start", "--foreground", "--config"]).arg(&config.file);
+    command
+        .args(["datasync", "start", "--foreground", "--config"])
+        .arg(&config.file);
     if let Some(folder) = &globals.data_dir {
         command.arg("--data-dir").arg(folder);
     }

@@ -58,27 +58,50 @@ pub(super) async fn status(config: &Config, all: bool) -> Result<Reply> {
     let behind = archive["segments_behind"].as_u64();
     let mut out = String::new();
     let mut line = |name: &str, says: String| out.push_str(&format!("{name:14}{says}\n"));
-    line("state", match service["waiting_for"].as_str().filter(|_| running) {
-        Some(why) => format!("{state}: {why}"),
-        None => state.into(),
-    });
+    line(
+        "state",
+        match service["waiting_for"].as_str().filter(|_| running) {
+            Some(why) => format!("{state}: {why}"),
+            None => state.into(),
+        },
+    );
     if running {
-        line("process", format!("{} on {}", text(&service["pid"]), text(&service["host"])));
+        line(
+            "process",
+            format!("{} on {}", text(&service["pid"]), text(&service["host"])),
+        );
     }
     match place["applied_lsn"].as_str() {
         Some(lsn) => {
-            line("place", format!("{lsn}, segment {}, timeline {}", text(&place["last_segment"]), text(&place["timeline"])));
+            line(
+                "place",
+                format!(
+                    "{lsn}, segment {}, timeline {}",
+                    text(&place["last_segment"]),
+                    text(&place["timeline"])
+                ),
+            );
             line("rows as of", text(&place["rows_as_of"]));
-            line("needs", format!("archive from segment {} on", text(&place["restart_segment"])));
+            line(
+                "needs",
+                format!("archive from segment {} on", text(&place["restart_segment"])),
+            );
         }
         None => line("place", "none yet: nothing was copied".into()),
     }
     if let Some(behind) = behind {
         let lag = archive["lag_seconds"].as_f64().unwrap_or_default();
-        line("behind", format!("{}, {}", out::count(behind as usize, "segment"), out::duration(lag)));
+        line(
+            "behind",
+            format!("{}, {}", out::count(behind as usize, "segment"), out::duration(lag)),
+        );
     }
     if let Some(age) = archive["newest_file_age_seconds"].as_f64() {
-        let silent = if archive["silent"] == true { " (SILENT: idle, or archives no more)" } else { "" };
+        let silent = if archive["silent"] == true {
+            " (SILENT: idle, or archives no more)"
+        } else {
+            ""
+        };
         line("newest file", format!("{} old{silent}", out::duration(age)));
     }
     if let Some(error) = service["error"]["message"].as_str() {
@@ -88,14 +111,23 @@ pub(super) async fn status(config: &Config, all: bool) -> Result<Reply> {
         }
     }
     let rows: Vec<Vec<String>> = list(&tables)
-        .map(|t| vec![text(&t["table_name"]), text(&t["state"]), text(&t["applied_lsn"]), text(&t["why"])])
+        .map(|t| {
+            vec![
+                text(&t["table_name"]),
+                text(&t["state"]),
+                text(&t["applied_lsn"]),
+                text(&t["why"]),
+            ]
+        })
         .collect();
     if !rows.is_empty() {
         out.push('\n');
         out.push_str(&out::table(&["table", "state", "lsn", "why"], rows));
     }
     for table in &trouble {
-        let next = table["next_step"].as_str().unwrap_or("synctool datasync remove-tables, or create it in production");
+        let next = table["next_step"]
+            .as_str()
+            .unwrap_or("synctool datasync remove-tables, or create it in production");
         out.push_str(&format!("\n{}: {next}\n", text(&table["table_name"])));
     }
     let json = json!({
@@ -126,7 +158,9 @@ fn archive(directory: &Path, last: Option<&str>, config: &Config) -> Value {
     for (name, paths) in &listing.segments {
         let name = place(&name.to_string());
         if last.is_none_or(|last| name > place(last)) {
-            let written = paths.first().and_then(|path| std::fs::metadata(path).ok()?.modified().ok());
+            let written = paths
+                .first()
+                .and_then(|path| std::fs::metadata(path).ok()?.modified().ok());
             newer.insert(name, written);
         }
     }
@@ -159,12 +193,7 @@ fn add_unselected(tables: &mut Value, counted: &Value) {
 }
 
 /// `synctool datasync logs`.
-pub(super) async fn logs(
-    config: &Config,
-    limit: u32,
-    table: Option<String>,
-    level: Option<LevelArg>,
-) -> Result<Reply> {
+pub(super) async fn logs(config: &Config, limit: u32, table: Option<String>, level: Option<LevelArg>) -> Result<Reply> {
     let level = level.map(|level| match level {
         LevelArg::Info => "info",
         LevelArg::Warn => "warn",
@@ -229,7 +258,16 @@ pub(super) async fn metrics(
         })
         .collect();
     let head = [
-        "table", "period", "from (UTC)", "", "added", "updated", "deleted", "rows added", "rows updated", "rows deleted",
+        "table",
+        "period",
+        "from (UTC)",
+        "",
+        "added",
+        "updated",
+        "deleted",
+        "rows added",
+        "rows updated",
+        "rows deleted",
     ];
     Ok(Reply::new(lines, out::table(&head, rows)))
 }

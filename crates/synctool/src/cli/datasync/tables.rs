@@ -38,7 +38,11 @@ pub(super) async fn remove(config: &Config, tables: Vec<String>, patience: Patie
     let board = board(config).await?;
     let gone = board.deselect(&tables).await?;
     let gone: Vec<String> = gone.iter().map(|name| full_name(name)).collect();
-    if let Some(unknown) = tables.iter().map(|name| full_name(name)).find(|name| !gone.contains(name)) {
+    if let Some(unknown) = tables
+        .iter()
+        .map(|name| full_name(name))
+        .find(|name| !gone.contains(name))
+    {
         if gone.is_empty() {
             return Err(
                 Error::new(code::TABLE_MISSING, format!("table {unknown} is not in tables_to_sync"))
@@ -111,7 +115,11 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
     let proof = match is_running(&board).await? {
         true => {
             let request = board.request("verify", None).await?;
-            let answer = answers(&board, &[request], patience).await?.into_iter().flatten().next();
+            let answer = answers(&board, &[request], patience)
+                .await?
+                .into_iter()
+                .flatten()
+                .next();
             let answer = answer.ok_or_else(|| {
                 Error::new(code::SERVER_BUSY, "the service has not answered yet")
                     .hint("it answers between batches; synctool datasync status says what it does")
@@ -135,7 +143,10 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
         let says = match (same, table["skipped"].as_str()) {
             (_, Some(why)) => format!("not compared: {why}"),
             (true, None) => "equal".into(),
-            (false, None) => format!("DIFFERENT; synctool datasync resync {}", table["table"].as_str().unwrap_or_default()),
+            (false, None) => format!(
+                "DIFFERENT; synctool datasync resync {}",
+                table["table"].as_str().unwrap_or_default()
+            ),
         };
         rows.push(vec![
             table["table"].as_str().unwrap_or_default().to_owned(),

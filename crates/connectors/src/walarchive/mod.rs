@@ -28,4 +28,4 @@ pub use board::Board;
 pub use follow::{Follower, Next, Waiting};
 pub use names::Kind;
 pub use scratch::{Scratch, ScratchConfig};
-pub use sync::{Compared, DataSync, Step, SyncConfig};
+pub use sync::{Claim, Compared, DataSync, Step, SyncConfig};

@@ -209,7 +209,8 @@ fn known_spelling(root: &mut Node) {
 
 fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<ConfigError>) -> Option<DataSync> {
     let named = path.display().to_string();
-    let folder = std::path::absolute(path.parent().unwrap_or(Path::new(""))).unwrap_or_default();
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let folder = path.parent().unwrap_or(Path::new("/"));
     let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     let missing =
         |key: &str, help: &str| ConfigError::in_file(named.clone(), format!("{key} is required")).with_help(help);
@@ -297,7 +298,7 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
     );
     let database = or(file.pg_db_name, String::new());
     let resolved = DataSync {
-        file: path.to_owned(),
+        file: path.clone(),
         host: or(file.pg_host, "127.0.0.1".into()),
         port: or(file.pg_port, 5432),
         user: or(file.pg_user_name, "admin".into()),

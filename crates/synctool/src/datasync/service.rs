@@ -5,7 +5,7 @@ use super::{host, local, sentence, settings};
 use crate::config::DataSync as Config;
 use std::time::{Duration, Instant, SystemTime};
 use synctool_connectors::walarchive::journal::Entry;
-use synctool_connectors::walarchive::{Archive, Backup, Board, DataSync, Listing, Scratch, Step, Waiting};
+use synctool_connectors::walarchive::{Archive, Backup, Board, Claim, DataSync, Listing, Scratch, Step, Waiting};
 use synctool_core::error::{Error, Result, code};
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +40,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Makes the tables and takes the lock. A fault that may pass is stored and no error: the service tries again.
+    /// Takes the right to work, and opens everything.
     pub async fn begin(config: Config, stop: CancellationToken) -> Result<Service> {
         let board = Board::open(&local(&config)).await?;
         let mut service = Service {
@@ -52,24 +52,20 @@ impl Service {
             silence_told: None,
             tidied: None,
         };
-        let opened = service.open().await;
-        if let Err(error) = &opened
-            && error.code() == code::LOCKED
-        {
-            return Err(opened.err().unwrap_or_else(|| Error::bug("an error that is none")));
-        }
+        let settings = settings(&service.config)?;
+        let claim = Claim::take(&settings.local).await?;
         let board = service.board().await?;
         board.begin_service(&host()).await?;
-        let text = format!(
-            "synctool {} began, pid {}",
-            env!("CARGO_PKG_VERSION"),
-            std::process::id()
-        );
+        let text = format!("synctool {} began, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
         let mut entry = Entry::new("info", "started", text);
         entry.to = board.applied().await?;
         board.log(&entry).await?;
-        match opened {
-            Ok(()) => Ok(service),
+        match Box::pin(claim.open(settings)).await {
+            Ok(sync) => {
+                service.sync = Some(sync);
+                service.beat("working", None).await;
+                Ok(service)
+            }
             // What is wrong before anything was done is told to whoever started it.
             Err(error) => {
                 service.failed(&error).await;

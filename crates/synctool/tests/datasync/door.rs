@@ -14,7 +14,7 @@ fn from_nothing_to_a_running_service(version: PgVersion) {
         .production
         .psql("INSERT INTO orders SELECT g, g / 7.0, 'n' || g FROM generate_series(1, 500) g");
     // Before anything is there, everything that is missing is told.
-    world.run(&["doctor"]).fails(1, &["base backup", "holds no segment"]);
+    world.run(&["doctor"]).fails(1, &["base backup", "to do"]);
     world.run(&["status"]).fails(1, &["stopped", "nothing was copied"]);
     world.run(&["stop"]).fails(4, &["not running"]);
     world

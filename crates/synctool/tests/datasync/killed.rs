@@ -23,6 +23,7 @@ fn load(world: &World, round: usize) {
 
 fn killed_anywhere(version: PgVersion) {
     let world = World::new(version, SCHEMA);
+    world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1");
     world.backup();
     world.add(TABLES);
     load(&world, 0);

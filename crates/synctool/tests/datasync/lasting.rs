@@ -13,9 +13,7 @@ fn a_million_changes_arrive_within_a_minute() {
         .production
         .psql("INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series(1, 500000) g");
     world.ready();
-    let text = std::fs::read_to_string(world.path("datasync.toml")).expect("the configuration");
-    let text = text.replace("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1000");
-    std::fs::write(world.path("datasync.toml"), text).expect("the configuration");
+    world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1000");
     world.add(&["t"]);
     world.run(&["run-once"]).ok();
     world.production.psql(

@@ -87,6 +87,14 @@ impl World {
         fs::write(self.path("datasync.toml"), text).expect("the configuration");
     }
 
+    /// The same with another text in one place.
+    #[track_caller]
+    fn reconfigure(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(self.path("datasync.toml")).expect("the configuration");
+        assert!(text.contains(from), "no {from} in\n{text}");
+        fs::write(self.path("datasync.toml"), text.replace(from, to)).expect("the configuration");
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }

@@ -99,19 +99,19 @@ fn values_of_every_kind_arrive_letter_by_letter() {
     let schema = "
         CREATE TYPE pair AS (a int, b text); CREATE DOMAIN word AS text CHECK (length(VALUE) < 100);
         CREATE TABLE kinds (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, f float8, r real, d numeric, t timestamptz, i interval,
-            b bytea, j json, jb jsonb, x xml, u uuid, a text[], m int[][], ra int4range, mr int4multirange, p point, ip inet, bits varbit,
+            b bytea, j json, jb jsonb, u uuid, a text[], m int[][], ra int4range, mr int4multirange, p point, ip inet, bits varbit,
             c char(10), w word, pr pair, ts tsvector, money money, oid oid, lsn pg_lsn, twice float8 GENERATED ALWAYS AS (f * 2) STORED);
         CREATE TABLE toasted (id int PRIMARY KEY, big text, other int);
-        CREATE TABLE loose (f float8, d numeric, j json, t text, x xml, p point);
+        CREATE TABLE loose (f float8, d numeric, j json, t text, p point);
         CREATE TABLE \"Odd \"\"name\" (\"the key\" text PRIMARY KEY, \"select\" text);";
     let fill = "
-        INSERT INTO kinds (f, r, d, t, i, b, j, jb, x, u, a, m, ra, mr, p, ip, bits, c, w, pr, ts, money, oid, lsn)
+        INSERT INTO kinds (f, r, d, t, i, b, j, jb, u, a, m, ra, mr, p, ip, bits, c, w, pr, ts, money, oid, lsn)
         SELECT v.f, 0.1 + g, v.d, '2024-02-29 12:00:00.000001+00', '1 year 2 mons -3 days 04:05:06.7', decode(md5(g::text), 'hex'),
-            '{\"a\":  1, \"a\": 2}', '{\"k\": [1, null]}', '<x> ä </x>', md5(g::text)::uuid, ARRAY['a,b', NULL, '\"q\"', E'back\\\\slash'],
+            '{\"a\":  1, \"a\": 2}', '{\"k\": [1, null]}', md5(g::text)::uuid, ARRAY['a,b', NULL, '\"q\"', E'back\\\\slash'],
             '{{1,2},{3,4}}', '[1,5)', '{[1,2),[5,7)}', '(1.5,-2)', '10.0.0.1/8', B'1011', 'pad', 'wörd', ROW(g, 'x,y')::pair, 'fat cat'::tsvector, 12.34, 4294967295, 'F/A0'
         FROM generate_series(1, 5) g, (VALUES ('NaN'::float8, 'NaN'::numeric), ('-Infinity', 1e-30), (1e300, 123456789012345678901234567890.5), (0.1::float8 + 0.2::float8, NULL)) v (f, d);
         INSERT INTO toasted SELECT g, (SELECT string_agg(md5((g * s)::text), '') FROM generate_series(1, 300) s), 0 FROM generate_series(1, 20) g;
-        INSERT INTO loose SELECT f, d, j, E'tab\\tnew\\nline \\\\N', x, p FROM kinds; INSERT INTO loose SELECT * FROM loose LIMIT 5; INSERT INTO loose VALUES (NULL), (NULL);
+        INSERT INTO loose SELECT f, d, j, E'tab\\tnew\\nline \\\\N', p FROM kinds; INSERT INTO loose SELECT * FROM loose LIMIT 5; INSERT INTO loose VALUES (NULL), (NULL);
         INSERT INTO \"Odd \"\"name\" VALUES ('', NULL), ('a', ''), ('ä\"', '\\N')";
     let tables = ["kinds", "toasted", "loose", "\"Odd \"\"name\""];
     let world = World::new(PgVersion::V18, schema);
@@ -211,7 +211,7 @@ fn metrics_are_productions_operations_by_the_time_of_their_commit() {
         assert_eq!(counted("public.unseen", period), "7|0|0|0|0|0", "{period}");
     }
     let windows = "SELECT bool_and(ends_at - starts_at = interval '6 hours' AND extract(hour FROM starts_at AT TIME ZONE 'UTC')::int % 6 = 0
-        AND now() BETWEEN starts_at AND ends_at) FROM data_sync_metrics WHERE period = 'window'";
+        AND now() BETWEEN starts_at AND ends_at) FROM data_sync_metrics WHERE period = 'window' AND table_name <> '*'";
     assert_eq!(world.local.psql(windows), "t");
     let weeks = "SELECT bool_and(extract(isodow FROM starts_at AT TIME ZONE 'UTC') = 1) FROM data_sync_metrics WHERE period = 'week'";
     assert_eq!(world.local.psql(weeks), "t");

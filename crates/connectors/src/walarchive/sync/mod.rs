@@ -92,16 +92,38 @@ pub struct DataSync {
     taken: Vec<SegmentName>,
 }
 
+/// The right to work on a local database, which one process has at a time.
+#[derive(Debug)]
+pub struct Claim {
+    local: Connection,
+}
+
+impl Claim {
+    /// Takes it; makes the local tables.
+    pub async fn take(local: &PostgresConfig) -> Result<Claim> {
+        let local = Postgres::open(local.clone())?.connect().await?;
+        board::create(&local).await?;
+        lock(&local).await?;
+        Ok(Claim { local })
+    }
+
+    /// Begins to work. The first time this unpacks the base backup, which takes its time.
+    pub async fn open(self, config: SyncConfig) -> Result<DataSync> {
+        DataSync::open_on(self.local, config).await
+    }
+}
+
 /// Addresses in one statement.
 const CHUNK: usize = 5_000;
 
 impl DataSync {
     /// Makes or finds everything, and finds out where things stand.
     pub async fn open(config: SyncConfig) -> Result<DataSync> {
-        let local = Postgres::open(config.local.clone())?.connect().await?;
-        let run = |e| local.error(e, "preparing the local tables");
-        board::create(&local).await?;
-        lock(&local).await?;
+        Claim::take(&config.local).await?.open(config).await
+    }
+
+    async fn open_on(local: Connection, config: SyncConfig) -> Result<DataSync> {
+        let run = |e| local.error(e, "reading the state");
         let scratch = Scratch::create(config.scratch.clone(), &config.backup)?;
         // What an earlier attempt got ready may not be what this one will want.
         let ready = config.scratch.directory.join("ready");

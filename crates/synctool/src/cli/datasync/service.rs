@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result, code};
 
-/// How long the service may take until it has the lock.
+/// How long is waited for the service to begin its work.
 const BEGIN: Duration = Duration::from_secs(30);
 
 /// `synctool datasync start --foreground`.
@@ -86,7 +86,7 @@ pub(super) async fn start(config: &Config, globals: &Globals) -> Result<Reply> {
     let mut child = command.spawn().map_err(file)?;
     let pid = child.id();
     let end = Instant::now() + BEGIN;
-    loop {
+    let begun = loop {
         let ended = child.try_wait().map_err(file)?;
         if let Some(status) = ended {
             let mut error = Error::new(code::REFUSED, format!("the service ended at once ({status})"))
@@ -103,19 +103,24 @@ pub(super) async fn start(config: &Config, globals: &Globals) -> Result<Reply> {
             return Err(error.hint("the log file says why"));
         }
         let told = board.status().await?;
-        let begun = told["service"]["pid"] == pid && told["service"]["state"] != "stopped";
-        if begun || board.is_locked().await? || Instant::now() >= end {
-            break;
+        let mine = told["service"]["pid"] == pid;
+        let begun = mine && !["starting", "stopped"].contains(&told["service"]["state"].as_str().unwrap_or_default());
+        if begun || Instant::now() >= end {
+            break begun;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    };
+    let (status, does) = match begun {
+        true => ("running", "runs"),
+        false => ("starting", "makes the scratch server from the base backup"),
+    };
     let text = format!(
-        "Data Sync runs, pid {pid}; it writes to {} and looks at the archive every {} s\n",
+        "Data Sync {does}, pid {pid}; it writes to {} and looks at the archive every {} s\n",
         config.log_file.display(),
         config.frequency.as_secs()
     );
     Ok(Reply::new(
-        json!({ "status": "running", "pid": pid, "log_file": config.log_file }),
+        json!({ "status": status, "pid": pid, "log_file": config.log_file }),
         text,
     ))
 }

@@ -622,7 +622,9 @@ pub(super) struct Patience {
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum DatasyncCommand {
     /// Start the service; the first start makes the scratch server and copies the selected tables.
-    #[command(after_help = "Example:\n  synctool datasync start\n  synctool datasync start --foreground    for systemd and containers")]
+    #[command(
+        after_help = "Example:\n  synctool datasync start\n  synctool datasync start --foreground    for systemd and containers"
+    )]
     Start {
         /// Stay in the foreground.
         #[arg(long)]
@@ -686,7 +688,9 @@ pub(super) enum DatasyncCommand {
         patience: Patience,
     },
     /// Print what was done: data_sync_logs.
-    #[command(after_help = "Examples:\n  synctool datasync logs --limit 20\n  synctool datasync logs --level error --table orders")]
+    #[command(
+        after_help = "Examples:\n  synctool datasync logs --limit 20\n  synctool datasync logs --level error --table orders"
+    )]
     Logs {
         /// At most so many lines, the newest.
         #[arg(long, value_name = "N", default_value_t = 50)]

@@ -73,7 +73,11 @@ fn bin_dir(config: &Config) -> Result<PathBuf> {
     let is_there = |directory: &PathBuf| directory.join("postgres").is_file() && directory.join("pg_ctl").is_file();
     let packaged = major.iter().flat_map(|major| {
         let major = major.trim();
-        [format!("/usr/lib/postgresql/{major}/bin"), format!("/usr/pgsql-{major}/bin")].map(PathBuf::from)
+        [
+            format!("/usr/lib/postgresql/{major}/bin"),
+            format!("/usr/pgsql-{major}/bin"),
+        ]
+        .map(PathBuf::from)
     });
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|directory| {

@@ -56,7 +56,11 @@ impl Service {
         let claim = Claim::take(&settings.local).await?;
         let board = service.board().await?;
         board.begin_service(&host()).await?;
-        let text = format!("synctool {} began, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
+        let text = format!(
+            "synctool {} began, pid {}",
+            env!("CARGO_PKG_VERSION"),
+            std::process::id()
+        );
         let mut entry = Entry::new("info", "started", text);
         entry.to = board.applied().await?;
         board.log(&entry).await?;

@@ -74,7 +74,11 @@ impl World {
     /// Writes the configuration, with more keys.
     fn configure(&self, more: &str) {
         let url = self.local.url();
-        let port = url.rsplit_once(':').and_then(|(_, rest)| rest.split_once('/')).expect("a port").0;
+        let port = url
+            .rsplit_once(':')
+            .and_then(|(_, rest)| rest.split_once('/'))
+            .expect("a port")
+            .0;
         let bin = self.production.tool("postgres");
         let text = format!(
             "PG_PORT = \"{port}\"\nPG_USER_NAME = \"postgres\"\nPG_PASSWORD = \"${{LOCAL_PASSWORD}}\"\nPG_DB_NAME = \"{}\"\n\
@@ -102,7 +106,9 @@ impl World {
     fn backup(&self) {
         let mut command = Command::new(self.production.tool("pg_basebackup"));
         command.args(["-X", "none", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"]);
-        command.args(["-p", &self.production.port().to_string(), "-D"]).arg(self.path("backup"));
+        command
+            .args(["-p", &self.production.port().to_string(), "-D"])
+            .arg(self.path("backup"));
         let output = command.output().expect("pg_basebackup");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -185,16 +191,22 @@ impl World {
     #[track_caller]
     fn same(&self, tables: &[&str]) {
         for table in tables {
-            assert_eq!(self.local.psql(&rows(table)), self.production.psql(&rows(table)), "{table}");
+            assert_eq!(
+                self.local.psql(&rows(table)),
+                self.production.psql(&rows(table)),
+                "{table}"
+            );
         }
     }
 
     #[track_caller]
     fn eventually_same(&self, tables: &[&str]) {
         for table in tables {
-            wait_for(table, PATIENCE, || match self.local.psql(&rows(table)) == self.production.psql(&rows(table)) {
-                true => Ok(()),
-                false => Err(self.run(&["status"]).stdout),
+            wait_for(table, PATIENCE, || {
+                match self.local.psql(&rows(table)) == self.production.psql(&rows(table)) {
+                    true => Ok(()),
+                    false => Err(self.run(&["status"]).stdout),
+                }
             });
         }
     }
@@ -215,7 +227,9 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         // The service first, then the server that it would start again.
-        let pid = self.local.try_psql("SELECT pid FROM synctool.datasync_service WHERE state <> 'stopped'");
+        let pid = self
+            .local
+            .try_psql("SELECT pid FROM synctool.datasync_service WHERE state <> 'stopped'");
         let pid = pid.unwrap_or_default();
         let is_ours = fs::read(format!("/proc/{pid}/cmdline"))
             .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&*self.home.path().to_string_lossy()));

@@ -203,8 +203,9 @@ fn a_failover_is_followed_where_it_forked_behind_us() {
     world.sync();
     // A standby is promoted: here the same data directory, which goes through recovery and comes out on timeline 2.
     world.production.psql("UPDATE acc SET n = 6 WHERE id < 50");
+    let data = world.production.data_directory();
     world.production.stop();
-    fs::write(world.production.data_directory().join("standby.signal"), b"").unwrap();
+    fs::write(data.join("standby.signal"), b"").unwrap();
     world.production.restart();
     world.production.psql("SELECT pg_promote()");
     world
@@ -234,20 +235,13 @@ fn an_archive_behind_a_command_and_a_backup_behind_another() {
         .production
         .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
     world.ready();
-    let text = fs::read_to_string(world.path("datasync.toml")).unwrap();
-    let text = text
-        .replace(
-            "ARCHIVE_DIR = \"archive\"",
-            &format!("WAL_FETCH_COMMAND = \"cp {}/%f %p\"", world.path("archive").display()),
-        )
-        .replace(
-            "BASE_BACKUP = \"backup\"",
-            &format!(
-                "BASE_RESTORE_COMMAND = \"cp -a {}/. %p/\"",
-                world.path("backup").display()
-            ),
-        );
-    fs::write(world.path("datasync.toml"), text).unwrap();
+    let fetch = format!("WAL_FETCH_COMMAND = \"cp {}/%f %p\"", world.path("archive").display());
+    world.reconfigure("ARCHIVE_DIR = \"archive\"", &fetch);
+    let restore = format!(
+        "BASE_RESTORE_COMMAND = \"cp -a {}/. %p/\"",
+        world.path("backup").display()
+    );
+    world.reconfigure("BASE_BACKUP = \"backup\"", &restore);
     world.add(&["acc"]);
     world.run(&["run-once"]).ok();
     world.same(&["acc"]);
@@ -261,12 +255,7 @@ fn an_archive_behind_a_command_and_a_backup_behind_another() {
 fn an_idle_production_is_no_error_and_its_silence_is_told() {
     let world = running(PgVersion::V18);
     world.run(&["stop"]).ok();
-    let text = fs::read_to_string(world.path("datasync.toml")).unwrap();
-    fs::write(
-        world.path("datasync.toml"),
-        text.replace("ARCHIVE_INTERVAL = 3600", "ARCHIVE_INTERVAL = \"100ms\""),
-    )
-    .unwrap();
+    world.reconfigure("ARCHIVE_INTERVAL = 3600", "ARCHIVE_INTERVAL = \"100ms\"");
     world.run(&["start"]).ok();
     told(&world, "SILENT");
     let lines = "SELECT count(*) FROM data_sync_logs WHERE event = 'archive_silent'";

@@ -297,6 +297,7 @@ impl DataSync {
             let read = sql::read_rows(schema, name, &columns, Some(at));
             now += tables::copy(session, &read, &self.local, &write, &what).await?;
         }
+        self.tell_planner("pg_temp.datasync_post", now).await?;
         let sql = "SELECT count(*) FROM synctool.datasync_pre WHERE schema_name = $1 AND table_name = $2";
         let expected: i64 = self.local.query_one(sql, &[schema, name]).await.map_err(run)?.get(0);
         let key = table.key();

@@ -115,6 +115,8 @@ impl Claim {
 
 /// Addresses in one statement.
 const CHUNK: usize = 5_000;
+/// Rows from which on the planner should know how many there are.
+const ANALYZE_FROM: u64 = 1_000;
 
 impl DataSync {
     /// Makes or finds everything, and finds out where things stand.
@@ -405,6 +407,7 @@ impl DataSync {
             .batch_execute("TRUNCATE synctool.datasync_pre")
             .await
             .map_err(run)?;
+        let mut rows = 0;
         for (name, table) in &there.tables {
             if known.get(name).is_none_or(|k| k.state != State::Synced) {
                 continue;
@@ -424,15 +427,20 @@ impl DataSync {
             for at in changes.addresses.chunks(CHUNK) {
                 let read = sql::read_pre(&name.0, &name.1, &table.identity(), at)?;
                 let what = format!("reading {} before the batch", table.display());
-                tables::copy(&session, &read, &self.local, sql::WRITE_PRE, &what).await?;
+                rows += tables::copy(&session, &read, &self.local, sql::WRITE_PRE, &what).await?;
             }
         }
+        self.tell_planner("synctool.datasync_pre", rows).await?;
         let stored = Plan {
             files: files
                 .into_iter()
                 .map(|(name, f)| (name, [f.tablespace, f.database, f.file]))
                 .collect(),
-            shapes: there.tables.into_iter().map(|(name, table)| (name, table.shape())).collect(),
+            shapes: there
+                .tables
+                .into_iter()
+                .map(|(name, table)| (name, table.shape()))
+                .collect(),
         };
         let text = serde_json::to_string(&stored).map_err(|e| Error::bug("a plan that is no JSON").caused_by(e))?;
         self.local
@@ -540,6 +548,15 @@ impl DataSync {
         })
     }
 
+    /// A large table that was filled just now looks small to the planner, which then joins it row by row.
+    async fn tell_planner(&self, table: &str, rows: u64) -> Result<()> {
+        if rows < ANALYZE_FROM {
+            return Ok(());
+        }
+        let done = self.local.batch_execute(&format!("ANALYZE {table}")).await;
+        done.map_err(|e| self.local.error(e, "looking at the rows of a batch"))
+    }
+
     async fn commit(&self, what: &str) -> Result<()> {
         self.local
             .batch_execute("COMMIT")
@@ -582,7 +599,9 @@ impl DataSync {
                 journal::count(&self.local, &tables::display(name), hour, hours, &tallies).await?;
                 all.net.add(*net);
             }
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let now = SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default();
             let whole = Tallies {
                 operations: Default::default(),
                 net: all.net,

@@ -161,7 +161,10 @@ async fn base_backups_come_in_several_forms() {
     let made = |name: &str, backup: &Path| {
         let directory = place.path().join(name);
         fs::create_dir(&directory).unwrap();
-        Scratch::create(scratch_config(&bin_dir(server), &directory), &backup.to_path_buf().into())
+        Scratch::create(
+            scratch_config(&bin_dir(server), &directory),
+            &backup.to_path_buf().into(),
+        )
     };
     // A tar, plain in a directory and compressed as a file.
     fs::create_dir(place.path().join("tar")).unwrap();

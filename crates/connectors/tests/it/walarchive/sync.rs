@@ -228,7 +228,9 @@ async fn the_local_tables_are_productions_at_every_place() {
 
     // Somebody changes a local row: the batch that meets it copies the table anew, and says so.
     world.local.psql("DELETE FROM pair WHERE b = 'counted' AND a = 1");
-    world.production.psql("UPDATE pair SET v = '2' WHERE b = 'counted'; UPDATE acc SET n = 3 WHERE id < 50");
+    world
+        .production
+        .psql("UPDATE pair SET v = '2' WHERE b = 'counted'; UPDATE acc SET n = 3 WHERE id < 50");
     world.archived();
     assert!(world.sync().await >= 1);
     world.same_as_production();
@@ -236,12 +238,19 @@ async fn the_local_tables_are_productions_at_every_place() {
     assert_eq!(world.local.psql(told), "public.pair");
     // A second time within a day it is put aside, and the others go on.
     world.local.psql("DELETE FROM pair WHERE b = 'counted' AND a = 1");
-    world.production.psql("UPDATE pair SET v = '3' WHERE b = 'counted'; UPDATE acc SET n = 4 WHERE id < 50");
+    world
+        .production
+        .psql("UPDATE pair SET v = '3' WHERE b = 'counted'; UPDATE acc SET n = 4 WHERE id < 50");
     world.archived();
     let mut sync = DataSync::open(world.config()).await.unwrap();
     while let Step::Applied(_) = sync.step().await.unwrap() {}
     let paused = "SELECT state, next_step FROM data_sync_tables WHERE table_name = 'public.pair'";
-    assert!(world.local.psql(paused).starts_with("paused|somebody changed the local table"));
+    assert!(
+        world
+            .local
+            .psql(paused)
+            .starts_with("paused|somebody changed the local table")
+    );
     assert_eq!(world.local.psql(&rows("acc")), world.production.psql(&rows("acc")));
     // Asked for, it is copied anew.
     world

@@ -38,17 +38,15 @@ pub(super) async fn remove(config: &Config, tables: Vec<String>, patience: Patie
     let board = board(config).await?;
     let gone = board.deselect(&tables).await?;
     let gone: Vec<String> = gone.iter().map(|name| full_name(name)).collect();
-    if let Some(unknown) = tables
+    let unknown = tables
         .iter()
         .map(|name| full_name(name))
-        .find(|name| !gone.contains(name))
-    {
-        if gone.is_empty() {
-            return Err(
-                Error::new(code::TABLE_MISSING, format!("table {unknown} is not in tables_to_sync"))
-                    .hint("synctool datasync status lists the selected tables"),
-            );
-        }
+        .find(|name| !gone.contains(name));
+    if let (Some(unknown), true) = (unknown, gone.is_empty()) {
+        return Err(
+            Error::new(code::TABLE_MISSING, format!("table {unknown} is not in tables_to_sync"))
+                .hint("synctool datasync status lists the selected tables"),
+        );
     }
     asked(&board, "remove", &gone, patience).await
 }

@@ -16,6 +16,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod datasync;
 mod fault;
 pub mod open;
 pub mod pipeline;

@@ -110,7 +110,7 @@ fn objects(datastore: &Datastore) -> Result<Objects> {
     })
 }
 
-fn sslmode(mode: crate::config::SslMode) -> SslMode {
+pub(crate) fn sslmode(mode: crate::config::SslMode) -> SslMode {
     match mode {
         crate::config::SslMode::Disable => SslMode::Disable,
         crate::config::SslMode::Prefer => SslMode::Prefer,

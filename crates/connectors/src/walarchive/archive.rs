@@ -245,9 +245,22 @@ pub fn read_part(path: &Path) -> Result<(Identity, Lsn, Vec<u8>)> {
     Ok((identity, address, bytes))
 }
 
+/// The text of a timeline's history, unpacked.
+pub fn unpack_history(path: &Path) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(|e| file_error(path, &e))?;
+    let (_, bytes) = compression::unpack(file, LARGEST_HISTORY).map_err(|e| {
+        Error::new(
+            code::FILE_MALFORMED,
+            format!("{} is no history of a timeline", path.display()),
+        )
+        .hint("copy it again from production's archive")
+        .caused_by(e)
+    })?;
+    Ok(bytes)
+}
+
 /// Reads a timeline's history.
 pub fn read_history(timeline: u32, path: &Path) -> Result<History> {
-    let file = File::open(path).map_err(|e| file_error(path, &e))?;
     let malformed = || {
         Error::new(
             code::FILE_MALFORMED,
@@ -255,7 +268,7 @@ pub fn read_history(timeline: u32, path: &Path) -> Result<History> {
         )
         .hint("copy it again from production's archive")
     };
-    let (_, bytes) = compression::unpack(file, LARGEST_HISTORY).map_err(|e| malformed().caused_by(e))?;
+    let bytes = unpack_history(path)?;
     let text = String::from_utf8(bytes).map_err(|e| malformed().caused_by(e))?;
     History::parse(timeline, &text).map_err(|e| malformed().caused_by(e))
 }

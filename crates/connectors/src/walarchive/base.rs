@@ -3,12 +3,38 @@
 use super::archive::file_error;
 use super::compression;
 use super::control::Control;
+use super::names;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{Lsn, SegmentName};
+
+/// A base backup of production.
+#[derive(Debug, Clone)]
+pub enum Backup {
+    /// A copy of a data directory, a directory with `base.tar`, or a tar file.
+    Files(PathBuf),
+    /// A command that restores one into the directory `%p`.
+    Command(String),
+}
+
+impl Backup {
+    /// For messages.
+    pub fn display(&self) -> String {
+        match self {
+            Backup::Files(path) => path.display().to_string(),
+            Backup::Command(_) => "what base_restore_command restored".into(),
+        }
+    }
+}
+
+impl From<PathBuf> for Backup {
+    fn from(path: PathBuf) -> Self {
+        Backup::Files(path)
+    }
+}
 
 /// What `backup_label` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,14 +68,15 @@ impl Label {
     }
 }
 
-/// Unpacks a base backup into an empty directory: a copy of a data directory, a directory with `base.tar`, or a tar
-/// file, compressed or not. Returns what it says about itself.
-pub fn unpack(backup: &Path, data: &Path) -> Result<(Label, Control)> {
+/// Unpacks a base backup into an empty directory; tar files may be compressed. Returns what it says about itself.
+pub fn unpack(backup: &Backup, data: &Path) -> Result<(Label, Control)> {
     fs::create_dir_all(data).map_err(|e| file_error(data, &e))?;
-    if let Some(tar) = tar_file(backup)? {
-        untar(&tar, data)?;
-    } else {
-        copy(backup, data)?;
+    match backup {
+        Backup::Command(command) => restore(command, data)?,
+        Backup::Files(path) => match tar_file(path)? {
+            Some(tar) => untar(&tar, data)?,
+            None => copy(path, data)?,
+        },
     }
     let file = data.join("backup_label");
     let label = fs::read_to_string(&file).map_err(|_| {
@@ -74,10 +101,33 @@ pub fn unpack(backup: &Path, data: &Path) -> Result<(Label, Control)> {
             code::UNSUPPORTED,
             "the base backup has tablespaces, which cannot be used yet",
         )
-        .at("backup", backup.display().to_string())
+        .at("backup", backup.display())
         .hint("move the tables to the default tablespace, or ask for it"));
     }
     Ok((label, Control::read(data)?))
+}
+
+/// Lets the user's command restore a backup, and removes what is only for the server that ran in it.
+fn restore(command: &str, data: &Path) -> Result<()> {
+    let line = names::command(command, "", &data.display().to_string())?;
+    let failed = |what: String| {
+        Error::new(code::FILE, what).hint("run base_restore_command by hand with %p filled in: an empty directory")
+    };
+    let output = Command::new("/bin/sh")
+        .args(["-c", &line])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| failed(format!("base_restore_command cannot be run: {}", e.kind())))?;
+    if !output.status.success() {
+        return Err(failed(format!("base_restore_command failed: {}", output.status)));
+    }
+    for name in LEFT_OUT {
+        let path = data.join(name);
+        if path.exists() {
+            fs::remove_file(&path).map_err(|e| file_error(&path, &e))?;
+        }
+    }
+    Ok(())
 }
 
 fn tar_file(backup: &Path) -> Result<Option<PathBuf>> {

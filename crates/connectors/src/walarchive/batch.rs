@@ -94,6 +94,11 @@ impl Scan {
         self.backup_ended
     }
 
+    /// Production's settings, if they changed in what was read since the last batch.
+    pub fn parameters(&self) -> Option<&Parameters> {
+        self.batch.parameters.as_ref()
+    }
+
     /// Goes over to another timeline's copy of the log, which is the same up to our place.
     pub fn change_timeline(&mut self) {
         self.decoder = Decoder::at(*self.decoder.identity(), self.decoder.position());

@@ -3,14 +3,18 @@
 //! [`Archive`] is where the files are; [`Follower`] hands on segment after segment, each only when it is whole, checked
 //! and in sequence. [`Scratch`] is a server that replays exactly what it is given, so that rows can be read at a known place
 //! of production's log. [`Scan`] says which rows committed transactions touched between two places.
-//! [`DataSync`] brings them to a local database.
+//! [`DataSync`] brings them to a local database, where [`Board`] shows what it does and takes requests.
 
 pub mod archive;
 pub mod base;
 pub mod batch;
+pub mod board;
 pub mod compression;
 pub mod control;
+mod ddl;
+pub mod examine;
 pub mod follow;
+pub mod journal;
 pub mod names;
 pub mod scratch;
 mod sql;
@@ -18,8 +22,10 @@ pub mod sync;
 mod tables;
 
 pub use archive::{Archive, Listing, Segment, Trouble};
+pub use base::Backup;
 pub use batch::{Batch, Changes, Scan};
+pub use board::Board;
 pub use follow::{Follower, Next, Waiting};
 pub use names::Kind;
 pub use scratch::{Scratch, ScratchConfig};
-pub use sync::{DataSync, Step, SyncConfig};
+pub use sync::{Claim, Compared, DataSync, Step, SyncConfig};

@@ -5,7 +5,7 @@
 //! to production and listens only on a socket in its own directory.
 
 use super::archive::file_error;
-use super::base::{self, Label};
+use super::base::{self, Backup, Label};
 use super::control::Control;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use std::fs;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result, code};
-use synctool_pgwal::{Lsn, Parameters};
+use synctool_pgwal::{Lsn, Parameters, SegmentName};
 
 /// How a scratch server is run.
 #[derive(Debug, Clone)]
@@ -37,22 +37,31 @@ pub struct ScratchConfig {
 #[derive(Debug)]
 pub struct Scratch {
     config: ScratchConfig,
-    account: Option<(u32, u32)>,
+    server: Server,
     control: Control,
     label: Label,
+}
+
+/// Its process, whatever its data is worth.
+#[derive(Debug)]
+struct Server {
+    config: ScratchConfig,
+    account: Option<(u32, u32)>,
 }
 
 /// Written last: before, the directory is not finished.
 const FINISHED: &str = "finished";
 const LABEL: &str = "backup_label";
 /// It listens only on its own socket, so that any number will do.
-const PORT: u16 = 5432;
+pub const PORT: u16 = 5432;
+/// How long a predecessor that was killed may be in the way.
+const RETRY: Duration = Duration::from_secs(20);
 /// The longest path of a socket.
 const SOCKET_LIMIT: usize = 107;
 
 impl Scratch {
     /// Makes a scratch server from a base backup, or finds the one that was made earlier.
-    pub fn create(config: ScratchConfig, backup: &Path) -> Result<Self> {
+    pub fn create(config: ScratchConfig, backup: &Backup) -> Result<Self> {
         let account = account(config.user.as_deref())?;
         let version = program_version(&config.bin_dir)?;
         let directory = &config.directory;
@@ -94,8 +103,11 @@ impl Scratch {
         let control = Control::read(&directory.join("data"))?;
         check_version(&control, version)?;
         Ok(Scratch {
+            server: Server {
+                config: config.clone(),
+                account,
+            },
             config,
-            account,
             control,
             label,
         })
@@ -115,9 +127,92 @@ impl Scratch {
         self.config.directory.join("data")
     }
 
+    /// From where it will replay, if it does not hold the log from there on: it was made anew since.
+    pub fn lacks(&self) -> Option<Lsn> {
+        let from = match self.data().join("backup_label").exists() {
+            true => self.label.start,
+            false => self.control.redo,
+        };
+        let size = self.control.segment_size;
+        let gate = fs::read_dir(self.config.directory.join("gate"));
+        let holds = gate.into_iter().flatten().flatten().any(|entry| {
+            let name = entry.file_name().to_str().and_then(SegmentName::parse);
+            name.and_then(|name| name.number(size)) == Some(size.number(from))
+        });
+        (!holds).then_some(from)
+    }
+
+    /// Fails if it was made from a base backup that ends behind the stored place: it can never stand there.
+    pub fn within(&self, at: Lsn) -> Result<()> {
+        match self.label.start <= at {
+            true => Ok(()),
+            false => Err(Error::new(
+                code::SCRATCH,
+                format!(
+                    "the base backup begins at {}, behind the stored place {at}",
+                    self.label.start
+                ),
+            )
+            .hint("use an older base backup, or start over: synctool datasync clear --rebuild")),
+        }
+    }
+
+    /// Removes it, so that it is made again from the base backup.
+    pub async fn discard(config: &ScratchConfig) -> Result<()> {
+        let finished = config.directory.join(FINISHED);
+        if !finished.is_file() {
+            return Ok(());
+        }
+        let server = Server {
+            account: account(config.user.as_deref())?,
+            config: config.clone(),
+        };
+        server.stop().await?;
+        fs::remove_file(&finished).map_err(|e| file_error(&finished, &e))
+    }
+
+    /// Whether one was made here already.
+    pub fn exists(config: &ScratchConfig) -> bool {
+        config.directory.join(FINISHED).is_file()
+    }
+
+    /// Production's settings rose: ours must not be lower, or replay stops.
+    pub async fn raise(&self, parameters: &Parameters) -> Result<()> {
+        let file = self.data().join("postgresql.conf");
+        let text = fs::read_to_string(&file).map_err(|e| file_error(&file, &e))?;
+        let current = |name: &str| -> i32 {
+            let value = |line: &str| -> Option<i32> {
+                line.strip_prefix(name)?
+                    .strip_prefix(" = '")?
+                    .strip_suffix('\'')?
+                    .parse()
+                    .ok()
+            };
+            text.lines().rev().find_map(value).unwrap_or_default()
+        };
+        let higher: Vec<String> = limits(parameters)
+            .into_iter()
+            .filter(|(name, wanted)| *wanted > current(name))
+            .map(|(name, wanted)| format!("{name} = '{wanted}'\n"))
+            .collect();
+        if higher.is_empty() {
+            return Ok(());
+        }
+        self.stop().await?;
+        put(
+            &file,
+            format!("{text}{}", higher.concat()).as_bytes(),
+            self.server.account,
+        )
+    }
+
     /// Lets it see a file of the log: a segment or a history. The file appears there whole.
     pub fn admit(&self, name: &str, content: &[u8]) -> Result<()> {
-        put(&self.config.directory.join("gate").join(name), content, self.account)
+        put(
+            &self.config.directory.join("gate").join(name),
+            content,
+            self.server.account,
+        )
     }
 
     /// Whether a file was let through.
@@ -138,53 +233,17 @@ impl Scratch {
 
     /// Starts it, unless it runs. One that was killed a moment ago may still be in its own way: that is waited for.
     pub async fn start(&self) -> Result<()> {
-        if self.is_running()? {
-            return Ok(());
-        }
-        let end = Instant::now() + self.config.patience;
-        loop {
-            let log = self.config.directory.join("log");
-            let seconds = self.config.patience.as_secs().max(1).to_string();
-            let log = log.display().to_string();
-            let output = self.pg_ctl(&["start", "-w", "-t", &seconds, "-l", &log, "-s"]).await?;
-            if output.status.success() || self.is_running()? {
-                return Ok(());
-            }
-            if Instant::now() >= end {
-                return Err(self.failed("the scratch server does not start"));
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        self.server.start().await
     }
 
     /// Stops it; one that does not run is no error.
     pub async fn stop(&self) -> Result<()> {
-        let seconds = self.config.patience.as_secs().max(1).to_string();
-        for mode in ["fast", "immediate"] {
-            if !self.is_running()? {
-                return Ok(());
-            }
-            self.pg_ctl(&["stop", "-w", "-t", &seconds, "-m", mode, "-s"]).await?;
-        }
-        match self.is_running()? {
-            true => Err(self.failed("the scratch server does not stop")),
-            false => Ok(()),
-        }
+        self.server.stop().await
     }
 
     /// Whether its main process lives.
     pub fn is_running(&self) -> Result<bool> {
-        let pid = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-        let Some(pid) = pid.lines().next().and_then(|pid| pid.trim().parse::<u32>().ok()) else {
-            return Ok(false);
-        };
-        // A number may have been given to another process since.
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let data = self.data();
-        let ours = command
-            .split(|b| *b == 0)
-            .any(|word| word == data.as_os_str().as_encoded_bytes());
-        Ok(ours)
+        self.server.is_running()
     }
 
     /// A session in one of its databases, where it must be read from. Fails with a transient error while it is not
@@ -208,7 +267,11 @@ impl Scratch {
             None => match self.connect("template1").await {
                 Ok(open) => open,
                 Err(e) if e.kind().is_transient() || e.code() == code::SERVER_ERROR => return Ok(None),
-                Err(e) => return Err(e),
+                // Every server has this database: this one's data is damaged.
+                Err(e) => {
+                    let what = format!("the scratch server cannot be asked: {}", e.message());
+                    return Err(Error::new(code::SCRATCH, what).caused_by(e));
+                }
             },
         };
         let answer = open
@@ -248,13 +311,70 @@ impl Scratch {
             }
             if last.1.elapsed() > patience {
                 let at = last.0.map_or_else(|| "an unknown place".into(), |at| at.to_string());
-                return Err(self.failed(&format!("the scratch server should replay to {lsn} and stays at {at}")));
+                return Err(self
+                    .server
+                    .failed(&format!("the scratch server should replay to {lsn} and stays at {at}")));
             }
             if !self.is_running()? {
-                return Err(self.failed("the scratch server has ended"));
+                return Err(self.server.failed("the scratch server has ended"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+impl Server {
+    fn data(&self) -> PathBuf {
+        self.config.directory.join("data")
+    }
+
+    async fn start(&self) -> Result<()> {
+        if self.is_running()? {
+            return Ok(());
+        }
+        // Recovery takes its time; an end at once is repeated only as long as a predecessor may be in the way.
+        let end = Instant::now() + RETRY.min(self.config.patience);
+        loop {
+            let log = self.config.directory.join("log");
+            let seconds = self.config.patience.as_secs().max(1).to_string();
+            let log = log.display().to_string();
+            let output = self.pg_ctl(&["start", "-w", "-t", &seconds, "-l", &log, "-s"]).await?;
+            if output.status.success() || self.is_running()? {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return Err(self.failed("the scratch server does not start"));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn stop(&self) -> Result<()> {
+        let seconds = self.config.patience.as_secs().max(1).to_string();
+        for mode in ["fast", "immediate"] {
+            if !self.is_running()? {
+                return Ok(());
+            }
+            self.pg_ctl(&["stop", "-w", "-t", &seconds, "-m", mode, "-s"]).await?;
+        }
+        match self.is_running()? {
+            true => Err(self.failed("the scratch server does not stop")),
+            false => Ok(()),
+        }
+    }
+
+    fn is_running(&self) -> Result<bool> {
+        let pid = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let Some(pid) = pid.lines().next().and_then(|pid| pid.trim().parse::<u32>().ok()) else {
+            return Ok(false);
+        };
+        // A number may have been given to another process since.
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let data = self.data();
+        let ours = command
+            .split(|b| *b == 0)
+            .any(|word| word == data.as_os_str().as_encoded_bytes());
+        Ok(ours)
     }
 
     fn failed(&self, what: &str) -> Error {
@@ -298,7 +418,7 @@ impl Scratch {
 }
 
 /// The user and group to be, if we are root.
-fn account(user: Option<&str>) -> Result<Option<(u32, u32)>> {
+pub fn account(user: Option<&str>) -> Result<Option<(u32, u32)>> {
     let id = |arguments: &[&str]| -> Option<u32> {
         let output = Command::new("id").args(arguments).stderr(Stdio::null()).output().ok()?;
         String::from_utf8(output.stdout).ok()?.trim().parse().ok()
@@ -320,7 +440,7 @@ fn account(user: Option<&str>) -> Result<Option<(u32, u32)>> {
 }
 
 /// The major version of the programs.
-fn program_version(bin_dir: &Path) -> Result<u32> {
+pub fn program_version(bin_dir: &Path) -> Result<u32> {
     let program = bin_dir.join("postgres");
     let missing = || {
         Error::new(
@@ -350,24 +470,26 @@ fn check_version(control: &Control, version: u32) -> Result<()> {
     }
 }
 
+/// What a standby must not have less of than production; and a few sessions for us.
+fn limits(parameters: &Parameters) -> [(&'static str, i32); 5] {
+    [
+        ("max_connections", parameters.max_connections.max(20)),
+        ("max_worker_processes", parameters.max_worker_processes),
+        ("max_wal_senders", parameters.max_wal_senders),
+        ("max_prepared_transactions", parameters.max_prepared_transactions),
+        ("max_locks_per_transaction", parameters.max_locks_per_transaction),
+    ]
+}
+
 /// Gives the data directory settings of our own: production's may name files and memory that are not here.
 fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> {
     let gate = config.directory.join("gate").display().to_string();
     let socket = config.directory.join("socket").display().to_string();
-    let Parameters {
-        max_connections,
-        max_worker_processes,
-        max_wal_senders,
-        max_prepared_transactions,
-        max_locks_per_transaction,
-        ..
-    } = control.parameters;
+    let limits = limits(&control.parameters);
     // %% so that a percent sign of the path is not taken for a placeholder; quotes for the shell.
     let shell = format!("'{}'", gate.replace('%', "%%").replace('\'', r"'\''"));
     // A file that is not there is asked for again and again, without a word in the log; one that cannot be read is told.
     let restore = format!("test -e {shell}/%f && cp {shell}/%f %p");
-    let connections = max_connections.max(20).to_string();
-    let number = |n: i32| n.to_string();
     let settings: &[(&str, &str)] = &[
         ("listen_addresses", ""),
         ("unix_socket_directories", &socket),
@@ -382,11 +504,6 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
         ("max_standby_archive_delay", "-1"),
         ("max_standby_streaming_delay", "-1"),
         ("autovacuum", "off"),
-        ("max_connections", &connections),
-        ("max_worker_processes", &number(max_worker_processes)),
-        ("max_wal_senders", &number(max_wal_senders)),
-        ("max_prepared_transactions", &number(max_prepared_transactions)),
-        ("max_locks_per_transaction", &number(max_locks_per_transaction)),
         ("logging_collector", "off"),
         ("lc_messages", "C"),
         ("timezone", "UTC"),
@@ -396,7 +513,9 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
     ];
     let mut text =
         String::from("# Made by SyncTool. The scratch server is made again when its directory is removed.\n");
-    for (name, value) in settings {
+    let limits = limits.map(|(name, value)| (name, value.to_string()));
+    let numbers = limits.iter().map(|(name, value)| (name, value.as_str()));
+    for (name, value) in settings.iter().map(|(name, value)| (name, *value)).chain(numbers) {
         text.push_str(&format!(
             "{name} = '{}'\n",
             value.replace('\\', r"\\").replace('\'', "''")

@@ -3,110 +3,154 @@
 use crate::postgres::sql::{ident, idents, literal};
 use synctool_core::error::Result;
 
-/// Makes the local tables; the ones that users look into stand in `public`.
-pub const CREATE: &str = "
-CREATE SCHEMA IF NOT EXISTS synctool;
-CREATE TABLE IF NOT EXISTS public.tables_to_sync (
-    table_name text PRIMARY KEY,
-    added_at timestamptz NOT NULL DEFAULT now()
-);
-CREATE TABLE IF NOT EXISTS public.data_sync_logs (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    at timestamptz NOT NULL DEFAULT now(),
-    level text NOT NULL,
-    event text NOT NULL,
-    table_name text,
-    lsn pg_lsn,
-    segment text,
-    message text NOT NULL,
-    details jsonb
-);
-CREATE TABLE IF NOT EXISTS public.data_sync_metrics (
-    table_name text NOT NULL,
-    period text NOT NULL,
-    starts_at timestamptz NOT NULL,
-    ends_at timestamptz NOT NULL,
-    added bigint NOT NULL DEFAULT 0,
-    updated bigint NOT NULL DEFAULT 0,
-    deleted bigint NOT NULL DEFAULT 0,
-    updated_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (table_name, period, starts_at)
-);
-CREATE TABLE IF NOT EXISTS synctool.datasync_state (
-    one boolean PRIMARY KEY DEFAULT true CHECK (one),
-    system_id text NOT NULL,
-    timeline bigint NOT NULL,
-    applied_lsn pg_lsn NOT NULL,
-    restart_lsn pg_lsn NOT NULL,
-    last_commit timestamptz,
-    updated_at timestamptz NOT NULL DEFAULT now()
-);
-CREATE TABLE IF NOT EXISTS synctool.datasync_tables (
-    schema_name text NOT NULL,
-    table_name text NOT NULL,
-    applied_lsn pg_lsn,
-    paused text,
-    PRIMARY KEY (schema_name, table_name)
-);
-CREATE TABLE IF NOT EXISTS synctool.datasync_plan (
-    one boolean PRIMARY KEY DEFAULT true CHECK (one),
-    plan_lsn pg_lsn NOT NULL,
-    tables text NOT NULL
-);
-CREATE TABLE IF NOT EXISTS synctool.datasync_pre (
-    schema_name text NOT NULL,
-    table_name text NOT NULL,
-    row_text text[] NOT NULL
-);
-CREATE INDEX IF NOT EXISTS datasync_pre_table ON synctool.datasync_pre (schema_name, table_name);
-";
-
 /// One process at a time; held by a session.
 pub const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(7526475342)";
+
+/// Whether a process holds the lock.
+pub const LOCKED: &str = "
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database
+    WHERE l.locktype = 'advisory' AND l.classid = 1 AND l.objid = 3231508046 AND l.objsubid = 1 AND l.granted
+        AND d.datname = current_database())";
 
 /// What is stored about the whole.
 pub const STATE: &str = "SELECT system_id, timeline, applied_lsn::text, restart_lsn::text FROM synctool.datasync_state";
 
 /// Moves the place, in the transaction that changes the rows.
 pub const MOVE: &str = "
-INSERT INTO synctool.datasync_state (system_id, timeline, applied_lsn, restart_lsn, last_commit)
-VALUES ($1, $2, $3::text::pg_lsn, $4::text::pg_lsn, to_timestamp($5::float8))
+INSERT INTO synctool.datasync_state
+    (system_id, timeline, applied_lsn, restart_lsn, last_commit, last_segment, restart_segment)
+VALUES ($1, $2, $3::text::pg_lsn, $4::text::pg_lsn, to_timestamp($5::float8), $6, $7)
 ON CONFLICT (one) DO UPDATE SET timeline = excluded.timeline, applied_lsn = excluded.applied_lsn,
     restart_lsn = excluded.restart_lsn, last_commit = coalesce(excluded.last_commit, datasync_state.last_commit),
-    updated_at = now()";
+    last_segment = excluded.last_segment, restart_segment = excluded.restart_segment, updated_at = clock_timestamp()";
 
-/// Counts operations of an hour in its window, week and month.
+/// Counts what belongs to an hour in its window, week and month.
 pub const COUNT: &str = "
-INSERT INTO public.data_sync_metrics AS m (table_name, period, starts_at, ends_at, added, updated, deleted)
-SELECT $1::text, p.period, p.starts AT TIME ZONE 'UTC', (p.starts + p.length) AT TIME ZONE 'UTC', $3::bigint, $4::bigint, $5::bigint
-FROM (SELECT to_timestamp($2::float8) AT TIME ZONE 'UTC' AS hour) h, LATERAL (VALUES
-    ('window', to_timestamp(floor($2::float8 / ($6::float8 * 3600)) * $6::float8 * 3600) AT TIME ZONE 'UTC', $6::float8 * interval '1 hour'),
+INSERT INTO public.data_sync_metrics AS m (table_name, period, starts_at, ends_at, added, updated, deleted,
+    net_added, net_updated, net_deleted, batches, transactions, segments, wal_bytes, errors, max_lag_seconds)
+SELECT $1::text, p.period, p.starts AT TIME ZONE 'UTC', (p.starts + p.length) AT TIME ZONE 'UTC',
+    c.n[1], c.n[2], c.n[3], c.n[4], c.n[5], c.n[6], c.n[7], c.n[8], c.n[9], c.n[10], c.n[11], $5::float8
+FROM (SELECT to_timestamp($2::float8) AT TIME ZONE 'UTC' AS hour) h, (SELECT $4::bigint[] AS n) c, LATERAL (VALUES
+    ('window', to_timestamp(floor($2::float8 / ($3::float8 * 3600)) * $3::float8 * 3600) AT TIME ZONE 'UTC', $3::float8 * interval '1 hour'),
     ('week', date_trunc('week', h.hour), interval '1 week'),
     ('month', date_trunc('month', h.hour), interval '1 month')) AS p (period, starts, length)
-ON CONFLICT (table_name, period, starts_at) DO UPDATE SET
+ON CONFLICT (table_name, period, starts_at, ends_at) DO UPDATE SET
     added = m.added + excluded.added, updated = m.updated + excluded.updated, deleted = m.deleted + excluded.deleted,
-    updated_at = now()";
+    net_added = m.net_added + excluded.net_added, net_updated = m.net_updated + excluded.net_updated,
+    net_deleted = m.net_deleted + excluded.net_deleted, batches = m.batches + excluded.batches,
+    transactions = m.transactions + excluded.transactions, segments = m.segments + excluded.segments,
+    wal_bytes = m.wal_bytes + excluded.wal_bytes, errors = m.errors + excluded.errors,
+    max_lag_seconds = greatest(m.max_lag_seconds, excluded.max_lag_seconds), updated_at = now()";
 
-/// The tables behind a selected name: the table itself, or the leaves of a partitioned one.
-pub const LEAVES: &str = "
-SELECT n.nspname, c.relname, c.oid, c.relpersistence::text
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.oid IN (
-    SELECT t.oid FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace s ON s.oid = t.relnamespace
-    WHERE s.nspname = $1 AND t.relname = $2 AND t.relkind = 'r'
-    UNION ALL
-    SELECT p.relid FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace s ON s.oid = t.relnamespace,
-        LATERAL pg_catalog.pg_partition_tree(t.oid) p
-    WHERE s.nspname = $1 AND t.relname = $2 AND t.relkind = 'p' AND p.isleaf)
-ORDER BY 1, 2";
+/// Writes a line of the log.
+pub const LOG: &str = "
+INSERT INTO public.data_sync_logs (level, event, table_name, from_lsn, to_lsn, first_segment, last_segment,
+    added, updated, deleted, net_added, net_updated, net_deleted, duration_ms, error_code, message, details)
+VALUES ($1, $2, $3, $4::text::pg_lsn, $5::text::pg_lsn, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17::text::jsonb)";
 
-/// The columns of a table, and their place in its primary key.
-pub const COLUMNS: &str = "
-SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '',
-    coalesce(array_position(i.indkey::int2[], a.attnum), -1)
-FROM pg_catalog.pg_attribute a
-LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
-WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+/// What is stored about tables. A table that was copied anew by itself within a day is not, a second time.
+pub const KNOWN: &str = "
+SELECT schema_name, table_name, state, coalesce(healed_at > now() - interval '24 hours', false), selected_as, why, rows_copied
+FROM synctool.datasync_tables";
+
+/// Stores what became of a table.
+pub const SET_TABLE: &str = "
+INSERT INTO synctool.datasync_tables AS t (schema_name, table_name, selected_as, state, applied_lsn, rows_copied,
+    error_code, why, next_step, healed_at)
+VALUES ($1, $2, $3, $4, $5::text::pg_lsn, $6, $7, $8, $9, CASE WHEN $10 THEN now() END)
+ON CONFLICT (schema_name, table_name) DO UPDATE SET selected_as = excluded.selected_as, state = excluded.state,
+    applied_lsn = coalesce(excluded.applied_lsn, t.applied_lsn), rows_copied = coalesce(excluded.rows_copied, t.rows_copied),
+    error_code = excluded.error_code, why = excluded.why, next_step = excluded.next_step,
+    healed_at = coalesce(excluded.healed_at, t.healed_at), since = now()";
+
+/// Remembers whether a selected name means something; gives a row if that is news.
+pub const NOTE_SELECTED: &str = "
+INSERT INTO synctool.datasync_selected AS s (table_name, found) VALUES ($1, $2)
+ON CONFLICT (table_name) DO UPDATE SET found = excluded.found WHERE s.found <> excluded.found RETURNING 1";
+
+/// Forgets names that are selected no more.
+pub const FORGET_SELECTED: &str = "
+DELETE FROM synctool.datasync_selected s
+WHERE NOT EXISTS (SELECT FROM public.tables_to_sync t WHERE t.table_name = s.table_name)";
+
+/// Whether somebody asks for an end; whether something else is to be done between batches; whether a table waits for a
+/// lock to end.
+pub const WANTED: &str = "
+SELECT EXISTS (SELECT FROM synctool.datasync_requests WHERE done_at IS NULL AND kind = 'stop'),
+    EXISTS (SELECT FROM synctool.datasync_requests WHERE done_at IS NULL AND kind <> 'stop')
+    OR EXISTS (SELECT FROM public.tables_to_sync s
+        WHERE NOT EXISTS (SELECT FROM synctool.datasync_selected t WHERE t.table_name = s.table_name))
+    OR EXISTS (SELECT FROM synctool.datasync_selected t
+        WHERE NOT EXISTS (SELECT FROM public.tables_to_sync s WHERE s.table_name = t.table_name)),
+    EXISTS (SELECT FROM synctool.datasync_tables WHERE state = 'waiting')";
+
+/// What is asked for, in order.
+pub const REQUESTS: &str = "
+SELECT id, kind, table_name FROM synctool.datasync_requests WHERE done_at IS NULL AND kind <> 'stop' ORDER BY id";
+
+/// Answers it.
+pub const ANSWER: &str = "
+UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = $2, answer = $3 WHERE id = $1";
+
+/// The tables behind selected names, with everything that must be alike on both sides: the table itself, or the leaves
+/// of a partitioned one. One line per column; a table without columns has one, and so has a name without a table.
+pub const TABLES: &str = "
+WITH wanted AS (SELECT w.* FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema_name, table_name, nth)),
+top AS (SELECT w.nth, t.oid, t.relkind FROM wanted w JOIN pg_catalog.pg_namespace s ON s.nspname = w.schema_name
+    JOIN pg_catalog.pg_class t ON t.relnamespace = s.oid AND t.relname = w.table_name AND t.relkind IN ('r', 'p', 'v', 'm', 'f')),
+leaf AS (SELECT nth, oid FROM top WHERE relkind <> 'p'
+    UNION SELECT top.nth, p.relid FROM top, LATERAL pg_catalog.pg_partition_tree(top.oid) p WHERE top.relkind = 'p' AND p.isleaf
+        AND p.relid <> top.oid)
+SELECT top.nth, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, a.attname,
+    pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', k.place,
+    concat_ws(' ',
+        CASE WHEN a.attgenerated <> '' THEN (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid)
+            FROM pg_catalog.pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END,
+        CASE WHEN e.typtype = 'd' THEN (SELECT pg_catalog.format_type(e.typbasetype, e.typtypmod) || ' '
+            || coalesce(string_agg(pg_catalog.pg_get_constraintdef(o.oid), ', ' ORDER BY pg_catalog.pg_get_constraintdef(o.oid)), '')
+            FROM pg_catalog.pg_constraint o WHERE o.contypid = e.oid) END,
+        CASE b.typtype
+            WHEN 'e' THEN (SELECT string_agg(quote_literal(l.enumlabel), ', ' ORDER BY l.enumsortorder)
+                FROM pg_catalog.pg_enum l WHERE l.enumtypid = b.oid)
+            WHEN 'c' THEN (SELECT string_agg(quote_ident(f.attname) || ' ' || pg_catalog.format_type(f.atttypid, f.atttypmod), ', ' ORDER BY f.attnum)
+                FROM pg_catalog.pg_attribute f WHERE f.attrelid = b.typrelid AND f.attnum > 0 AND NOT f.attisdropped)
+        END)
+FROM top LEFT JOIN leaf l ON l.nth = top.nth
+LEFT JOIN pg_catalog.pg_class c ON c.oid = l.oid
+LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_type e ON e.oid = CASE t.typcategory WHEN 'A' THEN t.typelem ELSE t.oid END
+LEFT JOIN pg_catalog.pg_type b ON b.oid = CASE e.typtype WHEN 'd' THEN e.typbasetype ELSE e.oid END
+LEFT JOIN LATERAL (SELECT pg_catalog.array_position(i.indkey::int2[], a.attnum)::int4 AS place
+    FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary) k ON true
+ORDER BY top.nth, n.nspname, c.relname, a.attnum";
+
+/// Count and hashes of a table's rows, whatever their order.
+pub fn summary(schema: &str, name: &str, columns: &[&str]) -> String {
+    format!(
+        "SELECT count(*), coalesce(sum(hashtextextended(r, 0)), 0)::text || '/' || coalesce(sum(hashtextextended(r, 7526475342)), 0)::text
+         FROM (SELECT ROW({})::text AS r FROM ONLY {}) q",
+        idents(columns),
+        table(schema, name)
+    )
+}
+
+/// Rows that were there before and are there now.
+pub fn count_kept(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
+    let same: Vec<String> = key
+        .iter()
+        .enumerate()
+        .map(|(i, (column, kind))| format!("q.{} = p.row_text[{}]::{kind}", ident(column), i + 1))
+        .collect();
+    Ok(format!(
+        "SELECT count(*) FROM pg_temp.datasync_post q JOIN synctool.datasync_pre p ON {}
+         WHERE p.schema_name = {} AND p.table_name = {}",
+        same.join(" AND "),
+        literal(schema)?,
+        literal(name)?
+    ))
+}
 
 /// Every table's file, for counts and for noticing new ones.
 pub const FILES: &str = "
@@ -224,3 +268,113 @@ pub fn insert_post(schema: &str, name: &str, columns: &[&str]) -> String {
         table(schema, name)
     )
 }
+
+/// The service and the place, as one document.
+pub const STATUS: &str = "
+SELECT json_build_object(
+    'service', (SELECT json_build_object('host', host, 'pid', pid, 'version', version, 'state', state,
+        'waiting_for', waiting_for, 'started_at', started_at, 'beat_age_seconds', extract(epoch FROM clock_timestamp() - beat_at),
+        'error', CASE WHEN error IS NOT NULL THEN
+            json_build_object('code', error_code, 'message', error, 'next', error_next, 'at', error_at) END)
+        FROM synctool.datasync_service),
+    'place', (SELECT json_build_object('system_id', system_id, 'timeline', timeline, 'applied_lsn', applied_lsn,
+        'restart_lsn', restart_lsn, 'last_segment', last_segment, 'restart_segment', restart_segment,
+        'rows_as_of', last_commit, 'last_batch_at', updated_at,
+        'age_seconds', extract(epoch FROM clock_timestamp() - last_commit))
+        FROM synctool.datasync_state),
+    'requests_waiting', (SELECT count(*) FROM synctool.datasync_requests WHERE done_at IS NULL),
+    'errors_last_day', (SELECT count(*) FROM public.data_sync_logs WHERE level = 'error' AND at > now() - interval '1 day')
+)::text";
+
+/// Every selected table.
+pub const TABLE_LIST: &str = "
+SELECT json_agg(row_to_json(t) ORDER BY t.table_name)::text FROM (
+    SELECT * FROM public.data_sync_tables
+    UNION ALL
+    SELECT table_name, table_name, 'waiting', NULL, NULL, 'not copied yet', NULL, NULL, NULL FROM public.tables_to_sync s
+    WHERE NOT EXISTS (SELECT FROM synctool.datasync_selected x WHERE x.table_name = s.table_name)) t";
+
+/// Lines of the log.
+pub const LOGS: &str = "
+SELECT json_agg(row_to_json(l) ORDER BY l.id)::text FROM (
+    SELECT * FROM public.data_sync_logs
+    WHERE ($2::text IS NULL OR table_name = $2)
+        AND ($3::text IS NULL OR level = 'error' OR $3 = 'warn' AND level = 'warn' OR $3 = 'info')
+    ORDER BY id DESC LIMIT $1) l";
+
+/// Counts.
+pub const METRICS: &str = "
+SELECT json_agg(row_to_json(m) ORDER BY m.starts_at DESC, m.period, m.table_name)::text FROM (
+    SELECT *, ends_at <= now() AS closed FROM public.data_sync_metrics
+    WHERE ($2::text IS NULL OR table_name = $2) AND ($3::text IS NULL OR period = $3)
+    ORDER BY starts_at DESC, period, table_name LIMIT $1) m";
+
+/// Selects tables that are not selected by any spelling.
+pub const SELECT: &str = "
+INSERT INTO public.tables_to_sync (table_name) SELECT DISTINCT n FROM unnest($1::text[]) n
+WHERE NOT EXISTS (SELECT FROM public.tables_to_sync t
+    WHERE CASE WHEN t.table_name LIKE '%.%' THEN t.table_name ELSE 'public.' || t.table_name END
+        = CASE WHEN n LIKE '%.%' THEN n ELSE 'public.' || n END)
+ON CONFLICT DO NOTHING RETURNING table_name";
+
+/// Takes them away, by whatever spelling.
+pub const DESELECT: &str = "
+DELETE FROM public.tables_to_sync t
+WHERE CASE WHEN t.table_name LIKE '%.%' THEN t.table_name ELSE 'public.' || t.table_name END = ANY ($1::text[])
+RETURNING table_name";
+
+/// Leaves a request.
+pub const REQUEST: &str = "INSERT INTO synctool.datasync_requests (kind, table_name) VALUES ($1, $2) RETURNING id";
+
+/// The service begins.
+pub const BEGIN_SERVICE: &str = "
+INSERT INTO synctool.datasync_service (host, pid, version, state, started_at, beat_at)
+VALUES ($1, $2, $3, 'starting', clock_timestamp(), clock_timestamp())
+ON CONFLICT (one) DO UPDATE SET host = excluded.host, pid = excluded.pid, version = excluded.version, state = 'starting',
+    waiting_for = NULL, started_at = excluded.started_at, beat_at = excluded.beat_at,
+    error_code = NULL, error = NULL, error_next = NULL, error_at = NULL";
+
+/// Stores an error; gives whether it is another than before.
+pub const FAILED: &str = "
+WITH before AS (SELECT error FROM synctool.datasync_service)
+UPDATE synctool.datasync_service SET error_code = $1, error = $2, error_next = $3, error_at = clock_timestamp(),
+    beat_at = clock_timestamp()
+RETURNING (SELECT error FROM before) IS DISTINCT FROM $2";
+
+/// Removes old lines of the log.
+pub const FORGET_LOGS: &str = "DELETE FROM public.data_sync_logs WHERE at < now() - $1::float8 * interval '1 day'";
+
+/// Removes old requests.
+pub const FORGET_REQUESTS: &str = "
+DELETE FROM synctool.datasync_requests WHERE done_at < now() - $1::float8 * interval '1 day'";
+
+/// Forgets the place and everything that belongs to it.
+pub const FORGET_PLACE: &str = "
+BEGIN; DELETE FROM synctool.datasync_state; DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre;
+DELETE FROM synctool.datasync_tables; DELETE FROM synctool.datasync_selected; COMMIT";
+
+/// Publications that would forbid deletes from these tables.
+pub const PUBLISHED: &str = "
+SELECT p.pubname, n.nspname || '.' || c.relname FROM pg_catalog.pg_publication p
+JOIN pg_catalog.pg_publication_tables t ON t.pubname = p.pubname
+JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+WHERE (p.pubupdate OR p.pubdelete) AND n.nspname || '.' || c.relname = ANY ($1::text[])
+    AND (c.relreplident = 'n' OR c.relreplident = 'd'
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))";
+
+/// Those of these tables that our role may not change.
+pub const MISSING_RIGHTS: &str = "
+SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname || '.' || c.relname = ANY ($1::text[]) AND NOT (has_table_privilege(c.oid, 'SELECT')
+    AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'DELETE'))";
+
+/// The database's collation and its version.
+pub const COLLATION: &str = "
+SELECT concat_ws(' ', datlocprovider, datcollate, datcollversion) FROM pg_catalog.pg_database
+WHERE datname = current_database()";
+
+/// Extensions of the database whose files are not installed.
+pub const MISSING_EXTENSIONS: &str = "
+SELECT extname FROM pg_catalog.pg_extension
+WHERE extname NOT IN (SELECT name FROM pg_catalog.pg_available_extensions)";

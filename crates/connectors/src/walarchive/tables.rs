@@ -4,7 +4,7 @@ use super::sql;
 use crate::postgres::Connection;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt, pin_mut};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::RelFile;
 
@@ -22,6 +22,9 @@ pub struct Column {
     pub generated: bool,
     /// Its place in the primary key.
     pub key: Option<i32>,
+    /// What must be the same besides: the labels of an enum, the rules of a domain, the fields of a composite type, the
+    /// expression of a computed column.
+    pub shape: String,
 }
 
 /// A table that holds rows itself.
@@ -29,8 +32,25 @@ pub struct Column {
 pub struct Table {
     /// Schema and name.
     pub name: Name,
+    /// The name by which it was asked for.
+    pub selected: String,
     /// Its columns in order.
     pub columns: Vec<Column>,
+    /// Whether it is a plain table: no view, no table of another server.
+    pub ordinary: bool,
+    /// Whether its changes are in the log.
+    pub logged: bool,
+}
+
+/// What stands behind selected names.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// The names that were asked for.
+    pub asked: Vec<String>,
+    /// The tables, each once.
+    pub tables: BTreeMap<Name, Table>,
+    /// The selected names that mean something.
+    pub names: BTreeSet<String>,
 }
 
 impl Table {
@@ -62,8 +82,94 @@ impl Table {
 
     /// `schema.name`, for people.
     pub fn display(&self) -> String {
-        format!("{}.{}", self.name.0, self.name.1)
+        display(&self.name)
     }
+
+    /// Everything that must be alike on both sides, as text: it changes when production changes the table.
+    pub fn shape(&self) -> String {
+        format!("{:?}", self.columns)
+    }
+
+    /// The local table must be as production's; the order of the columns does not matter.
+    pub fn fits(&self, local: Option<&Table>) -> Result<()> {
+        let table = self.display();
+        let refused = match (self.ordinary, self.logged) {
+            (false, _) => Some((
+                "is no table with rows of its own",
+                "select the tables that hold the rows",
+            )),
+            (_, false) => Some((
+                "is unlogged in production: its changes are not in WAL",
+                "ALTER TABLE … SET LOGGED in production, or remove it from tables_to_sync",
+            )),
+            _ => None,
+        };
+        if let Some((why, next)) = refused {
+            return Err(Error::new(code::UNSUPPORTED, format!("table {table} {why}"))
+                .at("table", table)
+                .hint(next));
+        }
+        let Some(local) = local else {
+            return Err(
+                Error::new(code::TABLE_MISSING, format!("table {table} does not exist locally"))
+                    .at("table", table.clone())
+                    .hint(format!(
+                        "create it as it is in production (pg_dump --schema-only), then: synctool datasync resync {table}"
+                    )),
+            );
+        };
+        if !local.ordinary {
+            let what = format!("table {table} is no ordinary table locally");
+            return Err(Error::new(code::SCHEMA_MISMATCH, what).at("table", table));
+        }
+        let sorted = |t: &Table| {
+            let mut columns = t.columns.clone();
+            columns.sort_by(|a, b| a.name.cmp(&b.name));
+            columns
+        };
+        if sorted(self) == sorted(local) {
+            return Ok(());
+        }
+        let different = |ours: &Table, theirs: &Table| {
+            let each = ours
+                .columns
+                .iter()
+                .filter(|c| !theirs.columns.contains(c))
+                .map(Column::describe);
+            match each.collect::<Vec<_>>().join(", ") {
+                none if none.is_empty() => "nothing more".into(),
+                some => some,
+            }
+        };
+        let what = format!(
+            "columns of {table} differ: production ({}), local ({})",
+            different(self, local),
+            different(local, self)
+        );
+        Err(Error::new(code::SCHEMA_MISMATCH, what)
+            .at("table", table.clone())
+            .hint(format!(
+                "change the local table as production's was changed, then: synctool datasync resync {table}"
+            )))
+    }
+}
+
+impl Column {
+    fn describe(&self) -> String {
+        let mut text = format!("{} {}", self.name, self.kind);
+        if !self.shape.is_empty() {
+            text.push_str(&format!(" [{}]", self.shape));
+        }
+        if let Some(place) = self.key {
+            text.push_str(&format!(" key {}", place + 1));
+        }
+        text
+    }
+}
+
+/// `schema.name`, for people.
+pub fn display(name: &Name) -> String {
+    format!("{}.{}", name.0, name.1)
 }
 
 /// Schema and name of what a user wrote: without a schema it is `public`.
@@ -74,43 +180,47 @@ pub fn parse_name(text: &str) -> Name {
     }
 }
 
-/// The tables behind a name that a user selected.
-pub async fn leaves(session: &Connection, selected: &Name) -> Result<Vec<Table>> {
-    let what = "reading the catalog";
+/// The tables behind selected names, on one side.
+pub async fn find<'a>(session: &Connection, selected: impl IntoIterator<Item = &'a str>) -> Result<Found> {
+    let selected: Vec<&str> = selected.into_iter().collect();
+    let (schemas, names): (Vec<String>, Vec<String>) = selected.iter().map(|text| parse_name(text)).unzip();
     let rows = session
-        .query(sql::LEAVES, &[&selected.0, &selected.1])
+        .query(sql::TABLES, &[&schemas, &names])
         .await
-        .map_err(|e| session.error(e, what))?;
-    let mut tables = Vec::new();
+        .map_err(|e| session.error(e, "reading the catalog"))?;
+    let mut found = Found {
+        asked: selected.iter().map(|text| (*text).to_owned()).collect(),
+        ..Found::default()
+    };
     for row in rows {
-        let persistence: String = row.get(3);
-        let name: Name = (row.get(0), row.get(1));
-        if persistence != "p" {
-            return Err(Error::new(
-                code::UNSUPPORTED,
-                format!(
-                    "table {}.{} is unlogged in production: its changes are not in WAL",
-                    name.0, name.1
-                ),
-            ));
-        }
-        let oid: u32 = row.get(2);
-        let columns = session
-            .query(sql::COLUMNS, &[&oid])
-            .await
-            .map_err(|e| session.error(e, what))?;
-        let column = |row: &tokio_postgres::Row| Column {
-            name: row.get(0),
-            kind: row.get(1),
-            generated: row.get(2),
-            key: Some(row.get::<_, i32>(3)).filter(|place| *place >= 0),
+        let nth: i64 = row.get(0);
+        let Some(text) = usize::try_from(nth - 1).ok().and_then(|nth| selected.get(nth)) else {
+            continue;
         };
-        tables.push(Table {
-            name,
-            columns: columns.iter().map(column).collect(),
+        found.names.insert((*text).to_owned());
+        let (Some(schema), Some(name)) = (row.get::<_, Option<String>>(1), row.get(2)) else {
+            continue;
+        };
+        let (kind, persistence): (String, String) = (row.get(3), row.get(4));
+        let table = found.tables.entry((schema, name)).or_insert_with_key(|name| Table {
+            name: name.clone(),
+            selected: (*text).to_owned(),
+            columns: Vec::new(),
+            ordinary: kind == "r",
+            logged: persistence == "p",
         });
+        // One that was asked for twice is listed under the first name.
+        if let (Some(column), true) = (row.get::<_, Option<String>>(5), table.selected == *text) {
+            table.columns.push(Column {
+                name: column,
+                kind: row.get(6),
+                generated: row.get(7),
+                key: row.get(8),
+                shape: row.get(9),
+            });
+        }
     }
-    Ok(tables)
+    Ok(found)
 }
 
 /// The file of every table.
@@ -145,6 +255,10 @@ pub async fn copy(from: &Connection, read: &str, to: &Connection, write: &str, w
 
 /// Whether production holds a lock on the table that is not over at the scratch server's place.
 pub async fn is_blocked(session: &Connection, table: &Table) -> Result<bool> {
+    // A standby cannot read these at all; that is told elsewhere.
+    if !table.ordinary || !table.logged {
+        return Ok(false);
+    }
     match session.batch_execute(&sql::probe(&table.name.0, &table.name.1)).await {
         Ok(()) => Ok(false),
         Err(e) if e.code().is_some_and(|code| code.code() == "55P03") => Ok(true),

@@ -131,6 +131,9 @@ pub(super) enum Command {
     /// Look at datastores.
     #[command(subcommand, arg_required_else_help = true)]
     Conns(ConnsCommand),
+    /// Keep tables of a production PostgreSQL in a local one, from archived WAL alone.
+    #[command(arg_required_else_help = true)]
+    Datasync(DatasyncArgs),
     /// Look into PostgreSQL's write-ahead log: segment files or an archive.
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalCommand),
@@ -590,4 +593,150 @@ PostgreSQL 15 to 18, every segment size; plain, gzip, zstd, lz4, bzip2 and xz fi
         #[arg(long)]
         by_kind: bool,
     },
+}
+
+/// Data Sync.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  export DATA_SYNC_CONFIG=/etc/synctool/datasync.toml
+  synctool datasync doctor && synctool datasync add-tables orders items && synctool datasync start
+  synctool datasync status
+
+Production is never contacted. docs/data-sync.md leads from nothing to a running service.")]
+pub(super) struct DatasyncArgs {
+    /// The TOML file. Default: what DATA_SYNC_CONFIG names.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(super) command: DatasyncCommand,
+}
+
+/// How long to wait for the service.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct Patience {
+    /// Seconds to wait for the service to do it; 0 leaves the request and does not wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(super) wait: u64,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(super) enum DatasyncCommand {
+    /// Start the service; the first start makes the scratch server and copies the selected tables.
+    #[command(
+        after_help = "Example:\n  synctool datasync start\n  synctool datasync start --foreground    for systemd and containers"
+    )]
+    Start {
+        /// Stay in the foreground.
+        #[arg(long)]
+        foreground: bool,
+    },
+    /// Apply everything that is archived, and end.
+    #[command(after_help = "Example:\n  synctool datasync run-once")]
+    RunOnce,
+    /// Stop the service at the end of its batch.
+    Stop {
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Show the service, its place, the archive and every table. Exit 0: it runs and all is well; 1: something is to be done.
+    Status {
+        /// Also tables that are not synced, with production's operations of this month.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Copy all selected tables anew from the scratch server; they can be read all the time.
+    #[command(after_help = "Examples:
+  synctool datasync clear
+  synctool datasync clear --rebuild    begin anew from the base backup; the service must be stopped")]
+    Clear {
+        /// Also forget the place: the next start begins anew from the base backup.
+        #[arg(long)]
+        rebuild: bool,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Copy tables anew from the scratch server, where they stand; the way out for a table that is paused.
+    #[command(after_help = "Example:\n  synctool datasync resync public.orders")]
+    Resync {
+        /// The tables.
+        #[arg(value_name = "TABLE", required = true)]
+        tables: Vec<String>,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Select tables: they are copied and kept equal from then on.
+    #[command(after_help = "Example:\n  synctool datasync add-tables orders shop.items")]
+    AddTables {
+        /// The tables; without a schema they are in public. A partitioned table means all its partitions.
+        #[arg(value_name = "TABLE", required = true)]
+        tables: Vec<String>,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Follow tables no more; their rows stay.
+    #[command(after_help = "Example:\n  synctool datasync remove-tables orders")]
+    RemoveTables {
+        /// The tables.
+        #[arg(value_name = "TABLE", required = true)]
+        tables: Vec<String>,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Prove that the local tables are production's as of the stored place; exit 3 if one is not.
+    Verify {
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Print what was done: data_sync_logs.
+    #[command(
+        after_help = "Examples:\n  synctool datasync logs --limit 20\n  synctool datasync logs --level error --table orders"
+    )]
+    Logs {
+        /// At most so many lines, the newest.
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: u32,
+        /// Only this table's.
+        #[arg(long, value_name = "TABLE")]
+        table: Option<String>,
+        /// Only lines as bad as this.
+        #[arg(long, value_enum, value_name = "LEVEL")]
+        level: Option<LevelArg>,
+    },
+    /// Print records added, updated and deleted per table and period: data_sync_metrics.
+    #[command(after_help = "Example:\n  synctool datasync metrics --period week --table orders")]
+    Metrics {
+        /// At most so many lines, the newest.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+        /// Only this table's; * is the whole.
+        #[arg(long, value_name = "TABLE")]
+        table: Option<String>,
+        /// Only this period.
+        #[arg(long, value_enum, value_name = "PERIOD")]
+        period: Option<PeriodArg>,
+    },
+    /// Check every prerequisite; each problem comes with its fix.
+    Doctor,
+}
+
+/// How bad a line of the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LevelArg {
+    /// Everything.
+    Info,
+    /// What somebody should look at.
+    Warn,
+    /// What stopped something.
+    Error,
+}
+
+/// A period of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PeriodArg {
+    /// METRIC_FREQ hours.
+    Window,
+    /// An ISO week.
+    Week,
+    /// A calendar month.
+    Month,
 }

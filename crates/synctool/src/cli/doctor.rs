@@ -12,9 +12,9 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::source::Finding;
 
 /// A finding and where it was made.
-struct Found {
-    place: String,
-    finding: Finding,
+pub(super) struct Found {
+    pub(super) place: String,
+    pub(super) finding: Finding,
 }
 
 /// `synctool doctor`.
@@ -48,7 +48,7 @@ fn is_uri(text: &str) -> bool {
     scheme.is_some_and(|s| s.len() > 1 && s.chars().all(|c| c.is_ascii_alphanumeric()))
 }
 
-fn failed(what: &str, place: &str, error: &Error) -> Found {
+pub(super) fn failed(what: &str, place: &str, error: &Error) -> Found {
     let mut says = error.message().to_owned();
     let context: Vec<String> = error.context().iter().map(|(k, v)| format!("{k} {v}")).collect();
     if !context.is_empty() {
@@ -65,7 +65,7 @@ fn failed(what: &str, place: &str, error: &Error) -> Found {
     }
 }
 
-fn good(what: &str, place: &str, says: String) -> Found {
+pub(super) fn good(what: &str, place: &str, says: String) -> Found {
     Found {
         place: place.into(),
         finding: Finding {
@@ -187,7 +187,7 @@ fn add(found: &mut Vec<Found>, place: &str, findings: Vec<Finding>) {
     }
 }
 
-fn report(found: &[Found]) -> Reply {
+pub(super) fn report(found: &[Found]) -> Reply {
     let bad = found.iter().filter(|f| !f.finding.ok).count();
     let json: Vec<Value> = found
         .iter()

@@ -5,6 +5,7 @@ mod bug;
 mod config;
 mod conns;
 mod copy;
+mod datasync;
 mod doctor;
 mod find;
 mod init;
@@ -62,6 +63,7 @@ async fn dispatch(command: Command, globals: &Globals, interrupt: signals::Inter
         Command::State(command) => state::state(command, globals).await,
         Command::Runs(command) => runs::runs(command, globals).await,
         Command::Conns(command) => Box::pin(conns::conns(command, globals)).await,
+        Command::Datasync(args) => Box::pin(datasync::datasync(args, globals, interrupt)).await,
         Command::Wal(command) => wal::wal(command, globals).await,
         Command::Completions { shell } => Ok(completions(shell)),
     }

@@ -13,6 +13,7 @@ use super::generations;
 use super::global::{self, Global, GlobalFile, State};
 use super::pipeline::Pipeline;
 use super::text::{self, Node, Text};
+use super::toml_text;
 use super::vars::Vars;
 
 type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -273,8 +274,32 @@ impl Loader {
         }
     }
 
+    /// A variable of the environment.
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        (self.env)(name)
+    }
+
+    /// Where everything is kept that is not placed elsewhere, without a global configuration.
+    pub(super) fn data_dir_or_default(&self) -> PathBuf {
+        self.data_dir.clone().unwrap_or_else(|| self.folder.join("data"))
+    }
+
     /// Reads a file up to the tree with variables put in.
     pub(super) fn read(&self, path: &Path, errors: &mut Vec<ConfigError>) -> Option<(Text, Node)> {
+        self.read_as(path, text::parse, errors)
+    }
+
+    /// The same with a TOML file.
+    pub(super) fn read_toml(&self, path: &Path, errors: &mut Vec<ConfigError>) -> Option<(Text, Node)> {
+        self.read_as(path, toml_text::parse, errors)
+    }
+
+    fn read_as(
+        &self,
+        path: &Path,
+        parse: impl Fn(&Text, &mut Vec<ConfigError>) -> Option<Node>,
+        errors: &mut Vec<ConfigError>,
+    ) -> Option<(Text, Node)> {
         let file = path.display().to_string();
         let content = match std::fs::read(path).map(String::from_utf8) {
             Ok(Ok(content)) => content,
@@ -288,7 +313,7 @@ impl Loader {
             }
         };
         let text = Text::new(file, &content);
-        let mut root = text::parse(&text, errors)?;
+        let mut root = parse(&text, errors)?;
         let vars = Vars {
             env: &*self.env,
             folder: path.parent().unwrap_or(Path::new("")),

@@ -16,6 +16,7 @@
 mod at;
 mod bounds;
 mod datastores;
+mod datasync;
 mod decode;
 pub(crate) mod error;
 mod form;
@@ -33,6 +34,7 @@ mod stage;
 mod strategy;
 mod table;
 mod text;
+mod toml_text;
 mod types;
 mod units;
 mod uri;
@@ -43,6 +45,7 @@ pub use bounds::parse_bounds;
 pub use datastores::{
     Connection, CsvOptions, DATASTORE_TYPES, Datastore, Datastores, FoundIn, Mysql, Postgres, SslMode,
 };
+pub use datasync::{ArchivePlace, BackupPlace, DATA_SYNC_CONFIG, DataSync};
 pub use decode::Notice;
 pub use error::{ConfigError, ConfigErrors};
 pub use global::{

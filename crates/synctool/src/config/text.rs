@@ -56,7 +56,7 @@ pub(super) struct Pos {
 }
 
 impl Node {
-    fn new(kind: Kind, pos: Pos) -> Self {
+    pub(super) fn new(kind: Kind, pos: Pos) -> Self {
         Self {
             kind,
             pos,

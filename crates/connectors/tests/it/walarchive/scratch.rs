@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use synctool_connectors::walarchive::{Archive, Follower, Next, Scratch, ScratchConfig};
+use synctool_connectors::walarchive::{Archive, Backup, Follower, Next, Scratch, ScratchConfig};
 use synctool_core::error::code;
 use synctool_pgwal::{History, Identity, Lsn, Major};
 use synctool_testkit::{PgVersion, Postgres};
@@ -70,7 +70,7 @@ async fn stands_where_the_gate_ends(version: PgVersion) {
     archive(&production, &archived);
     let scratch = Scratch::create(
         scratch_config(&bin_dir(server), place.path()),
-        &place.path().join("backup"),
+        &place.path().join("backup").into(),
     )
     .unwrap();
     assert_eq!(scratch.control().major, u32::from(version.major()));
@@ -104,7 +104,7 @@ async fn stands_where_the_gate_ends(version: PgVersion) {
     // A second look finds the server that was made, and that it runs.
     let scratch = Scratch::create(
         scratch_config(&bin_dir(server), place.path()),
-        &place.path().join("backup"),
+        &place.path().join("backup").into(),
     )
     .unwrap();
     assert!(scratch.is_running().unwrap());
@@ -161,7 +161,10 @@ async fn base_backups_come_in_several_forms() {
     let made = |name: &str, backup: &Path| {
         let directory = place.path().join(name);
         fs::create_dir(&directory).unwrap();
-        Scratch::create(scratch_config(&bin_dir(server), &directory), backup)
+        Scratch::create(
+            scratch_config(&bin_dir(server), &directory),
+            &backup.to_path_buf().into(),
+        )
     };
     // A tar, plain in a directory and compressed as a file.
     fs::create_dir(place.path().join("tar")).unwrap();
@@ -186,6 +189,18 @@ async fn base_backups_come_in_several_forms() {
     assert_eq!(made("d", &packed).unwrap_err().code(), code::FILE_MALFORMED);
     let error = made("e", &server.data_directory()).unwrap_err();
     assert!(error.message().contains("no backup_label"), "{error}");
+    // A command that restores one, and one that fails.
+    let command = |text: String| {
+        let directory = place.path().join("g");
+        fs::create_dir_all(&directory).unwrap();
+        Scratch::create(scratch_config(&bin_dir(server), &directory), &Backup::Command(text))
+    };
+    let error = command("exit 3".into()).unwrap_err();
+    assert!(error.message().contains("base_restore_command failed"), "{error}");
+    let restored = command(format!("cp -a {}/. %p/", backup.display())).unwrap();
+    assert_eq!(*restored.label(), label);
+
+    let backup = Backup::from(backup);
     let other = Postgres::shared(PgVersion::V15);
     let directory = place.path().join("f");
     fs::create_dir(&directory).unwrap();

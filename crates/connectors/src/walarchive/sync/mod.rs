@@ -4,21 +4,33 @@
 //! old place (pre-image), stores that durably, lets the scratch server replay to the new place, reads the rows as they
 //! are there (post-image), and changes the local tables in one transaction together with the place. Whatever step a
 //! crash interrupts, the stored plan and the stored place say how to go on; nothing is planned twice.
+//!
+//! Between batches the scratch server stands still, and [`DataSync::tend`] copies tables that are new or to be copied
+//! anew: the next batch follows from the same place.
+
+mod apply;
+mod tend;
+
+pub use tend::Compared;
 
 use super::archive::{self, Archive, Listing};
+use super::base::Backup;
 use super::batch::{Batch, Scan};
+use super::board;
 use super::control::Control;
 use super::follow::{Follower, Next, Waiting};
+use super::journal::{self, Entry, Net, Tallies};
 use super::scratch::{Scratch, ScratchConfig};
 use super::sql;
-use super::tables::{self, Name, Table};
+use super::tables::{self, Found, Name};
 use crate::postgres::{Connection, Postgres, PostgresConfig};
-use std::collections::{BTreeMap, BTreeSet};
+use apply::{State, Work};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
-use synctool_pgwal::{History, Identity, Lsn, Major, RelFile, SegmentName};
+use synctool_pgwal::{History, Identity, Lsn, Major, Parameters, RelFile, SegmentName};
 
 /// What Data Sync needs to know.
 #[derive(Debug, Clone)]
@@ -26,7 +38,7 @@ pub struct SyncConfig {
     /// Where production archives its log.
     pub archive: Archive,
     /// A base backup of production.
-    pub backup: PathBuf,
+    pub backup: Backup,
     /// The scratch server.
     pub scratch: ScratchConfig,
     /// The local database.
@@ -40,7 +52,7 @@ pub struct SyncConfig {
     /// How long the scratch server may replay without getting on.
     pub replay_patience: Duration,
     /// Hours of a metrics window.
-    pub metric_hours: f64,
+    pub metric_hours: u32,
 }
 
 /// How far a look at the archive came.
@@ -50,6 +62,15 @@ pub enum Step {
     Applied(Lsn),
     /// There is nothing new.
     Idle(Waiting),
+}
+
+/// What a stored plan knows of production before the batch.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Plan {
+    /// Every table's file.
+    files: Vec<(Name, [u32; 3])>,
+    /// How the selected tables were made.
+    shapes: Vec<(Name, String)>,
 }
 
 /// A running Data Sync. Only one at a time works on a local database. After an error it is of no use any more: open it
@@ -65,31 +86,46 @@ pub struct DataSync {
     applied: Option<Lsn>,
     /// The place of a stored plan that was not applied yet.
     planned: Option<Lsn>,
+    /// Whether the scratch server was brought to the stored place since we opened it.
+    standing: bool,
     /// What the scan holds beyond the last batch.
-    taken: usize,
+    taken: Vec<SegmentName>,
+}
+
+/// The right to work on a local database, which one process has at a time.
+#[derive(Debug)]
+pub struct Claim {
+    local: Connection,
+}
+
+impl Claim {
+    /// Takes it; makes the local tables.
+    pub async fn take(local: &PostgresConfig) -> Result<Claim> {
+        let local = Postgres::open(local.clone())?.connect().await?;
+        board::create(&local).await?;
+        lock(&local).await?;
+        Ok(Claim { local })
+    }
+
+    /// Begins to work. The first time this unpacks the base backup, which takes its time.
+    pub async fn open(self, config: SyncConfig) -> Result<DataSync> {
+        DataSync::open_on(self.local, config).await
+    }
 }
 
 /// Addresses in one statement.
 const CHUNK: usize = 5_000;
+/// Rows from which on the planner should know how many there are.
+const ANALYZE_FROM: u64 = 1_000;
 
 impl DataSync {
     /// Makes or finds everything, and finds out where things stand.
     pub async fn open(config: SyncConfig) -> Result<DataSync> {
-        let local = Postgres::open(config.local.clone())?.connect().await?;
-        let run = |e| local.error(e, "preparing the local tables");
-        local.batch_execute(sql::CREATE).await.map_err(run)?;
-        // A predecessor that was killed a moment ago may not have left yet.
-        let end = Instant::now() + Duration::from_secs(5);
-        while !local.query_one(sql::LOCK, &[]).await.map_err(run)?.get::<_, bool>(0) {
-            if Instant::now() < end {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-            return Err(
-                Error::new(code::LOCKED, "Data Sync is already running on this local database")
-                    .hint("stop the other one first"),
-            );
-        }
+        Claim::take(&config.local).await?.open(config).await
+    }
+
+    async fn open_on(local: Connection, config: SyncConfig) -> Result<DataSync> {
+        let run = |e| local.error(e, "reading the state");
         let scratch = Scratch::create(config.scratch.clone(), &config.backup)?;
         // What an earlier attempt got ready may not be what this one will want.
         let ready = config.scratch.directory.join("ready");
@@ -121,18 +157,25 @@ impl DataSync {
                         control.system
                     ),
                 )
-                .hint("clear the local tables, or use a base backup of the same production"));
+                .hint("use a base backup of the same production, or start over: synctool datasync clear --rebuild"));
             }
             timeline = u32::try_from(row.get::<_, i64>(1)).unwrap_or(timeline);
             applied = Some(parse(row.get(2))?);
             start = parse(row.get(3))?;
+            // One that was made anew has to be given what it replays from its base backup on.
+            if let Some(from) = scratch.lacks() {
+                start = start.min(from);
+            }
         }
         let plan = local
             .query_opt("SELECT plan_lsn::text FROM synctool.datasync_plan", &[])
             .await
             .map_err(run)?;
         let planned = plan.map(|row| parse(row.get(0))).transpose()?;
-        let history = history(&config.archive, timeline)?;
+        if let Some(applied) = applied {
+            scratch.within(applied.max(planned.unwrap_or_default()))?;
+        }
+        let history = history(&config.archive, timeline).await?;
         Ok(DataSync {
             follower: Follower::new(config.archive.clone(), identity, history, start, config.patience),
             scan: Scan::new(identity, None, start, applied.unwrap_or(start)),
@@ -141,7 +184,8 @@ impl DataSync {
             local,
             applied,
             planned,
-            taken: 0,
+            standing: false,
+            taken: Vec::new(),
         })
     }
 
@@ -165,8 +209,13 @@ impl DataSync {
             if let Some(why) = self.take().await? {
                 return Ok(Step::Idle(why));
             }
-            self.taken = 0;
+            self.taken.clear();
         }
+        if !self.standing && self.planned.is_none() {
+            let parameters = self.scan.parameters().cloned();
+            self.open_gate(applied, parameters.as_ref()).await?;
+        }
+        self.standing = true;
         let Some(to) = self.planned else {
             return self.next_batch(applied).await;
         };
@@ -194,7 +243,7 @@ impl DataSync {
                     self.scan.change_timeline();
                 }
                 self.scan.take(&segment)?;
-                self.taken += 1;
+                self.taken.push(segment.name);
                 let ready = self.ready();
                 std::fs::create_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
                 let file = ready.join(segment.name.to_string());
@@ -210,16 +259,11 @@ impl DataSync {
     }
 
     /// Lets the scratch server have everything that is ready, and waits until it stands at `to`.
-    async fn open_gate(&mut self, to: Lsn) -> Result<()> {
-        if let Archive::Directory(directory) = &self.config.archive {
-            for (timeline, path) in Listing::of(directory)?.histories {
-                let name = format!("{timeline:08X}.history");
-                if timeline <= self.follower.timeline() && !self.scratch.admitted(&name) {
-                    let text = std::fs::read(&path).map_err(|e| archive::file_error(&path, &e))?;
-                    self.scratch.admit(&name, &text)?;
-                }
-            }
+    async fn open_gate(&mut self, to: Lsn, parameters: Option<&Parameters>) -> Result<()> {
+        if let Some(parameters) = parameters {
+            self.scratch.raise(parameters).await?;
         }
+        self.admit_histories().await?;
         let ready = self.ready();
         let mut files: Vec<PathBuf> = match std::fs::read_dir(&ready) {
             Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
@@ -236,6 +280,24 @@ impl DataSync {
         self.scratch.wait_for(to, self.config.replay_patience).await
     }
 
+    /// The scratch server follows to another timeline only if it sees its history.
+    async fn admit_histories(&self) -> Result<()> {
+        for timeline in 2..=self.follower.timeline() {
+            let name = format!("{timeline:08X}.history");
+            if self.scratch.admitted(&name) {
+                continue;
+            }
+            let path = match &self.config.archive {
+                Archive::Directory(directory) => Listing::of(directory)?.histories.remove(&timeline),
+                command => command.fetch(&name).await?,
+            };
+            if let Some(path) = path {
+                self.scratch.admit(&name, &archive::unpack_history(&path)?)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A session that waits only shortly for what production has locked.
     async fn session(&self) -> Result<Connection> {
         let session = self.scratch.connect(&self.config.database).await?;
@@ -244,24 +306,23 @@ impl DataSync {
         Ok(session)
     }
 
-    async fn selected(&self) -> Result<BTreeSet<Name>> {
+    /// The selected names.
+    async fn selected(&self) -> Result<Vec<String>> {
         let rows = self
             .local
-            .query("SELECT table_name FROM public.tables_to_sync", &[])
+            .query("SELECT table_name FROM public.tables_to_sync ORDER BY 1", &[])
             .await;
         let rows = rows.map_err(|e| self.local.error(e, "reading tables_to_sync"))?;
-        Ok(rows.iter().map(|row| tables::parse_name(row.get(0))).collect())
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// The selected tables as they are at the scratch server's place.
-    async fn tables(&self, session: &Connection) -> Result<BTreeMap<Name, Table>> {
-        let mut found = BTreeMap::new();
-        for name in self.selected().await? {
-            for table in tables::leaves(session, &name).await? {
-                found.insert(table.name.clone(), table);
-            }
-        }
-        Ok(found)
+    /// The selected tables as they are at the scratch server's place, and as they are here.
+    async fn find(&self, session: &Connection) -> Result<(Found, Found)> {
+        let selected = self.selected().await?;
+        let there = tables::find(session, selected.iter().map(String::as_str)).await?;
+        let names: Vec<String> = there.tables.keys().map(tables::display).collect();
+        let here = tables::find(&self.local, names.iter().map(String::as_str)).await?;
+        Ok((there, here))
     }
 
     /// Whether the scratch server can be read here, and every touch from here on is known.
@@ -275,6 +336,7 @@ impl DataSync {
 
     /// Replays until nothing open began before the scan, and copies the selected tables there.
     async fn first_copy(&mut self) -> Result<Step> {
+        let began = Instant::now();
         loop {
             // An earlier attempt may have let more through: the scratch server stands behind that.
             let next = self.follower.awaited().to_string();
@@ -286,22 +348,30 @@ impl DataSync {
             }
         }
         let batch = self.scan.finish();
-        self.taken = 0;
-        self.open_gate(batch.to).await?;
+        self.open_gate(batch.to, batch.parameters.as_ref()).await?;
         failpoint("datasync.first_copy")?;
         let session = self.session().await?;
-        let tables = self.tables(&session).await?;
+        let (there, here) = self.find(&session).await?;
         self.begin().await?;
-        for table in tables.values() {
-            self.replace(&session, table, batch.to).await?;
+        for (name, table) in &there.tables {
+            match tables::is_blocked(&session, table).await? {
+                true => self.wait_for_lock(table, batch.to).await?,
+                false => {
+                    let local = here.tables.get(name);
+                    self.bring(&session, table, local, Work::Whole, batch.to, batch.to, false)
+                        .await?;
+                }
+            }
         }
-        self.move_to(&batch, &BTreeMap::new()).await?;
+        self.note_selected(&there).await?;
+        self.move_to(&batch, &BTreeMap::new(), &BTreeMap::new(), began).await?;
+        self.standing = true;
         Ok(Step::Applied(batch.to))
     }
 
     async fn next_batch(&mut self, applied: Lsn) -> Result<Step> {
         // A segment in which nothing ends is no batch.
-        while self.taken < self.config.batch_segments || self.scan.position() <= applied {
+        while self.taken.len() < self.config.batch_segments || self.scan.position() <= applied {
             if let Some(why) = self.take().await? {
                 match self.scan.position() > applied {
                     true => break,
@@ -311,32 +381,37 @@ impl DataSync {
         }
         let batch = self.scan.finish();
         // The gate is still shut: the scratch server stands at the old place.
-        self.scratch.start().await?;
-        self.scratch.wait_for(batch.from, self.config.replay_patience).await?;
+        self.stand(batch.from).await?;
         self.plan(&batch).await?;
         failpoint("datasync.planned")?;
         self.planned = Some(batch.to);
         self.carry_out(batch).await
     }
 
+    /// The scratch server runs and stands here.
+    async fn stand(&self, at: Lsn) -> Result<()> {
+        self.scratch.start().await?;
+        self.scratch.wait_for(at, self.config.replay_patience).await
+    }
+
     /// Stores what the batch will take away, and from which files.
     async fn plan(&mut self, batch: &Batch) -> Result<()> {
         let session = self.session().await?;
         let mut files = tables::files(&session).await?;
-        let tables = self.tables(&session).await?;
-        for table in tables.values() {
-            if tables::is_blocked(&session, table).await? {
-                // Without a pre-image it will be read whole.
-                files.remove(&table.name);
-            }
-        }
+        let selected = self.selected().await?;
+        let there = tables::find(&session, selected.iter().map(String::as_str)).await?;
+        let known = self.known().await?;
         self.begin().await?;
         let run = |e| self.local.error(e, "storing the plan");
         self.local
             .batch_execute("TRUNCATE synctool.datasync_pre")
             .await
             .map_err(run)?;
-        for (name, table) in &tables {
+        let mut rows = 0;
+        for (name, table) in &there.tables {
+            if known.get(name).is_none_or(|k| k.state != State::Synced) {
+                continue;
+            }
             let Some(changes) = files
                 .get(name)
                 .and_then(|file| batch.files.get(file))
@@ -344,16 +419,29 @@ impl DataSync {
             else {
                 continue;
             };
+            if tables::is_blocked(&session, table).await? {
+                // Without a pre-image it will be read whole.
+                files.remove(name);
+                continue;
+            }
             for at in changes.addresses.chunks(CHUNK) {
                 let read = sql::read_pre(&name.0, &name.1, &table.identity(), at)?;
                 let what = format!("reading {} before the batch", table.display());
-                tables::copy(&session, &read, &self.local, sql::WRITE_PRE, &what).await?;
+                rows += tables::copy(&session, &read, &self.local, sql::WRITE_PRE, &what).await?;
             }
         }
-        let stored: Vec<(&Name, [u32; 3])> = files
-            .iter()
-            .map(|(name, f)| (name, [f.tablespace, f.database, f.file]))
-            .collect();
+        self.tell_planner("synctool.datasync_pre", rows).await?;
+        let stored = Plan {
+            files: files
+                .into_iter()
+                .map(|(name, f)| (name, [f.tablespace, f.database, f.file]))
+                .collect(),
+            shapes: there
+                .tables
+                .into_iter()
+                .map(|(name, table)| (name, table.shape()))
+                .collect(),
+        };
         let text = serde_json::to_string(&stored).map_err(|e| Error::bug("a plan that is no JSON").caused_by(e))?;
         self.local
             .execute(
@@ -368,67 +456,73 @@ impl DataSync {
 
     /// From a stored plan to the new place.
     async fn carry_out(&mut self, batch: Batch) -> Result<Step> {
-        self.taken = 0;
+        let began = Instant::now();
         let run = |e| self.local.error(e, "reading the plan");
         let row = self
             .local
             .query_one("SELECT tables FROM synctool.datasync_plan", &[])
             .await
             .map_err(run)?;
-        let stored: Vec<(Name, [u32; 3])> = serde_json::from_str(row.get(0))
+        let stored: Plan = serde_json::from_str(row.get(0))
             .map_err(|e| Error::new(code::STATE_STORE, "the stored plan cannot be read").caused_by(e))?;
+        let file = |[tablespace, database, file]: [u32; 3]| RelFile {
+            tablespace,
+            database,
+            file,
+        };
         let before: BTreeMap<Name, RelFile> = stored
+            .files
             .into_iter()
-            .map(|(name, [tablespace, database, file])| {
-                (
-                    name,
-                    RelFile {
-                        tablespace,
-                        database,
-                        file,
-                    },
-                )
-            })
+            .map(|(name, parts)| (name, file(parts)))
             .collect();
-        self.open_gate(batch.to).await?;
+        let shapes: BTreeMap<Name, String> = stored.shapes.into_iter().collect();
+        self.open_gate(batch.to, batch.parameters.as_ref()).await?;
         failpoint("datasync.replayed")?;
         let session = self.session().await?;
         let after = tables::files(&session).await?;
-        let tables = self.tables(&session).await?;
+        let (there, here) = self.find(&session).await?;
         self.begin().await?;
         let known = self.known().await?;
-        for (name, table) in &tables {
-            if tables::is_blocked(&session, table).await? {
-                self.forget(name).await?;
-                self.log(
-                    "warn",
-                    "blocked",
-                    Some(table),
-                    batch.to,
-                    "locked in production; it is copied later",
-                )
-                .await?;
+        let mut nets = BTreeMap::new();
+        for (name, table) in &there.tables {
+            let state = known.get(name);
+            if state.is_some_and(|k| k.state == State::Paused) {
                 continue;
             }
             let file = before.get(name);
-            let changes = file.and_then(|file| batch.files.get(file));
-            let stays = file.is_some() && file == after.get(name) && known.contains(name);
-            match changes {
-                _ if !stays => self.replace(&session, table, batch.to).await?,
-                Some(changes) if changes.whole => self.replace(&session, table, batch.to).await?,
-                Some(changes) => self.apply(&session, table, &changes.addresses).await?,
-                None => {}
+            let synced = state.is_some_and(|k| k.state == State::Synced);
+            let work = match file.and_then(|file| batch.files.get(file)) {
+                _ if !synced || file.is_none() || file != after.get(name) => Work::Whole,
+                // Old rows may look different now though nothing touched them.
+                _ if shapes.get(name) != Some(&table.shape()) => Work::Whole,
+                Some(changes) if changes.whole => Work::Whole,
+                Some(changes) => Work::Rows(&changes.addresses),
+                None => Work::Nothing,
+            };
+            if !matches!(work, Work::Nothing) && tables::is_blocked(&session, table).await? {
+                self.wait_for_lock(table, batch.to).await?;
+                continue;
+            }
+            let healed = state.is_some_and(|k| k.healed);
+            let local = here.tables.get(name);
+            let net = self
+                .bring(&session, table, local, work, batch.from, batch.to, healed)
+                .await?;
+            if net != Net::default() {
+                nets.insert(name.clone(), net);
             }
         }
         // A table that is selected no more keeps its rows.
-        for name in known.iter().filter(|name| !tables.contains_key(*name)) {
+        for name in known.keys().filter(|name| !there.tables.contains_key(*name)) {
             self.forget(name).await?;
         }
+        self.note_selected(&there).await?;
         let mut names: BTreeMap<RelFile, Name> = BTreeMap::new();
         names.extend(before.into_iter().chain(after).map(|(name, file)| (file, name)));
-        self.move_to(&batch, &names).await?;
+        self.move_to(&batch, &names, &nets, began).await?;
         failpoint("datasync.committed")?;
         self.tidy()?;
+        self.standing = true;
         Ok(Step::Applied(batch.to))
     }
 
@@ -443,23 +537,6 @@ impl DataSync {
         })
     }
 
-    /// Tables that hold a copy.
-    async fn known(&self) -> Result<BTreeSet<Name>> {
-        let rows = self
-            .local
-            .query("SELECT schema_name, table_name FROM synctool.datasync_tables", &[])
-            .await;
-        let rows = rows.map_err(|e| self.local.error(e, "reading the state"))?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-    }
-
-    /// Whatever is known of a table's place is no longer true: if it is selected, it is copied anew.
-    async fn forget(&self, name: &Name) -> Result<()> {
-        let sql = "DELETE FROM synctool.datasync_tables WHERE schema_name = $1 AND table_name = $2";
-        let done = self.local.execute(sql, &[&name.0, &name.1]).await;
-        done.map(drop).map_err(|e| self.local.error(e, "writing the state"))
-    }
-
     async fn begin(&self) -> Result<()> {
         // Triggers and foreign keys did their work in production.
         let sql = "BEGIN; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = '60s'";
@@ -471,6 +548,15 @@ impl DataSync {
         })
     }
 
+    /// A large table that was filled just now looks small to the planner, which then joins it row by row.
+    async fn tell_planner(&self, table: &str, rows: u64) -> Result<()> {
+        if rows < ANALYZE_FROM {
+            return Ok(());
+        }
+        let done = self.local.batch_execute(&format!("ANALYZE {table}")).await;
+        done.map_err(|e| self.local.error(e, "looking at the rows of a batch"))
+    }
+
     async fn commit(&self, what: &str) -> Result<()> {
         self.local
             .batch_execute("COMMIT")
@@ -478,146 +564,110 @@ impl DataSync {
             .map_err(|e| self.local.error(e, what))
     }
 
-    /// The local table must be as production's.
-    async fn check(&self, table: &Table) -> Result<()> {
-        let local = tables::leaves(&self.local, &table.name).await?;
-        let Some(local) = local.into_iter().find(|t| t.name == table.name) else {
-            return Err(Error::new(
-                code::TABLE_MISSING,
-                format!("table {} does not exist locally", table.display()),
-            )
-            .hint("create it as it is in production: pg_dump --schema-only"));
-        };
-        match local.columns == table.columns {
-            true => Ok(()),
-            false => {
-                let list = |t: &Table| {
-                    let each = t.columns.iter().map(|c| format!("{} {}", c.name, c.kind));
-                    each.collect::<Vec<_>>().join(", ")
-                };
-                let what = format!("columns differ: production ({}), local ({})", list(table), list(&local));
-                Err(Error::new(code::SCHEMA_MISMATCH, what)
-                    .at("table", table.display())
-                    .hint("change the local table as production's was changed"))
-            }
-        }
-    }
-
-    /// Reads a table whole at the scratch server's place.
-    async fn replace(&self, session: &Connection, table: &Table, at: Lsn) -> Result<()> {
-        self.check(table).await?;
-        let (schema, name) = (&table.name.0, &table.name.1);
-        let target = sql::table(schema, name);
-        let what = format!("copying {}", table.display());
-        let run = |e| self.local.error(e, &what);
-        self.local
-            .batch_execute(&format!("DELETE FROM ONLY {target}"))
-            .await
-            .map_err(run)?;
-        let columns = table.stored();
-        let (read, write) = (
-            sql::read_rows(schema, name, &columns, None),
-            sql::write_rows(&target, &columns),
-        );
-        let rows = tables::copy(session, &read, &self.local, &write, &what).await?;
-        let sql = "INSERT INTO synctool.datasync_tables (schema_name, table_name, applied_lsn)
-                   VALUES ($1, $2, $3::text::pg_lsn) ON CONFLICT (schema_name, table_name)
-                   DO UPDATE SET applied_lsn = excluded.applied_lsn, paused = NULL";
-        self.local
-            .execute(sql, &[schema, name, &at.to_string()])
-            .await
-            .map_err(run)?;
-        self.log("info", "copied", Some(table), at, &format!("{rows} rows copied"))
-            .await
-    }
-
-    /// Takes the pre-images away and puts the rows in as they are now.
-    async fn apply(&self, session: &Connection, table: &Table, addresses: &[(u32, u16)]) -> Result<()> {
-        self.check(table).await?;
-        let (schema, name) = (&table.name.0, &table.name.1);
-        let what = format!("changing {}", table.display());
-        let run = |e| self.local.error(e, &what);
-        let columns = table.stored();
-        self.local
-            .batch_execute(&sql::create_post(schema, name, &columns))
-            .await
-            .map_err(run)?;
-        let write = sql::write_rows("pg_temp.datasync_post", &columns);
-        for at in addresses.chunks(CHUNK) {
-            let read = sql::read_rows(schema, name, &columns, Some(at));
-            tables::copy(session, &read, &self.local, &write, &what).await?;
-        }
-        let sql = "SELECT count(*) FROM synctool.datasync_pre WHERE schema_name = $1 AND table_name = $2";
-        let expected: i64 = self.local.query_one(sql, &[schema, name]).await.map_err(run)?.get(0);
-        let delete = match table.key() {
-            key if key.is_empty() => sql::delete_by_row(schema, name, &columns)?,
-            key => sql::delete_by_key(schema, name, &key)?,
-        };
-        let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
-        if i64::try_from(deleted) != Ok(expected) {
-            return Err(Error::new(
-                code::DIFFERENT,
-                format!(
-                    "table {} has diverged: {deleted} rows were found where {expected} should be",
-                    table.display()
-                ),
-            )
-            .at("table", table.display())
-            .hint("somebody changed the local table; copy it anew with synctool datasync resync"));
-        }
-        self.local
-            .execute(&sql::insert_post(schema, name, &columns), &[])
-            .await
-            .map_err(run)?;
-        Ok(())
-    }
-
     /// Counts, moves the place and commits: the batch has happened.
-    async fn move_to(&mut self, batch: &Batch, names: &BTreeMap<RelFile, Name>) -> Result<()> {
+    async fn move_to(
+        &mut self,
+        batch: &Batch,
+        names: &BTreeMap<RelFile, Name>,
+        nets: &BTreeMap<Name, Net>,
+        began: Instant,
+    ) -> Result<()> {
         let run = |e| self.local.error(e, "storing the new place");
+        let hours = self.config.metric_hours;
+        let mut all = Tallies::default();
         for (file, changes) in &batch.files {
             let Some(name) = names.get(file) else { continue };
-            let table = format!("{}.{}", name.0, name.1);
+            let table = tables::display(name);
             for (hour, counts) in &changes.hours {
-                let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-                let (hour, hours) = (*hour as f64 * 3600.0, self.config.metric_hours);
-                let (added, updated, deleted) =
-                    (number(counts.inserted), number(counts.updated), number(counts.deleted));
-                let values: [&(dyn postgres_types::ToSql + Sync); 6] =
-                    [&table, &hour, &added, &updated, &deleted, &hours];
-                self.local.execute(sql::COUNT, &values).await.map_err(run)?;
+                let tallies = Tallies {
+                    operations: *counts,
+                    ..Tallies::default()
+                };
+                journal::count(&self.local, &table, *hour, hours, &tallies).await?;
+                journal::count(&self.local, journal::ALL, *hour, hours, &tallies).await?;
             }
+            all.operations.add(changes.counts());
         }
         let commit = batch.last_commit.map(|at| at.unix_micros() as f64 / 1e6);
+        if let Some(commit) = commit {
+            let hour = (commit / 3600.0).floor() as i64;
+            for (name, net) in nets {
+                let tallies = Tallies {
+                    net: *net,
+                    ..Tallies::default()
+                };
+                journal::count(&self.local, &tables::display(name), hour, hours, &tallies).await?;
+                all.net.add(*net);
+            }
+            let now = SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default();
+            let whole = Tallies {
+                operations: Default::default(),
+                net: all.net,
+                batches: 1,
+                transactions: batch.commits,
+                segments: self.taken.len() as u64,
+                bytes: batch.to.0.saturating_sub(batch.from.0),
+                errors: 0,
+                lag: Some((now.as_secs_f64() - commit).max(0.0)),
+            };
+            journal::count(&self.local, journal::ALL, hour, hours, &whole).await?;
+        }
         let system = self.scratch.control().system.to_string();
         let timeline = i64::from(self.follower.timeline());
         let (to, restart) = (batch.to.to_string(), batch.restart.to_string());
+        let size = self.scratch.control().segment_size;
+        let name = |at: Lsn| archive::segment_name(self.follower.history(), size.number(at), size).to_string();
+        let last = self.taken.last().map_or_else(|| name(batch.to), ToString::to_string);
         self.local
-            .execute(sql::MOVE, &[&system, &timeline, &to, &restart, &commit])
+            .execute(
+                sql::MOVE,
+                &[&system, &timeline, &to, &restart, &commit, &last, &name(batch.restart)],
+            )
             .await
             .map_err(run)?;
         let clear = "DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre";
         self.local.batch_execute(clear).await.map_err(run)?;
-        let text = format!("{} transactions up to {}", batch.commits, batch.to);
-        self.log("info", "batch", None, batch.to, &text).await?;
+        let segments = self.taken.first().map(|first| (first.to_string(), last));
+        let entry = Entry {
+            from: Some(batch.from),
+            to: Some(batch.to),
+            segments,
+            operations: Some(all.operations),
+            net: Some(all.net),
+            took: Some(began.elapsed()),
+            ..Entry::new(
+                "info",
+                "batch",
+                format!("{} transactions up to {}", batch.commits, batch.to),
+            )
+        };
+        journal::log(&self.local, &entry).await?;
         failpoint("datasync.before_commit")?;
         self.commit("storing the new place").await?;
         self.applied = Some(batch.to);
         self.planned = None;
+        self.taken.clear();
         Ok(())
     }
+}
 
-    async fn log(&self, level: &str, event: &str, table: Option<&Table>, at: Lsn, message: &str) -> Result<()> {
-        let sql = "INSERT INTO public.data_sync_logs (level, event, table_name, lsn, message)
-                   VALUES ($1, $2, $3, $4::text::pg_lsn, $5)";
-        let table = table.map(Table::display);
-        let done = self
-            .local
-            .execute(sql, &[&level, &event, &table, &at.to_string(), &message])
-            .await;
-        done.map(drop)
-            .map_err(|e| self.local.error(e, "writing data_sync_logs"))
+/// One process at a time.
+pub(super) async fn lock(local: &Connection) -> Result<()> {
+    let run = |e| local.error(e, "locking the local tables");
+    // A predecessor that was killed a moment ago may not have left yet.
+    let end = Instant::now() + Duration::from_secs(5);
+    while !local.query_one(sql::LOCK, &[]).await.map_err(run)?.get::<_, bool>(0) {
+        if Instant::now() >= end {
+            return Err(
+                Error::new(code::LOCKED, "Data Sync is already running on this local database")
+                    .hint("synctool datasync status; synctool datasync stop"),
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    Ok(())
 }
 
 fn parse(text: String) -> Result<Lsn> {
@@ -626,13 +676,16 @@ fn parse(text: String) -> Result<Lsn> {
 }
 
 /// The history of a timeline, from the archive; the first has none.
-fn history(archive: &Archive, timeline: u32) -> Result<History> {
+async fn history(archive: &Archive, timeline: u32) -> Result<History> {
     if timeline == 1 {
         return Ok(History::first());
     }
-    let listing = archive.list()?;
-    match listing.histories.get(&timeline) {
-        Some(path) => archive::read_history(timeline, Path::new(path)),
+    let path = match archive {
+        Archive::Directory(directory) => Listing::of(directory)?.histories.remove(&timeline),
+        command => command.fetch(&format!("{timeline:08X}.history")).await?,
+    };
+    match path {
+        Some(path) => archive::read_history(timeline, Path::new(&path)),
         None => Err(Error::new(
             code::WAL_TIMELINE,
             format!("the history of timeline {timeline} is not in the archive"),

@@ -1,0 +1,354 @@
+//! One table at a time: what a batch does to it, and what becomes of one that cannot be followed. A table that has
+//! trouble of its own is put aside; the others go on.
+
+use super::super::journal::{self, Entry, Net};
+use super::super::sql;
+use super::super::tables::{self, Found, Name, Table};
+use super::{CHUNK, DataSync};
+use crate::postgres::Connection;
+use std::collections::BTreeMap;
+use synctool_core::error::{Error, ErrorKind, Result, code};
+use synctool_pgwal::Lsn;
+
+/// What is stored about a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// It holds production's rows of the stored place.
+    Synced,
+    /// It will be copied.
+    Waiting,
+    /// It stands where it was, until somebody says `resync`.
+    Paused,
+}
+
+/// The same with what else matters.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) state: State,
+    /// Whether it was copied anew by itself not long ago.
+    pub(super) healed: bool,
+    /// The name by which it was selected.
+    pub(super) selected_as: String,
+    /// Why it is not synced.
+    pub(super) why: Option<String>,
+    /// Rows of its last copy.
+    pub(super) rows: Option<i64>,
+}
+
+/// What a batch does to a table.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Work<'a> {
+    /// No row of it was touched.
+    Nothing,
+    /// Rows at these addresses were.
+    Rows(&'a [(u32, u16)]),
+    /// It is read whole.
+    Whole,
+}
+
+/// What is to be stored about a table.
+#[derive(Default)]
+struct Row<'a> {
+    state: &'a str,
+    at: Option<Lsn>,
+    rows: Option<u64>,
+    code: Option<&'a str>,
+    why: Option<&'a str>,
+    next: Option<&'a str>,
+    healed: bool,
+}
+
+impl<'a> Row<'a> {
+    fn new(state: &'a str) -> Self {
+        Row {
+            state,
+            ..Row::default()
+        }
+    }
+}
+
+const SAVE: &str = "SAVEPOINT datasync_table";
+const BACK: &str = "ROLLBACK TO SAVEPOINT datasync_table";
+const DONE: &str = "RELEASE SAVEPOINT datasync_table";
+
+impl DataSync {
+    /// Every table that something is stored about.
+    pub(super) async fn known(&self) -> Result<BTreeMap<Name, Known>> {
+        let rows = self.local.query(sql::KNOWN, &[]).await;
+        let rows = rows.map_err(|e| self.local.error(e, "reading the state"))?;
+        let known = |row: &tokio_postgres::Row| {
+            let state: String = row.get(2);
+            let known = Known {
+                state: match state.as_str() {
+                    "synced" => State::Synced,
+                    "paused" => State::Paused,
+                    _ => State::Waiting,
+                },
+                healed: row.get(3),
+                selected_as: row.get(4),
+                why: row.get(5),
+                rows: row.get(6),
+            };
+            ((row.get(0), row.get(1)), known)
+        };
+        Ok(rows.iter().map(known).collect())
+    }
+
+    /// Whatever is known of a table's place is no longer true: if it is selected, it is copied anew.
+    pub(super) async fn forget(&self, name: &Name) -> Result<()> {
+        let sql = "DELETE FROM synctool.datasync_tables WHERE schema_name = $1 AND table_name = $2";
+        let done = self.local.execute(sql, &[&name.0, &name.1]).await;
+        done.map(drop).map_err(|e| self.local.error(e, "writing the state"))
+    }
+
+    /// Remembers which selected names mean something, and says it when one does not.
+    pub(super) async fn note_selected(&self, there: &Found) -> Result<()> {
+        let run = |e| self.local.error(e, "writing the state");
+        for name in &there.asked {
+            let found = there.names.contains(name);
+            let news = self
+                .local
+                .query_opt(sql::NOTE_SELECTED, &[name, &found])
+                .await
+                .map_err(run)?;
+            if news.is_some() && !found {
+                let text = format!("tables_to_sync names {name}, and there is no such table in production");
+                let entry = Entry::new("warn", "unknown_table", text).table(tables::display(&tables::parse_name(name)));
+                journal::log(&self.local, &entry).await?;
+            }
+        }
+        self.local.batch_execute(sql::FORGET_SELECTED).await.map_err(run)
+    }
+
+    /// Production holds a lock on the table that is not over here: it is copied when it is.
+    pub(super) async fn wait_for_lock(&self, table: &Table, at: Lsn) -> Result<()> {
+        let why = "locked in production at this place; it is copied when the lock is over";
+        let row = Row {
+            why: Some(why),
+            ..Row::new("waiting")
+        };
+        self.set(table, &row).await?;
+        let entry = Entry::new("warn", "blocked", format!("{} is {why}", table.display()));
+        journal::log(&self.local, &entry.table(table.display()).to(at)).await
+    }
+
+    async fn set(&self, table: &Table, row: &Row<'_>) -> Result<()> {
+        let (schema, name) = (&table.name.0, &table.name.1);
+        let at = row.at.map(|at| at.to_string());
+        let rows = row.rows.map(|rows| i64::try_from(rows).unwrap_or(i64::MAX));
+        let values: [&(dyn postgres_types::ToSql + Sync); 10] = [
+            schema,
+            name,
+            &table.selected,
+            &row.state,
+            &at,
+            &rows,
+            &row.code,
+            &row.why,
+            &row.next,
+            &row.healed,
+        ];
+        let done = self.local.execute(sql::SET_TABLE, &values).await;
+        done.map(drop).map_err(|e| self.local.error(e, "writing the state"))
+    }
+
+    /// Brings a table from one place to another inside the open transaction. Trouble that is the table's own puts it
+    /// aside and is no error.
+    #[allow(clippy::too_many_arguments, reason = "both sides, both places")]
+    pub(super) async fn bring(
+        &self,
+        session: &Connection,
+        table: &Table,
+        local: Option<&Table>,
+        work: Work<'_>,
+        from: Lsn,
+        to: Lsn,
+        healed: bool,
+    ) -> Result<Net> {
+        self.say(SAVE).await?;
+        let trouble = match self.change(session, table, local, work, to, false).await {
+            Ok(net) => {
+                self.say(DONE).await?;
+                return Ok(net);
+            }
+            Err(e) if is_its_own(&e) => e,
+            Err(e) => return Err(e),
+        };
+        self.say(BACK).await?;
+        let changed_here = [code::DIFFERENT, code::CONSTRAINT, code::DUPLICATE_KEY].contains(&trouble.code());
+        if let (Work::Rows(_), true, false) = (work, changed_here, healed) {
+            match self.change(session, table, local, Work::Whole, to, true).await {
+                Ok(net) => {
+                    self.say(DONE).await?;
+                    let mut entry = Entry::of_error("warn", "healed", &trouble).table(table.display());
+                    entry.message = format!("{}; it was copied anew", trouble.message());
+                    (entry.from, entry.to) = (Some(from), Some(to));
+                    journal::log(&self.local, &entry).await?;
+                    return Ok(net);
+                }
+                Err(e) if is_its_own(&e) => self.say(BACK).await?,
+                Err(e) => return Err(e),
+            }
+        }
+        self.pause(table, &trouble, from, to).await?;
+        Ok(Net::default())
+    }
+
+    /// Leaves a table where it is until somebody has mended what is wrong with it.
+    async fn pause(&self, table: &Table, trouble: &Error, from: Lsn, to: Lsn) -> Result<()> {
+        let name = table.display();
+        let next = match trouble.next_step() {
+            Some(next) if next.contains("datasync") => next.to_owned(),
+            Some(next) => format!("{next}; then: synctool datasync resync {name}"),
+            None => format!("once its cause is gone: synctool datasync resync {name}"),
+        };
+        let row = Row {
+            at: Some(from),
+            code: Some(trouble.code().id),
+            why: Some(trouble.message()),
+            next: Some(&next),
+            ..Row::new("paused")
+        };
+        self.set(table, &row).await?;
+        let mut entry = Entry::of_error("error", "paused", trouble).table(name);
+        (entry.from, entry.to) = (Some(from), Some(to));
+        journal::log(&self.local, &entry).await
+    }
+
+    async fn say(&self, sql: &str) -> Result<()> {
+        self.local
+            .batch_execute(sql)
+            .await
+            .map_err(|e| self.local.error(e, "a savepoint of the local transaction"))
+    }
+
+    async fn change(
+        &self,
+        session: &Connection,
+        table: &Table,
+        local: Option<&Table>,
+        work: Work<'_>,
+        at: Lsn,
+        healing: bool,
+    ) -> Result<Net> {
+        // Also where no row was touched: a column with a default and a renamed label of an enum touch none.
+        table.fits(local)?;
+        match work {
+            Work::Nothing => Ok(Net::default()),
+            Work::Rows(addresses) => self.apply(session, table, addresses).await,
+            Work::Whole => self.replace(session, table, at, healing).await,
+        }
+    }
+
+    /// Reads a table whole at the scratch server's place.
+    async fn replace(&self, session: &Connection, table: &Table, at: Lsn, healing: bool) -> Result<Net> {
+        let began = std::time::Instant::now();
+        let (schema, name) = (&table.name.0, &table.name.1);
+        let target = sql::table(schema, name);
+        let what = format!("copying {}", table.display());
+        let run = |e| self.local.error(e, &what);
+        let deleted = self
+            .local
+            .execute(&format!("DELETE FROM ONLY {target}"), &[])
+            .await
+            .map_err(run)?;
+        let columns = table.stored();
+        let (read, write) = (
+            sql::read_rows(schema, name, &columns, None),
+            sql::write_rows(&target, &columns),
+        );
+        let rows = tables::copy(session, &read, &self.local, &write, &what).await?;
+        let row = Row {
+            at: Some(at),
+            rows: Some(rows),
+            healed: healing,
+            ..Row::new("synced")
+        };
+        self.set(table, &row).await?;
+        let net = Net {
+            added: rows,
+            updated: 0,
+            deleted,
+        };
+        let entry = Entry {
+            to: Some(at),
+            net: Some(net),
+            took: Some(began.elapsed()),
+            ..Entry::new("info", "copied", format!("{rows} rows copied")).table(table.display())
+        };
+        journal::log(&self.local, &entry).await?;
+        // The rows of a copy are no changes that happened.
+        Ok(Net::default())
+    }
+
+    /// Takes the pre-images away and puts the rows in as they are now.
+    async fn apply(&self, session: &Connection, table: &Table, addresses: &[(u32, u16)]) -> Result<Net> {
+        let (schema, name) = (&table.name.0, &table.name.1);
+        let what = format!("changing {}", table.display());
+        let run = |e| self.local.error(e, &what);
+        let columns = table.stored();
+        self.local
+            .batch_execute(&sql::create_post(schema, name, &columns))
+            .await
+            .map_err(run)?;
+        let write = sql::write_rows("pg_temp.datasync_post", &columns);
+        let mut now = 0;
+        for at in addresses.chunks(CHUNK) {
+            let read = sql::read_rows(schema, name, &columns, Some(at));
+            now += tables::copy(session, &read, &self.local, &write, &what).await?;
+        }
+        self.tell_planner("pg_temp.datasync_post", now).await?;
+        let sql = "SELECT count(*) FROM synctool.datasync_pre WHERE schema_name = $1 AND table_name = $2";
+        let expected: i64 = self.local.query_one(sql, &[schema, name]).await.map_err(run)?.get(0);
+        let key = table.key();
+        let before = u64::try_from(expected).unwrap_or_default();
+        let kept = match key.is_empty() || before == 0 || now == 0 {
+            true => 0,
+            false => {
+                let count = sql::count_kept(schema, name, &key)?;
+                let kept: i64 = self.local.query_one(&count, &[]).await.map_err(run)?.get(0);
+                u64::try_from(kept).unwrap_or_default()
+            }
+        };
+        let delete = match key.is_empty() {
+            true => sql::delete_by_row(schema, name, &columns)?,
+            false => sql::delete_by_key(schema, name, &key)?,
+        };
+        let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
+        if deleted != before {
+            return Err(Error::new(
+                code::DIFFERENT,
+                format!(
+                    "table {} has diverged: {deleted} rows were found where {expected} should be",
+                    table.display()
+                ),
+            )
+            .at("table", table.display())
+            .hint(format!(
+                "somebody changed the local table; copy it anew: synctool datasync resync {}",
+                table.display()
+            )));
+        }
+        self.local
+            .execute(&sql::insert_post(schema, name, &columns), &[])
+            .await
+            .map_err(run)?;
+        Ok(Net {
+            added: now.saturating_sub(kept),
+            updated: kept,
+            deleted: before.saturating_sub(kept),
+        })
+    }
+}
+
+/// Whether an error is one table's trouble: the others can go on without it.
+fn is_its_own(error: &Error) -> bool {
+    let kinds = [
+        ErrorKind::Config,
+        ErrorKind::Data,
+        ErrorKind::Different,
+        ErrorKind::Refused,
+        ErrorKind::Unsupported,
+    ];
+    kinds.contains(&error.kind()) || [code::SERVER_ERROR, code::PERMISSION].contains(&error.code())
+}

@@ -1,0 +1,164 @@
+//! What users ask for: tables copied anew, added, removed, proved.
+
+use super::super::args::{Globals, Patience};
+use super::super::out::{self, Reply};
+use super::{answers, board, is_running};
+use crate::config::DataSync as Config;
+use crate::datasync;
+use serde_json::{Value, json};
+use synctool_connectors::walarchive::board::full_name;
+use synctool_connectors::walarchive::{Board, DataSync, Scratch};
+use synctool_core::error::{Error, Result, code};
+
+/// `synctool datasync resync`.
+pub(super) async fn resync(config: &Config, tables: Vec<String>, patience: Patience) -> Result<Reply> {
+    let board = board(config).await?;
+    asked(&board, "resync", &tables, patience).await
+}
+
+/// `synctool datasync add-tables`.
+pub(super) async fn add(config: &Config, tables: Vec<String>, patience: Patience) -> Result<Reply> {
+    let board = board(config).await?;
+    let missing = board.missing(&tables).await?;
+    if let Some(first) = missing.first() {
+        let names: Vec<String> = missing.iter().map(|name| full_name(name)).collect();
+        let text = match names.len() {
+            1 => format!("table {} does not exist locally", full_name(first)),
+            _ => format!("tables {} do not exist locally", names.join(", ")),
+        };
+        return Err(Error::new(code::TABLE_MISSING, text)
+            .hint("create them as they are in production: pg_dump --schema-only; nothing was added"));
+    }
+    board.select(&tables).await?;
+    asked(&board, "add", &tables, patience).await
+}
+
+/// `synctool datasync remove-tables`.
+pub(super) async fn remove(config: &Config, tables: Vec<String>, patience: Patience) -> Result<Reply> {
+    let board = board(config).await?;
+    let gone = board.deselect(&tables).await?;
+    let gone: Vec<String> = gone.iter().map(|name| full_name(name)).collect();
+    let unknown = tables
+        .iter()
+        .map(|name| full_name(name))
+        .find(|name| !gone.contains(name));
+    if let (Some(unknown), true) = (unknown, gone.is_empty()) {
+        return Err(
+            Error::new(code::TABLE_MISSING, format!("table {unknown} is not in tables_to_sync"))
+                .hint("synctool datasync status lists the selected tables"),
+        );
+    }
+    asked(&board, "remove", &gone, patience).await
+}
+
+/// `synctool datasync clear`.
+pub(super) async fn clear(config: &Config, rebuild: bool, patience: Patience, globals: &Globals) -> Result<Reply> {
+    let board = board(config).await?;
+    if !rebuild {
+        globals.confirm("All selected tables are copied anew from the scratch server.")?;
+        let request = board.request("clear", None).await?;
+        return replied(&board, "clear", &["all tables".to_owned()], &[request], patience).await;
+    }
+    board.lock().await?;
+    globals.confirm(
+        "The place and the scratch server are forgotten; the next start begins anew from the base backup and copies every selected table.",
+    )?;
+    let settings = datasync::settings(config)?;
+    Scratch::discard(&settings.scratch).await?;
+    board.forget_place().await?;
+    Ok(Reply::new(
+        json!({ "status": "cleared" }),
+        "forgotten; rows stay until the next start copies them anew: synctool datasync start\n",
+    ))
+}
+
+/// Leaves a request for each table, and waits for the answers.
+async fn asked(board: &Board, kind: &str, tables: &[String], patience: Patience) -> Result<Reply> {
+    let names: Vec<String> = tables.iter().map(|name| full_name(name)).collect();
+    let mut requests = Vec::new();
+    for name in &names {
+        requests.push(board.request(kind, Some(name)).await?);
+    }
+    replied(board, kind, &names, &requests, patience).await
+}
+
+async fn replied(board: &Board, kind: &str, names: &[String], requests: &[i64], patience: Patience) -> Result<Reply> {
+    let answers = answers(board, requests, patience).await?;
+    let running = is_running(board).await?;
+    let mut text = String::new();
+    let mut list = Vec::new();
+    let mut exit = 0;
+    for (name, answer) in names.iter().zip(&answers) {
+        match answer {
+            Some(answer) => {
+                text.push_str(&format!("{name}: {}\n", answer.text));
+                if !answer.ok {
+                    exit = 1;
+                }
+            }
+            None if running => text.push_str(&format!("{name}: the service will do it between batches\n")),
+            None => text.push_str(&format!("{name}: waits until the service starts\n")),
+        }
+        list.push(json!({
+            "table": name, "request": kind, "done": answer.is_some(),
+            "ok": answer.as_ref().map(|a| a.ok), "answer": answer.as_ref().map(|a| &a.text),
+        }));
+    }
+    Ok(Reply::new(Value::Array(list), text).exit(exit))
+}
+
+/// `synctool datasync verify`.
+pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply> {
+    let board = board(config).await?;
+    let proof = match is_running(&board).await? {
+        true => {
+            let request = board.request("verify", None).await?;
+            let answer = answers(&board, &[request], patience)
+                .await?
+                .into_iter()
+                .flatten()
+                .next();
+            let answer = answer.ok_or_else(|| {
+                Error::new(code::SERVER_BUSY, "the service has not answered yet")
+                    .hint("it answers between batches; synctool datasync status says what it does")
+            })?;
+            serde_json::from_str(&answer.text)
+                .map_err(|e| Error::new(code::STATE_STORE, "the service's answer cannot be read").caused_by(e))?
+        }
+        false => {
+            let mut sync = Box::pin(DataSync::open(datasync::settings(config)?)).await?;
+            let (lsn, tables) = Box::pin(sync.verify()).await?;
+            sync.close().await?;
+            json!({ "lsn": lsn.to_string(), "tables": tables })
+        }
+    };
+    let mut equal = true;
+    let mut rows = Vec::new();
+    for table in proof["tables"].as_array().into_iter().flatten() {
+        let same = table["equal"] == true;
+        equal &= same;
+        let number = |key: &str| table[key].as_u64().map_or_else(|| "-".into(), out::number);
+        let says = match (same, table["skipped"].as_str()) {
+            (_, Some(why)) => format!("not compared: {why}"),
+            (true, None) => "equal".into(),
+            (false, None) => format!(
+                "DIFFERENT; synctool datasync resync {}",
+                table["table"].as_str().unwrap_or_default()
+            ),
+        };
+        rows.push(vec![
+            table["table"].as_str().unwrap_or_default().to_owned(),
+            number("production_rows"),
+            number("local_rows"),
+            says,
+        ]);
+    }
+    let lsn = proof["lsn"].as_str().unwrap_or_default().to_owned();
+    let mut text = out::table(&["table", "production", "local", ""], rows);
+    text.push_str(&match equal {
+        true => format!("\nall tables are production's as of {lsn}\n"),
+        false => format!("\nnot every table is production's as of {lsn}\n"),
+    });
+    let json = json!({ "equal": equal, "lsn": lsn, "tables": proof["tables"] });
+    Ok(Reply::new(json, text).exit(if equal { 0 } else { 3 }))
+}

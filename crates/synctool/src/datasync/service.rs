@@ -1,0 +1,313 @@
+//! The service: it looks at the archive again and again, does what users ask for between batches, and goes on after
+//! whatever passes. What happened stands in the local database.
+
+use super::{host, local, sentence, settings};
+use crate::config::DataSync as Config;
+use std::time::{Duration, Instant, SystemTime};
+use synctool_connectors::walarchive::journal::Entry;
+use synctool_connectors::walarchive::{Archive, Backup, Board, Claim, DataSync, Listing, Scratch, Step, Waiting};
+use synctool_core::error::{Error, Result, code};
+use tokio_util::sync::CancellationToken;
+
+/// Between looks at what users ask for.
+const TICK: Duration = Duration::from_secs(1);
+/// The longest pause after a fault that passes by itself.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// So many faults of the scratch server in a row, and it is made again.
+const SCRATCH_FAULTS: u32 = 3;
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// What a look at the archive brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// Batches that were applied.
+    pub batches: u64,
+    /// Why there is no more; None if an end was asked for.
+    pub waiting: Option<Waiting>,
+}
+
+/// A running service.
+pub struct Service {
+    config: Config,
+    stop: CancellationToken,
+    board: Option<Board>,
+    sync: Option<DataSync>,
+    /// Faults of the scratch server in a row.
+    scratch_faults: u32,
+    /// The newest file about which silence was told.
+    silence_told: Option<SystemTime>,
+    tidied: Option<Instant>,
+}
+
+impl Service {
+    /// Takes the right to work, and opens everything.
+    pub async fn begin(config: Config, stop: CancellationToken) -> Result<Service> {
+        let board = Board::open(&local(&config)).await?;
+        let mut service = Service {
+            config,
+            stop,
+            board: Some(board),
+            sync: None,
+            scratch_faults: 0,
+            silence_told: None,
+            tidied: None,
+        };
+        let settings = settings(&service.config)?;
+        let claim = Claim::take(&settings.local).await?;
+        let board = service.board().await?;
+        board.begin_service(&host()).await?;
+        let text = format!(
+            "synctool {} began, pid {}",
+            env!("CARGO_PKG_VERSION"),
+            std::process::id()
+        );
+        let mut entry = Entry::new("info", "started", text);
+        entry.to = board.applied().await?;
+        board.log(&entry).await?;
+        match Box::pin(claim.open(settings)).await {
+            Ok(sync) => {
+                service.sync = Some(sync);
+                service.beat("working", None).await;
+                Ok(service)
+            }
+            // What is wrong before anything was done is told to whoever started it.
+            Err(error) => {
+                service.failed(&error).await;
+                service.board().await?.stopped().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes on until it is asked to end, which it does at a batch's end.
+    pub async fn serve(mut self) -> Result<()> {
+        let mut faults = 0;
+        loop {
+            let pause = match self.look().await {
+                Ok(served) if served.waiting.is_none() => break,
+                Ok(Served { waiting, .. }) => {
+                    faults = 0;
+                    self.well(waiting.as_ref()).await;
+                    self.config.frequency
+                }
+                Err(error) if error.code() == code::LOCKED => return Err(error),
+                Err(error) => {
+                    faults += 1;
+                    self.failed(&error).await;
+                    self.pause_after(&error, faults)
+                }
+            };
+            if self.wait(pause).await {
+                break;
+            }
+        }
+        self.end().await
+    }
+
+    /// Applies everything that is there.
+    pub async fn once(mut self) -> Result<Served> {
+        let served = self.look().await;
+        match &served {
+            Ok(served) => self.well(served.waiting.as_ref()).await,
+            Err(error) => self.failed(error).await,
+        }
+        let ended = self.end().await;
+        let served = served?;
+        ended.map(|()| served)
+    }
+
+    async fn open(&mut self) -> Result<()> {
+        if self.sync.is_none() {
+            self.sync = Some(DataSync::open(settings(&self.config)?).await?);
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self) -> Result<Served> {
+        self.open().await?;
+        let mut batches = 0;
+        loop {
+            self.beat("working", None).await;
+            let sync = self.sync.as_mut().ok_or_else(|| Error::bug("nothing is open"))?;
+            let step = Box::pin(sync.step()).await?;
+            Box::pin(sync.tend()).await?;
+            match step {
+                Step::Applied(_) => batches += 1,
+                Step::Idle(why) => {
+                    return Ok(Served {
+                        batches,
+                        waiting: Some(why),
+                    });
+                }
+            }
+            if self.is_asked_to_stop().await {
+                return Ok(Served { batches, waiting: None });
+            }
+        }
+    }
+
+    /// Waits for the next look, and does meanwhile what users ask for. Says whether to end.
+    async fn wait(&mut self, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        while Instant::now() < end {
+            tokio::select! {
+                () = self.stop.cancelled() => return true,
+                () = tokio::time::sleep(TICK.min(pause)) => {}
+            }
+            let Ok(board) = self.board().await else { continue };
+            let Ok(wanted) = board.wanted().await else {
+                self.board = None;
+                continue;
+            };
+            if wanted.stop {
+                return true;
+            }
+            if let (true, Some(sync)) = (wanted.tend, self.sync.as_mut())
+                && let Err(error) = Box::pin(sync.tend()).await
+            {
+                self.failed(&error).await;
+                return false;
+            }
+            self.beat_again().await;
+        }
+        false
+    }
+
+    async fn is_asked_to_stop(&mut self) -> bool {
+        if self.stop.is_cancelled() {
+            return true;
+        }
+        match self.board().await {
+            Ok(board) => board.wanted().await.is_ok_and(|wanted| wanted.stop),
+            Err(_) => false,
+        }
+    }
+
+    /// The session for looking; made again if it broke.
+    async fn board(&mut self) -> Result<&Board> {
+        let board = match self.board.take().filter(|board| !board.session().is_closed()) {
+            Some(board) => board,
+            None => Board::open(&local(&self.config)).await?,
+        };
+        Ok(self.board.insert(board))
+    }
+
+    async fn beat(&mut self, state: &str, waiting_for: Option<&str>) {
+        // Whoever looks sees that nothing was heard; the work itself fails by itself if the database is gone.
+        if let Ok(board) = self.board().await
+            && board.beat(state, waiting_for).await.is_err()
+        {
+            self.board = None;
+        }
+    }
+
+    async fn beat_again(&mut self) {
+        if let Ok(board) = self.board().await
+            && board.beat_again().await.is_err()
+        {
+            self.board = None;
+        }
+    }
+
+    async fn well(&mut self, waiting: Option<&Waiting>) {
+        self.scratch_faults = 0;
+        let text = waiting.map(sentence);
+        self.beat("waiting", text.as_deref()).await;
+        let silent = self.silence();
+        let tidy = self.config.log_days > 0 && self.tidied.is_none_or(|at| at.elapsed() > DAY);
+        let (days, interval) = (self.config.log_days, self.config.archive_interval.as_secs());
+        let Ok(board) = self.board().await else { return };
+        // Trouble with the next file is told once it has lasted; until it is over, nothing is well.
+        if !matches!(waiting, Some(Waiting::Gap { .. } | Waiting::Unready(..))) {
+            let _ = board.well_again().await;
+        }
+        if let Some(age) = silent {
+            let text = format!(
+                "the newest file of the archive is {} s old, expected is one every {interval} s: production is idle, or archives no more",
+                age.as_secs()
+            );
+            tracing::warn!("{text}");
+            let _ = board.log(&Entry::new("warn", "archive_silent", text)).await;
+        }
+        if tidy && board.forget_older(days).await.is_ok() {
+            self.tidied = Some(Instant::now());
+        }
+    }
+
+    /// How long the archive has been silent, if that is news.
+    fn silence(&mut self) -> Option<Duration> {
+        let Ok(Archive::Directory(directory)) = settings(&self.config).map(|s| s.archive) else {
+            return None;
+        };
+        let newest = Listing::of(&directory).ok()?.newest?;
+        let age = newest.elapsed().ok()?;
+        if age < self.config.archive_interval * 3 || self.silence_told == Some(newest) {
+            return None;
+        }
+        self.silence_told = Some(newest);
+        Some(age)
+    }
+
+    async fn failed(&mut self, error: &Error) {
+        tracing::error!("{error}");
+        // What is stored says where things stand: it is opened anew.
+        self.sync = None;
+        let hours = self.config.metric_hours;
+        if let Ok(board) = self.board().await {
+            let _ = board.beat("failed", None).await;
+            if board.failed(error, hours).await.is_err() {
+                self.board = None;
+            }
+        }
+        if error.code() == code::SCRATCH {
+            self.scratch_faults += 1;
+            if self.scratch_faults >= SCRATCH_FAULTS {
+                self.scratch_faults = 0;
+                self.rebuild_scratch().await;
+            }
+        }
+    }
+
+    /// It holds nothing that could not be made again from the base backup and the archive.
+    async fn rebuild_scratch(&mut self) {
+        let Ok(settings) = settings(&self.config) else { return };
+        if let Backup::Files(path) = &settings.backup
+            && !path.exists()
+        {
+            return;
+        }
+        let done = Scratch::discard(&settings.scratch).await;
+        let entry = match &done {
+            Ok(()) => Entry::new(
+                "warn",
+                "scratch_rebuilt",
+                "the scratch server is made again from the base backup",
+            ),
+            Err(error) => Entry::of_error("error", "scratch_rebuilt", error),
+        };
+        tracing::warn!("{}", entry.message);
+        if let Ok(board) = self.board().await {
+            let _ = board.log(&entry).await;
+        }
+    }
+
+    fn pause_after(&self, error: &Error, faults: u32) -> Duration {
+        let growing = LONGEST_PAUSE.min(Duration::from_secs(1 << faults.min(6)));
+        match error.kind().is_transient() || error.code() == code::SCRATCH {
+            true => growing.min(self.config.frequency),
+            // Somebody has to do something first; it is looked for as often as for new files.
+            false => self.config.frequency,
+        }
+    }
+
+    async fn end(mut self) -> Result<()> {
+        if let Some(sync) = self.sync.take() {
+            sync.close().await?;
+        }
+        let board = self.board().await?;
+        let mut entry = Entry::new("info", "stopped", format!("pid {} ended", std::process::id()));
+        entry.to = board.applied().await?;
+        board.log(&entry).await?;
+        board.stopped().await
+    }
+}

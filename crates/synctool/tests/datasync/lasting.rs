@@ -1,0 +1,163 @@
+//! Much at once, and for long.
+
+use super::{PATIENCE, World, kill};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use synctool_testkit::PgVersion;
+
+#[test]
+fn a_million_changes_arrive_within_two_minutes() {
+    let world = World::new(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int, body text)");
+    world
+        .production
+        .psql("INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series(1, 500000) g");
+    world.ready();
+    world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1000");
+    world.add(&["t"]);
+    world.run(&["run-once"]).ok();
+    world.production.psql(
+        "INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series(500001, 1000000) g;
+         UPDATE t SET n = 1 WHERE id % 5 < 2 AND id <= 1000000; DELETE FROM t WHERE id % 10 = 9",
+    );
+    world.archived();
+    let began = Instant::now();
+    world.run(&["run-once"]).ok();
+    let took = began.elapsed();
+    world.same(&["t"]);
+    let counted = "SELECT sum(added), sum(updated), sum(deleted) FROM data_sync_metrics WHERE table_name = 'public.t' AND period = 'month'";
+    assert_eq!(world.local.psql(counted), "500000|400000|100000");
+    let applied = world
+        .local
+        .psql("SELECT duration_ms / 1000.0 FROM data_sync_logs WHERE event = 'batch' ORDER BY id DESC LIMIT 1");
+    eprintln!(
+        "1,000,000 changes took {:.1} s, of these applying {applied} s",
+        took.as_secs_f64()
+    );
+    assert!(took < Duration::from_secs(120), "{took:?}");
+}
+
+const SCHEMA: &str = "
+CREATE TABLE acc (id int PRIMARY KEY, n int, body text);
+CREATE TABLE nokey (a int, b text);
+CREATE TABLE swap (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE wide (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text);
+CREATE TABLE parted (id int, side int, PRIMARY KEY (id, side)) PARTITION BY LIST (side);
+CREATE TABLE leaf_1 PARTITION OF parted FOR VALUES IN (1);
+CREATE TABLE leaf_2 PARTITION OF parted FOR VALUES IN (2);";
+const TABLES: &[&str] = &["acc", "nokey", "swap", "wide", "leaf_1", "leaf_2"];
+
+const WRITE: &str = "
+DO $$ BEGIN FOR i IN 1..40 LOOP
+  UPDATE acc SET n = n + 1, body = repeat('y', (random() * 400)::int) WHERE id = 1 + (random() * 999)::int;
+  DELETE FROM acc WHERE id = 1 + (random() * 999)::int;
+  INSERT INTO acc VALUES (1 + (random() * 1200)::int, -1, 'new') ON CONFLICT (id) DO UPDATE SET n = -2;
+  UPDATE swap SET u = u + 1000 WHERE id = 1 + (random() * 49)::int;
+  BEGIN
+    DELETE FROM nokey WHERE a = (random() * 20)::int; UPDATE parted SET side = 3 - side WHERE id = (random() * 200)::int;
+    IF random() < 0.3 THEN RAISE EXCEPTION 'back'; END IF;
+  EXCEPTION WHEN raise_exception THEN NULL; END;
+  INSERT INTO nokey VALUES (i % 20, NULL), (i % 20, NULL), (i, 'x');
+  IF random() < 0.4 THEN COMMIT; END IF; IF random() < 0.1 THEN ROLLBACK; END IF;
+END LOOP; END $$;
+UPDATE wide SET body = body || 'z' WHERE id % 7 = $S; INSERT INTO wide (body) VALUES (repeat(md5(random()::text), 200));
+BEGIN; UPDATE acc SET n = 77 WHERE id % 100 = $S; SAVEPOINT x; DELETE FROM nokey WHERE a = 7; ROLLBACK TO x;
+PREPARE TRANSACTION 'p$S';
+COMMIT PREPARED 'p$S';";
+
+const CHORES: &[&str] = &[
+    "BEGIN; TRUNCATE nokey; INSERT INTO nokey VALUES (1, 'after'); COMMIT",
+    "VACUUM FULL wide; VACUUM (FREEZE) acc",
+    "BEGIN; TRUNCATE acc; ROLLBACK; CLUSTER acc USING acc_pkey",
+    "DELETE FROM wide WHERE id % 3 = 0; VACUUM wide; ANALYZE; CHECKPOINT",
+    "BEGIN; UPDATE swap SET u = -u; COMMIT; REINDEX TABLE acc; SELECT pg_switch_wal()",
+];
+
+/// The service under load, with its processes killed at random; after every pause both sides are equal.
+#[test]
+fn random_load_and_random_kills() {
+    let soak = std::env::var_os("SYNCTOOL_SOAK").is_some();
+    let minutes: u64 = std::env::var("SYNCTOOL_SOAK_MINUTES")
+        .ok()
+        .and_then(|m| m.parse().ok())
+        .unwrap_or(60);
+    let length = match soak {
+        true => Duration::from_secs(60 * minutes.clamp(1, 30)),
+        false => Duration::from_secs(40),
+    };
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.production.psql(
+        "INSERT INTO acc SELECT g, 0, repeat('x', g % 300) FROM generate_series(1, 1000) g; INSERT INTO swap SELECT g, -g FROM generate_series(1, 50) g;
+         INSERT INTO nokey SELECT g % 20, NULLIF('v' || g % 3, 'v0') FROM generate_series(1, 300) g; INSERT INTO parted SELECT g, 1 + g % 2 FROM generate_series(1, 200) g;
+         INSERT INTO wide (body) SELECT repeat(md5(g::text), 200) FROM generate_series(1, 40) g",
+    );
+    world.ready();
+    world.add(&["acc", "nokey", "swap", "wide", "parted"]);
+    world.run(&["start"]).ok();
+    // The next of a sequence that a seed determines.
+    let mut state: u64 = std::env::var("SYNCTOOL_TEST_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(42);
+    let mut random = move |below: u64| {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) % below
+    };
+    let end = Instant::now() + length;
+    let (mut rounds, mut kills) = (0, 0);
+    while Instant::now() < end {
+        rounds += 1;
+        let ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for session in 0..3 {
+                let (world, ended) = (&world, &ended);
+                scope.spawn(move || {
+                    let script = WRITE.replace("$S", &session.to_string());
+                    for _ in 0..10 {
+                        let _ = world.production.try_psql(&script);
+                        let _ = world.production.try_psql(&format!("ROLLBACK PREPARED 'p{session}'"));
+                        if ended.load(Ordering::SeqCst) {
+                            break;
+                        }
+                    }
+                });
+            }
+            for _ in 0..3 {
+                let chore = CHORES[random(CHORES.len() as u64) as usize];
+                let _ = world.production.try_psql(chore);
+                world.archived();
+                match random(4) {
+                    0 => {
+                        let pid = world.local.psql("SELECT pid FROM synctool.datasync_service");
+                        kill("-9", &pid);
+                        kills += 1;
+                        synctool_testkit::wait_for("the end of the killed service", PATIENCE, || {
+                            world.run(&["start"]).code == 0
+                        });
+                    }
+                    1 => {
+                        if let Some(pid) = world.scratch_pid() {
+                            let _ = std::process::Command::new("kill").args(["-9", &pid]).status();
+                            kills += 1;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            ended.store(true, Ordering::SeqCst);
+        });
+        world.archived();
+        world.eventually_same(TABLES);
+        world.run(&["verify"]).ok();
+        let paused = world
+            .local
+            .psql("SELECT table_name, why FROM data_sync_tables WHERE state <> 'synced'");
+        assert_eq!(paused, "", "round {rounds}");
+    }
+    world.run(&["stop"]).ok();
+    let wrong = "SELECT message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
+    assert_eq!(world.local.psql(wrong), "");
+    eprintln!("{rounds} rounds, {kills} kills");
+}

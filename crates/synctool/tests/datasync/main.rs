@@ -1,0 +1,285 @@
+//! Data Sync as an administrator meets it: the real program, a production that archives its log, a local server.
+
+mod door;
+mod killed;
+mod lasting;
+mod shapes;
+mod tables;
+mod troubles;
+
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use synctool_testkit::{KillRun, PgVersion, Postgres, PostgresBuilder, TestDb, wait_for};
+use tempfile::TempDir;
+
+/// A password that must never be seen anywhere.
+const SECRET: &str = "hunter2-s3ntinel";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Production with its archive, a local database, and a folder with the configuration. Whatever was started ends with it.
+struct World {
+    production: Postgres,
+    local: TestDb,
+    home: TempDir,
+}
+
+/// How the program ended and what it said.
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl World {
+    fn new(version: PgVersion, schema: &str) -> Self {
+        Self::with(version, schema, |production| production)
+    }
+
+    /// With settings of production that matter to the test.
+    fn with(version: PgVersion, schema: &str, settings: impl FnOnce(PostgresBuilder) -> PostgresBuilder) -> Self {
+        let home = tempfile::Builder::new().prefix("datasync").tempdir().expect("a folder");
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
+        let archive = home.path().join("archive");
+        fs::create_dir(&archive).expect("a folder");
+        // The server archives as its own user.
+        let id = |flag: &str| -> Option<u32> {
+            let output = Command::new("id").args([flag, "postgres"]).output().ok()?;
+            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+        };
+        let _ = chown(&archive, id("-u"), id("-g"));
+        let command = format!("cp %p {0}/%f.tmp && mv {0}/%f.tmp {0}/%f", archive.display());
+        let builder = Postgres::builder(version)
+            .initdb("--wal-segsize=1")
+            .setting("wal_level", "replica")
+            .setting("archive_mode", "on")
+            .setting("archive_command", &command)
+            .setting("autovacuum_naptime", "1s");
+        let production = settings(builder).start();
+        production.psql(&format!("CREATE TABLE other (id int); {schema}"));
+        let local = Postgres::shared(version).database("datasync");
+        local.psql(schema);
+        let world = World {
+            production,
+            local,
+            home,
+        };
+        world.configure("");
+        world
+    }
+
+    /// Writes the configuration, with more keys.
+    fn configure(&self, more: &str) {
+        let url = self.local.url();
+        let port = url
+            .rsplit_once(':')
+            .and_then(|(_, rest)| rest.split_once('/'))
+            .expect("a port")
+            .0;
+        let bin = self.production.tool("postgres");
+        let text = format!(
+            "PG_PORT = \"{port}\"\nPG_USER_NAME = \"postgres\"\nPG_PASSWORD = \"${{LOCAL_PASSWORD}}\"\nPG_DB_NAME = \"{}\"\n\
+             PROD_DB_NAME = \"postgres\"\nDATA_SYNC_FREQ = 1\nARCHIVE_INTERVAL = 3600\nARCHIVE_DIR = \"archive\"\n\
+             BASE_BACKUP = \"backup\"\nPG_BIN_DIR = \"{}\"\nSCRATCH_DIR = \"scratch\"\nLOG_FILE = \"service.log\"\n\
+             BATCH_SEGMENTS = 4\n{more}",
+            self.local.name(),
+            bin.parent().expect("a folder").display(),
+        );
+        fs::write(self.path("datasync.toml"), text).expect("the configuration");
+    }
+
+    /// The same with another text in one place.
+    #[track_caller]
+    fn reconfigure(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(self.path("datasync.toml")).expect("the configuration");
+        assert!(text.contains(from), "no {from} in\n{text}");
+        fs::write(self.path("datasync.toml"), text.replace(from, to)).expect("the configuration");
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn backup(&self) {
+        let mut command = Command::new(self.production.tool("pg_basebackup"));
+        command.args(["-X", "none", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"]);
+        command
+            .args(["-p", &self.production.port().to_string(), "-D"])
+            .arg(self.path("backup"));
+        let output = command.output().expect("pg_basebackup");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Ends the segment and waits until it is archived.
+    fn archived(&self) {
+        let name = self
+            .production
+            .psql("SELECT pg_create_restore_point('x'); SELECT pg_walfile_name(pg_switch_wal())");
+        let name = name.lines().last().expect("a name").to_owned();
+        wait_for("the archive", PATIENCE, || self.path("archive").join(&name).is_file());
+    }
+
+    /// Everything that a first copy needs: the end of the backup, and what was open then.
+    fn ready(&self) {
+        self.backup();
+        self.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+        self.archived();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
+        command
+            .current_dir(self.home.path())
+            .arg("datasync")
+            .args(arguments)
+            .env("DATA_SYNC_CONFIG", self.path("datasync.toml"))
+            .env("LOCAL_PASSWORD", SECRET)
+            .env_remove("SYNCTOOL_FAILPOINT");
+        for name in ["RUST_LOG", "RUST_BACKTRACE", "SYNCTOOL_LOG_LEVEL", "NO_COLOR"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Runs the program to its end. Whatever it does, it shows no secret.
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> Ran {
+        let out = self.command(arguments).output().expect("the program starts");
+        let ran = Ran {
+            code: out.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(out.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(out.stderr).expect("UTF-8"),
+        };
+        for text in [&ran.stdout, &ran.stderr] {
+            assert!(!text.contains(SECRET), "a secret was shown:\n{text}");
+            assert!(!text.contains("panicked"), "{text}");
+        }
+        ran
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &[&str]) -> (i32, Value) {
+        let mut all = arguments.to_vec();
+        all.extend(["--output", "json"]);
+        let ran = self.run(&all);
+        let json = serde_json::from_str(&ran.stdout)
+            .unwrap_or_else(|e| panic!("stdout is not one JSON document ({e}):\n{}\n{}", ran.stdout, ran.stderr));
+        (ran.code, json)
+    }
+
+    #[track_caller]
+    fn add(&self, tables: &[&str]) {
+        let mut arguments = vec!["add-tables", "--wait", "0"];
+        arguments.extend(tables);
+        self.run(&arguments).ok();
+    }
+
+    /// Archives what happened and applies it.
+    #[track_caller]
+    fn sync(&self) {
+        self.archived();
+        self.run(&["run-once"]).ok();
+    }
+
+    fn once(&self) -> KillRun {
+        KillRun::new(&self.command(&["run-once"]))
+    }
+
+    #[track_caller]
+    fn same(&self, tables: &[&str]) {
+        for table in tables {
+            assert_eq!(
+                self.local.psql(&rows(table)),
+                self.production.psql(&rows(table)),
+                "{table}"
+            );
+        }
+    }
+
+    #[track_caller]
+    fn eventually_same(&self, tables: &[&str]) {
+        for table in tables {
+            wait_for(table, PATIENCE, || {
+                match self.local.psql(&rows(table)) == self.production.psql(&rows(table)) {
+                    true => Ok(()),
+                    false => Err(self.run(&["status"]).stdout),
+                }
+            });
+        }
+    }
+
+    /// State and reason of a table.
+    fn state(&self, table: &str) -> String {
+        self.local.psql(&format!(
+            "SELECT state || coalesce(': ' || why, '') || coalesce(' -> ' || next_step, '') FROM data_sync_tables WHERE table_name = '{table}'"
+        ))
+    }
+
+    fn scratch_pid(&self) -> Option<String> {
+        let text = fs::read_to_string(self.path("scratch/data/postmaster.pid")).ok()?;
+        text.lines().next().map(str::to_owned)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The service first, then the server that it would start again.
+        let pid = self
+            .local
+            .try_psql("SELECT pid FROM synctool.datasync_service WHERE state <> 'stopped'");
+        let pid = pid.unwrap_or_default();
+        let is_ours = fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&*self.home.path().to_string_lossy()));
+        if is_ours {
+            let _ = Command::new("kill").args(["-9", &pid]).status();
+        }
+        if let Some(pid) = self.scratch_pid() {
+            let _ = Command::new("kill").args(["-QUIT", &pid]).status();
+        }
+    }
+}
+
+impl Ran {
+    #[track_caller]
+    fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    #[track_caller]
+    fn fails(self, code: i32, says: &[&str]) -> Self {
+        assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
+        for part in says {
+            let said = self.stderr.contains(part) || self.stdout.contains(part);
+            assert!(said, "no {part:?} in\n{}\n{}", self.stdout, self.stderr);
+        }
+        self
+    }
+}
+
+/// Everything in a table, whatever its order.
+fn rows(table: &str) -> String {
+    format!(
+        "SELECT count(*)::text || ' ' || coalesce(md5(string_agg(t::text, ',' ORDER BY t::text COLLATE \"C\")), '') FROM ONLY {table} t"
+    )
+}
+
+fn kill(signal: &str, pid: &str) {
+    let status = Command::new("kill").args([signal, pid]).status().expect("kill");
+    assert!(status.success());
+}
+
+/// Every file below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.path() {
+            path if path.is_dir() => found.extend(files(&path)),
+            path => found.push(path),
+        }
+    }
+    found
+}

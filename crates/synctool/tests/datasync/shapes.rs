@@ -1,0 +1,239 @@
+//! Rows, transactions and tables of every shape arrive as they are.
+
+use super::{World, rows};
+use synctool_testkit::PgVersion;
+
+/// A world whose tables were copied once.
+fn followed(schema: &str, fill: &str, tables: &[&str]) -> World {
+    let world = World::new(PgVersion::V18, schema);
+    world.production.psql(fill);
+    world.ready();
+    world.add(tables);
+    world.run(&["run-once"]).ok();
+    world.same(tables);
+    world
+}
+
+#[test]
+fn a_long_transaction_over_many_segments_arrives_when_it_commits() {
+    let world = followed(
+        "CREATE TABLE t (id int PRIMARY KEY, n int)",
+        "INSERT INTO t SELECT g, 0 FROM generate_series(1, 100) g",
+        &["t"],
+    );
+    world.production.psql("BEGIN; UPDATE t SET n = 1 WHERE id < 50; SAVEPOINT a; DELETE FROM t WHERE id > 90; ROLLBACK TO a; DELETE FROM t WHERE id = 60; PREPARE TRANSACTION 'long'");
+    let mut needed = Vec::new();
+    for round in 0..4 {
+        world.production.psql(&format!("INSERT INTO other SELECT generate_series(1, 25000); UPDATE t SET n = {round} + 10 WHERE id > 95; CHECKPOINT"));
+        // Each run is a process of its own: what is open is found again.
+        world.sync();
+        world.same(&["t"]);
+        needed.push(
+            world
+                .local
+                .psql("SELECT restart_lsn, applied_lsn - restart_lsn > 1000000 FROM synctool.datasync_state"),
+        );
+    }
+    assert_eq!(needed[0].split('|').next(), needed[3].split('|').next(), "{needed:?}");
+    assert!(needed[3].ends_with('t'), "{needed:?}");
+    world.production.psql("COMMIT PREPARED 'long'");
+    world.sync();
+    world.same(&["t"]);
+    assert_eq!(world.local.psql("SELECT count(*) FROM t WHERE n = 1"), "49");
+}
+
+#[test]
+fn transactions_that_are_open_at_the_backup_are_not_lost() {
+    let world = World::new(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int)");
+    world.production.psql("INSERT INTO t SELECT g, 0 FROM generate_series(1, 50) g; BEGIN; UPDATE t SET n = 1 WHERE id < 9; PREPARE TRANSACTION 'early'");
+    world.backup();
+    world.add(&["t"]);
+    world
+        .production
+        .psql("INSERT INTO other SELECT generate_series(1, 20000); CHECKPOINT");
+    world.archived();
+    // While it is open there is no place to begin at, and that is waited for.
+    world.run(&["run-once"]).ok();
+    world
+        .production
+        .psql("COMMIT PREPARED 'early'; UPDATE t SET n = 2 WHERE id = 30; CHECKPOINT; INSERT INTO other VALUES (1)");
+    world.sync();
+    world.same(&["t"]);
+}
+
+#[test]
+fn unique_swaps_exclusions_foreign_keys_and_triggers_do_not_stand_in_the_way() {
+    let schema = "
+        CREATE TABLE swap (id int PRIMARY KEY, u int UNIQUE);
+        CREATE TABLE deferred (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+        CREATE TABLE spans (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&));
+        CREATE TABLE parent (id int PRIMARY KEY);
+        CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE CASCADE);
+        CREATE TABLE fired (id int PRIMARY KEY, n int);
+        CREATE FUNCTION bang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.n := NEW.n + 1000; RETURN NEW; END $$;
+        CREATE TRIGGER bang BEFORE INSERT OR UPDATE ON fired FOR EACH ROW EXECUTE FUNCTION bang();";
+    let tables = ["swap", "deferred", "spans", "parent", "child", "fired"];
+    let world = followed(
+        schema,
+        "INSERT INTO swap SELECT g, g FROM generate_series(1, 20) g; INSERT INTO deferred SELECT g, g FROM generate_series(1, 20) g;
+         INSERT INTO spans SELECT g, int4range(g * 10, g * 10 + 10) FROM generate_series(1, 20) g;
+         INSERT INTO parent SELECT generate_series(1, 20); INSERT INTO child SELECT g, 1 + g % 20 FROM generate_series(1, 40) g;
+         INSERT INTO fired SELECT g, g FROM generate_series(1, 20) g",
+        &tables,
+    );
+    world.production.psql(
+        "UPDATE swap SET u = u + 100; UPDATE swap SET u = 121 - u; UPDATE deferred SET u = 21 - u;
+         BEGIN; DELETE FROM spans WHERE id IN (3, 4); INSERT INTO spans VALUES (3, int4range(40, 50)), (4, int4range(30, 40)); COMMIT;
+         DELETE FROM parent WHERE id < 5; INSERT INTO parent VALUES (100); UPDATE child SET parent = 100 WHERE id % 3 = 0;
+         UPDATE fired SET n = n + 1; UPDATE swap SET id = id + 1000 WHERE id > 15",
+    );
+    world.sync();
+    world.same(&tables);
+    world.run(&["resync", "--wait", "0", "parent", "fired"]).ok();
+    world.run(&["run-once"]).ok();
+    world.same(&tables);
+}
+
+#[test]
+fn values_of_every_kind_arrive_letter_by_letter() {
+    let schema = "
+        CREATE TYPE pair AS (a int, b text); CREATE DOMAIN word AS text CHECK (length(VALUE) < 100);
+        CREATE TABLE kinds (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, f float8, r real, d numeric, t timestamptz, i interval,
+            b bytea, j json, jb jsonb, u uuid, a text[], m int[][], ra int4range, mr int4multirange, p point, ip inet, bits varbit,
+            c char(10), w word, pr pair, ts tsvector, money money, oid oid, lsn pg_lsn, twice float8 GENERATED ALWAYS AS (f * 2) STORED);
+        CREATE TABLE toasted (id int PRIMARY KEY, big text, other int);
+        CREATE TABLE loose (f float8, d numeric, j json, t text, p point);
+        CREATE TABLE \"Odd \"\"name\" (\"the key\" text PRIMARY KEY, \"select\" text);";
+    let fill = "
+        INSERT INTO kinds (f, r, d, t, i, b, j, jb, u, a, m, ra, mr, p, ip, bits, c, w, pr, ts, money, oid, lsn)
+        SELECT v.f, 0.1 + g, v.d, '2024-02-29 12:00:00.000001+00', '1 year 2 mons -3 days 04:05:06.7', decode(md5(g::text), 'hex'),
+            '{\"a\":  1, \"a\": 2}', '{\"k\": [1, null]}', md5(g::text)::uuid, ARRAY['a,b', NULL, '\"q\"', E'back\\\\slash'],
+            '{{1,2},{3,4}}', '[1,5)', '{[1,2),[5,7)}', '(1.5,-2)', '10.0.0.1/8', B'1011', 'pad', 'wörd', ROW(g, 'x,y')::pair, 'fat cat'::tsvector, 12.34, 4294967295, 'F/A0'
+        FROM generate_series(1, 5) g, (VALUES ('NaN'::float8, 'NaN'::numeric), ('-Infinity', 1e-30), (1e300, 123456789012345678901234567890.5), (0.1::float8 + 0.2::float8, NULL)) v (f, d);
+        INSERT INTO toasted SELECT g, (SELECT string_agg(md5((g * s)::text), '') FROM generate_series(1, 300) s), 0 FROM generate_series(1, 20) g;
+        INSERT INTO loose SELECT f, d, j, E'tab\\tnew\\nline \\\\N', p FROM kinds; INSERT INTO loose SELECT * FROM loose LIMIT 5; INSERT INTO loose VALUES (NULL), (NULL);
+        INSERT INTO \"Odd \"\"name\" VALUES ('', NULL), ('a', ''), ('ä\"', '\\N')";
+    let tables = ["kinds", "toasted", "loose", "\"Odd \"\"name\""];
+    let world = World::new(PgVersion::V18, schema);
+    world.production.psql(fill);
+    world.ready();
+    world.add(&["kinds", "toasted", "loose", "Odd \"name"]);
+    world.run(&["run-once"]).ok();
+    world.same(&tables);
+    // Unchanged and changed values that stand outside their row; equal rows without a key.
+    world.production.psql(
+        "UPDATE toasted SET other = 1 WHERE id < 10; UPDATE toasted SET big = big || 'x' WHERE id = 15; UPDATE toasted SET big = NULL WHERE id = 16;
+         DELETE FROM loose WHERE ctid IN (SELECT ctid FROM loose LIMIT 8); INSERT INTO loose SELECT * FROM loose LIMIT 3;
+         DELETE FROM loose WHERE ctid = (SELECT max(ctid) FROM loose WHERE f IS NULL AND t IS NULL);
+         UPDATE kinds SET f = f + 1, a = a || 'more'::text WHERE id % 2 = 0; DELETE FROM kinds WHERE id = 3;
+         UPDATE \"Odd \"\"name\" SET \"the key\" = 'new' WHERE \"the key\" = ''",
+    );
+    world.sync();
+    world.same(&tables);
+    world.run(&["verify"]).ok();
+    assert_eq!(
+        world
+            .local
+            .psql("SELECT count(*) FROM data_sync_logs WHERE level <> 'info'"),
+        "0"
+    );
+}
+
+#[test]
+fn rewrites_and_truncations_committed_and_rolled_back() {
+    let tables = ["t", "u", "nokey"];
+    let world = followed(
+        "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int PRIMARY KEY, n int); CREATE TABLE nokey (a int)",
+        "INSERT INTO t SELECT g, g FROM generate_series(1, 500) g; INSERT INTO u SELECT g, g FROM generate_series(1, 500) g; INSERT INTO nokey SELECT 1 FROM generate_series(1, 100)",
+        &tables,
+    );
+    for change in [
+        "TRUNCATE t; INSERT INTO t VALUES (1, 1)",
+        "BEGIN; TRUNCATE u; INSERT INTO u VALUES (1, 1); ROLLBACK; UPDATE u SET n = 2",
+        "DELETE FROM u WHERE id % 2 = 0; VACUUM FULL u; UPDATE u SET n = 3 WHERE id < 100",
+        "CLUSTER u USING u_pkey; INSERT INTO u SELECT g, 1 FROM generate_series(1000, 1100) g; VACUUM (FREEZE) u",
+        "BEGIN; SAVEPOINT a; TRUNCATE nokey; ROLLBACK TO a; INSERT INTO nokey VALUES (2); COMMIT; REINDEX TABLE u",
+        "BEGIN; DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT g, -g FROM generate_series(1, 50) g; COMMIT",
+        "ALTER TABLE t RENAME TO old; ALTER TABLE u RENAME TO t; ALTER TABLE old RENAME TO u; UPDATE t SET n = 8 WHERE id < 9",
+    ] {
+        world.production.psql(change);
+        world.sync();
+        world.same(&tables);
+    }
+    // The same without a look between.
+    world
+        .production
+        .psql("TRUNCATE t, u, nokey; VACUUM FULL t; INSERT INTO t VALUES (5, 5); BEGIN; TRUNCATE t; ROLLBACK");
+    world.sync();
+    world.same(&tables);
+}
+
+#[test]
+fn a_production_with_logical_level_is_followed_too() {
+    let world = World::with(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int)", |p| {
+        p.setting("wal_level", "logical")
+    });
+    world
+        .production
+        .psql("INSERT INTO t SELECT g, g FROM generate_series(1, 100) g");
+    world.ready();
+    world.add(&["t"]);
+    world.run(&["run-once"]).ok();
+    world
+        .production
+        .psql("UPDATE t SET n = 0 WHERE id < 50; TRUNCATE other; DELETE FROM t WHERE id = 100");
+    world.sync();
+    world.same(&["t"]);
+}
+
+#[test]
+fn metrics_are_productions_operations_by_the_time_of_their_commit() {
+    let world = followed(
+        "CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (id int PRIMARY KEY, n int); CREATE TABLE unseen (id int)",
+        "INSERT INTO a SELECT g, g FROM generate_series(1, 100) g",
+        &["a", "b"],
+    );
+    world.configure("METRIC_FREQ = \"6\"\n");
+    world.production.psql(
+        "INSERT INTO a SELECT g, g FROM generate_series(101, 150) g; UPDATE a SET n = 1 WHERE id <= 10; UPDATE a SET n = 2 WHERE id <= 5;
+         DELETE FROM a WHERE id > 140; INSERT INTO b VALUES (1, 1); DELETE FROM b; BEGIN; INSERT INTO b SELECT generate_series(1, 99); ROLLBACK;
+         BEGIN; INSERT INTO b VALUES (5, 5); SAVEPOINT s; INSERT INTO b VALUES (6, 6); ROLLBACK TO s; COMMIT; INSERT INTO unseen SELECT generate_series(1, 7)",
+    );
+    world.sync();
+    let counted = |table: &str, period: &str| {
+        world.local.psql(&format!(
+            "SELECT sum(added), sum(updated), sum(deleted), sum(net_added), sum(net_updated), sum(net_deleted) FROM data_sync_metrics WHERE table_name = '{table}' AND period = '{period}'"
+        ))
+    };
+    for period in ["window", "week", "month"] {
+        assert_eq!(counted("public.a", period), "50|15|10|40|10|0", "{period}");
+        assert_eq!(counted("public.b", period), "2|0|1|1|0|0", "{period}");
+        assert_eq!(counted("public.unseen", period), "7|0|0|0|0|0", "{period}");
+    }
+    let windows = "SELECT bool_and(ends_at - starts_at = interval '6 hours' AND extract(hour FROM starts_at AT TIME ZONE 'UTC')::int % 6 = 0
+        AND now() BETWEEN starts_at AND ends_at) FROM data_sync_metrics WHERE period = 'window' AND table_name IN ('public.a', 'public.b')";
+    let all = "SELECT table_name, period, starts_at, ends_at FROM data_sync_metrics ORDER BY 1, 2, 3";
+    assert_eq!(world.local.psql(windows), "t", "{}", world.local.psql(all));
+    let weeks = "SELECT bool_and(extract(isodow FROM starts_at AT TIME ZONE 'UTC') = 1) FROM data_sync_metrics WHERE period = 'week'";
+    assert_eq!(world.local.psql(weeks), "t");
+    let whole = "SELECT batches > 0, segments > 0, wal_bytes > 0, max_lag_seconds >= 0 FROM data_sync_metrics WHERE table_name = '*' AND period = 'month'";
+    assert_eq!(world.local.psql(whole), "t|t|t|t");
+    // Applied once and counted once, though it was killed on the way.
+    world
+        .production
+        .psql("INSERT INTO b SELECT g, g FROM generate_series(100, 119) g");
+    world.archived();
+    world.once().at("datasync.before_commit", 1).run().assert_killed();
+    world.once().at("datasync.committed", 1).run().assert_killed();
+    world.run(&["run-once"]).ok();
+    assert_eq!(counted("public.b", "month"), "22|0|1|21|0|0");
+    assert_eq!(world.local.psql(&rows("b")), world.production.psql(&rows("b")));
+    let (_, all) = world.json(&["status", "--all"]);
+    let unseen = all["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|t| t["table_name"] == "public.unseen")
+        .unwrap();
+    assert_eq!(unseen["state"], "not selected");
+}

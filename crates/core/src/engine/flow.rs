@@ -368,7 +368,7 @@ impl Transform {
         for mut batch in batches {
             let place = self.tables.iter().position(|t| t.read.table == *batch.table);
             if let Some(place) = place.filter(|&p| self.conforming[p]) {
-                batch = conform(batch, &self.tables[place].schema)?;
+                batch = conform(batch, &self.tables[place])?;
             }
             batch.table = self.destination_of(&batch.table);
             let mut written = Tally {

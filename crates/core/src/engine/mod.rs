@@ -695,14 +695,14 @@ async fn open_reader(
             };
             Ok(hash::open(&comparing, &partition.id, compare, after))
         }
-        Work::Touch { .. } | Work::Recompute { .. } | Work::Clear => {
+        Work::Touch { .. } | Work::Vanished(_) | Work::Recompute { .. } | Work::Clear => {
             let groups = aggregate::Groups {
                 source: engine.source.clone(),
                 destination: destination()?,
                 tables: shared.plan.tables.clone().into(),
                 context: shared.context.clone(),
             };
-            aggregate::open(&groups, &partition.work).await
+            aggregate::open(&groups, &partition.work, after).await
         }
     }
 }

@@ -133,7 +133,8 @@ pub fn compare_spec(
     };
     let mut columns = Vec::new();
     let mut absent = Vec::new();
-    for name in names.iter().filter(|n| !resolved.schema.key.contains(n)) {
+    let is_hash = |n: &String| resolved.row_hash.as_ref().is_some_and(|h| h.column == *n);
+    for name in names.iter().filter(|n| !resolved.schema.key.contains(n) && !is_hash(n)) {
         match compared(name)? {
             Some(column) => columns.push(column),
             None => absent.push(name.clone()),
@@ -699,7 +700,7 @@ impl Pair {
         let mut batches = Vec::new();
         while let Some(event) = reader.next().await? {
             if let Event::Rows(batch) = event {
-                batches.push(conform(batch, &self.table.schema)?.rows);
+                batches.push(conform(batch, &self.table)?.rows);
             }
         }
         Ok(batches)
@@ -1062,7 +1063,7 @@ impl Source for StagedSource {
         Ok(Box::new(StagedReader {
             reader: self.source.open(&read, partition, after, context).await?,
             stages: self.stages.open_for(&self.table.schema)?,
-            schema: self.table.schema.clone(),
+            table: self.table.clone(),
             ready: VecDeque::new(),
         }))
     }
@@ -1071,7 +1072,7 @@ impl Source for StagedSource {
 struct StagedReader {
     reader: Box<dyn Reader>,
     stages: Vec<Box<dyn Stage>>,
-    schema: TableSchema,
+    table: PlannedTable,
     ready: VecDeque<Event>,
 }
 
@@ -1123,7 +1124,7 @@ impl StagedReader {
 
     fn give(&mut self, batches: Vec<ChangeBatch>) -> Result<()> {
         for batch in batches {
-            self.ready.push_back(Event::Rows(conform(batch, &self.schema)?));
+            self.ready.push_back(Event::Rows(conform(batch, &self.table)?));
         }
         Ok(())
     }

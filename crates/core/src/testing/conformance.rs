@@ -108,6 +108,7 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
             changes: None,
             evolve: false,
             compare: None,
+            row_hash: None,
             read: ReadSpec::all(table.clone(), &schema().columns),
             destination: table.clone(),
             schema: schema(),
@@ -618,6 +619,7 @@ async fn follow(s: &Subject, log: &MemoryLog, tables: &[TableId], faults: &Fault
             changes: None,
             evolve: false,
             compare: None,
+            row_hash: None,
             read: ReadSpec::all(t.clone(), &schema().columns),
             destination: t.clone(),
             ..template.clone()

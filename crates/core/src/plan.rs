@@ -72,7 +72,7 @@ pub struct StoredHash {
     pub column: String,
     /// How the hash is written down.
     pub form: StoredForm,
-    /// The columns that are hashed, in this order: the key, then what counts of the others.
+    /// The columns that are hashed, in this order: the key, then what counts of the others by their names' bytes.
     pub of: Vec<String>,
 }
 
@@ -102,6 +102,15 @@ pub struct Changes {
 }
 
 impl PlannedTable {
+    /// The columns as they come out of the stages: all that are written but the hash of the row, which is made last.
+    pub fn staged(&self) -> TableSchema {
+        let mut schema = self.schema.clone();
+        if let Some(hash) = &self.row_hash {
+            schema.columns.retain(|c| c.name != hash.column);
+        }
+        schema
+    }
+
     /// The columns as the destination was asked to store them: the source's, in the types wanted. (`schema` has the
     /// destination's answer, with its own type names.)
     pub fn asked(&self) -> impl Iterator<Item = Column> + '_ {

@@ -748,7 +748,7 @@ async fn write_partition(
     let mut flow = Flow::start(
         engine.source.clone(),
         reader,
-        engine.stages.open_for(&table.schema)?,
+        engine.stages.open_for(&table.staged())?,
         plan.tables.clone(),
         plan.verify,
         match partition.work {

@@ -1062,7 +1062,7 @@ impl Source for StagedSource {
         };
         Ok(Box::new(StagedReader {
             reader: self.source.open(&read, partition, after, context).await?,
-            stages: self.stages.open_for(&self.table.schema)?,
+            stages: self.stages.open_for(&self.table.staged())?,
             table: self.table.clone(),
             ready: VecDeque::new(),
         }))

@@ -356,7 +356,9 @@ fn stored_hash(
         None => true,
     };
     let others = schema.columns.iter().filter(|c| !schema.key.contains(&c.name)).filter(counts);
-    let of = schema.key.iter().cloned().chain(others.map(|c| c.name.clone())).collect();
+    let mut others: Vec<String> = others.map(|c| c.name.clone()).collect();
+    others.sort_unstable();
+    let of = [schema.key.clone(), others].concat();
     schema.columns.retain(|c| c.name != choice.column);
     schema.columns.push(column);
     Ok(Some(StoredHash {

@@ -1,6 +1,6 @@
 //! From a chosen strategy to a plan.
 
-use super::{RunOptions, request};
+use super::{RunOptions, drift, request};
 use crate::config::{self, Loaded, StampedBy, Strategy, StrategyKind, SyncType};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,8 +34,16 @@ impl Ends<'_> {
     /// The plan of a strategy. Reads catalogs, statistics and what the destination remembers; changes nothing.
     pub(super) async fn plan(&self, strategy: &Strategy, run_id: &str, now: String) -> Result<Plan> {
         let needed = self.chain.needs();
-        let table =
+        let mut table =
             request::table_request(self.loaded, strategy, self.options, self.source, &needed, (run_id, now)).await?;
+        let watched = drift::watch(self, &mut table).await?;
+        let mut plan = self.of_kind(strategy, table).await?;
+        plan.remember.extend(watched.remember);
+        plan.reasons.extend(watched.reasons);
+        Ok(plan)
+    }
+
+    async fn of_kind(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
         let aggregate = *self.loaded.pipeline.sync_type == SyncType::Aggregate;
         match *strategy.kind {
             _ if self.options.repair => self.hash(strategy, self.living(table).await?, BTreeMap::new(), None).await,

@@ -220,6 +220,15 @@ impl Names {
     }
 }
 
+/// The conditions on a dimension's rows, which stand alone in their query.
+pub(crate) fn dimension_filters(written: &[At<Filter>]) -> Vec<query::Filter> {
+    let alone = Names {
+        own: Vec::new(),
+        joins: Vec::new(),
+    };
+    filters(written, &alone)
+}
+
 fn filters(written: &[At<Filter>], names: &Names) -> Vec<query::Filter> {
     written
         .iter()

@@ -104,9 +104,26 @@ pub struct Applied {
     /// Rows that only the destination had and that a replaced range took away: they were never given to the sink, so
     /// they stand beside `written`.
     pub removed: u64,
+    /// Rows of SyncTool's own tables (key maps, touched groups): in none of the other counts.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub own: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Applied {
+    /// The same, booked as rows of a table of our own.
+    #[must_use]
+    pub fn as_own(self) -> Self {
+        Applied {
+            own: self.written,
+            ..Applied::default()
+        }
+    }
+
     /// `rows` inserted, nothing else.
     pub fn inserts(rows: u64) -> Self {
         Applied {
@@ -125,6 +142,7 @@ impl AddAssign for Applied {
         self.deleted += o.deleted;
         self.unchanged += o.unchanged;
         self.removed += o.removed;
+        self.own += o.own;
     }
 }
 
@@ -166,6 +184,9 @@ pub struct Accounts {
     pub written: Tally,
     /// What was compared by hash.
     pub compared: Compared,
+    /// Rows handed to the sink for SyncTool's own tables: in none of the other accounts.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub own: u64,
 }
 
 impl Accounts {
@@ -184,6 +205,7 @@ impl AddAssign<&Accounts> for Accounts {
         self.read += o.read;
         self.written += o.written;
         self.compared += o.compared;
+        self.own += o.own;
         for (name, account) in &o.stages {
             self.stage(name).add_assign(*account);
         }
@@ -237,6 +259,12 @@ impl Ledger {
             return leak(format!(
                 "{from} gave {rows} rows, {} were handed to the sink, which accounts for {}",
                 self.accounts.written.rows, a.written
+            ));
+        }
+        if a.own != self.accounts.own {
+            return leak(format!(
+                "{} rows of our own were handed to the sink, which accounts for {}",
+                self.accounts.own, a.own
             ));
         }
         if a.written != a.inserted + a.updated + a.deleted + a.unchanged {

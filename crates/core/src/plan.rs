@@ -60,6 +60,9 @@ pub struct PlannedTable {
     /// How the table is compared, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compare: Option<CompareSpec>,
+    /// Whether the table is SyncTool's own (a key map, touched groups): its rows are booked apart from the user's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
     /// The column that keeps each row's hash, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_hash: Option<StoredHash>,

@@ -100,6 +100,7 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         tables: vec![PlannedTable {
             changes: None,
             compare: None,
+            own: false,
             row_hash: None,
             evolve: false,
             read: ReadSpec::all(TableId::bare(table), &schema.columns),

@@ -107,6 +107,7 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
             row_hash: None,
             read: ReadSpec::all(TableId::bare("elsewhere"), &schema.columns),
             destination: TableId::bare(table),

@@ -100,6 +100,7 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
             row_hash: None,
             read: ReadSpec::all(TableId::bare(table), &schema.columns),
             destination: TableId::bare(table),

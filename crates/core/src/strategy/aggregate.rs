@@ -311,6 +311,7 @@ fn direct(read: ReadSpec, destination: TableId, schema: TableSchema) -> PlannedT
         changes: None,
         evolve: false,
         compare: None,
+        own: true,
         row_hash: None,
     }
 }

@@ -168,6 +168,7 @@ impl Resolved {
             publish,
             changes: None,
             compare: None,
+            own: false,
             row_hash: self.row_hash.clone(),
             evolve: request.evolve,
         }

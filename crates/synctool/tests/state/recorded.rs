@@ -26,6 +26,7 @@ pub(crate) fn plan(pipeline: &str, run_id: &str, publish: Publish, partitions: &
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
             row_hash: None,
             read: ReadSpec::all(table.clone(), &[]),
             destination: table,

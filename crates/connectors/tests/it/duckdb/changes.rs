@@ -68,6 +68,7 @@ fn plan(schema: &TableSchema, evolve: bool) -> Plan {
         tables: vec![PlannedTable {
             changes: None,
             compare: None,
+            own: false,
             row_hash: None,
             read: ReadSpec::all(table.clone(), &schema.columns),
             destination: table,

@@ -121,6 +121,7 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
             row_hash: None,
             read: ReadSpec::all(table.clone(), &schema.columns),
             destination: table.clone(),

@@ -189,6 +189,8 @@ impl Ends<'_> {
             tracked: request::tracked(pipeline),
             form: match stored {
                 Some(column) => Form::Stored(column.dest.to_string()),
+                // The original's algorithms are MD5 of the whole row, in either of its ways of adding them up.
+                None if request::algorithm(pipeline).is_some() => Form::Canonical,
                 None => Form::Auto,
             },
             deletes,

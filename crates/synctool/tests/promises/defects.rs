@@ -40,6 +40,22 @@ fn every_defect_has_its_test() {
     assert_eq!(defects, (1..=16).collect(), "all sixteen are there");
 }
 
+/// So do those that the page of strategies names.
+#[test]
+fn every_promise_has_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(root.join("docs/strategies.md")).expect("docs/strategies.md");
+    let mut named = 0;
+    for test in page.split('`').skip(1).step_by(2) {
+        let Some((file, name)) = test.split_once(".rs::") else { continue };
+        let file = format!("{file}.rs");
+        let text = std::fs::read_to_string(root.join("crates").join(&file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(text.contains(&format!("fn {name}(")), "{file} has no test {name}");
+        named += 1;
+    }
+    assert!(named > 30, "{named} tests");
+}
+
 /// 3. Reading excludes no other reader: two pipelines read one table at the same time.
 #[test]
 fn pipelines_read_one_table_at_the_same_time() {

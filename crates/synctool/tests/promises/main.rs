@@ -8,6 +8,7 @@ mod defects;
 mod enrichment;
 mod examples;
 mod hashes;
+mod partitions;
 #[path = "../place/mod.rs"]
 mod place;
 

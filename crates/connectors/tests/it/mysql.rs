@@ -119,11 +119,13 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
 }
 
 fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
+    rejects: Vec::new(),
     let tally = Tally {
         rows,
         ..Tally::default()
     };
     Advance {
+        rejects: Vec::new(),
         partition: "all".into(),
         from: from.map(Position::from),
         to: to.into(),

@@ -128,11 +128,13 @@ fn partition(slice: Slice) -> Partition {
 }
 
 fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
+    rejects: Vec::new(),
     let tally = Tally {
         rows,
         ..Tally::default()
     };
     Advance {
+        rejects: Vec::new(),
         partition: "all".into(),
         from: from.map(Position::from),
         to: to.into(),

@@ -118,3 +118,57 @@ fn dimensions_are_filtered_and_hashed() {
         OR city_hash IS DISTINCT FROM md5(octet_length(city_name) || ':' || city_name)";
     assert_eq!((db.psql(wrong).trim(), db.psql("SELECT count(*) FROM copies").trim()), ("0", "1000"));
 }
+
+/// Rows that a stage refuses are kept at the destination with the reason, in the transaction of the rows beside them; one
+/// more than allowed, and the run fails.
+#[test]
+fn rejected_rows_are_kept_with_their_reason() {
+    let db = database("rejects");
+    db.psql(
+        "CREATE TABLE people(id int PRIMARY KEY, age text);
+         INSERT INTO people SELECT i, CASE WHEN i % 100 = 7 THEN 'old' ELSE i::text END FROM generate_series(1, 500) i",
+    );
+    let other = database("rejects_to");
+    let maria = MariaDb::shared().database("rejects");
+    let place = Place::new(&[
+        ("from", postgres(&db)),
+        ("postgres", postgres(&other)),
+        ("maria", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
+        ("lite", "{type: sqlite, path: copy.db}".into()),
+    ]);
+    let columns = "partition, stage, reason, column_name, row_key";
+    for to in ["postgres", "maria", "lite"] {
+        let pipeline = |limit: u32| {
+            format!(
+                "name: to_{to}\nsource: {{datastore: from, table: public.people}}\ndestination: {{datastore: {to}, table: copies}}\n\
+                 columns:\n  - {{source: id}}\n  - {{source: age, data_type: text}}\nkey: [id]\ntransform:\n  - {{name: ages, cast: {{age: int}}}}\n\
+                 write: {{reject_limit: {limit}}}\nstrategies: [{{name: full, type: full}}]\n"
+            )
+        };
+        place.write("p.yaml", &pipeline(4));
+        let failed = place.synctool(&["run", "p.yaml"]);
+        let told = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert!(!failed.status.success() && told.contains("reject"), "{to}: {told}");
+        assert!(!told.contains("old"), "{to}: no value in the message: {told}");
+        place.write("p.yaml", &pipeline(5));
+        let run = place.json(&["run", "p.yaml", "--restart"], 0);
+        assert_eq!(run["inserted"], 495, "{to}: {run}");
+        let kept = match to {
+            "postgres" => other.psql(&format!("SELECT {columns} FROM synctool.rejects ORDER BY row_key::text")),
+            "maria" => maria.sql("SELECT `partition`, stage, reason, column_name, row_key FROM _synctool_rejects ORDER BY row_key"),
+            _ => {
+                let lite = rusqlite::Connection::open(place.path().join("copy.db")).expect("opens");
+                let mut found = lite
+                    .prepare("SELECT stage || ' ' || reason || ' ' || column_name || ' ' || row_key FROM _synctool_rejects ORDER BY row_key")
+                    .expect("the table");
+                let rows = found.query_map([], |r| r.get::<_, String>(0)).expect("rows");
+                rows.map(|r| r.expect("a row")).collect::<Vec<_>>().join("\n")
+            }
+        };
+        assert_eq!(kept.trim().lines().count(), 5, "{to}: {kept}");
+        for id in [7, 107, 207, 307, 407] {
+            assert!(kept.contains(&format!("{{\"id\":\"{id}\"}}")), "{to}: {kept}");
+        }
+        assert!(kept.contains("ages") && kept.contains("age"), "{to}: stage and column: {kept}");
+    }
+}

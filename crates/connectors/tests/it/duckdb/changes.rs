@@ -106,6 +106,7 @@ fn changes(schema: &TableSchema, ops: &[(Op, &[&str])]) -> Event {
 
 async fn commit(sink: &mut dyn Sink, from: Option<&str>, to: &str, done: bool) -> Applied {
     let step = Advance {
+        rejects: Vec::new(),
         partition: "all".into(),
         from: from.map(Position::from),
         to: to.into(),

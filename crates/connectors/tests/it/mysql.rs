@@ -119,7 +119,6 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
 }
 
 fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
-    rejects: Vec::new(),
     let tally = Tally {
         rows,
         ..Tally::default()

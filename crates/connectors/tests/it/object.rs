@@ -142,7 +142,6 @@ fn rows_event(plan: &Plan, rows: &RecordBatch) -> Event {
 }
 
 fn advance(partition: &PartitionId, from: Option<&str>, to: &str, done: bool) -> Advance {
-    rejects: Vec::new(),
     Advance {
         rejects: Vec::new(),
         partition: partition.clone(),

@@ -128,7 +128,6 @@ fn partition(slice: Slice) -> Partition {
 }
 
 fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
-    rejects: Vec::new(),
     let tally = Tally {
         rows,
         ..Tally::default()

@@ -23,8 +23,8 @@ use crate::blocks::Blocks;
 use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
 use crate::plan::{
-    Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify, Work,
-    short_hash,
+    Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify,
+    Work, short_hash,
 };
 use crate::progress::{Generation, PartitionId, Position};
 use crate::query::{KeyList, Term};
@@ -344,7 +344,13 @@ fn touched_table(request: &AggregateRequest) -> PlannedTable {
 /// How the key map's keys are compared with the source's.
 fn compare_keys(source: &dyn Source, destination: &dyn Destination, keys: &PlannedTable) -> Result<CompareSpec> {
     let schema = TableSchema {
-        columns: keys.schema.columns.iter().filter(|c| c.name != GROUP).cloned().collect(),
+        columns: keys
+            .schema
+            .columns
+            .iter()
+            .filter(|c| c.name != GROUP)
+            .cloned()
+            .collect(),
         key: keys.schema.key.clone(),
     };
     let resolved = Resolved {
@@ -619,10 +625,7 @@ impl Steps for Vanished {
 }
 
 /// The groups that these rows were last seen in.
-async fn before(
-    groups: &Groups,
-    keys: impl Iterator<Item = &Vec<String>>,
-) -> Result<BTreeMap<Vec<String>, String>> {
+async fn before(groups: &Groups, keys: impl Iterator<Item = &Vec<String>>) -> Result<BTreeMap<Vec<String>, String>> {
     let table = groups.table(KEYS)?;
     let terms: Vec<Term> = table.schema.key.iter().map(Term::column).collect();
     let keys: Vec<Key> = keys.map(|k| k.iter().cloned().map(Some).collect()).collect();

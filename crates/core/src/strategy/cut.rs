@@ -432,11 +432,7 @@ pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<S
                 .map(|b| b.to_string())
                 .collect())
         }
-        By::Time {
-            step,
-            unit,
-            zone,
-        } => {
+        By::Time { step, unit, zone } => {
             let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
             let zone = match dimension.ty {
                 ColumnType::TimestampTz => *zone,
@@ -453,7 +449,10 @@ pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<S
                 .filter(|t| low < *t && *t <= high)
                 .collect();
             begins.dedup();
-            Ok(begins.into_iter().filter_map(|t| write_time(&dimension.ty, t)).collect())
+            Ok(begins
+                .into_iter()
+                .filter_map(|t| write_time(&dimension.ty, t))
+                .collect())
         }
         By::UuidPrefix(step) => {
             let prefix = |v: &str| {
@@ -595,7 +594,11 @@ mod tests {
     fn days_begin_at_midnight_of_a_zone_with_summer_time() {
         let berlin = Zone::parse("Europe/Berlin").unwrap();
         let cut = |unit, min: &str, max: &str| {
-            let by = By::Time { step: 1, unit, zone: berlin };
+            let by = By::Time {
+                step: 1,
+                unit,
+                zone: berlin,
+            };
             inner_bounds(&dimension(ColumnType::TimestampTz, by), min, max).unwrap()
         };
         // Clocks were set forward on 2024-03-31: that day has 23 hours.

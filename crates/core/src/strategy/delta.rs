@@ -95,8 +95,12 @@ pub fn living(ty: &ColumnType, value: Option<&str>) -> Result<Test> {
 }
 
 fn tombstone_value(value: &str, ty: &ColumnType) -> Result<String> {
-    crate::written::canonical(value, ty)
-        .ok_or_else(|| Error::new(code::CONFIG_INVALID, format!("the value of the tombstone column is no {ty}")))
+    crate::written::canonical(value, ty).ok_or_else(|| {
+        Error::new(
+            code::CONFIG_INVALID,
+            format!("the value of the tombstone column is no {ty}"),
+        )
+    })
 }
 
 /// A table that is read along and whose own changes count.
@@ -468,7 +472,12 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
                 name.clone()
             }
         };
-        let ty = resolved.read.columns.iter().find(|c| c.column.name == name).map(|c| &c.column.ty);
+        let ty = resolved
+            .read
+            .columns
+            .iter()
+            .find(|c| c.column.name == name)
+            .map(|c| &c.column.ty);
         changes.tombstone_value = match (&tombstone.value, ty) {
             (Some(value), Some(ty)) => Some(tombstone_value(value, ty)?),
             _ => None,

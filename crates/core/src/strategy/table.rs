@@ -297,7 +297,14 @@ pub async fn resolve(
         }
     }
     let row_hash = match &request.row_hash {
-        Some(choice) => stored_hash(destination, choice, existing.as_ref(), request.evolve, &mut schema, &mut reasons)?,
+        Some(choice) => stored_hash(
+            destination,
+            choice,
+            existing.as_ref(),
+            request.evolve,
+            &mut schema,
+            &mut reasons,
+        )?,
         None => None,
     };
     if let Some(lost) = schema.key.iter().find(|k| schema.column(k).is_none()) {
@@ -343,12 +350,10 @@ fn stored_hash(
         _ => false,
     };
     if !holds {
-        return Err(refused(
-            &choice.column,
-            &ty.to_string(),
-            "the hash of a row does not fit".into(),
-        )
-        .hint("a hash_key is a bigint, a text or a varchar of at least 32 characters"));
+        return Err(
+            refused(&choice.column, &ty.to_string(), "the hash of a row does not fit".into())
+                .hint("a hash_key is a bigint, a text or a varchar of at least 32 characters"),
+        );
     }
     let mut column = Column::new(&choice.column, ty.clone());
     store_made(destination, &mut column, there)?;
@@ -356,7 +361,11 @@ fn stored_hash(
         Some(of) => of.contains(&c.name),
         None => true,
     };
-    let others = schema.columns.iter().filter(|c| !schema.key.contains(&c.name)).filter(counts);
+    let others = schema
+        .columns
+        .iter()
+        .filter(|c| !schema.key.contains(&c.name))
+        .filter(counts);
     let mut others: Vec<String> = others.map(|c| c.name.clone()).collect();
     others.sort_unstable();
     let of = [schema.key.clone(), others].concat();

@@ -146,7 +146,6 @@ async fn write_rows<'a>(sink: &mut dyn Sink, table: &TableId, rows: impl IntoIte
 }
 
 fn advance(id: &str, from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
-    rejects: Vec::new(),
     let tally = Tally {
         rows,
         ..Tally::default()

@@ -46,7 +46,10 @@ impl Ends<'_> {
     async fn of_kind(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
         let aggregate = *self.loaded.pipeline.sync_type == SyncType::Aggregate;
         match *strategy.kind {
-            _ if self.options.repair => self.hash(strategy, self.living(table).await?, BTreeMap::new(), None).await,
+            _ if self.options.repair => {
+                self.hash(strategy, self.living(table).await?, BTreeMap::new(), None)
+                    .await
+            }
             StrategyKind::Full => {
                 let remember = self.watermark_of_others(strategy, &table).await;
                 self.full(strategy, self.living(table).await?, remember).await
@@ -227,7 +230,9 @@ impl Ends<'_> {
                             name: cursor.column.to_string(),
                         },
                     }),
-                    None => Err(Error::from(cursor.table.error(format!("{} is no table of a join", *cursor.table)))),
+                    None => Err(Error::from(
+                        cursor.table.error(format!("{} is no table of a join", *cursor.table)),
+                    )),
                 }
             })
             .collect::<Result<Vec<_>>>()?;
@@ -268,15 +273,13 @@ impl Ends<'_> {
             deletes: match strategy.deletes.as_deref() {
                 None | Some(config::Deletes::None) => Deletes::Unseen,
                 Some(config::Deletes::AntiJoin) => Deletes::AntiJoin,
-                Some(config::Deletes::Tombstone(tombstone)) => {
-                    Deletes::Tombstone(delta::Tombstone {
-                        column: match names.term(&tombstone.column) {
-                            Term::Column { name, .. } => name,
-                            other => other.to_string(),
-                        },
-                        value: tombstone.value.as_deref().cloned(),
-                    })
-                }
+                Some(config::Deletes::Tombstone(tombstone)) => Deletes::Tombstone(delta::Tombstone {
+                    column: match names.term(&tombstone.column) {
+                        Term::Column { name, .. } => name,
+                        other => other.to_string(),
+                    },
+                    value: tombstone.value.as_deref().cloned(),
+                }),
             },
             // A first window that only looks at the last step begins one step before now.
             bounded: written.is_some(),
@@ -324,7 +327,16 @@ impl Ends<'_> {
             let why = "the destination has rows of unknown age: they are compared once, and the next delta goes on from there";
             return self.hash(strategy, table, remember, Some(why.into())).await;
         }
-        delta::plan(self.source, self.destination, self.chain, &request, &column, window, joined).await
+        delta::plan(
+            self.source,
+            self.destination,
+            self.chain,
+            &request,
+            &column,
+            window,
+            joined,
+        )
+        .await
     }
 
     async fn aggregate(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {

@@ -38,7 +38,12 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
         .columns
         .iter()
         .filter(|c| all || pipeline.column(&c.name).is_some())
-        .map(|c| (c.name.clone(), c.source_type.clone().unwrap_or_else(|| c.ty.to_string())))
+        .map(|c| {
+            (
+                c.name.clone(),
+                c.source_type.clone().unwrap_or_else(|| c.ty.to_string()),
+            )
+        })
         .collect();
     let remembered = destination.remembered(pipeline.name.as_str()).await?;
     let before = remembered
@@ -50,12 +55,16 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
         match policy {
             _ if accepted => watched.reasons.push(format!("{told}; this was accepted")),
             SchemaDrift::Freeze => {
-                return Err(Error::new(code::SCHEMA_MISMATCH, format!("{told}, and schema_drift is freeze"))
-                    .hint("run once with --accept-schema, or set schema_drift to evolve or discard_column"));
+                return Err(
+                    Error::new(code::SCHEMA_MISMATCH, format!("{told}, and schema_drift is freeze"))
+                        .hint("run once with --accept-schema, or set schema_drift to evolve or discard_column"),
+                );
             }
             SchemaDrift::Pause => {
-                return Err(Error::new(code::REFUSED, format!("{told}, and the pipeline waits for a decision"))
-                    .hint("run once with --accept-schema to go on with the new columns"));
+                return Err(
+                    Error::new(code::REFUSED, format!("{told}, and the pipeline waits for a decision"))
+                        .hint("run once with --accept-schema to go on with the new columns"),
+                );
             }
             SchemaDrift::Evolve | SchemaDrift::DiscardColumn => watched.reasons.push(told),
         }
@@ -98,9 +107,10 @@ async fn leave_behind(
     let (known, new): (Vec<_>, Vec<_>) = at_source.columns.iter().partition(|c| there.column(&c.name).is_some());
     if !new.is_empty() {
         let names: Vec<&str> = new.iter().map(|c| c.name.as_str()).collect();
-        watched
-            .reasons
-            .push(format!("the destination has no column {}: left behind", names.join(", ")));
+        watched.reasons.push(format!(
+            "the destination has no column {}: left behind",
+            names.join(", ")
+        ));
         table.columns = Some(known.iter().map(|c| ColumnChoice::same(&c.name)).collect());
     }
     Ok(())
@@ -119,7 +129,10 @@ mod tests {
             differences(&before, &now, true),
             ["a was int4 and is int8", "b is gone", "d (uuid) is new"]
         );
-        assert_eq!(differences(&before, &now, false), ["a was int4 and is int8", "b is gone"]);
+        assert_eq!(
+            differences(&before, &now, false),
+            ["a was int4 and is int8", "b is gone"]
+        );
         assert!(differences(&before, &before, true).is_empty());
     }
 }

@@ -152,7 +152,6 @@ pub(crate) fn inserts(table: &TableId, rows: RecordBatch) -> Event {
 }
 
 pub(crate) fn advance(partition: &str, from: Option<&str>, to: &str, done: bool) -> Advance {
-    rejects: Vec::new(),
     Advance {
         rejects: Vec::new(),
         partition: PartitionId::from(partition),

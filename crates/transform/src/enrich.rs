@@ -75,7 +75,11 @@ impl Enrich {
         });
         let mut fields: Vec<Column> = fields.collect();
         let hashed = fields.iter().map(|f| f.ty.clone()).collect();
-        fields.extend(spec.hash.iter().map(|h| Column::new(h.clone(), ColumnType::Text { max: None })));
+        fields.extend(
+            spec.hash
+                .iter()
+                .map(|h| Column::new(h.clone(), ColumnType::Text { max: None })),
+        );
         if let Some(twice) = fields
             .iter()
             .enumerate()
@@ -99,8 +103,8 @@ impl Enrich {
         // Types and names both: a changed dimension does not read what an older one left in Redis.
         let filters = serde_json::to_string(&spec.filters).map_err(|e| Error::bug(format!("filters as text: {e}")))?;
         let shape = format!("{}/{}/{keys:?}/{taken:?}/{filters}", spec.datastore, spec.table);
-        let lookup = SourceLookup::new(source, spec.table.clone(), &keys, &taken, spec.cache.ttl)
-            .filtered(spec.filters.clone());
+        let lookup =
+            SourceLookup::new(source, spec.table.clone(), &keys, &taken, spec.cache.ttl).filtered(spec.filters.clone());
         let dimension = CachedDimension::new(lookup, &spec.cache, &spec.dimension, &short_hash(&shape))?;
         Ok(Enrich(Arc::new(Inner {
             name: name.to_string(),

@@ -2,7 +2,8 @@
 
 use super::*;
 
-const ORDERS: &str = "CREATE TABLE orders(id int PRIMARY KEY, grp int, v int NOT NULL, updated_at timestamptz NOT NULL DEFAULT now());
+const ORDERS: &str =
+    "CREATE TABLE orders(id int PRIMARY KEY, grp int, v int NOT NULL, updated_at timestamptz NOT NULL DEFAULT now());
     INSERT INTO orders SELECT i, i % 40, i, now() - interval '1 hour' FROM generate_series(1, 2000) i;
     UPDATE orders SET grp = NULL WHERE id % 41 = 0";
 
@@ -37,10 +38,18 @@ fn groups_that_vanished_are_removed_by_a_delta() {
         "DELETE FROM orders WHERE grp = 7; DELETE FROM orders WHERE grp = 8 AND id > 1000;
          DELETE FROM orders WHERE grp = 9 AND id > 9; UPDATE orders SET grp = 10, updated_at = now() WHERE grp = 9",
     );
-    place.until(&["run", "p.yaml", "--strategy", "delta"], || db.psql(FOUND), db.psql(WANTED).trim());
+    place.until(
+        &["run", "p.yaml", "--strategy", "delta"],
+        || db.psql(FOUND),
+        db.psql(WANTED).trim(),
+    );
     let keys = db.psql("SELECT count(*) FROM orders").trim().to_owned();
     let map = db.psql("SELECT format('SELECT count(*) FROM %I', relname) FROM pg_class WHERE relname LIKE '\\_synctool\\_keys\\_%' AND relkind = 'r'");
-    assert_eq!(db.psql(map.trim()).trim(), keys, "the key map forgets rows that are gone");
+    assert_eq!(
+        db.psql(map.trim()).trim(),
+        keys,
+        "the key map forgets rows that are gone"
+    );
 }
 
 #[test]
@@ -53,7 +62,10 @@ fn groups_that_vanished_are_removed_by_a_comparison() {
     place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
     db.psql("DELETE FROM orders WHERE grp IN (7, 11)");
     let told = place.json(&["plan", "p.yaml", "--strategy", "delta"], 0).to_string();
-    assert!(told.contains("deletes: anti_join"), "the plan says what it does not see: {told}");
+    assert!(
+        told.contains("deletes: anti_join"),
+        "the plan says what it does not see: {told}"
+    );
     let mended = place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
     assert_eq!(mended["deleted"], 2, "{mended}");
     assert_eq!(db.psql(FOUND), db.psql(WANTED));
@@ -95,7 +107,10 @@ fn any_history_of_changes_equals_a_recomputation() {
     let place = here(&db);
     place.write("p.yaml", &pipeline(", deletes: anti_join"));
     place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
-    let seed: f64 = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1.0);
+    let seed: f64 = std::env::var("PROPTEST_RNG_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1.0);
     for round in 0..6 {
         let seed = ((seed / 7919.0 + f64::from(round) * 0.1371) % 1.0).abs();
         db.psql(&format!(
@@ -107,7 +122,11 @@ fn any_history_of_changes_equals_a_recomputation() {
              UPDATE orders o SET v = v + 3, updated_at = now() FROM picked p WHERE p.id = o.id AND r BETWEEN 0.15 AND 0.2;
              INSERT INTO orders SELECT {round} * 1000 + 10000 + i, (random() * 60)::int, i FROM generate_series(1, 50) i"
         ));
-        place.until(&["run", "p.yaml", "--strategy", "delta"], || db.psql(FOUND), db.psql(WANTED).trim());
+        place.until(
+            &["run", "p.yaml", "--strategy", "delta"],
+            || db.psql(FOUND),
+            db.psql(WANTED).trim(),
+        );
     }
 }
 

@@ -35,7 +35,11 @@ fn a_tombstone_counts_in_every_strategy() {
         };
         let living = format!("SELECT string_agg(id::text, ',' ORDER BY id) FROM items WHERE {condition}");
         place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
-        assert_eq!(ids(), db.psql(&living), "{ty}, {said}: the first run takes no row that is gone");
+        assert_eq!(
+            ids(),
+            db.psql(&living),
+            "{ty}, {said}: the first run takes no row that is gone"
+        );
         db.psql(&format!("UPDATE items SET gone = {gone}, updated_at = now() WHERE id IN (2, 3); UPDATE items SET v = 0, updated_at = now() WHERE id = 4"));
         place.until(&["run", "p.yaml", "--strategy", "delta"], ids, db.psql(&living).trim());
         for strategy in ["hash", "full"] {
@@ -65,7 +69,11 @@ fn joined_tables_are_followed_by_their_own_cursors() {
     );
     place.json(&["run", "p.yaml"], 0);
     let rows = "SELECT md5(string_agg(id || coalesce(name, '-'), ',' ORDER BY id)) FROM";
-    let wanted = || from.psql(&format!("{rows} (SELECT o.id, c.name FROM orders o LEFT JOIN customers c ON o.customer_id = c.id) j"));
+    let wanted = || {
+        from.psql(&format!(
+            "{rows} (SELECT o.id, c.name FROM orders o LEFT JOIN customers c ON o.customer_id = c.id) j"
+        ))
+    };
     let found = || to.psql(&format!("{rows} copies"));
     assert_eq!(found(), wanted());
     let marks = to.psql("SELECT string_agg(fact, ' ' ORDER BY fact) FROM synctool.memory");
@@ -82,7 +90,9 @@ fn joined_tables_are_followed_by_their_own_cursors() {
 
 fn drifting(policy: &str) -> (TestDb, TestDb, Place) {
     let (from, to) = (database("drift_from"), database("drift_to"));
-    from.psql("CREATE TABLE items(id int PRIMARY KEY, v int); INSERT INTO items SELECT i, i FROM generate_series(1, 10) i");
+    from.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int); INSERT INTO items SELECT i, i FROM generate_series(1, 10) i",
+    );
     let place = Place::new(&[("from", postgres(&from)), ("to", postgres(&to))]);
     place.write(
         "p.yaml",
@@ -121,10 +131,17 @@ fn a_new_column_stops_a_frozen_pipeline_and_makes_a_paused_one_wait() {
         for _ in 0..2 {
             let refused = place.synctool(&["run", "p.yaml"]);
             let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-            assert!(told.contains("note (text) is new") && told.contains("--accept-schema"), "{policy}: {told}");
+            assert!(
+                told.contains("note (text) is new") && told.contains("--accept-schema"),
+                "{policy}: {told}"
+            );
             assert_eq!(refused.status.code(), Some(exit), "{policy}: {told}");
         }
-        assert_eq!(to.psql("SELECT v FROM copies WHERE id = 1").trim(), "1", "{policy}: nothing was written");
+        assert_eq!(
+            to.psql("SELECT v FROM copies WHERE id = 1").trim(),
+            "1",
+            "{policy}: nothing was written"
+        );
         // Someone decides, and from then on the new columns are the known ones.
         place.json(&["run", "p.yaml", "--accept-schema"], 0);
         assert_eq!(to.psql(COLUMNS).trim(), "id v note", "{policy}");
@@ -159,12 +176,17 @@ fn partitions_begin_at_midnight_of_a_named_zone() {
         place.json(&["run", &name], 0);
         db.psql(&format!("DELETE FROM {unit}_copies WHERE id % 50 = 0; UPDATE {unit}_copies SET at = at + interval '1 year' WHERE id % 50 = 1"));
         place.json(&["run", &name], 0);
-        let same = format!("SELECT count(*) FROM ((TABLE items EXCEPT TABLE {unit}_copies) UNION ALL (TABLE {unit}_copies EXCEPT TABLE items)) d");
+        let same = format!(
+            "SELECT count(*) FROM ((TABLE items EXCEPT TABLE {unit}_copies) UNION ALL (TABLE {unit}_copies EXCEPT TABLE items)) d"
+        );
         assert_eq!(db.psql(&same).trim(), "0", "{unit}");
         let counted = place.json(&["verify", &name], 0);
         assert_eq!(counted["compared"]["source"], 803, "{unit}: each row once: {counted}");
     }
     let plan = place.synctool(&["plan", "day.yaml"]);
     let told = String::from_utf8_lossy(&plan.stdout).into_owned();
-    assert!(told.contains("2024-03-31T22:00:00") && told.contains("2024-10-27T23:00:00"), "midnights of Berlin: {told}");
+    assert!(
+        told.contains("2024-03-31T22:00:00") && told.contains("2024-10-27T23:00:00"),
+        "midnights of Berlin: {told}"
+    );
 }

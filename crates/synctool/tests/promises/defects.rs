@@ -28,10 +28,16 @@ fn every_defect_has_its_test() {
         let Ok(number) = cells[1].parse::<u32>() else { continue };
         let mut named = 0;
         for test in cells[3].split('`').skip(1).step_by(2) {
-            let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("defect {number}: {test} names no test"));
-            let text = std::fs::read_to_string(root.join("crates").join(file)).unwrap_or_else(|e| panic!("defect {number}: {file}: {e}"));
+            let (file, name) = test
+                .split_once("::")
+                .unwrap_or_else(|| panic!("defect {number}: {test} names no test"));
+            let text = std::fs::read_to_string(root.join("crates").join(file))
+                .unwrap_or_else(|e| panic!("defect {number}: {file}: {e}"));
             let name = name.rsplit("::").next().unwrap_or(name);
-            assert!(text.contains(&format!("fn {name}(")), "defect {number}: {file} has no test {name}");
+            assert!(
+                text.contains(&format!("fn {name}(")),
+                "defect {number}: {file} has no test {name}"
+            );
             named += 1;
         }
         assert!(named > 0, "defect {number} has no test");
@@ -47,7 +53,9 @@ fn every_promise_has_its_test() {
     let page = std::fs::read_to_string(root.join("docs/strategies.md")).expect("docs/strategies.md");
     let mut named = 0;
     for test in page.split('`').skip(1).step_by(2) {
-        let Some((file, name)) = test.split_once(".rs::") else { continue };
+        let Some((file, name)) = test.split_once(".rs::") else {
+            continue;
+        };
         let file = format!("{file}.rs");
         let text = std::fs::read_to_string(root.join("crates").join(&file)).unwrap_or_else(|e| panic!("{file}: {e}"));
         assert!(text.contains(&format!("fn {name}(")), "{file} has no test {name}");
@@ -74,7 +82,10 @@ fn pipelines_read_one_table_at_the_same_time() {
     // The first is stopped in its middle, which is as long as a reader can take.
     let command = place.command(&["run", "one.yaml", "--output", "json"]);
     let points = KillRun::new(&command).failpoints_reached();
-    let middle = points.iter().find(|p| p.name == "engine.commit.before").expect("a commit");
+    let middle = points
+        .iter()
+        .find(|p| p.name == "engine.commit.before")
+        .expect("a commit");
     db.psql("DROP TABLE one; DROP SCHEMA synctool CASCADE");
     std::fs::remove_dir_all(place.path().join("data")).expect("a fresh state");
     let mut slow = KillRun::new(&command).accident(middle, Action::Stop).start();
@@ -100,7 +111,10 @@ fn values_do_not_run_into_each_other() {
         ("from", postgres(&db)),
         ("to", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
     ]);
-    place.write("p.yaml", &pipeline("{name: hash, type: hash}").replace("public.copies", "copies"));
+    place.write(
+        "p.yaml",
+        &pipeline("{name: hash, type: hash}").replace("public.copies", "copies"),
+    );
     place.json(&["run", "p.yaml"], 0);
     // Each of these has the same texts in a row, one after the other, as before; row 5 is equal in another form.
     maria.sql(
@@ -111,7 +125,11 @@ fn values_do_not_run_into_each_other() {
     let found = place.json(&["verify", "p.yaml"], 3);
     assert_eq!(found["compared"]["differing"], 4, "{found}");
     let mended = place.json(&["run", "p.yaml"], 0);
-    assert_eq!((&mended["updated"], &mended["read"]), (&4.into(), &4.into()), "{mended}");
+    assert_eq!(
+        (&mended["updated"], &mended["read"]),
+        (&4.into(), &4.into()),
+        "{mended}"
+    );
     place.json(&["verify", "p.yaml"], 0);
 }
 
@@ -125,9 +143,14 @@ fn rows_that_look_alike_in_32_bits_differ() {
            FROM generate_series(100000, 499999) i) t GROUP BY h HAVING count(*) > 1 LIMIT 1",
     );
     let (one, other) = pair.trim().split_once(' ').expect("a collision");
-    db.psql(&format!("CREATE TABLE items(id int PRIMARY KEY, v text); INSERT INTO items VALUES (1, '{one}')"));
+    db.psql(&format!(
+        "CREATE TABLE items(id int PRIMARY KEY, v text); INSERT INTO items VALUES (1, '{one}')"
+    ));
     let place = Place::new(&[("from", postgres(&db)), ("to", "{type: sqlite, path: copy.db}".into())]);
-    place.write("p.yaml", &pipeline("{name: hash, type: hash}").replace("public.copies", "copies"));
+    place.write(
+        "p.yaml",
+        &pipeline("{name: hash, type: hash}").replace("public.copies", "copies"),
+    );
     place.json(&["run", "p.yaml"], 0);
     let copy = rusqlite::Connection::open(place.path().join("copy.db")).expect("opens");
     copy.execute("UPDATE copies SET v = ?1", [other]).expect("changed");
@@ -147,12 +170,19 @@ fn a_delta_keeps_ties_and_rows_without_a_stamp() {
          INSERT INTO items SELECT i, i, NULL FROM generate_series(5001, 5010) i",
     );
     let place = here(&db);
-    place.write("p.yaml", &pipeline("{name: delta, type: delta, column: updated_at, page_size: 10, margin: 1ms}"));
+    place.write(
+        "p.yaml",
+        &pipeline("{name: delta, type: delta, column: updated_at, page_size: 10, margin: 1ms}"),
+    );
     place.json(&["run", "p.yaml"], 0);
     assert_eq!(db.psql(&rows("copies")), db.psql(&rows("items")));
     // One transaction, one stamp, many pages of it; and rows that lose their stamp.
     db.psql("UPDATE items SET v = -v, updated_at = now() WHERE id <= 3000; INSERT INTO items VALUES (6000, 1, NULL); UPDATE items SET v = 7 WHERE id = 5005");
-    place.until(&["run", "p.yaml"], || db.psql(&rows("copies")), db.psql(&rows("items")).trim());
+    place.until(
+        &["run", "p.yaml"],
+        || db.psql(&rows("copies")),
+        db.psql(&rows("items")).trim(),
+    );
 }
 
 /// 8. Rows that go and come while a table is read move no other row past the reader.
@@ -162,7 +192,10 @@ fn a_table_is_read_while_rows_come_and_go() {
     db.psql("CREATE TABLE items(id int PRIMARY KEY, v text); INSERT INTO items SELECT i * 10, repeat('x', 100) FROM generate_series(1, 30000) i");
     let place = Place::new(&[("from", postgres(&db)), ("to", "{type: sqlite, path: copy.db}".into())]);
     let text = pipeline("{name: full, type: full, page_size: 100}").replace("public.copies", "copies");
-    place.write("p.yaml", &text.replace("strategies", "partitioning: {column: id, step: 2000}\nstrategies"));
+    place.write(
+        "p.yaml",
+        &text.replace("strategies", "partitioning: {column: id, step: 2000}\nstrategies"),
+    );
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -182,7 +215,9 @@ fn a_table_is_read_while_rows_come_and_go() {
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     });
     let copy = rusqlite::Connection::open(place.path().join("copy.db")).expect("opens");
-    let stayed: i64 = copy.query_row("SELECT count(*) FROM copies WHERE id % 10 = 0", [], |r| r.get(0)).expect("a count");
+    let stayed: i64 = copy
+        .query_row("SELECT count(*) FROM copies WHERE id % 10 = 0", [], |r| r.get(0))
+        .expect("a count");
     assert_eq!(stayed, 30000, "every row that was there all the time, once");
 }
 
@@ -234,12 +269,20 @@ fn rows_without_a_partition_value_arrive() {
         let place = here(&db);
         place.write("p.yaml", &pipeline(strategy));
         place.json(&["run", "p.yaml"], 0);
-        assert_eq!(db.psql(&rows("copies")), db.psql(&rows("items")), "{strategy}: the first run");
+        assert_eq!(
+            db.psql(&rows("copies")),
+            db.psql(&rows("items")),
+            "{strategy}: the first run"
+        );
         db.psql(
             "UPDATE items SET part = NULL, kind = NULL, day = NULL, updated_at = now() WHERE id % 50 = 0;
              INSERT INTO items SELECT i, NULL, NULL, NULL, now() FROM generate_series(901, 905) i",
         );
-        place.until(&["run", "p.yaml"], || db.psql(&rows("copies")), db.psql(&rows("items")).trim());
+        place.until(
+            &["run", "p.yaml"],
+            || db.psql(&rows("copies")),
+            db.psql(&rows("items")).trim(),
+        );
     }
 }
 
@@ -248,9 +291,9 @@ fn rows_without_a_partition_value_arrive() {
 fn odd_texts_survive_every_way() {
     let db = database("odd_texts");
     db.psql(
-        r"CREATE TABLE items(id int PRIMARY KEY, v text);
+        r#"CREATE TABLE items(id int PRIMARY KEY, v text);
           INSERT INTO items VALUES (1, E'a\tb'), (2, E'a\nb'), (3, E'a\r\nb'), (4, E'\\N'), (5, '\'), (6, ''), (7, NULL), (8, E'\\.'), (9, '""'),
-              (10, ' '), (11, 'NULL'), (12, E'\x01\x7f'), (13, 'ü€😀'), (14, E'tail\\'), (15, ',;|')",
+              (10, ' '), (11, 'NULL'), (12, E'\x01\x7f'), (13, 'ü€😀'), (14, E'tail\\'), (15, ',;|')"#,
     );
     for (raw, mode) in [("", "swap"), ("1", "swap"), ("1", "upsert")] {
         db.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE");
@@ -258,10 +301,19 @@ fn odd_texts_survive_every_way() {
         if !raw.is_empty() {
             place.env("SYNCTOOL_NO_RAW", raw);
         }
-        place.write("p.yaml", &pipeline(&format!("{{name: full, type: full, full_mode: {mode}}}, {{name: hash, type: hash}}")));
+        place.write(
+            "p.yaml",
+            &pipeline(&format!(
+                "{{name: full, type: full, full_mode: {mode}}}, {{name: hash, type: hash}}"
+            )),
+        );
         for strategy in ["full", "full", "hash"] {
             place.json(&["run", "p.yaml", "--strategy", strategy], 0);
-            assert_eq!(db.psql(&rows("copies")), db.psql(&rows("items")), "raw {raw:?}, {mode}, {strategy}");
+            assert_eq!(
+                db.psql(&rows("copies")),
+                db.psql(&rows("items")),
+                "raw {raw:?}, {mode}, {strategy}"
+            );
             db.psql("UPDATE copies SET v = 'other' WHERE id % 2 = 0; DELETE FROM copies WHERE id % 3 = 0");
         }
     }
@@ -292,7 +344,11 @@ fn a_table_of_keys_alone_is_kept_equal() {
         place.json(&["run", &name, "--strategy", "full"], 0);
         db.psql("DELETE FROM items WHERE id = 5; INSERT INTO items VALUES (5, 'new'), (6, 'second')");
         let mended = place.json(&["run", &name, "--strategy", "hash"], 0);
-        assert_eq!((&mended["inserted"], &mended["deleted"]), (&2.into(), &1.into()), "{to}: {mended}");
+        assert_eq!(
+            (&mended["inserted"], &mended["deleted"]),
+            (&2.into(), &1.into()),
+            "{to}: {mended}"
+        );
         place.json(&["run", &name, "--strategy", "full"], 0);
         let equal = place.json(&["verify", &name], 0);
         assert_eq!(equal["compared"]["destination"], rows + 1, "{to}: {equal}");
@@ -305,7 +361,11 @@ fn a_table_of_keys_alone_is_kept_equal() {
 fn no_state_file_is_torn() {
     let db = database("torn");
     let place = here(&db);
-    place.write("p.yaml", &pipeline("{name: full, type: full}").replace("strategies", "partitioning: {column: id, step: 200}\nstrategies"));
+    place.write(
+        "p.yaml",
+        &pipeline("{name: full, type: full}")
+            .replace("strategies", "partitioning: {column: id, step: 200}\nstrategies"),
+    );
     db.psql("CREATE TABLE items(id int PRIMARY KEY, v text); INSERT INTO items SELECT i, 'v' FROM generate_series(1, 1000) i");
     let command = place.command(&["run", "p.yaml", "--output", "json"]);
     let points = KillRun::new(&command).failpoints_reached();
@@ -346,12 +406,22 @@ fn days_are_not_rounded() {
     for unit in ["day", "hour", "month", "year"] {
         db.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE");
         let place = here(&db);
-        let bounds = if unit == "hour" || unit == "day" { ", start: 1969-12-31" } else { "" };
+        let bounds = if unit == "hour" || unit == "day" {
+            ", start: 1969-12-31"
+        } else {
+            ""
+        };
         place.write(
             "p.yaml",
-            &pipeline(&format!("{{name: hash, type: hash, primary_partitions: [{{column: at, step: 1, step_unit: {unit}{bounds}}}]}}")),
+            &pipeline(&format!(
+                "{{name: hash, type: hash, primary_partitions: [{{column: at, step: 1, step_unit: {unit}{bounds}}}]}}"
+            )),
         );
-        let wanted = if bounds.is_empty() { "items" } else { "(SELECT * FROM items WHERE at >= '1969-12-31')" };
+        let wanted = if bounds.is_empty() {
+            "items"
+        } else {
+            "(SELECT * FROM items WHERE at >= '1969-12-31')"
+        };
         place.json(&["run", "p.yaml"], 0);
         assert_eq!(db.psql(&rows("copies")), db.psql(&rows(wanted)), "{unit}");
         // A row of each day is another, and the run finds it in the partition of its own day.

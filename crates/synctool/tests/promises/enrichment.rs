@@ -41,7 +41,8 @@ fn dimensions_stand_in_any_database() {
         db.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE");
         place.write("p.yaml", &pipeline(datastore, table, "{store: memory, max_size: 100}"));
         place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
-        let wrong = "SELECT count(*) FROM people p FULL JOIN copies c USING (id) WHERE c.doubled IS DISTINCT FROM p.v * 2
+        let wrong =
+            "SELECT count(*) FROM people p FULL JOIN copies c USING (id) WHERE c.doubled IS DISTINCT FROM p.v * 2
             OR c.city_name IS DISTINCT FROM CASE WHEN city < 10 THEN 'city ' || city END";
         assert_eq!(db.psql(wrong).trim(), "0", "{datastore}");
         // A repair compares rows as they are after the stages.
@@ -70,7 +71,10 @@ fn redis_keeps_a_dimension_for_its_ttl() {
     db.psql(PEOPLE);
     db.psql("CREATE TABLE cities(id int PRIMARY KEY, name text); INSERT INTO cities SELECT i, 'old ' || i FROM generate_series(0, 11) i");
     let place = here(&db);
-    let cache = format!("{{store: redis, url: \"{}\", key_prefix: \"t:\", ttl: 1h}}", redis.url());
+    let cache = format!(
+        "{{store: redis, url: \"{}\", key_prefix: \"t:\", ttl: 1h}}",
+        redis.url()
+    );
     place.write("p.yaml", &pipeline("from", "public.cities", &cache));
     place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
     let names = "SELECT string_agg(DISTINCT split_part(city_name, ' ', 1), ',') FROM copies";
@@ -84,7 +88,11 @@ fn redis_keeps_a_dimension_for_its_ttl() {
     db.psql("UPDATE cities SET name = 'new ' || id; UPDATE people SET v = v + 1, updated_at = now() WHERE id <= 12");
     let changed = "SELECT count(*) FROM copies c JOIN people p USING (id) WHERE c.v = p.v";
     place.until(&["run", "p.yaml", "--strategy", "delta"], || db.psql(changed), "1000");
-    assert_eq!(db.psql(names).trim(), "old", "the cache counts as true until its time is over");
+    assert_eq!(
+        db.psql(names).trim(),
+        "old",
+        "the cache counts as true until its time is over"
+    );
     redis.command(&["FLUSHALL"]);
     place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
     assert_eq!(db.psql(names).trim(), "new");
@@ -116,7 +124,10 @@ fn dimensions_are_filtered_and_hashed() {
     place.json(&["run", "p.yaml"], 0);
     let wrong = "SELECT count(*) FROM copies JOIN people USING (id) WHERE city_name IS DISTINCT FROM CASE WHEN city < 10 THEN 'city ' || city END
         OR city_hash IS DISTINCT FROM md5(octet_length(city_name) || ':' || city_name)";
-    assert_eq!((db.psql(wrong).trim(), db.psql("SELECT count(*) FROM copies").trim()), ("0", "1000"));
+    assert_eq!(
+        (db.psql(wrong).trim(), db.psql("SELECT count(*) FROM copies").trim()),
+        ("0", "1000")
+    );
 }
 
 /// Rows that a stage refuses are kept at the destination with the reason, in the transaction of the rows beside them; one
@@ -154,8 +165,11 @@ fn rejected_rows_are_kept_with_their_reason() {
         let run = place.json(&["run", "p.yaml", "--restart"], 0);
         assert_eq!(run["inserted"], 495, "{to}: {run}");
         let kept = match to {
-            "postgres" => other.psql(&format!("SELECT {columns} FROM synctool.rejects ORDER BY row_key::text")),
-            "maria" => maria.sql("SELECT `partition`, stage, reason, column_name, row_key FROM _synctool_rejects ORDER BY row_key"),
+            "postgres" => other.psql(&format!(
+                "SELECT {columns} FROM synctool.rejects ORDER BY row_key::text"
+            )),
+            "maria" => maria
+                .sql("SELECT `partition`, stage, reason, column_name, row_key FROM _synctool_rejects ORDER BY row_key"),
             _ => {
                 let lite = rusqlite::Connection::open(place.path().join("copy.db")).expect("opens");
                 let mut found = lite
@@ -169,6 +183,9 @@ fn rejected_rows_are_kept_with_their_reason() {
         for id in [7, 107, 207, 307, 407] {
             assert!(kept.contains(&format!("{{\"id\":\"{id}\"}}")), "{to}: {kept}");
         }
-        assert!(kept.contains("ages") && kept.contains("age"), "{to}: stage and column: {kept}");
+        assert!(
+            kept.contains("ages") && kept.contains("age"),
+            "{to}: stage and column: {kept}"
+        );
     }
 }

@@ -44,13 +44,23 @@ fn every_example_is_run_here() {
     let text = include_str!("examples.rs");
     let mut count = 0;
     for folder in ["", "pipelines"] {
-        for entry in std::fs::read_dir(Path::new(CONFIGS).join(folder)).expect("the examples").flatten() {
+        for entry in std::fs::read_dir(Path::new(CONFIGS).join(folder))
+            .expect("the examples")
+            .flatten()
+        {
             let name = entry.file_name().into_string().expect("a name");
             if !name.ends_with(".yaml") || name == "datastores.yaml" {
                 continue;
             }
-            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            assert!(text.contains(&format!("\"configs/{path}\"")), "no test here runs {path}");
+            let path = if folder.is_empty() {
+                name
+            } else {
+                format!("{folder}/{name}")
+            };
+            assert!(
+                text.contains(&format!("\"configs/{path}\"")),
+                "no test here runs {path}"
+            );
             count += 1;
         }
     }
@@ -74,7 +84,8 @@ fn rows_with_columns_of_another_table() {
     assert_eq!(first["inserted"], 300, "{first}");
     let source = "SELECT md5(string_agg(concat_ws('|', u.id, u.updated_at, u.first_name || ' ' || u.last_name,
         coalesce(p.email, '-'), u.status), ',' ORDER BY u.id)) FROM users u LEFT JOIN user_profiles p ON u.id = p.user_id";
-    let copy = "SELECT md5(string_agg(concat_ws('|', user_id, source_updated_at, name, coalesce(email, '-'), status), ','
+    let copy =
+        "SELECT md5(string_agg(concat_ws('|', user_id, source_updated_at, name, coalesce(email, '-'), status), ','
         ORDER BY user_id)) FROM public_copy.user_profile";
     assert_eq!(db.psql(copy), db.psql(source));
     // The checksum is the hash of the documented form of the row.
@@ -86,12 +97,20 @@ fn rows_with_columns_of_another_table() {
         "UPDATE users SET last_name = 'changed', updated_at = now() WHERE id = 7;
          INSERT INTO users VALUES (301, 'new', 'comer', 'active')",
     );
-    place.until(&["run", file, "--strategy", "delta"], || db.psql(copy), db.psql(source).trim());
+    place.until(
+        &["run", file, "--strategy", "delta"],
+        || db.psql(copy),
+        db.psql(source).trim(),
+    );
     assert_eq!(db.psql(wrong).trim(), "0", "the checksum follows the row");
     // What no delta sees, the hash strategy does.
     db.psql("DELETE FROM users WHERE id = 9; UPDATE user_profiles SET email = 'moved@x.io' WHERE user_id = 11");
     let mended = place.json(&["run", file, "--strategy", "hash"], 0);
-    assert_eq!((&mended["deleted"], &mended["updated"]), (&1.into(), &1.into()), "{mended}");
+    assert_eq!(
+        (&mended["deleted"], &mended["updated"]),
+        (&1.into(), &1.into()),
+        "{mended}"
+    );
     assert_eq!(db.psql(copy), db.psql(source));
     assert_eq!(db.psql(wrong).trim(), "0");
     place.json(&["verify", file], 0);
@@ -191,12 +210,18 @@ fn aggregate_example(file: &str, table: &str) {
 
 #[test]
 fn groups_in_windows_of_a_month() {
-    aggregate_example("configs/pipelines/postgres_postgres_aggregate_bounded.yaml", "user_daily_orders_bounded");
+    aggregate_example(
+        "configs/pipelines/postgres_postgres_aggregate_bounded.yaml",
+        "user_daily_orders_bounded",
+    );
 }
 
 #[test]
 fn groups_compared_month_by_month() {
-    aggregate_example("configs/pipelines/postgres_postgres_aggregate_nested.yaml", "user_daily_orders_nested");
+    aggregate_example(
+        "configs/pipelines/postgres_postgres_aggregate_nested.yaml",
+        "user_daily_orders_nested",
+    );
 }
 
 #[test]
@@ -221,7 +246,11 @@ fn rows_with_a_checksum() {
     // A login counts for nothing, a status does, and then the row is written whole.
     db.psql("UPDATE users SET last_login = now() + interval '1 day'; UPDATE users SET status = 'old' WHERE id <= 3");
     let second = place.json(&["run", file], 0);
-    assert_eq!((&second["updated"], &second["read"]), (&3.into(), &3.into()), "{second}");
+    assert_eq!(
+        (&second["updated"], &second["read"]),
+        (&3.into(), &3.into()),
+        "{second}"
+    );
     assert_eq!(db.psql(&as_unsigned).trim(), "0");
     let late = db.psql("SELECT count(*) FROM public_copy.user_checksums WHERE last_login > now() + interval '1 hour'");
     assert_eq!(late.trim(), "3", "rows that are written are written whole");
@@ -245,7 +274,11 @@ fn what_needs_an_object_store_or_starrocks_says_so() {
 
 #[test]
 fn most_of_what_the_current_form_can_say() {
-    let (from, to, profiles) = (database("example_all_from"), database("example_all_to"), database("example_all_prof"));
+    let (from, to, profiles) = (
+        database("example_all_from"),
+        database("example_all_to"),
+        database("example_all_prof"),
+    );
     from.psql(
         "CREATE TABLE customers(id int PRIMARY KEY, name varchar(100), updated_at timestamptz NOT NULL);
          CREATE TABLE orders(id int PRIMARY KEY, order_date timestamptz NOT NULL, total numeric(10,2), customer_id int, region text,
@@ -279,7 +312,8 @@ fn most_of_what_the_current_form_can_say() {
     };
     place.json(&["run", file, "--strategy", "incremental"], 0);
     assert_eq!(found(), wanted());
-    let kept = to.psql("SELECT count(*) FROM analytics.orders_enriched WHERE checksum !~ '^[0-9a-f]{32}$' OR checksum IS NULL");
+    let kept = to
+        .psql("SELECT count(*) FROM analytics.orders_enriched WHERE checksum !~ '^[0-9a-f]{32}$' OR checksum IS NULL");
     assert_eq!(kept.trim(), "0");
     // A customer's new name, a deleted order and a changed one: the delta sees all three.
     from.psql(
@@ -290,14 +324,22 @@ fn most_of_what_the_current_form_can_say() {
     place.until(&["run", file, "--strategy", "incremental"], found, wanted().trim());
     assert!(found().contains("renamed"), "joined tables are followed");
     place.json(&["run", file, "--strategy", "nightly"], 0);
-    assert_eq!(found(), wanted(), "the comparison does not bring back what the tombstone took");
+    assert_eq!(
+        found(),
+        wanted(),
+        "the comparison does not bring back what the tombstone took"
+    );
     place.json(&["run", file, "--strategy", "weekly"], 0);
     assert_eq!(found(), wanted(), "neither does a full run");
 }
 
 #[test]
 fn the_first_generation_with_stages() {
-    let (from, to, profiles) = (database("example_g1_from"), database("example_g1_to"), database("example_g1_prof"));
+    let (from, to, profiles) = (
+        database("example_g1_from"),
+        database("example_g1_to"),
+        database("example_g1_prof"),
+    );
     from.psql(
         "CREATE TABLE users(id int PRIMARY KEY, name text, status text, created_at timestamp);
          INSERT INTO users SELECT i, 'name ' || i, CASE i % 3 WHEN 0 THEN 'A' WHEN 1 THEN 'I' ELSE 'X' END, '2024-01-01'
@@ -339,7 +381,8 @@ fn uuids_and_columns_of_no_table() {
     let file = "configs/uuid_virtual_example.yaml";
     let first = place.json(&["run", file], 0);
     assert_eq!(first["inserted"], 500, "{first}");
-    let source = "SELECT md5(string_agg(concat_ws('|', id, user_uuid, txn_id, qty, updated_at), ',' ORDER BY id)) FROM orders";
+    let source =
+        "SELECT md5(string_agg(concat_ws('|', id, user_uuid, txn_id, qty, updated_at), ',' ORDER BY id)) FROM orders";
     let copy = "SELECT md5(string_agg(concat_ws('|', id, user_uuid, transaction_id, quantity, updated_at), ',' ORDER BY id)) FROM analytics.orders_uuid";
     assert_eq!(db.psql(copy), db.psql(source));
     let columns = "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'analytics.orders_uuid'::regclass AND attnum > 0";
@@ -350,7 +393,11 @@ fn uuids_and_columns_of_no_table() {
     );
     db.psql("DELETE FROM orders WHERE id = 5; UPDATE orders SET qty = 1 WHERE id = 6");
     let mended = place.json(&["run", file], 0);
-    assert_eq!((&mended["deleted"], &mended["updated"]), (&1.into(), &1.into()), "{mended}");
+    assert_eq!(
+        (&mended["deleted"], &mended["updated"]),
+        (&1.into(), &1.into()),
+        "{mended}"
+    );
     assert_eq!(db.psql(copy), db.psql(source));
 }
 
@@ -369,7 +416,11 @@ fn a_schedule_and_its_strategies() {
     let unhashed = "SELECT count(*) FROM public_copy.user_schedule WHERE checksum IS NULL";
     assert_eq!(db.psql(unhashed).trim(), "0");
     db.psql("UPDATE users SET first_name = 'changed', updated_at = now() WHERE id < 5");
-    place.until(&["run", file, "--strategy", "delta"], || db.psql(copy), db.psql(source).trim());
+    place.until(
+        &["run", file, "--strategy", "delta"],
+        || db.psql(copy),
+        db.psql(source).trim(),
+    );
     db.psql("DELETE FROM users WHERE id = 300");
     place.json(&["run", file, "--strategy", "hash"], 0);
     assert_eq!(db.psql(copy), db.psql(source));
@@ -378,7 +429,11 @@ fn a_schedule_and_its_strategies() {
 /// Joins, filters, enrichment through Redis, a lambda: the brief's complete configuration, as printed.
 #[test]
 fn the_brief_s_advanced_pipeline_runs_as_printed() {
-    let (from, to, analytics) = (database("advanced_from"), database("advanced_to"), database("advanced_dims"));
+    let (from, to, analytics) = (
+        database("advanced_from"),
+        database("advanced_to"),
+        database("advanced_dims"),
+    );
     from.psql(
         "CREATE TABLE customers(id int PRIMARY KEY, name text);
          INSERT INTO customers VALUES (1, 'Ada'), (2, 'Alan'), (3, 'Grace');
@@ -397,8 +452,14 @@ fn the_brief_s_advanced_pipeline_runs_as_printed() {
         ("dest_db", postgres(&to)),
         ("analytics_db", postgres(&analytics)),
     ]);
-    place.write("synctool.yaml", &format!("redis: {{url: \"{}\"}}\n", Redis::shared().url()));
-    place.write("advanced.yaml", include_str!("../config/brief/advanced_sync_pipeline.yaml"));
+    place.write(
+        "synctool.yaml",
+        &format!("redis: {{url: \"{}\"}}\n", Redis::shared().url()),
+    );
+    place.write(
+        "advanced.yaml",
+        include_str!("../config/brief/advanced_sync_pipeline.yaml"),
+    );
     let rows = || {
         to.psql(
             "SELECT string_agg(concat_ws(' ', order_id, order_date::date, total_amount, coalesce(customer_name, '-'),
@@ -416,12 +477,17 @@ fn the_brief_s_advanced_pipeline_runs_as_printed() {
          UPDATE orders SET status = 'done', updated_at = now() WHERE id = 2;
          UPDATE orders SET status = 'active', updated_at = now() WHERE id = 3",
     );
-    let wanted = "1 2024-01-15 200.00 Ada gold 9.5 220.00, 3 2024-01-17 5.00 Grace - - 5.50, 4 2024-01-18 8.00 - - - 8.80";
+    let wanted =
+        "1 2024-01-15 200.00 Ada gold 9.5 220.00, 3 2024-01-17 5.00 Grace - - 5.50, 4 2024-01-18 8.00 - - - 8.80";
     place.until(&["run", "advanced.yaml", "--strategy", "delta_sync"], rows, wanted);
     to.psql("UPDATE analytics.orders_enriched SET total_with_tax = 0 WHERE order_id = 1; DELETE FROM analytics.orders_enriched WHERE order_id = 3");
     place.json(&["verify", "advanced.yaml"], 3);
     let mended = place.json(&["run", "advanced.yaml", "--strategy", "hash_sync"], 0);
-    assert_eq!((&mended["inserted"], &mended["updated"]), (&1.into(), &1.into()), "{mended}");
+    assert_eq!(
+        (&mended["inserted"], &mended["updated"]),
+        (&1.into(), &1.into()),
+        "{mended}"
+    );
     assert_eq!(rows().trim(), wanted);
     place.json(&["run", "advanced.yaml", "--strategy", "full_sync"], 0);
     assert_eq!(rows().trim(), wanted);

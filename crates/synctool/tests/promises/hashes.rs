@@ -47,7 +47,9 @@ fn a_kept_hash_is_that_of_the_documented_form() {
         place.json(&["run", &file, "--strategy", "full"], 0);
         let copy = format!("copy_{algorithm}");
         let expression = hash.replace("FORM", FORM);
-        let wrong = format!("SELECT string_agg(b || ' ' || a, ', ') FROM {copy} WHERE checksum IS DISTINCT FROM ({expression})");
+        let wrong = format!(
+            "SELECT string_agg(b || ' ' || a, ', ') FROM {copy} WHERE checksum IS DISTINCT FROM ({expression})"
+        );
         assert_eq!(db.psql(&wrong).trim(), "", "{algorithm}: rows whose hash is another");
         assert_eq!(db.psql(&format!("SELECT count(*) FROM {copy}")).trim(), "3");
         // A change that counts: the row and its hash are written.
@@ -92,12 +94,21 @@ fn what_did_not_change_is_not_written() {
     let before = versions();
     db.psql("UPDATE people SET views = views + 1; UPDATE people SET name = name");
     let nothing = place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
-    assert_eq!((&nothing["read"], &nothing["updated"]), (&0.into(), &0.into()), "{nothing}");
+    assert_eq!(
+        (&nothing["read"], &nothing["updated"]),
+        (&0.into(), &0.into()),
+        "{nothing}"
+    );
     assert_eq!(versions(), before, "no row has a new version");
     db.psql("UPDATE people SET name = 'other' WHERE a = 1");
     place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
     let after = versions();
-    let changed = before.trim().split(", ").zip(after.trim().split(", ")).filter(|(a, b)| a != b).count();
+    let changed = before
+        .trim()
+        .split(", ")
+        .zip(after.trim().split(", "))
+        .filter(|(a, b)| a != b)
+        .count();
     assert_eq!(changed, 1, "{before} -> {after}");
 }
 
@@ -119,7 +130,10 @@ fn a_delta_writes_only_what_differs() {
     let before = db.psql("SELECT md5(string_agg(xmin::text, ',' ORDER BY id)) FROM copies");
     let again = place.json(&["run", "p.yaml"], 0);
     assert_eq!((&again["read"], &again["updated"]), (&100.into(), &0.into()), "{again}");
-    assert_eq!(db.psql("SELECT md5(string_agg(xmin::text, ',' ORDER BY id)) FROM copies"), before);
+    assert_eq!(
+        db.psql("SELECT md5(string_agg(xmin::text, ',' ORDER BY id)) FROM copies"),
+        before
+    );
 }
 
 /// `match_row_count`: a block counts its rows too, so rows whose sums happen to be equal do not hide a missing one. Two
@@ -140,7 +154,11 @@ fn counts_are_compared_too() {
         place.json(&["run", "p.yaml"], 0);
         db.psql("DELETE FROM copies WHERE id % 700 = 0; INSERT INTO copies VALUES (-1, 1), (9999, 1)");
         let mended = place.json(&["run", "p.yaml"], 0);
-        assert_eq!((&mended["inserted"], &mended["deleted"]), (&7.into(), &2.into()), "{mended}");
+        assert_eq!(
+            (&mended["inserted"], &mended["deleted"]),
+            (&7.into(), &2.into()),
+            "{mended}"
+        );
         place.json(&["verify", "p.yaml"], 0);
     }
 }
@@ -164,5 +182,9 @@ fn a_hash_of_the_source_is_compared_as_it_is() {
     db.psql("UPDATE items SET v = -1 WHERE id = 5; UPDATE items SET v = -1, h = -1 WHERE id = 6");
     let mended = place.json(&["run", "p.yaml"], 0);
     assert_eq!(mended["updated"], 1, "{mended}");
-    assert_eq!(db.psql("SELECT string_agg(id::text, ',') FROM copies WHERE v = -1").trim(), "6");
+    assert_eq!(
+        db.psql("SELECT string_agg(id::text, ',') FROM copies WHERE v = -1")
+            .trim(),
+        "6"
+    );
 }

@@ -7,7 +7,10 @@ struct Numbers(u64);
 
 impl Numbers {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 
@@ -22,12 +25,19 @@ fn dimension(numbers: &mut Numbers, bounded: bool) -> String {
         false => numbers.below(9),
     };
     match kind {
-        0 => format!("{{column: small, step: {}{}}}", numbers.below(60) + 1, bounds(bounded, "-20", "50")),
+        0 => format!(
+            "{{column: small, step: {}{}}}",
+            numbers.below(60) + 1,
+            bounds(bounded, "-20", "50")
+        ),
         1 => {
             let unit = numbers.of(&["day", "week", "month", "quarter", "year"]);
             let zone = numbers.of(&["UTC", "Europe/Berlin", "America/New_York", "+05:45"]);
             let ends = bounds(bounded, "\"2023-11-30\"", "\"2024-06-01\"");
-            format!("{{column: at, step: {}, step_unit: {unit}, time_zone: {zone}{ends}}}", numbers.below(3) + 1)
+            format!(
+                "{{column: at, step: {}, step_unit: {unit}, time_zone: {zone}{ends}}}",
+                numbers.below(3) + 1
+            )
         }
         2 => format!(
             "{{column: day, step: {}, step_unit: {}{}}}",
@@ -37,7 +47,10 @@ fn dimension(numbers: &mut Numbers, bounded: bool) -> String {
         ),
         3 => format!("{{column: id, step: {}}}", numbers.below(700) + 50),
         4 => format!("{{column: price, step: {}}}", numbers.below(90) + 10),
-        5 => format!("{{column: token, step: {}}}", numbers.below(4_000_000_000) + 100_000_000),
+        5 => format!(
+            "{{column: token, step: {}}}",
+            numbers.below(4_000_000_000) + 100_000_000
+        ),
         6 => "{column: kind, type: value, step: -1}".into(),
         7 => "{column: flag, type: value, step: -1}".into(),
         _ => format!("{{column: naive, step: {}, step_unit: hour}}", numbers.below(300) + 24),
@@ -63,7 +76,10 @@ const ITEMS: &str = "CREATE TABLE items(id bigint PRIMARY KEY, small int, price 
 
 #[test]
 fn every_row_is_in_exactly_one_partition() {
-    let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let seed = std::env::var("PROPTEST_RNG_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1);
     let mut numbers = Numbers(seed);
     let db = database("any_partitions");
     db.psql(&format!("SELECT setseed(0.{}); {ITEMS}", seed % 1000));
@@ -98,7 +114,10 @@ fn every_row_is_in_exactly_one_partition() {
 /// With `start` and `end` exactly the rows between them, once each, and none of the others is touched.
 #[test]
 fn bounds_hold_exactly_what_is_between_them() {
-    let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let seed = std::env::var("PROPTEST_RNG_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1);
     let mut numbers = Numbers(seed ^ 0x5eed);
     let db = database("any_bounds");
     db.psql(&format!("SELECT setseed(0.{}); {ITEMS}", seed % 1000));

@@ -105,13 +105,7 @@ pub struct Applied {
     /// they stand beside `written`.
     pub removed: u64,
     /// Rows of SyncTool's own tables (key maps, touched groups): in none of the other counts.
-    #[serde(skip_serializing_if = "is_zero")]
     pub own: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
-fn is_zero(n: &u64) -> bool {
-    *n == 0
 }
 
 impl Applied {
@@ -185,7 +179,6 @@ pub struct Accounts {
     /// What was compared by hash.
     pub compared: Compared,
     /// Rows handed to the sink for SyncTool's own tables: in none of the other accounts.
-    #[serde(skip_serializing_if = "is_zero")]
     pub own: u64,
 }
 

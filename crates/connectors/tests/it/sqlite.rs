@@ -140,6 +140,7 @@ fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
         done,
         accounts: Accounts {
             compared: Default::default(),
+            own: 0,
             read: tally,
             stages: Vec::new(),
             written: tally,

@@ -158,6 +158,7 @@ fn advance(id: &str, from: Option<&str>, to: &str, done: bool, rows: u64) -> Adv
         done,
         accounts: Accounts {
             compared: Default::default(),
+            own: 0,
             read: tally,
             stages: Vec::new(),
             written: tally,

@@ -310,6 +310,7 @@ pub(crate) async fn a_resumed_run_names_the_one_before(place: Place) {
         deleted: 5,
         unchanged: 7,
         removed: 0,
+        own: 0,
     });
     let recorded = second.finish(Ok(&both)).await.unwrap();
     assert_eq!(recorded.run.resumed_from.as_deref(), Some(first.run_id()));

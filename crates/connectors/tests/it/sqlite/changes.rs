@@ -406,6 +406,7 @@ async fn without_a_key_only_whole_rows_are_found_again() {
         deleted: 1,
         unchanged: 1,
         removed: 0,
+        own: 0,
     };
     assert_eq!(applied, expected);
     assert_eq!(

@@ -365,7 +365,7 @@ fn keep_rejects(conn: &Connection, plan: &Plan, step: &Advance) -> Result<()> {
                 plan.pipeline,
                 plan.generation.0,
                 step.partition.as_str(),
-                number,
+                i64::try_from(*number).unwrap_or(i64::MAX),
                 plan.run_id,
                 reject.stage,
                 reject.table.to_string(),

@@ -31,7 +31,7 @@ use crate::query::{KeyList, Term};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::{ReadContext, Reader, Source};
-use crate::stage::Stages;
+use crate::stage::{NoStages, Stages};
 use crate::text::{self, ColumnBuilder};
 use arrow_array::RecordBatch;
 use async_trait::async_trait;

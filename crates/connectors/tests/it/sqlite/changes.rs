@@ -220,6 +220,7 @@ async fn a_replaced_range_is_exactly_its_rows() {
         unchanged: 1,
         removed: 1,
         deleted: 0,
+        own: 0,
     };
     assert_eq!(applied, expected);
     assert_eq!(

@@ -127,10 +127,16 @@ pub fn compare_spec(
             ty,
         }))
     };
-    let names: Vec<String> = match tracked {
+    let mut names: Vec<String> = match tracked {
         Some(tracked) => tracked.to_vec(),
         None => resolved.schema.columns.iter().map(|c| c.name.clone()).collect(),
     };
+    // A stored hash is read at both ends, whatever else counts.
+    if let Form::Stored(column) = form
+        && !names.contains(column)
+    {
+        names.push(column.clone());
+    }
     let mut columns = Vec::new();
     let mut absent = Vec::new();
     let is_hash = |n: &String| resolved.row_hash.as_ref().is_some_and(|h| h.column == *n);

@@ -160,8 +160,12 @@ fn check(expression: &str, written: &At<String>) -> Result<()> {
 fn condition(filter: &At<Filter>) -> Result<String> {
     match &**filter {
         Filter::Sql(sql) => {
-            check(sql, &filter.with(sql.clone()))?;
-            Ok(sql.clone())
+            let sql = match sql.trim_start().starts_with("lambda") || !looks_like_python(sql) {
+                true => sql.clone(),
+                false => format!("lambda x: {sql}"),
+            };
+            check(&sql, &filter.with(sql.clone()))?;
+            Ok(sql)
         }
         Filter::Compare(c) => {
             let column = format!("\"{}\"", c.column.replace('"', "\"\""));

@@ -397,37 +397,39 @@ fn all_read(folder: &Path, when: &str) -> usize {
 /// 15. The last half second of a day belongs to it, and so does every second before 1970.
 #[test]
 fn days_are_not_rounded() {
-    let db = database("rounding");
-    db.psql(
-        "CREATE TABLE items(id int PRIMARY KEY, at timestamp);
-         INSERT INTO items VALUES (1, '2024-01-01 23:59:59.6'), (2, '2024-01-02 00:00:00'), (3, '2024-01-01 23:59:59.999999'),
-             (4, '1969-12-31 12:00'), (5, '1969-12-31 23:59:59.6'), (6, '1970-01-01 00:00'), (7, '1582-10-14 23:59:59.6'), (8, '2024-02-29 23:59:59.5')",
-    );
-    for unit in ["day", "hour", "month", "year"] {
-        db.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE");
-        let place = here(&db);
-        let bounds = if unit == "hour" || unit == "day" {
-            ", start: 1969-12-31"
-        } else {
-            ""
-        };
-        place.write(
-            "p.yaml",
-            &pipeline(&format!(
-                "{{name: hash, type: hash, primary_partitions: [{{column: at, step: 1, step_unit: {unit}{bounds}}}]}}"
-            )),
-        );
-        let wanted = if bounds.is_empty() {
-            "items"
-        } else {
-            "(SELECT * FROM items WHERE at >= '1969-12-31')"
-        };
-        place.json(&["run", "p.yaml"], 0);
-        assert_eq!(db.psql(&rows("copies")), db.psql(&rows(wanted)), "{unit}");
-        // A row of each day is another, and the run finds it in the partition of its own day.
-        db.psql("UPDATE copies SET at = at + interval '0.1 seconds' WHERE id IN (1, 4, 5, 8)");
-        let mended = place.json(&["run", "p.yaml"], 0);
-        assert_eq!(mended["updated"], 4, "{unit}: {mended}");
-        assert_eq!(db.psql(&rows("copies")), db.psql(&rows(wanted)), "{unit}");
+    let around = |day: &str, next: &str| {
+        format!(
+            "CREATE TABLE items(id int PRIMARY KEY, at timestamp);
+             INSERT INTO items VALUES (1, '{day} 23:59:59.6'), (2, '{next} 00:00:00'), (3, '{day} 23:59:59.999999'), (4, '{day} 12:00'),
+                 (5, '{day} 00:00:00'), (6, '{next} 23:59:59.5'), (7, '{day} 11:59:59.5')"
+        )
+    };
+    for (day, next) in [
+        ("1969-12-31", "1970-01-01"),
+        ("2024-02-29", "2024-03-01"),
+        ("1582-10-14", "1582-10-15"),
+    ] {
+        for unit in ["day", "hour", "month"] {
+            let db = database("rounding");
+            db.psql(&around(day, next));
+            let place = here(&db);
+            place.write(
+                "p.yaml",
+                &pipeline(&format!(
+                    "{{name: hash, type: hash, primary_partitions: [{{column: at, step: 1, step_unit: {unit}}}]}}"
+                )),
+            );
+            place.json(&["run", "p.yaml"], 0);
+            assert_eq!(db.psql(&rows("copies")), db.psql(&rows("items")), "{day}, {unit}");
+            // Each row stays in the partition of its own day, where the run finds it.
+            db.psql("UPDATE copies SET at = at + interval '0.1 seconds' WHERE id IN (1, 4, 6, 7)");
+            let mended = place.json(&["run", "p.yaml"], 0);
+            assert_eq!(
+                (&mended["updated"], &mended["inserted"]),
+                (&4.into(), &0.into()),
+                "{day}, {unit}: {mended}"
+            );
+            assert_eq!(db.psql(&rows("copies")), db.psql(&rows("items")), "{day}, {unit}");
+        }
     }
 }

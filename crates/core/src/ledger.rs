@@ -104,9 +104,20 @@ pub struct Applied {
     /// Rows that only the destination had and that a replaced range took away: they were never given to the sink, so
     /// they stand beside `written`.
     pub removed: u64,
+    /// Rows of SyncTool's own tables (key maps, touched groups): in none of the other counts.
+    pub own: u64,
 }
 
 impl Applied {
+    /// The same, booked as rows of a table of our own.
+    #[must_use]
+    pub fn as_own(self) -> Self {
+        Applied {
+            own: self.written,
+            ..Applied::default()
+        }
+    }
+
     /// `rows` inserted, nothing else.
     pub fn inserts(rows: u64) -> Self {
         Applied {
@@ -125,6 +136,7 @@ impl AddAssign for Applied {
         self.deleted += o.deleted;
         self.unchanged += o.unchanged;
         self.removed += o.removed;
+        self.own += o.own;
     }
 }
 
@@ -166,6 +178,8 @@ pub struct Accounts {
     pub written: Tally,
     /// What was compared by hash.
     pub compared: Compared,
+    /// Rows handed to the sink for SyncTool's own tables: in none of the other accounts.
+    pub own: u64,
 }
 
 impl Accounts {
@@ -184,6 +198,7 @@ impl AddAssign<&Accounts> for Accounts {
         self.read += o.read;
         self.written += o.written;
         self.compared += o.compared;
+        self.own += o.own;
         for (name, account) in &o.stages {
             self.stage(name).add_assign(*account);
         }
@@ -237,6 +252,12 @@ impl Ledger {
             return leak(format!(
                 "{from} gave {rows} rows, {} were handed to the sink, which accounts for {}",
                 self.accounts.written.rows, a.written
+            ));
+        }
+        if a.own != self.accounts.own {
+            return leak(format!(
+                "{} rows of our own were handed to the sink, which accounts for {}",
+                self.accounts.own, a.own
             ));
         }
         if a.written != a.inserted + a.updated + a.deleted + a.unchanged {

@@ -25,3 +25,4 @@ pub mod stage;
 pub mod strategy;
 pub mod testing;
 pub mod text;
+pub mod written;

@@ -60,6 +60,34 @@ pub struct PlannedTable {
     /// How the table is compared, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compare: Option<CompareSpec>,
+    /// Whether the table is SyncTool's own (a key map, touched groups): its rows are booked apart from the user's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
+    /// The column that keeps each row's hash, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_hash: Option<StoredHash>,
+}
+
+/// A column that keeps the hash of each row: computed here, as the last thing before the row is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredHash {
+    /// The column: a 64-bit integer or a text.
+    pub column: String,
+    /// How the hash is written down.
+    pub form: StoredForm,
+    /// The columns that are hashed, in this order: the key, then what counts of the others by their names' bytes.
+    pub of: Vec<String>,
+}
+
+/// How the MD5 of a row's canonical form is written down in a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoredForm {
+    /// Its first 32 bits as a number without a sign: what `md5_sum_hash` keeps. For people and other programs: too short to
+    /// compare by.
+    Sum,
+    /// 32 hexadecimal digits; in an integer its first 64 bits: what `hash_md5_hash` keeps.
+    Md5,
 }
 
 /// How the rows of a delta become changes: those that are gone travel as deletes.
@@ -69,11 +97,23 @@ pub struct Changes {
     /// A column read whose value says that the row is gone: true, or anything but NULL where it is no boolean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tombstone: Option<String>,
+    /// The value that says so, where it is not the usual one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tombstone_value: Option<String>,
     /// Whether rows of a slice that do not meet the filters are deleted: they may have met them before they changed.
     pub unmatched: bool,
 }
 
 impl PlannedTable {
+    /// The columns as they come out of the stages: all that are written but the hash of the row, which is made last.
+    pub fn staged(&self) -> TableSchema {
+        let mut schema = self.schema.clone();
+        if let Some(hash) = &self.row_hash {
+            schema.columns.retain(|c| c.name != hash.column);
+        }
+        schema
+    }
+
     /// The columns as the destination was asked to store them: the source's, in the types wanted. (`schema` has the
     /// destination's answer, with its own type names.)
     pub fn asked(&self) -> impl Iterator<Item = Column> + '_ {
@@ -291,6 +331,8 @@ pub enum Work {
         /// The key map is only filled: no group is touched.
         fill: bool,
     },
+    /// Find the rows of the key map that the source does not have any more, and the groups they were in.
+    Vanished(Compare),
     /// Compute touched groups anew: those of this shard.
     Recompute {
         /// The shard.

@@ -1,6 +1,7 @@
 //! How far a run is: partitions, positions, generations, epochs and the checkpoint that ties them to the data.
 
 use crate::ledger::{Accounts, Applied};
+use crate::stage::Reject;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
@@ -69,6 +70,9 @@ pub struct Advance {
     pub done: bool,
     /// The partition's accounts up to and including this step, for the ledger of a resumed run.
     pub accounts: Accounts,
+    /// Rows that stages put aside in this step, with their numbers in the partition. A destination that can keeps them in
+    /// the same transaction.
+    pub rejects: Vec<(u64, Reject)>,
 }
 
 /// What the sink knows of one partition.

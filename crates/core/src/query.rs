@@ -118,6 +118,10 @@ pub enum Test {
     Null,
     /// Not NULL.
     NotNull,
+    /// One of these values, or NULL. There is at least one.
+    NullOrIn(Vec<String>),
+    /// NULL, or none of these values. There is at least one.
+    NullOrNotIn(Vec<String>),
 }
 
 /// How a value is compared.

@@ -174,6 +174,7 @@ enum Check {
     In(usize, ColumnType, HashSet<Vec<u8>>),
     NotIn(usize, ColumnType, HashSet<Vec<u8>>),
     Null(usize, bool),
+    NullOr(usize, Box<Check>),
     /// `lower <= key < upper`, part by part.
     Key(Vec<(usize, ColumnType)>, Option<Vec<Value>>, Option<Vec<Value>>),
     Keys(Vec<(usize, ColumnType)>, HashSet<Vec<u8>>),
@@ -266,6 +267,14 @@ impl Selection {
             }
             Test::Null => Check::Null(at, true),
             Test::NotNull => Check::Null(at, false),
+            Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
+                let forms = values.iter().map(|v| form(&ty, Some(v))).collect::<Result<_>>()?;
+                let other = match condition.test {
+                    Test::NullOrIn(_) => Check::In(at, ty.clone(), forms),
+                    _ => Check::NotIn(at, ty.clone(), forms),
+                };
+                Check::NullOr(at, Box::new(other))
+            }
         });
         Ok(())
     }
@@ -368,6 +377,7 @@ impl Check {
     fn holds(&self, rows: &RecordBatch, row: usize) -> Result<bool> {
         Ok(match self {
             Check::Null(at, null) => rows.column(*at).is_null(row) == *null,
+            Check::NullOr(at, other) => rows.column(*at).is_null(row) || other.holds(rows, row)?,
             Check::Range(at, ty, lower, upper) => cell(rows, *at, ty, row)?.is_some_and(|v| {
                 lower.as_ref().is_none_or(|l| v.compare(l).is_ge())
                     && upper.as_ref().is_none_or(|u| v.compare(u).is_lt())

@@ -225,7 +225,9 @@ pub fn shares(plan: &Plan, advances: &[Advance], done: &BTreeMap<usize, Applied>
     for (table, applied) in done.iter().filter(|(_, a)| **a != Applied::default()) {
         let own = tables.iter().position(|t| *t == Some(*table));
         let direct = plan.tables.get(*table).is_some_and(|t| t.publish == Publish::Direct);
+        let ours = plan.tables.get(*table).is_some_and(|t| t.own);
         match own.or_else(|| (direct && !shares.is_empty()).then_some(0)) {
+            Some(at) if ours => shares[at] += applied.as_own(),
             Some(at) => shares[at] += *applied,
             None => return Err(Error::bug("rows of a table none of whose partitions is committed")),
         }

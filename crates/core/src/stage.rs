@@ -24,6 +24,18 @@ pub struct Reject {
     pub key: Vec<(String, Option<String>)>,
 }
 
+impl Reject {
+    /// The row's key as a JSON object of canonical texts.
+    pub fn key_json(&self) -> String {
+        let key: serde_json::Map<String, serde_json::Value> = self
+            .key
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone().into()))
+            .collect();
+        serde_json::Value::Object(key).to_string()
+    }
+}
+
 /// What a stage makes of a batch.
 #[derive(Debug, Default)]
 pub struct Staged {

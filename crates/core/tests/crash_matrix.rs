@@ -189,6 +189,8 @@ fn log_plan(tables: &[TableId]) -> Plan {
                 changes: None,
                 evolve: false,
                 compare: None,
+                own: false,
+                row_hash: None,
                 read: ReadSpec::all(t.clone(), &schema().columns),
                 destination: t.clone(),
                 schema: schema(),

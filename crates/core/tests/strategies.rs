@@ -12,7 +12,7 @@ use synctool_core::retry::RetryPolicy;
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::strategy::aggregate::{self, AggregateRequest};
-use synctool_core::strategy::delta::{self, Deletes, DeltaRequest, StampedBy};
+use synctool_core::strategy::delta::{self, Deletes, DeltaRequest, StampedBy, Tombstone};
 use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
 use synctool_core::strategy::table::{ColumnChoice, TableRequest};
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
@@ -109,6 +109,7 @@ fn by_stamp(deletes: Deletes) -> DeltaRequest {
         cursor: Term::column("stamp"),
         // Texts are no clock: here the application stamps.
         stamped_by: StampedBy::App { lag: Duration::ZERO },
+        joined: Vec::new(),
         zone: None,
         deletes,
         window: None,
@@ -126,7 +127,16 @@ async fn delta_run(world: &World, faults: &FaultPlan, request: &DeltaRequest) ->
         let after = remembered.get(&delta::watermark_name(&request.cursor));
         let column = delta::cursor_column(&*source, request).await?;
         let window = delta::window(&*source, request, &column, after.map(String::as_str)).await?;
-        delta::plan(&*source, &*destination, &*engine.stages, request, &column, window).await
+        delta::plan(
+            &*source,
+            &*destination,
+            &*engine.stages,
+            request,
+            &column,
+            window,
+            Vec::new(),
+        )
+        .await
     };
     let (plan, resumed) = engine.plan("p", &serde_json::Value::Null, draft).await?;
     engine.run(plan, resumed).await
@@ -277,7 +287,10 @@ async fn a_delta_reads_what_changed_and_nothing_else() {
 #[tokio::test]
 async fn a_tombstone_deletes() {
     let world = World::new(some_rows(5));
-    let request = by_stamp(Deletes::Tombstone("gone".into()));
+    let request = by_stamp(Deletes::Tombstone(Tombstone {
+        column: "gone".into(),
+        value: None,
+    }));
     delta_run(&world, &FaultPlan::none(), &request).await.unwrap();
     world.change(|rows| {
         let (key, mut cells) = row(2, "u", 1, Some("2026-01-04"));

@@ -6,6 +6,7 @@
 
 mod choose;
 mod draft;
+mod drift;
 mod request;
 mod stages;
 mod verify;
@@ -54,6 +55,8 @@ pub struct RunOptions {
     pub verify: Option<Verify>,
     /// Mass deletes and an empty source are meant.
     pub allow_mass_delete: bool,
+    /// The source's columns are right as they are now, whatever `schema_drift` says.
+    pub accept_schema: bool,
     /// An unfinished run is forgotten first.
     pub restart: bool,
     /// Partitions at once.
@@ -77,6 +80,7 @@ impl Default for RunOptions {
             bounds: Vec::new(),
             verify: None,
             allow_mass_delete: false,
+            accept_schema: false,
             restart: false,
             workers: None,
             memory: None,

@@ -1,58 +1,14 @@
 //! Delta, hash and aggregate by the whole program between real servers: what the brief prints, writers that commit late,
 //! comparisons across engines, and kill -9 at every kind of failpoint.
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod place;
+
+use place::{Place, postgres};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use synctool_testkit::kill::{Action, KillRun, spread};
 use synctool_testkit::{MariaDb, PgVersion, Postgres, TestDb};
-use tempfile::TempDir;
-
-/// A folder with a datastores file and pipelines.
-struct Place(TempDir);
-
-impl Place {
-    fn new(datastores: &[(&str, String)]) -> Place {
-        let place = Place(tempfile::tempdir().expect("a folder"));
-        let mut text = String::from("datastores:\n");
-        for (name, entry) in datastores {
-            text.push_str(&format!("  {name}: {entry}\n"));
-        }
-        place.write("datastores.yaml", &text);
-        place
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path().join(name), text).expect("written");
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
-        command.current_dir(self.path()).args(arguments);
-        command
-    }
-
-    fn synctool(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the program starts")
-    }
-
-    /// Runs and expects an exit code; the JSON on stdout.
-    fn json(&self, arguments: &[&str], exit: i32) -> serde_json::Value {
-        let output = self.synctool(&[arguments, &["--output", "json"]].concat());
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {told}");
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {told}"))
-    }
-}
-
-fn postgres(db: &TestDb) -> String {
-    format!("{{type: postgres, connection: {{url: \"{}\"}}}}", db.url())
-}
 
 const ORDERS: &str = "CREATE TABLE orders(order_id int PRIMARY KEY, user_id int NOT NULL, amount numeric(10,2),
         discount numeric(10,2), order_date timestamp NOT NULL, updated_at timestamp NOT NULL);

@@ -12,6 +12,7 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use synctool_core::blocks::{digest, push_field};
 use synctool_core::change::{ChangeBatch, Op};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::StageAccount;
@@ -32,6 +33,8 @@ struct Inner {
     forms: Vec<KeyForm>,
     /// The columns that are added.
     fields: Vec<Column>,
+    /// The types of the fields that a dimension's row begins with; its hash is made of them.
+    hashed: Vec<ColumnType>,
     /// Where validity stands in a row of the dimension: behind the fields.
     validity: Option<(ColumnType, Option<ColumnType>)>,
     dimension: CachedDimension<SourceLookup>,
@@ -70,7 +73,13 @@ impl Enrich {
             };
             Column::new(field.dest.clone(), ty)
         });
-        let fields: Vec<Column> = fields.collect();
+        let mut fields: Vec<Column> = fields.collect();
+        let hashed = fields.iter().map(|f| f.ty.clone()).collect();
+        fields.extend(
+            spec.hash
+                .iter()
+                .map(|h| Column::new(h.clone(), ColumnType::Text { max: None })),
+        );
         if let Some(twice) = fields
             .iter()
             .enumerate()
@@ -92,14 +101,17 @@ impl Enrich {
             taken.extend(to);
         }
         // Types and names both: a changed dimension does not read what an older one left in Redis.
-        let shape = format!("{}/{}/{keys:?}/{taken:?}", spec.datastore, spec.table);
-        let lookup = SourceLookup::new(source, spec.table.clone(), &keys, &taken, spec.cache.ttl);
+        let filters = serde_json::to_string(&spec.filters).map_err(|e| Error::bug(format!("filters as text: {e}")))?;
+        let shape = format!("{}/{}/{keys:?}/{taken:?}/{filters}", spec.datastore, spec.table);
+        let lookup =
+            SourceLookup::new(source, spec.table.clone(), &keys, &taken, spec.cache.ttl).filtered(spec.filters.clone());
         let dimension = CachedDimension::new(lookup, &spec.cache, &spec.dimension, &short_hash(&shape))?;
         Ok(Enrich(Arc::new(Inner {
             name: name.to_string(),
             key,
             forms: keys.iter().map(KeyForm::of).collect(),
             fields,
+            hashed,
             validity,
             dimension,
             overlaps: AtomicBool::new(false),
@@ -207,7 +219,7 @@ impl Inner {
     fn valid_at(&self, rows: &Rows, as_of: &AsOf, ty: &ColumnType, value: &str) -> Option<usize> {
         let (from_ty, to_ty) = self.validity.as_ref()?;
         let point = ordinal(ty, value).flatten()?;
-        let fields = self.fields.len();
+        let fields = self.hashed.len();
         let mut best: Option<(i128, usize)> = None;
         let mut several = false;
         for (i, row) in rows.iter().enumerate() {
@@ -244,6 +256,13 @@ impl Inner {
         let mut builder = ColumnBuilder::new(&self.fields[at]);
         for m in matches {
             match m {
+                Match::Row(rows, i) if at == self.hashed.len() => {
+                    let mut form = Vec::new();
+                    for (ty, value) in self.hashed.iter().zip(rows[*i].iter()) {
+                        push_field(&mut form, ty, value.as_deref())?;
+                    }
+                    builder.append_text(&format!("{:032x}", digest(&form)))?;
+                }
                 Match::Row(rows, i) => match &rows[*i][at] {
                     Some(text) => builder.append_text(text)?,
                     None => builder.append_null(),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
+use synctool_core::query::Filter;
 use synctool_core::schema::{ColumnType, TableId};
 
 /// A stage with the name it has in the ledger.
@@ -240,6 +241,12 @@ pub struct EnrichSpec {
     pub on: Vec<JoinOn>,
     /// What is taken.
     pub fields: Vec<Field>,
+    /// A column that gets the hash of the fields of each partner: 32 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
+    /// Conditions that rows of the dimension must meet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
     /// Rows without a partner.
     #[serde(default)]
     pub join: EnrichJoin,
@@ -376,6 +383,8 @@ mod tests {
                 key: "id".into(),
             }],
             fields: Vec::new(),
+            hash: None,
+            filters: Vec::new(),
             join: EnrichJoin::Inner,
             several: Several::Expand,
             as_of: None,

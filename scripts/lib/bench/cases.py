@@ -1,6 +1,7 @@
 """The cases: who competes in each, and what must come out."""
 
 from measure import Gate
+from pipelines import CANONICAL, COLUMNS, Pipelines
 
 MIB = 1 << 20
 
@@ -158,4 +159,116 @@ class Scale(Case):
         yield Gate("RSS / RSS of a tenth", "×", 1.25, [a.rss / b.rss for a, b in zip(large, small)])
 
 
-ALL = {case.name: case for case in (Copy1, Copy2, CopyStages, Parquet, Upsert, Resume, Scale)}
+class OfPipelines(Case):
+    """Pipelines of the current form; those of one benchmark share what they begin from."""
+
+    def __init__(self, bench):
+        super().__init__(bench)
+        bench.pipelines = getattr(bench, "pipelines", None) or Pipelines(bench)
+        self.pipelines = bench.pipelines
+
+
+class HashDiff(OfPipelines):
+    """100 rows differ, 50 are missing, 50 too many: found and repaired."""
+
+    name, title = "hash-diff", "200 scattered differences found and repaired, record hashes"
+    limit, rss_limit = 2.4, 64
+    columns = COLUMNS
+    scan = "SELECT count(*), sum(hash_record_extended(t, 0)) FROM {} t"
+    more = {}
+
+    def contenders(self):
+        pipeline = self.pipelines.write("scattered", [{"name": "hash", "type": "hash"}], **self.more)
+        return {
+            "synctool run, hash": lambda: self.ours(pipeline),
+            "one scan of each side": lambda: self.pipelines.scan(self.scan),
+        }
+
+    def ours(self, pipeline):
+        sample, moved = self.pipelines.repair(pipeline, self.columns)
+        table = int(self.bench.source.psql("SELECT pg_table_size('items')"))
+        self.notes.append(f"over the loopback: {moved / MIB:.1f} MiB, {moved / table:.2%} of the table")
+        return sample
+
+
+class HashDiffCanonical(HashDiff):
+    """The same by MD5 of the canonical form, which every engine can compute."""
+
+    name, title = "hash-diff-canonical", "200 scattered differences found and repaired, MD5 of the canonical form"
+    limit = 2
+    columns = CANONICAL
+    scan = (
+        "SELECT count(*), sum(('x' || left(md5(concat_ws('|', " + ", ".join(CANONICAL) + ")), 15))::bit(60)::bigint) FROM {} t"
+    )
+    more = {"hash_algo": "md5_sum_hash", "columns": CANONICAL}
+
+
+class Delta(OfPipelines):
+    """1 % of the rows."""
+
+    name, title = "delta", "1 % of the rows changed, upserted"
+    limit, rss_limit = 1.2, 64
+
+    def contenders(self):
+        pipeline = self.pipelines.write("changed", [{"name": "delta", "type": "delta", "column": "updated_at"}])
+        return {
+            "synctool run, delta": lambda: self.pipelines.delta(pipeline),
+            "by hand: COPY, INSERT ON CONFLICT": lambda: self.pipelines.delta_by_hand(pipeline),
+        }
+
+
+class Aggregate(OfPipelines):
+    """1 % of the groups; no limit is set yet: what must hold is that the table's size does not count."""
+
+    name, title = "aggregate", "1 % of 4,000 groups refreshed"
+
+    def contenders(self):
+        pipeline = self.pipelines.write(
+            "groups",
+            [{"name": "delta", "type": "delta", "column": "updated_at"}],
+            copy="totals",
+            sync_type="aggregate",
+            group_by=["day"],
+            columns=[
+                "day",
+                {"dest": "n", "expr": "count(*)"},
+                {"dest": "total", "expr": "sum(price)"},
+                {"dest": "newest", "expr": "max(updated_at)"},
+            ],
+        )
+        return {
+            "synctool run, aggregate": lambda: self.ours(pipeline),
+            "by hand: the changed groups": lambda: self.pipelines.totals_by_hand(pipeline),
+            "by hand: all groups anew": lambda: self.pipelines.totals_anew(pipeline),
+        }
+
+    def ours(self, pipeline):
+        sample, summary = self.pipelines.totals(pipeline)
+        self.notes.append(f"{summary['updated']} groups updated, {summary['unchanged']} unchanged")
+        return sample
+
+
+class Idle(OfPipelines):
+    """Nothing to do."""
+
+    name, title = "idle", "a delta that is up to date"
+    extra = 0.1
+
+    def contenders(self):
+        pipeline = self.pipelines.write("idle", [{"name": "delta", "type": "delta", "column": "updated_at"}])
+        return {"synctool run, nothing to do": lambda: self.pipelines.idle(pipeline), "two connections": self.pipelines.connect}
+
+    def gates(self, samples):
+        yield Gate("wall time over connecting", "s", self.extra, self.ratios(samples))
+
+    def ratios(self, samples, over=1):
+        ours, others = list(samples.values())[0], list(samples.values())[over]
+        return [a.wall - b.wall for a, b in zip(ours, others)]
+
+
+ALL = {
+    case.name: case
+    for case in (
+        Copy1, Copy2, CopyStages, Parquet, Upsert, Resume, Scale, HashDiff, HashDiffCanonical, Idle, Delta, Aggregate,
+    )
+}  # fmt: skip

@@ -217,6 +217,15 @@ impl<'a> Query<'a> {
             }
             Test::Null => out.terms.push(format!("{left} IS NULL")),
             Test::NotNull => out.terms.push(format!("{left} IS NOT NULL")),
+            Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
+                let how = match condition.test {
+                    Test::NullOrIn(_) => "IN",
+                    _ => "NOT IN",
+                };
+                let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
+                out.terms
+                    .push(format!("({left} IS NULL OR {left} {how} ({}))", places.join(", ")));
+            }
         }
         Ok(())
     }

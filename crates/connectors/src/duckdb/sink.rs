@@ -216,7 +216,7 @@ impl Sink for DuckDbSink {
                 }
                 let shares = shares(&plan, &advances, &done)?;
                 let mut applied = Applied::default();
-                done.values().for_each(|a| applied += *a);
+                shares.iter().for_each(|a| applied += *a);
                 check_generation(c, &plan)?;
                 let mut stored = Vec::new();
                 for ((a, epoch), share) in steps.into_iter().zip(shares) {
@@ -235,6 +235,25 @@ impl Sink for DuckDbSink {
                     };
                     if before.position != a.from || before.done {
                         return Err(fenced());
+                    }
+                    for (number, reject) in &a.rejects {
+                        let sql = "INSERT INTO main._synctool_rejects VALUES (?, CAST(? AS BIGINT), ?, CAST(? AS BIGINT), ?, ?, ?, ?, \
+                                   nullif(?, ''), ?, CAST(now() AS TIMESTAMP))";
+                        let column = reject.column.as_deref().unwrap_or_default();
+                        let (number, table, key) = (number.to_string(), reject.table.to_string(), reject.key_json());
+                        let values = [
+                            plan.pipeline.as_str(),
+                            &generation,
+                            a.partition.as_str(),
+                            &number,
+                            &plan.run_id,
+                            &reject.stage,
+                            &table,
+                            reject.reason,
+                            column,
+                            &key,
+                        ];
+                        execute(c, sql, &values)?;
                     }
                     let mut sum = before.applied;
                     sum += share;

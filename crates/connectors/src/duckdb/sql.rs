@@ -41,6 +41,10 @@ pub(super) const CONTROL: &[&str] = &[
      run_id VARCHAR NOT NULL, table_name VARCHAR NOT NULL, published VARCHAR NOT NULL, finished_at TIMESTAMP NOT NULL)",
     "CREATE TABLE IF NOT EXISTS main._synctool_memory (pipeline VARCHAR NOT NULL, fact VARCHAR NOT NULL, \
      value VARCHAR NOT NULL, PRIMARY KEY (pipeline, fact))",
+    "CREATE TABLE IF NOT EXISTS main._synctool_rejects (pipeline VARCHAR NOT NULL, generation BIGINT NOT NULL, \
+     \"partition\" VARCHAR NOT NULL, number BIGINT NOT NULL, run_id VARCHAR NOT NULL, stage VARCHAR NOT NULL, \
+     table_name VARCHAR NOT NULL, reason VARCHAR NOT NULL, column_name VARCHAR, row_key VARCHAR NOT NULL, \
+     rejected_at TIMESTAMP NOT NULL)",
 ];
 
 #[cfg(test)]

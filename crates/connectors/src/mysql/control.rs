@@ -124,6 +124,15 @@ impl Control {
                 "fact",
                 format!("pipeline {KEY}, name {KEY}, value longtext NOT NULL, updated_at {NOW}, PRIMARY KEY (pipeline, name)"),
             ),
+            create(
+                "rejects",
+                format!(
+                    "pipeline {KEY}, generation bigint NOT NULL, `partition` {KEY}, number bigint NOT NULL, \
+                     run_id varchar(255) NOT NULL, stage varchar(255) NOT NULL, table_name varchar(255) NOT NULL, \
+                     reason varchar(255) NOT NULL, column_name varchar(255) NULL, row_key longtext NOT NULL, \
+                     rejected_at {NOW}, PRIMARY KEY (pipeline, generation, `partition`, number)"
+                ),
+            ),
             format!("INSERT IGNORE INTO {} VALUES ({FORMAT_VERSION})", self.t("format_version")),
         ]);
         all
@@ -136,13 +145,13 @@ impl Control {
             .rows(
                 &format!(
                     "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = {} \
-                     AND TABLE_NAME IN ('_synctool_format_version', '_synctool_fact')",
+                     AND TABLE_NAME IN ('_synctool_format_version', '_synctool_fact', '_synctool_rejects')",
                     literal(&self.database)
                 ),
                 what,
             )
             .await?;
-        if there.len() < 2 {
+        if there.len() < 3 {
             return Ok(false);
         }
         let row = session
@@ -628,6 +637,30 @@ impl Control {
             )
             .await?;
         if moved == 1 {
+            for (number, reject) in &step.rejects {
+                self.exec(
+                    session,
+                    &format!(
+                        "INSERT INTO {} (pipeline, generation, `partition`, number, run_id, stage, table_name, reason, \
+                         column_name, row_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        self.t("rejects")
+                    ),
+                    vec![
+                        plan.pipeline.as_str().into(),
+                        plan.generation.0.into(),
+                        step.partition.as_str().into(),
+                        (*number).into(),
+                        plan.run_id.as_str().into(),
+                        reject.stage.as_str().into(),
+                        reject.table.to_string().into(),
+                        reject.reason.into(),
+                        reject.column.as_deref().into(),
+                        reject.key_json().into(),
+                    ],
+                    "keeping rejected rows",
+                )
+                .await?;
+            }
             return Ok(());
         }
         Err(Error::new(

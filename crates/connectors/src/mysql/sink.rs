@@ -122,10 +122,14 @@ impl MysqlSink {
                 if self.plan.tables[index].publish == Publish::Direct {
                     let target = self.target(&batch.table).await?;
                     self.begin().await?;
-                    self.pending += self.targets[target]
+                    let applied = self.targets[target]
                         .apply(&mut self.session, &batch)
                         .await
                         .map_err(at)?;
+                    self.pending += match self.plan.tables[index].own {
+                        true => applied.as_own(),
+                        false => applied,
+                    };
                     return Ok(());
                 }
                 if !matches!(batch.ops, Ops::All(Op::Insert | Op::Upsert)) || batch.present.is_some() {

@@ -201,6 +201,14 @@ pub(super) fn condition(read: &ReadSpec, c: &Condition, column: &Column) -> Resu
         Test::Compare(how, v) => format!("{sql} {} {}", how.sql(), value(v)?),
         Test::Null => format!("{sql} IS NULL"),
         Test::NotNull => format!("{sql} IS NOT NULL"),
+        Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
+            let how = match c.test {
+                Test::NullOrIn(_) => "IN",
+                _ => "NOT IN",
+            };
+            let values: Vec<String> = values.iter().map(|v| value(v)).collect::<Result<_>>()?;
+            format!("({sql} IS NULL OR {sql} {how} ({}))", values.join(", "))
+        }
     })
 }
 

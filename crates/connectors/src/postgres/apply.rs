@@ -268,7 +268,7 @@ impl Applier {
                     if table.fragile {
                         run(session, "RELEASE SAVEPOINT synctool_apply").await?;
                     }
-                    self.applied += applied;
+                    self.applied += self.tables[i].booked(applied);
                     return Ok(());
                 }
                 Err(Failed::Conflict(_)) if table.fragile => {
@@ -284,7 +284,7 @@ impl Applier {
             }
         }
         let applied = table.row_by_row(session, &pending).await?;
-        self.applied += applied;
+        self.applied += self.tables[i].booked(applied);
         Ok(())
     }
 
@@ -524,6 +524,14 @@ impl Table {
             },
             _ => Change { kind, old: here, cells },
         })
+    }
+
+    /// What was done to the table, apart from the user's rows if it is our own.
+    fn booked(&self, applied: Applied) -> Applied {
+        match self.target.own {
+            true => applied.as_own(),
+            false => applied,
+        }
     }
 
     /// Gathers a change. `false` if the gathered ones must be applied first.

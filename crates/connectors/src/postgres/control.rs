@@ -17,7 +17,7 @@ use tokio_postgres::types::{Json, Type};
 use tokio_postgres::{Client, GenericClient, Row};
 
 /// The version of these tables. A newer one in the database is refused.
-const FORMAT_VERSION: i32 = 2;
+const FORMAT_VERSION: i32 = 3;
 
 /// How many plans of a pipeline are kept.
 const PLANS_KEPT: i64 = 20;
@@ -93,6 +93,12 @@ impl Control {
             format!(
                 "CREATE TABLE IF NOT EXISTS {s}.memory (pipeline text NOT NULL, fact text NOT NULL, value text NOT NULL, \
                  updated_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, fact))"
+            ),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {s}.rejects (pipeline text NOT NULL, generation bigint NOT NULL, \
+                 partition text NOT NULL, number bigint NOT NULL, run_id text NOT NULL, stage text NOT NULL, \
+                 table_name text NOT NULL, reason text NOT NULL, column_name text, row_key json NOT NULL, \
+                 rejected_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, generation, partition, number))"
             ),
             format!("INSERT INTO {s}.format_version VALUES ({FORMAT_VERSION}) ON CONFLICT DO NOTHING"),
         ]
@@ -546,6 +552,42 @@ impl Control {
         Ok((checkpoint, epochs))
     }
 
+    /// Keeps the rows that stages put aside in a step.
+    async fn keep_rejects(&self, tx: &impl GenericClient, plan: &Plan, advance: &Advance) -> Result<()> {
+        if advance.rejects.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<serde_json::Value> = advance
+            .rejects
+            .iter()
+            .map(|(number, reject)| {
+                serde_json::json!({
+                    "number": number, "stage": reject.stage, "table_name": reject.table.to_string(),
+                    "reason": reject.reason, "column_name": reject.column, "row_key": reject.key_json(),
+                })
+            })
+            .collect();
+        tx.execute_typed(
+            &format!(
+                "INSERT INTO {}.rejects (pipeline, generation, partition, run_id, number, stage, table_name, reason, \
+                 column_name, row_key) SELECT $1, $2, $3, $4, r.number, r.stage, r.table_name, r.reason, r.column_name, \
+                 r.row_key::json FROM pg_catalog.json_to_recordset($5) AS r(number bigint, stage text, table_name text, \
+                 reason text, column_name text, row_key text)",
+                self.schema
+            ),
+            &[
+                (&plan.pipeline, Type::TEXT),
+                (&plan.generation.0, Type::INT8),
+                (&advance.partition.as_str(), Type::TEXT),
+                (&plan.run_id, Type::TEXT),
+                (&Json(rows), Type::JSON),
+            ],
+        )
+        .await
+        .map_err(|e| self.permission(map_error(e, "keeping rejected rows")))?;
+        Ok(())
+    }
+
     /// Moves a partition from one position to the next. This is the last thing before COMMIT.
     pub(super) async fn advance(
         &self,
@@ -579,7 +621,7 @@ impl Control {
             .await
             .map_err(|e| self.permission(map_error(e, "moving the checkpoint")))?;
         if moved == 1 {
-            return Ok(());
+            return self.keep_rejects(tx, plan, advance).await;
         }
         Err(Error::new(
             code::FENCED,

@@ -76,6 +76,8 @@ pub(super) struct Target {
     pub(super) publish: Publish,
     /// Whether columns that the table lacks are added to it.
     evolve: bool,
+    /// Whether the table is one of our own.
+    pub(super) own: bool,
 }
 
 impl PostgresDestination {
@@ -150,6 +152,7 @@ impl PostgresDestination {
             schema: planned.schema.clone(),
             publish: planned.publish.clone(),
             evolve: planned.evolve,
+            own: planned.own,
         })
     }
 

@@ -336,6 +336,8 @@ impl<'a> Query<'a> {
             Test::Compare(comparison, value) => format!("{term} {} {}", comparison.sql(), literal(value)?),
             Test::Null => format!("{term} IS NULL"),
             Test::NotNull => format!("{term} IS NOT NULL"),
+            Test::NullOrIn(values) => format!("({term} IS NULL OR {term} IN ({}))", literals(values)?),
+            Test::NullOrNotIn(values) => format!("({term} IS NULL OR {term} NOT IN ({}))", literals(values)?),
         })
     }
 

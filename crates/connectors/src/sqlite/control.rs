@@ -28,11 +28,18 @@ pub(super) const DDL: &[&str] = &[
      run_id TEXT NOT NULL, table_name TEXT NOT NULL, publish TEXT NOT NULL, partitions INTEGER NOT NULL, applied TEXT NOT NULL, \
      created_at TEXT NOT NULL, finished_at TEXT NOT NULL)",
     MEMORY,
+    REJECTS,
 ];
 
 /// What is remembered for pipelines between their runs.
 const MEMORY: &str = "CREATE TABLE IF NOT EXISTS \"_synctool_memory\" (pipeline TEXT NOT NULL, fact TEXT NOT NULL, \
     value TEXT NOT NULL, PRIMARY KEY (pipeline, fact))";
+
+/// Rows that stages put aside.
+const REJECTS: &str = "CREATE TABLE IF NOT EXISTS \"_synctool_rejects\" (pipeline TEXT NOT NULL, generation INTEGER NOT NULL, \
+    \"partition\" TEXT NOT NULL, number INTEGER NOT NULL, run_id TEXT NOT NULL, stage TEXT NOT NULL, table_name TEXT NOT NULL, \
+    reason TEXT NOT NULL, column_name TEXT, row_key TEXT NOT NULL, rejected_at TEXT NOT NULL, \
+    PRIMARY KEY (pipeline, generation, \"partition\", number))";
 
 /// Now, as the control tables store it.
 pub(super) fn now() -> String {
@@ -348,6 +355,31 @@ pub(super) fn last_writer(conn: &Connection, plan: &Plan, partition: &PartitionI
     .flatten()
 }
 
+/// Keeps the rows that stages put aside in a step.
+fn keep_rejects(conn: &Connection, plan: &Plan, step: &Advance) -> Result<()> {
+    let doing = || "keeping rejected rows".to_string();
+    for (number, reject) in &step.rejects {
+        conn.execute(
+            "INSERT INTO \"_synctool_rejects\" VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            params![
+                plan.pipeline,
+                plan.generation.0,
+                step.partition.as_str(),
+                i64::try_from(*number).unwrap_or(i64::MAX),
+                plan.run_id,
+                reject.stage,
+                reject.table.to_string(),
+                reject.reason,
+                reject.column,
+                reject.key_json(),
+                now(),
+            ],
+        )
+        .map_err(failed(doing))?;
+    }
+    Ok(())
+}
+
 /// Moves a partition from where it must stand; refused if it stands elsewhere or another writer has it.
 pub(super) fn advance(conn: &Connection, plan: &Plan, epoch: i64, step: &Advance, applied: Applied) -> Result<()> {
     let doing = || format!("moving the checkpoint of partition {}", step.partition);
@@ -380,7 +412,7 @@ pub(super) fn advance(conn: &Connection, plan: &Plan, epoch: i64, step: &Advance
         )
         .map_err(failed(doing))?;
     if moved == 1 {
-        return Ok(());
+        return keep_rejects(conn, plan, step);
     }
     Err(Error::new(
         code::FENCED,

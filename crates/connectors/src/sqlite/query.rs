@@ -224,6 +224,18 @@ impl<'a> Relations<'a> {
             }
             Test::Null => out.terms.push(format!("{} IS NULL", left.sql)),
             Test::NotNull => out.terms.push(format!("{} IS NOT NULL", left.sql)),
+            Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
+                let how = match condition.test {
+                    Test::NullOrIn(_) => "IN",
+                    _ => "NOT IN",
+                };
+                let places = values
+                    .iter()
+                    .map(|v| Ok(out.bind(value(v)?)))
+                    .collect::<Result<Vec<_>>>()?;
+                let all = places.join(", ");
+                out.terms.push(format!("({0} IS NULL OR {0} {how} ({all}))", left.sql));
+            }
         }
         Ok(())
     }

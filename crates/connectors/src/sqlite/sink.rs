@@ -322,7 +322,7 @@ impl Writer {
             }
         }
         let mut applied = Applied::default();
-        done.values().for_each(|a| applied += *a);
+        shares.iter().for_each(|a| applied += *a);
         Ok(applied)
     }
 

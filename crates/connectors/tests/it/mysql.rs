@@ -100,6 +100,8 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         tables: vec![PlannedTable {
             changes: None,
             compare: None,
+            own: false,
+            row_hash: None,
             evolve: false,
             read: ReadSpec::all(TableId::bare(table), &schema.columns),
             destination: TableId::bare(table),
@@ -122,12 +124,14 @@ fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
         ..Tally::default()
     };
     Advance {
+        rejects: Vec::new(),
         partition: "all".into(),
         from: from.map(Position::from),
         to: to.into(),
         done,
         accounts: Accounts {
             compared: Default::default(),
+            own: 0,
             read: tally,
             stages: Vec::new(),
             written: tally,

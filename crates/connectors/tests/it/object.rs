@@ -107,6 +107,8 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
+            row_hash: None,
             read: ReadSpec::all(TableId::bare("elsewhere"), &schema.columns),
             destination: TableId::bare(table),
             schema: schema.clone(),
@@ -141,6 +143,7 @@ fn rows_event(plan: &Plan, rows: &RecordBatch) -> Event {
 
 fn advance(partition: &PartitionId, from: Option<&str>, to: &str, done: bool) -> Advance {
     Advance {
+        rejects: Vec::new(),
         partition: partition.clone(),
         from: from.map(Position::from),
         to: Position::from(to),

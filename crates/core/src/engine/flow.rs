@@ -293,6 +293,16 @@ impl Transform {
             ..Accounts::default()
         };
         let batch = match event {
+            Event::Rows(batch) if self.is_own(&batch.table) => {
+                return Ok(vec![Item {
+                    accounts: Accounts {
+                        own: batch.len() as u64,
+                        ..Accounts::default()
+                    },
+                    event: Some(Event::Rows(batch)),
+                    rejects: Vec::new(),
+                }]);
+            }
             Event::Rows(batch) => batch,
             Event::Compared(compared) => {
                 accounts.compared = compared;
@@ -368,7 +378,7 @@ impl Transform {
         for mut batch in batches {
             let place = self.tables.iter().position(|t| t.read.table == *batch.table);
             if let Some(place) = place.filter(|&p| self.conforming[p]) {
-                batch = conform(batch, &self.tables[place].schema)?;
+                batch = conform(batch, &self.tables[place])?;
             }
             batch.table = self.destination_of(&batch.table);
             let mut written = Tally {
@@ -396,6 +406,11 @@ impl Transform {
             });
         }
         Ok(items)
+    }
+
+    /// Whether rows are for a table of our own, which their reader names as it is written.
+    fn is_own(&self, table: &crate::schema::TableId) -> bool {
+        self.tables.iter().any(|t| t.own && t.destination == *table)
     }
 
     /// Readers name the table they read; sinks want the one they write.

@@ -18,7 +18,7 @@ use crate::progress::{Advance, Checkpoint, PartitionId, Position};
 use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
-use crate::stage::Stages;
+use crate::stage::{Reject, Stages};
 use crate::strategy::{aggregate, delta, hash};
 use flow::{Flow, Rejections, Rows};
 use futures::StreamExt;
@@ -623,6 +623,11 @@ async fn partition_with_retries(shared: &Arc<Shared>, partition: &Partition, sto
     }
 }
 
+/// Rows that stages have put aside.
+fn rejected(accounts: &Accounts) -> u64 {
+    accounts.stages.iter().map(|(_, s)| s.rejected).sum()
+}
+
 /// Where a partition stands between the sink and the engine.
 struct Writing {
     id: PartitionId,
@@ -631,6 +636,9 @@ struct Writing {
     committed: Option<Position>,
     /// Accounts up to the last event written.
     accounts: Accounts,
+    /// Rows put aside since the last commit, and how many there were before.
+    rejects: Vec<Reject>,
+    rejected: u64,
     /// Written since the last commit.
     pending_bytes: u64,
     pending: bool,
@@ -648,7 +656,9 @@ impl Writing {
             to: to.clone(),
             done,
             accounts: self.accounts.clone(),
+            rejects: (self.rejected..).zip(std::mem::take(&mut self.rejects)).collect(),
         };
+        self.rejected = rejected(&self.accounts);
         failpoint("engine.commit.before")?;
         let applied = self.sink.commit(&[advance]).await?;
         failpoint("engine.commit.after")?;
@@ -695,14 +705,14 @@ async fn open_reader(
             };
             Ok(hash::open(&comparing, &partition.id, compare, after))
         }
-        Work::Touch { .. } | Work::Recompute { .. } | Work::Clear => {
+        Work::Touch { .. } | Work::Vanished(_) | Work::Recompute { .. } | Work::Clear => {
             let groups = aggregate::Groups {
                 source: engine.source.clone(),
                 destination: destination()?,
                 tables: shared.plan.tables.clone().into(),
                 context: shared.context.clone(),
             };
-            aggregate::open(&groups, &partition.work).await
+            aggregate::open(&groups, &partition.work, after).await
         }
     }
 }
@@ -748,7 +758,7 @@ async fn write_partition(
     let mut flow = Flow::start(
         engine.source.clone(),
         reader,
-        engine.stages.open_for(&table.schema)?,
+        engine.stages.open_for(&table.staged())?,
         plan.tables.clone(),
         plan.verify,
         match partition.work {
@@ -763,6 +773,8 @@ async fn write_partition(
         id: id.clone(),
         sink,
         committed: state.position,
+        rejects: Vec::new(),
+        rejected: rejected(&state.accounts),
         accounts: state.accounts,
         pending_bytes: 0,
         pending: false,
@@ -805,6 +817,7 @@ async fn write_partition(
                 partition: id,
                 rejects: &item.rejects,
             });
+            w.rejects.extend(item.rejects);
         }
         match item.event {
             Some(crate::change::Event::Boundary { position, .. }) => {

@@ -7,30 +7,31 @@
 //! are written in the same transactions as the data.
 //!
 //! A row that was deleted at the source is in no delta. `deletes: anti_join` compares the map's keys with the source's
-//! and touches the groups of rows that are gone; otherwise the `hash` strategy, which compares the source's groups with
-//! the destination's rows, puts such groups right.
+//! (by hashes of blocks, so that it costs one scan of the keys) and touches the groups of rows that are gone; otherwise
+//! the `hash` strategy, which compares the source's groups with the destination's rows, puts such groups right.
 //!
 //! The run's plan has three tables: the aggregate, the key map (`_synctool_keys_…`) and the touched groups
 //! (`_synctool_groups_…`). A group travels through the latter two as one text, a JSON array of the canonical texts of its
 //! columns, so that NULL has a place.
 
-use super::delta::{self, DeltaRequest, Window};
+use super::delta::{self, Deletes, DeltaRequest, Window};
 use super::full;
-use super::hash::{self, Form, HashRequestOptions, Key};
+use super::hash::{self, CompareSpec, Comparison, Form, HashRequestOptions, Key, Pair};
 use super::steps::{Steps, Stepwise};
 use super::table::{self, ColumnChoice, Resolved, TableRequest};
+use crate::blocks::Blocks;
 use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
 use crate::plan::{
-    Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify, Work,
-    short_hash,
+    Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify,
+    Work, short_hash,
 };
 use crate::progress::{Generation, PartitionId, Position};
 use crate::query::{KeyList, Term};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::{ReadContext, Reader, Source};
-use crate::stage::Stages;
+use crate::stage::{NoStages, Stages};
 use crate::text::{self, ColumnBuilder};
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
@@ -43,6 +44,9 @@ const GROUPS: usize = 500;
 const SHARDS: u32 = 4;
 /// The name under which the destination remembers that the key map is whole.
 pub const KEY_MAP: &str = "aggregate:key_map";
+
+/// Blocks that the keys of the key map are grouped into.
+const KEY_BLOCKS: u32 = 4096;
 
 /// The places of tables in an aggregate's plan.
 const AGGREGATE: usize = 0;
@@ -84,7 +88,7 @@ pub async fn plan(
     resolved.read.raw = None;
     let mut reasons = std::mem::take(&mut resolved.reasons);
     let rows = rows_of(source, request).await?;
-    let keys = keys_table(request, &rows);
+    let mut keys = keys_table(request, &rows);
     let touched = touched_table(request);
     let mut aggregate = resolved.planned(table, Publish::Direct);
     let mut phases = Vec::new();
@@ -126,6 +130,26 @@ pub async fn plan(
             name: "changed rows".into(),
             partitions,
         });
+        if request.delta.deletes == Deletes::AntiJoin && !request.row_key.is_empty() {
+            keys.compare = Some(compare_keys(source, destination, &keys)?);
+            reasons.push("groups of rows that the source does not have any more are computed anew too".into());
+            let compare = Compare {
+                source: Slice::All,
+                destination: Slice::All,
+                blocks: Blocks::Spread { count: KEY_BLOCKS },
+                repair: Repair::Find,
+                estimated_rows: 0,
+            };
+            phases.push(Phase {
+                name: "gone rows".into(),
+                partitions: vec![partition("gone", Work::Vanished(compare))],
+            });
+        } else {
+            reasons.push(
+                "groups of rows that were deleted are not seen: `deletes: anti_join` or the hash strategy puts them right"
+                    .into(),
+            );
+        }
         phases.push(recompute());
     }
     if request.row_key.is_empty() {
@@ -287,6 +311,8 @@ fn direct(read: ReadSpec, destination: TableId, schema: TableSchema) -> PlannedT
         changes: None,
         evolve: false,
         compare: None,
+        own: true,
+        row_hash: None,
     }
 }
 
@@ -313,6 +339,37 @@ fn touched_table(request: &AggregateRequest) -> PlannedTable {
     // Nothing is read under its own name, so that its rows are never taken for the source's.
     let read = ReadSpec::of(request.delta.table.source.clone(), Vec::new());
     direct(read, table_name(request, "groups"), schema)
+}
+
+/// How the key map's keys are compared with the source's.
+fn compare_keys(source: &dyn Source, destination: &dyn Destination, keys: &PlannedTable) -> Result<CompareSpec> {
+    let schema = TableSchema {
+        columns: keys
+            .schema
+            .columns
+            .iter()
+            .filter(|c| c.name != GROUP)
+            .cloned()
+            .collect(),
+        key: keys.schema.key.clone(),
+    };
+    let resolved = Resolved {
+        read: keys.read.clone(),
+        existing: Some(schema.clone()),
+        schema,
+        row_hash: None,
+        reasons: Vec::new(),
+    };
+    let at_destination = hash::destination_source(destination)?;
+    hash::compare_spec(
+        source,
+        &*at_destination,
+        &resolved,
+        false,
+        Some(&[]),
+        &Form::Canonical,
+        &mut Vec::new(),
+    )
 }
 
 /// The table's rows by slices of their own key.
@@ -395,7 +452,7 @@ impl Groups {
 }
 
 /// Opens a partition of an aggregate's own kind.
-pub(crate) async fn open(groups: &Groups, work: &Work) -> Result<Box<dyn Reader>> {
+pub(crate) async fn open(groups: &Groups, work: &Work, after: Option<&Position>) -> Result<Box<dyn Reader>> {
     Ok(match work {
         Work::Clear => Box::new(Stepwise::new(Clear {
             tables: vec![
@@ -411,6 +468,22 @@ pub(crate) async fn open(groups: &Groups, work: &Work) -> Result<Box<dyn Reader>
                 keys: read.columns.iter().filter(|c| c.column.name.starts_with("k_")).count(),
                 reader,
                 fill: *fill,
+            }))
+        }
+        Work::Vanished(compare) => {
+            let pair = Pair::new(
+                groups.source.clone(),
+                groups.destination.clone(),
+                Arc::new(NoStages),
+                groups.table(KEYS)?,
+                &groups.context,
+            )?;
+            Box::new(Stepwise::new(Vanished {
+                groups: groups.clone(),
+                pair: Arc::new(pair),
+                compare: compare.clone(),
+                after: after.and_then(|p| p.as_str().strip_prefix("block ")?.parse().ok()),
+                comparison: None,
             }))
         }
         Work::Recompute { shard, shards } => Box::new(Stepwise::new(Recompute {
@@ -482,7 +555,7 @@ impl Steps for Touch {
         let mut events = VecDeque::new();
         if !self.fill {
             if self.keys > 0 {
-                touched.extend(before(&self.groups, map.keys()).await?);
+                touched.extend(before(&self.groups, map.keys()).await?.into_values());
             }
             let rows: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g]).collect();
             events.push_back(self.groups.batch(TOUCHED, &rows, Op::Upsert)?);
@@ -501,13 +574,63 @@ impl Steps for Touch {
     }
 }
 
+/// Finds rows that were deleted at the source; touches their groups and forgets them.
+struct Vanished {
+    groups: Groups,
+    pair: Arc<Pair>,
+    compare: Compare,
+    /// Blocks up to this one are done.
+    after: Option<i64>,
+    comparison: Option<Comparison>,
+}
+
+#[async_trait]
+impl Steps for Vanished {
+    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        let Some(comparison) = &mut self.comparison else {
+            let started = Comparison::start(self.pair.clone(), &self.compare, true, self.after).await?;
+            self.comparison = Some(started);
+            return Ok(Some(VecDeque::new()));
+        };
+        let Some(group) = comparison.next().await? else {
+            return Ok(None);
+        };
+        let gone: Vec<Vec<String>> = group
+            .only_destination
+            .into_iter()
+            .filter_map(|key| key.into_iter().collect())
+            .collect();
+        let map = before(&self.groups, gone.iter()).await?;
+        let touched: BTreeSet<&String> = map.values().collect();
+        let touched: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g.clone()]).collect();
+        let rows: Vec<Vec<String>> = map
+            .into_iter()
+            .map(|(mut key, group)| {
+                key.push(group);
+                key
+            })
+            .collect();
+        let mut events = VecDeque::new();
+        if !rows.is_empty() {
+            events.push_back(self.groups.batch(TOUCHED, &touched, Op::Upsert)?);
+            events.push_back(self.groups.batch(KEYS, &rows, Op::Delete)?);
+        }
+        events.push_back(Event::Boundary {
+            position: Position(format!("block {}", group.through)),
+            committed_at: None,
+            tx: None,
+        });
+        Ok(Some(events))
+    }
+}
+
 /// The groups that these rows were last seen in.
-async fn before(groups: &Groups, keys: impl Iterator<Item = &Vec<String>>) -> Result<BTreeSet<String>> {
+async fn before(groups: &Groups, keys: impl Iterator<Item = &Vec<String>>) -> Result<BTreeMap<Vec<String>, String>> {
     let table = groups.table(KEYS)?;
     let terms: Vec<Term> = table.schema.key.iter().map(Term::column).collect();
     let keys: Vec<Key> = keys.map(|k| k.iter().cloned().map(Some).collect()).collect();
     let read = ReadSpec::all(table.destination.clone(), &table.schema.columns);
-    let mut found = BTreeSet::new();
+    let mut found = BTreeMap::new();
     for keys in keys.chunks(GROUPS) {
         let slice = Slice::Keys(KeyList {
             terms: terms.clone(),
@@ -516,9 +639,18 @@ async fn before(groups: &Groups, keys: impl Iterator<Item = &Vec<String>>) -> Re
         let mut reader = groups.read(&groups.destination, &read, slice).await?;
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };
-            let group = batch.rows.column(table.schema.columns.len() - 1);
             for row in 0..batch.len() {
-                found.extend(text::cell(group.as_ref(), row)?);
+                let cells: Option<Vec<String>> = batch
+                    .rows
+                    .columns()
+                    .iter()
+                    .map(|c| text::cell(c.as_ref(), row))
+                    .collect::<Result<_>>()?;
+                // Every column of the key map is NOT NULL.
+                let Some(mut key) = cells else { continue };
+                if let Some(group) = key.pop() {
+                    found.insert(key, group);
+                }
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::query::{Condition, Cut, Term, Test};
 use crate::schema::ColumnType;
 use crate::source::Source;
 use crate::text;
+use chrono::{DateTime, Offset, TimeZone};
 
 /// More partitions than this are a mistake in a step.
 pub const MAX_PARTITIONS: usize = 100_000;
@@ -49,8 +50,8 @@ pub enum By {
         step: u64,
         /// The unit.
         unit: Unit,
-        /// Where units begin in a column with a time zone: minutes east of UTC.
-        offset_minutes: i32,
+        /// Where units begin in a column with a time zone.
+        zone: Zone,
     },
     /// Ranges of the first 32 bits of a uuid.
     UuidPrefix(u64),
@@ -58,6 +59,64 @@ pub enum By {
     Values,
     /// One piece per value of a list; other values are not read.
     List(Vec<String>),
+}
+
+/// A zone in which days begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zone {
+    /// So many minutes east of UTC.
+    Offset(i32),
+    /// One with a name, and with summer time where it has that.
+    Named(chrono_tz::Tz),
+}
+
+impl Zone {
+    /// UTC.
+    pub const UTC: Zone = Zone::Offset(0);
+
+    /// By its name (`UTC`, `Europe/Berlin`) or its offset (`+05:30`); `None` for what is neither.
+    pub fn parse(text: &str) -> Option<Zone> {
+        let text = text.trim();
+        if matches!(text, "UTC" | "utc" | "Z" | "Etc/UTC" | "GMT") {
+            return Some(Zone::UTC);
+        }
+        let (sign, rest) = match (text.strip_prefix('+'), text.strip_prefix('-')) {
+            (Some(rest), _) => (1, rest),
+            (_, Some(rest)) => (-1, rest),
+            _ => return text.parse().ok().map(Zone::Named),
+        };
+        let (hours, minutes) = rest.split_once(':').unwrap_or((rest, "0"));
+        match (hours.parse::<i32>(), minutes.parse::<i32>()) {
+            (Ok(h @ 0..=14), Ok(m @ 0..=59)) => Some(Zone::Offset(sign * (h * 60 + m))),
+            _ => None,
+        }
+    }
+
+    /// What clocks of the zone show at an instant, both in microseconds since 1970.
+    pub fn local(self, instant: i64) -> i64 {
+        let offset = match self {
+            Zone::Offset(minutes) => i64::from(minutes) * 60,
+            Zone::Named(zone) => match DateTime::from_timestamp_micros(instant) {
+                Some(at) => i64::from(zone.offset_from_utc_datetime(&at.naive_utc()).fix().local_minus_utc()),
+                None => 0,
+            },
+        };
+        instant.saturating_add(offset * MICROS)
+    }
+
+    /// The first instant at which clocks of the zone show this, or would if they did not jump over it.
+    pub fn instant(self, local: i64) -> Option<i64> {
+        let zone = match self {
+            Zone::Offset(minutes) => return local.checked_sub(i64::from(minutes) * 60 * MICROS),
+            Zone::Named(zone) => zone,
+        };
+        // A jump of clocks is no longer than a day, and ends at a full quarter of an hour.
+        (0..=96).find_map(|quarters| {
+            let shown = DateTime::from_timestamp_micros(local.checked_add(quarters * 900 * MICROS)?)?.naive_utc();
+            let at = zone.from_local_datetime(&shown).earliest()?;
+            Some(at.timestamp_micros())
+        })
+    }
 }
 
 /// A unit of time. Weeks begin on Mondays, all others where the calendar has them.
@@ -231,6 +290,8 @@ pub fn label(name: &str, test: &Test) -> String {
         Test::Compare(comparison, value) => format!("{name}_{}_{}", comparison.sql(), readable(value)),
         Test::Null => format!("{name}_null"),
         Test::NotNull => format!("{name}_not-null"),
+        Test::NullOrIn(values) => format!("{}_or-null", label(name, &Test::In(values.clone()))),
+        Test::NullOrNotIn(_) => format!("{name}_others-or-null"),
     }
 }
 
@@ -371,26 +432,25 @@ pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<S
                 .map(|b| b.to_string())
                 .collect())
         }
-        By::Time {
-            step,
-            unit,
-            offset_minutes,
-        } => {
+        By::Time { step, unit, zone } => {
             let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
-            let shift = match dimension.ty {
-                ColumnType::TimestampTz => i64::from(*offset_minutes) * 60 * MICROS,
-                _ => 0,
+            let zone = match dimension.ty {
+                ColumnType::TimestampTz => *zone,
+                _ => Zone::UTC,
             };
             let (low, high) = (
                 time(&dimension.ty, min).ok_or_else(unreadable)?,
                 time(&dimension.ty, max).ok_or_else(unreadable)?,
             );
-            let (low, high) = (
-                unit.index(low.saturating_add(shift)),
-                unit.index(high.saturating_add(shift)),
-            );
-            Ok(steps(low, high, *step)?
-                .filter_map(|n| unit.begins(n.checked_mul(size)?)?.checked_sub(shift))
+            let (first, last) = (unit.index(zone.local(low)), unit.index(zone.local(high)));
+            let mut begins: Vec<i64> = steps(first, last, *step)?
+                .filter_map(|n| zone.instant(unit.begins(n.checked_mul(size)?)?))
+                // Where clocks are set back, an hour that is shown twice begins once.
+                .filter(|t| low < *t && *t <= high)
+                .collect();
+            begins.dedup();
+            Ok(begins
+                .into_iter()
                 .filter_map(|t| write_time(&dimension.ty, t))
                 .collect())
         }
@@ -491,7 +551,7 @@ mod tests {
         By::Time {
             step,
             unit,
-            offset_minutes,
+            zone: Zone::Offset(offset_minutes),
         }
     }
 
@@ -528,6 +588,38 @@ mod tests {
             inner_bounds(&east, "2024-01-01 00:00:00+00", "2024-01-01 20:00:00+00").unwrap(),
             ["2024-01-01 18:30:00+00"]
         );
+    }
+
+    #[test]
+    fn days_begin_at_midnight_of_a_zone_with_summer_time() {
+        let berlin = Zone::parse("Europe/Berlin").unwrap();
+        let cut = |unit, min: &str, max: &str| {
+            let by = By::Time {
+                step: 1,
+                unit,
+                zone: berlin,
+            };
+            inner_bounds(&dimension(ColumnType::TimestampTz, by), min, max).unwrap()
+        };
+        // Clocks were set forward on 2024-03-31: that day has 23 hours.
+        assert_eq!(
+            cut(Unit::Day, "2024-03-30 12:00:00+00", "2024-04-01 12:00:00+00"),
+            ["2024-03-30 23:00:00+00", "2024-03-31 22:00:00+00"]
+        );
+        assert_eq!(
+            cut(Unit::Month, "2024-02-29 12:00:00+00", "2024-04-01 12:00:00+00"),
+            ["2024-02-29 23:00:00+00", "2024-03-31 22:00:00+00"]
+        );
+        // The hour from two to three is jumped over in spring and shown twice in autumn: no bound stands twice.
+        for (min, max) in [
+            ("2024-03-30 22:30:00+00", "2024-03-31 04:30:00+00"),
+            ("2024-10-26 22:30:00+00", "2024-10-27 04:30:00+00"),
+        ] {
+            let hours = cut(Unit::Hour, min, max);
+            assert!(hours.windows(2).all(|w| w[0] < w[1]), "{hours:?}");
+        }
+        assert_eq!(Zone::parse("-03:30"), Some(Zone::Offset(-210)));
+        assert_eq!(Zone::parse("Europe/Atlantis"), None);
     }
 
     #[test]
@@ -581,11 +673,12 @@ mod tests {
             values in prop::collection::vec(-4_000_000_000_000_000i64..4_000_000_000_000_000, 1..30),
             unit in prop::sample::select(vec![Unit::Week, Unit::Month, Unit::Quarter, Unit::Year]),
             step in 1u64..7,
-            offset in -720i32..840,
+            zone in prop::sample::select(vec!["UTC", "+05:30", "-12:00", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe"]),
         ) {
             let show = |t: i64| write_time(&ColumnType::TimestampTz, t).unwrap();
             let (min, max) = (*values.iter().min().unwrap(), *values.iter().max().unwrap());
-            let d = dimension(ColumnType::TimestampTz, by_time(unit, step, offset));
+            let zone = Zone::parse(zone).unwrap();
+            let d = dimension(ColumnType::TimestampTz, By::Time { step, unit, zone });
             let inner = inner_bounds(&d, &show(min), &show(max)).unwrap();
             let bounds: Vec<i64> = inner.iter().map(|b| time(&ColumnType::TimestampTz, b).unwrap()).collect();
             prop_assert!(bounds.windows(2).all(|w| w[0] < w[1]), "bounds grow");

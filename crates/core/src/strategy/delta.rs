@@ -27,7 +27,7 @@ use crate::plan::{
 };
 use crate::progress::Generation;
 use crate::query::{Condition, Cut, Filter, Term, Test};
-use crate::schema::{Column, ColumnType};
+use crate::schema::{Column, ColumnType, TableId};
 use crate::sink::Destination;
 use crate::source::{ReadContext, Reader, Settled, Source};
 use crate::stage::Stages;
@@ -60,8 +60,56 @@ pub enum Deletes {
     Unseen,
     /// By comparing the keys of both ends after each delta.
     AntiJoin,
-    /// By a column that says that the row is gone (true, or anything but NULL); named as at the source.
-    Tombstone(String),
+    /// By a column that says that the row is gone; named as at the source.
+    Tombstone(Tombstone),
+}
+
+/// A column that says that a row is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tombstone {
+    /// Its name at the source.
+    pub column: String,
+    /// The value that says so, in any form that a column of its type may be written; `None`: true, or anything but NULL.
+    pub value: Option<String>,
+}
+
+/// The condition that rows meet which a tombstone column of this type does not call gone.
+pub fn living(ty: &ColumnType, value: Option<&str>) -> Result<Test> {
+    let number = matches!(
+        ty,
+        ColumnType::Int8
+            | ColumnType::Int16
+            | ColumnType::Int32
+            | ColumnType::Int64
+            | ColumnType::UInt8
+            | ColumnType::UInt16
+            | ColumnType::UInt32
+            | ColumnType::UInt64
+    );
+    Ok(match (value, ty) {
+        (Some(value), ty) => Test::NullOrNotIn(vec![tombstone_value(value, ty)?]),
+        (None, ColumnType::Bool) => Test::NullOrIn(vec!["false".into()]),
+        (None, _) if number => Test::NullOrIn(vec!["0".into()]),
+        (None, _) => Test::Null,
+    })
+}
+
+fn tombstone_value(value: &str, ty: &ColumnType) -> Result<String> {
+    crate::written::canonical(value, ty).ok_or_else(|| {
+        Error::new(
+            code::CONFIG_INVALID,
+            format!("the value of the tombstone column is no {ty}"),
+        )
+    })
+}
+
+/// A table that is read along and whose own changes count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinedCursor {
+    /// The table.
+    pub table: TableId,
+    /// The column of it that says when a row changed.
+    pub cursor: Term,
 }
 
 /// What the user asked for.
@@ -71,6 +119,8 @@ pub struct DeltaRequest {
     pub table: TableRequest,
     /// The column that says when a row changed.
     pub cursor: Term,
+    /// Tables read along whose changes count too, each with a window and a watermark of its own.
+    pub joined: Vec<JoinedCursor>,
     /// Who stamps it.
     pub stamped_by: StampedBy,
     /// The time zone of a cursor without one; the database's own where left out.
@@ -85,6 +135,27 @@ pub struct DeltaRequest {
     pub bounded: bool,
     /// Only this part of the cursor's range, and the watermark stays: a backfill.
     pub bounds: Option<(Option<String>, Option<String>)>,
+}
+
+impl DeltaRequest {
+    /// The delta that a table read along makes: its own cursor, in one piece.
+    pub fn of_joined(&self, joined: &JoinedCursor) -> DeltaRequest {
+        DeltaRequest {
+            cursor: joined.cursor.clone(),
+            joined: vec![joined.clone()],
+            window: None,
+            first: None,
+            bounded: false,
+            bounds: None,
+            ..self.clone()
+        }
+    }
+
+    /// The table that has the cursor.
+    fn stamped_table(&self) -> &TableId {
+        let joined = self.joined.iter().find(|j| j.cursor == self.cursor);
+        joined.map_or(&self.table.source, |j| &j.table)
+    }
 }
 
 /// What the names of watermarks begin with at the destination.
@@ -173,7 +244,7 @@ pub async fn window(
                 .hint("name a timestamp column, or set `stamped_by: app` with a lag and add a hash strategy"));
             }
             let settled = source
-                .settled(&request.table.source, column, request.zone.as_deref(), margin)
+                .settled(request.stamped_table(), column, request.zone.as_deref(), margin)
                 .await?;
             // A clock that was set back must not move the watermark back.
             let upper = match after {
@@ -258,7 +329,28 @@ fn before(ty: &ColumnType, value: &str, lag: Duration) -> Result<String> {
     })
 }
 
-/// Makes the plan. `after` is the watermark that the last run left.
+/// The windows of the tables that are read along, after what is remembered; none where one of them has no watermark.
+pub async fn joined_windows(
+    source: &dyn Source,
+    request: &DeltaRequest,
+    remembered: &BTreeMap<String, String>,
+) -> Result<Vec<(DeltaRequest, Column, Window)>> {
+    let mut windows = Vec::with_capacity(request.joined.len());
+    for joined in &request.joined {
+        let own = request.of_joined(joined);
+        // Rows without a partner have no cursor here, and are no change of the joined table.
+        let column = Column {
+            nullable: false,
+            ..cursor_column(source, &own).await?
+        };
+        let after = remembered.get(&watermark_name(&own.cursor)).map(String::as_str);
+        let window = window(source, &own, &column, after).await?;
+        windows.push((own, column, window));
+    }
+    Ok(windows)
+}
+
+/// Makes the plan of a window, and of those of the tables read along.
 pub async fn plan(
     source: &dyn Source,
     destination: &dyn Destination,
@@ -266,6 +358,7 @@ pub async fn plan(
     request: &DeltaRequest,
     column: &Column,
     window: Window,
+    joined: Vec<(DeltaRequest, Column, Window)>,
 ) -> Result<Plan> {
     let table = &request.table;
     if !destination.traits().applies_changes {
@@ -293,6 +386,19 @@ pub async fn plan(
         piece.source.conditions.extend(table.bounds.iter().cloned());
         partitions.push(piece.partition(Work::Read));
     }
+    let mut remember = BTreeMap::new();
+    for (own, column, window) in joined.iter().filter(|_| request.bounds.is_none()) {
+        reasons.push(told(own, window));
+        for mut piece in pieces(source, own, column, &unfiltered, window).await? {
+            piece.source.conditions.extend(table.bounds.iter().cloned());
+            // Tables read along may call their cursors alike.
+            piece.label = format!("{}__{}", label_of(&own.cursor), piece.label);
+            partitions.push(piece.partition(Work::Read));
+        }
+        if let Some(watermark) = window.watermark.as_ref().filter(|_| table.bounds.is_empty()) {
+            remember.insert(watermark_name(&own.cursor), watermark.clone());
+        }
+    }
     let mut phases = vec![Phase {
         name: "changes".into(),
         partitions,
@@ -302,7 +408,6 @@ pub async fn plan(
         planned.compare = Some(compare);
         phases.extend(deletes);
     }
-    let mut remember = BTreeMap::new();
     // A backfill is no step of the window.
     if let Some(watermark) = window.watermark.as_ref().filter(|_| table.bounds.is_empty()) {
         remember.insert(watermark_name(&request.cursor), watermark.clone());
@@ -323,6 +428,16 @@ pub async fn plan(
     })
 }
 
+fn label_of(cursor: &Term) -> String {
+    match cursor {
+        Term::Column {
+            relation: Some(relation),
+            ..
+        } => relation.clone(),
+        _ => "joined".into(),
+    }
+}
+
 fn told(request: &DeltaRequest, window: &Window) -> String {
     let show = |v: &Option<String>, open: &str| v.clone().unwrap_or_else(|| open.into());
     let mut text = format!(
@@ -340,7 +455,8 @@ fn told(request: &DeltaRequest, window: &Window) -> String {
 /// Adds the columns that say which rows are deletes.
 async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Resolved) -> Result<Changes> {
     let mut changes = Changes::default();
-    if let Deletes::Tombstone(name) = &request.deletes {
+    if let Deletes::Tombstone(tombstone) = &request.deletes {
+        let name = &tombstone.column;
         let read = resolved.read.columns.iter().find(|c| c.source == *name);
         let name = match read {
             Some(read) => read.column.name.clone(),
@@ -355,6 +471,16 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
                 resolved.read.columns.push(ReadColumn::plain(name, column.clone()));
                 name.clone()
             }
+        };
+        let ty = resolved
+            .read
+            .columns
+            .iter()
+            .find(|c| c.column.name == name)
+            .map(|c| &c.column.ty);
+        changes.tombstone_value = match (&tombstone.value, ty) {
+            (Some(value), Some(ty)) => Some(tombstone_value(value, ty)?),
+            _ => None,
         };
         changes.tombstone = Some(name);
     }

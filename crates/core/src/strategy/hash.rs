@@ -127,13 +127,20 @@ pub fn compare_spec(
             ty,
         }))
     };
-    let names: Vec<String> = match tracked {
+    let mut names: Vec<String> = match tracked {
         Some(tracked) => tracked.to_vec(),
         None => resolved.schema.columns.iter().map(|c| c.name.clone()).collect(),
     };
+    // A stored hash is read at both ends, whatever else counts.
+    if let Form::Stored(column) = form
+        && !names.contains(column)
+    {
+        names.push(column.clone());
+    }
     let mut columns = Vec::new();
     let mut absent = Vec::new();
-    for name in names.iter().filter(|n| !resolved.schema.key.contains(n)) {
+    let is_hash = |n: &String| resolved.row_hash.as_ref().is_some_and(|h| h.column == *n);
+    for name in names.iter().filter(|n| !resolved.schema.key.contains(n) && !is_hash(n)) {
         match compared(name)? {
             Some(column) => columns.push(column),
             None => absent.push(name.clone()),
@@ -699,7 +706,7 @@ impl Pair {
         let mut batches = Vec::new();
         while let Some(event) = reader.next().await? {
             if let Event::Rows(batch) = event {
-                batches.push(conform(batch, &self.table.schema)?.rows);
+                batches.push(conform(batch, &self.table)?.rows);
             }
         }
         Ok(batches)
@@ -1061,8 +1068,8 @@ impl Source for StagedSource {
         };
         Ok(Box::new(StagedReader {
             reader: self.source.open(&read, partition, after, context).await?,
-            stages: self.stages.open_for(&self.table.schema)?,
-            schema: self.table.schema.clone(),
+            stages: self.stages.open_for(&self.table.staged())?,
+            table: self.table.clone(),
             ready: VecDeque::new(),
         }))
     }
@@ -1071,7 +1078,7 @@ impl Source for StagedSource {
 struct StagedReader {
     reader: Box<dyn Reader>,
     stages: Vec<Box<dyn Stage>>,
-    schema: TableSchema,
+    table: PlannedTable,
     ready: VecDeque<Event>,
 }
 
@@ -1123,7 +1130,7 @@ impl StagedReader {
 
     fn give(&mut self, batches: Vec<ChangeBatch>) -> Result<()> {
         for batch in batches {
-            self.ready.push_back(Event::Rows(conform(batch, &self.schema)?));
+            self.ready.push_back(Event::Rows(conform(batch, &self.table)?));
         }
         Ok(())
     }

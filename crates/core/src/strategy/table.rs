@@ -3,7 +3,7 @@
 use super::cut::Dimension;
 use crate::change::RawFormat;
 use crate::error::{Error, Result, code};
-use crate::plan::{DeleteGuard, PlannedTable, Publish, ReadColumn, ReadSpec};
+use crate::plan::{DeleteGuard, PlannedTable, Publish, ReadColumn, ReadSpec, StoredForm, StoredHash};
 use crate::query::{Condition, Filter, Join, Term};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity};
@@ -49,6 +49,19 @@ impl ColumnChoice {
     }
 }
 
+/// A column that the user wants to keep each row's hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowHashChoice {
+    /// Its name at the destination.
+    pub column: String,
+    /// Its type, where the destination has no such column yet.
+    pub ty: ColumnType,
+    /// How it is written down.
+    pub form: StoredForm,
+    /// The columns whose changes count, in destination names; `None`: all that are written.
+    pub of: Option<Vec<String>>,
+}
+
 /// What the user asked for, whatever the strategy.
 #[derive(Debug, Clone)]
 pub struct TableRequest {
@@ -86,6 +99,8 @@ pub struct TableRequest {
     pub partition_bytes: u64,
     /// Whether columns that the destination lacks are added to it.
     pub evolve: bool,
+    /// A column that keeps each row's hash.
+    pub row_hash: Option<RowHashChoice>,
     /// What must not change while the run is unfinished.
     pub semantics: serde_json::Value,
     /// Now, RFC 3339 UTC.
@@ -113,6 +128,7 @@ impl TableRequest {
             raw: true,
             partition_bytes: 256 << 20,
             evolve: false,
+            row_hash: None,
             semantics: serde_json::Value::Null,
             now: "1970-01-01T00:00:00Z".into(),
         }
@@ -136,6 +152,8 @@ pub struct Resolved {
     pub schema: TableSchema,
     /// What is there.
     pub existing: Option<TableSchema>,
+    /// The column that keeps each row's hash.
+    pub row_hash: Option<StoredHash>,
     /// What is worth telling.
     pub reasons: Vec<String>,
 }
@@ -150,6 +168,8 @@ impl Resolved {
             publish,
             changes: None,
             compare: None,
+            own: false,
+            row_hash: self.row_hash.clone(),
             evolve: request.evolve,
         }
     }
@@ -276,21 +296,86 @@ pub async fn resolve(
             store_made(destination, column, there)?;
         }
     }
+    let row_hash = match &request.row_hash {
+        Some(choice) => stored_hash(
+            destination,
+            choice,
+            existing.as_ref(),
+            request.evolve,
+            &mut schema,
+            &mut reasons,
+        )?,
+        None => None,
+    };
     if let Some(lost) = schema.key.iter().find(|k| schema.column(k).is_none()) {
         return Err(Error::new(
             code::COLUMN_MISSING,
             format!("key column {lost} is not among the columns written"),
         ));
     }
-    if request.raw && stages.is_empty() && unwritten.is_empty() && read.is_plain() {
+    if request.raw && stages.is_empty() && unwritten.is_empty() && row_hash.is_none() && read.is_plain() {
         read.raw = agree_on_raw(source, destination, &read, &schema);
     }
     Ok(Resolved {
         read,
         schema,
         existing,
+        row_hash,
         reasons,
     })
+}
+
+/// Adds the column that keeps rows' hashes to what is written.
+fn stored_hash(
+    destination: &dyn Destination,
+    choice: &RowHashChoice,
+    existing: Option<&TableSchema>,
+    evolve: bool,
+    schema: &mut TableSchema,
+    reasons: &mut Vec<String>,
+) -> Result<Option<StoredHash>> {
+    let there = existing.and_then(|e| e.column(&choice.column));
+    if existing.is_some() && there.is_none() && !evolve {
+        reasons.push(format!(
+            "the destination has no column {}, so the hashes of rows are not kept",
+            choice.column
+        ));
+        return Ok(None);
+    }
+    let ty = there.map_or(&choice.ty, |t| &t.ty);
+    let holds = match ty {
+        ColumnType::Int64 => true,
+        ColumnType::Text { max } => max.is_none_or(|m| m >= 32),
+        ColumnType::Char { length } => *length >= 32,
+        _ => false,
+    };
+    if !holds {
+        return Err(
+            refused(&choice.column, &ty.to_string(), "the hash of a row does not fit".into())
+                .hint("a hash_key is a bigint, a text or a varchar of at least 32 characters"),
+        );
+    }
+    let mut column = Column::new(&choice.column, ty.clone());
+    store_made(destination, &mut column, there)?;
+    let counts = |c: &&Column| match &choice.of {
+        Some(of) => of.contains(&c.name),
+        None => true,
+    };
+    let others = schema
+        .columns
+        .iter()
+        .filter(|c| !schema.key.contains(&c.name))
+        .filter(counts);
+    let mut others: Vec<String> = others.map(|c| c.name.clone()).collect();
+    others.sort_unstable();
+    let of = [schema.key.clone(), others].concat();
+    schema.columns.retain(|c| c.name != choice.column);
+    schema.columns.push(column);
+    Ok(Some(StoredHash {
+        column: choice.column.clone(),
+        form: choice.form,
+        of,
+    }))
 }
 
 async fn choose(

@@ -108,6 +108,8 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
+            row_hash: None,
             read: ReadSpec::all(table.clone(), &schema().columns),
             destination: table.clone(),
             schema: schema(),
@@ -149,12 +151,14 @@ fn advance(id: &str, from: Option<&str>, to: &str, done: bool, rows: u64) -> Adv
         ..Tally::default()
     };
     Advance {
+        rejects: Vec::new(),
         partition: id.into(),
         from: from.map(Position::from),
         to: to.into(),
         done,
         accounts: Accounts {
             compared: Default::default(),
+            own: 0,
             read: tally,
             stages: Vec::new(),
             written: tally,
@@ -618,6 +622,8 @@ async fn follow(s: &Subject, log: &MemoryLog, tables: &[TableId], faults: &Fault
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
+            row_hash: None,
             read: ReadSpec::all(t.clone(), &schema().columns),
             destination: t.clone(),
             ..template.clone()

@@ -411,7 +411,7 @@ impl Sink for MemorySink {
         }
         let shares = shares(&self.plan, advances, &done)?;
         let mut applied = Applied::default();
-        done.values().for_each(|a| applied += *a);
+        shares.iter().for_each(|a| applied += *a);
         check_generation(&world, &self.plan)?;
         let states = world
             .checkpoints

@@ -254,6 +254,8 @@ fn meets(schema: &TableSchema, row: &Row, condition: &Condition) -> bool {
     let value = value(schema, row, &condition.term);
     match (&condition.test, value) {
         (Test::Null, v) => v.is_none(),
+        (Test::NullOrIn(values), v) => v.is_none_or(|v| values.contains(&v)),
+        (Test::NullOrNotIn(values), v) => v.is_none_or(|v| !values.contains(&v)),
         (_, None) => false,
         (Test::NotNull, _) => true,
         (Test::Range { lower, upper }, Some(v)) => {

@@ -201,6 +201,9 @@ pub(super) struct Doing {
     /// Allow deleting more than 30 % and 1,000 rows, or everything because the source is empty.
     #[arg(long)]
     pub(super) allow_mass_delete: bool,
+    /// Go on with the source's columns as they are now, where `schema_drift` refuses or waits.
+    #[arg(long)]
+    pub(super) accept_schema: bool,
     /// Forget an unfinished run instead of going on with it.
     #[arg(long)]
     pub(super) restart: bool,

@@ -66,6 +66,7 @@ pub(super) async fn go(
     interrupt: Interrupt,
 ) -> Result<Reply> {
     options.allow_mass_delete = doing.allow_mass_delete;
+    options.accept_schema = doing.accept_schema;
     options.restart = doing.restart;
     if doing.dry_run {
         return plan::reply(pipeline, &options, globals).await;

@@ -40,6 +40,7 @@ pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Inter
         full_mode: None,
         verify: None,
         allow_mass_delete: args.allow_mass_delete,
+        accept_schema: false,
         restart: false,
         dry_run: false,
     };

@@ -1,12 +1,12 @@
 //! From a chosen strategy to a plan.
 
-use super::{RunOptions, request};
+use super::{RunOptions, drift, request};
 use crate::config::{self, Loaded, StampedBy, Strategy, StrategyKind, SyncType};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, Verify};
-use synctool_core::query::{Condition, Term, Test};
+use synctool_core::query::{Condition, Filter, Term, Test};
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
 use synctool_core::stage::Stages;
@@ -34,24 +34,38 @@ impl Ends<'_> {
     /// The plan of a strategy. Reads catalogs, statistics and what the destination remembers; changes nothing.
     pub(super) async fn plan(&self, strategy: &Strategy, run_id: &str, now: String) -> Result<Plan> {
         let needed = self.chain.needs();
-        let table =
+        let mut table =
             request::table_request(self.loaded, strategy, self.options, self.source, &needed, (run_id, now)).await?;
+        let watched = drift::watch(self, &mut table).await?;
+        let mut plan = self.of_kind(strategy, table).await?;
+        plan.remember.extend(watched.remember);
+        plan.reasons.extend(watched.reasons);
+        Ok(plan)
+    }
+
+    async fn of_kind(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
         let aggregate = *self.loaded.pipeline.sync_type == SyncType::Aggregate;
         match *strategy.kind {
-            _ if self.options.repair => self.hash(strategy, table, BTreeMap::new(), None).await,
+            _ if self.options.repair => {
+                self.hash(strategy, self.living(table).await?, BTreeMap::new(), None)
+                    .await
+            }
             StrategyKind::Full => {
                 let remember = self.watermark_of_others(strategy, &table).await;
-                self.full(strategy, table, remember).await
+                self.full(strategy, self.living(table).await?, remember).await
             }
             StrategyKind::Hash if self.is_empty(&table).await? => {
-                let mut plan = self.full(strategy, table, BTreeMap::new()).await?;
+                let mut plan = self.full(strategy, self.living(table).await?, BTreeMap::new()).await?;
                 plan.reasons
                     .insert(0, "the destination is empty, so everything is loaded".into());
                 Ok(plan)
             }
-            StrategyKind::Hash => self.hash(strategy, table, BTreeMap::new(), None).await,
-            StrategyKind::Aggregate => self.aggregate(strategy, table).await,
-            StrategyKind::Delta if aggregate => self.aggregate(strategy, table).await,
+            StrategyKind::Hash => {
+                let table = self.living(table).await?;
+                self.hash(strategy, table, BTreeMap::new(), None).await
+            }
+            StrategyKind::Aggregate => self.aggregate(strategy, self.living(table).await?).await,
+            StrategyKind::Delta if aggregate => self.aggregate(strategy, self.living(table).await?).await,
             StrategyKind::Delta => self.delta(strategy, table).await,
             StrategyKind::Log => Err(strategy
                 .kind
@@ -62,6 +76,27 @@ impl Ends<'_> {
                 .with_help("this version runs full, delta, hash and aggregate")
                 .into()),
         }
+    }
+
+    /// Without the rows that a tombstone column calls gone: a delta deletes them, so nothing else may bring them back.
+    pub(super) async fn living(&self, mut table: TableRequest) -> Result<TableRequest> {
+        let names = request::Names::of(self.loaded, &table.source)?;
+        for strategy in &self.loaded.pipeline.strategies {
+            let Some(config::Deletes::Tombstone(tombstone)) = strategy.deletes.as_deref() else {
+                continue;
+            };
+            let term = names.term(&tombstone.column);
+            let Term::Column { relation: None, name } = &term else {
+                continue;
+            };
+            let at_source = self.source.describe(&table.source).await?;
+            let Some(column) = at_source.column(name) else {
+                continue;
+            };
+            let test = delta::living(&column.ty, tombstone.value.as_deref().map(String::as_str))?;
+            table.filters.push(Filter::Test(Condition { term, test }));
+        }
+        Ok(table)
     }
 
     async fn is_empty(&self, table: &TableRequest) -> Result<bool> {
@@ -110,12 +145,16 @@ impl Ends<'_> {
             let window = async {
                 let request = self.delta_request(other, table.clone())?;
                 let column = delta::cursor_column(self.source, &request).await?;
-                delta::window(self.source, &request, &column, None)
-                    .await
-                    .map(|w| (delta::watermark_name(&request.cursor), w.watermark))
+                let mut marks = Vec::new();
+                for (own, _, window) in delta::joined_windows(self.source, &request, &remember).await? {
+                    marks.push((delta::watermark_name(&own.cursor), window.watermark));
+                }
+                let window = delta::window(self.source, &request, &column, None).await?;
+                marks.push((delta::watermark_name(&request.cursor), window.watermark));
+                Ok::<_, Error>(marks)
             };
-            if let Ok((name, Some(watermark))) = window.await {
-                remember.insert(name, watermark);
+            if let Ok(marks) = window.await {
+                remember.extend(marks.into_iter().filter_map(|(name, mark)| Some((name, mark?))));
             }
         }
         remember
@@ -153,6 +192,8 @@ impl Ends<'_> {
             tracked: request::tracked(pipeline),
             form: match stored {
                 Some(column) => Form::Stored(column.dest.to_string()),
+                // The original's algorithms are MD5 of the whole row, in either of its ways of adding them up.
+                None if request::algorithm(pipeline).is_some() => Form::Canonical,
                 None => Form::Auto,
             },
             deletes,
@@ -173,14 +214,28 @@ impl Ends<'_> {
                 .with_help("name it with `column`")
                 .into());
         };
-        if let Some(joined) = strategy.cursor_tables.first() {
-            return Err(joined
-                .table
-                .error("changes of joined tables are not seen by a delta in this version")
-                .with_help("use a hash strategy for them, or read from a view whose cursor covers both tables")
-                .into());
-        }
         let names = request::Names::of(self.loaded, &table.source)?;
+        let joined = strategy
+            .cursor_tables
+            .iter()
+            .map(|cursor| {
+                let called = |j: &&synctool_core::query::Join| {
+                    j.alias.as_deref() == Some(cursor.table.as_str()) || j.table.name == **cursor.table
+                };
+                match table.joins.iter().find(called) {
+                    Some(join) => Ok(delta::JoinedCursor {
+                        table: join.table.clone(),
+                        cursor: Term::Column {
+                            relation: Some(cursor.table.to_string()),
+                            name: cursor.column.to_string(),
+                        },
+                    }),
+                    None => Err(Error::from(
+                        cursor.table.error(format!("{} is no table of a join", *cursor.table)),
+                    )),
+                }
+            })
+            .collect::<Result<Vec<_>>>()?;
         let cursor = match pipeline.column(column).and_then(|c| c.expr.as_ref()) {
             Some(expr) if pipeline.column(column).is_some_and(|c| c.source.is_none()) => Term::Sql(expr.to_string()),
             _ => match pipeline.column(column).and_then(|c| c.source.as_ref()) {
@@ -218,18 +273,13 @@ impl Ends<'_> {
             deletes: match strategy.deletes.as_deref() {
                 None | Some(config::Deletes::None) => Deletes::Unseen,
                 Some(config::Deletes::AntiJoin) => Deletes::AntiJoin,
-                Some(config::Deletes::Tombstone(tombstone)) => {
-                    if let Some(value) = &tombstone.value {
-                        return Err(value
-                            .error("a tombstone's own value is not in this version yet")
-                            .with_help("a deleted row has true in a boolean column, anything but NULL in others")
-                            .into());
-                    }
-                    Deletes::Tombstone(match names.term(&tombstone.column) {
+                Some(config::Deletes::Tombstone(tombstone)) => Deletes::Tombstone(delta::Tombstone {
+                    column: match names.term(&tombstone.column) {
                         Term::Column { name, .. } => name,
                         other => other.to_string(),
-                    })
-                }
+                    },
+                    value: tombstone.value.as_deref().cloned(),
+                }),
             },
             // A first window that only looks at the last step begins one step before now.
             bounded: written.is_some(),
@@ -239,6 +289,7 @@ impl Ends<'_> {
             first,
             bounds,
             cursor,
+            joined,
             table,
         })
     }
@@ -250,11 +301,18 @@ impl Ends<'_> {
         let remembered = self.destination.remembered(&table.pipeline).await?;
         let after = remembered.get(&name).map(String::as_str);
         let column = delta::cursor_column(self.source, &request).await?;
+        let joined = delta::joined_windows(self.source, &request, &remembered).await?;
         let window = delta::window(self.source, &request, &column, after).await?;
-        let begins = after.is_none() && request.bounds.is_none() && window.lower.is_none();
+        let unknown = |(own, ..): &&(DeltaRequest, _, _)| !remembered.contains_key(&delta::watermark_name(&own.cursor));
+        let begins = request.bounds.is_none()
+            && (after.is_none() && window.lower.is_none() || joined.iter().find(unknown).is_some());
         if begins {
+            let table = self.living(table).await?;
             let mut remember = BTreeMap::new();
             remember.extend(window.watermark.clone().map(|w| (name, w)));
+            for (own, _, window) in joined {
+                remember.extend(window.watermark.map(|w| (delta::watermark_name(&own.cursor), w)));
+            }
             if empty {
                 let mut plan = self.full(strategy, table, remember).await?;
                 plan.reasons.insert(
@@ -269,7 +327,16 @@ impl Ends<'_> {
             let why = "the destination has rows of unknown age: they are compared once, and the next delta goes on from there";
             return self.hash(strategy, table, remember, Some(why.into())).await;
         }
-        delta::plan(self.source, self.destination, self.chain, &request, &column, window).await
+        delta::plan(
+            self.source,
+            self.destination,
+            self.chain,
+            &request,
+            &column,
+            window,
+            joined,
+        )
+        .await
     }
 
     async fn aggregate(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {

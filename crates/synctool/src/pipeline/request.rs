@@ -6,16 +6,17 @@
 
 use super::RunOptions;
 use crate::config::{
-    self, At, ColumnMapping, Columns, ConfigError, DataType, Datastore, DimensionKind, Filter, JoinKind, Loaded,
-    Operator, SchemaDrift, StepUnit, Strategy, SyncType, TableRef,
+    self, At, ColumnMapping, Columns, ConfigError, DataType, Datastore, DimensionKind, Filter, HashAlgorithm, JoinKind,
+    Loaded, Operator, SchemaDrift, StepUnit, Strategy, SyncType, TableRef,
 };
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{DeleteGuard, ReadColumn, ReadSpec};
+use synctool_core::plan::{DeleteGuard, ReadColumn, ReadSpec, StoredForm};
 use synctool_core::query::{self, Condition, Term, Test};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::Source;
-use synctool_core::strategy::cut::{By, Dimension, Unit};
-use synctool_core::strategy::table::{ColumnChoice, TableRequest};
+use synctool_core::strategy::cut::{By, Dimension, Unit, Zone};
+use synctool_core::strategy::table::{ColumnChoice, RowHashChoice, TableRequest};
+use synctool_core::written::canonical;
 
 /// No partition of a table is planned to be larger: what a kill loses at most.
 const PARTITION_BYTES: u64 = 256 << 20;
@@ -85,6 +86,7 @@ pub(crate) async fn table_request(
             Some(drift) => *drift == SchemaDrift::Evolve,
             None => matches!(pipeline.columns, Columns::All),
         },
+        row_hash: row_hash(pipeline)?,
         semantics: semantics(pipeline, &strategy.name, options),
         now: now.clone(),
         ..TableRequest::new(pipeline.name.as_str(), read.clone(), written)
@@ -216,6 +218,15 @@ impl Names {
         }
         Term::column(name)
     }
+}
+
+/// The conditions on a dimension's rows, which stand alone in their query.
+pub(crate) fn dimension_filters(written: &[At<Filter>]) -> Vec<query::Filter> {
+    let alone = Names {
+        own: Vec::new(),
+        joins: Vec::new(),
+    };
+    filters(written, &alone)
 }
 
 fn filters(written: &[At<Filter>], names: &Names) -> Vec<query::Filter> {
@@ -406,6 +417,40 @@ fn choice(
     }
 }
 
+/// The original's algorithm that the pipeline, or one of its strategies, asks for.
+pub(crate) fn algorithm(pipeline: &config::Pipeline) -> Option<HashAlgorithm> {
+    let of_strategies = || pipeline.strategies.iter().find_map(|s| pipeline.hash_algo_of(s));
+    pipeline.hash_algo.as_deref().copied().or_else(of_strategies)
+}
+
+/// The column that keeps each row's hash: one with `hash_key` that is written and that the source does not have.
+fn row_hash(pipeline: &config::Pipeline) -> Result<Option<RowHashChoice>> {
+    let keeps = |c: &&ColumnMapping| c.roles.hash_key && c.is_written() && !c.is_read();
+    let Some(mapping) = pipeline.listed().iter().find(keeps) else {
+        return Ok(None);
+    };
+    let text = ColumnType::Text { max: None };
+    let ty = match (&mapping.data_type, algorithm(pipeline)) {
+        (Some(said), _) => match family(**said, mapping, &text) {
+            Family::Exactly(ty) => ty,
+            Family::Source => text,
+            Family::NotYet => return Err(said.error(format!("data_type {} cannot keep a hash", **said)).into()),
+        },
+        (None, Some(HashAlgorithm::Md5SumHash)) => ColumnType::Int64,
+        (None, _) => text,
+    };
+    let form = match algorithm(pipeline) {
+        Some(HashAlgorithm::Md5SumHash) => StoredForm::Sum,
+        _ => StoredForm::Md5,
+    };
+    Ok(Some(RowHashChoice {
+        column: mapping.dest.to_string(),
+        ty,
+        form,
+        of: tracked(pipeline),
+    }))
+}
+
 /// The columns whose changes count in comparisons, in destination names; `None`: all that are written.
 pub(crate) fn tracked(pipeline: &crate::config::Pipeline) -> Option<Vec<String>> {
     let Columns::Listed(listed) = &pipeline.columns else {
@@ -499,18 +544,18 @@ async fn dimension(
         .await?
         .pop()
         .ok_or_else(|| Error::bug("a dimension was not described"))?;
-    let offset = offset_minutes(written, strategy)?;
+    let zone = zone_of(written, strategy)?;
     let by = match *written.kind {
         DimensionKind::Value => By::Values,
         DimensionKind::List => By::List(written.values.iter().map(|v| v.as_str().to_owned()).collect()),
-        DimensionKind::Range => match range(written, &column.ty, offset)? {
+        DimensionKind::Range => match range(written, &column.ty, zone)? {
             Some(by) => by,
             None => return Ok(None),
         },
     };
     let bound = |bound: &Option<At<config::Bound>>| match bound {
         None => Ok(None),
-        Some(at) => moment_text(at, &column.ty, offset, now)
+        Some(at) => moment_text(at, &column.ty, zone, now)
             .map(Some)
             .ok_or_else(|| Error::from(at.error(format!("is no value of column {} ({})", *written.column, column.ty)))),
     };
@@ -552,7 +597,7 @@ pub(crate) fn plain_if_possible(mut spec: ReadSpec) -> ReadSpec {
     spec
 }
 
-fn range(written: &config::Dimension, ty: &ColumnType, offset_minutes: i32) -> Result<Option<By>> {
+fn range(written: &config::Dimension, ty: &ColumnType, zone: Zone) -> Result<Option<By>> {
     use ColumnType as T;
     let Some(step) = &written.step else { return Ok(None) };
     let step_unit = written.step_unit.as_deref();
@@ -576,7 +621,7 @@ fn range(written: &config::Dimension, ty: &ColumnType, offset_minutes: i32) -> R
             By::Time {
                 step: **step,
                 unit,
-                offset_minutes,
+                zone,
             }
         }
         T::Uuid => By::UuidPrefix(**step),
@@ -602,95 +647,40 @@ fn range(written: &config::Dimension, ty: &ColumnType, offset_minutes: i32) -> R
     }))
 }
 
-/// The zone in which units begin, as minutes east of UTC.
-fn offset_minutes(written: &config::Dimension, strategy: &Strategy) -> Result<i32> {
+/// The zone in which units begin.
+fn zone_of(written: &config::Dimension, strategy: &Strategy) -> Result<Zone> {
     let Some(zone) = written.time_zone.as_ref().or(strategy.time_zone.as_ref()) else {
-        return Ok(0);
+        return Ok(Zone::UTC);
     };
-    let refuse = || {
+    Zone::parse(zone).ok_or_else(|| {
         Error::from(
-            zone.error(format!("time zone {} is not a fixed offset", **zone))
-                .with_help(
-                    "write UTC or an offset such as +05:30: where partitions begin never changes which rows they hold",
-                ),
+            zone.error(format!("{} is no time zone", **zone))
+                .with_help("write UTC, a name such as Europe/Berlin, or an offset such as +05:30"),
         )
-    };
-    let text = zone.trim();
-    if matches!(text, "UTC" | "utc" | "Z" | "Etc/UTC" | "GMT") {
-        return Ok(0);
-    }
-    let (sign, rest) = match (text.strip_prefix('+'), text.strip_prefix('-')) {
-        (Some(rest), _) => (1, rest),
-        (_, Some(rest)) => (-1, rest),
-        _ => return Err(refuse()),
-    };
-    let (hours, minutes) = rest.split_once(':').unwrap_or((rest, "0"));
-    match (hours.parse::<i32>(), minutes.parse::<i32>()) {
-        (Ok(h @ 0..=14), Ok(m @ 0..=59)) => Ok(sign * (h * 60 + m)),
-        _ => Err(refuse()),
-    }
+    })
 }
 
 /// An end of a dimension as canonical text of its type.
-fn moment_text(bound: &config::Bound, ty: &ColumnType, offset_minutes: i32, now: &str) -> Option<String> {
-    const DAY: i64 = 86_400;
+fn moment_text(bound: &config::Bound, ty: &ColumnType, zone: Zone, now: &str) -> Option<String> {
+    const DAY: i64 = 86_400_000_000;
     let (midnight, seconds) = match bound {
         config::Bound::Value(text) => return canonical(text, ty),
         config::Bound::Moment { midnight, seconds } => (*midnight, *seconds),
     };
-    let now = chrono::DateTime::parse_from_rfc3339(now).ok()?.timestamp();
-    let offset = i64::from(offset_minutes) * 60;
-    let mut at = now;
+    let mut at = chrono::DateTime::parse_from_rfc3339(now).ok()?.timestamp() * 1_000_000;
     if midnight {
-        at = (at + offset).div_euclid(DAY) * DAY - offset;
+        at = zone.instant(zone.local(at).div_euclid(DAY) * DAY)?;
     }
-    let micros = at.checked_add(seconds)?.checked_mul(1_000_000)?;
+    let micros = at.checked_add(seconds.checked_mul(1_000_000)?)?;
     let mut out = String::new();
     match ty {
         ColumnType::TimestampTz => synctool_core::text::write_timestamp(&mut out, micros, true),
-        ColumnType::Timestamp => synctool_core::text::write_timestamp(&mut out, micros + offset * 1_000_000, false),
+        ColumnType::Timestamp => synctool_core::text::write_timestamp(&mut out, zone.local(micros), false),
         ColumnType::Date => {
-            let days = (micros + offset * 1_000_000).div_euclid(DAY * 1_000_000);
+            let days = zone.local(micros).div_euclid(DAY);
             synctool_core::text::write_date(&mut out, i32::try_from(days).ok()?);
         }
         _ => out = (micros / 1_000_000).to_string(),
-    }
-    Some(out)
-}
-
-/// A value that a person wrote, as canonical text of the type; dates stand for their midnight.
-pub(crate) fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
-    use synctool_core::text as t;
-    let text = text.trim();
-    let spaced = text.replacen('T', " ", 1);
-    let spaced = spaced.strip_suffix('Z').map_or(spaced.clone(), |s| format!("{s}+00"));
-    let mut out = String::new();
-    match ty {
-        ColumnType::Date => {
-            let date = spaced.split(' ').next().unwrap_or_default();
-            t::write_date(&mut out, t::parse_date(date)?);
-        }
-        ColumnType::Timestamp | ColumnType::TimestampTz => {
-            let instant = *ty == ColumnType::TimestampTz;
-            let full = match t::parse_date(&spaced) {
-                Some(_) => format!("{spaced} 00:00:00"),
-                None => spaced,
-            };
-            let with_zone = format!("{full}+00");
-            let micros = t::parse_timestamp(&full, instant)
-                .or_else(|| t::parse_timestamp(&with_zone, instant))
-                .or_else(|| t::parse_timestamp(full.strip_suffix("+00")?, instant))?;
-            t::write_timestamp(&mut out, micros, instant);
-        }
-        ColumnType::Int8
-        | ColumnType::Int16
-        | ColumnType::Int32
-        | ColumnType::Int64
-        | ColumnType::UInt8
-        | ColumnType::UInt16
-        | ColumnType::UInt32
-        | ColumnType::UInt64 => out = text.parse::<i128>().ok()?.to_string(),
-        _ => out = text.into(),
     }
     Some(out)
 }

@@ -160,8 +160,12 @@ fn check(expression: &str, written: &At<String>) -> Result<()> {
 fn condition(filter: &At<Filter>) -> Result<String> {
     match &**filter {
         Filter::Sql(sql) => {
-            check(sql, &filter.with(sql.clone()))?;
-            Ok(sql.clone())
+            let sql = match sql.trim_start().starts_with("lambda") || !looks_like_python(sql) {
+                true => sql.clone(),
+                false => format!("lambda x: {sql}"),
+            };
+            check(&sql, &filter.with(sql.clone()))?;
+            Ok(sql)
         }
         Filter::Compare(c) => {
             let column = format!("\"{}\"", c.column.replace('"', "\"\""));
@@ -189,15 +193,9 @@ fn condition(filter: &At<Filter>) -> Result<String> {
 }
 
 fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich) -> Result<Vec<StageSpec>> {
-    if let Some(filter) = enrich.filters.first() {
-        return Err(filter
-            .error("filters of an enrichment are not in this version yet")
-            .with_help("enrich from a view that holds the filter")
-            .into());
-    }
     let datastore = loaded.datastores.get(&enrich.datastore)?;
     let table = request::table_id(enrich.table_ref(datastore)?, datastore);
-    let mut fields = Vec::new();
+    let (mut fields, mut hash) = (Vec::new(), None);
     let mut after = Vec::new();
     for field in &enrich.fields {
         match &field.source {
@@ -211,13 +209,10 @@ fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich) -> Result<Vec<
                     .with_help("enrich from a view that computes the field")
                     .into());
             }
-            FieldSource::Hash(_) => {
-                return Err(field
-                    .dest
-                    .error("the hash of an enrichment's fields is not in this version yet")
-                    .with_help("leave the field out")
-                    .into());
-            }
+            FieldSource::Hash(_) => match hash.replace(field.dest.to_string()) {
+                None => {}
+                Some(_) => return Err(field.dest.error("an enrichment has one hash of its fields").into()),
+            },
         }
         if let Some(transform) = &field.transform {
             let expression = over_column(transform.trim(), &field.dest);
@@ -248,6 +243,8 @@ fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich) -> Result<Vec<
             })
             .collect(),
         fields,
+        hash,
+        filters: request::dimension_filters(&enrich.filters),
         join: match *enrich.join {
             EnrichJoin::Inner => synctool_transform::EnrichJoin::Inner,
             EnrichJoin::Left | EnrichJoin::AsOf => synctool_transform::EnrichJoin::Left,

@@ -150,7 +150,7 @@ impl Pipeline {
             .at("destination", destination.engine())
             .hint("check its name; a run of the pipeline would make it"));
         }
-        let asked = ends.hash_request(table, true, BTreeMap::new());
+        let asked = ends.hash_request(ends.living(table).await?, true, BTreeMap::new());
         let (planned, compares, reasons) = hash::prepare(&*source, &*destination, &chain, &asked).await?;
         let workers = options.workers.unwrap_or_else(|| self.connections());
         let context = ReadContext {
@@ -167,9 +167,14 @@ impl Pipeline {
         let slices = compares.len();
         let found = hash::differences(pair, compares, LOOKED_UP, workers, |_, _| {}).await?;
         let remembered = destination.remembered(self.name()).await?;
+        let joined = loaded.pipeline.strategies.iter().flat_map(|s| &s.cursor_tables);
+        let joined: Vec<String> = joined
+            .map(|c| format!("{}{}.{}", delta::WATERMARK, *c.table, *c.column))
+            .collect();
+        let is_joined = |name: &String| joined.contains(name);
         let watermark = remembered
             .iter()
-            .find(|(name, _)| name.starts_with(delta::WATERMARK))
+            .find(|(name, _)| name.starts_with(delta::WATERMARK) && !is_joined(name))
             .map(|(name, value)| (name[delta::WATERMARK.len()..].to_string(), value.clone()));
         let mut counts = found.counts;
         let mut keys = found.keys;

@@ -26,6 +26,8 @@ pub(crate) fn plan(pipeline: &str, run_id: &str, publish: Publish, partitions: &
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
+            row_hash: None,
             read: ReadSpec::all(table.clone(), &[]),
             destination: table,
             schema: TableSchema {
@@ -308,6 +310,7 @@ pub(crate) async fn a_resumed_run_names_the_one_before(place: Place) {
         deleted: 5,
         unchanged: 7,
         removed: 0,
+        own: 0,
     });
     let recorded = second.finish(Ok(&both)).await.unwrap();
     assert_eq!(recorded.run.resumed_from.as_deref(), Some(first.run_id()));

@@ -12,7 +12,7 @@ use synctool_core::change::Event;
 use synctool_core::error::{Error, ErrorKind, Result, code};
 use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::progress::PartitionId;
-use synctool_core::query::{KeyList, Term};
+use synctool_core::query::{Filter, KeyList, Term};
 use synctool_core::schema::{Column, TableId};
 use synctool_core::source::{ReadContext, Source};
 use synctool_core::text;
@@ -52,6 +52,13 @@ impl SourceLookup {
             by_keys: AtomicBool::new(true),
             copy: Mutex::new(None),
         }
+    }
+
+    /// Only rows that meet these.
+    #[must_use]
+    pub fn filtered(mut self, filters: Vec<Filter>) -> Self {
+        self.read.filters = filters;
+        self
     }
 
     async fn read(&self, slice: Slice, into: &mut HashMap<Key, Vec<Row>>) -> Result<()> {

@@ -159,6 +159,8 @@ async fn the_briefs_example_is_computed_enriched_and_proved() {
                 key: "customer_id".into(),
             }],
             fields: vec![field("segment", "customer_segment"), field("score", "customer_score")],
+            hash: None,
+            filters: Vec::new(),
             join: EnrichJoin::Left,
             several: Several::Refuse,
             as_of: None,

@@ -55,6 +55,8 @@ fn segments() -> EnrichSpec {
             key: "id".into(),
         }],
         fields: vec![field("segment", "customer_segment"), field("score", "customer_score")],
+        hash: None,
+        filters: Vec::new(),
         join: EnrichJoin::Left,
         several: Several::Refuse,
         as_of: None,

@@ -187,6 +187,8 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
+            row_hash: None,
         });
     }
     connection.recycle();

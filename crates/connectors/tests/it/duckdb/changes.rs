@@ -68,6 +68,8 @@ fn plan(schema: &TableSchema, evolve: bool) -> Plan {
         tables: vec![PlannedTable {
             changes: None,
             compare: None,
+            own: false,
+            row_hash: None,
             read: ReadSpec::all(table.clone(), &schema.columns),
             destination: table,
             schema: schema.clone(),
@@ -104,6 +106,7 @@ fn changes(schema: &TableSchema, ops: &[(Op, &[&str])]) -> Event {
 
 async fn commit(sink: &mut dyn Sink, from: Option<&str>, to: &str, done: bool) -> Applied {
     let step = Advance {
+        rejects: Vec::new(),
         partition: "all".into(),
         from: from.map(Position::from),
         to: to.into(),

@@ -121,6 +121,8 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
             changes: None,
             evolve: false,
             compare: None,
+            own: false,
+            row_hash: None,
             read: ReadSpec::all(table.clone(), &schema.columns),
             destination: table.clone(),
             schema: schema.clone(),
@@ -151,6 +153,7 @@ pub(crate) fn inserts(table: &TableId, rows: RecordBatch) -> Event {
 
 pub(crate) fn advance(partition: &str, from: Option<&str>, to: &str, done: bool) -> Advance {
     Advance {
+        rejects: Vec::new(),
         partition: PartitionId::from(partition),
         from: from.map(Position::from),
         to: Position::from(to),

@@ -31,7 +31,7 @@ on_servers! {
         assert!(preview.contains("SHARE ROW EXCLUSIVE") && preview.contains("record_image_ne"), "{preview}");
         assert_eq!(f.db.psql("SELECT count(*) FROM pg_namespace WHERE nspname = 'synctool'"), "0", "a preview changes nothing");
         let applied = run(&f.destination, p, rows()).await.unwrap();
-        assert_eq!(applied, Applied { written: 4, inserted: 1, updated: 2, deleted: 1, unchanged: 1, removed: 0 });
+        assert_eq!(applied, Applied { written: 4, inserted: 1, updated: 2, deleted: 1, unchanged: 1, removed: 0, own: 0 });
         assert_eq!(dump(&f.db, "items"), "(1,same,1,x,2)\n(2,new,2,x,4)\n(4,set,4,x,8)\n(5,added,5,x,10)");
         assert_eq!(f.db.psql("SELECT ctid FROM items WHERE id = 1"), before);
         let again = run(&f.destination, plan(&table, &items(), merged(true), &["all"]), rows()).await.unwrap();

@@ -107,7 +107,7 @@ on_servers! {
         s.write(change(&table, item_rows([(3, "new", 3), (4, "n4", 4), (11, "n11", 11)]), Op::Upsert)).await.unwrap();
         s.write(change(&table, item_rows([(5, "", 0), (99, "", 0)]), Op::Delete)).await.unwrap();
         let applied = s.commit(&[advance("p", None, "1", false)]).await.unwrap();
-        let wanted = Applied { written: 5, inserted: 1, updated: 1, deleted: 1, unchanged: 2, removed: 0 };
+        let wanted = Applied { written: 5, inserted: 1, updated: 1, deleted: 1, unchanged: 2, removed: 0, own: 0 };
         assert_eq!(applied, wanted);
         let range = KeyRange {
             columns: vec!["id".into()],
@@ -117,7 +117,7 @@ on_servers! {
         let rows = item_rows([(6, "n6", 6), (7, "seven", 7)]);
         s.write(Event::ReplaceRange { table: Arc::new(table.clone()), range, rows }).await.unwrap();
         let applied = s.commit(&[advance("p", Some("1"), "2", true)]).await.unwrap();
-        let wanted = Applied { written: 2, inserted: 0, updated: 1, deleted: 0, unchanged: 1, removed: 1 };
+        let wanted = Applied { written: 2, inserted: 0, updated: 1, deleted: 0, unchanged: 1, removed: 1, own: 0 };
         assert_eq!(applied, wanted);
         assert_eq!(f.db.psql("SELECT string_agg(id || name || note, ' ' ORDER BY id) FROM deep.items"),
             "1n1mine 2n2mine 3newkept 4n4mine 6n6mine 7sevenmine 9n9mine 10n10mine 11n11mine");

@@ -220,6 +220,7 @@ async fn a_replaced_range_is_exactly_its_rows() {
         unchanged: 1,
         removed: 1,
         deleted: 0,
+        own: 0,
     };
     assert_eq!(applied, expected);
     assert_eq!(
@@ -406,6 +407,7 @@ async fn without_a_key_only_whole_rows_are_found_again() {
         deleted: 1,
         unchanged: 1,
         removed: 0,
+        own: 0,
     };
     assert_eq!(applied, expected);
     assert_eq!(

@@ -210,7 +210,8 @@ async fn a_merge_writes_only_what_differs_in_value_or_kind() {
             updated: 4,
             deleted: 1,
             unchanged: 2,
-            removed: 0
+            removed: 0,
+            own: 0,
         }
     );
     assert_eq!(

@@ -1,0 +1,138 @@
+//! What happens when the source's columns are not those of the last run.
+//!
+//! The destination remembers the columns that a run read, with their types, together with its data. Only pipelines that
+//! say `schema_drift` are watched; the others go by what planning finds out.
+
+use super::draft::Ends;
+use crate::config::{Columns, SchemaDrift};
+use std::collections::BTreeMap;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::schema::TableSchema;
+use synctool_core::sink::Destination;
+use synctool_core::strategy::table::{ColumnChoice, TableRequest};
+
+/// The name under which the destination remembers the source's columns.
+const COLUMNS: &str = "source:columns";
+
+/// What a plan has of the policy.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    /// What the destination remembers when the plan is done.
+    pub(super) remember: BTreeMap<String, String>,
+    /// What is worth telling.
+    pub(super) reasons: Vec<String>,
+}
+
+/// Applies the pipeline's policy to the columns that the source has now: refuses the run, leaves columns behind, or lets
+/// it go on.
+pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<Watched> {
+    let (pipeline, destination) = (&ends.loaded.pipeline, ends.destination);
+    let Some(policy) = pipeline.schema_drift.as_deref() else {
+        return Ok(Watched::default());
+    };
+    let accepted = ends.options.accept_schema;
+    let at_source = ends.source.describe(&table.source).await?;
+    let mut watched = Watched::default();
+    let all = matches!(pipeline.columns, Columns::All);
+    let now: BTreeMap<String, String> = at_source
+        .columns
+        .iter()
+        .filter(|c| all || pipeline.column(&c.name).is_some())
+        .map(|c| {
+            (
+                c.name.clone(),
+                c.source_type.clone().unwrap_or_else(|| c.ty.to_string()),
+            )
+        })
+        .collect();
+    let remembered = destination.remembered(pipeline.name.as_str()).await?;
+    let before = remembered
+        .get(COLUMNS)
+        .and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(text).ok());
+    let changes = before.map_or_else(Vec::new, |before| differences(&before, &now, all));
+    if !changes.is_empty() {
+        let told = format!("the columns of {} changed: {}", table.source, changes.join(", "));
+        match policy {
+            _ if accepted => watched.reasons.push(format!("{told}; this was accepted")),
+            SchemaDrift::Freeze => {
+                return Err(
+                    Error::new(code::SCHEMA_MISMATCH, format!("{told}, and schema_drift is freeze"))
+                        .hint("run once with --accept-schema, or set schema_drift to evolve or discard_column"),
+                );
+            }
+            SchemaDrift::Pause => {
+                return Err(
+                    Error::new(code::REFUSED, format!("{told}, and the pipeline waits for a decision"))
+                        .hint("run once with --accept-schema to go on with the new columns"),
+                );
+            }
+            SchemaDrift::Evolve | SchemaDrift::DiscardColumn => watched.reasons.push(told),
+        }
+    }
+    if *policy == SchemaDrift::DiscardColumn && table.columns.is_none() {
+        leave_behind(destination, &at_source, table, &mut watched).await?;
+    }
+    table.evolve |= accepted;
+    let text = serde_json::to_string(&now).map_err(|e| Error::bug(format!("columns as text: {e}")))?;
+    watched.remember.insert(COLUMNS.into(), text);
+    Ok(watched)
+}
+
+/// New columns of a listed pipeline are its author's doing; those of the whole table are the source's.
+fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>, all: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, ty) in before {
+        match now.get(name) {
+            None => found.push(format!("{name} is gone")),
+            Some(other) if other != ty => found.push(format!("{name} was {ty} and is {other}")),
+            Some(_) => {}
+        }
+    }
+    if all {
+        let new = now.iter().filter(|(name, _)| !before.contains_key(*name));
+        found.extend(new.map(|(name, ty)| format!("{name} ({ty}) is new")));
+    }
+    found
+}
+
+async fn leave_behind(
+    destination: &dyn Destination,
+    at_source: &TableSchema,
+    table: &mut TableRequest,
+    watched: &mut Watched,
+) -> Result<()> {
+    let Some(there) = destination.describe(&table.destination).await? else {
+        return Ok(());
+    };
+    let (known, new): (Vec<_>, Vec<_>) = at_source.columns.iter().partition(|c| there.column(&c.name).is_some());
+    if !new.is_empty() {
+        let names: Vec<&str> = new.iter().map(|c| c.name.as_str()).collect();
+        watched.reasons.push(format!(
+            "the destination has no column {}: left behind",
+            names.join(", ")
+        ));
+        table.columns = Some(known.iter().map(|c| ColumnChoice::same(&c.name)).collect());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_change_is_told() {
+        let columns = |of: &[(&str, &str)]| of.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
+        let before: BTreeMap<String, String> = columns(&[("a", "int4"), ("b", "text"), ("c", "date")]);
+        let now = columns(&[("a", "int8"), ("c", "date"), ("d", "uuid")]);
+        assert_eq!(
+            differences(&before, &now, true),
+            ["a was int4 and is int8", "b is gone", "d (uuid) is new"]
+        );
+        assert_eq!(
+            differences(&before, &now, false),
+            ["a was int4 and is int8", "b is gone"]
+        );
+        assert!(differences(&before, &before, true).is_empty());
+    }
+}

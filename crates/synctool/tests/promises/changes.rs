@@ -1,0 +1,192 @@
+//! Rows that are gone, tables that are read along, columns that change, partitions in time zones.
+
+use super::*;
+
+/// Every way of a tombstone: which SQL type, what the pipeline says, what a gone row has.
+#[test]
+fn a_tombstone_counts_in_every_strategy() {
+    for (ty, said, gone, alive) in [
+        ("boolean", "gone", "true", "false"),
+        ("timestamptz", "gone", "now()", "NULL"),
+        ("int", "gone", "2", "0"),
+        ("text", "{column: gone, value: deleted}", "'deleted'", "'active'"),
+        ("int", "{column: gone, value: 9}", "9", "1"),
+        ("boolean", "{column: gone, value: \"false\"}", "false", "true"),
+    ] {
+        let db = database("tombstone");
+        db.psql(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, v int, gone {ty}, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+             INSERT INTO items(id, v, gone) SELECT i, i, CASE WHEN i % 10 = 0 THEN {gone} WHEN i % 10 = 1 THEN NULL ELSE {alive} END
+                 FROM generate_series(1, 100) i"
+        ));
+        let place = here(&db);
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nsource: {{datastore: from, table: public.items}}\ndestination: {{datastore: to, table: public.copies}}\n\
+                 strategies:\n  - {{name: delta, type: delta, column: updated_at, margin: 1ms, deletes: {{tombstone: {said}}}}}\n  \
+                 - {{name: hash, type: hash}}\n  - {{name: full, type: full, full_mode: upsert}}\n"
+            ),
+        );
+        let ids = || db.psql("SELECT string_agg(id::text, ',' ORDER BY id) FROM copies");
+        let condition = match ty {
+            "timestamptz" => "gone IS NULL".to_owned(),
+            _ => format!("gone IS DISTINCT FROM {gone}"),
+        };
+        let living = format!("SELECT string_agg(id::text, ',' ORDER BY id) FROM items WHERE {condition}");
+        place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+        assert_eq!(
+            ids(),
+            db.psql(&living),
+            "{ty}, {said}: the first run takes no row that is gone"
+        );
+        db.psql(&format!("UPDATE items SET gone = {gone}, updated_at = now() WHERE id IN (2, 3); UPDATE items SET v = 0, updated_at = now() WHERE id = 4"));
+        place.until(&["run", "p.yaml", "--strategy", "delta"], ids, db.psql(&living).trim());
+        for strategy in ["hash", "full"] {
+            place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+            assert_eq!(ids(), db.psql(&living), "{ty}, {said}: {strategy} brings none back");
+        }
+        place.json(&["verify", "p.yaml"], 0);
+    }
+}
+
+/// A change of a joined table alone reaches the rows that show it, each cursor with a watermark of its own.
+#[test]
+fn joined_tables_are_followed_by_their_own_cursors() {
+    let (from, to) = (database("cursors_from"), database("cursors_to"));
+    from.psql(
+        "CREATE TABLE customers(id int PRIMARY KEY, name text, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+         CREATE TABLE orders(id int PRIMARY KEY, customer_id int, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+         INSERT INTO customers(id, name) SELECT i, 'name ' || i FROM generate_series(1, 20) i;
+         INSERT INTO orders(id, customer_id) SELECT i, i % 25 FROM generate_series(1, 500) i",
+    );
+    let place = Place::new(&[("from", postgres(&from)), ("to", postgres(&to))]);
+    place.write(
+        "p.yaml",
+        "name: p\nsource:\n  datastore: from\n  table: public.orders\n  alias: o\n  joins: [{table: customers, alias: c, on: o.customer_id = c.id, type: left}]\n\
+         destination: {datastore: to, table: public.copies}\nkey: [id]\ncolumns:\n  - {source: o.id, dest: id}\n  - {source: c.name, dest: name}\n\
+         strategies: [{name: delta, type: delta, column: o.updated_at, margin: 1ms, cursor_tables: [{table: c, column: updated_at}]}]\n",
+    );
+    place.json(&["run", "p.yaml"], 0);
+    let rows = "SELECT md5(string_agg(id || coalesce(name, '-'), ',' ORDER BY id)) FROM";
+    let wanted = || {
+        from.psql(&format!(
+            "{rows} (SELECT o.id, c.name FROM orders o LEFT JOIN customers c ON o.customer_id = c.id) j"
+        ))
+    };
+    let found = || to.psql(&format!("{rows} copies"));
+    assert_eq!(found(), wanted());
+    let marks = to.psql("SELECT string_agg(fact, ' ' ORDER BY fact) FROM synctool.memory");
+    assert_eq!(marks.trim(), "delta:c.updated_at delta:updated_at");
+    from.psql(
+        "UPDATE customers SET name = 'other', updated_at = now() WHERE id = 7;
+         INSERT INTO customers VALUES (22, 'late', now()); UPDATE orders SET customer_id = 1, updated_at = now() WHERE id = 9",
+    );
+    place.until(&["run", "p.yaml"], found, wanted().trim());
+    // Once they have settled, nothing is read again.
+    let idle = place.json(&["run", "p.yaml"], 0);
+    assert_eq!(idle["read"], 0, "{idle}");
+}
+
+fn drifting(policy: &str) -> (TestDb, TestDb, Place) {
+    let (from, to) = (database("drift_from"), database("drift_to"));
+    from.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int); INSERT INTO items SELECT i, i FROM generate_series(1, 10) i",
+    );
+    let place = Place::new(&[("from", postgres(&from)), ("to", postgres(&to))]);
+    place.write(
+        "p.yaml",
+        &format!(
+            "name: p\nschema_drift: {policy}\nsource: {{datastore: from, table: public.items}}\n\
+             destination: {{datastore: to, table: public.copies}}\nstrategies: [{{name: hash, type: hash}}]\n"
+        ),
+    );
+    place.json(&["run", "p.yaml"], 0);
+    from.psql("ALTER TABLE items ADD note text DEFAULT 'new'; UPDATE items SET v = -1 WHERE id = 1");
+    (from, to, place)
+}
+
+const COLUMNS: &str = "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'copies'::regclass AND attnum > 0";
+
+#[test]
+fn a_new_column_is_added_where_the_pipeline_evolves() {
+    let (_from, to, place) = drifting("evolve");
+    place.json(&["run", "p.yaml"], 0);
+    assert_eq!(to.psql(COLUMNS).trim(), "id v note");
+    assert_eq!(to.psql("SELECT v || note FROM copies WHERE id = 1").trim(), "-1new");
+}
+
+#[test]
+fn a_new_column_stays_behind_where_it_is_discarded() {
+    let (_from, to, place) = drifting("discard_column");
+    let run = place.json(&["run", "p.yaml"], 0);
+    assert_eq!(to.psql(COLUMNS).trim(), "id v");
+    assert_eq!(to.psql("SELECT v FROM copies WHERE id = 1").trim(), "-1", "{run}");
+}
+
+#[test]
+fn a_new_column_stops_a_frozen_pipeline_and_makes_a_paused_one_wait() {
+    for (policy, exit) in [("freeze", 2), ("pause", 4)] {
+        let (from, to, place) = drifting(policy);
+        for _ in 0..2 {
+            let refused = place.synctool(&["run", "p.yaml"]);
+            let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(
+                told.contains("note (text) is new") && told.contains("--accept-schema"),
+                "{policy}: {told}"
+            );
+            assert_eq!(refused.status.code(), Some(exit), "{policy}: {told}");
+        }
+        assert_eq!(
+            to.psql("SELECT v FROM copies WHERE id = 1").trim(),
+            "1",
+            "{policy}: nothing was written"
+        );
+        // Someone decides, and from then on the new columns are the known ones.
+        place.json(&["run", "p.yaml", "--accept-schema"], 0);
+        assert_eq!(to.psql(COLUMNS).trim(), "id v note", "{policy}");
+        place.json(&["run", "p.yaml"], 0);
+        from.psql("ALTER TABLE items DROP v");
+        let refused = place.synctool(&["run", "p.yaml"]);
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(told.contains("v is gone"), "{policy}: {told}");
+    }
+}
+
+/// Days of Berlin around both changes of its clocks: each row in exactly one partition.
+#[test]
+fn partitions_begin_at_midnight_of_a_named_zone() {
+    let db = database("zones");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, at timestamptz);
+         INSERT INTO items SELECT i, timestamptz '2024-03-29 00:00+00' + interval '20 minutes' * i FROM generate_series(0, 400) i;
+         INSERT INTO items SELECT 1000 + i, timestamptz '2024-10-25 00:00+00' + interval '20 minutes' * i FROM generate_series(0, 400) i;
+         INSERT INTO items VALUES (9999, NULL)",
+    );
+    let place = here(&db);
+    let file = |unit: &str| {
+        format!(
+            "name: p_{unit}\nsource: {{datastore: from, table: public.items}}\ndestination: {{datastore: to, table: public.{unit}_copies}}\n\
+             strategies: [{{name: hash, type: hash, time_zone: Europe/Berlin, primary_partitions: [{{column: at, step: 1, step_unit: {unit}}}]}}]\n"
+        )
+    };
+    for unit in ["day", "month"] {
+        let name = format!("{unit}.yaml");
+        place.write(&name, &file(unit));
+        place.json(&["run", &name], 0);
+        db.psql(&format!("DELETE FROM {unit}_copies WHERE id % 50 = 0; UPDATE {unit}_copies SET at = at + interval '1 year' WHERE id % 50 = 1"));
+        place.json(&["run", &name], 0);
+        let same = format!(
+            "SELECT count(*) FROM ((TABLE items EXCEPT TABLE {unit}_copies) UNION ALL (TABLE {unit}_copies EXCEPT TABLE items)) d"
+        );
+        assert_eq!(db.psql(&same).trim(), "0", "{unit}");
+        let counted = place.json(&["verify", &name], 0);
+        assert_eq!(counted["compared"]["source"], 803, "{unit}: each row once: {counted}");
+    }
+    let plan = place.synctool(&["plan", "day.yaml"]);
+    let told = String::from_utf8_lossy(&plan.stdout).into_owned();
+    assert!(
+        told.contains("2024-03-31T22:00:00") && told.contains("2024-10-27T23:00:00"),
+        "midnights of Berlin: {told}"
+    );
+}

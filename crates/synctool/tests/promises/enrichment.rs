@@ -1,0 +1,191 @@
+//! Dimensions in other databases, caches, and repairs whose rows pass stages.
+
+use super::*;
+
+const PEOPLE: &str = "CREATE TABLE people(id int PRIMARY KEY, city int, v int, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+    INSERT INTO people(id, city, v) SELECT i, i % 12, i FROM generate_series(1, 1000) i";
+
+fn pipeline(datastore: &str, table: &str, cache: &str) -> String {
+    format!(
+        "name: p\nsource: {{datastore: from, table: public.people}}\ndestination: {{datastore: to, table: public.copies}}\n\
+         columns:\n  - {{source: id}}\n  - {{source: v}}\n  - {{source: null, dest: city_name}}\n  - {{source: null, dest: doubled}}\n\
+         key: [id]\ntransform:\n  - name: cities\n    enrich:\n      datastore: {datastore}\n      table: {table}\n      on: [{{column: city, key: id}}]\n      \
+         fields: [{{source: name, dest: city_name}}]\n      cache: {cache}\n  - compute: [{{name: doubled, expression: v * 2}}]\n\
+         strategies:\n  - {{name: delta, type: delta, column: updated_at, margin: 1ms}}\n  - {{name: hash, type: hash}}\n"
+    )
+}
+
+/// A dimension in each kind of database that can hold one, left where it is.
+#[test]
+fn dimensions_stand_in_any_database() {
+    let db = database("dimension");
+    let other = database("dimension_pg");
+    let maria = MariaDb::shared().database("dimension");
+    let make = "CREATE TABLE cities(id int PRIMARY KEY, name varchar(50))";
+    let values: Vec<String> = (0..10).map(|i| format!("({i}, 'city {i}')")).collect();
+    let fill = format!("INSERT INTO cities VALUES {}", values.join(", "));
+    db.psql(PEOPLE);
+    other.psql(&format!("{make}; {fill}"));
+    maria.sql(make);
+    maria.sql(&fill);
+    let place = Place::new(&[
+        ("from", postgres(&db)),
+        ("to", postgres(&db)),
+        ("pg", postgres(&other)),
+        ("maria", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
+        ("lite", "{type: sqlite, path: dims.db}".into()),
+    ]);
+    let lite = rusqlite::Connection::open(place.path().join("dims.db")).expect("opens");
+    lite.execute_batch(&format!("{make}; {fill}")).expect("filled");
+    for (datastore, table) in [("pg", "public.cities"), ("maria", "cities"), ("lite", "cities")] {
+        db.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE");
+        place.write("p.yaml", &pipeline(datastore, table, "{store: memory, max_size: 100}"));
+        place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+        let wrong =
+            "SELECT count(*) FROM people p FULL JOIN copies c USING (id) WHERE c.doubled IS DISTINCT FROM p.v * 2
+            OR c.city_name IS DISTINCT FROM CASE WHEN city < 10 THEN 'city ' || city END";
+        assert_eq!(db.psql(wrong).trim(), "0", "{datastore}");
+        // A repair compares rows as they are after the stages.
+        db.psql(
+            "UPDATE copies SET city_name = 'elsewhere' WHERE id = 5; UPDATE copies SET doubled = -1 WHERE id = 6;
+             DELETE FROM copies WHERE id = 7; INSERT INTO copies VALUES (5000, 1, 'x', 2)",
+        );
+        let found = place.json(&["verify", "p.yaml"], 3);
+        assert_eq!(found["compared"]["differing"], 2, "{datastore}: {found}");
+        let mended = place.json(&["repair", "p.yaml"], 0);
+        assert_eq!(
+            (&mended["inserted"], &mended["updated"], &mended["deleted"]),
+            (&1.into(), &2.into(), &1.into()),
+            "{datastore}: {mended}"
+        );
+        assert_eq!(db.psql(wrong).trim(), "0", "{datastore}: after the repair");
+        place.json(&["verify", "p.yaml"], 0);
+    }
+}
+
+/// What Redis keeps is used until its time is over, and then asked for anew.
+#[test]
+fn redis_keeps_a_dimension_for_its_ttl() {
+    let db = database("dimension_redis");
+    let redis = Redis::start();
+    db.psql(PEOPLE);
+    db.psql("CREATE TABLE cities(id int PRIMARY KEY, name text); INSERT INTO cities SELECT i, 'old ' || i FROM generate_series(0, 11) i");
+    let place = here(&db);
+    let cache = format!(
+        "{{store: redis, url: \"{}\", key_prefix: \"t:\", ttl: 1h}}",
+        redis.url()
+    );
+    place.write("p.yaml", &pipeline("from", "public.cities", &cache));
+    place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+    let names = "SELECT string_agg(DISTINCT split_part(city_name, ' ', 1), ',') FROM copies";
+    assert_eq!(db.psql(names).trim(), "old");
+    let keys = "return redis.call('keys', ARGV[1])[1]";
+    let key = redis.command(&["EVAL", keys, "0", "t:*"]);
+    assert!(key.starts_with("t:"), "{key}");
+    let ttl: i64 = redis.command(&["TTL", &key]).parse().expect("seconds");
+    assert!((1..=3600).contains(&ttl), "{ttl}");
+    // Another process finds what the first one left there.
+    db.psql("UPDATE cities SET name = 'new ' || id; UPDATE people SET v = v + 1, updated_at = now() WHERE id <= 12");
+    let changed = "SELECT count(*) FROM copies c JOIN people p USING (id) WHERE c.v = p.v";
+    place.until(&["run", "p.yaml", "--strategy", "delta"], || db.psql(changed), "1000");
+    assert_eq!(
+        db.psql(names).trim(),
+        "old",
+        "the cache counts as true until its time is over"
+    );
+    redis.command(&["FLUSHALL"]);
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(db.psql(names).trim(), "new");
+    // Without Redis the datastore is asked.
+    drop(redis);
+    db.psql("UPDATE cities SET name = 'last ' || id");
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(db.psql(names).trim(), "last");
+}
+
+/// Only some rows of the dimension, and the hash of what was taken.
+#[test]
+fn dimensions_are_filtered_and_hashed() {
+    let db = database("dimension_filter");
+    db.psql(PEOPLE);
+    db.psql(
+        "CREATE TABLE cities(id int, name text, valid boolean);
+         INSERT INTO cities SELECT i, 'city ' || i, true FROM generate_series(0, 9) i;
+         INSERT INTO cities SELECT i, 'gone ' || i, false FROM generate_series(0, 11) i",
+    );
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: public.people}\ndestination: {datastore: to, table: public.copies}\nkey: [id]\n\
+         columns:\n  - {source: id}\n  - {source: null, dest: city_name}\n  - {source: null, dest: city_hash}\ntransform:\n  - name: cities\n    enrich:\n      \
+         datastore: from\n      table: public.cities\n      on: [{column: city, key: id}]\n      filters: [{column: valid, operator: \"=\", value: true}]\n      \
+         fields: [{source: name, dest: city_name}, {dest: city_hash, hash: true}]\nstrategies: [{name: full, type: full}]\n",
+    );
+    place.json(&["run", "p.yaml"], 0);
+    let wrong = "SELECT count(*) FROM copies JOIN people USING (id) WHERE city_name IS DISTINCT FROM CASE WHEN city < 10 THEN 'city ' || city END
+        OR city_hash IS DISTINCT FROM md5(octet_length(city_name) || ':' || city_name)";
+    assert_eq!(
+        (db.psql(wrong).trim(), db.psql("SELECT count(*) FROM copies").trim()),
+        ("0", "1000")
+    );
+}
+
+/// Rows that a stage refuses are kept at the destination with the reason, in the transaction of the rows beside them; one
+/// more than allowed, and the run fails.
+#[test]
+fn rejected_rows_are_kept_with_their_reason() {
+    let db = database("rejects");
+    db.psql(
+        "CREATE TABLE people(id int PRIMARY KEY, age text);
+         INSERT INTO people SELECT i, CASE WHEN i % 100 = 7 THEN 'old' ELSE i::text END FROM generate_series(1, 500) i",
+    );
+    let other = database("rejects_to");
+    let maria = MariaDb::shared().database("rejects");
+    let place = Place::new(&[
+        ("from", postgres(&db)),
+        ("postgres", postgres(&other)),
+        ("maria", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
+        ("lite", "{type: sqlite, path: copy.db}".into()),
+    ]);
+    let columns = "partition, stage, reason, column_name, row_key";
+    for to in ["postgres", "maria", "lite"] {
+        let pipeline = |limit: u32| {
+            format!(
+                "name: to_{to}\nsource: {{datastore: from, table: public.people}}\ndestination: {{datastore: {to}, table: copies}}\n\
+                 columns:\n  - {{source: id}}\n  - {{source: age, data_type: text}}\nkey: [id]\ntransform:\n  - {{name: ages, cast: {{age: int}}}}\n\
+                 write: {{reject_limit: {limit}}}\nstrategies: [{{name: full, type: full}}]\n"
+            )
+        };
+        place.write("p.yaml", &pipeline(4));
+        let failed = place.synctool(&["run", "p.yaml"]);
+        let told = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert!(!failed.status.success() && told.contains("reject"), "{to}: {told}");
+        assert!(!told.contains("old"), "{to}: no value in the message: {told}");
+        place.write("p.yaml", &pipeline(5));
+        let run = place.json(&["run", "p.yaml", "--restart"], 0);
+        assert_eq!(run["inserted"], 495, "{to}: {run}");
+        let kept = match to {
+            "postgres" => other.psql(&format!(
+                "SELECT {columns} FROM synctool.rejects ORDER BY row_key::text"
+            )),
+            "maria" => maria
+                .sql("SELECT `partition`, stage, reason, column_name, row_key FROM _synctool_rejects ORDER BY row_key"),
+            _ => {
+                let lite = rusqlite::Connection::open(place.path().join("copy.db")).expect("opens");
+                let mut found = lite
+                    .prepare("SELECT stage || ' ' || reason || ' ' || column_name || ' ' || row_key FROM _synctool_rejects ORDER BY row_key")
+                    .expect("the table");
+                let rows = found.query_map([], |r| r.get::<_, String>(0)).expect("rows");
+                rows.map(|r| r.expect("a row")).collect::<Vec<_>>().join("\n")
+            }
+        };
+        assert_eq!(kept.trim().lines().count(), 5, "{to}: {kept}");
+        for id in [7, 107, 207, 307, 407] {
+            assert!(kept.contains(&format!("{{\"id\":\"{id}\"}}")), "{to}: {kept}");
+        }
+        assert!(
+            kept.contains("ages") && kept.contains("age"),
+            "{to}: stage and column: {kept}"
+        );
+    }
+}

@@ -1,0 +1,190 @@
+//! Hashes that the destination keeps, and what they decide.
+
+use super::*;
+
+const PEOPLE: &str = "CREATE TABLE people(b int, a int, name text, price numeric(10,2), born date, seen timestamptz, ok boolean,
+        token uuid, raw bytea, views int, PRIMARY KEY (b, a));
+    INSERT INTO people VALUES (1, 2, 'alice', 10.50, '2000-01-02', '2024-01-15 12:00:00.5+00', true,
+            '0b5a1f9e-0000-4000-8000-00000000000a', '\\x00ff', 1),
+        (1, 1, 'näme, ~ 5:x', NULL, NULL, NULL, false, NULL, '\\x', 2), (-7, 0, '', -0.00, '1969-12-31', '1969-12-31 23:59:59.9+00', NULL, NULL, NULL, 3)";
+
+/// The documented form of a row, written by hand in SQL: the key in its order, then the others by name.
+const FORM: &str = "b || ',' || a || ','
+    || coalesce(born - date '1970-01-01' || ',', '~')
+    || coalesce(octet_length(name) || ':' || name, '~')
+    || coalesce(CASE ok WHEN true THEN '1,' WHEN false THEN '0,' END, '~')
+    || coalesce(price || ',', '~')
+    || coalesce(encode(raw, 'hex') || ',', '~')
+    || coalesce((extract(epoch FROM seen) * 1000000)::bigint || ',', '~')
+    || coalesce(replace(token::text, '-', '') || ',', '~')";
+
+fn pipeline(algorithm: &str, data_type: &str) -> String {
+    format!(
+        "name: people_{algorithm}\nhash_algo: {algorithm}\nsource: {{datastore: from, table: public.people}}\n\
+         destination: {{datastore: to, table: public.copy_{algorithm}}}\nkey: [b, a]\ncolumns:\n  \
+         - {{source: b}}\n  - {{source: a}}\n  - {{source: name}}\n  - {{source: price}}\n  - {{source: born}}\n  - {{source: seen}}\n  \
+         - {{source: ok}}\n  - {{source: token}}\n  - {{source: raw}}\n  - {{source: views, hash_column: false}}\n  \
+         - {{source: null, dest: checksum, hash_key: true{data_type}}}\n\
+         strategies: [{{name: full, type: full}}, {{name: hash, type: hash, prevent_update_unless_changed: true}}]\n"
+    )
+}
+
+#[test]
+fn a_kept_hash_is_that_of_the_documented_form() {
+    for (algorithm, data_type, hash) in [
+        ("hash_md5_hash", "", "md5(FORM)"),
+        (
+            "md5_sum_hash",
+            ", data_type: bigint",
+            "('x' || left(md5(FORM), 8))::bit(32)::bigint & 4294967295",
+        ),
+    ] {
+        let db = database("kept_hash");
+        db.psql(PEOPLE);
+        let place = here(&db);
+        let file = format!("{algorithm}.yaml");
+        place.write(&file, &pipeline(algorithm, data_type));
+        place.json(&["run", &file, "--strategy", "full"], 0);
+        let copy = format!("copy_{algorithm}");
+        let expression = hash.replace("FORM", FORM);
+        let wrong = format!(
+            "SELECT string_agg(b || ' ' || a, ', ') FROM {copy} WHERE checksum IS DISTINCT FROM ({expression})"
+        );
+        assert_eq!(db.psql(&wrong).trim(), "", "{algorithm}: rows whose hash is another");
+        assert_eq!(db.psql(&format!("SELECT count(*) FROM {copy}")).trim(), "3");
+        // A change that counts: the row and its hash are written.
+        db.psql("UPDATE people SET price = 11 WHERE a = 2; DELETE FROM people WHERE a = 0; INSERT INTO people VALUES (5, 5, 'x')");
+        let mended = place.json(&["run", &file, "--strategy", "hash"], 0);
+        assert_eq!(
+            (&mended["inserted"], &mended["updated"], &mended["deleted"]),
+            (&1.into(), &1.into(), &1.into()),
+            "{algorithm}: {mended}"
+        );
+        assert_eq!(db.psql(&wrong).trim(), "", "{algorithm}: hashes after a repair");
+    }
+}
+
+#[test]
+fn a_destination_without_the_column_is_left_as_it_is() {
+    let db = database("no_hash_column");
+    db.psql(PEOPLE);
+    db.psql("CREATE TABLE copy_md5_sum_hash AS SELECT * FROM people WITH NO DATA; ALTER TABLE copy_md5_sum_hash ADD PRIMARY KEY (b, a)");
+    let place = here(&db);
+    place.write("p.yaml", &pipeline("md5_sum_hash", ""));
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(db.psql("SELECT count(*) FROM copy_md5_sum_hash").trim(), "3");
+    // One that cannot hold a hash is refused before anything is written.
+    db.psql("TRUNCATE copy_md5_sum_hash; ALTER TABLE copy_md5_sum_hash ADD checksum smallint");
+    let refused = place.synctool(&["run", "p.yaml", "--strategy", "hash"]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("bigint"), "{told}");
+    assert_eq!(db.psql("SELECT count(*) FROM copy_md5_sum_hash").trim(), "0");
+}
+
+/// `prevent_update_unless_changed`: what did not change in a column that counts is not written, which the server itself
+/// tells by the version of each row.
+#[test]
+fn what_did_not_change_is_not_written() {
+    let db = database("unless_changed");
+    db.psql(PEOPLE);
+    let place = here(&db);
+    place.write("p.yaml", &pipeline("hash_md5_hash", ""));
+    place.json(&["run", "p.yaml", "--strategy", "full"], 0);
+    let versions = || db.psql("SELECT string_agg(xmin || ' ' || ctid, ', ' ORDER BY b, a) FROM copy_hash_md5_hash");
+    let before = versions();
+    db.psql("UPDATE people SET views = views + 1; UPDATE people SET name = name");
+    let nothing = place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(
+        (&nothing["read"], &nothing["updated"]),
+        (&0.into(), &0.into()),
+        "{nothing}"
+    );
+    assert_eq!(versions(), before, "no row has a new version");
+    db.psql("UPDATE people SET name = 'other' WHERE a = 1");
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    let after = versions();
+    let changed = before
+        .trim()
+        .split(", ")
+        .zip(after.trim().split(", "))
+        .filter(|(a, b)| a != b)
+        .count();
+    assert_eq!(changed, 1, "{before} -> {after}");
+}
+
+/// A delta that reads a row again and finds it unchanged writes nothing either.
+#[test]
+fn a_delta_writes_only_what_differs() {
+    let db = database("delta_unchanged");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int, updated_at timestamptz NOT NULL);
+         INSERT INTO items SELECT i, i, now() - interval '1 hour' FROM generate_series(1, 100) i",
+    );
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n\
+         strategies: [{name: delta, type: delta, column: updated_at, stamped_by: app, lag: 1d}]\n",
+    );
+    place.json(&["run", "p.yaml"], 0);
+    let before = db.psql("SELECT md5(string_agg(xmin::text, ',' ORDER BY id)) FROM copies");
+    let again = place.json(&["run", "p.yaml"], 0);
+    assert_eq!((&again["read"], &again["updated"]), (&100.into(), &0.into()), "{again}");
+    assert_eq!(
+        db.psql("SELECT md5(string_agg(xmin::text, ',' ORDER BY id)) FROM copies"),
+        before
+    );
+}
+
+/// `match_row_count`: a block counts its rows too, so rows whose sums happen to be equal do not hide a missing one. Two
+/// equal rows of a table are told from one, and from none.
+#[test]
+fn counts_are_compared_too() {
+    for count in ["true", "false"] {
+        let db = database("row_count");
+        db.psql("CREATE TABLE items(id int PRIMARY KEY, v int); INSERT INTO items SELECT i, 1 FROM generate_series(1, 5000) i");
+        let place = here(&db);
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nsource: {{datastore: from, table: public.items}}\ndestination: {{datastore: to, table: public.copies}}\n\
+                 strategies: [{{name: hash, type: hash, match_row_count: {count}}}]\n"
+            ),
+        );
+        place.json(&["run", "p.yaml"], 0);
+        db.psql("DELETE FROM copies WHERE id % 700 = 0; INSERT INTO copies VALUES (-1, 1), (9999, 1)");
+        let mended = place.json(&["run", "p.yaml"], 0);
+        assert_eq!(
+            (&mended["inserted"], &mended["deleted"]),
+            (&7.into(), &2.into()),
+            "{mended}"
+        );
+        place.json(&["verify", "p.yaml"], 0);
+    }
+}
+
+/// A hash that the source stores itself is compared in place of the columns.
+#[test]
+fn a_hash_of_the_source_is_compared_as_it_is() {
+    let db = database("stored_hash");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int, h bigint);
+         INSERT INTO items SELECT i, i, i * 7 FROM generate_series(1, 1000) i",
+    );
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n\
+         columns:\n  - {source: id}\n  - {source: v}\n  - {source: h, hash_key: true}\n\
+         strategies: [{name: hash, type: hash}]\n",
+    );
+    place.json(&["run", "p.yaml"], 0);
+    db.psql("UPDATE items SET v = -1 WHERE id = 5; UPDATE items SET v = -1, h = -1 WHERE id = 6");
+    let mended = place.json(&["run", "p.yaml"], 0);
+    assert_eq!(mended["updated"], 1, "{mended}");
+    assert_eq!(
+        db.psql("SELECT string_agg(id::text, ',') FROM copies WHERE v = -1")
+            .trim(),
+        "6"
+    );
+}

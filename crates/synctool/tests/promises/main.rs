@@ -1,0 +1,26 @@
+//! What strategies and pipelines promise, by the whole program between real servers: the examples, the brief's advanced
+//! pipeline, hashes that are kept, enrichment, tombstones, joined tables, changing schemas, vanished groups, and the
+//! defects of the original.
+
+mod aggregates;
+mod changes;
+mod defects;
+mod enrichment;
+mod examples;
+mod hashes;
+mod partitions;
+#[path = "../place/mod.rs"]
+mod place;
+
+use place::{Place, postgres};
+use synctool_testkit::{MariaDb, PgVersion, Postgres, Redis, TestDb};
+
+/// A database of PostgreSQL 18.
+fn database(name: &str) -> TestDb {
+    Postgres::shared(PgVersion::V18).database(name)
+}
+
+/// A place whose datastores `from` and `to` are one database.
+fn here(db: &TestDb) -> Place {
+    Place::new(&[("from", postgres(db)), ("to", postgres(db))])
+}

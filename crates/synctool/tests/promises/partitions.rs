@@ -1,0 +1,146 @@
+//! Whatever the steps, units, levels, bounds and NULLs: every row is in exactly one partition.
+
+use super::*;
+
+/// Numbers that follow from a seed.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+
+    fn of<'a>(&mut self, all: &[&'a str]) -> &'a str {
+        all[self.below(all.len() as u64) as usize]
+    }
+}
+
+fn dimension(numbers: &mut Numbers, bounded: bool) -> String {
+    let kind = match bounded {
+        true => numbers.below(3),
+        false => numbers.below(9),
+    };
+    match kind {
+        0 => format!(
+            "{{column: small, step: {}{}}}",
+            numbers.below(60) + 1,
+            bounds(bounded, "-20", "50")
+        ),
+        1 => {
+            let unit = numbers.of(&["day", "week", "month", "quarter", "year"]);
+            let zone = numbers.of(&["UTC", "Europe/Berlin", "America/New_York", "+05:45"]);
+            let ends = bounds(bounded, "\"2023-11-30\"", "\"2024-06-01\"");
+            format!(
+                "{{column: at, step: {}, step_unit: {unit}, time_zone: {zone}{ends}}}",
+                numbers.below(3) + 1
+            )
+        }
+        2 => format!(
+            "{{column: day, step: {}, step_unit: {}{}}}",
+            numbers.below(3) + 1,
+            numbers.of(&["day", "week", "month"]),
+            bounds(bounded, "\"2024-01-15\"", "\"2024-03-01\"")
+        ),
+        3 => format!("{{column: id, step: {}}}", numbers.below(700) + 50),
+        4 => format!("{{column: price, step: {}}}", numbers.below(90) + 10),
+        5 => format!(
+            "{{column: token, step: {}}}",
+            numbers.below(4_000_000_000) + 100_000_000
+        ),
+        6 => "{column: kind, type: value, step: -1}".into(),
+        7 => "{column: flag, type: value, step: -1}".into(),
+        _ => format!("{{column: naive, step: {}, step_unit: hour}}", numbers.below(300) + 24),
+    }
+}
+
+fn bounds(bounded: bool, start: &str, end: &str) -> String {
+    match bounded {
+        true => format!(", start: {start}, end: {end}"),
+        false => String::new(),
+    }
+}
+
+const ITEMS: &str = "CREATE TABLE items(id bigint PRIMARY KEY, small int, price numeric(8,2), at timestamptz, naive timestamp, day date,
+        token uuid, kind text, flag boolean);
+    INSERT INTO items SELECT i * 3 - 1000, nullif((random() * 150 - 70)::int, 5), (random() * 600 - 200)::numeric(8,2),
+        timestamptz '2023-10-20 00:00+00' + interval '1 day' * (random() * 300), timestamp '2023-12-20' + interval '1 hour' * (random() * 1500),
+        date '2023-12-20' + (random() * 100)::int, md5(random()::text)::uuid, nullif('k' || (random() * 6)::int, 'k2'), random() < 0.5
+        FROM generate_series(1, 1500) i;
+    UPDATE items SET at = NULL WHERE id % 13 = 0; UPDATE items SET day = NULL, token = NULL WHERE id % 17 = 0;
+    UPDATE items SET naive = NULL, flag = NULL, price = NULL WHERE id % 19 = 0";
+
+#[test]
+fn every_row_is_in_exactly_one_partition() {
+    let seed = std::env::var("PROPTEST_RNG_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1);
+    let mut numbers = Numbers(seed);
+    let db = database("any_partitions");
+    db.psql(&format!("SELECT setseed(0.{}); {ITEMS}", seed % 1000));
+    let total = db.psql("SELECT count(*) FROM items").trim().to_owned();
+    let place = here(&db);
+    for round in 0..25 {
+        let primary: Vec<String> = (0..=numbers.below(2)).map(|_| dimension(&mut numbers, false)).collect();
+        let secondary: Vec<String> = (0..numbers.below(2)).map(|_| dimension(&mut numbers, false)).collect();
+        let strategy = numbers.of(&["hash", "full"]);
+        let levels = format!(
+            "primary_partitions: [{}], secondary_partitions: [{}]",
+            primary.join(", "),
+            secondary.join(", ")
+        );
+        let file = format!("p{round}.yaml");
+        place.write(
+            &file,
+            &format!(
+                "name: p{round}\nsource: {{datastore: from, table: public.items}}\ndestination: {{datastore: to, table: public.copies{round}}}\n\
+                 strategies: [{{name: hash, type: hash, {levels}}}, {{name: full, type: full, {levels}}}]\n"
+            ),
+        );
+        let run = place.json(&["run", &file, "--strategy", strategy], 0);
+        assert_eq!(run["inserted"].to_string(), total, "{levels}: {run}");
+        let equal = place.json(&["verify", &file, "--strategy", "hash"], 0);
+        assert_eq!(equal["compared"]["source"].to_string(), total, "{levels}: {equal}");
+        assert_eq!(equal["compared"]["destination"].to_string(), total, "{levels}: {equal}");
+        db.psql(&format!("DROP TABLE copies{round}"));
+    }
+}
+
+/// With `start` and `end` exactly the rows between them, once each, and none of the others is touched.
+#[test]
+fn bounds_hold_exactly_what_is_between_them() {
+    let seed = std::env::var("PROPTEST_RNG_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1);
+    let mut numbers = Numbers(seed ^ 0x5eed);
+    let db = database("any_bounds");
+    db.psql(&format!("SELECT setseed(0.{}); {ITEMS}", seed % 1000));
+    let place = here(&db);
+    for round in 0..9 {
+        let one = dimension(&mut numbers, true);
+        // A zone moves where days begin; bounds written as dates are midnights of UTC all the same.
+        let condition = match &one {
+            d if d.contains("column: small") => "small >= -20 AND small < 50",
+            d if d.contains("column: at") => "at >= '2023-11-30 00:00+00' AND at < '2024-06-01 00:00+00'",
+            _ => "day >= '2024-01-15' AND day < '2024-03-01'",
+        };
+        let file = format!("p{round}.yaml");
+        place.write(
+            &file,
+            &format!(
+                "name: p{round}\nsource: {{datastore: from, table: public.items}}\ndestination: {{datastore: to, table: public.copies{round}}}\n\
+                 strategies: [{{name: hash, type: hash, primary_partitions: [{one}]}}]\n"
+            ),
+        );
+        let wanted = db.psql(&format!("SELECT count(*) FROM items WHERE {condition}"));
+        let run = place.json(&["run", &file], 0);
+        assert_eq!(run["inserted"].to_string(), wanted.trim(), "{one}: {run}");
+        let other = format!("SELECT count(*) FROM copies{round} WHERE ({condition}) IS NOT TRUE");
+        assert_eq!(db.psql(&other).trim(), "0", "{one}");
+    }
+}

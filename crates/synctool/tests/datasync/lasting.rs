@@ -30,11 +30,10 @@ fn a_million_changes_arrive_within_two_minutes() {
     let applied = world
         .local
         .psql("SELECT duration_ms / 1000.0 FROM data_sync_logs WHERE event = 'batch' ORDER BY id DESC LIMIT 1");
-    eprintln!(
-        "1,000,000 changes took {:.1} s, of these applying {applied} s",
-        took.as_secs_f64()
+    assert!(
+        took < Duration::from_secs(120),
+        "{took:?}, of these applying {applied} s"
     );
-    assert!(took < Duration::from_secs(120), "{took:?}");
 }
 
 const SCHEMA: &str = "
@@ -159,5 +158,5 @@ fn random_load_and_random_kills() {
     world.run(&["stop"]).ok();
     let wrong = "SELECT message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
     assert_eq!(world.local.psql(wrong), "");
-    eprintln!("{rounds} rounds, {kills} kills");
+    assert!(!soak || kills > 0, "{rounds} rounds without a kill");
 }

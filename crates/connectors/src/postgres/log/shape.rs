@@ -26,6 +26,8 @@ pub(super) struct Followed {
     pub(super) oid: u32,
     /// What is to be read of it besides its log, at the beginning.
     pub(super) initial: Initial,
+    /// Rows that the catalog expected when the plan was made.
+    pub(super) rows: Option<u64>,
 }
 
 /// What is done with the rows that were there before the log.
@@ -47,6 +49,8 @@ pub(super) struct Remembered {
     pub(super) initial: Initial,
     pub(super) oid: u32,
     pub(super) columns: Vec<Attribute>,
+    #[serde(default)]
+    pub(super) rows: Option<u64>,
 }
 
 impl Remembered {
@@ -54,21 +58,26 @@ impl Remembered {
     pub(super) fn name(table: &TableId) -> String {
         format!("log:{table}")
     }
+
+    /// What a plan remembers of a table.
+    pub(super) fn of(plan: &Plan, table: &TableId) -> Self {
+        plan.remember
+            .get(&Remembered::name(table))
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default()
+    }
 }
 
 impl Followed {
     pub(super) fn of(plan: &Plan, planned: &PlannedTable) -> Self {
-        let remembered: Remembered = plan
-            .remember
-            .get(&Remembered::name(&planned.read.table))
-            .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or_default();
+        let remembered = Remembered::of(plan, &planned.read.table);
         Followed {
             read: planned.read.clone(),
             key: planned.schema.key.clone(),
             known: remembered.columns,
             oid: remembered.oid,
             initial: remembered.initial,
+            rows: remembered.rows,
         }
     }
 }

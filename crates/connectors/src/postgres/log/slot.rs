@@ -114,7 +114,7 @@ pub(super) async fn publication(
     let all: Vec<TableId> = wanted
         .iter()
         .map(|t| TableId::new(t.schema.as_deref().unwrap_or(schema), &t.name))
-        .chain(marks)
+        .chain(marks.clone())
         .collect();
     if !exists(connection, name).await? {
         if !options.create {

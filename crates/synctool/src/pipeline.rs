@@ -20,6 +20,7 @@ use log::{Desk, LogPipeline, LogPreview, Stopped};
 pub(crate) use request::{table_id, tables};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use synctool_connectors::postgres::log::LogSource;
 use synctool_connectors::postgres::log::status::LogStatus;
@@ -441,6 +442,7 @@ impl Pipeline {
         let log = LogView::default();
         let task = Task {
             log: log.clone(),
+            read_before: AtomicU64::new(0),
             pipeline: self.clone(),
             options: options.clone(),
             chosen: chosen.clone(),
@@ -569,6 +571,8 @@ impl Observer for All {
 /// A run's task and all it owns.
 struct Task {
     log: LogView,
+    /// Rows of a log that earlier runs read.
+    read_before: AtomicU64,
     pipeline: Pipeline,
     options: RunOptions,
     chosen: Chosen,
@@ -624,7 +628,10 @@ impl Task {
             skipped: report.skipped,
             reasons: report.plan.reasons,
             ledger: report.ledger,
-            rows_now: now.map(|p| p.rows).sum(),
+            rows_now: now
+                .map(|p| p.rows)
+                .sum::<u64>()
+                .saturating_sub(self.read_before.into_inner()),
             verified: report.verified,
             retries: report.retries,
             duration: began.elapsed(),
@@ -672,6 +679,9 @@ impl Task {
             };
             let (plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;
             source.follow(&plan);
+            let standing = destination.checkpoint(&plan).await?;
+            let read = standing.values().map(|s| s.accounts.read.rows).sum();
+            self.read_before.store(read, Ordering::Relaxed);
             self.log.show(&source, &plan);
             let stop = engine.cancel.clone();
             let desk = Desk::open(self.store.clone(), loaded, strategy, source.clone(), &plan, stop).await?;

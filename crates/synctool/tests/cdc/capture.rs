@@ -190,7 +190,7 @@ impl Stage {
     pub(crate) fn until_seen(&self, running: &Running) {
         wait_for("the capture to be seen", PATIENCE, || {
             let (_, status) = self.json(&["cdc", "status", "shop.yaml"]);
-            let seen = status["state"] == "running" && status["tables"].is_array();
+            let seen = status["state"] == "running" && status["position"].is_string();
             if seen {
                 Ok(())
             } else {

@@ -228,8 +228,8 @@ fn change(n: u64) -> String {
          INSERT INTO visit VALUES ({a}, 'r' || 1 + {n} % 60, {n} % 1000 / 10.0, 1) ON CONFLICT DO NOTHING; COMMIT;
          UPDATE visit SET restaurant_id = 'r' || 1 + ({n} + 13) % 60 WHERE user_id = {b};
          INSERT INTO users VALUES (-{n}, 'behind', 'b{n}@example.com', NULL, repeat('x', 3000), NULL) ON CONFLICT DO NOTHING;
-         DELETE FROM users WHERE id = -{n} + 40;
-         UPDATE restaurant SET rating = {n} % 7, tags = tags || 'n{n}' WHERE id = 'r' || 1 + {n} % 60;"
+         DELETE FROM users WHERE id = 40 - {n} AND id < 0;
+         UPDATE restaurant SET rating = {n} % 7, tags = array_append(tags, 'n{n}') WHERE id = 'r' || 1 + {n} % 60;"
     )
 }
 

@@ -321,8 +321,8 @@ async fn draft(
 async fn expected_rows(connection: &Connection, oid: u32) -> Result<Option<u64>> {
     let row = connection
         .query_one(
-            "SELECT sum(nullif(c.reltuples, -1))::float8 FROM pg_catalog.pg_partition_tree($1::oid::regclass) t \
-             JOIN pg_catalog.pg_class c ON c.oid = t.relid WHERE t.isleaf",
+            "SELECT sum(nullif(reltuples, -1))::float8 FROM pg_catalog.pg_class WHERE oid = $1 OR oid IN \
+             (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf)",
             &[&oid],
         )
         .await

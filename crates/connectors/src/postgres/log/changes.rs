@@ -287,7 +287,6 @@ impl ChangesBuilder {
                 known: shape::attributes(&connection, described.oid).await?,
                 oid: described.oid,
                 initial: self.initial,
-                rows: None,
             });
         }
         connection.recycle();

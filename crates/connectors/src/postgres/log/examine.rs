@@ -142,8 +142,8 @@ impl LogSource {
                 return Ok(finding(what, false, found, "watermarks: table"));
             }
             Watermarks::Message => (
-                "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_logical_emit_message(boolean, text, text)', \
-                 'EXECUTE')"
+                "SELECT pg_catalog.bool_and(pg_catalog.has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc \
+                 WHERE proname = 'pg_logical_emit_message' AND pronamespace = 'pg_catalog'::regnamespace"
                     .to_owned(),
                 "GRANT EXECUTE ON FUNCTION pg_catalog.pg_logical_emit_message(boolean, text, text) TO …; or watermarks: table",
             ),

@@ -26,8 +26,6 @@ pub(super) struct Followed {
     pub(super) oid: u32,
     /// What is to be read of it besides its log, at the beginning.
     pub(super) initial: Initial,
-    /// Rows that the catalog expected when the plan was made.
-    pub(super) rows: Option<u64>,
 }
 
 /// What is done with the rows that were there before the log.
@@ -77,7 +75,6 @@ impl Followed {
             known: remembered.columns,
             oid: remembered.oid,
             initial: remembered.initial,
-            rows: remembered.rows,
         }
     }
 }

@@ -32,6 +32,7 @@ struct Held {
     /// How many rows are enough.
     until: Option<Box<dyn Fn(&BTreeMap<Vec<String>, Vec<Cell>>) -> bool + Send>>,
     fail_at: Option<usize>,
+    last: Option<Position>,
 }
 
 impl Held {
@@ -42,6 +43,10 @@ impl Held {
     fn put(&mut self, row: Row, from: Option<&Row>) {
         let key = Held::key(&row);
         let held = from.map_or_else(|| key.clone(), Held::key);
+        // What is said in part of a row that is not held yet comes whole with its chunk.
+        if !row.is_complete() && !self.rows.contains_key(&held) {
+            return;
+        }
         let mut cells = self.rows.get(&held).cloned().unwrap_or_else(|| row.cells.clone());
         for (cell, new) in cells.iter_mut().zip(row.cells) {
             if new != Cell::Absent {
@@ -105,8 +110,9 @@ impl Handler for Held {
         self.rows.clear();
         Ok(())
     }
-    async fn commit(&mut self, _: &Position) -> Result<Safe> {
+    async fn commit(&mut self, position: &Position) -> Result<Safe> {
         self.commits += 1;
+        self.last = Some(position.clone());
         if self.fail_at == Some(self.commits) {
             return Err(synctool_core::error::Error::bug("the program failed"));
         }
@@ -133,8 +139,9 @@ impl Batcher for Held {
         self.rows.clear();
         Ok(())
     }
-    async fn commit(&mut self, _: &Position) -> Result<Safe> {
+    async fn commit(&mut self, position: &Position) -> Result<Safe> {
         self.batches += 1;
+        self.last = Some(position.clone());
         Ok(self.says())
     }
 }
@@ -146,8 +153,10 @@ const CHANGES: &str = "
 on_servers! {
     async fn a_handler_keeps_a_copy(version: PgVersion) {
         let c = Capture::new(version, &["t"], T);
-        let mut copy = Held { until: Some(Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()]))), ..Held::default() };
-        let changes = builder(&c).open(None).await.unwrap();
+        let mut copy = Held { until: Some(Box::new(|rows| rows.len() == 50)), ..Held::default() };
+        builder(&c).open(None).await.unwrap().handle(&mut copy).await.unwrap();
+        copy.until = Some(Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()])));
+        let changes = builder(&c).open(copy.last.clone().as_ref()).await.unwrap();
         let (handled, ()) = tokio::join!(changes.handle(&mut copy), async {
             c.from.psql(CHANGES);
             c.from.psql("INSERT INTO t VALUES (1000, 'end', '', '')");
@@ -159,9 +168,11 @@ on_servers! {
 
     async fn a_batcher_keeps_a_copy(version: PgVersion) {
         let c = Capture::new(version, &["t"], T);
-        let mut copy = Held { until: Some(Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()]))), ..Held::default() };
-        let changes = builder(&c).open(None).await.unwrap();
         let limits = BatchLimits { rows: 60, wait: Duration::from_millis(100) };
+        let mut copy = Held { until: Some(Box::new(|rows| rows.len() == 50)), ..Held::default() };
+        builder(&c).open(None).await.unwrap().batches(&mut copy, limits).await.unwrap();
+        copy.until = Some(Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()])));
+        let changes = builder(&c).open(copy.last.clone().as_ref()).await.unwrap();
         let (handled, ()) = tokio::join!(changes.batches(&mut copy, limits), async {
             c.from.psql(CHANGES);
             c.from.psql("UPDATE t SET id = id + 2000, a = a || '+' WHERE id < 20 AND k = 'k'; INSERT INTO t VALUES (1000, 'end', '', '')");

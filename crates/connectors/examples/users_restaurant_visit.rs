@@ -2,7 +2,7 @@
 //! them are kept in a second schema. It ends with a comparison.
 //!
 //! Needs a PostgreSQL server with `wal_level = logical`, named by POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER,
-//! POSTGRES_PASSWORD and POSTGRES_NAME:
+//! POSTGRES_PASSWORD and POSTGRES_NAME (or by POSTGRES_CONNSTR):
 //!
 //! ```text
 //! POSTGRES_NAME=postgres cargo run -p synctool-connectors --example users_restaurant_visit
@@ -13,8 +13,10 @@
 
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use synctool_connectors::postgres::log::LogOptions;
 use synctool_connectors::postgres::log::capture::{CaptureRequest, capture};
+use synctool_connectors::postgres::log::changes::Changes;
 use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination};
 use synctool_core::change::{ChangeBatch, Op};
 use synctool_core::engine::Engine;
@@ -47,8 +49,9 @@ const CHANGES: &str = "
     UPDATE visit SET amount_spent = amount_spent + 1 WHERE user_id = 2;
     DELETE FROM visit WHERE user_id = 1;";
 
-/// Prints every row that passes.
-struct Print;
+/// Prints every row that passes, and counts them.
+#[derive(Clone, Default)]
+struct Print(Arc<AtomicU64>);
 
 #[async_trait]
 impl Stage for Print {
@@ -71,20 +74,19 @@ impl Stage for Print {
                 }
             }
             println!("{:>6} {}: {}", what, batch.table.name, cells.join(" | "));
+            self.0.fetch_add(1, Ordering::Relaxed);
         }
         Ok(Staged::all(batch))
     }
 }
 
-struct Printing;
-
-impl Stages for Printing {
+impl Stages for Print {
     fn output(&self, input: &TableSchema) -> Result<TableSchema> {
         Ok(input.clone())
     }
 
     fn open(&self) -> Result<Vec<Box<dyn Stage>>> {
-        Ok(vec![Box::new(Print)])
+        Ok(vec![Box::new(self.clone())])
     }
 
     fn is_empty(&self) -> bool {
@@ -93,7 +95,7 @@ impl Stages for Printing {
 }
 
 /// Follows the log to its present end; position and copies are one transaction each time.
-async fn follow(database: &Postgres) -> Result<()> {
+async fn follow(database: &Postgres, print: &Print) -> Result<()> {
     let source = Arc::new(database.log(LogOptions {
         slot: "dbsync_replslot".into(),
         publication: "dbsync_mypub".into(),
@@ -107,7 +109,7 @@ async fn follow(database: &Postgres) -> Result<()> {
         .to_vec();
     request.schema = Some("copies".into());
     let mut engine = Engine::new(source.clone(), destination.clone());
-    engine.stages = Arc::new(Printing);
+    engine.stages = Arc::new(print.clone());
     let engine = Arc::new(engine);
     let semantics = request.semantics(&source);
     let draft = capture(&source, destination.as_ref(), request);
@@ -117,27 +119,20 @@ async fn follow(database: &Postgres) -> Result<()> {
     Ok(())
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let set = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.into());
-    let port = set("POSTGRES_PORT", "5432").parse().unwrap_or(5432);
-    let mut config = PostgresConfig::new(
-        set("POSTGRES_HOST", "localhost"),
-        port,
-        set("POSTGRES_USER", "postgres"),
-        set("POSTGRES_NAME", "postgres"),
-    );
-    config.password = std::env::var("POSTGRES_PASSWORD").ok();
+/// The whole walk: how many changes were seen, and whether every copy equals its table at the end.
+pub async fn run(config: PostgresConfig) -> Result<(u64, bool)> {
     let database = Postgres::open(config)?;
     let session = database.connect().await?;
-    let fail = |e| session.error(e, "preparing the example");
+    let fail = |e| session.error(e, "running the example");
     session.batch_execute("SET search_path = public").await.map_err(fail)?;
     session.batch_execute(TABLES).await.map_err(fail)?;
+    let print = Print::default();
     println!("-- the rows that are there");
-    follow(&database).await?;
+    follow(&database, &print).await?;
     println!("-- what changes");
     session.batch_execute(CHANGES).await.map_err(fail)?;
-    follow(&database).await?;
+    follow(&database, &print).await?;
+    let mut all = true;
     for table in ["users", "restaurant", "visit"] {
         let row = session
             .query_one(
@@ -149,7 +144,17 @@ async fn main() -> Result<()> {
             )
             .await
             .map_err(fail)?;
-        println!("-- {table}: {}", if row.get(0) { "equal" } else { "DIFFERENT" });
+        let equal: bool = row.get(0);
+        println!("-- {table}: {}", if equal { "equal" } else { "DIFFERENT" });
+        all &= equal;
     }
-    Ok(())
+    Ok((print.0.load(Ordering::Relaxed), all))
+}
+
+#[tokio::main]
+#[allow(dead_code, reason = "a test runs the example by itself")]
+async fn main() -> Result<()> {
+    let config = Changes::from_env()?.config().clone();
+    let (_, equal) = run(config).await?;
+    std::process::exit(i32::from(!equal));
 }

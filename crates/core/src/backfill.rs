@@ -27,8 +27,9 @@ use arrow_select::interleave::interleave;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// The prefix of the messages that carry watermarks.
 pub const WATERMARK_PREFIX: &str = "synctool.watermark";
@@ -39,6 +40,9 @@ const REMEMBERED_COMMITS: usize = 65_536;
 
 /// Transactions become visible in their own time; asking again at once would only load the source.
 const REDO_PAUSE: Duration = Duration::from_millis(5);
+
+/// How many requests are remembered as taken: whoever keeps them forgets them long before.
+const REMEMBERED_REQUESTS: usize = 64;
 
 /// Rows of one table, read in one snapshot.
 #[derive(Debug, Clone)]
@@ -95,6 +99,14 @@ pub struct Pending {
     /// Whether each chunk replaces its range at the sink (a re-sync), or is only upserted into it (a first load).
     #[serde(default)]
     pub replace: bool,
+    /// Rows of chunks so far, for progress only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rows: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Pending {
@@ -106,6 +118,7 @@ impl Pending {
             through: false,
             keys: Vec::new(),
             replace: false,
+            rows: 0,
         }
     }
 
@@ -115,6 +128,119 @@ impl Pending {
             replace: true,
             ..Pending::load(table)
         }
+    }
+
+    /// The rows of some keys, to be made equal.
+    pub fn keys(table: TableId, keys: Vec<Vec<String>>) -> Self {
+        Pending {
+            through: true,
+            keys,
+            ..Pending::load(table)
+        }
+    }
+}
+
+/// What is asked of a backfill that is going on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// Read this besides what is to be read already; a whole table begins anew.
+    Read(Pending),
+    /// Read no more chunks of a table: what was read stays.
+    Cancel(TableId),
+}
+
+/// A wish with its name: one that was taken before is not taken again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Its name, unique among the requests of a pipeline.
+    pub id: String,
+    /// What is wished.
+    pub wish: Wish,
+}
+
+/// How much of a log and its backfill holds still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pause {
+    /// Nothing.
+    #[default]
+    None,
+    /// No chunk is read; the log goes on.
+    Chunks,
+    /// Nothing is read, and the source keeps its log.
+    All,
+}
+
+/// Where requests to a running backfill are left, and where it says which of them are safe.
+#[derive(Debug, Default)]
+pub struct Requests {
+    state: Mutex<Asked>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    waiting: Vec<Request>,
+    /// Taken, but no durable position has them yet: a reader that begins anew takes them again.
+    taken: Vec<Request>,
+    accepted: Vec<String>,
+    pause: Pause,
+    /// Backfills that are not through.
+    pending: usize,
+}
+
+impl Requests {
+    fn state(&self) -> std::sync::MutexGuard<'_, Asked> {
+        self.state.lock().expect("nothing panics while holding it")
+    }
+
+    /// Leaves a request.
+    pub fn ask(&self, request: Request) {
+        self.state().waiting.push(request);
+        self.changed.notify_one();
+    }
+
+    /// Holds still, or goes on; always between transactions.
+    pub fn pause(&self, pause: Pause) {
+        self.state().pause = pause;
+        self.changed.notify_one();
+    }
+
+    /// What holds still.
+    pub fn paused(&self) -> Pause {
+        self.state().pause
+    }
+
+    /// Requests that a durable position has by now: whoever keeps them may forget them.
+    pub fn accepted(&self) -> Vec<String> {
+        self.state().accepted.clone()
+    }
+
+    /// How much is left to read besides the log: backfills that are not through, and requests that were not taken yet.
+    pub fn left(&self) -> usize {
+        let state = self.state();
+        state.pending + state.waiting.len()
+    }
+
+    fn take(&self) -> Vec<Request> {
+        let mut state = self.state();
+        let new = std::mem::take(&mut state.waiting);
+        state.taken.extend(new.iter().cloned());
+        new
+    }
+
+    /// A reader begins: what an earlier one took and did not bring to safety is to be taken again.
+    fn begin(&self) {
+        let mut state = self.state();
+        let again = std::mem::take(&mut state.taken);
+        state.waiting.splice(0..0, again);
+    }
+
+    fn accept(&self, taken: Vec<String>) {
+        let mut state = self.state();
+        state.taken.retain(|r| !taken.contains(&r.id));
+        state.accepted = taken;
     }
 }
 
@@ -127,6 +253,9 @@ pub struct BackfillPosition {
     /// Tables still to do, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<Pending>,
+    /// The latest requests that were taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken: Vec<String>,
 }
 
 impl BackfillPosition {
@@ -136,7 +265,8 @@ impl BackfillPosition {
             .map_err(|e| Error::new(code::STATE_STORE, "a stored position cannot be read").caused_by(e))
     }
 
-    fn encode(&self) -> Position {
+    /// The position as a text, for a log that is to begin there.
+    pub fn encode(&self) -> Position {
         Position(serde_json::to_string(self).expect("plain data"))
     }
 }
@@ -185,6 +315,9 @@ pub struct Backfill {
     reshaped: Option<SchemaChange>,
     tokens: u64,
     instance: String,
+    requests: Arc<Requests>,
+    /// Whether a transaction has begun and not ended.
+    inside: bool,
 }
 
 impl Backfill {
@@ -211,6 +344,69 @@ impl Backfill {
             reshaped: None,
             tokens: 0,
             instance,
+            requests: Arc::default(),
+            inside: false,
+        }
+    }
+
+    /// The same, hearing requests.
+    pub fn hearing(mut self, requests: Arc<Requests>) -> Self {
+        self.requests = requests;
+        self.requests.begin();
+        self.tell_left();
+        self
+    }
+
+    /// Says how much is left to do.
+    fn tell_left(&self) {
+        self.requests.state().pending = self.position.pending.len();
+    }
+
+    /// Takes what was asked meanwhile. It is safe once a position that has it is.
+    fn take_requests(&mut self) {
+        for request in self.requests.take() {
+            if self.position.taken.contains(&request.id) {
+                continue;
+            }
+            self.position.taken.push(request.id);
+            let excess = self.position.taken.len().saturating_sub(REMEMBERED_REQUESTS);
+            self.position.taken.drain(..excess);
+            match request.wish {
+                Wish::Read(wanted) => self.read_besides(wanted),
+                Wish::Cancel(table) => {
+                    self.forget_window(&table);
+                    self.position.pending.retain(|p| p.table != table);
+                }
+            }
+        }
+        self.tell_left();
+    }
+
+    /// What was read of an open window of this table is of no use any more.
+    fn forget_window(&mut self, table: &TableId) {
+        if self.active(table) {
+            self.window = None;
+            self.schema = None;
+        }
+    }
+
+    fn read_besides(&mut self, wanted: Pending) {
+        if !wanted.through {
+            self.forget_window(&wanted.table);
+        }
+        let at = self.position.pending.iter().position(|p| p.table == wanted.table);
+        let Some(pending) = at.map(|at| &mut self.position.pending[at]) else {
+            self.position.pending.push(wanted);
+            return;
+        };
+        if !wanted.through {
+            (pending.from, pending.through, pending.rows) = (None, false, 0);
+            pending.replace |= wanted.replace;
+        }
+        for key in wanted.keys {
+            if !pending.keys.contains(&key) {
+                pending.keys.push(key);
+            }
         }
     }
 
@@ -223,9 +419,10 @@ impl Backfill {
         self.position.pending.first().is_some_and(|p| p.table == *table)
     }
 
-    /// Starts the next window if there is work and none is open.
-    async fn start_window(&mut self) -> Result<()> {
-        let Some(pending) = self.position.pending.first().cloned() else {
+    /// Knows the table that is backfilled: from here on its rows are taken for what they are. Also while no chunk is
+    /// read, as long as some of it is read already and some is not.
+    async fn know_table(&mut self) -> Result<()> {
+        let Some(pending) = self.position.pending.first() else {
             return Ok(());
         };
         if self.schema.as_ref().is_none_or(|(t, ..)| *t != pending.table) {
@@ -239,6 +436,14 @@ impl Backfill {
             }
             self.schema = Some((pending.table.clone(), schema, key));
         }
+        Ok(())
+    }
+
+    /// Starts the next window if there is work and none is open.
+    async fn start_window(&mut self) -> Result<()> {
+        let Some(pending) = self.position.pending.first().cloned() else {
+            return Ok(());
+        };
         self.tokens += 1;
         let token = format!("{}:{}", self.instance, self.tokens);
         self.source.write_watermark(&format!("low {token}")).await?;
@@ -389,12 +594,27 @@ impl Backfill {
     }
 
     /// The chunk's rows as they are now, given what the window said; `None` if it must be read again.
-    fn close(&mut self) -> Result<Option<Event>> {
+    fn close(&mut self) -> Result<Option<Vec<Event>>> {
         let w = self.window.as_mut().expect("a window is open");
         let (table, schema, key) = self.schema.as_ref().expect("a window has a schema");
         let replace = self.position.pending[0].replace && w.keys.is_none();
         let unsettled = |tx: &u64| self.unsettled.as_ref().is_some_and(|u| u.contains(tx));
-        if w.redo || w.chunk.in_progress.iter().any(unsettled) || replace && w.touched.values().any(|t| t.unknown) {
+        if w.redo || w.chunk.in_progress.iter().any(unsettled) {
+            return Ok(None);
+        }
+        // Keys that were asked for and are not there, nor came in the window.
+        let mut found = HashSet::new();
+        let rows_of_keys = w.keys.as_ref().map_or(0, |_| w.chunk.rows.num_rows());
+        for row in 0..rows_of_keys {
+            found.insert(row_key(&w.chunk.rows, key, row)?);
+        }
+        let gone: Vec<Key> = (w.keys.iter().flatten())
+            .map(|k| k.iter().cloned().map(Some).collect::<Key>())
+            .filter(|k| !found.contains(k) && !w.touched.contains_key(k))
+            .collect();
+        // Where rows are taken away, those of the window are put again: two keys that differ as texts may be one.
+        let anew = replace || !gone.is_empty();
+        if anew && w.touched.values().any(|t| t.unknown) {
             return Ok(None);
         }
         let arrow = |e: arrow_schema::ArrowError| Error::bug(format!("backfill: {e}"));
@@ -406,7 +626,7 @@ impl Backfill {
             let k = row_key(&w.chunk.rows, key, row)?;
             match w.touched.get(&k) {
                 None => rows.push(vec![(0, row); columns]),
-                Some(t) if t.gone || t.unknown || (t.complete && !replace) => {}
+                Some(t) if t.gone || t.unknown || (t.complete && !anew) => {}
                 Some(t) => {
                     // Trap 1.
                     let cell = |c| t.cells.get(&c).map_or((0, row), |(batch, row)| (batch + 1, *row));
@@ -439,22 +659,20 @@ impl Backfill {
         }
         let rows = RecordBatch::try_new(w.chunk.rows.schema(), arrays).map_err(arrow)?;
         let table = Arc::new(table.clone());
-        Ok(Some(if replace {
-            Event::ReplaceRange {
-                table,
-                range: w.chunk.range.clone(),
-                rows,
-            }
-        } else {
-            Event::Rows(ChangeBatch::new(
-                table,
-                rows,
-                Ops::All(Op::Upsert),
-                None,
-                None,
-                Hold::none(),
-            )?)
-        }))
+        if replace {
+            let range = w.chunk.range.clone();
+            return Ok(Some(vec![Event::ReplaceRange { table, range, rows }]));
+        }
+        let batch = |rows, op| ChangeBatch::new(table.clone(), rows, Ops::All(op), None, None, Hold::none());
+        let mut events = Vec::new();
+        if !gone.is_empty() {
+            let rows = key_rows(schema, key, &gone, w.chunk.rows.schema())?;
+            events.push(Event::Rows(batch(rows, Op::Delete)?));
+        }
+        if rows.num_rows() > 0 || events.is_empty() {
+            events.push(Event::Rows(batch(rows, Op::Upsert)?));
+        }
+        Ok(Some(events))
     }
 
     /// Moves the backfill past a chunk that was emitted.
@@ -469,6 +687,7 @@ impl Backfill {
             None => {
                 pending.through = w.chunk.next.is_none();
                 pending.from = w.chunk.next;
+                pending.rows += w.chunk.rows.num_rows() as u64;
             }
         }
         if pending.through && pending.keys.is_empty() {
@@ -493,7 +712,7 @@ impl Backfill {
         if let Some(again) = self.source.refill(&change) {
             match self.position.pending.iter_mut().find(|p| p.table == again.table) {
                 Some(pending) => {
-                    (pending.from, pending.through) = (None, false);
+                    (pending.from, pending.through, pending.rows) = (None, false, 0);
                     pending.replace |= again.replace;
                 }
                 None => self.position.pending.push(again),
@@ -505,16 +724,30 @@ impl Backfill {
 
     async fn pull(&mut self) -> Result<Option<()>> {
         self.reshape().await?;
-        if self.window.is_none() {
+        self.take_requests();
+        self.know_table().await?;
+        let requests = self.requests.clone();
+        let pause = requests.paused();
+        if pause == Pause::All && !self.inside {
+            requests.changed.notified().await;
+            return Ok(Some(()));
+        }
+        if self.window.is_none() && pause == Pause::None {
             if !self.pause.is_zero() {
                 tokio::time::sleep(self.pause).await;
                 self.pause = Duration::ZERO;
             }
             self.start_window().await?;
         }
-        let Some(event) = self.log.next().await? else {
+        let event = tokio::select! {
+            biased;
+            event = self.log.next() => event?,
+            () = requests.changed.notified() => return Ok(Some(())),
+        };
+        let Some(event) = event else {
             return Ok(None);
         };
+        self.inside = !matches!(event, Event::Boundary { .. });
         match event {
             Event::Message { prefix, content } if prefix == WATERMARK_PREFIX => self.watermark(&content),
             Event::Rows(batch) if self.active(&batch.table) => {
@@ -556,8 +789,9 @@ impl Backfill {
                 if self.window.as_ref().is_some_and(|w| w.closed) {
                     match self.close()? {
                         Some(rows) => {
-                            self.out.push_back(rows);
+                            self.out.extend(rows);
                             self.advance();
+                            self.tell_left();
                         }
                         None => {
                             self.window = None;
@@ -591,11 +825,30 @@ impl Reader for Backfill {
     }
 
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
-        match BackfillPosition::parse(durable)?.log {
+        let durable = BackfillPosition::parse(durable)?;
+        self.requests.accept(durable.taken);
+        match durable.log {
             Some(log) => self.log.acknowledge(&log).await,
             None => Ok(()),
         }
     }
+}
+
+/// Rows that have nothing but their key.
+fn key_rows(schema: &TableSchema, key: &[usize], keys: &[Key], arrow: arrow_schema::SchemaRef) -> Result<RecordBatch> {
+    let mut columns = Vec::with_capacity(schema.columns.len());
+    for (at, column) in schema.columns.iter().enumerate() {
+        let mut builder = text::ColumnBuilder::new(column);
+        let place = key.iter().position(|k| *k == at);
+        for key in keys {
+            match place.and_then(|p| key[p].as_deref()) {
+                Some(value) => builder.append_text(value)?,
+                None => builder.append_null(),
+            }
+        }
+        columns.push(builder.finish());
+    }
+    RecordBatch::try_new(arrow, columns).map_err(|e| Error::bug(format!("keys do not fit their schema: {e}")))
 }
 
 fn row_key(rows: &RecordBatch, key: &[usize], row: usize) -> Result<Key> {

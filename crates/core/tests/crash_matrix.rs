@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use std::sync::Arc;
-use synctool_core::backfill::Pending;
+use synctool_core::backfill::{Pending, Request, Wish};
 use synctool_core::engine::Engine;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
@@ -373,6 +373,37 @@ async fn the_source_is_acknowledged_only_up_to_what_is_durable() {
     }
 }
 
+/// What is asked while the log goes on is taken at any moment: a table anew, rows by key, an end of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_heard_while_the_log_goes_on() {
+    let ask = |log: &MemoryLog, id: &str, wish| log.requests().ask(Request { id: id.into(), wish });
+    let log = eventful_log();
+    let destination = Memory::default();
+    // What is in the log already is not read: the destination has only what chunks bring, and what was wrong before.
+    let mut wrong = log.rows(&items());
+    wrong.insert(key("zz"), row(&["zz", "much", "x"]));
+    destination.put(&items(), schema(), wrong);
+    log.between(move |log| ask(log, "b", Wish::Read(Pending::resync(items()))));
+    others_meanwhile(&log);
+    log.between(move |log| {
+        ask(
+            log,
+            "c",
+            Wish::Read(Pending::keys(orders(), vec![key("0001"), key("nothing")])),
+        )
+    });
+    log.between(move |log| ask(log, "b", Wish::Cancel(items())));
+    let log = log.with_backfill(vec![Pending::load(orders())], 2);
+    log_run(&log, &destination, &FaultPlan::none(), &[items(), orders()])
+        .await
+        .unwrap();
+    for t in [items(), orders()] {
+        assert_eq!(destination.table(&t).unwrap().rows, log.rows(&t), "{t}");
+    }
+    // An id that was taken is not taken again, so the cancellation under the name "b" did nothing.
+    assert_eq!(log.requests().accepted(), ["b", "c"]);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Put(u8, u8),
@@ -460,6 +491,40 @@ proptest! {
             // The log before the backfill is not read: the rows come by chunks alone.
             let pending = if resync { Pending::resync(items()) } else { Pending::load(items()) };
             let log = log.with_backfill(vec![pending], chunk);
+            let ledger = log_run(&log, &destination, &FaultPlan::none(), &[items()]).await.unwrap();
+            ledger.check().unwrap();
+            assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()));
+        });
+    }
+
+    /// Rows asked for by key are made equal whatever happens meanwhile, those that the source does not have included.
+    #[test]
+    fn any_history_mends_keys_right(
+        before in proptest::collection::vec(step(), 0..40),
+        between in proptest::collection::vec(proptest::collection::vec(step(), 0..8), 0..6),
+        wrong in proptest::collection::btree_map(0..24u8, any::<u8>(), 0..24),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let log = MemoryLog::new(1);
+            log.create(&items(), schema());
+            take(&log, &before);
+            let destination = Memory::default();
+            let rows = wrong.iter().map(|(k, v)| {
+                let k = format!("{k:03}");
+                (key(&k), row(&[&k, &v.to_string(), "wrong"]))
+            });
+            destination.put(&items(), schema(), rows.collect());
+            for steps in between {
+                log.between(move |log| {
+                    take(log, &steps);
+                });
+            }
+            for _ in 0..20 {
+                log.between(|log| log.reveal());
+            }
+            let all = (0..24u8).map(|k| key(&format!("{k:03}"))).collect();
+            let log = log.with_backfill(vec![Pending::keys(items(), all)], 3);
             let ledger = log_run(&log, &destination, &FaultPlan::none(), &[items()]).await.unwrap();
             ledger.check().unwrap();
             assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()));

@@ -1,6 +1,8 @@
 //! The index of errors in the docs is made from the table of codes. `BLESS=1` writes it anew.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::path::Path;
 use synctool_core::error::code;
 
 #[test]
@@ -30,4 +32,66 @@ fn the_index_of_errors_is_the_table_of_codes() {
         page,
         "docs/errors.md is old: run with BLESS=1"
     );
+}
+
+/// The names of all functions below a folder.
+fn functions(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            functions(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            let text = std::fs::read_to_string(&path).expect("a file");
+            for part in text.split("fn ").skip(1) {
+                let name = part.split(|c: char| !c.is_alphanumeric() && c != '_').next();
+                found.extend(name.map(str::to_owned));
+            }
+        }
+    }
+}
+
+/// Every fault of the list has a line, and every test that a line names exists.
+#[test]
+fn the_tests_of_the_list_of_faults_exist() {
+    let crates = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let page = std::fs::read_to_string(crates.join("../docs/faults.md")).expect("docs/faults.md");
+    let mut known = BTreeSet::new();
+    functions(crates, &mut known);
+    let mut named = BTreeSet::new();
+    let mut tests = 0;
+    for line in page.lines().filter(|l| l.starts_with("| F")) {
+        let (faults, shown) = line.trim_start_matches("| ").split_once(" | ").expect("two columns");
+        let mut last = 0;
+        for word in faults.split([' ', ',']) {
+            for (i, number) in word.split('–').enumerate() {
+                let Some(n) = number.strip_prefix('F').and_then(|n| n.parse::<u32>().ok()) else {
+                    continue;
+                };
+                named.extend(if i == 1 { last..=n } else { n..=n });
+                last = n;
+            }
+        }
+        for code in shown.split('`').skip(1).step_by(2) {
+            let path = code.split("::").next().unwrap_or(code);
+            if path.contains('/') {
+                assert!(crates.join(path).exists(), "{faults}: there is no {path}");
+            }
+            let Some((_, name)) = code.rsplit_once("::") else {
+                continue;
+            };
+            if name.starts_with(char::is_uppercase) {
+                continue;
+            }
+            let prefix = name.trim_end_matches('…');
+            let exists = match prefix == name {
+                true => known.contains(name),
+                false => known.iter().any(|k| k.starts_with(prefix)),
+            };
+            assert!(exists, "{faults}: there is no test {code}");
+            tests += 1;
+        }
+    }
+    let missing: Vec<u32> = (1..=80).filter(|n| !named.contains(n)).collect();
+    assert!(missing.is_empty(), "no line for F{missing:?}");
+    assert!(tests > 50, "only {tests} tests are named");
 }

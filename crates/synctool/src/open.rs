@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use synctool_connectors::mysql::{Mysql, MysqlConfig};
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
+use synctool_connectors::postgres::log::{LogOptions, LogSource};
 use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination, SslMode};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::error::{Error, Result, code};
@@ -14,6 +15,9 @@ use synctool_core::source::Source;
 
 /// Connections beside those of the workers: catalogs, statistics, a held snapshot, control tables.
 const EXTRA_CONNECTIONS: usize = 3;
+
+/// Connections that following a log needs beside those: chunks, heartbeats, looks at its end and at the catalog.
+const LOG_CONNECTIONS: usize = 4;
 
 /// Opens a datastore for reading. `workers` partitions may be read at once.
 pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Source>> {
@@ -57,6 +61,19 @@ pub async fn destination(
     }
     .await;
     opened.map_err(|e| e.at("datastore", &datastore.name))
+}
+
+/// Opens the log of a datastore. `workers` connections besides those of the log itself may be needed at once.
+pub fn log(datastore: &Datastore, options: LogOptions, workers: usize) -> Result<LogSource> {
+    match &datastore.connection {
+        Connection::Postgres(p) => postgres(p, workers + LOG_CONNECTIONS)?.log(options),
+        other => Err(Error::new(
+            code::UNSUPPORTED,
+            format!("the log of {} cannot be followed", other.type_name()),
+        )
+        .hint("a source of type postgres has a log")),
+    }
+    .map_err(|e| e.at("datastore", &datastore.name))
 }
 
 fn unsupported(connection: &Connection) -> Error {

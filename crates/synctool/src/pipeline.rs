@@ -7,6 +7,7 @@
 mod choose;
 mod draft;
 mod drift;
+pub mod log;
 mod request;
 mod stages;
 mod verify;
@@ -16,10 +17,14 @@ use crate::open;
 use crate::state::{self, RunInfo, RunRecorder};
 use choose::Facts;
 use draft::Ends;
+use log::{Desk, LogPipeline, LogPreview, Stopped};
 pub(crate) use request::{table_id, tables};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use synctool_connectors::postgres::log::LogSource;
+use synctool_connectors::postgres::log::status::LogStatus;
 use synctool_core::engine::{Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
@@ -67,6 +72,8 @@ pub struct RunOptions {
     pub raw: bool,
     /// Hears every event of the run; it must not block.
     pub observer: Option<Arc<dyn Observer>>,
+    /// A log is followed to where it ends when the run begins, once every table is loaded, and not further.
+    pub until_caught_up: bool,
     /// Stops the run at its next boundary.
     pub cancel: CancellationToken,
 }
@@ -86,6 +93,7 @@ impl Default for RunOptions {
             memory: None,
             raw: std::env::var_os("SYNCTOOL_NO_RAW").is_none(),
             observer: None,
+            until_caught_up: false,
             cancel: CancellationToken::new(),
         }
     }
@@ -114,6 +122,8 @@ pub struct Preview {
     pub guarantee: Guarantee,
     /// What the user should know.
     pub notices: Vec<String>,
+    /// What it is about, where it follows a log.
+    pub log: Option<LogPreview>,
 }
 
 /// What a completed run did.
@@ -207,6 +217,9 @@ impl Pipeline {
 
     /// Looks at every prerequisite, privilege and setting at both ends.
     pub async fn examine(&self) -> Result<Examination> {
+        if self.loaded.pipeline.log().is_some() {
+            return self.examine_log().await;
+        }
         let (read, written) = tables(&self.loaded)?;
         let source = self.open_source().await?;
         let destination = self.open_destination().await?;
@@ -236,6 +249,9 @@ impl Pipeline {
         let destination = self.open_destination().await?;
         let history = self.history().await?;
         let chosen = self.choose(options, &*destination, history).await?;
+        if chosen.kind == StrategyKind::Log {
+            return self.plan_log(options, &*destination, chosen).await;
+        }
         let source = self.open_source().await?;
         let stored = match options.restart {
             true => None,
@@ -267,6 +283,38 @@ impl Pipeline {
             notices: chosen.notices,
             plan,
             resumes,
+            log: None,
+        })
+    }
+
+    async fn plan_log(&self, options: &RunOptions, destination: &dyn Destination, chosen: Chosen) -> Result<Preview> {
+        let strategy = self.loaded.pipeline.strategy(&chosen.strategy)?;
+        let (mut plan, resumes, preview) = log::preview(&self.loaded, strategy, destination, options).await?;
+        let resumes = match resumes {
+            true => Some(destination.checkpoint(&plan).await?),
+            false => {
+                plan.reasons.insert(0, chosen.reason);
+                None
+            }
+        };
+        Ok(Preview {
+            statements: destination.preview(&plan).await?,
+            columns: Vec::new(),
+            guarantee: destination.traits().guarantee,
+            notices: chosen.notices,
+            plan,
+            resumes,
+            log: Some(preview),
+        })
+    }
+
+    async fn examine_log(&self) -> Result<Examination> {
+        let following = LogPipeline::of(self)?;
+        let destination = self.open_destination().await?;
+        let source = following.source()?;
+        Ok(Examination {
+            source: source.examine(&following.tables()?).await,
+            destination: destination.examine(&[]).await,
         })
     }
 
@@ -387,6 +435,7 @@ impl Pipeline {
         let history = memory.store.runs(Some(self.name()), choose::HISTORY).await?;
         let chosen = stoppable(&options.cancel, self.choose(&options, &*destination, history)).await?;
         let progress = Arc::new(Progress::default());
+        let store = memory.store.clone();
         let info = RunInfo {
             run_id: run_id.clone(),
             strategy: chosen.strategy.clone(),
@@ -394,11 +443,15 @@ impl Pipeline {
             progress: progress.clone(),
         };
         let recorder = RunRecorder::start(memory.store, memory.outputs, lock, info).await?;
+        let log = LogView::default();
         let task = Task {
+            log: log.clone(),
+            read_before: AtomicU64::new(0),
             pipeline: self.clone(),
             options: options.clone(),
             chosen: chosen.clone(),
             destination,
+            store,
             run_id: run_id.clone(),
             progress: progress.clone(),
             recorder,
@@ -406,6 +459,7 @@ impl Pipeline {
         };
         Ok(Run {
             id: run_id,
+            log,
             pipeline: self.name().into(),
             notices: chosen.notices,
             progress,
@@ -416,9 +470,28 @@ impl Pipeline {
     }
 }
 
+/// A log that a run follows, to be looked at: none before it is opened.
+#[derive(Clone, Default)]
+pub struct LogView(Arc<std::sync::Mutex<Option<(Arc<LogSource>, Arc<Plan>)>>>);
+
+impl LogView {
+    /// How far it is.
+    pub fn status(&self) -> Option<LogStatus> {
+        let seen = self.0.lock().expect("nothing panics while holding it").clone();
+        let (log, plan) = seen?;
+        Some(log.steering().status(&plan, log.options()))
+    }
+
+    fn show(&self, log: &Arc<LogSource>, plan: &Plan) {
+        let seen = Some((log.clone(), Arc::new(plan.clone())));
+        *self.0.lock().expect("nothing panics while holding it") = seen;
+    }
+}
+
 /// A run that is going on.
 pub struct Run {
     id: String,
+    log: LogView,
     pipeline: String,
     notices: Vec<String>,
     progress: Arc<Progress>,
@@ -448,6 +521,11 @@ impl Run {
         self.progress.clone()
     }
 
+    /// The log that it follows, if it follows one.
+    pub fn log(&self) -> LogView {
+        self.log.clone()
+    }
+
     /// Stops it at its next boundary; what is committed stays, and the next run goes on from there.
     pub fn stop(&self) {
         self.cancel.cancel();
@@ -475,12 +553,12 @@ struct Chosen {
 impl Chosen {
     fn plan_kind(&self, repair: bool) -> Strategy {
         match self.kind {
+            StrategyKind::Log => Strategy::Log,
             _ if repair => Strategy::Hash,
             StrategyKind::Full => Strategy::Full,
             StrategyKind::Delta => Strategy::Delta,
             StrategyKind::Hash => Strategy::Hash,
             StrategyKind::Aggregate => Strategy::Aggregate,
-            StrategyKind::Log => Strategy::Log,
         }
     }
 }
@@ -496,10 +574,14 @@ impl Observer for All {
 
 /// A run's task and all it owns.
 struct Task {
+    log: LogView,
+    /// Rows of a log that earlier runs read.
+    read_before: AtomicU64,
     pipeline: Pipeline,
     options: RunOptions,
     chosen: Chosen,
     destination: Arc<dyn Destination>,
+    store: Arc<dyn state::Store>,
     run_id: String,
     progress: Arc<Progress>,
     recorder: Arc<RunRecorder>,
@@ -531,21 +613,29 @@ impl Task {
         let now = self.progress.partitions().into_iter();
         let now = now.filter(|p| p.status != PartitionStatus::Skipped);
         let ends = &self.pipeline.loaded.pipeline;
+        let all = report.plan.tables.len();
+        let named = |table: &dyn std::fmt::Display| match all {
+            1 => table.to_string(),
+            _ => format!("{all} tables"),
+        };
         let mut notices = self.chosen.notices;
         notices.extend(recorded.warnings.iter().map(|w| w.message().to_owned()));
         Ok(RunReport {
             run_id: self.run_id,
             pipeline: report.plan.pipeline.clone(),
             strategy: self.chosen.strategy,
-            source: format!("{}:{}", *ends.source.datastore, table.read.table),
-            destination: format!("{}:{}", *ends.destination.datastore, table.destination),
+            source: format!("{}:{}", *ends.source.datastore, named(&table.read.table)),
+            destination: format!("{}:{}", *ends.destination.datastore, named(&table.destination)),
             publish: table.publish.clone(),
             resumed: report.resumed,
             partitions: report.partitions,
             skipped: report.skipped,
             reasons: report.plan.reasons,
             ledger: report.ledger,
-            rows_now: now.map(|p| p.rows).sum(),
+            rows_now: now
+                .map(|p| p.rows)
+                .sum::<u64>()
+                .saturating_sub(self.read_before.into_inner()),
             verified: report.verified,
             retries: report.retries,
             duration: began.elapsed(),
@@ -553,7 +643,74 @@ impl Task {
         })
     }
 
+    /// Follows a log until it is told to stop, or to its present end.
+    async fn follow(&self) -> Result<Report> {
+        let (pipeline, options) = (&self.pipeline, &self.options);
+        let loaded = &pipeline.loaded;
+        let destination = self.destination.clone();
+        log::check_destination(&*destination)?;
+        if options.restart {
+            destination.forget(pipeline.name()).await?;
+        }
+        let strategy = loaded.pipeline.strategy(&self.chosen.strategy)?;
+        loop {
+            let how = log::options(loaded, strategy, options);
+            let source = Arc::new(open::log(loaded.source()?, how, pipeline.connections())?);
+            let request = log::request(loaded, strategy, &self.run_id)?;
+            let semantics = request.semantics(&source);
+            // Tables that came or went make another plan, which goes on where the one before stands.
+            let extended = log::prepare_extension(&source, &*destination, &request, &semantics);
+            stoppable(&options.cancel, extended).await?;
+            let mut observers: Vec<Arc<dyn Observer>> = vec![self.recorder.clone()];
+            observers.extend(options.observer.clone());
+            let mut engine = Engine::new(source.clone(), destination.clone());
+            engine.options = Options {
+                memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
+                ..Options::default()
+            };
+            if !options.until_caught_up {
+                // A server that is away is waited for, however long.
+                engine.options.retry.attempts = u32::MAX;
+            }
+            engine.cancel = options.cancel.child_token();
+            engine.progress = self.progress.clone();
+            engine.observer = Arc::new(All(observers));
+            let engine = Arc::new(engine);
+            let draft = async {
+                let mut plan = log::capture(&source, &*destination, request.clone()).await?;
+                plan.reasons.insert(0, self.chosen.reason.clone());
+                Ok(plan)
+            };
+            let (plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;
+            source.follow(&plan);
+            let standing = destination.checkpoint(&plan).await?;
+            let read = standing.values().map(|s| s.accounts.read.rows).sum();
+            self.read_before.store(read, Ordering::Relaxed);
+            self.log.show(&source, &plan);
+            let stop = engine.cancel.clone();
+            let desk = Desk::open(self.store.clone(), loaded, strategy, source.clone(), &plan, stop).await?;
+            let done = engine.follow(plan.clone()).await;
+            match desk.close().await.filter(|_| !options.cancel.is_cancelled()) {
+                Some(Stopped::Replan) => continue,
+                Some(Stopped::OverBudget) => return Err(log::give_up(&source).await),
+                None => {}
+            }
+            return Ok(Report {
+                plan,
+                resumed,
+                partitions: 1,
+                skipped: 0,
+                ledger: done?,
+                verified: None,
+                retries: self.progress.retries(),
+            });
+        }
+    }
+
     async fn work(&self) -> Result<Report> {
+        if self.chosen.kind == StrategyKind::Log {
+            return Box::pin(self.follow()).await;
+        }
         let (pipeline, options) = (&self.pipeline, &self.options);
         let loaded = &pipeline.loaded;
         let source = stoppable(&options.cancel, pipeline.open_source()).await?;

@@ -1,5 +1,6 @@
 """The cases: who competes in each, and what must come out."""
 
+from logs import Logs
 from measure import Gate
 from pipelines import CANONICAL, COLUMNS, Pipelines
 
@@ -264,11 +265,35 @@ class Idle(OfPipelines):
     def ratios(self, samples, over=1):
         ours, others = list(samples.values())[0], list(samples.values())[over]
         return [a.wall - b.wall for a, b in zip(ours, others)]
+class LogInserts(Case):
+    """A backlog of transactions of 1,000 rows each."""
+
+    name, title = "log-inserts", "a log's backlog, PostgreSQL to PostgreSQL: inserts, 1,000 rows per transaction"
+    limit, rss_limit = 1.0, 100
+
+    def contenders(self):
+        self.logs = Logs(self.bench, self.name)
+        self.logs.workload()
+        return {
+            "synctool run --until-caught-up": self.logs.ours,
+            "native subscription": self.logs.native,
+            "decoding alone (SQL peek)": self.logs.peek,
+        }
+
+    def finish(self):
+        self.logs.finish()
+
+
+class LogMixed(LogInserts):
+    """Many small transactions, and one that is large."""
+
+    name, title = "log-mixed", "a log's backlog: small updates, then one transaction with half as many rows as a fifth of the table"
 
 
 ALL = {
     case.name: case
     for case in (
         Copy1, Copy2, CopyStages, Parquet, Upsert, Resume, Scale, HashDiff, HashDiffCanonical, Idle, Delta, Aggregate,
+        LogInserts, LogMixed,
     )
 }  # fmt: skip

@@ -8,7 +8,7 @@ use synctool_core::error::{Error, Result};
 use synctool_core::schema::TableId;
 use synctool_core::source::Finding;
 
-fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
+pub(super) fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding {
         what: what.into(),
         ok,
@@ -17,7 +17,7 @@ fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: imp
     }
 }
 
-fn failed(what: impl Into<String>, e: &Error) -> Finding {
+pub(super) fn failed(what: impl Into<String>, e: &Error) -> Finding {
     finding(what, false, e.message(), e.next_step().unwrap_or_default())
 }
 

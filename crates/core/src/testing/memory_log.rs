@@ -3,7 +3,7 @@
 
 use super::memory::Memory;
 use super::rows::{Row, Rows, batch, key_of};
-use crate::backfill::{Backfill, BackfillPosition, Chunk, ChunkSource, Pending, WATERMARK_PREFIX};
+use crate::backfill::{Backfill, BackfillPosition, Chunk, ChunkSource, Pending, Requests, WATERMARK_PREFIX};
 use crate::budget::Hold;
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, Presence, Tx};
 use crate::error::{Error, Result, code};
@@ -357,6 +357,7 @@ pub struct MemoryLog {
     /// Where a reader of partition 0 without a position starts: a backfill brings what came before.
     start: BackfillPosition,
     chunk_rows: usize,
+    requests: Arc<Requests>,
     /// What `assignments` gives, in order; `None` adds all partitions at once.
     script: Option<Vec<Assignment>>,
 }
@@ -382,6 +383,7 @@ impl MemoryLog {
             world: Arc::new(Mutex::new(world)),
             start: BackfillPosition::default(),
             chunk_rows: 3,
+            requests: Arc::default(),
             script: None,
         }
     }
@@ -393,8 +395,20 @@ impl MemoryLog {
     /// The same database, whose log is read from here on, with these backfills beside it.
     pub fn with_backfill(mut self, pending: Vec<Pending>, chunk_rows: usize) -> Self {
         let log = Some(Position(self.world().logs[0].len().to_string()));
-        (self.start, self.chunk_rows) = (BackfillPosition { log, pending }, chunk_rows);
+        (self.start, self.chunk_rows) = (
+            BackfillPosition {
+                log,
+                pending,
+                ..BackfillPosition::default()
+            },
+            chunk_rows,
+        );
         self
+    }
+
+    /// Where its readers hear requests.
+    pub fn requests(&self) -> &Requests {
+        &self.requests
     }
 
     /// The same database, whose partitions come and go as told.
@@ -624,12 +638,8 @@ impl Source for MemoryLog {
             next,
             out: VecDeque::new(),
         };
-        Ok(Box::new(Backfill::new(
-            Box::new(log),
-            Arc::new(self.clone()),
-            start,
-            self.chunk_rows,
-        )))
+        let backfill = Backfill::new(Box::new(log), Arc::new(self.clone()), start, self.chunk_rows);
+        Ok(Box::new(backfill.hearing(self.requests.clone())))
     }
 }
 

@@ -134,6 +134,9 @@ pub(super) enum Command {
     /// Keep tables of a production PostgreSQL in a local one, from archived WAL alone.
     #[command(arg_required_else_help = true)]
     Datasync(DatasyncArgs),
+    /// Logs that pipelines follow: how far they are; pause, resume, read tables again.
+    #[command(subcommand, arg_required_else_help = true)]
+    Cdc(CdcCommand),
     /// Look into PostgreSQL's write-ahead log: segment files or an archive.
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalCommand),
@@ -148,7 +151,7 @@ pub(super) enum Command {
 }
 
 /// Which pipeline.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(super) struct PipelineArg {
     /// The pipeline's file, or the name of one in ./, ./pipelines or the configured folder.
     #[arg(value_name = "FILE")]
@@ -159,6 +162,14 @@ pub(super) struct PipelineArg {
 }
 
 impl PipelineArg {
+    /// A pipeline's file or name.
+    pub(super) fn of(file: PathBuf) -> Self {
+        PipelineArg {
+            file: Some(file),
+            config: None,
+        }
+    }
+
     /// What was said.
     pub(super) fn said(&self) -> Option<&PathBuf> {
         self.file.as_ref().or(self.config.as_ref())
@@ -217,8 +228,9 @@ pub(super) struct Doing {
   synctool run orders.yaml
   synctool run --config orders.yaml --strategy nightly --output json
   synctool run orders.yaml --dry-run
+  synctool run shop_log.yaml --until-caught-up
 
-A run that was stopped, killed or failed is taken up by running the same command again:
+A pipeline that follows a log runs until it is stopped. A run that was stopped, killed or failed is taken up by running the same command again:
 finished partitions are not done again. Ctrl-C stops at the next boundary, a second one at once.")]
 pub(super) struct RunArgs {
     #[command(flatten)]
@@ -230,6 +242,13 @@ pub(super) struct RunArgs {
     /// may be left out) or '[{"column": "region", "value": ["eu", "us"]}]'. Rows outside stay as they are, nothing is deleted.
     #[arg(long, value_name = "JSON")]
     pub(super) bounds: Option<String>,
+    /// Follow a log to where it ends now, once every table is loaded, and stop there.
+    #[arg(long)]
+    pub(super) until_caught_up: bool,
+    /// Mend by difference. A log that is lost or of another server gets a new slot, and every table is compared and
+    /// made equal while its log goes on; without a log it is what `synctool repair` does.
+    #[arg(long)]
+    pub(super) repair: bool,
     #[command(flatten)]
     pub(super) doing: Doing,
 }
@@ -358,6 +377,9 @@ pub(super) struct PlanArgs {
     /// Plan as if an unfinished run were forgotten.
     #[arg(long)]
     pub(super) restart: bool,
+    /// Plan as a run with --repair would.
+    #[arg(long)]
+    pub(super) repair: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -543,6 +565,71 @@ pub(super) enum ConnsCommand {
         /// Only this schema.
         #[arg(long, value_name = "SCHEMA")]
         schema: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CdcCommand {
+    /// Show how far logs are: in bytes, in seconds, and per table. Exit 4 if a log cannot go on where it stands.
+    #[command(after_help = "Examples:
+  synctool cdc status shop_log.yaml
+  synctool cdc status --output json
+
+Without a pipeline, all of this folder that follow a log. A log that nobody follows is looked at too.")]
+    Status {
+        #[command(flatten)]
+        pipeline: PipelineArg,
+    },
+    /// Hold a log still: its source keeps what comes meanwhile. Holds for later runs too.
+    #[command(after_help = "Examples:
+  synctool cdc pause shop_log.yaml
+  synctool cdc pause shop_log.yaml --backfill")]
+    Pause {
+        #[command(flatten)]
+        pipeline: PipelineArg,
+        /// Only chunks of tables: the log goes on.
+        #[arg(long)]
+        backfill: bool,
+    },
+    /// Let a log go on that was paused.
+    #[command(after_help = "Example:\n  synctool cdc resume shop_log.yaml")]
+    Resume {
+        #[command(flatten)]
+        pipeline: PipelineArg,
+    },
+    /// Read a table again and make it equal, while its log and the other tables go on.
+    #[command(after_help = "Examples:
+  synctool cdc refresh shop_log.yaml users
+  synctool cdc refresh shop_log.yaml public.visit --keys '[[1, \"corner\"], [2, \"corner\"]]' --wait
+  synctool cdc refresh shop_log.yaml users --cancel
+
+Rows that differ are written, missing ones inserted, and those that the source does not have deleted. The request is
+heard within a second by the process that follows the log, or waits for the next run.")]
+    Refresh {
+        /// The pipeline's file or name.
+        #[arg(value_name = "FILE")]
+        pipeline: PathBuf,
+        /// The table, as it is called at the source.
+        #[arg(value_name = "TABLE")]
+        table: String,
+        /// Only the rows of these keys: 1,2,3, or a JSON list of keys where a key has several columns.
+        #[arg(long, value_name = "KEYS")]
+        keys: Option<String>,
+        /// Give up what is still to be read of the table; what was read stays.
+        #[arg(long, conflicts_with = "keys")]
+        cancel: bool,
+        /// Wait until it is done.
+        #[arg(long, conflicts_with = "cancel")]
+        wait: bool,
+    },
+    /// List the replication slots of a source, with what they keep of its log.
+    #[command(after_help = "Examples:
+  synctool cdc slots shop_log.yaml
+  synctool cdc slots postgresql://me@db/shop")]
+    Slots {
+        /// A pipeline's file or name, or a connection URI.
+        #[arg(value_name = "FILE_OR_URI")]
+        what: Option<String>,
     },
 }
 

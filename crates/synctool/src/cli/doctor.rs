@@ -5,11 +5,12 @@ use super::find;
 use super::out::{self, Reply};
 use crate::config::Datastore;
 use crate::open;
+use crate::pipeline::log::LogPipeline;
 use crate::pipeline::{Pipeline, tables};
 use serde_json::{Value, json};
 use std::path::Path;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::source::Finding;
+use synctool_core::source::{Finding, Source};
 
 /// A finding and where it was made.
 pub(super) struct Found {
@@ -97,6 +98,9 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
         },
         Err(error) => found.push(failed("state store", name, &error)),
     }
+    if loaded.pipeline.log().is_some() {
+        return log_pipeline(pipeline, found).await;
+    }
     let ends = tables(loaded).and_then(|tables| Ok((loaded.source()?, loaded.destination()?, tables)));
     let (from, to, (read, written)) = match ends {
         Ok(ends) => ends,
@@ -131,7 +135,12 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
             add(found, &place, destination.examine(&[written]).await);
         }
     }
-    // The last word has the planner: it knows every pairing of types.
+    planned(pipeline, found).await;
+}
+
+/// The last word has the planner: it knows every pairing of types.
+async fn planned(pipeline: &Pipeline, found: &mut Vec<Found>) {
+    let name = pipeline.name();
     if found.iter().all(|f| f.finding.ok) {
         match pipeline.plan(&Default::default()).await {
             Ok(preview) => found.push(good(
@@ -142,6 +151,51 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
             Err(error) => found.push(failed("plan", name, &error)),
         }
     }
+}
+
+/// A pipeline that follows a log: the server's log and slot, the tables' identities, rights, and both ends.
+async fn log_pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
+    let (loaded, name) = (pipeline.config(), pipeline.name());
+    let ends = || Ok::<_, Error>((loaded.source()?, loaded.destination()?));
+    let (from, to) = match ends() {
+        Ok(ends) => ends,
+        Err(error) => return found.push(failed("datastores", name, &error)),
+    };
+    let place = format!("source {}", from.name);
+    let log = async {
+        let following = LogPipeline::of(pipeline)?;
+        Ok::<_, Error>((following.source()?, following.tables()?))
+    };
+    match log.await {
+        Err(error) => found.push(failed("connection", &place, &error)),
+        Ok((log, tables)) => {
+            let examined = log.examine(&tables).await;
+            let reached = examined.iter().all(|f| f.what != "connection");
+            if reached {
+                found.push(good("connection", &place, from.display_uri()));
+            }
+            add(found, &place, examined);
+        }
+    }
+    let place = format!("destination {}", to.name);
+    let control = loaded.pipeline.destination.control_schema.as_deref();
+    match open::destination(to, control.map(String::as_str), 1).await {
+        Err(error) => found.push(failed("connection", &place, &error)),
+        Ok(destination) => {
+            found.push(good("connection", &place, to.display_uri()));
+            add(found, &place, destination.examine(&[]).await);
+        }
+    }
+    if found.iter().all(|f| f.finding.ok) {
+        match LogPipeline::of(pipeline) {
+            Ok(following) => match following.report().await.map(|report| report.refused) {
+                Ok(None) => {}
+                Ok(Some(error)) | Err(error) => found.push(failed("position", name, &error)),
+            },
+            Err(error) => found.push(failed("position", name, &error)),
+        }
+    }
+    planned(pipeline, found).await;
 }
 
 fn key_words(key: &[String]) -> String {

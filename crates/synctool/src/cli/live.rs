@@ -1,12 +1,15 @@
 //! The live view of a run: bars on a terminal, one line now and then elsewhere.
 
 use super::out;
+use crate::pipeline::LogView;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
+use synctool_connectors::postgres::log::status::LogStatus;
+use synctool_core::backfill::Pause;
 use synctool_core::engine::{PartitionStatus, Progress, Step};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -63,13 +66,13 @@ pub(super) struct View {
 
 impl View {
     /// Begins to show.
-    pub(super) fn begin(pipeline: &str, progress: Arc<Progress>, mode: Mode) -> Self {
+    pub(super) fn begin(pipeline: &str, progress: Arc<Progress>, log: LogView, mode: Mode) -> Self {
         let over = CancellationToken::new();
         let (pipeline, until) = (pipeline.to_owned(), over.clone());
         let task = match mode {
             Mode::Off => None,
-            Mode::Bars => Some(tokio::spawn(bars(pipeline, progress, until))),
-            Mode::Heartbeat => Some(tokio::spawn(heartbeat(pipeline, progress, until))),
+            Mode::Bars => Some(tokio::spawn(bars(pipeline, progress, log, until))),
+            Mode::Heartbeat => Some(tokio::spawn(heartbeat(pipeline, progress, log, until))),
         };
         View {
             over,
@@ -182,6 +185,39 @@ impl Rate {
     }
 }
 
+/// A log has no end to be on the way to: how far it is behind counts, and what is still loaded.
+fn describe_log(status: &LogStatus, group: &Group, rate: (f64, f64), retries: u64) -> String {
+    let mut text = format!("{}  {} rows", super::cdc::lag(status), out::number(group.rows));
+    if rate.0 >= 1.0 {
+        text.push_str(&format!("  {} rows/s", out::number(rate.0 as u64)));
+    }
+    let waiting = status.tables.iter().filter(|t| t.backfill.is_some()).count();
+    let active = status
+        .tables
+        .iter()
+        .find(|t| t.backfill.as_ref().is_some_and(|b| b.active));
+    if let Some((table, backfill)) = active.and_then(|t| Some((&t.table, t.backfill.as_ref()?))) {
+        text.push_str(&format!(
+            "  {} {table}: {} rows",
+            backfill.kind,
+            out::number(backfill.rows)
+        ));
+        if let Some(eta) = backfill.eta_seconds {
+            text.push_str(&format!(", ETA {}", out::duration(eta)));
+        }
+        if waiting > 1 {
+            text.push_str(&format!(", {} more", out::count(waiting - 1, "table")));
+        }
+    }
+    if status.paused != Pause::None {
+        text.push_str("  paused");
+    }
+    if retries > 0 {
+        text.push_str(&format!("  {retries} retries"));
+    }
+    text
+}
+
 fn describe(group: &Group, rate: (f64, f64), retries: u64) -> String {
     let mut text = format!(
         "{}/{} partitions  {} rows",
@@ -217,7 +253,7 @@ fn step_text(step: Step) -> &'static str {
     }
 }
 
-async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken) {
+async fn bars(pipeline: String, progress: Arc<Progress>, log: LogView, over: CancellationToken) {
     let template = |text: &str| ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_bar());
     SHOWN.store(true, Ordering::SeqCst);
     let head = BARS.add(ProgressBar::new_spinner().with_style(template("{spinner} {prefix}  {msg}  {elapsed}")));
@@ -234,7 +270,11 @@ async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken
             _ = tick.tick() => {}
             () = over.cancelled() => break,
         }
-        head.set_message(step_text(progress.step()));
+        let status = log.status();
+        head.set_message(match status {
+            Some(_) => "following the log",
+            None => step_text(progress.step()),
+        });
         head.tick();
         for (i, group) in groups(&progress).iter().enumerate() {
             if shown.len() == i {
@@ -242,9 +282,18 @@ async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken
                 shown.push((bar, Rate::default()));
             }
             let (bar, rate) = &mut shown[i];
+            let rate = rate.add(group.rows, group.bytes);
             bar.set_prefix(format!("{} {}", group.name, group.state()));
-            bar.set_position((group.share() * 1000.0) as u64);
-            bar.set_message(describe(group, rate.add(group.rows, group.bytes), progress.retries()));
+            match &status {
+                Some(status) => {
+                    bar.set_position((loaded(status) * 1000.0) as u64);
+                    bar.set_message(describe_log(status, group, rate, progress.retries()));
+                }
+                None => {
+                    bar.set_position((group.share() * 1000.0) as u64);
+                    bar.set_message(describe(group, rate, progress.retries()));
+                }
+            }
         }
     }
     SHOWN.store(false, Ordering::SeqCst);
@@ -253,7 +302,22 @@ async fn bars(pipeline: String, progress: Arc<Progress>, over: CancellationToken
     let _ = BARS.clear();
 }
 
-async fn heartbeat(pipeline: String, progress: Arc<Progress>, over: CancellationToken) {
+/// The share of the tables' rows that are loaded, as far as the catalog knew them.
+fn loaded(status: &LogStatus) -> f64 {
+    let pending: Vec<f64> = status
+        .tables
+        .iter()
+        .filter_map(|t| t.backfill.as_ref())
+        .map(|b| match b.expected {
+            Some(n) if n > 0 => (b.rows as f64 / n as f64).min(0.99),
+            _ => 0.0,
+        })
+        .collect();
+    let done = status.tables.len() - pending.len();
+    (done as f64 + pending.iter().sum::<f64>()) / status.tables.len().max(1) as f64
+}
+
+async fn heartbeat(pipeline: String, progress: Arc<Progress>, log: LogView, over: CancellationToken) {
     let mut rates: Vec<Rate> = Vec::new();
     let began = Instant::now();
     let seconds = std::env::var(HEARTBEAT_VARIABLE).ok().and_then(|s| s.parse().ok());
@@ -266,6 +330,7 @@ async fn heartbeat(pipeline: String, progress: Arc<Progress>, over: Cancellation
             () = over.cancelled() => return,
         }
         let step = progress.step();
+        let status = log.status();
         let mut parts = Vec::new();
         for (i, group) in groups(&progress).iter().enumerate() {
             if rates.len() == i {
@@ -274,6 +339,10 @@ async fn heartbeat(pipeline: String, progress: Arc<Progress>, over: Cancellation
                 });
             }
             let rate = rates[i].add(group.rows, group.bytes);
+            if let Some(status) = &status {
+                parts.push(describe_log(status, group, rate, progress.retries()));
+                continue;
+            }
             parts.push(format!(
                 "{} {:.0}%  {}",
                 group.name,
@@ -281,7 +350,11 @@ async fn heartbeat(pipeline: String, progress: Arc<Progress>, over: Cancellation
                 describe(group, rate, progress.retries())
             ));
         }
-        tracing::info!(target: "synctool::progress", pipeline, step = step_text(step), "{}", parts.join("; "));
+        let step = match status {
+            Some(_) => "following the log",
+            None => step_text(step),
+        };
+        tracing::info!(target: "synctool::progress", pipeline, step, "{}", parts.join("; "));
     }
 }
 

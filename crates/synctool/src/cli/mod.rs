@@ -2,6 +2,7 @@
 
 mod args;
 mod bug;
+mod cdc;
 mod config;
 mod conns;
 mod copy;
@@ -64,6 +65,7 @@ async fn dispatch(command: Command, globals: &Globals, interrupt: signals::Inter
         Command::Runs(command) => runs::runs(command, globals).await,
         Command::Conns(command) => Box::pin(conns::conns(command, globals)).await,
         Command::Datasync(args) => Box::pin(datasync::datasync(args, globals, interrupt)).await,
+        Command::Cdc(command) => Box::pin(cdc::cdc(command, globals)).await,
         Command::Wal(command) => wal::wal(command, globals).await,
         Command::Completions { shell } => Ok(completions(shell)),
     }

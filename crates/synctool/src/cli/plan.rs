@@ -4,8 +4,11 @@ use super::args::{Globals, PlanArgs};
 use super::find;
 use super::out::{self, Reply};
 use super::run::{options, publish_words, verify_word};
+use crate::pipeline::log::{LogPreview, LogTable};
 use crate::pipeline::{Pipeline, Preview, RunOptions};
 use serde_json::{Value, json};
+use synctool_connectors::postgres::log::Outlook;
+use synctool_connectors::postgres::log::capture::Initial;
 use synctool_core::error::Result;
 use synctool_core::sink::Fidelity;
 
@@ -14,6 +17,7 @@ pub(super) async fn plan(args: PlanArgs, globals: &Globals) -> Result<Reply> {
     let pipeline = find::pipeline(&args.pipeline, globals)?;
     let mut options = options(args.strategy, args.full_mode, args.verify, globals);
     options.restart = args.restart;
+    options.repair = args.repair;
     reply(&pipeline, &options, globals).await
 }
 
@@ -23,7 +27,11 @@ pub(super) async fn reply(pipeline: &Pipeline, options: &RunOptions, globals: &G
     for notice in &preview.notices {
         globals.note(notice);
     }
-    Ok(Reply::new(json(&preview), text(&preview)))
+    let text = match &preview.log {
+        Some(log) => log_text(&preview, log, options.repair),
+        None => text(&preview),
+    };
+    Ok(Reply::new(json(&preview), text))
 }
 
 struct Row {
@@ -105,7 +113,108 @@ fn json(preview: &Preview) -> Value {
         "partitions": partitions,
         "columns": columns,
         "statements": preview.statements,
+        "log": preview.log.as_ref().map(log_json),
     })
+}
+
+fn log_json(log: &LogPreview) -> Value {
+    let (state, behind, error) = match &log.outlook {
+        Outlook::Begins { .. } => ("begins", None, None),
+        Outlook::GoesOn { behind } => ("goes_on", Some(*behind), None),
+        Outlook::Refused(e) => ("refused", None, Some(out::error_json(e))),
+    };
+    json!({
+        "tables": log.tables, "source_statements": log.source_statements, "tables_changed": log.changed,
+        "outlook": state, "behind_bytes": behind, "error": error,
+    })
+}
+
+/// What is done with the rows that were there before the log.
+fn initial_words(table: &LogTable) -> String {
+    let rows = table
+        .rows
+        .map_or_else(String::new, |n| format!(", about {} rows", out::number(n)));
+    match table.initial {
+        Initial::Load => format!("loaded in chunks{rows}"),
+        Initial::Resync => format!("compared and made equal in chunks{rows}"),
+        Initial::Skip => "left out".into(),
+    }
+}
+
+fn log_text(preview: &Preview, log: &LogPreview, repair: bool) -> String {
+    let plan = &preview.plan;
+    let mut text = format!("{}: {}\n\n", plan.pipeline, out::count(log.tables.len(), "table"));
+    let refused = match &log.outlook {
+        Outlook::Begins { slot_is_there: true } => {
+            text.push_str("the log begins where its slot stands\n");
+            None
+        }
+        Outlook::Begins { slot_is_there: false } => {
+            text.push_str("the log begins with a new slot\n");
+            None
+        }
+        Outlook::GoesOn { behind } => {
+            text.push_str(&format!(
+                "the log goes on where the destination stands: {} are to be read\n",
+                out::bytes(*behind as f64)
+            ));
+            None
+        }
+        Outlook::Refused(e) => Some(e),
+    };
+    if let Some(e) = refused {
+        text.push_str(&format!("the log cannot go on: {} [{}]\n", e.message(), e.code().id));
+        match repair {
+            true => text.push_str(
+                "  --repair: a new slot is made in place of the old one, and every table is compared and made equal in \
+                 chunks, deletes included, while its log goes on\n",
+            ),
+            false => text.extend(e.next_step().map(|next| format!("  next: {next}\n"))),
+        }
+    }
+    if log.changed {
+        text.push_str("the tables changed: those that are new are read beside the log of the others\n");
+    }
+    text.push_str(&format!("\nstrategy {}\n", plan.strategy));
+    for reason in &plan.reasons {
+        text.push_str(&format!("  {reason}\n"));
+    }
+    text.push_str(&format!(
+        "  changes applied as they come; {}\n\ntables\n",
+        guarantee_words(preview)
+    ));
+    let rows = log.tables.iter().map(|t| {
+        let key = match t.key.is_empty() {
+            true => "none".to_owned(),
+            false => t.key.join(", "),
+        };
+        let before = match &log.outlook {
+            Outlook::Refused(_) if repair => "compared and made equal in chunks".to_owned(),
+            _ if t.goes_on => "as far as they are".to_owned(),
+            _ => initial_words(t),
+        };
+        vec![t.source.clone(), t.destination.clone(), key, before]
+    });
+    let head = &["source", "destination", "key", "rows that are there"];
+    text.push_str(&indented(&out::table(head, rows.collect())));
+    if !log.source_statements.is_empty() {
+        text.push_str("\nstatements at the source\n");
+        for statement in &log.source_statements {
+            text.push_str(&indented(&format!("{statement};\n")));
+        }
+    }
+    text.push_str("\nstatements\n");
+    for statement in &preview.statements {
+        text.push_str(&indented(&format!("{}\n", statement.trim_end())));
+    }
+    text
+}
+
+fn guarantee_words(preview: &Preview) -> &'static str {
+    match preview.guarantee {
+        synctool_core::sink::Guarantee::ExactlyOnce => "exactly once",
+        synctool_core::sink::Guarantee::EffectivelyOnce => "effectively once",
+    }
 }
 
 /// So many partitions are listed before the rest is summed up.
@@ -134,10 +243,7 @@ fn text(preview: &Preview) -> String {
         "  at the end: {}; verified by {}; {}\n",
         publish_words(&table.publish),
         verify_word(plan.verify),
-        match preview.guarantee {
-            synctool_core::sink::Guarantee::ExactlyOnce => "exactly once",
-            synctool_core::sink::Guarantee::EffectivelyOnce => "effectively once",
-        }
+        guarantee_words(preview)
     ));
     let partitions: Vec<_> = plan.partitions().collect();
     let rows: u64 = partitions.iter().map(|p| p.estimated_rows).sum();

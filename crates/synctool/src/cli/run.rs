@@ -20,6 +20,18 @@ pub(super) async fn run(args: RunArgs, globals: &Globals, interrupt: Interrupt) 
     let bounds = args.bounds.as_deref().map(bounds).transpose()?.unwrap_or_default();
     let mut options = options(args.strategy, args.doing.full_mode, args.doing.verify, globals);
     options.bounds = bounds;
+    options.until_caught_up = args.until_caught_up;
+    options.repair = args.repair;
+    if args.until_caught_up && pipeline.config().pipeline.log().is_none() {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!(
+                "--until-caught-up is for pipelines that follow a log, and {} does not",
+                pipeline.name()
+            ),
+        )
+        .hint("leave it out: such a run ends by itself"));
+    }
     Box::pin(go(&pipeline, options, &args.doing, globals, interrupt)).await
 }
 
@@ -74,6 +86,8 @@ pub(super) async fn go(
     options.cancel = interrupt.token();
     if globals.output == Format::Ndjson {
         options.observer = Some(Arc::new(Lines));
+    } else if pipeline.config().pipeline.log().is_some() {
+        options.observer = Some(Arc::new(Troubles(globals.clone())));
     }
     let run = pipeline.start(options).await?;
     for notice in run.notices() {
@@ -81,7 +95,7 @@ pub(super) async fn go(
     }
     let (run_id, name) = (run.id().to_owned(), run.pipeline().to_owned());
     let mode = live::Mode::fitting(globals.quiet, globals.log_format == LogFormat::Json);
-    let view = live::View::begin(&name, run.progress(), mode);
+    let view = live::View::begin(&name, run.progress(), run.log(), mode);
     let progress = run.progress();
     let done = run.finish().await.map_err(with_restart);
     view.end().await;
@@ -258,6 +272,22 @@ pub(super) fn verify_word(verify: Verify) -> &'static str {
         Verify::Count => "count",
         Verify::Hash => "hash",
         Verify::None => "nothing",
+    }
+}
+
+/// Says why a log that runs without end does not get on.
+struct Troubles(Globals);
+
+impl Observer for Troubles {
+    fn event(&self, event: &RunEvent<'_>) {
+        if let RunEvent::Retrying { error, delay, .. } = event {
+            self.0.note(&format!(
+                "{} [{}]; trying again in {}",
+                error.message(),
+                error.code().id,
+                out::duration(delay.as_secs_f64())
+            ));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::args::{Globals, StateCommand};
 use super::out::{self, Reply};
 use super::{find, runs};
+use crate::pipeline::log::LogPipeline;
 use crate::state::{self, Retention, StateDocument, rfc3339};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -124,14 +125,18 @@ async fn reset(said: &str, strategy: Option<&str>, globals: &Globals) -> Result<
         .confirm("The next run starts over. Rows in the destination table stay.")
         .map_err(|e| e.at("pipeline", name))?;
     pipeline.reset(strategy).await?;
-    let text = format!(
+    let mut text = format!(
         "{name}: forgotten\n{}",
         lost.iter().map(|l| format!("  {l}\n")).collect::<String>()
     );
-    Ok(Reply::new(
-        json!({ "pipeline": name, "reset": true, "forgotten": lost }),
-        text,
-    ))
+    let mut json = json!({ "pipeline": name, "reset": true, "forgotten": lost });
+    if let Ok(log) = LogPipeline::of(&pipeline) {
+        let statements = log.source()?.removal();
+        text.push_str("what was made at the source stays, and its slot keeps the log; to take it away:\n");
+        text.extend(statements.iter().map(|s| format!("  {s};\n")));
+        json["removal"] = statements.into();
+    }
+    Ok(Reply::new(json, text))
 }
 
 async fn cleanup(days: u32, globals: &Globals) -> Result<Reply> {

@@ -4,15 +4,19 @@ use super::args::{DiffArgs, Doing, Globals, RepairArgs, VerifyArgs};
 use super::out::{self, Reply};
 use super::signals::Interrupt;
 use super::{copy, find, run};
-use crate::config::{ColumnMapping, Columns, Datastores};
+use crate::config::{self, ColumnMapping, Columns, Datastores};
+use crate::pipeline::log::LogPipeline;
 use crate::pipeline::{Pipeline, VerifyOptions, VerifyReport};
 use serde_json::json;
-use synctool_core::error::Result;
+use synctool_core::error::{Error, Result, code};
 use synctool_core::strategy::hash::Difference;
 
 /// `synctool verify`.
 pub(super) async fn verify(args: VerifyArgs, globals: &Globals) -> Result<Reply> {
     let pipeline = find::pipeline(&args.pipeline, globals)?;
+    if pipeline.config().pipeline.log().is_some() {
+        return verify_log(&pipeline, args.keys, globals).await;
+    }
     let options = VerifyOptions {
         strategy: args.strategy,
         workers: globals.workers.map(|n| n as usize),
@@ -22,9 +26,94 @@ pub(super) async fn verify(args: VerifyArgs, globals: &Globals) -> Result<Reply>
     Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(pipeline.name())))
 }
 
+/// Compares every table that a log keeps up to date. While the log is followed, what is on its way differs.
+async fn verify_log(pipeline: &Pipeline, keys: usize, globals: &Globals) -> Result<Reply> {
+    let loaded = pipeline.config();
+    let (plan, ..) = pipeline.stored().await?.ok_or_else(|| {
+        Error::new(code::CONFIG_INVALID, "nothing was captured yet")
+            .at("pipeline", pipeline.name())
+            .hint(format!("synctool run {}", pipeline.name()))
+    })?;
+    let ends = &loaded.pipeline;
+    let (mut text, mut tables, mut exit) = (String::new(), Vec::new(), 0);
+    for table in &plan.tables {
+        let (from, to) = (&table.read.table, &table.destination);
+        let mut model = config::Pipeline::copy(
+            pipeline.name(),
+            (ends.source.datastore.as_str(), from.name.as_str()),
+            (ends.destination.datastore.as_str(), to.name.as_str()),
+        );
+        model.source.schema = from.schema.clone().map(Into::into);
+        model.destination.schema = to.schema.clone().map(Into::into);
+        model
+            .destination
+            .control_schema
+            .clone_from(&ends.destination.control_schema);
+        let columns = table
+            .schema
+            .columns
+            .iter()
+            .map(|c| ColumnMapping::same(c.name.as_str()));
+        model.columns = Columns::Listed(columns.collect());
+        model.key = table.schema.key.iter().map(|k| k.as_str().into()).collect();
+        let one = Pipeline::from_parts(model, loaded.datastores.clone(), loaded.global.clone());
+        let options = VerifyOptions {
+            workers: globals.workers.map(|n| n as usize),
+            keys,
+            remember: false,
+            ..VerifyOptions::default()
+        };
+        let compared = reply(Box::pin(one.verify(&options)).await?, None);
+        text.push_str(&compared.text);
+        exit = exit.max(compared.exit);
+        tables.push(compared.json);
+    }
+    if exit != 0 {
+        text.push_str(&format!(
+            "to mend a table: synctool cdc refresh {} TABLE\n",
+            pipeline.name()
+        ));
+    }
+    let status = if exit == 0 { "equal" } else { "different" };
+    let json = json!({ "type": "verification", "status": status, "pipeline": pipeline.name(), "tables": tables });
+    Ok(Reply::new(json, text).exit(exit))
+}
+
+/// Compares every table that a log keeps up to date and mends it, while the log goes on.
+async fn repair_log(pipeline: &Pipeline, args: RepairArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
+    let log = LogPipeline::of(pipeline)?;
+    let mut holder = None;
+    if let Some((plan, ..)) = pipeline.stored().await? {
+        for table in plan.tables.iter().filter(|t| !t.schema.key.is_empty()) {
+            (_, holder) = log.refresh(&table.read.table.to_string(), Vec::new(), false).await?;
+        }
+    }
+    if let Some(holder) = holder {
+        let text = format!("{}: every table is compared and mended by {holder}\n", pipeline.name());
+        let json = json!({ "pipeline": pipeline.name(), "state": "asked", "holder": holder.to_string() });
+        return Ok(Reply::new(json, text));
+    }
+    let mut options = run::options(args.strategy, None, None, globals);
+    (options.repair, options.until_caught_up) = (true, true);
+    let doing = Doing {
+        full_mode: None,
+        verify: None,
+        allow_mass_delete: args.allow_mass_delete,
+        restart: false,
+        dry_run: false,
+    };
+    Box::pin(run::go(pipeline, options, &doing, globals, interrupt)).await
+}
+
 /// `synctool repair`.
 pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
     let pipeline = find::pipeline(&args.pipeline, globals)?;
+    if pipeline.config().pipeline.log().is_some() {
+        return match args.dry_run {
+            true => verify_log(&pipeline, VerifyOptions::default().keys, globals).await,
+            false => repair_log(&pipeline, args, globals, interrupt).await,
+        };
+    }
     if args.dry_run {
         let options = VerifyOptions {
             strategy: args.strategy,

@@ -357,6 +357,9 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
         errors.push(error);
     }
     let [from, to] = ends[..] else { return };
+    if pipeline.log().is_some() {
+        return check_log_ends(pipeline, from, to, errors);
+    }
     match (source.table_ref(from), destination.table_ref(to)) {
         (Ok(read), Ok(written)) => {
             if from.name == to.name && read == written {
@@ -370,6 +373,40 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
             }
         }
         (read, written) => errors.extend(read.err().into_iter().chain(written.err())),
+    }
+}
+
+fn check_log_ends(pipeline: &Pipeline, from: &Datastore, to: &Datastore, errors: &mut Vec<ConfigError>) {
+    let (source, destination) = (&pipeline.source, &pipeline.destination);
+    let mut tables = Vec::new();
+    for table in source.tables.iter().chain([&source.table]).filter(|t| !t.is_empty()) {
+        match super::table::table_ref(table, source.schema.as_ref(), from) {
+            Ok(read) => tables.push((table, read)),
+            Err(error) => errors.push(error),
+        }
+    }
+    if !destination.table.is_empty() {
+        errors.extend(destination.table_ref(to).err());
+    }
+    if from.name != to.name {
+        return;
+    }
+    for (table, read) in tables {
+        let mut written = read.clone();
+        if !destination.table.is_empty()
+            && let Ok(named) = destination.table_ref(to)
+        {
+            written = named;
+        } else if let Some(schema) = &destination.schema {
+            written.schema = Some(schema.to_string());
+        }
+        if written == read {
+            errors.push(
+                table
+                    .error("source and destination are the same table")
+                    .with_help("write another destination.schema or datastore"),
+            );
+        }
     }
 }
 

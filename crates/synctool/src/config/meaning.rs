@@ -53,6 +53,9 @@ impl Pipeline {
             "transform": self.transform.iter().filter_map(stage_semantics).collect::<Vec<_>>(),
             "strategies": strategies,
         });
+        if !self.source.tables.is_empty() {
+            semantics["source"]["tables"] = self.source.tables.iter().map(meaning).collect();
+        }
         if *self.sync_type == SyncType::Aggregate {
             semantics["group_by"] = self.group_by.iter().map(meaning).collect();
         }
@@ -90,6 +93,11 @@ impl Pipeline {
                 .iter()
                 .map(|t| json!([meaning(&t.table), meaning(&t.column)]));
             put("cursor_tables", tables.collect());
+        }
+        for (key, name) in [("slot", &s.log.slot), ("publication", &s.log.publication)] {
+            if let Some(name) = name {
+                put(key, json!(meaning(name)));
+            }
         }
         for (key, dimensions) in [
             ("primary_partitions", &s.primary_partitions),

@@ -66,8 +66,8 @@ pub use stage::{
     StageWork, ValueMap,
 };
 pub use strategy::{
-    Bound, CursorTable, Deletes, Dimension, DimensionKind, FullMode, HashAlgorithm, Scheduling, StampedBy, StepUnit,
-    Strategy, StrategyKind, Tombstone, Verify,
+    Bound, CursorTable, Deletes, Dimension, DimensionKind, FullMode, HashAlgorithm, InitialRows, LogSettings,
+    OverBudget, Scheduling, StampedBy, StepUnit, Strategy, StrategyKind, Tombstone, Verify, WatermarkKind,
 };
 pub use table::TableRef;
 pub use types::{DataType, SizedType};

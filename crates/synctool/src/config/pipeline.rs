@@ -58,7 +58,8 @@ pub struct Pipeline {
 pub struct Source {
     /// Name of the datastore.
     pub datastore: At<String>,
-    /// Table as written; [`Source::table_ref`] takes it apart.
+    /// Table as written; [`Source::table_ref`] takes it apart. Empty where a log of other tables is followed.
+    #[serde(skip_serializing_if = "is_none")]
     pub table: At<String>,
     /// Schema, where it stands apart.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,6 +70,9 @@ pub struct Source {
     /// Further tables whose columns come along.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub joins: Vec<Join>,
+    /// The tables whose log is followed, in place of one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<At<String>>,
     /// Conditions that a row must meet, all of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<At<Filter>>,
@@ -77,12 +81,17 @@ pub struct Source {
     pub type_name: Option<At<String>>,
 }
 
+fn is_none(table: &At<String>) -> bool {
+    table.is_empty()
+}
+
 /// Where rows go.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Destination {
     /// Name of the datastore.
     pub datastore: At<String>,
-    /// Table as written; [`Destination::table_ref`] takes it apart.
+    /// Table as written; [`Destination::table_ref`] takes it apart. Empty where the tables of a log keep their names.
+    #[serde(skip_serializing_if = "is_none")]
     pub table: At<String>,
     /// Schema, where it stands apart.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -385,6 +394,7 @@ impl Pipeline {
             source: Source {
                 datastore: source.0.into(),
                 table: source.1.into(),
+                tables: Vec::new(),
                 schema: None,
                 alias: None,
                 joins: Vec::new(),
@@ -412,6 +422,11 @@ impl Pipeline {
             schema_drift: None,
             not_yet: Vec::new(),
         }
+    }
+
+    /// The strategy that follows the source's log, if that is what the pipeline does.
+    pub fn log(&self) -> Option<&Strategy> {
+        self.strategies.iter().find(|s| *s.kind == StrategyKind::Log)
     }
 
     /// The columns where they are listed; empty where all go along.

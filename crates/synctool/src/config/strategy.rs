@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::at::At;
 use super::types::DataType;
-use super::units::Span;
+use super::units::{ByteSize, Span};
 
 /// One way to bring the destination up to date.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -71,6 +71,9 @@ pub struct Strategy {
     /// What a run proves before it is done; none = what costs nothing extra.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<At<Verify>>,
+    /// How a log is followed.
+    #[serde(flatten)]
+    pub log: LogSettings,
     /// When a scheduler runs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cron: Option<At<String>>,
@@ -107,6 +110,7 @@ impl Strategy {
             match_row_count: true.into(),
             full_mode: None,
             verify: None,
+            log: LogSettings::default(),
             cron: None,
             enabled: true.into(),
             default: true.into(),
@@ -406,6 +410,115 @@ pub enum Verify {
     Hash,
     /// After the run both ends are compared by hash over the settled part.
     AfterRun,
+}
+
+/// How a log is followed. Where a key says nothing, names follow from the pipeline's.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct LogSettings {
+    /// The replication slot. Default: synctool_ and the pipeline's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<At<String>>,
+    /// The publication. Default: the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publication: Option<At<String>>,
+    /// The schema of the table of watermarks at the source. Default: synctool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_schema: Option<At<String>>,
+    /// The table of watermarks. Default: watermark.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watermark_table: Option<At<String>>,
+    /// How chunks are marked in the log. Default: message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watermarks: Option<At<WatermarkKind>>,
+    /// What is done with rows that are there already. Default: load into empty tables, resync others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial: Option<At<InitialRows>>,
+    /// Rows per chunk. Default: 10000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk_rows: Option<At<u32>>,
+    /// How often an idle log is written to. Default: 10s; 0 = never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<At<Span>>,
+    /// A longer backlog is read by SQL. Default: 256MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub catch_up: Option<At<ByteSize>>,
+    /// Whether slot and publication are made where they are missing. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub create: Option<At<bool>>,
+    /// Whether a new slot goes along when a standby takes over. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failover: Option<At<bool>>,
+    /// Whether tables without a key are followed. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keyless: Option<At<bool>>,
+    /// Bytes of log that the source may keep for us.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wal_budget: Option<At<ByteSize>>,
+    /// What is done beyond that. Default: warn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_budget: Option<At<OverBudget>>,
+}
+
+impl LogSettings {
+    /// The keys that are said, with their places.
+    pub(super) fn places(&self) -> Vec<(&'static str, At<()>)> {
+        macro_rules! said {
+            ($($key:ident),*) => {
+                [$((stringify!($key), self.$key.as_ref().map(|v| v.with(())))),*]
+            };
+        }
+        let all = said!(
+            slot,
+            publication,
+            control_schema,
+            watermark_table,
+            watermarks,
+            initial,
+            chunk_rows,
+            heartbeat,
+            catch_up,
+            create,
+            failover,
+            keyless,
+            wal_budget,
+            over_budget
+        );
+        all.into_iter().filter_map(|(key, place)| Some((key, place?))).collect()
+    }
+}
+
+/// How the moment of a chunk is marked in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WatermarkKind {
+    /// By messages (PostgreSQL 14 and newer): no row is written.
+    Message,
+    /// By rows of a table.
+    Table,
+    /// By places in the log alone: nothing is written at the source.
+    ReadOnly,
+}
+
+/// What is done with rows that were there before the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InitialRows {
+    /// They are loaded.
+    Load,
+    /// Both ends are made equal: rows that only the destination has go.
+    Resync,
+    /// They are left out.
+    Skip,
+}
+
+/// What is done when the source keeps more log for us than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OverBudget {
+    /// It is said.
+    Warn,
+    /// The slot is dropped, so that the source's disk stays free; a run with --repair mends by difference.
+    Drop,
 }
 
 /// What a scheduler does when a lock is held or a run fails. Where a key says nothing, the scheduler's defaults hold.

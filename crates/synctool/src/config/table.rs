@@ -43,7 +43,11 @@ impl Enrich {
     }
 }
 
-fn table_ref(table: &At<String>, schema: Option<&At<String>>, datastore: &Datastore) -> Result<TableRef, ConfigError> {
+pub(super) fn table_ref(
+    table: &At<String>,
+    schema: Option<&At<String>>,
+    datastore: &Datastore,
+) -> Result<TableRef, ConfigError> {
     if !datastore.connection.has_schemas() {
         return Ok(TableRef {
             schema: None,

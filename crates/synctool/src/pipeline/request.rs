@@ -40,6 +40,14 @@ pub(crate) fn default_schema(datastore: &Datastore) -> Option<String> {
 
 /// The tables a pipeline reads and writes.
 pub(crate) fn tables(loaded: &Loaded) -> Result<(TableId, TableId)> {
+    let source = &loaded.pipeline.source;
+    if loaded.pipeline.log().is_some() && (source.table.is_empty() || loaded.pipeline.destination.table.is_empty()) {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            format!("pipeline {} follows the log of several tables", *loaded.pipeline.name),
+        )
+        .hint("synctool cdc status shows how far it is, synctool cdc refresh compares and mends a table"));
+    }
     let (from, to) = (loaded.source()?, loaded.destination()?);
     let read = loaded.pipeline.source.table_ref(from)?;
     let written = loaded.pipeline.destination.table_ref(to)?;

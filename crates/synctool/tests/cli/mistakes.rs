@@ -171,7 +171,7 @@ fn what_this_version_cannot_do_is_refused_not_ignored() {
         .fails(2, &["no clock of the database stamps it", "stamped_by: app"]);
     home.write("items.yaml", &text.replace("type: full", "type: log"));
     home.run(&["run", "items.yaml"])
-        .fails(2, &["is of type log, which is not in this version yet", "items.yaml:"]);
+        .fails(2, &["the log of sqlite cannot be followed"]);
 }
 
 #[test]

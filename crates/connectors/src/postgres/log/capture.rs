@@ -3,12 +3,14 @@
 use super::super::catalog::{self, Described};
 use super::super::client::Connection;
 use super::shape::Remembered;
+use super::slot::Missing;
 use super::source::LogSource;
 use super::{shape, slot};
 use std::collections::BTreeMap;
+use synctool_core::backfill::{BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
-use synctool_core::progress::Generation;
+use synctool_core::progress::{Generation, Position};
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::strategy::table::carry_plain;
@@ -26,6 +28,8 @@ pub struct CaptureRequest {
     pub tables: Vec<TableId>,
     /// The destination's schema for all of them; `None` keeps each one's own.
     pub schema: Option<String>,
+    /// The destination's table, where one table alone is captured under another name.
+    pub to: Option<TableId>,
     /// Whether the destination's tables have no schema in their names (SQLite).
     pub bare: bool,
     /// What is done with rows that are there already; `None` loads into empty tables and makes others equal.
@@ -46,6 +50,7 @@ impl CaptureRequest {
             pipeline,
             tables: Vec::new(),
             schema: None,
+            to: None,
             bare: false,
             initial: None,
             keyless: false,
@@ -63,19 +68,130 @@ impl CaptureRequest {
             "publication": source.options().publication,
             "tables": tables,
             "schema": self.schema,
+            "to": self.to.as_ref().map(ToString::to_string),
             "bare": self.bare,
         })
     }
 }
 
+/// Under which name a plan remembers where its log goes on, if another plan read it before.
+pub(super) const FROM: &str = "log:from";
+
+/// Whether two plans' meanings differ in nothing but their tables.
+pub fn differ_in_tables_alone(a: &serde_json::Value, b: &serde_json::Value) -> bool {
+    let without = |value: &serde_json::Value| {
+        let mut value = value.clone();
+        if let Some(all) = value.as_object_mut() {
+            all.remove("tables");
+        }
+        value
+    };
+    a != b && without(a) == without(b)
+}
+
+/// The plan that a capture would make, and the statements that would be run at the source for it. Nothing is changed.
+pub async fn preview(
+    source: &LogSource,
+    destination: &dyn Destination,
+    request: CaptureRequest,
+) -> Result<(Plan, Vec<String>)> {
+    let mut statements = Vec::new();
+    let plan = draft(source, destination, request, Missing::Tell(&mut statements)).await?;
+    let connection = source.database().connect().await?;
+    if slot::find(&connection, &source.options().slot).await?.is_none() {
+        statements.push(slot::creation(source.options(), connection.version()));
+    }
+    connection.recycle();
+    Ok((plan, statements))
+}
+
+/// A plan for other tables than those of a stored one, which goes on where that one stands: tables that are new are
+/// read beside the log, those that went are not followed any more. Whoever writes by the stored plan is fenced first.
+pub async fn extend(
+    source: &LogSource,
+    destination: &dyn Destination,
+    stored: &Plan,
+    request: CaptureRequest,
+) -> Result<Plan> {
+    let log = LogSource::partition().id;
+    let mut sink = destination.open_sink(stored).await?;
+    let position = sink.recover(std::slice::from_ref(&log)).await?.remove(&log);
+    let position = position.and_then(|state| state.position);
+    let mut plan = draft(source, destination, request, Missing::Make).await?;
+    sink.release(std::slice::from_ref(&log)).await?;
+    let known = |table: &TableId| stored.tables.iter().find(|t| t.read.table == *table);
+    for table in &mut plan.tables {
+        let Some(old) = known(&table.read.table) else { continue };
+        let name = Remembered::name(&old.read.table);
+        // The log's position counts its columns by what the older plan had.
+        table.clone_from(old);
+        if let Some(remembered) = stored.remember.get(&name) {
+            plan.remember.insert(name, remembered.clone());
+        }
+    }
+    let Some(position) = position_of(stored, position) else {
+        return Ok(plan);
+    };
+    let mut position = BackfillPosition::parse(&position)?;
+    position
+        .pending
+        .retain(|p| plan.tables.iter().any(|t| t.read.table == p.table));
+    for table in plan.tables.iter().filter(|t| known(&t.read.table).is_none()) {
+        let read = &table.read.table;
+        match Remembered::of(&plan, read).initial {
+            Initial::Load => position.pending.push(Pending::load(read.clone())),
+            Initial::Resync => position.pending.push(Pending::resync(read.clone())),
+            Initial::Skip => {}
+        }
+        plan.reasons
+            .push(format!("{read}: new, read beside the log of the others"));
+    }
+    for table in &stored.tables {
+        if !plan.tables.iter().any(|t| t.read.table == table.read.table) {
+            let read = &table.read.table;
+            plan.reasons.push(format!(
+                "{read}: not followed any more; its rows at the destination stay"
+            ));
+        }
+    }
+    plan.remember.insert(FROM.into(), position.encode().0);
+    Ok(plan)
+}
+
+/// Where a plan's log begins, if another plan read it before.
+pub(super) fn from_of(plan: &Plan) -> Option<Position> {
+    plan.remember.get(FROM).map(|text| Position(text.clone()))
+}
+
+/// Where a plan's log goes on: at what the destination holds for it, or where another plan's stood.
+pub fn position_of(plan: &Plan, stored: Option<Position>) -> Option<Position> {
+    stored.or_else(|| from_of(plan))
+}
+
+/// What a plan does with the rows of a table that were there before its log, and how many the catalog expected.
+pub fn initial_of(plan: &Plan, table: &TableId) -> (Initial, Option<u64>) {
+    let remembered = Remembered::of(plan, table);
+    (remembered.initial, remembered.rows)
+}
+
 /// Makes the plan of a capture: checks the server, makes or completes the publication, and reads the catalog. Nothing
 /// else is changed; the slot is made when the log is opened.
 pub async fn capture(source: &LogSource, destination: &dyn Destination, request: CaptureRequest) -> Result<Plan> {
+    draft(source, destination, request, Missing::Make).await
+}
+
+async fn draft(
+    source: &LogSource,
+    destination: &dyn Destination,
+    request: CaptureRequest,
+    missing: Missing<'_>,
+) -> Result<Plan> {
     let config = source.database().config();
     let connection = source.database().connect().await?;
     slot::check_server(&connection).await?;
-    let publication = slot::publication(&connection, source.options(), &request.tables, &config.schema).await?;
-    let marks = TableId::new(&source.options().control_schema, slot::WATERMARK_TABLE);
+    let publication =
+        slot::publication(&connection, source.options(), &request.tables, &config.schema, missing).await?;
+    let marks = source.options().watermark_table();
     let wanted: Vec<TableId> = match request.tables.is_empty() {
         true => publication
             .tables
@@ -133,10 +249,17 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
             )));
         }
         let own = request.schema.clone().or_else(|| described.table.schema.clone());
-        let to = TableId {
+        let to = request.to.clone().unwrap_or_else(|| TableId {
             schema: own.filter(|_| !request.bare),
             name: described.table.name.clone(),
-        };
+        });
+        if let Some(twin) = plan.tables.iter().find(|t| t.destination == to) {
+            return Err(Error::new(
+                code::IDENTIFIER,
+                format!("{table} and {} would both be written to {to}", twin.read.table),
+            )
+            .hint("capture them by two pipelines, each with a destination schema of its own"));
+        }
         let there = destination.describe(&to).await?;
         let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
         for column in &described.schema.columns {
@@ -176,6 +299,7 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
             initial,
             oid: described.oid,
             columns: shape::attributes(&connection, described.oid).await?,
+            rows: expected_rows(&connection, described.oid).await?,
         };
         let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
         plan.remember.insert(Remembered::name(&table), text);
@@ -193,6 +317,19 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
     }
     connection.recycle();
     Ok(plan)
+}
+
+/// Rows of a table and its partitions by the catalog's estimate.
+async fn expected_rows(connection: &Connection, oid: u32) -> Result<Option<u64>> {
+    let row = connection
+        .query_one(
+            "SELECT sum(nullif(reltuples, -1))::float8 FROM pg_catalog.pg_class WHERE oid = $1 OR oid IN \
+             (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf)",
+            &[&oid],
+        )
+        .await
+        .map_err(|e| connection.error(e, "estimating a table's rows"))?;
+    Ok(row.get::<_, Option<f64>>(0).map(|n| n.max(0.0) as u64))
 }
 
 /// The columns by which changes find their row: those of the replica identity.

@@ -17,13 +17,25 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Row by row there are [`Changes::next_change`] and [`Changes::into_stream`], a [`Handler`](super::consume::Handler) and
+//! a [`Batcher`](super::consume::Batcher). Tables, or rows by key, are read again while changes go on
+//! ([`Changes::refresh`]); [`Changes::steering`] pauses, resumes, and tells how far the log is.
 
 use super::super::PostgresConfig;
 use super::super::catalog;
 use super::super::client::Postgres;
+use super::consume::{Change, Keys};
 use super::shape::{self, Followed, Initial};
+use super::slot::Missing;
 use super::source::LogSource;
+use super::status::{LogStatus, Steering, Watched};
 use super::{LogOptions, slot};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use synctool_core::backfill::{Pause, Pending, Request, Wish};
 use synctool_core::change::Event;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::ReadSpec;
@@ -45,6 +57,13 @@ pub struct ChangesBuilder {
 /// log, then every change.
 pub struct Changes {
     reader: Box<dyn Reader>,
+    source: LogSource,
+    keys: Keys,
+    watched: Vec<Watched>,
+    asked: AtomicU64,
+    instance: u64,
+    /// Rows that are taken apart and not handed out yet.
+    pub(super) changes: VecDeque<Change>,
 }
 
 impl std::fmt::Debug for Changes {
@@ -66,8 +85,9 @@ impl Changes {
     }
 
     /// Changes of the database that the environment names: `POSTGRES_CONNSTR`, or `POSTGRES_HOST`, `POSTGRES_PORT`,
-    /// `POSTGRES_USER`, `POSTGRES_PASSWORD` and `POSTGRES_NAME` (or `POSTGRES_DB`); and `DBSYNC_REPLSLOT`,
-    /// `DBSYNC_PUBNAME`, `DBSYNC_CTRL_NAMESPACE` where they are set.
+    /// `POSTGRES_USER`, `POSTGRES_PASSWORD` and `POSTGRES_NAME` (or `POSTGRES_DB`); and `DBSYNC_REPLSLOT` (else
+    /// dbsync_replslot), `DBSYNC_PUBNAME` (dbsync_mypub), `DBSYNC_CTRL_NAMESPACE` (dbsync_ctrl), `DBSYNC_WM_TABLENAME`
+    /// (dbsync_wmtable).
     pub fn from_env() -> Result<ChangesBuilder> {
         Changes::from_variables(|name| std::env::var(name).ok())
     }
@@ -94,11 +114,74 @@ impl Changes {
             }
         };
         let mut builder = Changes::of(config);
-        let names = LogOptions::default();
-        builder.options.slot = set("DBSYNC_REPLSLOT").unwrap_or(names.slot);
-        builder.options.publication = set("DBSYNC_PUBNAME").unwrap_or(names.publication);
-        builder.options.control_schema = set("DBSYNC_CTRL_NAMESPACE").unwrap_or(names.control_schema);
+        let name = |variable: &str, otherwise: &str| set(variable).unwrap_or_else(|| otherwise.into());
+        builder.options.slot = name("DBSYNC_REPLSLOT", "dbsync_replslot");
+        builder.options.publication = name("DBSYNC_PUBNAME", "dbsync_mypub");
+        builder.options.control_schema = name("DBSYNC_CTRL_NAMESPACE", "dbsync_ctrl");
+        builder.options.watermark_table = name("DBSYNC_WM_TABLENAME", "dbsync_wmtable");
         Ok(builder)
+    }
+
+    /// Reads rows again while changes go on: a whole table, or the rows of some keys. What was read comes as
+    /// [`Change::Refresh`]; keys that are not there come as deletes.
+    pub async fn refresh(&self, selection: Selection) -> Result<()> {
+        let table = TableId::parse(&selection.table)?;
+        let pending = self.source.refresh(&table, &selection.keys).await?;
+        let wish = Wish::Read(Pending {
+            replace: false,
+            ..pending
+        });
+        self.ask(wish);
+        Ok(())
+    }
+
+    /// Gives up what is still to be read of a table.
+    pub fn cancel(&self, table: &str) -> Result<()> {
+        let parsed = TableId::parse(table)?;
+        let known = self
+            .keys
+            .keys()
+            .find(|t| t.name == parsed.name && (parsed.schema.is_none() || t.schema == parsed.schema));
+        let known = known.ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{table} is not followed")))?;
+        self.ask(Wish::Cancel(known.clone()));
+        Ok(())
+    }
+
+    fn ask(&self, wish: Wish) {
+        let id = format!("{:016x}", self.asked.fetch_add(1, Ordering::Relaxed) ^ self.instance);
+        self.source.steering().requests().ask(Request { id, wish });
+    }
+
+    /// Holds changes still, or only the reading of tables; or lets them go on. Another task may do so, too, by a clone of
+    /// [`Changes::steering`].
+    pub fn pause(&self, pause: Pause) {
+        self.source.steering().requests().pause(pause);
+    }
+
+    /// What steers the log, to be shared.
+    pub fn steering(&self) -> Arc<Steering> {
+        self.source.steering().clone()
+    }
+
+    /// How far the log is, per table, too.
+    pub fn status(&self) -> LogStatus {
+        self.source.steering().status_of(&self.watched, self.source.options())
+    }
+
+    /// The names of the columns that find a table's rows.
+    pub(super) fn key_of(&self, table: &TableId) -> &[String] {
+        self.keys.get(table).map_or(&[], Vec::as_slice)
+    }
+
+    /// Ends the log; the server has heard what was acknowledged.
+    pub async fn close(self) -> Result<()> {
+        drop(self.reader);
+        let database = self.source.database();
+        let connection = database.connect().await?;
+        let options = self.source.options();
+        slot::wait_free(&connection, &options.slot, options.status_interval).await?;
+        connection.recycle();
+        Ok(())
     }
 
     /// The next event; `None` only where the builder was told to end. Cancel safe.
@@ -114,7 +197,12 @@ impl Changes {
 }
 
 impl ChangesBuilder {
-    /// The tables, `schema.table` or `table`.
+    /// How the database is reached.
+    pub fn config(&self) -> &PostgresConfig {
+        &self.config
+    }
+
+    /// The tables, `schema.table` or `table`. Without any, all of the publication.
     pub fn for_tables<S: Into<String>>(mut self, tables: impl IntoIterator<Item = S>) -> Self {
         self.tables.extend(tables.into_iter().map(Into::into));
         self
@@ -130,6 +218,12 @@ impl ChangesBuilder {
     pub fn publication(mut self, name: impl Into<String>) -> Self {
         self.options.publication = name.into();
         self
+    }
+
+    /// The database, as a URL.
+    pub fn connection(mut self, url: &str) -> Result<Self> {
+        self.config = PostgresConfig::from_url(url)?;
+        Ok(self)
     }
 
     /// The schema of the table of watermarks, if one is used.
@@ -164,7 +258,18 @@ impl ChangesBuilder {
         let tables: Vec<TableId> = self.tables.iter().map(|t| TableId::parse(t)).collect::<Result<_>>()?;
         let connection = database.connect().await?;
         slot::check_server(&connection).await?;
-        let publication = slot::publication(&connection, source.options(), &tables, &schema).await?;
+        let publication = slot::publication(&connection, source.options(), &tables, &schema, Missing::Make).await?;
+        let mut tables = tables;
+        if tables.is_empty() {
+            let marks = source.options().watermark_table();
+            tables.extend(
+                publication
+                    .tables
+                    .iter()
+                    .map(|p| p.table.clone())
+                    .filter(|t| *t != marks),
+            );
+        }
         let mut followed = Vec::with_capacity(tables.len());
         for table in tables {
             let described = catalog::describe(&connection, &table, &schema).await?;
@@ -185,12 +290,54 @@ impl ChangesBuilder {
             });
         }
         connection.recycle();
+        let keys = followed.iter().map(|f| (f.read.table.clone(), f.key.clone())).collect();
+        let watched = followed.iter().map(|f| Watched::same(&f.read.table)).collect();
         source.follow_tables(followed);
         let read = ReadSpec::of(TableId::bare(""), Vec::new());
         let reader = source
             .open(&read, &LogSource::partition(), after, &self.context)
             .await?;
-        Ok(Changes { reader })
+        Ok(Changes {
+            reader,
+            source,
+            keys,
+            watched,
+            changes: VecDeque::new(),
+            asked: AtomicU64::new(0),
+            instance: RandomState::new().build_hasher().finish(),
+        })
+    }
+}
+
+/// Rows that are to be read again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    table: String,
+    keys: Vec<Vec<String>>,
+}
+
+impl Selection {
+    /// A whole table.
+    pub fn table(name: impl Into<String>) -> Self {
+        Selection {
+            table: name.into(),
+            keys: Vec::new(),
+        }
+    }
+
+    /// The rows of these keys, each with the values of the table's key columns, as people write them.
+    pub fn keys<K, V>(table: impl Into<String>, keys: impl IntoIterator<Item = K>) -> Self
+    where
+        K: IntoIterator<Item = V>,
+        V: Into<String>,
+    {
+        Selection {
+            table: table.into(),
+            keys: keys
+                .into_iter()
+                .map(|key| key.into_iter().map(Into::into).collect())
+                .collect(),
+        }
     }
 }
 

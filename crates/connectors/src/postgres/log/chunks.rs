@@ -7,8 +7,7 @@ use super::super::source::check_type;
 use super::super::sql::{ident, literal, table as quoted};
 use super::super::types::{Decoder, select_expression};
 use super::pgoutput::Lsn;
-use super::shape::{Shape, Shapes};
-use super::slot::WATERMARK_TABLE;
+use super::shape::{Followed, Shape, Shapes};
 use super::{LogOptions, Watermarks};
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
@@ -141,36 +140,8 @@ impl Chunks {
         for (actual, planned) in statement.columns().iter().zip(&read.columns) {
             check_type(actual.type_(), planned, &read)?;
         }
-        let stream = connection
-            .copy_out(&format!("COPY ({sql}) TO STDOUT (FORMAT binary)"))
-            .await
-            .map_err(fail)?;
-        let mut stream = std::pin::pin!(stream);
         let mut decoders: Vec<Decoder> = read.columns.iter().map(|c| Decoder::new(&c.column)).collect();
-        let (mut frame, mut input, mut bytes, mut count) = (Frame::new(decoders.len()), BytesMut::new(), 0, 0);
-        while let Some(piece) = stream.next().await {
-            input.extend_from_slice(&piece.map_err(fail)?);
-            loop {
-                match frame.next(&input)? {
-                    Found::More => break,
-                    Found::Skip(n) => input.advance(n),
-                    Found::Tuple(n) => {
-                        for (decoder, field) in decoders.iter_mut().zip(copy::fields(&input[..n])) {
-                            decoder.extend(std::iter::once(field))?;
-                        }
-                        input.advance(n);
-                        count += 1;
-                        bytes += n;
-                    }
-                }
-            }
-        }
-        if !frame.ended() {
-            return Err(Error::new(
-                code::CONNECTION_LOST,
-                format!("{what} failed: it ended in the middle"),
-            ));
-        }
+        let (count, bytes) = decode(connection, &sql, &mut decoders, &what, &fail).await?;
         connection.batch_execute("COMMIT").await.map_err(fail)?;
         if let Some(width) = usize::checked_div(bytes, count) {
             let mut widths = self.widths.lock().expect("nothing panics while holding it");
@@ -182,6 +153,123 @@ impl Chunks {
             .map_err(|e| Error::bug(format!("a chunk does not fit its schema: {e}")))?;
         Ok((rows, snapshot))
     }
+}
+
+/// Decodes what a query gives; says how many rows and bytes those were.
+async fn decode(
+    connection: &Connection,
+    sql: &str,
+    decoders: &mut [Decoder],
+    what: &str,
+    fail: &(impl Fn(tokio_postgres::Error) -> Error + Sync),
+) -> Result<(usize, usize)> {
+    let stream = connection
+        .copy_out(&format!("COPY ({sql}) TO STDOUT (FORMAT binary)"))
+        .await
+        .map_err(fail)?;
+    let mut stream = std::pin::pin!(stream);
+    let (mut frame, mut input, mut bytes, mut count) = (Frame::new(decoders.len()), BytesMut::new(), 0, 0);
+    while let Some(piece) = stream.next().await {
+        input.extend_from_slice(&piece.map_err(fail)?);
+        loop {
+            match frame.next(&input)? {
+                Found::More => break,
+                Found::Skip(n) => input.advance(n),
+                Found::Tuple(n) => {
+                    for (decoder, field) in decoders.iter_mut().zip(copy::fields(&input[..n])) {
+                        decoder.extend(std::iter::once(field))?;
+                    }
+                    input.advance(n);
+                    count += 1;
+                    bytes += n;
+                }
+            }
+        }
+    }
+    if !frame.ended() {
+        return Err(Error::new(
+            code::CONNECTION_LOST,
+            format!("{what} failed: it ended in the middle"),
+        ));
+    }
+    Ok((count, bytes))
+}
+
+/// Keys as people write them, in the texts by which rows are known here; refuses what is no key of the table.
+pub(super) async fn canonical_keys(
+    database: &Postgres,
+    followed: &Followed,
+    keys: &[Vec<String>],
+) -> Result<Vec<Vec<String>>> {
+    let table = &followed.read.table;
+    let columns: Vec<_> = followed
+        .key
+        .iter()
+        .filter_map(|k| followed.read.columns.iter().find(|c| c.column.name == *k))
+        .collect();
+    if columns.is_empty() {
+        return Err(Error::new(
+            code::KEY_MISSING,
+            format!("{table} has no key by which rows could be read again"),
+        )
+        .hint("refresh works by keys: give the table a primary key"));
+    }
+    if keys.iter().any(|k| k.len() != columns.len()) {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!(
+                "a key of {table} has {} values: {}",
+                columns.len(),
+                followed.key.join(", ")
+            ),
+        )
+        .hint(r#"write for example --keys 1,2,3, or for a key of several columns --keys '[["a", 1], ["b", 2]]'"#));
+    }
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut rows = Vec::with_capacity(keys.len());
+    for key in keys {
+        let cast = |(c, value): (&&synctool_core::plan::ReadColumn, &String)| {
+            let ty = c.column.source_type.as_deref().unwrap_or("text");
+            Ok(format!("CAST({} AS {ty})", literal(value)?))
+        };
+        let values = columns.iter().zip(key).map(cast).collect::<Result<Vec<_>>>()?;
+        rows.push(format!("({})", values.join(", ")));
+    }
+    let names: Vec<String> = columns.iter().map(|c| ident(&c.source)).collect();
+    let selected: Vec<String> = columns
+        .iter()
+        .map(|c| select_expression(&ident(&c.source), &c.column))
+        .collect();
+    let sql = format!(
+        "SELECT {} FROM (VALUES {}) v({})",
+        selected.join(", "),
+        rows.join(", "),
+        names.join(", ")
+    );
+    let connection = database.connect().await?;
+    let what = format!("reading keys of {table}");
+    let fail = |e: tokio_postgres::Error| connection.error(e, &what);
+    let mut decoders: Vec<Decoder> = columns.iter().map(|c| Decoder::new(&c.column)).collect();
+    let decoded = decode(&connection, &sql, &mut decoders, &what, &fail).await;
+    if let Err(e) = decoded {
+        return Err(match e.kind().is_transient() {
+            true => e,
+            false => Error::new(code::CONFIG_INVALID, format!("a value is no key of {table}"))
+                .caused_by(e)
+                .hint(format!("its key columns are {}", followed.key.join(", "))),
+        });
+    }
+    connection.recycle();
+    let arrays: Vec<_> = decoders.iter_mut().map(Decoder::finish).collect();
+    let one = |row| {
+        let cells = arrays
+            .iter()
+            .map(|a| Ok(text::cell(a.as_ref(), row)?.unwrap_or_default()));
+        cells.collect::<Result<Vec<String>>>()
+    };
+    (0..keys.len()).map(one).collect()
 }
 
 /// Which transactions a chunk could not see.
@@ -242,7 +330,7 @@ impl ChunkSource for Chunks {
             }
             Watermarks::Table => {
                 let (kind, token) = content.split_once(' ').unwrap_or(("low", content));
-                let table = quoted(&TableId::new(&self.options.control_schema, WATERMARK_TABLE), "public");
+                let table = quoted(&self.options.watermark_table(), "public");
                 let (token, kind) = (literal(token)?, literal(kind)?);
                 let sql = format!(
                     "BEGIN; SET LOCAL synchronous_commit = 'local'; \

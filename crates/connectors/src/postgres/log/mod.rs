@@ -13,30 +13,35 @@ pub mod capture;
 pub mod changes;
 mod chunks;
 mod client;
+pub mod consume;
 mod decode;
+mod examine;
 pub mod pgoutput;
 mod position;
 mod reader;
 mod shape;
 mod slot;
 mod source;
+pub mod status;
 mod transport;
 
-pub use source::LogSource;
+pub use source::{LogSource, Outlook};
 
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::schema::TableId;
 
 /// The prefix of the messages that keep an idle log moving.
 pub const HEARTBEAT_PREFIX: &str = "synctool.heartbeat";
 
 /// How the moment of a chunk is marked in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Watermarks {
     /// By messages (PostgreSQL 14 and newer): writes no row.
     #[default]
     Message,
-    /// By rows of the table `watermark` in the control schema, which the publication must have: any version.
+    /// By rows of a table in the control schema, which the publication must have: any version.
     Table,
     /// By places in the log and the snapshot's transactions alone: writes nothing at the source, as on a standby.
     ReadOnly,
@@ -51,6 +56,8 @@ pub struct LogOptions {
     pub publication: String,
     /// Where the table of watermarks is, if one is used.
     pub control_schema: String,
+    /// The name of the table of watermarks.
+    pub watermark_table: String,
     /// Whether slot, publication and watermark table are made if they are not there.
     pub create: bool,
     /// Whether a new slot goes along when a standby takes over (17 and newer).
@@ -81,6 +88,7 @@ impl Default for LogOptions {
             slot: "synctool".into(),
             publication: "synctool".into(),
             control_schema: "synctool".into(),
+            watermark_table: "watermark".into(),
             create: true,
             failover: false,
             repair: false,
@@ -108,6 +116,12 @@ impl LogOptions {
             .hint("at most 63 lower-case letters, digits and underscores"));
         }
         super::sql::check_ident(&self.publication)?;
+        super::sql::check_ident(&self.watermark_table)?;
         super::sql::check_ident(&self.control_schema)
+    }
+
+    /// The table of watermarks.
+    pub(super) fn watermark_table(&self) -> TableId {
+        TableId::new(&self.control_schema, &self.watermark_table)
     }
 }

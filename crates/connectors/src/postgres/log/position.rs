@@ -19,6 +19,9 @@ pub(super) struct LogPosition {
     /// Columns that came while the log was read, by table: beyond the plan's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) added: BTreeMap<String, Vec<String>>,
+    /// When the last transaction before this place committed, microseconds UTC, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) committed_at: Option<i64>,
 }
 
 /// Whose log it is.
@@ -176,6 +179,7 @@ mod tests {
                 slot: "s".into(),
             },
             added: BTreeMap::new(),
+            committed_at: None,
         }
     }
 

@@ -7,13 +7,13 @@ use super::decode::{Places, Rows};
 use super::pgoutput::{Cell, Lsn, Message, Old, Relation, Tuple};
 use super::position::LogPosition;
 use super::shape::{Reshaped, Shapes};
-use super::slot::WATERMARK_TABLE;
+use super::status::Steering;
 use super::transport::{EPOCH, Feed, Piece, Wal};
 use super::{HEARTBEAT_PREFIX, Watermarks};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use synctool_core::backfill::WATERMARK_PREFIX;
@@ -38,10 +38,9 @@ pub(super) struct World {
     pub(super) marks: Arc<Marks>,
     /// Tables that were dropped and made again.
     pub(super) remade: Arc<Mutex<Vec<TableId>>>,
-    /// Backfills that are not through.
-    pub(super) pending: Arc<AtomicUsize>,
     /// Set when a column came whose values have no binary form here: the stream must come as text.
     pub(super) as_text: Arc<AtomicBool>,
+    pub(super) steering: Arc<Steering>,
 }
 
 /// What a table of the log is to us.
@@ -212,6 +211,10 @@ impl LogReader {
                 };
                 if !tx.old {
                     self.position.lsn = self.position.lsn.max(end);
+                    self.position.committed_at = Some(tx.committed_at);
+                    if tx.begun {
+                        self.world.steering.read_up_to(self.position.lsn);
+                    }
                     self.boundary(Some(tx));
                 }
             }
@@ -286,6 +289,9 @@ impl LogReader {
 
     /// Every transaction before `lsn` has been taken.
     fn reached(&mut self, lsn: Lsn) {
+        if self.tx.is_none() {
+            self.world.steering.reached(lsn);
+        }
         if self.tx.is_some() || lsn <= self.position.lsn && self.world.marks.is_empty() {
             return;
         }
@@ -462,7 +468,7 @@ impl LogReader {
             remade: false,
         };
         if matches!(options.watermarks, Watermarks::Table)
-            && (relation.schema, relation.name) == (options.control_schema.as_str(), WATERMARK_TABLE)
+            && (relation.schema, relation.name) == (options.control_schema.as_str(), options.watermark_table.as_str())
         {
             looked.entry = Entry::Marks;
             return Ok(looked);
@@ -544,7 +550,7 @@ impl LogReader {
         self.until.is_some_and(|until| self.position.lsn >= until)
             && self.tx.is_none()
             && self.world.marks.is_empty()
-            && self.world.pending.load(Ordering::Relaxed) == 0
+            && self.world.steering.requests().left() == 0
     }
 
     /// Waits for the next part of the log. Cancel safe.

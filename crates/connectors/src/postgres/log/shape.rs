@@ -47,6 +47,8 @@ pub(super) struct Remembered {
     pub(super) initial: Initial,
     pub(super) oid: u32,
     pub(super) columns: Vec<Attribute>,
+    #[serde(default)]
+    pub(super) rows: Option<u64>,
 }
 
 impl Remembered {
@@ -54,15 +56,19 @@ impl Remembered {
     pub(super) fn name(table: &TableId) -> String {
         format!("log:{table}")
     }
+
+    /// What a plan remembers of a table.
+    pub(super) fn of(plan: &Plan, table: &TableId) -> Self {
+        plan.remember
+            .get(&Remembered::name(table))
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default()
+    }
 }
 
 impl Followed {
     pub(super) fn of(plan: &Plan, planned: &PlannedTable) -> Self {
-        let remembered: Remembered = plan
-            .remember
-            .get(&Remembered::name(&planned.read.table))
-            .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or_default();
+        let remembered = Remembered::of(plan, &planned.read.table);
         Followed {
             read: planned.read.clone(),
             key: planned.schema.key.clone(),

@@ -2,9 +2,10 @@
 
 use super::super::catalog;
 use super::super::client::Connection;
-use super::super::sql::{ident, idents, table as quoted};
+use super::super::sql::{ident, table as quoted};
 use super::pgoutput::Lsn;
 use super::position::SlotState;
+use super::status::SlotStatus;
 use super::{LogOptions, Watermarks};
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
@@ -14,9 +15,6 @@ use tokio_postgres::types::PgLsn;
 
 /// The plugin whose messages are understood here.
 const PLUGIN: &str = "pgoutput";
-
-/// The name of the table of watermarks, in the control schema.
-pub(super) const WATERMARK_TABLE: &str = "watermark";
 
 /// How long to wait for a slot that another session still holds.
 const SLOT_WAIT: Duration = Duration::from_secs(10);
@@ -76,23 +74,47 @@ pub(super) async fn check_server(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// The publication, with the tables that it should have; made or completed if the options allow it.
+/// What is done about what is missing at the server.
+pub(super) enum Missing<'a> {
+    /// It is made.
+    Make,
+    /// The statements that would make it are told.
+    Tell(&'a mut Vec<String>),
+}
+
+impl Missing<'_> {
+    async fn run(&mut self, connection: &Connection, statement: String, what: &str) -> Result<()> {
+        match self {
+            Missing::Make => run(connection, &statement, what).await,
+            Missing::Tell(statements) => {
+                statements.push(statement);
+                Ok(())
+            }
+        }
+    }
+
+    fn only_tells(&self) -> bool {
+        matches!(self, Missing::Tell(_))
+    }
+}
+
+/// The publication, with the tables that it should have; made or completed if the options allow it, or only told.
 pub(super) async fn publication(
     connection: &Connection,
     options: &LogOptions,
     wanted: &[TableId],
     schema: &str,
+    mut act: Missing<'_>,
 ) -> Result<Publication> {
     let name = &options.publication;
-    let marks =
-        matches!(options.watermarks, Watermarks::Table).then(|| TableId::new(&options.control_schema, WATERMARK_TABLE));
-    if options.create && marks.is_some() {
-        watermark_table(connection, options).await?;
+    let marks = matches!(options.watermarks, Watermarks::Table).then(|| options.watermark_table());
+    if let (true, Some(marks)) = (options.create, &marks) {
+        watermark_table(connection, marks, &mut act).await?;
     }
     let all: Vec<TableId> = wanted
         .iter()
         .map(|t| TableId::new(t.schema.as_deref().unwrap_or(schema), &t.name))
-        .chain(marks)
+        .chain(marks.clone())
         .collect();
     if !exists(connection, name).await? {
         if !options.create {
@@ -107,15 +129,24 @@ pub(super) async fn publication(
                 "name the tables to capture",
             ));
         }
-        run(
-            connection,
-            &create_publication(name, &all, connection.version()),
-            "making the publication",
-        )
-        .await?;
+        if act.only_tells() {
+            for table in wanted {
+                // A table that does not exist has an error of its own, with similar names.
+                catalog::describe(connection, table, schema).await?;
+            }
+        }
+        let create = create_publication(name, &all, connection.version());
+        act.run(connection, create, "making the publication").await?;
+        if act.only_tells() {
+            return Ok(Publication {
+                tables: all.iter().map(whole).collect(),
+                via_root: connection.version() >= 130_000,
+            });
+        }
     }
     let mut found = read(connection, name).await?;
-    let missing = missing(connection, &found, &all).await?;
+    let mut missing = missing(connection, &found, &all, marks.as_ref().filter(|_| act.only_tells())).await?;
+    missing.dedup();
     if !missing.is_empty() {
         let add = format!("ALTER PUBLICATION {} ADD TABLE {}", ident(name), list(&missing));
         if !options.create {
@@ -124,11 +155,35 @@ pub(super) async fn publication(
                 format!("{add};"),
             ));
         }
-        run(connection, &add, "adding tables to the publication").await?;
+        act.run(connection, add, "adding tables to the publication").await?;
+        if act.only_tells() {
+            found.tables.extend(missing.iter().map(whole));
+            return Ok(found);
+        }
         settle(connection).await?;
         found = read(connection, name).await?;
     }
     Ok(found)
+}
+
+/// The tables of a publication besides that of watermarks.
+pub(super) async fn published(connection: &Connection, options: &LogOptions) -> Result<Vec<TableId>> {
+    let found = read(connection, &options.publication).await?;
+    let marks = options.watermark_table();
+    Ok(found
+        .tables
+        .into_iter()
+        .map(|p| p.table)
+        .filter(|t| *t != marks)
+        .collect())
+}
+
+fn whole(table: &TableId) -> Published {
+    Published {
+        table: table.clone(),
+        columns: None,
+        filter: None,
+    }
 }
 
 fn list(tables: &[TableId]) -> String {
@@ -224,10 +279,19 @@ async fn read(connection: &Connection, name: &str) -> Result<Publication> {
 }
 
 /// Which of the wanted tables are neither published themselves nor by all their partitions.
-async fn missing(connection: &Connection, found: &Publication, wanted: &[TableId]) -> Result<Vec<TableId>> {
+async fn missing(
+    connection: &Connection,
+    found: &Publication,
+    wanted: &[TableId],
+    to_come: Option<&TableId>,
+) -> Result<Vec<TableId>> {
     let has = |t: &TableId| found.tables.iter().any(|p| p.table == *t);
     let mut missing = Vec::new();
     for table in wanted.iter().filter(|t| !has(t)) {
+        if to_come == Some(table) {
+            missing.push(table.clone());
+            continue;
+        }
         // A table that does not exist has an error of its own, with similar names.
         let described = catalog::describe(connection, table, "public").await?;
         let leaves = leaves(connection, described.oid).await?;
@@ -305,32 +369,26 @@ async fn open_transactions(connection: &Connection, what: &str) -> Error {
     .hint("end that transaction (commit, roll back, or pg_terminate_backend), then run again")
 }
 
-async fn watermark_table(connection: &Connection, options: &LogOptions) -> Result<()> {
-    let schema = ident(&options.control_schema);
-    let table = quoted(&TableId::new(&options.control_schema, WATERMARK_TABLE), "public");
-    run(
-        connection,
-        &format!("CREATE SCHEMA IF NOT EXISTS {schema}"),
-        "making the control schema",
-    )
-    .await?;
+async fn watermark_table(connection: &Connection, marks: &TableId, act: &mut Missing<'_>) -> Result<()> {
+    // CREATE … IF NOT EXISTS asks for the right even where there is nothing to do.
+    if catalog::find(connection, marks, "public").await?.is_some() {
+        return Ok(());
+    }
+    let schema = ident(marks.schema.as_deref().unwrap_or_default());
+    let make = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
+    act.run(connection, make, "making the control schema").await?;
+    let table = quoted(marks, "public");
     let create = format!(
         "CREATE TABLE IF NOT EXISTS {table} (selectionid varchar(50) PRIMARY KEY, wm_type varchar(10) NOT NULL)"
     );
-    run(connection, &create, "making the table of watermarks").await
+    act.run(connection, create, "making the table of watermarks").await
 }
 
 /// A slot as it is, checked to be one that can be read here; `None` if there is none.
 pub(super) async fn find(connection: &Connection, name: &str) -> Result<Option<SlotState>> {
     let version = connection.version();
     let status = if version >= 130_000 { "wal_status" } else { "NULL::text" };
-    let reason = if version >= 170_000 {
-        "invalidation_reason"
-    } else if version >= 160_000 {
-        "CASE WHEN conflicting THEN 'conflict with recovery' END"
-    } else {
-        "NULL::text"
-    };
+    let reason = invalidation(version);
     let row = connection
         .query_opt(
             &format!(
@@ -374,15 +432,71 @@ pub(super) async fn find(connection: &Connection, name: &str) -> Result<Option<S
     }))
 }
 
-/// Makes a slot; says from where on it has the log. Waits for the transactions that are open.
-pub(super) async fn create(connection: &Connection, options: &LogOptions) -> Result<Lsn> {
-    let version = connection.version();
+/// What the making of a slot says besides its name and plugin: not temporary, not two-phase.
+fn creation_arguments(options: &LogOptions, version: u32) -> String {
     let failover = options.failover && version >= 170_000;
-    let more = match version {
+    match version {
         170_000.. => format!(", false, false, {failover}"),
         140_000.. => ", false, false".to_string(),
         _ => ", false".to_string(),
+    }
+}
+
+/// Every slot of the server.
+pub(super) async fn all(connection: &Connection) -> Result<Vec<SlotStatus>> {
+    let version = connection.version();
+    let (status, safe) = match version {
+        130_000.. => ("wal_status", "safe_wal_size"),
+        _ => ("NULL::text", "NULL::bigint"),
     };
+    let reason = invalidation(version);
+    let rows = connection
+        .query(
+            &format!(
+                "SELECT slot_name::text, plugin::text, database::text, active_pid, confirmed_flush_lsn::text, \
+                 pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery() \
+                 THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn)::int8, \
+                 {safe}, {status}, {reason} FROM pg_catalog.pg_replication_slots ORDER BY slot_name"
+            ),
+            &[],
+        )
+        .await
+        .map_err(|e| connection.error(e, "listing the replication slots"))?;
+    let one = |r: &tokio_postgres::Row| SlotStatus {
+        slot: r.get(0),
+        plugin: r.get(1),
+        database: r.get(2),
+        active_pid: r.get(3),
+        confirmed: r.get(4),
+        retained_bytes: r.get::<_, Option<i64>>(5).map(|n| n.max(0) as u64),
+        safe_bytes: r.get(6),
+        wal_status: r.get(7),
+        invalidated: r.get(8),
+    };
+    Ok(rows.iter().map(one).collect())
+}
+
+/// The expression that says why the server gave a slot up.
+fn invalidation(version: u32) -> &'static str {
+    match version {
+        170_000.. => "invalidation_reason",
+        160_000.. => "CASE WHEN conflicting THEN 'conflict with recovery' END",
+        _ => "NULL::text",
+    }
+}
+
+/// The statement that makes the slot.
+pub(super) fn creation(options: &LogOptions, version: u32) -> String {
+    let more = creation_arguments(options, version);
+    format!(
+        "SELECT pg_create_logical_replication_slot('{}', '{PLUGIN}'{more})",
+        options.slot
+    )
+}
+
+/// Makes a slot; says from where on it has the log. Waits for the transactions that are open.
+pub(super) async fn create(connection: &Connection, options: &LogOptions) -> Result<Lsn> {
+    let more = creation_arguments(options, connection.version());
     let sql = format!("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot($1::text, '{PLUGIN}'{more})");
     connection.working(true);
     let made = tokio::time::timeout(CREATION_WAIT, connection.query_one(&sql, &[&options.slot])).await;
@@ -411,6 +525,19 @@ pub(super) async fn drop(connection: &Connection, name: &str) -> Result<()> {
         .await
         .map(|_| ())
         .map_err(|e| connection.error(e, "dropping the replication slot"))
+}
+
+/// Ends the session that reads the slot, if there is one.
+pub(super) async fn end_reader(connection: &Connection, name: &str) -> Result<()> {
+    connection
+        .query(
+            "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
+             WHERE slot_name = $1::text AND active_pid IS NOT NULL",
+            &[&name],
+        )
+        .await
+        .map(|_| ())
+        .map_err(|e| connection.error(e, "ending the session that reads the slot"))
 }
 
 /// Waits until nobody reads the slot. A session of ours that does not answer any more is ended: whoever comes here has
@@ -466,10 +593,6 @@ pub(super) fn removal(options: &LogOptions) -> Vec<String> {
             options.slot.replace('\'', "''")
         ),
         format!("DROP PUBLICATION IF EXISTS {}", ident(&options.publication)),
-        format!(
-            "DROP TABLE IF EXISTS {}.{}",
-            idents([&options.control_schema]),
-            ident(WATERMARK_TABLE)
-        ),
+        format!("DROP TABLE IF EXISTS {}", quoted(&options.watermark_table(), "public")),
     ]
 }

@@ -3,19 +3,22 @@
 use super::super::client::{Connection, Postgres};
 use super::super::source::PostgresSource;
 use super::super::{ENGINE, examine};
-use super::chunks::{Chunks, Marks};
-use super::client::Replication;
+use super::capture;
+use super::chunks::{self, Chunks, Marks};
+use super::client::{Replication, System};
 use super::pgoutput::Lsn;
 use super::position::{self, LogPosition, Origin, SlotState};
 use super::reader::{LogReader, World};
 use super::shape::{Followed, Initial, Shape, Shapes};
+use super::slot::Missing;
+use super::status::Steering;
 use super::transport::{Feed, Route, end_of_log};
 use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, slot};
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
 use synctool_core::change::Event;
@@ -25,9 +28,13 @@ use synctool_core::progress::Position;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{Assignment, Finding, ReadContext, Reader, Source, TableInfo};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 /// The one partition of a log.
 const PARTITION: &str = "log";
+
+/// How often the end of the log is looked at, for those who ask how far we are.
+const WATCH: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// The log of a PostgreSQL database, through one slot.
 ///
@@ -38,7 +45,37 @@ pub struct LogSource {
     tables: PostgresSource,
     options: LogOptions,
     followed: Mutex<Vec<Followed>>,
+    /// Where the log begins for a plan that goes on where another stood.
+    from: Mutex<Option<Position>>,
     as_text: Arc<AtomicBool>,
+    steering: Arc<Steering>,
+}
+
+/// What the server has for a stored position.
+struct Judged {
+    stored: LogPosition,
+    after: BackfillPosition,
+    origin: Origin,
+    verdict: Result<()>,
+    slot_is_there: bool,
+    behind: u64,
+}
+
+/// Whether a log goes on where it stands.
+#[derive(Debug)]
+pub enum Outlook {
+    /// It was never read.
+    Begins {
+        /// Whether its slot exists.
+        slot_is_there: bool,
+    },
+    /// It goes on.
+    GoesOn {
+        /// Bytes that are to be read.
+        behind: u64,
+    },
+    /// It does not, and what would mend it.
+    Refused(Error),
 }
 
 impl Postgres {
@@ -50,7 +87,9 @@ impl Postgres {
             tables: self.source(),
             options,
             followed: Mutex::default(),
+            from: Mutex::default(),
             as_text: Arc::default(),
+            steering: Arc::default(),
         })
     }
 }
@@ -61,12 +100,18 @@ impl LogSource {
         &self.options
     }
 
+    /// What steers it while it is followed.
+    pub fn steering(&self) -> &Arc<Steering> {
+        &self.steering
+    }
+
     pub(super) fn database(&self) -> &Postgres {
         &self.database
     }
 
     /// Follows the tables of a plan that [`super::capture`] made. To be called before the engine opens the log.
     pub fn follow(&self, plan: &Plan) {
+        *self.from.lock().expect("nothing panics while holding it") = capture::from_of(plan);
         self.follow_tables(plan.tables.iter().map(|t| Followed::of(plan, t)).collect());
     }
 
@@ -90,51 +135,11 @@ impl LogSource {
         slot::removal(&self.options)
     }
 
-    /// Checks and completes what the log needs at the server, and says from where it is read.
-    async fn start(
-        &self,
-        connection: &Connection,
-        link: &mut Replication,
-        after: Option<&Position>,
-        followed: &[Followed],
-    ) -> Result<(LogPosition, Vec<Pending>)> {
+    /// What the server has for a stored position.
+    async fn judge(&self, connection: &Connection, link: &mut Replication, after: &Position) -> Result<Judged> {
         let name = &self.options.slot;
-        let system = link.identify().await?;
-        let row = connection
-            .query_one(
-                "SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
-                &[],
-            )
-            .await
-            .map_err(|e| connection.error(e, "identifying the database"))?;
-        let origin = Origin {
-            system: system.id.clone(),
-            timeline: system.timeline,
-            database: row.get(0),
-            slot: name.clone(),
-        };
+        let (system, origin) = self.origin(connection, link).await?;
         let state = slot::find(connection, name).await;
-        let keyed = || followed.iter().filter(|f| !f.key.is_empty());
-        let Some(after) = after else {
-            let lsn = match state? {
-                Some(state) => usable(name, &state)?,
-                None if self.options.create => slot::create(connection, &self.options).await?,
-                None => {
-                    return Err(
-                        Error::new(code::LOG_SETUP, format!("the replication slot {name} does not exist")).hint(
-                            format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput');"),
-                        ),
-                    );
-                }
-            };
-            let pending = keyed().filter_map(|f| match f.initial {
-                Initial::Load => Some(Pending::load(f.read.table.clone())),
-                Initial::Resync => Some(Pending::resync(f.read.table.clone())),
-                Initial::Skip => None,
-            });
-            let added = BTreeMap::new();
-            return Ok((LogPosition { lsn, origin, added }, pending.collect()));
-        };
         let after = BackfillPosition::parse(after)?;
         let stored = match &after.log {
             Some(log) => LogPosition::parse(log)?,
@@ -160,13 +165,151 @@ impl LogSource {
             Err(_) => Some(&unknown),
         };
         let verdict = position::check(&stored, &system, origin.database, name, known, &history, end);
-        let state = match (&verdict, state) {
-            (_, Ok(state)) => state,
+        let slot_is_there = match (&verdict, state) {
+            (_, Ok(state)) => state.is_some(),
             (Ok(()), Err(e)) => return Err(e),
-            (Err(_), Err(_)) => None,
+            (Err(_), Err(_)) => false,
         };
-        match verdict {
-            Ok(()) => Ok((LogPosition { origin, ..stored }, after.pending)),
+        Ok(Judged {
+            behind: end.saturating_sub(stored.lsn),
+            verdict: verdict.map_err(|e| e.at("server", self.database.config().server())),
+            stored,
+            after,
+            origin,
+            slot_is_there,
+        })
+    }
+
+    async fn origin(&self, connection: &Connection, link: &mut Replication) -> Result<(System, Origin)> {
+        let system = link.identify().await?;
+        let row = connection
+            .query_one(
+                "SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+                &[],
+            )
+            .await
+            .map_err(|e| connection.error(e, "identifying the database"))?;
+        let origin = Origin {
+            system: system.id.clone(),
+            timeline: system.timeline,
+            database: row.get(0),
+            slot: self.options.slot.clone(),
+        };
+        Ok((system, origin))
+    }
+
+    /// What is to be read again of a followed table: all of it, or the rows of some keys as people write them.
+    pub async fn refresh(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Pending> {
+        let followed = self.followed.lock().expect("nothing panics while holding it").clone();
+        let default = &self.database.config().schema;
+        let full = |t: &TableId| TableId::new(t.schema.as_deref().unwrap_or(default), &t.name);
+        let Some(followed) = followed.iter().find(|f| full(&f.read.table) == full(table)) else {
+            let names: Vec<String> = followed.iter().map(|f| f.read.table.to_string()).collect();
+            return Err(Error::new(code::TABLE_MISSING, format!("{table} is not followed"))
+                .hint(format!("followed are: {}", names.join(", "))));
+        };
+        // Says whether there is a key, too.
+        let keys = chunks::canonical_keys(&self.database, followed, keys).await?;
+        Ok(match keys.is_empty() {
+            true => Pending::resync(followed.read.table.clone()),
+            false => Pending::keys(followed.read.table.clone(), keys),
+        })
+    }
+
+    /// Tables that the publication has and that are not followed: they came since the plan was made.
+    pub async fn newcomers(&self) -> Result<Vec<TableId>> {
+        let followed = self.followed.lock().expect("nothing panics while holding it").clone();
+        let connection = self.database.connect().await?;
+        let published = slot::published(&connection, &self.options).await?;
+        connection.recycle();
+        let default = &self.database.config().schema;
+        let is_followed = |t: &TableId| {
+            followed.iter().any(|f| {
+                f.read.table.name == t.name
+                    && f.read.table.schema.as_ref().unwrap_or(default) == t.schema.as_ref().unwrap_or(default)
+            })
+        };
+        Ok(published.into_iter().filter(|t| !is_followed(t)).collect())
+    }
+
+    /// Whether the log goes on where a position stands; nothing is changed.
+    pub async fn outlook(&self, after: Option<&Position>) -> Result<Outlook> {
+        let connection = self.database.connect().await?;
+        slot::check_server(&connection).await?;
+        let looked = async {
+            let Some(after) = after else {
+                let state = slot::find(&connection, &self.options.slot).await?;
+                if let Some(state) = &state {
+                    usable(&self.options.slot, state)?;
+                }
+                return Ok(Outlook::Begins {
+                    slot_is_there: state.is_some(),
+                });
+            };
+            let mut link = Replication::connect(&self.database).await?;
+            let judged = self.judge(&connection, &mut link, after).await?;
+            Ok(match judged.verdict {
+                Ok(()) => Outlook::GoesOn { behind: judged.behind },
+                Err(e) => Outlook::Refused(e),
+            })
+        };
+        let looked = looked.await;
+        connection.recycle();
+        looked
+    }
+
+    /// Checks and completes what the log needs at the server, and says from where it is read.
+    async fn start(
+        &self,
+        connection: &Connection,
+        link: &mut Replication,
+        after: Option<&Position>,
+        followed: &[Followed],
+    ) -> Result<(LogPosition, BackfillPosition)> {
+        let name = &self.options.slot;
+        let keyed = || followed.iter().filter(|f| !f.key.is_empty());
+        let at = |log: LogPosition, pending: Vec<Pending>, taken: Vec<String>| {
+            let position = BackfillPosition {
+                log: Some(log.encode()),
+                pending,
+                taken,
+            };
+            (log, position)
+        };
+        let Some(after) = after else {
+            let (_, origin) = self.origin(connection, link).await?;
+            let lsn = match slot::find(connection, name).await? {
+                Some(state) => usable(name, &state)?,
+                None if self.options.create => slot::create(connection, &self.options).await?,
+                None => {
+                    return Err(
+                        Error::new(code::LOG_SETUP, format!("the replication slot {name} does not exist")).hint(
+                            format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput');"),
+                        ),
+                    );
+                }
+            };
+            let pending = keyed().filter_map(|f| match f.initial {
+                Initial::Load => Some(Pending::load(f.read.table.clone())),
+                Initial::Resync => Some(Pending::resync(f.read.table.clone())),
+                Initial::Skip => None,
+            });
+            let log = LogPosition {
+                lsn,
+                origin,
+                added: BTreeMap::new(),
+                committed_at: None,
+            };
+            return Ok(at(log, pending.collect(), Vec::new()));
+        };
+        let judged = self.judge(connection, link, after).await?;
+        let (stored, origin) = (judged.stored, judged.origin);
+        match judged.verdict {
+            Ok(()) => Ok(at(
+                LogPosition { origin, ..stored },
+                judged.after.pending,
+                judged.after.taken,
+            )),
             Err(e) if self.options.repair => {
                 tracing::warn!(error = %e, "the log is made good by a new slot and a comparison of every table");
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
@@ -179,15 +322,15 @@ impl LogSource {
                     )
                     .hint("give it a primary key, or leave it out of the pipeline"));
                 }
-                if state.is_some() {
+                if judged.slot_is_there {
                     slot::wait_free(connection, name, self.options.status_interval).await?;
                     slot::drop(connection, name).await?;
                 }
                 let lsn = slot::create(connection, &self.options).await?;
                 let pending = keyed().map(|f| Pending::resync(f.read.table.clone())).collect();
-                Ok((LogPosition { lsn, origin, ..stored }, pending))
+                Ok(at(LogPosition { lsn, origin, ..stored }, pending, judged.after.taken))
             }
-            Err(e) => Err(e.at("server", self.database.config().server())),
+            Err(e) => Err(e),
         }
     }
 
@@ -210,9 +353,12 @@ impl LogSource {
             .hint("use watermarks by table"));
         }
         let names: Vec<TableId> = followed.iter().map(|f| f.read.table.clone()).collect();
-        let publication = slot::publication(&connection, &self.options, &names, &config.schema).await?;
+        let publication = slot::publication(&connection, &self.options, &names, &config.schema, Missing::Make).await?;
         let mut link = Replication::connect(&self.database).await?;
-        let (position, pending) = self.start(&connection, &mut link, after, &followed).await?;
+        let from = self.from.lock().expect("nothing panics while holding it").clone();
+        let after = after.or(from.as_ref());
+        let (position, start) = self.start(&connection, &mut link, after, &followed).await?;
+        self.steering.opened(&position, &start.pending);
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
             let added = position.added.get(&f.read.table.to_string());
@@ -253,8 +399,8 @@ impl LogSource {
             shapes: Arc::new(Shapes::new(shapes)),
             marks: Arc::new(Marks::default()),
             remade: Arc::default(),
-            pending: Arc::new(AtomicUsize::new(pending.len())),
             as_text: self.as_text.clone(),
+            steering: self.steering.clone(),
         };
         let chunks = Arc::new(Chunks {
             database: self.database.clone(),
@@ -266,12 +412,7 @@ impl LogSource {
         });
         let until = self.options.until_now.then_some(end);
         let feed = Feed::start(route, link, position.lsn, peek);
-        let start = BackfillPosition {
-            log: Some(position.encode()),
-            pending,
-        };
         let heartbeat = self.heartbeat();
-        let left = world.pending.clone();
         let log = LogReader::new(
             world,
             context.clone(),
@@ -282,8 +423,14 @@ impl LogSource {
             until,
             heartbeat,
         );
-        let inner = Backfill::new(Box::new(log), chunks, start, self.options.chunk_rows);
-        Ok(Box::new(Follow { inner, left }))
+        let inner = Backfill::new(Box::new(log), chunks, start, self.options.chunk_rows)
+            .hearing(self.steering.requests().clone());
+        let watch = LogSource::watch(self.database.clone(), self.steering.clone(), WATCH);
+        Ok(Box::new(Follow {
+            inner,
+            steering: self.steering.clone(),
+            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
+        }))
     }
 
     /// Writes into the log now and then, so that the slot of an idle database moves on; ends when dropped.
@@ -328,7 +475,7 @@ async fn beat(database: &Postgres, slot: &str) -> Result<()> {
 }
 
 /// The place from which a slot that was there already is read for the first time.
-fn usable(name: &str, state: &SlotState) -> Result<Lsn> {
+pub(super) fn usable(name: &str, state: &SlotState) -> Result<Lsn> {
     let fix = format!("SELECT pg_drop_replication_slot('{name}'); then run again: it is made anew");
     if let Some(why) = &state.lost {
         return Err(Error::new(
@@ -346,21 +493,28 @@ fn usable(name: &str, state: &SlotState) -> Result<Lsn> {
     })
 }
 
-/// The log with its backfill; tells the log's reader what is left of it.
+/// The log with its backfill, as it is looked at from outside.
 struct Follow {
     inner: Backfill,
-    left: Arc<AtomicUsize>,
+    steering: Arc<Steering>,
+    _watch: AbortOnDropHandle<()>,
 }
 
 #[async_trait]
 impl Reader for Follow {
     async fn next(&mut self) -> Result<Option<Event>> {
         let event = self.inner.next().await;
-        self.left.store(self.inner.pending().len(), Ordering::Relaxed);
+        if let Ok(Some(event)) = &event {
+            self.steering.saw(event);
+            self.steering.pending(self.inner.pending());
+        }
         event
     }
 
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        if let Some(log) = &BackfillPosition::parse(durable)?.log {
+            self.steering.durable(&LogPosition::parse(log)?);
+        }
         self.inner.acknowledge(durable).await
     }
 }
@@ -409,53 +563,7 @@ impl Source for LogSource {
 
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
         let mut found = examine::reading(&self.database, tables).await;
-        found.extend(self.examine_log().await);
+        found.extend(self.examine_log(tables).await);
         found
-    }
-}
-
-impl LogSource {
-    /// Looks at what following the log needs; makes nothing.
-    async fn examine_log(&self) -> Vec<Finding> {
-        let finding = |what: &str, done: Result<String>| match done {
-            Ok(found) => Finding {
-                what: what.into(),
-                ok: true,
-                found,
-                fix: String::new(),
-            },
-            Err(e) => Finding {
-                what: what.into(),
-                ok: false,
-                found: e.message().into(),
-                fix: e.next_step().unwrap_or_default().into(),
-            },
-        };
-        let connection = match self.database.connect().await {
-            Ok(connection) => connection,
-            Err(e) => return vec![finding("connection", Err(e))],
-        };
-        let server = slot::check_server(&connection)
-            .await
-            .map(|()| "wal_level logical, may replicate".to_string());
-        let name = &self.options.slot;
-        let state = match slot::find(&connection, name).await {
-            Ok(None) => Ok("not there yet; it is made when the log is first followed".to_string()),
-            Ok(Some(state)) => match usable(name, &state) {
-                Ok(lsn) => self.held(&connection, lsn).await,
-                Err(e) => Err(e),
-            },
-            Err(e) => Err(e),
-        };
-        connection.recycle();
-        vec![
-            finding("log of the server", server),
-            finding(&format!("replication slot {name}"), state),
-        ]
-    }
-
-    async fn held(&self, connection: &Connection, confirmed: Lsn) -> Result<String> {
-        let behind = end_of_log(connection).await?.saturating_sub(confirmed);
-        Ok(format!("{} MiB of log are to be read", behind >> 20))
     }
 }

@@ -5,6 +5,7 @@
 mod ends;
 mod faults;
 mod modes;
+mod own;
 mod rows;
 mod shapes;
 mod workload;

@@ -4,6 +4,7 @@
 mod columns;
 mod dimensions;
 mod enrichment;
+mod log;
 mod stage_columns;
 mod stages;
 mod strategies;
@@ -51,9 +52,9 @@ pub(super) struct PipelineFile {
     /// Datastores of this pipeline alone, as in a datastores file.
     pub(super) datastores: Option<BTreeMap<String, At<DatastoreEntry>>>,
     /// Where rows come from.
-    pub(super) source: SourceFile,
+    pub(super) source: At<SourceFile>,
     /// Where they go.
-    pub(super) destination: DestinationFile,
+    pub(super) destination: At<DestinationFile>,
     /// Which columns: the word all (the default), or a list.
     pub(super) columns: Option<ColumnsFile>,
     /// Columns of the destination that identify a row. Default: those with the role unique, else the primary key.
@@ -97,8 +98,8 @@ impl PipelineFile {
             description: None,
             enabled: None,
             datastores: None,
-            source,
-            destination,
+            source: source.into(),
+            destination: destination.into(),
             columns: None,
             key: None,
             partitioning: None,
@@ -125,8 +126,11 @@ impl PipelineFile {
 pub(super) struct SourceFile {
     /// Name of a datastore.
     pub(super) datastore: At<String>,
-    /// The table, with its schema before a dot where it is not the connection's own.
-    pub(super) table: At<String>,
+    /// The table, with its schema before a dot where it is not the connection's own. Required, but where a log is
+    /// followed.
+    pub(super) table: Option<At<String>>,
+    /// The tables whose log is followed, in place of one. Default for a log without any: all of the publication.
+    pub(super) tables: Option<Vec<At<String>>>,
     /// The schema, where it stands apart; the table's name is then taken as it is.
     pub(super) schema: Option<At<String>>,
     /// The name of the table in filters, joins and columns.
@@ -145,9 +149,11 @@ pub(super) struct SourceFile {
 pub(super) struct DestinationFile {
     /// Name of a datastore.
     pub(super) datastore: At<String>,
-    /// The table, with its schema before a dot where it is not the connection's own.
-    pub(super) table: At<String>,
-    /// The schema, where it stands apart; the table's name is then taken as it is.
+    /// The table, with its schema before a dot where it is not the connection's own. Required, but where a log is
+    /// followed: its tables keep their names.
+    pub(super) table: Option<At<String>>,
+    /// The schema, where it stands apart; the table's name is then taken as it is. Where a log is followed: the schema
+    /// of all its tables.
     pub(super) schema: Option<At<String>>,
     /// false = rows are only ever appended. Default: true.
     pub(super) supports_update: Option<At<bool>>,
@@ -190,22 +196,35 @@ pub(super) fn resolve(
 ) -> Pipeline {
     let name = file.name.unwrap_or_else(|| stem.into());
     check_name(&name, errors);
+    let follows = log::follows(file.strategies.as_deref().unwrap_or_default());
+    let mut table_of = |table: Option<At<String>>, end: &str, place: At<()>, instead: bool| {
+        table.unwrap_or_else(|| {
+            if !follows && !instead {
+                errors.push(place.error(format!("missing key \"table\" in {end}")));
+            }
+            At::from(String::new())
+        })
+    };
+    let (of_source, of_destination) = (file.source.with(()), file.destination.with(()));
+    let (from, to) = (file.source.into_inner(), file.destination.into_inner());
+    let tables = from.tables.unwrap_or_default();
     let source = Source {
-        datastore: file.source.datastore,
-        table: file.source.table,
-        schema: file.source.schema,
-        alias: file.source.alias,
-        joins: file.source.joins.unwrap_or_default(),
-        filters: file.source.filters.unwrap_or_default(),
-        type_name: file.source.type_name,
+        datastore: from.datastore,
+        table: table_of(from.table, "source", of_source, !tables.is_empty()),
+        tables,
+        schema: from.schema,
+        alias: from.alias,
+        joins: from.joins.unwrap_or_default(),
+        filters: from.filters.unwrap_or_default(),
+        type_name: from.type_name,
     };
     let destination = Destination {
-        datastore: file.destination.datastore,
-        table: file.destination.table,
-        schema: file.destination.schema,
-        supports_update: file.destination.supports_update.unwrap_or_else(|| true.into()),
-        control_schema: file.destination.control_schema,
-        type_name: file.destination.type_name,
+        datastore: to.datastore,
+        table: table_of(to.table, "destination", of_destination, !source.tables.is_empty()),
+        schema: to.schema,
+        supports_update: to.supports_update.unwrap_or_else(|| true.into()),
+        control_schema: to.control_schema,
+        type_name: to.type_name,
     };
     for (key, value) in [
         ("source.datastore", &source.datastore),
@@ -213,7 +232,7 @@ pub(super) fn resolve(
         ("destination.datastore", &destination.datastore),
         ("destination.table", &destination.table),
     ] {
-        if value.trim().is_empty() {
+        if value.trim().is_empty() && value.origin().is_some() {
             errors.push(value.error(format!("{key} is empty")));
         }
     }
@@ -266,7 +285,7 @@ pub(super) fn resolve(
     let (allow_mass_delete, reject_limit) = file
         .write
         .map_or((None, None), |w| (w.allow_mass_delete, w.reject_limit));
-    Pipeline {
+    let pipeline = Pipeline {
         name,
         description: file.description,
         enabled: file.enabled.unwrap_or_else(|| true.into()),
@@ -287,7 +306,9 @@ pub(super) fn resolve(
             reject_limit: reject_limit.unwrap_or_default(),
         },
         not_yet,
-    }
+    };
+    log::check(&pipeline, errors);
+    pipeline
 }
 
 fn name_of(file: &At<StrategyFile>) -> At<String> {

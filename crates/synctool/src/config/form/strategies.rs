@@ -8,10 +8,10 @@ use super::super::decode::{Later, Notice};
 use super::super::error::{ConfigError, nearest};
 use super::super::pipeline::{SyncType, find_column};
 use super::super::strategy::{
-    CursorTable, Deletes, Dimension, FullMode, HashAlgorithm, Scheduling, StampedBy, Strategy, StrategyKind, Tombstone,
-    Verify,
+    CursorTable, Deletes, Dimension, FullMode, HashAlgorithm, InitialRows, OverBudget, Scheduling, StampedBy, Strategy,
+    StrategyKind, Tombstone, Verify, WatermarkKind,
 };
-use super::super::units::Span;
+use super::super::units::{ByteSize, Span};
 use super::dimensions::{Around, DimensionFile, at_source, check_nesting, check_zone, dimensions, placed};
 use super::enrichment::{DataFetchFile, PipelineConfigFile};
 
@@ -63,6 +63,34 @@ pub(in super::super) struct StrategyFile {
     pub(in super::super) full_mode: Option<At<FullMode>>,
     /// What a run proves before it is done. Default: what costs nothing extra.
     pub(in super::super) verify: Option<At<Verify>>,
+    /// log: the replication slot, one per pipeline. Default: synctool_ and the pipeline's name.
+    pub(in super::super) slot: Option<At<String>>,
+    /// log: the publication. Default: synctool_ and the pipeline's name.
+    pub(in super::super) publication: Option<At<String>>,
+    /// log: the schema of the table of watermarks at the source. Default: synctool.
+    pub(in super::super) control_schema: Option<At<String>>,
+    /// log: the table of watermarks. Default: watermark.
+    pub(in super::super) watermark_table: Option<At<String>>,
+    /// log: how chunks are marked in the log: message (the default), table, or read_only, which writes nothing.
+    pub(in super::super) watermarks: Option<At<WatermarkKind>>,
+    /// log: what is done with rows that are there already. Default: load into empty tables, resync others.
+    pub(in super::super) initial: Option<At<InitialRows>>,
+    /// log: rows per chunk. Default: 10000.
+    pub(in super::super) chunk_rows: Option<At<u32>>,
+    /// log: how often an idle log is written to, so that its slot moves on. Default: 10s; 0 = never.
+    pub(in super::super) heartbeat: Option<At<Span>>,
+    /// log: a longer backlog is read by SQL, which is faster than streaming. Default: 256MiB; 0 = never.
+    pub(in super::super) catch_up: Option<At<ByteSize>>,
+    /// log: whether slot and publication are made where they are missing. Default: true.
+    pub(in super::super) create: Option<At<bool>>,
+    /// log: whether a new slot goes along when a standby takes over (PostgreSQL 17 and newer). Default: false.
+    pub(in super::super) failover: Option<At<bool>>,
+    /// log: whether tables without a key are followed, from now on alone. Default: false.
+    pub(in super::super) keyless: Option<At<bool>>,
+    /// log: bytes of log that the source may keep for this pipeline. Default: any.
+    pub(in super::super) wal_budget: Option<At<ByteSize>>,
+    /// log: what is done beyond wal_budget: warn (the default), or drop the slot to save the source's disk.
+    pub(in super::super) over_budget: Option<At<OverBudget>>,
     /// When a scheduler runs it: minute, hour, day of month, month, day of week.
     pub(in super::super) cron: Option<At<String>>,
     /// Default: true.
@@ -123,6 +151,20 @@ impl StrategyFile {
             match_row_count: None,
             full_mode: None,
             verify: None,
+            slot: None,
+            publication: None,
+            control_schema: None,
+            watermark_table: None,
+            watermarks: None,
+            initial: None,
+            chunk_rows: None,
+            heartbeat: None,
+            catch_up: None,
+            create: None,
+            failover: None,
+            keyless: None,
+            wal_budget: None,
+            over_budget: None,
             cron: None,
             enabled: None,
             default: None,
@@ -202,7 +244,11 @@ pub(super) fn resolve(
     errors: &mut Vec<ConfigError>,
 ) -> Vec<Strategy> {
     if files.is_empty() {
-        return vec![Strategy::new(StrategyKind::Full)];
+        let kind = match around.source.tables.is_empty() {
+            true => StrategyKind::Full,
+            false => StrategyKind::Log,
+        };
+        return vec![Strategy::new(kind)];
     }
     let mut strategies: Vec<Strategy> = Vec::with_capacity(files.len());
     for file in files {
@@ -228,7 +274,7 @@ pub(super) fn resolve(
 
 fn one(
     place: At<()>,
-    file: StrategyFile,
+    mut file: StrategyFile,
     around: &Around<'_>,
     notices: &mut Vec<Notice>,
     errors: &mut Vec<ConfigError>,
@@ -245,6 +291,7 @@ fn one(
         );
     }
     check_words(&file, &name, errors);
+    let log = super::log::settings(&mut file, &name, errors);
     let primary = dimensions(file.primary_partitions, around, errors);
     let secondary = dimensions(file.secondary_partitions, around, errors);
     let delta = dimensions(file.delta_partitions, around, errors);
@@ -339,6 +386,7 @@ fn one(
         match_row_count: file.match_row_count.unwrap_or_else(|| true.into()),
         full_mode: file.full_mode,
         verify: file.verify,
+        log,
         cron: file.cron,
         enabled: file.enabled.unwrap_or_else(|| true.into()),
         default: file.default.unwrap_or_else(|| true.into()),

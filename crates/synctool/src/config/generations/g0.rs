@@ -288,7 +288,8 @@ pub(super) fn current(file: G0File, errors: &mut Vec<ConfigError>) -> Option<Pip
     });
     let source = SourceFile {
         datastore: job.source_provider.kind.with("source".to_owned()),
-        table,
+        table: Some(table),
+        tables: None,
         schema: job.source_provider.schema,
         alias,
         joins: job
@@ -300,7 +301,7 @@ pub(super) fn current(file: G0File, errors: &mut Vec<ConfigError>) -> Option<Pip
     };
     let destination = DestinationFile {
         datastore: job.destination_provider.kind.with("destination".to_owned()),
-        table: job.destination_provider.table,
+        table: Some(job.destination_provider.table),
         schema: job.destination_provider.schema,
         supports_update: job.destination_provider.supports_update,
         control_schema: None,

@@ -495,7 +495,8 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
     let hash_algo = file.hash_algo.or_else(|| detection.and_then(|d| d.hash_algo.clone()));
     let source = SourceFile {
         datastore: source.datastore_name.clone(),
-        table: source.table.clone(),
+        table: Some(source.table.clone()),
+        tables: None,
         schema: source.schema.clone(),
         alias: source.alias.clone(),
         joins: source.join.clone(),
@@ -504,7 +505,7 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
     };
     let destination = DestinationFile {
         datastore: destination.datastore_name.clone(),
-        table: destination.table.clone(),
+        table: Some(destination.table.clone()),
         schema: destination.schema.clone(),
         supports_update: destination.supports_update.clone(),
         control_schema: destination.control_schema.clone(),

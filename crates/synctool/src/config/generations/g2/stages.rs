@@ -47,6 +47,7 @@ pub(super) fn transform(
                 let source = Source {
                     datastore: source.datastore_name.clone(),
                     table: source.table.clone(),
+                    tables: Vec::new(),
                     schema: None,
                     alias: None,
                     joins: Vec::new(),

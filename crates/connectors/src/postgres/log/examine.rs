@@ -1,0 +1,253 @@
+//! What following a log needs of its server, looked at one by one; nothing is made.
+
+use super::super::catalog;
+use super::super::client::Connection;
+use super::super::examine::{failed, finding};
+use super::super::sql::{ident, table as quoted};
+use super::source::{LogSource, usable};
+use super::transport::end_of_log;
+use super::{Watermarks, slot};
+use synctool_core::error::Result;
+use synctool_core::schema::TableId;
+use synctool_core::source::Finding;
+
+impl LogSource {
+    /// Looks at what following the log of these tables needs.
+    pub(super) async fn examine_log(&self, tables: &[TableId]) -> Vec<Finding> {
+        let connection = match self.database().connect().await {
+            Ok(connection) => connection,
+            Err(e) => return vec![failed("connection", &e)],
+        };
+        let mut found = vec![match slot::check_server(&connection).await {
+            Ok(()) => finding("log of the server", true, "wal_level logical, may replicate", ""),
+            Err(e) => failed("log of the server", &e),
+        }];
+        found.extend(plugins(&connection).await);
+        let mut add = |what: &str, looked: Result<Vec<Finding>>| match looked {
+            Ok(findings) => found.extend(findings),
+            Err(e) => found.push(failed(what, &e)),
+        };
+        add("slots and senders", room(&connection, &self.options().slot).await);
+        let name = format!("replication slot {}", self.options().slot);
+        add(&name, self.slot(&connection, &name).await.map(|f| vec![f]));
+        add("publication", self.publication(&connection, tables).await);
+        add("watermarks", self.marks(&connection).await.map(|f| vec![f]));
+        for table in tables {
+            let looked = identity(&connection, table, &self.database().config().schema).await;
+            add(&format!("replica identity of {table}"), looked.map(|f| vec![f]));
+        }
+        connection.recycle();
+        found
+    }
+
+    async fn slot(&self, connection: &Connection, what: &str) -> Result<Finding> {
+        let name = &self.options().slot;
+        Ok(match slot::find(connection, name).await? {
+            None => finding(
+                what,
+                true,
+                "not there yet; it is made when the log is first followed",
+                "",
+            ),
+            Some(state) => {
+                let confirmed = usable(name, &state)?;
+                let behind = end_of_log(connection).await?.saturating_sub(confirmed);
+                finding(what, true, format!("{} MiB of log are to be read", behind >> 20), "")
+            }
+        })
+    }
+
+    async fn publication(&self, connection: &Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
+        let (name, schema) = (&self.options().publication, &self.database().config().schema);
+        let what = format!("publication {name}");
+        let mut statements = Vec::new();
+        slot::publication(
+            connection,
+            self.options(),
+            tables,
+            schema,
+            slot::Missing::Tell(&mut statements),
+        )
+        .await?;
+        if statements.is_empty() {
+            return Ok(vec![finding(what, true, "has every table", "")]);
+        }
+        // Making it needs rights that reading does not.
+        let row = connection
+            .query_one(
+                "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'), current_user::text, \
+                 pg_catalog.current_database()::text",
+                &[],
+            )
+            .await
+            .map_err(|e| connection.error(e, "looking at rights"))?;
+        let (create, user, database): (bool, String, String) = (row.get(0), row.get(1), row.get(2));
+        let mut fix = Vec::new();
+        if !create {
+            fix.push(format!(
+                "GRANT CREATE ON DATABASE {} TO {};",
+                ident(&database),
+                ident(&user)
+            ));
+        }
+        for table in tables {
+            let row = connection
+                .query_one(
+                    "SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class WHERE oid = $1",
+                    &[&catalog::describe(connection, table, schema).await?.oid],
+                )
+                .await
+                .map_err(|e| connection.error(e, "looking at rights"))?;
+            if !row.get::<_, bool>(0) {
+                fix.push(format!(
+                    "ALTER TABLE {} OWNER TO {};",
+                    quoted(table, schema),
+                    ident(&user)
+                ));
+            }
+        }
+        let made: Vec<String> = statements.iter().map(|s| format!("{s};")).collect();
+        Ok(vec![match fix.is_empty() {
+            true => finding(
+                what,
+                true,
+                format!("is made or completed by the first run: {}", made.join(" ")),
+                "",
+            ),
+            false => finding(
+                what,
+                false,
+                "is not complete, and the role may not make it",
+                format!("let an administrator run: {}\nor: {}", made.join(" "), fix.join(" ")),
+            ),
+        }])
+    }
+
+    async fn marks(&self, connection: &Connection) -> Result<Finding> {
+        let what = "watermarks";
+        let row = connection
+            .query_one("SELECT pg_catalog.pg_is_in_recovery()", &[])
+            .await
+            .map_err(|e| connection.error(e, "looking at the server"))?;
+        let standby: bool = row.get(0);
+        let by = self.options().watermarks;
+        if standby && by != Watermarks::ReadOnly {
+            let fix = "watermarks: read_only";
+            return Ok(finding(what, false, "a standby cannot be written to", fix));
+        }
+        let (sql, fix) = match by {
+            Watermarks::ReadOnly => return Ok(finding(what, true, "nothing is written at the source", "")),
+            Watermarks::Message if connection.version() < 140_000 => {
+                let found = "PostgreSQL before 14 does not show messages in its log";
+                return Ok(finding(what, false, found, "watermarks: table"));
+            }
+            Watermarks::Message => (
+                "SELECT pg_catalog.bool_and(pg_catalog.has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc \
+                 WHERE proname = 'pg_logical_emit_message' AND pronamespace = 'pg_catalog'::regnamespace"
+                    .to_owned(),
+                "GRANT EXECUTE ON FUNCTION pg_catalog.pg_logical_emit_message(boolean, text, text) TO …; or watermarks: table",
+            ),
+            Watermarks::Table => {
+                let table = self.options().watermark_table();
+                match catalog::find(connection, &table, "public").await? {
+                    Some(found) => (
+                        format!(
+                            "SELECT pg_catalog.has_table_privilege({oid}, 'INSERT') \
+                             AND pg_catalog.has_table_privilege({oid}, 'DELETE')",
+                            oid = found.oid
+                        ),
+                        "GRANT INSERT, DELETE, SELECT on the table of watermarks",
+                    ),
+                    None => (
+                        "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')".to_owned(),
+                        "GRANT CREATE ON DATABASE … TO …; or let an administrator make the table of watermarks",
+                    ),
+                }
+            }
+        };
+        let row = connection
+            .query_one(&sql, &[])
+            .await
+            .map_err(|e| connection.error(e, "looking at rights"))?;
+        let may: bool = row.get(0);
+        let found = match (may, by) {
+            (true, Watermarks::Message) => "by messages in the log",
+            (true, _) => "by rows of a table",
+            (false, _) => "the role may not write them",
+        };
+        Ok(finding(what, may, found, fix))
+    }
+}
+
+/// Newer servers name the plugins that slots may have.
+async fn plugins(connection: &Connection) -> Option<Finding> {
+    const SQL: &str = "SELECT pg_catalog.current_setting('output_plugin_libraries', true)";
+    let row = connection.query_one(SQL, &[]).await.ok()?;
+    let allowed: String = row.get::<_, Option<String>>(0)?;
+    let ours = allowed.split(',').any(|name| name.trim() == "pgoutput");
+    Some(finding(
+        "output plugins",
+        ours,
+        format!("output_plugin_libraries: {allowed}"),
+        format!("ALTER SYSTEM SET output_plugin_libraries = {allowed}, pgoutput; then SELECT pg_reload_conf();"),
+    ))
+}
+
+/// Whether there is room for a slot and a sender more.
+async fn room(connection: &Connection, slot: &str) -> Result<Vec<Finding>> {
+    const SQL: &str = "
+        SELECT pg_catalog.current_setting('max_replication_slots')::int,
+               (SELECT count(*)::int FROM pg_catalog.pg_replication_slots WHERE slot_name <> $1::text),
+               pg_catalog.current_setting('max_wal_senders')::int,
+               (SELECT count(*)::int FROM pg_catalog.pg_stat_replication
+                WHERE pid IS DISTINCT FROM (SELECT active_pid FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text))";
+    let row = connection
+        .query_one(SQL, &[&slot])
+        .await
+        .map_err(|e| connection.error(e, "looking at slots and senders"))?;
+    let one = |what: &str, setting: &str, most: i32, used: i32| {
+        finding(
+            what,
+            used < most,
+            format!("{used} of {most} are taken by others"),
+            format!("ALTER SYSTEM SET {setting} = {}; then restart the server", most + 10),
+        )
+    };
+    Ok(vec![
+        one("replication slots", "max_replication_slots", row.get(0), row.get(1)),
+        one("WAL senders", "max_wal_senders", row.get(2), row.get(3)),
+    ])
+}
+
+/// Whether updates and deletes of a table say which row they mean.
+async fn identity(connection: &Connection, table: &TableId, schema: &str) -> Result<Finding> {
+    let described = catalog::describe(connection, table, schema).await?;
+    let row = connection
+        .query_one(
+            "SELECT relreplident::text, EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = c.oid AND indisprimary) \
+             FROM pg_catalog.pg_class c WHERE oid = $1",
+            &[&described.oid],
+        )
+        .await
+        .map_err(|e| connection.error(e, "reading a table's replica identity"))?;
+    let (identity, primary): (&str, bool) = (row.get(0), row.get(1));
+    let what = format!("replica identity of {table}");
+    Ok(match (identity, primary) {
+        ("i", _) => finding(what, true, "a unique index", ""),
+        ("d", true) => finding(what, true, "the primary key", ""),
+        ("f", true) => finding(what, true, "whole old rows; the primary key would do and is less", ""),
+        ("f", false) => finding(what, true, "whole old rows: there is no key", ""),
+        ("n", _) => finding(
+            what,
+            false,
+            "none: the server refuses updates and deletes",
+            format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT;", quoted(table, schema)),
+        ),
+        _ => finding(
+            what,
+            false,
+            "there is no key: rows that are there cannot be loaded, and the server refuses updates and deletes",
+            format!("ALTER TABLE {} ADD PRIMARY KEY (…);", quoted(table, schema)),
+        ),
+    })
+}

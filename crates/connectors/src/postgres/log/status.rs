@@ -1,0 +1,442 @@
+//! The picture of a log: how far it is and what is still read beside it, while it is followed and at rest; and the way
+//! in which it is steered from outside.
+
+use super::super::client::Postgres;
+use super::capture::{Initial, initial_of, position_of};
+use super::pgoutput::Lsn;
+use super::position::LogPosition;
+use super::source::LogSource;
+use super::transport::end_of_log;
+use super::{LogOptions, slot};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use synctool_core::backfill::{BackfillPosition, Pause, Pending, Requests};
+use synctool_core::change::{Event, Op};
+use synctool_core::error::Result;
+use synctool_core::plan::Plan;
+use synctool_core::progress::Position;
+use synctool_core::schema::TableId;
+use tokio_postgres::types::PgLsn;
+
+/// Rates are of so much time.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Looks at the end of the log that are kept, to tell since when we are behind.
+const LOOKS: usize = 4096;
+
+/// How far a log is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogStatus {
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// Every transaction before this place is at the destination, durably.
+    pub position: Option<String>,
+    /// Where the server's log ended when it was looked at.
+    pub end: Option<String>,
+    /// Bytes of the log between the two: an upper bound, as the log is of all databases and tables.
+    pub lag_bytes: Option<u64>,
+    /// How long ago the server wrote the oldest thing that is not at the destination yet; 0 when nothing is missing.
+    pub lag_seconds: Option<f64>,
+    /// When the last transaction that is at the destination committed, microseconds UTC.
+    pub applied_up_to: Option<i64>,
+    /// What holds still on request.
+    pub paused: Pause,
+    /// The tables that are followed.
+    pub tables: Vec<TableStatus>,
+}
+
+/// How far a table is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TableStatus {
+    /// The table at the source.
+    pub table: String,
+    /// Where it goes.
+    pub destination: String,
+    /// Rows inserted, since the log was opened.
+    pub inserted: u64,
+    /// Rows updated.
+    pub updated: u64,
+    /// Rows put, whether they were there or not: chunks, and changes beside them.
+    pub put: u64,
+    /// Rows deleted.
+    pub deleted: u64,
+    /// What is still read of it beside the log.
+    pub backfill: Option<BackfillStatus>,
+}
+
+/// What is still read of a table beside its log.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackfillStatus {
+    /// `load`, `resync` or `keys`.
+    pub kind: String,
+    /// Whether it is read now; others wait for their turn.
+    pub active: bool,
+    /// Rows read.
+    pub rows: u64,
+    /// Rows that the catalog expected when the plan was made.
+    pub expected: Option<u64>,
+    /// Rows per second, of late.
+    pub rows_per_second: Option<f64>,
+    /// How long it will take at that rate.
+    pub eta_seconds: Option<f64>,
+    /// Keys to be read one by one.
+    pub keys: usize,
+}
+
+/// A replication slot of a server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SlotStatus {
+    /// Its name.
+    pub slot: String,
+    /// Its plugin; none for a physical one.
+    pub plugin: Option<String>,
+    /// Its database.
+    pub database: Option<String>,
+    /// The session that reads it now.
+    pub active_pid: Option<i32>,
+    /// Up to where its reader has confirmed.
+    pub confirmed: Option<String>,
+    /// Bytes of log that the server keeps for it.
+    pub retained_bytes: Option<u64>,
+    /// Bytes that may still be written before the server gives it up, where that is limited.
+    pub safe_bytes: Option<i64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Why the server gave it up.
+    pub invalidated: Option<String>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Counts {
+    inserted: u64,
+    updated: u64,
+    put: u64,
+    deleted: u64,
+}
+
+#[derive(Debug, Default)]
+struct Picture {
+    /// When the log was seen to end where.
+    ends: VecDeque<(Instant, Lsn)>,
+    /// The server has sent everything before this place.
+    reached: Lsn,
+    /// The end of the last transaction that had anything for us.
+    read: Lsn,
+    durable: Option<LogPosition>,
+    counts: BTreeMap<String, Counts>,
+    pending: Vec<Pending>,
+    /// Rows of the active backfill of late.
+    rate: VecDeque<(Instant, u64)>,
+}
+
+/// Steers a log that is followed, and looks at it. Shared by everybody who has to do with it.
+#[derive(Debug, Default)]
+pub struct Steering {
+    requests: Arc<Requests>,
+    picture: Mutex<Picture>,
+}
+
+impl Steering {
+    /// Where requests are left.
+    pub fn requests(&self) -> &Arc<Requests> {
+        &self.requests
+    }
+
+    fn picture(&self) -> MutexGuard<'_, Picture> {
+        self.picture.lock().expect("nothing panics while holding it")
+    }
+
+    /// A log is opened at this position.
+    pub(super) fn opened(&self, position: &LogPosition, pending: &[Pending]) {
+        let mut picture = self.picture();
+        (picture.reached, picture.read) = (position.lsn, position.lsn);
+        picture.durable = Some(position.clone());
+        picture.pending = pending.to_vec();
+        picture.rate.clear();
+    }
+
+    pub(super) fn reached(&self, lsn: Lsn) {
+        let mut picture = self.picture();
+        picture.reached = picture.reached.max(lsn);
+    }
+
+    pub(super) fn read_up_to(&self, lsn: Lsn) {
+        let mut picture = self.picture();
+        (picture.read, picture.reached) = (lsn, picture.reached.max(lsn));
+    }
+
+    pub(super) fn durable(&self, position: &LogPosition) {
+        self.picture().durable = Some(position.clone());
+    }
+
+    pub(super) fn pending(&self, pending: &[Pending]) {
+        let mut picture = self.picture();
+        let active = |p: &[Pending]| p.first().map(|p| (p.table.clone(), p.rows));
+        let (before, now) = (active(&picture.pending), active(pending));
+        if before == now {
+            if picture.pending.len() != pending.len() {
+                picture.pending = pending.to_vec();
+            }
+            return;
+        }
+        if before.map(|(table, _)| table) != now.as_ref().map(|(table, _)| table.clone()) {
+            picture.rate.clear();
+        }
+        let at = Instant::now();
+        picture.rate.extend(now.map(|(_, rows)| (at, rows)));
+        while picture.rate.len() > 2 && at - picture.rate[1].0 > WINDOW {
+            picture.rate.pop_front();
+        }
+        picture.pending = pending.to_vec();
+    }
+
+    /// Counts what passes.
+    pub(super) fn saw(&self, event: &Event) {
+        let (table, rows) = match event {
+            Event::Rows(batch) => (&batch.table, None),
+            Event::ReplaceRange { table, rows, .. } => (table, Some(rows.num_rows() as u64)),
+            _ => return,
+        };
+        let mut picture = self.picture();
+        let counts = picture.counts.entry(table.to_string()).or_default();
+        match (event, rows) {
+            (Event::Rows(batch), _) => {
+                for row in 0..batch.len() {
+                    match batch.ops.get(row) {
+                        Op::Insert => counts.inserted += 1,
+                        Op::Update => counts.updated += 1,
+                        Op::Upsert => counts.put += 1,
+                        Op::Delete => counts.deleted += 1,
+                    }
+                }
+            }
+            (_, rows) => counts.put += rows.unwrap_or_default(),
+        }
+    }
+
+    /// The log ends here now.
+    fn ends(&self, end: Lsn) {
+        let mut picture = self.picture();
+        let at = picture.effective();
+        while picture.ends.front().is_some_and(|(_, lsn)| *lsn <= at) && picture.ends.len() > 1 {
+            picture.ends.pop_front();
+        }
+        if picture.ends.back().is_none_or(|(_, last)| *last < end) {
+            picture.ends.push_back((Instant::now(), end));
+        }
+        if picture.ends.len() > LOOKS {
+            let mut keep = false;
+            picture.ends.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+    }
+
+    /// How far a log is that is followed by this plan.
+    pub fn status(&self, plan: &Plan, options: &LogOptions) -> LogStatus {
+        self.status_of(&Watched::of(plan), options)
+    }
+
+    /// How far a log of these tables is.
+    pub fn status_of(&self, watched: &[Watched], options: &LogOptions) -> LogStatus {
+        let picture = self.picture();
+        let (at, end) = (picture.effective(), picture.ends.back().map(|(_, lsn)| *lsn));
+        let since = picture.ends.iter().find(|(_, lsn)| *lsn > at);
+        let mut status = LogStatus {
+            slot: options.slot.clone(),
+            publication: options.publication.clone(),
+            position: picture.durable.as_ref().map(|p| PgLsn::from(p.lsn).to_string()),
+            end: end.map(|lsn| PgLsn::from(lsn).to_string()),
+            lag_bytes: end.map(|end| end.saturating_sub(at)),
+            lag_seconds: end.map(|_| since.map_or(0.0, |(then, _)| then.elapsed().as_secs_f64())),
+            applied_up_to: picture.durable.as_ref().and_then(|p| p.committed_at),
+            paused: self.requests.paused(),
+            tables: tables(watched, &picture.pending),
+        };
+        for table in &mut status.tables {
+            if let Some(counts) = picture.counts.get(&table.table) {
+                (table.inserted, table.updated) = (counts.inserted, counts.updated);
+                (table.put, table.deleted) = (counts.put, counts.deleted);
+            }
+            let Some(backfill) = table.backfill.as_mut().filter(|b| b.active) else {
+                continue;
+            };
+            let (first, last) = (picture.rate.front(), picture.rate.back());
+            if let (Some((then, before)), Some((_, after))) = (first, last) {
+                let seconds = then.elapsed().as_secs_f64();
+                let rate = after.saturating_sub(*before) as f64 / seconds.max(0.001);
+                if seconds > 0.2 && rate > 0.0 {
+                    backfill.rows_per_second = Some(rate);
+                    let left = backfill.expected.map(|n| n.saturating_sub(backfill.rows));
+                    backfill.eta_seconds = left.map(|n| n as f64 / rate);
+                }
+            }
+        }
+        status
+    }
+}
+
+impl Picture {
+    /// Nothing before this place is missing at the destination.
+    fn effective(&self) -> Lsn {
+        let durable = self.durable.as_ref().map_or(0, |p| p.lsn);
+        match durable >= self.read {
+            true => durable.max(self.reached),
+            false => durable,
+        }
+    }
+}
+
+/// A table that is looked at.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    table: TableId,
+    destination: TableId,
+    rows: Option<u64>,
+}
+
+impl Watched {
+    fn of(plan: &Plan) -> Vec<Watched> {
+        let one = |t: &synctool_core::plan::PlannedTable| Watched {
+            table: t.read.table.clone(),
+            destination: t.destination.clone(),
+            rows: initial_of(plan, &t.read.table).1,
+        };
+        plan.tables.iter().map(one).collect()
+    }
+
+    /// A table that goes nowhere else.
+    pub(super) fn same(table: &TableId) -> Watched {
+        Watched {
+            table: table.clone(),
+            destination: table.clone(),
+            rows: None,
+        }
+    }
+}
+
+fn tables(watched: &[Watched], pending: &[Pending]) -> Vec<TableStatus> {
+    let backfill = |w: &Watched| {
+        let at = pending.iter().position(|p| p.table == w.table)?;
+        let p = &pending[at];
+        Some(BackfillStatus {
+            kind: match (p.through, p.replace) {
+                (true, _) => "keys",
+                (false, true) => "resync",
+                (false, false) => "load",
+            }
+            .into(),
+            active: at == 0,
+            rows: p.rows,
+            expected: w.rows.filter(|_| !p.through),
+            keys: p.keys.len(),
+            ..BackfillStatus::default()
+        })
+    };
+    let one = |w: &Watched| TableStatus {
+        table: w.table.to_string(),
+        destination: w.destination.to_string(),
+        backfill: backfill(w),
+        ..TableStatus::default()
+    };
+    watched.iter().map(one).collect()
+}
+
+impl LogSource {
+    /// Looks at the end of the log as long as the token lives.
+    pub(super) async fn watch(database: Postgres, steering: Arc<Steering>, every: Duration) {
+        loop {
+            if let Ok(connection) = database.connect().await
+                && let Ok(end) = end_of_log(&connection).await
+            {
+                connection.recycle();
+                steering.ends(end);
+            }
+            tokio::time::sleep(every).await;
+        }
+    }
+
+    /// How far a log is that nobody follows at the moment, by the position that the destination holds.
+    pub async fn at_rest(&self, plan: &Plan, position: Option<&Position>) -> Result<LogStatus> {
+        let stored = position_of(plan, position.cloned());
+        let stored = stored.as_ref().map(BackfillPosition::parse).transpose()?;
+        let log = match stored.as_ref().and_then(|p| p.log.as_ref()) {
+            Some(log) => Some(LogPosition::parse(log)?),
+            None => None,
+        };
+        let pending = match &stored {
+            Some(stored) => stored.pending.clone(),
+            None => self.first_pending(plan),
+        };
+        let connection = self.database().connect().await?;
+        let end = end_of_log(&connection).await?;
+        connection.recycle();
+        let behind = log.as_ref().map(|p| end.saturating_sub(p.lsn));
+        let committed_at = log.as_ref().and_then(|p| p.committed_at);
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_micros() as i64;
+        Ok(LogStatus {
+            slot: self.options().slot.clone(),
+            publication: self.options().publication.clone(),
+            position: log.as_ref().map(|p| PgLsn::from(p.lsn).to_string()),
+            end: Some(PgLsn::from(end).to_string()),
+            lag_bytes: behind,
+            lag_seconds: match behind {
+                Some(0) => Some(0.0),
+                _ => committed_at.map(|at| now.saturating_sub(at) as f64 / 1e6),
+            },
+            applied_up_to: committed_at,
+            paused: Pause::None,
+            tables: tables(&Watched::of(plan), &pending),
+        })
+    }
+
+    /// The replication slots of the server.
+    pub async fn slots(&self) -> Result<Vec<SlotStatus>> {
+        self.database().slots().await
+    }
+
+    /// Drops the slot, whoever reads it: the server may forget its log. Only a repair goes on from there.
+    pub async fn give_up(&self) -> Result<()> {
+        let connection = self.database().connect().await?;
+        slot::end_reader(&connection, &self.options().slot).await?;
+        slot::wait_free(&connection, &self.options().slot, self.options().status_interval).await?;
+        slot::drop(&connection, &self.options().slot).await?;
+        connection.recycle();
+        Ok(())
+    }
+
+    /// What a plan reads beside its log at the beginning.
+    fn first_pending(&self, plan: &Plan) -> Vec<Pending> {
+        let one = |t: &synctool_core::plan::PlannedTable| {
+            let table = t.read.table.clone();
+            match initial_of(plan, &table).0 {
+                _ if t.schema.key.is_empty() => None,
+                Initial::Load => Some(Pending::load(table)),
+                Initial::Resync => Some(Pending::resync(table)),
+                Initial::Skip => None,
+            }
+        };
+        plan.tables.iter().filter_map(one).collect()
+    }
+}
+
+impl Postgres {
+    /// The replication slots of the server, with what they hold back.
+    pub async fn slots(&self) -> Result<Vec<SlotStatus>> {
+        let connection = self.connect().await?;
+        let found = slot::all(&connection).await?;
+        connection.recycle();
+        Ok(found)
+    }
+}

@@ -1,0 +1,259 @@
+//! Programs of one's own: the example, a stream, a handler, a batcher; tables read again while changes go on.
+
+use super::*;
+use async_trait::async_trait;
+use futures::StreamExt;
+use std::collections::BTreeMap;
+use synctool_connectors::postgres::log::changes::{Changes, ChangesBuilder, Selection};
+use synctool_connectors::postgres::log::consume::{BatchLimits, Batcher, Cell, Change, Handler, Row, Safe};
+use synctool_core::backfill::Pause;
+use synctool_core::progress::Position;
+
+#[path = "../../../examples/users_restaurant_visit.rs"]
+#[allow(clippy::print_stdout, reason = "the example prints")]
+mod example;
+
+const T: &str = "CREATE TABLE t (id int, k text, a text, big text, PRIMARY KEY (id, k)); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+    INSERT INTO t SELECT i, 'k', 'a' || i, repeat('b', 3000) FROM generate_series(1, 50) i";
+
+fn builder(c: &Capture) -> ChangesBuilder {
+    Changes::of(PostgresConfig::from_url(&c.url).unwrap())
+        .for_tables(["t"])
+        .slot(&c.options.slot)
+        .options(|o| (o.heartbeat, o.chunk_rows) = (None, 7))
+}
+
+/// Rows by key, as a program would hold them.
+#[derive(Default)]
+struct Held {
+    rows: BTreeMap<Vec<String>, Vec<Cell>>,
+    commits: usize,
+    batches: usize,
+    /// How many rows are enough.
+    until: Option<Box<dyn Fn(&BTreeMap<Vec<String>, Vec<Cell>>) -> bool + Send>>,
+    fail_at: Option<usize>,
+    last: Option<Position>,
+}
+
+impl Held {
+    fn key(row: &Row) -> Vec<String> {
+        row.key_values().into_iter().map(str::to_owned).collect()
+    }
+
+    fn put(&mut self, row: Row, from: Option<&Row>) {
+        let key = Held::key(&row);
+        let held = from.map_or_else(|| key.clone(), Held::key);
+        // What is said in part of a row that is not held yet comes whole with its chunk.
+        if !row.is_complete() && !self.rows.contains_key(&held) {
+            return;
+        }
+        let mut cells = self.rows.get(&held).cloned().unwrap_or_else(|| row.cells.clone());
+        for (cell, new) in cells.iter_mut().zip(row.cells) {
+            if new != Cell::Absent {
+                *cell = new;
+            }
+        }
+        self.rows.insert(key, cells);
+    }
+
+    fn says(&self) -> Safe {
+        match self.until.as_ref().is_some_and(|enough| enough(&self.rows)) {
+            true => Safe::Stop,
+            false => Safe::Yes,
+        }
+    }
+
+    fn same(&self, c: &Capture) {
+        let text = |cell: &Cell| match cell {
+            Cell::Text(t) => t.clone(),
+            Cell::Null => String::new(),
+            Cell::Absent => panic!("a value is missing"),
+        };
+        let one = |r: &Vec<Cell>| r.iter().map(text).collect::<Vec<_>>().join("|");
+        let mut mine: Vec<String> = self.rows.values().map(one).collect();
+        mine.sort_unstable();
+        let mut theirs: Vec<String> = c
+            .from
+            .psql("SELECT concat_ws('|', id, k, coalesce(a, ''), coalesce(big, '')) FROM t")
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        theirs.sort_unstable();
+        assert_eq!(mine.len(), theirs.len());
+        assert!(mine == theirs, "rows differ");
+    }
+}
+
+#[async_trait]
+impl Handler for Held {
+    async fn insert(&mut self, row: Row) -> Result<()> {
+        assert!(row.is_complete());
+        self.put(row, None);
+        Ok(())
+    }
+    async fn update(&mut self, row: Row, before: Option<Row>) -> Result<()> {
+        self.put(row.clone(), before.as_ref());
+        if let Some(before) = before.filter(|b| Held::key(b) != Held::key(&row)) {
+            self.rows.remove(&Held::key(&before));
+        }
+        Ok(())
+    }
+    async fn delete(&mut self, row: Row) -> Result<()> {
+        self.rows.remove(&Held::key(&row));
+        Ok(())
+    }
+    async fn refresh(&mut self, row: Row) -> Result<()> {
+        self.put(row, None);
+        Ok(())
+    }
+    async fn truncate(&mut self, _: &TableId) -> Result<()> {
+        self.rows.clear();
+        Ok(())
+    }
+    async fn commit(&mut self, position: &Position) -> Result<Safe> {
+        self.commits += 1;
+        self.last = Some(position.clone());
+        if self.fail_at == Some(self.commits) {
+            return Err(synctool_core::error::Error::bug("the program failed"));
+        }
+        Ok(self.says())
+    }
+}
+
+#[async_trait]
+impl Batcher for Held {
+    async fn upsert(&mut self, _: &TableId, rows: Vec<Row>, moved: Vec<(Row, Row)>) -> Result<()> {
+        for (before, row) in moved {
+            self.put(row, Some(&before));
+        }
+        rows.into_iter().for_each(|row| self.put(row, None));
+        Ok(())
+    }
+    async fn delete(&mut self, _: &TableId, rows: Vec<Row>) -> Result<()> {
+        for row in rows {
+            self.rows.remove(&Held::key(&row));
+        }
+        Ok(())
+    }
+    async fn truncate(&mut self, _: &TableId) -> Result<()> {
+        self.rows.clear();
+        Ok(())
+    }
+    async fn commit(&mut self, position: &Position) -> Result<Safe> {
+        self.batches += 1;
+        self.last = Some(position.clone());
+        Ok(self.says())
+    }
+}
+
+const CHANGES: &str = "
+    BEGIN; UPDATE t SET a = 'x' WHERE id % 3 = 0; UPDATE t SET k = 'moved' WHERE id % 5 = 0; DELETE FROM t WHERE id = 8; COMMIT;
+    INSERT INTO t VALUES (8, 'k', NULL, NULL), (100, 'k', 'new', ''); UPDATE t SET big = NULL WHERE id = 9";
+
+on_servers! {
+    async fn a_handler_keeps_a_copy(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        let mut copy = Held { until: Some(Box::new(|rows| rows.len() == 50)), ..Held::default() };
+        builder(&c).open(None).await.unwrap().handle(&mut copy).await.unwrap();
+        copy.until = Some(Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()])));
+        let changes = builder(&c).open(copy.last.clone().as_ref()).await.unwrap();
+        let (handled, ()) = tokio::join!(changes.handle(&mut copy), async {
+            c.from.psql(CHANGES);
+            c.from.psql("INSERT INTO t VALUES (1000, 'end', '', '')");
+        });
+        handled.unwrap();
+        copy.same(&c);
+        assert!(copy.commits > 3, "{}", copy.commits);
+    }
+
+    async fn a_batcher_keeps_a_copy(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        let limits = BatchLimits { rows: 60, wait: Duration::from_millis(100) };
+        let mut copy = Held { until: Some(Box::new(|rows| rows.len() == 50)), ..Held::default() };
+        builder(&c).open(None).await.unwrap().batches(&mut copy, limits).await.unwrap();
+        copy.until = Some(Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()])));
+        let changes = builder(&c).open(copy.last.clone().as_ref()).await.unwrap();
+        let (handled, ()) = tokio::join!(changes.batches(&mut copy, limits), async {
+            c.from.psql(CHANGES);
+            c.from.psql("UPDATE t SET id = id + 2000, a = a || '+' WHERE id < 20 AND k = 'k'; INSERT INTO t VALUES (1000, 'end', '', '')");
+        });
+        handled.unwrap();
+        copy.same(&c);
+        assert!(copy.batches > 0);
+    }
+
+    /// What a program did not acknowledge comes again; what it did, does not.
+    async fn what_is_not_acknowledged_comes_again(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        let until_now = || builder(&c).options(|o| o.until_now = true);
+        let mut copy = Held::default();
+        until_now().open(None).await.unwrap().handle(&mut copy).await.unwrap();
+        let (stream, safe) = until_now().open(None).await.unwrap().into_stream();
+        let mut stream = std::pin::pin!(stream);
+        let mut last = None;
+        while let Some(change) = stream.next().await {
+            if let Change::Commit { position, .. } = change.unwrap() {
+                safe.acknowledge(&position);
+                last = Some(position);
+            }
+        }
+        c.from.psql(CHANGES);
+        let mut failing = Held { fail_at: Some(1), ..Held::default() };
+        let failed = until_now().open(last.as_ref()).await.unwrap().handle(&mut failing).await;
+        assert!(failed.is_err());
+        let mut copy_again = Held { rows: copy.rows.clone(), ..Held::default() };
+        until_now().open(last.as_ref()).await.unwrap().handle(&mut copy_again).await.unwrap();
+        copy_again.same(&c);
+    }
+
+    /// Tables, and rows by key, are read again while changes go on; a pause holds them.
+    async fn a_program_reads_again_and_pauses(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        let mut changes = builder(&c).open(None).await.unwrap();
+        async fn until(changes: &mut Changes, enough: impl Fn(&Change) -> bool) -> Vec<Change> {
+            let mut seen = Vec::new();
+            loop {
+                let next = tokio::time::timeout(Duration::from_secs(30), changes.next_change()).await;
+                let change = next.expect("in time").unwrap().expect("without end");
+                let over = enough(&change);
+                seen.push(change);
+                if over {
+                    return seen;
+                }
+            }
+        }
+        let refreshed = |seen: &[Change]| seen.iter().filter(|c| matches!(c, Change::Refresh(_))).count();
+        let is_row = |id: &'static str| move |c: &Change| matches!(c, Change::Refresh(r) if r.get("id") == Some(id));
+        let seen = until(&mut changes, is_row("50")).await;
+        assert_eq!(refreshed(&seen), 50);
+        assert_eq!(changes.status().tables[0].put, 50);
+        changes.refresh(Selection::keys("t", [["3", "k"], ["777", "k"]])).await.unwrap();
+        let seen = until(&mut changes, is_row("3")).await;
+        assert!(seen.iter().any(|c| matches!(c, Change::Delete(r) if r.get("id") == Some("777"))), "{seen:?}");
+        assert!(changes.refresh(Selection::keys("t", [["3"]])).await.is_err());
+        assert!(changes.refresh(Selection::table("nothing")).await.is_err());
+        changes.refresh(Selection::table("public.t")).await.unwrap();
+        let seen = until(&mut changes, is_row("50")).await;
+        assert_eq!(refreshed(&seen), 50);
+        changes.pause(Pause::All);
+        c.from.psql("INSERT INTO t VALUES (60, 'k', 'after', '')");
+        let drained = async { loop { changes.next_change().await.unwrap(); } };
+        let waited: std::result::Result<(), _> = tokio::time::timeout(Duration::from_millis(500), drained).await;
+        assert!(waited.is_err());
+        assert_eq!(changes.status().tables[0].inserted, 0, "it holds still");
+        changes.pause(Pause::None);
+        until(&mut changes, |c| matches!(c, Change::Insert(r) if r.get("id") == Some("60"))).await;
+        changes.close().await.unwrap();
+    }
+}
+
+/// The walk-through of the original, from end to end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_restaurant_and_visit() {
+    let db = Postgres::shared(PgVersion::V15).database("walk");
+    let config = || PostgresConfig::from_url(&db.url()).unwrap();
+    let (seen, equal) = example::run(config()).await.unwrap();
+    assert!(equal && seen >= 2 + 6, "{seen} changes");
+    let (_, equal) = example::run(config()).await.unwrap();
+    assert!(equal, "a second walk goes on");
+}

@@ -1,0 +1,357 @@
+//! `synctool cdc …`: logs that pipelines follow, looked at and steered.
+
+use super::args::{CdcCommand, Globals, PipelineArg};
+use super::find;
+use super::out::{self, Reply};
+use crate::config::Datastore;
+use crate::open;
+use crate::pipeline::Pipeline;
+use crate::pipeline::log::{LogPipeline, LogReport};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
+use synctool_connectors::postgres::log::LogOptions;
+use synctool_connectors::postgres::log::status::{LogStatus, SlotStatus, TableStatus};
+use synctool_core::backfill::Pause;
+use synctool_core::error::{Error, Result, code};
+
+/// How often a request that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// `synctool cdc …`.
+pub(super) async fn cdc(command: CdcCommand, globals: &Globals) -> Result<Reply> {
+    match command {
+        CdcCommand::Status { pipeline } => status(&pipeline, globals).await,
+        CdcCommand::Pause { pipeline, backfill } => {
+            let pause = if backfill { Pause::Chunks } else { Pause::All };
+            hold(&pipeline, pause, globals).await
+        }
+        CdcCommand::Resume { pipeline } => hold(&pipeline, Pause::None, globals).await,
+        CdcCommand::Refresh {
+            pipeline,
+            table,
+            keys,
+            cancel,
+            wait,
+        } => {
+            let keys = keys.as_deref().map(self::keys).transpose()?.unwrap_or_default();
+            refresh(&PipelineArg::of(pipeline), &table, keys, cancel, wait, globals).await
+        }
+        CdcCommand::Slots { what } => slots(what.as_deref(), globals).await,
+    }
+}
+
+/// Keys as people write them: `1,2,3`, or a JSON list of keys, each a value or a list of values.
+fn keys(text: &str) -> Result<Vec<Vec<String>>> {
+    let wrong = || {
+        Error::new(
+            code::CONFIG_INVALID,
+            "--keys is neither a list of values nor a JSON list of keys",
+        )
+        .hint(r#"write for example --keys 1,2,3 or --keys '[["a", 1], ["b", 2]]'"#)
+    };
+    if !text.trim_start().starts_with('[') {
+        let values: Vec<Vec<String>> = text.split(',').map(|v| vec![v.trim().to_owned()]).collect();
+        return match values.iter().any(|v| v[0].is_empty()) {
+            true => Err(wrong()),
+            false => Ok(values),
+        };
+    }
+    let json: Vec<Value> = serde_json::from_str(text).map_err(|_| wrong())?;
+    let value = |v: &Value| match v {
+        Value::String(s) => Ok(s.clone()),
+        Value::Number(n) => Ok(n.to_string()),
+        Value::Bool(b) => Ok(b.to_string()),
+        _ => Err(wrong()),
+    };
+    json.iter()
+        .map(|key| match key {
+            Value::Array(parts) => parts.iter().map(value).collect(),
+            one => Ok(vec![value(one)?]),
+        })
+        .collect()
+}
+
+/// The pipelines that follow a log: the one that is meant, or all of this folder.
+fn pipelines(said: &PipelineArg, globals: &Globals) -> Result<Vec<LogPipeline>> {
+    if said.said().is_some() {
+        return Ok(vec![LogPipeline::of(&find::pipeline(said, globals)?)?]);
+    }
+    let mut found = Vec::new();
+    for entry in globals.loader().pipelines_in(Path::new("."))? {
+        if let Ok(loaded) = entry.loaded {
+            found.extend(LogPipeline::of(&Pipeline::from_loaded(loaded)).ok());
+        }
+    }
+    match found.is_empty() {
+        false => Ok(found),
+        true => Err(
+            Error::new(code::CONFIG_INVALID, "no pipeline of this folder follows a log").hint("name a pipeline's file"),
+        ),
+    }
+}
+
+async fn status(said: &PipelineArg, globals: &Globals) -> Result<Reply> {
+    let mut reports = Vec::new();
+    for pipeline in pipelines(said, globals)? {
+        reports.push(pipeline.report().await?);
+    }
+    let mut text = String::new();
+    let mut json = Vec::new();
+    let mut exit = 0;
+    for report in &reports {
+        text.push_str(&report_text(report));
+        let mut one = json!(report);
+        one["applied_up_to"] = applied_up_to(report.status.as_ref()).into();
+        if let Some(e) = &report.refused {
+            one["error"] = out::error_json(e);
+            exit = e.kind().exit_code();
+        }
+        json.push(one);
+    }
+    let json = match (json.len(), said.said().is_some()) {
+        (1, true) => json.remove(0),
+        _ => Value::Array(json),
+    };
+    Ok(Reply::new(json, text).exit(exit))
+}
+
+fn applied_up_to(status: Option<&LogStatus>) -> Option<String> {
+    let micros = status?.applied_up_to?;
+    chrono::DateTime::from_timestamp_micros(micros).map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+}
+
+/// How far a log is, in a few words.
+pub(super) fn lag(status: &LogStatus) -> String {
+    let bytes = status.lag_bytes.map_or("?".into(), |n| out::bytes(n as f64));
+    match status.lag_seconds {
+        Some(s) if s > 0.0 => format!("{bytes} and {} behind", out::duration(s)),
+        Some(_) => "caught up".into(),
+        None => format!("{bytes} behind"),
+    }
+}
+
+fn report_text(report: &LogReport) -> String {
+    let mut text = format!("{}: {}", report.pipeline, report.state);
+    if let Some(holder) = &report.holder {
+        text.push_str(&format!(" ({holder})"));
+    }
+    if let Some(status) = &report.status {
+        text.push_str(&format!(", {}", lag(status)));
+        if status.paused == Pause::Chunks {
+            text.push_str(", chunks paused");
+        }
+    }
+    text.push('\n');
+    if let Some(status) = &report.status {
+        let dash = || "-".to_owned();
+        text.push_str(&out::card(
+            &["slot", "position", "log ends at", "applied up to", "source keeps"],
+            vec![
+                status.slot.clone(),
+                status.position.clone().unwrap_or_else(dash),
+                status.end.clone().unwrap_or_else(dash),
+                applied_up_to(Some(status)).unwrap_or_else(dash),
+                kept(report.slot_at_source.as_ref()),
+            ],
+        ));
+        text.push_str(&out::table(
+            &[
+                "table",
+                "destination",
+                "inserted",
+                "updated",
+                "put",
+                "deleted",
+                "backfill",
+            ],
+            status.tables.iter().map(table_row).collect(),
+        ));
+    }
+    for id in &report.waiting {
+        text.push_str(&format!("waiting: refresh {id}\n"));
+    }
+    if let Some(e) = &report.refused {
+        text.push_str(&format!("the log cannot go on: {} [{}]\n", e.message(), e.code().id));
+        text.extend(e.next_step().map(|next| format!("  next: {next}\n")));
+    }
+    text
+}
+
+fn kept(slot: Option<&SlotStatus>) -> String {
+    match slot {
+        None => "no slot".into(),
+        Some(slot) => match (&slot.invalidated, slot.retained_bytes) {
+            (Some(why), _) => format!("given up ({why})"),
+            (None, Some(n)) => out::bytes(n as f64),
+            (None, None) => "nothing".into(),
+        },
+    }
+}
+
+fn table_row(table: &TableStatus) -> Vec<String> {
+    let n = out::number;
+    vec![
+        table.table.clone(),
+        table.destination.clone(),
+        n(table.inserted),
+        n(table.updated),
+        n(table.put),
+        n(table.deleted),
+        backfill_words(table),
+    ]
+}
+
+fn backfill_words(table: &TableStatus) -> String {
+    let Some(b) = &table.backfill else { return "done".into() };
+    let mut text = match b.kind.as_str() {
+        "keys" => format!("{} to read", out::count(b.keys, "key")),
+        kind => format!("{kind}: {} rows", out::number(b.rows)),
+    };
+    if let Some(expected) = b.expected.filter(|n| *n > 0) {
+        text.push_str(&format!(" of about {}", out::number(expected)));
+    }
+    match (b.active, b.eta_seconds) {
+        (false, _) => text.push_str(", waits its turn"),
+        (true, Some(eta)) => text.push_str(&format!(", ETA {}", out::duration(eta))),
+        (true, None) => {}
+    }
+    text
+}
+
+async fn hold(said: &PipelineArg, pause: Pause, globals: &Globals) -> Result<Reply> {
+    let pipeline = find::pipeline(said, globals)?;
+    let name = pipeline.name().to_owned();
+    let holder = LogPipeline::of(&pipeline)?.pause(pause).await?;
+    let what = match pause {
+        Pause::None => "goes on",
+        Pause::Chunks => "reads no chunks; its log goes on",
+        Pause::All => "holds still; the source keeps its log meanwhile",
+    };
+    let when = match &holder {
+        Some(holder) => format!("heard within a second by {holder}"),
+        None => "nobody follows it now: it holds for the next run".into(),
+    };
+    let json = json!({
+        "pipeline": name, "paused": pause, "holder": holder.map(|h| h.to_string()),
+    });
+    Ok(Reply::new(json, format!("{name} {what} ({when})\n")))
+}
+
+async fn refresh(
+    said: &PipelineArg,
+    table: &str,
+    keys: Vec<Vec<String>>,
+    cancel: bool,
+    wait: bool,
+    globals: &Globals,
+) -> Result<Reply> {
+    let pipeline = find::pipeline(said, globals)?;
+    let name = pipeline.name().to_owned();
+    let log = LogPipeline::of(&pipeline)?;
+    let count = keys.len();
+    let (id, holder) = log.refresh(table, keys, cancel).await?;
+    let what = match (cancel, count) {
+        (true, _) => "gives up its chunks",
+        (false, 0) => "is read again and made equal",
+        (false, _) => "is read again for these keys",
+    };
+    let mut state = match &holder {
+        Some(_) => "asked",
+        None => "waits for the next run",
+    };
+    if wait {
+        if holder.is_none() {
+            return Err(Error::new(
+                code::REFUSED,
+                format!("nobody follows {name} now, so there is nothing to wait for; the request is kept"),
+            )
+            .hint(format!("synctool run {name}")));
+        }
+        while !log.is_done(&id, table).await? {
+            tokio::time::sleep(LOOK).await;
+        }
+        state = "done";
+    }
+    let json =
+        json!({ "pipeline": name, "table": table, "request": id, "keys": count, "cancel": cancel, "state": state });
+    Ok(Reply::new(
+        json,
+        format!("{name}: {table} {what}; {state} (request {id})\n"),
+    ))
+}
+
+async fn slots(what: Option<&str>, globals: &Globals) -> Result<Reply> {
+    let (found, ours): (Vec<SlotStatus>, Option<String>) = match what {
+        Some(text) if text.contains("://") => {
+            let datastore = Datastore::from_uri(text)?;
+            (open::log(&datastore, LogOptions::default(), 1)?.slots().await?, None)
+        }
+        what => {
+            let file = what.map(|w| Path::new(w).to_owned());
+            let pipeline = match file {
+                Some(file) => LogPipeline::of(&find::by_text(&file, globals)?)?,
+                None => pipelines(&PipelineArg::default(), globals)?.remove(0),
+            };
+            let log = pipeline.source()?;
+            (log.slots().await?, Some(log.options().slot.clone()))
+        }
+    };
+    let dash = || "-".to_owned();
+    let rows = found.iter().map(|s| {
+        vec![
+            s.slot.clone(),
+            s.database.clone().unwrap_or_else(dash),
+            s.plugin.clone().unwrap_or_else(|| "physical".into()),
+            s.active_pid.map_or_else(dash, |pid| pid.to_string()),
+            s.confirmed.clone().unwrap_or_else(dash),
+            s.retained_bytes.map_or_else(dash, |n| out::bytes(n as f64)),
+            s.safe_bytes.map_or_else(dash, |n| out::bytes(n.max(0) as f64)),
+            s.invalidated
+                .clone()
+                .or_else(|| s.wal_status.clone())
+                .unwrap_or_else(dash),
+            if ours.as_deref() == Some(&s.slot) { "ours" } else { "" }.into(),
+        ]
+    });
+    let head = &[
+        "slot",
+        "database",
+        "plugin",
+        "pid",
+        "confirmed",
+        "keeps",
+        "may grow by",
+        "log",
+        "",
+    ];
+    let text = match found.is_empty() {
+        true => "the server has no replication slots\n".to_owned(),
+        false => out::table(head, rows.collect()),
+    };
+    let json = found
+        .iter()
+        .map(|s| {
+            let mut one = json!(s);
+            one["ours"] = (ours.as_deref() == Some(&s.slot)).into();
+            one
+        })
+        .collect();
+    Ok(Reply::new(Value::Array(json), text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::keys;
+
+    #[test]
+    fn keys_are_read_as_people_write_them() {
+        let of = |text: &str| keys(text).unwrap();
+        assert_eq!(of("1,2, x"), [["1"], ["2"], ["x"]]);
+        assert_eq!(of("[1, \"a,b\"]"), [["1"], ["a,b"]]);
+        assert_eq!(of("[[1, \"corner\"], [true, \"x\"]]"), [["1", "corner"], ["true", "x"]]);
+        for bad in ["", "1,,2", "[1", "[null]", "[[{}]]"] {
+            assert!(keys(bad).is_err(), "{bad}");
+        }
+    }
+}

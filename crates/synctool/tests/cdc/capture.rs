@@ -1,0 +1,240 @@
+//! From nothing to a running capture; what is refused, and what mends it.
+
+use super::*;
+
+on_servers! {
+    fn a_capture_from_nothing(version: PgVersion) {
+        let stage = Stage::new(version);
+        let plan = stage.ok(&["plan", "shop.yaml"]);
+        for part in [
+            "3 tables",
+            "the log begins with a new slot",
+            "public.visit",
+            "user_id, restaurant_id",
+            "loaded in chunks, about 900 rows",
+            "statements at the source",
+            "CREATE PUBLICATION \"synctool_shop\" FOR TABLE \"public\".\"users\"",
+            &format!("pg_create_logical_replication_slot('{}', 'pgoutput'", stage.slot),
+            "exactly once",
+        ] {
+            assert!(plan.contains(part), "no {part:?} in\n{plan}");
+        }
+        let made = stage.from.psql("SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())");
+        assert_eq!(made, "0", "a plan makes nothing");
+        let (_, before) = stage.json(&["cdc", "status", "shop.yaml"]);
+        assert_eq!(before["state"], "not begun", "{before:#}");
+        let doctor = stage.ok(&["doctor", "shop.yaml"]);
+        assert!(doctor.contains("replica identity of public.visit") && doctor.contains("wal_level logical"), "{doctor}");
+
+        let summary = stage.catch_up();
+        assert_eq!(summary["read"].as_u64(), Some(1860), "{summary:#}");
+        stage.assert_equal("the first load");
+        stage.from.psql("UPDATE users SET address = 'moved' WHERE id % 10 = 0; DELETE FROM visit WHERE user_id % 7 = 0;
+            UPDATE visit SET restaurant_id = 'r1' WHERE user_id = 1; TRUNCATE visit; INSERT INTO visit VALUES (2, 'r2', 1.5, NULL)");
+        let plan = stage.ok(&["plan", "shop.yaml"]);
+        assert!(plan.contains("the log goes on where the destination stands"), "{plan}");
+        let status = stage.status();
+        assert_eq!(status["state"], "stopped");
+        assert!(status["lag_bytes"].as_u64() > Some(0), "{status:#}");
+        stage.catch_up();
+        stage.assert_equal("what changed");
+        let again = stage.catch_up();
+        assert_eq!(again["read_now"].as_u64().map(|n| n < 2000), Some(true), "{again:#}");
+        let history = stage.ok(&["runs", "list", "shop"]);
+        assert!(history.contains("completed"), "{history}");
+    }
+
+    fn a_capture_runs_until_it_is_stopped(version: PgVersion) {
+        let stage = Stage::new(version);
+        let running = stage.start();
+        let writer = Writer::start(&stage);
+        wait_for("the capture to be seen", PATIENCE, || {
+            let (_, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+            let seen = status["state"] == "running" && status["tables"].as_array().is_some_and(|t| t.len() == 3);
+            if seen { Ok(()) } else { Err(format!("{status:#}\n{}", running.stderr())) }
+        });
+        let (code, _, err) = stage.run(&["run", "shop.yaml"]);
+        assert_eq!(code, 6, "a second run: {err}");
+        writer.end();
+        stage.until_equal(&running);
+        wait_for("the lag to be nothing", PATIENCE, || {
+            let status = stage.status();
+            let caught_up = status["lag_seconds"].as_f64() == Some(0.0)
+                && status["tables"].as_array().is_some_and(|t| t.iter().all(|t| t["backfill"].is_null()));
+            if caught_up { Ok(()) } else { Err(format!("{status:#}")) }
+        });
+        let status = stage.status();
+        assert!(status["applied_up_to"].as_str().is_some_and(|t| t.ends_with('Z')), "{status:#}");
+        assert!(stage.ok(&["cdc", "status", "shop.yaml"]).contains("caught up"));
+        let slots = stage.ok(&["cdc", "slots", "shop.yaml"]);
+        assert!(slots.contains(&stage.slot) && slots.contains("ours"), "{slots}");
+        let said = stop(running);
+        assert!(said.contains("stopping at the next boundary"), "{said}");
+        assert_eq!(stage.status()["state"], "stopped");
+        stage.from.psql(&change(7777));
+        stage.catch_up();
+        stage.assert_equal("after the stop");
+    }
+
+    /// The slot is dropped behind our back: refused with a plan, nothing written; mended by difference while the log
+    /// goes on.
+    fn a_lost_log_is_refused_and_mended(version: PgVersion) {
+        let stage = Stage::new(version);
+        stage.catch_up();
+        stage.from.psql(&format!("SELECT pg_drop_replication_slot('{}')", stage.slot));
+        stage.from.psql("DELETE FROM visit WHERE user_id < 50; UPDATE users SET first_name = 'gap' WHERE id % 9 = 0; INSERT INTO restaurant VALUES ('new', 'new', 1, NULL)");
+        let before = Stage::rows(&stage.to, "users");
+        let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+        assert_eq!(code, 4, "{err}");
+        assert!(err.contains("ST-LOG-004") && err.contains("--repair"), "{err}");
+        assert_eq!(Stage::rows(&stage.to, "users"), before, "nothing is written");
+        let (code, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+        assert_eq!((code, status["state"].as_str()), (4, Some("refused")), "{status:#}");
+        let plan = stage.ok(&["plan", "shop.yaml"]);
+        assert!(plan.contains("the log cannot go on: the replication slot is gone") && plan.contains("--repair"), "{plan}");
+        let plan = stage.ok(&["plan", "shop.yaml", "--repair"]);
+        assert!(plan.contains("every table is compared and made equal"), "{plan}");
+        let (code, _, err) = stage.run(&["doctor", "shop.yaml"]);
+        assert_eq!(code, 1, "{err}");
+        let repairing = KillRun::new(&stage.command(&["run", "shop.yaml", "--repair"])).start();
+        let writer = Writer::start(&stage);
+        wait_for("tables to be made equal", PATIENCE, || {
+            let (_, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+            let done = status["state"] == "running"
+                && status["tables"].as_array().is_some_and(|t| t.len() == 3 && t.iter().all(|t| t["backfill"].is_null()));
+            if done { Ok(()) } else { Err(format!("{status:#}\n{}", repairing.stderr())) }
+        });
+        assert!(writer.end() > 0);
+        stage.until_equal(&repairing);
+        stop(repairing);
+        stage.catch_up();
+        stage.assert_equal("after the repair");
+    }
+
+    /// Tables that are added go on beside the others, which are not read again; so do those that the publication gets.
+    fn tables_come_and_go(version: PgVersion) {
+        let stage = Stage::new(version);
+        stage.pipeline("tables: [users]", "");
+        stage.catch_up();
+        stage.from.psql("UPDATE users SET first_name = 'between' WHERE id = 3");
+        stage.pipeline("tables: [users, restaurant]", "");
+        let plan = stage.ok(&["plan", "shop.yaml"]);
+        assert!(plan.contains("the tables changed") && plan.contains("ALTER PUBLICATION"), "{plan}");
+        let summary = stage.catch_up();
+        assert!(summary["read"].as_u64() < Some(200), "only what is new is read: {summary:#}");
+        assert_eq!(stage.different(&["users", "restaurant"]), [""; 0]);
+        // All of the publication: another meaning, which starts over where it is asked for.
+        stage.pipeline("schema: public", "");
+        let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+        assert_eq!(code, 0, "the publication has the same tables: {err}");
+        let running = stage.start();
+        stage.until_seen(&running);
+        stage.from.psql("ALTER PUBLICATION synctool_shop ADD TABLE visit; INSERT INTO visit VALUES (900, 'r1', 1, 1) ON CONFLICT DO NOTHING");
+        stage.until_equal(&running);
+        let writer = Writer::start(&stage);
+        writer.end();
+        stage.until_equal(&running);
+        stop(running);
+    }
+
+    /// A server that is not set up says what to do.
+    fn doctor_says_what_a_log_needs(version: PgVersion) {
+        let server = Postgres::builder(version).setting("wal_level", "replica").setting("max_replication_slots", "1").start();
+        let from = server.database("doctor");
+        from.psql("CREATE TABLE users (id int PRIMARY KEY); CREATE TABLE bare (a int); CREATE ROLE reader LOGIN; GRANT SELECT ON users, bare TO reader;
+            SELECT pg_create_physical_replication_slot('theirs')");
+        let url = from.url_as("reader");
+        let stage = Stage::between(from, Postgres::shared(version));
+        let text = format!(
+            "name: shop\ndatastores:\n  from: {{type: postgres, connection: {{url: \"{url}\"}}}}\n  to: {{type: postgres, connection: {{url: \"{}\"}}}}\n\
+             source: {{datastore: from, tables: [users, bare]}}\ndestination: {{datastore: to}}\n",
+            stage.to.url()
+        );
+        std::fs::write(stage.home.path().join("shop.yaml"), text).expect("written");
+        let (code, out, err) = stage.run(&["doctor", "shop.yaml"]);
+        assert_eq!(code, 1, "{out}\n{err}");
+        for part in [
+            "wal_level is replica",
+            "ALTER SYSTEM SET wal_level = 'logical'",
+            "1 of 1 are taken by others",
+            "max_replication_slots",
+            "replica identity of public.bare",
+            "ADD PRIMARY KEY",
+            "GRANT CREATE ON DATABASE",
+        ] {
+            assert!(out.contains(part), "no {part:?} in\n{out}");
+        }
+    }
+
+    /// More log than the budget allows: the slot goes, so that the source's disk stays free, and a repair mends.
+    fn a_slot_over_its_budget_is_dropped(version: PgVersion) {
+        let stage = Stage::new(version);
+        stage.catch_up();
+        stage.pipeline("tables: [users, restaurant, visit]", ", wal_budget: 1MiB, over_budget: drop");
+        stage.ok(&["cdc", "pause", "shop.yaml"]);
+        stage.from.psql("CREATE TABLE waste (t text); INSERT INTO waste SELECT repeat(md5(i::text), 100) FROM generate_series(1, 4000) i; UPDATE users SET first_name = 'x'");
+        let outcome = KillRun::new(&stage.command(&["run", "shop.yaml"])).run();
+        assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("wal_budget") && outcome.stderr.contains("--repair"), "{}", outcome.stderr);
+        let left = stage.from.psql("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()");
+        assert_eq!(left, "0");
+        stage.ok(&["cdc", "resume", "shop.yaml"]);
+        stage.ok(&["run", "shop.yaml", "--repair", "--until-caught-up"]);
+        stage.assert_equal("after the repair");
+    }
+}
+
+impl Stage {
+    /// Waits until a capture is followed.
+    #[track_caller]
+    pub(crate) fn until_seen(&self, running: &Running) {
+        wait_for("the capture to be seen", PATIENCE, || {
+            let (_, status) = self.json(&["cdc", "status", "shop.yaml"]);
+            let seen = status["state"] == "running" && status["position"].is_string();
+            if seen {
+                Ok(())
+            } else {
+                Err(format!("{status:#}\n{}", running.stderr()))
+            }
+        });
+    }
+}
+
+/// What does not belong in a pipeline that follows a log is said with its place.
+#[test]
+fn mistakes_are_told_with_their_place() {
+    let stage = Stage::new(PgVersion::V15);
+    let text = std::fs::read_to_string(stage.home.path().join("shop.yaml")).expect("read");
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from));
+        std::fs::write(stage.home.path().join("shop.yaml"), text.replace(from, to)).expect("written");
+        let (code, _, err) = stage.run(&["config", "validate", "shop.yaml"]);
+        assert_eq!(code, 2, "{err}");
+        err
+    };
+    for (from, to, says) in [
+        ("chunk_rows: 100", "chunk_row: 100", "chunk_rows"),
+        ("heartbeat: 1s", "heartbeat: 1s, watermarks: none", "read_only"),
+        ("type: log", "type: full", "slot belongs to strategies of type log"),
+        ("users, restaurant", "users, users", "named twice"),
+        (
+            "destination: {datastore: to}",
+            "destination: {datastore: to, table: one}",
+            "destination.schema",
+        ),
+        (
+            "destination: {datastore: to}",
+            "destination: {datastore: from}",
+            "the same table",
+        ),
+    ] {
+        let err = with(from, to);
+        assert!(
+            err.contains(says) && err.contains("shop.yaml:"),
+            "no {says:?} in\n{err}"
+        );
+    }
+    std::fs::write(stage.home.path().join("shop.yaml"), &text).expect("written");
+    let shown = stage.ok(&["config", "show", "shop.yaml"]);
+    assert!(shown.contains("chunk_rows: 100") && shown.contains("tables"), "{shown}");
+}

@@ -1,0 +1,153 @@
+//! The same log into the other engines that take changes.
+
+use super::*;
+
+/// What a copy holds, as the source would say it: one line per row of three tables.
+const LINES: [(&str, &str); 3] = [
+    ("users", "id, first_name, email, date_of_birth, address"),
+    ("restaurant", "id, name, rating"),
+    ("visit", "user_id, restaurant_id, amount_spent, visit_rating"),
+];
+
+fn wanted(db: &TestDb, table: &str, columns: &str) -> Vec<String> {
+    let cells: Vec<String> = columns
+        .split(", ")
+        .map(|c| format!("coalesce({c}::text, '-')"))
+        .collect();
+    let sql = format!("SELECT concat_ws('|', {}) FROM {table}", cells.join(", "));
+    let mut rows: Vec<String> = db.psql(&sql).lines().map(str::to_owned).collect();
+    rows.sort_unstable();
+    rows
+}
+
+/// Loads, changes, catches up; between the two the program is killed at a commit.
+fn follows(stage: &Stage, found: impl Fn(&str, &str) -> Vec<String>) {
+    let same = |case: &str| {
+        for (table, columns) in LINES {
+            let (wanted, found) = (wanted(&stage.from, table, columns), found(table, columns));
+            assert_eq!(found.len(), wanted.len(), "{case}: {table}");
+            let first = wanted.iter().zip(&found).find(|(w, f)| w != f);
+            assert!(first.is_none(), "{case}: {table} differs, first in {first:?}");
+        }
+    };
+    stage.catch_up();
+    same("the first load");
+    for n in 1..60 {
+        stage.from.psql(&change(n));
+    }
+    stage
+        .from
+        .psql("UPDATE users SET id = -id WHERE id > 880 AND id NOT IN (SELECT user_id FROM visit)");
+    let killed = KillRun::new(&stage.command(&["run", "shop.yaml", "--until-caught-up"]))
+        .at("sink.commit.before", 1)
+        .run();
+    killed.assert_killed();
+    stage.catch_up();
+    same("what changed");
+    stage
+        .from
+        .psql("TRUNCATE visit; INSERT INTO visit VALUES (1, 'r1', 2.50, NULL)");
+    stage.catch_up();
+    same("after TRUNCATE");
+}
+
+#[test]
+fn sqlite_follows_a_log() {
+    let stage = Stage::new(PgVersion::V18);
+    let file = stage.home.path().join("copy.db");
+    stage.pipeline_to(
+        &format!("{{type: sqlite, connection: {{path: \"{}\"}}}}", file.display()),
+        "tables: [users, restaurant, visit]",
+        "",
+    );
+    follows(&stage, |table, columns| {
+        let db = rusqlite::Connection::open(&file).expect("the copy");
+        let mut query = db
+            .prepare(&format!("SELECT {columns} FROM {table}"))
+            .expect("the table");
+        let n = query.column_count();
+        let cell = |row: &rusqlite::Row<'_>, i: usize| match row.get_ref(i).expect("a cell") {
+            rusqlite::types::ValueRef::Null => "-".to_owned(),
+            rusqlite::types::ValueRef::Integer(v) => v.to_string(),
+            rusqlite::types::ValueRef::Real(v) => v.to_string(),
+            rusqlite::types::ValueRef::Text(t) | rusqlite::types::ValueRef::Blob(t) => {
+                String::from_utf8_lossy(t).into()
+            }
+        };
+        let rows = query
+            .query_map([], |row| Ok((0..n).map(|i| cell(row, i)).collect::<Vec<_>>().join("|")))
+            .expect("rows");
+        let mut rows: Vec<String> = rows.map(|r| r.expect("a row")).collect();
+        rows.sort_unstable();
+        rows
+    });
+    let status = stage.status();
+    assert_eq!(status["tables"][2]["destination"], "visit", "{status:#}");
+}
+
+/// Loads, changes, catches up; both ends are compared by hashes of every row.
+fn follows_by_diff(stage: &Stage, uri: &str, schema: &str) {
+    let from = stage.from.url();
+    let same = |case: &str| {
+        for (table, columns) in LINES {
+            let columns = columns.replace(", ", ",");
+            let there = format!("{schema}{table}");
+            let diff = ["diff", &from, table, uri, &there, "--columns", &columns];
+            let (code, out, err) = stage.run(&diff);
+            assert_eq!(code, 0, "{case}: {table}\n{out}\n{err}");
+        }
+    };
+    stage.catch_up();
+    same("the first load");
+    for n in 1..40 {
+        stage.from.psql(&change(n));
+    }
+    let killed = KillRun::new(&stage.command(&["run", "shop.yaml", "--until-caught-up"]))
+        .at("sink.commit.after", 1)
+        .run();
+    killed.assert_killed();
+    stage.catch_up();
+    same("what changed");
+    stage
+        .from
+        .psql("TRUNCATE visit; INSERT INTO visit VALUES (1, 'r1', 2.50, NULL)");
+    stage.catch_up();
+    same("after TRUNCATE");
+    let (code, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+    assert_eq!((code, status["state"].as_str()), (0, Some("stopped")), "{status:#}");
+}
+
+#[test]
+fn mariadb_follows_a_log() {
+    let stage = Stage::new(PgVersion::V15);
+    let to = synctool_testkit::MariaDb::shared().database("cdc");
+    stage.pipeline_to(
+        &format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url()),
+        "tables: [users, restaurant, visit]",
+        "",
+    );
+    follows_by_diff(&stage, &to.url(), "");
+}
+
+#[cfg(feature = "duckdb")]
+#[test]
+fn duckdb_follows_a_log() {
+    let stage = Stage::new(PgVersion::V15);
+    let file = stage.home.path().join("copy.duckdb");
+    stage.pipeline_to(
+        &format!("{{type: duckdb, connection: {{path: \"{}\"}}}}", file.display()),
+        "tables: [users, restaurant, visit]",
+        "",
+    );
+    follows_by_diff(&stage, &format!("duckdb:{}", file.display()), "");
+}
+
+/// A destination that cannot take changes says so.
+#[test]
+fn files_do_not_take_changes() {
+    let stage = Stage::new(PgVersion::V15);
+    stage.pipeline_to("{type: csv, path: copies}", "tables: [users]", "");
+    let (code, _, err) = stage.run(&["run", "shop.yaml"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("cannot take the changes of a log"), "{err}");
+}

@@ -1,0 +1,99 @@
+//! A capture that is paused, resumed and asked to read tables again, while it runs and while it does not.
+
+use super::*;
+
+on_servers! {
+    fn a_capture_pauses_and_goes_on(version: PgVersion) {
+        let stage = Stage::new(version);
+        let running = stage.start();
+        stage.until_equal(&running);
+        let (_, said) = stage.json(&["cdc", "pause", "shop.yaml"]);
+        assert!(said["holder"].is_string(), "{said}");
+        wait_for("the capture to hold still", PATIENCE, || stage.status()["paused"] == "all");
+        stage.from.psql("UPDATE users SET first_name = 'paused' WHERE id = 5");
+        let kept = stage.status()["lag_bytes"].as_u64();
+        wait_for("the source to keep its log", PATIENCE, || stage.status()["lag_bytes"].as_u64() > kept.map(|n| n.min(1)));
+        assert_eq!(stage.to.psql("SELECT count(*) FROM users WHERE first_name = 'paused'"), "0");
+        let (code, _, err) = stage.run(&["run", "shop.yaml"]);
+        assert_eq!(code, 6, "{err}");
+        stage.ok(&["cdc", "resume", "shop.yaml"]);
+        stage.until_equal(&running);
+        stop(running);
+        // It holds for later runs, too.
+        stage.ok(&["cdc", "pause", "shop.yaml"]);
+        let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+        assert_eq!(code, 4, "{err}");
+        assert!(err.contains("cdc resume"), "{err}");
+        assert_eq!(stage.status()["state"], "paused");
+        stage.ok(&["cdc", "resume", "shop.yaml"]);
+        stage.catch_up();
+    }
+
+    fn a_backfill_pauses_while_the_log_goes_on(version: PgVersion) {
+        let stage = Stage::new(version);
+        stage.ok(&["cdc", "pause", "shop.yaml", "--backfill"]);
+        let running = stage.start();
+        stage.until_seen(&running);
+        stage.from.psql("INSERT INTO restaurant VALUES ('now', 'now', 1, NULL)");
+        wait_for("the log to arrive", PATIENCE, || stage.to.try_psql("SELECT count(*) FROM restaurant").is_ok_and(|n| n == "1"));
+        let status = stage.status();
+        assert_eq!(status["paused"], "chunks");
+        assert_eq!(status["tables"][0]["backfill"]["kind"], "load", "{status:#}");
+        stage.ok(&["cdc", "resume", "shop.yaml"]);
+        stage.until_equal(&running);
+        stop(running);
+    }
+
+    /// What went wrong at the destination is mended: a whole table, and rows by key, while others write.
+    fn tables_are_read_again(version: PgVersion) {
+        let stage = Stage::new(version);
+        stage.catch_up();
+        let running = stage.start();
+        stage.until_seen(&running);
+        let writer = Writer::start(&stage);
+        stage.to.psql("SET session_replication_role = replica; DELETE FROM visit WHERE user_id > 500; UPDATE users SET address = 'wrong' WHERE id > 100;
+            INSERT INTO users VALUES (100000, 'much', 'too@much', NULL, NULL, NULL)");
+        let (code, said) = stage.json(&["cdc", "refresh", "shop.yaml", "users", "--wait"]);
+        assert_eq!((code, said["state"].as_str()), (0, Some("done")), "{said}");
+        stage.ok(&["cdc", "refresh", "shop.yaml", "public.visit", "--wait"]);
+        writer.end();
+        stage.until_equal(&running);
+        // Rows by key: one that differs, one that is missing, one that the source does not have.
+        stage.to.psql("SET session_replication_role = replica; UPDATE users SET first_name = 'wrong' WHERE id IN (7, 8); DELETE FROM users WHERE id = 9;
+            INSERT INTO users VALUES (200000, 'much', 'x', NULL, NULL, NULL); UPDATE visit SET amount_spent = 0 WHERE user_id = 11");
+        stage.ok(&["cdc", "refresh", "shop.yaml", "users", "--keys", "7,9,200000", "--wait"]);
+        assert_eq!(stage.to.psql("SELECT count(*) FROM users WHERE first_name = 'wrong'"), "1", "only the keys that were named");
+        stage.ok(&["cdc", "refresh", "shop.yaml", "users", "--keys", "[8]", "--wait"]);
+        assert_eq!(stage.different(&["users"]), [""; 0]);
+        let key = stage.from.psql("SELECT '[[11, \"' || restaurant_id || '\"], [12, \"nowhere\"]]' FROM visit WHERE user_id = 11");
+        if !key.is_empty() {
+            stage.ok(&["cdc", "refresh", "shop.yaml", "visit", "--keys", &key, "--wait"]);
+        } else {
+            stage.ok(&["cdc", "refresh", "shop.yaml", "visit", "--wait"]);
+        }
+        stage.until_equal(&running);
+        for (arguments, says) in [
+            (&["cdc", "refresh", "shop.yaml", "nothing"][..], "not followed"),
+            (&["cdc", "refresh", "shop.yaml", "visit", "--keys", "1,2"], "2 values"),
+            (&["cdc", "refresh", "shop.yaml", "users", "--keys", "one"], "no key"),
+        ] {
+            let (code, _, err) = stage.run(arguments);
+            assert_eq!(code, 2, "{err}");
+            assert!(err.contains(says), "no {says:?} in {err}");
+        }
+        stop(running);
+        // Asked while nobody follows, it waits for the next run.
+        stage.to.psql("SET session_replication_role = replica; UPDATE restaurant SET name = 'wrong'");
+        let (_, said) = stage.json(&["cdc", "refresh", "shop.yaml", "restaurant"]);
+        assert_eq!(said["state"], "waits for the next run", "{said}");
+        let (code, found) = stage.json(&["verify", "shop.yaml"]);
+        assert_eq!((code, found["status"].as_str()), (3, Some("different")), "{found:#}");
+        stage.catch_up();
+        stage.assert_equal("asked while it did not run");
+        stage.ok(&["verify", "shop.yaml"]);
+        stage.to.psql("SET session_replication_role = replica; DELETE FROM restaurant WHERE rating = 1; UPDATE users SET address = NULL");
+        stage.ok(&["repair", "shop.yaml"]);
+        stage.assert_equal("after a repair");
+        assert_eq!(stage.status()["waiting"].as_array().map(Vec::len), Some(0));
+    }
+}

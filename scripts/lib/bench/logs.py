@@ -1,0 +1,153 @@
+"""A backlog of a log, applied: by the program, and by PostgreSQL's own logical replication."""
+
+import json
+import os
+
+from measure import Wrong
+
+# A slot that stands before the workload; each run reads a copy of it, so that all read the same log.
+BASE, SLOT, PUBLICATION = "bench_base", "bench_run", "bench_log"
+
+TABLES = """
+    CREATE TABLE log_items (id bigint PRIMARY KEY, qty int, price numeric(12,2), note text, code text, active boolean,
+        day date, updated_at timestamptz);
+    CREATE TABLE log_accounts (id int PRIMARY KEY, balance bigint NOT NULL, filler text)"""
+
+INSERT = """
+    INSERT INTO log_items SELECT n, n % 1000, (n % 100000) / 100.0, md5(n::text), 'C' || n % 50, n % 2 = 0,
+        date '2024-01-01' + (n % 365)::int, timestamptz '2024-01-01' + n * interval '1 second'
+    FROM generate_series({first}, {last}) n"""
+
+
+class Logs:
+    """A source whose log has a workload, and everybody who applies it."""
+
+    def __init__(self, bench, name):
+        self.bench, self.source, self.destination = bench, bench.source, bench.destination
+        self.name = name
+        self.target = None
+
+    def workload(self):
+        """Makes the tables, the slot, then the log; once per case."""
+        psql = self.source.psql
+        psql(f"DROP PUBLICATION IF EXISTS {PUBLICATION}; DROP TABLE IF EXISTS log_items, log_accounts; " + TABLES)
+        psql("INSERT INTO log_accounts SELECT i, 0, repeat('x', 80) FROM generate_series(1, 10000) i")
+        psql(f"CREATE PUBLICATION {PUBLICATION} FOR TABLE log_items, log_accounts")
+        self.drop(BASE)
+        psql(f"SELECT pg_create_logical_replication_slot('{BASE}', 'pgoutput')")
+        rows = self.bench.rows // 5
+        if self.name == "log-inserts":
+            step = 1000
+            psql(
+                "DO $$ BEGIN FOR i IN 0.." + str(rows // step - 1) + " LOOP "
+                + INSERT.format(first=f"i * {step} + 1", last=f"(i + 1) * {step}")
+                + "; COMMIT; END LOOP; END $$"
+            )  # fmt: skip
+        else:
+            psql(
+                f"DO $$ BEGIN FOR i IN 1..{rows // 10} LOOP UPDATE log_accounts SET balance = balance + i "
+                "WHERE id = 1 + (i * 7919::bigint) % 10000; COMMIT; END LOOP; END $$"
+            )
+            psql(INSERT.format(first=1, last=rows // 2))
+        self.target = psql("SELECT pg_current_wal_flush_lsn()")
+
+    def drop(self, slot):
+        self.source.psql(
+            f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        )
+
+    def prepare(self):
+        """An empty destination, the accounts as they were before, and a slot that has all of the workload."""
+        self.bench.reset()
+        self.destination.psql(TABLES)
+        self.destination.psql("INSERT INTO log_accounts SELECT i, 0, repeat('x', 80) FROM generate_series(1, 10000) i")
+        self.drop(SLOT)
+        self.source.psql(f"SELECT pg_copy_logical_replication_slot('{BASE}', '{SLOT}')")
+        self.bench.checkpoint()
+
+    def check(self):
+        for table in ("log_items", "log_accounts"):
+            look = f"SELECT count(*) || ' rows, hash ' || coalesce(sum(hash_record_extended(t, 0)), 0) FROM {table} t"
+            found, wanted = self.destination.psql(look), self.source.psql(look)
+            if found != wanted:
+                raise Wrong(f"{table} is not equal\n  is:        {found}\n  should be: {wanted}")
+
+    def ours(self):
+        self.prepare()
+        folder = self.bench.folder()
+        pipeline = os.path.join(folder, "log.yaml")
+        with open(pipeline, "w") as text:
+            json.dump(
+                {
+                    "name": "log",
+                    "datastores": {
+                        "from": {"type": "postgres", "url": self.source.url()},
+                        "to": {"type": "postgres", "url": self.destination.url()},
+                    },
+                    "source": {"datastore": "from", "tables": ["log_items", "log_accounts"]},
+                    "destination": {"datastore": "to"},
+                    "strategies": [
+                        {"type": "log", "slot": SLOT, "publication": PUBLICATION, "create": False, "initial": "skip"}
+                    ],
+                },
+                text,
+            )
+
+        def work():
+            command = [
+                self.bench.binary, "run", pipeline, "--until-caught-up",
+                "--data-dir", os.path.join(folder, "data"), "--quiet", "--output", "json",
+            ]  # fmt: skip
+            process = self.bench.runner.start(command, cwd=folder)
+            self.bench.runner.wait([process])
+            return [process]
+
+        sample = self.bench.runner.measure(work)
+        self.check()
+        return sample
+
+    def native(self):
+        """CREATE SUBSCRIPTION, until the place where the workload ended is applied."""
+        self.prepare()
+        subscribe = (
+            f"CREATE SUBSCRIPTION bench_sub CONNECTION '{self.source.url()}' PUBLICATION {PUBLICATION} "
+            f"WITH (create_slot = false, slot_name = '{SLOT}', copy_data = false)"
+        )
+        wait = (
+            "DO $$ BEGIN LOOP PERFORM pg_sleep(0.01); PERFORM pg_stat_clear_snapshot(); "
+            f"EXIT WHEN (SELECT latest_end_lsn FROM pg_stat_subscription WHERE relid IS NULL) >= '{self.target}'; "
+            "END LOOP; END $$"
+        )
+
+        def work():
+            processes = []
+            for sql in (subscribe, wait):
+                processes.append(self.bench.runner.start(self.destination.psql_command(sql)))
+                self.bench.runner.wait(processes[-1:])
+            return processes
+
+        sample = self.bench.runner.measure(work)
+        self.check()
+        self.destination.psql("ALTER SUBSCRIPTION bench_sub DISABLE")
+        self.destination.psql("ALTER SUBSCRIPTION bench_sub SET (slot_name = NONE)")
+        self.destination.psql("DROP SUBSCRIPTION bench_sub")
+        return sample
+
+    def peek(self):
+        """The server's own decoding, counted and thrown away: the floor of everything."""
+        self.prepare()
+        count = (
+            f"SELECT count(*) FROM pg_logical_slot_peek_binary_changes('{SLOT}', NULL, NULL, 'proto_version', '1', "
+            f"'publication_names', '{PUBLICATION}')"
+        )
+
+        def work():
+            process = self.bench.runner.start(self.source.psql_command(count))
+            self.bench.runner.wait([process])
+            return [process]
+
+        return self.bench.runner.measure(work)
+
+    def finish(self):
+        for slot in (SLOT, BASE):
+            self.drop(slot)

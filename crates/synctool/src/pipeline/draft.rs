@@ -229,12 +229,15 @@ impl Ends<'_> {
                 }
             })
             .collect::<Result<Vec<_>>>()?;
-        let cursor = match pipeline.column(column).and_then(|c| c.expr.as_ref()) {
-            Some(expr) if pipeline.column(column).is_some_and(|c| c.source.is_none()) => Term::Sql(expr.to_string()),
-            _ => match pipeline.column(column).and_then(|c| c.source.as_ref()) {
-                Some(source) => names.term(source),
-                None => names.term(column),
-            },
+        // An aggregate may be called like the column that it is made of; what changes is a row of the source.
+        let of_rows = |c: &&config::ColumnMapping| {
+            table.group_by.is_empty() || c.expr.is_none() || table.group_by.contains(&*c.dest)
+        };
+        let named = pipeline.column(column).filter(of_rows);
+        let cursor = match named.map(|c| (c.source.as_ref(), c.expr.as_ref())) {
+            Some((Some(source), _)) => names.term(source),
+            Some((None, Some(expr))) => Term::Sql(expr.to_string()),
+            _ => names.term(column),
         };
         let same = |c: &Condition| c.term == cursor;
         let bounds = table.bounds.iter().find(|c| same(c)).and_then(|c| match &c.test {

@@ -100,6 +100,7 @@ async fn repair_log(pipeline: &Pipeline, args: RepairArgs, globals: &Globals, in
         verify: None,
         allow_mass_delete: args.allow_mass_delete,
         restart: false,
+        accept_schema: false,
         dry_run: false,
     };
     Box::pin(run::go(pipeline, options, &doing, globals, interrupt)).await

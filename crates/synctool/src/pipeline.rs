@@ -472,7 +472,10 @@ impl Pipeline {
 
 /// A log that a run follows, to be looked at: none before it is opened.
 #[derive(Clone, Default)]
-pub struct LogView(Arc<std::sync::Mutex<Option<(Arc<LogSource>, Arc<Plan>)>>>);
+pub struct LogView(Arc<std::sync::Mutex<Option<Followed>>>);
+
+/// A log, and the plan by which it is followed.
+type Followed = (Arc<LogSource>, Arc<Plan>);
 
 impl LogView {
     /// How far it is.
@@ -660,7 +663,7 @@ impl Task {
             let semantics = request.semantics(&source);
             // Tables that came or went make another plan, which goes on where the one before stands.
             let extended = log::prepare_extension(&source, &*destination, &request, &semantics);
-            stoppable(&options.cancel, extended).await?;
+            Box::pin(stoppable(&options.cancel, extended)).await?;
             let mut observers: Vec<Arc<dyn Observer>> = vec![self.recorder.clone()];
             observers.extend(options.observer.clone());
             let mut engine = Engine::new(source.clone(), destination.clone());
@@ -681,7 +684,8 @@ impl Task {
                 plan.reasons.insert(0, self.chosen.reason.clone());
                 Ok(plan)
             };
-            let (plan, resumed) = stoppable(&options.cancel, engine.plan(pipeline.name(), &semantics, draft)).await?;
+            let planned = engine.plan(pipeline.name(), &semantics, draft);
+            let (plan, resumed) = Box::pin(stoppable(&options.cancel, planned)).await?;
             source.follow(&plan);
             let standing = destination.checkpoint(&plan).await?;
             let read = standing.values().map(|s| s.accounts.read.rows).sum();

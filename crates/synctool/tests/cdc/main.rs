@@ -218,7 +218,8 @@ impl Drop for Writer {
     }
 }
 
-/// The nth change: partial updates, keys that wander, deletes, and rows behind every cursor.
+/// The nth change: partial updates, keys that wander, deletes, and rows behind every cursor; at a pace that an unoptimised
+/// program on a busy machine can follow.
 fn change(n: u64) -> String {
     let (a, b) = (1 + n * 7 % 900, 1 + n * 31 % 900);
     format!(
@@ -229,7 +230,8 @@ fn change(n: u64) -> String {
          UPDATE visit SET restaurant_id = 'r' || 1 + ({n} + 13) % 60 WHERE user_id = {b};
          INSERT INTO users VALUES (-{n}, 'behind', 'b{n}@example.com', NULL, repeat('x', 3000), NULL) ON CONFLICT DO NOTHING;
          DELETE FROM users WHERE id = 40 - {n} AND id < 0;
-         UPDATE restaurant SET rating = {n} % 7, tags = array_append(tags, 'n{n}') WHERE id = 'r' || 1 + {n} % 60;"
+         UPDATE restaurant SET rating = {n} % 7, tags = ARRAY['n{n}'] || tags[1:9] WHERE id = 'r' || 1 + {n} % 60;
+         SELECT pg_sleep(0.03)"
     )
 }
 

@@ -10,7 +10,6 @@ use synctool_core::backfill::Pause;
 use synctool_core::progress::Position;
 
 #[path = "../../../examples/users_restaurant_visit.rs"]
-#[allow(clippy::print_stdout, reason = "the example prints")]
 mod example;
 
 const T: &str = "CREATE TABLE t (id int, k text, a text, big text, PRIMARY KEY (id, k)); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
@@ -23,6 +22,9 @@ fn builder(c: &Capture) -> ChangesBuilder {
         .options(|o| (o.heartbeat, o.chunk_rows) = (None, 7))
 }
 
+/// Whether the rows held are enough.
+type Enough = Box<dyn Fn(&BTreeMap<Vec<String>, Vec<Cell>>) -> bool + Send>;
+
 /// Rows by key, as a program would hold them.
 #[derive(Default)]
 struct Held {
@@ -30,7 +32,7 @@ struct Held {
     commits: usize,
     batches: usize,
     /// How many rows are enough.
-    until: Option<Box<dyn Fn(&BTreeMap<Vec<String>, Vec<Cell>>) -> bool + Send>>,
+    until: Option<Enough>,
     fail_at: Option<usize>,
     last: Option<Position>,
 }

@@ -7,6 +7,7 @@ use super::direct::Applier;
 use super::session::{Session, execute, ingest, rows};
 use super::sql::{quote, table as table_name};
 use super::types::{store_as, to_duckdb};
+use adbc_driver_manager::ManagedConnection;
 use arrow_array::RecordBatch;
 use arrow_schema::{Field, Schema};
 use async_trait::async_trait;
@@ -57,6 +58,11 @@ impl DuckDbSink {
     }
 }
 
+/// What a refused step has locked is free at once: an heir need not wait until this session has ended.
+fn or_roll_back<T>(c: &mut ManagedConnection, work: impl FnOnce(&mut ManagedConnection) -> Result<T>) -> Result<T> {
+    work(c).inspect_err(|_| drop(execute(c, "ROLLBACK", &[])))
+}
+
 fn decode(state: &str) -> Result<PartitionState> {
     serde_json::from_str(state)
         .map_err(|e| Error::new(code::STATE_STORE, "a stored partition cannot be read").caused_by(e))
@@ -69,39 +75,41 @@ impl Sink for DuckDbSink {
         let found = self
             .session
             .run(move |c| {
-                execute(c, "BEGIN TRANSACTION", &[])?;
-                check_generation(c, &plan)?;
-                let generation = plan.generation.to_string();
-                let mut found = Vec::new();
-                for id in ids {
-                    let key = [plan.pipeline.as_str(), &generation, id.as_str()];
-                    let stored = rows(
-                        c,
-                        "SELECT CAST(epoch AS VARCHAR), state FROM main._synctool_checkpoint \
+                or_roll_back(c, |c| {
+                    execute(c, "BEGIN TRANSACTION", &[])?;
+                    check_generation(c, &plan)?;
+                    let generation = plan.generation.to_string();
+                    let mut found = Vec::new();
+                    for id in ids {
+                        let key = [plan.pipeline.as_str(), &generation, id.as_str()];
+                        let stored = rows(
+                            c,
+                            "SELECT CAST(epoch AS VARCHAR), state FROM main._synctool_checkpoint \
                          WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
-                        &key,
-                    )?;
-                    let (epoch, state) = match stored.into_iter().next().as_deref() {
-                        Some([Some(epoch), Some(state)]) => (epoch.parse().unwrap_or(0), decode(state)?),
-                        _ => {
-                            execute(
-                                c,
-                                "INSERT INTO main._synctool_checkpoint VALUES (?, CAST(? AS BIGINT), ?, 0, '{}')",
-                                &key,
-                            )?;
-                            (0, PartitionState::default())
-                        }
-                    };
-                    execute(
-                        c,
-                        "UPDATE main._synctool_checkpoint SET epoch = epoch + 1 \
+                            &key,
+                        )?;
+                        let (epoch, state) = match stored.into_iter().next().as_deref() {
+                            Some([Some(epoch), Some(state)]) => (epoch.parse().unwrap_or(0), decode(state)?),
+                            _ => {
+                                execute(
+                                    c,
+                                    "INSERT INTO main._synctool_checkpoint VALUES (?, CAST(? AS BIGINT), ?, 0, '{}')",
+                                    &key,
+                                )?;
+                                (0, PartitionState::default())
+                            }
+                        };
+                        execute(
+                            c,
+                            "UPDATE main._synctool_checkpoint SET epoch = epoch + 1 \
                          WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
-                        &key,
-                    )?;
-                    found.push((id, epoch + 1, state));
-                }
-                execute(c, "COMMIT", &[])?;
-                Ok(found)
+                            &key,
+                        )?;
+                        found.push((id, epoch + 1, state));
+                    }
+                    execute(c, "COMMIT", &[])?;
+                    Ok(found)
+                })
             })
             .await?;
         failpoint("sink.recover.after")?;
@@ -187,7 +195,7 @@ impl Sink for DuckDbSink {
         let advances = advances.to_vec();
         let (applied, stored, direct) = self
             .session
-            .run(move |c| {
+            .run(move |c| or_roll_back(c, |c| {
                 if begin {
                     execute(c, "BEGIN TRANSACTION", &[])?;
                 }
@@ -274,7 +282,7 @@ impl Sink for DuckDbSink {
                 }
                 execute(c, "COMMIT", &[])?;
                 Ok((applied, stored, direct))
-            })
+            }))
             .await?;
         self.direct = direct;
         self.open = false;

@@ -2,7 +2,7 @@
 
 use super::DuckDb;
 use super::direct::add_column;
-use super::session::{Session, execute, rows};
+use super::session::{Session, execute, rows, transaction};
 use super::sink::DuckDbSink;
 use super::source::{DuckDbSource, describe};
 use super::sql::{CONTROL, equal, list, quote, table as table_name};
@@ -88,21 +88,7 @@ impl DuckDbDestination {
         work: impl FnOnce(&mut ManagedConnection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let session = self.control().await?;
-        session
-            .run(move |c| {
-                execute(c, "BEGIN TRANSACTION", &[])?;
-                match work(c) {
-                    Ok(done) => {
-                        execute(c, "COMMIT", &[])?;
-                        Ok(done)
-                    }
-                    Err(e) => {
-                        let _ = execute(c, "ROLLBACK", &[]);
-                        Err(e)
-                    }
-                }
-            })
-            .await
+        session.run(move |c| transaction(c, work)).await
     }
 }
 

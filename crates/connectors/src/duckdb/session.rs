@@ -195,6 +195,27 @@ fn statement(
     Ok(statement)
 }
 
+/// Ends the open transaction: all that was done in it, or nothing. What it locked is free at once either way: an heir
+/// need not wait until this session has ended.
+pub(super) fn end<T>(connection: &mut ManagedConnection, done: Result<T>) -> Result<T> {
+    let result = done.and_then(|v| execute(connection, "COMMIT", &[]).map(|_| v));
+    if result.is_err() {
+        // The first error is the one to tell.
+        let _ = execute(connection, "ROLLBACK", &[]);
+    }
+    result
+}
+
+/// Runs work in one transaction.
+pub(super) fn transaction<T>(
+    connection: &mut ManagedConnection,
+    work: impl FnOnce(&mut ManagedConnection) -> Result<T>,
+) -> Result<T> {
+    execute(connection, "BEGIN TRANSACTION", &[])?;
+    let done = work(connection);
+    end(connection, done)
+}
+
 /// Runs a statement and says how many rows it changed, where DuckDB says so.
 pub(super) fn execute(connection: &mut ManagedConnection, sql: &str, parameters: &[&str]) -> Result<u64> {
     let changed = statement(connection, sql, parameters)?

@@ -4,7 +4,7 @@
 use super::DuckDb;
 use super::destination::{check_generation, load_table};
 use super::direct::Applier;
-use super::session::{Session, execute, ingest, rows};
+use super::session::{Session, end, execute, ingest, rows, transaction};
 use super::sql::{quote, table as table_name};
 use super::types::{store_as, to_duckdb};
 use adbc_driver_manager::ManagedConnection;
@@ -58,11 +58,6 @@ impl DuckDbSink {
     }
 }
 
-/// What a refused step has locked is free at once: an heir need not wait until this session has ended.
-fn or_roll_back<T>(c: &mut ManagedConnection, work: impl FnOnce(&mut ManagedConnection) -> Result<T>) -> Result<T> {
-    work(c).inspect_err(|_| drop(execute(c, "ROLLBACK", &[])))
-}
-
 fn decode(state: &str) -> Result<PartitionState> {
     serde_json::from_str(state)
         .map_err(|e| Error::new(code::STATE_STORE, "a stored partition cannot be read").caused_by(e))
@@ -75,8 +70,7 @@ impl Sink for DuckDbSink {
         let found = self
             .session
             .run(move |c| {
-                or_roll_back(c, |c| {
-                    execute(c, "BEGIN TRANSACTION", &[])?;
+                transaction(c, |c| {
                     check_generation(c, &plan)?;
                     let generation = plan.generation.to_string();
                     let mut found = Vec::new();
@@ -107,7 +101,6 @@ impl Sink for DuckDbSink {
                         )?;
                         found.push((id, epoch + 1, state));
                     }
-                    execute(c, "COMMIT", &[])?;
                     Ok(found)
                 })
             })
@@ -195,94 +188,98 @@ impl Sink for DuckDbSink {
         let advances = advances.to_vec();
         let (applied, stored, direct) = self
             .session
-            .run(move |c| or_roll_back(c, |c| {
+            .run(move |c| {
                 if begin {
                     execute(c, "BEGIN TRANSACTION", &[])?;
                 }
-                let mut done: BTreeMap<usize, Applied> = BTreeMap::new();
-                if let Some(direct) = &mut direct {
-                    direct.flush(c)?;
-                    done = std::mem::take(&mut direct.done);
-                }
-                for (index, rows) in staged {
-                    let columns = &plan.tables[index].schema.columns;
-                    let values: Vec<String> = columns
-                        .iter()
-                        .enumerate()
-                        .map(|(i, column)| format!("CAST(c{i} AS {})", store_as(column).type_name))
-                        .collect();
-                    let names: Vec<String> = columns.iter().map(|c| quote(&c.name)).collect();
-                    let (load, stage) = (table_name(&load_table(&plan, index)), stage(index));
-                    let sql = format!(
-                        "INSERT INTO {load} ({}) SELECT {} FROM temp.{stage}",
-                        names.join(", "),
-                        values.join(", ")
-                    );
-                    execute(c, &sql, &[])?;
-                    execute(c, &format!("DROP TABLE temp.{stage}"), &[])?;
-                    done.insert(index, Applied::inserts(rows));
-                }
-                let shares = shares(&plan, &advances, &done)?;
-                let mut applied = Applied::default();
-                shares.iter().for_each(|a| applied += *a);
-                check_generation(c, &plan)?;
-                let mut stored = Vec::new();
-                for ((a, epoch), share) in steps.into_iter().zip(shares) {
-                    let generation = plan.generation.to_string();
-                    let key = [plan.pipeline.as_str(), &generation, a.partition.as_str()];
-                    let found = rows(
-                        c,
-                        "SELECT CAST(epoch AS VARCHAR), state FROM main._synctool_checkpoint \
-                         WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
-                        &key,
-                    )?;
-                    let fenced = || Error::new(code::FENCED, "a newer writer has taken over the partition");
-                    let before = match found.into_iter().next().as_deref() {
-                        Some([Some(e), Some(state)]) if *e == epoch.to_string() => decode(state)?,
-                        _ => return Err(fenced()),
-                    };
-                    if before.position != a.from || before.done {
-                        return Err(fenced());
+                let work = |c: &mut ManagedConnection| {
+                    let mut done: BTreeMap<usize, Applied> = BTreeMap::new();
+                    if let Some(direct) = &mut direct {
+                        direct.flush(c)?;
+                        done = std::mem::take(&mut direct.done);
                     }
-                    for (number, reject) in &a.rejects {
-                        let sql = "INSERT INTO main._synctool_rejects VALUES (?, CAST(? AS BIGINT), ?, CAST(? AS BIGINT), ?, ?, ?, ?, \
-                                   nullif(?, ''), ?, CAST(now() AS TIMESTAMP))";
-                        let column = reject.column.as_deref().unwrap_or_default();
-                        let (number, table, key) = (number.to_string(), reject.table.to_string(), reject.key_json());
-                        let values = [
-                            plan.pipeline.as_str(),
-                            &generation,
-                            a.partition.as_str(),
-                            &number,
-                            &plan.run_id,
-                            &reject.stage,
-                            &table,
-                            reject.reason,
-                            column,
+                    for (index, rows) in staged {
+                        let columns = &plan.tables[index].schema.columns;
+                        let values: Vec<String> = columns
+                            .iter()
+                            .enumerate()
+                            .map(|(i, column)| format!("CAST(c{i} AS {})", store_as(column).type_name))
+                            .collect();
+                        let names: Vec<String> = columns.iter().map(|c| quote(&c.name)).collect();
+                        let (load, stage) = (table_name(&load_table(&plan, index)), stage(index));
+                        let sql = format!(
+                            "INSERT INTO {load} ({}) SELECT {} FROM temp.{stage}",
+                            names.join(", "),
+                            values.join(", ")
+                        );
+                        execute(c, &sql, &[])?;
+                        execute(c, &format!("DROP TABLE temp.{stage}"), &[])?;
+                        done.insert(index, Applied::inserts(rows));
+                    }
+                    let shares = shares(&plan, &advances, &done)?;
+                    let mut applied = Applied::default();
+                    shares.iter().for_each(|a| applied += *a);
+                    check_generation(c, &plan)?;
+                    let mut stored = Vec::new();
+                    for ((a, epoch), share) in steps.into_iter().zip(shares) {
+                        let generation = plan.generation.to_string();
+                        let key = [plan.pipeline.as_str(), &generation, a.partition.as_str()];
+                        let found = rows(
+                            c,
+                            "SELECT CAST(epoch AS VARCHAR), state FROM main._synctool_checkpoint \
+                         WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
                             &key,
-                        ];
-                        execute(c, sql, &values)?;
-                    }
-                    let mut sum = before.applied;
-                    sum += share;
-                    let state = PartitionState {
-                        position: Some(a.to),
-                        done: a.done,
-                        accounts: a.accounts,
-                        applied: sum,
-                    };
-                    let json = serde_json::to_string(&state).map_err(|e| Error::bug(e.to_string()))?;
-                    execute(
-                        c,
-                        "UPDATE main._synctool_checkpoint SET state = ? \
+                        )?;
+                        let fenced = || Error::new(code::FENCED, "a newer writer has taken over the partition");
+                        let before = match found.into_iter().next().as_deref() {
+                            Some([Some(e), Some(state)]) if *e == epoch.to_string() => decode(state)?,
+                            _ => return Err(fenced()),
+                        };
+                        if before.position != a.from || before.done {
+                            return Err(fenced());
+                        }
+                        for (number, reject) in &a.rejects {
+                            let sql = "INSERT INTO main._synctool_rejects VALUES (?, CAST(? AS BIGINT), ?, \
+                                   CAST(? AS BIGINT), ?, ?, ?, ?, nullif(?, ''), ?, CAST(now() AS TIMESTAMP))";
+                            let column = reject.column.as_deref().unwrap_or_default();
+                            let (number, table, key) =
+                                (number.to_string(), reject.table.to_string(), reject.key_json());
+                            let values = [
+                                plan.pipeline.as_str(),
+                                &generation,
+                                a.partition.as_str(),
+                                &number,
+                                &plan.run_id,
+                                &reject.stage,
+                                &table,
+                                reject.reason,
+                                column,
+                                &key,
+                            ];
+                            execute(c, sql, &values)?;
+                        }
+                        let mut sum = before.applied;
+                        sum += share;
+                        let state = PartitionState {
+                            position: Some(a.to),
+                            done: a.done,
+                            accounts: a.accounts,
+                            applied: sum,
+                        };
+                        let json = serde_json::to_string(&state).map_err(|e| Error::bug(e.to_string()))?;
+                        execute(
+                            c,
+                            "UPDATE main._synctool_checkpoint SET state = ? \
                          WHERE pipeline = ? AND generation = CAST(? AS BIGINT) AND \"partition\" = ?",
-                        &[&json, key[0], key[1], key[2]],
-                    )?;
-                    stored.push((a.partition, state));
-                }
-                execute(c, "COMMIT", &[])?;
-                Ok((applied, stored, direct))
-            }))
+                            &[&json, key[0], key[1], key[2]],
+                        )?;
+                        stored.push((a.partition, state));
+                    }
+                    Ok((applied, stored, direct))
+                };
+                let done = work(c);
+                end(c, done)
+            })
             .await?;
         self.direct = direct;
         self.open = false;

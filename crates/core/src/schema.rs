@@ -359,6 +359,12 @@ pub struct SchemaDifference {
 }
 
 impl ColumnType {
+    /// Whether it is a whole number of a fixed width.
+    pub fn is_integer(&self) -> bool {
+        use ColumnType::*;
+        matches!(self, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64)
+    }
+
     /// Whether every value of this type has a place in `to`, in the same form or as text.
     pub fn fits(&self, to: &ColumnType) -> bool {
         use ColumnType::*;

@@ -84,14 +84,7 @@ impl Value {
                 "false" | "f" | "0" => 0,
                 _ => return Err(malformed()),
             }),
-            ColumnType::Int8
-            | ColumnType::Int16
-            | ColumnType::Int32
-            | ColumnType::Int64
-            | ColumnType::UInt8
-            | ColumnType::UInt16
-            | ColumnType::UInt32
-            | ColumnType::UInt64 => Value::Integer(value.parse().map_err(|_| malformed())?),
+            ty if ty.is_integer() => Value::Integer(value.parse().map_err(|_| malformed())?),
             ColumnType::Float32 | ColumnType::Float64 => Value::Float(value.parse().map_err(|_| malformed())?),
             ColumnType::Decimal { .. } | ColumnType::Numeric => decimal(value).ok_or_else(malformed)?,
             ColumnType::Date => match text::parse_date(value).ok_or_else(malformed)? {

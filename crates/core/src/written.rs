@@ -34,14 +34,7 @@ pub fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
                 .or_else(|| t::parse_timestamp(full.strip_suffix("+00")?, instant))?;
             t::write_timestamp(&mut out, micros, instant);
         }
-        ColumnType::Int8
-        | ColumnType::Int16
-        | ColumnType::Int32
-        | ColumnType::Int64
-        | ColumnType::UInt8
-        | ColumnType::UInt16
-        | ColumnType::UInt32
-        | ColumnType::UInt64 => out = text.parse::<i128>().ok()?.to_string(),
+        ty if ty.is_integer() => out = text.parse::<i128>().ok()?.to_string(),
         _ => out = text.into(),
     }
     Some(out)

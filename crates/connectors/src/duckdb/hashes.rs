@@ -13,11 +13,6 @@ use synctool_core::schema::{Column, ColumnType};
 const WHOLE: &str = "18446744073709551616::HUGEINT";
 const ALL_ONES: &str = "18446744073709551615::HUGEINT";
 
-fn is_integer(ty: &ColumnType) -> bool {
-    use ColumnType::*;
-    matches!(ty, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64)
-}
-
 /// The text of a value's field, without what ends or begins it; `None` where DuckDB has no way to it.
 fn field_text(v: &str, stored: &ColumnType, agreed: &ColumnType) -> Option<String> {
     use ColumnType as T;
@@ -29,7 +24,7 @@ fn field_text(v: &str, stored: &ColumnType, agreed: &ColumnType) -> Option<Strin
     };
     Some(match (stored, agreed) {
         (T::Bool, T::Bool) => format!("CASE WHEN {v} THEN '1' ELSE '0' END"),
-        (a, b) if is_integer(a) && (is_integer(b) || *b == T::Numeric) => digits,
+        (a, b) if a.is_integer() && (b.is_integer() || *b == T::Numeric) => digits,
         (T::Decimal { precision, scale: from }, T::Decimal { scale: to, .. })
             if *from >= 0 && from <= to && i32::from(*precision) - i32::from(*from) + i32::from(*to) <= 38 =>
         {

@@ -39,11 +39,6 @@ impl MysqlHashes {
     }
 }
 
-fn is_integer(ty: &ColumnType) -> bool {
-    use ColumnType::*;
-    matches!(ty, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64)
-}
-
 fn is_text(ty: &ColumnType) -> bool {
     matches!(ty, ColumnType::Text { .. } | ColumnType::Char { .. })
 }
@@ -54,10 +49,10 @@ fn canonical(stored: &ColumnType, agreed: &ColumnType) -> bool {
     match (stored, agreed) {
         (Bool, Bool) | (Date, Date) | (Time, Time) | (Bytes, Bytes) | (Uuid, Uuid) => true,
         (Timestamp, Timestamp) | (TimestampTz, TimestampTz) => true,
-        (from, to) if is_integer(from) && is_integer(to) => true,
-        (from, Numeric) if is_integer(from) => true,
+        (from, to) if from.is_integer() && to.is_integer() => true,
+        (from, Numeric) if from.is_integer() => true,
         (Decimal { scale, .. }, Numeric) => *scale >= 0,
-        (from, Decimal { scale, precision }) if is_integer(from) => (0..=30).contains(scale) && *precision <= 65,
+        (from, Decimal { scale, precision }) if from.is_integer() => (0..=30).contains(scale) && *precision <= 65,
         (Decimal { scale: s, .. }, Decimal { scale, precision }) => {
             (0..=30).contains(scale) && *precision <= 65 && s <= scale
         }
@@ -83,7 +78,7 @@ fn text_of(expression: &str, column: &Column, agreed: &ColumnType) -> Result<Str
     let binary_uuid = column.source_type.as_deref() == Some("binary(16)");
     Ok(match agreed {
         Bool => format!("({e} + 0)"),
-        ty if is_integer(ty) => format!("({e} + 0)"),
+        ty if ty.is_integer() => format!("({e} + 0)"),
         Decimal { scale, .. } => format!("CAST({e} AS DECIMAL(65,{scale}))"),
         Numeric => match &column.ty {
             Decimal { scale, .. } if *scale > 0 => {

@@ -10,7 +10,7 @@ use super::types;
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{ReadSpec, Slice};
-use synctool_core::schema::{Column, ColumnType};
+use synctool_core::schema::Column;
 use synctool_core::source::{PlannedSlice, SliceRequest};
 
 /// A smaller table is read in one go.
@@ -43,7 +43,7 @@ pub(super) async fn cut(session: &mut Session, read: &ReadSpec, request: &SliceR
         return Ok(whole(table.rows, table.bytes));
     }
     let integer = match &key[..] {
-        [one] if is_integer(&one.ty) => Some(one.name.clone()),
+        [one] if one.ty.is_integer() => Some(one.name.clone()),
         _ => None,
     };
     let name = sql::table(&table.table);
@@ -109,11 +109,6 @@ pub(super) async fn cut(session: &mut Session, read: &ReadSpec, request: &SliceR
     let step = rows.div_ceil(count_for(rows) as u64).max(1);
     let bounds = walk(session, &table, &key, step).await?;
     Ok(ranges(&key, None, bounds, rows, rows * row_bytes))
-}
-
-fn is_integer(ty: &ColumnType) -> bool {
-    use ColumnType::*;
-    matches!(ty, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64)
 }
 
 async fn edges(session: &mut Session, name: &str, column: &str) -> Result<Option<(i128, i128)>> {
@@ -273,7 +268,7 @@ fn ranges(key: &[Column], first: Option<i128>, bounds: Vec<Vec<String>>, rows: u
         }];
     }
     let n = bounds.len() + 1;
-    let integers = key.len() == 1 && is_integer(&key[0].ty);
+    let integers = key.len() == 1 && key[0].ty.is_integer();
     let edge = |i: usize| bounds.get(i).cloned();
     (0..n)
         .map(|i| {
@@ -303,6 +298,7 @@ fn ranges(key: &[Column], first: Option<i128>, bounds: Vec<Vec<String>>, rows: u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use synctool_core::schema::ColumnType;
 
     #[test]
     fn ranges_have_no_gap() {

@@ -285,14 +285,7 @@ pub(super) fn canonical(column: &Column, bytes: &[u8]) -> Result<String> {
             "0" => "false".into(),
             other => other.into(),
         },
-        ColumnType::Int8
-        | ColumnType::Int16
-        | ColumnType::Int32
-        | ColumnType::Int64
-        | ColumnType::UInt8
-        | ColumnType::UInt16
-        | ColumnType::UInt32
-        | ColumnType::UInt64 => s.parse::<i128>().map_or_else(|_| s.to_string(), |n| n.to_string()),
+        ty if ty.is_integer() => s.parse::<i128>().map_or_else(|_| s.to_string(), |n| n.to_string()),
         ColumnType::Float32 => match s.parse::<f32>() {
             Ok(v) => {
                 text::write_float(&mut out, f64::from(v), v);
@@ -576,10 +569,7 @@ impl Writer {
 
 fn is_number(ty: &ColumnType) -> bool {
     use ColumnType::*;
-    matches!(
-        ty,
-        Bool | Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64 | Decimal { .. } | Float32 | Float64
-    )
+    ty.is_integer() || matches!(ty, Bool | Decimal { .. } | Float32 | Float64)
 }
 
 /// The literal of a canonical text that compares in the column's own order.

@@ -508,29 +508,21 @@ fn fast_value(expression: &str, column: &Column) -> String {
     }
 }
 
-fn is_integer(ty: &ColumnType) -> bool {
-    use ColumnType as T;
-    matches!(
-        ty,
-        T::Int8 | T::Int16 | T::Int32 | T::Int64 | T::UInt8 | T::UInt16 | T::UInt32 | T::UInt64
-    )
-}
-
 /// The text of a value in the canonical form, NULL for NULL; `None` where there is none.
 fn value(x: &str, stored: &Column, agreed: &ColumnType, version: u32) -> Option<String> {
     use ColumnType as T;
     Some(match (&stored.ty, agreed) {
         (T::Bool, T::Bool) => format!("{x}::int4::text"),
-        (from, T::Bool) if is_integer(from) => format!("{x}::text"),
-        (from, to) if is_integer(from) && is_integer(to) => format!("{x}::text"),
-        (T::Decimal { scale, .. }, to) if *scale <= 0 && is_integer(to) => format!("{x}::text"),
+        (from, T::Bool) if from.is_integer() => format!("{x}::text"),
+        (from, to) if from.is_integer() && to.is_integer() => format!("{x}::text"),
+        (T::Decimal { scale, .. }, to) if *scale <= 0 && to.is_integer() => format!("{x}::text"),
         (T::Decimal { scale: from, .. }, T::Decimal { scale: to, .. }) if (*from).max(0) == (*to).max(0) => {
             format!("{x}::text")
         }
         (T::Decimal { scale: from, .. }, T::Decimal { scale: to, .. }) if from < to => {
             format!("round({x}, {to})::text")
         }
-        (from, T::Decimal { scale, .. }) if is_integer(from) => {
+        (from, T::Decimal { scale, .. }) if from.is_integer() => {
             format!("round({x}::numeric, {})::text", (*scale).max(0))
         }
         (T::Decimal { .. } | T::Numeric, T::Decimal { scale, .. }) => {
@@ -538,7 +530,7 @@ fn value(x: &str, stored: &Column, agreed: &ColumnType, version: u32) -> Option<
             let scale = (*scale).max(0);
             format!("CASE WHEN {x} = round({x}, {scale}) THEN round({x}, {scale})::text ELSE {x}::text END")
         }
-        (from, T::Numeric) if is_integer(from) => format!("{x}::text"),
+        (from, T::Numeric) if from.is_integer() => format!("{x}::text"),
         (T::Decimal { scale, .. }, T::Numeric) if *scale <= 0 => format!("{x}::text"),
         (T::Decimal { .. } | T::Numeric, T::Numeric) if version >= 130_000 => format!("trim_scale({x})::text"),
         (T::Decimal { .. } | T::Numeric, T::Numeric) => {

@@ -360,16 +360,7 @@ fn compare_keys(source: &dyn Source, destination: &dyn Destination, keys: &Plann
         row_hash: None,
         reasons: Vec::new(),
     };
-    let at_destination = hash::destination_source(destination)?;
-    hash::compare_spec(
-        source,
-        &*at_destination,
-        &resolved,
-        false,
-        Some(&[]),
-        &Form::Canonical,
-        &mut Vec::new(),
-    )
+    hash::compare_keys(source, destination, &resolved)
 }
 
 /// The table's rows by slices of their own key.
@@ -561,14 +552,7 @@ impl Steps for Touch {
             events.push_back(self.groups.batch(TOUCHED, &rows, Op::Upsert)?);
         }
         if self.keys > 0 {
-            let rows: Vec<Vec<String>> = map
-                .into_iter()
-                .map(|(mut key, group)| {
-                    key.push(group);
-                    key
-                })
-                .collect();
-            events.push_back(self.groups.batch(KEYS, &rows, Op::Upsert)?);
+            events.push_back(self.groups.batch(KEYS, &key_rows(map), Op::Upsert)?);
         }
         Ok(Some(events))
     }
@@ -603,13 +587,7 @@ impl Steps for Vanished {
         let map = before(&self.groups, gone.iter()).await?;
         let touched: BTreeSet<&String> = map.values().collect();
         let touched: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g.clone()]).collect();
-        let rows: Vec<Vec<String>> = map
-            .into_iter()
-            .map(|(mut key, group)| {
-                key.push(group);
-                key
-            })
-            .collect();
+        let rows = key_rows(map);
         let mut events = VecDeque::new();
         if !rows.is_empty() {
             events.push_back(self.groups.batch(TOUCHED, &touched, Op::Upsert)?);
@@ -622,6 +600,16 @@ impl Steps for Vanished {
         });
         Ok(Some(events))
     }
+}
+
+/// Rows of the key map.
+fn key_rows(map: BTreeMap<Vec<String>, String>) -> Vec<Vec<String>> {
+    map.into_iter()
+        .map(|(mut key, group)| {
+            key.push(group);
+            key
+        })
+        .collect()
 }
 
 /// The groups that these rows were last seen in.

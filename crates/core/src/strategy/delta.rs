@@ -75,21 +75,10 @@ pub struct Tombstone {
 
 /// The condition that rows meet which a tombstone column of this type does not call gone.
 pub fn living(ty: &ColumnType, value: Option<&str>) -> Result<Test> {
-    let number = matches!(
-        ty,
-        ColumnType::Int8
-            | ColumnType::Int16
-            | ColumnType::Int32
-            | ColumnType::Int64
-            | ColumnType::UInt8
-            | ColumnType::UInt16
-            | ColumnType::UInt32
-            | ColumnType::UInt64
-    );
     Ok(match (value, ty) {
         (Some(value), ty) => Test::NullOrNotIn(vec![tombstone_value(value, ty)?]),
         (None, ColumnType::Bool) => Test::NullOrIn(vec!["false".into()]),
-        (None, _) if number => Test::NullOrIn(vec!["0".into()]),
+        (None, ty) if ty.is_integer() => Test::NullOrIn(vec!["0".into()]),
         (None, _) => Test::Null,
     })
 }

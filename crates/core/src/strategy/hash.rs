@@ -394,7 +394,7 @@ fn narrowed(slice: &Slice, condition: Condition) -> Slice {
     Slice::Cut(cut)
 }
 
-pub(super) fn destination_source(destination: &dyn Destination) -> Result<Arc<dyn Source>> {
+fn destination_source(destination: &dyn Destination) -> Result<Arc<dyn Source>> {
     destination.as_source().ok_or_else(|| {
         Error::new(
             code::UNSUPPORTED,
@@ -404,6 +404,24 @@ pub(super) fn destination_source(destination: &dyn Destination) -> Result<Arc<dy
             ),
         )
     })
+}
+
+/// How keys alone are compared, as they are read: stages do not change which rows there are.
+pub(super) fn compare_keys(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    resolved: &Resolved,
+) -> Result<CompareSpec> {
+    let at_destination = destination_source(destination)?;
+    compare_spec(
+        source,
+        &*at_destination,
+        resolved,
+        false,
+        Some(&[]),
+        &Form::Canonical,
+        &mut Vec::new(),
+    )
 }
 
 /// Phases that delete what only the destination has: keys are compared, counted, and then deleted.
@@ -417,17 +435,7 @@ pub(super) async fn anti_join(
     if resolved.existing.is_none() {
         resolved.existing = Some(resolved.schema.clone());
     }
-    let at_destination = destination_source(destination)?;
-    // Keys are compared as they are read: stages do not change which rows there are.
-    let spec = compare_spec(
-        source,
-        &*at_destination,
-        &resolved,
-        false,
-        Some(&[]),
-        &Form::Canonical,
-        &mut Vec::new(),
-    )?;
+    let spec = compare_keys(source, destination, &resolved)?;
     let compares = slices(source, table, &resolved, &spec).await?;
     let phases = vec![
         Phase {
@@ -502,7 +510,8 @@ async fn slices(
         false => full::slices(source, resolved, table, false).await?,
     };
     let divides = match &spec.key[..] {
-        [only] if is_integer(&only.ty) && resolved.read.group_by.is_empty() => {
+        // Blocks of numbers are counted with a sign.
+        [only] if only.ty.is_integer() && only.ty != ColumnType::UInt64 && resolved.read.group_by.is_empty() => {
             let term = Term::column(key.first().cloned().unwrap_or_default());
             match key.len() {
                 1 => source.extent(&resolved.read, &term, &Slice::All).await?,
@@ -566,19 +575,6 @@ fn whole_files_once(mut compares: Vec<(String, Compare)>) -> Vec<(String, Compar
         compares[0].1.estimated_rows = rows;
     }
     compares
-}
-
-fn is_integer(ty: &ColumnType) -> bool {
-    matches!(
-        ty,
-        ColumnType::Int8
-            | ColumnType::Int16
-            | ColumnType::Int32
-            | ColumnType::Int64
-            | ColumnType::UInt8
-            | ColumnType::UInt16
-            | ColumnType::UInt32
-    )
 }
 
 /// A key as canonical texts.

@@ -754,12 +754,8 @@ enum Family {
 fn family(wanted: DataType, mapping: &ColumnMapping, source: &ColumnType) -> Family {
     use ColumnType as T;
     let keep_or = |keep: bool, ty: T| if keep { Family::Source } else { Family::Exactly(ty) };
-    let is_integer = matches!(
-        source,
-        T::Int8 | T::Int16 | T::Int32 | T::Int64 | T::UInt8 | T::UInt16 | T::UInt32 | T::UInt64
-    );
     match wanted {
-        DataType::Integer => keep_or(is_integer, T::Int32),
+        DataType::Integer => keep_or(source.is_integer(), T::Int32),
         DataType::SmallInt => Family::Exactly(T::Int16),
         DataType::BigInt => Family::Exactly(T::Int64),
         DataType::Float => Family::Exactly(T::Float32),

@@ -3,13 +3,14 @@
 use super::args::{DoctorArgs, Globals};
 use super::find;
 use super::out::{self, Reply};
-use crate::config::Datastore;
+use crate::config::{Datastore, Loaded};
 use crate::open;
 use crate::pipeline::log::LogPipeline;
 use crate::pipeline::{Pipeline, tables};
 use serde_json::{Value, json};
 use std::path::Path;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::schema::TableId;
 use synctool_core::source::{Finding, Source};
 
 /// A finding and where it was made.
@@ -126,16 +127,21 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
             add(found, &place, source.examine(&[read]).await);
         }
     }
+    destination(loaded, to, &[written], found).await;
+    planned(pipeline, found).await;
+}
+
+/// The destination, and the tables that are written there.
+async fn destination(loaded: &Loaded, to: &Datastore, tables: &[TableId], found: &mut Vec<Found>) {
     let place = format!("destination {}", to.name);
     let control = loaded.pipeline.destination.control_schema.as_deref();
     match open::destination(to, control.map(String::as_str), 1).await {
         Err(error) => found.push(failed("connection", &place, &error)),
         Ok(destination) => {
             found.push(good("connection", &place, to.display_uri()));
-            add(found, &place, destination.examine(&[written]).await);
+            add(found, &place, destination.examine(tables).await);
         }
     }
-    planned(pipeline, found).await;
 }
 
 /// The last word has the planner: it knows every pairing of types.
@@ -177,15 +183,7 @@ async fn log_pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
             add(found, &place, examined);
         }
     }
-    let place = format!("destination {}", to.name);
-    let control = loaded.pipeline.destination.control_schema.as_deref();
-    match open::destination(to, control.map(String::as_str), 1).await {
-        Err(error) => found.push(failed("connection", &place, &error)),
-        Ok(destination) => {
-            found.push(good("connection", &place, to.display_uri()));
-            add(found, &place, destination.examine(&[]).await);
-        }
-    }
+    destination(loaded, to, &[], found).await;
     if found.iter().all(|f| f.finding.ok) {
         match LogPipeline::of(pipeline) {
             Ok(following) => match following.report().await.map(|report| report.refused) {

@@ -1,11 +1,15 @@
 //! The command line as users and scripts meet it: the real program, real files, real servers.
 
+#[path = "../ran/mod.rs"]
+mod ran;
+
 mod commands;
 mod mistakes;
 mod resume;
 mod servers;
 mod wal;
 
+use ran::{Ran, program};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,13 +21,6 @@ const SECRET: &str = "hunter2-s3ntinel";
 /// A folder of a test's own, and the program run in it.
 struct Home {
     dir: TempDir,
-}
-
-/// How the program ended and what it said.
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
 }
 
 impl Home {
@@ -48,17 +45,8 @@ impl Home {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
+        let mut command = program();
         command.current_dir(self.dir.path()).args(arguments);
-        for name in [
-            "RUST_LOG",
-            "RUST_BACKTRACE",
-            "SYNCTOOL_LOG_LEVEL",
-            "NO_COLOR",
-            "SYNCTOOL_FAILPOINT",
-        ] {
-            command.env_remove(name);
-        }
         command.env("SHOP_PASSWORD", SECRET);
         command
     }
@@ -66,12 +54,7 @@ impl Home {
     /// Runs the program to its end. Whatever it does, it shows no secret.
     #[track_caller]
     fn run(&self, arguments: &[&str]) -> Ran {
-        let out = self.command(arguments).output().expect("the program starts");
-        let ran = Ran {
-            code: out.status.code().unwrap_or(-1),
-            stdout: String::from_utf8(out.stdout).expect("UTF-8"),
-            stderr: String::from_utf8(out.stderr).expect("UTF-8"),
-        };
+        let ran = Ran::of(&mut self.command(arguments));
         ran.keeps_secrets();
         assert!(
             !ran.stderr.contains("panicked") && !ran.stderr.contains("this is a bug"),
@@ -91,8 +74,7 @@ impl Home {
         let mut all = arguments.to_vec();
         all.extend(["--output", "json"]);
         let ran = self.run(&all);
-        let json = serde_json::from_str(&ran.stdout)
-            .unwrap_or_else(|e| panic!("stdout is not one JSON document ({e}):\n{}\n{}", ran.stdout, ran.stderr));
+        let json = ran.json();
         (ran.code, json)
     }
 
@@ -184,12 +166,6 @@ impl Ran {
         for text in [&self.stdout, &self.stderr] {
             assert!(!text.contains(SECRET), "a secret was shown:\n{text}");
         }
-    }
-
-    #[track_caller]
-    fn ok(self) -> Self {
-        assert_eq!(self.code, 0, "{}\n{}", self.stdout, self.stderr);
-        self
     }
 
     /// It failed with this exit code, and stderr says these things.

@@ -1,5 +1,8 @@
 //! Data Sync as an administrator meets it: the real program, a production that archives its log, a local server.
 
+#[path = "../ran/mod.rs"]
+mod ran;
+
 mod door;
 mod killed;
 mod lasting;
@@ -7,9 +10,10 @@ mod shapes;
 mod tables;
 mod troubles;
 
+use ran::{Ran, program};
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -27,13 +31,6 @@ struct World {
     home: TempDir,
 }
 
-/// How the program ended and what it said.
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
 impl World {
     fn new(version: PgVersion, schema: &str) -> Self {
         Self::with(version, schema, |production| production)
@@ -44,19 +41,9 @@ impl World {
         let home = tempfile::Builder::new().prefix("datasync").tempdir().expect("a folder");
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
         let archive = home.path().join("archive");
-        fs::create_dir(&archive).expect("a folder");
-        // The server archives as its own user.
-        let id = |flag: &str| -> Option<u32> {
-            let output = Command::new("id").args([flag, "postgres"]).output().ok()?;
-            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
-        };
-        let _ = chown(&archive, id("-u"), id("-g"));
-        let command = format!("cp %p {0}/%f.tmp && mv {0}/%f.tmp {0}/%f", archive.display());
         let builder = Postgres::builder(version)
-            .initdb("--wal-segsize=1")
             .setting("wal_level", "replica")
-            .setting("archive_mode", "on")
-            .setting("archive_command", &command)
+            .archiving_to(&archive)
             .setting("autovacuum_naptime", "1s");
         let production = settings(builder).start();
         production.psql(&format!("CREATE TABLE other (id int); {schema}"));
@@ -104,22 +91,12 @@ impl World {
     }
 
     fn backup(&self) {
-        let mut command = Command::new(self.production.tool("pg_basebackup"));
-        command.args(["-X", "none", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"]);
-        command
-            .args(["-p", &self.production.port().to_string(), "-D"])
-            .arg(self.path("backup"));
-        let output = command.output().expect("pg_basebackup");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.production.base_backup(&self.path("backup"));
     }
 
     /// Ends the segment and waits until it is archived.
     fn archived(&self) {
-        let name = self
-            .production
-            .psql("SELECT pg_create_restore_point('x'); SELECT pg_walfile_name(pg_switch_wal())");
-        let name = name.lines().last().expect("a name").to_owned();
-        wait_for("the archive", PATIENCE, || self.path("archive").join(&name).is_file());
+        self.production.archive_now(&self.path("archive"), PATIENCE);
     }
 
     /// Everything that a first copy needs: the end of the backup, and what was open then.
@@ -130,29 +107,20 @@ impl World {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
+        let mut command = program();
         command
             .current_dir(self.home.path())
             .arg("datasync")
             .args(arguments)
             .env("DATA_SYNC_CONFIG", self.path("datasync.toml"))
-            .env("LOCAL_PASSWORD", SECRET)
-            .env_remove("SYNCTOOL_FAILPOINT");
-        for name in ["RUST_LOG", "RUST_BACKTRACE", "SYNCTOOL_LOG_LEVEL", "NO_COLOR"] {
-            command.env_remove(name);
-        }
+            .env("LOCAL_PASSWORD", SECRET);
         command
     }
 
     /// Runs the program to its end. Whatever it does, it shows no secret.
     #[track_caller]
     fn run(&self, arguments: &[&str]) -> Ran {
-        let out = self.command(arguments).output().expect("the program starts");
-        let ran = Ran {
-            code: out.status.code().unwrap_or(-1),
-            stdout: String::from_utf8(out.stdout).expect("UTF-8"),
-            stderr: String::from_utf8(out.stderr).expect("UTF-8"),
-        };
+        let ran = Ran::of(&mut self.command(arguments));
         for text in [&ran.stdout, &ran.stderr] {
             assert!(!text.contains(SECRET), "a secret was shown:\n{text}");
             assert!(!text.contains("panicked"), "{text}");
@@ -165,8 +133,7 @@ impl World {
         let mut all = arguments.to_vec();
         all.extend(["--output", "json"]);
         let ran = self.run(&all);
-        let json = serde_json::from_str(&ran.stdout)
-            .unwrap_or_else(|e| panic!("stdout is not one JSON document ({e}):\n{}\n{}", ran.stdout, ran.stderr));
+        let json = ran.json();
         (ran.code, json)
     }
 
@@ -243,12 +210,6 @@ impl Drop for World {
 }
 
 impl Ran {
-    #[track_caller]
-    fn ok(self) -> Self {
-        assert_eq!(self.code, 0, "{}\n{}", self.stdout, self.stderr);
-        self
-    }
-
     #[track_caller]
     fn fails(self, code: i32, says: &[&str]) -> Self {
         assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);

@@ -6,7 +6,8 @@ use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -183,6 +184,26 @@ impl PostgresBuilder {
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.into(), value.into()));
         self
+    }
+
+    /// Lets it archive its log, in segments of 1 MiB, into a directory that this makes.
+    ///
+    /// # Panics
+    /// If the directory cannot be made.
+    #[must_use]
+    #[track_caller]
+    pub fn archiving_to(self, directory: &Path) -> Self {
+        fs::create_dir(directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
+        // The server archives as its own user.
+        let id = |flag: &str| -> Option<u32> {
+            let output = Command::new("id").args([flag, "postgres"]).output().ok()?;
+            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+        };
+        let _ = chown(directory, id("-u"), id("-g"));
+        let command = format!("cp %p {0}/%f.tmp && mv {0}/%f.tmp {0}/%f", directory.display());
+        self.initdb("--wal-segsize=1")
+            .setting("archive_mode", "on")
+            .setting("archive_command", &command)
     }
 
     /// Replaces the client rules (pg_hba.conf), one per line. The kit itself comes in through the socket, which stays
@@ -388,6 +409,30 @@ impl Postgres {
     #[track_caller]
     pub fn tool(&self, name: &str) -> PathBuf {
         install::cached(&format!("postgres-{}/bin/{name}", self.version)).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// Makes a base backup of it, without its log.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[track_caller]
+    pub fn base_backup(&self, to: &Path) {
+        let mut command = Command::new(self.tool("pg_basebackup"));
+        command.args(["-X", "none", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"]);
+        command.args(["-p", &self.port().to_string(), "-D"]).arg(to);
+        let output = command.output().unwrap_or_else(|e| panic!("pg_basebackup: {e}"));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Ends the segment of the log and waits until it is archived in `directory`.
+    ///
+    /// # Panics
+    /// If it is not archived within `patience`.
+    #[track_caller]
+    pub fn archive_now(&self, directory: &Path, patience: Duration) {
+        let names = self.psql("SELECT pg_create_restore_point('x'); SELECT pg_walfile_name(pg_switch_wal())");
+        let name = names.lines().last().unwrap_or_default().to_owned();
+        crate::wait_for("the archive", patience, || directory.join(&name).is_file());
     }
 
     /// Its data directory.

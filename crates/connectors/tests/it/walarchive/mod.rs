@@ -106,14 +106,6 @@ fn bin_dir(server: &Postgres) -> PathBuf {
     server.tool("postgres").parent().unwrap().into()
 }
 
-fn base_backup(server: &Postgres, to: &Path) {
-    let mut command = Command::new(server.tool("pg_basebackup"));
-    command.args(["-X", "none", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"]);
-    command.args(["-p", &server.port().to_string(), "-D"]).arg(to);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// Who wrote a segment, and where it starts.
 fn identity(path: &Path) -> (Identity, Lsn) {
     let bytes = fs::read(path).unwrap();

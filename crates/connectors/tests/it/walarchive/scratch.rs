@@ -1,6 +1,6 @@
 //! The scratch server stands exactly where the gate ends, whatever happens to it.
 
-use super::{Place, Production, base_backup, bin_dir, scratch_config};
+use super::{Place, Production, bin_dir, scratch_config};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -63,7 +63,7 @@ async fn stands_where_the_gate_ends(version: PgVersion) {
     let server = &production.server;
     let place = Place::new();
     production.work();
-    base_backup(server, &place.path().join("backup"));
+    server.base_backup(&place.path().join("backup"));
     production.work();
     let archived = place.path().join("archive");
     fs::create_dir(&archived).unwrap();
@@ -157,7 +157,7 @@ async fn base_backups_come_in_several_forms() {
     let server = &production.server;
     let place = Place::new();
     let backup = place.path().join("backup");
-    base_backup(server, &backup);
+    server.base_backup(&backup);
     let made = |name: &str, backup: &Path| {
         let directory = place.path().join(name);
         fs::create_dir(&directory).unwrap();

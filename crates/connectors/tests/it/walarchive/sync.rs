@@ -1,9 +1,7 @@
 //! Production's rows arrive in a local database from archived log alone, and a kill at any step changes nothing.
 
-use super::{Place, base_backup, bin_dir, scratch_config};
+use super::{Place, bin_dir, scratch_config};
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -37,21 +35,9 @@ impl World {
     fn new() -> Self {
         let place = Place::new();
         let archive = place.path().join("archive");
-        fs::create_dir(&archive).unwrap();
-        // The server archives as its own user.
-        let id = |flag: &str| -> Option<u32> {
-            let output = Command::new("id").args([flag, "postgres"]).output().ok()?;
-            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
-        };
-        let _ = chown(&archive, id("-u"), id("-g"));
         let production = Postgres::builder(PgVersion::V18)
-            .initdb("--wal-segsize=1")
             .setting("wal_level", "replica")
-            .setting("archive_mode", "on")
-            .setting(
-                "archive_command",
-                &format!("cp %p {0}/%f.tmp && mv {0}/%f.tmp {0}/%f", archive.display()),
-            )
+            .archiving_to(&archive)
             .setting("autovacuum_naptime", "1s")
             .start();
         production.psql(SCHEMA);
@@ -72,18 +58,13 @@ impl World {
     }
 
     fn backup(&self) {
-        base_backup(&self.production, &self.place.path().join("backup"));
+        self.production.base_backup(&self.place.path().join("backup"));
     }
 
     /// Ends the segment and waits until it is archived.
     fn archived(&self) {
-        let name = self
-            .production
-            .psql("SELECT pg_create_restore_point('x'); SELECT pg_walfile_name(pg_switch_wal())");
-        let name = name.lines().last().unwrap().to_owned();
-        synctool_testkit::wait_for("the archive", Duration::from_secs(60), || {
-            self.place.path().join("archive").join(&name).is_file()
-        });
+        let archive = self.place.path().join("archive");
+        self.production.archive_now(&archive, Duration::from_secs(60));
     }
 
     fn config(&self) -> SyncConfig {

@@ -265,6 +265,8 @@ class Idle(OfPipelines):
     def ratios(self, samples, over=1):
         ours, others = list(samples.values())[0], list(samples.values())[over]
         return [a.wall - b.wall for a, b in zip(ours, others)]
+
+
 class LogInserts(Case):
     """A backlog of transactions of 1,000 rows each."""
 

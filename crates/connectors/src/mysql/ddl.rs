@@ -14,13 +14,13 @@ const MAX_KEY: usize = 3072;
 /// The bytes of short values in a row, with room for the rest; the server's own limit is 65,535.
 const MAX_ROW: usize = 60_000;
 
-/// Refuses names and shapes that the server cannot have.
-pub(super) fn check(table: &TableId, schema: &TableSchema) -> Result<()> {
+/// Refuses names and shapes that the server cannot have, and names like ours for a table that is not ours.
+pub(super) fn check(table: &TableId, schema: &TableSchema, own: bool) -> Result<()> {
     let at = |e: Error| e.at("table", table.to_string());
     for name in table.schema.iter().chain([&table.name]) {
         check_ident(name).map_err(at)?;
     }
-    if table.name.starts_with(OURS) {
+    if table.name.starts_with(OURS) && !own {
         return Err(at(Error::new(
             code::IDENTIFIER,
             format!("names that begin with {OURS} are reserved"),
@@ -318,8 +318,8 @@ mod tests {
             columns: vec![c(a), c(b)],
             key: Vec::new(),
         };
-        assert!(check(&TableId::bare("t"), &schema("Id", "id")).is_err());
-        assert!(check(&TableId::bare("_synctool_x"), &schema("a", "b")).is_err());
-        assert!(check(&TableId::bare("t"), &schema("a", "b")).is_ok());
+        assert!(check(&TableId::bare("t"), &schema("Id", "id"), false).is_err());
+        assert!(check(&TableId::bare("_synctool_x"), &schema("a", "b"), false).is_err());
+        assert!(check(&TableId::bare("t"), &schema("a", "b"), false).is_ok());
     }
 }

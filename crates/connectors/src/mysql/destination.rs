@@ -141,7 +141,7 @@ impl MysqlDestination {
         planned: &PlannedTable,
     ) -> Result<Vec<String>> {
         let table = self.qualified(&planned.destination);
-        ddl::check(&table, &planned.schema)?;
+        ddl::check(&table, &planned.schema, planned.own)?;
         let mut statements = Vec::new();
         let schema = table.schema.as_deref().unwrap_or_default();
         let there = session

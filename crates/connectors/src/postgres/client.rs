@@ -548,6 +548,10 @@ fn classify(state: &str) -> (&'static Code, Option<&'static str>) {
         ),
         (_, "57P01" | "57P02" | "57P05" | "25P03" | "25P04") | ("08", _) => (code::CONNECTION_LOST, None),
         (_, "23505") => (code::DUPLICATE_KEY, None),
+        (_, "23502") => (
+            code::CONSTRAINT,
+            Some("give such rows a value (`expr: coalesce(column, …)`) or leave them out (`filters`)"),
+        ),
         ("23", _) => (code::CONSTRAINT, None),
         (_, "22P03" | "22P04" | "22021" | "22P05") => (code::VALUE_MALFORMED, None),
         ("22", _) => (code::VALUE_UNSUPPORTED, None),

@@ -12,11 +12,11 @@ use synctool_core::schema::TableSchema;
 /// SQLite's own limit, unless somebody compiled it differently.
 const MAX_COLUMNS: usize = 2000;
 
-/// Refuses names and shapes that SQLite cannot have.
-pub(super) fn check(name: &str, schema: &TableSchema) -> Result<()> {
+/// Refuses names and shapes that SQLite cannot have, and names like ours for a table that is not ours.
+pub(super) fn check(name: &str, schema: &TableSchema, own: bool) -> Result<()> {
     let bad = |text: String| Err(Error::new(code::IDENTIFIER, text).at("table", name));
     let lower = name.to_ascii_lowercase();
-    if lower.starts_with("sqlite_") || lower.starts_with(OURS) {
+    if lower.starts_with("sqlite_") || lower.starts_with(OURS) && !own {
         return bad(format!("names that begin with sqlite_ or {OURS} are reserved"));
     }
     if schema.columns.is_empty() {

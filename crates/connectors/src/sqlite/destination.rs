@@ -382,7 +382,7 @@ fn load_statements(
     planned: &PlannedTable,
 ) -> Result<Vec<String>> {
     let name = catalog::table_name(&planned.destination)?;
-    ddl::check(name, &planned.schema)?;
+    ddl::check(name, &planned.schema, planned.own)?;
     let existing = match conn {
         Some(conn) => catalog::find(conn, name)?,
         None => None,

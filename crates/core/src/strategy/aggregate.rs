@@ -88,6 +88,17 @@ pub async fn plan(
     resolved.read.raw = None;
     let mut reasons = std::mem::take(&mut resolved.reasons);
     let rows = rows_of(source, request).await?;
+    let nullable = |g: &&String| {
+        rows.columns
+            .iter()
+            .any(|c| c.column.name == format!("g_{g}") && c.column.nullable)
+    };
+    for group in table.group_by.iter().filter(nullable) {
+        reasons.push(format!(
+            "rows without {group} are a group that no key can hold, and would stop the run: \
+             `{{dest: {group}, expr: coalesce({group}, …)}}` gives them one"
+        ));
+    }
     let mut keys = keys_table(request, &rows);
     let touched = touched_table(request);
     let mut aggregate = resolved.planned(table, Publish::Direct);

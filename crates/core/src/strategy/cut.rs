@@ -328,19 +328,27 @@ async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) 
     Ok(tests)
 }
 
-/// Nothing outside `start` and `end` is looked at.
-fn within(dimension: &Dimension) -> Slice {
-    if dimension.start.is_none() && dimension.end.is_none() {
+/// Nothing outside `start` and `end` is looked at, nor any of these values.
+fn within(dimension: &Dimension, beyond: &[String]) -> Slice {
+    let mut tests = Vec::new();
+    if dimension.start.is_some() || dimension.end.is_some() {
+        tests.push(Test::Range {
+            lower: dimension.start.clone(),
+            upper: dimension.end.clone(),
+        });
+    }
+    if !beyond.is_empty() {
+        tests.push(Test::NotIn(beyond.to_vec()));
+    }
+    if tests.is_empty() {
         return Slice::All;
     }
+    let conditions = tests.into_iter().map(|test| Condition {
+        term: dimension.term.clone(),
+        test,
+    });
     Slice::Cut(Cut {
-        conditions: vec![Condition {
-            term: dimension.term.clone(),
-            test: Test::Range {
-                lower: dimension.start.clone(),
-                upper: dimension.end.clone(),
-            },
-        }],
+        conditions: conditions.collect(),
         key: None,
     })
 }
@@ -349,7 +357,7 @@ fn within(dimension: &Dimension) -> Slice {
 async fn values(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
     let terms = std::slice::from_ref(&dimension.term);
     let found = source
-        .distinct(&resolved.read, terms, &within(dimension), MAX_PARTITIONS + 1)
+        .distinct(&resolved.read, terms, &within(dimension, &[]), MAX_PARTITIONS + 1)
         .await?;
     if found.len() > MAX_PARTITIONS {
         return Err(too_many(dimension, found.len()));
@@ -369,9 +377,19 @@ async fn values(source: &dyn Source, resolved: &Resolved, dimension: &Dimension)
 }
 
 async fn ranges(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
-    let extent = source
-        .extent(&resolved.read, &dimension.term, &within(dimension))
-        .await?;
+    // No step leads to infinity: such rows are in the first and the last range, which are open.
+    let mut beyond = Vec::new();
+    let extent = loop {
+        let slice = within(dimension, &beyond);
+        let Some(found) = source.extent(&resolved.read, &dimension.term, &slice).await? else {
+            break None;
+        };
+        let before = beyond.len();
+        beyond.extend([&found.min, &found.max].into_iter().filter(|v| is_endless(v)).cloned());
+        if beyond.len() == before {
+            break Some(found);
+        }
+    };
     let (min, max) = match &extent {
         Some(extent) => (extent.min.as_str(), extent.max.as_str()),
         None => {
@@ -383,6 +401,11 @@ async fn ranges(source: &dyn Source, resolved: &Resolved, dimension: &Dimension)
     };
     let inner = inner_bounds(dimension, min, max)?;
     Ok(between(dimension.start.clone(), inner, dimension.end.clone()))
+}
+
+/// Values of numbers and times that no step leads to.
+fn is_endless(value: &str) -> bool {
+    matches!(value, "infinity" | "-infinity" | "Infinity" | "-Infinity" | "NaN")
 }
 
 /// Half-open ranges between bounds.

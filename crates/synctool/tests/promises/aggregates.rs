@@ -15,9 +15,10 @@ fn pipeline(deletes: &str) -> String {
     )
 }
 
-const WANTED: &str = "SELECT string_agg(concat_ws(' ', grp, n, total), ', ' ORDER BY grp) FROM
+const WANTED: &str = "SELECT string_agg(concat_ws(' ', coalesce(grp::text, '-'), n, total), ', ' ORDER BY grp) FROM
     (SELECT grp, count(*) n, sum(v) total FROM orders GROUP BY grp) g";
-const FOUND: &str = "SELECT string_agg(concat_ws(' ', grp, n, total), ', ' ORDER BY grp) FROM totals";
+const FOUND: &str =
+    "SELECT string_agg(concat_ws(' ', coalesce(grp::text, '-'), n, total), ', ' ORDER BY grp) FROM totals";
 
 #[test]
 fn groups_that_vanished_are_removed_by_a_delta() {
@@ -88,6 +89,89 @@ fn a_run_counts_groups_and_not_its_own_notes() {
     assert_eq!((updated, deleted), (2, 1), "two groups changed, one went");
     let idle = place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
     assert_eq!((&idle["read"], &idle["updated"]), (&0.into(), &0.into()), "{idle}");
+}
+
+/// No key takes rows without a group; an expression makes them one, which rows move into and out of.
+#[test]
+fn rows_without_a_group_get_one_by_an_expression() {
+    let db = database("null_group");
+    db.psql(ORDERS);
+    db.psql("UPDATE orders SET grp = NULL WHERE id % 50 = 3");
+    let place = here(&db);
+    place.write("p.yaml", &pipeline(", deletes: anti_join"));
+    let plan = place.json(&["plan", "p.yaml", "--strategy", "delta"], 0).to_string();
+    assert!(plan.contains("coalesce(grp, …)"), "{plan}");
+    let refused = place.json(&["run", "p.yaml", "--strategy", "delta"], 1).to_string();
+    assert!(refused.contains("coalesce"), "the next step is said: {refused}");
+    let with = pipeline(", deletes: anti_join").replace("  - grp\n", "  - {dest: grp, expr: \"coalesce(grp, -1)\"}\n");
+    place.write("q.yaml", &with.replace("name: p\n", "name: q\n"));
+    let run = ["run", "q.yaml", "--strategy", "delta"];
+    let wanted = WANTED
+        .replace("SELECT grp, count", "SELECT coalesce(grp, -1) AS grp, count")
+        .replace("BY grp) g", "BY 1) g");
+    place.json(&run, 0);
+    assert_eq!(db.psql(FOUND), db.psql(&wanted));
+    db.psql(
+        "UPDATE orders SET grp = NULL, updated_at = now() WHERE id = 7; UPDATE orders SET grp = 9, updated_at = now() WHERE id = 103;
+         UPDATE orders SET v = v + 1, updated_at = now() WHERE id = 153; DELETE FROM orders WHERE id = 203",
+    );
+    place.until(&run, || db.psql(FOUND), db.psql(&wanted).trim());
+    let again = place.json(&["run", "q.yaml", "--strategy", "hash"], 0);
+    let written = ["inserted", "updated", "deleted"].map(|k| again[k].as_u64());
+    assert_eq!(written, [Some(0); 3], "{again}");
+    db.psql("DELETE FROM orders WHERE grp IS NULL");
+    place.until(&run, || db.psql(FOUND), db.psql(&wanted).trim());
+}
+
+/// Groups of PostgreSQL at other engines: computed, corrected and removed as at PostgreSQL.
+fn groups_at(db: &TestDb, to: String, table: &str, found: impl Fn() -> String) {
+    db.psql(ORDERS);
+    let place = Place::new(&[("from", postgres(db)), ("to", to)]);
+    place.write(
+        "p.yaml",
+        &pipeline(", deletes: anti_join").replace("public.totals", table),
+    );
+    let run = ["run", "p.yaml", "--strategy", "delta"];
+    place.json(&run, 0);
+    const WANTED: &str = "SELECT concat_ws(' ', grp, n, total) FROM (SELECT grp, count(*) n, sum(v) total FROM orders GROUP BY grp) g ORDER BY grp";
+    assert_eq!(found().trim(), db.psql(WANTED).trim());
+    db.psql(
+        "DELETE FROM orders WHERE grp = 7; UPDATE orders SET grp = 10, updated_at = now() WHERE grp = 9;
+         UPDATE orders SET v = v + 5, updated_at = now() WHERE id % 400 = 3; INSERT INTO orders VALUES (5000, 77, 1)",
+    );
+    place.until(&run, &found, db.psql(WANTED).trim());
+    db.psql("DELETE FROM orders WHERE grp = 11");
+    let mended = place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(mended["deleted"], 1, "{mended}");
+    assert_eq!(found().trim(), db.psql(WANTED).trim());
+}
+
+#[test]
+fn groups_are_kept_at_sqlite() {
+    let db = database("groups_at_sqlite");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("totals.db");
+    let entry = format!("{{type: sqlite, path: \"{}\"}}", file.display());
+    groups_at(&db, entry, "totals", || {
+        let connection = rusqlite::Connection::open(&file).unwrap();
+        let mut rows = connection
+            .prepare("SELECT grp || ' ' || n || ' ' || total FROM totals ORDER BY grp")
+            .unwrap();
+        let rows = rows.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        rows.collect::<Result<Vec<_>, _>>().unwrap().join("\n")
+    });
+}
+
+#[test]
+fn groups_are_kept_at_mariadb() {
+    let db = database("groups_at_maria");
+    let maria = MariaDb::shared().database("groups_at_maria");
+    groups_at(
+        &db,
+        format!("{{type: mysql, url: \"{}\"}}", maria.url()),
+        "totals",
+        || maria.sql("SELECT concat(grp, ' ', n, ' ', total) FROM totals ORDER BY grp"),
+    );
 }
 
 /// After random inserts, updates, moves and deletes, delta after delta equals a full recomputation.

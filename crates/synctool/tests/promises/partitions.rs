@@ -84,7 +84,9 @@ const ITEMS: &str = "CREATE TABLE items(id bigint PRIMARY KEY, small int, price 
         date '2023-12-20' + (random() * 100)::int, md5(random()::text)::uuid, nullif('k' || (random() * 6)::int, 'k2'), random() < 0.5
         FROM generate_series(1, 1500) i;
     UPDATE items SET at = NULL WHERE id % 13 = 0; UPDATE items SET day = NULL, token = NULL WHERE id % 17 = 0;
-    UPDATE items SET naive = NULL, flag = NULL, price = NULL WHERE id % 19 = 0";
+    UPDATE items SET naive = NULL, flag = NULL, price = NULL WHERE id % 19 = 0;
+    UPDATE items SET at = 'infinity', naive = '-infinity', day = 'infinity' WHERE id % 23 = 0;
+    UPDATE items SET at = '-infinity', price = 'NaN', day = '-infinity' WHERE id % 29 = 0";
 
 #[test]
 fn every_row_is_in_exactly_one_partition() {

@@ -111,17 +111,19 @@ impl PostgresSource {
         let sql = query.term(term);
         let mut conditions = query.condition_of(slice)?;
         conditions.push(format!("{sql} IS NOT NULL"));
+        let user = match term {
+            Term::Sql(user) => Some(user.as_str()),
+            Term::Column { .. } => None,
+        };
+        let shown = as_text("e.x", &column);
         let mut ask = Text::new("SELECT ");
-        for (before, direction) in [("(", "ASC"), (", (", "DESC")] {
-            ask.push(before);
-            let user = match term {
-                Term::Sql(user) => Some(user.as_str()),
-                Term::Column { .. } => None,
-            };
-            ask.push("SELECT ");
-            ask.part(format!("the expression {term}"), &as_text(&sql, &column), user);
+        for (before, direction) in [("", "ASC"), (", ", "DESC")] {
+            // Ordered by the value itself: beside its text, the name of a column would mean the text.
+            ask.push(&format!("{before}(SELECT {shown} FROM (SELECT "));
+            ask.part(format!("the expression {term}"), &sql, user);
+            ask.push(" AS x");
             query.tail(&mut ask, &conditions)?;
-            ask.push(&format!(" ORDER BY {sql} {direction} LIMIT 1)"));
+            ask.push(&format!(" ORDER BY {sql} {direction} LIMIT 1) AS e)"));
         }
         let rows = self.ask(read, &ask).await?;
         let value = |i: usize| rows.first().and_then(|r| r.get::<_, Option<String>>(i));

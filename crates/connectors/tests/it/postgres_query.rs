@@ -307,7 +307,7 @@ async fn the_users_sql_is_blamed_in_the_users_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ranges_and_distinct_values_are_canonical() {
-    let (_db, source) = database(PgVersion::V18);
+    let (db, source) = database(PgVersion::V18);
     let read = with_shops(orders(vec![column("id", None)]), JoinKind::Left);
     let at = source.extent(&read, &Term::column("at"), &Slice::All).await.unwrap();
     let extent = |min: &str, max: &str| {
@@ -317,6 +317,15 @@ async fn ranges_and_distinct_values_are_canonical() {
         })
     };
     assert_eq!(at, extent("2024-01-01 10:00:00+00", "infinity"));
+    // Numbers are ordered as numbers, and not as the texts that are shown of them.
+    db.psql("CREATE TABLE counted AS SELECT i FROM generate_series(-5, 120) i");
+    let counted = TableId::new("public", "counted");
+    let schema = source.describe(&counted).await.unwrap();
+    let numbers = ReadSpec::all(counted, &schema.columns);
+    assert_eq!(
+        source.extent(&numbers, &Term::column("i"), &Slice::All).await.unwrap(),
+        extent("-5", "120")
+    );
     let key = |lower: i32| {
         Slice::Key(KeyRange {
             columns: vec!["id".into()],

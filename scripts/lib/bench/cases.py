@@ -183,7 +183,18 @@ class HashDiff(OfPipelines):
         return {
             "synctool run, hash": lambda: self.ours(pipeline),
             "one scan of each side": lambda: self.pipelines.scan(self.scan),
+            **({"reladiff, finding alone": self.peer} if self.bench.has_reladiff() else {}),
         }
+
+    def peer(self):
+        return self.pipelines.reladiff(CANONICAL)
+
+    def gates(self, samples):
+        yield from super().gates(samples)
+        if self.bench.has_reladiff():
+            yield Gate("wall time / reladiff's", "×", 0.25, self.ratios(samples, 2))
+        else:
+            self.notes.append("reladiff is not installed: not compared")
 
     def ours(self, pipeline):
         sample, moved = self.pipelines.repair(pipeline, self.columns)

@@ -8,7 +8,8 @@ import subprocess
 
 from measure import Unmeasured, Wrong, describe, tail
 
-COUNT_AND_HASH = "SELECT count(*) || ' rows, hash ' || coalesce(sum(hash_record_extended(t, 0)), 0) FROM {} t"
+# Bound to the row: a record's hash is a sum over its columns, so values that trade places would leave the sum as it was.
+COUNT_AND_HASH = "SELECT count(*) || ' rows, hash ' || coalesce(sum(hash_record_extended(t, t.id)), 0) FROM {} t"
 SHAPE = """
   SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod) || CASE WHEN attnotnull THEN ' not null' ELSE '' END,
                     ', ' ORDER BY attnum)
@@ -285,6 +286,10 @@ class Bench:
     @staticmethod
     def has_pgcopydb():
         return shutil.which("pgcopydb") is not None
+
+    @staticmethod
+    def has_reladiff():
+        return shutil.which("reladiff") is not None
 
     # Parquet.
 

@@ -67,7 +67,7 @@ class Logs:
 
     def check(self):
         for table in ("log_items", "log_accounts"):
-            look = f"SELECT count(*) || ' rows, hash ' || coalesce(sum(hash_record_extended(t, 0)), 0) FROM {table} t"
+            look = f"SELECT count(*) || ' rows, hash ' || coalesce(sum(hash_record_extended(t, t.id)), 0) FROM {table} t"
             found, wanted = self.destination.psql(look), self.source.psql(look)
             if found != wanted:
                 raise Wrong(f"{table} is not equal\n  is:        {found}\n  should be: {wanted}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 
 from measure import Unmeasured, Wrong
@@ -113,7 +114,7 @@ class Pipelines:
 
     def equal(self, columns):
         """Both ends have the same rows in these columns."""
-        sql = "SELECT count(*) || ' ' || coalesce(sum(hash_record_extended(t, 0)), 0) FROM (SELECT {} FROM {}) t"
+        sql = "SELECT count(*) || ' ' || coalesce(sum(hash_record_extended(t, t.id)), 0) FROM (SELECT {} FROM {}) t"
         there = self.source.psql(sql.format(", ".join(columns), "items"))
         here = self.destination.psql(sql.format(", ".join(columns), "items_copy"))
         if here != there:
@@ -131,6 +132,21 @@ class Pipelines:
             ]
             self.runner.wait(both)
             return both
+
+        return self.runner.measure(work)
+
+    def reladiff(self, columns):
+        """reladiff with two threads: it finds and does not repair."""
+        self.prepare_scattered()
+        self.begin("scattered")
+        command = ["reladiff", self.source.url(), "items", self.destination.url(), "items_copy", "-k", "id", "-j", "2", "--stats"]
+        for column in columns[1:]:
+            command += ["-c", column]
+
+        def work():
+            process = self.runner.start(command, stdout=subprocess.DEVNULL)
+            self.runner.wait([process])
+            return [process]
 
         return self.runner.measure(work)
 

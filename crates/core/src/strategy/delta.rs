@@ -175,18 +175,20 @@ pub struct Window {
 
 /// The cursor column as the source has it.
 pub async fn cursor_column(source: &dyn Source, request: &DeltaRequest) -> Result<Column> {
+    let name = cursor_name(&request.cursor);
     let read = crate::plan::ReadSpec {
         alias: request.table.alias.clone(),
         joins: request.table.joins.clone(),
         ..crate::plan::ReadSpec::of(
             request.table.source.clone(),
             vec![ReadColumn {
-                source: cursor_name(&request.cursor),
+                source: name.clone(),
                 term: match (&request.cursor, request.table.joins.is_empty()) {
                     (Term::Column { relation: None, .. }, true) => None,
                     (term, _) => Some(term.clone()),
                 },
-                column: Column::new("cursor", ColumnType::Native),
+                // A source that looks at how the column is stamped finds it by its own name.
+                column: Column::new(name, ColumnType::Native),
             }],
         )
     };

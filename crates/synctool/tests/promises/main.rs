@@ -8,6 +8,7 @@ mod defects;
 mod enrichment;
 mod examples;
 mod hashes;
+mod matrix;
 mod partitions;
 #[path = "../place/mod.rs"]
 mod place;

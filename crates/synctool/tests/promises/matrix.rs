@@ -1,0 +1,195 @@
+//! Every strategy between every pair of engines: after each run the destination is what the source is.
+
+use super::*;
+
+/// One end: how it stands in the file of datastores, and how to change and read it without us.
+enum End {
+    Postgres(TestDb),
+    Maria(synctool_testkit::MariaDbDatabase),
+    Sqlite(tempfile::TempDir),
+    #[cfg(feature = "duckdb")]
+    DuckDb(tempfile::TempDir),
+}
+
+impl End {
+    fn entry(&self) -> String {
+        match self {
+            End::Postgres(db) => postgres(db),
+            End::Maria(db) => format!("{{type: mysql, url: \"{}\"}}", db.url()),
+            End::Sqlite(folder) => format!("{{type: sqlite, path: \"{}\"}}", folder.path().join("x.db").display()),
+            #[cfg(feature = "duckdb")]
+            End::DuckDb(folder) => format!(
+                "{{type: duckdb, path: \"{}\"}}",
+                folder.path().join("x.duckdb").display()
+            ),
+        }
+    }
+
+    /// Statements in words that all engines know; `NOW` is the engine's clock.
+    fn change(&self, statements: &str) {
+        match self {
+            End::Postgres(db) => drop(db.psql(&statements.replace("NOW", "now()"))),
+            End::Maria(db) => statements
+                .split(';')
+                .for_each(|one| drop(db.sql(&one.replace("NOW", "current_timestamp(6)")))),
+            End::Sqlite(folder) => rusqlite::Connection::open(folder.path().join("x.db"))
+                .expect("opens")
+                .execute_batch(&statements.replace("NOW", "strftime('%Y-%m-%d %H:%M:%f', 'now')"))
+                .expect("changes"),
+            #[cfg(feature = "duckdb")]
+            End::DuckDb(_) => unreachable!("not a source here"),
+        }
+    }
+
+    /// Whether rows can be read here without us.
+    fn is_read(&self) -> bool {
+        match self {
+            #[cfg(feature = "duckdb")]
+            End::DuckDb(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Rows as lines.
+    fn lines(&self, table: &str, columns: &[&str]) -> String {
+        let order = format!("FROM {table} ORDER BY {}", columns[0]);
+        match self {
+            End::Postgres(db) => db
+                .psql(&format!("SELECT concat_ws(' ', {}) {order}", columns.join(", ")))
+                .trim()
+                .into(),
+            End::Maria(db) => db
+                .sql(&format!("SELECT concat_ws(' ', {}) {order}", columns.join(", ")))
+                .trim()
+                .into(),
+            End::Sqlite(folder) => {
+                let connection = rusqlite::Connection::open(folder.path().join("x.db")).expect("opens");
+                let mut select = connection
+                    .prepare(&format!("SELECT {} {order}", columns.join(" || ' ' || ")))
+                    .expect("a table");
+                let rows = select.query_map([], |row| row.get::<_, String>(0)).expect("rows");
+                rows.collect::<Result<Vec<_>, _>>().expect("rows").join("\n")
+            }
+            #[cfg(feature = "duckdb")]
+            End::DuckDb(_) => unreachable!("not read here"),
+        }
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+const ROWS: &[&str] = &["id", "name", "qty", "grp"];
+const TOTALS: &[&str] = &["grp", "n", "total"];
+
+fn pair(source: &End, destination: &End) {
+    let stamp = match source {
+        End::Maria(_) => "timestamp(6)",
+        End::Postgres(_) => "timestamptz",
+        _ => "timestamp",
+    };
+    let rows: Vec<String> = (1..=200)
+        .map(|i| format!("({i}, 'item {i}', {}, {}, NOW)", i * 3, i % 9))
+        .collect();
+    source.change(&format!(
+        "CREATE TABLE items(id int PRIMARY KEY, name varchar(40) NOT NULL, qty int NOT NULL, grp int NOT NULL, updated_at {stamp} NOT NULL);
+         INSERT INTO items VALUES {}",
+        rows.join(", ")
+    ));
+    let place = Place::new(&[("from", source.entry()), ("to", destination.entry())]);
+    let strategies = "strategies:\n  - {name: delta, type: delta, column: updated_at, margin: 10ms, deletes: anti_join}\n  \
+         - {name: hash, type: hash}\n  - {name: full, type: full}\n  - {name: upsert, type: full, full_mode: upsert}\n";
+    place.write(
+        "rows.yaml",
+        &format!("name: rows\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: copies}}\n{strategies}"),
+    );
+    place.write(
+        "totals.yaml",
+        &format!(
+            "name: totals\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: totals}}\nsync_type: aggregate\n\
+             group_by: [grp]\ncolumns:\n  - grp\n  - {{dest: n, expr: count(*)}}\n  - {{dest: total, expr: sum(qty)}}\n{strategies}"
+        ),
+    );
+    let totals = "(SELECT grp, count(*) AS n, sum(qty) AS total FROM items GROUP BY grp) g";
+    let changes = [
+        ("delta", ""),
+        (
+            "delta",
+            "UPDATE items SET qty = qty + 1, updated_at = NOW WHERE id IN (5, 6, 77);
+             UPDATE items SET grp = 3, updated_at = NOW WHERE grp = 4; DELETE FROM items WHERE id IN (9, 100);
+             INSERT INTO items VALUES (500, 'new', 1, 20, NOW)",
+        ),
+        (
+            "hash",
+            "DELETE FROM items WHERE grp = 5; UPDATE items SET name = 'renamed', qty = 0 WHERE id = 8;
+             INSERT INTO items VALUES (501, 'unseen', 2, 21, NOW)",
+        ),
+        (
+            "full",
+            "DELETE FROM items WHERE id = 12; UPDATE items SET qty = 9 WHERE id = 13",
+        ),
+        (
+            "upsert",
+            "DELETE FROM items WHERE id = 21; UPDATE items SET qty = 9 WHERE id = 22",
+        ),
+        ("delta", "UPDATE items SET qty = 7, updated_at = NOW WHERE id = 30"),
+    ];
+    for (strategy, change) in changes {
+        if !change.is_empty() {
+            source.change(change);
+        }
+        for (file, from, table, columns) in [
+            ("rows.yaml", "items", "copies", ROWS),
+            ("totals.yaml", totals, "totals", TOTALS),
+        ] {
+            let wanted = source.lines(from, columns);
+            match destination.is_read() {
+                // What cannot be read from outside is compared by ourselves, from the source's side.
+                false => synctool_testkit::wait_for("equal ends", std::time::Duration::from_secs(30), || {
+                    place.json(&["run", file, "--strategy", strategy], 0);
+                    place.synctool(&["verify", file, "--strategy", "hash"]).status.success()
+                }),
+                true => place.until(
+                    &["run", file, "--strategy", strategy],
+                    || destination.lines(table, columns),
+                    &wanted,
+                ),
+            }
+        }
+    }
+    for file in ["rows.yaml", "totals.yaml"] {
+        place.json(&["verify", file, "--strategy", "hash"], 0);
+    }
+}
+
+fn ends(name: &str) -> Vec<End> {
+    vec![
+        End::Postgres(database(name)),
+        End::Maria(MariaDb::shared().database(name)),
+        End::Sqlite(folder()),
+        #[cfg(feature = "duckdb")]
+        End::DuckDb(folder()),
+    ]
+}
+
+#[test]
+fn from_postgresql_to_every_engine() {
+    for to in ends("matrix_pg") {
+        pair(&End::Postgres(database("matrix_from")), &to);
+    }
+}
+
+#[test]
+fn from_mariadb_to_every_engine() {
+    for to in ends("matrix_maria") {
+        pair(&End::Maria(MariaDb::shared().database("matrix_from")), &to);
+    }
+}
+
+#[test]
+fn from_sqlite_to_every_engine() {
+    for to in ends("matrix_lite") {
+        pair(&End::Sqlite(folder()), &to);
+    }
+}

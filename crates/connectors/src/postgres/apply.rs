@@ -9,7 +9,7 @@ use super::destination::{PostgresDestination, Target};
 use super::fold::{Cells, Change, Key, Pending, Place, is_exact, one_form, pattern_of};
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
-use super::rows::CopyForm;
+use super::rows::{CopyForm, RowEncoder};
 use super::slices;
 use super::stage::{Batch, Count, Failed, Kind, Stage, counts, upserted};
 use super::types::{COPY_HEADER, COPY_TRAILER};
@@ -29,6 +29,8 @@ use tokio_postgres::error::SqlState;
 const FLUSH_BYTES: usize = 4 << 20;
 /// Row by row, so many statements travel together.
 const TOGETHER: usize = 256;
+/// New rows that were there already: so many times they take the slower way.
+const DETOUR: u32 = 32;
 
 /// Applies the changes of a direct plan.
 pub(super) struct Applier {
@@ -56,6 +58,8 @@ struct Table {
     fragile: bool,
     /// Whether the key has a unique index that an upsert can go by.
     unique: bool,
+    /// How many times new rows do not go straight into the table.
+    detour: u32,
     pending: Pending,
 }
 
@@ -130,6 +134,7 @@ impl Applier {
             staged: false,
             made: false,
             number,
+            detour: 0,
             pending: Pending::default(),
         })
     }
@@ -232,6 +237,7 @@ impl Applier {
             let mut full = false;
             while row < batch.len() && !full {
                 let change = table.change(batch, row, new, old, keys.as_deref(), old_keys.as_deref())?;
+                table.pending.mixed |= batch.ops.get(row) != Op::Insert;
                 if !table.fold(change, keys.as_ref().map(|k| &k[row]))? {
                     break;
                 }
@@ -260,6 +266,10 @@ impl Applier {
             !table.exact
         };
         if !in_order {
+            if let Some(applied) = table.straight(session, &pending).await? {
+                self.applied += self.tables[i].booked(applied);
+                return Ok(());
+            }
             if table.fragile {
                 run(session, "SAVEPOINT synctool_apply").await?;
             }
@@ -570,26 +580,52 @@ impl Table {
         }
         (self.made, self.staged) = (true, true);
         let (batch, patterns) = self.staged_rows(pending, changes, many)?;
-        let mut out = BytesMut::new();
-        let binary = self.stage.encoder.form() == CopyForm::Binary;
-        if binary {
-            out.extend_from_slice(COPY_HEADER);
-        }
-        let rows = self.stage.encoder.bind(&batch)?;
-        for row in 0..batch.num_rows() {
-            rows.write(row, &mut out)?;
-        }
-        if binary {
-            out.extend_from_slice(COPY_TRAILER);
-        }
-        let stream = session.copy_in::<_, Bytes>(&self.stage.copy).await?;
-        let mut stream = Box::pin(stream);
-        while !out.is_empty() {
-            let chunk = out.split_to(out.len().min(256 << 10)).freeze();
-            stream.feed(chunk).await?;
-        }
-        stream.as_mut().finish().await?;
+        let rows = (0..batch.num_rows()).map(|row| (0, row));
+        let out = encoded(&self.stage.encoder, std::slice::from_ref(&batch), rows, pending.bytes)?;
+        copy_in(session, &self.stage.copy, out).await?;
         Ok(patterns)
+    }
+
+    /// Copies rows that are new into the table itself. `None` if they have to go the other way: because there is
+    /// something else among them, or because one of them is there already.
+    async fn straight(&mut self, session: &Connection, pending: &Pending) -> Result<Option<Applied>> {
+        let Some(straight) = self.stage.straight.as_ref().filter(|_| self.unique && !pending.mixed) else {
+            return Ok(None);
+        };
+        if self.detour > 0 {
+            self.detour -= 1;
+            return Ok(None);
+        }
+        let mut rows = Vec::with_capacity(pending.changes.len());
+        for change in &pending.changes {
+            match change.cells {
+                Cells::Whole((batch, row)) => rows.push((batch as usize, row as usize)),
+                Cells::Mixed(_) => return Ok(None),
+            }
+        }
+        let written = rows.len() as u64;
+        let out = encoded(&straight.encoder, &pending.batches, rows.into_iter(), pending.bytes)?;
+        run(session, "SAVEPOINT synctool_straight").await?;
+        match copy_in(session, &straight.copy, out).await {
+            Ok(()) => {
+                run(session, "RELEASE SAVEPOINT synctool_straight").await?;
+                Ok(Some(Applied {
+                    written,
+                    inserted: written,
+                    ..Applied::default()
+                }))
+            }
+            Err(Failed::Conflict(_)) => {
+                run(
+                    session,
+                    "ROLLBACK TO SAVEPOINT synctool_straight; RELEASE SAVEPOINT synctool_straight",
+                )
+                .await?;
+                self.detour = DETOUR;
+                Ok(None)
+            }
+            Err(e) => Err(e.error(&self.target.table)),
+        }
     }
 
     /// Changes as rows of the staging table, and the patterns of columns they carry; the first is the whole one.
@@ -794,6 +830,38 @@ impl Table {
         applied.unchanged = applied.written - applied.inserted - applied.updated - applied.deleted;
         Ok(applied)
     }
+}
+
+/// Rows of batches as COPY takes them; they have about so many bytes.
+fn encoded(
+    encoder: &RowEncoder,
+    batches: &[RecordBatch],
+    rows: impl Iterator<Item = (usize, usize)>,
+    bytes: usize,
+) -> Result<BytesMut> {
+    let mut out = BytesMut::with_capacity(bytes + bytes / 2);
+    let binary = encoder.form() == CopyForm::Binary;
+    if binary {
+        out.extend_from_slice(COPY_HEADER);
+    }
+    let bound = batches.iter().map(|b| encoder.bind(b)).collect::<Result<Vec<_>>>()?;
+    for (batch, row) in rows {
+        bound[batch].write(row, &mut out)?;
+    }
+    if binary {
+        out.extend_from_slice(COPY_TRAILER);
+    }
+    Ok(out)
+}
+
+async fn copy_in(session: &Connection, statement: &str, mut data: BytesMut) -> Result<(), Failed> {
+    let mut stream = Box::pin(session.copy_in::<_, Bytes>(statement).await?);
+    while !data.is_empty() {
+        let chunk = data.split_to(data.len().min(256 << 10)).freeze();
+        stream.feed(chunk).await?;
+    }
+    stream.as_mut().finish().await?;
+    Ok(())
 }
 
 async fn run(session: &Connection, statement: &str) -> Result<()> {

@@ -25,6 +25,8 @@ pub(super) struct Pending {
     /// All changes in their order.
     pub(super) changes: Vec<Change>,
     pub(super) nets: Vec<Net>,
+    /// Whether there is anything but new rows.
+    pub(super) mixed: bool,
     by_key: HashMap<Key, usize>,
     /// Keys that change, and keys they change into.
     moving: HashSet<Key>,

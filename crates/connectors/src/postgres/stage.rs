@@ -57,6 +57,15 @@ pub(super) struct Stage {
     create: String,
     pub(super) encoder: RowEncoder,
     pub(super) copy: String,
+    /// The way of whole rows straight into the table, where they need nothing on it.
+    pub(super) straight: Option<Straight>,
+}
+
+/// COPY into the table itself.
+#[derive(Debug)]
+pub(super) struct Straight {
+    pub(super) encoder: RowEncoder,
+    pub(super) copy: String,
 }
 
 impl Stage {
@@ -95,6 +104,17 @@ impl Stage {
         }
         let definition: Vec<String> = names.iter().zip(&types).map(|(n, t)| format!("{n} {t}")).collect();
         let encoder = RowEncoder::new(&staged, &types, None)?;
+        let straight = match columns.iter().all(|c| c.written && c.cast.is_none()) {
+            true => {
+                let encoder = RowEncoder::new(&schema.columns, &target.types, None)?;
+                let names = schema.columns.iter().map(|c| &c.name);
+                Some(Straight {
+                    copy: encoder.copy_statement(&target.table, names),
+                    encoder,
+                })
+            }
+            false => None,
+        };
         let name = quoted(&id);
         Ok(Stage {
             create: format!(
@@ -109,6 +129,7 @@ impl Stage {
             found_by,
             keyless,
             encoder,
+            straight,
         })
     }
 

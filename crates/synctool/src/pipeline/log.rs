@@ -164,6 +164,7 @@ pub(super) fn options(loaded: &Loaded, strategy: &Strategy, run: &RunOptions) ->
             Some(size) => Some(size.0).filter(|n| *n > 0),
             None => defaults.catch_up_bytes,
         },
+        together: true,
         until_now: run.until_caught_up,
         ..defaults
     }

@@ -126,10 +126,6 @@ impl Rows {
         &self.shape
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.ops.is_empty()
-    }
-
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

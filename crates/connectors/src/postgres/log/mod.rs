@@ -78,6 +78,10 @@ pub struct LogOptions {
     pub peek_changes: u32,
     /// Bytes of the log that wait for the reader.
     pub queue_bytes: usize,
+    /// Whether transactions that are at hand one behind the other may come as one, and the rows of each table within
+    /// them together. Who applies them to a database loses nothing by that; it is several times as fast where they are
+    /// small.
+    pub together: bool,
     /// Whether to end where the log ended when it was opened, once every backfill is through.
     pub until_now: bool,
 }
@@ -99,6 +103,7 @@ impl Default for LogOptions {
             catch_up_bytes: Some(256 << 20),
             peek_changes: 200_000,
             queue_bytes: 16 << 20,
+            together: false,
             until_now: false,
         }
     }

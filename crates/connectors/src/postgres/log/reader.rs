@@ -29,6 +29,9 @@ use tokio_util::sync::DropGuard;
 /// How often the server is asked how far it is, while somebody waits for a place in the log.
 const ASK: Duration = Duration::from_millis(10);
 
+/// Transactions join as long as they have less than this part of a batch.
+const JOINED: usize = 4;
+
 /// What the reader shares with the rest of its source.
 #[derive(Debug, Clone)]
 pub(super) struct World {
@@ -101,9 +104,14 @@ pub(super) struct LogReader {
     binary: bool,
     relations: HashMap<u32, Entry>,
     builders: Vec<Option<Rows>>,
-    current: Option<usize>,
+    /// The tables that have rows at hand, in the order of their first ones, and how many bytes these have.
+    at_hand: Vec<usize>,
+    gathered: usize,
+    /// Memory for them.
     hold: Option<Hold>,
     tx: Option<OpenTx>,
+    /// The last transaction that is whole and whose end was not said yet, so that others may join it.
+    joined: Option<OpenTx>,
     position: LogPosition,
     /// A transaction number of about now, with the epoch that the log leaves out.
     xid_near: u64,
@@ -153,9 +161,11 @@ impl LogReader {
             binary,
             relations: HashMap::new(),
             builders: shapes.iter().map(|_| None).collect(),
-            current: None,
+            at_hand: Vec::new(),
+            gathered: 0,
             hold: None,
             tx: None,
+            joined: None,
             position,
             xid_near,
             until,
@@ -169,10 +179,14 @@ impl LogReader {
     fn consume(&mut self, piece: &mut Piece) -> Result<Taken> {
         while self.out.is_empty() {
             let Some((wal, size)) = piece.front()? else {
+                // Nobody waits for what may come.
+                if self.tx.is_none() {
+                    self.close()?;
+                }
                 return Ok(Taken::Ended);
             };
             match wal {
-                Wal::Reached(lsn) => self.reached(lsn),
+                Wal::Reached(lsn) => self.reached(lsn)?,
                 Wal::Change(bytes) => {
                     let message = Message::parse(bytes).map_err(|e| {
                         Error::new(code::SERVER_ERROR, e.to_string()).at("slot", &self.world.options.slot)
@@ -194,7 +208,7 @@ impl LogReader {
                 committed_at,
                 xid,
             } => {
-                self.pass_marks(commit);
+                self.pass_marks(commit)?;
                 let xid = widen(xid, self.xid_near);
                 self.xid_near = self.xid_near.max(xid);
                 self.tx = Some(OpenTx {
@@ -205,8 +219,7 @@ impl LogReader {
                 });
             }
             Message::Commit { end, .. } => {
-                self.flush()?;
-                let Some(tx) = self.tx.take() else {
+                let Some(mut tx) = self.tx.take() else {
                     return Err(out_of_order("a commit without a transaction"));
                 };
                 if !tx.old {
@@ -215,7 +228,12 @@ impl LogReader {
                     if tx.begun {
                         self.world.steering.read_up_to(self.position.lsn);
                     }
-                    self.boundary(Some(tx));
+                    tx.begun |= self.joined.as_ref().is_some_and(|j| j.begun);
+                    self.joined = Some(tx);
+                    let more = self.world.options.together && self.out.is_empty();
+                    if !more || self.gathered >= self.context.batch_bytes / JOINED {
+                        self.close()?;
+                    }
                 }
             }
             Message::Relation(relation) => {
@@ -243,7 +261,10 @@ impl LogReader {
                 ..
             } => {
                 if prefix != HEARTBEAT_PREFIX && !self.tx.as_ref().is_some_and(|t| t.old) {
-                    self.flush()?;
+                    match self.tx.is_none() {
+                        true => self.close()?,
+                        false => self.flush()?,
+                    }
                     if transactional {
                         self.begin();
                     }
@@ -274,12 +295,25 @@ impl LogReader {
         });
     }
 
+    /// Emits the rows at hand, and says that the transactions they are of are at their end.
+    fn close(&mut self) -> Result<()> {
+        self.flush()?;
+        if let Some(tx) = self.joined.take() {
+            self.boundary(Some(tx));
+        }
+        Ok(())
+    }
+
     /// Says that the transaction begins, before the first thing that anybody cares for.
     fn begin(&mut self) {
+        let joins = self.joined.as_ref().is_some_and(|j| j.begun);
         if let Some(tx) = &mut self.tx
             && !tx.begun
         {
             tx.begun = true;
+            if joins {
+                return;
+            }
             self.out.push_back(Event::Begin(Tx {
                 id: tx.xid,
                 committed_at: Some(tx.committed_at),
@@ -288,47 +322,51 @@ impl LogReader {
     }
 
     /// Every transaction before `lsn` has been taken.
-    fn reached(&mut self, lsn: Lsn) {
+    fn reached(&mut self, lsn: Lsn) -> Result<()> {
         if self.tx.is_none() {
+            self.close()?;
             self.world.steering.reached(lsn);
         }
         if self.tx.is_some() || lsn <= self.position.lsn && self.world.marks.is_empty() {
-            return;
+            return Ok(());
         }
         let before = self.position.lsn;
         self.position.lsn = before.max(lsn);
         let asked = self.until.is_some_and(|until| before < until && until <= lsn);
         let quiet = lsn > before && self.quiet_since.elapsed() >= self.world.options.status_interval;
-        if !self.pass_marks(lsn) {
+        if !self.pass_marks(lsn)? {
             if asked || quiet {
                 self.boundary(None);
             } else {
                 self.position.lsn = before;
             }
         }
+        Ok(())
     }
 
     /// Puts marks that nobody wrote where their place is reached.
-    fn pass_marks(&mut self, at: Lsn) -> bool {
+    fn pass_marks(&mut self, at: Lsn) -> Result<bool> {
         let mut any = false;
         while let Some(content) = self.world.marks.reached(at) {
+            self.close()?;
             self.message(WATERMARK_PREFIX, content.as_bytes());
             any = true;
         }
         if any {
             self.boundary(None);
         }
-        any
+        Ok(any)
     }
 
     /// Emits the rows at hand.
     fn flush(&mut self) -> Result<()> {
-        if let Some(index) = self.current.take()
-            && let Some(rows) = &mut self.builders[index]
-            && !rows.is_empty()
-        {
-            let batch = rows.finish(self.hold.take().unwrap_or_default())?;
-            self.out.push_back(Event::Rows(batch));
+        let hold = self.hold.take_if(|_| !self.at_hand.is_empty()).unwrap_or_default();
+        self.gathered = 0;
+        for index in std::mem::take(&mut self.at_hand) {
+            if let Some(rows) = &mut self.builders[index] {
+                let batch = rows.finish(hold.clone())?;
+                self.out.push_back(Event::Rows(batch));
+            }
         }
         Ok(())
     }
@@ -352,7 +390,8 @@ impl LogReader {
             }
             Some(Entry::Table { index, places, .. }) => (*index, places.clone()),
         };
-        if self.current.is_some_and(|c| c != index) {
+        // Where transactions stay apart, so do the tables' turns within one.
+        if !self.world.options.together && self.at_hand.first().is_some_and(|first| *first != index) {
             self.flush()?;
         }
         let size = new.map_or(0, |t| t.size()) + old.map_or(0, |o| o.tuple().size());
@@ -366,7 +405,7 @@ impl LogReader {
             )
             .hint("raise max_row_bytes; nothing was lost: the log is read from the same place again"));
         }
-        if self.hold.is_some() && self.current.is_some() && size > self.context.batch_bytes {
+        if self.hold.is_some() && !self.at_hand.is_empty() && size > self.context.batch_bytes {
             // A giant needs a reservation of its own.
             self.flush()?;
         }
@@ -380,14 +419,18 @@ impl LogReader {
             none => none.insert(Rows::new(self.world.shapes.all()[index].clone(), binary)),
         };
         let table = rows.shape().table.clone();
+        let before = rows.bytes();
         match (new, old) {
             (Some(new), old) => rows.put(op, new, old, &places),
             (None, Some(old)) => rows.remove(old, &places),
             (None, None) => Ok(()),
         }
         .map_err(|e| e.at("table", table.to_string()))?;
-        self.current = Some(index);
-        if rows.bytes() >= self.context.batch_bytes {
+        self.gathered += rows.bytes() - before;
+        if !self.at_hand.contains(&index) {
+            self.at_hand.push(index);
+        }
+        if self.gathered >= self.context.batch_bytes {
             self.flush()?;
         }
         Ok(None)
@@ -549,6 +592,7 @@ impl LogReader {
     fn is_over(&self) -> bool {
         self.until.is_some_and(|until| self.position.lsn >= until)
             && self.tx.is_none()
+            && self.joined.is_none()
             && self.world.marks.is_empty()
             && self.world.steering.requests().left() == 0
     }

@@ -53,6 +53,8 @@ impl Capture {
             options: LogOptions {
                 slot: format!("s_{}", from.name()),
                 heartbeat: None,
+                // Both ways end equal.
+                together: server.version() == PgVersion::V18,
                 ..LogOptions::default()
             },
             url: from.url(),

@@ -274,6 +274,19 @@ on_servers! {
         assert_eq!(f.destination.publish(&p).await.unwrap().applied.written, 4);
     }
 
+    async fn new_rows_that_are_there_already_are_put(version: PgVersion) {
+        let f = fixture(version).await;
+        let (table, _, mut s) = direct(&f, &items()).await;
+        s.write(rows(&table, Op::Insert, item_rows([(1, "a", 1), (2, "b", 2)]))).await.unwrap();
+        assert_eq!(s.commit(&[advance("log", None, "1", false)]).await.unwrap(), Applied::inserts(2));
+        s.write(rows(&table, Op::Insert, item_rows([(3, "c", 3), (2, "z", 9), (1, "a", 1)]))).await.unwrap();
+        let applied = s.commit(&[advance("log", Some("1"), "2", false)]).await.unwrap();
+        assert_eq!(applied, Applied { written: 3, inserted: 1, updated: 1, unchanged: 1, ..Applied::default() });
+        s.write(rows(&table, Op::Insert, item_rows([(4, "d", 4)]))).await.unwrap();
+        assert_eq!(s.commit(&[advance("log", Some("2"), "3", false)]).await.unwrap(), Applied::inserts(1));
+        assert_eq!(f.db.psql("SELECT string_agg(id || name || price, ' ' ORDER BY id) FROM items"), "1a1 2z9 3c3 4d4");
+    }
+
     async fn ranges_truncates_nets_and_new_columns(version: PgVersion) {
         let f = fixture(version).await;
         let (table, _, mut s) = direct(&f, &items()).await;

@@ -249,10 +249,15 @@ impl Scratch {
     /// A session in one of its databases, where it must be read from. Fails with a transient error while it is not
     /// consistent yet.
     pub async fn connect(&self, database: &str) -> Result<Connection> {
+        Postgres::open(self.address(database))?.connect().await
+    }
+
+    /// Where one of its databases is found.
+    pub fn address(&self, database: &str) -> PostgresConfig {
         let socket = self.config.directory.join("socket");
         let mut config = PostgresConfig::new(socket.display().to_string(), PORT, &self.config.role, database);
         config.application_name = "synctool scratch".into();
-        Postgres::open(config)?.connect().await
+        config
     }
 
     /// How far it has replayed; None while it cannot be asked.

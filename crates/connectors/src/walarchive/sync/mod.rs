@@ -9,9 +9,11 @@
 //! anew: the next batch follows from the same place.
 
 mod apply;
+mod copy;
 mod tend;
+mod verify;
 
-pub use tend::Compared;
+pub use verify::Compared;
 
 use super::archive::{self, Archive, Listing};
 use super::base::Backup;
@@ -23,6 +25,7 @@ use super::journal::{self, Entry, Net, Tallies};
 use super::scratch::{Scratch, ScratchConfig};
 use super::sql;
 use super::tables::{self, Found, Name};
+use super::touched::Room;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
 use std::collections::BTreeMap;
@@ -53,6 +56,12 @@ pub struct SyncConfig {
     pub replay_patience: Duration,
     /// Hours of a metrics window.
     pub metric_hours: u32,
+    /// Ranges of a large table that are copied at once.
+    pub copy_jobs: usize,
+    /// Bytes of such a range; a table of no more is copied in one go.
+    pub copy_range: u64,
+    /// Touched rows that are kept in memory; more go into a file.
+    pub touched_rows: usize,
 }
 
 /// How far a look at the archive came.
@@ -88,6 +97,8 @@ pub struct DataSync {
     planned: Option<Lsn>,
     /// Whether the scratch server was brought to the stored place since we opened it.
     standing: bool,
+    /// Whether copies that an earlier process began were looked for.
+    resumed: bool,
     /// What the scan holds beyond the last batch.
     taken: Vec<SegmentName>,
 }
@@ -176,15 +187,20 @@ impl DataSync {
             scratch.within(applied.max(planned.unwrap_or_default()))?;
         }
         let history = history(&config.archive, timeline).await?;
+        let room = Room {
+            rows: config.touched_rows,
+            directory: config.scratch.directory.clone(),
+        };
         Ok(DataSync {
             follower: Follower::new(config.archive.clone(), identity, history, start, config.patience),
-            scan: Scan::new(identity, None, start, applied.unwrap_or(start)),
+            scan: Scan::new(identity, None, start, applied.unwrap_or(start), room),
             config,
             scratch,
             local,
             applied,
             planned,
             standing: false,
+            resumed: false,
             taken: Vec::new(),
         })
     }
@@ -217,6 +233,7 @@ impl DataSync {
         }
         self.standing = true;
         let Some(to) = self.planned else {
+            self.resume_copies(applied).await?;
             return self.next_batch(applied).await;
         };
         while self.scan.position() < to {
@@ -325,50 +342,6 @@ impl DataSync {
         Ok((there, here))
     }
 
-    /// Whether the scratch server can be read here, and every touch from here on is known.
-    fn is_consistent(&self) -> bool {
-        let ended = match self.scratch.label().from_standby {
-            true => self.scan.position() >= self.scratch.control().min_recovery,
-            false => self.scan.backup_ended(),
-        };
-        ended && self.scan.is_complete()
-    }
-
-    /// Replays until nothing open began before the scan, and copies the selected tables there.
-    async fn first_copy(&mut self) -> Result<Step> {
-        let began = Instant::now();
-        loop {
-            // An earlier attempt may have let more through: the scratch server stands behind that.
-            let next = self.follower.awaited().to_string();
-            if self.is_consistent() && !self.scratch.admitted(&next) {
-                break;
-            }
-            if let Some(why) = self.take().await? {
-                return Ok(Step::Idle(why));
-            }
-        }
-        let batch = self.scan.finish();
-        self.open_gate(batch.to, batch.parameters.as_ref()).await?;
-        failpoint("datasync.first_copy")?;
-        let session = self.session().await?;
-        let (there, here) = self.find(&session).await?;
-        self.begin().await?;
-        for (name, table) in &there.tables {
-            match tables::is_blocked(&session, table).await? {
-                true => self.wait_for_lock(table, batch.to).await?,
-                false => {
-                    let local = here.tables.get(name);
-                    self.bring(&session, table, local, Work::Whole, batch.to, batch.to, false)
-                        .await?;
-                }
-            }
-        }
-        self.note_selected(&there).await?;
-        self.move_to(&batch, &BTreeMap::new(), &BTreeMap::new(), began).await?;
-        self.standing = true;
-        Ok(Step::Applied(batch.to))
-    }
-
     async fn next_batch(&mut self, applied: Lsn) -> Result<Step> {
         // A segment in which nothing ends is no batch.
         while self.taken.len() < self.config.batch_segments || self.scan.position() <= applied {
@@ -412,11 +385,7 @@ impl DataSync {
             if known.get(name).is_none_or(|k| k.state != State::Synced) {
                 continue;
             }
-            let Some(changes) = files
-                .get(name)
-                .and_then(|file| batch.files.get(file))
-                .filter(|c| !c.whole)
-            else {
+            let Some(changes) = files.get(name).and_then(|file| batch.files.get(file)) else {
                 continue;
             };
             if tables::is_blocked(&session, table).await? {
@@ -424,8 +393,13 @@ impl DataSync {
                 files.remove(name);
                 continue;
             }
-            for at in changes.addresses.chunks(CHUNK) {
-                let read = sql::read_pre(&name.0, &name.1, &table.identity(), at)?;
+            let mut walk = changes.addresses.walk()?;
+            loop {
+                let at = walk.next(CHUNK)?;
+                if at.is_empty() {
+                    break;
+                }
+                let read = sql::read_pre(&name.0, &name.1, &table.identity(), &at)?;
                 let what = format!("reading {} before the batch", table.display());
                 rows += tables::copy(&session, &read, &self.local, sql::WRITE_PRE, &what).await?;
             }
@@ -495,7 +469,6 @@ impl DataSync {
                 _ if !synced || file.is_none() || file != after.get(name) => Work::Whole,
                 // Old rows may look different now though nothing touched them.
                 _ if shapes.get(name) != Some(&table.shape()) => Work::Whole,
-                Some(changes) if changes.whole => Work::Whole,
                 Some(changes) => Work::Rows(&changes.addresses),
                 None => Work::Nothing,
             };
@@ -637,6 +610,7 @@ impl DataSync {
             operations: Some(all.operations),
             net: Some(all.net),
             took: Some(began.elapsed()),
+            details: batch.is_spilled().then(|| serde_json::json!({ "touched_rows": "in a file" })),
             ..Entry::new(
                 "info",
                 "batch",

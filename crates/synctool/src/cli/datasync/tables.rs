@@ -142,7 +142,10 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
             (_, Some(why)) => format!("not compared: {why}"),
             (true, None) => "equal".into(),
             (false, None) => format!(
-                "DIFFERENT; synctool datasync resync {}",
+                "DIFFERENT{}; synctool datasync resync {}",
+                table["different_rows"]
+                    .as_u64()
+                    .map_or_else(String::new, |n| format!(" in {} rows", out::number(n))),
                 table["table"].as_str().unwrap_or_default()
             ),
         };

@@ -150,7 +150,7 @@ class Archives:
     def phases(self):
         """What the last batch took, as its own log has it."""
         return self.destination.psql(
-            "SELECT duration_ms || ' ms, ' || coalesce(details::text, '') FROM data_sync_logs WHERE event = 'batch' ORDER BY id DESC LIMIT 1"
+            "SELECT duration_ms || ' ms, ' || coalesce(details - 'touched_rows_in_a_file', '{}')::text FROM data_sync_logs WHERE event = 'batch' ORDER BY id DESC LIMIT 1"
         )
 
     def native(self):

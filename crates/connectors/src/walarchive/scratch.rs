@@ -54,6 +54,8 @@ const FINISHED: &str = "finished";
 const LABEL: &str = "backup_label";
 /// It listens only on its own socket, so that any number will do.
 pub const PORT: u16 = 5432;
+/// How often a server that waits is told that there may be something.
+const TELL: Duration = Duration::from_millis(200);
 /// How long a predecessor that was killed may be in the way.
 const RETRY: Duration = Duration::from_secs(20);
 /// The longest path of a socket.
@@ -215,6 +217,14 @@ impl Scratch {
         )
     }
 
+    /// The same with a file beside the gate, which moves there.
+    pub fn admit_file(&self, name: &str, file: &Path) -> Result<()> {
+        let failed = |e: std::io::Error| file_error(file, &e);
+        let open = fs::File::open(file).map_err(failed)?;
+        settle_file(&open, file, self.server.account).map_err(failed)?;
+        fs::rename(file, self.config.directory.join("gate").join(name)).map_err(failed)
+    }
+
     /// Whether a file was let through.
     pub fn admitted(&self, name: &str) -> bool {
         self.config.directory.join("gate").join(name).is_file()
@@ -298,8 +308,15 @@ impl Scratch {
     pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
         let mut last = (None, Instant::now());
         let mut session = None;
+        let mut told: Option<Instant> = None;
         loop {
             let at = self.ask(&mut session).await?;
+            // A server that waits for its log looks again when its settings are read again.
+            let waits = at != Some(lsn) && at == last.0 && told.is_none_or(|told| told.elapsed() > TELL);
+            if waits {
+                self.server.pg_ctl(&["reload", "-s"]).await?;
+                told = Some(Instant::now());
+            }
             match at {
                 Some(at) if at == lsn => return Ok(()),
                 Some(at) if at > lsn => {
@@ -504,7 +521,8 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
         ("primary_slot_name", ""),
         ("restore_command", &restore),
         ("recovery_target_timeline", "latest"),
-        ("wal_retrieve_retry_interval", "200ms"),
+        // It is told when there is something: looking again and again costs, and fills its log.
+        ("wal_retrieve_retry_interval", "1min"),
         ("archive_mode", "off"),
         ("max_standby_archive_delay", "-1"),
         ("max_standby_streaming_delay", "-1"),
@@ -549,13 +567,17 @@ fn put(path: &Path, content: &[u8], account: Option<(u32, u32)>) -> Result<()> {
     let failed = |e: std::io::Error| file_error(path, &e);
     let mut file = fs::File::create(&draft).map_err(failed)?;
     file.write_all(content).map_err(failed)?;
-    file.set_permissions(fs::Permissions::from_mode(0o600))
-        .map_err(failed)?;
-    if let Some((uid, gid)) = account {
-        chown(&draft, Some(uid), Some(gid)).map_err(failed)?;
-    }
-    file.sync_all().map_err(failed)?;
+    settle_file(&file, &draft, account).map_err(failed)?;
     fs::rename(&draft, path).map_err(failed)
+}
+
+/// A file is on the disk, and its owner's alone.
+fn settle_file(file: &fs::File, path: &Path, account: Option<(u32, u32)>) -> std::io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    if let Some((uid, gid)) = account {
+        chown(path, Some(uid), Some(gid))?;
+    }
+    file.sync_all()
 }
 
 /// Gives everything to the server's user, and to nobody else.

@@ -188,19 +188,26 @@ pub fn only(schema: &str, name: &str) -> Result<String> {
     Ok(format!("tableoid = {}::regclass", literal(&table(schema, name))?))
 }
 
-/// Rows that were there before and are there now.
-pub fn count_kept(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
+/// Finds the local rows of pre-images by their key.
+fn by_key(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
     let same: Vec<String> = key
         .iter()
         .enumerate()
-        .map(|(i, (column, kind))| format!("q.{} = p.row_text[{}]::{kind}", ident(column), i + 1))
+        .map(|(i, (column, kind))| format!("t.{} = p.row_text[{}]::{kind}", ident(column), i + 1))
         .collect();
     Ok(format!(
-        "SELECT count(*) FROM pg_temp.datasync_post q JOIN synctool.datasync_pre p ON {}
-         WHERE p.schema_name = {} AND p.table_name = {}",
+        "{} AND p.schema_name = {} AND p.table_name = {}",
         same.join(" AND "),
         literal(schema)?,
         literal(name)?
+    ))
+}
+
+/// Rows that were there before and are there now.
+pub fn count_kept(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
+    let (target, same) = (table(schema, name), by_key(schema, name, key)?);
+    Ok(format!(
+        "SELECT count(*) FROM ONLY {target} t, synctool.datasync_pre p WHERE {same}"
     ))
 }
 
@@ -278,34 +285,11 @@ pub fn write_rows(target: &str, columns: &[&str]) -> String {
     format!("COPY {target} ({}) FROM STDIN", idents(columns))
 }
 
-/// A table for the rows as they are now, without any constraint.
-pub fn create_post(schema: &str, name: &str, columns: &[&str]) -> String {
-    format!(
-        "DROP TABLE IF EXISTS pg_temp.datasync_post;
-         CREATE TEMP TABLE datasync_post ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA",
-        idents(columns),
-        table(schema, name)
-    )
-}
-
-/// Deletes the rows whose key stands among the pre-images or among the rows as they are now.
+/// Deletes the rows whose key stands among the pre-images.
 pub fn delete_by_key(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
-    let pre: Vec<String> = key
-        .iter()
-        .enumerate()
-        .map(|(i, (column, kind))| format!("t.{} = p.row_text[{}]::{kind}", ident(column), i + 1))
-        .collect();
-    let post: Vec<String> = key
-        .iter()
-        .map(|(column, _)| format!("t.{0} = q.{0}", ident(column)))
-        .collect();
-    let (target, schema, name) = (table(schema, name), literal(schema)?, literal(name)?);
+    let (target, same) = (table(schema, name), by_key(schema, name, key)?);
     Ok(format!(
-        "DELETE FROM ONLY {target} t WHERE t.ctid IN (
-            SELECT t.ctid FROM ONLY {target} t JOIN synctool.datasync_pre p ON {} WHERE p.schema_name = {schema} AND p.table_name = {name}
-            UNION SELECT t.ctid FROM ONLY {target} t JOIN pg_temp.datasync_post q ON {})",
-        pre.join(" AND "),
-        post.join(" AND ")
+        "DELETE FROM ONLY {target} t USING synctool.datasync_pre p WHERE {same}"
     ))
 }
 

@@ -164,8 +164,11 @@ fn walk(range: &WalRange, mut each: impl FnMut(&Record<'_>) -> Result<bool>) -> 
         notes: Vec::new(),
     };
     let mut decoder: Option<Decoder> = None;
+    let mut bytes = Vec::new();
     for (_, path) in segments(&range.paths)? {
-        let (identity, start, bytes) = archive::read_part(&path)?;
+        let identity;
+        let start;
+        (identity, start, bytes) = archive::read_part(&path, bytes)?;
         let end = Lsn(start.0.saturating_add(identity.segment_size.bytes()));
         if end <= from || start >= to {
             continue;

@@ -5,7 +5,7 @@ use super::super::journal::{self, Entry, Net};
 use super::super::sql;
 use super::super::tables::{self, Found, Name, Table};
 use super::super::touched::Addresses;
-use super::{CHUNK, DataSync};
+use super::{CHUNK, DataSync, by_address};
 use crate::postgres::Connection;
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, ErrorKind, Result, code};
@@ -180,7 +180,7 @@ impl DataSync {
         healed: bool,
     ) -> Result<Net> {
         self.say(SAVE).await?;
-        let trouble = match self.change(session, table, local, work, to, false).await {
+        let mut trouble = match self.change(session, table, local, work, to, false).await {
             Ok(net) => {
                 self.say(DONE).await?;
                 return Ok(net);
@@ -200,7 +200,10 @@ impl DataSync {
                     journal::log(&self.local, &entry).await?;
                     return Ok(net);
                 }
-                Err(e) if is_its_own(&e) => self.say(BACK).await?,
+                Err(e) if is_its_own(&e) => {
+                    self.say(BACK).await?;
+                    trouble = e;
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -309,32 +312,43 @@ impl DataSync {
         Ok(Net::default())
     }
 
-    /// Takes the pre-images away and puts the rows in as they are now.
+    /// Takes the pre-images away and puts the rows in as they are now. All go before the first comes: keys and unique
+    /// values may have changed hands.
     async fn apply(&self, session: &Connection, table: &Table, addresses: &Addresses) -> Result<Net> {
         let (schema, name) = (&table.name.0, &table.name.1);
         let what = format!("changing {}", table.display());
         let run = |e| self.local.error(e, &what);
         let columns = table.stored();
-        self.local
-            .batch_execute(&sql::create_post(schema, name, &columns))
-            .await
-            .map_err(run)?;
-        let write = sql::write_rows("pg_temp.datasync_post", &columns);
-        let mut now = 0;
-        let mut walk = addresses.walk()?;
-        loop {
-            let at = walk.next(CHUNK)?;
-            if at.is_empty() {
-                break;
-            }
-            let read = sql::read_rows(schema, name, &columns, Some(&at));
-            now += tables::copy(session, &read, &self.local, &write, &what).await?;
-        }
-        self.tell_planner("pg_temp.datasync_post", now).await?;
         let sql = "SELECT count(*) FROM synctool.datasync_pre WHERE schema_name = $1 AND table_name = $2";
         let expected: i64 = self.local.query_one(sql, &[schema, name]).await.map_err(run)?.get(0);
-        let key = table.key();
         let before = u64::try_from(expected).unwrap_or_default();
+        let key = table.key();
+        if before > 0 {
+            let delete = match key.is_empty() {
+                true => sql::delete_by_row(schema, name, &columns)?,
+                false => sql::delete_by_key(schema, name, &key)?,
+            };
+            let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
+            if deleted != before {
+                return Err(diverged(
+                    table,
+                    &format!("{deleted} rows were found where {expected} should be"),
+                ));
+            }
+        }
+        let mut walk = addresses.walk()?;
+        let next = || {
+            let at = walk.next(CHUNK)?;
+            Ok((!at.is_empty()).then(|| sql::read_rows(schema, name, &columns, Some(&at))))
+        };
+        let write = sql::write_rows(&sql::table(schema, name), &columns);
+        by_address(session, true).await?;
+        let now = tables::copy_each(session, next, &self.local, &write, &what).await;
+        by_address(session, false).await?;
+        let now = now.map_err(|e| match e.code() == code::DUPLICATE_KEY {
+            true => diverged(table, "a row that production has now meets another one here").caused_by(e),
+            false => e,
+        })?;
         let kept = match key.is_empty() || before == 0 || now == 0 {
             true => 0,
             false => {
@@ -343,35 +357,22 @@ impl DataSync {
                 u64::try_from(kept).unwrap_or_default()
             }
         };
-        let delete = match key.is_empty() {
-            true => sql::delete_by_row(schema, name, &columns)?,
-            false => sql::delete_by_key(schema, name, &key)?,
-        };
-        let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
-        if deleted != before {
-            return Err(Error::new(
-                code::DIFFERENT,
-                format!(
-                    "table {} has diverged: {deleted} rows were found where {expected} should be",
-                    table.display()
-                ),
-            )
-            .at("table", table.display())
-            .hint(format!(
-                "somebody changed the local table; copy it anew: synctool datasync resync {}",
-                table.display()
-            )));
-        }
-        self.local
-            .execute(&sql::insert_from("pg_temp.datasync_post", schema, name, &columns), &[])
-            .await
-            .map_err(run)?;
         Ok(Net {
             added: now.saturating_sub(kept),
             updated: kept,
             deleted: before.saturating_sub(kept),
         })
     }
+}
+
+/// The local rows are not those that production had at the place before.
+fn diverged(table: &Table, how: &str) -> Error {
+    let name = table.display();
+    Error::new(code::DIFFERENT, format!("table {name} has diverged: {how}"))
+        .at("table", name.clone())
+        .hint(format!(
+            "somebody changed the local table; copy it anew: synctool datasync resync {name}"
+        ))
 }
 
 /// Whether an error is one table's trouble: the others can go on without it.

@@ -5,11 +5,11 @@
 use super::super::sql;
 use super::super::tables::{self, Found, Name, Table};
 use super::apply::{COPYING, LOCKED, State, Work, is_its_own};
-use super::{DataSync, Step};
+use super::{DataSync, Phases, Step};
 use crate::postgres::{Connection, Postgres};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result};
 use synctool_core::failpoint::failpoint;
 use synctool_pgwal::Lsn;
@@ -42,6 +42,7 @@ impl DataSync {
         }
         let batch = self.scan.finish();
         self.open_gate(batch.to, batch.parameters.as_ref()).await?;
+        let replayed = began.elapsed();
         failpoint("datasync.first_copy")?;
         let session = self.session().await?;
         let (there, here) = self.find(&session).await?;
@@ -50,7 +51,13 @@ impl DataSync {
             self.set_waiting(table, COPYING).await?;
         }
         self.note_selected(&there).await?;
-        self.move_to(&batch, &BTreeMap::new(), &BTreeMap::new(), began).await?;
+        let phases = Phases {
+            began,
+            planned: Duration::ZERO,
+            replayed,
+            applied: Duration::ZERO,
+        };
+        self.move_to(&batch, &BTreeMap::new(), &BTreeMap::new(), phases).await?;
         self.standing = true;
         self.copy_waiting(&session, &there, &here, batch.to).await?;
         self.resumed = true;

@@ -82,6 +82,17 @@ struct Plan {
     shapes: Vec<(Name, String)>,
 }
 
+/// When a batch began, and what its parts took.
+struct Phases {
+    began: Instant,
+    /// Until the plan was stored.
+    planned: Duration,
+    /// Until the scratch server stood at the new place.
+    replayed: Duration,
+    /// Until the local rows were changed.
+    applied: Duration,
+}
+
 /// A running Data Sync. Only one at a time works on a local database. After an error it is of no use any more: open it
 /// again, so that what is stored says where things stand.
 #[derive(Debug)]
@@ -242,7 +253,7 @@ impl DataSync {
             }
         }
         let batch = self.scan.finish();
-        self.carry_out(batch).await
+        self.carry_out(batch, Instant::now()).await
     }
 
     /// Stops the scratch server.
@@ -289,9 +300,7 @@ impl DataSync {
         files.sort();
         for file in files {
             let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            let bytes = std::fs::read(&file).map_err(|e| archive::file_error(&file, &e))?;
-            self.scratch.admit(&name, &bytes)?;
-            std::fs::remove_file(&file).map_err(|e| archive::file_error(&file, &e))?;
+            self.scratch.admit_file(&name, &file)?;
         }
         self.scratch.start().await?;
         self.scratch.wait_for(to, self.config.replay_patience).await
@@ -352,13 +361,14 @@ impl DataSync {
                 }
             }
         }
+        let began = Instant::now();
         let batch = self.scan.finish();
         // The gate is still shut: the scratch server stands at the old place.
         self.stand(batch.from).await?;
         self.plan(&batch).await?;
         failpoint("datasync.planned")?;
         self.planned = Some(batch.to);
-        self.carry_out(batch).await
+        self.carry_out(batch, began).await
     }
 
     /// The scratch server runs and stands here.
@@ -393,16 +403,17 @@ impl DataSync {
                 files.remove(name);
                 continue;
             }
+            let identity = table.identity();
             let mut walk = changes.addresses.walk()?;
-            loop {
+            let next = || {
                 let at = walk.next(CHUNK)?;
-                if at.is_empty() {
-                    break;
-                }
-                let read = sql::read_pre(&name.0, &name.1, &table.identity(), &at)?;
-                let what = format!("reading {} before the batch", table.display());
-                rows += tables::copy(&session, &read, &self.local, sql::WRITE_PRE, &what).await?;
-            }
+                let read = (!at.is_empty()).then(|| sql::read_pre(&name.0, &name.1, &identity, &at));
+                read.transpose()
+            };
+            let what = format!("reading {} before the batch", table.display());
+            by_address(&session, true).await?;
+            rows += tables::copy_each(&session, next, &self.local, sql::WRITE_PRE, &what).await?;
+            by_address(&session, false).await?;
         }
         self.tell_planner("synctool.datasync_pre", rows).await?;
         let stored = Plan {
@@ -429,8 +440,8 @@ impl DataSync {
     }
 
     /// From a stored plan to the new place.
-    async fn carry_out(&mut self, batch: Batch) -> Result<Step> {
-        let began = Instant::now();
+    async fn carry_out(&mut self, batch: Batch, began: Instant) -> Result<Step> {
+        let planned = began.elapsed();
         let run = |e| self.local.error(e, "reading the plan");
         let row = self
             .local
@@ -452,6 +463,7 @@ impl DataSync {
         let shapes: BTreeMap<Name, String> = stored.shapes.into_iter().collect();
         self.open_gate(batch.to, batch.parameters.as_ref()).await?;
         failpoint("datasync.replayed")?;
+        let replayed = began.elapsed();
         let session = self.session().await?;
         let after = tables::files(&session).await?;
         let (there, here) = self.find(&session).await?;
@@ -492,7 +504,13 @@ impl DataSync {
         self.note_selected(&there).await?;
         let mut names: BTreeMap<RelFile, Name> = BTreeMap::new();
         names.extend(before.into_iter().chain(after).map(|(name, file)| (file, name)));
-        self.move_to(&batch, &names, &nets, began).await?;
+        let phases = Phases {
+            began,
+            planned,
+            replayed: replayed - planned,
+            applied: began.elapsed() - replayed,
+        };
+        self.move_to(&batch, &names, &nets, phases).await?;
         failpoint("datasync.committed")?;
         self.tidy()?;
         self.standing = true;
@@ -543,7 +561,7 @@ impl DataSync {
         batch: &Batch,
         names: &BTreeMap<RelFile, Name>,
         nets: &BTreeMap<Name, Net>,
-        began: Instant,
+        phases: Phases,
     ) -> Result<()> {
         let run = |e| self.local.error(e, "storing the new place");
         let hours = self.config.metric_hours;
@@ -609,8 +627,13 @@ impl DataSync {
             segments,
             operations: Some(all.operations),
             net: Some(all.net),
-            took: Some(began.elapsed()),
-            details: batch.is_spilled().then(|| serde_json::json!({ "touched_rows": "in a file" })),
+            took: Some(phases.began.elapsed()),
+            details: Some(serde_json::json!({
+                "planned_ms": phases.planned.as_millis() as u64,
+                "replayed_ms": phases.replayed.as_millis() as u64,
+                "applied_ms": phases.applied.as_millis() as u64,
+                "touched_rows_in_a_file": batch.is_spilled(),
+            })),
             ..Entry::new(
                 "info",
                 "batch",
@@ -625,6 +648,17 @@ impl DataSync {
         self.taken.clear();
         Ok(())
     }
+}
+
+/// Whether rows are looked up by their addresses, however many are asked for at once: the planner would rather go
+/// through the whole table, again for each part of them.
+async fn by_address(session: &Connection, on: bool) -> Result<()> {
+    let set = match on {
+        true => "SET enable_seqscan = off",
+        false => "RESET enable_seqscan",
+    };
+    let done = session.batch_execute(set).await;
+    done.map_err(|e| session.error(e, "preparing a session of the scratch server"))
 }
 
 /// One process at a time.

@@ -276,7 +276,7 @@ async fn with_little_memory_the_rows_are_the_same() {
         assert!(world.sync_with(config()).await >= 1, "round {round}");
     }
     world.same_as_production();
-    let spilled = "SELECT count(*) > 2 FROM data_sync_logs WHERE event = 'batch' AND details ? 'touched_rows'";
+    let spilled = "SELECT count(*) > 2 FROM data_sync_logs WHERE event = 'batch' AND details -> 'touched_rows_in_a_file' = 'true'";
     assert_eq!(world.local.psql(spilled), "t");
     let left = std::fs::read_dir(world.place.path().join("scratch")).unwrap();
     let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();

@@ -143,9 +143,11 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
             (true, None) => "equal".into(),
             (false, None) => format!(
                 "DIFFERENT{}; synctool datasync resync {}",
-                table["different_rows"]
-                    .as_u64()
-                    .map_or_else(String::new, |n| format!(" in {} rows", out::number(n))),
+                match table["different_rows"].as_u64() {
+                    Some(1) => " in 1 row".into(),
+                    Some(n) => format!(" in {} rows", out::number(n)),
+                    None => String::new(),
+                },
                 table["table"].as_str().unwrap_or_default()
             ),
         };

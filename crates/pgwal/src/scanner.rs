@@ -176,7 +176,9 @@ impl Scanner {
             if self.held <= self.limit / 2 || rows == 0 {
                 break;
             }
-            let Some(pending) = self.pending.get_mut(&xid) else { continue };
+            let Some(pending) = self.pending.get_mut(&xid) else {
+                continue;
+            };
             pending.overflowed = true;
             self.held -= rows;
             given.push(Overflow {

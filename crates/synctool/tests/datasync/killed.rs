@@ -136,7 +136,9 @@ fn a_killed_copy_of_a_large_table_goes_on_at_the_first_range_that_is_missing() {
     let at = "SELECT applied_lsn FROM synctool.datasync_state";
     let place = world.local.psql(at);
     // Meanwhile production goes on; the copy is finished where it was begun.
-    world.production.psql("UPDATE large SET body = 'changed' WHERE id % 7 = 0; DELETE FROM large WHERE id > 19000");
+    world
+        .production
+        .psql("UPDATE large SET body = 'changed' WHERE id % 7 = 0; DELETE FROM large WHERE id > 19000");
     world.archived();
     run.clone().at("datasync.before_range", 2).run().assert_killed();
     assert_eq!(world.local.psql(at), place);
@@ -144,7 +146,13 @@ fn a_killed_copy_of_a_large_table_goes_on_at_the_first_range_that_is_missing() {
     let second = ranges(&world);
     assert!(second.is_superset(&first) && second.len() == 3, "{first:?} {second:?}");
     run.clone().at("datasync.table_copied", 1).run().assert_killed();
-    assert_eq!((of_copies(&world, "NOT done"), world.local.psql("SELECT count(*) FROM large")), (0, "0".into()));
+    assert_eq!(
+        (
+            of_copies(&world, "NOT done"),
+            world.local.psql("SELECT count(*) FROM large")
+        ),
+        (0, "0".into())
+    );
     assert!(ranges(&world).is_superset(&second));
     run.run().assert_success();
     world.same(&["large", "small"]);

@@ -91,13 +91,7 @@ impl DataSync {
     }
 
     /// Copies every table that holds no copy, each in a transaction of its own.
-    pub(super) async fn copy_waiting(
-        &self,
-        session: &Connection,
-        there: &Found,
-        here: &Found,
-        at: Lsn,
-    ) -> Result<()> {
+    pub(super) async fn copy_waiting(&self, session: &Connection, there: &Found, here: &Found, at: Lsn) -> Result<()> {
         let known = self.known().await?;
         for (name, table) in &there.tables {
             let known = known.get(name);
@@ -160,7 +154,11 @@ impl DataSync {
         let (schema, name) = (&table.name.0, &table.name.1);
         let what = format!("copying {}", table.display());
         let run = |e| self.local.error(e, &what);
-        let begun = self.local.query_opt(sql::COPY_BEGUN, &[schema, name]).await.map_err(run)?;
+        let begun = self
+            .local
+            .query_opt(sql::COPY_BEGUN, &[schema, name])
+            .await
+            .map_err(run)?;
         if let Some(row) = begun {
             let (staging, place, is_there): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
             if is_there && place.parse() == Ok(at) {
@@ -184,7 +182,11 @@ impl DataSync {
     /// Forgets what was copied beside a table.
     pub(super) async fn end_copy(&self, name: &Name) -> Result<()> {
         let run = |e| self.local.error(e, "forgetting a copy that was begun");
-        let beside = self.local.query(sql::END_COPY, &[&name.0, &name.1]).await.map_err(run)?;
+        let beside = self
+            .local
+            .query(sql::END_COPY, &[&name.0, &name.1])
+            .await
+            .map_err(run)?;
         for row in beside {
             let drop = sql::drop_staging(row.get(0));
             self.local.batch_execute(&drop).await.map_err(run)?;
@@ -205,7 +207,10 @@ impl DataSync {
             let next = open.lock().map_err(|_| Error::bug("a copy that panicked"))?.pop_front();
             let Some((first, end)) = next else { return Ok(()) };
             here.batch_execute("BEGIN").await.map_err(run)?;
-            let done = here.execute(sql::RANGE_DONE, &[schema, name, &first]).await.map_err(run)?;
+            let done = here
+                .execute(sql::RANGE_DONE, &[schema, name, &first])
+                .await
+                .map_err(run)?;
             if done == 1 {
                 let read = sql::read_range(schema, name, &columns, first, end);
                 tables::copy(&there, &read, &here, &write, &what).await?;

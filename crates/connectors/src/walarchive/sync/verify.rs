@@ -90,7 +90,12 @@ impl Side {
     }
 
     /// Adds every row of some blocks to an account.
-    async fn count(&self, blocks: &[i64], each: i64, rows: &mut BTreeMap<(Vec<Option<String>>, u128), i64>) -> Result<()> {
+    async fn count(
+        &self,
+        blocks: &[i64],
+        each: i64,
+        rows: &mut BTreeMap<(Vec<Option<String>>, u128), i64>,
+    ) -> Result<()> {
         for row in self.source.rows(&self.request, blocks).await? {
             *rows.entry((row.key, row.hash)).or_default() += each;
         }
@@ -180,8 +185,15 @@ impl DataSync {
             // Rows without columns differ only in their number.
             let count = format!("SELECT count(*) FROM ONLY {}", sql::table(&table.name.0, &table.name.1));
             let what = format!("comparing {}", table.display());
-            let theirs = session.query_one(&count, &[]).await.map_err(|e| session.error(e, &what))?;
-            let ours = self.local.query_one(&count, &[]).await.map_err(|e| self.local.error(e, &what))?;
+            let theirs = session
+                .query_one(&count, &[])
+                .await
+                .map_err(|e| session.error(e, &what))?;
+            let ours = self
+                .local
+                .query_one(&count, &[])
+                .await
+                .map_err(|e| self.local.error(e, &what))?;
             let number = |row: &tokio_postgres::Row| u64::try_from(row.get::<_, i64>(0)).ok();
             (one.production_rows, one.local_rows) = (number(&theirs), number(&ours));
             one.equal = one.production_rows == one.local_rows;
@@ -211,7 +223,13 @@ impl DataSync {
         if one.equal {
             return Ok(());
         }
-        let of = |side: &BTreeMap<i64, Block>| differing.iter().filter_map(|b| side.get(b)).map(|b| b.rows).sum::<u64>();
+        let of = |side: &BTreeMap<i64, Block>| {
+            differing
+                .iter()
+                .filter_map(|b| side.get(b))
+                .map(|b| b.rows)
+                .sum::<u64>()
+        };
         if of(&there).max(of(&here)) > LOOKED_AT {
             one.different_rows = None;
             return Ok(());

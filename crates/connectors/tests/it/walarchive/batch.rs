@@ -18,7 +18,10 @@ fn sums(batches: &[Batch]) -> BTreeMap<RelFile, Counts> {
 
 /// Everything a batch says.
 fn told(batch: &Batch) -> String {
-    let mut text = format!("{} {} {} {} {:?}\n", batch.from, batch.to, batch.restart, batch.commits, batch.last_commit);
+    let mut text = format!(
+        "{} {} {} {} {:?}\n",
+        batch.from, batch.to, batch.restart, batch.commits, batch.last_commit
+    );
     for (file, changes) in &batch.files {
         let addresses = changes.addresses.walk().unwrap().next(usize::MAX).unwrap();
         text.push_str(&format!("{file:?} {addresses:?} {:?}\n", changes.hours));

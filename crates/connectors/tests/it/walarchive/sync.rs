@@ -285,14 +285,26 @@ async fn with_little_memory_the_rows_are_the_same() {
     // Hashes of blocks of rows, made by both servers.
     let mut sync = DataSync::open(config()).await.unwrap();
     let (_, proof) = sync.verify().await.unwrap();
-    assert!(proof.iter().all(|c| c.equal && c.different_rows == Some(0)), "{proof:?}");
+    assert!(
+        proof.iter().all(|c| c.equal && c.different_rows == Some(0)),
+        "{proof:?}"
+    );
     world.local.psql(
         "UPDATE acc SET body = body || ' ' WHERE id IN (SELECT min(id) FROM acc); INSERT INTO nokey VALUES (NULL, NULL, NULL);
          DELETE FROM wide WHERE id IN (SELECT max(id) FROM wide); UPDATE leaf_1 SET id = id + 1000 WHERE id = (SELECT min(id) FROM leaf_1)",
     );
     let (_, proof) = sync.verify().await.unwrap();
-    let found: Vec<_> = proof.iter().filter(|c| !c.equal).map(|c| (&*c.table, c.different_rows)).collect();
-    let expected = [("public.acc", 1), ("public.leaf_1", 2), ("public.nokey", 1), ("public.wide", 1)];
+    let found: Vec<_> = proof
+        .iter()
+        .filter(|c| !c.equal)
+        .map(|c| (&*c.table, c.different_rows))
+        .collect();
+    let expected = [
+        ("public.acc", 1),
+        ("public.leaf_1", 2),
+        ("public.nokey", 1),
+        ("public.wide", 1),
+    ];
     assert_eq!(found, expected.map(|(table, n)| (table, Some(n))));
     sync.close().await.unwrap();
 }

@@ -118,11 +118,11 @@ CREATE TABLE IF NOT EXISTS synctool.datasync_requests (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     kind text NOT NULL CHECK (kind IN ('stop', 'resync', 'clear', 'add', 'remove', 'verify')),
     table_name text,
-    taken boolean NOT NULL DEFAULT false,
     done_at timestamptz,
     ok boolean,
     answer text
 );
+ALTER TABLE synctool.datasync_requests ADD COLUMN IF NOT EXISTS taken boolean NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS datasync_requests_open ON synctool.datasync_requests (id) WHERE done_at IS NULL;
 CREATE TABLE IF NOT EXISTS synctool.datasync_service (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),

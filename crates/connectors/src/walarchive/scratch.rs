@@ -55,7 +55,9 @@ const LABEL: &str = "backup_label";
 /// It listens only on its own socket, so that any number will do.
 pub const PORT: u16 = 5432;
 /// How often a server that waits is told that there may be something.
-const TELL: Duration = Duration::from_millis(200);
+const TELL: Duration = Duration::from_millis(100);
+/// The same while it still does not get on.
+const LONGEST_TELL: Duration = Duration::from_secs(5);
 /// How long a predecessor that was killed may be in the way.
 const RETRY: Duration = Duration::from_secs(20);
 /// The longest path of a socket.
@@ -308,14 +310,14 @@ impl Scratch {
     pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
         let mut last = (None, Instant::now());
         let mut session = None;
-        let mut told: Option<Instant> = None;
+        let (mut told, mut pause) = (None, TELL);
         loop {
             let at = self.ask(&mut session).await?;
             // A server that waits for its log looks again when its settings are read again.
-            let waits = at != Some(lsn) && at == last.0 && told.is_none_or(|told| told.elapsed() > TELL);
-            if waits {
+            let rests = told.is_some_and(|told: Instant| told.elapsed() < pause);
+            if at != Some(lsn) && at == last.0 && !rests {
                 self.server.pg_ctl(&["reload", "-s"]).await?;
-                told = Some(Instant::now());
+                (told, pause) = (Some(Instant::now()), (pause * 2).min(LONGEST_TELL));
             }
             match at {
                 Some(at) if at == lsn => return Ok(()),

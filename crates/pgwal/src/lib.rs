@@ -30,7 +30,7 @@ pub use meaning::{Meaning, Parameters, RelFile, Running, Touch, Touched, Truncat
 pub use page::{Identity, Major, PAGE_SIZE, PageHeader};
 pub use record::{Block, Fork, Image, Parts, Record};
 pub use rmgr::{Rmgr, kind};
-pub use scanner::{Committed, Counts, Event, Row, Scanner};
+pub use scanner::{Committed, Counts, Event, Overflow, Row, Scanner};
 pub use segment::{Fork as TimelineFork, History, SegmentName, SegmentSize};
 pub use stats::{Count, Stats};
 pub use xact::{End, Prepared, Timestamp};

@@ -78,8 +78,17 @@ pub struct Committed {
     pub transaction: End,
     /// Every row it touched, in the order of the log for each of its subtransactions.
     pub rows: Vec<Row>,
-    /// Files of which it touched so many rows that their addresses were forgotten.
-    pub large: Vec<(RelFile, Counts)>,
+    /// It and those of its subtransactions whose earlier rows [`Scanner::overflow`] gave away: they belong before `rows`.
+    pub overflowed: Vec<u32>,
+}
+
+/// Earlier rows of an unfinished transaction, for which there is no room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overflow {
+    /// The transaction, or the subtransaction.
+    pub xid: u32,
+    /// The rows, in the order of the log.
+    pub rows: Vec<Row>,
 }
 
 /// What a record told the scanner.
@@ -95,7 +104,7 @@ pub enum Event {
 struct Pending {
     first: Lsn,
     rows: Vec<Row>,
-    large: Vec<(u32, Counts)>,
+    overflowed: bool,
 }
 
 /// Keeps what unfinished transactions touched. A scanner that is started again must be started at
@@ -106,6 +115,8 @@ pub struct Scanner {
     limit: usize,
     held: usize,
     pending: Map<u32, Pending>,
+    /// Transactions that overflowed and came to nothing.
+    withdrawn: Vec<u32>,
     /// Prepared transactions with their subtransactions: they outlive the server.
     prepared: Map<u32, Vec<u32>>,
     /// Transactions that were open before the scan began, as far as they are known and still open.
@@ -119,8 +130,8 @@ pub struct Scanner {
     touches: Vec<Touch>,
 }
 
-/// Rows whose addresses are kept before the largest transaction is asked to forget them: 16 bytes each.
-const LIMIT: usize = 16 << 20;
+/// Rows of unfinished transactions that there is room for: 16 bytes each.
+const LIMIT: usize = 1 << 20;
 
 impl Scanner {
     /// Follows the rows of one database, or of all.
@@ -130,6 +141,7 @@ impl Scanner {
             limit: LIMIT,
             held: 0,
             pending: Map::default(),
+            withdrawn: Vec::new(),
             prepared: Map::default(),
             strangers: None,
             files: Vec::new(),
@@ -142,11 +154,44 @@ impl Scanner {
         }
     }
 
-    /// Keeps at most so many addresses; beyond that the largest transaction keeps only which files it touched.
+    /// There is room for so many rows of unfinished transactions.
     #[must_use]
     pub fn limit(mut self, rows: usize) -> Self {
         self.limit = rows;
         self
+    }
+
+    /// Whether more rows are kept than there is room for. Whoever does not ask lets them grow.
+    pub fn is_full(&self) -> bool {
+        self.held > self.limit
+    }
+
+    /// Gives away what the largest transactions touched so far, until half of the room is free. It is to be kept
+    /// elsewhere until the transaction ends: [`Committed::overflowed`] and [`Scanner::withdrawn`] tell.
+    pub fn overflow(&mut self) -> Vec<Overflow> {
+        let mut largest: Vec<(usize, u32)> = self.pending.iter().map(|(xid, p)| (p.rows.len(), *xid)).collect();
+        largest.sort_unstable_by(|a, b| b.cmp(a));
+        let mut given = Vec::new();
+        for (rows, xid) in largest {
+            if self.held <= self.limit / 2 || rows == 0 {
+                break;
+            }
+            let Some(pending) = self.pending.get_mut(&xid) else {
+                continue;
+            };
+            pending.overflowed = true;
+            self.held -= rows;
+            given.push(Overflow {
+                xid,
+                rows: std::mem::take(&mut pending.rows),
+            });
+        }
+        given
+    }
+
+    /// Transactions that overflowed and came to nothing since this was last asked.
+    pub fn withdrawn(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.withdrawn)
     }
 
     /// The file with this number.
@@ -224,21 +269,14 @@ impl Scanner {
         let pending = self.pending.entry(xid).or_insert_with(|| Pending {
             first: lsn,
             rows: Vec::new(),
-            large: Vec::new(),
+            overflowed: false,
         });
-        if let Some((_, counts)) = pending.large.iter_mut().find(|(f, _)| *f == number) {
-            self.touches.iter().for_each(|touch| counts.touch(touch.what));
-            return;
-        }
         let rows = self.touches.iter().map(|touch| Row {
             file: number,
             touch: *touch,
         });
         pending.rows.extend(rows);
         self.held += self.touches.len();
-        if self.held > self.limit {
-            self.shrink();
-        }
     }
 
     fn number(&mut self, file: RelFile) -> u32 {
@@ -255,27 +293,9 @@ impl Scanner {
         number
     }
 
-    /// Lets the largest transaction forget its addresses.
-    fn shrink(&mut self) {
-        let Some(largest) = self.pending.values_mut().max_by_key(|p| p.rows.len()) else {
-            return;
-        };
-        self.held -= largest.rows.len();
-        for row in std::mem::take(&mut largest.rows) {
-            match largest.large.iter_mut().find(|(file, _)| *file == row.file) {
-                Some((_, counts)) => counts.touch(row.touch.what),
-                None => {
-                    let mut counts = Counts::default();
-                    counts.touch(row.touch.what);
-                    largest.large.push((row.file, counts));
-                }
-            }
-        }
-    }
-
     fn commit(&mut self, record: &Record<'_>, end: End) -> Committed {
         let mut rows = Vec::new();
-        let mut large: Vec<(RelFile, Counts)> = Vec::new();
+        let mut overflowed = Vec::new();
         let ended = std::iter::once(&end.xid).chain(&end.subtransactions);
         for xid in ended {
             if let Some(pending) = self.end(*xid) {
@@ -283,13 +303,7 @@ impl Scanner {
                     true => rows = pending.rows,
                     false => rows.extend(pending.rows),
                 }
-                for (number, counts) in pending.large {
-                    let file = self.file(number);
-                    match large.iter_mut().find(|(f, _)| *f == file) {
-                        Some((_, sum)) => sum.add(counts),
-                        None => large.push((file, counts)),
-                    }
-                }
+                overflowed.extend(pending.overflowed.then_some(*xid));
             }
         }
         Committed {
@@ -297,7 +311,7 @@ impl Scanner {
             end: record.end(),
             transaction: end,
             rows,
-            large,
+            overflowed,
         }
     }
 
@@ -312,7 +326,9 @@ impl Scanner {
     }
 
     fn forget(&mut self, xid: u32) {
-        let _ = self.end(xid);
+        if self.end(xid).is_some_and(|pending| pending.overflowed) {
+            self.withdrawn.push(xid);
+        }
     }
 
     /// Transactions older than the oldest open one have ended, even if a crash let them end without a record.

@@ -1,5 +1,6 @@
 """The cases: who competes in each, and what must come out."""
 
+from archives import Archives
 from logs import Logs
 from measure import Gate
 from pipelines import CANONICAL, COLUMNS, Pipelines
@@ -303,10 +304,67 @@ class LogMixed(LogInserts):
     name, title = "log-mixed", "a log's backlog: small updates, then one transaction with half as many rows as a fifth of the table"
 
 
+class OfArchives(Case):
+    """One production that archives its log; the cases of one benchmark share it and its changes."""
+
+    def __init__(self, bench):
+        super().__init__(bench)
+        self.archives = bench.archives = getattr(bench, "archives", None) or Archives(bench)
+        if not hasattr(self.archives, "target"):
+            self.archives.workload()
+
+
+class DataSync(OfArchives):
+    """Half of the changes are new rows, two fifths changed ones, a tenth deleted ones; 100 in a transaction."""
+
+    name, title = "data-sync", "archived log applied: a fifth as many changes as the table has rows"
+    limit, rss_limit = 1.5, 128
+
+    def contenders(self):
+        return {"synctool datasync run-once": self.ours, "native subscription": self.archives.native}
+
+    def ours(self):
+        sample = self.archives.ours()
+        self.notes.append(f"of these the batch: {self.archives.phases()}")
+        return sample
+
+
+class WalStats(OfArchives):
+    """Every record of the same segments, counted."""
+
+    name, title = "wal-stats", "archived log, its records counted"
+    limit = 1.0
+
+    def contenders(self):
+        return {"synctool wal stats": self.archives.stats, "pg_waldump --stats": self.archives.waldump}
+
+
+class DataSyncSmall(OfArchives):
+    """A running service: 2,000 rows change, then nothing does."""
+
+    name, title = "data-sync-small", "2,000 changed rows arrive at a running service; an idle archive"
+    most, idle_limit, window = 1.0, 0.5, 30
+    rss_limit = 128
+
+    def contenders(self):
+        self.archives.service()
+        return {"synctool, the batch": self.archives.small_batch, "by hand: UPDATE": self.archives.small_by_hand}
+
+    def finish(self):
+        self.idle, scratch = self.archives.idle(self.window)
+        self.notes.append(f"idle, the scratch server keeps {scratch:.2f} % of a core busy")
+        self.archives.end_service()
+
+    def gates(self, samples):
+        yield from super().gates(samples)
+        yield Gate("a small batch", "s", self.most, [s.wall for s in list(samples.values())[0]])
+        yield Gate("CPU of an idle service", "% of a core", self.idle_limit, [self.idle])
+
+
 ALL = {
     case.name: case
     for case in (
         Copy1, Copy2, CopyStages, Parquet, Upsert, Resume, Scale, HashDiff, HashDiffCanonical, Idle, Delta, Aggregate,
-        LogInserts, LogMixed,
+        LogInserts, LogMixed, WalStats, DataSync, DataSyncSmall,
     )
 }  # fmt: skip

@@ -167,7 +167,7 @@ def measure(options, directory):
         result["machine"]["load after"] = " ".join(f"{x:.1f}" for x in os.getloadavg())
     finally:
         runner.stop_all()
-        for server in (source, destination):
+        for server in runner.clusters:
             server.stop()
         # What was measured before an error is of use too.
         if options.json:

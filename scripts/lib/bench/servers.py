@@ -56,8 +56,8 @@ def die_with_parent():
 class Cluster:
     """One server with the database `bench`."""
 
-    def __init__(self, name, directory, programs):
-        self.name, self.programs = name, programs
+    def __init__(self, name, directory, programs, more=None):
+        self.name, self.programs, self.more = name, programs, more or {}
         self.directory = os.path.join(directory, name)
         self.log = os.path.join(self.directory, "server.log")
         # The server refuses to run as root.
@@ -97,7 +97,7 @@ class Cluster:
         raise Unmeasured(f"the server {self.name} did not start\n{tail(self.log)}")
 
     def launch(self):
-        settings = {**SETTINGS, "port": self.port, "unix_socket_directories": ""}
+        settings = {**SETTINGS, **self.more, "port": self.port, "unix_socket_directories": ""}
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(

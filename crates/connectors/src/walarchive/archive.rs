@@ -228,13 +228,13 @@ pub fn read_segment(name: SegmentName, path: &Path) -> Result<Segment, Trouble> 
     }
 }
 
-/// Reads what there is of a segment that need not be whole, for looking at it.
-pub fn read_part(path: &Path) -> Result<(Identity, Lsn, Vec<u8>)> {
+/// Reads what there is of a segment that need not be whole, for looking at it, into the memory of another one.
+pub fn read_part(path: &Path, other: Vec<u8>) -> Result<(Identity, Lsn, Vec<u8>)> {
     let file = File::open(path).map_err(|e| file_error(path, &e))?;
     let malformed = |what: &str| {
         Error::new(code::FILE_MALFORMED, format!("{} {what}", path.display())).at("file", path.display().to_string())
     };
-    let (_, bytes) = compression::unpack(file, LARGEST)
+    let (_, bytes) = compression::unpack_into(file, LARGEST, other)
         .map_err(|e| malformed("is damaged, or only a part of it is there").caused_by(e))?;
     let page = bytes
         .get(..pgwal::PAGE_SIZE)

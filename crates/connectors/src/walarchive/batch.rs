@@ -1,21 +1,20 @@
 //! What committed between two places of the log: which rows to read again, and what to count.
 
 use super::archive::Segment;
+use super::touched::{self, Addresses, Elsewhere, Room, Spill};
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{
-    Committed, Counts, Decoder, Event, Identity, Lsn, Meaning, Parameters, RelFile, Scanner, Timestamp, WalLevel,
+    Committed, Counts, Decoder, Event, Identity, Lsn, Meaning, Parameters, RelFile, Row, Scanner, Timestamp, WalLevel,
 };
 
 const HOUR_MICROS: i64 = 3_600_000_000;
 
 /// Rows of a file that committed transactions touched.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Changes {
-    /// Their addresses, each once, in the order of the file.
-    pub addresses: Vec<(u32, u16)>,
-    /// Whether there were too many to keep: the whole file must be read.
-    pub whole: bool,
+    /// Their addresses.
+    pub addresses: Addresses,
     /// Operations by the hour (since 1970, UTC) in which they committed.
     pub hours: BTreeMap<i64, Counts>,
 }
@@ -30,7 +29,7 @@ impl Changes {
 }
 
 /// What committed between two places.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Batch {
     /// Behind this place.
     pub from: Lsn,
@@ -54,22 +53,26 @@ pub struct Scan {
     decoder: Decoder,
     scanner: Scanner,
     batch: Batch,
+    room: Room,
+    /// Addresses of the batch that are in memory.
+    held: usize,
+    spill: Spill,
+    elsewhere: Elsewhere,
     backup_ended: bool,
 }
 
 impl Scan {
     /// Begins at `start` and collects what commits behind `applied`: for a new scratch server both are where its base
     /// backup begins, later they are the stored restart and the stored position.
-    pub fn new(identity: Identity, database: Option<u32>, start: Lsn, applied: Lsn) -> Self {
-        Self::with(Scanner::new(database), identity, start, applied)
-    }
-
-    /// The same with a scanner of its own limit.
-    pub fn with(scanner: Scanner, identity: Identity, start: Lsn, applied: Lsn) -> Self {
+    pub fn new(identity: Identity, database: Option<u32>, start: Lsn, applied: Lsn, room: Room) -> Self {
         Scan {
             decoder: Decoder::at(identity, start),
-            scanner,
+            scanner: Scanner::new(database).limit(room.rows),
             batch: Batch::new(applied),
+            room,
+            held: 0,
+            spill: Spill::default(),
+            elsewhere: Elsewhere::default(),
             backup_ended: false,
         }
     }
@@ -115,9 +118,34 @@ impl Scan {
         };
         let mut feed = self.decoder.feed(segment.start, &segment.bytes).map_err(damaged)?;
         while let Some(record) = feed.next().map_err(damaged)? {
-            match self.scanner.take(&record).map_err(damaged)? {
-                Some(Event::Committed(commit)) if commit.end > self.batch.from => {
-                    self.batch.add(&self.scanner, &commit);
+            let event = self.scanner.take(&record).map_err(damaged)?;
+            if self.scanner.is_full() {
+                for overflow in self.scanner.overflow() {
+                    self.elsewhere.put(&overflow, &self.room)?;
+                }
+            }
+            match event {
+                Some(Event::Committed(commit)) => {
+                    let counts = commit.end > self.batch.from;
+                    let mut add = |rows: &[Row]| {
+                        if !counts {
+                            return Ok(());
+                        }
+                        self.batch.touch(&self.scanner, &commit, rows);
+                        self.held += rows.len();
+                        if self.held > self.room.rows {
+                            let all = self.batch.files.values_mut().map(|changes| &mut changes.addresses);
+                            self.held = touched::make_room(all, &self.room, &mut self.spill)?;
+                        }
+                        Ok(())
+                    };
+                    for xid in &commit.overflowed {
+                        self.elsewhere.take(*xid, &mut add)?;
+                    }
+                    add(&commit.rows)?;
+                    if counts {
+                        self.batch.add(&commit);
+                    }
                 }
                 Some(Event::Note(Meaning::Parameters(parameters))) => {
                     if parameters.wal_level == Some(WalLevel::Minimal) && record.end() > self.batch.from {
@@ -134,6 +162,9 @@ impl Scan {
                 _ => {}
             }
         }
+        for xid in self.scanner.withdrawn() {
+            self.elsewhere.forget(xid);
+        }
         Ok(())
     }
 
@@ -145,9 +176,9 @@ impl Scan {
         // A record that is still unfinished belongs to what comes: a new scan must see its beginning.
         batch.restart = self.scanner.restart().min(to);
         for changes in batch.files.values_mut() {
-            changes.addresses.sort_unstable();
-            changes.addresses.dedup();
+            changes.addresses.settle();
         }
+        (self.held, self.spill) = (0, Spill::default());
         batch
     }
 }
@@ -165,27 +196,25 @@ impl Batch {
         }
     }
 
-    fn add(&mut self, scanner: &Scanner, commit: &Committed) {
-        let at = commit.transaction.at;
+    /// Whether there were more touched rows than there was room for in memory.
+    pub fn is_spilled(&self) -> bool {
+        self.files.values().any(|changes| changes.addresses.is_spilled())
+    }
+
+    fn add(&mut self, commit: &Committed) {
         self.commits += 1;
-        self.last_commit = self.last_commit.max(Some(at));
-        let hour = at.unix_micros().div_euclid(HOUR_MICROS);
+        self.last_commit = self.last_commit.max(Some(commit.transaction.at));
+    }
+
+    fn touch(&mut self, scanner: &Scanner, commit: &Committed, rows: &[Row]) {
+        let hour = commit.transaction.at.unix_micros().div_euclid(HOUR_MICROS);
         // Rows of one file mostly follow each other.
-        for rows in commit.rows.chunk_by(|a, b| a.file == b.file) {
+        for rows in rows.chunk_by(|a, b| a.file == b.file) {
             let changes = self.files.entry(scanner.file(rows[0].file)).or_default();
             let counts = changes.hours.entry(hour).or_default();
             rows.iter().for_each(|row| counts.touch(row.touch.what));
-            if !changes.whole {
-                changes
-                    .addresses
-                    .extend(rows.iter().map(|row| (row.touch.block, row.touch.offset)));
-            }
-        }
-        for (file, counts) in &commit.large {
-            let changes = self.files.entry(*file).or_default();
-            changes.hours.entry(hour).or_default().add(*counts);
-            changes.whole = true;
-            changes.addresses = Vec::new();
+            let addresses = rows.iter().map(|row| (row.touch.block, row.touch.offset));
+            changes.addresses.extend(addresses);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What Data Sync makes in the local database. The tables and views that users look into stand in `public` under the
 //! names of the brief; what only the program reads stands in the schema `synctool`.
 
-/// Whether everything is there: the view that is made last.
-pub const EXISTS: &str = "SELECT to_regclass('public.data_sync_errors') IS NOT NULL";
+/// Whether everything is there: the table that came last, and the view that is made last.
+pub const EXISTS: &str =
+    "SELECT to_regclass('synctool.datasync_copies') IS NOT NULL AND to_regclass('public.data_sync_errors') IS NOT NULL";
 
 /// Makes it, as one transaction: of two programs that begin at once, the second waits.
 pub const CREATE: &str = "
@@ -87,6 +88,16 @@ CREATE TABLE IF NOT EXISTS synctool.datasync_tables (
     since timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (schema_name, table_name)
 );
+CREATE TABLE IF NOT EXISTS synctool.datasync_copies (
+    schema_name text NOT NULL,
+    table_name text NOT NULL,
+    staging text NOT NULL,
+    at_lsn pg_lsn NOT NULL,
+    first_block bigint NOT NULL,
+    end_block bigint,
+    done boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (schema_name, table_name, first_block)
+);
 CREATE TABLE IF NOT EXISTS synctool.datasync_selected (
     table_name text PRIMARY KEY,
     found boolean NOT NULL
@@ -101,7 +112,7 @@ CREATE TABLE IF NOT EXISTS synctool.datasync_pre (
     table_name text NOT NULL,
     row_text text[] NOT NULL
 );
-CREATE INDEX IF NOT EXISTS datasync_pre_table ON synctool.datasync_pre (schema_name, table_name);
+CREATE INDEX IF NOT EXISTS datasync_pre_table ON synctool.datasync_pre USING brin (schema_name, table_name);
 CREATE TABLE IF NOT EXISTS synctool.datasync_requests (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -111,6 +122,7 @@ CREATE TABLE IF NOT EXISTS synctool.datasync_requests (
     ok boolean,
     answer text
 );
+ALTER TABLE synctool.datasync_requests ADD COLUMN IF NOT EXISTS taken boolean NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS datasync_requests_open ON synctool.datasync_requests (id) WHERE done_at IS NULL;
 CREATE TABLE IF NOT EXISTS synctool.datasync_service (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),

@@ -244,7 +244,7 @@ async fn log_archive(config: &SyncConfig, production: Option<&Production>, all: 
         format!("{} segments in {}", listing.segments.len(), directory.display()),
     ));
     let Some(p) = production else { return };
-    if let Some((identity, _, _)) = paths.first().and_then(|path| archive::read_part(path).ok()) {
+    if let Some((identity, _, _)) = paths.first().and_then(|path| archive::read_part(path, Vec::new()).ok()) {
         if identity.system != p.control.system {
             all.push(bad(
                 "archive's server",

@@ -20,6 +20,7 @@ pub mod scratch;
 mod sql;
 pub mod sync;
 mod tables;
+pub mod touched;
 
 pub use archive::{Archive, Listing, Segment, Trouble};
 pub use base::Backup;
@@ -29,3 +30,4 @@ pub use follow::{Follower, Next, Waiting};
 pub use names::Kind;
 pub use scratch::{Scratch, ScratchConfig};
 pub use sync::{Claim, Compared, DataSync, Step, SyncConfig};
+pub use touched::Room;

@@ -54,6 +54,10 @@ const FINISHED: &str = "finished";
 const LABEL: &str = "backup_label";
 /// It listens only on its own socket, so that any number will do.
 pub const PORT: u16 = 5432;
+/// How often a server that waits is told that there may be something.
+const TELL: Duration = Duration::from_millis(100);
+/// The same while it still does not get on.
+const LONGEST_TELL: Duration = Duration::from_secs(5);
 /// How long a predecessor that was killed may be in the way.
 const RETRY: Duration = Duration::from_secs(20);
 /// The longest path of a socket.
@@ -215,6 +219,14 @@ impl Scratch {
         )
     }
 
+    /// The same with a file beside the gate, which moves there.
+    pub fn admit_file(&self, name: &str, file: &Path) -> Result<()> {
+        let failed = |e: std::io::Error| file_error(file, &e);
+        let open = fs::File::open(file).map_err(failed)?;
+        settle_file(&open, file, self.server.account).map_err(failed)?;
+        fs::rename(file, self.config.directory.join("gate").join(name)).map_err(failed)
+    }
+
     /// Whether a file was let through.
     pub fn admitted(&self, name: &str) -> bool {
         self.config.directory.join("gate").join(name).is_file()
@@ -249,10 +261,15 @@ impl Scratch {
     /// A session in one of its databases, where it must be read from. Fails with a transient error while it is not
     /// consistent yet.
     pub async fn connect(&self, database: &str) -> Result<Connection> {
+        Postgres::open(self.address(database))?.connect().await
+    }
+
+    /// Where one of its databases is found.
+    pub fn address(&self, database: &str) -> PostgresConfig {
         let socket = self.config.directory.join("socket");
         let mut config = PostgresConfig::new(socket.display().to_string(), PORT, &self.config.role, database);
         config.application_name = "synctool scratch".into();
-        Postgres::open(config)?.connect().await
+        config
     }
 
     /// How far it has replayed; None while it cannot be asked.
@@ -293,8 +310,15 @@ impl Scratch {
     pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
         let mut last = (None, Instant::now());
         let mut session = None;
+        let (mut told, mut pause) = (None, TELL);
         loop {
             let at = self.ask(&mut session).await?;
+            // A server that waits for its log looks again when its settings are read again.
+            let rests = told.is_some_and(|told: Instant| told.elapsed() < pause);
+            if at != Some(lsn) && at == last.0 && !rests {
+                self.server.pg_ctl(&["reload", "-s"]).await?;
+                (told, pause) = (Some(Instant::now()), (pause * 2).min(LONGEST_TELL));
+            }
             match at {
                 Some(at) if at == lsn => return Ok(()),
                 Some(at) if at > lsn => {
@@ -499,7 +523,8 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
         ("primary_slot_name", ""),
         ("restore_command", &restore),
         ("recovery_target_timeline", "latest"),
-        ("wal_retrieve_retry_interval", "200ms"),
+        // It is told when there is something: looking again and again costs, and fills its log.
+        ("wal_retrieve_retry_interval", "1min"),
         ("archive_mode", "off"),
         ("max_standby_archive_delay", "-1"),
         ("max_standby_streaming_delay", "-1"),
@@ -544,13 +569,17 @@ fn put(path: &Path, content: &[u8], account: Option<(u32, u32)>) -> Result<()> {
     let failed = |e: std::io::Error| file_error(path, &e);
     let mut file = fs::File::create(&draft).map_err(failed)?;
     file.write_all(content).map_err(failed)?;
-    file.set_permissions(fs::Permissions::from_mode(0o600))
-        .map_err(failed)?;
-    if let Some((uid, gid)) = account {
-        chown(&draft, Some(uid), Some(gid)).map_err(failed)?;
-    }
-    file.sync_all().map_err(failed)?;
+    settle_file(&file, &draft, account).map_err(failed)?;
     fs::rename(&draft, path).map_err(failed)
+}
+
+/// A file is on the disk, and its owner's alone.
+fn settle_file(file: &fs::File, path: &Path, account: Option<(u32, u32)>) -> std::io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    if let Some((uid, gid)) = account {
+        chown(path, Some(uid), Some(gid))?;
+    }
+    file.sync_all()
 }
 
 /// Gives everything to the server's user, and to nobody else.

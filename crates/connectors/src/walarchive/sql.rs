@@ -84,9 +84,12 @@ SELECT EXISTS (SELECT FROM synctool.datasync_requests WHERE done_at IS NULL AND 
         WHERE NOT EXISTS (SELECT FROM public.tables_to_sync s WHERE s.table_name = t.table_name)),
     EXISTS (SELECT FROM synctool.datasync_tables WHERE state = 'waiting')";
 
-/// What is asked for, in order.
+/// What is asked for, in order, and whether somebody began to do it.
 pub const REQUESTS: &str = "
-SELECT id, kind, table_name FROM synctool.datasync_requests WHERE done_at IS NULL AND kind <> 'stop' ORDER BY id";
+SELECT id, kind, table_name, taken FROM synctool.datasync_requests WHERE done_at IS NULL AND kind <> 'stop' ORDER BY id";
+
+/// Says that it is being done: whoever goes on with it begins nothing anew.
+pub const TAKE: &str = "UPDATE synctool.datasync_requests SET taken = true WHERE id = $1";
 
 /// Answers it.
 pub const ANSWER: &str = "
@@ -126,29 +129,85 @@ LEFT JOIN LATERAL (SELECT pg_catalog.array_position(i.indkey::int2[], a.attnum):
     FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary) k ON true
 ORDER BY top.nth, n.nspname, c.relname, a.attnum";
 
-/// Count and hashes of a table's rows, whatever their order.
-pub fn summary(schema: &str, name: &str, columns: &[&str]) -> String {
+/// Whether a table waits for its copy.
+pub const WAITING: &str = "SELECT EXISTS (SELECT FROM synctool.datasync_tables WHERE state = 'waiting')";
+
+/// The blocks of a table, and how large a block is.
+pub const BLOCKS: &str = "
+SELECT pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::bigint, current_setting('block_size')::bigint
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2";
+
+/// A copy that was begun: where its rows are, the place, and whether they are there.
+pub const COPY_BEGUN: &str = "
+SELECT staging, at_lsn::text, to_regclass('synctool.' || staging) IS NOT NULL FROM synctool.datasync_copies
+WHERE schema_name = $1 AND table_name = $2 LIMIT 1";
+
+/// The name of a table beside another.
+pub const STAGING: &str = "SELECT 'datasync_copy_' || md5(quote_ident($1) || '.' || quote_ident($2))";
+
+/// Stores the ranges of a copy; the last has no end.
+pub const BEGIN_COPY: &str = "
+INSERT INTO synctool.datasync_copies (schema_name, table_name, staging, at_lsn, first_block, end_block)
+SELECT $1, $2, $3, $4::text::pg_lsn, b, CASE WHEN b + $6::bigint < $5::bigint THEN b + $6::bigint END
+FROM generate_series(0, $5::bigint - 1, $6::bigint) b";
+
+/// The ranges that are not done.
+pub const OPEN_RANGES: &str = "
+SELECT first_block, end_block FROM synctool.datasync_copies WHERE schema_name = $1 AND table_name = $2 AND NOT done
+ORDER BY first_block";
+
+/// Marks a range as done, in the transaction that brings its rows. A predecessor that was killed may be about to commit
+/// the same: it is waited for, and then there is nothing to do.
+pub const RANGE_DONE: &str = "
+UPDATE synctool.datasync_copies SET done = true
+WHERE schema_name = $1 AND table_name = $2 AND first_block = $3 AND NOT done";
+
+/// Forgets a copy; gives where its rows are.
+pub const END_COPY: &str = "
+WITH gone AS (DELETE FROM synctool.datasync_copies WHERE schema_name = $1 AND table_name = $2 RETURNING staging)
+SELECT DISTINCT staging FROM gone";
+
+/// Makes the table beside another, into which its rows come first.
+pub fn create_staging(staging: &str, schema: &str, name: &str, columns: &[&str]) -> String {
     format!(
-        "SELECT count(*), coalesce(sum(hashtextextended(r, 0)), 0)::text || '/' || coalesce(sum(hashtextextended(r, 7526475342)), 0)::text
-         FROM (SELECT ROW({})::text AS r FROM ONLY {}) q",
+        "CREATE TABLE {} AS SELECT {} FROM {} WITH NO DATA",
+        table("synctool", staging),
         idents(columns),
         table(schema, name)
     )
 }
 
-/// Rows that were there before and are there now.
-pub fn count_kept(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
+/// Removes it.
+pub fn drop_staging(staging: &str) -> String {
+    format!("DROP TABLE IF EXISTS {}", table("synctool", staging))
+}
+
+/// Only the rows that stand in the table itself, not those of tables that inherit from it.
+pub fn only(schema: &str, name: &str) -> Result<String> {
+    Ok(format!("tableoid = {}::regclass", literal(&table(schema, name))?))
+}
+
+/// Finds the local rows of pre-images by their key.
+fn by_key(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
     let same: Vec<String> = key
         .iter()
         .enumerate()
-        .map(|(i, (column, kind))| format!("q.{} = p.row_text[{}]::{kind}", ident(column), i + 1))
+        .map(|(i, (column, kind))| format!("t.{} = p.row_text[{}]::{kind}", ident(column), i + 1))
         .collect();
     Ok(format!(
-        "SELECT count(*) FROM pg_temp.datasync_post q JOIN synctool.datasync_pre p ON {}
-         WHERE p.schema_name = {} AND p.table_name = {}",
+        "{} AND p.schema_name = {} AND p.table_name = {}",
         same.join(" AND "),
         literal(schema)?,
         literal(name)?
+    ))
+}
+
+/// Rows that were there before and are there now.
+pub fn count_kept(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
+    let (target, same) = (table(schema, name), by_key(schema, name, key)?);
+    Ok(format!(
+        "SELECT count(*) FROM ONLY {target} t, synctool.datasync_pre p WHERE {same}"
     ))
 }
 
@@ -211,39 +270,26 @@ pub fn read_rows(schema: &str, name: &str, columns: &[&str], at: Option<&[(u32, 
     )
 }
 
-/// Writes rows into a table.
-pub fn write_rows(target: &str, columns: &[&str]) -> String {
-    format!("COPY {target} ({}) FROM STDIN", idents(columns))
-}
-
-/// A table for the rows as they are now, without any constraint.
-pub fn create_post(schema: &str, name: &str, columns: &[&str]) -> String {
+/// Reads the rows of a range of blocks.
+pub fn read_range(schema: &str, name: &str, columns: &[&str], first: i64, end: Option<i64>) -> String {
+    let end = end.map_or_else(String::new, |end| format!(" AND ctid < '({end},0)'::tid"));
     format!(
-        "DROP TABLE IF EXISTS pg_temp.datasync_post;
-         CREATE TEMP TABLE datasync_post ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA",
+        "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({first},0)'::tid{end}) TO STDOUT",
         idents(columns),
         table(schema, name)
     )
 }
 
-/// Deletes the rows whose key stands among the pre-images or among the rows as they are now.
+/// Writes rows into a table.
+pub fn write_rows(target: &str, columns: &[&str]) -> String {
+    format!("COPY {target} ({}) FROM STDIN", idents(columns))
+}
+
+/// Deletes the rows whose key stands among the pre-images.
 pub fn delete_by_key(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
-    let pre: Vec<String> = key
-        .iter()
-        .enumerate()
-        .map(|(i, (column, kind))| format!("t.{} = p.row_text[{}]::{kind}", ident(column), i + 1))
-        .collect();
-    let post: Vec<String> = key
-        .iter()
-        .map(|(column, _)| format!("t.{0} = q.{0}", ident(column)))
-        .collect();
-    let (target, schema, name) = (table(schema, name), literal(schema)?, literal(name)?);
+    let (target, same) = (table(schema, name), by_key(schema, name, key)?);
     Ok(format!(
-        "DELETE FROM ONLY {target} t WHERE t.ctid IN (
-            SELECT t.ctid FROM ONLY {target} t JOIN synctool.datasync_pre p ON {} WHERE p.schema_name = {schema} AND p.table_name = {name}
-            UNION SELECT t.ctid FROM ONLY {target} t JOIN pg_temp.datasync_post q ON {})",
-        pre.join(" AND "),
-        post.join(" AND ")
+        "DELETE FROM ONLY {target} t USING synctool.datasync_pre p WHERE {same}"
     ))
 }
 
@@ -260,11 +306,11 @@ pub fn delete_by_row(schema: &str, name: &str, columns: &[&str]) -> Result<Strin
     ))
 }
 
-/// Puts the rows in as they are now, identities and all.
-pub fn insert_post(schema: &str, name: &str, columns: &[&str]) -> String {
+/// Puts rows of another table in as they are, identities and all.
+pub fn insert_from(source: &str, schema: &str, name: &str, columns: &[&str]) -> String {
     let columns = idents(columns);
     format!(
-        "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM pg_temp.datasync_post",
+        "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {source}",
         table(schema, name)
     )
 }
@@ -350,7 +396,13 @@ DELETE FROM synctool.datasync_requests WHERE done_at < now() - $1::float8 * inte
 
 /// Forgets the place and everything that belongs to it.
 pub const FORGET_PLACE: &str = "
-BEGIN; DELETE FROM synctool.datasync_state; DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre;
+BEGIN;
+DO $$ DECLARE beside text; BEGIN
+    FOR beside IN SELECT DISTINCT staging FROM synctool.datasync_copies LOOP
+        EXECUTE format('DROP TABLE IF EXISTS synctool.%I', beside);
+    END LOOP;
+END $$;
+DELETE FROM synctool.datasync_copies; DELETE FROM synctool.datasync_state; DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre;
 DELETE FROM synctool.datasync_tables; DELETE FROM synctool.datasync_selected; COMMIT";
 
 /// Publications that would forbid deletes from these tables.

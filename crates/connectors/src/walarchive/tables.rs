@@ -2,7 +2,7 @@
 
 use super::sql;
 use crate::postgres::Connection;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt, pin_mut};
 use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::error::{Error, Result, code};
@@ -243,13 +243,35 @@ pub async fn files(session: &Connection) -> Result<BTreeMap<Name, RelFile>> {
 
 /// Lets rows flow from one COPY into another, byte for byte; returns how many.
 pub async fn copy(from: &Connection, read: &str, to: &Connection, write: &str, what: &str) -> Result<u64> {
-    let rows = from.copy_out(read).await.map_err(|e| from.error(e, what))?;
+    let mut read = Some(read.to_owned());
+    copy_each(from, move || Ok(read.take()), to, write, what).await
+}
+
+/// Lets the rows of several COPYs, one after the other, flow into one; returns how many.
+pub async fn copy_each(
+    from: &Connection,
+    mut next: impl FnMut() -> Result<Option<String>>,
+    to: &Connection,
+    write: &str,
+    what: &str,
+) -> Result<u64> {
+    /// Rows travel together in messages of about this many bytes.
+    const MESSAGE: usize = 64 << 10;
     let sink = to.copy_in::<_, Bytes>(write).await.map_err(|e| to.error(e, what))?;
-    pin_mut!(rows, sink);
-    while let Some(bytes) = rows.next().await {
-        let bytes = bytes.map_err(|e| from.error(e, what))?;
-        sink.send(bytes).await.map_err(|e| to.error(e, what))?;
+    pin_mut!(sink);
+    let mut gathered = BytesMut::with_capacity(MESSAGE);
+    while let Some(read) = next()? {
+        let rows = from.copy_out(&read).await.map_err(|e| from.error(e, what))?;
+        pin_mut!(rows);
+        while let Some(bytes) = rows.next().await {
+            gathered.extend_from_slice(&bytes.map_err(|e| from.error(e, what))?);
+            if gathered.len() >= MESSAGE {
+                let message = std::mem::replace(&mut gathered, BytesMut::with_capacity(MESSAGE + MESSAGE / 4));
+                sink.send(message.freeze()).await.map_err(|e| to.error(e, what))?;
+            }
+        }
     }
+    sink.send(gathered.freeze()).await.map_err(|e| to.error(e, what))?;
     sink.finish().await.map_err(|e| to.error(e, what))
 }
 
@@ -264,4 +286,13 @@ pub async fn is_blocked(session: &Connection, table: &Table) -> Result<bool> {
         Err(e) if e.code().is_some_and(|code| code.code() == "55P03") => Ok(true),
         Err(e) => Err(session.error(e, &format!("reading {}", table.display()))),
     }
+}
+
+/// How many rows a table has, as its size tells: nobody gathers statistics on a standby.
+pub async fn estimated_rows(session: &Connection, table: &Table) -> Result<u64> {
+    /// Rows of a block, about.
+    const DENSITY: u64 = 60;
+    let row = session.query_one(sql::BLOCKS, &[&table.name.0, &table.name.1]).await;
+    let row = row.map_err(|e| session.error(e, &format!("reading {}", table.display())))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default() * DENSITY)
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{BufWriter, Write as _};
 use std::path::PathBuf;
+use std::sync::mpsc;
 use synctool_connectors::walarchive::archive::{self, Listing};
 use synctool_connectors::walarchive::names::Kind;
 use synctool_core::error::{Error, Result, code};
@@ -163,40 +164,58 @@ fn walk(range: &WalRange, mut each: impl FnMut(&Record<'_>) -> Result<bool>) -> 
         end: Lsn(0),
         notes: Vec::new(),
     };
-    let mut decoder: Option<Decoder> = None;
-    for (_, path) in segments(&range.paths)? {
-        let (identity, start, bytes) = archive::read_part(&path)?;
-        let end = Lsn(start.0.saturating_add(identity.segment_size.bytes()));
-        if end <= from || start >= to {
-            continue;
-        }
-        walk.segments += 1;
-        walk.identity = Some(identity);
-        let follows = decoder
-            .as_ref()
-            .is_some_and(|d| d.needs() == start && *d.identity() == identity);
-        if !follows && decoder.is_some() {
-            walk.notes
-                .push(format!("{} does not follow what was read before", path.display()));
-        }
-        let current = match decoder.as_mut().filter(|_| follows) {
-            Some(current) => current,
-            None => decoder.insert(Decoder::seek(identity, start)),
-        };
-        match records(current, start, &bytes, from, to, &mut walk, &mut each) {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(Stopped::Log(pgwal::Error::EndOfLog { at })) => {
-                walk.notes.push(format!("the log ends at {at} in {}", path.display()));
-                decoder = None;
+    let files = segments(&range.paths)?;
+    // The next segment is read while this one is looked into.
+    let (send, read) = mpsc::sync_channel(1);
+    let (give_back, spare) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for (_, path) in files {
+                let part = archive::read_part(&path, spare.try_recv().unwrap_or_default());
+                // Nobody wants more.
+                if send.send((path, part)).is_err() {
+                    return;
+                }
             }
-            Err(Stopped::Log(error)) => {
-                let what = format!("{} cannot be read further: {error}", path.display());
-                return Err(Error::new(code::WAL_DAMAGED, what).at("file", path.display().to_string()));
+        });
+        let mut decoder: Option<Decoder> = None;
+        for (path, part) in read {
+            let (identity, start, bytes) = part?;
+            let end = Lsn(start.0.saturating_add(identity.segment_size.bytes()));
+            if end <= from || start >= to {
+                continue;
             }
-            Err(Stopped::Us(error)) => return Err(error),
+            walk.segments += 1;
+            walk.identity = Some(identity);
+            let follows = decoder
+                .as_ref()
+                .is_some_and(|d| d.needs() == start && *d.identity() == identity);
+            if !follows && decoder.is_some() {
+                walk.notes
+                    .push(format!("{} does not follow what was read before", path.display()));
+            }
+            let current = match decoder.as_mut().filter(|_| follows) {
+                Some(current) => current,
+                None => decoder.insert(Decoder::seek(identity, start)),
+            };
+            match records(current, start, &bytes, from, to, &mut walk, &mut each) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(Stopped::Log(pgwal::Error::EndOfLog { at })) => {
+                    walk.notes.push(format!("the log ends at {at} in {}", path.display()));
+                    decoder = None;
+                }
+                Err(Stopped::Log(error)) => {
+                    let what = format!("{} cannot be read further: {error}", path.display());
+                    return Err(Error::new(code::WAL_DAMAGED, what).at("file", path.display().to_string()));
+                }
+                Err(Stopped::Us(error)) => return Err(error),
+            }
+            // Its memory serves another one; the reader may be done already.
+            let _ = give_back.send(bytes);
         }
-    }
+        Ok(())
+    })?;
     Ok(walk)
 }
 

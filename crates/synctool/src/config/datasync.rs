@@ -63,6 +63,10 @@ pub struct DataSync {
     pub patience: u32,
     /// How long the scratch server may replay without getting on.
     pub replay_timeout: Duration,
+    /// Ranges of a large table that are copied at once.
+    pub copy_jobs: usize,
+    /// Megabytes of such a range.
+    pub copy_range: u64,
     /// Days that lines of the log are kept.
     pub log_days: u32,
     /// Where the service writes what it would say on stderr.
@@ -136,6 +140,10 @@ pub(super) struct DataSyncFile {
     archive_patience: Option<At<u32>>,
     /// How long the scratch server may replay without getting on. Default: 10m.
     replay_timeout: Option<At<Span>>,
+    /// Ranges of a large table that are copied at once. Default: 4.
+    copy_jobs: Option<At<u32>>,
+    /// Megabytes of such a range; a table of no more is copied in one go. Default: 64.
+    copy_range_mb: Option<At<u32>>,
     /// Days that lines of data_sync_logs are kept; 0 is for ever. Default: 90.
     log_retention_days: Option<At<u32>>,
     /// Where the service writes what it would say on stderr. Default: datasync.log in the data directory.
@@ -165,6 +173,8 @@ const KEYS: &[&str] = &[
     "BATCH_SEGMENTS",
     "ARCHIVE_PATIENCE",
     "REPLAY_TIMEOUT",
+    "COPY_JOBS",
+    "COPY_RANGE_MB",
     "LOG_RETENTION_DAYS",
     "LOG_FILE",
 ];
@@ -319,6 +329,8 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
         batch_segments: positive(file.batch_segments, 64, "BATCH_SEGMENTS", errors) as usize,
         patience: positive(file.archive_patience, 3, "ARCHIVE_PATIENCE", errors),
         replay_timeout: span(file.replay_timeout, 600, "REPLAY_TIMEOUT", errors),
+        copy_jobs: positive(file.copy_jobs, 4, "COPY_JOBS", errors) as usize,
+        copy_range: u64::from(positive(file.copy_range_mb, 64, "COPY_RANGE_MB", errors)),
         log_days: or(file.log_retention_days, 90),
         log_file: file.log_file.map_or_else(|| data_dir.join("datasync.log"), place),
     };

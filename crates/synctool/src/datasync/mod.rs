@@ -18,6 +18,9 @@ const FETCH: Duration = Duration::from_secs(600);
 /// How long the scratch server may take to start or to stop.
 const START: Duration = Duration::from_secs(300);
 
+/// Touched rows that are kept in memory: some tens of megabytes.
+const TOUCHED_ROWS: usize = 1 << 20;
+
 /// The local database.
 pub fn local(config: &Config) -> PostgresConfig {
     let mut local = PostgresConfig::new(&config.host, config.port, &config.user, &config.database);
@@ -56,6 +59,9 @@ pub fn settings(config: &Config) -> Result<SyncConfig> {
         patience: config.patience,
         replay_patience: config.replay_timeout,
         metric_hours: config.metric_hours,
+        copy_jobs: config.copy_jobs,
+        copy_range: config.copy_range << 20,
+        touched_rows: TOUCHED_ROWS,
     })
 }
 

@@ -94,6 +94,99 @@ fn a_kill_while_tables_are_copied_anew_changes_nothing() {
     world.run(&["verify"]).ok();
 }
 
+const LARGE: &str = "CREATE TABLE large (id int, body text, twice int GENERATED ALWAYS AS (id * 2) STORED);
+CREATE TABLE small (id int PRIMARY KEY);";
+/// When the rows of each range came that are beside the table.
+const RANGES: &str = "SELECT DISTINCT xmin::text FROM synctool.$T ORDER BY 1";
+
+/// A large table is copied range by range; whoever goes on after a kill begins at the first that is missing, and the
+/// rows that are there stay until all new ones are.
+#[test]
+fn a_killed_copy_of_a_large_table_goes_on_at_the_first_range_that_is_missing() {
+    let world = World::new(PgVersion::V18, LARGE);
+    world.configure("COPY_RANGE_MB = 1\nCOPY_JOBS = 1\n");
+    world.production.psql(
+        "INSERT INTO large SELECT g, repeat(md5(g::text), 8) FROM generate_series(1, 20000) g; INSERT INTO small VALUES (1)",
+    );
+    world.backup();
+    world.add(&["large", "small"]);
+    world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+    world.archived();
+    let run = world.once();
+    let staging = |world: &World| {
+        world
+            .local
+            .psql("SELECT relname FROM pg_class WHERE relname LIKE 'datasync_copy%' AND relkind = 'r'")
+    };
+    let ranges = |world: &World| -> BTreeSet<String> {
+        let sql = RANGES.replace("$T", &staging(world));
+        world.local.psql(&sql).lines().map(str::to_owned).collect()
+    };
+    let of_copies = |world: &World, condition: &str| -> u32 {
+        let sql = format!("SELECT count(*) FROM synctool.datasync_copies WHERE {condition}");
+        world.local.psql(&sql).parse().unwrap()
+    };
+    // The first copy.
+    run.clone().at("datasync.range_copied", 2).run().assert_killed();
+    assert!(of_copies(&world, "true") >= 5);
+    assert_eq!(of_copies(&world, "done"), 2);
+    let first = ranges(&world);
+    assert_eq!(first.len(), 2);
+    assert_eq!(world.local.psql("SELECT count(*) FROM large"), "0");
+    let at = "SELECT applied_lsn FROM synctool.datasync_state";
+    let place = world.local.psql(at);
+    // Meanwhile production goes on; the copy is finished where it was begun.
+    world
+        .production
+        .psql("UPDATE large SET body = 'changed' WHERE id % 7 = 0; DELETE FROM large WHERE id > 19000");
+    world.archived();
+    run.clone().at("datasync.before_range", 2).run().assert_killed();
+    assert_eq!(world.local.psql(at), place);
+    assert_eq!(of_copies(&world, "done"), 3);
+    let second = ranges(&world);
+    assert!(second.is_superset(&first) && second.len() == 3, "{first:?} {second:?}");
+    run.clone().at("datasync.table_copied", 1).run().assert_killed();
+    assert_eq!(
+        (
+            of_copies(&world, "NOT done"),
+            world.local.psql("SELECT count(*) FROM large")
+        ),
+        (0, "0".into())
+    );
+    assert!(ranges(&world).is_superset(&second));
+    run.run().assert_success();
+    world.same(&["large", "small"]);
+    assert_eq!((staging(&world), of_copies(&world, "true")), (String::new(), 0));
+
+    // Copied anew by several at once: the old rows stay until the new ones are whole, and the request is not begun again.
+    world.reconfigure("COPY_JOBS = 1", "COPY_JOBS = 3");
+    world.local.psql("UPDATE large SET body = 'tampered' WHERE id = 5");
+    world.run(&["verify"]).fails(3, &["DIFFERENT in 2 rows"]);
+    let old = world.local.psql(&super::rows("large"));
+    world.run(&["resync", "--wait", "0", "large"]).ok();
+    run.clone().at("datasync.range_copied", 2).run().assert_killed();
+    assert_eq!(world.local.psql(&super::rows("large")), old);
+    assert!(world.state("public.large").starts_with("waiting: it is being copied"));
+    let begun = ranges(&world);
+    assert!(!begun.is_empty());
+    run.clone().at("datasync.table_copied", 1).run().assert_killed();
+    assert!(ranges(&world).is_superset(&begun));
+    assert_eq!(world.local.psql(&super::rows("large")), old);
+    run.run().assert_success();
+    world.same(&["large", "small"]);
+    assert_eq!((staging(&world), of_copies(&world, "true")), (String::new(), 0));
+    let copied = "SELECT count(*) FROM data_sync_logs WHERE event = 'copied' AND table_name = 'public.large'";
+    assert_eq!(world.local.psql(copied), "2");
+    world.run(&["verify"]).ok();
+
+    // Taken off the list in the middle, nothing is left beside it.
+    world.run(&["resync", "--wait", "0", "large"]).ok();
+    run.clone().at("datasync.range_copied", 2).run().assert_killed();
+    world.run(&["remove-tables", "--wait", "0", "large"]).ok();
+    run.run().assert_success();
+    assert_eq!((staging(&world), of_copies(&world, "true")), (String::new(), 0));
+}
+
 #[test]
 fn a_service_that_was_killed_goes_on_when_it_is_started_again() {
     let world = World::new(PgVersion::V18, SCHEMA);

@@ -64,7 +64,19 @@ BEGIN; UPDATE acc SET n = 77 WHERE id % 100 = $S; SAVEPOINT x; DELETE FROM nokey
 PREPARE TRANSACTION 'p$S';
 COMMIT PREPARED 'p$S';";
 
+/// Open over many segments, with subtransactions; whether it comes to something is not known before.
+const LONG: &str = "
+BEGIN; UPDATE acc SET n = n + 5 WHERE id % 50 = $R % 50; INSERT INTO nokey SELECT $R, 'long' FROM generate_series(1, 30);
+SAVEPOINT a; DELETE FROM wide WHERE id % 11 = $R % 11; ROLLBACK TO a; SAVEPOINT b; UPDATE parted SET side = 3 - side WHERE id % 9 = 0; RELEASE b;
+SELECT pg_sleep($R % 4); $END;";
+
 const CHORES: &[&str] = &[
+    "BEGIN; UPDATE wide SET body = body || 'h' WHERE id % 5 = 0; INSERT INTO nokey VALUES (99, 'held'); PREPARE TRANSACTION 'held'",
+    "COMMIT PREPARED 'held'",
+    "ROLLBACK PREPARED 'held'",
+    "BEGIN; ALTER TABLE acc ADD COLUMN extra int DEFAULT 7; UPDATE acc SET extra = 8 WHERE id < 100; ALTER TABLE acc DROP COLUMN extra; COMMIT",
+    "BEGIN; ALTER TABLE parted DETACH PARTITION leaf_2; UPDATE leaf_2 SET id = id + 1000 WHERE id < 20; ALTER TABLE parted ATTACH PARTITION leaf_2 FOR VALUES IN (2); COMMIT",
+    "ALTER TABLE wide ALTER COLUMN body SET STORAGE EXTERNAL; ALTER TABLE acc SET (fillfactor = 60)",
     "BEGIN; TRUNCATE nokey; INSERT INTO nokey VALUES (1, 'after'); COMMIT",
     "VACUUM FULL wide; VACUUM (FREEZE) acc",
     "BEGIN; TRUNCATE acc; ROLLBACK; CLUSTER acc USING acc_pkey",
@@ -74,6 +86,7 @@ const CHORES: &[&str] = &[
 
 /// The service under load, with its processes killed at random; after every pause both sides are equal.
 #[test]
+#[allow(clippy::print_stdout, reason = "a soak says how much it did")]
 fn random_load_and_random_kills() {
     let soak = std::env::var_os("SYNCTOOL_SOAK").is_some();
     let minutes: u64 = std::env::var("SYNCTOOL_SOAK_MINUTES")
@@ -105,7 +118,7 @@ fn random_load_and_random_kills() {
         (state >> 33) % below
     };
     let end = Instant::now() + length;
-    let (mut rounds, mut kills) = (0, 0);
+    let (mut rounds, mut kills, mut proved) = (0, 0, 0);
     while Instant::now() < end {
         rounds += 1;
         let ended = AtomicBool::new(false);
@@ -113,7 +126,7 @@ fn random_load_and_random_kills() {
             for session in 0..3 {
                 let (world, ended) = (&world, &ended);
                 scope.spawn(move || {
-                    let script = WRITE.replace("$S", &session.to_string());
+                    let script = format!("SET lock_timeout = '2s'; {}", WRITE.replace("$S", &session.to_string()));
                     for _ in 0..10 {
                         let _ = world.production.try_psql(&script);
                         let _ = world.production.try_psql(&format!("ROLLBACK PREPARED 'p{session}'"));
@@ -123,9 +136,15 @@ fn random_load_and_random_kills() {
                     }
                 });
             }
+            for _ in 0..2 {
+                let script = LONG.replace("$R", &random(1000).to_string());
+                let script = script.replace("$END", ["COMMIT", "ROLLBACK"][random(2) as usize]);
+                let world = &world;
+                scope.spawn(move || drop(world.production.try_psql(&format!("SET lock_timeout = '2s'; {script}"))));
+            }
             for _ in 0..3 {
                 let chore = CHORES[random(CHORES.len() as u64) as usize];
-                let _ = world.production.try_psql(chore);
+                let _ = world.production.try_psql(&format!("SET lock_timeout = '2s'; {chore}"));
                 world.archived();
                 match random(4) {
                     0 => {
@@ -145,8 +164,16 @@ fn random_load_and_random_kills() {
                     _ => {}
                 }
             }
+            // Wherever the service stands by now, both sides are equal there.
+            let (_, proof) = world.json(&["verify"]);
+            for table in proof["tables"].as_array().expect("tables") {
+                let is_equal = table["equal"] == true;
+                assert!(is_equal || table["skipped"].is_string(), "round {rounds}: {proof}");
+                proved += u64::from(is_equal);
+            }
             ended.store(true, Ordering::SeqCst);
         });
+        let _ = world.production.try_psql("COMMIT PREPARED 'held'");
         world.archived();
         world.eventually_same(TABLES);
         world.run(&["verify"]).ok();
@@ -158,5 +185,7 @@ fn random_load_and_random_kills() {
     world.run(&["stop"]).ok();
     let wrong = "SELECT message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
     assert_eq!(world.local.psql(wrong), "");
+    assert!(proved > 0, "no table could be compared under load");
     assert!(!soak || kills > 0, "{rounds} rounds without a kill");
+    println!("{rounds} rounds, {kills} kills, {proved} tables equal under load");
 }

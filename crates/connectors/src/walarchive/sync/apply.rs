@@ -4,7 +4,8 @@
 use super::super::journal::{self, Entry, Net};
 use super::super::sql;
 use super::super::tables::{self, Found, Name, Table};
-use super::{CHUNK, DataSync};
+use super::super::touched::Addresses;
+use super::{CHUNK, DataSync, by_address};
 use crate::postgres::Connection;
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, ErrorKind, Result, code};
@@ -41,9 +42,11 @@ pub(super) enum Work<'a> {
     /// No row of it was touched.
     Nothing,
     /// Rows at these addresses were.
-    Rows(&'a [(u32, u16)]),
+    Rows(&'a Addresses),
     /// It is read whole.
     Whole,
+    /// All its rows are in a table beside it.
+    Staged(&'a str),
 }
 
 /// What is to be stored about a table.
@@ -66,6 +69,11 @@ impl<'a> Row<'a> {
         }
     }
 }
+
+/// Why a table waits whose copy was begun, or will be at once.
+pub(super) const COPYING: &str = "it is being copied";
+/// Why a table waits that cannot be read.
+pub(super) const LOCKED: &str = "locked in production at this place; it is copied when the lock is over";
 
 const SAVE: &str = "SAVEPOINT datasync_table";
 const BACK: &str = "ROLLBACK TO SAVEPOINT datasync_table";
@@ -94,8 +102,9 @@ impl DataSync {
         Ok(rows.iter().map(known).collect())
     }
 
-    /// Whatever is known of a table's place is no longer true: if it is selected, it is copied anew.
+    /// Nothing is known of a table any more: if it is selected, it is copied anew.
     pub(super) async fn forget(&self, name: &Name) -> Result<()> {
+        self.end_copy(name).await?;
         let sql = "DELETE FROM synctool.datasync_tables WHERE schema_name = $1 AND table_name = $2";
         let done = self.local.execute(sql, &[&name.0, &name.1]).await;
         done.map(drop).map_err(|e| self.local.error(e, "writing the state"))
@@ -120,14 +129,19 @@ impl DataSync {
         self.local.batch_execute(sql::FORGET_SELECTED).await.map_err(run)
     }
 
-    /// Production holds a lock on the table that is not over here: it is copied when it is.
-    pub(super) async fn wait_for_lock(&self, table: &Table, at: Lsn) -> Result<()> {
-        let why = "locked in production at this place; it is copied when the lock is over";
+    /// The table is to be copied.
+    pub(super) async fn set_waiting(&self, table: &Table, why: &str) -> Result<()> {
         let row = Row {
             why: Some(why),
             ..Row::new("waiting")
         };
-        self.set(table, &row).await?;
+        self.set(table, &row).await
+    }
+
+    /// Production holds a lock on the table that is not over here: it is copied when it is.
+    pub(super) async fn wait_for_lock(&self, table: &Table, at: Lsn) -> Result<()> {
+        let why = LOCKED;
+        self.set_waiting(table, why).await?;
         let entry = Entry::new("warn", "blocked", format!("{} is {why}", table.display()));
         journal::log(&self.local, &entry.table(table.display()).to(at)).await
     }
@@ -166,7 +180,7 @@ impl DataSync {
         healed: bool,
     ) -> Result<Net> {
         self.say(SAVE).await?;
-        let trouble = match self.change(session, table, local, work, to, false).await {
+        let mut trouble = match self.change(session, table, local, work, to, false).await {
             Ok(net) => {
                 self.say(DONE).await?;
                 return Ok(net);
@@ -186,7 +200,10 @@ impl DataSync {
                     journal::log(&self.local, &entry).await?;
                     return Ok(net);
                 }
-                Err(e) if is_its_own(&e) => self.say(BACK).await?,
+                Err(e) if is_its_own(&e) => {
+                    self.say(BACK).await?;
+                    trouble = e;
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -195,7 +212,8 @@ impl DataSync {
     }
 
     /// Leaves a table where it is until somebody has mended what is wrong with it.
-    async fn pause(&self, table: &Table, trouble: &Error, from: Lsn, to: Lsn) -> Result<()> {
+    pub(super) async fn pause(&self, table: &Table, trouble: &Error, from: Lsn, to: Lsn) -> Result<()> {
+        self.end_copy(&table.name).await?;
         let name = table.display();
         let next = match trouble.next_step() {
             Some(next) if next.contains("datasync") => next.to_owned(),
@@ -236,28 +254,41 @@ impl DataSync {
         match work {
             Work::Nothing => Ok(Net::default()),
             Work::Rows(addresses) => self.apply(session, table, addresses).await,
-            Work::Whole => self.replace(session, table, at, healing).await,
+            Work::Whole => self.replace(session, table, None, at, healing).await,
+            Work::Staged(staging) => self.replace(session, table, Some(staging), at, healing).await,
         }
     }
 
-    /// Reads a table whole at the scratch server's place.
-    async fn replace(&self, session: &Connection, table: &Table, at: Lsn, healing: bool) -> Result<Net> {
+    /// Puts a table's rows of the scratch server's place in the place of those it has, from there or from beside it.
+    async fn replace(
+        &self,
+        session: &Connection,
+        table: &Table,
+        staging: Option<&str>,
+        at: Lsn,
+        healing: bool,
+    ) -> Result<Net> {
         let began = std::time::Instant::now();
         let (schema, name) = (&table.name.0, &table.name.1);
         let target = sql::table(schema, name);
         let what = format!("copying {}", table.display());
         let run = |e| self.local.error(e, &what);
-        let deleted = self
-            .local
-            .execute(&format!("DELETE FROM ONLY {target}"), &[])
-            .await
-            .map_err(run)?;
+        let delete = format!("DELETE FROM ONLY {target}");
+        let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
         let columns = table.stored();
-        let (read, write) = (
-            sql::read_rows(schema, name, &columns, None),
-            sql::write_rows(&target, &columns),
-        );
-        let rows = tables::copy(session, &read, &self.local, &write, &what).await?;
+        let rows = match staging {
+            Some(staging) => {
+                let source = sql::table("synctool", staging);
+                let insert = sql::insert_from(&source, schema, name, &columns);
+                self.local.execute(&insert, &[]).await.map_err(run)?
+            }
+            None => {
+                let read = sql::read_rows(schema, name, &columns, None);
+                let write = sql::write_rows(&target, &columns);
+                tables::copy(session, &read, &self.local, &write, &what).await?
+            }
+        };
+        self.end_copy(&table.name).await?;
         let row = Row {
             at: Some(at),
             rows: Some(rows),
@@ -281,27 +312,43 @@ impl DataSync {
         Ok(Net::default())
     }
 
-    /// Takes the pre-images away and puts the rows in as they are now.
-    async fn apply(&self, session: &Connection, table: &Table, addresses: &[(u32, u16)]) -> Result<Net> {
+    /// Takes the pre-images away and puts the rows in as they are now. All go before the first comes: keys and unique
+    /// values may have changed hands.
+    async fn apply(&self, session: &Connection, table: &Table, addresses: &Addresses) -> Result<Net> {
         let (schema, name) = (&table.name.0, &table.name.1);
         let what = format!("changing {}", table.display());
         let run = |e| self.local.error(e, &what);
         let columns = table.stored();
-        self.local
-            .batch_execute(&sql::create_post(schema, name, &columns))
-            .await
-            .map_err(run)?;
-        let write = sql::write_rows("pg_temp.datasync_post", &columns);
-        let mut now = 0;
-        for at in addresses.chunks(CHUNK) {
-            let read = sql::read_rows(schema, name, &columns, Some(at));
-            now += tables::copy(session, &read, &self.local, &write, &what).await?;
-        }
-        self.tell_planner("pg_temp.datasync_post", now).await?;
         let sql = "SELECT count(*) FROM synctool.datasync_pre WHERE schema_name = $1 AND table_name = $2";
         let expected: i64 = self.local.query_one(sql, &[schema, name]).await.map_err(run)?.get(0);
-        let key = table.key();
         let before = u64::try_from(expected).unwrap_or_default();
+        let key = table.key();
+        if before > 0 {
+            let delete = match key.is_empty() {
+                true => sql::delete_by_row(schema, name, &columns)?,
+                false => sql::delete_by_key(schema, name, &key)?,
+            };
+            let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
+            if deleted != before {
+                return Err(diverged(
+                    table,
+                    &format!("{deleted} rows were found where {expected} should be"),
+                ));
+            }
+        }
+        let mut walk = addresses.walk()?;
+        let next = || {
+            let at = walk.next(CHUNK)?;
+            Ok((!at.is_empty()).then(|| sql::read_rows(schema, name, &columns, Some(&at))))
+        };
+        let write = sql::write_rows(&sql::table(schema, name), &columns);
+        by_address(session, true).await?;
+        let now = tables::copy_each(session, next, &self.local, &write, &what).await;
+        by_address(session, false).await?;
+        let now = now.map_err(|e| match e.code() == code::DUPLICATE_KEY {
+            true => diverged(table, "a row that production has now meets another one here").caused_by(e),
+            false => e,
+        })?;
         let kept = match key.is_empty() || before == 0 || now == 0 {
             true => 0,
             false => {
@@ -310,29 +357,6 @@ impl DataSync {
                 u64::try_from(kept).unwrap_or_default()
             }
         };
-        let delete = match key.is_empty() {
-            true => sql::delete_by_row(schema, name, &columns)?,
-            false => sql::delete_by_key(schema, name, &key)?,
-        };
-        let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
-        if deleted != before {
-            return Err(Error::new(
-                code::DIFFERENT,
-                format!(
-                    "table {} has diverged: {deleted} rows were found where {expected} should be",
-                    table.display()
-                ),
-            )
-            .at("table", table.display())
-            .hint(format!(
-                "somebody changed the local table; copy it anew: synctool datasync resync {}",
-                table.display()
-            )));
-        }
-        self.local
-            .execute(&sql::insert_post(schema, name, &columns), &[])
-            .await
-            .map_err(run)?;
         Ok(Net {
             added: now.saturating_sub(kept),
             updated: kept,
@@ -341,8 +365,18 @@ impl DataSync {
     }
 }
 
+/// The local rows are not those that production had at the place before.
+fn diverged(table: &Table, how: &str) -> Error {
+    let name = table.display();
+    Error::new(code::DIFFERENT, format!("table {name} has diverged: {how}"))
+        .at("table", name.clone())
+        .hint(format!(
+            "somebody changed the local table; copy it anew: synctool datasync resync {name}"
+        ))
+}
+
 /// Whether an error is one table's trouble: the others can go on without it.
-fn is_its_own(error: &Error) -> bool {
+pub(super) fn is_its_own(error: &Error) -> bool {
     let kinds = [
         ErrorKind::Config,
         ErrorKind::Data,

@@ -9,9 +9,11 @@
 //! anew: the next batch follows from the same place.
 
 mod apply;
+mod copy;
 mod tend;
+mod verify;
 
-pub use tend::Compared;
+pub use verify::Compared;
 
 use super::archive::{self, Archive, Listing};
 use super::base::Backup;
@@ -23,6 +25,7 @@ use super::journal::{self, Entry, Net, Tallies};
 use super::scratch::{Scratch, ScratchConfig};
 use super::sql;
 use super::tables::{self, Found, Name};
+use super::touched::Room;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
 use std::collections::BTreeMap;
@@ -53,6 +56,12 @@ pub struct SyncConfig {
     pub replay_patience: Duration,
     /// Hours of a metrics window.
     pub metric_hours: u32,
+    /// Ranges of a large table that are copied at once.
+    pub copy_jobs: usize,
+    /// Bytes of such a range; a table of no more is copied in one go.
+    pub copy_range: u64,
+    /// Touched rows that are kept in memory; more go into a file.
+    pub touched_rows: usize,
 }
 
 /// How far a look at the archive came.
@@ -73,6 +82,17 @@ struct Plan {
     shapes: Vec<(Name, String)>,
 }
 
+/// When a batch began, and what its parts took.
+struct Phases {
+    began: Instant,
+    /// Until the plan was stored.
+    planned: Duration,
+    /// Until the scratch server stood at the new place.
+    replayed: Duration,
+    /// Until the local rows were changed.
+    applied: Duration,
+}
+
 /// A running Data Sync. Only one at a time works on a local database. After an error it is of no use any more: open it
 /// again, so that what is stored says where things stand.
 #[derive(Debug)]
@@ -88,6 +108,8 @@ pub struct DataSync {
     planned: Option<Lsn>,
     /// Whether the scratch server was brought to the stored place since we opened it.
     standing: bool,
+    /// Whether copies that an earlier process began were looked for.
+    resumed: bool,
     /// What the scan holds beyond the last batch.
     taken: Vec<SegmentName>,
 }
@@ -176,15 +198,20 @@ impl DataSync {
             scratch.within(applied.max(planned.unwrap_or_default()))?;
         }
         let history = history(&config.archive, timeline).await?;
+        let room = Room {
+            rows: config.touched_rows,
+            directory: config.scratch.directory.clone(),
+        };
         Ok(DataSync {
             follower: Follower::new(config.archive.clone(), identity, history, start, config.patience),
-            scan: Scan::new(identity, None, start, applied.unwrap_or(start)),
+            scan: Scan::new(identity, None, start, applied.unwrap_or(start), room),
             config,
             scratch,
             local,
             applied,
             planned,
             standing: false,
+            resumed: false,
             taken: Vec::new(),
         })
     }
@@ -217,6 +244,7 @@ impl DataSync {
         }
         self.standing = true;
         let Some(to) = self.planned else {
+            self.resume_copies(applied).await?;
             return self.next_batch(applied).await;
         };
         while self.scan.position() < to {
@@ -225,7 +253,7 @@ impl DataSync {
             }
         }
         let batch = self.scan.finish();
-        self.carry_out(batch).await
+        self.carry_out(batch, Instant::now()).await
     }
 
     /// Stops the scratch server.
@@ -272,9 +300,7 @@ impl DataSync {
         files.sort();
         for file in files {
             let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            let bytes = std::fs::read(&file).map_err(|e| archive::file_error(&file, &e))?;
-            self.scratch.admit(&name, &bytes)?;
-            std::fs::remove_file(&file).map_err(|e| archive::file_error(&file, &e))?;
+            self.scratch.admit_file(&name, &file)?;
         }
         self.scratch.start().await?;
         self.scratch.wait_for(to, self.config.replay_patience).await
@@ -325,50 +351,6 @@ impl DataSync {
         Ok((there, here))
     }
 
-    /// Whether the scratch server can be read here, and every touch from here on is known.
-    fn is_consistent(&self) -> bool {
-        let ended = match self.scratch.label().from_standby {
-            true => self.scan.position() >= self.scratch.control().min_recovery,
-            false => self.scan.backup_ended(),
-        };
-        ended && self.scan.is_complete()
-    }
-
-    /// Replays until nothing open began before the scan, and copies the selected tables there.
-    async fn first_copy(&mut self) -> Result<Step> {
-        let began = Instant::now();
-        loop {
-            // An earlier attempt may have let more through: the scratch server stands behind that.
-            let next = self.follower.awaited().to_string();
-            if self.is_consistent() && !self.scratch.admitted(&next) {
-                break;
-            }
-            if let Some(why) = self.take().await? {
-                return Ok(Step::Idle(why));
-            }
-        }
-        let batch = self.scan.finish();
-        self.open_gate(batch.to, batch.parameters.as_ref()).await?;
-        failpoint("datasync.first_copy")?;
-        let session = self.session().await?;
-        let (there, here) = self.find(&session).await?;
-        self.begin().await?;
-        for (name, table) in &there.tables {
-            match tables::is_blocked(&session, table).await? {
-                true => self.wait_for_lock(table, batch.to).await?,
-                false => {
-                    let local = here.tables.get(name);
-                    self.bring(&session, table, local, Work::Whole, batch.to, batch.to, false)
-                        .await?;
-                }
-            }
-        }
-        self.note_selected(&there).await?;
-        self.move_to(&batch, &BTreeMap::new(), &BTreeMap::new(), began).await?;
-        self.standing = true;
-        Ok(Step::Applied(batch.to))
-    }
-
     async fn next_batch(&mut self, applied: Lsn) -> Result<Step> {
         // A segment in which nothing ends is no batch.
         while self.taken.len() < self.config.batch_segments || self.scan.position() <= applied {
@@ -379,13 +361,14 @@ impl DataSync {
                 }
             }
         }
+        let began = Instant::now();
         let batch = self.scan.finish();
         // The gate is still shut: the scratch server stands at the old place.
         self.stand(batch.from).await?;
         self.plan(&batch).await?;
         failpoint("datasync.planned")?;
         self.planned = Some(batch.to);
-        self.carry_out(batch).await
+        self.carry_out(batch, began).await
     }
 
     /// The scratch server runs and stands here.
@@ -412,11 +395,7 @@ impl DataSync {
             if known.get(name).is_none_or(|k| k.state != State::Synced) {
                 continue;
             }
-            let Some(changes) = files
-                .get(name)
-                .and_then(|file| batch.files.get(file))
-                .filter(|c| !c.whole)
-            else {
+            let Some(changes) = files.get(name).and_then(|file| batch.files.get(file)) else {
                 continue;
             };
             if tables::is_blocked(&session, table).await? {
@@ -424,11 +403,17 @@ impl DataSync {
                 files.remove(name);
                 continue;
             }
-            for at in changes.addresses.chunks(CHUNK) {
-                let read = sql::read_pre(&name.0, &name.1, &table.identity(), at)?;
-                let what = format!("reading {} before the batch", table.display());
-                rows += tables::copy(&session, &read, &self.local, sql::WRITE_PRE, &what).await?;
-            }
+            let identity = table.identity();
+            let mut walk = changes.addresses.walk()?;
+            let next = || {
+                let at = walk.next(CHUNK)?;
+                let read = (!at.is_empty()).then(|| sql::read_pre(&name.0, &name.1, &identity, &at));
+                read.transpose()
+            };
+            let what = format!("reading {} before the batch", table.display());
+            by_address(&session, true).await?;
+            rows += tables::copy_each(&session, next, &self.local, sql::WRITE_PRE, &what).await?;
+            by_address(&session, false).await?;
         }
         self.tell_planner("synctool.datasync_pre", rows).await?;
         let stored = Plan {
@@ -455,8 +440,8 @@ impl DataSync {
     }
 
     /// From a stored plan to the new place.
-    async fn carry_out(&mut self, batch: Batch) -> Result<Step> {
-        let began = Instant::now();
+    async fn carry_out(&mut self, batch: Batch, began: Instant) -> Result<Step> {
+        let planned = began.elapsed();
         let run = |e| self.local.error(e, "reading the plan");
         let row = self
             .local
@@ -478,6 +463,7 @@ impl DataSync {
         let shapes: BTreeMap<Name, String> = stored.shapes.into_iter().collect();
         self.open_gate(batch.to, batch.parameters.as_ref()).await?;
         failpoint("datasync.replayed")?;
+        let replayed = began.elapsed();
         let session = self.session().await?;
         let after = tables::files(&session).await?;
         let (there, here) = self.find(&session).await?;
@@ -495,7 +481,6 @@ impl DataSync {
                 _ if !synced || file.is_none() || file != after.get(name) => Work::Whole,
                 // Old rows may look different now though nothing touched them.
                 _ if shapes.get(name) != Some(&table.shape()) => Work::Whole,
-                Some(changes) if changes.whole => Work::Whole,
                 Some(changes) => Work::Rows(&changes.addresses),
                 None => Work::Nothing,
             };
@@ -519,7 +504,13 @@ impl DataSync {
         self.note_selected(&there).await?;
         let mut names: BTreeMap<RelFile, Name> = BTreeMap::new();
         names.extend(before.into_iter().chain(after).map(|(name, file)| (file, name)));
-        self.move_to(&batch, &names, &nets, began).await?;
+        let phases = Phases {
+            began,
+            planned,
+            replayed: replayed - planned,
+            applied: began.elapsed() - replayed,
+        };
+        self.move_to(&batch, &names, &nets, phases).await?;
         failpoint("datasync.committed")?;
         self.tidy()?;
         self.standing = true;
@@ -570,7 +561,7 @@ impl DataSync {
         batch: &Batch,
         names: &BTreeMap<RelFile, Name>,
         nets: &BTreeMap<Name, Net>,
-        began: Instant,
+        phases: Phases,
     ) -> Result<()> {
         let run = |e| self.local.error(e, "storing the new place");
         let hours = self.config.metric_hours;
@@ -636,7 +627,13 @@ impl DataSync {
             segments,
             operations: Some(all.operations),
             net: Some(all.net),
-            took: Some(began.elapsed()),
+            took: Some(phases.began.elapsed()),
+            details: Some(serde_json::json!({
+                "planned_ms": phases.planned.as_millis() as u64,
+                "replayed_ms": phases.replayed.as_millis() as u64,
+                "applied_ms": phases.applied.as_millis() as u64,
+                "touched_rows_in_a_file": batch.is_spilled(),
+            })),
             ..Entry::new(
                 "info",
                 "batch",
@@ -651,6 +648,17 @@ impl DataSync {
         self.taken.clear();
         Ok(())
     }
+}
+
+/// Whether rows are looked up by their addresses, however many are asked for at once: the planner would rather go
+/// through the whole table, again for each part of them.
+async fn by_address(session: &Connection, on: bool) -> Result<()> {
+    let set = match on {
+        true => "SET enable_seqscan = off",
+        false => "RESET enable_seqscan",
+    };
+    let done = session.batch_execute(set).await;
+    done.map_err(|e| session.error(e, "preparing a session of the scratch server"))
 }
 
 /// One process at a time.

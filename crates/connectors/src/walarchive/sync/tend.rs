@@ -1,38 +1,22 @@
-//! Between batches: what users asked for, tables that wait for their copy, and the proof that both sides are equal. The
-//! scratch server stands at the stored place meanwhile, so that the next batch follows.
+//! Between batches: what users asked for. The scratch server stands at the stored place meanwhile, so that the next batch
+//! follows.
 
 use super::super::journal::{self, Entry};
 use super::super::sql;
 use super::super::tables::{self, Found, Name};
 use super::DataSync;
-use super::apply::{Known, State, Work};
-use crate::postgres::Connection;
-use serde::Serialize;
+use super::apply::{Known, State};
 use std::collections::BTreeMap;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::Result;
 use synctool_core::failpoint::failpoint;
-use synctool_pgwal::Lsn;
-
-/// A table of both sides, compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Compared {
-    /// The table.
-    pub table: String,
-    /// Whether they hold the same rows.
-    pub equal: bool,
-    /// Rows in production at the stored place.
-    pub production_rows: Option<i64>,
-    /// Rows here.
-    pub local_rows: Option<i64>,
-    /// Why it was not compared.
-    pub skipped: Option<String>,
-}
 
 /// What a user asked for.
 struct Request {
     id: i64,
     kind: String,
     table: Option<String>,
+    /// Whether an earlier process began to do it.
+    taken: bool,
 }
 
 impl Request {
@@ -59,15 +43,16 @@ impl DataSync {
         }
         let requests = self.requests().await?;
         self.begin().await?;
-        for request in requests
-            .iter()
-            .filter(|r| ["resync", "clear"].contains(&r.kind.as_str()))
-        {
-            for (name, known) in self.known().await? {
-                if request.means(&name, &known) {
-                    self.forget(&name).await?;
+        for request in requests.iter().filter(|r| !r.taken) {
+            if ["resync", "clear"].contains(&request.kind.as_str()) {
+                for (name, known) in self.known().await? {
+                    if request.means(&name, &known) {
+                        self.copy_anew(&name).await?;
+                    }
                 }
             }
+            let done = self.local.execute(sql::TAKE, &[&request.id]).await;
+            done.map_err(|e| self.local.error(e, "taking a request up"))?;
         }
         self.commit("taking a request up").await?;
         self.stand(at).await?;
@@ -114,24 +99,6 @@ impl DataSync {
         Ok(true)
     }
 
-    /// Compares every selected table with the scratch server at the stored place.
-    pub async fn verify(&mut self) -> Result<(Lsn, Vec<Compared>)> {
-        if self.planned.is_some() || !self.standing {
-            self.step().await?;
-        }
-        let Some(at) = self.applied.filter(|_| self.planned.is_none() && self.standing) else {
-            return Err(Error::new(
-                code::REFUSED,
-                "there is no place yet at which both sides could be compared",
-            )
-            .hint("run synctool datasync run-once; synctool datasync status says what is missing"));
-        };
-        self.stand(at).await?;
-        let session = self.session().await?;
-        let (there, here) = self.find(&session).await?;
-        Ok((at, self.compare(&session, &there, &here, at).await?))
-    }
-
     async fn requests(&self) -> Result<Vec<Request>> {
         let rows = self.local.query(sql::REQUESTS, &[]).await;
         let rows = rows.map_err(|e| self.local.error(e, "reading requests"))?;
@@ -139,91 +106,9 @@ impl DataSync {
             id: row.get(0),
             kind: row.get(1),
             table: row.get(2),
+            taken: row.get(3),
         };
         Ok(rows.iter().map(request).collect())
-    }
-
-    /// Copies every table that holds no copy, each in a transaction of its own.
-    async fn copy_waiting(&self, session: &Connection, there: &Found, here: &Found, at: Lsn) -> Result<()> {
-        let known = self.known().await?;
-        for (name, table) in &there.tables {
-            if known.get(name).is_some_and(|k| k.state != State::Waiting) {
-                continue;
-            }
-            let blocked = tables::is_blocked(session, table).await?;
-            if blocked && known.contains_key(name) {
-                continue;
-            }
-            self.begin().await?;
-            match blocked {
-                true => self.wait_for_lock(table, at).await?,
-                false => {
-                    let local = here.tables.get(name);
-                    self.bring(session, table, local, Work::Whole, at, at, false).await?;
-                }
-            }
-            failpoint("datasync.table_copied")?;
-            self.commit("storing a copied table").await?;
-        }
-        Ok(())
-    }
-
-    async fn compare(&self, session: &Connection, there: &Found, here: &Found, at: Lsn) -> Result<Vec<Compared>> {
-        let known = self.known().await?;
-        let mut all = Vec::new();
-        for (name, table) in &there.tables {
-            let mut one = Compared {
-                table: table.display(),
-                equal: false,
-                production_rows: None,
-                local_rows: None,
-                skipped: None,
-            };
-            match known.get(name) {
-                Some(k) if k.state == State::Synced => {}
-                Some(k) => one.skipped = Some(k.why.clone().unwrap_or_else(|| "not copied yet".into())),
-                None => one.skipped = Some("not copied yet".into()),
-            }
-            if one.skipped.is_none()
-                && let Err(e) = table.fits(here.tables.get(name))
-            {
-                one.skipped = Some(e.message().to_owned());
-            }
-            if one.skipped.is_none() && tables::is_blocked(session, table).await? {
-                one.skipped = Some("locked in production at this place".into());
-            }
-            if one.skipped.is_none() {
-                let sql = sql::summary(&name.0, &name.1, &table.stored());
-                let (theirs, ours) = tokio::join!(session.query_one(&sql, &[]), self.local.query_one(&sql, &[]));
-                let what = format!("comparing {}", table.display());
-                let theirs = theirs.map_err(|e| session.error(e, &what))?;
-                let ours = ours.map_err(|e| self.local.error(e, &what))?;
-                let parts = |row: &tokio_postgres::Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
-                let (theirs, ours) = (parts(&theirs), parts(&ours));
-                one.equal = theirs == ours;
-                (one.production_rows, one.local_rows) = (Some(theirs.0), Some(ours.0));
-            }
-            all.push(one);
-        }
-        let different: Vec<&str> = all
-            .iter()
-            .filter(|c| !c.equal && c.skipped.is_none())
-            .map(|c| c.table.as_str())
-            .collect();
-        let entry = match different.is_empty() {
-            true => Entry::new(
-                "info",
-                "verified",
-                format!("{} tables are equal", all.iter().filter(|c| c.equal).count()),
-            ),
-            false => Entry::new(
-                "warn",
-                "verified",
-                format!("these tables differ: {}", different.join(", ")),
-            ),
-        };
-        journal::log(&self.local, &entry.to(at)).await?;
-        Ok(all)
     }
 }
 

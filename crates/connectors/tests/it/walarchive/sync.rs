@@ -73,7 +73,11 @@ impl World {
 
     /// Runs until there is nothing more, comparing at every place.
     async fn sync(&self) -> u32 {
-        let mut sync = DataSync::open(self.config()).await.unwrap();
+        self.sync_with(self.config()).await
+    }
+
+    async fn sync_with(&self, config: SyncConfig) -> u32 {
+        let mut sync = DataSync::open(config).await.unwrap();
         let mut batches = 0;
         loop {
             match sync.step().await.unwrap() {
@@ -118,6 +122,9 @@ fn config(bin_dir: &Path, place: &Path, local: &str) -> SyncConfig {
         patience: 3,
         replay_patience: Duration::from_secs(90),
         metric_hours: 24,
+        copy_jobs: 2,
+        copy_range: 64 << 20,
+        touched_rows: 1 << 20,
     }
 }
 
@@ -247,6 +254,59 @@ async fn the_local_tables_are_productions_at_every_place() {
     drop(sync);
     world.same_as_production();
     DataSync::open(world.config()).await.unwrap().close().await.unwrap();
+}
+
+/// Next to no memory for touched rows, and ranges of single blocks: what comes is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_little_memory_the_rows_are_the_same() {
+    let world = World::new();
+    let config = || SyncConfig {
+        touched_rows: 50,
+        copy_range: 1,
+        copy_jobs: 3,
+        ..world.config()
+    };
+    world.backup();
+    drop(DataSync::open(config()).await.unwrap());
+    select(&world.local);
+    for round in 0..5 {
+        load(&world.production, round);
+        world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+        world.archived();
+        assert!(world.sync_with(config()).await >= 1, "round {round}");
+    }
+    world.same_as_production();
+    let spilled = "SELECT count(*) > 2 FROM data_sync_logs WHERE event = 'batch' AND details -> 'touched_rows_in_a_file' = 'true'";
+    assert_eq!(world.local.psql(spilled), "t");
+    let left = std::fs::read_dir(world.place.path().join("scratch")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.contains(&"touched".into()), "{left:?}");
+
+    // Hashes of blocks of rows, made by both servers.
+    let mut sync = DataSync::open(config()).await.unwrap();
+    let (_, proof) = sync.verify().await.unwrap();
+    assert!(
+        proof.iter().all(|c| c.equal && c.different_rows == Some(0)),
+        "{proof:?}"
+    );
+    world.local.psql(
+        "UPDATE acc SET body = body || ' ' WHERE id IN (SELECT min(id) FROM acc); INSERT INTO nokey VALUES (NULL, NULL, NULL);
+         DELETE FROM wide WHERE id IN (SELECT max(id) FROM wide); UPDATE leaf_1 SET id = id + 1000 WHERE id = (SELECT min(id) FROM leaf_1)",
+    );
+    let (_, proof) = sync.verify().await.unwrap();
+    let found: Vec<_> = proof
+        .iter()
+        .filter(|c| !c.equal)
+        .map(|c| (&*c.table, c.different_rows))
+        .collect();
+    let expected = [
+        ("public.acc", 1),
+        ("public.leaf_1", 2),
+        ("public.nokey", 1),
+        ("public.wide", 1),
+    ];
+    assert_eq!(found, expected.map(|(table, n)| (table, Some(n))));
+    sync.close().await.unwrap();
 }
 
 /// One run in a process of its own, for [`a_kill_at_any_step_changes_nothing`].

@@ -142,7 +142,12 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
             (_, Some(why)) => format!("not compared: {why}"),
             (true, None) => "equal".into(),
             (false, None) => format!(
-                "DIFFERENT; synctool datasync resync {}",
+                "DIFFERENT{}; synctool datasync resync {}",
+                match table["different_rows"].as_u64() {
+                    Some(1) => " in 1 row".into(),
+                    Some(n) => format!(" in {} rows", out::number(n)),
+                    None => String::new(),
+                },
                 table["table"].as_str().unwrap_or_default()
             ),
         };

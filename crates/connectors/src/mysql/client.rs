@@ -4,7 +4,7 @@ use super::errors::{map_error, server_error};
 use super::{MysqlConfig, SslMode};
 use mysql_async::prelude::{Query, Queryable};
 use mysql_async::{
-    ClientIdentity, Conn, DriverError, Error as Wire, Opts, OptsBuilder, Params, Row, ServerError, SslOpts, Value,
+    BinlogStream, BinlogStreamRequest, ClientIdentity, Conn, DriverError, Error as Wire, Opts, OptsBuilder, Params, Row, ServerError, SslOpts, Value,
 };
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -266,6 +266,18 @@ impl Mysql {
             conn,
             flavor: Arc::new(flavor),
         })
+    }
+
+    /// A connection that becomes the server's log, beside the limit. It is asked for as a replica of this number would.
+    pub(super) async fn binlog(&self, settings: &[String], replica: u32) -> Result<BinlogStream> {
+        let at = |e: Error| e.at("server", self.0.config.server());
+        let mut link = self.dial().await.map_err(at)?;
+        for statement in settings {
+            let set = statement.as_str().ignore(&mut link.conn).await;
+            set.map_err(|e| at(map_error(e, "asking for the log")))?;
+        }
+        let stream = link.conn.get_binlog_stream(BinlogStreamRequest::new(replica)).await;
+        stream.map_err(|e| at(map_error(e, "asking for the log")))
     }
 
     /// Ends a connection of ours in the background: one whose rest nobody wants to read.

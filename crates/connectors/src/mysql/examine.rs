@@ -9,7 +9,7 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::TableId;
 use synctool_core::source::Finding;
 
-fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
+pub(super) fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding {
         what: what.into(),
         ok,
@@ -22,7 +22,7 @@ fn fact(what: impl Into<String>, found: impl Into<String>) -> Finding {
     finding(what, true, found, "")
 }
 
-fn failed(what: impl Into<String>, e: &Error) -> Finding {
+pub(super) fn failed(what: impl Into<String>, e: &Error) -> Finding {
     finding(what, false, e.message(), e.next_step().unwrap_or_default())
 }
 
@@ -74,7 +74,7 @@ fn connection(database: &Mysql, session: &Session) -> Finding {
 }
 
 /// The user as a GRANT names it.
-async fn user(session: &mut Session) -> String {
+pub(super) async fn user(session: &mut Session) -> String {
     match session.row("SELECT CURRENT_USER()", "asking for the user").await {
         Ok(row) => {
             let whole = text(&row, 0).unwrap_or_default();

@@ -23,7 +23,6 @@ const MARIADB_GTID: u8 = 162;
 const MARIADB_COMPRESSED: std::ops::RangeInclusive<u8> = 165..=171;
 
 const STANDALONE: u8 = 1;
-const PREPARED_XA: u8 = 64;
 
 /// The log as it comes.
 pub(super) struct Dump {
@@ -45,8 +44,6 @@ pub(super) struct Group {
     pub(super) second: u32,
     /// One statement follows, and nothing says that it ends.
     pub(super) standalone: bool,
-    /// Its rows do not count before a later word.
-    pub(super) prepared: bool,
 }
 
 /// What an event is to us.
@@ -176,7 +173,6 @@ pub(super) fn said(event: &Event) -> Result<Said> {
             },
             second: event.header().timestamp(),
             standalone: flags & STANDALONE != 0,
-            prepared: flags & PREPARED_XA != 0,
         }));
     }
     if MARIADB_COMPRESSED.contains(&kind) {

@@ -139,7 +139,7 @@ impl BinlogSource {
         check_server(&mut session).await?;
         let Some(after) = after else {
             session.recycle();
-            return Ok(Outlook::Begins { slot_is_there: true });
+            return Ok(Outlook::BeginsNow);
         };
         // Known by another number than whoever follows it now: the server ends the elder of two with one number.
         let stranger = 1 << 31 | rand_id();

@@ -69,6 +69,8 @@ pub enum Outlook {
         /// Whether its slot exists.
         slot_is_there: bool,
     },
+    /// It was never read, and begins with what comes from now on: nothing is kept for us.
+    BeginsNow,
     /// It goes on.
     GoesOn {
         /// Bytes that are to be read.

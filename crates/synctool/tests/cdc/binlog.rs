@@ -30,7 +30,6 @@ const COLUMNS: [(&str, &str); 3] = [
 
 /// A source, a destination and a folder with a pipeline `shop` between them.
 struct Stage {
-    server: &'static MariaDb,
     from: MariaDbDatabase,
     to: TestDb,
     home: TempDir,
@@ -53,11 +52,13 @@ impl Stage {
     }
 
     fn of(schema: &str, tables: &str) -> Stage {
-        let server = MariaDb::shared();
+        Stage::on(MariaDb::shared(), schema, tables)
+    }
+
+    fn on(server: &MariaDb, schema: &str, tables: &str) -> Stage {
         let from = server.database("binlog");
         from.sql(schema);
         let stage = Stage {
-            server,
             from,
             to: Postgres::shared(PgVersion::V18).database("binlog_to"),
             home: tempfile::tempdir().expect("a folder"),
@@ -110,7 +111,14 @@ impl Stage {
     fn refused(&self) -> (String, String) {
         let (code, summary) = self.json(&["run", "shop.yaml", "--until-caught-up"]);
         assert_ne!(code, 0, "{summary:#}");
-        (summary["error"]["code"].as_str().unwrap_or_default().into(), summary["error"].to_string())
+        let id = summary["error"]["code"].as_str().or(summary["code"].as_str());
+        (id.unwrap_or_default().into(), summary.to_string())
+    }
+
+    #[track_caller]
+    fn repair(&self) {
+        let (code, summary) = self.json(&["run", "shop.yaml", "--until-caught-up", "--repair"]);
+        assert_eq!(code, 0, "{summary:#}");
     }
 
     fn wanted(&self, table: &str, columns: &str) -> Vec<String> {
@@ -168,13 +176,13 @@ struct Writer {
 impl Writer {
     fn start(stage: &Stage) -> Writer {
         let over = Arc::new(AtomicBool::new(false));
-        let (server, database, until) = (stage.server, stage.from.name().to_string(), over.clone());
+        let (database, until) = (stage.from.name().to_string(), over.clone());
         let thread = std::thread::spawn(move || {
             let mut n: u64 = 0;
             while !until.load(Ordering::Relaxed) {
                 // Some at a time: every client is a session of its own.
                 let some: Vec<String> = (n + 1..n + 8).map(change).collect();
-                server.try_sql(&database, &some.join(";")).expect("changes");
+                MariaDb::shared().try_sql(&database, &some.join(";")).expect("changes");
                 n += 7;
             }
             n
@@ -302,4 +310,259 @@ fn killed_while_it_streams_a_capture_ends_equal() {
     assert!(writer.end() > 10);
     stage.catch_up();
     stage.assert_equal("killed while it streams");
+}
+
+/// Every type that is read, ordinary values and the ends of their ranges.
+const TYPES: &str = "
+    CREATE TABLE types (id int PRIMARY KEY, b1 tinyint(1), i8 tinyint, u8 tinyint unsigned, i16 smallint,
+        u16 smallint unsigned, i24 mediumint, u24 mediumint unsigned, i32 int, u32 int unsigned, i64 bigint,
+        u64 bigint unsigned, zf int(8) zerofill, n decimal(30,10), nz decimal(10,2) zerofill, n65 decimal(65,30),
+        f float, d double, bit1 bit(1), bit9 bit(9), bit64 bit(64), y year, dt date, t time, t3 time(3), t6 time(6),
+        dtm datetime, dtm1 datetime(1), dtm6 datetime(6), ts timestamp NULL, ts4 timestamp(4) NULL,
+        c char(10), cl char(10) CHARACTER SET latin1, vc varchar(300), vl varchar(20) CHARACTER SET latin1,
+        cy varchar(20) CHARACTER SET cp1251, u2 varchar(20) CHARACTER SET ucs2, ule varchar(20) CHARACTER SET utf16le,
+        uw varchar(20) CHARACTER SET utf32, tt tinytext, tx text, mt mediumtext, lt longtext,
+        tl text CHARACTER SET latin1, bn binary(8), vb varbinary(300), tb tinyblob, bl blob, mb mediumblob, lb longblob,
+        e enum('a', 'é', 'it''s'), el enum('é', 'x') CHARACTER SET latin1, s set('x', 'y', 'ß'), j json, g geometry,
+        p point, uu uuid, i6 inet6, i4 inet4) CHARACTER SET utf8mb4";
+
+const VALUES: &str = "
+    INSERT INTO types VALUES
+    (1, 1, 127, 255, 32767, 65535, 8388607, 16777215, 2147483647, 4294967295, 9223372036854775807, 18446744073709551615,
+     42, 12345678901234567890.0123456789, 7.5, 12345678901234567890123456789012345.123456789012345678901234567891,
+     1.1, 1.7976931348623157e308, b'1', b'101010101', 18446744073709551615, 2155, '9999-12-31', '23:59:59',
+     '12:00:00.123', '00:00:00.000001', '9999-12-31 23:59:59', '2024-02-29 12:34:56.7', '1000-01-01 00:00:00.000001',
+     '2038-01-19 03:14:07', '1970-01-01 00:00:01.0001', 'ab  ', 'é', repeat('🦀é', 60), 'naïve €', 'Привет', 'ключ',
+     'é€', '🦀', 'tiny', 'text', 'medium', repeat('long', 5000), 'Grüße', x'0102030000000000', x'00ff00', x'00',
+     x'0a5c27', repeat(x'ff', 300), repeat(x'00ff', 40000), 'it''s', 'é', 'x,ß', '{\"a\": [1, 2.50, null]}',
+     ST_GeomFromText('LINESTRING(0 0, 1 1)'), POINT(1.5, -2), '123e4567-e89b-12d3-a456-426655440000', '2001:db8::ff00:42:8329',
+     '192.0.2.1'),
+    (2, 0, -128, 0, -32768, 0, -8388608, 0, -2147483648, 0, -9223372036854775808, 0, 0, -0.0000000001, 0,
+     -0.000000000000000000000000000001, -3.4e38, -0.5, b'0', 0, 1, 1901, '1000-01-01', '00:00:00', '00:00:01.5',
+     '23:59:59.999999', '1000-01-01 00:00:00', '1999-12-31 23:59:59.9', '9999-12-31 23:59:59.999999', '2001-02-03 04:05:06',
+     '2038-01-19 03:14:07.9999', '', '', '', '', '', '', '', '', '', '', '', '', '', '', '', '', '', '', '', 'a', 'x', '', '[]',
+     POINT(0, 0), POINT(0, 0), 'f81d4fae-7dec-61d0-a765-00a0c91e6bf6', '::ffff:192.0.2.1', '0.0.0.0'),
+    (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+    INSERT INTO types (id, uu, i6, f, d, n, y, t6) VALUES (4, '00000000-0000-0000-0000-000000000000', '::', 16777216, 0.1, 1, 0, '01:00:00.5'),
+    (5, '018f8f7e-5c1a-7c3e-9f2b-3d1c5a7b9e01', '::1', 1e-38, 123456789.125, 0, 1970, '01:02:03.4'),
+    (6, '6ba7b810-9dad-41d1-80b4-00c04fd430c8', 'fe80::1', 0.1, 1e-300, 99999999999999999999.9999999999, 2000, '09:00:00'),
+    (7, 'ffffffff-ffff-ffff-ffff-ffffffffffff', NULL, NULL, NULL, NULL, NULL, NULL),
+    (8, '6ba7b810-9dad-51d1-00b4-00c04fd430c8', NULL, NULL, NULL, NULL, NULL, NULL),
+    (9, '6ba7b810-9dad-81d1-c0b4-00c04fd430c8', NULL, NULL, NULL, NULL, NULL, NULL);";
+
+const ODD: &str = "SET sql_mode = '';
+    INSERT INTO types (id, dt, dtm, dtm6, ts, ts4, e, y, t, t3, t6) VALUES
+    (20, '0000-00-00', '0000-00-00', '0000-00-00', '0000-00-00', '0000-00-00', 'none of them', '0000', '-838:59:59',
+     '-00:00:00.001', '-00:00:00.000001'),
+    (21, '2024-00-00', '2024-02-00', '2024-00-31 10:11:12.5', NULL, NULL, '', 1, '99:59:59', '-01:02:03.4', '-838:59:59'),
+    (22, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '838:59:59', '-12:00:00.999', '100:00:00.5')";
+
+/// The rows of the log are those of the snapshot under other keys: letter by letter the same.
+const AGAIN: &str = "
+    CREATE TEMPORARY TABLE again AS SELECT * FROM types WHERE id < 1000;
+    UPDATE again SET id = id + 1000;
+    SET sql_mode = ''; INSERT INTO types SELECT * FROM again;
+    UPDATE again SET id = id + 1000; INSERT INTO types SELECT * FROM again; UPDATE types SET id = id + 1000 WHERE id > 2000";
+
+#[test]
+fn values_of_the_log_are_those_of_a_snapshot() {
+    let stage = Stage::of(&format!("{TYPES}; {VALUES}"), "tables: [types]");
+    stage.catch_up();
+    stage.from.sql(AGAIN);
+    stage.catch_up();
+    let row = |id: i32| {
+        let sql = format!("SELECT key, value FROM jsonb_each_text((SELECT to_jsonb(t) - 'id' FROM types t WHERE id = {id})) ORDER BY key");
+        stage.to.psql(&sql).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for id in 1..10 {
+        let wanted = row(id);
+        assert!(wanted.len() > 50, "row {id} is not there");
+        for (other, way) in [(1000, "inserted"), (3000, "moved")] {
+            let found = row(id + other);
+            let different: Vec<_> = wanted.iter().zip(&found).filter(|(a, b)| a != b).collect();
+            assert!(different.is_empty() && found.len() == wanted.len(), "row {id} {way}: {different:?}");
+        }
+    }
+}
+
+#[test]
+fn mariadb_and_sqlite_follow_a_log() {
+    let stage = Stage::of(&format!("{TYPES}; {VALUES}; {ODD}; {SHOP}"), "tables: [types]");
+    let copy = MariaDb::shared().database("binlog_copy");
+    let tables = "tables: [types, users, restaurant, visit]";
+    stage.pipeline(&format!("{{type: mariadb, connection: {{url: \"{}\"}}}}", copy.url()), tables, "");
+    stage.catch_up();
+    stage.from.sql(AGAIN);
+    for n in 1..12 {
+        stage.from.sql(&change(n));
+    }
+    let killed = KillRun::new(&stage.command(&["run", "shop.yaml", "--until-caught-up"]))
+        .at("sink.commit.after", 1)
+        .run();
+    killed.assert_killed();
+    stage.catch_up();
+    let columns = stage.from.sql(
+        "SELECT group_concat(column_name SEPARATOR ', ') FROM information_schema.columns WHERE table_schema = database() AND table_name = 'types'",
+    );
+    let exact = columns.split(", ").map(|c| format!("hex({c})")).collect::<Vec<_>>().join(", ");
+    let rows = |db: &MariaDbDatabase| db.sql(&format!("SELECT {exact} FROM types ORDER BY id"));
+    assert_eq!(rows(&stage.from), rows(&copy));
+    for (table, columns) in COLUMNS {
+        let sql = format!("SELECT {} FROM {table}", quoted(columns, "{}"));
+        assert_eq!(sorted(&stage.from.sql(&sql)), sorted(&copy.sql(&sql)), "{table}");
+    }
+    let file = stage.home.path().join("copy.db");
+    let _ = std::fs::remove_dir_all(stage.home.path().join("data"));
+    let to = format!("{{type: sqlite, connection: {{path: \"{}\"}}}}", file.display());
+    stage.pipeline(&to, "tables: [users, restaurant, visit]", "");
+    stage.catch_up();
+    for n in 12..20 {
+        stage.from.sql(&change(n));
+    }
+    stage.from.sql("TRUNCATE restaurant; INSERT INTO restaurant VALUES ('one', 'x', 1)");
+    stage.catch_up();
+    let db = rusqlite::Connection::open(&file).expect("the copy");
+    for (table, columns) in [("users", "id, first_name, email, born"), ("restaurant", "id, name, rating")] {
+        let sql = format!("SELECT {} FROM {table}", columns.split(", ").map(|c| format!("coalesce({c}, '-')")).collect::<Vec<_>>().join(" || '|' || "));
+        let mut query = db.prepare(&sql).expect("the table");
+        let found = query.query_map([], |r| r.get::<_, String>(0)).expect("rows");
+        let mut found: Vec<String> = found.map(|r| r.expect("a row")).collect();
+        found.sort_unstable();
+        assert_eq!(stage.wanted(table, columns), found, "{table}");
+    }
+}
+
+#[test]
+fn tables_that_are_made_anew_are_read_anew() {
+    let stage = Stage::new();
+    stage.catch_up();
+    stage.from.sql(
+        "CREATE TABLE other LIKE restaurant; INSERT INTO other SELECT concat('x', seq), 'swapped', seq FROM seq_1_to_30;
+         RENAME TABLE restaurant TO old_restaurant, other TO restaurant; UPDATE restaurant SET rating = 5 WHERE id = 'x3';
+         DROP TABLE visit; CREATE TABLE visit (user_id int, restaurant_id varchar(190), amount decimal(10, 2) NOT NULL,
+         rating int, PRIMARY KEY (user_id, restaurant_id)); INSERT INTO visit VALUES (1, 'x1', 1, 1);
+         INSERT INTO old_restaurant VALUES ('gone', 'not followed', 0)",
+    );
+    stage.catch_up();
+    stage.assert_equal("renamed and made again");
+}
+
+#[test]
+fn tables_without_a_key_and_computed_columns_are_followed() {
+    let stage = Stage::of(
+        "CREATE TABLE lines (a int, b text); CREATE TABLE computed (id int NOT NULL, a int, v int AS (a * 2) VIRTUAL,
+         s int AS (a + 1) STORED, z text, UNIQUE (id)); INSERT INTO computed (id, a, z) SELECT seq, seq, 'z' FROM seq_1_to_250;
+         CREATE TABLE plain (id int PRIMARY KEY) ENGINE = MyISAM",
+        "tables: [lines, computed]",
+    );
+    let to = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", stage.to.url());
+    let (_, why) = stage.refused();
+    assert!(why.contains("lines has no key"), "{why}");
+    stage.pipeline(&to, "tables: [lines, computed]", ", keyless: true");
+    stage.catch_up();
+    stage.from.sql(
+        "INSERT INTO lines VALUES (1, 'x'), (1, 'x'), (2, NULL); UPDATE lines SET b = 'y' WHERE a = 2;
+         DELETE FROM lines WHERE a = 1 LIMIT 1; UPDATE computed SET a = -a, z = NULL WHERE id < 20; DELETE FROM computed WHERE id > 240;
+         UPDATE computed SET id = 1000 WHERE id = 30",
+    );
+    stage.catch_up();
+    for (table, columns) in [("lines", "a, b"), ("computed", "id, a, z")] {
+        assert_eq!(stage.wanted(table, columns), stage.found(table, columns), "{table}");
+    }
+    stage.pipeline(&to, "tables: [plain]", ", slot: other");
+    let (_, why) = stage.refused();
+    assert!(why.contains("MyISAM"), "{why}");
+}
+
+#[test]
+fn a_purged_log_is_told_and_repaired() {
+    let server = MariaDb::start();
+    let stage = Stage::on(&server, SHOP, "tables: [users, restaurant, visit]");
+    stage.catch_up();
+    stage.from.sql("DELETE FROM users WHERE id > 800; UPDATE restaurant SET rating = 9; FLUSH BINARY LOGS");
+    stage.from.sql("DELETE FROM visit WHERE user_id < 50; FLUSH BINARY LOGS; INSERT INTO restaurant VALUES ('z', 'z', 1)");
+    let last = stage.from.sql("SHOW BINARY LOGS").lines().last().expect("a file").split('\t').next().unwrap_or_default().to_owned();
+    stage.from.sql(&format!("PURGE BINARY LOGS TO '{last}'"));
+    let (code, why) = stage.refused();
+    assert_eq!(code, "ST-LOG-004", "{why}");
+    assert!(why.contains("--repair"), "{why}");
+    stage.repair();
+    stage.assert_equal("repaired");
+    stage.from.sql("UPDATE users SET first_name = 'on' WHERE id < 10");
+    stage.catch_up();
+    stage.assert_equal("and goes on");
+}
+
+#[test]
+fn another_server_and_a_reset_one_are_refused() {
+    let (server, other) = (MariaDb::start(), MariaDb::start());
+    let stage = Stage::on(&server, SHOP, "tables: [users, restaurant, visit]");
+    stage.catch_up();
+    stage.from.sql("UPDATE users SET first_name = 'here' WHERE id = 1");
+    stage.catch_up();
+    let name = stage.from.name();
+    other.sql(&format!("CREATE DATABASE {name}"));
+    other.try_sql(name, SHOP).expect("the same shop");
+    let to = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", stage.to.url());
+    // With fewer transactions than the position, and with more.
+    for round in 0..2 {
+        stage.pipeline_from(&other.url(name), &to, "tables: [users, restaurant, visit]", "");
+        let (code, why) = stage.refused();
+        assert!(["ST-LOG-001", "ST-LOG-002", "ST-LOG-004"].contains(&code.as_str()), "{round}: {why}");
+        assert!(why.contains("--repair"), "{why}");
+        for n in 1..20 {
+            other.try_sql(name, &format!("UPDATE users SET first_name = 'there{n}' WHERE id = {n}")).expect("a change");
+        }
+    }
+    stage.pipeline(&to, "tables: [users, restaurant, visit]", "");
+    stage.catch_up();
+    stage.assert_equal("the own server goes on");
+    stage.from.sql("RESET MASTER; UPDATE users SET first_name = 'after' WHERE id < 50");
+    let (code, why) = stage.refused();
+    assert!(["ST-LOG-001", "ST-LOG-002", "ST-LOG-004"].contains(&code.as_str()), "{why}");
+    stage.repair();
+    stage.assert_equal("after RESET MASTER");
+}
+
+#[test]
+fn a_server_that_restarts_is_waited_for() {
+    let server = MariaDb::start();
+    let stage = Stage::on(&server, SHOP, "tables: [users, restaurant, visit]");
+    let running = KillRun::new(&stage.command(&["run", "shop.yaml"])).start();
+    stage.until_equal(&running);
+    server.restart();
+    stage.from.sql("UPDATE users SET first_name = 'after the restart' WHERE id < 100");
+    stage.until_equal(&running);
+    stop(running);
+}
+
+#[test]
+fn missing_rights_and_settings_are_named() {
+    let server = MariaDb::start();
+    let stage = Stage::on(&server, SHOP, "tables: [users, restaurant, visit]");
+    let name = stage.from.name();
+    server.sql(&format!("CREATE USER poor@'%' IDENTIFIED BY 'x'; GRANT SELECT ON {name}.* TO poor@'%'"));
+    let to = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", stage.to.url());
+    let url = format!("mysql://poor:x@127.0.0.1:{}/{name}", server.port());
+    stage.pipeline_from(&url, &to, "tables: [users, restaurant, visit]", "");
+    let (_, found) = stage.json(&["doctor", "shop.yaml"]);
+    assert!(found.to_string().contains("GRANT REPLICATION SLAVE ON *.* TO 'poor'@'%'"), "{found:#}");
+    let (code, why) = stage.refused();
+    assert_eq!(code, "ST-AUT-002", "{why}");
+    server.sql("GRANT REPLICATION SLAVE ON *.* TO poor@'%'");
+    let (_, found) = stage.json(&["doctor", "shop.yaml"]);
+    assert!(!found.to_string().contains("GRANT REPLICATION SLAVE"), "{found:#}");
+    stage.catch_up();
+    stage.assert_equal("with that one right");
+    server.sql("SET GLOBAL binlog_format = 'MIXED'");
+    let (code, why) = stage.refused();
+    assert!(code == "ST-LOG-005" && why.contains("SET GLOBAL binlog_format"), "{why}");
+    server.sql("SET GLOBAL binlog_format = 'ROW'");
+    stage.from.sql("SET SESSION binlog_format = 'STATEMENT'; UPDATE users SET first_name = 'unseen' WHERE id = 1");
+    let (code, why) = stage.refused();
+    assert!(code == "ST-LOG-005" && why.contains("users"), "{why}");
+    stage.repair();
+    stage.assert_equal("what was logged as a statement is compared");
 }

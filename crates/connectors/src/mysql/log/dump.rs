@@ -28,6 +28,10 @@ const STANDALONE: u8 = 1;
 pub(super) struct Dump {
     stream: BinlogStream,
     server: String,
+    /// How long the names of the log's files are.
+    name: usize,
+    /// Whether the server has said yet how its events end: the first of all has a checksum that is taken for its text.
+    described: bool,
 }
 
 impl std::fmt::Debug for Dump {
@@ -60,8 +64,8 @@ pub(super) enum Said {
     Table,
     /// Rows.
     Rows(Change),
-    /// The log goes on in another file.
-    Rotate(Place),
+    /// The log goes on in another file, at an offset.
+    Rotate(Vec<u8>, u64),
     /// Nothing that we mind.
     Other,
 }
@@ -75,8 +79,8 @@ pub(super) enum Change {
 }
 
 impl Dump {
-    /// Asks for everything after these transactions. `id` is the number that we are known by.
-    pub(super) async fn open(database: &Mysql, id: u32, after: &Gtids) -> Result<Dump> {
+    /// Asks for everything after these transactions. `id` is the number that we are known by, `end` where the log ends.
+    pub(super) async fn open(database: &Mysql, id: u32, after: &Gtids, end: &Place) -> Result<Dump> {
         let settings = [
             "SET @mariadb_slave_capability = 4".to_string(),
             format!("SET @slave_connect_state = '{after}'"),
@@ -86,6 +90,8 @@ impl Dump {
         Ok(Dump {
             stream: database.binlog(&settings, id).await?,
             server: database.config().server(),
+            name: end.file.len(),
+            described: false,
         })
     }
 
@@ -101,7 +107,20 @@ impl Dump {
             Ok(None) => Err(lost("the server ended it")),
             Ok(Some(event)) => event.map_err(refused),
         };
-        event.map_err(|e| e.at("server", &self.server))
+        let event = event.map_err(|e| e.at("server", &self.server))?;
+        self.described |= event.header().event_type_raw() == EventType::FORMAT_DESCRIPTION_EVENT as u8;
+        Ok(event)
+    }
+
+    /// What an event says that came just now.
+    pub(super) fn said(&self, event: &Event) -> Result<Said> {
+        let mut said = said(event)?;
+        if let Said::Rotate(bytes, _) = &mut said
+            && !self.described
+        {
+            bytes.truncate(self.name);
+        }
+        Ok(said)
     }
 
     /// Takes the transaction that was read last once more, and says where it ends. Another one there means another log.
@@ -109,9 +128,9 @@ impl Dump {
         let mut group: Option<Group> = None;
         loop {
             let event = self.next().await?;
-            let said = said(&event)?;
-            if let Said::Rotate(to) = &said {
-                place.clone_from(to);
+            let said = self.said(&event)?;
+            if let Some(to) = said.rotated() {
+                place = to;
             } else if event.header().log_pos() > 0 {
                 place.go_to(event.header().log_pos());
             }
@@ -141,6 +160,17 @@ impl Dump {
 }
 
 impl Said {
+    /// Where the log goes on.
+    pub(super) fn rotated(&self) -> Option<Place> {
+        match self {
+            Said::Rotate(name, offset) => Some(Place {
+                file: String::from_utf8_lossy(name).into_owned(),
+                offset: *offset,
+            }),
+            _ => None,
+        }
+    }
+
     /// Whether a transaction is over with this.
     pub(super) fn ends(&self, group: &Group) -> bool {
         match self {
@@ -153,8 +183,7 @@ impl Said {
     }
 }
 
-/// What an event says.
-pub(super) fn said(event: &Event) -> Result<Said> {
+fn said(event: &Event) -> Result<Said> {
     let malformed = |e: std::io::Error| Error::new(code::SERVER_ERROR, "an event of the log cannot be read").caused_by(e);
     let kind = event.header().event_type_raw();
     let is = |ty: EventType| kind == ty as u8;
@@ -188,10 +217,7 @@ pub(super) fn said(event: &Event) -> Result<Said> {
     Ok(match kind {
         _ if is(EventType::ROTATE_EVENT) => {
             let rotate: RotateEvent<'_> = event.read_event().map_err(malformed)?;
-            Said::Rotate(Place {
-                file: rotate.name().into_owned(),
-                offset: rotate.position(),
-            })
+            Said::Rotate(rotate.name_raw().to_vec(), rotate.position())
         }
         _ if is(EventType::QUERY_EVENT) => {
             let query: QueryEvent<'_> = event.read_event().map_err(malformed)?;

@@ -5,6 +5,7 @@ use super::super::client::{Session, number, text};
 use super::super::examine::{failed, finding, user};
 use super::capture;
 use super::dump::Dump;
+use super::position::Place;
 use super::source::{BinlogSource, check_server, rand_id};
 use synctool_core::error::{Result, code};
 use synctool_core::schema::TableId;
@@ -56,7 +57,7 @@ impl BinlogSource {
         let row = session.row("SELECT @@gtid_binlog_pos", "asking for the position").await;
         let here = row.ok().and_then(|r| text(&r, 0)).unwrap_or_default().parse().unwrap_or_default();
         let opened = async {
-            let mut dump = Dump::open(self.database(), 1 << 31 | rand_id(), &here).await?;
+            let mut dump = Dump::open(self.database(), 1 << 31 | rand_id(), &here, &Place::default()).await?;
             dump.next().await
         };
         match opened.await {

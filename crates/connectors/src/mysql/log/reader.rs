@@ -3,7 +3,7 @@
 use super::super::client::Mysql;
 use super::charset::Charsets;
 use super::chunks::Marks;
-use super::dump::{Change, Dump, Group, Said, said};
+use super::dump::{Change, Dump, Group, Said};
 use super::logged::{self, LoggedColumn};
 use super::position::{Last, LogPosition, Place};
 use super::rows::{Rows, image};
@@ -144,9 +144,9 @@ impl LogReader {
 
     /// Takes an event, unless something is needed first.
     fn take(&mut self, event: &Logged) -> Result<Option<Need>> {
-        let said = said(event)?;
+        let said = self.dump.said(event)?;
         let ends = self.tx.as_ref().is_some_and(|tx| said.ends(&tx.group));
-        let rotated = matches!(said, Said::Rotate(_));
+        let rotated = said.rotated();
         match said {
             Said::Begin(group) => {
                 self.flush()?;
@@ -162,13 +162,8 @@ impl LogReader {
             Said::Table => return self.table(event),
             Said::Rows(change) => return self.rows(event, change),
             Said::Statement { effects, sql, schema } => self.statement(&effects, &sql, &schema)?,
-            Said::Rotate(place) => {
-                if place > self.at {
-                    self.at = place;
-                }
-                // The numbers of tables are those of a run of the server.
-                self.tables.clear();
-            }
+            // The numbers of tables are those of a run of the server.
+            Said::Rotate(..) => self.tables.clear(),
             Said::Prepared if self.tx.as_ref().is_some_and(|tx| tx.rows) => {
                 return Err(Error::new(
                     code::UNSUPPORTED,
@@ -179,8 +174,10 @@ impl LogReader {
             Said::Commit | Said::Prepared | Said::Other => {}
         }
         let offset = event.header().log_pos();
-        if offset > 0 && !rotated {
-            self.at.go_to(offset);
+        match rotated {
+            Some(place) if place > self.at => self.at = place,
+            None if offset > 0 => self.at.go_to(offset),
+            _ => {}
         }
         match (ends, &self.tx) {
             (true, _) => self.commit()?,

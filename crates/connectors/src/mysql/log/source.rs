@@ -168,6 +168,7 @@ impl BinlogSource {
         };
         let origin = origin(session).await?;
         let same = origin == stored.origin;
+        let end = place(session).await?;
         let refuse = |e: Error| match e.kind().is_transient() || e.code() == code::PERMISSION {
             true => e,
             false => e.at("position", stored.gtids.to_string()).hint(REPAIR),
@@ -185,7 +186,7 @@ impl BinlogSource {
             None => None,
             Some(last) => {
                 let begun = async {
-                    let mut dump = Dump::open(&self.database, id, &last.before).await?;
+                    let mut dump = Dump::open(&self.database, id, &last.before, &end).await?;
                     let place = dump.prove(last, Place::default()).await?;
                     Ok::<_, Error>((dump, place))
                 };
@@ -204,14 +205,16 @@ impl BinlogSource {
             }
             None if !same => return Err(other()),
             None => {
-                let end = place(session).await?;
                 if end < stored.place {
                     return Err(refuse(Error::new(
                         code::LOG_DIVERGED,
                         format!("the server's log ends at {end}, before the position: it was reset or restored"),
                     )));
                 }
-                Dump::open(&self.database, id, &stored.gtids).await.map_err(refuse)?
+                {
+                    let dump = Dump::open(&self.database, id, &stored.gtids, &end).await;
+                    dump.map_err(refuse)?
+                }
             }
         };
         stored.origin = origin;
@@ -248,7 +251,7 @@ impl BinlogSource {
             added: BTreeMap::new(),
             committed_at: None,
         };
-        let dump = Dump::open(&self.database, id, &position.gtids).await?;
+        let dump = Dump::open(&self.database, id, &position.gtids, &position.place).await?;
         Ok((dump, position))
     }
 

@@ -1,12 +1,12 @@
 //! From configured datastores to open connectors, and from the global configuration to the program's memory.
 
 use crate::config::{Connection, Datastore, Datastores, Global, State};
+use crate::pipeline::followed::Log;
 use crate::state::{Outputs, PostgresStore, SqliteStore, Store};
 use std::path::Path;
 use std::sync::Arc;
 use synctool_connectors::mysql::{Mysql, MysqlConfig};
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
-use crate::pipeline::followed::Log;
 use synctool_connectors::postgres::log::LogOptions;
 use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination, SslMode};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};

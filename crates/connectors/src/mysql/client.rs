@@ -4,7 +4,8 @@ use super::errors::{map_error, server_error};
 use super::{MysqlConfig, SslMode};
 use mysql_async::prelude::{Query, Queryable};
 use mysql_async::{
-    BinlogStream, BinlogStreamRequest, ClientIdentity, Conn, DriverError, Error as Wire, Opts, OptsBuilder, Params, Row, ServerError, SslOpts, Value,
+    BinlogStream, BinlogStreamRequest, ClientIdentity, Conn, DriverError, Error as Wire, Opts, OptsBuilder, Params,
+    Row, ServerError, SslOpts, Value,
 };
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -277,7 +278,14 @@ impl Mysql {
             set.map_err(|e| at(map_error(e, "asking for the log")))?;
         }
         let stream = link.conn.get_binlog_stream(BinlogStreamRequest::new(replica)).await;
-        stream.map_err(|e| at(map_error(e, "asking for the log")))
+        stream.map_err(|e| match &e {
+            Wire::Server(server) if matches!(server.code, 1045 | 1227) => at(Error::new(
+                code::PERMISSION,
+                "the server does not hand out its log to this user",
+            )
+            .hint("GRANT REPLICATION SLAVE ON *.* TO the user")),
+            _ => at(map_error(e, "asking for the log")),
+        })
     }
 
     /// Ends a connection of ours in the background: one whose rest nobody wants to read.

@@ -26,8 +26,8 @@ pub(super) fn failed(what: impl Into<String>, e: &Error) -> Finding {
     finding(what, false, e.message(), e.next_step().unwrap_or_default())
 }
 
-/// Looks at everything that reading these tables needs.
-pub(super) async fn reading(database: &Mysql, tables: &[TableId]) -> Vec<Finding> {
+/// Looks at everything that reading these tables needs; `delta`: by a column that grows, too.
+pub(super) async fn reading(database: &Mysql, tables: &[TableId], delta: bool) -> Vec<Finding> {
     let mut session = match database.connect().await {
         Ok(session) => session,
         Err(e) => return vec![failed("connection", &e)],
@@ -38,24 +38,9 @@ pub(super) async fn reading(database: &Mysql, tables: &[TableId]) -> Vec<Finding
         Err(e) => found.push(failed("server", &e)),
     }
     let user = user(&mut session).await;
-    found.push(
-        match session
-            .rows("SELECT count(*) FROM information_schema.INNODB_TRX", "looking")
-            .await
-        {
-            Ok(_) => fact(
-                "right to see all transactions (PROCESS), for a gap-safe delta",
-                "granted",
-            ),
-            Err(e) if e.code() == code::PERMISSION => finding(
-                "right to see all transactions (PROCESS), for a gap-safe delta",
-                false,
-                "missing",
-                format!("GRANT PROCESS ON *.* TO {user};"),
-            ),
-            Err(e) => failed("open transactions", &e),
-        },
-    );
+    if delta {
+        found.push(sees_all(&mut session, &user).await);
+    }
     for table in tables {
         match readable(&mut session, table, &user).await {
             Ok(findings) => found.extend(findings),
@@ -64,6 +49,25 @@ pub(super) async fn reading(database: &Mysql, tables: &[TableId]) -> Vec<Finding
     }
     session.recycle();
     found
+}
+
+async fn sees_all(session: &mut Session, user: &str) -> Finding {
+    match session
+        .rows("SELECT count(*) FROM information_schema.INNODB_TRX", "looking")
+        .await
+    {
+        Ok(_) => fact(
+            "right to see all transactions (PROCESS), for a gap-safe delta",
+            "granted",
+        ),
+        Err(e) if e.code() == code::PERMISSION => finding(
+            "right to see all transactions (PROCESS), for a gap-safe delta",
+            false,
+            "missing",
+            format!("GRANT PROCESS ON *.* TO {user};"),
+        ),
+        Err(e) => failed("open transactions", &e),
+    }
 }
 
 fn connection(database: &Mysql, session: &Session) -> Finding {

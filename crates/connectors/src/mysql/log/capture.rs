@@ -1,7 +1,7 @@
 //! The plan of a capture: which tables, by which keys, in which types, and what of them is read besides the log.
 
 use super::super::catalog::{self, CatalogTable};
-use super::super::client::Session;
+use super::super::client::{Session, text};
 use super::super::sql::literal;
 use super::source::{BinlogSource, check_server, tables_of};
 use crate::postgres::log::LogSource;
@@ -164,9 +164,34 @@ async fn check_table(session: &mut Session, there: &CatalogTable) -> Result<()> 
     if !there.transactional {
         return Err(Error::new(
             code::UNSUPPORTED,
-            format!("{table} has the engine {}, which has no transactions and no snapshots", there.engine),
+            format!(
+                "{table} has the engine {}, which has no transactions and no snapshots",
+                there.engine
+            ),
         )
         .hint(format!("ALTER TABLE {table} ENGINE = InnoDB;")));
+    }
+    // The server's engine changes such rows by itself, and does not log it.
+    let quiet = session
+        .rows(
+            &format!(
+                "SELECT CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS \
+                 WHERE CONSTRAINT_SCHEMA = {} AND TABLE_NAME = {} \
+                 AND (DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL'))",
+                literal(table.schema.as_deref().unwrap_or_default()),
+                literal(&table.name)
+            ),
+            "looking at a table's foreign keys",
+        )
+        .await?;
+    if let Some(name) = quiet.first().and_then(|r| text(r, 0)) {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            format!(
+                "the foreign key {name} of {table} changes rows (CASCADE, SET NULL), which the server does not log"
+            ),
+        )
+        .hint("make it RESTRICT and change the rows by statements, or copy the table by a strategy that compares"));
     }
     let versioned = session
         .rows(

@@ -18,7 +18,9 @@ enum Form {
     Time,
     Datetime,
     Timestamp,
-    Decimal { zerofill: bool },
+    Decimal {
+        zerofill: bool,
+    },
     Bit,
     Enum(Members),
     Set(Members),
@@ -115,12 +117,13 @@ impl Cell {
             Wire::MYSQL_TYPE_STRING if base == "inet6" => Form::Inet6,
             Wire::MYSQL_TYPE_STRING if base == "binary" => Form::Bytes(Some(string_length(column.meta))),
             Wire::MYSQL_TYPE_GEOMETRY => Form::Bytes(None),
-            Wire::MYSQL_TYPE_STRING | Wire::MYSQL_TYPE_VARCHAR | Wire::MYSQL_TYPE_VAR_STRING | Wire::MYSQL_TYPE_BLOB => {
-                match charset {
-                    Charset::Binary => Form::Bytes(None),
-                    charset => Form::Text(charset),
-                }
-            }
+            Wire::MYSQL_TYPE_STRING
+            | Wire::MYSQL_TYPE_VARCHAR
+            | Wire::MYSQL_TYPE_VAR_STRING
+            | Wire::MYSQL_TYPE_BLOB => match charset {
+                Charset::Binary => Form::Bytes(None),
+                charset => Form::Text(charset),
+            },
             Wire::MYSQL_TYPE_JSON => {
                 return Err(unsupported("MySQL logs JSON in a form of its own").hint("leave the table out"));
             }
@@ -176,7 +179,11 @@ impl Cell {
         let digits = usize::from(self.column.meta[0]);
         let written = match form {
             Form::Signed => {
-                let sign = if value.last().is_some_and(|b| b & 0x80 != 0) { -1i64 } else { 0 };
+                let sign = if value.last().is_some_and(|b| b & 0x80 != 0) {
+                    -1i64
+                } else {
+                    0
+                };
                 let n = value.iter().rev().fold(sign, |n, b| n << 8 | i64::from(*b));
                 write!(out, "{n}")
             }
@@ -213,7 +220,8 @@ impl Cell {
                 match (big(whole), fraction) {
                     (0, 0) => write!(out, "0000-00-00 00:00:00"),
                     (seconds, _) => {
-                        let at = chrono::DateTime::from_timestamp(seconds as i64, 0).ok_or_else(|| malformed(&self.name))?;
+                        let at =
+                            chrono::DateTime::from_timestamp(seconds as i64, 0).ok_or_else(|| malformed(&self.name))?;
                         write!(out, "{}", at.format("%Y-%m-%d %H:%M:%S"))
                     }
                 }
@@ -411,7 +419,10 @@ mod tests {
         assert_eq!(date, "0000-00-00");
         assert_eq!(printed(Wire::MYSQL_TYPE_BIT, [1, 1], "bit(9)", &[1, 1]), "257");
         assert_eq!(printed(Wire::MYSQL_TYPE_SET, [248, 1], "set('a','b','c')", &[5]), "a,c");
-        assert_eq!(printed(Wire::MYSQL_TYPE_STRING, [254, 4], "binary(4)", &[1, 7]), "\u{7}\0\0\0");
+        assert_eq!(
+            printed(Wire::MYSQL_TYPE_STRING, [254, 4], "binary(4)", &[1, 7]),
+            "\u{7}\0\0\0"
+        );
     }
 
     #[test]

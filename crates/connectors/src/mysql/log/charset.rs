@@ -131,7 +131,10 @@ async fn single(session: &mut Session, name: &str) -> Result<Charset> {
     let all: Vec<u8> = (0..=255).collect();
     let bytes = super::super::sql::hex_literal(&all);
     let row = session
-        .row(&format!("SELECT CONVERT(CONVERT({bytes} USING {name}) USING utf8mb4)"), what)
+        .row(
+            &format!("SELECT CONVERT(CONVERT({bytes} USING {name}) USING utf8mb4)"),
+            what,
+        )
         .await?;
     let table: Vec<String> = text(&row, 0).unwrap_or_default().chars().map(String::from).collect();
     match table.len() {

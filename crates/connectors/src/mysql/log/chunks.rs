@@ -96,10 +96,18 @@ impl Marks {
 /// Where the server's log stands: for a session in a consistent snapshot, where the snapshot does.
 pub(super) async fn place(session: &mut Session) -> Result<Place> {
     let rows = session
-        .rows("SHOW STATUS LIKE 'binlog\\_snapshot\\_%'", "asking for the place in the log")
+        .rows(
+            "SHOW STATUS LIKE 'binlog\\_snapshot\\_%'",
+            "asking for the place in the log",
+        )
         .await?;
-    let value = |name: &str| rows.iter().find(|r| text(r, 0).is_some_and(|n| n.eq_ignore_ascii_case(name)));
-    let file = value("binlog_snapshot_file").and_then(|r| text(r, 1)).unwrap_or_default();
+    let value = |name: &str| {
+        rows.iter()
+            .find(|r| text(r, 0).is_some_and(|n| n.eq_ignore_ascii_case(name)))
+    };
+    let file = value("binlog_snapshot_file")
+        .and_then(|r| text(r, 1))
+        .unwrap_or_default();
     if file.is_empty() {
         return Err(Error::new(code::LOG_SETUP, "the server keeps no binary log")
             .hint("set log_bin in the server's configuration file and restart it"));
@@ -261,15 +269,20 @@ pub(super) async fn canonical_keys(
         .filter_map(|k| followed.read.columns.iter().map(|c| &c.column).find(|c| c.name == *k))
         .collect();
     if columns.is_empty() {
-        return Err(
-            Error::new(code::KEY_MISSING, format!("{table} has no key by which rows could be read again"))
-                .hint("refresh works by keys: give the table a primary key"),
-        );
+        return Err(Error::new(
+            code::KEY_MISSING,
+            format!("{table} has no key by which rows could be read again"),
+        )
+        .hint("refresh works by keys: give the table a primary key"));
     }
     if keys.iter().any(|k| k.len() != columns.len()) {
         return Err(Error::new(
             code::CONFIG_INVALID,
-            format!("a key of {table} has {} values: {}", columns.len(), followed.key.join(", ")),
+            format!(
+                "a key of {table} has {} values: {}",
+                columns.len(),
+                followed.key.join(", ")
+            ),
         )
         .hint(r#"write for example --keys 1,2,3, or for a key of several columns --keys '[["a", 1], ["b", 2]]'"#));
     }
@@ -286,10 +299,18 @@ pub(super) async fn canonical_keys(
                 .hint(format!("its key columns are {}", followed.key.join(", ")))
         })?;
         let row = session
-            .row(&format!("SELECT {}", shown.join(", ")), &format!("reading keys of {table}"))
+            .row(
+                &format!("SELECT {}", shown.join(", ")),
+                &format!("reading keys of {table}"),
+            )
             .await?;
         let columns: Vec<Column> = columns.iter().map(|c| Column::clone(c)).collect();
-        all.push(texts(&row, &columns)?.into_iter().map(Option::unwrap_or_default).collect());
+        all.push(
+            texts(&row, &columns)?
+                .into_iter()
+                .map(Option::unwrap_or_default)
+                .collect(),
+        );
     }
     session.recycle();
     Ok(all)
@@ -308,15 +329,23 @@ impl ChunkSource for Chunks {
 
     async fn read_chunk(&self, table: &TableId, from: Option<&[String]>, limit: usize) -> Result<Chunk> {
         let shape = self.shape(table)?;
-        let width = self.widths.lock().expect("nothing panics while holding it").get(table).copied();
+        let width = self
+            .widths
+            .lock()
+            .expect("nothing panics while holding it")
+            .get(table)
+            .copied();
         let limit = width.map_or(limit, |w| limit.min((CHUNK_BYTES / w).max(1)));
         let parts = KeyPart::of(&shape);
         let names: Vec<String> = parts.iter().map(|p| p.sql.clone()).collect();
         let condition = match from {
             None => String::new(),
             Some(from) => {
-                let values: Vec<String> =
-                    parts.iter().zip(from).map(|(p, v)| p.literal(v)).collect::<Result<_>>()?;
+                let values: Vec<String> = parts
+                    .iter()
+                    .zip(from)
+                    .map(|(p, v)| p.literal(v))
+                    .collect::<Result<_>>()?;
                 sql::compare(&names, ">=", &values)
             }
         };
@@ -349,7 +378,10 @@ impl ChunkSource for Chunks {
         let shape = self.shape(table)?;
         let parts = KeyPart::of(&shape);
         let one = |key: &Vec<String>| -> Result<String> {
-            let equal = parts.iter().zip(key).map(|(p, v)| Ok(format!("{} = {}", p.sql, p.literal(v)?)));
+            let equal = parts
+                .iter()
+                .zip(key)
+                .map(|(p, v)| Ok(format!("{} = {}", p.sql, p.literal(v)?)));
             Ok(format!("({})", equal.collect::<Result<Vec<_>>>()?.join(" AND ")))
         };
         let any = keys.iter().map(one).collect::<Result<Vec<_>>>()?.join(" OR ");

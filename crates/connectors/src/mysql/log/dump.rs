@@ -16,7 +16,7 @@ use synctool_core::error::{Error, Result, code};
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
 /// A server that says nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(120);
 
 // What MariaDB has beside MySQL's events.
 const MARIADB_GTID: u8 = 162;
@@ -36,7 +36,9 @@ pub(super) struct Dump {
 
 impl std::fmt::Debug for Dump {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dump").field("server", &self.server).finish_non_exhaustive()
+        f.debug_struct("Dump")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,7 +57,11 @@ pub(super) enum Said {
     /// A transaction begins.
     Begin(Group),
     /// A statement, and the database it was said in.
-    Statement { effects: Vec<Effect>, sql: String, schema: String },
+    Statement {
+        effects: Vec<Effect>,
+        sql: String,
+        schema: String,
+    },
     /// The transaction ends, and counts.
     Commit,
     /// It is prepared, and counts later or never.
@@ -66,6 +72,8 @@ pub(super) enum Said {
     Rows(Change),
     /// The log goes on in another file, at an offset.
     Rotate(Vec<u8>, u64),
+    /// There is nothing more at the moment.
+    Waiting,
     /// Nothing that we mind.
     Other,
 }
@@ -124,8 +132,9 @@ impl Dump {
     }
 
     /// Takes the transaction that was read last once more, and says where it ends. Another one there means another log.
-    pub(super) async fn prove(&mut self, last: &Last, mut place: Place) -> Result<Place> {
-        let mut group: Option<Group> = None;
+    /// `end` is where the server's log ends.
+    pub(super) async fn prove(&mut self, last: &Last, end: &Place) -> Result<Place> {
+        let (mut group, mut place): (Option<Group>, _) = (None, Place::default());
         loop {
             let event = self.next().await?;
             let said = self.said(&event)?;
@@ -153,6 +162,13 @@ impl Dump {
                     group = Some(found.clone());
                 }
                 (said, Some(group)) if said.ends(group) => return Ok(place),
+                // A server that is behind the position waits for what is to come, and says so.
+                (Said::Waiting, None) if place >= *end => {
+                    return Err(Error::new(
+                        code::LOG_DIVERGED,
+                        format!("the server's log ends before the transaction {}", last.gtid),
+                    ));
+                }
                 _ => {}
             }
         }
@@ -184,13 +200,16 @@ impl Said {
 }
 
 fn said(event: &Event) -> Result<Said> {
-    let malformed = |e: std::io::Error| Error::new(code::SERVER_ERROR, "an event of the log cannot be read").caused_by(e);
+    let malformed =
+        |e: std::io::Error| Error::new(code::SERVER_ERROR, "an event of the log cannot be read").caused_by(e);
     let kind = event.header().event_type_raw();
     let is = |ty: EventType| kind == ty as u8;
     if kind == MARIADB_GTID {
         let data = event.data();
         let field = |from: usize, to: usize| {
-            let bytes = data.get(from..to).ok_or_else(|| Error::new(code::SERVER_ERROR, "a transaction id is cut off"))?;
+            let bytes = data
+                .get(from..to)
+                .ok_or_else(|| Error::new(code::SERVER_ERROR, "a transaction id is cut off"))?;
             Ok::<u64, Error>(bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)))
         };
         let flags = field(12, 13)? as u8;
@@ -205,8 +224,10 @@ fn said(event: &Event) -> Result<Said> {
         }));
     }
     if MARIADB_COMPRESSED.contains(&kind) {
-        return Err(Error::new(code::LOG_SETUP, "the log holds compressed events, which are not read")
-            .hint("SET GLOBAL log_bin_compress = OFF, and run once with --repair"));
+        return Err(
+            Error::new(code::LOG_SETUP, "the log holds compressed events, which are not read")
+                .hint("SET GLOBAL log_bin_compress = OFF, and run once with --repair"),
+        );
     }
     if is(EventType::INCIDENT_EVENT) {
         return Err(Error::new(
@@ -228,6 +249,7 @@ fn said(event: &Event) -> Result<Said> {
                 sql,
             }
         }
+        _ if is(EventType::HEARTBEAT_EVENT) => Said::Waiting,
         _ if is(EventType::XID_EVENT) => Said::Commit,
         _ if is(EventType::XA_PREPARE_LOG_EVENT) => Said::Prepared,
         _ if is(EventType::TABLE_MAP_EVENT) => Said::Table,
@@ -251,5 +273,8 @@ fn refused(e: Wire) -> Error {
         1236 => code::LOG_LOST,
         _ => return map_error(e, "reading the log").hint("the user needs: GRANT REPLICATION SLAVE ON *.* TO the user"),
     };
-    Error::new(code, format!("the server does not hand out its log from this position on: {says}"))
+    Error::new(
+        code,
+        format!("the server does not hand out its log from this position on: {says}"),
+    )
 }

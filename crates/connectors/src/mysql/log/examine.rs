@@ -55,7 +55,12 @@ impl BinlogSource {
         let user = user(session).await;
         let grant = format!("GRANT REPLICATION SLAVE ON *.* TO {user};");
         let row = session.row("SELECT @@gtid_binlog_pos", "asking for the position").await;
-        let here = row.ok().and_then(|r| text(&r, 0)).unwrap_or_default().parse().unwrap_or_default();
+        let here = row
+            .ok()
+            .and_then(|r| text(&r, 0))
+            .unwrap_or_default()
+            .parse()
+            .unwrap_or_default();
         let opened = async {
             let mut dump = Dump::open(self.database(), 1 << 31 | rand_id(), &here, &Place::default()).await?;
             dump.next().await
@@ -90,22 +95,37 @@ async fn settings(session: &mut Session) -> Result<Vec<Finding>> {
         (_, d) if d > 0.0 => format!("{d:.1} days"),
         _ => "until somebody purges it".into(),
     };
-    let replica = session.rows("SHOW GLOBAL VARIABLES LIKE 'read\\_only'", "looking").await?;
-    let read_only = replica.first().and_then(|r| text(r, 1)).is_some_and(|v| v != "OFF" && v != "0");
+    let replica = session
+        .rows("SHOW GLOBAL VARIABLES LIKE 'read\\_only'", "looking")
+        .await?;
+    let read_only = replica
+        .first()
+        .and_then(|r| text(r, 1))
+        .is_some_and(|v| v != "OFF" && v != "0");
     let mut found = vec![
         finding(
             "binlog_row_metadata",
             metadata.eq_ignore_ascii_case("FULL"),
-            format!("{metadata}: {}", match metadata.eq_ignore_ascii_case("FULL") {
-                true => "the log names its columns",
-                false => "the log does not name its columns, so altered tables may have to be compared anew",
-            }),
+            format!(
+                "{metadata}: {}",
+                match metadata.eq_ignore_ascii_case("FULL") {
+                    true => "the log names its columns",
+                    false => "the log does not name its columns, so altered tables may have to be compared anew",
+                }
+            ),
             "SET GLOBAL binlog_row_metadata = 'FULL', and the same in the server's configuration file",
         ),
         finding(
             "log_bin_compress",
             compress != "ON",
-            format!("{compress}{}", if compress == "ON" { ": compressed events are not read" } else { "" }),
+            format!(
+                "{compress}{}",
+                if compress == "ON" {
+                    ": compressed events are not read"
+                } else {
+                    ""
+                }
+            ),
             "SET GLOBAL log_bin_compress = OFF, and the same in the server's configuration file",
         ),
         finding(

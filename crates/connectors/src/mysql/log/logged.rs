@@ -24,7 +24,8 @@ pub(super) struct LoggedColumn {
 
 /// The columns of a table of the log.
 pub(super) fn columns(event: &TableMapEvent<'_>) -> Result<Vec<LoggedColumn>> {
-    let malformed = |e: std::io::Error| Error::new(code::SERVER_ERROR, "a table of the log cannot be read").caused_by(e);
+    let malformed =
+        |e: std::io::Error| Error::new(code::SERVER_ERROR, "a table of the log cannot be read").caused_by(e);
     let said = OptionalMetaExtractor::new(event.iter_optional_meta()).map_err(malformed)?;
     let (mut signs, mut names) = (said.iter_signedness(), said.iter_column_name());
     let (mut texts, mut choices) = (said.iter_charset(), said.iter_enum_and_set_charset());
@@ -126,7 +127,11 @@ impl LoggedColumn {
 
 /// The name of a declared type, and what stands in its parentheses.
 pub(super) fn parts(declared: &str) -> (String, Vec<String>) {
-    let base = declared.split(['(', ' ']).next().unwrap_or_default().to_ascii_lowercase();
+    let base = declared
+        .split(['(', ' '])
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     let inner = declared
         .split_once('(')
         .and_then(|(_, rest)| rest.rsplit_once(')'))

@@ -42,7 +42,10 @@ pub(super) struct World {
 enum Entry {
     /// Nobody follows it.
     Other,
-    Table { index: usize, layout: Arc<Layout> },
+    Table {
+        index: usize,
+        layout: Arc<Layout>,
+    },
 }
 
 /// A followed table as the log described it last.
@@ -171,7 +174,7 @@ impl LogReader {
                 )
                 .hint("change followed tables by plain transactions; run once with --repair to go on behind this one"));
             }
-            Said::Commit | Said::Prepared | Said::Other => {}
+            Said::Commit | Said::Prepared | Said::Waiting | Said::Other => {}
         }
         let offset = event.header().log_pos();
         match rotated {
@@ -228,7 +231,10 @@ impl LogReader {
 
     /// Whether a position is worth a commit of its own.
     fn is_due(&self) -> bool {
-        let asked = self.until.as_ref().is_some_and(|until| self.position.place < *until && *until <= self.at);
+        let asked = self
+            .until
+            .as_ref()
+            .is_some_and(|until| self.position.place < *until && *until <= self.at);
         asked || self.quiet_since.elapsed() >= self.world.options.status_interval
     }
 
@@ -366,8 +372,16 @@ impl LogReader {
             Some(rows) => rows,
             none => none.insert(Rows::new(shape)),
         };
-        let old: Vec<bool> = rows.columns_before_image().into_iter().flat_map(|b| b.iter().by_vals()).collect();
-        let new: Vec<bool> = rows.columns_after_image().into_iter().flat_map(|b| b.iter().by_vals()).collect();
+        let old: Vec<bool> = rows
+            .columns_before_image()
+            .into_iter()
+            .flat_map(|b| b.iter().by_vals())
+            .collect();
+        let new: Vec<bool> = rows
+            .columns_after_image()
+            .into_iter()
+            .flat_map(|b| b.iter().by_vals())
+            .collect();
         let mut data = rows.rows_data();
         let mut all = || -> Result<()> {
             while !data.is_empty() {

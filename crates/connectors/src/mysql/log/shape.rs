@@ -261,7 +261,10 @@ impl Shape {
                 None => Cell::skipped(column),
                 Some(place) => {
                     let said = column.collation.and_then(|c| charsets.name(c)).map(str::to_string);
-                    let declared = there.as_ref().and_then(|t| t.column(name)).and_then(|c| c.collation.clone());
+                    let declared = there
+                        .as_ref()
+                        .and_then(|t| t.column(name))
+                        .and_then(|c| c.collation.clone());
                     let charset = said.or(declared.map(|(charset, _)| charset));
                     let is_bytes = matches!(next.columns[place].column.ty, ColumnType::Bytes);
                     let charset = match charset {
@@ -309,7 +312,9 @@ impl Shape {
                     self.table
                 ),
             )
-            .hint("SET GLOBAL binlog_row_metadata = 'FULL' for what is logged from now on, and run once with --repair")),
+            .hint(
+                "SET GLOBAL binlog_row_metadata = 'FULL' for what is logged from now on, and run once with --repair",
+            )),
         }
     }
 }

@@ -126,9 +126,9 @@ impl BinlogSource {
         session.recycle();
         let default = &self.database.config().database;
         let is_followed = |t: &TableId| {
-            followed.iter().any(|f| {
-                f.read.table.name == t.name && f.read.table.schema.as_ref().unwrap_or(default) == default
-            })
+            followed
+                .iter()
+                .any(|f| f.read.table.name == t.name && f.read.table.schema.as_ref().unwrap_or(default) == default)
         };
         Ok(all.into_iter().filter(|t| !is_followed(t)).collect())
     }
@@ -187,7 +187,7 @@ impl BinlogSource {
             Some(last) => {
                 let begun = async {
                     let mut dump = Dump::open(&self.database, id, &last.before, &end).await?;
-                    let place = dump.prove(last, Place::default()).await?;
+                    let place = dump.prove(last, &end).await?;
                     Ok::<_, Error>((dump, place))
                 };
                 match begun.await {
@@ -205,10 +205,11 @@ impl BinlogSource {
             }
             None if !same => return Err(other()),
             None => {
-                if end < stored.place {
+                let there = gtids_at(session, &stored.place).await?;
+                if end < stored.place || there.is_some_and(|there| there != stored.gtids) {
                     return Err(refuse(Error::new(
                         code::LOG_DIVERGED,
-                        format!("the server's log ends at {end}, before the position: it was reset or restored"),
+                        "the server's log does not have the position in its place: it was reset or restored",
                     )));
                 }
                 {
@@ -231,20 +232,8 @@ impl BinlogSource {
         snapshot(session).await?;
         let place = place(session).await?;
         session.run("COMMIT", "looking at the log").await?;
-        let row = session
-            .row(
-                &format!(
-                    "SELECT BINLOG_GTID_POS({}, {})",
-                    super::super::sql::literal(&place.file),
-                    place.offset
-                ),
-                "asking for the position in the log",
-            )
-            .await?;
-        let gtids: Gtids = (text(&row, 0).unwrap_or_default().parse())
-            .map_err(|why| Error::new(code::SERVER_ERROR, format!("the server's position is {why}")))?;
         let position = LogPosition {
-            gtids,
+            gtids: gtids_at(session, &place).await?.unwrap_or_default(),
             place,
             last: None,
             origin: origin(session).await?,
@@ -279,7 +268,10 @@ impl BinlogSource {
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
                     return Err(Error::new(
                         code::KEY_MISSING,
-                        format!("{} has no key, so it cannot be compared and repaired", without.read.table),
+                        format!(
+                            "{} has no key, so it cannot be compared and repaired",
+                            without.read.table
+                        ),
                     )
                     .hint("give it a primary key, or leave it out of the pipeline"));
                 }
@@ -309,8 +301,10 @@ impl BinlogSource {
             ));
         }
         if self.options.watermarks == Watermarks::Table {
-            return Err(Error::new(code::UNSUPPORTED, "MariaDB's log is read without a table of watermarks")
-                .hint("leave watermarks out: chunks are marked by the place of their snapshot"));
+            return Err(
+                Error::new(code::UNSUPPORTED, "MariaDB's log is read without a table of watermarks")
+                    .hint("leave watermarks out: chunks are marked by the place of their snapshot"),
+            );
         }
         let mut session = self.database.connect().await?;
         check_server(&mut session).await?;
@@ -377,6 +371,23 @@ impl BinlogSource {
     }
 }
 
+/// The transactions before a place of the log; `None` where the server does not have the place.
+async fn gtids_at(session: &mut Session, place: &Place) -> Result<Option<Gtids>> {
+    let file = super::super::sql::literal(&place.file);
+    let row = session
+        .row(
+            &format!("SELECT BINLOG_GTID_POS({file}, {})", place.offset),
+            "asking for the position in the log",
+        )
+        .await?;
+    text(&row, 0)
+        .map(|gtids| {
+            let wrong = |why| Error::new(code::SERVER_ERROR, format!("the server's position is {why}"));
+            gtids.parse().map_err(wrong)
+        })
+        .transpose()
+}
+
 /// A number that is nobody else's.
 pub(super) fn rand_id() -> u32 {
     uuid::Uuid::new_v4().as_u128() as u32 >> 1
@@ -392,8 +403,11 @@ fn standing(position: &LogPosition) -> Standing {
 /// Refuses a server whose log cannot be followed.
 pub(super) async fn check_server(session: &mut Session) -> Result<()> {
     if !session.flavor().mariadb {
-        return Err(Error::new(code::UNSUPPORTED, "the log of MySQL itself is not followed yet, MariaDB's is")
-            .hint("read its tables by a delta or hash strategy"));
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            "the log of MySQL itself is not followed yet, MariaDB's is",
+        )
+        .hint("read its tables by a delta or hash strategy"));
     }
     let row = session
         .row(
@@ -448,7 +462,10 @@ async fn behind(session: &mut Session, from: &Place) -> Result<u64> {
     };
     let between = files.iter().filter_map(|r| Some((text(r, 0)?, number(r, 1))));
     let between = between.skip_while(|(file, _)| *file != from.file);
-    let whole: u64 = between.take_while(|(file, _)| *file != end.file).map(|(_, size)| size).sum();
+    let whole: u64 = between
+        .take_while(|(file, _)| *file != end.file)
+        .map(|(_, size)| size)
+        .sum();
     Ok((whole + end.offset).saturating_sub(from.offset))
 }
 
@@ -542,7 +559,7 @@ impl Source for BinlogSource {
     }
 
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
-        let mut found = examine::reading(&self.database, tables).await;
+        let mut found = examine::reading(&self.database, tables, false).await;
         found.extend(self.examine_log(tables).await);
         found
     }

@@ -262,7 +262,10 @@ mod tests {
         let emptied = |t| vec![Effect::Emptied(named(t))];
         let remade = |t| vec![Effect::Remade(named(t))];
         assert_eq!(effects("TRUNCATE t"), emptied("t"));
-        assert_eq!(effects("/* a; b */ truncate TABLE `shop`.`a``b` NOWAIT"), emptied("shop.a`b"));
+        assert_eq!(
+            effects("/* a; b */ truncate TABLE `shop`.`a``b` NOWAIT"),
+            emptied("shop.a`b")
+        );
         assert_eq!(effects("CREATE OR REPLACE TABLE `t` (a int)"), remade("t"));
         assert_eq!(effects("CREATE TABLE IF NOT EXISTS s.t LIKE x"), remade("s.t"));
         assert_eq!(effects("CREATE INDEX i ON t (a)"), []);
@@ -271,7 +274,10 @@ mod tests {
             [Effect::Remade(named("_t_del")), Effect::Remade(named("t"))]
         );
         assert_eq!(effects("ALTER TABLE x RENAME TO t"), remade("t"));
-        assert_eq!(effects("ALTER TABLE t RENAME COLUMN a TO b, ADD c int DEFAULT 'PARTITION'"), []);
+        assert_eq!(
+            effects("ALTER TABLE t RENAME COLUMN a TO b, ADD c int DEFAULT 'PARTITION'"),
+            []
+        );
         assert_eq!(effects("ALTER TABLE t TRUNCATE PARTITION p0"), remade("t"));
         assert_eq!(effects("-- x\nCOMMIT"), [Effect::Commit]);
         assert_eq!(effects("insert into t values ('x')"), [Effect::Rows]);

@@ -32,6 +32,8 @@ pub(super) struct Dump {
     name: usize,
     /// Whether the server has said yet how its events end: the first of all has a checksum that is taken for its text.
     described: bool,
+    /// The first event, which always comes.
+    first: Option<Event>,
 }
 
 impl std::fmt::Debug for Dump {
@@ -72,6 +74,8 @@ pub(super) enum Said {
     Rows(Change),
     /// The log goes on in another file, at an offset.
     Rotate(Vec<u8>, u64),
+    /// The server knows of changes that are not in its log.
+    Incident,
     /// There is nothing more at the moment.
     Waiting,
     /// Nothing that we mind.
@@ -95,16 +99,23 @@ impl Dump {
             "SET @slave_gtid_strict_mode = 1".to_string(),
             format!("SET @master_heartbeat_period = {}", HEARTBEAT.as_nanos()),
         ];
-        Ok(Dump {
+        let mut dump = Dump {
             stream: database.binlog(&settings, id).await?,
             server: database.config().server(),
             name: end.file.len(),
             described: false,
-        })
+            first: None,
+        };
+        // What is refused is refused now.
+        dump.first = Some(dump.next().await?);
+        Ok(dump)
     }
 
     /// The next event. Cancel safe: the stream keeps what it has read.
     pub(super) async fn next(&mut self) -> Result<Event> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
         let lost = |why: &str| {
             Error::new(code::CONNECTION_LOST, format!("reading the log failed: {why}"))
                 .hint("the log is read again from the last commit")
@@ -226,14 +237,11 @@ fn said(event: &Event) -> Result<Said> {
     if MARIADB_COMPRESSED.contains(&kind) {
         return Err(
             Error::new(code::LOG_SETUP, "the log holds compressed events, which are not read")
-                .hint("SET GLOBAL log_bin_compress = OFF, and run once with --repair"),
+                .hint("SET GLOBAL log_bin_compress = OFF, and start over: synctool state reset"),
         );
     }
     if is(EventType::INCIDENT_EVENT) {
-        return Err(Error::new(
-            code::LOG_LOST,
-            "the server notes in its log that changes may be missing from it (an incident)",
-        ));
+        return Ok(Said::Incident);
     }
     Ok(match kind {
         _ if is(EventType::ROTATE_EVENT) => {

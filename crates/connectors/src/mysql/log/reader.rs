@@ -168,11 +168,12 @@ impl LogReader {
             // The numbers of tables are those of a run of the server.
             Said::Rotate(..) => self.tables.clear(),
             Said::Prepared if self.tx.as_ref().is_some_and(|tx| tx.rows) => {
-                return Err(Error::new(
-                    code::UNSUPPORTED,
-                    "a prepared transaction (XA) changed a followed table: the log does not say in time whether it counts",
-                )
-                .hint("change followed tables by plain transactions; run once with --repair to go on behind this one"));
+                let why = "a prepared transaction (XA) changed a followed table: the log does not say in time whether it counts";
+                self.make_good(&self.all(), Error::new(code::UNSUPPORTED, why))?;
+            }
+            Said::Incident => {
+                let why = "the server notes in its log that changes are missing from it (an incident)";
+                self.make_good(&self.all(), Error::new(code::LOG_LOST, why))?;
             }
             Said::Commit | Said::Prepared | Said::Waiting | Said::Other => {}
         }
@@ -397,9 +398,14 @@ impl LogReader {
             }
             Ok(())
         };
-        all().map_err(|e| e.at("table", table.to_string()))?;
+        let taken = all().map_err(|e| e.at("table", table.to_string()));
+        let full = builder.bytes() >= self.context.batch_bytes;
         self.current = Some(index);
-        if builder.bytes() >= self.context.batch_bytes {
+        match taken {
+            Err(e) if e.code() == code::LOG_SETUP => self.make_good(&[index], e)?,
+            other => other?,
+        }
+        if full {
             self.flush()?;
         }
         Ok(None)
@@ -420,11 +426,8 @@ impl LogReader {
                 Effect::Commit => {}
                 Effect::Rollback | Effect::Undone => {
                     if self.tx.as_ref().is_some_and(|tx| tx.rows) {
-                        return Err(Error::new(
-                            code::UNSUPPORTED,
-                            "a transaction with rows of a followed table was undone in part, and the log does not say which",
-                        )
-                        .hint("this comes of tables without transactions: ALTER TABLE … ENGINE = InnoDB; run once with --repair"));
+                        let why = "a transaction with rows of a followed table was undone in part, and the log does not say which";
+                        self.make_good(&self.all(), Error::new(code::UNSUPPORTED, why))?;
                     }
                 }
                 Effect::Emptied(named) => {
@@ -439,31 +442,57 @@ impl LogReader {
                 }
                 Effect::Remade(named) => {
                     if let Some(index) = find(named) {
-                        let table = shapes[index].table.clone();
-                        tracing::warn!(%table, "a table holds other rows than its log says: it is read anew");
-                        let mut remade = self.world.remade.lock().expect("nothing panics while holding it");
-                        remade.push(TableId::clone(&table));
-                        drop(remade);
-                        self.begin();
-                        let difference = SchemaDifference::default();
-                        self.out.push_back(Event::Schema(SchemaChange { table, difference }));
+                        self.read_anew(index);
                     }
                 }
                 Effect::Rows => {
-                    let mentioned = |s: &&Arc<super::shape::Shape>| sql.contains(&s.full.name);
-                    if let Some(shape) = shapes.iter().find(mentioned) {
-                        return Err(Error::new(
-                            code::LOG_SETUP,
-                            format!(
-                                "a change that seems to be of {} is in the log as a statement, without its rows",
-                                shape.table
-                            ),
-                        )
-                        .hint("SET GLOBAL binlog_format = 'ROW', and for sessions that change it; then run once with --repair"));
+                    let mentioned = |i: &usize| sql.contains(&shapes[*i].full.name);
+                    let mentioned: Vec<usize> = self.all().into_iter().filter(mentioned).collect();
+                    if let Some(first) = mentioned.first() {
+                        let why = format!(
+                            "a change that seems to be of {} is in the log as a statement, without its rows (binlog_format)",
+                            shapes[*first].table
+                        );
+                        self.make_good(&mentioned, Error::new(code::LOG_SETUP, why))?;
                     }
                 }
             }
         }
+        Ok(())
+    }
+
+    fn all(&self) -> Vec<usize> {
+        (0..self.known.len()).collect()
+    }
+
+    /// Takes a table for one that must be read again from its beginning and made equal.
+    fn read_anew(&mut self, index: usize) {
+        let table = self.world.shapes.all()[index].table.clone();
+        tracing::warn!(%table, "a table holds other rows than its log says: it is read anew");
+        let remade = TableId::clone(&table);
+        self.world
+            .remade
+            .lock()
+            .expect("nothing panics while holding it")
+            .push(remade);
+        self.begin();
+        let difference = SchemaDifference::default();
+        self.out.push_back(Event::Schema(SchemaChange { table, difference }));
+    }
+
+    /// What the log does not say of tables is refused, or, where that is wished, made good by reading them anew.
+    fn make_good(&mut self, tables: &[usize], error: Error) -> Result<()> {
+        let shapes = self.world.shapes.all();
+        let keyed = tables.iter().all(|i| !shapes[*i].key.is_empty());
+        if !self.world.options.repair || !keyed {
+            return Err(error.hint(match keyed {
+                true => "run once with --repair: the tables it may be about are compared and made equal, while the log goes on",
+                false => "tables without a key cannot be compared; start over: synctool state reset",
+            }));
+        }
+        tracing::warn!(%error, "what the log does not say is made good by comparing");
+        self.flush()?;
+        tables.iter().for_each(|index| self.read_anew(*index));
         Ok(())
     }
 

@@ -186,9 +186,8 @@ fn partial(shape: &Shape, at: usize) -> Error {
     Error::new(
         code::LOG_SETUP,
         format!(
-            "a new row of {} comes without its column {}: the log holds parts of rows only",
+            "a new row of {} comes without its column {}: the log holds parts of rows only (binlog_row_image)",
             shape.table, shape.columns[at].source
         ),
     )
-    .hint("SET GLOBAL binlog_row_image = 'FULL' for new sessions, and run once with --repair")
 }

@@ -313,7 +313,7 @@ impl Shape {
                 ),
             )
             .hint(
-                "SET GLOBAL binlog_row_metadata = 'FULL' for what is logged from now on, and run once with --repair",
+                "SET GLOBAL binlog_row_metadata = 'FULL' for what is logged from now on, and start over: synctool state reset",
             )),
         }
     }

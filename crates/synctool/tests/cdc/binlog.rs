@@ -667,3 +667,81 @@ fn missing_rights_and_settings_are_named() {
     stage.repair();
     stage.assert_equal("what was logged as a statement is compared");
 }
+
+#[test]
+fn a_replica_that_takes_over_is_followed_on() {
+    let primary = MariaDb::start();
+    let replica = MariaDb::start_with(&["--log-slave-updates", "--server-id=2"]);
+    let stage = Stage::on(&primary, SHOP, "tables: [users, restaurant, visit]");
+    stage.catch_up();
+    stage
+        .from
+        .sql("UPDATE users SET first_name = 'before' WHERE id < 300; DELETE FROM visit WHERE user_id < 20");
+    stage.catch_up();
+    stage
+        .from
+        .sql("UPDATE users SET first_name = 'unread' WHERE id BETWEEN 300 AND 310");
+    replica.sql(&format!(
+        "CHANGE MASTER TO master_host = '127.0.0.1', master_port = {}, master_user = 'root', master_use_gtid = slave_pos;
+         START SLAVE",
+        primary.port()
+    ));
+    let position = primary.sql("SELECT @@gtid_binlog_pos");
+    let reached = replica.sql(&format!("SELECT MASTER_GTID_WAIT('{position}', 60)"));
+    assert_eq!(reached, "0", "{}", replica.log());
+    replica.sql("STOP SLAVE");
+    let name = stage.from.name();
+    replica
+        .try_sql(
+            name,
+            "UPDATE users SET first_name = 'taken over' WHERE id = 1; INSERT INTO restaurant VALUES ('new', 'x', 2)",
+        )
+        .expect("a change");
+    let to = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", stage.to.url());
+    stage.pipeline_from(&replica.url(name), &to, "tables: [users, restaurant, visit]", "");
+    let summary = stage.catch_up();
+    assert!(
+        summary["rows"]["read_now"].as_u64().is_none_or(|n| n < 50),
+        "{summary:#}"
+    );
+    for (table, columns) in COLUMNS {
+        let sql = format!("SELECT {} FROM {table}", quoted(columns, "{}"));
+        assert_eq!(
+            sorted(&replica.try_sql(name, &sql).expect("rows")),
+            stage.found(table, columns),
+            "{table}"
+        );
+    }
+    // The primary did not have what came after.
+    stage.pipeline(&to, "tables: [users, restaurant, visit]", "");
+    stage.from.sql(
+        "UPDATE users SET first_name = 'another way' WHERE id < 5; UPDATE users SET first_name = 'too' WHERE id < 5",
+    );
+    let (code, why) = stage.refused();
+    assert!(["ST-LOG-001", "ST-LOG-002"].contains(&code.as_str()), "{why}");
+}
+
+#[test]
+fn without_metadata_the_catalog_says_the_names() {
+    let server = MariaDb::start_with(&["--binlog-row-metadata=NO_LOG"]);
+    let stage = Stage::on(
+        &server,
+        &format!("{TYPES}; {VALUES}; {SHOP}"),
+        "tables: [types, users, restaurant, visit]",
+    );
+    stage.catch_up();
+    stage.from.sql(AGAIN);
+    stage.from.sql("UPDATE visit SET amount = -amount; ALTER TABLE users ADD COLUMN town varchar(20) DEFAULT 'Rome'; UPDATE users SET id = -id WHERE id < 20");
+    stage.catch_up();
+    stage.assert_equal("changes");
+    assert_eq!(stage.wanted("users", "id, town"), stage.found("users", "id, town"));
+    let all = "SELECT string_agg((to_jsonb(whole) - 'id')::text, ',' ORDER BY id) FROM types whole WHERE id";
+    let snapshot = stage.to.psql(&format!("{all} < 1000"));
+    assert_eq!(snapshot, stage.to.psql(&format!("{all} BETWEEN 1000 AND 2000")));
+    // Altered behind rows that were not read yet: nobody can tell what those columns were.
+    stage
+        .from
+        .sql("UPDATE restaurant SET rating = 3; ALTER TABLE restaurant ADD COLUMN first int FIRST");
+    let (code, why) = stage.refused();
+    assert!(code == "ST-LOG-005" && why.contains("binlog_row_metadata"), "{why}");
+}

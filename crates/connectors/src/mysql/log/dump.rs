@@ -7,10 +7,11 @@ use super::position::{Last, Place};
 use super::statements::{Effect, effects};
 use futures::StreamExt;
 use mysql_async::binlog::EventType;
-use mysql_async::binlog::events::{Event, QueryEvent, RotateEvent};
+use mysql_async::binlog::events::{Event, EventData, QueryEvent, RotateEvent};
 use mysql_async::{BinlogStream, Error as Wire};
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
+use xxhash_rust::xxh3::Xxh3;
 
 /// The server says so often that there is nothing to say, and where its log ends then.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -52,6 +53,33 @@ pub(super) struct Group {
     pub(super) second: u32,
     /// One statement follows, and nothing says that it ends.
     pub(super) standalone: bool,
+}
+
+/// What a transaction holds, as a hash: the rows however they are parted into events, and the statements.
+#[derive(Default)]
+pub(super) struct Content(Xxh3);
+
+impl Content {
+    /// Adds an event of the transaction.
+    pub(super) fn add(&mut self, event: &Event) -> Result<()> {
+        let kind = event.header().event_type_raw();
+        let told = kind == EventType::QUERY_EVENT as u8
+            || (EventType::WRITE_ROWS_EVENT_V1 as u8..=EventType::DELETE_ROWS_EVENT_V1 as u8).contains(&kind)
+            || (EventType::WRITE_ROWS_EVENT as u8..=EventType::DELETE_ROWS_EVENT as u8).contains(&kind);
+        if !told {
+            return Ok(());
+        }
+        match event.read_data().map_err(malformed)? {
+            Some(EventData::RowsEvent(rows)) => self.0.update(rows.rows_data()),
+            Some(EventData::QueryEvent(query)) => self.0.update(query.query_raw()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn digest(&self) -> u64 {
+        self.0.digest()
+    }
 }
 
 /// What an event is to us.
@@ -146,6 +174,7 @@ impl Dump {
     /// `end` is where the server's log ends.
     pub(super) async fn prove(&mut self, last: &Last, end: &Place) -> Result<Place> {
         let (mut group, mut place): (Option<Group>, _) = (None, Place::default());
+        let mut content = Content::default();
         loop {
             let event = self.next().await?;
             let said = self.said(&event)?;
@@ -153,6 +182,9 @@ impl Dump {
                 place = to;
             } else if event.header().log_pos() > 0 {
                 place.go_to(event.header().log_pos());
+            }
+            if group.is_some() {
+                content.add(&event)?;
             }
             match (&said, &group) {
                 (Said::Begin(found), _) => {
@@ -172,7 +204,18 @@ impl Dump {
                     }
                     group = Some(found.clone());
                 }
-                (said, Some(group)) if said.ends(group) => return Ok(place),
+                (said, Some(group)) if said.ends(group) => {
+                    if content.digest() != last.content {
+                        return Err(Error::new(
+                            code::LOG_OTHER_SERVER,
+                            format!(
+                                "the server's log has another transaction {} than the one that was read",
+                                last.gtid
+                            ),
+                        ));
+                    }
+                    return Ok(place);
+                }
                 // A server that is behind the position waits for what is to come, and says so.
                 (Said::Waiting, None) if place >= *end => {
                     return Err(Error::new(
@@ -210,9 +253,12 @@ impl Said {
     }
 }
 
+fn malformed(e: std::io::Error) -> Error {
+    Error::new(code::SERVER_ERROR, "an event of the log cannot be read").caused_by(e)
+}
+
+/// What an event says, as far as it says it itself.
 fn said(event: &Event) -> Result<Said> {
-    let malformed =
-        |e: std::io::Error| Error::new(code::SERVER_ERROR, "an event of the log cannot be read").caused_by(e);
     let kind = event.header().event_type_raw();
     let is = |ty: EventType| kind == ty as u8;
     if kind == MARIADB_GTID {

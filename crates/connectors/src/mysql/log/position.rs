@@ -67,6 +67,8 @@ pub(super) struct Last {
     pub(super) gtid: Gtid,
     /// Its second, as the log says it; replicas keep it.
     pub(super) second: u32,
+    /// A hash of its rows and statements, which replicas keep, too.
+    pub(super) content: u64,
     /// The position before it.
     pub(super) before: Gtids,
 }
@@ -128,6 +130,7 @@ mod tests {
             last: Some(Last {
                 gtid: "0-1-7".parse().unwrap(),
                 second: 9,
+                content: u64::MAX,
                 before: "0-1-6".parse().unwrap(),
             }),
             origin: Origin::default(),

@@ -3,7 +3,7 @@
 use super::super::client::Mysql;
 use super::charset::Charsets;
 use super::chunks::Marks;
-use super::dump::{Change, Dump, Group, Said};
+use super::dump::{Change, Content, Dump, Group, Said};
 use super::logged::{self, LoggedColumn};
 use super::position::{Last, LogPosition, Place};
 use super::rows::{Rows, image};
@@ -67,6 +67,7 @@ struct OpenTx {
     begun: bool,
     /// It changed a table of ours by rows.
     rows: bool,
+    content: Box<Content>,
 }
 
 /// Reads the log of one server.
@@ -160,6 +161,7 @@ impl LogReader {
                     group,
                     begun: false,
                     rows: false,
+                    content: Box::default(),
                 });
             }
             Said::Table => return self.table(event),
@@ -202,6 +204,7 @@ impl LogReader {
         self.position.last = Some(Last {
             gtid: tx.group.gtid,
             second: tx.group.second,
+            content: tx.content.digest(),
             before,
         });
         self.position.place.clone_from(&self.at);
@@ -546,7 +549,13 @@ impl Reader for LogReader {
                     () = self.context.cancel.cancelled() => {
                         return Err(Error::new(code::INTERRUPTED, "reading the log was stopped"));
                     }
-                    event = self.dump.next() => event?,
+                    event = self.dump.next() => {
+                        let event = event?;
+                        if let Some(tx) = &mut self.tx {
+                            tx.content.add(&event)?;
+                        }
+                        event
+                    }
                     () = self.world.marks.added.notified() => {
                         if self.tx.is_none() {
                             self.reached();

@@ -745,3 +745,74 @@ fn without_metadata_the_catalog_says_the_names() {
     let (code, why) = stage.refused();
     assert!(code == "ST-LOG-005" && why.contains("binlog_row_metadata"), "{why}");
 }
+
+#[test]
+fn keys_of_every_kind_are_read_in_chunks() {
+    let server = MariaDb::start();
+    let kinds = [
+        (
+            "k_text",
+            "varchar(40) COLLATE utf8mb4_general_ci",
+            "concat(char(65 + seq * 7 % 26), if(seq % 2, 'é', 'e'), seq)",
+        ),
+        (
+            "k_latin",
+            "varchar(40) CHARACTER SET latin1",
+            "concat(if(seq % 2, 'ß', 'S'), seq)",
+        ),
+        ("k_uuid", "uuid", "uuid()"),
+        (
+            "k_time",
+            "datetime(6)",
+            "'2024-01-01' + INTERVAL seq * 1001 MICROSECOND",
+        ),
+        ("k_decimal", "decimal(20, 5)", "seq / 7 - 20"),
+        ("k_bytes", "binary(16)", "unhex(md5(seq))"),
+        ("k_double", "double", "seq / 3 - 50"),
+        ("k_unsigned", "bigint unsigned", "18446744073709551615 - seq"),
+        ("k_inet", "inet6", "concat('2001:db8::', hex(seq))"),
+    ];
+    let mut schema = String::from(
+        "CREATE TABLE k_enum (id enum('c', 'b', 'a'), n int, v int, PRIMARY KEY (id, n));
+         INSERT INTO k_enum SELECT 1 + seq % 3, seq, seq FROM seq_1_to_350;",
+    );
+    for (table, ty, value) in kinds {
+        schema.push_str(&format!(
+            "CREATE TABLE {table} (id {ty} PRIMARY KEY, v int); INSERT INTO {table} SELECT {value}, seq FROM seq_1_to_350;"
+        ));
+    }
+    let names: Vec<&str> = kinds.iter().map(|k| k.0).chain(["k_enum"]).collect();
+    let stage = Stage::on(&server, &schema, &format!("tables: [{}]", names.join(", ")));
+    let differ = || -> Vec<&str> {
+        let differs = |t: &&&str| stage.wanted(t, "v") != stage.found(t, "v");
+        names.iter().filter(differs).copied().collect()
+    };
+    stage.catch_up();
+    assert_eq!(differ(), [""; 0], "loaded");
+    // The copies are disturbed, and found equal again by ranges.
+    for table in &names {
+        stage.to.psql(&format!(
+            "DELETE FROM {table} WHERE v % 7 = 0; UPDATE {table} SET v = -v WHERE v % 5 = 0"
+        ));
+    }
+    stage.to.psql(
+        "INSERT INTO k_text VALUES ('AA', -1), ('zz', -2), ('Éa', -3); INSERT INTO k_time VALUES ('1999-01-01', -1)",
+    );
+    stage.from.sql("RESET MASTER");
+    stage.repair();
+    assert_eq!(differ(), [""; 0], "repaired");
+    let running = KillRun::new(&stage.command(&["run", "shop.yaml"])).start();
+    for table in ["k_uuid", "k_text", "k_time"] {
+        let key = stage.from.sql(&format!("SELECT id FROM {table} WHERE v = 30"));
+        stage.to.psql(&format!("UPDATE {table} SET v = -1 WHERE v = 30"));
+        wait_for("the log to be followed", PATIENCE, || {
+            let (_, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+            status["state"] == "running"
+        });
+        let keys = serde_json::to_string(&[key]).expect("json");
+        let (code, done) = stage.json(&["cdc", "refresh", "shop.yaml", table, "--keys", &keys, "--wait"]);
+        assert_eq!(code, 0, "{done:#}");
+    }
+    assert_eq!(differ(), [""; 0], "refreshed by keys");
+    stop(running);
+}

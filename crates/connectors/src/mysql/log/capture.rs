@@ -8,7 +8,7 @@ use crate::postgres::log::LogSource;
 use crate::postgres::log::capture::{CaptureRequest, Initial, Remembered, go_on};
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
+use synctool_core::plan::{DeleteGuard, KEYS_BY_BYTES, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
 use synctool_core::progress::Generation;
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::Destination;
@@ -48,7 +48,7 @@ pub async fn capture(source: &BinlogSource, destination: &dyn Destination, reque
         }],
         verify: Verify::None,
         guard: DeleteGuard::default(),
-        remember: BTreeMap::new(),
+        remember: BTreeMap::from([(KEYS_BY_BYTES.to_string(), String::new())]),
         created_at: request.now.clone(),
     };
     for table in wanted {

@@ -304,7 +304,7 @@ pub(super) async fn canonical_keys(
                 &format!("reading keys of {table}"),
             )
             .await?;
-        let columns: Vec<Column> = columns.iter().map(|c| Column::clone(c)).collect();
+        let columns: Vec<Column> = columns.iter().copied().cloned().collect();
         all.push(
             texts(&row, &columns)?
                 .into_iter()

@@ -60,6 +60,11 @@ impl Marks {
         None
     }
 
+    /// Whether a mark waits that stands at this place or before it.
+    pub(super) fn is_at_most(&self, place: &Place) -> bool {
+        self.state().waiting.front().is_some_and(|(mark, _)| mark <= place)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.state().waiting.is_empty()
     }
@@ -83,6 +88,11 @@ impl Marks {
         let place = state.chunk.clone();
         state.waiting.push_back((place, content.to_string()));
         self.added.notify_one();
+    }
+
+    /// The place of the last chunk.
+    fn chunk(&self) -> Place {
+        self.state().chunk.clone()
     }
 
     fn chunk_at(&self, place: Place) {
@@ -370,7 +380,7 @@ impl ChunkSource for Chunks {
             },
             next,
             in_progress: Vec::new(),
-            future: None,
+            future: Some(self.marks.chunk().ordinal()),
         })
     }
 
@@ -392,7 +402,7 @@ impl ChunkSource for Chunks {
             range: KeyRange::default(),
             next: None,
             in_progress: Vec::new(),
-            future: None,
+            future: Some(self.marks.chunk().ordinal()),
         })
     }
 

@@ -68,6 +68,8 @@ struct OpenTx {
     /// It changed a table of ours by rows.
     rows: bool,
     content: Box<Content>,
+    /// Where it begins. This is its number for the backfill, too: a snapshot that stands at or before it does not have it.
+    at: Place,
 }
 
 /// Reads the log of one server.
@@ -157,11 +159,13 @@ impl LogReader {
                 if self.tx.is_some() {
                     return Err(out_of_order("a transaction that does not end"));
                 }
+                self.reached();
                 self.tx = Some(OpenTx {
                     group,
                     begun: false,
                     rows: false,
                     content: Box::default(),
+                    at: self.at.clone(),
                 });
             }
             Said::Table => return self.table(event),
@@ -215,9 +219,15 @@ impl LogReader {
         } else {
             self.world.steering.reached(self.at.ordinal());
         }
-        let marked = self.pass_marks();
+        // A chunk that was read while rows of this transaction were handed out already, without having them: its marks
+        // come behind the commit, so that it is seen to be late and read again.
+        let late = tx.begun && self.world.marks.is_at_most(&tx.at);
+        let marked = !late && self.pass_marks();
         if tx.begun || marked || self.is_due() {
-            self.boundary(Some(&tx.group));
+            self.boundary(Some(&tx));
+        }
+        if late && self.pass_marks() {
+            self.boundary(None);
         }
         Ok(())
     }
@@ -255,12 +265,12 @@ impl LogReader {
         any
     }
 
-    fn boundary(&mut self, group: Option<&Group>) {
+    fn boundary(&mut self, tx: Option<&OpenTx>) {
         self.quiet_since = Instant::now();
         self.out.push_back(Event::Boundary {
             position: self.position.encode(),
-            committed_at: group.map(|g| i64::from(g.second) * 1_000_000),
-            tx: group.map(|g| g.gtid.sequence),
+            committed_at: tx.map(|tx| i64::from(tx.group.second) * 1_000_000),
+            tx: tx.map(|tx| tx.at.ordinal()),
         });
     }
 
@@ -271,7 +281,7 @@ impl LogReader {
         {
             tx.begun = true;
             self.out.push_back(Event::Begin(Tx {
-                id: tx.group.gtid.sequence,
+                id: tx.at.ordinal(),
                 committed_at: Some(i64::from(tx.group.second) * 1_000_000),
             }));
         }

@@ -406,6 +406,10 @@ pub struct Phase {
     pub partitions: Vec<Partition>,
 }
 
+/// A plan remembers something by this name if its log cuts ranges of keys by the bytes of their texts, whatever the
+/// source's collation: then its destination must take ranges so, too.
+pub const KEYS_BY_BYTES: &str = "log:keys-by-bytes";
+
 /// A plan: what one run does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {

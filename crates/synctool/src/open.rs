@@ -1,12 +1,13 @@
 //! From configured datastores to open connectors, and from the global configuration to the program's memory.
 
 use crate::config::{Connection, Datastore, Datastores, Global, State};
+use crate::pipeline::followed::Log;
 use crate::state::{Outputs, PostgresStore, SqliteStore, Store};
 use std::path::Path;
 use std::sync::Arc;
 use synctool_connectors::mysql::{Mysql, MysqlConfig};
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
-use synctool_connectors::postgres::log::{LogOptions, LogSource};
+use synctool_connectors::postgres::log::LogOptions;
 use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination, SslMode};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::error::{Error, Result, code};
@@ -64,14 +65,21 @@ pub async fn destination(
 }
 
 /// Opens the log of a datastore. `workers` connections besides those of the log itself may be needed at once.
-pub fn log(datastore: &Datastore, options: LogOptions, workers: usize) -> Result<LogSource> {
+pub fn log(datastore: &Datastore, options: LogOptions, workers: usize) -> Result<Log> {
     match &datastore.connection {
-        Connection::Postgres(p) => postgres(p, workers + LOG_CONNECTIONS)?.log(options),
+        Connection::Postgres(p) => {
+            let log = postgres(p, workers + LOG_CONNECTIONS)?.log(options);
+            log.map(|log| Log::Postgres(Arc::new(log)))
+        }
+        Connection::Mysql(m) => {
+            let log = mysql(m, None, workers + LOG_CONNECTIONS)?.log(options);
+            log.map(|log| Log::Mysql(Arc::new(log)))
+        }
         other => Err(Error::new(
             code::UNSUPPORTED,
             format!("the log of {} cannot be followed", other.type_name()),
         )
-        .hint("a source of type postgres has a log")),
+        .hint("a source of type postgres or mariadb has a log")),
     }
     .map_err(|e| e.at("datastore", &datastore.name))
 }

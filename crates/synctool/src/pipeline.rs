@@ -7,6 +7,7 @@
 mod choose;
 mod draft;
 mod drift;
+pub mod followed;
 pub mod log;
 mod request;
 mod stages;
@@ -17,13 +18,13 @@ use crate::open;
 use crate::state::{self, RunInfo, RunRecorder};
 use choose::Facts;
 use draft::Ends;
+use followed::Log;
 use log::{Desk, LogPipeline, LogPreview, Stopped};
 pub(crate) use request::{table_id, tables};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use synctool_connectors::postgres::log::LogSource;
 use synctool_connectors::postgres::log::status::LogStatus;
 use synctool_core::engine::{Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified};
 use synctool_core::error::{Error, Result, code};
@@ -475,7 +476,7 @@ impl Pipeline {
 pub struct LogView(Arc<std::sync::Mutex<Option<Followed>>>);
 
 /// A log, and the plan by which it is followed.
-type Followed = (Arc<LogSource>, Arc<Plan>);
+type Followed = (Log, Arc<Plan>);
 
 impl LogView {
     /// How far it is.
@@ -485,7 +486,7 @@ impl LogView {
         Some(log.steering().status(&plan, log.options()))
     }
 
-    fn show(&self, log: &Arc<LogSource>, plan: &Plan) {
+    fn show(&self, log: &Log, plan: &Plan) {
         let seen = Some((log.clone(), Arc::new(plan.clone())));
         *self.0.lock().expect("nothing panics while holding it") = seen;
     }
@@ -658,15 +659,15 @@ impl Task {
         let strategy = loaded.pipeline.strategy(&self.chosen.strategy)?;
         loop {
             let how = log::options(loaded, strategy, options);
-            let source = Arc::new(open::log(loaded.source()?, how, pipeline.connections())?);
+            let source = open::log(loaded.source()?, how, pipeline.connections())?;
             let request = log::request(loaded, strategy, &self.run_id)?;
-            let semantics = request.semantics(&source);
+            let semantics = source.semantics(&request);
             // Tables that came or went make another plan, which goes on where the one before stands.
             let extended = log::prepare_extension(&source, &*destination, &request, &semantics);
             Box::pin(stoppable(&options.cancel, extended)).await?;
             let mut observers: Vec<Arc<dyn Observer>> = vec![self.recorder.clone()];
             observers.extend(options.observer.clone());
-            let mut engine = Engine::new(source.clone(), destination.clone());
+            let mut engine = Engine::new(source.as_source(), destination.clone());
             engine.options = Options {
                 memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
                 ..Options::default()
@@ -680,7 +681,7 @@ impl Task {
             engine.observer = Arc::new(All(observers));
             let engine = Arc::new(engine);
             let draft = async {
-                let mut plan = log::capture(&source, &*destination, request.clone()).await?;
+                let mut plan = source.capture(&*destination, request.clone()).await?;
                 plan.reasons.insert(0, self.chosen.reason.clone());
                 Ok(plan)
             };

@@ -34,7 +34,16 @@ impl MariaDb {
     /// If it is not installed or does not start.
     #[track_caller]
     pub fn start() -> Self {
-        Self::try_start(None).unwrap_or_else(|e| panic!("cannot start MariaDB: {e:#}"))
+        Self::start_with(&[])
+    }
+
+    /// A private one with further options, which win over the usual ones.
+    ///
+    /// # Panics
+    /// If it is not installed or does not start.
+    #[track_caller]
+    pub fn start_with(options: &[&str]) -> Self {
+        Self::try_start(None, options).unwrap_or_else(|e| panic!("cannot start MariaDB: {e:#}"))
     }
 
     /// A private one that offers encrypted connections with this certificate.
@@ -43,7 +52,7 @@ impl MariaDb {
     /// If it is not installed or does not start.
     #[track_caller]
     pub fn start_with_tls(certificate: &ServerCertificate) -> Self {
-        Self::try_start(Some(certificate)).unwrap_or_else(|e| panic!("cannot start MariaDB: {e:#}"))
+        Self::try_start(Some(certificate), &[]).unwrap_or_else(|e| panic!("cannot start MariaDB: {e:#}"))
     }
 
     /// The one the whole test run shares; use a [`MariaDbDatabase`] of it.
@@ -59,7 +68,7 @@ impl MariaDb {
         shared::instance(&RUNNING, "mariadb", attach, Self::start)
     }
 
-    fn try_start(tls: Option<&ServerCertificate>) -> Result<Self> {
+    fn try_start(tls: Option<&ServerCertificate>, more: &[&str]) -> Result<Self> {
         let port = Port::free();
         let supervisor = Supervisor::new("mariadb", Some("mysql"), "KILL")?;
         let options = [
@@ -86,6 +95,7 @@ impl MariaDb {
              --default-time-zone=+00:00 --character-set-server=utf8mb4"
         );
         let mut arguments: Vec<String> = arguments.split_whitespace().map(String::from).collect();
+        arguments.extend(more.iter().map(|option| (*option).to_owned()));
         if let Some(certificate) = tls {
             for (option, name, pem) in [
                 ("ssl-cert", "server.crt", certificate.certificate()),

@@ -4,7 +4,8 @@ use super::errors::{map_error, server_error};
 use super::{MysqlConfig, SslMode};
 use mysql_async::prelude::{Query, Queryable};
 use mysql_async::{
-    ClientIdentity, Conn, DriverError, Error as Wire, Opts, OptsBuilder, Params, Row, ServerError, SslOpts, Value,
+    BinlogStream, BinlogStreamRequest, ClientIdentity, Conn, DriverError, Error as Wire, Opts, OptsBuilder, Params,
+    Row, ServerError, SslOpts, Value,
 };
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -265,6 +266,25 @@ impl Mysql {
         Ok(Link {
             conn,
             flavor: Arc::new(flavor),
+        })
+    }
+
+    /// A connection that becomes the server's log, beside the limit. It is asked for as a replica of this number would.
+    pub(super) async fn binlog(&self, settings: &[String], replica: u32) -> Result<BinlogStream> {
+        let at = |e: Error| e.at("server", self.0.config.server());
+        let mut link = self.dial().await.map_err(at)?;
+        for statement in settings {
+            let set = statement.as_str().ignore(&mut link.conn).await;
+            set.map_err(|e| at(map_error(e, "asking for the log")))?;
+        }
+        let stream = link.conn.get_binlog_stream(BinlogStreamRequest::new(replica)).await;
+        stream.map_err(|e| match &e {
+            Wire::Server(server) if matches!(server.code, 1045 | 1227) => at(Error::new(
+                code::PERMISSION,
+                "the server does not hand out its log to this user",
+            )
+            .hint("GRANT REPLICATION SLAVE ON *.* TO the user")),
+            _ => at(map_error(e, "asking for the log")),
         })
     }
 

@@ -9,7 +9,7 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::TableId;
 use synctool_core::source::Finding;
 
-fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
+pub(super) fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding {
         what: what.into(),
         ok,
@@ -22,12 +22,12 @@ fn fact(what: impl Into<String>, found: impl Into<String>) -> Finding {
     finding(what, true, found, "")
 }
 
-fn failed(what: impl Into<String>, e: &Error) -> Finding {
+pub(super) fn failed(what: impl Into<String>, e: &Error) -> Finding {
     finding(what, false, e.message(), e.next_step().unwrap_or_default())
 }
 
-/// Looks at everything that reading these tables needs.
-pub(super) async fn reading(database: &Mysql, tables: &[TableId]) -> Vec<Finding> {
+/// Looks at everything that reading these tables needs; `delta`: by a column that grows, too.
+pub(super) async fn reading(database: &Mysql, tables: &[TableId], delta: bool) -> Vec<Finding> {
     let mut session = match database.connect().await {
         Ok(session) => session,
         Err(e) => return vec![failed("connection", &e)],
@@ -38,24 +38,9 @@ pub(super) async fn reading(database: &Mysql, tables: &[TableId]) -> Vec<Finding
         Err(e) => found.push(failed("server", &e)),
     }
     let user = user(&mut session).await;
-    found.push(
-        match session
-            .rows("SELECT count(*) FROM information_schema.INNODB_TRX", "looking")
-            .await
-        {
-            Ok(_) => fact(
-                "right to see all transactions (PROCESS), for a gap-safe delta",
-                "granted",
-            ),
-            Err(e) if e.code() == code::PERMISSION => finding(
-                "right to see all transactions (PROCESS), for a gap-safe delta",
-                false,
-                "missing",
-                format!("GRANT PROCESS ON *.* TO {user};"),
-            ),
-            Err(e) => failed("open transactions", &e),
-        },
-    );
+    if delta {
+        found.push(sees_all(&mut session, &user).await);
+    }
     for table in tables {
         match readable(&mut session, table, &user).await {
             Ok(findings) => found.extend(findings),
@@ -66,6 +51,25 @@ pub(super) async fn reading(database: &Mysql, tables: &[TableId]) -> Vec<Finding
     found
 }
 
+async fn sees_all(session: &mut Session, user: &str) -> Finding {
+    match session
+        .rows("SELECT count(*) FROM information_schema.INNODB_TRX", "looking")
+        .await
+    {
+        Ok(_) => fact(
+            "right to see all transactions (PROCESS), for a gap-safe delta",
+            "granted",
+        ),
+        Err(e) if e.code() == code::PERMISSION => finding(
+            "right to see all transactions (PROCESS), for a gap-safe delta",
+            false,
+            "missing",
+            format!("GRANT PROCESS ON *.* TO {user};"),
+        ),
+        Err(e) => failed("open transactions", &e),
+    }
+}
+
 fn connection(database: &Mysql, session: &Session) -> Finding {
     fact(
         "connection",
@@ -74,7 +78,7 @@ fn connection(database: &Mysql, session: &Session) -> Finding {
 }
 
 /// The user as a GRANT names it.
-async fn user(session: &mut Session) -> String {
+pub(super) async fn user(session: &mut Session) -> String {
     match session.row("SELECT CURRENT_USER()", "asking for the user").await {
         Ok(row) => {
             let whole = text(&row, 0).unwrap_or_default();

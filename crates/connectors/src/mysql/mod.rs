@@ -1,4 +1,4 @@
-//! MariaDB and MySQL, read by query and written by LOAD DATA or INSERT.
+//! MariaDB and MySQL, read by query or by log ([`log`], MariaDB only) and written by LOAD DATA or INSERT.
 //!
 //! [`Mysql`] is one server and database with its limit of connections. What is particular here:
 //! - A database is a schema: a table's schema is its database, and the control tables (`_synctool_*`) stand in the
@@ -23,6 +23,7 @@ mod examine;
 mod hashes;
 mod load;
 mod locks;
+pub mod log;
 mod merge;
 mod publish;
 mod settled;

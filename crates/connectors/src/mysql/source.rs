@@ -201,7 +201,7 @@ impl Source for MysqlSource {
     }
 
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
-        examine::reading(&self.database, tables).await
+        examine::reading(&self.database, tables, true).await
     }
 }
 

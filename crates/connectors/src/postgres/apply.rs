@@ -11,6 +11,7 @@ use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
 use super::rows::{CopyForm, RowEncoder};
 use super::slices;
+use super::sql::ident;
 use super::stage::{Batch, Count, Failed, Kind, Stage, counts, upserted};
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
@@ -37,6 +38,8 @@ pub(super) struct Applier {
     destination: PostgresDestination,
     tables: Vec<Table>,
     may_replicate: bool,
+    /// Whether ranges of keys are cut by the bytes of texts.
+    by_bytes: bool,
     /// What every transaction begins with.
     begin: Option<&'static str>,
     begun: bool,
@@ -60,6 +63,8 @@ struct Table {
     unique: bool,
     /// How many times new rows do not go straight into the table.
     detour: u32,
+    /// Columns of the key that are ordered by a collation, and whose ranges are not.
+    collated: Vec<String>,
     pending: Pending,
 }
 
@@ -69,12 +74,14 @@ impl Applier {
         session: &Connection,
         targets: Vec<Target>,
         sources: Vec<TableId>,
+        by_bytes: bool,
     ) -> Result<Self> {
         let may_replicate = may_replicate(&**session, destination.version).await?;
         let mut applier = Applier {
             destination: destination.clone(),
             tables: Vec::with_capacity(targets.len()),
             may_replicate,
+            by_bytes,
             begin: None,
             begun: false,
             applied: Applied::default(),
@@ -116,6 +123,18 @@ impl Applier {
             )
             .await
             .map_err(|e| session.error(e, "reading the table's indexes"))?;
+        let collated = match self.by_bytes {
+            false => Vec::new(),
+            true => session
+                .query_one(
+                    "SELECT ARRAY(SELECT attname::text FROM pg_catalog.pg_attribute \
+                     WHERE attrelid = $1 AND attname::text = ANY ($2) AND attcollation <> 0)",
+                    &[&oid, &target.schema.key],
+                )
+                .await
+                .map_err(|e| session.error(e, "reading the table's collations"))?
+                .get(0),
+        };
         let keys = target.schema.key_indices()?;
         let keys: Vec<&Column> = keys.iter().map(|&i| &target.schema.columns[i]).collect();
         let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
@@ -135,6 +154,7 @@ impl Applier {
             made: false,
             number,
             detour: 0,
+            collated,
             pending: Pending::default(),
         })
     }
@@ -325,7 +345,12 @@ impl Applier {
         t.put_staged(session, &pending, &pending.changes, &[])
             .await
             .map_err(|e| e.error(&t.target.table))?;
-        let removed = counts(session, &t.stage.delete_others(&slices::condition(range)?))
+        let named = |c: &str| match t.collated.iter().any(|k| k == c) {
+            true => format!("{} COLLATE \"C\"", ident(c)),
+            false => ident(c),
+        };
+        let range = slices::condition_on(range, named)?;
+        let removed = counts(session, &t.stage.delete_others(&range))
             .await
             .map_err(|e| e.error(&t.target.table))?;
         self.applied.removed += removed.affected[0];

@@ -18,7 +18,7 @@ use std::time::Duration;
 use synctool_core::change::RawFormat;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
-use synctool_core::plan::{Plan, PlannedTable, Publish, short_hash};
+use synctool_core::plan::{KEYS_BY_BYTES, Plan, PlannedTable, Publish, short_hash};
 use synctool_core::progress::Checkpoint;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan};
@@ -557,7 +557,10 @@ impl Destination for PostgresDestination {
                 return Err(Error::bug("a plan mixes direct tables with loaded ones"));
             }
             let sources = plan.tables.iter().map(|t| t.read.table.clone()).collect();
-            Mode::Direct(Box::new(Applier::open(self, &session, targets, sources).await?))
+            let by_bytes = plan.remember.contains_key(KEYS_BY_BYTES);
+            Mode::Direct(Box::new(
+                Applier::open(self, &session, targets, sources, by_bytes).await?,
+            ))
         } else {
             let mut loads = Vec::with_capacity(targets.len());
             for (t, planned) in targets.into_iter().zip(&plan.tables) {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::TableId;
-use synctool_core::source::{Finding, Source};
+use synctool_core::source::Finding;
 
 /// A finding and where it was made.
 pub(super) struct Found {

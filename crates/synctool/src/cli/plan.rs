@@ -119,7 +119,7 @@ fn json(preview: &Preview) -> Value {
 
 fn log_json(log: &LogPreview) -> Value {
     let (state, behind, error) = match &log.outlook {
-        Outlook::Begins { .. } => ("begins", None, None),
+        Outlook::Begins { .. } | Outlook::BeginsNow => ("begins", None, None),
         Outlook::GoesOn { behind } => ("goes_on", Some(*behind), None),
         Outlook::Refused(e) => ("refused", None, Some(out::error_json(e))),
     };
@@ -151,6 +151,10 @@ fn log_text(preview: &Preview, log: &LogPreview, repair: bool) -> String {
         }
         Outlook::Begins { slot_is_there: false } => {
             text.push_str("the log begins with a new slot\n");
+            None
+        }
+        Outlook::BeginsNow => {
+            text.push_str("the log begins now\n");
             None
         }
         Outlook::GoesOn { behind } => {

@@ -132,7 +132,9 @@ async fn reset(said: &str, strategy: Option<&str>, globals: &Globals) -> Result<
     let mut json = json!({ "pipeline": name, "reset": true, "forgotten": lost });
     if let Ok(log) = LogPipeline::of(&pipeline) {
         let statements = log.source()?.removal();
-        text.push_str("what was made at the source stays, and its slot keeps the log; to take it away:\n");
+        if !statements.is_empty() {
+            text.push_str("what was made at the source stays, and its slot keeps the log; to take it away:\n");
+        }
         text.extend(statements.iter().map(|s| format!("  {s};\n")));
         json["removal"] = statements.into();
     }

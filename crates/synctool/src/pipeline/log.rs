@@ -4,6 +4,7 @@
 //! [`LogPipeline::pause`]) waits in a private area of the state store, where the process that follows it (the [`Desk`])
 //! finds it, and where it leaves a picture of itself.
 
+use super::followed::Log;
 use super::request::{default_schema, table_id};
 use super::{Pipeline, RunOptions};
 use crate::config::{InitialRows, Loaded, OverBudget, Strategy, WatermarkKind};
@@ -187,7 +188,8 @@ fn named(loaded: &Loaded) -> Result<Vec<TableId>> {
 /// What is captured, and under which names it goes on.
 pub(super) fn request(loaded: &Loaded, strategy: &Strategy, run_id: &str) -> Result<CaptureRequest> {
     let (to, destination) = (loaded.destination()?, &loaded.pipeline.destination);
-    let postgres = matches!(to.connection, crate::config::Connection::Postgres(_));
+    let is_postgres = |d: &crate::config::Datastore| matches!(d.connection, crate::config::Connection::Postgres(_));
+    let postgres = is_postgres(to) && is_postgres(loaded.source()?);
     let said = destination.schema.as_ref().map(|s| s.to_string());
     let schema = said.or_else(|| match postgres {
         // Tables keep the schema that they have at the source.
@@ -214,8 +216,6 @@ pub(super) fn request(loaded: &Loaded, strategy: &Strategy, run_id: &str) -> Res
     })
 }
 
-pub(super) use capture::capture;
-
 /// A destination that takes rows as a log says.
 pub(super) fn check_destination(destination: &dyn Destination) -> Result<()> {
     match destination.traits().applies_changes {
@@ -230,7 +230,7 @@ pub(super) fn check_destination(destination: &dyn Destination) -> Result<()> {
 
 /// Whether the stored plan is to be gone on with, or others of its tables are followed from now on.
 async fn has_other_tables(
-    log: &LogSource,
+    log: &Log,
     stored: &StoredPlan,
     semantics: &serde_json::Value,
     whole_publication: bool,
@@ -247,7 +247,7 @@ async fn has_other_tables(
 
 /// Prepares a plan of other tables where that is wanted; the engine takes it up from there.
 pub(super) async fn prepare_extension(
-    log: &LogSource,
+    log: &Log,
     destination: &dyn Destination,
     request: &CaptureRequest,
     semantics: &serde_json::Value,
@@ -258,7 +258,7 @@ pub(super) async fn prepare_extension(
     if !has_other_tables(log, &stored, semantics, request.tables.is_empty()).await? {
         return Ok(());
     }
-    let plan = capture::extend(log, destination, &stored.plan, request.clone()).await?;
+    let plan = log.extend(destination, &stored.plan, request.clone()).await?;
     destination.prepare(plan).await?;
     Ok(())
 }
@@ -273,7 +273,7 @@ pub(super) async fn preview(
     check_destination(destination)?;
     let log = open::log(loaded.source()?, options(loaded, strategy, run), 2)?;
     let request = request(loaded, strategy, &state::new_run_id())?;
-    let semantics = request.semantics(&log);
+    let semantics = log.semantics(&request);
     let stored = match run.restart {
         true => None,
         false => destination
@@ -293,13 +293,13 @@ pub(super) async fn preview(
             match changed {
                 false => (stored.plan, Vec::new(), position),
                 true => {
-                    let (plan, statements) = capture::preview(&log, destination, request).await?;
+                    let (plan, statements) = log.preview(destination, request).await?;
                     (plan, statements, position)
                 }
             }
         }
         None => {
-            let (plan, statements) = capture::preview(&log, destination, request).await?;
+            let (plan, statements) = log.preview(destination, request).await?;
             (plan, statements, None)
         }
     };
@@ -352,7 +352,7 @@ pub(super) struct Desk {
 struct DeskWork {
     store: Arc<dyn Store>,
     pipeline: String,
-    log: Arc<LogSource>,
+    log: Log,
     plan: Arc<Plan>,
     budget: Option<u64>,
     drop_over_budget: bool,
@@ -368,7 +368,7 @@ impl Desk {
         store: Arc<dyn Store>,
         loaded: &Loaded,
         strategy: &Strategy,
-        log: Arc<LogSource>,
+        log: Log,
         plan: &Plan,
         stop: CancellationToken,
     ) -> Result<Desk> {
@@ -407,7 +407,7 @@ impl Desk {
 }
 
 /// Drops a slot whose log takes too much of the source's disk.
-pub(super) async fn give_up(log: &LogSource) -> Error {
+pub(super) async fn give_up(log: &Log) -> Error {
     let slot = &log.options().slot;
     let dropped = log.give_up().await;
     if let Err(e) = dropped {
@@ -566,7 +566,7 @@ impl LogPipeline {
         open::memory(&loaded.global, &loaded.datastores).await
     }
 
-    fn log(&self) -> Result<LogSource> {
+    fn log(&self) -> Result<Log> {
         let loaded = &self.pipeline.loaded;
         open::log(
             loaded.source()?,
@@ -576,7 +576,7 @@ impl LogPipeline {
     }
 
     /// The log as it would be opened, to be looked at.
-    pub fn source(&self) -> Result<LogSource> {
+    pub fn source(&self) -> Result<Log> {
         self.log()
     }
 

@@ -2,7 +2,6 @@
 
 use super::super::catalog::{self, Described};
 use super::super::client::Connection;
-use super::shape::Remembered;
 use super::slot::Missing;
 use super::source::LogSource;
 use super::{shape, slot};
@@ -16,6 +15,7 @@ use synctool_core::sink::Destination;
 use synctool_core::strategy::table::carry_plain;
 
 pub use super::shape::Initial;
+pub(crate) use super::shape::Remembered;
 
 /// What to capture.
 #[derive(Debug, Clone)]
@@ -60,12 +60,17 @@ impl CaptureRequest {
 
     /// What must not change while the plan is unfinished.
     pub fn semantics(&self, source: &LogSource) -> serde_json::Value {
+        self.semantics_of(&source.options().slot, &source.options().publication)
+    }
+
+    /// The same for a log of these names.
+    pub(crate) fn semantics_of(&self, slot: &str, publication: &str) -> serde_json::Value {
         let mut tables: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
         tables.sort_unstable();
         serde_json::json!({
             "strategy": "log",
-            "slot": source.options().slot,
-            "publication": source.options().publication,
+            "slot": slot,
+            "publication": publication,
             "tables": tables,
             "schema": self.schema,
             "to": self.to.as_ref().map(ToString::to_string),
@@ -117,8 +122,13 @@ pub async fn extend(
     let mut sink = destination.open_sink(stored).await?;
     let position = sink.recover(std::slice::from_ref(&log)).await?.remove(&log);
     let position = position.and_then(|state| state.position);
-    let mut plan = draft(source, destination, request, Missing::Make).await?;
+    let plan = draft(source, destination, request, Missing::Make).await?;
     sink.release(std::slice::from_ref(&log)).await?;
+    go_on(stored, plan, position)
+}
+
+/// A plan that goes on where another one of other tables stands.
+pub(crate) fn go_on(stored: &Plan, mut plan: Plan, position: Option<Position>) -> Result<Plan> {
     let known = |table: &TableId| stored.tables.iter().find(|t| t.read.table == *table);
     for table in &mut plan.tables {
         let Some(old) = known(&table.read.table) else { continue };
@@ -159,7 +169,7 @@ pub async fn extend(
 }
 
 /// Where a plan's log begins, if another plan read it before.
-pub(super) fn from_of(plan: &Plan) -> Option<Position> {
+pub(crate) fn from_of(plan: &Plan) -> Option<Position> {
     plan.remember.get(FROM).map(|text| Position(text.clone()))
 }
 

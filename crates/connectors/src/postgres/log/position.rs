@@ -3,6 +3,7 @@
 
 use super::client::System;
 use super::pgoutput::Lsn;
+use super::status::Standing;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
@@ -56,6 +57,13 @@ impl LogPosition {
 
     pub(super) fn encode(&self) -> Position {
         Position(serde_json::to_string(self).expect("plain data"))
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            at: self.lsn,
+            committed_at: self.committed_at,
+        }
     }
 }
 

@@ -43,22 +43,44 @@ pub enum Initial {
 
 /// What a plan remembers of a table for its log.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Remembered {
-    pub(super) initial: Initial,
-    pub(super) oid: u32,
+pub(crate) struct Remembered {
+    pub(crate) initial: Initial,
+    pub(crate) oid: u32,
     pub(super) columns: Vec<Attribute>,
     #[serde(default)]
-    pub(super) rows: Option<u64>,
+    pub(crate) rows: Option<u64>,
 }
 
 impl Remembered {
+    /// A table of a log that knows its columns by their names alone.
+    pub(crate) fn named(initial: Initial, names: impl Iterator<Item = String>, rows: Option<u64>) -> Self {
+        let columns = names.map(|name| Attribute {
+            name,
+            number: 0,
+            type_oid: 0,
+            modifier: 0,
+            filled: false,
+        });
+        Remembered {
+            initial,
+            oid: 0,
+            columns: columns.collect(),
+            rows,
+        }
+    }
+
+    /// The names of the columns that the table had.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.columns.iter().map(|c| c.name.clone()).collect()
+    }
+
     /// Under which name a plan remembers it.
-    pub(super) fn name(table: &TableId) -> String {
+    pub(crate) fn name(table: &TableId) -> String {
         format!("log:{table}")
     }
 
     /// What a plan remembers of a table.
-    pub(super) fn of(plan: &Plan, table: &TableId) -> Self {
+    pub(crate) fn of(plan: &Plan, table: &TableId) -> Self {
         plan.remember
             .get(&Remembered::name(table))
             .and_then(|text| serde_json::from_str(text).ok())

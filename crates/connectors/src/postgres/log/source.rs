@@ -69,6 +69,8 @@ pub enum Outlook {
         /// Whether its slot exists.
         slot_is_there: bool,
     },
+    /// It was never read, and begins with what comes from now on: nothing is kept for us.
+    BeginsNow,
     /// It goes on.
     GoesOn {
         /// Bytes that are to be read.
@@ -358,7 +360,7 @@ impl LogSource {
         let from = self.from.lock().expect("nothing panics while holding it").clone();
         let after = after.or(from.as_ref());
         let (position, start) = self.start(&connection, &mut link, after, &followed).await?;
-        self.steering.opened(&position, &start.pending);
+        self.steering.opened(position.standing(), &start.pending);
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
             let added = position.added.get(&f.read.table.to_string());
@@ -513,7 +515,7 @@ impl Reader for Follow {
 
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
         if let Some(log) = &BackfillPosition::parse(durable)?.log {
-            self.steering.durable(&LogPosition::parse(log)?);
+            self.steering.durable(LogPosition::parse(log)?.standing());
         }
         self.inner.acknowledge(durable).await
     }

@@ -121,7 +121,16 @@ struct Counts {
     deleted: u64,
 }
 
-#[derive(Debug, Default)]
+/// A place of a log that is at the destination.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Standing {
+    /// The place, as a number that grows with the log.
+    pub(crate) at: u64,
+    /// When the last transaction before it committed, microseconds UTC.
+    pub(crate) committed_at: Option<i64>,
+}
+
+#[derive(Debug)]
 struct Picture {
     /// When the log was seen to end where.
     ends: VecDeque<(Instant, Lsn)>,
@@ -129,11 +138,33 @@ struct Picture {
     reached: Lsn,
     /// The end of the last transaction that had anything for us.
     read: Lsn,
-    durable: Option<LogPosition>,
+    durable: Option<Standing>,
     counts: BTreeMap<String, Counts>,
     pending: Vec<Pending>,
     /// Rows of the active backfill of late.
     rate: VecDeque<(Instant, u64)>,
+    /// How people write a place.
+    shown: fn(u64) -> String,
+}
+
+impl Default for Picture {
+    fn default() -> Self {
+        Picture {
+            ends: VecDeque::new(),
+            reached: 0,
+            read: 0,
+            durable: None,
+            counts: BTreeMap::new(),
+            pending: Vec::new(),
+            rate: VecDeque::new(),
+            shown: lsn,
+        }
+    }
+}
+
+/// A place of PostgreSQL's log, as people write it.
+pub(super) fn lsn(at: u64) -> String {
+    PgLsn::from(at).to_string()
 }
 
 /// Steers a log that is followed, and looks at it. Shared by everybody who has to do with it.
@@ -153,30 +184,37 @@ impl Steering {
         self.picture.lock().expect("nothing panics while holding it")
     }
 
+    /// A log whose places are written like this.
+    pub(crate) fn showing(shown: fn(u64) -> String) -> Self {
+        let steering = Steering::default();
+        steering.picture().shown = shown;
+        steering
+    }
+
     /// A log is opened at this position.
-    pub(super) fn opened(&self, position: &LogPosition, pending: &[Pending]) {
+    pub(crate) fn opened(&self, position: Standing, pending: &[Pending]) {
         let mut picture = self.picture();
-        (picture.reached, picture.read) = (position.lsn, position.lsn);
-        picture.durable = Some(position.clone());
+        (picture.reached, picture.read) = (position.at, position.at);
+        picture.durable = Some(position);
         picture.pending = pending.to_vec();
         picture.rate.clear();
     }
 
-    pub(super) fn reached(&self, lsn: Lsn) {
+    pub(crate) fn reached(&self, lsn: Lsn) {
         let mut picture = self.picture();
         picture.reached = picture.reached.max(lsn);
     }
 
-    pub(super) fn read_up_to(&self, lsn: Lsn) {
+    pub(crate) fn read_up_to(&self, lsn: Lsn) {
         let mut picture = self.picture();
         (picture.read, picture.reached) = (lsn, picture.reached.max(lsn));
     }
 
-    pub(super) fn durable(&self, position: &LogPosition) {
-        self.picture().durable = Some(position.clone());
+    pub(crate) fn durable(&self, position: Standing) {
+        self.picture().durable = Some(position);
     }
 
-    pub(super) fn pending(&self, pending: &[Pending]) {
+    pub(crate) fn pending(&self, pending: &[Pending]) {
         let mut picture = self.picture();
         let active = |p: &[Pending]| p.first().map(|p| (p.table.clone(), p.rows));
         let (before, now) = (active(&picture.pending), active(pending));
@@ -198,7 +236,7 @@ impl Steering {
     }
 
     /// Counts what passes.
-    pub(super) fn saw(&self, event: &Event) {
+    pub(crate) fn saw(&self, event: &Event) {
         let (table, rows) = match event {
             Event::Rows(batch) => (&batch.table, None),
             Event::ReplaceRange { table, rows, .. } => (table, Some(rows.num_rows() as u64)),
@@ -222,7 +260,7 @@ impl Steering {
     }
 
     /// The log ends here now.
-    fn ends(&self, end: Lsn) {
+    pub(crate) fn ends(&self, end: Lsn) {
         let mut picture = self.picture();
         let at = picture.effective();
         while picture.ends.front().is_some_and(|(_, lsn)| *lsn <= at) && picture.ends.len() > 1 {
@@ -253,8 +291,8 @@ impl Steering {
         let mut status = LogStatus {
             slot: options.slot.clone(),
             publication: options.publication.clone(),
-            position: picture.durable.as_ref().map(|p| PgLsn::from(p.lsn).to_string()),
-            end: end.map(|lsn| PgLsn::from(lsn).to_string()),
+            position: picture.durable.as_ref().map(|p| (picture.shown)(p.at)),
+            end: end.map(picture.shown),
             lag_bytes: end.map(|end| end.saturating_sub(at)),
             lag_seconds: end.map(|_| since.map_or(0.0, |(then, _)| then.elapsed().as_secs_f64())),
             applied_up_to: picture.durable.as_ref().and_then(|p| p.committed_at),
@@ -287,7 +325,7 @@ impl Steering {
 impl Picture {
     /// Nothing before this place is missing at the destination.
     fn effective(&self) -> Lsn {
-        let durable = self.durable.as_ref().map_or(0, |p| p.lsn);
+        let durable = self.durable.as_ref().map_or(0, |p| p.at);
         match durable >= self.read {
             true => durable.max(self.reached),
             false => durable,
@@ -350,6 +388,51 @@ fn tables(watched: &[Watched], pending: &[Pending]) -> Vec<TableStatus> {
     watched.iter().map(one).collect()
 }
 
+/// How far a log is that nobody follows at the moment, given where it stands and where it ends.
+pub(crate) fn at_rest(
+    plan: &Plan,
+    options: &LogOptions,
+    pending: Option<Vec<Pending>>,
+    standing: Option<Standing>,
+    end: u64,
+    shown: fn(u64) -> String,
+) -> LogStatus {
+    let behind = standing.map(|p| end.saturating_sub(p.at));
+    let committed_at = standing.and_then(|p| p.committed_at);
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_micros() as i64;
+    LogStatus {
+        slot: options.slot.clone(),
+        publication: options.publication.clone(),
+        position: standing.map(|p| shown(p.at)),
+        end: Some(shown(end)),
+        lag_bytes: behind,
+        lag_seconds: match behind {
+            Some(0) => Some(0.0),
+            _ => committed_at.map(|at| now.saturating_sub(at) as f64 / 1e6),
+        },
+        applied_up_to: committed_at,
+        paused: Pause::None,
+        tables: tables(&Watched::of(plan), &pending.unwrap_or_else(|| first_pending(plan))),
+    }
+}
+
+/// What a plan reads beside its log at the beginning.
+fn first_pending(plan: &Plan) -> Vec<Pending> {
+    let one = |t: &synctool_core::plan::PlannedTable| {
+        let table = t.read.table.clone();
+        match initial_of(plan, &table).0 {
+            _ if t.schema.key.is_empty() => None,
+            Initial::Load => Some(Pending::load(table)),
+            Initial::Resync => Some(Pending::resync(table)),
+            Initial::Skip => None,
+        }
+    };
+    plan.tables.iter().filter_map(one).collect()
+}
+
 impl LogSource {
     /// Looks at the end of the log as long as the token lives.
     pub(super) async fn watch(database: Postgres, steering: Arc<Steering>, every: Duration) {
@@ -372,33 +455,12 @@ impl LogSource {
             Some(log) => Some(LogPosition::parse(log)?),
             None => None,
         };
-        let pending = match &stored {
-            Some(stored) => stored.pending.clone(),
-            None => self.first_pending(plan),
-        };
         let connection = self.database().connect().await?;
         let end = end_of_log(&connection).await?;
         connection.recycle();
-        let behind = log.as_ref().map(|p| end.saturating_sub(p.lsn));
-        let committed_at = log.as_ref().and_then(|p| p.committed_at);
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_micros() as i64;
-        Ok(LogStatus {
-            slot: self.options().slot.clone(),
-            publication: self.options().publication.clone(),
-            position: log.as_ref().map(|p| PgLsn::from(p.lsn).to_string()),
-            end: Some(PgLsn::from(end).to_string()),
-            lag_bytes: behind,
-            lag_seconds: match behind {
-                Some(0) => Some(0.0),
-                _ => committed_at.map(|at| now.saturating_sub(at) as f64 / 1e6),
-            },
-            applied_up_to: committed_at,
-            paused: Pause::None,
-            tables: tables(&Watched::of(plan), &pending),
-        })
+        let standing = log.as_ref().map(LogPosition::standing);
+        let pending = stored.map(|stored| stored.pending);
+        Ok(at_rest(plan, self.options(), pending, standing, end, lsn))
     }
 
     /// The replication slots of the server.
@@ -414,20 +476,6 @@ impl LogSource {
         slot::drop(&connection, &self.options().slot).await?;
         connection.recycle();
         Ok(())
-    }
-
-    /// What a plan reads beside its log at the beginning.
-    fn first_pending(&self, plan: &Plan) -> Vec<Pending> {
-        let one = |t: &synctool_core::plan::PlannedTable| {
-            let table = t.read.table.clone();
-            match initial_of(plan, &table).0 {
-                _ if t.schema.key.is_empty() => None,
-                Initial::Load => Some(Pending::load(table)),
-                Initial::Resync => Some(Pending::resync(table)),
-                Initial::Skip => None,
-            }
-        };
-        plan.tables.iter().filter_map(one).collect()
     }
 }
 

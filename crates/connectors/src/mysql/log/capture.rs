@@ -1,0 +1,242 @@
+//! The plan of a capture: which tables, by which keys, in which types, and what of them is read besides the log.
+
+use super::super::catalog::{self, CatalogTable};
+use super::super::client::{Session, text};
+use super::super::sql::literal;
+use super::source::{BinlogSource, check_server, tables_of};
+use crate::postgres::log::LogSource;
+use crate::postgres::log::capture::{CaptureRequest, Initial, Remembered, go_on};
+use std::collections::BTreeMap;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{DeleteGuard, KEYS_BY_BYTES, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
+use synctool_core::progress::Generation;
+use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::sink::Destination;
+use synctool_core::strategy::table::carry_plain;
+
+/// What must not change while the plan of a request is unfinished.
+pub fn semantics(source: &BinlogSource, request: &CaptureRequest) -> serde_json::Value {
+    request.semantics_of(&source.options().slot, "")
+}
+
+/// Makes the plan of a capture: checks the server and reads the catalog. Nothing is changed.
+pub async fn capture(source: &BinlogSource, destination: &dyn Destination, request: CaptureRequest) -> Result<Plan> {
+    let mut session = source.database().connect().await?;
+    check_server(&mut session).await?;
+    let wanted = match request.tables.is_empty() {
+        true => tables_of(&mut session).await?,
+        false => request.tables.clone(),
+    };
+    if wanted.is_empty() {
+        return Err(Error::new(
+            code::LOG_SETUP,
+            format!("the database {} has no table", source.database().config().database),
+        )
+        .hint("name the tables to capture"));
+    }
+    let mut plan = Plan {
+        pipeline: request.pipeline.clone(),
+        run_id: request.run_id.clone(),
+        generation: Generation(0),
+        strategy: Strategy::Log,
+        reasons: Vec::new(),
+        semantics: semantics(source, &request),
+        tables: Vec::new(),
+        phases: vec![Phase {
+            name: "log".into(),
+            partitions: vec![LogSource::partition()],
+        }],
+        verify: Verify::None,
+        guard: DeleteGuard::default(),
+        remember: BTreeMap::from([(KEYS_BY_BYTES.to_string(), String::new())]),
+        created_at: request.now.clone(),
+    };
+    for table in wanted {
+        let planned = plan_table(source, destination, &request, &mut session, &table, &mut plan).await;
+        planned.map_err(|e| e.at("table", table.to_string()))?;
+    }
+    session.recycle();
+    Ok(plan)
+}
+
+async fn plan_table(
+    source: &BinlogSource,
+    destination: &dyn Destination,
+    request: &CaptureRequest,
+    session: &mut Session,
+    table: &TableId,
+    plan: &mut Plan,
+) -> Result<()> {
+    let there = catalog::must_find(session, table).await?;
+    check_table(session, &there).await?;
+    let mut key = key(&there);
+    if key.is_empty() {
+        if !request.keyless {
+            return Err(Error::new(
+                code::KEY_MISSING,
+                format!("{table} has no key: its rows from before cannot be read beside its log, nor found again"),
+            )
+            .hint(format!(
+                "ALTER TABLE {table} ADD PRIMARY KEY (…); or allow tables without a key, which follows only what comes from now on"
+            )));
+        }
+        plan.reasons.push(format!(
+            "{table} has no key: whole old rows find what changed; equal rows count as one another"
+        ));
+    }
+    let own = request.schema.clone().or_else(|| there.table.schema.clone());
+    let to = request.to.clone().unwrap_or_else(|| TableId {
+        schema: own.filter(|_| !request.bare),
+        name: there.table.name.clone(),
+    });
+    if let Some(twin) = plan.tables.iter().find(|t| t.destination == to) {
+        return Err(Error::new(
+            code::IDENTIFIER,
+            format!("{table} and {} would both be written to {to}", twin.read.table),
+        )
+        .hint("capture them by two pipelines, each with a destination schema of its own"));
+    }
+    let existing = destination.describe(&to).await?;
+    let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
+    for found in &there.columns {
+        let column = &found.column;
+        let at_destination = existing.as_ref().and_then(|t| t.column(&column.name));
+        if column.generated || at_destination.is_some_and(|e| e.generated) {
+            plan.reasons
+                .push(format!("{table}: column {} is computed and left out", column.name));
+            continue;
+        }
+        if found.declared.data_type == "json" {
+            return Err(Error::new(
+                code::TYPE_UNSUPPORTED,
+                format!("column {} is JSON as MySQL logs it, which is not read", column.name),
+            )
+            .hint("leave the table out of the pipeline"));
+        }
+        let (from, mut stored) = carry_plain(source, destination, column, at_destination)?;
+        // NOT NULL is the source's to keep: between two of its changes a row may be incomplete here.
+        stored.nullable = !key.contains(&column.name);
+        stored.identity = false;
+        read.columns.push(from);
+        schema.columns.push(stored);
+    }
+    if key.iter().any(|k| schema.column(k).is_none()) {
+        return Err(Error::new(
+            code::LOG_SETUP,
+            format!("a column of the key of {table} is computed, and computed columns are left out"),
+        )
+        .hint("give the table a primary key of plain columns"));
+    }
+    schema.key = std::mem::take(&mut key);
+    let initial = match request.initial {
+        _ if schema.key.is_empty() => Initial::Skip,
+        Some(initial) => initial,
+        None if existing.is_none() || destination.is_empty(&to).await? => Initial::Load,
+        None => Initial::Resync,
+    };
+    let names = there.columns.iter().map(|c| c.column.name.clone());
+    let remembered = Remembered::named(initial, names, Some(there.rows));
+    let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
+    plan.remember.insert(Remembered::name(table), text);
+    plan.tables.push(PlannedTable {
+        read,
+        destination: to,
+        schema,
+        publish: Publish::Direct,
+        changes: None,
+        evolve: false,
+        compare: None,
+        own: false,
+        row_hash: None,
+    });
+    Ok(())
+}
+
+/// Refuses what has no log of its rows.
+async fn check_table(session: &mut Session, there: &CatalogTable) -> Result<()> {
+    let table = &there.table;
+    if there.kind != "table" {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{table} is a {}: its rows are not in the log", there.kind),
+        ));
+    }
+    if !there.transactional {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            format!(
+                "{table} has the engine {}, which has no transactions and no snapshots",
+                there.engine
+            ),
+        )
+        .hint(format!("ALTER TABLE {table} ENGINE = InnoDB;")));
+    }
+    // The server's engine changes such rows by itself, and does not log it.
+    let quiet = session
+        .rows(
+            &format!(
+                "SELECT CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS \
+                 WHERE CONSTRAINT_SCHEMA = {} AND TABLE_NAME = {} \
+                 AND (DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL'))",
+                literal(table.schema.as_deref().unwrap_or_default()),
+                literal(&table.name)
+            ),
+            "looking at a table's foreign keys",
+        )
+        .await?;
+    if let Some(name) = quiet.first().and_then(|r| text(r, 0)) {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            format!(
+                "the foreign key {name} of {table} changes rows (CASCADE, SET NULL), which the server does not log"
+            ),
+        )
+        .hint("make it RESTRICT and change the rows by statements, or copy the table by a strategy that compares"));
+    }
+    let versioned = session
+        .rows(
+            &format!(
+                "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = {} AND TABLE_NAME = {} \
+                 AND TABLE_TYPE = 'SYSTEM VERSIONED'",
+                literal(table.schema.as_deref().unwrap_or_default()),
+                literal(&table.name)
+            ),
+            "looking at a table's kind",
+        )
+        .await?;
+    if !versioned.is_empty() {
+        return Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{table} is versioned by the server, and its log holds the rows of every version"),
+        )
+        .hint("read it by a delta or hash strategy"));
+    }
+    Ok(())
+}
+
+/// The columns by which changes find their row: the primary key, or a unique one that no row escapes.
+pub(super) fn key(there: &CatalogTable) -> Vec<String> {
+    let primary = there.key();
+    if !primary.is_empty() {
+        return primary;
+    }
+    let unique = there.indexes.iter().find(|i| there.is_key(&i.columns));
+    unique.map_or(Vec::new(), |i| i.columns.clone())
+}
+
+/// A plan for other tables than those of a stored one, which goes on where that one stands: tables that are new are
+/// read beside the log, those that went are not followed any more. Whoever writes by the stored plan is fenced first.
+pub async fn extend(
+    source: &BinlogSource,
+    destination: &dyn Destination,
+    stored: &Plan,
+    request: CaptureRequest,
+) -> Result<Plan> {
+    let log = LogSource::partition().id;
+    let mut sink = destination.open_sink(stored).await?;
+    let position = sink.recover(std::slice::from_ref(&log)).await?.remove(&log);
+    let position = position.and_then(|state| state.position);
+    let plan = capture(source, destination, request).await?;
+    sink.release(std::slice::from_ref(&log)).await?;
+    go_on(stored, plan, position)
+}

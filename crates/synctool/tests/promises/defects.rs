@@ -46,22 +46,28 @@ fn every_defect_has_its_test() {
     assert_eq!(defects, (1..=16).collect(), "all sixteen are there");
 }
 
-/// So do those that the page of strategies names.
+/// So do those that the pages of promises name.
 #[test]
 fn every_promise_has_its_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let page = std::fs::read_to_string(root.join("docs/strategies.md")).expect("docs/strategies.md");
-    let mut named = 0;
-    for test in page.split('`').skip(1).step_by(2) {
-        let Some((file, name)) = test.split_once(".rs::") else {
-            continue;
-        };
-        let file = format!("{file}.rs");
-        let text = std::fs::read_to_string(root.join("crates").join(&file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-        assert!(text.contains(&format!("fn {name}(")), "{file} has no test {name}");
-        named += 1;
+    for page in ["docs/strategies.md", "docs/guarantees.md"] {
+        let text = std::fs::read_to_string(root.join(page)).expect(page);
+        let mut named = 0;
+        for test in text.split('`').skip(1).step_by(2) {
+            let Some((file, name)) = test.split_once(".rs::") else {
+                continue;
+            };
+            let file = format!("{file}.rs");
+            let text =
+                std::fs::read_to_string(root.join("crates").join(&file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+            assert!(
+                text.contains(&format!("fn {name}(")),
+                "{page}: {file} has no test {name}"
+            );
+            named += 1;
+        }
+        assert!(named > 30, "{page}: {named} tests");
     }
-    assert!(named > 30, "{named} tests");
 }
 
 /// 3. Reading excludes no other reader: two pipelines read one table at the same time.

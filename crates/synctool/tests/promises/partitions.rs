@@ -27,7 +27,7 @@ fn dimension(numbers: &mut Numbers, bounded: bool) -> String {
     match kind {
         0 => format!(
             "{{column: small, step: {}{}}}",
-            numbers.below(60) + 1,
+            numbers.below(60) + 12,
             bounds(bounded, "-20", "50")
         ),
         1 => {
@@ -45,15 +45,15 @@ fn dimension(numbers: &mut Numbers, bounded: bool) -> String {
             numbers.of(&["day", "week", "month"]),
             bounds(bounded, "\"2024-01-15\"", "\"2024-03-01\"")
         ),
-        3 => format!("{{column: id, step: {}}}", numbers.below(700) + 50),
-        4 => format!("{{column: price, step: {}}}", numbers.below(90) + 10),
+        3 => format!("{{column: id, step: {}}}", numbers.below(900) + 400),
+        4 => format!("{{column: price, step: {}}}", numbers.below(90) + 70),
         5 => format!(
             "{{column: token, step: {}}}",
-            numbers.below(4_000_000_000) + 100_000_000
+            numbers.below(4_000_000_000) + 500_000_000
         ),
         6 => "{column: kind, type: value, step: -1}".into(),
         7 => "{column: flag, type: value, step: -1}".into(),
-        _ => format!("{{column: naive, step: {}, step_unit: hour}}", numbers.below(300) + 24),
+        _ => format!("{{column: naive, step: {}, step_unit: hour}}", numbers.below(300) + 200),
     }
 }
 
@@ -99,7 +99,7 @@ fn every_row_is_in_exactly_one_partition() {
     db.psql(&format!("SELECT setseed(0.{}); {ITEMS}", seed % 1000));
     let total = db.psql("SELECT count(*) FROM items").trim().to_owned();
     let place = here(&db);
-    for round in 0..25 {
+    for round in 0..20 {
         let primary = level(&mut numbers, 1);
         let secondary = level(&mut numbers, 0);
         let strategy = numbers.of(&["hash", "full"]);

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "duckdb")]
 pub mod duckdb;
+mod logs;
 pub mod mysql;
 pub mod object;
 pub mod postgres;

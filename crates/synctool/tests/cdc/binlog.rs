@@ -3,11 +3,10 @@
 
 mod values;
 
-use super::{PATIENCE, stop};
+use super::{PATIENCE, Writer, stop};
 use serde_json::Value;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use synctool_testkit::kill::{Action, Failpoint, KillRun, Running};
 use synctool_testkit::{MariaDb, MariaDbDatabase, PgVersion, Postgres, TestDb, wait_for};
 use tempfile::TempDir;
@@ -178,44 +177,18 @@ fn change(n: u64) -> String {
 }
 
 /// What other people do to the shop meanwhile, until this is dropped.
-struct Writer {
-    over: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<u64>>,
-}
-
-impl Writer {
-    fn start(stage: &Stage) -> Writer {
-        let over = Arc::new(AtomicBool::new(false));
-        let (database, until) = (stage.from.name().to_string(), over.clone());
-        let thread = std::thread::spawn(move || {
-            let mut n: u64 = 0;
-            while !until.load(Ordering::Relaxed) {
-                // Some at a time: every client is a session of its own.
-                let some: Vec<String> = (n + 1..n + 8).map(change).collect();
-                MariaDb::shared().try_sql(&database, &some.join(";")).expect("changes");
-                n += 7;
-            }
-            n
-        });
-        Writer {
-            over,
-            thread: Some(thread),
+fn writer(stage: &Stage) -> Writer {
+    let database = stage.from.name().to_string();
+    Writer::of(move |over| {
+        let mut n: u64 = 0;
+        while !over.load(Ordering::Relaxed) {
+            // Some at a time: every client is a session of its own.
+            let some: Vec<String> = (n + 1..n + 8).map(change).collect();
+            MariaDb::shared().try_sql(&database, &some.join(";")).expect("changes");
+            n += 7;
         }
-    }
-
-    fn end(mut self) -> u64 {
-        self.over.store(true, Ordering::Relaxed);
-        self.thread.take().expect("it runs").join().expect("it wrote")
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+        n
+    })
 }
 
 /// Kills per test.
@@ -258,7 +231,7 @@ fn a_log_reaches_postgresql() {
 #[test]
 fn a_backfill_beside_writes_ends_equal_and_streaming_goes_on() {
     let stage = Stage::new();
-    let writer = Writer::start(&stage);
+    let writer = writer(&stage);
     let running = KillRun::new(&stage.command(&["run", "shop.yaml"])).start();
     wait_for("the tables to be loaded", PATIENCE, || {
         let n = stage.to.try_psql("SELECT count(*) FROM visit").unwrap_or_default();
@@ -292,7 +265,7 @@ fn killed_anywhere_a_capture_ends_equal() {
     let mut killed = 0;
     for point in &points {
         reset();
-        let writer = Writer::start(&stage);
+        let writer = writer(&stage);
         let outcome = run().accident(point, Action::Kill).run();
         killed += usize::from(outcome.killed);
         assert!(outcome.killed || outcome.code == Some(0), "{point}: {}", outcome.stderr);
@@ -319,7 +292,7 @@ fn killed_anywhere_a_capture_ends_equal() {
 fn killed_while_it_streams_a_capture_ends_equal() {
     let stage = Stage::new();
     stage.catch_up();
-    let writer = Writer::start(&stage);
+    let writer = writer(&stage);
     for round in 0..kills() as u32 {
         let name = [
             "engine.commit.before",

@@ -177,9 +177,8 @@ struct Writer {
 
 impl Writer {
     fn start(stage: &Stage) -> Writer {
-        let over = Arc::new(AtomicBool::new(false));
-        let (url, until) = (stage.from.url(), over.clone());
-        let thread = std::thread::spawn(move || {
+        let url = stage.from.url();
+        Writer::of(move |over| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -190,16 +189,22 @@ impl Writer {
                     .expect("a session");
                 tokio::spawn(connection);
                 let mut n: u64 = 0;
-                while !until.load(Ordering::Relaxed) {
+                while !over.load(Ordering::Relaxed) {
                     n += 1;
                     client.batch_execute(&change(n)).await.expect("a change");
                 }
                 n
             })
-        });
+        })
+    }
+
+    /// One that works until it is told that it is over, and says how many transactions it made.
+    fn of(work: impl FnOnce(&AtomicBool) -> u64 + Send + 'static) -> Writer {
+        let over = Arc::new(AtomicBool::new(false));
+        let until = over.clone();
         Writer {
             over,
-            thread: Some(thread),
+            thread: Some(std::thread::spawn(move || work(&until))),
         }
     }
 

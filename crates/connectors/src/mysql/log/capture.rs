@@ -71,31 +71,12 @@ async fn plan_table(
     check_table(session, &there).await?;
     let mut key = key(&there);
     if key.is_empty() {
-        if !request.keyless {
-            return Err(Error::new(
-                code::KEY_MISSING,
-                format!("{table} has no key: its rows from before cannot be read beside its log, nor found again"),
-            )
-            .hint(format!(
-                "ALTER TABLE {table} ADD PRIMARY KEY (…); or allow tables without a key, which follows only what comes from now on"
-            )));
-        }
+        request.check_keyless(table)?;
         plan.reasons.push(format!(
             "{table} has no key: whole old rows find what changed; equal rows count as one another"
         ));
     }
-    let own = request.schema.clone().or_else(|| there.table.schema.clone());
-    let to = request.to.clone().unwrap_or_else(|| TableId {
-        schema: own.filter(|_| !request.bare),
-        name: there.table.name.clone(),
-    });
-    if let Some(twin) = plan.tables.iter().find(|t| t.destination == to) {
-        return Err(Error::new(
-            code::IDENTIFIER,
-            format!("{table} and {} would both be written to {to}", twin.read.table),
-        )
-        .hint("capture them by two pipelines, each with a destination schema of its own"));
-    }
+    let to = request.target(table, &there.table, plan)?;
     let existing = destination.describe(&to).await?;
     let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
     for found in &there.columns {

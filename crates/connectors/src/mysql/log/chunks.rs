@@ -188,7 +188,7 @@ impl KeyPart {
 impl Chunks {
     fn shape(&self, table: &TableId) -> Result<Arc<Shape>> {
         self.shapes
-            .get(table)
+            .find(|s| *s.table == *table)
             .ok_or_else(|| Error::bug(format!("a chunk of {table}, which is not followed")))
     }
 
@@ -278,24 +278,7 @@ pub(super) async fn canonical_keys(
         .iter()
         .filter_map(|k| followed.read.columns.iter().map(|c| &c.column).find(|c| c.name == *k))
         .collect();
-    if columns.is_empty() {
-        return Err(Error::new(
-            code::KEY_MISSING,
-            format!("{table} has no key by which rows could be read again"),
-        )
-        .hint("refresh works by keys: give the table a primary key"));
-    }
-    if keys.iter().any(|k| k.len() != columns.len()) {
-        return Err(Error::new(
-            code::CONFIG_INVALID,
-            format!(
-                "a key of {table} has {} values: {}",
-                columns.len(),
-                followed.key.join(", ")
-            ),
-        )
-        .hint(r#"write for example --keys 1,2,3, or for a key of several columns --keys '[["a", 1], ["b", 2]]'"#));
-    }
+    crate::logs::check_keys(table, &followed.key, columns.len(), keys)?;
     let mut session = database.connect().await?;
     let mut all = Vec::with_capacity(keys.len());
     for key in keys {
@@ -407,7 +390,7 @@ impl ChunkSource for Chunks {
     }
 
     fn refill(&self, change: &SchemaChange) -> Option<Pending> {
-        let shape = self.shapes.get(&change.table)?;
+        let shape = self.shapes.find(|s| s.table == change.table)?;
         if shape.key.is_empty() {
             return None;
         }

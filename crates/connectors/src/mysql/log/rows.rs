@@ -2,11 +2,10 @@
 
 use super::super::types;
 use super::shape::{Layout, Shape};
-use arrow_array::{RecordBatch, UInt8Array};
-use arrow_buffer::BooleanBuffer;
+use crate::logs;
 use std::sync::Arc;
 use synctool_core::budget::Hold;
-use synctool_core::change::{ChangeBatch, Op, Ops, Presence};
+use synctool_core::change::{ChangeBatch, Op};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::text::ColumnBuilder;
 
@@ -135,31 +134,12 @@ impl Rows {
 
     /// The rows so far; the collection starts over.
     pub(super) fn finish(&mut self, hold: Hold) -> Result<ChangeBatch> {
-        let count = self.ops.len();
-        let fit = |e| Error::bug(format!("rows of the log do not fit their schema: {e}"));
-        let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(count));
-        let batch = |fields: &mut Vec<ColumnBuilder>| {
-            let columns = fields.iter_mut().map(ColumnBuilder::finish).collect();
-            RecordBatch::try_new_with_options(self.shape.arrow.clone(), columns, &options).map_err(fit)
-        };
-        let rows = batch(&mut self.fields)?;
-        let before = self.before.take().map(|mut b| batch(&mut b)).transpose()?;
-        let ops = std::mem::take(&mut self.ops);
-        let first = ops.first().copied().unwrap_or(Op::Insert as u8);
-        let ops = match Op::from_u8(first) {
-            Some(op) if ops.iter().all(|o| *o == first) => Ops::All(op),
-            _ => Ops::Each(UInt8Array::from(ops)),
-        };
-        let absent = std::mem::take(&mut self.absent);
-        let present = (!absent.is_empty()).then(|| {
-            let mut columns: Vec<Option<Vec<bool>>> = vec![None; self.fields.len()];
-            for (column, row) in absent {
-                columns[column].get_or_insert_with(|| vec![true; count])[row] = false;
-            }
-            Presence(columns.into_iter().map(|c| c.map(BooleanBuffer::from)).collect())
-        });
+        let columns = |fields: &mut Vec<_>| fields.iter_mut().map(ColumnBuilder::finish).collect();
+        let rows = columns(&mut self.fields);
+        let before = self.before.take().map(|mut b| columns(&mut b));
+        let (ops, absent) = (std::mem::take(&mut self.ops), std::mem::take(&mut self.absent));
         self.bytes = 0;
-        ChangeBatch::new(self.shape.table.clone(), rows, ops, present, before, hold)
+        logs::batch((&self.shape.table, &self.shape.arrow), rows, before, ops, absent, hold)
     }
 }
 

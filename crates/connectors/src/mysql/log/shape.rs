@@ -8,7 +8,7 @@ use super::charset::{Charset, Charsets};
 use super::logged::LoggedColumn;
 use crate::postgres::log::capture::{Initial, Remembered};
 use arrow_schema::SchemaRef;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, PlannedTable, ReadSpec};
 use synctool_core::schema::{Carrier, Column, ColumnType, SchemaDifference, TableId, TableSchema};
@@ -67,32 +67,15 @@ pub(super) struct ShapeColumn {
     pub(super) filled: bool,
 }
 
-/// The shapes of all followed tables, shared by the reader of the log and that of the chunks.
-#[derive(Debug, Default)]
-pub(super) struct Shapes(Mutex<Vec<Arc<Shape>>>);
+/// The shapes of all followed tables.
+pub(super) type Shapes = crate::logs::Shapes<Shape>;
 
 impl Shapes {
-    pub(super) fn new(shapes: Vec<Shape>) -> Self {
-        Shapes(Mutex::new(shapes.into_iter().map(Arc::new).collect()))
-    }
-
-    pub(super) fn all(&self) -> Vec<Arc<Shape>> {
-        self.0.lock().expect("nothing panics while holding it").clone()
-    }
-
-    pub(super) fn get(&self, table: &TableId) -> Option<Arc<Shape>> {
-        self.all().into_iter().find(|s| *s.table == *table)
-    }
-
     /// The followed table of a name in the log.
     pub(super) fn named(&self, schema: &str, name: &str) -> Option<usize> {
-        let all = self.0.lock().expect("nothing panics while holding it");
-        all.iter()
+        self.all()
+            .iter()
             .position(|s| s.full.name == name && s.full.schema.as_deref() == Some(schema))
-    }
-
-    pub(super) fn set(&self, index: usize, shape: Arc<Shape>) {
-        self.0.lock().expect("nothing panics while holding it")[index] = shape;
     }
 }
 

@@ -10,24 +10,22 @@ use super::gtid::Gtids;
 use super::position::{LogPosition, Origin, Place, REPAIR, shown};
 use super::reader::{LogReader, World};
 use super::shape::{Followed, Shape, Shapes};
+use crate::logs;
 use crate::postgres::log::capture::{self as plans, Initial};
 use crate::postgres::log::status::{LogStatus, Standing, Steering, at_rest};
 use crate::postgres::log::{LogOptions, Outlook, Watermarks};
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
-use synctool_core::change::Event;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, Plan, ReadSpec, Work};
 use synctool_core::progress::Position;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{Assignment, Finding, ReadContext, Reader, Source, TableInfo};
-use tokio_util::task::AbortOnDropHandle;
 
 /// How often the end of the log is looked at, for those who ask how far we are.
 const WATCH: Duration = Duration::from_secs(1);
@@ -342,11 +340,12 @@ impl BinlogSource {
         let inner = Backfill::new(Box::new(log), chunks, started.after, self.options.chunk_rows)
             .hearing(self.steering.requests().clone());
         let watch = watch(self.database.clone(), self.steering.clone());
-        Ok(Box::new(Follow {
+        Ok(Box::new(logs::Follow::new(
             inner,
-            steering: self.steering.clone(),
-            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
-        }))
+            self.steering.clone(),
+            |p| Ok(standing(&LogPosition::parse(p)?)),
+            watch,
+        )))
     }
 
     /// How far a log is that nobody follows at the moment, by the position that the destination holds.
@@ -489,32 +488,6 @@ async fn watch(database: Mysql, steering: Arc<Steering>) {
     }
 }
 
-/// The log with its backfill, as it is looked at from outside.
-struct Follow {
-    inner: Backfill,
-    steering: Arc<Steering>,
-    _watch: AbortOnDropHandle<()>,
-}
-
-#[async_trait]
-impl Reader for Follow {
-    async fn next(&mut self) -> Result<Option<Event>> {
-        let event = self.inner.next().await;
-        if let Ok(Some(event)) = &event {
-            self.steering.saw(event);
-            self.steering.pending(self.inner.pending());
-        }
-        event
-    }
-
-    async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
-        if let Some(log) = &BackfillPosition::parse(durable)?.log {
-            self.steering.durable(standing(&LogPosition::parse(log)?));
-        }
-        self.inner.acknowledge(durable).await
-    }
-}
-
 #[async_trait]
 impl Source for BinlogSource {
     fn engine(&self) -> &'static str {
@@ -534,12 +507,7 @@ impl Source for BinlogSource {
     }
 
     async fn assignments(&self) -> Result<BoxStream<'static, Assignment>> {
-        let log = crate::postgres::log::LogSource::partition();
-        let added = futures::stream::iter([Assignment::Added(vec![log])]);
-        if self.options.until_now {
-            return Ok(added.boxed());
-        }
-        Ok(added.chain(futures::stream::pending()).boxed())
+        Ok(logs::assignments(self.options.until_now))
     }
 
     async fn open(

@@ -58,6 +58,37 @@ impl CaptureRequest {
         }
     }
 
+    /// Refuses a table without a key, where such tables are not followed.
+    pub(crate) fn check_keyless(&self, table: &TableId) -> Result<()> {
+        if self.keyless {
+            return Ok(());
+        }
+        Err(Error::new(
+            code::KEY_MISSING,
+            format!("{table} has no key: its rows from before cannot be read beside its log, nor found again"),
+        )
+        .hint(format!(
+            "ALTER TABLE {table} ADD PRIMARY KEY (…); or allow tables without a key, which follows only what comes from now on"
+        )))
+    }
+
+    /// Where a table goes that the catalog calls `found`; no other table of the plan may go there.
+    pub(crate) fn target(&self, table: &TableId, found: &TableId, plan: &Plan) -> Result<TableId> {
+        let own = self.schema.clone().or_else(|| found.schema.clone());
+        let to = self.to.clone().unwrap_or_else(|| TableId {
+            schema: own.filter(|_| !self.bare),
+            name: found.name.clone(),
+        });
+        match plan.tables.iter().find(|t| t.destination == to) {
+            None => Ok(to),
+            Some(twin) => Err(Error::new(
+                code::IDENTIFIER,
+                format!("{table} and {} would both be written to {to}", twin.read.table),
+            )
+            .hint("capture them by two pipelines, each with a destination schema of its own")),
+        }
+    }
+
     /// What must not change while the plan is unfinished.
     pub fn semantics(&self, source: &LogSource) -> serde_json::Value {
         self.semantics_of(&source.options().slot, &source.options().publication)
@@ -249,27 +280,10 @@ async fn draft(
             ));
         }
         let key = key(&connection, &described, &mut plan.reasons).await?;
-        if key.is_empty() && !request.keyless {
-            return Err(Error::new(
-                code::KEY_MISSING,
-                format!("{table} has no key: its rows from before cannot be read beside its log, nor found again"),
-            )
-            .hint(format!(
-                "ALTER TABLE {table} ADD PRIMARY KEY (…); or allow tables without a key, which follows only what comes from now on"
-            )));
+        if key.is_empty() {
+            request.check_keyless(&table)?;
         }
-        let own = request.schema.clone().or_else(|| described.table.schema.clone());
-        let to = request.to.clone().unwrap_or_else(|| TableId {
-            schema: own.filter(|_| !request.bare),
-            name: described.table.name.clone(),
-        });
-        if let Some(twin) = plan.tables.iter().find(|t| t.destination == to) {
-            return Err(Error::new(
-                code::IDENTIFIER,
-                format!("{table} and {} would both be written to {to}", twin.read.table),
-            )
-            .hint("capture them by two pipelines, each with a destination schema of its own"));
-        }
+        let to = request.target(&table, &described.table, &plan)?;
         let there = destination.describe(&to).await?;
         let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
         for column in &described.schema.columns {

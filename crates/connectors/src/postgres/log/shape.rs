@@ -8,7 +8,7 @@ use super::slot::{Publication, Published};
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, PlannedTable, ReadColumn, ReadSpec};
 use synctool_core::schema::{Carrier, Column, ColumnType, SchemaDifference, TableId, TableSchema};
@@ -134,27 +134,8 @@ pub(super) struct ShapeColumn {
     pub(super) filled: bool,
 }
 
-/// The shapes of all followed tables, shared by the reader of the log and that of the chunks.
-#[derive(Debug, Default)]
-pub(super) struct Shapes(Mutex<Vec<Arc<Shape>>>);
-
-impl Shapes {
-    pub(super) fn new(shapes: Vec<Shape>) -> Self {
-        Shapes(Mutex::new(shapes.into_iter().map(Arc::new).collect()))
-    }
-
-    pub(super) fn all(&self) -> Vec<Arc<Shape>> {
-        self.0.lock().expect("nothing panics while holding it").clone()
-    }
-
-    pub(super) fn get(&self, table: &TableId) -> Option<Arc<Shape>> {
-        self.all().into_iter().find(|s| *s.table == *table)
-    }
-
-    pub(super) fn set(&self, index: usize, shape: Arc<Shape>) {
-        self.0.lock().expect("nothing panics while holding it")[index] = shape;
-    }
-}
+/// The shapes of all followed tables.
+pub(super) type Shapes = crate::logs::Shapes<Shape>;
 
 impl Shape {
     /// A followed table as the catalog has it, with columns that came earlier (by source name).

@@ -14,21 +14,19 @@ use super::slot::Missing;
 use super::status::Steering;
 use super::transport::{Feed, Route, end_of_log};
 use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, slot};
+use crate::logs;
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
-use synctool_core::change::Event;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, Plan, ReadSpec, Work};
 use synctool_core::progress::Position;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{Assignment, Finding, ReadContext, Reader, Source, TableInfo};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::AbortOnDropHandle;
 
 /// The one partition of a log.
 const PARTITION: &str = "log";
@@ -428,11 +426,12 @@ impl LogSource {
         let inner = Backfill::new(Box::new(log), chunks, start, self.options.chunk_rows)
             .hearing(self.steering.requests().clone());
         let watch = LogSource::watch(self.database.clone(), self.steering.clone(), WATCH);
-        Ok(Box::new(Follow {
+        Ok(Box::new(logs::Follow::new(
             inner,
-            steering: self.steering.clone(),
-            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
-        }))
+            self.steering.clone(),
+            |p| Ok(LogPosition::parse(p)?.standing()),
+            watch,
+        )))
     }
 
     /// Writes into the log now and then, so that the slot of an idle database moves on; ends when dropped.
@@ -495,32 +494,6 @@ pub(super) fn usable(name: &str, state: &SlotState) -> Result<Lsn> {
     })
 }
 
-/// The log with its backfill, as it is looked at from outside.
-struct Follow {
-    inner: Backfill,
-    steering: Arc<Steering>,
-    _watch: AbortOnDropHandle<()>,
-}
-
-#[async_trait]
-impl Reader for Follow {
-    async fn next(&mut self) -> Result<Option<Event>> {
-        let event = self.inner.next().await;
-        if let Ok(Some(event)) = &event {
-            self.steering.saw(event);
-            self.steering.pending(self.inner.pending());
-        }
-        event
-    }
-
-    async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
-        if let Some(log) = &BackfillPosition::parse(durable)?.log {
-            self.steering.durable(LogPosition::parse(log)?.standing());
-        }
-        self.inner.acknowledge(durable).await
-    }
-}
-
 #[async_trait]
 impl Source for LogSource {
     fn engine(&self) -> &'static str {
@@ -540,11 +513,7 @@ impl Source for LogSource {
     }
 
     async fn assignments(&self) -> Result<BoxStream<'static, Assignment>> {
-        let added = futures::stream::iter([Assignment::Added(vec![LogSource::partition()])]);
-        if self.options.until_now {
-            return Ok(added.boxed());
-        }
-        Ok(added.chain(futures::stream::pending()).boxed())
+        Ok(logs::assignments(self.options.until_now))
     }
 
     async fn open(

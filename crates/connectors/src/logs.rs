@@ -1,0 +1,148 @@
+//! What the logs of all databases have in common, whoever keeps them.
+
+use crate::postgres::log::LogSource;
+use crate::postgres::log::status::{Standing, Steering};
+use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt8Array};
+use arrow_buffer::BooleanBuffer;
+use arrow_schema::SchemaRef;
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use std::sync::{Arc, Mutex};
+use synctool_core::backfill::{Backfill, BackfillPosition};
+use synctool_core::budget::Hold;
+use synctool_core::change::{ChangeBatch, Event, Op, Ops, Presence};
+use synctool_core::error::{Error, Result, code};
+use synctool_core::progress::Position;
+use synctool_core::schema::TableId;
+use synctool_core::source::{Assignment, Reader};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The log with its backfill, as it is looked at from outside.
+pub(crate) struct Follow {
+    inner: Backfill,
+    steering: Arc<Steering>,
+    /// What a position of this log says to people.
+    standing: fn(&Position) -> Result<Standing>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+impl Follow {
+    /// `watch` looks at the end of the log as long as it is followed.
+    pub(crate) fn new(
+        inner: Backfill,
+        steering: Arc<Steering>,
+        standing: fn(&Position) -> Result<Standing>,
+        watch: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Follow {
+            inner,
+            steering,
+            standing,
+            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
+        }
+    }
+}
+
+#[async_trait]
+impl Reader for Follow {
+    async fn next(&mut self) -> Result<Option<Event>> {
+        let event = self.inner.next().await;
+        if let Ok(Some(event)) = &event {
+            self.steering.saw(event);
+            self.steering.pending(self.inner.pending());
+        }
+        event
+    }
+
+    async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        if let Some(log) = &BackfillPosition::parse(durable)?.log {
+            self.steering.durable((self.standing)(log)?);
+        }
+        self.inner.acknowledge(durable).await
+    }
+}
+
+/// The one partition of a log, which is never taken away; nothing comes after it where the log is read to its present
+/// end only.
+pub(crate) fn assignments(until_now: bool) -> BoxStream<'static, Assignment> {
+    let added = futures::stream::iter([Assignment::Added(vec![LogSource::partition()])]);
+    match until_now {
+        true => added.boxed(),
+        false => added.chain(futures::stream::pending()).boxed(),
+    }
+}
+
+/// The shapes of all followed tables, shared by the reader of the log and that of the chunks.
+#[derive(Debug)]
+pub(crate) struct Shapes<S>(Mutex<Vec<Arc<S>>>);
+
+impl<S> Shapes<S> {
+    pub(crate) fn new(shapes: Vec<S>) -> Self {
+        Shapes(Mutex::new(shapes.into_iter().map(Arc::new).collect()))
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<S>> {
+        self.0.lock().expect("nothing panics while holding it").clone()
+    }
+
+    pub(crate) fn find(&self, is: impl Fn(&S) -> bool) -> Option<Arc<S>> {
+        self.all().into_iter().find(|s| is(s))
+    }
+
+    pub(crate) fn set(&self, index: usize, shape: Arc<S>) {
+        self.0.lock().expect("nothing panics while holding it")[index] = shape;
+    }
+}
+
+/// Collected rows of a table as a batch. `ops` has the number of an [`Op`] per row; `absent` are the cells, as column and
+/// row, that carry no value.
+pub(crate) fn batch(
+    (table, schema): (&Arc<TableId>, &SchemaRef),
+    rows: Vec<ArrayRef>,
+    before: Option<Vec<ArrayRef>>,
+    ops: Vec<u8>,
+    absent: Vec<(usize, usize)>,
+    hold: Hold,
+) -> Result<ChangeBatch> {
+    let (count, width) = (ops.len(), rows.len());
+    let options = RecordBatchOptions::new().with_row_count(Some(count));
+    let batch = |columns| {
+        RecordBatch::try_new_with_options(schema.clone(), columns, &options)
+            .map_err(|e| Error::bug(format!("rows of the log do not fit their schema: {e}")))
+    };
+    let rows = batch(rows)?;
+    let before = before.map(batch).transpose()?;
+    let first = ops.first().copied().unwrap_or(Op::Insert as u8);
+    let ops = match Op::from_u8(first) {
+        Some(op) if ops.iter().all(|o| *o == first) => Ops::All(op),
+        _ => Ops::Each(UInt8Array::from(ops)),
+    };
+    let present = (!absent.is_empty()).then(|| {
+        let mut columns: Vec<Option<Vec<bool>>> = vec![None; width];
+        for (column, row) in absent {
+            columns[column].get_or_insert_with(|| vec![true; count])[row] = false;
+        }
+        Presence(columns.into_iter().map(|c| c.map(BooleanBuffer::from)).collect())
+    });
+    ChangeBatch::new(table.clone(), rows, ops, present, before, hold)
+}
+
+/// Refuses keys, as people write them, that are none of the table: `found` of its key's columns are followed.
+pub(crate) fn check_keys(table: &TableId, key: &[String], found: usize, keys: &[Vec<String>]) -> Result<()> {
+    if found == 0 {
+        return Err(Error::new(
+            code::KEY_MISSING,
+            format!("{table} has no key by which rows could be read again"),
+        )
+        .hint("refresh works by keys: give the table a primary key"));
+    }
+    if keys.iter().any(|k| k.len() != found) {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!("a key of {table} has {found} values: {}", key.join(", ")),
+        )
+        .hint(r#"write for example --keys 1,2,3, or for a key of several columns --keys '[["a", 1], ["b", 2]]'"#));
+    }
+    Ok(())
+}

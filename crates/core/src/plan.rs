@@ -406,9 +406,8 @@ pub struct Phase {
     pub partitions: Vec<Partition>,
 }
 
-/// A plan remembers something by this name if its log cuts ranges of keys by the bytes of their texts, whatever the
-/// source's collation: then its destination must take ranges so, too.
-pub const KEYS_BY_BYTES: &str = "log:keys-by-bytes";
+/// By this name a plan remembers which tables' ranges of keys its log cuts by the bytes of texts, and in which columns.
+const KEYS_BY_BYTES: &str = "log:keys-by-bytes";
 
 /// A plan: what one run does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -449,6 +448,28 @@ impl Plan {
     /// All partitions of all phases.
     pub fn partitions(&self) -> impl Iterator<Item = &Partition> {
         self.phases.iter().flat_map(|p| &p.partitions)
+    }
+
+    /// Says in which columns of its key (in destination names) ranges of a table are cut by the bytes of texts. The
+    /// others have the source's own order, which the destination must have, too ([`Destination::text_order`]).
+    ///
+    /// [`Destination::text_order`]: crate::sink::Destination::text_order
+    pub fn cut_by_bytes(&mut self, table: &TableId, columns: Vec<String>) {
+        let mut all = self.cut_tables();
+        all.insert(table.to_string(), columns);
+        all.retain(|_, columns| !columns.is_empty());
+        self.remember
+            .insert(KEYS_BY_BYTES.to_string(), serde_json::json!(all).to_string());
+    }
+
+    /// The columns of a table's key in which ranges are cut by the bytes of texts.
+    pub fn columns_cut_by_bytes(&self, table: &TableId) -> Vec<String> {
+        self.cut_tables().remove(&table.to_string()).unwrap_or_default()
+    }
+
+    fn cut_tables(&self) -> BTreeMap<String, Vec<String>> {
+        let all = self.remember.get(KEYS_BY_BYTES);
+        all.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
     }
 
     /// The name of the table that rows are loaded into beside the destination table `index`. It depends on the

@@ -38,7 +38,7 @@ use synctool_core::strategy::full::FullMode;
 use synctool_transform::Chain;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
-pub use verify::{VerifyOptions, VerifyReport};
+pub use verify::{DifferentKey, Proved, VerifyOptions, VerifyReport};
 
 /// A pipeline with its datastores, ready to be looked at and run.
 #[derive(Debug, Clone)]
@@ -242,7 +242,9 @@ impl Pipeline {
 
     /// Connections that one end may need at once.
     fn connections(&self) -> usize {
-        *self.loaded.workers() as usize
+        let strategies = self.loaded.pipeline.strategies.iter();
+        let most = strategies.map(|s| *self.loaded.workers_of(s)).max();
+        most.unwrap_or(*self.loaded.workers()) as usize
     }
 
     /// What a run would do: an unfinished plan that it would take up, or a new one. Changes nothing.
@@ -726,8 +728,9 @@ impl Task {
         let mut observers: Vec<Arc<dyn Observer>> = vec![self.recorder.clone()];
         observers.extend(options.observer.clone());
         let mut engine = Engine::new(source, destination);
+        let workers = loaded.workers_of(loaded.pipeline.strategy(&self.chosen.strategy)?);
         engine.options = Options {
-            workers: options.workers.unwrap_or(*loaded.workers() as usize),
+            workers: options.workers.unwrap_or(*workers as usize),
             memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
             reject_limit: *loaded.pipeline.write.reject_limit,
             ..Options::default()

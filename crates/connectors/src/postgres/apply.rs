@@ -10,7 +10,7 @@ use super::fold::{Cells, Change, Key, Pending, Place, is_exact, one_form, patter
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
 use super::rows::{CopyForm, RowEncoder};
-use super::slices;
+use super::slices::{self, Order};
 use super::sql::ident;
 use super::stage::{Batch, Count, Failed, Kind, Stage, counts, upserted};
 use super::types::{COPY_HEADER, COPY_TRAILER};
@@ -23,7 +23,7 @@ use std::sync::Arc;
 use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
-use synctool_core::schema::{Column, TableId, TableSchema};
+use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use tokio_postgres::error::SqlState;
 
 /// Gathered changes are applied when they hold so many bytes.
@@ -38,8 +38,6 @@ pub(super) struct Applier {
     destination: PostgresDestination,
     tables: Vec<Table>,
     may_replicate: bool,
-    /// Whether ranges of keys are cut by the bytes of texts.
-    by_bytes: bool,
     /// What every transaction begins with.
     begin: Option<&'static str>,
     begun: bool,
@@ -63,8 +61,10 @@ struct Table {
     unique: bool,
     /// How many times new rows do not go straight into the table.
     detour: u32,
-    /// Columns of the key that are ordered by a collation, and whose ranges are not.
-    collated: Vec<String>,
+    /// The columns of the key in which ranges are cut by the bytes of texts.
+    by_bytes: Vec<String>,
+    /// Columns of the key that are ordered otherwise than ranges are, and what stands for them there.
+    reordered: Vec<(String, String)>,
     pending: Pending,
 }
 
@@ -73,15 +73,13 @@ impl Applier {
         destination: &PostgresDestination,
         session: &Connection,
         targets: Vec<Target>,
-        sources: Vec<TableId>,
-        by_bytes: bool,
+        sources: Vec<(TableId, Vec<String>)>,
     ) -> Result<Self> {
         let may_replicate = may_replicate(&**session, destination.version).await?;
         let mut applier = Applier {
             destination: destination.clone(),
             tables: Vec::with_capacity(targets.len()),
             may_replicate,
-            by_bytes,
             begin: None,
             begun: false,
             applied: Applied::default(),
@@ -94,7 +92,14 @@ impl Applier {
         Ok(applier)
     }
 
-    async fn table(&mut self, session: &Connection, target: Target, source: TableId, number: usize) -> Result<Table> {
+    /// `source` is its name there, and in which columns ranges of its key are cut by the bytes of texts.
+    async fn table(
+        &mut self,
+        session: &Connection,
+        target: Target,
+        (source, by_bytes): (TableId, Vec<String>),
+        number: usize,
+    ) -> Result<Table> {
         let (oid, _) = oid_of(&**session, &target.table)
             .await?
             .ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{} does not exist", target.table)))?;
@@ -123,18 +128,7 @@ impl Applier {
             )
             .await
             .map_err(|e| session.error(e, "reading the table's indexes"))?;
-        let collated = match self.by_bytes {
-            false => Vec::new(),
-            true => session
-                .query_one(
-                    "SELECT ARRAY(SELECT attname::text FROM pg_catalog.pg_attribute \
-                     WHERE attrelid = $1 AND attname::text = ANY ($2) AND attcollation <> 0)",
-                    &[&oid, &target.schema.key],
-                )
-                .await
-                .map_err(|e| session.error(e, "reading the table's collations"))?
-                .get(0),
-        };
+        let reordered = reordered(session, oid, &target, &by_bytes).await?;
         let keys = target.schema.key_indices()?;
         let keys: Vec<&Column> = keys.iter().map(|&i| &target.schema.columns[i]).collect();
         let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
@@ -154,7 +148,8 @@ impl Applier {
             made: false,
             number,
             detour: 0,
-            collated,
+            by_bytes,
+            reordered,
             pending: Pending::default(),
         })
     }
@@ -235,6 +230,15 @@ impl Applier {
             t.pending = Pending::default();
             (t.staged, t.made) = (false, false);
         }
+    }
+
+    /// Drops the staging tables, for whoever has the session next.
+    pub(super) async fn clear_away(&mut self, session: &Connection) -> Result<()> {
+        if self.tables.iter().any(|t| t.made) {
+            run(session, "DISCARD TEMP").await?;
+            self.rolled_back();
+        }
+        Ok(())
     }
 
     async fn gather(&mut self, session: &Connection, i: usize, batch: &ChangeBatch) -> Result<()> {
@@ -345,11 +349,11 @@ impl Applier {
         t.put_staged(session, &pending, &pending.changes, &[])
             .await
             .map_err(|e| e.error(&t.target.table))?;
-        let named = |c: &str| match t.collated.iter().any(|k| k == c) {
-            true => format!("{} COLLATE \"C\"", ident(c)),
-            false => ident(c),
+        let named = |c: &str| match t.reordered.iter().find(|(name, _)| name == c) {
+            Some((_, term)) => term.clone(),
+            None => ident(c),
         };
-        let range = slices::condition_on(range, named)?;
+        let range = slices::condition(range, named)?;
         let removed = counts(session, &t.stage.delete_others(&range))
             .await
             .map_err(|e| e.error(&t.target.table))?;
@@ -480,10 +484,45 @@ impl Applier {
             target.schema.columns.push(c);
             target.types.push(type_name);
         }
-        let (source, number) = (self.tables[i].source.clone(), self.tables[i].number);
+        let table = &self.tables[i];
+        let (source, number) = ((table.source.clone(), table.by_bytes.clone()), table.number);
         self.tables[i] = self.table(session, target, source, number).await?;
         Ok(())
     }
+}
+
+/// The columns of a table's key that are ordered otherwise than its ranges are, and what stands for them there.
+async fn reordered(
+    session: &Connection,
+    oid: u32,
+    target: &Target,
+    by_bytes: &[String],
+) -> Result<Vec<(String, String)>> {
+    let key = target.schema.key_indices()?;
+    let is_text = |i: usize| {
+        matches!(
+            target.schema.columns[i].ty,
+            ColumnType::Text { .. } | ColumnType::Char { .. }
+        )
+    };
+    if by_bytes.is_empty() && !key.iter().any(|&i| is_text(i)) {
+        return Ok(Vec::new());
+    }
+    let orders = slices::Orders::of(session, oid, &target.schema.key).await?;
+    let mut reordered = Vec::new();
+    for i in key {
+        let name = &target.schema.columns[i].name;
+        let order = match by_bytes.contains(name) {
+            true if orders.by_bytes.contains(name) => Order::Own,
+            true => Order::Bytes,
+            false if !is_text(i) || orders.by_default.contains(name) => Order::Own,
+            false => Order::Database,
+        };
+        if order != Order::Own {
+            reordered.push((name.clone(), order.term(&ident(name), &target.types[i])));
+        }
+    }
+    Ok(reordered)
 }
 
 fn arrow(e: arrow_schema::ArrowError) -> Error {

@@ -4,13 +4,15 @@
 //! tasks for every 8 KiB and takes a message apart for every row. Where CopyData messages begin and end means nothing,
 //! so here as many as have arrived become one; everything else passes as it is.
 
-use std::convert::Infallible;
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
 use std::error::Error;
-use std::future::{Future, Ready, ready};
+use std::fmt;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready as try_ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_postgres::Socket;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -219,87 +221,122 @@ impl<S: TlsStream + Unpin> TlsStream for Bulk<S> {
     }
 }
 
-/// A socket without encryption.
-pub(super) struct Bare(Socket);
-
-impl AsyncRead for Bare {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, out)
-    }
-}
-
-impl AsyncWrite for Bare {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-impl TlsStream for Bare {
-    fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
-    }
+/// The bytes as they travel: encrypted or not.
+pub(super) enum Wire {
+    Plain(Socket),
+    Encrypted(Box<Encrypted>),
 }
 
 type Encrypted = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
-/// Makes plain connections. To the driver it is a TLS connector that starts without asking the server
-/// (`SslNegotiation::Direct`), because that is where a driver lets one put a stream of one's own on its socket.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Plain;
+macro_rules! either {
+    ($wire:expr, $stream:ident => $then:expr) => {
+        match $wire.get_mut() {
+            Wire::Plain($stream) => $then,
+            Wire::Encrypted($stream) => $then,
+        }
+    };
+}
 
-impl MakeTlsConnect<Socket> for Plain {
-    type Stream = Bulk<Bare>;
-    type TlsConnect = Plain;
-    type Error = Infallible;
-
-    fn make_tls_connect(&mut self, _: &str) -> Result<Plain, Infallible> {
-        Ok(Plain)
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(self, s => Pin::new(s).poll_read(cx, out))
     }
 }
 
-impl TlsConnect<Socket> for Plain {
-    type Stream = Bulk<Bare>;
-    type Error = Infallible;
-    type Future = Ready<Result<Bulk<Bare>, Infallible>>;
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        either!(self, s => Pin::new(s).poll_write(cx, bytes))
+    }
 
-    fn connect(self, socket: Socket) -> Self::Future {
-        ready(Ok(Bulk::new(Bare(socket))))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, s => Pin::new(s).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, s => Pin::new(s).poll_shutdown(cx))
     }
 }
 
-/// Makes encrypted connections.
+impl TlsStream for Wire {
+    fn channel_binding(&self) -> ChannelBinding {
+        match self {
+            Wire::Plain(_) => ChannelBinding::none(),
+            Wire::Encrypted(s) => s.channel_binding(),
+        }
+    }
+}
+
+/// How a connection begins. To the driver it is a TLS connector that starts without asking the server
+/// (`SslNegotiation::Direct`), because that is where a driver lets one put a stream of one's own on its socket; the
+/// server is asked here.
 #[derive(Clone)]
-pub(super) struct Tls(pub(super) MakeRustlsConnect);
+pub(super) enum Way {
+    Plain,
+    Encrypted {
+        tls: MakeRustlsConnect,
+        /// Goes on without, on the same connection, if the server does not encrypt.
+        or_plain: bool,
+    },
+}
 
-/// Makes one.
-pub(super) struct TlsHandshake(<MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect);
+/// The connection ended before the server said whether it encrypts.
+#[derive(Debug)]
+pub(super) struct Lost(io::Error);
 
-impl MakeTlsConnect<Socket> for Tls {
-    type Stream = Bulk<Encrypted>;
-    type TlsConnect = TlsHandshake;
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the connection was lost: {}", self.0)
+    }
+}
+
+impl Error for Lost {}
+
+/// Begins one connection.
+pub(super) enum Handshake {
+    Plain,
+    Encrypted {
+        tls: <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect,
+        or_plain: bool,
+    },
+}
+
+impl MakeTlsConnect<Socket> for Way {
+    type Stream = Bulk<Wire>;
+    type TlsConnect = Handshake;
     type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
 
-    fn make_tls_connect(&mut self, domain: &str) -> Result<TlsHandshake, Self::Error> {
-        MakeTlsConnect::<Socket>::make_tls_connect(&mut self.0, domain).map(TlsHandshake)
+    fn make_tls_connect(&mut self, domain: &str) -> Result<Handshake, Self::Error> {
+        Ok(match self {
+            Way::Plain => Handshake::Plain,
+            Way::Encrypted { tls, or_plain } => Handshake::Encrypted {
+                tls: MakeTlsConnect::<Socket>::make_tls_connect(tls, domain)?,
+                or_plain: *or_plain,
+            },
+        })
     }
 }
 
-impl TlsConnect<Socket> for TlsHandshake {
-    type Stream = Bulk<Encrypted>;
+impl TlsConnect<Socket> for Handshake {
+    type Stream = Bulk<Wire>;
     type Error = Box<dyn Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Bulk<Encrypted>, Self::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Bulk<Wire>, Self::Error>> + Send>>;
 
-    fn connect(self, socket: Socket) -> Self::Future {
-        let handshake = self.0.connect(socket);
-        Box::pin(async move { Ok(Bulk::new(handshake.await?)) })
+    fn connect(self, mut socket: Socket) -> Self::Future {
+        Box::pin(async move {
+            let Handshake::Encrypted { tls, or_plain } = self else {
+                return Ok(Bulk::new(Wire::Plain(socket)));
+            };
+            // PostgreSQL's documentation, 55.2.11 "SSL Session Encryption": one byte is the answer.
+            let mut request = BytesMut::new();
+            frontend::ssl_request(&mut request);
+            socket.write_all(&request).await.map_err(Lost)?;
+            Ok(Bulk::new(match socket.read_u8().await.map_err(Lost)? {
+                b'S' => Wire::Encrypted(Box::new(tls.connect(socket).await?)),
+                _ if or_plain => Wire::Plain(socket),
+                _ => return Err("the server does not support TLS".into()),
+            }))
+        })
     }
 }
 

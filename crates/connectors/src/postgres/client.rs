@@ -1,6 +1,6 @@
 //! Connections: a limit on their number, TLS, session settings, and errors that say what happened.
 
-use super::bulk::{Plain, Tls};
+use super::bulk::{Lost, Way};
 use super::{PostgresConfig, SslMode, tls};
 use std::error::Error as _;
 use std::ops::{Deref, DerefMut};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use synctool_core::error::{Code, Error, Result, code};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio_postgres::config::{SslMode as Wire, SslNegotiation};
+use tokio_postgres::config::SslNegotiation;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, Client, NoTls, SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -51,19 +51,13 @@ struct Link {
     task: JoinHandle<()>,
     /// Why the connection ended, once it has.
     ended: Arc<OnceLock<Error>>,
-    way: Way,
+    /// `None` over a unix socket.
+    way: Option<Way>,
     version: u32,
     pid: i32,
     encrypted: bool,
-}
-
-/// How the bytes of a session travel.
-#[derive(Clone)]
-enum Way {
-    /// Over a unix socket.
-    Local,
-    Plain,
-    Encrypted(MakeRustlsConnect),
+    /// Whether its statements may take as long as they need ([`Postgres::connect_long`]).
+    long: bool,
 }
 
 /// A session with every setting that values depend on. It is a [`tokio_postgres::Client`].
@@ -122,6 +116,28 @@ impl Postgres {
 
     /// A session of our own. Waits for a place within the limit, then fails with `SERVER_BUSY`.
     pub async fn connect(&self) -> Result<Connection> {
+        self.session(false).await
+    }
+
+    /// A session whose statements may take as long as they need.
+    pub(super) async fn connect_long(&self) -> Result<Connection> {
+        let mut connection = self.session(true).await?;
+        if !connection.link().long {
+            let mut settings = String::from("SET statement_timeout = 0");
+            if connection.version() >= 140_000 {
+                // A process that was killed is noticed even while its statement waits for a lock.
+                settings.push_str("; SET client_connection_check_interval = '10s'");
+            }
+            connection
+                .batch_execute(&settings)
+                .await
+                .map_err(|e| connection.error(e, "setting up the session"))?;
+            connection.link_mut().long = true;
+        }
+        Ok(connection)
+    }
+
+    async fn session(&self, long: bool) -> Result<Connection> {
         let config = &self.0.config;
         let wait = config.connect_timeout;
         let slot = tokio::time::timeout(wait, self.0.slots.clone().acquire_owned())
@@ -139,7 +155,7 @@ impl Postgres {
                 .hint("raise max_connections of this datastore, or run fewer workers")
             })?
             .expect("the semaphore is never closed");
-        let link = match self.take_idle() {
+        let link = match self.take_idle(long) {
             Some(link) => link,
             None => self.dial().await.map_err(|e| e.at("server", config.server()))?,
         };
@@ -152,27 +168,27 @@ impl Postgres {
         })
     }
 
-    fn take_idle(&self) -> Option<Link> {
+    fn take_idle(&self, long: bool) -> Option<Link> {
         let mut idle = self.0.idle.lock().expect("nothing panics while holding it");
         idle.retain(|(link, since)| !link.client.is_closed() && since.elapsed() < KEEP_IDLE);
-        idle.pop().map(|(link, _)| link)
+        // One without a limit does not suit whoever asked for one.
+        let any = long || self.0.config.statement_timeout.is_none();
+        let found = idle.iter().rposition(|(link, _)| link.long == long);
+        let at = found.or_else(|| idle.iter().rposition(|_| any))?;
+        Some(idle.remove(at).0)
     }
 
     async fn dial(&self) -> Result<Link> {
         let config = &self.0.config;
         let dial = async {
-            let Some(tls) = &self.0.tls else {
-                return self
-                    .attempt(if config.is_socket() { Way::Local } else { Way::Plain })
-                    .await;
+            let Some(tls) = self.0.tls.clone() else {
+                return self.attempt((!config.is_socket()).then_some(Way::Plain)).await;
             };
-            match self.attempt(Way::Encrypted(tls.clone())).await {
-                // libpq's `prefer`: whatever goes wrong with encryption is tried once more without.
-                Err(e) if config.sslmode == SslMode::Prefer && offers_none(&e) => self.attempt(Way::Plain).await,
-                Err(e)
-                    if config.sslmode == SslMode::Prefer && (e.code() == code::TLS_FAILED || refused_by_rule(&e)) =>
-                {
-                    self.attempt(Way::Plain).await.map_err(|_| e)
+            // libpq's `prefer`: whatever goes wrong with encryption is tried once more without.
+            let or_plain = config.sslmode == SslMode::Prefer;
+            match self.attempt(Some(Way::Encrypted { tls, or_plain })).await {
+                Err(e) if or_plain && (e.code() == code::TLS_FAILED || refused_by_rule(&e)) => {
+                    self.attempt(Some(Way::Plain)).await.map_err(|_| e)
                 }
                 other => other,
             }
@@ -189,16 +205,15 @@ impl Postgres {
         })?
     }
 
-    async fn attempt(&self, way: Way) -> Result<Link> {
-        let settings = self.settings(&way);
-        match way.clone() {
-            Way::Local => self.start(way, settings, NoTls).await,
-            Way::Plain => self.start(way, settings, Plain).await,
-            Way::Encrypted(tls) => self.start(way, settings, Tls(tls)).await,
+    async fn attempt(&self, way: Option<Way>) -> Result<Link> {
+        let settings = self.settings(way.is_none());
+        match way {
+            None => self.start(None, settings, NoTls).await,
+            Some(way) => self.start(Some(way.clone()), settings, way).await,
         }
     }
 
-    fn settings(&self, way: &Way) -> tokio_postgres::Config {
+    fn settings(&self, local: bool) -> tokio_postgres::Config {
         let config = &self.0.config;
         let mut settings = tokio_postgres::Config::new();
         settings
@@ -208,10 +223,12 @@ impl Postgres {
             .dbname(&config.database)
             .application_name(&config.application_name)
             .keepalives_idle(Duration::from_secs(30));
-        match way {
-            Way::Local => settings.ssl_mode(Wire::Disable),
-            Way::Plain => settings.ssl_mode(Wire::Require).ssl_negotiation(SslNegotiation::Direct),
-            Way::Encrypted(_) => settings.ssl_mode(Wire::Require),
+        match local {
+            true => settings.ssl_mode(tokio_postgres::config::SslMode::Disable),
+            // See `Way`.
+            false => settings
+                .ssl_mode(tokio_postgres::config::SslMode::Require)
+                .ssl_negotiation(SslNegotiation::Direct),
         };
         if let Some(password) = &config.password {
             settings.password(password);
@@ -219,7 +236,7 @@ impl Postgres {
         settings
     }
 
-    async fn start<T>(&self, way: Way, settings: tokio_postgres::Config, tls: T) -> Result<Link>
+    async fn start<T>(&self, way: Option<Way>, settings: tokio_postgres::Config, tls: T) -> Result<Link>
     where
         T: MakeTlsConnect<Socket> + Send,
         T::Stream: Send + 'static,
@@ -249,6 +266,7 @@ impl Postgres {
             version,
             pid: 0,
             encrypted: false,
+            long: false,
         };
         if version < MIN_VERSION {
             return Err(Error::new(
@@ -276,11 +294,6 @@ impl Postgres {
         }
         Ok(link)
     }
-}
-
-/// Whether the server answered that it does not encrypt.
-fn offers_none(e: &Error) -> bool {
-    e.code() == code::TLS_FAILED && e.message().contains("server does not support TLS")
 }
 
 /// Whether the server's client rules have no entry for us; a wrong password is not tried twice.
@@ -342,6 +355,10 @@ impl Connection {
         self.link.as_ref().expect("taken only when dropped")
     }
 
+    fn link_mut(&mut self) -> &mut Link {
+        self.link.as_mut().expect("taken only when dropped")
+    }
+
     /// The server's major version times 10 000 (`150000`).
     pub fn version(&self) -> u32 {
         self.link().version
@@ -400,7 +417,7 @@ impl Deref for Connection {
 
 impl DerefMut for Connection {
     fn deref_mut(&mut self) -> &mut Client {
-        &mut self.link.as_mut().expect("taken only when dropped").client
+        &mut self.link_mut().client
     }
 }
 
@@ -445,11 +462,10 @@ async fn farewell(link: Link, cancel: bool, slot: Option<OwnedSemaphorePermit>) 
     drop(slot);
 }
 
-async fn cancel_query(token: &CancelToken, way: Way) {
+async fn cancel_query(token: &CancelToken, way: Option<Way>) {
     let sent = match way {
-        Way::Local => token.cancel_query(NoTls).await,
-        Way::Plain => token.cancel_query(Plain).await,
-        Way::Encrypted(tls) => token.cancel_query(Tls(tls)).await,
+        None => token.cancel_query(NoTls).await,
+        Some(way) => token.cancel_query(way).await,
     };
     if let Err(e) = sent {
         tracing::debug!(error = %e, "the server could not be told to cancel");
@@ -488,23 +504,26 @@ pub fn map_error(e: tokio_postgres::Error, what: &str) -> Error {
     }
     let cause = e.source().map(ToString::to_string);
     let text = e.to_string();
+    let alert = cause.as_ref().is_some_and(|c| c.contains("received fatal alert"));
+    let lost =
+        !alert && (e.is_closed() || text.contains("communicating") || e.source().is_some_and(|s| s.is::<Lost>()));
     let (code, hint): (&'static Code, &str) = if text.contains("connecting to server") {
         (
             code::SERVER_UNREACHABLE,
             "check host and port, and that the server runs and listens there",
         )
-    } else if text.contains("TLS") || cause.as_ref().is_some_and(|c| c.contains("received fatal alert")) {
+    } else if lost {
+        (
+            code::CONNECTION_LOST,
+            "the work is tried again; look into the server's log if it repeats",
+        )
+    } else if alert || text.contains("TLS") {
         (
             code::TLS_FAILED,
             "check sslmode and sslrootcert against the server's certificate (openssl s_client -starttls postgres)",
         )
     } else if text.contains("authentication") || text.contains("invalid configuration") {
         (code::AUTH_FAILED, "check user and password of this datastore")
-    } else if e.is_closed() || text.contains("communicating") {
-        (
-            code::CONNECTION_LOST,
-            "the work is tried again; look into the server's log if it repeats",
-        )
     } else {
         return Error::bug(format!("{what} failed: {text}")).caused_by(e);
     };

@@ -18,7 +18,7 @@ use std::time::Duration;
 use synctool_core::change::RawFormat;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
-use synctool_core::plan::{KEYS_BY_BYTES, Plan, PlannedTable, Publish, short_hash};
+use synctool_core::plan::{Plan, PlannedTable, Publish, short_hash};
 use synctool_core::progress::Checkpoint;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan};
@@ -172,18 +172,7 @@ impl PostgresDestination {
 
     /// A session for statements that may take long.
     pub(super) async fn session(&self) -> Result<Connection> {
-        let client = self.database.connect().await?;
-        // Rows that a policy hides must be an error: they would be taken for missing ones.
-        let mut settings = String::from("SET statement_timeout = 0; SET row_security = off");
-        if self.version >= 140_000 {
-            // A process that was killed is noticed even while its statement waits for a lock.
-            settings.push_str("; SET client_connection_check_interval = '10s'");
-        }
-        client
-            .batch_execute(&settings)
-            .await
-            .map_err(|e| client.error(e, "setting up the session"))?;
-        Ok(client)
+        self.database.connect_long().await
     }
 
     /// Drops a pipeline's load tables of generations below `below`. Another's locks are waited for only shortly: what
@@ -436,6 +425,13 @@ impl Destination for PostgresDestination {
         Ok(row.get(0))
     }
 
+    async fn text_order(&self) -> Result<Option<String>> {
+        let client = self.database.connect().await?;
+        let order = super::slices::text_order(&client).await?;
+        client.recycle();
+        Ok(order)
+    }
+
     async fn made_here(&self, table: &TableId) -> Result<bool> {
         let client = self.database.connect().await?;
         let oid = oid_of(&*client, &self.qualified(table)).await?;
@@ -539,6 +535,7 @@ impl Destination for PostgresDestination {
         client.working(false);
         failpoint("prepare.after")?;
         self.drop_loads(&client, &plan.pipeline, plan.generation.0).await?;
+        client.recycle();
         Ok(plan)
     }
 
@@ -556,11 +553,9 @@ impl Destination for PostgresDestination {
             if targets.iter().any(|t| t.publish != Publish::Direct) {
                 return Err(Error::bug("a plan mixes direct tables with loaded ones"));
             }
-            let sources = plan.tables.iter().map(|t| t.read.table.clone()).collect();
-            let by_bytes = plan.remember.contains_key(KEYS_BY_BYTES);
-            Mode::Direct(Box::new(
-                Applier::open(self, &session, targets, sources, by_bytes).await?,
-            ))
+            let read = plan.tables.iter().map(|t| &t.read.table);
+            let sources = read.map(|t| (t.clone(), plan.columns_cut_by_bytes(t))).collect();
+            Mode::Direct(Box::new(Applier::open(self, &session, targets, sources).await?))
         } else {
             let mut loads = Vec::with_capacity(targets.len());
             for (t, planned) in targets.into_iter().zip(&plan.tables) {
@@ -620,7 +615,9 @@ impl Destination for PostgresDestination {
     async fn remember(&self, pipeline: &str, facts: &BTreeMap<String, String>) -> Result<()> {
         let mut client = self.session().await?;
         self.control.ensure(&mut client).await?;
-        self.control.remember(&*client, pipeline, facts).await
+        self.control.remember(&*client, pipeline, facts).await?;
+        client.recycle();
+        Ok(())
     }
 
     async fn publish(&self, plan: &Plan) -> Result<Published> {

@@ -282,7 +282,7 @@ impl<'a> Query<'a> {
     /// on group columns choose whole groups.
     pub(super) fn branches(&self, slice: &Slice) -> Result<Vec<Vec<String>>> {
         let of_range = |range| -> Result<Vec<String>> {
-            let sql = slices::condition_on(range, |name| self.named(name))?;
+            let sql = slices::condition(range, |name| self.named(name))?;
             Ok(if sql.is_empty() { Vec::new() } else { vec![sql] })
         };
         Ok(match slice {

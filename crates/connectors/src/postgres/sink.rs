@@ -382,9 +382,14 @@ impl Sink for PgSink {
                 checkpoint.remove(p);
             }
         }
-        // A new session costs the server more than a small partition; but one that applied changes has tables of its own.
-        self.session
-            .reusable(self.epochs.is_empty() && matches!(self.mode, Mode::Load(_)));
+        // A new session costs the server more than a small partition.
+        if self.epochs.is_empty() {
+            let clean = match &mut self.mode {
+                Mode::Direct(applier) => applier.clear_away(&self.session).await.is_ok(),
+                Mode::Load(_) => true,
+            };
+            self.session.reusable(clean);
+        }
         Ok(())
     }
 }

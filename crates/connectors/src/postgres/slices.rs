@@ -3,6 +3,7 @@
 use super::Connection;
 use super::catalog::{self, Described, Estimate, Kind};
 use super::sql::{ident, idents, literal, table as quoted};
+use super::types::{text_expression, unmodified};
 use postgres_types::{ToSql, Type};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
@@ -69,14 +70,93 @@ pub async fn cut(connection: &Connection, table: &Described, request: &SliceRequ
     Ok(ranges(&key, bounds, size))
 }
 
-/// The condition of a range; empty for a range without bounds. The literals are left untyped, so that the server takes
-/// them as the columns' own types and compares in the columns' own order.
-pub fn condition(range: &KeyRange) -> Result<String> {
-    condition_on(range, ident)
+/// How the rows of a key's ranges are ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// As the column's type and collation say.
+    Own,
+    /// As the database's collation says.
+    Database,
+    /// By the bytes of the column's text.
+    Bytes,
 }
 
-/// The same, with another name for each key column.
-pub(super) fn condition_on(range: &KeyRange, name: impl Fn(&str) -> String) -> Result<String> {
+impl Order {
+    /// What stands for a column, whose type prints so, where its order counts.
+    pub(super) fn term(self, name: &str, type_name: &str) -> String {
+        let ty = unmodified(type_name).unwrap_or_default();
+        match (self, ty.as_str()) {
+            (Order::Own, _) => name.to_string(),
+            (Order::Database, _) => format!("{name} COLLATE pg_catalog.\"default\""),
+            (Order::Bytes, "text" | "character varying") => format!("{name} COLLATE \"C\""),
+            // A cast would strip the blanks.
+            (Order::Bytes, "character" | "bpchar") => {
+                format!("pg_catalog.textin(pg_catalog.bpcharout({name})) COLLATE \"C\"")
+            }
+            (Order::Bytes, _) => {
+                let column = Column::new("", ColumnType::Native).with_source_type(type_name);
+                format!("{} COLLATE \"C\"", text_expression(name, &column))
+            }
+        }
+    }
+}
+
+/// How some columns of a table order their values.
+pub(super) struct Orders {
+    /// Those whose own order is that of the bytes of their texts.
+    pub(super) by_bytes: Vec<String>,
+    /// Those that follow the database's collation.
+    pub(super) by_default: Vec<String>,
+}
+
+impl Orders {
+    pub(super) async fn of(connection: &Connection, oid: u32, columns: &[String]) -> Result<Orders> {
+        // 100 is the database's own collation, 950 "C", 951 "POSIX", 962 ucs_basic, 811 pg_c_utf8 (pg_collation.dat).
+        // Before 15 a database has no provider: it is the C library, whose C.UTF-8 goes by code points, as UTF-8 does.
+        let row = connection
+            .query_one(
+                "SELECT ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 \
+                   AND a.attname::text = ANY ($2) AND (a.attcollation IN (950, 951, 962, 811) OR a.attcollation = 100 AND d.bytes)), \
+                 ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 \
+                   AND a.attname::text = ANY ($2) AND a.attcollation = 100) \
+                 FROM (SELECT CASE coalesce(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') WHEN 'b' THEN true \
+                     WHEN 'c' THEN d.datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8') ELSE false END AS bytes \
+                   FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) d",
+                &[&oid, &columns],
+            )
+            .await
+            .map_err(|e| connection.error(e, "reading the table's collations"))?;
+        Ok(Orders {
+            by_bytes: row.get(0),
+            by_default: row.get(1),
+        })
+    }
+}
+
+/// The order of texts that follow the database's collation: which one, whose, and in which version. `None` before 15,
+/// where the version of the C library's is not told.
+pub(super) async fn text_order(connection: &Connection) -> Result<Option<String>> {
+    if connection.version() < 150_000 {
+        return Ok(None);
+    }
+    connection
+        .query_one(
+            "SELECT pg_catalog.concat_ws(' ', d.datlocprovider, d.datcollate, \
+               pg_catalog.to_jsonb(d) ->> 'daticulocale', pg_catalog.to_jsonb(d) ->> 'datlocale', \
+               pg_catalog.to_jsonb(d) ->> 'daticurules', pg_catalog.pg_encoding_to_char(d.encoding), v.version) \
+             FROM pg_catalog.pg_database d, pg_catalog.pg_database_collation_actual_version(d.oid) AS v(version) \
+             WHERE d.datname = pg_catalog.current_database() AND v.version IS NOT NULL \
+             UNION ALL SELECT NULL ORDER BY 1 LIMIT 1",
+            &[],
+        )
+        .await
+        .map(|row| row.get(0))
+        .map_err(|e| connection.error(e, "reading the database's collation"))
+}
+
+/// The condition of a range, where `name` stands for each key column; empty for a range without bounds. The literals are
+/// left untyped, so that the server takes them as the columns' own types and compares in the columns' own order.
+pub(super) fn condition(range: &KeyRange, name: impl Fn(&str) -> String) -> Result<String> {
     let side = |bound: &Option<Vec<String>>, operator: &str| -> Result<Option<String>> {
         let Some(values) = bound else { return Ok(None) };
         if values.len() != range.columns.len() {
@@ -287,8 +367,8 @@ mod tests {
         let Slice::Key(first) = &all[0].slice else { panic!() };
         let Slice::Key(second) = &all[1].slice else { panic!() };
         assert_eq!((first.lower.as_ref(), &first.upper), (None, &second.lower));
-        assert_eq!(condition(second).unwrap(), r#""id" >= '10' AND "id" < '20'"#);
-        assert_eq!(condition(&KeyRange::default()).unwrap(), "");
+        assert_eq!(condition(second, ident).unwrap(), r#""id" >= '10' AND "id" < '20'"#);
+        assert_eq!(condition(&KeyRange::default(), ident).unwrap(), "");
     }
 
     #[test]
@@ -298,12 +378,12 @@ mod tests {
             lower: Some(vec!["it's".into(), "2".into()]),
             upper: None,
         };
-        assert_eq!(condition(&range).unwrap(), r#"("a", "B") >= ('it''s', '2')"#);
+        assert_eq!(condition(&range, ident).unwrap(), r#"("a", "B") >= ('it''s', '2')"#);
         let short = KeyRange {
             lower: Some(vec!["1".into()]),
             ..range
         };
-        assert!(condition(&short).is_err());
+        assert!(condition(&short, ident).is_err());
     }
 
     #[test]

@@ -196,8 +196,29 @@ fn reply(report: VerifyReport, pipeline: Option<&str>) -> Reply {
     if more > 0 {
         text.push_str(&format!("  … and {} more\n", n(more)));
     }
+    let told: usize = 5;
+    for slice in report.different_slices.iter().take(told) {
+        text.push_str(&format!("  in {slice}\n"));
+    }
+    if report.different_slices.len() > told {
+        let more = report.different_slices.len() - told;
+        text.push_str(&format!("  … and in {more} slices more\n"));
+    }
+    for reason in &report.reasons {
+        text.push_str(&format!("{reason}\n"));
+    }
+    if let Some(proved) = report.proved_before.as_ref().filter(|_| !equal) {
+        let through = proved
+            .through
+            .as_ref()
+            .map_or_else(String::new, |t| format!(", up to {t}"));
+        text.push_str(&format!("last proved equal at {}{through}\n", proved.at));
+    }
     match (equal, pipeline) {
-        (true, _) => text.push_str("equal\n"),
+        (true, _) => match &report.verified_through {
+            Some(through) => text.push_str(&format!("equal, up to {through}\n")),
+            None => text.push_str("equal\n"),
+        },
         (false, Some(name)) => text.push_str(&format!("different; to mend it: synctool repair {name}\n")),
         (false, None) => text.push_str("different\n"),
     }

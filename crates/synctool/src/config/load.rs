@@ -12,6 +12,7 @@ use super::form;
 use super::generations;
 use super::global::{self, Global, GlobalFile, State};
 use super::pipeline::Pipeline;
+use super::strategy::Strategy;
 use super::text::{self, Node, Text};
 use super::toml_text;
 use super::vars::Vars;
@@ -464,6 +465,14 @@ impl Loaded {
             .max_concurrent_partitions
             .clone()
             .unwrap_or_else(|| self.global.workers.clone())
+    }
+
+    /// What one of its strategies works at once: the strategy's own number, else the pipeline's.
+    pub fn workers_of(&self, strategy: &Strategy) -> At<u32> {
+        strategy
+            .max_concurrent_partitions
+            .clone()
+            .unwrap_or_else(|| self.workers())
     }
 }
 

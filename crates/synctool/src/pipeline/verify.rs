@@ -67,10 +67,38 @@ pub struct VerifyReport {
     pub key: Vec<String>,
     /// Some keys that differ, and how.
     pub keys: Vec<DifferentKey>,
-    /// Up to where the source was compared: the delta's watermark, if there is one.
+    /// Up to where both ends are proved equal: the delta's watermark, if there is one and nothing differs.
     pub verified_through: Option<String>,
+    /// When an earlier verification found no difference, and up to where.
+    pub proved_before: Option<Proved>,
     /// How rows were compared.
     pub reasons: Vec<String>,
+}
+
+/// A verification that found no difference, as the destination remembers it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Proved {
+    /// When it began.
+    pub at: String,
+    /// The delta's watermark of then, if there was one.
+    pub through: Option<String>,
+}
+
+impl Proved {
+    const AT: &str = "verified_at";
+    const THROUGH: &str = "verified_through";
+
+    fn of(facts: &BTreeMap<String, String>) -> Option<Self> {
+        Some(Proved {
+            at: facts.get(Self::AT)?.clone(),
+            through: facts.get(Self::THROUGH).cloned(),
+        })
+    }
+
+    fn facts(self) -> BTreeMap<String, String> {
+        let through = self.through.map(|t| (Self::THROUGH.to_string(), t));
+        through.into_iter().chain([(Self::AT.to_string(), self.at)]).collect()
+    }
 }
 
 /// A key that differs.
@@ -194,7 +222,8 @@ impl Pipeline {
             }
             keys = kept;
         }
-        let through = watermark.map(|(_, through)| through);
+        let differ = counts.differing + counts.only_source + counts.only_destination > 0;
+        let through = watermark.map(|(_, through)| through).filter(|_| !differ);
         let report = VerifyReport {
             pipeline: self.name().to_string(),
             source: format!("{}:{}", *loaded.pipeline.source.datastore, planned.read.table),
@@ -202,9 +231,9 @@ impl Pipeline {
             compared: counts,
             pending,
             slices,
-            different_slices: match counts.differing + counts.only_source + counts.only_destination {
-                0 => Vec::new(),
-                _ => found.different,
+            different_slices: match differ {
+                false => Vec::new(),
+                true => found.different,
             },
             key: planned.schema.key.clone(),
             keys: keys
@@ -213,12 +242,12 @@ impl Pipeline {
                 .map(|(how, key)| DifferentKey { how, key })
                 .collect(),
             verified_through: through.clone(),
+            proved_before: Proved::of(&remembered),
             reasons,
         };
         if options.remember && report.is_equal() {
-            let mut facts = BTreeMap::from([("verified_at".to_string(), now)]);
-            facts.extend(through.map(|t| ("verified_through".to_string(), t)));
-            destination.remember(self.name(), &facts).await?;
+            let proved = Proved { at: now, through };
+            destination.remember(self.name(), &proved.facts()).await?;
         }
         Ok(report)
     }
@@ -288,9 +317,9 @@ impl<'a> Waiting<'a> {
     async fn sort_out(&self, keys: Vec<(Difference, Key)>) -> Result<(Vec<(Difference, Key)>, Vec<Difference>)> {
         let (mut kept, mut dropped) = (Vec::new(), Vec::new());
         for page in keys.chunks(PAGE) {
-            let cursors = self.cursors(page).await?;
+            let waiting = self.waiting(page).await?;
             for (how, key) in page {
-                match cursors.get(key).is_some_and(|c| self.waits(c.as_deref())) {
+                match waiting.get(key) == Some(&true) {
                     true => dropped.push(*how),
                     false => kept.push((*how, key.clone())),
                 }
@@ -304,7 +333,8 @@ impl<'a> Waiting<'a> {
         cursor.is_none_or(|c| !delta::is_before(&self.cursor, c, &self.through))
     }
 
-    async fn cursors(&self, keys: &[(Difference, Key)]) -> Result<HashMap<Key, Option<String>>> {
+    /// Which keys have a row that waits; a group has several rows.
+    async fn waiting(&self, keys: &[(Difference, Key)]) -> Result<HashMap<Key, bool>> {
         let partition = Partition {
             id: "verify".into(),
             table: 0,
@@ -324,7 +354,8 @@ impl<'a> Waiting<'a> {
                 let key = (0..width)
                     .map(|i| text::cell(batch.rows.column(i).as_ref(), row))
                     .collect::<Result<Key>>()?;
-                found.insert(key, text::cell(batch.rows.column(width).as_ref(), row)?);
+                let cursor = text::cell(batch.rows.column(width).as_ref(), row)?;
+                *found.entry(key).or_default() |= self.waits(cursor.as_deref());
             }
         }
         Ok(found)

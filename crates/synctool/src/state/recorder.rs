@@ -159,11 +159,8 @@ impl RunRecorder {
         // Whoever looks finds the run from its first moment, and an unwritable folder ends it before it did anything.
         writing.say(writing.line(Level::Info, format!("Starting sync with strategy {}", info.strategy)));
         writing.log.flush()?;
-        writing.mirror(Lasting::PowerCut)?;
-        writing.mirror_history(&writing.store.runs(Some(&pipeline), writing.outputs.keep_runs).await?);
-        if let Some((_, e)) = writing.unwritten.pop_first() {
-            return Err(e);
-        }
+        let runs = writing.store.runs(Some(&pipeline), writing.outputs.keep_runs).await?;
+        writing.mirror(Some(&runs), Lasting::Process)?;
         let run_id = writing.run.run_id.clone();
         let (notes, heard) = mpsc::channel();
         std::thread::Builder::new()
@@ -644,25 +641,25 @@ impl Writing {
         Ok(())
     }
 
-    fn mirror(&self, lasting: Lasting) -> Result<()> {
+    /// Writes the pictures of the run, and of all of its pipeline's `runs`, at once: each waits for the disk.
+    fn mirror(&self, runs: Option<&[Run]>, lasting: Lasting) -> Result<()> {
         let (outputs, run) = (&self.outputs, &self.run);
-        outputs.write_state(&run.pipeline, Some(&self.memory), lasting)?;
+        let pipeline = &run.pipeline;
         let metrics = MetricsDocument::new(run, &self.partitions, Some(self.batches));
-        write_json(&outputs.run_metrics_file(&run.pipeline, &run.run_id), &metrics, lasting)?;
-        write_json(&outputs.latest_run_file(&run.pipeline), &metrics, lasting)
-    }
-
-    fn mirror_history(&mut self, runs: &[Run]) {
-        let pipeline = &self.run.pipeline;
-        let written =
-            write_json(&self.outputs.history_file(pipeline), &history(runs), Lasting::PowerCut).and_then(|()| {
-                write_json(
-                    &self.outputs.metrics_file(pipeline),
-                    &PipelineMetrics::new(pipeline, runs),
-                    Lasting::PowerCut,
-                )
-            });
-        self.try_("history", written);
+        std::thread::scope(|scope| {
+            let mut writing = vec![
+                scope.spawn(|| outputs.write_state(pipeline, Some(&self.memory), lasting)),
+                scope.spawn(|| write_json(&outputs.run_metrics_file(pipeline, &run.run_id), &metrics, lasting)),
+                scope.spawn(|| write_json(&outputs.latest_run_file(pipeline), &metrics, lasting)),
+            ];
+            if let Some(runs) = runs {
+                let metrics = PipelineMetrics::new(pipeline, runs);
+                writing.push(scope.spawn(|| write_json(&outputs.history_file(pipeline), &history(runs), lasting)));
+                writing.push(scope.spawn(move || write_json(&outputs.metrics_file(pipeline), &metrics, lasting)));
+            }
+            let died = |_| Err(Error::bug("a thread that writes a file died"));
+            writing.into_iter().try_for_each(|w| w.join().unwrap_or_else(died))
+        })
     }
 
     fn write(&mut self) {
@@ -671,19 +668,18 @@ impl Writing {
         self.try_("log", flushed);
         let saved = self.save(1);
         self.try_("state", saved);
-        let mirrored = self.mirror(Lasting::Process);
+        let mirrored = self.mirror(None, Lasting::Process);
         self.try_("files", mirrored);
     }
 
     fn last_word(&mut self, lock: RunLock) {
         let saved = self.save(LAST_WORD_TRIES);
+        let mut runs = None;
         if self.try_("state", saved).is_some() {
             let known = self.look_back();
-            if let Some(runs) = self.try_("history", known) {
-                self.mirror_history(&runs);
-            }
+            runs = self.try_("history", known);
         }
-        let mirrored = self.mirror(Lasting::PowerCut);
+        let mirrored = self.mirror(runs.as_deref(), Lasting::PowerCut);
         self.try_("files", mirrored);
         let synced = self.log.sync();
         self.try_("log", synced);

@@ -12,6 +12,7 @@ mod matrix;
 mod partitions;
 #[path = "../place/mod.rs"]
 mod place;
+mod proofs;
 
 use place::{Place, postgres};
 use synctool_testkit::{MariaDb, PgVersion, Postgres, Redis, TestDb};

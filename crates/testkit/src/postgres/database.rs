@@ -16,6 +16,11 @@ pub struct Template {
 }
 
 impl Template {
+    /// The name of its database.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn prepare(address: &Address, name: &str, script: &str) -> Result<Self> {
         let mut hash = DefaultHasher::new();
         script.hash(&mut hash);
@@ -54,13 +59,11 @@ pub struct TestDb {
 }
 
 impl TestDb {
-    pub(super) fn create(address: &Address, prefix: &str, template: Option<&Template>) -> Result<Self> {
+    /// `options` as CREATE DATABASE takes them.
+    pub(super) fn create(address: &Address, prefix: &str, options: &str) -> Result<Self> {
         let name = unique_name(prefix);
-        let template = template
-            .map(|template| format!(" TEMPLATE {}", template.name))
-            .unwrap_or_default();
         address
-            .psql("postgres", &format!("CREATE DATABASE {name}{template}"))
+            .psql("postgres", &format!("CREATE DATABASE {name} {options}"))
             .context("cannot create a database")?;
         Ok(Self {
             address: address.clone(),

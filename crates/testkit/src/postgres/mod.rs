@@ -489,7 +489,7 @@ impl Postgres {
     /// If it cannot be created.
     #[track_caller]
     pub fn database(&self, prefix: &str) -> TestDb {
-        TestDb::create(&self.address, prefix, None).unwrap_or_else(|e| panic!("{e:#}"))
+        TestDb::create(&self.address, prefix, "").unwrap_or_else(|e| panic!("{e:#}"))
     }
 
     /// A fresh copy of a template.
@@ -498,7 +498,18 @@ impl Postgres {
     /// If it cannot be created.
     #[track_caller]
     pub fn database_from(&self, prefix: &str, template: &Template) -> TestDb {
-        TestDb::create(&self.address, prefix, Some(template)).unwrap_or_else(|e| panic!("{e:#}"))
+        let template = format!("TEMPLATE {}", template.name());
+        TestDb::create(&self.address, prefix, &template).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// An empty database whose texts are ordered by a language (`en-US`), as ICU does it.
+    ///
+    /// # Panics
+    /// If the server does not make it.
+    pub fn database_in_language(&self, prefix: &str, language: &str) -> TestDb {
+        let options =
+            format!("TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE '{language}' LOCALE 'C' ENCODING 'UTF8'");
+        TestDb::create(&self.address, prefix, &options).unwrap_or_else(|e| panic!("{e:#}"))
     }
 
     /// A database prepared by `script` (SQL for psql), made once per server and script, to be copied by

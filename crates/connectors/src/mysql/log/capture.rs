@@ -3,12 +3,13 @@
 use super::super::catalog::{self, CatalogTable};
 use super::super::client::{Session, text};
 use super::super::sql::literal;
+use super::chunks;
 use super::source::{BinlogSource, check_server, tables_of};
 use crate::postgres::log::LogSource;
 use crate::postgres::log::capture::{CaptureRequest, Initial, Remembered, go_on};
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{DeleteGuard, KEYS_BY_BYTES, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
+use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
 use synctool_core::progress::Generation;
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::Destination;
@@ -48,7 +49,7 @@ pub async fn capture(source: &BinlogSource, destination: &dyn Destination, reque
         }],
         verify: Verify::None,
         guard: DeleteGuard::default(),
-        remember: BTreeMap::from([(KEYS_BY_BYTES.to_string(), String::new())]),
+        remember: BTreeMap::new(),
         created_at: request.now.clone(),
     };
     for table in wanted {
@@ -115,6 +116,14 @@ async fn plan_table(
         None if existing.is_none() || destination.is_empty(&to).await? => Initial::Load,
         None => Initial::Resync,
     };
+    let declared = |name: &str| {
+        let found = there.columns.iter().find(|c| c.column.name == name);
+        found.map_or("", |c| &c.declared.column_type)
+    };
+    let pairs = read.columns.iter().zip(&schema.columns);
+    let exact =
+        pairs.filter(|(f, s)| schema.key.contains(&s.name) && !chunks::is_ordered(&f.column.ty, declared(&f.source)));
+    plan.cut_by_bytes(table, exact.map(|(_, s)| s.name.clone()).collect());
     let names = there.columns.iter().map(|c| c.column.name.clone());
     let remembered = Remembered::named(initial, names, Some(there.rows));
     let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;

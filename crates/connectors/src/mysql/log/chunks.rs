@@ -147,6 +147,17 @@ struct KeyPart {
     exact: bool,
 }
 
+/// Whether a key's column of this type, as it was declared, is in its own order; others are in that of their bytes.
+pub(super) fn is_ordered(ty: &ColumnType, declared: &str) -> bool {
+    use ColumnType::*;
+    ty.is_integer()
+        || matches!(
+            ty,
+            Bool | Decimal { .. } | Float32 | Float64 | Date | Time | Timestamp | TimestampTz | Bytes
+        )
+        || declared.starts_with("binary")
+}
+
 impl KeyPart {
     fn of(shape: &Shape) -> Vec<KeyPart> {
         shape
@@ -155,13 +166,7 @@ impl KeyPart {
             .map(|k| {
                 let column = &shape.columns[*k];
                 let name = format!("{}.{}", ident(&shape.full.name), ident(&column.source));
-                use ColumnType::*;
-                let ordered = column.column.ty.is_integer()
-                    || matches!(
-                        column.column.ty,
-                        Bool | Decimal { .. } | Float32 | Float64 | Date | Time | Timestamp | TimestampTz | Bytes
-                    )
-                    || column.declared.starts_with("binary");
+                let ordered = is_ordered(&column.column.ty, &column.declared);
                 KeyPart {
                     sql: match ordered {
                         true => name,

@@ -2,6 +2,7 @@
 
 use super::super::catalog::{self, Described};
 use super::super::client::Connection;
+use super::super::slices::{self, Orders};
 use super::slot::Missing;
 use super::source::LogSource;
 use super::{shape, slot};
@@ -10,7 +11,7 @@ use synctool_core::backfill::{BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
 use synctool_core::progress::{Generation, Position};
-use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::schema::{ColumnType, TableId, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::strategy::table::carry_plain;
 
@@ -170,6 +171,10 @@ pub(crate) fn go_on(stored: &Plan, mut plan: Plan, position: Option<Position>) -
             plan.remember.insert(name, remembered.clone());
         }
     }
+    for table in stored.tables.iter().map(|t| &t.read.table) {
+        // What of it is read already was cut so.
+        plan.cut_by_bytes(table, stored.columns_cut_by_bytes(table));
+    }
     let Some(position) = position_of(stored, position) else {
         return Ok(plan);
     };
@@ -221,6 +226,26 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
     draft(source, destination, request, Missing::Make).await
 }
 
+/// Whether values of a type are in the same order wherever they are.
+fn is_ordered_alike(ty: &ColumnType) -> bool {
+    use ColumnType as T;
+    ty.is_integer()
+        || matches!(
+            ty,
+            T::Bool
+                | T::Decimal { .. }
+                | T::Numeric
+                | T::Float32
+                | T::Float64
+                | T::Date
+                | T::Time
+                | T::Timestamp
+                | T::TimestampTz
+                | T::Uuid
+                | T::Bytes
+        )
+}
+
 async fn draft(
     source: &LogSource,
     destination: &dyn Destination,
@@ -266,6 +291,7 @@ async fn draft(
         remember: BTreeMap::new(),
         created_at: request.now.clone(),
     };
+    let (ours, theirs) = (slices::text_order(&connection).await?, destination.text_order().await?);
     for table in wanted {
         let described = catalog::describe(&connection, &table, &config.schema).await?;
         let mut published = publication.tables.iter().find(|p| p.table == described.table);
@@ -327,6 +353,25 @@ async fn draft(
         };
         let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
         plan.remember.insert(Remembered::name(&table), text);
+        let (from, stored) = (&read.columns, &schema.columns);
+        let pairs = from.iter().zip(stored).filter(|(_, s)| schema.key.contains(&s.name));
+        let unlike = pairs.filter(|(f, s)| !is_ordered_alike(&f.column.ty) || !is_ordered_alike(&s.ty));
+        let unlike: Vec<(String, String)> = unlike.map(|(f, s)| (f.source.clone(), s.name.clone())).collect();
+        if !unlike.is_empty() {
+            let sources: Vec<String> = unlike.iter().map(|(source, _)| source.clone()).collect();
+            let orders = Orders::of(&connection, described.oid, &sources).await?;
+            // The same order at both ends needs no bytes, and the source's index serves it.
+            let same = theirs.is_some() && theirs == ours && sources.iter().all(|s| orders.by_default.contains(s));
+            if !same {
+                if let Some(slow) = sources.iter().find(|s| !orders.by_bytes.contains(s)) {
+                    plan.reasons.push(format!(
+                        "{table}: rows that are there already are read in the order of the bytes of {slow}, because the \
+                         destination may order texts otherwise; for a large table make an index on ({slow} COLLATE \"C\") first"
+                    ));
+                }
+                plan.cut_by_bytes(&table, unlike.into_iter().map(|(_, name)| name).collect());
+            }
+        }
         plan.tables.push(PlannedTable {
             read,
             destination: to,

@@ -284,6 +284,7 @@ impl ChangesBuilder {
             followed.push(Followed {
                 read: ReadSpec::all(described.table, &all),
                 key: described.schema.key,
+                by_bytes: Vec::new(),
                 known: shape::attributes(&connection, described.oid).await?,
                 oid: described.oid,
                 initial: self.initial,

@@ -355,18 +355,26 @@ impl ChunkSource for Chunks {
             .get(table)
             .copied();
         let limit = width.map_or(limit, |w| limit.min((CHUNK_BYTES / w).max(1)));
-        let sources: Vec<String> = shape.key.iter().map(|k| shape.columns[*k].now.clone()).collect();
+        // Qualified: a bare name would mean the selected text of a column that is cast, which sorts otherwise.
+        let own = ident(&table.name);
+        let terms: Vec<String> = shape
+            .key
+            .iter()
+            .zip(&shape.orders)
+            .map(|(k, order)| {
+                let column = &shape.columns[*k];
+                let ty = column.column.source_type.as_deref().unwrap_or_default();
+                order.term(&format!("{own}.{}", ident(&column.now)), ty)
+            })
+            .collect();
         let from_here = KeyRange {
-            columns: sources.clone(),
+            columns: terms.clone(),
             lower: from.map(<[String]>::to_vec),
             upper: None,
         };
         let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
-        conditions.extend(Some(slices::condition(&from_here)?).filter(|c| !c.is_empty()));
-        // Qualified: a bare name would mean the selected text of a column that is cast, which sorts otherwise.
-        let own = ident(&table.name);
-        let order: Vec<String> = sources.iter().map(|c| format!("{own}.{}", ident(c))).collect();
-        let order = format!(" ORDER BY {}", order.join(", "));
+        conditions.extend(Some(slices::condition(&from_here, str::to_string)?).filter(|c| !c.is_empty()));
+        let order = format!(" ORDER BY {}", terms.join(", "));
         let (rows, snapshot) = self
             .read(&shape, &conditions.join(" AND "), &order, Some(limit + 1))
             .await?;

@@ -2,6 +2,7 @@
 
 use super::super::catalog;
 use super::super::client::Connection;
+use super::super::slices::{Order, Orders};
 use super::super::types::Wire;
 use super::pgoutput::{Relation, RelationColumn};
 use super::slot::{Publication, Published};
@@ -19,6 +20,8 @@ pub(super) struct Followed {
     pub(super) read: ReadSpec,
     /// The key, in destination names.
     pub(super) key: Vec<String>,
+    /// Those columns of it in which chunks are cut by the bytes of texts.
+    pub(super) by_bytes: Vec<String>,
     /// The columns in the catalog when the plan was made: they tell a renamed column from a new one, and a type that
     /// was altered since.
     pub(super) known: Vec<Attribute>,
@@ -94,6 +97,7 @@ impl Followed {
         Followed {
             read: planned.read.clone(),
             key: planned.schema.key.clone(),
+            by_bytes: plan.columns_cut_by_bytes(&planned.read.table),
             known: remembered.columns,
             oid: remembered.oid,
             initial: remembered.initial,
@@ -112,6 +116,8 @@ pub(super) struct Shape {
     pub(super) planned: usize,
     /// The places of the key's columns.
     pub(super) key: Vec<usize>,
+    /// How each of them orders chunks.
+    pub(super) orders: Vec<Order>,
     /// Which rows are published.
     pub(super) filter: Option<String>,
     pub(super) arrow: SchemaRef,
@@ -200,6 +206,7 @@ impl Shape {
             columns,
             planned,
             key: Vec::new(),
+            orders: Vec::new(),
             filter: published.and_then(|p| p.filter.clone()),
             arrow: arrow_schema::Schema::empty().into(),
         };
@@ -208,6 +215,17 @@ impl Shape {
             key: followed.key.clone(),
         }
         .key_indices()?;
+        shape.orders = vec![Order::Own; shape.key.len()];
+        if !followed.by_bytes.is_empty() {
+            let key = shape.key.iter().map(|k| shape.columns[*k].now.clone());
+            let orders = Orders::of(connection, shape.oid, &Vec::from_iter(key)).await?;
+            for (order, k) in shape.orders.iter_mut().zip(&shape.key) {
+                let column = &shape.columns[*k];
+                if followed.by_bytes.contains(&column.column.name) && !orders.by_bytes.contains(&column.now) {
+                    *order = Order::Bytes;
+                }
+            }
+        }
         shape.rebuild();
         Ok(shape)
     }

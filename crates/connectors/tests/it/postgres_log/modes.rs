@@ -4,6 +4,7 @@
 use super::*;
 use synctool_connectors::postgres::SslMode;
 use synctool_connectors::postgres::log::Watermarks;
+use synctool_connectors::postgres::log::capture::Initial;
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::change::Event;
 use synctool_core::source::ReadContext;
@@ -282,4 +283,68 @@ async fn a_program_of_ones_own_follows_changes() {
     assert_eq!(seen, ["Upsert 1", "Insert 10", "Update 1", "Insert 11", "Update 1"]);
     let confirmed = c.confirmed();
     assert!(!confirmed.is_empty());
+}
+
+/// F56: chunks of a text key in the order of a language, into tables that order texts otherwise: no row of one chunk
+/// is taken for a surplus row of another one's range. And where the source orders as the destination does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_of_another_collation_lose_nothing() {
+    // The servers of other versions are built without ICU.
+    let version = PgVersion::V15;
+    const COLLATED: &str = "
+        CREATE TABLE by_language (k text COLLATE \"en-x-icu\" PRIMARY KEY, v int);
+        CREATE TABLE by_both (n int, k varchar(20) COLLATE \"de-x-icu\", c char(6) COLLATE \"en-x-icu\", v int, PRIMARY KEY (n, k, c));
+        INSERT INTO by_language SELECT (ARRAY['a', 'B', 'c', 'D', 'é', 'Z', '_', 'Ä'])[1 + i % 8] || i, i FROM generate_series(1, 200) i;
+        INSERT INTO by_both SELECT i % 3, (ARRAY['a', 'B', 'ß', 'Ss', ' '])[1 + i % 5] || i, chr(65 + i % 2 * 32) || i % 7, i FROM generate_series(1, 200) i;";
+    let tables = ["by_language", "by_both"];
+    for initial in [Initial::Load, Initial::Resync] {
+        let mut c = Capture::new(version, &tables, COLLATED);
+        c.options.chunk_rows = 7;
+        c.request.initial = Some(initial);
+        c.catch_up().await.unwrap();
+        c.assert_equal(&tables);
+        // The other way round: the source by bytes, the destination by a language.
+        let mut back = Capture::new(
+            version,
+            &tables,
+            &COLLATED.replace("en-x-icu", "C").replace("de-x-icu", "C"),
+        );
+        back.to.psql(COLLATED);
+        back.to.psql("UPDATE by_language SET v = 0 WHERE v % 3 = 0; DELETE FROM by_both WHERE v % 4 = 0; INSERT INTO by_both VALUES (1, 'zz', 'A', 0)");
+        back.options.chunk_rows = 7;
+        back.request.initial = Some(Initial::Resync);
+        back.catch_up().await.unwrap();
+        back.assert_equal(&tables);
+    }
+}
+
+/// Where both databases have one collation in one version, the source's own index serves its chunks.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_of_one_collation_need_no_bytes() {
+    let version = PgVersion::V15;
+    let ddl = "CREATE TABLE t (k text PRIMARY KEY, v int); INSERT INTO t SELECT chr(97 - i % 2 * 32) || i, i FROM generate_series(1, 100) i";
+    for (same, locale) in [(true, "en-US"), (false, "de-DE")] {
+        let mut c = Capture::new(version, &["t"], "SELECT 1");
+        let server = Postgres::shared(version);
+        let (from, to) = (
+            server.database_in_language("texts_from", "en-US"),
+            server.database_in_language("texts_to", locale),
+        );
+        from.psql(ddl);
+        to.psql("CREATE TABLE t (k text PRIMARY KEY, v int); INSERT INTO t VALUES ('B1', 1), ('b2', 0)");
+        (c.url, c.from, c.to) = (from.url(), from, to);
+        c.options.chunk_rows = 9;
+        let (_, plan) = prepare(
+            c.source(c.options.clone()),
+            c.source(c.options.clone()),
+            c.destination().await,
+            &c.request,
+        )
+        .await
+        .unwrap();
+        let cut = plan.columns_cut_by_bytes(&TableId::new("public", "t"));
+        assert_eq!(cut.is_empty(), same, "{locale}: {cut:?}");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+    }
 }

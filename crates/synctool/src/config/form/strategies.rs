@@ -365,6 +365,11 @@ fn one(
         }
     }
     let page_of_fetch = file.data_fetch.and_then(|f| f.page_size);
+    let page_size = file.page_size.or(page_of_fetch);
+    if let Some(said) = &page_size {
+        let message = "page_size has no effect: rows are read in one stream, in batches that the memory budget bounds";
+        notices.extend(Notice::at(said, "page_size", message.into()));
+    }
     Strategy {
         name,
         kind,
@@ -380,7 +385,7 @@ fn one(
         secondary_partitions: secondary,
         delta_partitions: delta,
         max_concurrent_partitions: file.max_concurrent_partitions,
-        page_size: file.page_size.or(page_of_fetch),
+        page_size,
         hash_algo: file.hash_algo,
         prevent_update_unless_changed: file.prevent_update_unless_changed,
         match_row_count: file.match_row_count.unwrap_or_else(|| true.into()),

@@ -45,10 +45,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The version of the canonical form, kept beside stored hashes: one of another version is computed anew, never
-/// compared.
-pub const CANONICAL_VERSION: &str = "synctool-md5-1";
-
 /// How a row becomes 128 bits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

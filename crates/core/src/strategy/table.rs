@@ -99,6 +99,8 @@ pub struct TableRequest {
     pub partition_bytes: u64,
     /// Whether columns that the destination lacks are added to it.
     pub evolve: bool,
+    /// Whether rows are only compared: then a column of the destination need not hold every value of the source's.
+    pub compare_only: bool,
     /// A column that keeps each row's hash.
     pub row_hash: Option<RowHashChoice>,
     /// What must not change while the run is unfinished.
@@ -128,6 +130,7 @@ impl TableRequest {
             raw: true,
             partition_bytes: 256 << 20,
             evolve: false,
+            compare_only: false,
             row_hash: None,
             semantics: serde_json::Value::Null,
             now: "1970-01-01T00:00:00Z".into(),
@@ -255,6 +258,7 @@ pub async fn resolve(
     let mut unwritten: Vec<String> = Vec::new();
     for (choice, column) in &columns {
         let there = existing.as_ref().and_then(|e| e.column(&choice.destination));
+        let must_fit = there.filter(|_| !request.compare_only);
         let mut written = choice.written;
         if written && there.is_some_and(|t| t.generated) {
             reasons.push(format!(
@@ -267,7 +271,7 @@ pub async fn resolve(
             written = false;
         }
         let (from, mut to) = match written {
-            true => carry(source, destination, choice, column, there)?,
+            true => carry(source, destination, choice, column, must_fit)?,
             false => {
                 unwritten.push(choice.destination.clone());
                 let column = Column {
@@ -293,7 +297,7 @@ pub async fn resolve(
         let passed = before.column(&column.name).is_some_and(|b| b.ty == column.ty);
         if !passed {
             let there = existing.as_ref().and_then(|e| e.column(&column.name));
-            store_made(destination, column, there)?;
+            store_made(destination, column, there.filter(|_| !request.compare_only))?;
         }
     }
     let row_hash = match &request.row_hash {

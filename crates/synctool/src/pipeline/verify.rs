@@ -161,7 +161,7 @@ impl Pipeline {
         };
         let now = state::rfc3339(&state::now());
         let needed = chain.needs();
-        let table = request::table_request(
+        let mut table = request::table_request(
             loaded,
             strategy,
             &run_options,
@@ -170,6 +170,7 @@ impl Pipeline {
             ("verify", now.clone()),
         )
         .await?;
+        table.compare_only = true;
         if destination.describe(&table.destination).await?.is_none() {
             return Err(Error::new(
                 code::TABLE_MISSING,

@@ -102,7 +102,7 @@ impl Default for LogOptions {
             status_interval: Duration::from_secs(5),
             catch_up_bytes: Some(256 << 20),
             peek_changes: 200_000,
-            queue_bytes: 16 << 20,
+            queue_bytes: 8 << 20,
             together: false,
             until_now: false,
         }

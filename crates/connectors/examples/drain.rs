@@ -12,8 +12,8 @@
 
 use std::time::Instant;
 use synctool_connectors::postgres::PostgresConfig;
-use synctool_connectors::postgres::log::changes::Changes;
 use synctool_connectors::postgres::log::capture::Initial;
+use synctool_connectors::postgres::log::changes::Changes;
 use synctool_core::change::Event;
 use synctool_core::error::{Error, Result, code};
 
@@ -66,5 +66,8 @@ async fn main() -> Result<()> {
 }
 
 fn usage() -> Error {
-    Error::new(code::CONFIG_INVALID, "usage: drain URL SLOT PUBLICATION [stream|catch-up]")
+    Error::new(
+        code::CONFIG_INVALID,
+        "usage: drain URL SLOT PUBLICATION [stream|catch-up]",
+    )
 }

@@ -73,6 +73,20 @@ pub(crate) fn assignments(until_now: bool) -> BoxStream<'static, Assignment> {
     }
 }
 
+/// Bytes of a log between two places. A log of several files has, for each of them, the place of its beginning and its
+/// length; one that is counted through has none.
+pub(crate) fn bytes_between(files: &[(u64, u64)], from: u64, to: u64) -> u64 {
+    let Some(last) = files.iter().map(|(start, _)| *start).filter(|s| *s <= to).max() else {
+        return to.saturating_sub(from);
+    };
+    let part = |(start, length): &(u64, u64)| {
+        // The last one grows while it is looked at.
+        let end = if *start == last { to } else { start + length };
+        end.min(to).saturating_sub(from.max(*start))
+    };
+    files.iter().map(part).sum()
+}
+
 /// The shapes of all followed tables, shared by the reader of the log and that of the chunks.
 #[derive(Debug)]
 pub(crate) struct Shapes<S>(Mutex<Vec<Arc<S>>>);
@@ -145,4 +159,23 @@ pub(crate) fn check_keys(table: &TableId, key: &[String], found: usize, keys: &[
         .hint(r#"write for example --keys 1,2,3, or for a key of several columns --keys '[["a", 1], ["b", 2]]'"#));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes_between;
+
+    #[test]
+    fn bytes_are_counted_across_files() {
+        assert_eq!(bytes_between(&[], 100, 250), 150);
+        assert_eq!(bytes_between(&[], 250, 100), 0);
+        let file = |n: u64| n << 40;
+        let files = [(file(3), 1000), (file(4), 500), (file(5), 20)];
+        assert_eq!(bytes_between(&files, file(4) + 100, file(4) + 300), 200);
+        assert_eq!(bytes_between(&files, file(3) + 900, file(5) + 70), 100 + 500 + 70);
+        assert_eq!(bytes_between(&files, file(5) + 70, file(5) + 70), 0);
+        // What was removed is not counted, and an unknown file is what is known of it.
+        assert_eq!(bytes_between(&files, file(1) + 900, file(4) + 7), 1000 + 7);
+        assert_eq!(bytes_between(&[(file(5), 0)], file(3) + 900, file(5) + 70), 70);
+    }
 }

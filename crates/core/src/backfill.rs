@@ -747,6 +747,9 @@ impl Backfill {
         let Some(event) = event else {
             return Ok(None);
         };
+        for tx in self.log.ended() {
+            self.saw_commit(tx);
+        }
         self.inside = !matches!(event, Event::Boundary { .. });
         match event {
             Event::Message { prefix, content } if prefix == WATERMARK_PREFIX => self.watermark(&content),

@@ -265,6 +265,12 @@ pub trait Reader: Send {
     /// the reader owns its partial state. Rows after the last boundary are not committed.
     async fn next(&mut self) -> Result<Option<Event>>;
 
+    /// Transactions whose end was read since this was asked last, where boundaries do not name each of them: in a log in
+    /// which several come as one. A backfill must know of each before it hears the watermark behind it.
+    fn ended(&mut self) -> Vec<u64> {
+        Vec::new()
+    }
+
     /// The sink holds everything up to here durably: a log may forget it.
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
         let _ = durable;

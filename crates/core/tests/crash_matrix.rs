@@ -328,22 +328,51 @@ async fn partitions_that_are_given_away_and_come_back() {
 
 #[tokio::test]
 async fn a_commit_that_the_chunk_could_not_see_is_not_lost() {
-    // Trap 3: the delete's commit is in the log before the low watermark, but the chunk still sees the row.
-    let log = MemoryLog::new(1);
-    log.create(&items(), schema());
-    log.begin(0)
-        .put(&items(), row(&["1", "a", "b"]))
-        .put(&items(), row(&["2", "a", "b"]))
-        .commit();
-    log.hide();
-    log.begin(0).delete(&items(), &key("1")).commit();
-    log.between(|log| log.reveal());
-    let log = log.with_backfill(vec![Pending::load(items())], 10);
-    let destination = Memory::default();
-    log_run(&log, &destination, &FaultPlan::none(), &[items()])
-        .await
-        .unwrap();
-    assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()));
+    // Trap 3: the delete's commit is in the log before the low watermark, but the chunk still sees the row. Also where
+    // the log gives that transaction and the watermark's as one.
+    for joining in [false, true] {
+        let log = MemoryLog::new(1).joining(joining);
+        log.create(&items(), schema());
+        log.begin(0)
+            .put(&items(), row(&["1", "a", "b"]))
+            .put(&items(), row(&["2", "a", "b"]))
+            .commit();
+        log.hide();
+        log.begin(0).delete(&items(), &key("1")).commit();
+        log.between(|log| log.reveal());
+        let log = log.with_backfill(vec![Pending::load(items())], 10);
+        let destination = Memory::default();
+        log_run(&log, &destination, &FaultPlan::none(), &[items()])
+            .await
+            .unwrap();
+        let rows = destination.table(&items()).unwrap().rows;
+        assert_eq!(rows, log.rows(&items()), "joining: {joining}");
+    }
+}
+
+/// Trap 3 in a later chunk, where the log gives several transactions as one and names only the last of them.
+#[tokio::test]
+async fn a_commit_among_others_that_a_later_chunk_could_not_see_is_not_lost() {
+    for joining in [false, true] {
+        let log = MemoryLog::new(1).joining(joining);
+        log.create(&items(), schema());
+        for n in ["1", "2", "3"] {
+            log.begin(0).put(&items(), row(&[n, "a", "b"])).commit();
+        }
+        log.between(|log| {
+            log.hide();
+            log.begin(0).delete(&items(), &key("2")).commit();
+            log.begin(0).put(&items(), row(&["1", "later", "b"])).commit();
+        });
+        log.between(|log| log.reveal());
+        let log = log.with_backfill(vec![Pending::load(items())], 1);
+        let destination = Memory::default();
+        log_run(&log, &destination, &FaultPlan::none(), &[items()])
+            .await
+            .unwrap();
+        let rows = destination.table(&items()).unwrap().rows;
+        assert_eq!(rows, log.rows(&items()), "joining: {joining}");
+    }
 }
 
 #[tokio::test]
@@ -469,10 +498,11 @@ proptest! {
         between in proptest::collection::vec(proptest::collection::vec(step(), 0..8), 0..8),
         chunk in 1..6usize,
         resync in any::<bool>(),
+        joining in any::<bool>(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let log = MemoryLog::new(1);
+            let log = MemoryLog::new(1).joining(joining);
             log.create(&items(), schema());
             take(&log, &before);
             let destination = Memory::default();

@@ -672,6 +672,8 @@ impl Task {
             let mut engine = Engine::new(source.as_source(), destination.clone());
             engine.options = Options {
                 memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
+                // Who only catches up is seen at the end.
+                commit_when_idle: !options.until_caught_up,
                 ..Options::default()
             };
             if !options.until_caught_up {

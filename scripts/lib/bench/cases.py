@@ -1,17 +1,20 @@
 """The cases: who competes in each, and what must come out."""
 
 from archives import Archives
+from live import Live
 from logs import Logs
 from measure import Gate
 from pipelines import CANONICAL, COLUMNS, Pipelines
 
 MIB = 1 << 20
+MIXED = "small updates, then one transaction with half as many rows as a fifth of the table"
 
 
 class Case:
     """A name, and contenders that run by turns; the first two make the ratio."""
 
     name = title = ""
+    measured, unit, scale = "wall time", "s", 1
     limit = None
     cpu_limit = None  # seconds per 5,000,000 rows
     rss_limit = None
@@ -34,7 +37,7 @@ class Case:
         ours = next(iter(samples.values()))
         second = list(samples)[1]
         if self.limit:
-            yield Gate(f"wall time / {second}", "×", self.limit, self.ratios(samples))
+            yield Gate(f"{self.measured} / {second}", "×", self.limit, self.ratios(samples))
         if self.cpu_limit:
             scale = 5_000_000 / self.bench.rows
             yield Gate("client CPU per 5,000,000 rows", "s", self.cpu_limit, [s.cpu * scale for s in ours])
@@ -282,11 +285,11 @@ class Idle(OfPipelines):
 class LogInserts(Case):
     """A backlog of transactions of 1,000 rows each."""
 
-    name, title = "log-inserts", "a log's backlog, PostgreSQL to PostgreSQL: inserts, 1,000 rows per transaction"
+    name, title, kind = "log-inserts", "a log's backlog, PostgreSQL to PostgreSQL: inserts, 1,000 rows per transaction", "inserts"
     limit, rss_limit = 1.0, 100
 
     def contenders(self):
-        self.logs = Logs(self.bench, self.name)
+        self.logs = Logs(self.bench, self.kind)
         self.logs.workload()
         return {
             "synctool run --until-caught-up": self.logs.ours,
@@ -301,7 +304,163 @@ class LogInserts(Case):
 class LogMixed(LogInserts):
     """Many small transactions, and one that is large."""
 
-    name, title = "log-mixed", "a log's backlog: small updates, then one transaction with half as many rows as a fifth of the table"
+    name, title, kind = "log-mixed", f"a log's backlog: {MIXED}", "mixed"
+
+
+class LogDrainStream(Case):
+    """The library alone, into nothing."""
+
+    name, title, kind = "log-drain-stream", f"a log's backlog streamed as typed Arrow, to nowhere: {MIXED}", "mixed"
+    way, limit, rss_limit = "stream", 0.95, 100
+
+    def contenders(self):
+        self.logs = Logs(self.bench, self.kind)
+        self.logs.workload()
+        return {
+            f"synctool's library, {self.way}": lambda: self.logs.drain(self.way),
+            **self.yardsticks({"pg_recvlogical to /dev/null": self.logs.recvlogical, "decoding alone (SQL peek)": self.logs.peek}),
+        }
+
+    def yardsticks(self, both):
+        """The first is judged by."""
+        return both
+
+    def finish(self):
+        self.logs.finish()
+
+
+class LogDrainStreamInserts(LogDrainStream):
+    """The other workload."""
+
+    name, title, kind = "log-drain-stream-inserts", "the same: inserts, 1,000 rows per transaction", "inserts"
+
+
+class LogDrainCatchUp(LogDrainStream):
+    """By SQL, as a long backlog is read."""
+
+    name, title, kind = "log-drain-catch-up", f"a log's backlog read by SQL as typed Arrow, to nowhere: {MIXED}", "mixed"
+    way, limit = "catch-up", 1.3
+
+    def yardsticks(self, both):
+        return dict(reversed(both.items()))
+
+
+class LogDrainCatchUpInserts(LogDrainCatchUp):
+    """The other workload."""
+
+    name, title, kind = "log-drain-catch-up-inserts", "the same: inserts, 1,000 rows per transaction", "inserts"
+
+
+class LogLive(Case):
+    """Both follow while the log is written as fast as one session can."""
+
+    name, title, kind = "log-live", f"followed while it is written, until everything is there: {MIXED}", "mixed"
+    limit, rss_limit = 1.15, 100
+
+    def contenders(self):
+        self.live = Live(self.bench, self.kind)
+        return {
+            "synctool run": lambda: self.live.live(native=False),
+            "native subscription": lambda: self.live.live(native=True),
+        }
+
+    def finish(self):
+        self.live.finish()
+
+
+class LogLiveInserts(LogLive):
+    """The other workload."""
+
+    name, title, kind = "log-live-inserts", "the same: inserts, 1,000 rows per transaction", "inserts"
+
+
+class LogLatency(Case):
+    """1,000 small transactions a second: how late each is seen."""
+
+    name, title = "log-latency", "from a transaction's statement until it is seen at the destination, 1,000 a second"
+    measured, unit, scale = "median", "ms", 1000
+    limit, p99_limit, rss_limit = 1.5, 2.0, 100
+
+    def contenders(self):
+        self.live = Live(self.bench, "")
+        self.p99 = {"synctool run": [], "native subscription": []}
+        return {who: lambda who=who: self.one(who) for who in self.p99}
+
+    def one(self, who):
+        sample, p99, count = self.live.latency(native=who != "synctool run")
+        self.p99[who].append(p99)
+        self.notes.append(f"{who}: median {sample.wall * 1000:.2f} ms, p99 {p99 * 1000:.2f} ms of {count} transactions")
+        return sample
+
+    def gates(self, samples):
+        yield from super().gates(samples)
+        ours, native = self.p99.values()
+        yield Gate("p99 / native subscription", "×", self.p99_limit, [a / b for a, b in zip(ours, native)])
+
+    def finish(self):
+        self.live.finish()
+
+
+class LogHuge(Case):
+    """Memory does not grow with a transaction."""
+
+    name, title = "log-huge", "one transaction with twice the rows of the table, and as many rows by transactions of 1,000"
+    rss_limit, growth = 100, 1.25
+
+    def contenders(self):
+        self.live = Live(self.bench, "inserts")
+        return {
+            "synctool, one transaction": lambda: self.live.large(None),
+            "synctool, small transactions": lambda: self.live.large(1000),
+        }
+
+    def gates(self, samples):
+        yield from super().gates(samples)
+        one, many = samples.values()
+        yield Gate("RSS / RSS of small transactions", "×", self.growth, [a.rss / b.rss for a, b in zip(one, many)])
+
+    def finish(self):
+        self.live.finish()
+
+
+class Backfill(Case):
+    """The first load of a table, in chunks beside the log."""
+
+    name, title = "backfill", "a table's first load beside an idle log"
+    limit, rss_limit = 1.5, 100
+
+    def contenders(self):
+        self.live = Live(self.bench, "")
+        return {"synctool run --until-caught-up": self.ours, "psql | psql": self.bench.one_pipe}
+
+    def ours(self):
+        return self.live.backfill()
+
+    def finish(self):
+        self.live.finish()
+
+
+class BackfillLoad(Backfill):
+    """The same under load, and what the log has of it."""
+
+    name, title = "backfill-load", "a table's first load while it is written, 1,000 transactions a second"
+    limit, lag_limit = 2.5, 2.0
+
+    def contenders(self):
+        self.lags = []
+        return super().contenders()
+
+    def ours(self):
+        sample, (_, _, meanwhile), (count, _, afterwards) = self.live.backfill_under_load()
+        self.lags.append(meanwhile / afterwards)
+        self.notes.append(
+            f"the log's p99: {meanwhile * 1000:.1f} ms meanwhile, {afterwards * 1000:.1f} ms afterwards ({count} transactions)"
+        )
+        return sample
+
+    def gates(self, samples):
+        yield from super().gates(samples)
+        yield Gate("the log's p99 lag / without a backfill", "×", self.lag_limit, self.lags)
 
 
 class OfArchives(Case):
@@ -365,6 +524,7 @@ ALL = {
     case.name: case
     for case in (
         Copy1, Copy2, CopyStages, Parquet, Upsert, Resume, Scale, HashDiff, HashDiffCanonical, Idle, Delta, Aggregate,
-        LogInserts, LogMixed, WalStats, DataSync, DataSyncSmall,
+        LogInserts, LogMixed, LogDrainStream, LogDrainStreamInserts, LogDrainCatchUp, LogDrainCatchUpInserts, LogLive,
+        LogLiveInserts, LogLatency, LogHuge, Backfill, BackfillLoad, WalStats, DataSync, DataSyncSmall,
     )
 }  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 
+import building
 from measure import Unmeasured, Wrong, describe, tail
 
 # Bound to the row: a record's hash is a sum over its columns, so values that trade places would leave the sum as it was.
@@ -26,6 +27,7 @@ class Bench:
         self.runner, self.binary, self.rows, self.directory = runner, binary, rows, directory
         self.facts = {}
         self.runs = 0
+        self.given = False  # whether the program was there already
 
     def load(self, script):
         self.source.script(script, n=self.rows)
@@ -64,6 +66,12 @@ class Bench:
             raise Wrong(f"{copy} is not equal to {of}\n  is:        {found}\n  should be: {self.facts[of]}")
 
     # The program.
+
+    def example(self, name):
+        """A program of the library's examples."""
+        if name not in self.facts:
+            self.facts[name] = building.example(name, self.binary, self.given)
+        return self.facts[name]
 
     def folder(self):
         self.runs += 1

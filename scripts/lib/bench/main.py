@@ -12,12 +12,13 @@ import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 
+import building
 import cases
+from building import ROOT
 from contenders import Bench
 from measure import Runner, Unmeasured, Wrong, interval
 from servers import SETTINGS, Cluster, memory
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 # Below this many rows, a quarter of a second of planning and starting is more than the gates leave.
 JUDGED_FROM = 2_000_000
 MIB = 1 << 20
@@ -37,14 +38,6 @@ def arguments():
     if options.rows < 1000 or options.pairs < 1:
         parser.error("at least 1000 rows and one pair are needed")
     return options
-
-
-def build():
-    command = ["cargo", "build", "--release", "--locked", "--package", "synctool"]
-    print("building:", " ".join(command), flush=True)
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise Unmeasured("the program does not build")
-    return os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release", "synctool")
 
 
 def words(*command):
@@ -92,7 +85,7 @@ def run_case(case, options):
             sample = run()
             samples[name].append(sample)
             print(
-                f"  {pair}  {name:32} {sample.wall:7.2f} s   client CPU {sample.cpu:6.2f} s   RSS {sample.rss / MIB:6.1f} MiB"
+                f"  {pair}  {name:32} {sample.wall * case.scale:7.2f} {case.unit}   client CPU {sample.cpu:6.2f} s   RSS {sample.rss / MIB:6.1f} MiB"
                 f"   servers' CPU {sample.servers:6.2f} s   others {sample.others:4.2f} cores",
                 flush=True,
             )
@@ -119,7 +112,7 @@ def judge(case, samples, options):
     first = next(iter(samples))
     for other in list(samples)[2:]:
         found = interval([a.wall / b.wall for a, b in zip(samples[first], samples[other])])
-        print(f"  = wall time / {other}: {found.median:.3f} × ({found.low:.3f} to {found.high:.3f})")
+        print(f"  = {case.measured} / {other}: {found.median:.3f} × ({found.low:.3f} to {found.high:.3f})")
     # Less shaken by other programs than wall time: what the machine had to do in all.
     second = list(samples)[1]
     work = interval([(a.cpu + a.servers) / (b.cpu + b.servers) for a, b in zip(samples[first], samples[second])])
@@ -134,7 +127,7 @@ def measure(options, directory):
     if options.yardsticks:
         binary = None
     else:
-        binary = os.path.abspath(options.binary) if options.binary else build()
+        binary = os.path.abspath(options.binary) if options.binary else building.program()
     programs = os.path.join(os.environ["SYNCTOOL_CACHE"], "postgres-15", "bin")
     source, destination = (Cluster(name, directory, programs) for name in ("source", "destination"))
     runner = Runner(directory, [source, destination], options.minutes)
@@ -145,6 +138,7 @@ def measure(options, directory):
         result["machine"] = machine(source)
         show(result["machine"])
         bench = Bench(source, destination, runner, binary, options.rows, directory)
+        bench.given = options.binary is not None
         began = time.monotonic()
         bench.load(os.path.join(ROOT, "benches", "items.sql"))
         bench.read_only()

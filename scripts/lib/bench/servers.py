@@ -35,6 +35,8 @@ SETTINGS = {
     "checkpoint_timeout": "30min",
     # Of all tables: a copy that somebody else makes cannot be told so before it is filled.
     "autovacuum": "off",
+    # Or a subscription that is made soon after another waits five seconds before it begins.
+    "wal_retrieve_retry_interval": "200ms",
 }
 
 

@@ -175,6 +175,10 @@ impl Reader for FaultyReader {
         plan.call("next", self.0.next()).await
     }
 
+    fn ended(&mut self) -> Vec<u64> {
+        self.0.ended()
+    }
+
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
         let plan = self.1.clone();
         plan.call("acknowledge", self.0.acknowledge(durable)).await

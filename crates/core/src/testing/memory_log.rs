@@ -360,6 +360,8 @@ pub struct MemoryLog {
     requests: Arc<Requests>,
     /// What `assignments` gives, in order; `None` adds all partitions at once.
     script: Option<Vec<Assignment>>,
+    /// Whether transactions come as one until a message.
+    joining: bool,
 }
 
 /// Writes one transaction.
@@ -385,6 +387,7 @@ impl MemoryLog {
             chunk_rows: 3,
             requests: Arc::default(),
             script: None,
+            joining: false,
         }
     }
 
@@ -414,6 +417,13 @@ impl MemoryLog {
     /// The same database, whose partitions come and go as told.
     pub fn with_script(mut self, script: Vec<Assignment>) -> Self {
         self.script = Some(script);
+        self
+    }
+
+    /// The same database, whose log gives transactions that follow each other as one: the boundary behind them names the
+    /// last one only.
+    pub fn joining(mut self, joining: bool) -> Self {
+        self.joining = joining;
         self
     }
 
@@ -575,10 +585,12 @@ impl Writer<'_> {
     pub fn commit(mut self) {
         let id = self.world.next_tx;
         self.world.next_tx += 1;
-        if self.world.visible.is_some() {
+        let changes = std::mem::take(&mut self.changes);
+        // A watermark is written by whoever takes the snapshot, so it is over by then.
+        let message = |c: &Change| matches!(c, Change::Message(..));
+        if self.world.visible.is_some() && !changes.iter().all(message) {
             self.world.invisible.push(id);
         }
-        let changes = std::mem::take(&mut self.changes);
         let partition = self.partition;
         self.world.logs[partition].push(Transaction { id, changes });
     }
@@ -637,6 +649,8 @@ impl Source for MemoryLog {
             partition: n,
             next,
             out: VecDeque::new(),
+            inside: false,
+            ended: Vec::new(),
         };
         let backfill = Backfill::new(Box::new(log), Arc::new(self.clone()), start, self.chunk_rows);
         Ok(Box::new(backfill.hearing(self.requests.clone())))
@@ -649,33 +663,46 @@ struct LogReader {
     partition: usize,
     next: usize,
     out: VecDeque<Event>,
+    /// Whether a transaction was handed out and its boundary was not.
+    inside: bool,
+    ended: Vec<u64>,
 }
 
 #[async_trait]
 impl Reader for LogReader {
     async fn next(&mut self) -> Result<Option<Event>> {
         tokio::task::yield_now().await;
-        if self.out.is_empty() {
+        while self.out.is_empty() {
             let world = self.log.world();
             let Some(tx) = world.logs[self.partition].get(self.next).cloned() else {
                 return Ok(None);
             };
             self.next += 1;
-            self.out.push_back(Event::Begin(Tx {
-                id: tx.id,
-                committed_at: None,
-            }));
+            if !self.inside {
+                self.out.push_back(Event::Begin(Tx {
+                    id: tx.id,
+                    committed_at: None,
+                }));
+            }
+            let said = tx.changes.iter().any(|c| matches!(c, Change::Message(..)));
             for change in tx.changes {
                 self.out.push_back(event(&world, change)?);
             }
-            let position = Position(self.next.to_string());
-            self.out.push_back(Event::Boundary {
-                position,
-                committed_at: None,
-                tx: Some(tx.id),
-            });
+            self.inside = self.log.joining && !said && self.next < world.logs[self.partition].len();
+            match self.inside {
+                true => self.ended.push(tx.id),
+                false => self.out.push_back(Event::Boundary {
+                    position: Position(self.next.to_string()),
+                    committed_at: None,
+                    tx: Some(tx.id),
+                }),
+            }
         }
         Ok(self.out.pop_front())
+    }
+
+    fn ended(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.ended)
     }
 
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {

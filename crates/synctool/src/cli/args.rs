@@ -245,7 +245,7 @@ pub(super) struct RunArgs {
     /// Follow a log to where it ends now, once every table is loaded, and stop there.
     #[arg(long)]
     pub(super) until_caught_up: bool,
-    /// Mend by difference. A log that is lost or of another server gets a new slot, and every table is compared and
+    /// Mend by difference. A log that is lost or of another server is followed anew, and every table is compared and
     /// made equal while its log goes on; without a log it is what `synctool repair` does.
     #[arg(long)]
     pub(super) repair: bool,

@@ -146,13 +146,19 @@ fn report_text(report: &LogReport) -> String {
     if let Some(status) = &report.status {
         let dash = || "-".to_owned();
         text.push_str(&out::card(
-            &["slot", "position", "log ends at", "applied up to", "source keeps"],
+            &[
+                if report.has_slot { "slot" } else { "known as" },
+                "position",
+                "log ends at",
+                "applied up to",
+                "source keeps",
+            ],
             vec![
                 status.slot.clone(),
                 status.position.clone().unwrap_or_else(dash),
                 status.end.clone().unwrap_or_else(dash),
                 applied_up_to(Some(status)).unwrap_or_else(dash),
-                kept(report.slot_at_source.as_ref()),
+                kept(report),
             ],
         ));
         text.push_str(&out::table(
@@ -178,8 +184,9 @@ fn report_text(report: &LogReport) -> String {
     text
 }
 
-fn kept(slot: Option<&SlotStatus>) -> String {
-    match slot {
+fn kept(report: &LogReport) -> String {
+    match &report.slot_at_source {
+        None if !report.has_slot => "what its settings say".into(),
         None => "no slot".into(),
         Some(slot) => match (&slot.invalidated, slot.retained_bytes) {
             (Some(why), _) => format!("given up ({why})"),

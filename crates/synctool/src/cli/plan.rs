@@ -169,10 +169,14 @@ fn log_text(preview: &Preview, log: &LogPreview, repair: bool) -> String {
     if let Some(e) = refused {
         text.push_str(&format!("the log cannot go on: {} [{}]\n", e.message(), e.code().id));
         match repair {
-            true => text.push_str(
-                "  --repair: a new slot is made in place of the old one, and every table is compared and made equal in \
-                 chunks, deletes included, while its log goes on\n",
-            ),
+            true => text.push_str(&format!(
+                "  --repair: {}, and every table is compared and made equal in chunks, deletes included, while its log \
+                 goes on\n",
+                match log.has_slot {
+                    true => "a new slot is made in place of the old one",
+                    false => "the log is followed from now on",
+                }
+            )),
             false => text.extend(e.next_step().map(|next| format!("  next: {next}\n"))),
         }
     }

@@ -78,6 +78,11 @@ impl Log {
         either!(self, log => log.at_rest(plan, position).await)
     }
 
+    /// Whether the server keeps its log for us, in a slot.
+    pub fn has_slot(&self) -> bool {
+        matches!(self, Log::Postgres(_))
+    }
+
     /// The replication slots of the server; a server without slots keeps its log for nobody.
     pub async fn slots(&self) -> Result<Vec<SlotStatus>> {
         match self {

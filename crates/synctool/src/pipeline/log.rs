@@ -54,6 +54,8 @@ pub struct LogPreview {
     pub outlook: Outlook,
     /// Whether tables came or went since the plan was made.
     pub changed: bool,
+    /// Whether the source keeps its log for us, in a slot.
+    pub has_slot: bool,
 }
 
 /// A table of a log's plan.
@@ -87,6 +89,8 @@ pub struct LogReport {
     pub status: Option<LogStatus>,
     /// The slot as the source has it.
     pub slot_at_source: Option<SlotStatus>,
+    /// Whether the source has slots at all, or keeps its log for nobody.
+    pub has_slot: bool,
     /// Requests that wait for the log to be followed.
     pub waiting: Vec<String>,
     /// Why the log cannot go on, if it cannot.
@@ -319,6 +323,7 @@ pub(super) async fn preview(
         outlook: log.outlook(position.as_ref()).await?,
         source_statements,
         changed,
+        has_slot: log.has_slot(),
     };
     let resumes = position.is_some();
     Ok((plan, resumes, preview))
@@ -597,6 +602,7 @@ impl LogPipeline {
             holder: holder.as_ref().map(Holder::to_string),
             status: None,
             slot_at_source: None,
+            has_slot: true,
             waiting: Vec::new(),
             refused: None,
         };
@@ -613,6 +619,7 @@ impl LogPipeline {
         }
         let log = self.log()?;
         let slot = &log.options().slot;
+        report.has_slot = log.has_slot();
         report.slot_at_source = log.slots().await?.into_iter().find(|s| s.slot == *slot);
         let live = left.filter(|l| holder.is_some() && state::now().timestamp() - l.at <= FRESH);
         if let Some(left) = live {

@@ -357,8 +357,20 @@ impl Postgres {
     /// If it cannot be made, or this server lets no replication in.
     #[track_caller]
     pub fn standby(&self) -> Self {
+        self.standby_with(&[])
+    }
+
+    /// The same with further settings, which win over the usual ones.
+    ///
+    /// # Panics
+    /// If it cannot be made, or this server lets no replication in.
+    #[track_caller]
+    pub fn standby_with(&self, settings: &[(&str, &str)]) -> Self {
         let mut builder = Self::builder(self.version);
         builder.primary = Some(self.port());
+        for (name, value) in settings {
+            builder = builder.setting(name, value);
+        }
         builder.start()
     }
 

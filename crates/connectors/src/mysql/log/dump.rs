@@ -321,7 +321,13 @@ fn refused(e: Wire) -> Error {
     };
     let says = &server.message;
     let code = match server.code {
-        1236 if says.contains("same server") => code::CONFLICT,
+        1236 | 4052 if says.contains("same server") => {
+            return Error::new(
+                code::CONFLICT,
+                "another process reads the log by the same name, and the server ended the elder of the two",
+            )
+            .hint("stop the other one, or give this pipeline a slot of its own: it is the name by which the server knows us");
+        }
         1236 if says.contains("not in the master") || says.contains("diverged") => code::LOG_DIVERGED,
         1236 if says.contains("purged") || says.contains("Could not find GTID state") => code::LOG_LOST,
         1236 => code::LOG_LOST,

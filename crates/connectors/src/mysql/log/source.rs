@@ -358,13 +358,14 @@ impl BinlogSource {
         };
         let mut session = self.database.connect().await?;
         let end = place(&mut session).await?;
+        let files = files(&mut session, &end).await;
         session.recycle();
         Ok(at_rest(
             plan,
             &self.options,
             stored.map(|p| p.pending),
             log.as_ref().map(standing),
-            end.ordinal(),
+            (end.ordinal(), &files),
             shown,
         ))
     }
@@ -453,19 +454,24 @@ async fn origin(session: &mut Session) -> Result<Origin> {
 /// Bytes of the log behind a place, as far as this user may know.
 async fn behind(session: &mut Session, from: &Place) -> Result<u64> {
     let end = place(session).await?;
-    if end.file == from.file {
-        return Ok(end.offset.saturating_sub(from.offset));
+    let files = files(session, &end).await;
+    Ok(logs::bytes_between(&files, from.ordinal(), end.ordinal()))
+}
+
+/// The files of the log, each with the place of its beginning and its length; the last one alone where this user may not
+/// see the others.
+async fn files(session: &mut Session, end: &Place) -> Vec<(u64, u64)> {
+    let beginning = |file: String| Place { file, offset: 0 }.ordinal();
+    let listed = session.rows("SHOW BINARY LOGS", "listing the files of the log").await;
+    let mut files: Vec<(u64, u64)> = listed
+        .iter()
+        .flatten()
+        .filter_map(|r| Some((beginning(text(r, 0)?), number(r, 1))))
+        .collect();
+    if files.is_empty() {
+        files.push((beginning(end.file.clone()), end.offset));
     }
-    let Ok(files) = session.rows("SHOW BINARY LOGS", "listing the files of the log").await else {
-        return Ok(end.offset);
-    };
-    let between = files.iter().filter_map(|r| Some((text(r, 0)?, number(r, 1))));
-    let between = between.skip_while(|(file, _)| *file != from.file);
-    let whole: u64 = between
-        .take_while(|(file, _)| *file != end.file)
-        .map(|(_, size)| size)
-        .sum();
-    Ok((whole + end.offset).saturating_sub(from.offset))
+    files
 }
 
 /// The tables of the connection's database that can be followed.
@@ -477,10 +483,16 @@ pub(super) async fn tables_of(session: &mut Session) -> Result<Vec<TableId>> {
 
 /// Looks at the end of the log as long as it is followed.
 async fn watch(database: Mysql, steering: Arc<Steering>) {
+    let mut file = String::new();
     loop {
         if let Ok(mut session) = database.connect().await
             && let Ok(end) = place(&mut session).await
         {
+            // Those that are written to their end stay as they are.
+            if end.file != file {
+                steering.files(files(&mut session, &end).await);
+                file.clone_from(&end.file);
+            }
             session.recycle();
             steering.ends(end.ordinal());
         }

@@ -112,6 +112,8 @@ pub(super) struct LogReader {
     tx: Option<OpenTx>,
     /// The last transaction that is whole and whose end was not said yet, so that others may join it.
     joined: Option<OpenTx>,
+    /// Transactions whose end was read, for a backfill.
+    ended: Vec<u64>,
     position: LogPosition,
     /// A transaction number of about now, with the epoch that the log leaves out.
     xid_near: u64,
@@ -166,6 +168,7 @@ impl LogReader {
             hold: None,
             tx: None,
             joined: None,
+            ended: Vec::new(),
             position,
             xid_near,
             until,
@@ -223,6 +226,7 @@ impl LogReader {
                     return Err(out_of_order("a commit without a transaction"));
                 };
                 if !tx.old {
+                    self.ended.push(tx.xid);
                     self.position.lsn = self.position.lsn.max(end);
                     self.position.committed_at = Some(tx.committed_at);
                     if tx.begun {
@@ -651,6 +655,10 @@ impl Reader for LogReader {
                 Taken::Needs(need) => (self.piece, self.need) = (Some(piece), Some(need)),
             }
         }
+    }
+
+    fn ended(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.ended)
     }
 
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {

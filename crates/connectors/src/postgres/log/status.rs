@@ -8,6 +8,7 @@ use super::position::LogPosition;
 use super::source::LogSource;
 use super::transport::end_of_log;
 use super::{LogOptions, slot};
+use crate::logs::bytes_between;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -145,6 +146,8 @@ struct Picture {
     rate: VecDeque<(Instant, u64)>,
     /// How people write a place.
     shown: fn(u64) -> String,
+    /// The files of a log that is not counted through: where each begins, and its length.
+    files: Vec<(u64, u64)>,
 }
 
 impl Default for Picture {
@@ -158,6 +161,7 @@ impl Default for Picture {
             pending: Vec::new(),
             rate: VecDeque::new(),
             shown: lsn,
+            files: Vec::new(),
         }
     }
 }
@@ -259,6 +263,11 @@ impl Steering {
         }
     }
 
+    /// The log consists of these files, each with the place of its beginning and its length.
+    pub(crate) fn files(&self, files: Vec<(u64, u64)>) {
+        self.picture().files = files;
+    }
+
     /// The log ends here now.
     pub(crate) fn ends(&self, end: Lsn) {
         let mut picture = self.picture();
@@ -293,7 +302,7 @@ impl Steering {
             publication: options.publication.clone(),
             position: picture.durable.as_ref().map(|p| (picture.shown)(p.at)),
             end: end.map(picture.shown),
-            lag_bytes: end.map(|end| end.saturating_sub(at)),
+            lag_bytes: end.map(|end| bytes_between(&picture.files, at, end)),
             lag_seconds: end.map(|_| since.map_or(0.0, |(then, _)| then.elapsed().as_secs_f64())),
             applied_up_to: picture.durable.as_ref().and_then(|p| p.committed_at),
             paused: self.requests.paused(),
@@ -388,16 +397,16 @@ fn tables(watched: &[Watched], pending: &[Pending]) -> Vec<TableStatus> {
     watched.iter().map(one).collect()
 }
 
-/// How far a log is that nobody follows at the moment, given where it stands and where it ends.
+/// How far a log is that nobody follows at the moment, given where it stands, where it ends and of which files it is.
 pub(crate) fn at_rest(
     plan: &Plan,
     options: &LogOptions,
     pending: Option<Vec<Pending>>,
     standing: Option<Standing>,
-    end: u64,
+    (end, files): (u64, &[(u64, u64)]),
     shown: fn(u64) -> String,
 ) -> LogStatus {
-    let behind = standing.map(|p| end.saturating_sub(p.at));
+    let behind = standing.map(|p| bytes_between(files, p.at, end));
     let committed_at = standing.and_then(|p| p.committed_at);
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -460,7 +469,7 @@ impl LogSource {
         connection.recycle();
         let standing = log.as_ref().map(LogPosition::standing);
         let pending = stored.map(|stored| stored.pending);
-        Ok(at_rest(plan, self.options(), pending, standing, end, lsn))
+        Ok(at_rest(plan, self.options(), pending, standing, (end, &[]), lsn))
     }
 
     /// The replication slots of the server.

@@ -114,6 +114,8 @@ fn by_stamp(deletes: Deletes) -> DeltaRequest {
         deletes,
         window: None,
         first: None,
+        last: None,
+        whole: false,
         bounded: false,
         bounds: None,
     }

@@ -99,6 +99,8 @@ pub struct TableRequest {
     pub partition_bytes: u64,
     /// Whether columns that the destination lacks are added to it.
     pub evolve: bool,
+    /// Whether rows are only added: those whose keys the destination has stay as they are, and nothing is deleted.
+    pub append_only: bool,
     /// A column that keeps each row's hash.
     pub row_hash: Option<RowHashChoice>,
     /// What must not change while the run is unfinished.
@@ -128,6 +130,7 @@ impl TableRequest {
             raw: true,
             partition_bytes: 256 << 20,
             evolve: false,
+            append_only: false,
             row_hash: None,
             semantics: serde_json::Value::Null,
             now: "1970-01-01T00:00:00Z".into(),

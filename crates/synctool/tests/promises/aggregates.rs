@@ -288,7 +288,7 @@ fn too_many_groups_that_go_are_refused() {
         &run,
         || {
             db.psql(&format!(
-                "SELECT (SELECT count(*) FROM {} WHERE k_id > 3000)",
+                "SELECT (SELECT count(*) FROM {} WHERE k_id::int > 3000)",
                 map_of(&db)
             ))
         },

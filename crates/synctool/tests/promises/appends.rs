@@ -11,7 +11,7 @@ const ITEMS: &str =
 fn pipeline(more: &str) -> String {
     format!(
         "name: p\nsource: {{datastore: from, table: public.items}}\ndestination: {{datastore: to, table: copies, supports_update: false}}\n\
-         columns: [id, v]\nkey: [id]\n{more}strategies:\n  - {{name: delta, type: delta, column: updated_at, margin: 1ms, deletes: {{tombstone: gone}}}}\n  \
+         columns: [id, v, {{source: gone, dest: gone, insert: false}}]\nkey: [id]\n{more}strategies:\n  - {{name: delta, type: delta, column: updated_at, margin: 1ms, deletes: {{tombstone: gone}}}}\n  \
          - {{name: hash, type: hash}}\n"
     )
 }
@@ -68,7 +68,10 @@ fn what_cannot_be_only_added_is_refused() {
     let refused = place.json(&["run", "p.yaml", "--strategy", "delta"], 2).to_string();
     assert!(refused.contains("leave one of them out"), "{refused}");
     let groups = pipeline("sync_type: aggregate\ngroup_by: [gone]\n")
-        .replace("[id, v]", "[gone, {dest: n, expr: count(*)}]")
+        .replace(
+            "[id, v, {source: gone, dest: gone, insert: false}]",
+            "[gone, {dest: n, expr: count(*)}]",
+        )
         .replace("key: [id]\n", "");
     place.write("p.yaml", &groups);
     for strategy in ["delta", "hash"] {

@@ -33,8 +33,6 @@ fn the_winner_is_that_of_the_whole_window() {
         End::Postgres(database("dedup_from")),
         End::Maria(MariaDb::shared().database("dedup_from")),
         End::Sqlite(folder()),
-        #[cfg(feature = "duckdb")]
-        End::DuckDb(folder()),
     ] {
         let to = database("dedup_to");
         for (name, dedup, best) in [

@@ -478,7 +478,9 @@ async fn an_aggregate_is_not_emptied_in_passing() {
     }
     world.change(|all| all.extend(rows));
     let engine = world.engine(&FaultPlan::none());
-    let stored = engine.plan("p", &serde_json::Value::Null, async { unreachable!("the plan is there") });
+    let stored = engine.plan("p", &serde_json::Value::Null, async {
+        unreachable!("the plan is there")
+    });
     let (mut plan, resumed) = stored.await.unwrap();
     plan.guard.allow = true;
     engine.run(plan, resumed).await.unwrap();

@@ -551,7 +551,7 @@ fn a_delta_into_sqlite_killed_anywhere_ends_equal() {
 fn an_aggregate(changes: Option<&str>) {
     killed_everywhere(
         &to_postgres(),
-        kills() * if changes.is_some() { 2 } else { 1 },
+        kills(),
         &Killed {
             pipeline: rows_by(DELTA).replace(
                 "strategies",

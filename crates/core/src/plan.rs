@@ -100,7 +100,11 @@ pub struct Changes {
     /// The value that says so, where it is not the usual one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tombstone_value: Option<String>,
-    /// Whether rows of a slice that do not meet the filters are deleted: they may have met them before they changed.
+    /// Whether rows whose keys the destination has are left out: nothing is updated or deleted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub only_new: bool,
+    /// Whether rows of a slice that do not meet the filters, or have no partner in a join that wants one, are deleted:
+    /// they may have been written before they changed.
     pub unmatched: bool,
 }
 
@@ -331,7 +335,8 @@ pub enum Work {
         /// The key map is only filled: no group is touched.
         fill: bool,
     },
-    /// Find the rows of the key map that the source does not have any more, and the groups they were in.
+    /// Find the rows of the key map that the source does not have any more: touch the groups they were in, or
+    /// ([`Repair::Deletes`]) forget them.
     Vanished(Compare),
     /// Compute touched groups anew: those of this shard.
     Recompute {
@@ -339,6 +344,10 @@ pub enum Work {
         shard: u32,
         /// Of how many.
         shards: u32,
+        /// Whether groups without rows are deleted; otherwise they are counted and left to a later phase, so that the
+        /// guard knows their number before the first one goes.
+        #[serde(default)]
+        deletes: bool,
     },
     /// Empty the plan's tables behind the first: what an aggregate remembers of rows and groups.
     Clear,
@@ -368,6 +377,8 @@ pub struct Compare {
 pub enum Repair {
     /// Rows that are missing or differ are written; those that only the destination has are counted.
     Upserts,
+    /// Rows that are missing are written; all others stay as they are.
+    Inserts,
     /// Only keys are compared; those that only the destination has are counted.
     Find,
     /// Those that only the destination has are deleted: the ones an earlier phase found, or, after a crash, by comparing

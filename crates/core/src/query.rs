@@ -122,6 +122,15 @@ pub enum Test {
     NullOrIn(Vec<String>),
     /// NULL, or none of these values. There is at least one.
     NullOrNotIn(Vec<String>),
+    /// NULL, or in a range as [`Test::Range`] has it.
+    NullOrRange {
+        /// The first value inside.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lower: Option<String>,
+        /// The first value behind.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        upper: Option<String>,
+    },
 }
 
 /// How a value is compared.

@@ -244,6 +244,14 @@ impl Selection {
                 );
                 Check::Range(at, ty.clone(), lower, upper)
             }
+            Test::NullOrRange { lower, upper } => {
+                ordered(term, &ty)?;
+                let (lower, upper) = (
+                    lower.as_ref().map(value).transpose()?,
+                    upper.as_ref().map(value).transpose()?,
+                );
+                Check::NullOr(at, Box::new(Check::Range(at, ty.clone(), lower, upper)))
+            }
             Test::In(values) => {
                 let forms = values.iter().map(|v| form(&ty, Some(v))).collect::<Result<_>>()?;
                 Check::In(at, ty.clone(), forms)

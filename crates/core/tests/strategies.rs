@@ -114,6 +114,8 @@ fn by_stamp(deletes: Deletes) -> DeltaRequest {
         deletes,
         window: None,
         first: None,
+        last: None,
+        whole: false,
         bounded: false,
         bounds: None,
     }
@@ -156,7 +158,7 @@ async fn hash_run(world: &World, faults: &FaultPlan, tracked: Option<Vec<String>
     engine.run(plan, resumed).await
 }
 
-fn totals() -> AggregateRequest {
+fn totals(deletes: Deletes) -> AggregateRequest {
     let sql = |name: &str, sql: &str| ColumnChoice {
         term: Some(Term::Sql(sql.into())),
         ..ColumnChoice::same(name)
@@ -173,18 +175,22 @@ fn totals() -> AggregateRequest {
                 columns: Some(columns),
                 ..table()
             },
-            ..by_stamp(Deletes::Unseen)
+            ..by_stamp(deletes)
         },
         row_key: vec!["id".into()],
     }
 }
 
 async fn aggregate_run(world: &World, faults: &FaultPlan) -> Result<Report> {
+    aggregate_with(world, faults, &totals(Deletes::Unseen)).await
+}
+
+async fn aggregate_with(world: &World, faults: &FaultPlan, request: &AggregateRequest) -> Result<Report> {
     let engine = world.engine(faults);
     let (source, destination) = (engine.source.clone(), engine.destination.clone());
     let draft = async {
         let remembered = destination.remembered("p").await?;
-        aggregate::plan(&*source, &*destination, &*engine.stages, &totals(), &remembered).await
+        aggregate::plan(&*source, &*destination, &*engine.stages, request, &remembered).await
     };
     let (plan, resumed) = engine.plan("p", &serde_json::Value::Null, draft).await?;
     engine.run(plan, resumed).await
@@ -417,6 +423,68 @@ async fn an_aggregate_follows_rows_that_move() {
         |w, case| assert_eq!(w.copy(), recomputed(w), "{case}"),
     )
     .await;
+}
+
+/// The rows that the key map knows.
+fn mapped(world: &World) -> Vec<Vec<String>> {
+    let names = world.destination.names();
+    let map = names.iter().find(|t| t.name.starts_with("_synctool_keys_"));
+    let map = map.and_then(|t| world.destination.table(t));
+    map.map(|t| t.rows.into_keys().collect()).unwrap_or_default()
+}
+
+fn keys(world: &World) -> Vec<Vec<String>> {
+    world.source.table(&items()).unwrap().rows.into_keys().collect()
+}
+
+/// Rows that are gone leave their groups, and the map; a group that loses all of them goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregate_loses_rows_that_are_gone() {
+    every_fault(
+        async || {
+            let world = World::new(some_rows(20));
+            aggregate_with(&world, &FaultPlan::none(), &totals(Deletes::AntiJoin))
+                .await
+                .unwrap();
+            world.change(|rows| {
+                rows.retain(|_, cells| cells[1].as_deref() != Some("u3"));
+                rows.remove(&vec!["0005".to_string()]);
+                rows.extend([row(1, "u2", 100, Some("2026-01-03"))]);
+            });
+            world
+        },
+        |w, faults| async move { aggregate_with(&w, &faults, &totals(Deletes::AntiJoin)).await },
+        |w, case| {
+            assert_eq!(w.copy(), recomputed(w), "{case}");
+            assert_eq!(mapped(w), keys(w), "{case}");
+        },
+    )
+    .await;
+}
+
+/// The guard stops a run before the first group goes and before a row is forgotten; it goes on when the rows are back.
+#[tokio::test]
+async fn an_aggregate_is_not_emptied_in_passing() {
+    let world = World::new(some_rows(20));
+    let request = totals(Deletes::AntiJoin);
+    aggregate_with(&world, &FaultPlan::none(), &request).await.unwrap();
+    let groups = world.copy();
+    let rows = world.source.table(&items()).unwrap().rows;
+    world.change(Rows::clear);
+    for _ in 0..2 {
+        let e = aggregate_with(&world, &FaultPlan::none(), &request).await.unwrap_err();
+        assert_eq!(e.code(), code::MASS_DELETE);
+        assert_eq!(world.copy(), groups, "nothing was deleted");
+    }
+    world.change(|all| all.extend(rows));
+    let engine = world.engine(&FaultPlan::none());
+    let stored = engine.plan("p", &serde_json::Value::Null, async {
+        unreachable!("the plan is there")
+    });
+    let (mut plan, resumed) = stored.await.unwrap();
+    plan.guard.allow = true;
+    engine.run(plan, resumed).await.unwrap();
+    assert_eq!((world.copy(), mapped(&world)), (groups, keys(&world)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

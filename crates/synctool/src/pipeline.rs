@@ -8,6 +8,7 @@ mod choose;
 mod draft;
 mod drift;
 pub mod followed;
+mod groups;
 pub mod log;
 mod request;
 mod stages;

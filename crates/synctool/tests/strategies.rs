@@ -332,27 +332,117 @@ fn kills() -> usize {
     }
 }
 
-fn killed_everywhere(pipeline: &str, prepare: impl Fn(&TestDb, &TestDb), wanted: &str, found: &str) {
+/// Where rows go.
+enum To {
+    Postgres(TestDb),
+    Maria(synctool_testkit::MariaDbDatabase),
+    Sqlite(tempfile::TempDir),
+}
+
+impl To {
+    fn entry(&self) -> String {
+        match self {
+            To::Postgres(db) => postgres(db),
+            To::Maria(db) => format!("{{type: mysql, url: \"{}\"}}", db.url()),
+            To::Sqlite(folder) => format!("{{type: sqlite, path: \"{}\"}}", folder.path().join("to.db").display()),
+        }
+    }
+
+    fn empty(&self) {
+        match self {
+            To::Postgres(db) => drop(
+                db.psql("DROP SCHEMA IF EXISTS synctool CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public"),
+            ),
+            To::Maria(db) => {
+                let tables = db.sql("SELECT table_name FROM information_schema.tables WHERE table_schema = database()");
+                tables.lines().for_each(|t| drop(db.sql(&format!("DROP TABLE `{t}`"))));
+            }
+            To::Sqlite(folder) => ["to.db", "to.db-wal", "to.db-shm"]
+                .iter()
+                .for_each(|f| drop(std::fs::remove_file(folder.path().join(f)))),
+        }
+    }
+
+    /// Some columns of all rows, as lines.
+    fn rows(&self, columns: &[&str]) -> String {
+        let tail = format!("FROM copies ORDER BY {}", columns[0]);
+        match self {
+            To::Postgres(db) => db
+                .psql(&format!("SELECT concat_ws(' ', {}) {tail}", columns.join(", ")))
+                .trim()
+                .into(),
+            To::Maria(db) => db
+                .sql(&format!("SELECT concat_ws(' ', {}) {tail}", columns.join(", ")))
+                .trim()
+                .into(),
+            To::Sqlite(folder) => {
+                let connection = rusqlite::Connection::open(folder.path().join("to.db")).expect("opens");
+                let mut select = connection
+                    .prepare(&format!("SELECT {} {tail}", columns.join(" || ' ' || ")))
+                    .expect("a table");
+                let rows = select.query_map([], |row| row.get::<_, String>(0)).expect("rows");
+                rows.collect::<Result<Vec<_>, _>>().expect("rows").join("\n")
+            }
+        }
+    }
+}
+
+/// What a run is killed in.
+struct Killed<'a> {
+    pipeline: String,
+    /// What is done at both ends before anything runs.
+    prepare: &'a dyn Fn(&TestDb, &To),
+    /// What happens at the source after a first, undisturbed run; without it, the first run is the one that is killed.
+    changes: Option<&'a str>,
+    /// The destination's columns, and the query of the source that has the same.
+    columns: &'a [&'a str],
+    wanted: &'a str,
+}
+
+/// Killed at so many moments, a run that is begun again ends as an undisturbed one.
+fn killed_everywhere(to: &To, kills: usize, killed: &Killed) {
     let source = Postgres::shared(PgVersion::V18).database("killed_from");
-    let dest = Postgres::shared(PgVersion::V18).database("killed_to");
-    let place = Place::new(&[("from", postgres(&source)), ("to", postgres(&dest))]);
-    place.write("killed.yaml", pipeline);
+    let place = Place::new(&[("from", postgres(&source)), ("to", to.entry())]);
+    place.write("killed.yaml", &killed.pipeline);
     let command = place.command(&["run", "killed.yaml", "--output", "json"]);
+    let wanted = || {
+        let lines = format!(
+            "SELECT concat_ws(' ', {}) FROM ({}) w",
+            killed.columns.join(", "),
+            killed.wanted
+        );
+        source
+            .psql(&format!("{lines} ORDER BY {}", killed.columns[0]))
+            .trim()
+            .to_owned()
+    };
     let fresh = || {
         source.psql("DROP TABLE IF EXISTS items CASCADE");
-        dest.psql("DROP SCHEMA IF EXISTS synctool CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public");
+        to.empty();
         let _ = std::fs::remove_dir_all(place.path().join("data"));
         source.psql(
             "CREATE TABLE items(id bigint PRIMARY KEY, grp int, v int, updated_at timestamptz NOT NULL DEFAULT now());
              INSERT INTO items SELECT i, i % 20, i, now() - interval '1 hour' FROM generate_series(1, 400) i",
         );
-        prepare(&source, &dest);
+        (killed.prepare)(&source, to);
+        if let Some(changes) = killed.changes {
+            KillRun::new(&command).run().assert_success();
+            assert_eq!(to.rows(killed.columns), wanted(), "the first run");
+            // Changes lie behind the watermark and have settled.
+            source.psql(changes);
+            synctool_testkit::wait_for("the changes to settle", Duration::from_secs(10), || {
+                source
+                    .psql("SELECT now() - max(updated_at) > interval '50 ms' FROM items")
+                    .trim()
+                    == "t"
+            });
+        }
     };
     fresh();
     let points = KillRun::new(&command).failpoints_reached();
-    assert_eq!(dest.psql(found), source.psql(wanted), "undisturbed");
-    let points = spread(&points, kills());
-    assert!(points.len() > 5, "only {} failpoints", points.len());
+    assert_eq!(to.rows(killed.columns), wanted(), "undisturbed");
+    let points = spread(&points, kills);
+    assert!(points.len() >= kills.min(6), "only {} failpoints", points.len());
     for point in &points {
         fresh();
         let outcome = KillRun::new(&command).accident(point, Action::Kill).run();
@@ -364,52 +454,128 @@ fn killed_everywhere(pipeline: &str, prepare: impl Fn(&TestDb, &TestDb), wanted:
             "killed at {point}, the next run failed: {}",
             again.stderr
         );
-        assert_eq!(dest.psql(found), source.psql(wanted), "killed at {point}");
+        assert_eq!(to.rows(killed.columns), wanted(), "killed at {point}");
     }
 }
 
-const ENDS: &str =
-    "source: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n";
-const ALL: &str = "SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM";
+fn to_postgres() -> To {
+    To::Postgres(Postgres::shared(PgVersion::V18).database("killed_to"))
+}
+
+const ROWS: &[&str] = &["id", "grp", "v"];
+
+/// Of rows, by one strategy.
+fn rows_by(strategy: &str) -> String {
+    format!(
+        "name: k\nsource: {{datastore: from, table: public.items}}\ndestination: {{datastore: to, table: copies}}\n\
+         strategies: [{{name: it, {strategy}}}]\n"
+    )
+}
 
 #[test]
 fn a_hash_run_killed_anywhere_ends_equal() {
     killed_everywhere(
-        &format!("name: k\n{ENDS}strategies: [{{name: hash, type: hash}}]\n"),
-        |source, dest| {
-            dest.psql("CREATE TABLE copies(id bigint PRIMARY KEY, grp int, v int, updated_at timestamptz NOT NULL)");
-            let rows =
-                source.psql("SELECT string_agg(format('(%s, %s, %s, %L)', id, grp, v, updated_at), ',') FROM items");
-            dest.psql(&format!("INSERT INTO copies VALUES {rows}"));
-            dest.psql("DELETE FROM copies WHERE id % 97 = 0; UPDATE copies SET v = -1 WHERE id % 89 = 0; INSERT INTO copies VALUES (900, 1, 1, now())");
+        &to_postgres(),
+        kills(),
+        &Killed {
+            pipeline: rows_by("type: hash"),
+            prepare: &|source, to| {
+                let To::Postgres(dest) = to else { return };
+                dest.psql(
+                    "CREATE TABLE copies(id bigint PRIMARY KEY, grp int, v int, updated_at timestamptz NOT NULL)",
+                );
+                let rows = source
+                    .psql("SELECT string_agg(format('(%s, %s, %s, %L)', id, grp, v, updated_at), ',') FROM items");
+                dest.psql(&format!("INSERT INTO copies VALUES {rows}"));
+                dest.psql("DELETE FROM copies WHERE id % 97 = 0; UPDATE copies SET v = -1 WHERE id % 89 = 0; INSERT INTO copies VALUES (900, 1, 1, now())");
+            },
+            changes: None,
+            columns: ROWS,
+            wanted: "SELECT * FROM items",
         },
-        &format!("{ALL} items t"),
-        &format!("{ALL} copies t"),
+    );
+}
+
+const DELTA: &str = "type: delta, column: updated_at, deletes: anti_join, margin: 1ms";
+
+#[test]
+fn a_first_delta_killed_anywhere_ends_equal() {
+    killed_everywhere(
+        &to_postgres(),
+        kills(),
+        &Killed {
+            pipeline: rows_by(DELTA),
+            prepare: &|_, _| (),
+            changes: None,
+            columns: ROWS,
+            wanted: "SELECT * FROM items",
+        },
+    );
+}
+
+/// Rows that changed, came and went, in windows of an hour.
+fn a_later_delta(to: &To, kills: usize) {
+    killed_everywhere(
+        to,
+        kills,
+        &Killed {
+            pipeline: rows_by(&format!(
+                "{DELTA}, primary_partitions: [{{column: updated_at, step: 1, step_unit: hour}}]"
+            )),
+            prepare: &|_, _| (),
+            changes: Some(
+                "UPDATE items SET v = -v, updated_at = now() WHERE id % 10 = 1; DELETE FROM items WHERE id % 10 = 2;
+                 UPDATE items SET id = id + 1000, updated_at = now() WHERE id % 50 = 3; INSERT INTO items SELECT i, 1, i FROM generate_series(501, 520) i",
+            ),
+            columns: ROWS,
+            wanted: "SELECT * FROM items",
+        },
     );
 }
 
 #[test]
 fn a_delta_killed_anywhere_ends_equal() {
+    a_later_delta(&to_postgres(), kills());
+}
+
+#[test]
+fn a_delta_into_mariadb_killed_anywhere_ends_equal() {
+    a_later_delta(&To::Maria(MariaDb::shared().database("killed_to")), kills() / 2);
+}
+
+#[test]
+fn a_delta_into_sqlite_killed_anywhere_ends_equal() {
+    a_later_delta(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills() / 2);
+}
+
+fn an_aggregate(changes: Option<&str>) {
     killed_everywhere(
-        &format!(
-            "name: k\n{ENDS}strategies: [{{name: delta, type: delta, column: updated_at, deletes: anti_join, margin: 1ms}}]\n"
-        ),
-        |_, _| (),
-        &format!("{ALL} items t"),
-        &format!("{ALL} copies t"),
+        &to_postgres(),
+        kills(),
+        &Killed {
+            pipeline: rows_by(DELTA).replace(
+                "strategies",
+                "sync_type: aggregate\ngroup_by: [grp]\ncolumns: [grp, {dest: n, expr: count(*)}, {dest: total, expr: sum(v)}]\nstrategies",
+            ),
+            prepare: &|_, _| (),
+            changes,
+            columns: &["grp", "n", "total"],
+            wanted: "SELECT grp, count(*) n, sum(v) total FROM items GROUP BY grp",
+        },
     );
 }
 
 #[test]
+fn a_first_aggregate_killed_anywhere_ends_equal() {
+    an_aggregate(None);
+}
+
+/// Groups that rows moved to and from, that came, and that lost all their rows by moves or deletes.
+#[test]
 fn an_aggregate_killed_anywhere_ends_equal() {
-    killed_everywhere(
-        &format!(
-            "name: k\n{ENDS}sync_type: aggregate\ngroup_by: [grp]\ncolumns:\n  - grp\n  - {{dest: n, expr: count(*)}}\n  \
-             - {{dest: total, expr: sum(v)}}\nstrategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms}}]\n"
-        ),
-        |_, _| (),
-        "SELECT string_agg(concat_ws(' ', grp, n, total), ',' ORDER BY grp) FROM
-            (SELECT grp, count(*) n, sum(v) total FROM items GROUP BY grp) g",
-        "SELECT string_agg(concat_ws(' ', grp, n, total), ',' ORDER BY grp) FROM copies",
-    );
+    an_aggregate(Some(
+        "UPDATE items SET grp = grp + 1, updated_at = now() WHERE grp IN (3, 7) AND id % 3 = 0; UPDATE items SET grp = 30, updated_at = now() WHERE grp = 11;
+         DELETE FROM items WHERE grp IN (5, 6); DELETE FROM items WHERE grp = 8 AND id > 100; UPDATE items SET v = v + 1, updated_at = now() WHERE id = 9;
+         INSERT INTO items SELECT i, 40, i FROM generate_series(501, 520) i",
+    ));
 }

@@ -3,7 +3,7 @@
 //! A row that comes later and is the better one goes out after the one that it replaces, as an upsert: sinks apply rows
 //! in order. So this is for partitions whose rows are applied directly (a delta's window). A partition that loads a
 //! table beside its place has no room for a second row of a key: there, keep the first, or let the window be one batch.
-//! Rows of one key must be in one partition, as they are when a window is one partition or is cut by the key.
+//! Rows of one key must be in one partition: whoever plans a delta makes its window one where rows pass a dedup.
 //!
 //! Memory is bounded: some 70 bytes and the order value per key, and a limit on keys.
 

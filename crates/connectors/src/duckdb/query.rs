@@ -217,6 +217,18 @@ impl<'a> Query<'a> {
             }
             Test::Null => out.terms.push(format!("{left} IS NULL")),
             Test::NotNull => out.terms.push(format!("{left} IS NOT NULL")),
+            Test::NullOrRange { lower, upper } => {
+                let mut sides = Vec::new();
+                for (op, bound) in [(">=", lower), ("<", upper)] {
+                    if let Some(bound) = bound {
+                        let at = out.bind(bound, &ty);
+                        sides.push(format!("{left} {op} {at}"));
+                    }
+                }
+                if !sides.is_empty() {
+                    out.terms.push(format!("({left} IS NULL OR {})", sides.join(" AND ")));
+                }
+            }
             Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
                 let how = match condition.test {
                     Test::NullOrIn(_) => "IN",

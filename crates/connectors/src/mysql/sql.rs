@@ -209,6 +209,17 @@ pub(super) fn condition(read: &ReadSpec, c: &Condition, column: &Column) -> Resu
             let values: Vec<String> = values.iter().map(|v| value(v)).collect::<Result<_>>()?;
             format!("({sql} IS NULL OR {sql} {how} ({}))", values.join(", "))
         }
+        Test::NullOrRange { lower, upper } => {
+            let test = Test::Range {
+                lower: lower.clone(),
+                upper: upper.clone(),
+            };
+            let range = Condition {
+                term: c.term.clone(),
+                test,
+            };
+            format!("({sql} IS NULL OR ({}))", condition(read, &range, column)?)
+        }
     })
 }
 

@@ -338,6 +338,17 @@ impl<'a> Query<'a> {
             Test::NotNull => format!("{term} IS NOT NULL"),
             Test::NullOrIn(values) => format!("({term} IS NULL OR {term} IN ({}))", literals(values)?),
             Test::NullOrNotIn(values) => format!("({term} IS NULL OR {term} NOT IN ({}))", literals(values)?),
+            Test::NullOrRange { lower, upper } => {
+                let test = Test::Range {
+                    lower: lower.clone(),
+                    upper: upper.clone(),
+                };
+                let range = Condition {
+                    term: condition.term.clone(),
+                    test,
+                };
+                format!("({term} IS NULL OR {})", self.condition(&range)?)
+            }
         })
     }
 

@@ -224,6 +224,20 @@ impl<'a> Relations<'a> {
             }
             Test::Null => out.terms.push(format!("{} IS NULL", left.sql)),
             Test::NotNull => out.terms.push(format!("{} IS NOT NULL", left.sql)),
+            Test::NullOrRange { lower, upper } => {
+                left.ordered()?;
+                let mut sides = Vec::new();
+                for (op, bound) in [(">=", lower), ("<", upper)] {
+                    if let Some(bound) = bound {
+                        let at = out.bind(value(bound)?);
+                        sides.push(format!("{} {op} {at}", left.sql));
+                    }
+                }
+                if !sides.is_empty() {
+                    out.terms
+                        .push(format!("({} IS NULL OR {})", left.sql, sides.join(" AND ")));
+                }
+            }
             Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
                 let how = match condition.test {
                     Test::NullOrIn(_) => "IN",

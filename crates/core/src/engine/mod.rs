@@ -18,7 +18,8 @@ use crate::progress::{Advance, Checkpoint, PartitionId, Position};
 use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
-use crate::stage::{Reject, Stages};
+use crate::stage::{Reject, Stage, Stages};
+use crate::strategy::present::{OnlyNew, Present};
 use crate::strategy::{aggregate, delta, hash};
 use flow::{Flow, Rejections, Rows};
 use futures::StreamExt;
@@ -255,7 +256,7 @@ impl Engine {
         let grace = abort_after_grace(&shared);
         self.step(Step::Partitions);
         for phase in &plan.phases {
-            self.guard(plan, phase).await?;
+            self.guard(&shared, phase).await?;
             self.phase(&shared, &phase.partitions).await?;
         }
         drop(grace);
@@ -396,25 +397,37 @@ impl Engine {
         }
     }
 
-    /// Before anything is deleted that a comparison found, their number is judged.
-    async fn guard(&self, plan: &Plan, phase: &Phase) -> Result<()> {
-        let deletes = |p: &Partition| matches!(&p.work, Work::Compare(c) if c.repair == Repair::Deletes);
-        if !phase.partitions.iter().any(deletes) {
+    /// Before anything is deleted that a comparison found, or a group that has no rows any more, their number is judged.
+    async fn guard(&self, shared: &Shared, phase: &Phase) -> Result<()> {
+        let plan = &shared.plan;
+        let compares = |p: &Partition| matches!(&p.work, Work::Compare(c) if c.repair == Repair::Deletes);
+        let groups = |p: &Partition| matches!(&p.work, Work::Recompute { deletes: true, .. });
+        let of_groups = phase.partitions.iter().any(groups);
+        if !of_groups && !phase.partitions.iter().any(compares) {
             return Ok(());
         }
         let compared = self.retry("guard", || self.ledger(plan)).await?.accounts.compared;
-        if plan
-            .guard
-            .allows(compared.destination, compared.only_destination, compared.source)
-        {
+        let deleted = compared.only_destination;
+        let (before, after) = match of_groups {
+            true if deleted == 0 || plan.guard.allow => return Ok(()),
+            // Groups are not compared: how many there are is asked as far as the answer matters.
+            true => {
+                let enough = match deleted > plan.guard.max_rows {
+                    true => u64::MAX,
+                    false => deleted + 1,
+                };
+                let before = self.retry("guard", || self.groups(shared, enough)).await?;
+                (before, before.saturating_sub(deleted))
+            }
+            false => (compared.destination, compared.source),
+        };
+        if plan.guard.allows(before, deleted, after) {
             return Ok(());
         }
         Err(Error::new(
             code::MASS_DELETE,
             format!(
-                "{} of {} rows of {} would be deleted: the source does not have them",
-                compared.only_destination,
-                compared.destination,
+                "{deleted} of {before} rows of {} would be deleted: the source does not have them",
                 plan.tables
                     .first()
                     .map(|t| t.destination.to_string())
@@ -423,6 +436,22 @@ impl Engine {
         )
         .at("pipeline", &plan.pipeline)
         .hint("look at the source; if the deletes are meant, run again with --allow-mass-delete"))
+    }
+
+    /// How many groups an aggregate's destination has; not counted beyond `enough`.
+    async fn groups(&self, shared: &Shared, enough: u64) -> Result<u64> {
+        let table = shared
+            .plan
+            .tables
+            .first()
+            .ok_or_else(|| Error::bug("an aggregate's plan without its tables"))?;
+        let stored = Present::of(
+            stored(&*self.destination)?,
+            &table.destination,
+            &table.schema.key,
+            &shared.context,
+        );
+        stored.await?.count(enough).await
     }
 
     fn stop_here(&self) -> Result<()> {
@@ -680,6 +709,27 @@ impl Writing {
     }
 }
 
+/// The destination's tables, to be read.
+fn stored(destination: &dyn Destination) -> Result<Arc<dyn Source>> {
+    destination.as_source().ok_or_else(|| {
+        Error::new(
+            code::UNSUPPORTED,
+            format!("tables of {} cannot be read back", destination.engine()),
+        )
+    })
+}
+
+/// The stages that a partition's rows pass: the pipeline's, and of a run that only adds rows a last one.
+async fn open_stages(shared: &Shared, table: &PlannedTable, work: &Work) -> Result<Vec<Box<dyn Stage>>> {
+    let mut stages = shared.engine.stages.open_for(&table.staged())?;
+    if matches!(work, Work::Read(_)) && table.changes.as_ref().is_some_and(|c| c.only_new) {
+        let destination = stored(&*shared.engine.destination)?;
+        let present = Present::of(destination, &table.destination, &table.schema.key, &shared.context);
+        stages.push(Box::new(OnlyNew(present.await?)));
+    }
+    Ok(stages)
+}
+
 /// Opens what a partition reads: a source's slice or log, or work that looks at both ends.
 async fn open_reader(
     shared: &Arc<Shared>,
@@ -688,14 +738,7 @@ async fn open_reader(
     after: Option<&Position>,
 ) -> Result<Box<dyn Reader>> {
     let engine = &shared.engine;
-    let destination = || {
-        engine.destination.as_source().ok_or_else(|| {
-            Error::new(
-                code::UNSUPPORTED,
-                format!("tables of {} cannot be read back", engine.destination.engine()),
-            )
-        })
-    };
+    let destination = || stored(&*engine.destination);
     match &partition.work {
         Work::Read(_) if table.changes.as_ref().is_some_and(|c| c.unmatched) => {
             delta::open_with_unmatched(engine.source.clone(), table, partition, &shared.context).await
@@ -720,6 +763,7 @@ async fn open_reader(
                 source: engine.source.clone(),
                 destination: destination()?,
                 tables: shared.plan.tables.clone().into(),
+                deferred: shared.deferred.clone(),
                 context: shared.context.clone(),
             };
             aggregate::open(&groups, &partition.work, after).await
@@ -768,7 +812,7 @@ async fn write_partition(
     let mut flow = Flow::start(
         engine.source.clone(),
         reader,
-        engine.stages.open_for(&table.staged())?,
+        open_stages(shared, table, &partition.work).await?,
         plan.tables.clone(),
         plan.verify,
         match partition.work {

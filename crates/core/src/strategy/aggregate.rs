@@ -6,28 +6,38 @@
 //! computed anew, and a group that no longer has rows is deleted. The map, the list of touched groups and the watermark
 //! are written in the same transactions as the data.
 //!
+//! A row of a join may be in several groups, and one without a partner is in none: there the map has one row per row of
+//! the table read, with all its groups, and which they are now is asked anew for every row that changed, or whose partner
+//! did.
+//!
 //! A row that was deleted at the source is in no delta. `deletes: anti_join` compares the map's keys with the source's
 //! (by hashes of blocks, so that it costs one scan of the keys) and touches the groups of rows that are gone; otherwise
 //! the `hash` strategy, which compares the source's groups with the destination's rows, puts such groups right.
+//!
+//! Groups without rows are deleted last, when their number is known and the guard has judged it; so are the rows of the
+//! map that the source does not have any more, so that a run which the guard stopped still knows them.
 //!
 //! The run's plan has three tables: the aggregate, the key map (`_synctool_keys_…`) and the touched groups
 //! (`_synctool_groups_…`). A group travels through the latter two as one text, a JSON array of the canonical texts of its
 //! columns, so that NULL has a place.
 
+use super::cut::Piece;
 use super::delta::{self, Deletes, DeltaRequest, Window};
 use super::full;
-use super::hash::{self, CompareSpec, Comparison, Form, HashRequestOptions, Key, Pair};
+use super::hash::{self, CompareSpec, Comparison, Deferred, Form, HashRequestOptions, Key, Pair};
+use super::present::Present;
 use super::steps::{Steps, Stepwise};
 use super::table::{self, ColumnChoice, Resolved, TableRequest};
 use crate::blocks::Blocks;
 use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
+use crate::ledger::Compared;
 use crate::plan::{
     Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify,
     Work, short_hash,
 };
 use crate::progress::{Generation, PartitionId, Position};
-use crate::query::{KeyList, Term};
+use crate::query::{Join, JoinKind, KeyList, Term};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::{ReadContext, Reader, Source};
@@ -52,6 +62,9 @@ const KEY_BLOCKS: u32 = 4096;
 const AGGREGATE: usize = 0;
 const KEYS: usize = 1;
 const TOUCHED: usize = 2;
+
+/// Under which name rows that are gone are kept until they are forgotten.
+const GONE: &str = "gone";
 
 /// What the user asked for: the delta that finds changed rows, over a table request whose columns are the groups and
 /// their aggregates.
@@ -81,7 +94,16 @@ pub async fn plan(
     }
     let name = delta::watermark_name(&request.delta.cursor);
     let column = delta::cursor_column(source, &request.delta).await?;
-    let whole = request.row_key.is_empty() || remembered.contains_key(KEY_MAP);
+    // What a row of the map says of its groups.
+    let map = match table.joins.is_empty() {
+        true => "1",
+        false => "lists",
+    };
+    let whole = request.row_key.is_empty() || remembered.get(KEY_MAP).is_some_and(|m| m == map);
+    let joined = delta::joined_windows(source, &request.delta, remembered).await?;
+    let known =
+        |(own, ..): &(DeltaRequest, Column, Window)| remembered.contains_key(&delta::watermark_name(&own.cursor));
+    let whole = whole && joined.iter().all(known);
     let after = remembered.get(&name).filter(|_| whole).map(String::as_str);
     let window = delta::window(source, &request.delta, &column, after).await?;
     let mut resolved = table::resolve(source, destination, stages, table).await?;
@@ -134,47 +156,65 @@ pub async fn plan(
             between(&window, &request.delta)
         ));
         let mut partitions = Vec::new();
-        for piece in delta::pieces(source, &request.delta, &column, &unfiltered(&resolved), &window).await? {
-            partitions.push(piece.partition(|slice| Work::Touch { slice, fill: false }));
+        let rows = unfiltered(&resolved);
+        let touch = |slice| Work::Touch { slice, fill: false };
+        let within = |mut piece: Piece| {
+            piece.source.conditions.extend(table.bounds.iter().cloned());
+            piece
+        };
+        for piece in delta::pieces(source, &request.delta, &column, &rows, &window).await? {
+            partitions.push(within(piece).partition(touch));
+        }
+        for (own, column, window) in joined.iter().filter(|_| request.delta.bounds.is_none()) {
+            reasons.push(format!("so are groups of rows with {}", between(window, own)));
+            for mut piece in delta::pieces(source, own, column, &rows, window).await? {
+                // Tables read along may call their cursors alike.
+                piece.label = format!("{}__{}", delta::label_of(&own.cursor), piece.label);
+                partitions.push(piece.partition(touch));
+            }
         }
         phases.push(Phase {
             name: "changed rows".into(),
             partitions,
         });
-        if request.delta.deletes == Deletes::AntiJoin && !request.row_key.is_empty() {
+        let mut last = recompute(true);
+        if request.delta.bounds.is_some() {
+            reasons.push("only groups of rows inside the bounds; rows that are gone are not looked for".into());
+        } else if request.delta.deletes == Deletes::AntiJoin && !request.row_key.is_empty() {
             keys.compare = Some(compare_keys(source, destination, &keys)?);
             reasons.push("groups of rows that the source does not have any more are computed anew too".into());
-            let compare = Compare {
+            let compare = |repair| Compare {
                 source: Slice::All,
                 destination: Slice::All,
                 blocks: Blocks::Spread { count: KEY_BLOCKS },
-                repair: Repair::Find,
+                repair,
                 estimated_rows: 0,
             };
             phases.push(Phase {
                 name: "gone rows".into(),
-                partitions: vec![partition("gone", Work::Vanished(compare))],
+                partitions: vec![partition(GONE, Work::Vanished(compare(Repair::Find)))],
             });
+            last.partitions
+                .push(partition("forget", Work::Vanished(compare(Repair::Deletes))));
         } else {
-            reasons.push(
-                "groups of rows that were deleted are not seen: `deletes: anti_join` or the hash strategy puts them right"
-                    .into(),
-            );
+            reasons.push(match request.row_key.is_empty() {
+                true => "groups of rows that were deleted are not seen: the hash strategy puts them right".into(),
+                false => "groups of rows that were deleted are not seen: `deletes: anti_join` or the hash strategy puts them right".into(),
+            });
         }
-        phases.push(recompute());
+        phases.extend([recompute(false), last]);
     }
-    if request.row_key.is_empty() {
-        reasons.push(
-            "the source has no key, so the groups that rows left are not known: the hash strategy puts them right"
-                .into(),
-        );
-    }
+    reasons.extend(unseen(request));
     let mut remember = BTreeMap::new();
     if let Some(watermark) = &window.watermark {
         remember.insert(name, watermark.clone());
     }
+    for (own, _, window) in joined.iter().filter(|_| request.delta.bounds.is_none()) {
+        let watermark = window.watermark.clone();
+        remember.extend(watermark.map(|w| (delta::watermark_name(&own.cursor), w)));
+    }
     if first && !request.row_key.is_empty() {
-        remember.insert(KEY_MAP.into(), "1".into());
+        remember.insert(KEY_MAP.into(), map.into());
     }
     Ok(Plan {
         pipeline: table.pipeline.clone(),
@@ -190,6 +230,42 @@ pub async fn plan(
         remember,
         created_at: table.now.clone(),
     })
+}
+
+/// What no delta of this aggregate sees.
+fn unseen(request: &AggregateRequest) -> Vec<String> {
+    let table = &request.delta.table;
+    let mut told = Vec::new();
+    if request.row_key.is_empty() {
+        let why = match keeps_rows(&table.joins) {
+            true => "the source has no key",
+            false => "a right or full join makes groups without a row of the table read",
+        };
+        told.push(format!(
+            "{why}, so the groups that rows left are not known: the hash strategy puts them right"
+        ));
+    }
+    for join in &table.joins {
+        let name = join.alias.as_ref().unwrap_or(&join.table.name);
+        let followed = |j: &delta::JoinedCursor| match &j.cursor {
+            Term::Column { relation, .. } => relation.as_ref() == Some(name),
+            Term::Sql(_) => false,
+        };
+        told.push(match request.delta.joined.iter().any(followed) {
+            true => format!(
+                "a row of {name} that was deleted, or joins another row of {} than before, leaves a group behind that is not seen: \
+                 the hash strategy puts it right",
+                table.source
+            ),
+            false => format!("changes of {name} alone are not seen: name the column that stamps them in `cursor_tables`"),
+        });
+    }
+    told
+}
+
+/// Whether every row of a join belongs to one of the table read.
+pub fn keeps_rows(joins: &[Join]) -> bool {
+    joins.iter().all(|j| matches!(j.kind, JoinKind::Inner | JoinKind::Left))
 }
 
 fn between(window: &Window, request: &DeltaRequest) -> String {
@@ -216,11 +292,20 @@ fn partition(id: &str, work: Work) -> Partition {
     }
 }
 
-fn recompute() -> Phase {
+fn recompute(deletes: bool) -> Phase {
+    let name = match deletes {
+        false => "groups",
+        true => "gone groups",
+    };
+    let work = |shard| Work::Recompute {
+        shard,
+        shards: SHARDS,
+        deletes,
+    };
     Phase {
-        name: "groups".into(),
+        name: name.into(),
         partitions: (0..SHARDS)
-            .map(|shard| partition(&format!("groups_{shard}"), Work::Recompute { shard, shards: SHARDS }))
+            .map(|shard| partition(&format!("{}_{shard}", name.replace(' ', "_")), work(shard)))
             .collect(),
     }
 }
@@ -365,13 +450,27 @@ fn compare_keys(source: &dyn Source, destination: &dyn Destination, keys: &Plann
         key: keys.schema.key.clone(),
     };
     let resolved = Resolved {
-        read: keys.read.clone(),
+        read: keys_alone(&keys.read),
         existing: Some(schema.clone()),
         schema,
         row_hash: None,
         reasons: Vec::new(),
     };
     hash::compare_keys(source, destination, &resolved)
+}
+
+/// What identifies the rows of the table read, and nothing of the tables that are read along.
+fn keys_alone(rows: &ReadSpec) -> ReadSpec {
+    ReadSpec {
+        columns: rows
+            .columns
+            .iter()
+            .filter(|c| c.column.name.starts_with("k_"))
+            .cloned()
+            .collect(),
+        joins: Vec::new(),
+        ..rows.clone()
+    }
 }
 
 /// The table's rows by slices of their own key.
@@ -388,7 +487,7 @@ async fn fill(
         max_slice_bytes: table.partition_bytes,
         single: false,
     };
-    let slices = source.slices(rows, &slicing).await?;
+    let slices = source.slices(&keys_alone(rows), &slicing).await?;
     Ok(slices
         .into_iter()
         .map(|s| Partition {
@@ -419,6 +518,7 @@ pub(crate) struct Groups {
     pub(crate) source: Arc<dyn Source>,
     pub(crate) destination: Arc<dyn Source>,
     pub(crate) tables: Arc<[PlannedTable]>,
+    pub(crate) deferred: Arc<Deferred>,
     pub(crate) context: ReadContext,
 }
 
@@ -427,6 +527,44 @@ impl Groups {
         self.tables
             .get(place)
             .ok_or_else(|| Error::bug("an aggregate's plan without its tables"))
+    }
+
+    /// Whether a row of the key map has several groups, because the source's rows are those of a join.
+    fn lists(&self) -> Result<bool> {
+        let read = &self.table(KEYS)?.read;
+        Ok(!read.joins.is_empty() && read.columns.iter().any(|c| c.column.name.starts_with("k_")))
+    }
+
+    /// The groups in a row of the key map.
+    fn listed(&self, text: String) -> Result<Vec<String>> {
+        if !self.lists()? {
+            return Ok(vec![text]);
+        }
+        let groups: Vec<Key> = serde_json::from_str(&text)
+            .map_err(|_| Error::new(code::VALUE_MALFORMED, "a row of the key map has no list of groups"))?;
+        groups.iter().map(|g| group_text(g)).collect()
+    }
+
+    /// The groups that rows of the table read are in now, by their keys; a row that is in none is not among them.
+    async fn now(&self, keys: &BTreeSet<Vec<String>>) -> Result<BTreeMap<Vec<String>, BTreeSet<String>>> {
+        let read = self.table(KEYS)?.read.clone();
+        let terms: Vec<Term> = keys_alone(&read).columns.iter().map(ReadColumn::term).collect();
+        let all: Vec<Key> = keys.iter().map(|k| k.iter().cloned().map(Some).collect()).collect();
+        let mut found: BTreeMap<Vec<String>, BTreeSet<String>> = BTreeMap::new();
+        for keys in all.chunks(GROUPS) {
+            let slice = Slice::Keys(KeyList {
+                terms: terms.clone(),
+                keys: keys.to_vec(),
+            });
+            let mut reader = self.read(&self.source, &read, slice).await?;
+            while let Some(event) = reader.next().await? {
+                let Event::Rows(batch) = event else { continue };
+                for (key, group) in rows_of_batch(&batch, terms.len())? {
+                    found.entry(key).or_default().insert(group);
+                }
+            }
+        }
+        Ok(found)
     }
 
     async fn read(&self, source: &Arc<dyn Source>, read: &ReadSpec, slice: Slice) -> Result<Box<dyn Reader>> {
@@ -463,21 +601,34 @@ pub(crate) async fn open(groups: &Groups, work: &Work, after: Option<&Position>)
             ],
         })),
         Work::Touch { slice, fill } => {
-            let read = groups.table(KEYS)?.read.clone();
-            let reader = groups.read(&groups.source, &read, slice.clone()).await?;
+            let rows = &groups.table(KEYS)?.read;
+            let keys = keys_alone(rows);
+            let read = match (groups.lists()?, *fill) {
+                (false, _) => rows.clone(),
+                (true, true) => keys.clone(),
+                // A row that lost its partner has left its groups.
+                (true, false) => ReadSpec {
+                    joins: delta::kept(&rows.joins),
+                    ..keys.clone()
+                },
+            };
             Box::new(Stepwise::new(Touch {
                 groups: groups.clone(),
-                keys: read.columns.iter().filter(|c| c.column.name.starts_with("k_")).count(),
-                reader,
+                keys: keys.columns.len(),
+                reader: groups.read(&groups.source, &read, slice.clone()).await?,
                 fill: *fill,
             }))
         }
         Work::Vanished(compare) => {
+            let map = groups.table(KEYS)?;
             let pair = Pair::new(
                 groups.source.clone(),
                 groups.destination.clone(),
                 Arc::new(NoStages),
-                groups.table(KEYS)?,
+                &PlannedTable {
+                    read: keys_alone(&map.read),
+                    ..map.clone()
+                },
                 &groups.context,
             )?;
             Box::new(Stepwise::new(Vanished {
@@ -485,13 +636,17 @@ pub(crate) async fn open(groups: &Groups, work: &Work, after: Option<&Position>)
                 pair: Arc::new(pair),
                 compare: compare.clone(),
                 after: after.and_then(|p| p.as_str().strip_prefix("block ")?.parse().ok()),
+                resumed: after.is_some(),
                 comparison: None,
             }))
         }
-        Work::Recompute { shard, shards } => Box::new(Stepwise::new(Recompute {
+        Work::Recompute { shard, shards, deletes } => Box::new(Stepwise::new(Recompute {
             groups: groups.clone(),
             shard: (*shard, *shards),
+            deletes: *deletes,
+            after: after.map(|p| p.as_str().to_string()),
             waiting: None,
+            stored: None,
         })),
         _ => return Err(Error::bug("not an aggregate's partition")),
     })
@@ -535,29 +690,26 @@ impl Steps for Touch {
         };
         let mut map = BTreeMap::new();
         let mut touched = BTreeSet::new();
-        for row in 0..batch.len() {
-            let cells = batch
-                .rows
-                .columns()
-                .iter()
-                .map(|c| text::cell(c.as_ref(), row))
-                .collect::<Result<Vec<_>>>()?;
-            let (key, group) = cells.split_at(self.keys);
-            let group = group_text(group)?;
-            touched.insert(group.clone());
-            if self.keys > 0 {
-                let key = key
-                    .iter()
-                    .cloned()
-                    .collect::<Option<Vec<String>>>()
-                    .ok_or_else(|| Error::new(code::VALUE_MALFORMED, "a key column of the source holds NULL"))?;
-                map.insert(key, group);
+        let rows = rows_of_batch(&batch, self.keys)?;
+        if self.groups.lists()? {
+            let keys: BTreeSet<Vec<String>> = rows.into_iter().map(|(key, _)| key).collect();
+            let mut now = self.groups.now(&keys).await?;
+            for key in keys {
+                let groups = now.remove(&key).unwrap_or_default();
+                let list: Vec<&str> = groups.iter().map(String::as_str).collect();
+                map.insert(key, format!("[{}]", list.join(",")));
+                touched.extend(groups);
             }
+        } else {
+            touched.extend(rows.iter().map(|(_, group)| group.clone()));
+            map.extend(rows);
         }
         let mut events = VecDeque::new();
         if !self.fill {
             if self.keys > 0 {
-                touched.extend(before(&self.groups, map.keys()).await?.into_values());
+                for text in before(&self.groups, map.keys()).await?.into_values() {
+                    touched.extend(self.groups.listed(text)?);
+                }
             }
             let rows: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g]).collect();
             events.push_back(self.groups.batch(TOUCHED, &rows, Op::Upsert)?);
@@ -569,40 +721,88 @@ impl Steps for Touch {
     }
 }
 
-/// Finds rows that were deleted at the source; touches their groups and forgets them.
+/// Rows of the source as the key map has them: what identifies each, and its group.
+fn rows_of_batch(batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, String)>> {
+    (0..batch.len())
+        .map(|row| {
+            let cells = batch
+                .rows
+                .columns()
+                .iter()
+                .map(|c| text::cell(c.as_ref(), row))
+                .collect::<Result<Vec<_>>>()?;
+            let (key, group) = cells.split_at(keys);
+            let key = key
+                .iter()
+                .cloned()
+                .collect::<Option<Vec<String>>>()
+                .ok_or_else(|| Error::new(code::VALUE_MALFORMED, "a key column of the source holds NULL"))?;
+            Ok((key, group_text(group)?))
+        })
+        .collect()
+}
+
+/// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them.
 struct Vanished {
     groups: Groups,
     pair: Arc<Pair>,
     compare: Compare,
     /// Blocks up to this one are done.
     after: Option<i64>,
+    resumed: bool,
     comparison: Option<Comparison>,
+}
+
+impl Vanished {
+    /// Rows of the map, by their keys alone.
+    fn forgotten(&self, gone: Vec<Vec<String>>) -> Result<Event> {
+        let map = gone.into_iter().map(|key| (key, String::new())).collect();
+        self.groups.batch(KEYS, &key_rows(map), Op::Delete)
+    }
+}
+
+fn whole_keys(keys: Vec<Key>) -> Vec<Vec<String>> {
+    keys.into_iter().filter_map(|key| key.into_iter().collect()).collect()
 }
 
 #[async_trait]
 impl Steps for Vanished {
     async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        let forgets = self.compare.repair == Repair::Deletes;
+        let mut events = VecDeque::new();
         let Some(comparison) = &mut self.comparison else {
+            if forgets && let Some(found) = self.groups.deferred.get(GONE) {
+                if std::mem::replace(&mut self.resumed, true) {
+                    return Ok(None);
+                }
+                for keys in found.chunks(GROUPS) {
+                    events.push_back(self.forgotten(whole_keys(keys.to_vec()))?);
+                }
+                return Ok(Some(events));
+            }
             let started = Comparison::start(self.pair.clone(), &self.compare, true, self.after).await?;
             self.comparison = Some(started);
-            return Ok(Some(VecDeque::new()));
+            if !forgets {
+                self.groups.deferred.start(GONE, !self.resumed);
+            }
+            return Ok(Some(events));
         };
         let Some(group) = comparison.next().await? else {
             return Ok(None);
         };
-        let gone: Vec<Vec<String>> = group
-            .only_destination
-            .into_iter()
-            .filter_map(|key| key.into_iter().collect())
-            .collect();
-        let map = before(&self.groups, gone.iter()).await?;
-        let touched: BTreeSet<&String> = map.values().collect();
-        let touched: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g.clone()]).collect();
-        let rows = key_rows(map);
-        let mut events = VecDeque::new();
-        if !rows.is_empty() {
+        if !forgets && !self.resumed {
+            self.groups.deferred.add(GONE, group.only_destination.clone());
+        }
+        let gone = whole_keys(group.only_destination);
+        if forgets && !gone.is_empty() {
+            events.push_back(self.forgotten(gone)?);
+        } else if !gone.is_empty() {
+            let mut touched = BTreeSet::new();
+            for text in before(&self.groups, gone.iter()).await?.into_values() {
+                touched.extend(self.groups.listed(text)?);
+            }
+            let touched: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g]).collect();
             events.push_back(self.groups.batch(TOUCHED, &touched, Op::Upsert)?);
-            events.push_back(self.groups.batch(KEYS, &rows, Op::Delete)?);
         }
         events.push_back(Event::Boundary {
             position: Position(format!("block {}", group.through)),
@@ -660,10 +860,15 @@ fn group_text(values: &[Option<String>]) -> Result<String> {
     serde_json::to_string(values).map_err(|e| Error::bug(format!("a group as text: {e}")))
 }
 
-/// Computes touched groups from all their rows; groups without rows are deleted.
+/// Computes touched groups from all their rows; groups without rows are counted, and in a later phase deleted.
 struct Recompute {
     groups: Groups,
     shard: (u32, u32),
+    deletes: bool,
+    /// Groups up to this one are done.
+    after: Option<String>,
+    /// The groups that the destination has.
+    stored: Option<Present>,
     /// Groups still to do; `None` before they were asked for.
     waiting: Option<VecDeque<String>>,
 }
@@ -725,10 +930,18 @@ impl Steps for Recompute {
                 ..batch
             }));
         }
-        if !keys.is_empty() {
+        let mut left = BTreeSet::new();
+        if !keys.is_empty() && self.deletes {
             events.push_back(gone(table, keys.values())?);
+        } else if !keys.is_empty() {
+            left = self.there(keys).await?;
+            events.push_back(Event::Compared(Compared {
+                only_destination: left.len() as u64,
+                ..Compared::default()
+            }));
         }
-        let done: Vec<Vec<String>> = page.into_iter().map(|g| vec![g]).collect();
+        let done = page.into_iter().filter(|g| !left.contains(g));
+        let done: Vec<Vec<String>> = done.map(|g| vec![g]).collect();
         events.push_back(self.groups.batch(TOUCHED, &done, Op::Delete)?);
         events.push_back(Event::Boundary {
             position: Position(last),
@@ -740,6 +953,36 @@ impl Steps for Recompute {
 }
 
 impl Recompute {
+    /// Those of some groups that the destination has: one whose rows never met the filters was never there.
+    async fn there(&mut self, groups: BTreeMap<String, Key>) -> Result<BTreeSet<String>> {
+        let table = self.groups.table(AGGREGATE)?;
+        let by = &table.read.group_by;
+        let stored = match &mut self.stored {
+            Some(stored) => stored,
+            none => {
+                let destination = self.groups.destination.clone();
+                none.insert(Present::of(destination, &table.destination, by, &self.groups.context).await?)
+            }
+        };
+        // Where a stage makes something else of a group's values, nobody can tell.
+        let same = |(name, stored): (&String, &Column)| {
+            let read = table.read.columns.iter().find(|c| c.column.name == *name);
+            read.is_some_and(|c| c.column.ty.fits(&stored.ty))
+        };
+        if !by.iter().zip(stored.columns()).all(same) {
+            return Ok(groups.into_keys().collect());
+        }
+        let keys: Vec<Key> = groups.values().cloned().collect();
+        let found = stored.find(&keys).await?;
+        let mut there = BTreeSet::new();
+        for (text, key) in groups {
+            if found.contains(&stored.form(&key)?) {
+                there.insert(text);
+            }
+        }
+        Ok(there)
+    }
+
     async fn touched(&self) -> Result<VecDeque<String>> {
         let table = self.groups.table(TOUCHED)?;
         let read = ReadSpec::all(table.destination.clone(), &table.schema.columns);
@@ -753,7 +996,8 @@ impl Recompute {
                 let mine = |g: &String| {
                     xxhash_rust::xxh3::xxh3_64(g.as_bytes()) % u64::from(self.shard.1) == u64::from(self.shard.0)
                 };
-                found.extend(group.filter(mine));
+                let waits = |g: &String| self.after.as_ref().is_none_or(|after| g > after);
+                found.extend(group.filter(mine).filter(waits));
             }
         }
         Ok(found.into_iter().collect())

@@ -157,6 +157,11 @@ impl Unit {
         }
     }
 
+    /// Whether a value of a type is where the unit begins, in UTC.
+    pub fn begins_at(self, ty: &ColumnType, value: &str) -> bool {
+        time(ty, value).is_some_and(|at| self.begins(self.index(at)) == Some(at))
+    }
+
     /// Where the unit of a number begins, if that is a time at all.
     fn begins(self, index: i64) -> Option<i64> {
         let months = |n: i64| {
@@ -201,6 +206,25 @@ impl Piece {
     }
 }
 
+/// What dimensions with a start, an end or a list of values leave out: a run by them is about these rows alone.
+pub fn limits(dimensions: &[Vec<Dimension>]) -> Vec<Condition> {
+    let of_one = |d: &Dimension| {
+        let test = match &d.by {
+            By::List(values) => Test::In(values.clone()),
+            _ if d.start.is_none() && d.end.is_none() => return None,
+            _ => Test::Range {
+                lower: d.start.clone(),
+                upper: d.end.clone(),
+            },
+        };
+        Some(Condition {
+            term: d.term.clone(),
+            test,
+        })
+    };
+    dimensions.iter().flatten().filter_map(of_one).collect()
+}
+
 /// The names of dimensions, for people.
 pub fn names(dimensions: &[Vec<Dimension>]) -> String {
     let mut names: Vec<&str> = dimensions.iter().flatten().map(|d| d.name.as_str()).collect();
@@ -215,13 +239,20 @@ pub async fn by_dimensions(
     resolved: &Resolved,
     levels: &[Vec<Dimension>],
 ) -> Result<Option<Vec<Piece>>> {
-    let mut finest: Vec<&Dimension> = Vec::new();
+    let mut finest: Vec<Dimension> = Vec::new();
     for dimension in levels.iter().flatten() {
-        match finest.iter_mut().find(|d| d.term == dimension.term) {
+        let same = |d: &&mut Dimension| d.term == dimension.term && !matches!(d.by, By::List(_));
+        match finest.iter_mut().find(same) {
             // The aligned bounds of the coarser step are bounds of the finer one or lie inside its pieces; the finer
-            // pieces alone cover the same rows.
-            Some(coarser) => *coarser = dimension,
-            None => finest.push(dimension),
+            // pieces alone cover the same rows, between the same ends.
+            Some(coarser) => {
+                *coarser = Dimension {
+                    start: dimension.start.clone().or_else(|| coarser.start.take()),
+                    end: dimension.end.clone().or_else(|| coarser.end.take()),
+                    ..dimension.clone()
+                }
+            }
+            None => finest.push(dimension.clone()),
         }
     }
     if finest.is_empty() {
@@ -232,7 +263,7 @@ pub async fn by_dimensions(
         source: Cut::default(),
         destination: Some(Cut::default()),
     }];
-    for dimension in finest {
+    for dimension in &finest {
         let tests = tests(source, resolved, dimension).await?;
         if pieces.len().saturating_mul(tests.len()) > MAX_PARTITIONS {
             return Err(too_many(dimension, pieces.len() * tests.len()));
@@ -292,6 +323,7 @@ pub fn label(name: &str, test: &Test) -> String {
         Test::NotNull => format!("{name}_not-null"),
         Test::NullOrIn(values) => format!("{}_or-null", label(name, &Test::In(values.clone()))),
         Test::NullOrNotIn(_) => format!("{name}_others-or-null"),
+        Test::NullOrRange { lower, upper } => format!("{name}_{}_{}_or-null", show(lower, "min"), show(upper, "max")),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::plan::{
     Changes, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Slice, Strategy, Verify, Work,
 };
 use crate::progress::Generation;
-use crate::query::{Condition, Cut, Filter, Term, Test};
+use crate::query::{Condition, Cut, Filter, Join, JoinKind, Term, Test};
 use crate::schema::{Column, ColumnType, TableId};
 use crate::sink::Destination;
 use crate::source::{ReadContext, Reader, Settled, Source};
@@ -120,8 +120,12 @@ pub struct DeltaRequest {
     pub window: Option<By>,
     /// Where the first window begins, if it need not reach back to the first row.
     pub first: Option<String>,
+    /// Where every window ends at the latest, and the watermark with it.
+    pub last: Option<String>,
     /// Whether the first window holds only the last step before its end. A stored watermark is never skipped.
     pub bounded: bool,
+    /// Whether the window is read as one partition, because a stage looks at all of its rows.
+    pub whole: bool,
     /// Only this part of the cursor's range, and the watermark stays: a backfill.
     pub bounds: Option<(Option<String>, Option<String>)>,
 }
@@ -134,6 +138,7 @@ impl DeltaRequest {
             joined: vec![joined.clone()],
             window: None,
             first: None,
+            last: None,
             bounded: false,
             bounds: None,
             ..self.clone()
@@ -237,10 +242,11 @@ pub async fn window(
             let settled = source
                 .settled(request.stamped_table(), column, request.zone.as_deref(), margin)
                 .await?;
+            let end = sooner(&column.ty, settled.bound.clone(), request.last.as_ref());
             // A clock that was set back must not move the watermark back.
             let upper = match after {
-                Some(after) if later(&column.ty, after, &settled.bound) => after.to_string(),
-                _ => settled.bound.clone(),
+                Some(after) if later(&column.ty, after, &end) => after.to_string(),
+                _ => end,
             };
             Ok(Window {
                 lower: after.map(str::to_string).or_else(|| first(Some(&upper))),
@@ -252,7 +258,7 @@ pub async fn window(
         StampedBy::App { lag } => {
             let read = relation(&request.table);
             let extent = source.extent(&read, &request.cursor, &Slice::All).await?;
-            let newest = extent.map(|e| e.max);
+            let newest = extent.map(|e| sooner(&column.ty, e.max, request.last.as_ref()));
             let watermark = match (after, newest) {
                 (Some(after), Some(newest)) if later(&column.ty, after, &newest) => Some(after.to_string()),
                 (after, newest) => newest.or(after.map(str::to_string)),
@@ -262,7 +268,7 @@ pub async fn window(
                     Some(after) => Some(before(&column.ty, after, lag)?),
                     None => first(watermark.as_ref()),
                 },
-                upper: None,
+                upper: request.last.clone(),
                 watermark,
                 settled: None,
             })
@@ -292,6 +298,13 @@ fn later(ty: &ColumnType, a: &str, b: &str) -> bool {
     match (a.parse::<i128>(), b.parse::<i128>()) {
         (Ok(a), Ok(b)) => a > b,
         _ => a > b,
+    }
+}
+
+fn sooner(ty: &ColumnType, end: String, last: Option<&String>) -> String {
+    match last {
+        Some(last) if later(ty, &end, last) => last.clone(),
+        _ => end,
     }
 }
 
@@ -357,7 +370,7 @@ pub async fn plan(
             code::UNSUPPORTED,
             format!("{} cannot apply changes to a table", destination.engine()),
         )
-        .hint("use strategy full, or `supports_update: false` to append only"));
+        .hint("use strategy full"));
     }
     let mut resolved = table::resolve(source, destination, stages, table).await?;
     if resolved.schema.key.is_empty() {
@@ -367,6 +380,12 @@ pub async fn plan(
     resolved.read.raw = None;
     let mut reasons = std::mem::take(&mut resolved.reasons);
     reasons.push(told(request, &window));
+    if request.whole {
+        reasons.push("the window is read as one partition: rows with equal keys meet there".into());
+    }
+    if table.append_only {
+        reasons.push("only rows with new keys are written; nothing is updated or deleted".into());
+    }
     let mut planned = resolved.planned(table, Publish::Direct);
     planned.changes = Some(changes);
 
@@ -419,7 +438,7 @@ pub async fn plan(
     })
 }
 
-fn label_of(cursor: &Term) -> String {
+pub(super) fn label_of(cursor: &Term) -> String {
     match cursor {
         Term::Column {
             relation: Some(relation),
@@ -445,7 +464,13 @@ fn told(request: &DeltaRequest, window: &Window) -> String {
 
 /// Adds the columns that say which rows are deletes.
 async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Resolved) -> Result<Changes> {
-    let mut changes = Changes::default();
+    let mut changes = Changes {
+        only_new: request.table.append_only,
+        ..Changes::default()
+    };
+    if changes.only_new {
+        return Ok(changes);
+    }
     if let Deletes::Tombstone(tombstone) = &request.deletes {
         let name = &tombstone.column;
         let read = resolved.read.columns.iter().find(|c| c.source == *name);
@@ -475,12 +500,22 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
         };
         changes.tombstone = Some(name);
     }
-    // The filter is evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
-    changes.unmatched = !resolved.read.filters.is_empty();
+    // Filters and joins are evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
+    let drops = |j: &Join| matches!(j.kind, JoinKind::Inner | JoinKind::Right);
+    changes.unmatched = !resolved.read.filters.is_empty() || resolved.read.joins.iter().any(drops);
     Ok(changes)
 }
 
-/// Opens a slice whose rows that do not meet the filters are deleted.
+/// Every row of the table read, with a partner or without.
+pub(super) fn kept(joins: &[Join]) -> Vec<Join> {
+    let left = |join: &Join| Join {
+        kind: JoinKind::Left,
+        ..join.clone()
+    };
+    joins.iter().map(left).collect()
+}
+
+/// Opens a slice whose rows that do not meet the filters, or have no partner, are deleted.
 pub(crate) async fn open_with_unmatched(
     source: Arc<dyn Source>,
     table: &PlannedTable,
@@ -499,8 +534,8 @@ pub(crate) async fn open_with_unmatched(
     })))
 }
 
-/// Reads the rows that meet the filters, then the keys of all: those that were not among them are deletes. A row that
-/// changes in between leaves the window, and the next run sees it.
+/// Reads the rows that meet the filters and joins, then the keys of all: those that were not among them are deletes. A
+/// row that changes in between leaves the window, and the next run sees it.
 struct Unmatched {
     source: Arc<dyn Source>,
     table: PlannedTable,
@@ -520,7 +555,10 @@ impl Steps for Unmatched {
                 let key = &self.table.schema.key;
                 let mut gone = Vec::new();
                 for row in 0..batch.len() {
-                    let digest = key_digest(&batch.rows, key, row)?;
+                    // What has no whole key was never written.
+                    let Some(digest) = key_digest(&batch.rows, key, row)? else {
+                        continue;
+                    };
                     match self.deleting {
                         false => drop(self.matched.insert(digest)),
                         true if !self.matched.contains(&digest) => gone.push(row as u32),
@@ -548,6 +586,7 @@ impl Steps for Unmatched {
             None => {
                 let all = ReadSpec {
                     filters: Vec::new(),
+                    joins: kept(&self.table.read.joins),
                     ..self.table.read.clone()
                 };
                 self.reader = self.source.open(&all, &self.partition, None, &self.context).await?;
@@ -558,16 +597,18 @@ impl Steps for Unmatched {
     }
 }
 
-fn key_digest(rows: &RecordBatch, key: &[String], row: usize) -> Result<u128> {
+fn key_digest(rows: &RecordBatch, key: &[String], row: usize) -> Result<Option<u128>> {
     let mut form = Vec::new();
     for name in key {
         let column = rows
             .column_by_name(name)
             .ok_or_else(|| Error::bug(format!("key column {name} is not read")))?;
-        let value = text::cell(column.as_ref(), row)?;
-        push_field(&mut form, &ColumnType::Text { max: None }, value.as_deref())?;
+        let Some(value) = text::cell(column.as_ref(), row)? else {
+            return Ok(None);
+        };
+        push_field(&mut form, &ColumnType::Text { max: None }, Some(&value))?;
     }
-    Ok(xxhash_rust::xxh3::xxh3_128(&form))
+    Ok(Some(xxhash_rust::xxh3::xxh3_128(&form)))
 }
 
 /// The window's pieces: along the cursor, and inside them by the other dimensions; NULL cursors last.
@@ -594,6 +635,14 @@ pub(super) async fn pieces(
         source: Cut::default(),
         destination: None,
     };
+    if request.whole {
+        let (lower, upper) = (window.lower.clone(), window.upper.clone());
+        let test = match column.nullable && request.bounds.is_none() {
+            true => Test::NullOrRange { lower, upper },
+            false => Test::Range { lower, upper },
+        };
+        return Ok(vec![cut::narrowed(&whole, &cursor, &test)]);
+    }
     let mut tests = match &request.window {
         Some(_) => along(source, resolved, &cursor).await?,
         None => vec![Test::Range {

@@ -56,7 +56,8 @@ pub async fn plan(
     let table = &request.table;
     let mut resolved = table::resolve(source, destination, stages, table).await?;
     let mut reasons = std::mem::take(&mut resolved.reasons);
-    let publish = publish(&request, destination, &resolved, &mut reasons).await?;
+    let limits = cut::limits(&table.dimensions);
+    let publish = publish(&request, &limits, destination, &resolved, &mut reasons).await?;
     reasons.push(match &resolved.read.raw {
         Some(f) => format!("rows pass undecoded ({}): both ends agree on every type", f.kind),
         None => "rows are decoded on the way".into(),
@@ -82,9 +83,10 @@ pub async fn plan(
                 reasons
                     .push("the table has no key: it is read as one partition, and a killed run starts it over".into());
             }
-            let slices = match table.bounds.is_empty() {
+            let bounds = [table.bounds.clone(), limits].concat();
+            let slices = match bounds.is_empty() {
                 true => slices,
-                false => within(&table.bounds, &key, slices)?,
+                false => within(&bounds, &key, slices)?,
             };
             slices.into_iter().map(read).collect::<Vec<Partition>>()
         }
@@ -179,6 +181,7 @@ fn within(bounds: &[Condition], key: &[String], slices: Vec<PlannedSlice>) -> Re
 
 async fn publish(
     request: &FullRequest,
+    limits: &[Condition],
     destination: &dyn Destination,
     resolved: &Resolved,
     reasons: &mut Vec<String>,
@@ -195,6 +198,14 @@ async fn publish(
         )
         .hint("leave --full-mode out, or --bounds"));
     }
+    if !limits.is_empty() && request.mode == FullMode::Swap {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            "a strategy whose partitions have a start, an end or values reads only these rows: they cannot replace a table",
+        )
+        .hint("leave full_mode out, so that they are merged; or say in `filters` which rows the table is to hold"));
+    }
+    let limited = !(request.table.bounds.is_empty() && limits.is_empty());
     let missing = match request.table.evolve {
         true => Vec::new(),
         false => resolved.missing(),
@@ -210,7 +221,8 @@ async fn publish(
         )
         .hint("add the columns at the destination, leave them out of the pipeline, or replace the table with full_mode: swap"))
     };
-    if !request.table.bounds.is_empty() {
+    let adds = request.mode == FullMode::Append || wanted.key.is_empty() && destination.is_empty(table).await?;
+    if limited && !(request.table.bounds.is_empty() && adds) {
         if !destination.traits().merges || wanted.key.is_empty() {
             return Err(no_key(table, "bringing only some rows up to date"));
         }

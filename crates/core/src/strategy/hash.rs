@@ -308,16 +308,22 @@ pub async fn plan(
     }
     let (mut planned, compares, mut reasons) = prepare(source, destination, stages, request).await?;
     planned.publish = Publish::Direct;
-    reasons.push(match request.deletes {
-        true => "rows that differ are inserted, updated and deleted".into(),
-        false => "rows that differ are inserted and updated; nothing is deleted".into(),
+    let deletes = request.deletes && !table.append_only;
+    reasons.push(match (table.append_only, deletes) {
+        (true, _) => "rows that are missing are inserted; nothing is updated or deleted".into(),
+        (false, true) => "rows that differ are inserted, updated and deleted".into(),
+        (false, false) => "rows that differ are inserted and updated; nothing is deleted".into(),
     });
+    let repair = match table.append_only {
+        true => Repair::Inserts,
+        false => Repair::Upserts,
+    };
     let mut phases = vec![Phase {
         name: "compare".into(),
-        partitions: partitions("compare", &compares, Repair::Upserts),
+        partitions: partitions("compare", &compares, repair),
     }];
     // A row that left the bounds at the source is still there, only elsewhere.
-    if request.deletes && table.bounds.is_empty() {
+    if deletes && table.bounds.is_empty() {
         phases.push(Phase {
             name: "delete".into(),
             partitions: partitions("delete", &compares, Repair::Deletes),
@@ -857,17 +863,22 @@ impl Comparison {
 pub struct Deferred(Mutex<HashMap<String, Vec<Key>>>);
 
 impl Deferred {
-    fn add(&self, label: &str, keys: Vec<Key>) {
+    pub(super) fn add(&self, label: &str, keys: Vec<Key>) {
         let mut all = self.0.lock().expect("no thread dies while it holds this");
         all.entry(label.to_string()).or_default().extend(keys);
     }
 
-    fn start(&self, label: &str) {
+    /// A slice is looked at from its beginning, or (`whole: false`) from where an earlier attempt got to: then nobody
+    /// knows all of its keys, and they are found again.
+    pub(super) fn start(&self, label: &str, whole: bool) {
         let mut all = self.0.lock().expect("no thread dies while it holds this");
-        all.insert(label.to_string(), Vec::new());
+        match whole {
+            true => all.insert(label.to_string(), Vec::new()),
+            false => all.remove(label),
+        };
     }
 
-    fn get(&self, label: &str) -> Option<Vec<Key>> {
+    pub(super) fn get(&self, label: &str) -> Option<Vec<Key>> {
         let all = self.0.lock().expect("no thread dies while it holds this");
         all.get(label).cloned()
     }
@@ -939,13 +950,13 @@ impl CompareSteps {
             return Ok(true);
         }
         let Some(comparison) = &mut self.comparison else {
-            let keys_only = self.compare.repair != Repair::Upserts;
+            let keys_only = !matches!(self.compare.repair, Repair::Upserts);
             let comparison = Comparison::start(self.pair.clone(), &self.compare, keys_only, self.after).await?;
             if !self.resumed {
                 self.ready.push_back(Event::Compared(comparison.equal));
-                if self.compare.repair != Repair::Deletes {
-                    self.deferred.start(&self.label);
-                }
+            }
+            if self.compare.repair != Repair::Deletes {
+                self.deferred.start(&self.label, !self.resumed);
             }
             self.comparison = Some(comparison);
             return Ok(true);
@@ -954,7 +965,7 @@ impl CompareSteps {
             return Ok(false);
         };
         match self.compare.repair {
-            Repair::Upserts => {
+            Repair::Upserts | Repair::Inserts => {
                 let keys: Vec<Key> = [group.only_source, group.differing].concat();
                 for keys in keys.chunks(FETCH_ROWS) {
                     for rows in self.pair.fetch(keys).await? {

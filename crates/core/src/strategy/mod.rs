@@ -14,5 +14,6 @@ pub mod cut;
 pub mod delta;
 pub mod full;
 pub mod hash;
+pub(crate) mod present;
 mod steps;
 pub mod table;

@@ -99,6 +99,8 @@ pub struct TableRequest {
     pub partition_bytes: u64,
     /// Whether columns that the destination lacks are added to it.
     pub evolve: bool,
+    /// Whether rows are only added: those whose keys the destination has stay as they are, and nothing is deleted.
+    pub append_only: bool,
     /// Whether rows are only compared: then a column of the destination need not hold every value of the source's.
     pub compare_only: bool,
     /// A column that keeps each row's hash.
@@ -130,6 +132,7 @@ impl TableRequest {
             raw: true,
             partition_bytes: 256 << 20,
             evolve: false,
+            append_only: false,
             compare_only: false,
             row_hash: None,
             semantics: serde_json::Value::Null,

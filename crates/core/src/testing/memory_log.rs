@@ -256,9 +256,10 @@ fn meets(schema: &TableSchema, row: &Row, condition: &Condition) -> bool {
         (Test::Null, v) => v.is_none(),
         (Test::NullOrIn(values), v) => v.is_none_or(|v| values.contains(&v)),
         (Test::NullOrNotIn(values), v) => v.is_none_or(|v| !values.contains(&v)),
+        (Test::NullOrRange { .. }, None) => true,
         (_, None) => false,
         (Test::NotNull, _) => true,
-        (Test::Range { lower, upper }, Some(v)) => {
+        (Test::Range { lower, upper } | Test::NullOrRange { lower, upper }, Some(v)) => {
             lower.as_ref().is_none_or(|l| v >= *l) && upper.as_ref().is_none_or(|u| v < *u)
         }
         (Test::In(values), Some(v)) => values.contains(&v),

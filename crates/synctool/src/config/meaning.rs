@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::at::At;
 use super::pipeline::{ColumnMapping, Columns, Filter, Pipeline, SyncType};
-use super::stage::{FieldSource, Stage, StageWork};
+use super::stage::{FieldSource, Keep, Stage, StageWork};
 use super::strategy::{Bound, Deletes, Dimension, StampedBy, Strategy, StrategyKind};
 use super::types::SizedType;
 
@@ -164,7 +164,10 @@ fn stage_semantics(stage: &Stage) -> Option<Value> {
             .collect::<Map<_, _>>()
             .into(),
         StageWork::Filter(filters) => filters.iter().map(filter_semantics).collect(),
-        StageWork::Dedup(keys) => keys.iter().map(meaning).collect(),
+        StageWork::Dedup(d) if d.by.is_none() && *d.keep == Keep::Last => d.keys.iter().map(meaning).collect(),
+        StageWork::Dedup(d) => {
+            json!({"keys": d.keys.iter().map(meaning).collect::<Vec<_>>(), "keep": *d.keep, "by": text(&d.by)})
+        }
         StageWork::Enrich(e) => {
             let fields = e.fields.iter().map(|f| {
                 let from = match &f.source {

@@ -62,8 +62,8 @@ pub use schema::{SchemaOf, schema};
 pub use secret::{Secret, SecretUrl};
 pub use show::SavedPipeline;
 pub use stage::{
-    AsOf, Cache, CacheStore, Cardinality, Computed, Enrich, EnrichField, EnrichJoin, EnrichKey, FieldSource, Stage,
-    StageWork, ValueMap,
+    AsOf, Cache, CacheStore, Cardinality, Computed, Dedup, Enrich, EnrichField, EnrichJoin, EnrichKey, FieldSource,
+    Keep, Stage, StageWork, ValueMap,
 };
 pub use strategy::{
     Bound, CursorTable, Deletes, Dimension, DimensionKind, FullMode, HashAlgorithm, InitialRows, LogSettings,

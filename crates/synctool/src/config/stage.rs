@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize};
 
 use super::at::At;
@@ -57,8 +58,8 @@ pub enum StageWork {
     ValueMap(ValueMap),
     /// Lets rows through that meet every condition.
     Filter(Vec<At<Filter>>),
-    /// Of rows with the same values in these columns the last one stays.
-    Dedup(Vec<At<String>>),
+    /// Of rows with the same values in some columns one stays.
+    Dedup(Dedup),
     /// Adds columns of another table.
     Enrich(Box<Enrich>),
     /// Makes batches of about this many rows.
@@ -78,6 +79,57 @@ impl StageWork {
             StageWork::Batch(_) => "batch",
         }
     }
+}
+
+/// Which of rows with the same values in some columns stays.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Dedup {
+    /// The columns.
+    pub keys: Vec<At<String>>,
+    /// Which one: the last (the default) or the first.
+    #[serde(default)]
+    pub keep: At<Keep>,
+    /// The column that says which is first and which is last. Default: they are taken as they come.
+    pub by: Option<At<String>>,
+}
+
+impl Dedup {
+    /// The last of the rows, as they come.
+    pub fn last(keys: Vec<At<String>>) -> Self {
+        Self {
+            keys,
+            keep: At::default(),
+            by: None,
+        }
+    }
+}
+
+/// Columns alone where nothing else is said, as in files.
+impl Serialize for Dedup {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if *self.keep == Keep::Last && self.by.is_none() {
+            return self.keys.serialize(serializer);
+        }
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("keys", &self.keys)?;
+        map.serialize_entry("keep", &self.keep)?;
+        if let Some(by) = &self.by {
+            map.serialize_entry("by", by)?;
+        }
+        map.end()
+    }
+}
+
+/// Which of several rows stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The last.
+    #[default]
+    Last,
+    /// The first.
+    First,
 }
 
 /// A column that is computed from others of its row.

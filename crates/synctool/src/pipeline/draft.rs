@@ -1,6 +1,6 @@
 //! From a chosen strategy to a plan.
 
-use super::{RunOptions, drift, request};
+use super::{RunOptions, drift, groups, request};
 use crate::config::{self, Loaded, StampedBy, Strategy, StrategyKind, SyncType};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use synctool_core::sink::Destination;
 use synctool_core::source::Source;
 use synctool_core::stage::Stages;
 use synctool_core::strategy::aggregate::{self, AggregateRequest};
-use synctool_core::strategy::cut::By;
+use synctool_core::strategy::cut::{self, By};
 use synctool_core::strategy::delta::{self, Deletes, DeltaRequest};
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
 use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
@@ -45,6 +45,9 @@ impl Ends<'_> {
 
     async fn of_kind(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
         let aggregate = *self.loaded.pipeline.sync_type == SyncType::Aggregate;
+        if table.append_only {
+            self.only_appends(strategy, aggregate)?;
+        }
         match *strategy.kind {
             _ if self.options.repair => {
                 self.hash(strategy, self.living(table).await?, BTreeMap::new(), None)
@@ -68,6 +71,24 @@ impl Ends<'_> {
             StrategyKind::Delta if aggregate => self.aggregate(strategy, self.living(table).await?).await,
             StrategyKind::Delta => self.delta(strategy, table).await,
             StrategyKind::Log => Err(Error::bug("a log is planned by its own way")),
+        }
+    }
+
+    /// Refuses what a destination that takes no updates cannot be asked for.
+    fn only_appends(&self, strategy: &Strategy, aggregate: bool) -> Result<()> {
+        let said = &self.loaded.pipeline.destination.supports_update;
+        if aggregate && *strategy.kind != StrategyKind::Full {
+            return Err(said
+                .error("groups change with their rows, and `supports_update: false` lets no row change")
+                .with_help("leave supports_update out, or use a strategy of type full")
+                .into());
+        }
+        match &strategy.deletes {
+            Some(deletes) if matches!(**deletes, config::Deletes::AntiJoin) => Err(deletes
+                .error("`deletes: anti_join` deletes rows, and `supports_update: false` says that none may be")
+                .with_help("leave one of them out")
+                .into()),
+            _ => Ok(()),
         }
     }
 
@@ -100,6 +121,7 @@ impl Ends<'_> {
     }
 
     async fn full(&self, strategy: &Strategy, table: TableRequest, remember: BTreeMap<String, String>) -> Result<Plan> {
+        let table = groups::whole(self.source.engine(), strategy, table)?;
         let options = self.options;
         let mode = match (options.full_mode, strategy.full_mode.as_deref()) {
             (Some(mode), _) => mode,
@@ -128,15 +150,19 @@ impl Ends<'_> {
     /// is in it. Where that cannot be told, the delta finds out itself.
     async fn watermark_of_others(&self, strategy: &Strategy, table: &TableRequest) -> BTreeMap<String, String> {
         let mut remember = BTreeMap::new();
-        if !table.bounds.is_empty() || *self.loaded.pipeline.sync_type == SyncType::Aggregate {
+        let partial = !table.bounds.is_empty() || !cut::limits(&table.dimensions).is_empty();
+        if partial || *self.loaded.pipeline.sync_type == SyncType::Aggregate {
             return remember;
         }
+        let needed = self.chain.needs();
         for other in &self.loaded.pipeline.strategies {
             if *other.kind != StrategyKind::Delta || !*other.enabled || std::ptr::eq(other, strategy) {
                 continue;
             }
             let window = async {
-                let request = self.delta_request(other, table.clone())?;
+                let run = (table.run_id.as_str(), table.now.clone());
+                let table = request::table_request(self.loaded, other, self.options, self.source, &needed, run).await?;
+                let request = self.delta_request(other, table)?;
                 let column = delta::cursor_column(self.source, &request).await?;
                 let mut marks = Vec::new();
                 for (own, _, window) in delta::joined_windows(self.source, &request, &remember).await? {
@@ -161,7 +187,7 @@ impl Ends<'_> {
         why: Option<String>,
     ) -> Result<Plan> {
         let deletes = !matches!(strategy.deletes.as_deref(), Some(config::Deletes::None));
-        let request = self.hash_request(table, deletes, remember);
+        let request = self.hash_request(strategy, table, deletes, remember)?;
         let mut plan = hash::plan(self.source, self.destination, self.chain, &request).await?;
         if let Some(why) = why {
             plan.reasons.insert(0, why);
@@ -172,16 +198,18 @@ impl Ends<'_> {
     /// A comparison of both ends as the pipeline wants it.
     pub(super) fn hash_request(
         &self,
+        strategy: &Strategy,
         table: TableRequest,
         deletes: bool,
         remember: BTreeMap<String, String>,
-    ) -> HashRequestOptions {
+    ) -> Result<HashRequestOptions> {
+        let table = groups::whole(self.source.engine(), strategy, table)?;
         let pipeline = &self.loaded.pipeline;
         let stored = pipeline
             .listed()
             .iter()
             .find(|c| c.roles.hash_key && c.is_read() && c.is_written());
-        HashRequestOptions {
+        Ok(HashRequestOptions {
             tracked: request::tracked(pipeline),
             form: match stored {
                 Some(column) => Form::Stored(column.dest.to_string()),
@@ -192,7 +220,7 @@ impl Ends<'_> {
             deletes,
             remember,
             table,
-        }
+        })
     }
 
     fn delta_request(&self, strategy: &Strategy, mut table: TableRequest) -> Result<DeltaRequest> {
@@ -255,7 +283,20 @@ impl Ends<'_> {
             .iter_mut()
             .for_each(|level| level.retain(|d| d.term != cursor));
         table.dimensions.retain(|level| !level.is_empty());
+        if let Some(limit) = cut::limits(&table.dimensions).first() {
+            return Err(strategy
+                .name
+                .error(format!(
+                    "strategy {} reads changes of {cursor}, and only some values of {}: rows that come among these unchanged would be missed",
+                    *strategy.name, limit.term
+                ))
+                .with_help(format!(
+                    "say in `filters` which rows the table is to hold; a delta's partitions have a start and an end along {cursor} only"
+                ))
+                .into());
+        }
         let first = dimension.as_ref().and_then(|d| d.start.clone());
+        let last = dimension.as_ref().and_then(|d| d.end.clone());
         Ok(DeltaRequest {
             stamped_by: match strategy.stamped_by.as_deref() {
                 Some(StampedBy::App) => delta::StampedBy::App {
@@ -283,6 +324,8 @@ impl Ends<'_> {
                 .map(|d| d.by)
                 .filter(|by| !matches!(by, By::Values | By::List(_))),
             first,
+            last,
+            whole: false,
             bounds,
             cursor,
             joined,
@@ -291,8 +334,21 @@ impl Ends<'_> {
     }
 
     async fn delta(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
+        let table = match table.append_only {
+            // Rows that are gone are not deleted, and not added either.
+            true => self.living(table).await?,
+            false => table,
+        };
         let empty = self.is_empty(&table).await?;
-        let request = self.delta_request(strategy, table.clone())?;
+        let mut request = self.delta_request(strategy, table.clone())?;
+        request.whole = self.meets_all_rows(strategy, &table).await?;
+        if let Some(cursor) = strategy.cursor_tables.first().filter(|_| request.whole) {
+            return Err(cursor
+                .table
+                .error("a dedup looks at all rows of a window, and cursor_tables make several windows")
+                .with_help("leave cursor_tables out and compare by a hash strategy, or dedup by the key of the source")
+                .into());
+        }
         let name = delta::watermark_name(&request.cursor);
         let remembered = self.destination.remembered(&table.pipeline).await?;
         let after = remembered.get(&name).map(String::as_str);
@@ -302,7 +358,8 @@ impl Ends<'_> {
         let unknown = |(own, ..): &&(DeltaRequest, _, _)| !remembered.contains_key(&delta::watermark_name(&own.cursor));
         let begins = request.bounds.is_none()
             && (after.is_none() && window.lower.is_none() || joined.iter().find(unknown).is_some());
-        if begins {
+        // Rows that a dedup sends after those that they replace are applied in their order, and by no load.
+        if begins && !request.whole {
             let table = self.living(table).await?;
             let mut remember = BTreeMap::new();
             remember.extend(window.watermark.clone().map(|w| (name, w)));
@@ -335,6 +392,36 @@ impl Ends<'_> {
         .await
     }
 
+    /// The dedups that a strategy's rows pass.
+    fn dedups(&self, strategy: &Strategy) -> impl Iterator<Item = &config::Dedup> {
+        let stages = self.loaded.pipeline.transform.iter().filter(|s| s.applies_to(strategy));
+        stages.filter_map(|s| match &s.work {
+            config::StageWork::Dedup(dedup) => Some(dedup),
+            _ => None,
+        })
+    }
+
+    /// Whether a dedup has to see all rows of a window: it does unless each row of the source has a key of its own.
+    async fn meets_all_rows(&self, strategy: &Strategy, table: &TableRequest) -> Result<bool> {
+        let pipeline = &self.loaded.pipeline;
+        let mut dedups = self.dedups(strategy).peekable();
+        if dedups.peek().is_none() {
+            return Ok(false);
+        }
+        let names = request::Names::of(self.loaded, &table.source)?;
+        let at_source = self.source.describe(&table.source).await?;
+        let read = |key: &config::At<String>| match pipeline.column(key) {
+            Some(column) => column.source.as_ref().map(|s| names.term(s)),
+            None => Some(names.term(key)),
+        };
+        let by_row = |dedup: &config::Dedup| {
+            let keys: Vec<Term> = dedup.keys.iter().filter_map(read).collect();
+            let own = at_source.key.iter().all(|k| keys.contains(&Term::column(k)));
+            own && !at_source.key.is_empty() && table.joins.is_empty()
+        };
+        Ok(!dedups.all(by_row))
+    }
+
     async fn aggregate(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
         if table.group_by.is_empty() {
             return Err(Error::new(
@@ -343,13 +430,28 @@ impl Ends<'_> {
             )
             .hint("set `sync_type: aggregate` and `group_by`"));
         }
+        for dedup in self.dedups(strategy) {
+            let is = |group: &&String| {
+                let column = |k| self.loaded.pipeline.column(k).is_some_and(|c| *c.dest == **group);
+                dedup.keys.iter().any(|k| **k == **group || column(k))
+            };
+            if let (Some(lost), Some(key)) = (table.group_by.iter().find(|g| !is(g)), dedup.keys.first()) {
+                return Err(key
+                    .error(format!("a dedup of groups that leaves out {lost} would drop groups"))
+                    .with_help(format!(
+                        "dedup by all that makes a group: {}",
+                        table.group_by.join(", ")
+                    ))
+                    .into());
+            }
+        }
         let at_source = self.source.describe(&table.source).await?;
         let remembered = self.destination.remembered(&table.pipeline).await?;
         let mut delta = self.delta_request(strategy, table)?;
         // Groups are computed whole; the window alone is cut.
         delta.table.dimensions.clear();
         let request = AggregateRequest {
-            row_key: match delta.table.joins.is_empty() {
+            row_key: match aggregate::keeps_rows(&delta.table.joins) {
                 true => at_source.key,
                 false => Vec::new(),
             },

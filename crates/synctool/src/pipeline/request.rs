@@ -94,6 +94,7 @@ pub(crate) async fn table_request(
             Some(drift) => *drift == SchemaDrift::Evolve,
             None => matches!(pipeline.columns, Columns::All),
         },
+        append_only: !*pipeline.destination.supports_update,
         compare_only: false,
         row_hash: row_hash(pipeline)?,
         semantics: semantics(pipeline, &strategy.name, options),

@@ -13,8 +13,8 @@ use synctool_core::error::{Error, Result};
 use synctool_core::schema::ColumnType;
 use synctool_core::source::Source;
 use synctool_transform::{
-    AsOf, CacheSpec, CastTo, Chain, Computed, DedupSpec, EnrichSpec, Field, JoinOn, NamedStage, RedisSpec, Several,
-    Sources, StageSpec,
+    AsOf, CacheSpec, CastTo, Chain, Computed, DedupSpec, EnrichSpec, Field, JoinOn, Keep, NamedStage, RedisSpec,
+    Several, Sources, StageSpec,
 };
 
 /// The chain of a pipeline for one strategy.
@@ -70,7 +70,14 @@ fn specs(loaded: &Loaded, stage: &Stage) -> Result<Vec<StageSpec>> {
                 })
             })
             .collect::<Result<_>>()?,
-        StageWork::Dedup(keys) => vec![StageSpec::Dedup(DedupSpec::last(keys.iter().map(|k| k.to_string())))],
+        StageWork::Dedup(dedup) => vec![StageSpec::Dedup(DedupSpec {
+            order_by: dedup.by.as_ref().map(|by| by.to_string()),
+            keep: match *dedup.keep {
+                config::Keep::Last => Keep::Last,
+                config::Keep::First => Keep::First,
+            },
+            ..DedupSpec::last(dedup.keys.iter().map(|k| k.to_string()))
+        })],
         StageWork::Enrich(enrich) => enriched(loaded, &stage.name, enrich)?,
         StageWork::Batch(rows) => vec![StageSpec::Batch {
             target_rows: **rows as usize,

@@ -179,7 +179,7 @@ impl Pipeline {
             .at("destination", destination.engine())
             .hint("check its name; a run of the pipeline would make it"));
         }
-        let asked = ends.hash_request(ends.living(table).await?, true, BTreeMap::new());
+        let asked = ends.hash_request(strategy, ends.living(table).await?, true, BTreeMap::new())?;
         let (planned, compares, reasons) = hash::prepare(&*source, &*destination, &chain, &asked).await?;
         let workers = options.workers.unwrap_or_else(|| self.connections());
         let context = ReadContext {

@@ -237,3 +237,168 @@ fn groups_of_mariadb_are_kept_at_postgresql() {
     );
     place.until(&["run", "p.yaml"], found, &wanted());
 }
+
+/// The guard knows how many groups would go before the first one does; a run that it stopped goes on when it may.
+#[test]
+fn an_emptied_source_does_not_empty_an_aggregate() {
+    let db = database("emptied_groups");
+    db.psql(ORDERS);
+    let place = here(&db);
+    place.write("p.yaml", &pipeline(", deletes: anti_join"));
+    let run = ["run", "p.yaml", "--strategy", "delta"];
+    place.json(&run, 0);
+    let groups = db.psql(FOUND);
+    db.psql("CREATE TABLE kept AS TABLE orders; DELETE FROM orders");
+    for _ in 0..2 {
+        let refused = place.json(&run, 4).to_string();
+        assert!(
+            refused.contains("40 of 40") && refused.contains("--allow-mass-delete"),
+            "{refused}"
+        );
+        assert_eq!(db.psql(FOUND), groups, "no group went");
+    }
+    // Rows come back as they were, but for one group: what the guard stopped is done for that one alone.
+    db.psql("INSERT INTO orders SELECT * FROM kept WHERE grp <> 5");
+    let allowed = place.json(&["run", "p.yaml", "--strategy", "delta", "--allow-mass-delete"], 0);
+    assert_eq!(allowed["deleted"], 1, "{allowed}");
+    assert_eq!(db.psql(FOUND), db.psql(WANTED));
+    db.psql("UPDATE orders SET grp = 5, updated_at = now() WHERE grp = 6");
+    place.until(&run, || db.psql(FOUND), db.psql(WANTED).trim());
+    db.psql("DELETE FROM orders");
+    place.json(&["run", "p.yaml", "--strategy", "delta", "--allow-mass-delete"], 0);
+    assert_eq!(db.psql("SELECT count(*) FROM totals").trim(), "0");
+}
+
+/// Too many of many: more than 30 % and a thousand. Groups that the destination never had count for nothing.
+#[test]
+fn too_many_groups_that_go_are_refused() {
+    let db = database("many_groups");
+    db.psql(&ORDERS.replace("i % 40", "i"));
+    let place = here(&db);
+    let live =
+        pipeline(", deletes: anti_join").replace("table: public.orders}", "table: public.orders, filters: [v > 0]}");
+    place.write("p.yaml", &live);
+    let run = ["run", "p.yaml", "--strategy", "delta"];
+    place.json(&run, 0);
+    let wanted = WANTED.replace("FROM orders", "FROM orders WHERE v > 0");
+    let groups = db.psql(FOUND);
+    assert_eq!(groups, db.psql(&wanted));
+    db.psql("INSERT INTO orders SELECT i, i, -1 FROM generate_series(3001, 6000) i");
+    place.until(
+        &run,
+        || {
+            db.psql(&format!(
+                "SELECT (SELECT count(*) FROM {} WHERE k_id::int > 3000)",
+                map_of(&db)
+            ))
+        },
+        "3000",
+    );
+    assert_eq!(db.psql(FOUND), groups);
+    db.psql("UPDATE orders SET v = -1, updated_at = now() WHERE id <= 1100");
+    synctool_testkit::wait_for("the guard", std::time::Duration::from_secs(30), || {
+        let ran = place.synctool(&run);
+        match ran.status.code() {
+            Some(4) => Ok(()),
+            code => Err(format!("{code:?}: {}", String::from_utf8_lossy(&ran.stderr))),
+        }
+    });
+    assert_eq!(db.psql(FOUND), groups, "no group went");
+    let allowed = place.json(&["run", "p.yaml", "--strategy", "delta", "--allow-mass-delete"], 0);
+    assert_eq!(allowed["deleted"], 1100, "{allowed}");
+    assert_eq!(db.psql(FOUND), db.psql(&wanted));
+}
+
+/// The name of the only key map.
+fn map_of(db: &TestDb) -> String {
+    let name = "SELECT relname FROM pg_class WHERE relname LIKE '\\_synctool\\_keys\\_%' AND relkind = 'r'";
+    db.psql(name).trim().to_owned()
+}
+
+fn by_day(partitions: &str) -> String {
+    format!(
+        "name: p\nsource: {{datastore: from, table: public.sales}}\ndestination: {{datastore: to, table: public.days}}\n\
+         sync_type: aggregate\ngroup_by: [shop, day]\ncolumns:\n  - shop\n  - {{dest: day, expr: CAST(at AS DATE)}}\n  \
+         - {{dest: n, expr: count(*)}}\nstrategies:\n  \
+         - {{name: full, type: full, primary_partitions: [{partitions}]}}\n  \
+         - {{name: hash, type: hash, primary_partitions: [{partitions}]}}\n  - {{name: delta, type: delta, column: updated_at, margin: 1ms}}\n"
+    )
+}
+
+const SALES: &str = "CREATE TABLE sales(id int PRIMARY KEY, shop int NOT NULL, at timestamptz NOT NULL, updated_at timestamptz NOT NULL);
+    INSERT INTO sales SELECT i, i % 7, timestamptz '2024-01-01 00:00+00' + interval '37 minutes' * i, now() - interval '1 hour' FROM generate_series(0, 3000) i";
+
+/// A partition that holds some rows of a group would make a group of these alone.
+#[test]
+fn partitions_that_cut_through_groups_are_refused() {
+    let db = database("cut_groups");
+    db.psql(SALES);
+    let place = here(&db);
+    let wanted = "SELECT md5(string_agg(concat_ws(' ', shop, day, n), ',' ORDER BY shop, day)) FROM
+        (SELECT shop, at::date AS day, count(*) n FROM sales GROUP BY 1, 2) g";
+    let found = "SELECT md5(string_agg(concat_ws(' ', shop, day, n), ',' ORDER BY shop, day)) FROM days";
+    for whole in [
+        "{column: shop, step: 3}",
+        "{column: shop, type: value, step: -1}",
+        "{column: at, step: 5, step_unit: day}",
+        "{column: at, step: 1, step_unit: month}, {column: shop, step: 2}",
+        "{column: at, step: 48, step_unit: hour}",
+    ] {
+        place.write("p.yaml", &by_day(whole));
+        let run = place.json(&["run", "p.yaml", "--strategy", "full"], 0);
+        assert_eq!(db.psql(found), db.psql(wanted), "{whole}: {run}");
+        db.psql("DROP TABLE days");
+    }
+    for cut in [
+        "{column: at, step: 1, step_unit: hour}",
+        "{column: at, step: 36, step_unit: hour}",
+        "{column: at, step: 1, step_unit: day, time_zone: Europe/Berlin}",
+        "{column: at, step: 1, step_unit: day, end: \"2024-02-01 12:00:00+00\"}",
+        "{column: at, step: 1, step_unit: day}, {column: id, step: 100}",
+        "{column: updated_at, step: 1, step_unit: day}",
+    ] {
+        place.write("p.yaml", &by_day(cut));
+        for strategy in ["full", "hash"] {
+            let refused = place.json(&["run", "p.yaml", "--strategy", strategy], 2).to_string();
+            assert!(refused.contains("shop, day"), "{cut}: the next step is said: {refused}");
+        }
+    }
+}
+
+/// A backfill computes the groups that have rows inside its bounds, all of each, and no others.
+#[test]
+fn bounds_choose_groups_and_never_parts_of_them() {
+    let db = database("bounded_groups");
+    db.psql(SALES);
+    let place = here(&db);
+    place.write("p.yaml", &by_day("{column: shop, step: 3}"));
+    place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+    db.psql("UPDATE days SET n = -1");
+    // They lie in a few groups.
+    const IDS: &str = r#"[{"column": "id", "start": 100, "end": 110}]"#;
+    let run = place.json(&["run", "p.yaml", "--strategy", "delta", "--bounds", IDS], 0);
+    let touched = "(SELECT DISTINCT shop, at::date AS day FROM sales WHERE id >= 100 AND id < 110) t";
+    let groups = db.psql(&format!("SELECT count(*) FROM {touched}"));
+    assert_eq!(run["updated"].to_string(), groups.trim(), "{run}");
+    let right = "SELECT count(*) FROM days d JOIN
+        (SELECT shop, at::date AS day, count(*) n FROM sales GROUP BY 1, 2) g USING (shop, day) WHERE d.n = g.n";
+    assert_eq!(db.psql(right), groups, "each is whole");
+    assert_eq!(
+        db.psql("SELECT count(*) FROM days WHERE n <> -1"),
+        groups,
+        "and no other was looked at"
+    );
+    // Whole days are bounds of full runs and comparisons; halves and other columns are none.
+    for bounds in [IDS, r#"[{"column": "at", "start": "2024-01-03 12:00:00+00"}]"#] {
+        let refused = place
+            .json(&["run", "p.yaml", "--strategy", "full", "--bounds", bounds], 2)
+            .to_string();
+        assert!(refused.contains("cut through groups"), "{refused}");
+    }
+    let days = r#"[{"column": "at", "start": "2024-01-03 00:00:00+00", "end": "2024-01-05 00:00:00+00"}]"#;
+    place.json(&["run", "p.yaml", "--strategy", "full", "--bounds", days], 0);
+    let inside = "day >= '2024-01-03' AND day < '2024-01-05'";
+    let wrong = format!("SELECT count(*) FROM days WHERE n = -1 AND {inside}");
+    assert_eq!(db.psql(&wrong).trim(), "0");
+    assert_ne!(db.psql("SELECT count(*) FROM days WHERE n = -1").trim(), "0");
+}

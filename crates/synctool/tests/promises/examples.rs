@@ -206,6 +206,14 @@ fn aggregate_example(file: &str, table: &str) {
     db.psql("DELETE FROM orders WHERE user_id = 99 OR order_id < 20");
     place.json(&["run", file, "--strategy", "hash"], 0);
     assert_eq!(found(), wanted());
+    // The full run up to a day mends what lies before it and leaves later days alone.
+    db.psql(
+        "INSERT INTO orders VALUES (5001, 98, 1, '2025-10-05'); INSERT INTO orders VALUES (5002, 3, 1, '2025-10-05')",
+    );
+    place.until(&["run", file, "--strategy", "delta"], found, wanted().trim());
+    db.psql("UPDATE orders SET amount = 0 WHERE order_id % 100 = 30");
+    place.json(&["run", file, "--strategy", "full_till_date"], 0);
+    assert_eq!(found(), wanted());
 }
 
 #[test]

@@ -3,15 +3,19 @@
 //! defects of the original.
 
 mod aggregates;
+mod appends;
 mod changes;
+mod dedup;
 mod defects;
 mod enrichment;
 mod examples;
 mod hashes;
+mod joins;
 mod matrix;
 mod partitions;
 #[path = "../place/mod.rs"]
 mod place;
+mod ranges;
 mod proofs;
 
 use place::{Place, postgres};

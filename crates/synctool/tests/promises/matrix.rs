@@ -3,7 +3,7 @@
 use super::*;
 
 /// One end: how it stands in the file of datastores, and how to change and read it without us.
-enum End {
+pub(super) enum End {
     Postgres(TestDb),
     Maria(synctool_testkit::MariaDbDatabase),
     Sqlite(tempfile::TempDir),
@@ -12,7 +12,7 @@ enum End {
 }
 
 impl End {
-    fn entry(&self) -> String {
+    pub(super) fn entry(&self) -> String {
         match self {
             End::Postgres(db) => postgres(db),
             End::Maria(db) => format!("{{type: mysql, url: \"{}\"}}", db.url()),
@@ -26,7 +26,7 @@ impl End {
     }
 
     /// Statements in words that all engines know; `NOW` is the engine's clock.
-    fn change(&self, statements: &str) {
+    pub(super) fn change(&self, statements: &str) {
         match self {
             End::Postgres(db) => drop(db.psql(&statements.replace("NOW", "now()"))),
             End::Maria(db) => statements
@@ -51,7 +51,7 @@ impl End {
     }
 
     /// Rows as lines.
-    fn lines(&self, table: &str, columns: &[&str]) -> String {
+    pub(super) fn lines(&self, table: &str, columns: &[&str]) -> String {
         let order = format!("FROM {table} ORDER BY {}", columns[0]);
         match self {
             End::Postgres(db) => db
@@ -76,7 +76,7 @@ impl End {
     }
 }
 
-fn folder() -> tempfile::TempDir {
+pub(super) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 

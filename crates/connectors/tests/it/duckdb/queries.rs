@@ -142,6 +142,15 @@ async fn conditions_and_keys() {
         ["2"]
     );
     assert_eq!(ids(own("at"), Test::Null).await, ["4"]);
+    let or_null = |lower: Option<&str>, upper: Option<&str>| Test::NullOrRange {
+        lower: lower.map(Into::into),
+        upper: upper.map(Into::into),
+    };
+    assert_eq!(
+        ids(own("at"), or_null(None, Some("2024-03-01 00:00:00+00"))).await,
+        ["1", "3", "4"]
+    );
+    assert_eq!(ids(own("at"), or_null(None, None)).await.len(), 5);
     assert_eq!(
         ids(own("b"), Test::In(vec!["\\x00ff".into(), "\\x".into()])).await,
         ["1", "4"]

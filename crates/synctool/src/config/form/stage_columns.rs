@@ -43,9 +43,12 @@ pub(super) fn complete_columns(
                 }
             }
             StageWork::ValueMap(map) => must_be_there(&map.column, "value_map", columns, errors),
-            StageWork::Dedup(keys) => {
-                for key in keys {
+            StageWork::Dedup(dedup) => {
+                for key in &dedup.keys {
                     must_be_there(key, "dedup", columns, errors);
+                }
+                if let Some(by) = &dedup.by {
+                    fetch(by, source, columns, errors);
                 }
             }
             StageWork::Filter(filters) => {

@@ -10,8 +10,8 @@ use super::super::error::ConfigError;
 use super::super::pipeline::{Filter, Operator, Source};
 use super::super::secret::SecretUrl;
 use super::super::stage::{
-    AsOf, Cache, CacheStore, Cardinality, Computed, Enrich, EnrichField, EnrichJoin, EnrichKey, FieldSource, Stage,
-    StageWork, ValueMap,
+    AsOf, Cache, CacheStore, Cardinality, Computed, Dedup, Enrich, EnrichField, EnrichJoin, EnrichKey, FieldSource,
+    Stage, StageWork, ValueMap,
 };
 use super::super::types::SizedType;
 use super::super::units::Span;
@@ -35,8 +35,8 @@ pub(in super::super) struct StageFile {
     pub(in super::super) value_map: Option<ValueMap>,
     /// Lets rows through that meet every condition: an expression, or column, operator and value.
     pub(in super::super) filter: Option<FilterFile>,
-    /// Of rows with the same values in these columns the last one stays.
-    pub(in super::super) dedup: Option<Vec<At<String>>>,
+    /// Of rows with the same values in these columns one stays: the last, or what is said.
+    pub(in super::super) dedup: Option<DedupFile>,
     /// Adds columns of another table.
     pub(in super::super) enrich: Option<EnrichFile>,
     /// Makes batches of about this many rows.
@@ -77,7 +77,7 @@ impl StageFile {
             StageWork::Cast(casts) => file.cast = Some(casts),
             StageWork::ValueMap(map) => file.value_map = Some(map),
             StageWork::Filter(filters) => file.filter = Some(FilterFile::Several(filters)),
-            StageWork::Dedup(keys) => file.dedup = Some(keys),
+            StageWork::Dedup(dedup) => file.dedup = Some(DedupFile::Full(dedup)),
             StageWork::Enrich(enrich) => file.enrich = Some((*enrich).into()),
             StageWork::Batch(size) => file.batch = Some(size),
         }
@@ -177,6 +177,17 @@ pub(in super::super) enum ComputeFile {
     One(Computed),
     #[serde(rename = "list")]
     Several(Vec<Computed>),
+}
+
+/// Columns of which the last row stays, or which one does.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "$by_kind")]
+#[schemars(rename = "Dedup", untagged)]
+pub(in super::super) enum DedupFile {
+    #[serde(rename = "list")]
+    Keys(Vec<At<String>>),
+    #[serde(rename = "map")]
+    Full(Dedup),
 }
 
 /// A condition, or several.
@@ -437,7 +448,12 @@ fn stage(entry: At<StageFile>, source: &Source, errors: &mut Vec<ConfigError>) -
             FilterFile::Several(several) => several,
         })
     }));
-    works.extend(file.dedup.map(StageWork::Dedup));
+    works.extend(file.dedup.map(|d| {
+        StageWork::Dedup(match d {
+            DedupFile::Keys(keys) => Dedup::last(keys),
+            DedupFile::Full(dedup) => dedup,
+        })
+    }));
     works.extend(
         file.enrich
             .map(|e| StageWork::Enrich(Box::new(enrich(e, source, errors)))),
@@ -464,7 +480,7 @@ fn stage(entry: At<StageFile>, source: &Source, errors: &mut Vec<ConfigError>) -
         StageWork::Compute(columns) => columns.is_empty(),
         StageWork::Cast(casts) => casts.is_empty(),
         StageWork::Filter(filters) => filters.is_empty(),
-        StageWork::Dedup(keys) => keys.is_empty(),
+        StageWork::Dedup(dedup) => dedup.keys.is_empty(),
         StageWork::ValueMap(_) | StageWork::Enrich(_) | StageWork::Batch(_) => false,
     };
     if empty {

@@ -7,7 +7,7 @@ use super::super::super::form::{
     enrichment_stages, transformations,
 };
 use super::super::super::pipeline::{Operator, Source};
-use super::super::super::stage::{CacheStore, EnrichJoin, EnrichKey, StageWork};
+use super::super::super::stage::{CacheStore, Dedup, EnrichJoin, EnrichKey, StageWork};
 use super::columns::{by_name, is_column, merged};
 use super::{Backend, G2Column, JoinType, StageConfig, StageEntry, StageKind};
 
@@ -63,7 +63,7 @@ pub(super) fn transform(
             }
             StageKind::Join => files.extend(join(stage, config, backends, general, errors)),
             StageKind::Dedup => match &config.dedup_keys {
-                Some(keys) => files.push(StageFile::of(StageWork::Dedup((**keys).clone()))),
+                Some(keys) => files.push(StageFile::of(StageWork::Dedup(Dedup::last((**keys).clone())))),
                 None => errors.push(stage.kind.error("a stage of type dedup needs config.dedup_keys")),
             },
             StageKind::Batcher => {

@@ -1,0 +1,173 @@
+//! Which keys a table of the destination has: for runs that only add rows, and for the guard of groups that go.
+
+use super::hash::Key;
+use crate::blocks::push_field;
+use crate::change::{ChangeBatch, Event};
+use crate::error::{Error, Result, code};
+use crate::ledger::StageAccount;
+use crate::plan::{Partition, ReadSpec, Slice, Work};
+use crate::query::{KeyList, Term};
+use crate::schema::{Column, TableId};
+use crate::source::{ReadContext, Reader, Source};
+use crate::stage::{Stage, Staged};
+use crate::text;
+use arrow_array::UInt32Array;
+use async_trait::async_trait;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Keys asked for in one query.
+const KEYS: usize = 1000;
+
+/// A table of the destination, by columns that make a key.
+pub(crate) struct Present {
+    destination: Arc<dyn Source>,
+    table: TableId,
+    columns: Vec<Column>,
+    context: ReadContext,
+}
+
+impl Present {
+    /// Looks at the table; its columns are compared as the types it has.
+    pub(crate) async fn of(
+        destination: Arc<dyn Source>,
+        table: &TableId,
+        names: &[String],
+        context: &ReadContext,
+    ) -> Result<Present> {
+        let stored = destination.describe(table).await?;
+        let columns = names
+            .iter()
+            .map(|name| {
+                stored.column(name).cloned().ok_or_else(|| {
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("{table} has no column {name}, by which its rows are told apart"),
+                    )
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Present {
+            destination,
+            table: table.clone(),
+            columns,
+            context: context.clone(),
+        })
+    }
+
+    /// The columns, as they are stored.
+    pub(crate) fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// One form for a key, whichever end it comes from.
+    pub(crate) fn form(&self, key: &Key) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for (value, column) in key.iter().zip(&self.columns) {
+            push_field(&mut out, &column.ty, value.as_deref())?;
+        }
+        Ok(out)
+    }
+
+    /// The forms of those keys that are there.
+    pub(crate) async fn find(&self, keys: &[Key]) -> Result<HashSet<Vec<u8>>> {
+        let mut found = HashSet::new();
+        for keys in keys.chunks(KEYS) {
+            let slice = Slice::Keys(KeyList {
+                terms: self.columns.iter().map(|c| Term::column(&c.name)).collect(),
+                keys: keys.to_vec(),
+            });
+            let mut reader = self.open(slice).await?;
+            while let Some(event) = reader.next().await? {
+                let Event::Rows(batch) = event else { continue };
+                for row in 0..batch.len() {
+                    found.insert(self.form(&key_of(&batch, &self.columns, row)?)?);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many rows there are; not counted beyond `enough`.
+    pub(crate) async fn count(&self, enough: u64) -> Result<u64> {
+        let mut reader = self.open(Slice::All).await?;
+        let mut rows = 0;
+        while let Some(event) = reader.next().await? {
+            rows += event.rows();
+            if rows >= enough {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn open(&self, slice: Slice) -> Result<Box<dyn Reader>> {
+        let partition = Partition {
+            id: "present".into(),
+            table: 0,
+            work: Work::Read(slice),
+            estimated_rows: 0,
+            estimated_bytes: 0,
+        };
+        let read = ReadSpec::all(self.table.clone(), &self.columns);
+        self.destination.open(&read, &partition, None, &self.context).await
+    }
+}
+
+fn key_of(batch: &ChangeBatch, columns: &[Column], row: usize) -> Result<Key> {
+    columns
+        .iter()
+        .map(|c| {
+            let column = batch
+                .rows
+                .column_by_name(&c.name)
+                .ok_or_else(|| Error::bug(format!("key column {} was lost on the way", c.name)))?;
+            text::cell(column.as_ref(), row)
+        })
+        .collect()
+}
+
+/// The last stage of a run that only adds rows: those whose keys are there already go no further.
+pub(crate) struct OnlyNew(pub(crate) Present);
+
+#[async_trait]
+impl Stage for OnlyNew {
+    fn name(&self) -> &str {
+        "only_new"
+    }
+
+    async fn apply(&mut self, batch: ChangeBatch) -> Result<Staged> {
+        let keys = (0..batch.len())
+            .map(|row| key_of(&batch, &self.0.columns, row))
+            .collect::<Result<Vec<Key>>>()?;
+        let mut seen = self.0.find(&keys).await?;
+        let mut new = Vec::new();
+        for (row, key) in keys.iter().enumerate() {
+            // Of two rows with a new key the first is the new one.
+            if seen.insert(self.0.form(key)?) {
+                new.push(row as u32);
+            }
+        }
+        let account = StageAccount {
+            rows_in: batch.len() as u64,
+            rows_out: new.len() as u64,
+            filtered: (batch.len() - new.len()) as u64,
+            ..StageAccount::default()
+        };
+        let batches = match new.len() {
+            0 => Vec::new(),
+            n if n == batch.len() => vec![batch],
+            _ => {
+                let picked = UInt32Array::from(new);
+                let rows = arrow_select::take::take_record_batch(&batch.rows, &picked)
+                    .map_err(|e| Error::bug(format!("picking rows: {e}")))?;
+                vec![ChangeBatch { rows, ..batch }]
+            }
+        };
+        Ok(Staged {
+            batches,
+            account,
+            rejects: Vec::new(),
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! Dedup looks at a delta's whole window, however the strategy cuts it.
+
+use super::matrix::{End, folder};
+use super::*;
+use synctool_testkit::MariaDb;
+
+fn pipeline(table: &str, dedup: &str) -> String {
+    format!(
+        "name: p\nsource: {{datastore: from, table: {table}}}\ndestination: {{datastore: to, table: public.copies}}\nkey: [k]\n\
+         columns: [k, v, at]\ntransform: [{{dedup: {dedup}}}]\nstrategies:\n  - name: delta\n    type: delta\n    column: at\n    \
+         stamped_by: app\n    primary_partitions: [{{column: at, step: 1, step_unit: hour}}]\nmax_concurrent_partitions: 4\n"
+    )
+}
+
+/// Rows of each key lie in several hours, some without a stamp; the winner is the one with the largest or smallest `v`,
+/// which follows no order of time.
+fn rows(first: u32, count: u32) -> String {
+    let rows: Vec<String> = (first..first + count)
+        .map(|i| {
+            let at = match i % 11 {
+                0 => "NULL".to_owned(),
+                _ => format!("'2024-01-{:02} {:02}:{:02}:00'", i / 400 + 1, i * 7 % 24, i * 13 % 60),
+            };
+            format!("({i}, {}, {}, {at})", i % 37, i * 7919 % 10_007)
+        })
+        .collect();
+    format!("INSERT INTO events VALUES {}", rows.join(", "))
+}
+
+#[test]
+fn the_winner_is_that_of_the_whole_window() {
+    for end in [
+        End::Postgres(database("dedup_from")),
+        End::Maria(MariaDb::shared().database("dedup_from")),
+        End::Sqlite(folder()),
+    ] {
+        let to = database("dedup_to");
+        for (name, dedup, best) in [
+            ("largest", "{keys: [k], by: v}", "max"),
+            ("smallest", "{keys: [k], by: v, keep: first}", "min"),
+        ] {
+            end.change(&format!(
+                "DROP TABLE IF EXISTS events; CREATE TABLE events(id int PRIMARY KEY, k int NOT NULL, v int NOT NULL, at timestamp NULL); {}",
+                rows(0, 900)
+            ));
+            let place = Place::new(&[("from", end.entry()), ("to", postgres(&to))]);
+            let file = pipeline("events", dedup).replace("name: p", &format!("name: {name}"));
+            place.write("p.yaml", &file.replace("copies", name));
+            place.json(&["run", "p.yaml"], 0);
+            let found = || {
+                to.psql(&format!(
+                    "SELECT string_agg(concat_ws(' ', k, v), ',' ORDER BY k) FROM {name}"
+                ))
+            };
+            let wanted = |n: u32| {
+                let mut all: Vec<(u32, u32)> = (0..n).map(|i| (i % 37, i * 7919 % 10_007)).collect();
+                all.sort_unstable();
+                let of = |k: u32| all.iter().filter(move |r| r.0 == k).map(|r| r.1);
+                let winner = |k| if best == "max" { of(k).max() } else { of(k).min() };
+                let rows: Vec<String> = (0..37).map(|k| format!("{k} {}", winner(k).expect("a row"))).collect();
+                rows.join(",")
+            };
+            assert_eq!(found().trim(), wanted(900), "{name}");
+            // A window behind the watermark holds rows that are later, and of those the best one wins.
+            end.change("DELETE FROM events WHERE id >= 0");
+            end.change(&format!(
+                "{}; UPDATE events SET at = '2024-03-01 01:00:00' WHERE id < 450; UPDATE events SET at = '2024-03-02 02:00:00' WHERE id >= 450",
+                rows(0, 900)
+            ));
+            to.psql(&format!("UPDATE {name} SET v = -1"));
+            let again = place.json(&["run", "p.yaml"], 0);
+            assert_eq!(found().trim(), wanted(900), "{name}: {again}");
+        }
+        to.psql("DROP TABLE largest, smallest; DROP SCHEMA synctool CASCADE");
+    }
+}
+
+#[test]
+fn a_plan_says_that_the_window_is_whole_and_a_dedup_by_the_row_s_own_key_does_not_make_it_so() {
+    let db = database("dedup_plan");
+    db.psql("CREATE TABLE events(id int PRIMARY KEY, k int NOT NULL, v int NOT NULL, at timestamp)");
+    db.psql(&rows(0, 200));
+    let place = here(&db);
+    place.write("p.yaml", &pipeline("public.events", "[k]"));
+    place.json(&["run", "p.yaml"], 0);
+    let told = place.json(&["plan", "p.yaml"], 0).to_string();
+    assert!(told.contains("rows with equal keys meet there"), "{told}");
+    let own = pipeline("public.events", "[id]")
+        .replace("name: p\n", "name: q\n")
+        .replace("key: [k]", "key: [id]")
+        .replace("columns: [k,", "columns: [id, k,")
+        .replace("copies", "others");
+    place.write("q.yaml", &own);
+    place.json(&["run", "q.yaml"], 0);
+    let told = place.json(&["plan", "q.yaml"], 0).to_string();
+    assert!(!told.contains("rows with equal keys meet there"), "{told}");
+}
+
+#[test]
+fn a_dedup_that_cannot_be_right_is_refused() {
+    let db = database("dedup_refused");
+    db.psql(
+        "CREATE TABLE events(id int PRIMARY KEY, k int NOT NULL, v int NOT NULL, at timestamp);
+         CREATE TABLE kinds(k int PRIMARY KEY, at timestamp)",
+    );
+    let place = here(&db);
+    let joined = pipeline("public.events", "[k]")
+        .replace(
+            "source: {datastore: from, table: public.events}",
+            "source: {datastore: from, table: public.events, alias: e, joins: [{table: kinds, alias: s, on: e.k = s.k, type: left}]}",
+        )
+        .replace("[k, v, at]", "[{source: e.k, dest: k}, {source: e.v, dest: v}, {source: e.at, dest: at}]")
+        .replace("    column: at\n", "    column: e.at\n    cursor_tables: [{table: s, column: at}]\n");
+    place.write("p.yaml", &joined);
+    let refused = place.json(&["run", "p.yaml"], 2).to_string();
+    assert!(refused.contains("cursor_tables make several windows"), "{refused}");
+    let groups = pipeline("public.events", "[k]")
+        .replace("key: [k]\n", "sync_type: aggregate\ngroup_by: [k, v]\n")
+        .replace("[k, v, at]", "[k, v, {dest: n, expr: count(*)}]");
+    place.write("p.yaml", &groups);
+    let refused = place.json(&["run", "p.yaml"], 2).to_string();
+    assert!(refused.contains("leaves out v"), "{refused}");
+}

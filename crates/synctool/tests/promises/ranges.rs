@@ -1,0 +1,164 @@
+//! Strategies whose partitions have a start, an end or values are about these rows alone: nothing outside is touched, and
+//! no watermark passes what was not read.
+
+use super::*;
+
+const ITEMS: &str = "CREATE TABLE items(id int PRIMARY KEY, day date NOT NULL, kind text NOT NULL, v int NOT NULL, updated_at timestamptz NOT NULL);
+    INSERT INTO items SELECT i, date '2024-01-01' + i, 'k' || i % 4, i, timestamptz '2024-01-01 00:00+00' + interval '1 day' * i
+        FROM generate_series(0, 299) i";
+
+const ENDS: &str =
+    "source: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n";
+const ROWS: &str = "SELECT coalesce(string_agg(concat_ws(' ', id, day, kind, v), ',' ORDER BY id), '') FROM";
+
+/// The strategies' own YAML for a full run over a range, and the same range in SQL.
+const RANGES: [(&str, &str); 4] = [
+    (
+        "[{column: day, step: 1, step_unit: month, end: \"2024-03-01\"}]",
+        "day < '2024-03-01'",
+    ),
+    (
+        "[{column: day, step: 1, step_unit: month, start: \"2024-02-01\", end: \"2024-03-01\"}], \
+         secondary_partitions: [{column: day, step: 5, step_unit: day}]",
+        "day >= '2024-02-01' AND day < '2024-03-01'",
+    ),
+    ("[{column: kind, type: list, values: [k1, k3]}]", "kind IN ('k1', 'k3')"),
+    (
+        "[{column: kind, type: list, values: [k1]}, {column: id, step: 50, start: 100}]",
+        "kind = 'k1' AND id >= 100",
+    ),
+];
+
+#[test]
+fn a_full_run_over_a_range_leaves_the_rest_alone() {
+    let db = database("full_range");
+    db.psql(ITEMS);
+    let place = here(&db);
+    for (round, (partitions, inside)) in RANGES.iter().enumerate() {
+        for mode in ["", ", full_mode: upsert"] {
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: p\n{ENDS}strategies:\n  - {{name: all, type: full, full_mode: swap}}\n  \
+                     - {{name: some, type: full{mode}, primary_partitions: {partitions}}}\n"
+                ),
+            );
+            place.json(&["run", "p.yaml", "--strategy", "all", "--allow-mass-delete"], 0);
+            // Everything changes; a fifth goes, inside and outside.
+            db.psql(&format!(
+                "DELETE FROM items WHERE (id + {round}) % 5 = 0; UPDATE items SET v = v + 1"
+            ));
+            let before = db.psql(&format!("{ROWS} copies WHERE ({inside}) IS NOT TRUE"));
+            let run = place.json(&["run", "p.yaml", "--strategy", "some"], 0);
+            assert_eq!(run["deleted"], 0, "{partitions}: {run}");
+            assert_eq!(
+                db.psql(&format!("{ROWS} copies WHERE ({inside}) IS NOT TRUE")),
+                before,
+                "{partitions}: the rest stays as it is"
+            );
+            let fresh = format!(
+                "{ROWS} (SELECT * FROM copies c WHERE {inside} AND EXISTS (SELECT FROM items i WHERE i.id = c.id)) c"
+            );
+            assert_eq!(
+                db.psql(&fresh),
+                db.psql(&format!("{ROWS} items WHERE {inside}")),
+                "{partitions}"
+            );
+            db.psql("DROP TABLE items");
+            db.psql(ITEMS);
+        }
+    }
+}
+
+#[test]
+fn a_full_run_over_a_range_does_not_replace_a_table() {
+    let db = database("full_range_swap");
+    db.psql(ITEMS);
+    let place = here(&db);
+    let (partitions, inside) = RANGES[0];
+    place.write(
+        "p.yaml",
+        &format!("name: p\n{ENDS}strategies: [{{name: some, type: full, full_mode: swap, primary_partitions: {partitions}}}]\n"),
+    );
+    // There is nothing to replace yet.
+    place.json(&["run", "p.yaml"], 0);
+    assert_eq!(
+        db.psql(&format!("{ROWS} copies")),
+        db.psql(&format!("{ROWS} items WHERE {inside}"))
+    );
+    let refused = place.json(&["run", "p.yaml"], 2).to_string();
+    assert!(refused.contains("`filters`"), "{refused}");
+}
+
+/// The delta goes on behind what a full run has read, which is a part.
+#[test]
+fn a_full_run_over_a_range_moves_no_watermark() {
+    let db = database("full_range_mark");
+    db.psql(ITEMS);
+    let place = here(&db);
+    for (partitions, _) in RANGES {
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\n{ENDS}strategies:\n  - {{name: delta, type: delta, column: updated_at, margin: 1ms}}\n  \
+                 - {{name: some, type: full, primary_partitions: {partitions}}}\n"
+            ),
+        );
+        place.json(&["run", "p.yaml", "--strategy", "some"], 0);
+        place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+        assert_eq!(
+            db.psql(&format!("{ROWS} copies")),
+            db.psql(&format!("{ROWS} items")),
+            "{partitions}"
+        );
+        db.psql("DROP TABLE copies; DROP SCHEMA synctool CASCADE");
+    }
+}
+
+#[test]
+fn a_delta_ends_where_its_partitions_end() {
+    let db = database("delta_range");
+    db.psql(ITEMS);
+    let place = here(&db);
+    let until = |end: &str| {
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\n{ENDS}strategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms, \
+                 primary_partitions: [{{column: updated_at, step: 1, step_unit: month, end: \"{end}\"}}]}}]\n"
+            ),
+        );
+    };
+    let found = || db.psql(&format!("{ROWS} copies"));
+    let wanted = |end: &str| db.psql(&format!("{ROWS} items WHERE updated_at < '{end}'"));
+    // The first run, a run that finds nothing new below the end, and runs that go on to later ends.
+    for end in [
+        "2024-03-01 00:00+00",
+        "2024-03-01 00:00+00",
+        "2024-03-17 12:00+00",
+        "2024-09-01 00:00+00",
+    ] {
+        until(end);
+        place.json(&["run", "p.yaml"], 0);
+        assert_eq!(found(), wanted(end), "{end}");
+        let mark = db.psql("SELECT value::timestamptz FROM synctool.memory WHERE fact LIKE 'delta:%'");
+        assert_eq!(mark, db.psql(&format!("SELECT timestamptz '{end}'")));
+    }
+}
+
+#[test]
+fn a_delta_refuses_a_range_of_another_column() {
+    let db = database("delta_other_range");
+    db.psql(ITEMS);
+    let place = here(&db);
+    for (partitions, _) in RANGES {
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\n{ENDS}strategies: [{{name: delta, type: delta, column: updated_at, primary_partitions: {partitions}}}]\n"
+            ),
+        );
+        let refused = place.json(&["run", "p.yaml"], 2).to_string();
+        assert!(refused.contains("`filters`"), "{refused}");
+    }
+}

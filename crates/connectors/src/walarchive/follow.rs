@@ -2,6 +2,7 @@
 
 use super::archive::{self, Archive, Listing, Segment, Trouble};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use synctool_core::error::{Error, Result, code};
@@ -45,6 +46,17 @@ pub enum Waiting {
         /// The one that is there.
         later: SegmentName,
     },
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Waiting::NotYet(name) => write!(f, "segment {name} is not archived yet"),
+            Waiting::Partial(name) => write!(f, "of segment {name} only the beginning is archived"),
+            Waiting::Unready(name, why) => write!(f, "segment {name} cannot be taken yet: {why}"),
+            Waiting::Gap { missing, later } => write!(f, "segment {missing} is missing, though {later} is there"),
+        }
+    }
 }
 
 /// The same trouble, seen again and again.

@@ -220,13 +220,49 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE d.datname = current_database() AND c.relkind = 'r' AND c.relpersistence = 'p'
     AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%'";
 
+/// Tables whose changes are in the log, apart from the partitions of others.
+pub const LOGGED: &str = "
+SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' AND n.nspname <> 'information_schema'
+    AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2";
+
+/// Whether something besides its key keeps rows of a table apart: rows may change hands of such values.
+pub const FRAGILE: &str = "
+SELECT count(*) > 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2 AND (i.indisunique OR i.indisexclusion)";
+
+/// Which of these keys no row has: their numbers. `keys` are the columns of the key with their types, and the values.
+pub fn absent(from: &str, key: &[(&str, &str)], values: &[Vec<Option<String>>]) -> Result<String> {
+    let row = |(nth, values): (usize, &Vec<Option<String>>)| -> Result<String> {
+        let each = key.iter().zip(values).map(|((_, kind), value)| match value {
+            Some(value) => Ok(format!("CAST({} AS {kind})", literal(value)?)),
+            None => Ok(format!("CAST(NULL AS {kind})")),
+        });
+        Ok(format!("({}, {nth}::bigint)", each.collect::<Result<Vec<_>>>()?.join(", ")))
+    };
+    let rows = values.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+    let names: Vec<String> = (0..key.len()).map(|i| format!("k{i}")).collect();
+    let same: Vec<String> = key
+        .iter()
+        .zip(&names)
+        .map(|((column, _), name)| format!("t.{} = p.{name}", ident(column)))
+        .collect();
+    Ok(format!(
+        "SELECT p.nth FROM (VALUES {}) p({}, nth) WHERE NOT EXISTS (SELECT FROM {from} t WHERE {}) ORDER BY 1",
+        rows.join(", "),
+        names.join(", "),
+        same.join(" AND ")
+    ))
+}
+
 /// A quoted table.
 pub fn table(schema: &str, name: &str) -> String {
     format!("{}.{}", ident(schema), ident(name))
 }
 
 /// Row addresses as a literal.
-fn addresses(addresses: &[(u32, u16)]) -> String {
+pub fn addresses(addresses: &[(u32, u16)]) -> String {
     let each: Vec<String> = addresses
         .iter()
         .map(|(block, offset)| format!("\"({block},{offset})\""))

@@ -1,7 +1,7 @@
 //! The service: it looks at the archive again and again, does what users ask for between batches, and goes on after
 //! whatever passes. What happened stands in the local database.
 
-use super::{host, local, sentence, settings};
+use super::{host, local, settings};
 use crate::config::DataSync as Config;
 use std::time::{Duration, Instant, SystemTime};
 use synctool_connectors::walarchive::journal::Entry;
@@ -211,7 +211,7 @@ impl Service {
 
     async fn well(&mut self, waiting: Option<&Waiting>) {
         self.scratch_faults = 0;
-        let text = waiting.map(sentence);
+        let text = waiting.map(ToString::to_string);
         self.beat("waiting", text.as_deref()).await;
         let silent = self.silence();
         let tidy = self.config.log_days > 0 && self.tidied.is_none_or(|at| at.elapsed() > DAY);
@@ -236,7 +236,7 @@ impl Service {
 
     /// How long the archive has been silent, if that is news.
     fn silence(&mut self) -> Option<Duration> {
-        let Ok(Archive::Directory(directory)) = settings(&self.config).map(|s| s.archive) else {
+        let Ok(Archive::Directory(directory)) = settings(&self.config).map(|s| s.replay.archive) else {
             return None;
         };
         let newest = Listing::of(&directory).ok()?.newest?;
@@ -271,12 +271,12 @@ impl Service {
     /// It holds nothing that could not be made again from the base backup and the archive.
     async fn rebuild_scratch(&mut self) {
         let Ok(settings) = settings(&self.config) else { return };
-        if let Backup::Files(path) = &settings.backup
+        if let Backup::Files(path) = &settings.replay.backup
             && !path.exists()
         {
             return;
         }
-        let done = Scratch::discard(&settings.scratch).await;
+        let done = Scratch::discard(&settings.replay.scratch).await;
         let entry = match &done {
             Ok(()) => Entry::new(
                 "warn",

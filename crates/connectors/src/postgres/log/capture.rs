@@ -89,6 +89,43 @@ impl CaptureRequest {
         }
     }
 
+    /// A plan without tables yet.
+    pub(crate) fn plan(&self, semantics: serde_json::Value) -> Plan {
+        Plan {
+            pipeline: self.pipeline.clone(),
+            run_id: self.run_id.clone(),
+            generation: Generation(0),
+            strategy: Strategy::Log,
+            reasons: Vec::new(),
+            semantics,
+            tables: Vec::new(),
+            phases: vec![Phase {
+                name: "log".into(),
+                partitions: vec![LogSource::partition()],
+            }],
+            verify: Verify::None,
+            guard: DeleteGuard::default(),
+            remember: BTreeMap::new(),
+            created_at: self.now.clone(),
+        }
+    }
+
+    /// What is done with the rows of a table that were there before its log.
+    pub(crate) async fn initial(
+        &self,
+        destination: &dyn Destination,
+        to: &TableId,
+        is_there: bool,
+        keyed: bool,
+    ) -> Result<Initial> {
+        Ok(match self.initial {
+            _ if !keyed => Initial::Skip,
+            Some(initial) => initial,
+            None if !is_there || destination.is_empty(to).await? => Initial::Load,
+            None => Initial::Resync,
+        })
+    }
+
     /// What must not change while the plan is unfinished.
     pub fn semantics(&self, source: &LogSource) -> serde_json::Value {
         self.semantics_of(&source.options().slot, &source.options().publication)
@@ -111,7 +148,7 @@ impl CaptureRequest {
 }
 
 /// Under which name a plan remembers where its log goes on, if another plan read it before.
-pub(super) const FROM: &str = "log:from";
+pub(crate) const FROM: &str = "log:from";
 
 /// Whether two plans' meanings differ in nothing but their tables.
 pub fn differ_in_tables_alone(a: &serde_json::Value, b: &serde_json::Value) -> bool {
@@ -249,23 +286,7 @@ async fn draft(
         )
         .hint("name the tables to capture"));
     }
-    let mut plan = Plan {
-        pipeline: request.pipeline.clone(),
-        run_id: request.run_id.clone(),
-        generation: Generation(0),
-        strategy: Strategy::Log,
-        reasons: Vec::new(),
-        semantics: request.semantics(source),
-        tables: Vec::new(),
-        phases: vec![Phase {
-            name: "log".into(),
-            partitions: vec![LogSource::partition()],
-        }],
-        verify: Verify::None,
-        guard: DeleteGuard::default(),
-        remember: BTreeMap::new(),
-        created_at: request.now.clone(),
-    };
+    let mut plan = request.plan(request.semantics(source));
     for table in wanted {
         let described = catalog::describe(&connection, &table, &config.schema).await?;
         let mut published = publication.tables.iter().find(|p| p.table == described.table);
@@ -313,12 +334,8 @@ async fn draft(
             .hint(format!("add {k} to the publication's column list for {table}")));
         }
         schema.key = key;
-        let initial = match request.initial {
-            _ if schema.key.is_empty() => Initial::Skip,
-            Some(initial) => initial,
-            None if there.is_none() || destination.is_empty(&to).await? => Initial::Load,
-            None => Initial::Resync,
-        };
+        let keyed = !schema.key.is_empty();
+        let initial = request.initial(destination, &to, there.is_some(), keyed).await?;
         let remembered = Remembered {
             initial,
             oid: described.oid,
@@ -327,24 +344,29 @@ async fn draft(
         };
         let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
         plan.remember.insert(Remembered::name(&table), text);
-        plan.tables.push(PlannedTable {
-            read,
-            destination: to,
-            schema,
-            publish: Publish::Direct,
-            changes: None,
-            evolve: false,
-            compare: None,
-            own: false,
-            row_hash: None,
-        });
+        plan.tables.push(planned(read, to, schema));
     }
     connection.recycle();
     Ok(plan)
 }
 
+/// A table of a log: changes go to it directly.
+pub(crate) fn planned(read: ReadSpec, destination: TableId, schema: TableSchema) -> PlannedTable {
+    PlannedTable {
+        read,
+        destination,
+        schema,
+        publish: Publish::Direct,
+        changes: None,
+        evolve: false,
+        compare: None,
+        own: false,
+        row_hash: None,
+    }
+}
+
 /// Rows of a table and its partitions by the catalog's estimate.
-async fn expected_rows(connection: &Connection, oid: u32) -> Result<Option<u64>> {
+pub(crate) async fn expected_rows(connection: &Connection, oid: u32) -> Result<Option<u64>> {
     let row = connection
         .query_one(
             "SELECT sum(nullif(reltuples, -1))::float8 FROM pg_catalog.pg_class WHERE oid = $1 OR oid IN \

@@ -332,7 +332,7 @@ pub(super) struct Reshaped {
 }
 
 /// How a column travels that no plan has agreed on: decimals as text, so that every digit and NaN survive.
-fn travelling(mut column: Column) -> Column {
+pub(crate) fn travelling(mut column: Column) -> Column {
     if matches!(column.ty, ColumnType::Decimal { .. } | ColumnType::Numeric) {
         column.carrier = Carrier::Text;
     }

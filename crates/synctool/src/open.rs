@@ -38,9 +38,8 @@ pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Sou
             Connection::Sqlite { path } => sqlite(path)?.source(),
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.source(),
             Connection::WalArchive(a) => {
-                let archive = wal_archive(a, LogOptions::default())?;
-                archive.stand().await?;
-                Arc::new(archive)
+                let replay = replay(&a.wal, &a.database)?;
+                Arc::new(ArchiveLog::standing(replay, a.schema.as_str()).await?)
             }
             #[cfg(feature = "duckdb")]
             Connection::DuckDb { path, library } => duckdb(path, library.as_deref(), false).await?.source(),
@@ -89,7 +88,9 @@ pub fn log(datastore: &Datastore, options: LogOptions, workers: usize) -> Result
             let log = mysql(m, None, workers + LOG_CONNECTIONS)?.log(options);
             log.map(|log| Log::Mysql(Arc::new(log)))
         }
-        Connection::WalArchive(a) => wal_archive(a, options).map(|log| Log::Archive(Arc::new(log))),
+        Connection::WalArchive(a) => replay(&a.wal, &a.database)
+            .and_then(|replay| ArchiveLog::new(replay, a.schema.as_str(), a.frequency.0, options))
+            .map(|log| Log::Archive(Arc::new(log))),
         other => Err(Error::new(
             code::UNSUPPORTED,
             format!("the log of {} cannot be followed", other.type_name()),
@@ -97,11 +98,6 @@ pub fn log(datastore: &Datastore, options: LogOptions, workers: usize) -> Result
         .hint("a source of type postgres, mariadb or wal_archive has a log")),
     }
     .map_err(|e| e.at("datastore", &datastore.name))
-}
-
-fn wal_archive(a: &crate::config::Archived, options: LogOptions) -> Result<ArchiveLog> {
-    let replay = replay(&a.wal, &a.database)?;
-    ArchiveLog::new(replay, a.schema.as_str(), a.frequency.0, options)
 }
 
 /// How a scratch server follows an archive.

@@ -96,18 +96,23 @@ pub const ANSWER: &str = "
 UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = $2, answer = $3 WHERE id = $1";
 
 /// The tables behind selected names, with everything that must be alike on both sides: the table itself, or the leaves
-/// of a partitioned one. One line per column; a table without columns has one, and so has a name without a table.
+/// of a partitioned one. One line per column; a table without columns has one, and so has a name without a table. No lock
+/// is taken: one that production holds here never ends here. The expression of a computed column needs one, and is not
+/// told while there is another.
 pub const TABLES: &str = "
-WITH wanted AS (SELECT w.* FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema_name, table_name, nth)),
+WITH RECURSIVE wanted AS (SELECT w.* FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema_name, table_name, nth)),
 top AS (SELECT w.nth, t.oid, t.relkind FROM wanted w JOIN pg_catalog.pg_namespace s ON s.nspname = w.schema_name
     JOIN pg_catalog.pg_class t ON t.relnamespace = s.oid AND t.relname = w.table_name AND t.relkind IN ('r', 'p', 'v', 'm', 'f')),
-leaf AS (SELECT nth, oid FROM top WHERE relkind <> 'p'
-    UNION SELECT top.nth, p.relid FROM top, LATERAL pg_catalog.pg_partition_tree(top.oid) p WHERE top.relkind = 'p' AND p.isleaf
-        AND p.relid <> top.oid)
+tree AS (SELECT nth, oid, relkind FROM top
+    UNION SELECT t.nth, c.oid, c.relkind FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+        JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid WHERE t.relkind = 'p'),
+leaf AS (SELECT nth, oid FROM tree WHERE relkind <> 'p'),
+locked AS (SELECT relation FROM pg_catalog.pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted)
 SELECT top.nth, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, a.attname,
     pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', k.place,
     concat_ws(' ',
-        CASE WHEN a.attgenerated <> '' THEN (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid)
+        CASE WHEN a.attgenerated = '' THEN NULL WHEN a.attrelid IN (SELECT relation FROM locked) THEN 'locked'
+            ELSE (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid)
             FROM pg_catalog.pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END,
         CASE WHEN e.typtype = 'd' THEN (SELECT pg_catalog.format_type(e.typbasetype, e.typtypmod) || ' '
             || coalesce(string_agg(pg_catalog.pg_get_constraintdef(o.oid), ', ' ORDER BY pg_catalog.pg_get_constraintdef(o.oid)), '')
@@ -239,7 +244,10 @@ pub fn absent(from: &str, key: &[(&str, &str)], values: &[Vec<Option<String>>]) 
             Some(value) => Ok(format!("CAST({} AS {kind})", literal(value)?)),
             None => Ok(format!("CAST(NULL AS {kind})")),
         });
-        Ok(format!("({}, {nth}::bigint)", each.collect::<Result<Vec<_>>>()?.join(", ")))
+        Ok(format!(
+            "({}, {nth}::bigint)",
+            each.collect::<Result<Vec<_>>>()?.join(", ")
+        ))
     };
     let rows = values.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> = (0..key.len()).map(|i| format!("k{i}")).collect();

@@ -364,7 +364,10 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
         errors.push(
             source
                 .datastore
-                .error(format!("datastore \"{}\" is an archived log, which strategies of type log follow", from.name))
+                .error(format!(
+                    "datastore \"{}\" is an archived log, which strategies of type log follow",
+                    from.name
+                ))
                 .with_help("strategies: [{type: log}]"),
         );
     }

@@ -135,7 +135,10 @@ impl Stage {
     #[track_caller]
     fn fails(&self, arguments: &[&str], code: i32, says: &str) {
         let (found, out, err) = self.run(arguments);
-        assert!(found == code && err.contains(says), "{found}, no {says:?} in\n{out}\n{err}");
+        assert!(
+            found == code && err.contains(says),
+            "{found}, no {says:?} in\n{out}\n{err}"
+        );
     }
 
     fn once(&self) -> KillRun {
@@ -189,7 +192,10 @@ fn follows(version: PgVersion) {
     stage.backup();
     let (code, out, err) = stage.run(&["plan", "shop.yaml"]);
     assert_eq!(code, 0, "{out}\n{err}");
-    assert!(out.contains("users") && out.contains("twice is computed and left out"), "{out}");
+    assert!(
+        out.contains("users") && out.contains("twice is computed and left out"),
+        "{out}"
+    );
     assert!(stage.scratch_pid().is_none(), "looking leaves nothing behind");
     stage.catch_up();
     stage.same("the first load");
@@ -200,8 +206,12 @@ fn follows(version: PgVersion) {
         stage.same("what changed");
     }
     // What the log does not say row by row.
-    stage.happens("VACUUM FULL users; TRUNCATE pair; INSERT INTO pair VALUES (1, 'x', NULL); CLUSTER visit_1 USING visit_1_pkey");
-    stage.happens("CREATE TABLE visit_3 PARTITION OF visit FOR VALUES IN (3); INSERT INTO visit VALUES (1, 3, 'a'), (2, 3, 'b')");
+    stage.happens(
+        "VACUUM FULL users; TRUNCATE pair; INSERT INTO pair VALUES (1, 'x', NULL); CLUSTER visit_1 USING visit_1_pkey",
+    );
+    stage.happens(
+        "CREATE TABLE visit_3 PARTITION OF visit FOR VALUES IN (3); INSERT INTO visit VALUES (1, 3, 'a'), (2, 3, 'b')",
+    );
     stage.catch_up();
     stage.same("rewritten tables");
     // A column that comes, for rows that nobody touches too.
@@ -228,7 +238,11 @@ fn follows(version: PgVersion) {
     assert_eq!((code, status["state"].as_str()), (0, Some("stopped")), "{status:#}");
     // A change that is not followed is refused until somebody acts.
     stage.happens("ALTER TABLE users DROP COLUMN born");
-    stage.fails(&["run", "shop.yaml", "--until-caught-up"], 2, "column born of public.users is gone");
+    stage.fails(
+        &["run", "shop.yaml", "--until-caught-up"],
+        2,
+        "column born of public.users is gone",
+    );
     stage.to.psql("ALTER TABLE users DROP COLUMN born");
     let (code, out, err) = stage.run(&["run", "shop.yaml", "--until-caught-up", "--restart"]);
     assert_eq!(code, 0, "{out}\n{err}");
@@ -250,7 +264,13 @@ fn postgres_follows_an_archive_pg18() {
 fn follows_into(to: &str, uri: impl Fn(&Stage) -> String) {
     let stage = Stage::new(PgVersion::V18);
     let uri = uri(&stage);
-    stage.pipeline_to("shop", &to.replace("$URI", &uri).replace("$PATH", uri.split_once(':').map_or("", |u| u.1)), "tables: [users, pair, visit]", "");
+    stage.pipeline_to(
+        "shop",
+        &to.replace("$URI", &uri)
+            .replace("$PATH", uri.split_once(':').map_or("", |u| u.1)),
+        "tables: [users, pair, visit]",
+        "",
+    );
     stage.backup();
     let same = |case: &str| {
         for (table, columns) in TABLES {
@@ -436,19 +456,40 @@ fn another_log_is_refused() {
     // Two pipelines do not share a scratch server.
     let to = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", stage.to.url());
     stage.pipeline_to("twin", &to, "tables: [pair]", "");
-    stage.fails(&["run", "twin.yaml", "--until-caught-up"], 4, "belongs to the log synctool_shop");
+    stage.fails(
+        &["run", "twin.yaml", "--until-caught-up"],
+        4,
+        "belongs to the log synctool_shop",
+    );
     // It is a log and nothing else.
     let file = std::fs::read_to_string(stage.path("shop.yaml")).expect("the pipeline");
-    let full = file.replace("type: log, chunk_rows: 100", "type: full").replace("tables: [users, pair, visit]", "table: users");
-    std::fs::write(stage.path("full.yaml"), full.replace("destination: {datastore: to}", "destination: {datastore: to, table: users}")).expect("written");
-    stage.fails(&["plan", "full.yaml"], 2, "is an archived log, which strategies of type log follow");
+    let full = file
+        .replace("type: log, chunk_rows: 100", "type: full")
+        .replace("tables: [users, pair, visit]", "table: users");
+    std::fs::write(
+        stage.path("full.yaml"),
+        full.replace(
+            "destination: {datastore: to}",
+            "destination: {datastore: to, table: users}",
+        ),
+    )
+    .expect("written");
+    stage.fails(
+        &["plan", "full.yaml"],
+        2,
+        "is an archived log, which strategies of type log follow",
+    );
     // Another production, whose files and backup take the place.
     let stranger = Stage::new(PgVersion::V18);
     stranger.backup();
     std::fs::remove_dir_all(stage.path("scratch")).expect("removed");
     for folder in ["archive", "backup"] {
         std::fs::rename(stage.path(folder), stage.path(&format!("{folder}.old"))).expect("moved");
-        let copied = Command::new("cp").arg("-a").arg(stranger.path(folder)).arg(stage.path(folder)).status();
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(stranger.path(folder))
+            .arg(stage.path(folder))
+            .status();
         assert!(copied.expect("cp").success());
     }
     stage.fails(&once, 2, "the position was made from system id");
@@ -456,7 +497,11 @@ fn another_log_is_refused() {
     // With --repair it is followed from now on, and every table is made equal.
     stranger.happens(&change(5));
     std::fs::remove_dir_all(stage.path("archive")).expect("removed");
-    let copied = Command::new("cp").arg("-a").arg(stranger.path("archive")).arg(stage.path("archive")).status();
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(stranger.path("archive"))
+        .arg(stage.path("archive"))
+        .status();
     assert!(copied.expect("cp").success());
     let (code, out, err) = stage.run(&["run", "shop.yaml", "--until-caught-up", "--repair"]);
     assert_eq!(code, 0, "{out}\n{err}");

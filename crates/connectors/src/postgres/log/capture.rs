@@ -369,8 +369,10 @@ pub(crate) fn planned(read: ReadSpec, destination: TableId, schema: TableSchema)
 pub(crate) async fn expected_rows(connection: &Connection, oid: u32) -> Result<Option<u64>> {
     let row = connection
         .query_one(
-            "SELECT sum(nullif(reltuples, -1))::float8 FROM pg_catalog.pg_class WHERE oid = $1 OR oid IN \
-             (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf)",
+            "WITH RECURSIVE tree AS (SELECT $1::oid AS oid UNION SELECT i.inhrelid FROM tree t \
+             JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid JOIN pg_catalog.pg_class c ON c.oid = t.oid AND c.relkind = 'p') \
+             SELECT sum(nullif(reltuples, -1)) FILTER (WHERE relkind <> 'p' OR oid = $1)::float8 \
+             FROM pg_catalog.pg_class JOIN tree USING (oid)",
             &[&oid],
         )
         .await

@@ -67,11 +67,6 @@ pub(super) enum Job {
     },
     /// The table is emptied: all its rows come behind.
     Emptied(Arc<Shape>),
-    /// All its rows come, from this key on, each range in the place of what was there.
-    Whole {
-        shape: Arc<Shape>,
-        from: Option<Vec<String>>,
-    },
 }
 
 /// The followed tables at the scratch server's place, with the tables that hold their rows.
@@ -100,9 +95,12 @@ impl Tables {
 pub(super) fn parts<'a>(found: &'a tables::Found, table: &TableId) -> Result<Vec<&'a Table>> {
     let name = table.to_string();
     if !found.names.contains(&name) {
-        return Err(Error::new(code::TABLE_MISSING, format!("there is no table {table} in production any more"))
-            .at("table", name)
-            .hint("leave it out of the pipeline"));
+        return Err(Error::new(
+            code::TABLE_MISSING,
+            format!("there is no table {table} in production any more"),
+        )
+        .at("table", name)
+        .hint("leave it out of the pipeline"));
     }
     let parts: Vec<&Table> = found.tables.values().filter(|t| t.selected == name).collect();
     for part in &parts {
@@ -114,9 +112,11 @@ pub(super) fn parts<'a>(found: &'a tables::Found, table: &TableId) -> Result<Vec
             ),
             _ => continue,
         };
-        return Err(Error::new(code::UNSUPPORTED, format!("table {} {what}", part.display()))
-            .at("table", name)
-            .hint(next));
+        return Err(
+            Error::new(code::UNSUPPORTED, format!("table {} {what}", part.display()))
+                .at("table", name)
+                .hint(next),
+        );
     }
     Ok(parts)
 }
@@ -133,12 +133,7 @@ fn made(parts: &[&Table]) -> String {
 }
 
 /// Brings the scratch server over the next batch, or over the one that was begun.
-pub(super) async fn step(
-    rows: &Rows,
-    shapes: &Shapes,
-    position: &LogPosition,
-    begun: Option<Kept>,
-) -> Result<Step> {
+pub(super) async fn step(rows: &Rows, shapes: &Shapes, position: &LogPosition, begun: Option<Kept>) -> Result<Step> {
     let world = &rows.world;
     let mut held = world.replay.lock().await;
     let replay = held
@@ -235,7 +230,7 @@ async fn keep(
     session.recycle();
     writer.finish()?;
     let kept = Kept {
-        owner: rows.world.owner().into(),
+        owner: rows.world.owner()?.into(),
         from: batch.from,
         to: batch.to,
         timeline: replay.follower.timeline(),
@@ -249,7 +244,11 @@ async fn keep(
 
 /// What stands behind FROM for the rows at addresses.
 pub(super) fn at_addresses(part: &Name, at: &[Address]) -> String {
-    format!("ONLY {} WHERE ctid = ANY ({})", sql::table(&part.0, &part.1), sql::addresses(at))
+    format!(
+        "ONLY {} WHERE ctid = ANY ({})",
+        sql::table(&part.0, &part.1),
+        sql::addresses(at)
+    )
 }
 
 /// What is to be handed out, now that the scratch server stands behind the batch.
@@ -301,14 +300,9 @@ async fn difference(
         };
         let mut of_table = VecDeque::new();
         if whole {
-            match shape.key.is_empty() {
-                false => of_table.push_back(Job::Whole { shape: shape.clone(), from: None }),
-                true => {
-                    of_table.push_back(Job::Emptied(shape.clone()));
-                    for part in &parts {
-                        of_table.push_back(of_part(&session, shape.clone(), part.name.clone()).await?);
-                    }
-                }
+            of_table.push_back(Job::Emptied(shape.clone()));
+            for part in &parts {
+                of_table.push_back(of_part(&session, shape.clone(), part.name.clone()).await?);
             }
         } else if let Some(was) = was {
             if was.rows > 0 {
@@ -334,11 +328,7 @@ async fn difference(
                 }
             }
         }
-        let mut locked = false;
-        for part in parts.iter().filter(|_| !of_table.is_empty()) {
-            locked |= tables::is_blocked(&session, part).await?;
-        }
-        if locked {
+        if !of_table.is_empty() && is_locked(&session, &parts).await? {
             tracing::warn!(table = name, place = %batch.to, "production holds a lock on a table at this place: it is read whole behind it");
             position.owed.insert(name);
             continue;
@@ -349,24 +339,41 @@ async fn difference(
     Ok(Difference { position, jobs })
 }
 
+/// Whether production holds a lock on one of these that is not over at the scratch server's place.
+async fn is_locked(session: &Connection, parts: &[&Table]) -> Result<bool> {
+    for part in parts {
+        if tables::is_blocked(session, part).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// All rows of tables that cannot be read in chunks, for a destination that has none of them yet.
 pub(super) async fn first(rows: &Rows, shapes: &[(Arc<Shape>, Initial)], position: &LogPosition) -> Result<Difference> {
     let session = rows.session().await?;
     let mut jobs = VecDeque::new();
-    let wanted = shapes.iter().filter(|(s, initial)| s.key.is_empty() && *initial != Initial::Skip);
+    let wanted = shapes
+        .iter()
+        .filter(|(s, initial)| s.key.is_empty() && *initial != Initial::Skip);
     let wanted: Vec<&(Arc<Shape>, Initial)> = wanted.collect();
     let all: Vec<Arc<Shape>> = wanted.iter().map(|(shape, _)| shape.clone()).collect();
     let there = Tables::read(&session, &all).await?;
+    let mut position = position.clone();
     for (shape, initial) in wanted {
+        let parts = there.parts(shape)?;
+        if is_locked(&session, &parts).await? {
+            position.owed.insert(shape.table.to_string());
+            continue;
+        }
         if *initial == Initial::Resync {
             jobs.push_back(Job::Emptied(shape.clone()));
         }
-        for part in there.parts(shape)? {
+        for part in parts {
             jobs.push_back(of_part(&session, shape.clone(), part.name.clone()).await?);
         }
     }
     session.recycle();
-    let position = position.clone();
     Ok(Difference { position, jobs })
 }
 

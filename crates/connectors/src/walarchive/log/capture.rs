@@ -6,7 +6,9 @@ use super::position::LogPosition;
 use super::shape::full_name;
 use super::source::{ArchiveLog, logged};
 use crate::postgres::log::LogSource;
-use crate::postgres::log::capture::{CaptureRequest, FROM, Initial, Remembered, expected_rows, from_of, go_on, planned};
+use crate::postgres::log::capture::{
+    CaptureRequest, FROM, Initial, Remembered, expected_rows, from_of, go_on, planned,
+};
 use crate::postgres::{Connection, catalog};
 use synctool_core::backfill::BackfillPosition;
 use synctool_core::error::{Error, Result, code};
@@ -29,7 +31,9 @@ pub async fn capture(source: &ArchiveLog, destination: &dyn Destination, request
         false => request.tables.clone(),
     };
     if wanted.is_empty() {
-        return Err(Error::new(code::LOG_SETUP, "production's database has no table").hint("name the tables to capture"));
+        return Err(
+            Error::new(code::LOG_SETUP, "production's database has no table").hint("name the tables to capture")
+        );
     }
     let mut plan = request.plan(semantics(source, &request));
     for table in wanted {
@@ -89,7 +93,8 @@ async fn plan_table(
     let initial = request.initial(destination, &to, there.is_some(), true).await?;
     let names = described.schema.columns.iter().map(|c| c.name.clone());
     let rows = expected_rows(session, described.oid).await?;
-    let text = serde_json::to_string(&Remembered::named(initial, names, rows)).map_err(|e| Error::bug(e.to_string()))?;
+    let text =
+        serde_json::to_string(&Remembered::named(initial, names, rows)).map_err(|e| Error::bug(e.to_string()))?;
     plan.remember.insert(Remembered::name(table), text);
     plan.tables.push(planned(read, to, schema));
     Ok(())

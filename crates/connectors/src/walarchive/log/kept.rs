@@ -181,13 +181,7 @@ impl Writer {
 }
 
 /// Reads rows from a place on: so many, each of so many values, but no more bytes than about this. Says where the next begin.
-pub(super) fn read_rows(
-    directory: &Path,
-    at: u64,
-    most: u64,
-    width: usize,
-    bytes: usize,
-) -> Result<(Vec<Texts>, u64)> {
+pub(super) fn read_rows(directory: &Path, at: u64, most: u64, width: usize, bytes: usize) -> Result<(Vec<Texts>, u64)> {
     let path = rows(directory);
     let failed = |e: io::Error| file_error(&path, &e);
     let mut file = File::open(&path).map_err(failed)?;
@@ -209,7 +203,9 @@ pub(super) fn read_rows(
             file.read_exact(&mut value).map_err(failed)?;
             read += value.len();
             let value = String::from_utf8(value);
-            row.push(Some(value.map_err(|e| Error::bug("a kept row that is no text").caused_by(e))?));
+            row.push(Some(
+                value.map_err(|e| Error::bug("a kept row that is no text").caused_by(e))?,
+            ));
         }
         all.push(row);
     }

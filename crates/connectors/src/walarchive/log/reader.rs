@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use synctool_core::backfill::WATERMARK_PREFIX;
 use synctool_core::budget::Hold;
-use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange, Tx};
+use synctool_core::change::{ChangeBatch, Event, Op, Ops, SchemaChange, Tx};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::progress::Position;
@@ -243,7 +243,7 @@ impl LogReader {
                 Job::Gone { .. } | Job::Rows { .. } | Job::Part { .. } => {
                     self.context.budget.reserve(self.context.batch_bytes).await
                 }
-                Job::Reshaped(..) | Job::Emptied(_) | Job::Whole { .. } => Hold::default(),
+                Job::Reshaped(..) | Job::Emptied(_) => Hold::default(),
             };
             let (event, done) = shared.event(job, hold).await?;
             if done {
@@ -264,8 +264,10 @@ impl Shared {
             Job::Reshaped(shape, new) => {
                 let all = self.shapes.all();
                 let index = all.iter().position(|s| s.table == shape.table);
-                self.shapes
-                    .set(index.ok_or_else(|| Error::bug("a table that is not followed"))?, shape.clone());
+                self.shapes.set(
+                    index.ok_or_else(|| Error::bug("a table that is not followed"))?,
+                    shape.clone(),
+                );
                 let event = (!new.is_empty()).then(|| reshaped(shape, new.clone()));
                 Ok((event, true))
             }
@@ -276,22 +278,6 @@ impl Shared {
                     restart_identity: false,
                 };
                 Ok((Some(event), true))
-            }
-            Job::Whole { shape, from } => {
-                let read = self.rows.in_order(shape, from.as_deref(), self.options.chunk_rows).await?;
-                let (rows, next) = read.ok_or_else(|| locked(shape))?;
-                let event = Event::ReplaceRange {
-                    table: shape.table.clone(),
-                    range: KeyRange {
-                        columns: shape.schema().key,
-                        lower: from.clone(),
-                        upper: next.clone(),
-                    },
-                    rows,
-                };
-                let done = next.is_none();
-                *from = next;
-                Ok((Some(event), done))
             }
             Job::Gone { shape, all, at, left } => {
                 let identity = shape.identity();

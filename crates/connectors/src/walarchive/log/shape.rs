@@ -137,6 +137,9 @@ impl Shape {
 
     /// The columns that are not the plan's, for a sink that does not know of them.
     pub(super) fn added_columns(&self) -> Vec<Column> {
-        self.read.columns[self.planned..].iter().map(|c| c.column.clone()).collect()
+        self.read.columns[self.planned..]
+            .iter()
+            .map(|c| c.column.clone())
+            .collect()
     }
 }

@@ -40,7 +40,7 @@ const REPAIR: &str = "with a base backup and an archive that reach on from now, 
 /// The archived log of a PostgreSQL server, and the tables of one of its databases.
 ///
 /// [`ArchiveLog::follow`] says which tables it is about, as the plan has them; then the engine follows it. Where the
-/// scratch server stands, its tables can be read as those of any server ([`ArchiveLog::stand`]).
+/// scratch server stands, its tables can be read as those of any server ([`ArchiveLog::standing`]).
 #[derive(Debug)]
 pub struct ArchiveLog {
     world: Arc<World>,
@@ -55,10 +55,22 @@ pub struct ArchiveLog {
 }
 
 impl ArchiveLog {
-    /// A log that is looked at so often; `schema` is that of tables that are named without one.
+    /// A log whose archive is looked at so often; `schema` is that of tables that are named without one.
     pub fn new(config: ReplayConfig, schema: &str, frequency: Duration, options: LogOptions) -> Result<ArchiveLog> {
-        let world = World::new(config, &options.slot, schema)?;
-        Ok(ArchiveLog {
+        let world = World::new(config, Some(options.slot.clone()), schema)?;
+        Ok(ArchiveLog::of(world, schema, frequency, options))
+    }
+
+    /// The tables where the scratch server stands, whoever follows the log.
+    pub async fn standing(config: ReplayConfig, schema: &str) -> Result<ArchiveLog> {
+        let world = World::new(config, None, schema)?;
+        let log = ArchiveLog::of(world, schema, Duration::ZERO, LogOptions::default());
+        log.stand().await?;
+        Ok(log)
+    }
+
+    fn of(world: World, schema: &str, frequency: Duration, options: LogOptions) -> ArchiveLog {
+        ArchiveLog {
             tables: world.database().live_source(),
             world: Arc::new(world),
             schema: schema.into(),
@@ -67,7 +79,7 @@ impl ArchiveLog {
             followed: Mutex::default(),
             from: Mutex::default(),
             steering: Arc::default(),
-        })
+        }
     }
 
     /// How it is followed.
@@ -93,7 +105,7 @@ impl ArchiveLog {
 
     /// Brings the scratch server to where it stood last, or where it can be read first, so that its tables can be looked at.
     /// The first time this unpacks the base backup, which takes its time.
-    pub async fn stand(&self) -> Result<()> {
+    pub(super) async fn stand(&self) -> Result<()> {
         self.world.stand().await
     }
 
@@ -124,9 +136,12 @@ impl ArchiveLog {
         // Says whether there is a key, too.
         let keys = match canonical_keys(database, &followed.read, &followed.key, keys).await {
             Err(e) if e.kind().is_transient() => {
-                return Err(Error::new(code::REFUSED, "keys are looked up at the scratch server, which does not run now")
-                    .caused_by(e)
-                    .hint("ask while the pipeline runs, or refresh the whole table"));
+                return Err(Error::new(
+                    code::REFUSED,
+                    "keys are looked up at the scratch server, which does not run now",
+                )
+                .caused_by(e)
+                .hint("ask while the pipeline runs, or refresh the whole table"));
             }
             other => other?,
         };
@@ -200,12 +215,10 @@ impl ArchiveLog {
             return Ok((Found { position, begun: None }, after));
         };
         let after = BackfillPosition::parse(after)?;
-        let log = after.log.as_ref().ok_or_else(|| {
-            Error::new(
-                code::STATE_STORE,
-                "a stored position has no place in the log",
-            )
-        })?;
+        let log = after
+            .log
+            .as_ref()
+            .ok_or_else(|| Error::new(code::STATE_STORE, "a stored position has no place in the log"))?;
         let stored = LogPosition::parse(log)?;
         match self.world.go_on(&stored).await {
             Err(e) if self.options.repair && !e.kind().is_transient() && e.code() != code::LOCKED => {
@@ -245,17 +258,19 @@ impl ArchiveLog {
             ));
         }
         if self.options.watermarks == Watermarks::Table {
-            return Err(
-                Error::new(code::UNSUPPORTED, "an archived log is read without a table of watermarks")
-                    .hint("leave watermarks out: chunks are read where the scratch server stands"),
-            );
+            return Err(Error::new(
+                code::UNSUPPORTED,
+                "an archived log is read without a table of watermarks",
+            )
+            .hint("leave watermarks out: chunks are read where the scratch server stands"));
         }
         let from = self.from.lock().expect("nothing panics while holding it").clone();
         let after = after.or(from.as_ref());
         let (found, beside) = self.start(after, &followed).await?;
         let (position, begun) = (found.position, found.begun);
         // A position of another plan, or of a repair, is not at the destination yet.
-        let durable = after.is_some() && beside.log == after.map(BackfillPosition::parse).transpose()?.and_then(|p| p.log);
+        let durable =
+            after.is_some() && beside.log == after.map(BackfillPosition::parse).transpose()?.and_then(|p| p.log);
         self.steering.opened(position.standing(), &beside.pending);
         let shapes = self.shapes(&followed, &position).await?;
         tracing::info!(from = %position.at, "following the archived log");
@@ -278,7 +293,7 @@ impl ArchiveLog {
             let initial = followed.iter().map(|f| f.initial);
             let all: Vec<_> = shared.shapes.all().into_iter().zip(initial).collect();
             let first = first(&shared.rows, &all, &position).await?;
-            if !first.jobs.is_empty() {
+            if !first.jobs.is_empty() || first.position != position {
                 open = Open::First(Box::new(first));
             }
         }
@@ -304,7 +319,10 @@ impl ArchiveLog {
         self.world.run().await?;
         let session = self.session().await?;
         let selected = followed.iter().map(|f| f.read.table.to_string()).collect();
-        let names = followed.iter().map(|f| full_name(&f.read.table, &self.schema)).collect();
+        let names = followed
+            .iter()
+            .map(|f| full_name(&f.read.table, &self.schema))
+            .collect();
         let found = tables::find_named(&session, selected, names).await?;
         let mut shapes = Vec::with_capacity(followed.len());
         for f in followed {

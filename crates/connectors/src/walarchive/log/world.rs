@@ -40,8 +40,8 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct World {
     config: ReplayConfig,
-    /// Whose it is.
-    owner: String,
+    /// Whose it is; none for somebody who only looks.
+    owner: Option<String>,
     database: Postgres,
     pub(super) replay: tokio::sync::Mutex<Option<Replay>>,
     place: watch::Sender<Place>,
@@ -62,12 +62,12 @@ impl Drop for Claim {
 }
 
 impl World {
-    pub(super) fn new(config: ReplayConfig, owner: &str, schema: &str) -> Result<World> {
+    pub(super) fn new(config: ReplayConfig, owner: Option<String>, schema: &str) -> Result<World> {
         let mut address = config.scratch.address(&config.database);
         address.schema = schema.into();
         Ok(World {
             database: Postgres::open(address)?,
-            owner: owner.into(),
+            owner,
             config,
             replay: tokio::sync::Mutex::new(None),
             place: watch::Sender::new(Place::Moving),
@@ -129,19 +129,34 @@ impl World {
         Ok(())
     }
 
+    /// The log's name.
+    pub(super) fn owner(&self) -> Result<&str> {
+        let owner = self.owner.as_deref();
+        owner.ok_or_else(|| {
+            Error::new(code::CONFIG_INVALID, "nothing of this archive was replayed yet")
+                .hint("run the pipeline of type log that reads it")
+        })
+    }
+
     /// Makes or finds the scratch server, and what was kept of its last batch.
     fn open(&self) -> Result<(Scratch, Option<Kept>)> {
         self.take()?;
         if !Scratch::exists(&self.config.scratch) {
+            self.owner()?;
             // It was about one that is gone.
             Kept::forget(&self.directory())?;
         }
         let scratch = Replay::create(&self.config)?;
         let kept = Kept::read(&self.directory())?;
-        if let Some(kept) = kept.as_ref().filter(|k| k.owner != self.owner) {
+        if let (Some(kept), Some(owner)) = (&kept, &self.owner)
+            && kept.owner != *owner
+        {
             return Err(Error::new(
                 code::REFUSED,
-                format!("the scratch directory belongs to the log {}, and this is {}", kept.owner, self.owner),
+                format!(
+                    "the scratch directory belongs to the log {}, and this is {owner}",
+                    kept.owner
+                ),
             )
             .at("directory", self.config.scratch.directory.display().to_string())
             .hint("each pipeline needs a scratch_dir of its own"));
@@ -164,7 +179,7 @@ impl World {
         reached(next.take_up_to(position.at).await?)?;
         next.taken.clear();
         if begun.is_none() {
-            self.bring(&mut next, position.stored()).await?;
+            self.bring(&mut next, position.stored(), self.owner()?).await?;
         }
         *replay = Some(next);
         Ok(Found {
@@ -180,6 +195,10 @@ impl World {
         self.is(Place::Moving);
         let (scratch, kept) = self.open()?;
         let system = scratch.control().system;
+        let owner = match &kept {
+            Some(kept) => kept.owner.clone(),
+            None => self.owner()?.to_owned(),
+        };
         let stored = kept.map(|k| k.stored());
         let mut next = Replay::begin(self.config.clone(), scratch, stored).await?;
         let (stored, committed_at) = match stored {
@@ -207,7 +226,7 @@ impl World {
                 }
             },
         };
-        self.bring(&mut next, stored).await?;
+        self.bring(&mut next, stored, &owner).await?;
         *replay = Some(next);
         Ok(LogPosition {
             system,
@@ -221,10 +240,10 @@ impl World {
     }
 
     /// Brings it to a place that is at the destination, or where nothing is yet.
-    async fn bring(&self, replay: &mut Replay, to: Stored) -> Result<()> {
+    async fn bring(&self, replay: &mut Replay, to: Stored, owner: &str) -> Result<()> {
         let parameters = replay.scan.parameters().cloned();
         replay.open_gate(to.at, parameters.as_ref()).await?;
-        Kept::standing(&self.owner, to).store(&self.directory())?;
+        Kept::standing(owner, to).store(&self.directory())?;
         self.is(Place::Standing(to.at));
         Ok(())
     }
@@ -241,7 +260,10 @@ impl World {
     /// The scratch server runs, and can be read, wherever it is.
     pub(super) async fn run(&self) -> Result<()> {
         let replay = self.replay.lock().await;
-        let scratch = &replay.as_ref().ok_or_else(|| Error::bug("no scratch server was opened"))?.scratch;
+        let scratch = &replay
+            .as_ref()
+            .ok_or_else(|| Error::bug("no scratch server was opened"))?
+            .scratch;
         scratch.start().await
     }
 
@@ -287,10 +309,6 @@ impl World {
         let listing = self.config.archive.list().ok()?;
         let starts = listing.segments.keys().filter_map(|name| name.start(size));
         starts.max().map(|start| Lsn(start.0 + size.bytes()))
-    }
-
-    pub(super) fn owner(&self) -> &str {
-        &self.owner
     }
 }
 

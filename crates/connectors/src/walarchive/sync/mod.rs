@@ -466,7 +466,11 @@ impl DataSync {
         let (to, restart) = (batch.to.to_string(), batch.restart.to_string());
         let size = self.replay.scratch.control().segment_size;
         let name = |at: Lsn| archive::segment_name(self.replay.follower.history(), size.number(at), size).to_string();
-        let last = self.replay.taken.last().map_or_else(|| name(batch.to), ToString::to_string);
+        let last = self
+            .replay
+            .taken
+            .last()
+            .map_or_else(|| name(batch.to), ToString::to_string);
         self.local
             .execute(
                 sql::MOVE,

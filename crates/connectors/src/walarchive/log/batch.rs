@@ -298,42 +298,44 @@ async fn difference(
             Some(was) => was.whole || lost(was) || rewritten(was),
             None => true,
         };
-        let mut of_table = VecDeque::new();
-        if whole {
-            of_table.push_back(Job::Emptied(shape.clone()));
-            for part in &parts {
-                of_table.push_back(of_part(&session, shape.clone(), part.name.clone()).await?);
-            }
-        } else if let Some(was) = was {
-            if was.rows > 0 {
-                of_table.push_back(Job::Gone {
-                    shape: shape.clone(),
-                    all: was.fragile || shape.key.is_empty(),
-                    at: was.at,
-                    left: was.rows,
-                });
-            }
-            for part in &parts {
-                let Some(file) = was.file(&part.name) else {
-                    of_table.push_back(of_part(&session, shape.clone(), part.name.clone()).await?);
-                    continue;
-                };
-                if let Some(changes) = batch.files.remove(&file) {
-                    of_table.push_back(Job::Rows {
-                        shape: shape.clone(),
-                        part: part.name.clone(),
-                        walk: changes.addresses.into_walk()?,
-                        at: Vec::new(),
-                    });
-                }
-            }
+        let touched = |part: &&Table| {
+            let file = was.and_then(|was| was.file(&part.name));
+            file.is_none_or(|file| batch.files.contains_key(&file))
+        };
+        if !whole && was.is_none_or(|was| was.rows == 0) && !parts.iter().any(touched) {
+            continue;
         }
-        if !of_table.is_empty() && is_locked(&session, &parts).await? {
+        if is_locked(&session, &parts).await? {
             tracing::warn!(table = name, place = %batch.to, "production holds a lock on a table at this place: it is read whole behind it");
             position.owed.insert(name);
             continue;
         }
-        jobs.extend(of_table);
+        if whole {
+            jobs.push_back(Job::Emptied(shape.clone()));
+        }
+        if let Some(was) = was.filter(|was| !whole && was.rows > 0) {
+            jobs.push_back(Job::Gone {
+                shape: shape.clone(),
+                all: was.fragile || shape.key.is_empty(),
+                at: was.at,
+                left: was.rows,
+            });
+        }
+        for part in &parts {
+            let file = was.and_then(|was| was.file(&part.name)).filter(|_| !whole);
+            let Some(file) = file else {
+                jobs.push_back(of_part(&session, shape.clone(), part.name.clone()).await?);
+                continue;
+            };
+            if let Some(changes) = batch.files.remove(&file) {
+                jobs.push_back(Job::Rows {
+                    shape: shape.clone(),
+                    part: part.name.clone(),
+                    walk: changes.addresses.into_walk()?,
+                    at: Vec::new(),
+                });
+            }
+        }
     }
     session.recycle();
     Ok(Difference { position, jobs })

@@ -10,6 +10,7 @@ use crate::open;
 use synctool_connectors::postgres::PostgresConfig;
 use synctool_connectors::walarchive::SyncConfig;
 use synctool_core::error::Result;
+use tokio_util::sync::CancellationToken;
 
 /// The local database.
 pub fn local(config: &Config) -> PostgresConfig {
@@ -30,6 +31,7 @@ pub fn settings(config: &Config) -> Result<SyncConfig> {
         metric_hours: config.metric_hours,
         copy_jobs: config.copy_jobs,
         copy_range: config.copy_range << 20,
+        stop: CancellationToken::new(),
     })
 }
 

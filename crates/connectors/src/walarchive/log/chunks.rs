@@ -17,7 +17,7 @@ use synctool_core::schema::{TableId, TableSchema};
 use synctool_pgwal::Lsn;
 
 /// Rows of a table whose rows' size is not known yet.
-const FIRST: usize = 256;
+const FIRST: usize = 64;
 
 /// Where chunks stand in the log.
 pub(super) type Marks = crate::logs::Marks<Lsn>;

@@ -33,8 +33,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Addresses in one statement.
 const CHUNK: usize = 5_000;
-/// Blocks of a part that are read at once.
-const BLOCKS: u32 = 64;
+/// Blocks of a part that are read at once, and how many rows one holds, about.
+const BLOCKS: usize = 64;
+const DENSITY: usize = 60;
 /// A missing file is looked for again so soon, where somebody waits for the end.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -320,7 +321,9 @@ impl Shared {
                 if *block >= *end {
                     return Ok((None, true));
                 }
-                let next = block.saturating_add(BLOCKS).min(*end);
+                let rows = self.rows.widths.rows(&shape.table, BLOCKS * DENSITY);
+                let blocks = u32::try_from(rows / DENSITY).unwrap_or(1).max(1);
+                let next = block.saturating_add(blocks).min(*end);
                 let table = sql::table(&part.0, &part.1);
                 let from = format!("ONLY {table} WHERE ctid >= '({block},0)'::tid AND ctid < '({next},0)'::tid");
                 let session = self.rows.session().await?;

@@ -8,7 +8,8 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
 use synctool_core::backfill::{Backfill, BackfillPosition};
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event, Op, Ops, Presence};
@@ -16,6 +17,7 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::progress::Position;
 use synctool_core::schema::TableId;
 use synctool_core::source::{Assignment, Reader};
+use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The log with its backfill, as it is looked at from outside.
@@ -106,6 +108,80 @@ impl<S> Shapes<S> {
 
     pub(crate) fn set(&self, index: usize, shape: Arc<S>) {
         self.0.lock().expect("nothing panics while holding it")[index] = shape;
+    }
+}
+
+/// Where chunks stand in a log that tells the place of a snapshot exactly, and how far its reader is.
+#[derive(Debug, Default)]
+pub(crate) struct Marks<P> {
+    state: Mutex<Marked<P>>,
+    pub(crate) added: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Marked<P> {
+    waiting: VecDeque<(P, String)>,
+    /// The end of the last transaction that was read.
+    read: P,
+    /// The watermark before a chunk, until the chunk's place is known; and the place of the last chunk.
+    low: Option<String>,
+    chunk: P,
+}
+
+impl<P: Ord + Clone> Marks<P> {
+    fn state(&self) -> MutexGuard<'_, Marked<P>> {
+        self.state.lock().expect("nothing panics while holding it")
+    }
+
+    /// The oldest mark, if the log has reached its place.
+    pub(crate) fn reached(&self, at: &P) -> Option<String> {
+        let waiting = &mut self.state().waiting;
+        if waiting.front().is_some_and(|(place, _)| place <= at) {
+            return waiting.pop_front().map(|(_, content)| content);
+        }
+        None
+    }
+
+    /// Whether a mark waits that stands at this place or before it.
+    pub(crate) fn is_at_most(&self, place: &P) -> bool {
+        self.state().waiting.front().is_some_and(|(mark, _)| mark <= place)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state().waiting.is_empty()
+    }
+
+    /// A transaction that ends here was read.
+    pub(crate) fn read_up_to(&self, place: &P) {
+        self.state().read.clone_from(place);
+    }
+
+    /// Whether a snapshot at this place has everything that the log has shown.
+    pub(crate) fn covers(&self, place: &P) -> bool {
+        *place >= self.state().read
+    }
+
+    pub(crate) fn write(&self, content: &str) {
+        let mut state = self.state();
+        if content.starts_with("low ") {
+            state.low = Some(content.to_string());
+            return;
+        }
+        let place = state.chunk.clone();
+        state.waiting.push_back((place, content.to_string()));
+        self.added.notify_one();
+    }
+
+    /// The place of the last chunk.
+    pub(crate) fn chunk(&self) -> P {
+        self.state().chunk.clone()
+    }
+
+    pub(crate) fn chunk_at(&self, place: P) {
+        let mut state = self.state();
+        let low = state.low.take();
+        state.waiting.extend(low.map(|low| (place.clone(), low)));
+        state.chunk = place;
     }
 }
 

@@ -1,15 +1,17 @@
 //! From configured datastores to open connectors, and from the global configuration to the program's memory.
 
-use crate::config::{Connection, Datastore, Datastores, Global, State};
+use crate::config::{ArchivePlace, BackupPlace, Connection, Datastore, Datastores, Global, State, WalArchive};
 use crate::pipeline::followed::Log;
 use crate::state::{Outputs, PostgresStore, SqliteStore, Store};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use synctool_connectors::mysql::{Mysql, MysqlConfig};
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
 use synctool_connectors::postgres::log::LogOptions;
 use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination, SslMode};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
+use synctool_connectors::walarchive::{Archive, ArchiveLog, Backup, ReplayConfig, ScratchConfig};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
@@ -20,6 +22,13 @@ const EXTRA_CONNECTIONS: usize = 3;
 /// Connections that following a log needs beside those: chunks, heartbeats, looks at its end and at the catalog.
 const LOG_CONNECTIONS: usize = 4;
 
+/// How long one file of an archive may take to be fetched.
+const FETCH: Duration = Duration::from_secs(600);
+/// How long a scratch server may take to start or to stop.
+const START: Duration = Duration::from_secs(300);
+/// Touched rows that are kept in memory: some tens of megabytes.
+const TOUCHED_ROWS: usize = 1 << 20;
+
 /// Opens a datastore for reading. `workers` partitions may be read at once.
 pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Source>> {
     let opened: Result<Arc<dyn Source>> = async {
@@ -28,6 +37,10 @@ pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Sou
             Connection::Mysql(m) => mysql(m, None, workers)?.source(),
             Connection::Sqlite { path } => sqlite(path)?.source(),
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.source(),
+            Connection::WalArchive(a) => {
+                let replay = replay(&a.wal, &a.database)?;
+                Arc::new(ArchiveLog::standing(replay, a.schema.as_str()).await?)
+            }
             #[cfg(feature = "duckdb")]
             Connection::DuckDb { path, library } => duckdb(path, library.as_deref(), false).await?.source(),
             other => return Err(unsupported(other)),
@@ -75,13 +88,78 @@ pub fn log(datastore: &Datastore, options: LogOptions, workers: usize) -> Result
             let log = mysql(m, None, workers + LOG_CONNECTIONS)?.log(options);
             log.map(|log| Log::Mysql(Arc::new(log)))
         }
+        Connection::WalArchive(a) => replay(&a.wal, &a.database)
+            .and_then(|replay| ArchiveLog::new(replay, a.schema.as_str(), a.frequency.0, options))
+            .map(|log| Log::Archive(Arc::new(log))),
         other => Err(Error::new(
             code::UNSUPPORTED,
             format!("the log of {} cannot be followed", other.type_name()),
         )
-        .hint("a source of type postgres or mariadb has a log")),
+        .hint("a source of type postgres, mariadb or wal_archive has a log")),
     }
     .map_err(|e| e.at("datastore", &datastore.name))
+}
+
+/// How a scratch server follows an archive.
+pub(crate) fn replay(wal: &WalArchive, database: &str) -> Result<ReplayConfig> {
+    Ok(ReplayConfig {
+        archive: match &wal.archive {
+            ArchivePlace::Directory(directory) => Archive::Directory(directory.clone()),
+            ArchivePlace::Command(command) => Archive::Command {
+                command: command.clone(),
+                scratch: wal.scratch_dir.join("fetched"),
+                timeout: FETCH,
+            },
+        },
+        backup: match &wal.backup {
+            BackupPlace::Files(path) => Backup::Files(path.clone()),
+            BackupPlace::Command(command) => Backup::Command(command.clone()),
+        },
+        scratch: ScratchConfig {
+            directory: wal.scratch_dir.clone(),
+            bin_dir: bin_dir(wal)?,
+            user: Some(wal.scratch_user.clone()),
+            role: wal.scratch_role.clone(),
+            patience: START,
+        },
+        database: database.to_owned(),
+        batch_segments: wal.batch_segments as usize,
+        patience: wal.patience,
+        replay_patience: wal.replay_timeout.0,
+        touched_rows: TOUCHED_ROWS,
+    })
+}
+
+/// Where PostgreSQL's programs are: as configured, else of the backup's version where packages put them, else on the
+/// PATH.
+fn bin_dir(wal: &WalArchive) -> Result<PathBuf> {
+    if let Some(directory) = &wal.bin_dir {
+        return Ok(directory.clone());
+    }
+    let mut versions = vec![wal.scratch_dir.join("data/PG_VERSION")];
+    if let BackupPlace::Files(path) = &wal.backup {
+        versions.push(path.join("PG_VERSION"));
+    }
+    let major = versions.iter().find_map(|file| std::fs::read_to_string(file).ok());
+    let is_there = |directory: &PathBuf| directory.join("postgres").is_file() && directory.join("pg_ctl").is_file();
+    let packaged = major.iter().flat_map(|major| {
+        let major = major.trim();
+        [
+            format!("/usr/lib/postgresql/{major}/bin"),
+            format!("/usr/pgsql-{major}/bin"),
+        ]
+        .map(PathBuf::from)
+    });
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|directory| {
+        // A link on the PATH leads to where the other programs and their files are.
+        let real = std::fs::canonicalize(directory.join("postgres")).ok();
+        real.as_deref().and_then(Path::parent).map_or(directory, Path::to_owned)
+    });
+    packaged.chain(on_path).find(is_there).ok_or_else(|| {
+        Error::new(code::CONFIG_INVALID, "pg_bin_dir: PostgreSQL's programs were not found")
+            .hint("set pg_bin_dir to the directory with postgres and pg_ctl of production's major version")
+    })
 }
 
 fn unsupported(connection: &Connection) -> Error {
@@ -91,6 +169,7 @@ fn unsupported(connection: &Connection) -> Error {
     );
     match connection {
         Connection::DuckDb { .. } => error.hint("build it with: cargo build --features duckdb"),
+        Connection::WalArchive(_) => error.hint("an archive is read only: name it as the source"),
         _ => error.hint("this build opens postgres, mysql, sqlite, csv and parquet"),
     }
 }

@@ -700,6 +700,10 @@ impl Task {
             let stop = engine.cancel.clone();
             let desk = Desk::open(self.store.clone(), loaded, strategy, source.clone(), &plan, stop).await?;
             let done = engine.follow(plan.clone()).await;
+            // What ends with it has no say in how the run went.
+            if let Err(e) = source.close().await {
+                tracing::warn!(error = %e, "what was started for the log did not end");
+            }
             match desk.close().await.filter(|_| !options.cancel.is_cancelled()) {
                 Some(Stopped::Replan) => continue,
                 Some(Stopped::OverBudget) => return Err(log::give_up(&source).await),

@@ -401,22 +401,28 @@ impl Target {
         let (mut terms, mut parameters) = (Vec::new(), Vec::new());
         for (op, bound) in [(">=", &range.lower), ("<", &range.upper)] {
             let Some(values) = bound else { continue };
-            let mut right = Vec::new();
-            for (name, value) in range.columns.iter().zip(values) {
-                let at = self.columns.iter().position(|c| c.name == *name).ok_or_else(|| {
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("range column {name} is not in table {}", self.name),
-                    )
-                })?;
-                right.push(from_text("?", &self.types[at]));
-                parameters.push(value.as_str());
+            // Column by column: two comparisons of rows become one BETWEEN, which rows do not have.
+            let mut any = Vec::new();
+            for last in 0..range.columns.len() {
+                let mut all = Vec::new();
+                for (nth, (name, value)) in range.columns.iter().zip(values).take(last + 1).enumerate() {
+                    let at = self.columns.iter().position(|c| c.name == *name).ok_or_else(|| {
+                        Error::new(
+                            code::COLUMN_MISSING,
+                            format!("range column {name} is not in table {}", self.name),
+                        )
+                    })?;
+                    let op = match (nth < last, last + 1 == range.columns.len()) {
+                        (true, _) => "=",
+                        (false, true) => op,
+                        (false, false) => &op[..1],
+                    };
+                    all.push(format!("{} {op} {}", quote(name), from_text("?", &self.types[at])));
+                    parameters.push(value.as_str());
+                }
+                any.push(format!("({})", all.join(" AND ")));
             }
-            let left = list("", range.columns.iter().map(String::as_str));
-            terms.push(match right.as_slice() {
-                [one] => format!("{left} {op} {one}"),
-                many => format!("({left}) {op} ({})", many.join(", ")),
-            });
+            terms.push(format!("({})", any.join(" OR ")));
         }
         let filter = match terms.as_slice() {
             [] => String::new(),

@@ -27,7 +27,7 @@ mod query;
 mod rows;
 mod settled;
 mod sink;
-mod slices;
+pub(crate) mod slices;
 pub mod source;
 pub mod sql;
 mod stage;

@@ -72,7 +72,7 @@ pub async fn cut(connection: &Connection, table: &Described, request: &SliceRequ
 
 /// How the rows of a key's ranges are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// As the column's type and collation say.
     Own,
     /// As the database's collation says.
@@ -83,7 +83,7 @@ pub(super) enum Order {
 
 impl Order {
     /// What stands for a column, whose type prints so, where its order counts.
-    pub(super) fn term(self, name: &str, type_name: &str) -> String {
+    pub(crate) fn term(self, name: &str, type_name: &str) -> String {
         let ty = unmodified(type_name).unwrap_or_default();
         match (self, ty.as_str()) {
             (Order::Own, _) => name.to_string(),

@@ -3,11 +3,12 @@
 use super::archive::{self, Archive, Listing};
 use super::base::{Backup, Label};
 use super::control::Control;
+use super::replay::ReplayConfig;
 use super::scratch::{self, Scratch, ScratchConfig};
 use super::sql;
 use super::sync::SyncConfig;
 use super::tables::{self, Table};
-use crate::postgres::{Connection, Postgres, PostgresConfig};
+use crate::postgres::{Connection, Postgres};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use synctool_core::error::{Error, Result};
@@ -43,6 +44,19 @@ fn failed(what: &str, error: &Error) -> Finding {
     bad(what, found, error.next_step().unwrap_or_default())
 }
 
+/// Looks at what a scratch server needs: the backup, the programs, the archive.
+pub(super) async fn replayed(config: &ReplayConfig) -> Vec<Finding> {
+    replay(config).await.0
+}
+
+async fn replay(config: &ReplayConfig) -> (Vec<Finding>, Option<Production>) {
+    let mut all = Vec::new();
+    let production = production(config, &mut all);
+    programs(config, production.as_ref(), &mut all);
+    log_archive(config, production.as_ref(), &mut all).await;
+    (all, production)
+}
+
 /// A base backup, or the scratch server that was made from one: what is known of production without asking it.
 struct Production {
     label: Label,
@@ -53,15 +67,12 @@ struct Production {
 
 /// Looks at every prerequisite.
 pub async fn examine(config: &SyncConfig) -> Vec<Finding> {
-    let mut all = Vec::new();
-    let production = production(config, &mut all);
-    programs(config, production.as_ref(), &mut all);
-    log_archive(config, production.as_ref(), &mut all).await;
+    let (mut all, production) = replay(&config.replay).await;
     let local = local(config, production.as_ref(), &mut all).await;
     let mut there = None;
-    if Scratch::exists(&config.scratch) {
-        let socket = config.scratch.directory.join("socket").display().to_string();
-        let mut server = PostgresConfig::new(socket, scratch::PORT, &config.scratch.role, &config.database);
+    let scratch = &config.replay.scratch;
+    if Scratch::exists(scratch) {
+        let mut server = scratch.address(&config.replay.database);
         server.connect_timeout = std::time::Duration::from_secs(5);
         if let Ok(database) = Postgres::open(server) {
             there = database.connect().await.ok();
@@ -78,7 +89,7 @@ pub async fn examine(config: &SyncConfig) -> Vec<Finding> {
     all
 }
 
-fn production(config: &SyncConfig, all: &mut Vec<Finding>) -> Option<Production> {
+fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Production> {
     let directory = &config.scratch.directory;
     let read = |label: PathBuf, data: PathBuf| -> Result<(Label, Control)> {
         let text = std::fs::read_to_string(&label).map_err(|e| {
@@ -153,7 +164,7 @@ fn bytes_below(path: &Path) -> u64 {
         .sum()
 }
 
-fn programs(config: &SyncConfig, production: Option<&Production>, all: &mut Vec<Finding>) {
+fn programs(config: &ReplayConfig, production: Option<&Production>, all: &mut Vec<Finding>) {
     let ScratchConfig {
         directory,
         bin_dir,
@@ -207,7 +218,7 @@ fn free_bytes(path: &Path) -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-async fn log_archive(config: &SyncConfig, production: Option<&Production>, all: &mut Vec<Finding>) {
+async fn log_archive(config: &ReplayConfig, production: Option<&Production>, all: &mut Vec<Finding>) {
     let what = "archive";
     let directory = match &config.archive {
         Archive::Directory(directory) => directory,

@@ -1,7 +1,8 @@
 //! Segment after segment: each handed on only when it is whole, checked and in sequence.
 
-use super::archive::{self, Archive, Listing, Segment, Trouble};
+use super::archive::{self, Archive, Listed, Listing, Segment, Trouble};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use synctool_core::error::{Error, Result, code};
@@ -12,6 +13,7 @@ use synctool_pgwal::{Decoder, History, Identity, Lsn, SegmentName};
 #[derive(Debug)]
 pub struct Follower {
     archive: Archive,
+    listed: Listed,
     identity: Identity,
     history: History,
     decoder: Decoder,
@@ -47,6 +49,17 @@ pub enum Waiting {
     },
 }
 
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Waiting::NotYet(name) => write!(f, "segment {name} is not archived yet"),
+            Waiting::Partial(name) => write!(f, "of segment {name} only the beginning is archived"),
+            Waiting::Unready(name, why) => write!(f, "segment {name} cannot be taken yet: {why}"),
+            Waiting::Gap { missing, later } => write!(f, "segment {missing} is missing, though {later} is there"),
+        }
+    }
+}
+
 /// The same trouble, seen again and again.
 #[derive(Debug)]
 struct Waited {
@@ -60,6 +73,7 @@ impl Follower {
     pub fn new(archive: Archive, identity: Identity, history: History, from: Lsn, patience: u32) -> Self {
         Follower {
             archive,
+            listed: Listed::default(),
             identity,
             decoder: Decoder::at(identity, from),
             history,
@@ -91,7 +105,7 @@ impl Follower {
 
     /// Looks for the next segment. An error is final: production's log cannot be followed from here without help.
     pub async fn next(&mut self) -> Result<Next> {
-        let listing = self.archive.list()?;
+        let listing = self.listed.list(&self.archive, self.awaited())?;
         self.find_timeline(&listing).await?;
         let name = self.awaited();
         let candidates = match listing.segments.get(&name) {

@@ -3,7 +3,8 @@
 //! [`Archive`] is where the files are; [`Follower`] hands on segment after segment, each only when it is whole, checked
 //! and in sequence. [`Scratch`] is a server that replays exactly what it is given, so that rows can be read at a known place
 //! of production's log. [`Scan`] says which rows committed transactions touched between two places.
-//! [`DataSync`] brings them to a local database, where [`Board`] shows what it does and takes requests.
+//! [`DataSync`] brings them to a local database, where [`Board`] shows what it does and takes requests; [`ArchiveLog`] is
+//! the same as a source of pipelines.
 
 pub mod archive;
 pub mod base;
@@ -15,7 +16,9 @@ mod ddl;
 pub mod examine;
 pub mod follow;
 pub mod journal;
+pub mod log;
 pub mod names;
+pub mod replay;
 pub mod scratch;
 mod sql;
 pub mod sync;
@@ -27,7 +30,9 @@ pub use base::Backup;
 pub use batch::{Batch, Changes, Scan};
 pub use board::Board;
 pub use follow::{Follower, Next, Waiting};
+pub use log::ArchiveLog;
 pub use names::Kind;
+pub use replay::ReplayConfig;
 pub use scratch::{Scratch, ScratchConfig};
 pub use sync::{Claim, Compared, DataSync, Step, SyncConfig};
 pub use touched::Room;

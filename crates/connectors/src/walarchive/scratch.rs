@@ -33,6 +33,16 @@ pub struct ScratchConfig {
     pub patience: Duration,
 }
 
+impl ScratchConfig {
+    /// Where one of its databases is found.
+    pub fn address(&self, database: &str) -> PostgresConfig {
+        let socket = self.directory.join("socket");
+        let mut config = PostgresConfig::new(socket.display().to_string(), PORT, &self.role, database);
+        config.application_name = "synctool scratch".into();
+        config
+    }
+}
+
 /// A scratch server that was made from a base backup.
 #[derive(Debug)]
 pub struct Scratch {
@@ -175,6 +185,18 @@ impl Scratch {
         fs::remove_file(&finished).map_err(|e| file_error(&finished, &e))
     }
 
+    /// Stops one that may run, where nobody can wait for it.
+    pub(super) fn halt(config: &ScratchConfig) {
+        let Ok(account) = account(config.user.as_deref()) else {
+            return;
+        };
+        let config = config.clone();
+        let server = Server { account, config };
+        if server.is_running().unwrap_or_default() {
+            let _ = server.command(&["stop", "-w", "-m", "fast", "-s"]).status();
+        }
+    }
+
     /// Whether one was made here already.
     pub fn exists(config: &ScratchConfig) -> bool {
         config.directory.join(FINISHED).is_file()
@@ -266,10 +288,7 @@ impl Scratch {
 
     /// Where one of its databases is found.
     pub fn address(&self, database: &str) -> PostgresConfig {
-        let socket = self.config.directory.join("socket");
-        let mut config = PostgresConfig::new(socket.display().to_string(), PORT, &self.config.role, database);
-        config.application_name = "synctool scratch".into();
-        config
+        self.config.address(database)
     }
 
     /// How far it has replayed; None while it cannot be asked.
@@ -412,7 +431,7 @@ impl Server {
         error.hint("the log says more; if its data is lost, remove the scratch directory")
     }
 
-    async fn pg_ctl(&self, arguments: &[&str]) -> Result<Output> {
+    fn command(&self, arguments: &[&str]) -> Command {
         let data = self.data();
         let mut command = Command::new(self.config.bin_dir.join("pg_ctl"));
         command
@@ -434,6 +453,11 @@ impl Server {
             command.uid(uid).gid(gid);
         }
         command.process_group(0);
+        command
+    }
+
+    async fn pg_ctl(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command(arguments);
         let failed = |e: std::io::Error| Error::new(code::SCRATCH, format!("pg_ctl cannot be run: {}", e.kind()));
         let work = tokio::task::spawn_blocking(move || command.output().map_err(failed));
         work.await

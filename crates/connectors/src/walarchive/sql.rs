@@ -84,6 +84,10 @@ SELECT EXISTS (SELECT FROM synctool.datasync_requests WHERE done_at IS NULL AND 
         WHERE NOT EXISTS (SELECT FROM public.tables_to_sync s WHERE s.table_name = t.table_name)),
     EXISTS (SELECT FROM synctool.datasync_tables WHERE state = 'waiting')";
 
+/// Whether somebody asks for an end.
+pub const STOP_WANTED: &str =
+    "SELECT EXISTS (SELECT FROM synctool.datasync_requests WHERE done_at IS NULL AND kind = 'stop')";
+
 /// What is asked for, in order, and whether somebody began to do it.
 pub const REQUESTS: &str = "
 SELECT id, kind, table_name, taken FROM synctool.datasync_requests WHERE done_at IS NULL AND kind <> 'stop' ORDER BY id";
@@ -96,18 +100,23 @@ pub const ANSWER: &str = "
 UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = $2, answer = $3 WHERE id = $1";
 
 /// The tables behind selected names, with everything that must be alike on both sides: the table itself, or the leaves
-/// of a partitioned one. One line per column; a table without columns has one, and so has a name without a table.
+/// of a partitioned one. One line per column; a table without columns has one, and so has a name without a table. No lock
+/// is taken: one that production holds here never ends here. The expression of a computed column needs one, and is not
+/// told while there is another.
 pub const TABLES: &str = "
-WITH wanted AS (SELECT w.* FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema_name, table_name, nth)),
+WITH RECURSIVE wanted AS (SELECT w.* FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema_name, table_name, nth)),
 top AS (SELECT w.nth, t.oid, t.relkind FROM wanted w JOIN pg_catalog.pg_namespace s ON s.nspname = w.schema_name
     JOIN pg_catalog.pg_class t ON t.relnamespace = s.oid AND t.relname = w.table_name AND t.relkind IN ('r', 'p', 'v', 'm', 'f')),
-leaf AS (SELECT nth, oid FROM top WHERE relkind <> 'p'
-    UNION SELECT top.nth, p.relid FROM top, LATERAL pg_catalog.pg_partition_tree(top.oid) p WHERE top.relkind = 'p' AND p.isleaf
-        AND p.relid <> top.oid)
+tree AS (SELECT nth, oid, relkind FROM top
+    UNION SELECT t.nth, c.oid, c.relkind FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+        JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid WHERE t.relkind = 'p'),
+leaf AS (SELECT nth, oid FROM tree WHERE relkind <> 'p'),
+locked AS (SELECT relation FROM pg_catalog.pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted)
 SELECT top.nth, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, a.attname,
     pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', k.place,
     concat_ws(' ',
-        CASE WHEN a.attgenerated <> '' THEN (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid)
+        CASE WHEN a.attgenerated = '' THEN NULL WHEN a.attrelid IN (SELECT relation FROM locked) THEN 'locked'
+            ELSE (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid)
             FROM pg_catalog.pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END,
         CASE WHEN e.typtype = 'd' THEN (SELECT pg_catalog.format_type(e.typbasetype, e.typtypmod) || ' '
             || coalesce(string_agg(pg_catalog.pg_get_constraintdef(o.oid), ', ' ORDER BY pg_catalog.pg_get_constraintdef(o.oid)), '')
@@ -220,13 +229,52 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE d.datname = current_database() AND c.relkind = 'r' AND c.relpersistence = 'p'
     AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%'";
 
+/// Tables whose changes are in the log, apart from the partitions of others.
+pub const LOGGED: &str = "
+SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' AND n.nspname <> 'information_schema'
+    AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2";
+
+/// Whether something besides its key keeps rows of a table apart: rows may change hands of such values.
+pub const FRAGILE: &str = "
+SELECT count(*) > 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2 AND (i.indisunique OR i.indisexclusion)";
+
+/// Which of these keys no row has: their numbers. `keys` are the columns of the key with their types, and the values.
+pub fn absent(from: &str, key: &[(&str, &str)], values: &[Vec<Option<String>>]) -> Result<String> {
+    let row = |(nth, values): (usize, &Vec<Option<String>>)| -> Result<String> {
+        let each = key.iter().zip(values).map(|((_, kind), value)| match value {
+            Some(value) => Ok(format!("CAST({} AS {kind})", literal(value)?)),
+            None => Ok(format!("CAST(NULL AS {kind})")),
+        });
+        Ok(format!(
+            "({}, {nth}::bigint)",
+            each.collect::<Result<Vec<_>>>()?.join(", ")
+        ))
+    };
+    let rows = values.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+    let names: Vec<String> = (0..key.len()).map(|i| format!("k{i}")).collect();
+    let same: Vec<String> = key
+        .iter()
+        .zip(&names)
+        .map(|((column, _), name)| format!("t.{} = p.{name}", ident(column)))
+        .collect();
+    Ok(format!(
+        "SELECT p.nth FROM (VALUES {}) p({}, nth) WHERE NOT EXISTS (SELECT FROM {from} t WHERE {}) ORDER BY 1",
+        rows.join(", "),
+        names.join(", "),
+        same.join(" AND ")
+    ))
+}
+
 /// A quoted table.
 pub fn table(schema: &str, name: &str) -> String {
     format!("{}.{}", ident(schema), ident(name))
 }
 
 /// Row addresses as a literal.
-fn addresses(addresses: &[(u32, u16)]) -> String {
+pub fn addresses(addresses: &[(u32, u16)]) -> String {
     let each: Vec<String> = addresses
         .iter()
         .map(|(block, offset)| format!("\"({block},{offset})\""))

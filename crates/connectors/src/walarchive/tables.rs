@@ -182,14 +182,20 @@ pub fn parse_name(text: &str) -> Name {
 
 /// The tables behind selected names, on one side.
 pub async fn find<'a>(session: &Connection, selected: impl IntoIterator<Item = &'a str>) -> Result<Found> {
-    let selected: Vec<&str> = selected.into_iter().collect();
-    let (schemas, names): (Vec<String>, Vec<String>) = selected.iter().map(|text| parse_name(text)).unzip();
+    let selected: Vec<String> = selected.into_iter().map(str::to_owned).collect();
+    let names = selected.iter().map(|text| parse_name(text)).collect();
+    find_named(session, selected, names).await
+}
+
+/// The tables behind names that were taken apart already; `selected` is what they are called.
+pub async fn find_named(session: &Connection, selected: Vec<String>, names: Vec<Name>) -> Result<Found> {
+    let (schemas, names): (Vec<String>, Vec<String>) = names.into_iter().unzip();
     let rows = session
         .query(sql::TABLES, &[&schemas, &names])
         .await
         .map_err(|e| session.error(e, "reading the catalog"))?;
     let mut found = Found {
-        asked: selected.iter().map(|text| (*text).to_owned()).collect(),
+        asked: selected.clone(),
         ..Found::default()
     };
     for row in rows {
@@ -197,14 +203,14 @@ pub async fn find<'a>(session: &Connection, selected: impl IntoIterator<Item = &
         let Some(text) = usize::try_from(nth - 1).ok().and_then(|nth| selected.get(nth)) else {
             continue;
         };
-        found.names.insert((*text).to_owned());
+        found.names.insert(text.clone());
         let (Some(schema), Some(name)) = (row.get::<_, Option<String>>(1), row.get(2)) else {
             continue;
         };
         let (kind, persistence): (String, String) = (row.get(3), row.get(4));
         let table = found.tables.entry((schema, name)).or_insert_with_key(|name| Table {
             name: name.clone(),
-            selected: (*text).to_owned(),
+            selected: text.clone(),
             columns: Vec::new(),
             ordinary: kind == "r",
             logged: persistence == "p",

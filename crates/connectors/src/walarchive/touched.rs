@@ -2,6 +2,7 @@
 //! are many. Such a file is gone with whoever holds it, also when that was killed.
 
 use super::archive::file_error;
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fs::{self, File, OpenOptions};
@@ -141,13 +142,25 @@ impl Addresses {
 
     /// Each once, in the order of the file.
     pub fn walk(&self) -> Result<Walk<'_>> {
+        Walk::new(Cow::Borrowed(&self.memory), &self.runs)
+    }
+
+    /// The same, for somebody who keeps them.
+    pub fn into_walk(self) -> Result<Walk<'static>> {
+        Walk::new(Cow::Owned(self.memory), &self.runs)
+    }
+}
+
+impl<'a> Walk<'a> {
+    fn new(memory: Cow<'a, [Address]>, runs: &[Part]) -> Result<Self> {
         let mut walk = Walk {
-            memory: &self.memory,
+            memory,
+            at: 0,
             runs: Vec::new(),
             heads: BinaryHeap::new(),
             last: None,
         };
-        for part in &self.runs {
+        for part in runs {
             let mut run = Run {
                 part: part.clone(),
                 read: Vec::new(),
@@ -188,7 +201,9 @@ impl Run {
 /// Goes through addresses.
 #[derive(Debug)]
 pub struct Walk<'a> {
-    memory: &'a [Address],
+    memory: Cow<'a, [Address]>,
+    /// So many of them are behind us.
+    at: usize,
     runs: Vec<Run>,
     /// The next of each run.
     heads: BinaryHeap<Reverse<(Address, usize)>>,
@@ -198,9 +213,9 @@ pub struct Walk<'a> {
 impl Walk<'_> {
     /// The next, at most so many; none at the end.
     pub fn next(&mut self, most: usize) -> Result<Vec<Address>> {
-        let mut some = Vec::with_capacity(most.min(self.memory.len() + self.runs.len() * PIECE));
+        let mut some = Vec::with_capacity(most.min(self.memory.len() - self.at + self.runs.len() * PIECE));
         while some.len() < most {
-            let from_memory = self.memory.first().copied();
+            let from_memory = self.memory.get(self.at).copied();
             let next = match self.heads.peek() {
                 Some(Reverse((address, nth))) if from_memory.is_none_or(|m| *address < m) => {
                     let (address, nth) = (*address, *nth);
@@ -211,10 +226,10 @@ impl Walk<'_> {
                     }
                     address
                 }
-                _ => match self.memory.split_first() {
-                    Some((address, rest)) => {
-                        self.memory = rest;
-                        *address
+                _ => match from_memory {
+                    Some(address) => {
+                        self.at += 1;
+                        address
                     }
                     None => break,
                 },

@@ -11,6 +11,7 @@ use super::decode::{Anything, Later};
 use super::error::{ConfigError, suggestion};
 use super::secret::{Secret, SecretUrl};
 use super::units::Span;
+use super::walarchive::{Keys, Speech, WalArchive, span};
 
 /// A configured connection.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +57,8 @@ pub enum Connection {
         /// A folder whose files are tables, or one file.
         path: At<PathBuf>,
     },
+    /// The archived log of a PostgreSQL server.
+    WalArchive(Box<Archived>),
     /// A type that is known and that this version cannot open.
     NotYet {
         /// Its name.
@@ -64,7 +67,7 @@ pub enum Connection {
 }
 
 /// The types that this version opens.
-pub const DATASTORE_TYPES: &[&str] = &["postgres", "mysql", "sqlite", "duckdb", "csv", "parquet"];
+pub const DATASTORE_TYPES: &[&str] = &["postgres", "mysql", "sqlite", "duckdb", "csv", "parquet", "wal_archive"];
 
 impl Connection {
     /// The word of the `type` key.
@@ -76,6 +79,7 @@ impl Connection {
             Connection::DuckDb { .. } => "duckdb",
             Connection::Csv { .. } => "csv",
             Connection::Parquet { .. } => "parquet",
+            Connection::WalArchive(_) => "wal_archive",
             Connection::NotYet { type_name } => type_name,
         }
     }
@@ -84,8 +88,13 @@ impl Connection {
     pub fn has_schemas(&self) -> bool {
         matches!(
             self,
-            Connection::Postgres(_) | Connection::Mysql(_) | Connection::DuckDb { .. }
+            Connection::Postgres(_) | Connection::Mysql(_) | Connection::DuckDb { .. } | Connection::WalArchive(_)
         )
+    }
+
+    /// Whether its tables are those of a PostgreSQL database.
+    pub fn is_postgres(&self) -> bool {
+        matches!(self, Connection::Postgres(_) | Connection::WalArchive(_))
     }
 }
 
@@ -151,6 +160,21 @@ impl Postgres {
             application_name: "synctool".into(),
         }
     }
+}
+
+/// The archived log of a PostgreSQL server, followed without touching the server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Archived {
+    /// The archive, a base backup, and the scratch server.
+    #[serde(flatten)]
+    pub wal: WalArchive,
+    /// Production's database.
+    #[serde(rename = "dbname")]
+    pub database: At<String>,
+    /// Schema of tables that are named without one.
+    pub schema: At<String>,
+    /// How often the archive is looked at.
+    pub frequency: Span,
 }
 
 /// How to reach a MySQL or MariaDB server.
@@ -346,6 +370,9 @@ pub(super) enum DatastoreEntry {
     Csv(CsvEntry),
     /// A folder of Parquet files, or one.
     Parquet(FileEntry),
+    /// The archived log of a PostgreSQL server with a base backup: a source of strategies of type log.
+    #[serde(rename = "wal_archive")]
+    WalArchive(Box<WalArchiveEntry>),
     #[schemars(skip)]
     ClickHouse(Anything),
     #[schemars(skip)]
@@ -541,6 +568,43 @@ pub(super) struct CsvEntry {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
+pub(super) struct WalArchiveEntry {
+    /// Production's database.
+    dbname: Option<At<String>>,
+    /// Schema of tables that are named without one. Default: public.
+    schema: Option<At<String>>,
+    /// How often the archive is looked at. Default: 10s.
+    frequency: Option<At<Span>>,
+    /// The directory into which production archives its log; paths are relative to this file.
+    archive_dir: Option<At<PathBuf>>,
+    /// In place of archive_dir: a command that fetches the file %f to %p, and fails if there is none.
+    wal_fetch_command: Option<At<String>>,
+    /// A base backup of production: a directory, a directory with base.tar, or a tar file; compressed or not.
+    base_backup: Option<At<PathBuf>>,
+    /// In place of base_backup: a command that restores one into the empty directory %p.
+    base_restore_command: Option<At<String>>,
+    /// Where postgres and pg_ctl of production's major version are. Default: where packages put them, then on the PATH.
+    pg_bin_dir: Option<At<PathBuf>>,
+    /// A directory as large as production's data, for the scratch server of one pipeline.
+    scratch_dir: Option<At<PathBuf>>,
+    /// The system user that runs it, if synctool runs as root. Default: postgres.
+    scratch_user: Option<At<String>>,
+    /// A superuser of production's cluster. Default: postgres.
+    scratch_role: Option<At<String>>,
+    /// Segments of one batch, at most. Default: 64.
+    batch_segments: Option<At<u32>>,
+    /// Looks at the archive before something missing or damaged is an error. Default: 3.
+    archive_patience: Option<At<u32>>,
+    /// How long the scratch server may replay without getting on. Default: 10m.
+    replay_timeout: Option<At<Span>>,
+    /// What it is, for people.
+    description: Option<At<String>>,
+    /// Words to find it by.
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct PathConnection {
     /// The file or folder; relative to this file.
     path: At<PathBuf>,
@@ -664,6 +728,49 @@ fn datastore(
             Connection::Parquet {
                 path: one_path(entry.path, entry.connection.map(|c| c.path))?,
             }
+        }
+        DatastoreEntry::WalArchive(entry) => {
+            let missing = |key: &str, help: &str| {
+                let error = place.error(format!("missing key \"{key}\" in datastores.{name}"));
+                error.with_help(help)
+            };
+            let speech = Speech {
+                spell: str::to_owned,
+                missing: &missing,
+                folder,
+                scratch_dir: None,
+            };
+            let keys = Keys {
+                archive_dir: entry.archive_dir,
+                wal_fetch_command: entry.wal_fetch_command,
+                base_backup: entry.base_backup,
+                base_restore_command: entry.base_restore_command,
+                pg_bin_dir: entry.pg_bin_dir,
+                scratch_dir: entry.scratch_dir,
+                scratch_user: entry.scratch_user,
+                scratch_role: entry.scratch_role,
+                batch_segments: entry.batch_segments,
+                archive_patience: entry.archive_patience,
+                replay_timeout: entry.replay_timeout,
+            };
+            about = (entry.description, entry.tags);
+            let frequency = span(entry.frequency, 10, "frequency", errors);
+            if entry.dbname.is_none() {
+                errors.push(missing("dbname", "name production's database"));
+            }
+            let (wal, database) = match (keys.resolve(speech, errors), entry.dbname) {
+                (Some(wal), Some(database)) => (wal, database),
+                _ => {
+                    let last = errors.pop();
+                    return Err(last.unwrap_or_else(|| place.error(format!("datastores.{name} is not complete"))));
+                }
+            };
+            Connection::WalArchive(Box::new(Archived {
+                wal,
+                database,
+                schema: entry.schema.unwrap_or_else(|| "public".into()),
+                frequency,
+            }))
         }
         DatastoreEntry::ClickHouse(_) => Connection::NotYet {
             type_name: "clickhouse",

@@ -14,6 +14,7 @@ use super::load::{Loader, finish};
 use super::secret::Secret;
 use super::text::{Kind, Node};
 use super::units::Span;
+use super::walarchive::{Keys, Speech, WalArchive, positive, span};
 
 /// The environment variable that names the file.
 pub const DATA_SYNC_CONFIG: &str = "DATA_SYNC_CONFIG";
@@ -43,26 +44,10 @@ pub struct DataSync {
     pub frequency: Duration,
     /// Hours of a metrics window.
     pub metric_hours: u32,
-    /// Where production archives its log.
-    pub archive: ArchivePlace,
-    /// Production's base backup.
-    pub backup: BackupPlace,
+    /// Production's archived log, its base backup, and the scratch server.
+    pub wal: WalArchive,
     /// How often production is expected to archive; a file that is three times later is told.
     pub archive_interval: Duration,
-    /// Where PostgreSQL's programs are; looked for if not said.
-    pub bin_dir: Option<PathBuf>,
-    /// Where the scratch server is made.
-    pub scratch_dir: PathBuf,
-    /// The system user that runs it, if we are root.
-    pub scratch_user: String,
-    /// A superuser of production's cluster.
-    pub scratch_role: String,
-    /// Segments of one batch, at most.
-    pub batch_segments: usize,
-    /// Looks at the archive before something missing or damaged is an error.
-    pub patience: u32,
-    /// How long the scratch server may replay without getting on.
-    pub replay_timeout: Duration,
     /// Ranges of a large table that are copied at once.
     pub copy_jobs: usize,
     /// Megabytes of such a range.
@@ -71,24 +56,6 @@ pub struct DataSync {
     pub log_days: u32,
     /// Where the service writes what it would say on stderr.
     pub log_file: PathBuf,
-}
-
-/// Where production archives its log.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub enum ArchivePlace {
-    /// A directory.
-    Directory(PathBuf),
-    /// A command with `%f` and `%p`.
-    Command(String),
-}
-
-/// Where production's base backup is.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub enum BackupPlace {
-    /// A directory or a tar file.
-    Files(PathBuf),
-    /// A command with `%p`.
-    Command(String),
 }
 
 /// Data Sync: production's tables, kept in a local PostgreSQL from archived log alone. Paths are relative to the file.
@@ -228,20 +195,6 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
     fn or<T>(value: Option<At<T>>, default: T) -> T {
         value.map_or(default, At::into_inner)
     }
-    let positive = |value: Option<At<u32>>, default: u32, key: &str, errors: &mut Vec<ConfigError>| match value {
-        Some(n) if *n == 0 => {
-            errors.push(n.error(format!("{key} must be at least 1")));
-            default
-        }
-        value => or(value, default),
-    };
-    let span = |value: Option<At<Span>>, default: u64, key: &str, errors: &mut Vec<ConfigError>| match value {
-        Some(span) if span.0.is_zero() => {
-            errors.push(span.error(format!("{key} must be more than 0")));
-            Duration::from_secs(default)
-        }
-        value => value.map_or(Duration::from_secs(default), |span| span.0),
-    };
     if file.pg_password.is_none() {
         errors.push(missing(
             "PG_PASSWORD",
@@ -251,61 +204,29 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
     if file.pg_db_name.is_none() {
         errors.push(missing("PG_DB_NAME", "name the local database"));
     }
-    let archive = match (file.archive_dir, file.wal_fetch_command) {
-        (Some(dir), None) => Some(ArchivePlace::Directory(place(dir))),
-        (None, Some(command)) => {
-            for part in ["%f", "%p"] {
-                if !command.contains(part) {
-                    let what = format!("WAL_FETCH_COMMAND has no {part}");
-                    errors.push(
-                        command
-                            .error(what)
-                            .with_help("%f is the file wanted, %p where it is to be put"),
-                    );
-                }
-            }
-            Some(ArchivePlace::Command(command.into_inner()))
-        }
-        (Some(_), Some(command)) => {
-            errors.push(command.error("ARCHIVE_DIR and WAL_FETCH_COMMAND exclude each other"));
-            None
-        }
-        (None, None) => {
-            errors.push(missing(
-                "ARCHIVE_DIR",
-                "name the directory of production's archived log, or WAL_FETCH_COMMAND",
-            ));
-            None
-        }
+    let speech = Speech {
+        spell: str::to_uppercase,
+        missing: &missing,
+        folder,
+        scratch_dir: Some(data_dir.join("datasync")),
     };
-    let backup = match (file.base_backup, file.base_restore_command) {
-        (Some(path), None) => Some(BackupPlace::Files(place(path))),
-        (None, Some(command)) => {
-            if !command.contains("%p") {
-                let error = command.error("BASE_RESTORE_COMMAND has no %p");
-                errors.push(error.with_help("%p is the empty directory into which the backup is to be restored"));
-            }
-            Some(BackupPlace::Command(command.into_inner()))
-        }
-        (Some(_), Some(command)) => {
-            errors.push(command.error("BASE_BACKUP and BASE_RESTORE_COMMAND exclude each other"));
-            None
-        }
-        (None, None) => {
-            errors.push(missing(
-                "BASE_BACKUP",
-                "name a base backup of production, or BASE_RESTORE_COMMAND",
-            ));
-            None
-        }
-    };
-    let frequency = span(file.data_sync_freq, 600, "DATA_SYNC_FREQ", errors);
-    let archive_interval = span(
-        file.archive_interval,
-        frequency.as_secs().max(1),
-        "ARCHIVE_INTERVAL",
-        errors,
-    );
+    let wal = Keys {
+        archive_dir: file.archive_dir,
+        wal_fetch_command: file.wal_fetch_command,
+        base_backup: file.base_backup,
+        base_restore_command: file.base_restore_command,
+        pg_bin_dir: file.pg_bin_dir,
+        scratch_dir: file.scratch_dir,
+        scratch_user: file.scratch_user,
+        scratch_role: file.scratch_role,
+        batch_segments: file.batch_segments,
+        archive_patience: file.archive_patience,
+        replay_timeout: file.replay_timeout,
+    }
+    .resolve(speech, errors);
+    let frequency = span(file.data_sync_freq, 600, "DATA_SYNC_FREQ", errors).0;
+    let interval = frequency.as_secs().max(1);
+    let archive_interval = span(file.archive_interval, interval, "ARCHIVE_INTERVAL", errors).0;
     let database = or(file.pg_db_name, String::new());
     let resolved = DataSync {
         file: path.clone(),
@@ -319,16 +240,8 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
         sslrootcert: file.pg_sslrootcert.map(place),
         frequency,
         metric_hours: positive(file.metric_freq, 24, "METRIC_FREQ", errors),
-        archive: archive?,
-        backup: backup?,
+        wal: wal?,
         archive_interval,
-        bin_dir: file.pg_bin_dir.map(place),
-        scratch_dir: file.scratch_dir.map_or_else(|| data_dir.join("datasync"), place),
-        scratch_user: or(file.scratch_user, "postgres".into()),
-        scratch_role: or(file.scratch_role, "postgres".into()),
-        batch_segments: positive(file.batch_segments, 64, "BATCH_SEGMENTS", errors) as usize,
-        patience: positive(file.archive_patience, 3, "ARCHIVE_PATIENCE", errors),
-        replay_timeout: span(file.replay_timeout, 600, "REPLAY_TIMEOUT", errors),
         copy_jobs: positive(file.copy_jobs, 4, "COPY_JOBS", errors) as usize,
         copy_range: u64::from(positive(file.copy_range_mb, 64, "COPY_RANGE_MB", errors)),
         log_days: or(file.log_retention_days, 90),
@@ -366,7 +279,7 @@ mod tests {
         );
         assert_eq!((config.frequency.as_secs(), config.metric_hours), (600, 24));
         assert_eq!(config.production_database, "shop");
-        assert_eq!(config.scratch_dir, Path::new("/data/datasync"));
+        assert_eq!(config.wal.scratch_dir, Path::new("/data/datasync"));
     }
 
     #[test]

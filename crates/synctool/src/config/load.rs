@@ -361,6 +361,17 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
     if pipeline.log().is_some() {
         return check_log_ends(pipeline, from, to, errors);
     }
+    if matches!(from.connection, datastores::Connection::WalArchive(_)) {
+        errors.push(
+            source
+                .datastore
+                .error(format!(
+                    "datastore \"{}\" is an archived log, which strategies of type log follow",
+                    from.name
+                ))
+                .with_help("strategies: [{type: log}]"),
+        );
+    }
     match (source.table_ref(from), destination.table_ref(to)) {
         (Ok(read), Ok(written)) => {
             if from.name == to.name && read == written {

@@ -39,13 +39,14 @@ mod types;
 mod units;
 mod uri;
 mod vars;
+mod walarchive;
 
 pub use at::{At, Origin};
 pub use bounds::parse_bounds;
 pub use datastores::{
-    Connection, CsvOptions, DATASTORE_TYPES, Datastore, Datastores, FoundIn, Mysql, Postgres, SslMode,
+    Archived, Connection, CsvOptions, DATASTORE_TYPES, Datastore, Datastores, FoundIn, Mysql, Postgres, SslMode,
 };
-pub use datasync::{ArchivePlace, BackupPlace, DATA_SYNC_CONFIG, DataSync};
+pub use datasync::{DATA_SYNC_CONFIG, DataSync};
 pub use decode::Notice;
 pub use error::{ConfigError, ConfigErrors};
 pub use global::{
@@ -72,3 +73,4 @@ pub use strategy::{
 pub use table::TableRef;
 pub use types::{DataType, SizedType};
 pub use units::{ByteSize, Span};
+pub use walarchive::{ArchivePlace, BackupPlace, WalArchive};

@@ -355,6 +355,11 @@ fn named_tree(datastore: &Datastore) -> (String, Value) {
                 tree.extend(options);
             }
         }
+        Connection::WalArchive(archived) => {
+            if let Value::Object(keys) = value(archived) {
+                tree.extend(keys);
+            }
+        }
         Connection::NotYet { .. } => {}
     }
     if let Some(description) = &datastore.description {

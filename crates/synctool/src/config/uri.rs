@@ -60,6 +60,7 @@ impl Datastore {
             | Connection::Parquet { path } => path
                 .file_stem()
                 .map_or_else(|| scheme.clone(), |stem| stem.to_string_lossy().into_owned()),
+            Connection::WalArchive(archived) => archived.database.to_string(),
             Connection::NotYet { type_name } => (*type_name).to_owned(),
         };
         Ok(Datastore {
@@ -79,6 +80,10 @@ impl Datastore {
             | Connection::DuckDb { path, .. }
             | Connection::Csv { path, .. }
             | Connection::Parquet { path } => format!("{}:{}", self.connection.type_name(), path.display()),
+            Connection::WalArchive(a) => match &a.wal.archive {
+                super::ArchivePlace::Directory(path) => format!("wal_archive:{}", path.display()),
+                super::ArchivePlace::Command(_) => "wal_archive: by wal_fetch_command".into(),
+            },
             Connection::NotYet { type_name } => format!("{type_name}: (not in this version yet)"),
         }
     }

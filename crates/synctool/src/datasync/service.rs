@@ -1,11 +1,13 @@
 //! The service: it looks at the archive again and again, does what users ask for between batches, and goes on after
 //! whatever passes. What happened stands in the local database.
 
-use super::{host, local, sentence, settings};
+use super::{host, local, settings};
 use crate::config::DataSync as Config;
 use std::time::{Duration, Instant, SystemTime};
 use synctool_connectors::walarchive::journal::Entry;
-use synctool_connectors::walarchive::{Archive, Backup, Board, Claim, DataSync, Listing, Scratch, Step, Waiting};
+use synctool_connectors::walarchive::{
+    Archive, Backup, Board, Claim, DataSync, Listing, Scratch, Step, SyncConfig, Waiting,
+};
 use synctool_core::error::{Error, Result, code};
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +54,7 @@ impl Service {
             silence_told: None,
             tidied: None,
         };
-        let settings = settings(&service.config)?;
+        let settings = service.settings()?;
         let claim = Claim::take(&settings.local).await?;
         let board = service.board().await?;
         board.begin_service(&host()).await?;
@@ -118,9 +120,17 @@ impl Service {
 
     async fn open(&mut self) -> Result<()> {
         if self.sync.is_none() {
-            self.sync = Some(DataSync::open(settings(&self.config)?).await?);
+            self.sync = Some(DataSync::open(self.settings()?).await?);
         }
         Ok(())
+    }
+
+    /// What the work needs to know; it ends when we are told to.
+    fn settings(&self) -> Result<SyncConfig> {
+        Ok(SyncConfig {
+            stop: self.stop.clone(),
+            ..settings(&self.config)?
+        })
     }
 
     async fn look(&mut self) -> Result<Served> {
@@ -129,8 +139,16 @@ impl Service {
         loop {
             self.beat("working", None).await;
             let sync = self.sync.as_mut().ok_or_else(|| Error::bug("nothing is open"))?;
-            let step = Box::pin(sync.step()).await?;
-            Box::pin(sync.tend()).await?;
+            let done = async {
+                let step = Box::pin(sync.step()).await?;
+                Box::pin(sync.tend()).await?;
+                Ok::<_, Error>(step)
+            };
+            let step = match done.await {
+                // Asked to end in the middle of a copy.
+                Err(e) if e.code() == code::INTERRUPTED => return Ok(Served { batches, waiting: None }),
+                other => other?,
+            };
             match step {
                 Step::Applied(_) => batches += 1,
                 Step::Idle(why) => {
@@ -165,6 +183,9 @@ impl Service {
             if let (true, Some(sync)) = (wanted.tend, self.sync.as_mut())
                 && let Err(error) = Box::pin(sync.tend()).await
             {
+                if error.code() == code::INTERRUPTED {
+                    return true;
+                }
                 self.failed(&error).await;
                 return false;
             }
@@ -211,7 +232,7 @@ impl Service {
 
     async fn well(&mut self, waiting: Option<&Waiting>) {
         self.scratch_faults = 0;
-        let text = waiting.map(sentence);
+        let text = waiting.map(ToString::to_string);
         self.beat("waiting", text.as_deref()).await;
         let silent = self.silence();
         let tidy = self.config.log_days > 0 && self.tidied.is_none_or(|at| at.elapsed() > DAY);
@@ -236,7 +257,7 @@ impl Service {
 
     /// How long the archive has been silent, if that is news.
     fn silence(&mut self) -> Option<Duration> {
-        let Ok(Archive::Directory(directory)) = settings(&self.config).map(|s| s.archive) else {
+        let Ok(Archive::Directory(directory)) = settings(&self.config).map(|s| s.replay.archive) else {
             return None;
         };
         let newest = Listing::of(&directory).ok()?.newest?;
@@ -271,12 +292,12 @@ impl Service {
     /// It holds nothing that could not be made again from the base backup and the archive.
     async fn rebuild_scratch(&mut self) {
         let Ok(settings) = settings(&self.config) else { return };
-        if let Backup::Files(path) = &settings.backup
+        if let Backup::Files(path) = &settings.replay.backup
             && !path.exists()
         {
             return;
         }
-        let done = Scratch::discard(&settings.scratch).await;
+        let done = Scratch::discard(&settings.replay.scratch).await;
         let entry = match &done {
             Ok(()) => Entry::new(
                 "warn",

@@ -5,6 +5,8 @@ use synctool_connectors::mysql::log::{BinlogSource, capture as binlog};
 use synctool_connectors::postgres::log::capture::{self, CaptureRequest};
 use synctool_connectors::postgres::log::status::{LogStatus, SlotStatus, Steering};
 use synctool_connectors::postgres::log::{LogOptions, LogSource, Outlook};
+use synctool_connectors::walarchive::ArchiveLog;
+use synctool_connectors::walarchive::log::capture as archived;
 use synctool_core::backfill::Pending;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::Plan;
@@ -20,6 +22,8 @@ pub enum Log {
     Postgres(Arc<LogSource>),
     /// MariaDB's binary log.
     Mysql(Arc<BinlogSource>),
+    /// PostgreSQL's, from archived files.
+    Archive(Arc<ArchiveLog>),
 }
 
 /// The same call on whichever log it is.
@@ -28,6 +32,7 @@ macro_rules! either {
         match $log {
             Log::Postgres($name) => $call,
             Log::Mysql($name) => $call,
+            Log::Archive($name) => $call,
         }
     };
 }
@@ -83,11 +88,19 @@ impl Log {
         matches!(self, Log::Postgres(_))
     }
 
+    /// Nobody follows it any more: what was started for it ends.
+    pub async fn close(&self) -> Result<()> {
+        match self {
+            Log::Postgres(_) | Log::Mysql(_) => Ok(()),
+            Log::Archive(log) => log.close().await,
+        }
+    }
+
     /// The replication slots of the server; a server without slots keeps its log for nobody.
     pub async fn slots(&self) -> Result<Vec<SlotStatus>> {
         match self {
             Log::Postgres(log) => log.slots().await,
-            Log::Mysql(_) => Ok(Vec::new()),
+            Log::Mysql(_) | Log::Archive(_) => Ok(Vec::new()),
         }
     }
 
@@ -96,6 +109,7 @@ impl Log {
         match self {
             Log::Postgres(log) => log.give_up().await,
             Log::Mysql(_) => Err(Error::new(code::UNSUPPORTED, "MariaDB keeps its log for nobody")),
+            Log::Archive(_) => Err(Error::new(code::UNSUPPORTED, "an archive is kept by whoever made it")),
         }
     }
 
@@ -103,7 +117,7 @@ impl Log {
     pub fn removal(&self) -> Vec<String> {
         match self {
             Log::Postgres(log) => log.removal(),
-            Log::Mysql(_) => Vec::new(),
+            Log::Mysql(_) | Log::Archive(_) => Vec::new(),
         }
     }
 
@@ -112,6 +126,7 @@ impl Log {
         match self {
             Log::Postgres(log) => request.semantics(log),
             Log::Mysql(log) => binlog::semantics(log, request),
+            Log::Archive(log) => archived::semantics(log, request),
         }
     }
 
@@ -120,6 +135,7 @@ impl Log {
         match self {
             Log::Postgres(log) => capture::capture(log, destination, request).await,
             Log::Mysql(log) => binlog::capture(log, destination, request).await,
+            Log::Archive(log) => archived::capture(log, destination, request).await,
         }
     }
 
@@ -132,6 +148,7 @@ impl Log {
         match self {
             Log::Postgres(log) => capture::preview(log, destination, request).await,
             Log::Mysql(log) => Ok((binlog::capture(log, destination, request).await?, Vec::new())),
+            Log::Archive(log) => Ok((archived::capture(log, destination, request).await?, Vec::new())),
         }
     }
 
@@ -145,6 +162,7 @@ impl Log {
         match self {
             Log::Postgres(log) => capture::extend(log, destination, stored, request).await,
             Log::Mysql(log) => binlog::extend(log, destination, stored, request).await,
+            Log::Archive(log) => archived::extend(log, destination, stored, request).await,
         }
     }
 }

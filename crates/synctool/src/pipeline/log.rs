@@ -192,8 +192,7 @@ fn named(loaded: &Loaded) -> Result<Vec<TableId>> {
 /// What is captured, and under which names it goes on.
 pub(super) fn request(loaded: &Loaded, strategy: &Strategy, run_id: &str) -> Result<CaptureRequest> {
     let (to, destination) = (loaded.destination()?, &loaded.pipeline.destination);
-    let is_postgres = |d: &crate::config::Datastore| matches!(d.connection, crate::config::Connection::Postgres(_));
-    let postgres = is_postgres(to) && is_postgres(loaded.source()?);
+    let postgres = to.connection.is_postgres() && loaded.source()?.connection.is_postgres();
     let said = destination.schema.as_ref().map(|s| s.to_string());
     let schema = said.or_else(|| match postgres {
         // Tables keep the schema that they have at the source.
@@ -325,6 +324,7 @@ pub(super) async fn preview(
         changed,
         has_slot: log.has_slot(),
     };
+    log.close().await?;
     let resumes = position.is_some();
     Ok((plan, resumes, preview))
 }

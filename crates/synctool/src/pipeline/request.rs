@@ -34,6 +34,7 @@ pub(crate) fn default_schema(datastore: &Datastore) -> Option<String> {
     match &datastore.connection {
         crate::config::Connection::Postgres(p) => Some(p.schema.to_string()),
         crate::config::Connection::Mysql(m) => Some(m.database.to_string()),
+        crate::config::Connection::WalArchive(a) => Some(a.schema.to_string()),
         _ => None,
     }
 }

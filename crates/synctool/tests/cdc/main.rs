@@ -1,6 +1,7 @@
 //! Logs that are followed, by the whole program on real servers: from nothing to a running capture, steered while it
 //! runs, refused and mended, killed anywhere.
 
+mod archive;
 mod binlog;
 mod capture;
 mod kills;

@@ -15,8 +15,8 @@ mod matrix;
 mod partitions;
 #[path = "../place/mod.rs"]
 mod place;
-mod ranges;
 mod proofs;
+mod ranges;
 
 use place::{Place, postgres};
 use synctool_testkit::{MariaDb, PgVersion, Postgres, Redis, TestDb};

@@ -6,11 +6,9 @@ use super::super::sql::literal;
 use super::chunks;
 use super::source::{BinlogSource, check_server, tables_of};
 use crate::postgres::log::LogSource;
-use crate::postgres::log::capture::{CaptureRequest, Initial, Remembered, go_on};
-use std::collections::BTreeMap;
+use crate::postgres::log::capture::{CaptureRequest, Remembered, go_on, planned};
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
-use synctool_core::progress::Generation;
+use synctool_core::plan::{Plan, ReadSpec};
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::strategy::table::carry_plain;
@@ -35,23 +33,7 @@ pub async fn capture(source: &BinlogSource, destination: &dyn Destination, reque
         )
         .hint("name the tables to capture"));
     }
-    let mut plan = Plan {
-        pipeline: request.pipeline.clone(),
-        run_id: request.run_id.clone(),
-        generation: Generation(0),
-        strategy: Strategy::Log,
-        reasons: Vec::new(),
-        semantics: semantics(source, &request),
-        tables: Vec::new(),
-        phases: vec![Phase {
-            name: "log".into(),
-            partitions: vec![LogSource::partition()],
-        }],
-        verify: Verify::None,
-        guard: DeleteGuard::default(),
-        remember: BTreeMap::new(),
-        created_at: request.now.clone(),
-    };
+    let mut plan = request.plan(semantics(source, &request));
     for table in wanted {
         let planned = plan_table(source, destination, &request, &mut session, &table, &mut plan).await;
         planned.map_err(|e| e.at("table", table.to_string()))?;
@@ -110,12 +92,8 @@ async fn plan_table(
         .hint("give the table a primary key of plain columns"));
     }
     schema.key = std::mem::take(&mut key);
-    let initial = match request.initial {
-        _ if schema.key.is_empty() => Initial::Skip,
-        Some(initial) => initial,
-        None if existing.is_none() || destination.is_empty(&to).await? => Initial::Load,
-        None => Initial::Resync,
-    };
+    let keyed = !schema.key.is_empty();
+    let initial = request.initial(destination, &to, existing.is_some(), keyed).await?;
     let declared = |name: &str| {
         let found = there.columns.iter().find(|c| c.column.name == name);
         found.map_or("", |c| &c.declared.column_type)
@@ -128,17 +106,7 @@ async fn plan_table(
     let remembered = Remembered::named(initial, names, Some(there.rows));
     let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
     plan.remember.insert(Remembered::name(table), text);
-    plan.tables.push(PlannedTable {
-        read,
-        destination: to,
-        schema,
-        publish: Publish::Direct,
-        changes: None,
-        evolve: false,
-        compare: None,
-        own: false,
-        row_hash: None,
-    });
+    plan.tables.push(planned(read, to, schema));
     Ok(())
 }
 

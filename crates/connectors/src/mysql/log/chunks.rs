@@ -13,15 +13,14 @@ use super::shape::{Followed, Shape, Shapes};
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
 use mysql_async::{Row, Value};
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use synctool_core::backfill::{Chunk, ChunkSource, Pending};
 use synctool_core::change::{KeyRange, SchemaChange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::text::{self as canonical, ColumnBuilder};
-use tokio::sync::Notify;
 
 /// A chunk should not hold more than about this.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -29,79 +28,8 @@ const CHUNK_BYTES: usize = 8 << 20;
 /// How long to wait for a commit that the log has shown and that a snapshot did not have.
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// Where chunks stand in the log, and how far its reader is.
-#[derive(Debug, Default)]
-pub(super) struct Marks {
-    state: Mutex<Marked>,
-    pub(super) added: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Marked {
-    waiting: VecDeque<(Place, String)>,
-    /// The end of the last transaction that was read.
-    read: Place,
-    /// The watermark before a chunk, until the chunk's place is known; and the place of the last chunk.
-    low: Option<String>,
-    chunk: Place,
-}
-
-impl Marks {
-    fn state(&self) -> MutexGuard<'_, Marked> {
-        self.state.lock().expect("nothing panics while holding it")
-    }
-
-    /// The oldest mark, if the log has reached its place.
-    pub(super) fn reached(&self, at: &Place) -> Option<String> {
-        let waiting = &mut self.state().waiting;
-        if waiting.front().is_some_and(|(place, _)| place <= at) {
-            return waiting.pop_front().map(|(_, content)| content);
-        }
-        None
-    }
-
-    /// Whether a mark waits that stands at this place or before it.
-    pub(super) fn is_at_most(&self, place: &Place) -> bool {
-        self.state().waiting.front().is_some_and(|(mark, _)| mark <= place)
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.state().waiting.is_empty()
-    }
-
-    /// A transaction that ends here was read.
-    pub(super) fn read_up_to(&self, place: &Place) {
-        self.state().read.clone_from(place);
-    }
-
-    /// Whether a snapshot at this place has everything that the log has shown.
-    fn covers(&self, place: &Place) -> bool {
-        *place >= self.state().read
-    }
-
-    fn write(&self, content: &str) {
-        let mut state = self.state();
-        if content.starts_with("low ") {
-            state.low = Some(content.to_string());
-            return;
-        }
-        let place = state.chunk.clone();
-        state.waiting.push_back((place, content.to_string()));
-        self.added.notify_one();
-    }
-
-    /// The place of the last chunk.
-    fn chunk(&self) -> Place {
-        self.state().chunk.clone()
-    }
-
-    fn chunk_at(&self, place: Place) {
-        let mut state = self.state();
-        let low = state.low.take();
-        state.waiting.extend(low.map(|low| (place.clone(), low)));
-        state.chunk = place;
-    }
-}
+/// Where chunks stand in the log.
+pub(super) type Marks = crate::logs::Marks<Place>;
 
 /// Where the server's log stands: for a session in a consistent snapshot, where the snapshot does.
 pub(super) async fn place(session: &mut Session) -> Result<Place> {

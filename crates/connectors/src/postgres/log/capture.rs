@@ -90,6 +90,43 @@ impl CaptureRequest {
         }
     }
 
+    /// A plan without tables yet.
+    pub(crate) fn plan(&self, semantics: serde_json::Value) -> Plan {
+        Plan {
+            pipeline: self.pipeline.clone(),
+            run_id: self.run_id.clone(),
+            generation: Generation(0),
+            strategy: Strategy::Log,
+            reasons: Vec::new(),
+            semantics,
+            tables: Vec::new(),
+            phases: vec![Phase {
+                name: "log".into(),
+                partitions: vec![LogSource::partition()],
+            }],
+            verify: Verify::None,
+            guard: DeleteGuard::default(),
+            remember: BTreeMap::new(),
+            created_at: self.now.clone(),
+        }
+    }
+
+    /// What is done with the rows of a table that were there before its log.
+    pub(crate) async fn initial(
+        &self,
+        destination: &dyn Destination,
+        to: &TableId,
+        is_there: bool,
+        keyed: bool,
+    ) -> Result<Initial> {
+        Ok(match self.initial {
+            _ if !keyed => Initial::Skip,
+            Some(initial) => initial,
+            None if !is_there || destination.is_empty(to).await? => Initial::Load,
+            None => Initial::Resync,
+        })
+    }
+
     /// What must not change while the plan is unfinished.
     pub fn semantics(&self, source: &LogSource) -> serde_json::Value {
         self.semantics_of(&source.options().slot, &source.options().publication)
@@ -112,7 +149,7 @@ impl CaptureRequest {
 }
 
 /// Under which name a plan remembers where its log goes on, if another plan read it before.
-pub(super) const FROM: &str = "log:from";
+pub(crate) const FROM: &str = "log:from";
 
 /// Whether two plans' meanings differ in nothing but their tables.
 pub fn differ_in_tables_alone(a: &serde_json::Value, b: &serde_json::Value) -> bool {
@@ -226,6 +263,43 @@ pub async fn capture(source: &LogSource, destination: &dyn Destination, request:
     draft(source, destination, request, Missing::Make).await
 }
 
+/// Says by which order chunks of a table (this one, as it is read and written) are cut: by the bytes of texts in those
+/// columns of its key that the destination may order otherwise.
+pub(crate) async fn cut_keys(
+    plan: &mut Plan,
+    (connection, oid): (&Connection, u32),
+    read: &ReadSpec,
+    schema: &TableSchema,
+    destination: &dyn Destination,
+) -> Result<()> {
+    let pairs = read.columns.iter().zip(&schema.columns);
+    let key = pairs.filter(|(_, stored)| schema.key.contains(&stored.name));
+    let unlike = key.filter(|(from, stored)| !is_ordered_alike(&from.column.ty) || !is_ordered_alike(&stored.ty));
+    let (sources, names): (Vec<String>, Vec<String>) = unlike
+        .map(|(from, stored)| (from.source.clone(), stored.name.clone()))
+        .unzip();
+    if sources.is_empty() {
+        return Ok(());
+    }
+    let orders = Orders::of(connection, oid, &sources).await?;
+    if sources.iter().all(|s| orders.by_default.contains(s)) {
+        let ours = slices::text_order(connection).await?;
+        if ours.is_some() && ours == destination.text_order().await? {
+            // The source's index serves the order that both have.
+            return Ok(());
+        }
+    }
+    if let Some(slow) = sources.iter().find(|s| !orders.by_bytes.contains(s)) {
+        plan.reasons.push(format!(
+            "{table}: rows that are there already are read in the order of the bytes of {slow}, because the destination may \
+             order texts otherwise; for a large table make an index on ({slow} COLLATE \"C\") first",
+            table = read.table
+        ));
+    }
+    plan.cut_by_bytes(&read.table, names);
+    Ok(())
+}
+
 /// Whether values of a type are in the same order wherever they are.
 fn is_ordered_alike(ty: &ColumnType) -> bool {
     use ColumnType as T;
@@ -274,24 +348,7 @@ async fn draft(
         )
         .hint("name the tables to capture"));
     }
-    let mut plan = Plan {
-        pipeline: request.pipeline.clone(),
-        run_id: request.run_id.clone(),
-        generation: Generation(0),
-        strategy: Strategy::Log,
-        reasons: Vec::new(),
-        semantics: request.semantics(source),
-        tables: Vec::new(),
-        phases: vec![Phase {
-            name: "log".into(),
-            partitions: vec![LogSource::partition()],
-        }],
-        verify: Verify::None,
-        guard: DeleteGuard::default(),
-        remember: BTreeMap::new(),
-        created_at: request.now.clone(),
-    };
-    let (ours, theirs) = (slices::text_order(&connection).await?, destination.text_order().await?);
+    let mut plan = request.plan(request.semantics(source));
     for table in wanted {
         let described = catalog::describe(&connection, &table, &config.schema).await?;
         let mut published = publication.tables.iter().find(|p| p.table == described.table);
@@ -339,12 +396,8 @@ async fn draft(
             .hint(format!("add {k} to the publication's column list for {table}")));
         }
         schema.key = key;
-        let initial = match request.initial {
-            _ if schema.key.is_empty() => Initial::Skip,
-            Some(initial) => initial,
-            None if there.is_none() || destination.is_empty(&to).await? => Initial::Load,
-            None => Initial::Resync,
-        };
+        let keyed = !schema.key.is_empty();
+        let initial = request.initial(destination, &to, there.is_some(), keyed).await?;
         let remembered = Remembered {
             initial,
             oid: described.oid,
@@ -353,47 +406,36 @@ async fn draft(
         };
         let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
         plan.remember.insert(Remembered::name(&table), text);
-        let (from, stored) = (&read.columns, &schema.columns);
-        let pairs = from.iter().zip(stored).filter(|(_, s)| schema.key.contains(&s.name));
-        let unlike = pairs.filter(|(f, s)| !is_ordered_alike(&f.column.ty) || !is_ordered_alike(&s.ty));
-        let unlike: Vec<(String, String)> = unlike.map(|(f, s)| (f.source.clone(), s.name.clone())).collect();
-        if !unlike.is_empty() {
-            let sources: Vec<String> = unlike.iter().map(|(source, _)| source.clone()).collect();
-            let orders = Orders::of(&connection, described.oid, &sources).await?;
-            // The same order at both ends needs no bytes, and the source's index serves it.
-            let same = theirs.is_some() && theirs == ours && sources.iter().all(|s| orders.by_default.contains(s));
-            if !same {
-                if let Some(slow) = sources.iter().find(|s| !orders.by_bytes.contains(s)) {
-                    plan.reasons.push(format!(
-                        "{table}: rows that are there already are read in the order of the bytes of {slow}, because the \
-                         destination may order texts otherwise; for a large table make an index on ({slow} COLLATE \"C\") first"
-                    ));
-                }
-                plan.cut_by_bytes(&table, unlike.into_iter().map(|(_, name)| name).collect());
-            }
-        }
-        plan.tables.push(PlannedTable {
-            read,
-            destination: to,
-            schema,
-            publish: Publish::Direct,
-            changes: None,
-            evolve: false,
-            compare: None,
-            own: false,
-            row_hash: None,
-        });
+        cut_keys(&mut plan, (&connection, described.oid), &read, &schema, destination).await?;
+        plan.tables.push(planned(read, to, schema));
     }
     connection.recycle();
     Ok(plan)
 }
 
+/// A table of a log: changes go to it directly.
+pub(crate) fn planned(read: ReadSpec, destination: TableId, schema: TableSchema) -> PlannedTable {
+    PlannedTable {
+        read,
+        destination,
+        schema,
+        publish: Publish::Direct,
+        changes: None,
+        evolve: false,
+        compare: None,
+        own: false,
+        row_hash: None,
+    }
+}
+
 /// Rows of a table and its partitions by the catalog's estimate.
-async fn expected_rows(connection: &Connection, oid: u32) -> Result<Option<u64>> {
+pub(crate) async fn expected_rows(connection: &Connection, oid: u32) -> Result<Option<u64>> {
     let row = connection
         .query_one(
-            "SELECT sum(nullif(reltuples, -1))::float8 FROM pg_catalog.pg_class WHERE oid = $1 OR oid IN \
-             (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf)",
+            "WITH RECURSIVE tree AS (SELECT $1::oid AS oid UNION SELECT i.inhrelid FROM tree t \
+             JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid JOIN pg_catalog.pg_class c ON c.oid = t.oid AND c.relkind = 'p') \
+             SELECT sum(nullif(reltuples, -1)) FILTER (WHERE relkind <> 'p' OR oid = $1)::float8 \
+             FROM pg_catalog.pg_class JOIN tree USING (oid)",
             &[&oid],
         )
         .await

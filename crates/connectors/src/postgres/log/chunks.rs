@@ -7,9 +7,10 @@ use super::super::source::check_type;
 use super::super::sql::{ident, literal, table as quoted};
 use super::super::types::{Decoder, select_expression};
 use super::pgoutput::Lsn;
-use super::shape::{Followed, Shape, Shapes};
+use super::shape::{Shape, Shapes};
 use super::{LogOptions, Watermarks};
 use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use futures::StreamExt;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use synctool_core::backfill::{Chunk, ChunkSource, Pending, WATERMARK_PREFIX};
 use synctool_core::change::{KeyRange, SchemaChange};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::ReadSpec;
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::text;
 use tokio::sync::Notify;
@@ -25,7 +27,7 @@ use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::PgLsn;
 
 /// A chunk should not hold more than about this.
-const CHUNK_BYTES: usize = 8 << 20;
+pub(crate) const CHUNK_BYTES: usize = 8 << 20;
 
 /// Marks that nobody writes: the reader of the log puts them where their place is reached.
 #[derive(Debug, Default)]
@@ -121,38 +123,89 @@ impl Chunks {
         });
         let snapshot = snapshot.ok_or_else(|| Error::bug("the server showed no snapshot"))?;
         let read = shape.read();
-        let columns: Vec<String> = read
-            .columns
-            .iter()
-            .map(|c| select_expression(&ident(&c.source), &c.column))
-            .collect();
         let table = quoted(&read.table, &self.database.config().schema);
-        let mut sql = format!("SELECT {} FROM {table}", columns.join(", "));
+        let mut from = table;
         if !condition.is_empty() {
-            sql.push_str(" WHERE ");
-            sql.push_str(condition);
+            from.push_str(" WHERE ");
+            from.push_str(condition);
         }
-        sql.push_str(order);
+        from.push_str(order);
         if let Some(limit) = limit {
-            sql.push_str(&format!(" LIMIT {limit}"));
+            from.push_str(&format!(" LIMIT {limit}"));
         }
-        let statement = connection.prepare(&sql).await.map_err(fail)?;
-        for (actual, planned) in statement.columns().iter().zip(&read.columns) {
-            check_type(actual.type_(), planned, &read)?;
-        }
-        let mut decoders: Vec<Decoder> = read.columns.iter().map(|c| Decoder::new(&c.column)).collect();
-        let (count, bytes) = decode(connection, &sql, &mut decoders, &what, &fail).await?;
+        let (rows, bytes) = select(connection, &read, &shape.arrow, &from, &what, &fail).await?;
         connection.batch_execute("COMMIT").await.map_err(fail)?;
-        if let Some(width) = usize::checked_div(bytes, count) {
+        if let Some(width) = usize::checked_div(bytes, rows.num_rows()) {
             let mut widths = self.widths.lock().expect("nothing panics while holding it");
             widths.insert(TableId::clone(&shape.table), width.max(1));
         }
-        let columns = decoders.iter_mut().map(Decoder::finish).collect();
-        let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(count));
-        let rows = RecordBatch::try_new_with_options(shape.arrow.clone(), columns, &options)
-            .map_err(|e| Error::bug(format!("a chunk does not fit its schema: {e}")))?;
         Ok((rows, snapshot))
     }
+}
+
+/// The columns of `read`, selected from what `from` says: a table with its conditions. Says how many bytes those were.
+pub(crate) async fn select(
+    connection: &Connection,
+    read: &ReadSpec,
+    arrow: &SchemaRef,
+    from: &str,
+    what: &str,
+    fail: &(impl Fn(tokio_postgres::Error) -> Error + Sync),
+) -> Result<(RecordBatch, usize)> {
+    let columns: Vec<String> = read
+        .columns
+        .iter()
+        .map(|c| select_expression(&ident(&c.source), &c.column))
+        .collect();
+    let sql = format!("SELECT {} FROM {from}", columns.join(", "));
+    let statement = connection.prepare(&sql).await.map_err(fail)?;
+    for (actual, planned) in statement.columns().iter().zip(&read.columns) {
+        check_type(actual.type_(), planned, read)?;
+    }
+    let mut decoders: Vec<Decoder> = read.columns.iter().map(|c| Decoder::new(&c.column)).collect();
+    let (count, bytes) = decode(connection, &sql, &mut decoders, what, fail).await?;
+    let columns = decoders.iter_mut().map(Decoder::finish).collect();
+    let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(count));
+    let rows = RecordBatch::try_new_with_options(arrow.clone(), columns, &options)
+        .map_err(|e| Error::bug(format!("a chunk does not fit its schema: {e}")))?;
+    Ok((rows, bytes))
+}
+
+/// The condition and the order of rows from a key on; the terms stand for its columns.
+pub(crate) fn in_order(terms: &[String], from: Option<&[String]>) -> Result<(String, String)> {
+    let from_here = KeyRange {
+        columns: terms.to_vec(),
+        lower: from.map(<[String]>::to_vec),
+        upper: None,
+    };
+    let condition = slices::condition(&from_here, str::to_string)?;
+    Ok((condition, format!(" ORDER BY {}", terms.join(", "))))
+}
+
+/// The condition of rows that have one of these keys.
+pub(crate) fn any_of(key: &[&str], keys: &[Vec<String>]) -> Result<String> {
+    let one = |values: &Vec<String>| -> Result<String> {
+        let parts = key.iter().zip(values);
+        let parts = parts.map(|(c, v)| Ok(format!("{} = {}", ident(c), literal(v)?)));
+        Ok(format!("({})", parts.collect::<Result<Vec<_>>>()?.join(" AND ")))
+    };
+    let any = keys.iter().map(one).collect::<Result<Vec<_>>>()?.join(" OR ");
+    Ok(match any.is_empty() {
+        true => "false".into(),
+        false => format!("({any})"),
+    })
+}
+
+/// So many of the rows, and the key of the one behind them.
+pub(crate) fn cut(rows: RecordBatch, limit: usize, key: &[usize]) -> Result<(RecordBatch, Option<Vec<String>>)> {
+    if rows.num_rows() <= limit {
+        return Ok((rows, None));
+    }
+    let next = key
+        .iter()
+        .map(|k| Ok(text::cell(rows.column(*k), limit)?.unwrap_or_default()))
+        .collect::<Result<Vec<String>>>()?;
+    Ok((rows.slice(0, limit), Some(next)))
 }
 
 /// Decodes what a query gives; says how many rows and bytes those were.
@@ -196,28 +249,28 @@ async fn decode(
 }
 
 /// Keys as people write them, in the texts by which rows are known here; refuses what is no key of the table.
-pub(super) async fn canonical_keys(
+pub(crate) async fn canonical_keys(
     database: &Postgres,
-    followed: &Followed,
+    read: &ReadSpec,
+    key: &[String],
     keys: &[Vec<String>],
 ) -> Result<Vec<Vec<String>>> {
-    let table = &followed.read.table;
-    let columns: Vec<_> = followed
-        .key
+    let table = &read.table;
+    let columns: Vec<_> = key
         .iter()
-        .filter_map(|k| followed.read.columns.iter().find(|c| c.column.name == *k))
+        .filter_map(|k| read.columns.iter().find(|c| c.column.name == *k))
         .collect();
-    crate::logs::check_keys(table, &followed.key, columns.len(), keys)?;
+    crate::logs::check_keys(table, key, columns.len(), keys)?;
     if keys.is_empty() {
         return Ok(Vec::new());
     }
     let mut rows = Vec::with_capacity(keys.len());
-    for key in keys {
+    for values in keys {
         let cast = |(c, value): (&&synctool_core::plan::ReadColumn, &String)| {
             let ty = c.column.source_type.as_deref().unwrap_or("text");
             Ok(format!("CAST({} AS {ty})", literal(value)?))
         };
-        let values = columns.iter().zip(key).map(cast).collect::<Result<Vec<_>>>()?;
+        let values = columns.iter().zip(values).map(cast).collect::<Result<Vec<_>>>()?;
         rows.push(format!("({})", values.join(", ")));
     }
     let names: Vec<String> = columns.iter().map(|c| ident(&c.source)).collect();
@@ -241,7 +294,7 @@ pub(super) async fn canonical_keys(
             true => e,
             false => Error::new(code::CONFIG_INVALID, format!("a value is no key of {table}"))
                 .caused_by(e)
-                .hint(format!("its key columns are {}", followed.key.join(", "))),
+                .hint(format!("its key columns are {}", key.join(", "))),
         });
     }
     connection.recycle();
@@ -355,39 +408,13 @@ impl ChunkSource for Chunks {
             .get(table)
             .copied();
         let limit = width.map_or(limit, |w| limit.min((CHUNK_BYTES / w).max(1)));
-        // Qualified: a bare name would mean the selected text of a column that is cast, which sorts otherwise.
-        let own = ident(&table.name);
-        let terms: Vec<String> = shape
-            .key
-            .iter()
-            .zip(&shape.orders)
-            .map(|(k, order)| {
-                let column = &shape.columns[*k];
-                let ty = column.column.source_type.as_deref().unwrap_or_default();
-                order.term(&format!("{own}.{}", ident(&column.now)), ty)
-            })
-            .collect();
-        let from_here = KeyRange {
-            columns: terms.clone(),
-            lower: from.map(<[String]>::to_vec),
-            upper: None,
-        };
+        let (condition, order) = in_order(&shape.key_terms(), from)?;
         let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
-        conditions.extend(Some(slices::condition(&from_here, str::to_string)?).filter(|c| !c.is_empty()));
-        let order = format!(" ORDER BY {}", terms.join(", "));
+        conditions.extend(Some(condition).filter(|c| !c.is_empty()));
         let (rows, snapshot) = self
             .read(&shape, &conditions.join(" AND "), &order, Some(limit + 1))
             .await?;
-        let (rows, next) = if rows.num_rows() > limit {
-            let key = shape
-                .key
-                .iter()
-                .map(|k| Ok(text::cell(rows.column(*k), limit)?.unwrap_or_default()))
-                .collect::<Result<Vec<String>>>()?;
-            (rows.slice(0, limit), Some(key))
-        } else {
-            (rows, None)
-        };
+        let (rows, next) = cut(rows, limit, &shape.key)?;
         Ok(Chunk {
             rows,
             range: KeyRange {
@@ -403,20 +430,9 @@ impl ChunkSource for Chunks {
 
     async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk> {
         let shape = self.shape(table)?;
-        let one = |key: &Vec<String>| -> Result<String> {
-            let parts = shape.key.iter().zip(key).map(|(k, v)| {
-                let name = ident(&shape.columns[*k].now);
-                Ok(format!("{name} = {}", literal(v)?))
-            });
-            Ok(format!("({})", parts.collect::<Result<Vec<_>>>()?.join(" AND ")))
-        };
-        let any = keys.iter().map(one).collect::<Result<Vec<_>>>()?.join(" OR ");
+        let sources: Vec<&str> = shape.key.iter().map(|k| shape.columns[*k].now.as_str()).collect();
         let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
-        conditions.push(if any.is_empty() {
-            "false".into()
-        } else {
-            format!("({any})")
-        });
+        conditions.push(any_of(&sources, keys)?);
         let (rows, snapshot) = self.read(&shape, &conditions.join(" AND "), "", None).await?;
         Ok(Chunk {
             rows,

@@ -11,7 +11,7 @@
 
 pub mod capture;
 pub mod changes;
-mod chunks;
+pub(crate) mod chunks;
 mod client;
 pub mod consume;
 mod decode;
@@ -19,7 +19,7 @@ mod examine;
 pub mod pgoutput;
 mod position;
 mod reader;
-mod shape;
+pub(crate) mod shape;
 mod slot;
 mod source;
 pub mod status;

@@ -3,6 +3,7 @@
 use super::super::catalog;
 use super::super::client::Connection;
 use super::super::slices::{Order, Orders};
+use super::super::sql::ident;
 use super::super::types::Wire;
 use super::pgoutput::{Relation, RelationColumn};
 use super::slot::{Publication, Published};
@@ -242,6 +243,19 @@ impl Shape {
         }
     }
 
+    /// What stands for each column of the key where its order counts.
+    pub(super) fn key_terms(&self) -> Vec<String> {
+        // Qualified: a bare name would mean the selected text of a column that is cast, which sorts otherwise.
+        let own = ident(&self.table.name);
+        let key = self.key.iter().zip(&self.orders);
+        key.map(|(k, order)| {
+            let column = &self.columns[*k];
+            let ty = column.column.source_type.as_deref().unwrap_or_default();
+            order.term(&format!("{own}.{}", ident(&column.now)), ty)
+        })
+        .collect()
+    }
+
     /// What a chunk selects.
     pub(super) fn read(&self) -> ReadSpec {
         let plain = |c: &ShapeColumn| ReadColumn::plain(&c.now, c.column.clone());
@@ -350,7 +364,7 @@ pub(super) struct Reshaped {
 }
 
 /// How a column travels that no plan has agreed on: decimals as text, so that every digit and NaN survive.
-fn travelling(mut column: Column) -> Column {
+pub(crate) fn travelling(mut column: Column) -> Column {
     if matches!(column.ty, ColumnType::Decimal { .. } | ColumnType::Numeric) {
         column.carrier = Carrier::Text;
     }

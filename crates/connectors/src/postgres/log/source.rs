@@ -209,7 +209,7 @@ impl LogSource {
                 .hint(format!("followed are: {}", names.join(", "))));
         };
         // Says whether there is a key, too.
-        let keys = chunks::canonical_keys(&self.database, followed, keys).await?;
+        let keys = chunks::canonical_keys(&self.database, &followed.read, &followed.key, keys).await?;
         Ok(match keys.is_empty() {
             true => Pending::resync(followed.read.table.clone()),
             false => Pending::keys(followed.read.table.clone(), keys),

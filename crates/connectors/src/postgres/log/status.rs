@@ -167,7 +167,7 @@ impl Default for Picture {
 }
 
 /// A place of PostgreSQL's log, as people write it.
-pub(super) fn lsn(at: u64) -> String {
+pub(crate) fn lsn(at: u64) -> String {
     PgLsn::from(at).to_string()
 }
 

@@ -2,10 +2,11 @@
 //! trouble of its own is put aside; the others go on.
 
 use super::super::journal::{self, Entry, Net};
+use super::super::replay::by_address;
 use super::super::sql;
 use super::super::tables::{self, Found, Name, Table};
 use super::super::touched::Addresses;
-use super::{CHUNK, DataSync, by_address};
+use super::{CHUNK, DataSync};
 use crate::postgres::Connection;
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, ErrorKind, Result, code};

@@ -10,7 +10,7 @@ use crate::postgres::{Connection, Postgres};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use synctool_core::error::{Error, Result};
+use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_pgwal::Lsn;
 
@@ -18,33 +18,17 @@ use synctool_pgwal::Lsn;
 type Range = (i64, Option<i64>);
 
 impl DataSync {
-    /// Whether the scratch server can be read here, and every touch from here on is known.
-    fn is_consistent(&self) -> bool {
-        let ended = match self.scratch.label().from_standby {
-            true => self.scan.position() >= self.scratch.control().min_recovery,
-            false => self.scan.backup_ended(),
-        };
-        ended && self.scan.is_complete()
-    }
-
     /// Replays until nothing open began before the scan, stores that place, and copies the selected tables there.
     pub(super) async fn first_copy(&mut self) -> Result<Step> {
         let began = Instant::now();
-        loop {
-            // An earlier attempt may have let more through: the scratch server stands behind that.
-            let next = self.follower.awaited().to_string();
-            if self.is_consistent() && !self.scratch.admitted(&next) {
-                break;
-            }
-            if let Some(why) = self.take().await? {
-                return Ok(Step::Idle(why));
-            }
-        }
-        let batch = self.scan.finish();
-        self.open_gate(batch.to, batch.parameters.as_ref()).await?;
+        let batch = match self.replay.take_first().await? {
+            Ok(batch) => batch,
+            Err(why) => return Ok(Step::Idle(why)),
+        };
+        self.replay.open_gate(batch.to, batch.parameters.as_ref()).await?;
         let replayed = began.elapsed();
         failpoint("datasync.first_copy")?;
-        let session = self.session().await?;
+        let session = self.replay.session().await?;
         let (there, here) = self.find(&session).await?;
         self.begin().await?;
         for table in there.tables.values() {
@@ -72,8 +56,8 @@ impl DataSync {
         let waiting = self.local.query_one(sql::WAITING, &[]).await;
         let waiting = waiting.map_err(|e| self.local.error(e, "reading the state"))?;
         if waiting.get(0) {
-            self.stand(at).await?;
-            let session = self.session().await?;
+            self.replay.stand(at).await?;
+            let session = self.replay.session().await?;
             let (there, here) = self.find(&session).await?;
             self.copy_waiting(&session, &there, &here, at).await?;
         }
@@ -122,8 +106,22 @@ impl DataSync {
             }
             failpoint("datasync.table_copied")?;
             self.commit("storing a copied table").await?;
+            self.check_wanted(&self.local).await?;
         }
         Ok(())
+    }
+
+    /// Ends here if somebody asked for an end: what was copied stays, and the next start goes on behind it.
+    async fn check_wanted(&self, local: &Connection) -> Result<()> {
+        let asked = local.query_one(sql::STOP_WANTED, &[]).await;
+        let asked = asked.map_err(|e| local.error(e, "looking for requests"))?;
+        match self.config.stop.is_cancelled() || asked.get(0) {
+            true => Err(Error::new(
+                code::INTERRUPTED,
+                "the copy of tables was stopped between two ranges",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Brings all rows of a large table beside it; None if it is small.
@@ -198,7 +196,7 @@ impl DataSync {
     async fn copy_ranges(&self, table: &Table, staging: &str, open: &Mutex<VecDeque<Range>>) -> Result<()> {
         let (schema, name) = (&table.name.0, &table.name.1);
         let what = format!("copying {}", table.display());
-        let there = self.session().await?;
+        let there = self.replay.session().await?;
         let here = Postgres::open(self.config.local.clone())?.connect().await?;
         let run = |e| here.error(e, &what);
         let columns = table.stored();
@@ -218,6 +216,7 @@ impl DataSync {
             failpoint("datasync.before_range")?;
             here.batch_execute("COMMIT").await.map_err(run)?;
             failpoint("datasync.range_copied")?;
+            self.check_wanted(&here).await?;
         }
     }
 }

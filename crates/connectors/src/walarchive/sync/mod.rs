@@ -15,53 +15,39 @@ mod verify;
 
 pub use verify::Compared;
 
-use super::archive::{self, Archive, Listing};
-use super::base::Backup;
-use super::batch::{Batch, Scan};
+use super::archive;
+use super::batch::Batch;
 use super::board;
-use super::control::Control;
-use super::follow::{Follower, Next, Waiting};
+use super::follow::Waiting;
 use super::journal::{self, Entry, Net, Tallies};
-use super::scratch::{Scratch, ScratchConfig};
+use super::replay::{Replay, ReplayConfig, Stored, by_address};
+use super::scratch::Scratch;
 use super::sql;
 use super::tables::{self, Found, Name};
-use super::touched::Room;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
-use synctool_pgwal::{History, Identity, Lsn, Major, Parameters, RelFile, SegmentName};
+use synctool_pgwal::{Lsn, RelFile};
+use tokio_util::sync::CancellationToken;
 
 /// What Data Sync needs to know.
 #[derive(Debug, Clone)]
 pub struct SyncConfig {
-    /// Where production archives its log.
-    pub archive: Archive,
-    /// A base backup of production.
-    pub backup: Backup,
-    /// The scratch server.
-    pub scratch: ScratchConfig,
+    /// Where production's log comes from.
+    pub replay: ReplayConfig,
     /// The local database.
     pub local: PostgresConfig,
-    /// Production's database.
-    pub database: String,
-    /// Segments of one batch, at most.
-    pub batch_segments: usize,
-    /// Looks at the archive before something that is missing or broken is an error.
-    pub patience: u32,
-    /// How long the scratch server may replay without getting on.
-    pub replay_patience: Duration,
     /// Hours of a metrics window.
     pub metric_hours: u32,
     /// Ranges of a large table that are copied at once.
     pub copy_jobs: usize,
     /// Bytes of such a range; a table of no more is copied in one go.
     pub copy_range: u64,
-    /// Touched rows that are kept in memory; more go into a file.
-    pub touched_rows: usize,
+    /// Ends a copy at its next range; the next start goes on behind it.
+    pub stop: CancellationToken,
 }
 
 /// How far a look at the archive came.
@@ -98,10 +84,8 @@ struct Phases {
 #[derive(Debug)]
 pub struct DataSync {
     config: SyncConfig,
-    scratch: Scratch,
+    replay: Replay,
     local: Connection,
-    follower: Follower,
-    scan: Scan,
     /// None until the first copy is done.
     applied: Option<Lsn>,
     /// The place of a stored plan that was not applied yet.
@@ -110,8 +94,6 @@ pub struct DataSync {
     standing: bool,
     /// Whether copies that an earlier process began were looked for.
     resumed: bool,
-    /// What the scan holds beyond the last batch.
-    taken: Vec<SegmentName>,
 }
 
 /// The right to work on a local database, which one process has at a time.
@@ -148,27 +130,10 @@ impl DataSync {
 
     async fn open_on(local: Connection, config: SyncConfig) -> Result<DataSync> {
         let run = |e| local.error(e, "reading the state");
-        let scratch = Scratch::create(config.scratch.clone(), &config.backup)?;
-        // What an earlier attempt got ready may not be what this one will want.
-        let ready = config.scratch.directory.join("ready");
-        if ready.exists() {
-            std::fs::remove_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
-        }
+        let scratch = Replay::create(&config.replay)?;
         let control = scratch.control();
-        let major = Major::ALL.into_iter().find(|m| u32::from(m.number()) == control.major);
-        let identity = Identity {
-            major: major.ok_or_else(|| {
-                Error::new(
-                    code::SERVER_VERSION,
-                    format!("PostgreSQL {} is not supported", control.major),
-                )
-            })?,
-            system: control.system,
-            segment_size: control.segment_size,
-        };
         let state = local.query_opt(sql::STATE, &[]).await.map_err(run)?;
-        let mut timeline = scratch.label().timeline;
-        let (mut start, mut applied) = (scratch.label().start, None);
+        let mut stored = None;
         if let Some(row) = state {
             let system: String = row.get(0);
             if system != control.system.to_string() {
@@ -181,38 +146,28 @@ impl DataSync {
                 )
                 .hint("use a base backup of the same production, or start over: synctool datasync clear --rebuild"));
             }
-            timeline = u32::try_from(row.get::<_, i64>(1)).unwrap_or(timeline);
-            applied = Some(parse(row.get(2))?);
-            start = parse(row.get(3))?;
-            // One that was made anew has to be given what it replays from its base backup on.
-            if let Some(from) = scratch.lacks() {
-                start = start.min(from);
-            }
+            stored = Some(Stored {
+                timeline: u32::try_from(row.get::<_, i64>(1)).unwrap_or(scratch.label().timeline),
+                at: parse(row.get(2))?,
+                restart: parse(row.get(3))?,
+            });
         }
         let plan = local
             .query_opt("SELECT plan_lsn::text FROM synctool.datasync_plan", &[])
             .await
             .map_err(run)?;
         let planned = plan.map(|row| parse(row.get(0))).transpose()?;
-        if let Some(applied) = applied {
-            scratch.within(applied.max(planned.unwrap_or_default()))?;
+        if let Some(stored) = stored {
+            scratch.within(stored.at.max(planned.unwrap_or_default()))?;
         }
-        let history = history(&config.archive, timeline).await?;
-        let room = Room {
-            rows: config.touched_rows,
-            directory: config.scratch.directory.clone(),
-        };
         Ok(DataSync {
-            follower: Follower::new(config.archive.clone(), identity, history, start, config.patience),
-            scan: Scan::new(identity, None, start, applied.unwrap_or(start), room),
+            replay: Replay::begin(config.replay.clone(), scratch, stored).await?,
             config,
-            scratch,
             local,
-            applied,
+            applied: stored.map(|s| s.at),
             planned,
             standing: false,
             resumed: false,
-            taken: Vec::new(),
         })
     }
 
@@ -223,7 +178,7 @@ impl DataSync {
 
     /// The scratch server, for comparing.
     pub fn scratch(&self) -> &Scratch {
-        &self.scratch
+        &self.replay.scratch
     }
 
     /// Does the next batch, if there is one.
@@ -232,104 +187,31 @@ impl DataSync {
             return self.first_copy().await;
         };
         // What was stored is read again up to the place it was stored for.
-        while self.scan.position() < applied {
-            if let Some(why) = self.take().await? {
+        if self.replay.scan.position() < applied {
+            if let Some(why) = self.replay.take_up_to(applied).await? {
                 return Ok(Step::Idle(why));
             }
-            self.taken.clear();
+            self.replay.taken.clear();
         }
         if !self.standing && self.planned.is_none() {
-            let parameters = self.scan.parameters().cloned();
-            self.open_gate(applied, parameters.as_ref()).await?;
+            let parameters = self.replay.scan.parameters().cloned();
+            self.replay.open_gate(applied, parameters.as_ref()).await?;
         }
         self.standing = true;
         let Some(to) = self.planned else {
             self.resume_copies(applied).await?;
             return self.next_batch(applied).await;
         };
-        while self.scan.position() < to {
-            if let Some(why) = self.take().await? {
-                return Ok(Step::Idle(why));
-            }
+        if let Some(why) = self.replay.take_up_to(to).await? {
+            return Ok(Step::Idle(why));
         }
-        let batch = self.scan.finish();
+        let batch = self.replay.scan.finish();
         self.carry_out(batch, Instant::now()).await
     }
 
     /// Stops the scratch server.
     pub async fn close(self) -> Result<()> {
-        self.scratch.stop().await
-    }
-
-    /// Takes the next segment into the scan and gets it ready for the gate; or says why there is none.
-    async fn take(&mut self) -> Result<Option<Waiting>> {
-        let timeline = self.follower.timeline();
-        match self.follower.next().await? {
-            Next::Waiting(why) => Ok(Some(why)),
-            Next::Segment(segment) => {
-                if self.follower.timeline() != timeline {
-                    self.scan.change_timeline();
-                }
-                self.scan.take(&segment)?;
-                self.taken.push(segment.name);
-                let ready = self.ready();
-                std::fs::create_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
-                let file = ready.join(segment.name.to_string());
-                std::fs::write(&file, &segment.bytes).map_err(|e| archive::file_error(&file, &e))?;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Where segments wait until the gate is opened for them.
-    fn ready(&self) -> PathBuf {
-        self.config.scratch.directory.join("ready")
-    }
-
-    /// Lets the scratch server have everything that is ready, and waits until it stands at `to`.
-    async fn open_gate(&mut self, to: Lsn, parameters: Option<&Parameters>) -> Result<()> {
-        if let Some(parameters) = parameters {
-            self.scratch.raise(parameters).await?;
-        }
-        self.admit_histories().await?;
-        let ready = self.ready();
-        let mut files: Vec<PathBuf> = match std::fs::read_dir(&ready) {
-            Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
-            Err(_) => Vec::new(),
-        };
-        files.sort();
-        for file in files {
-            let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            self.scratch.admit_file(&name, &file)?;
-        }
-        self.scratch.start().await?;
-        self.scratch.wait_for(to, self.config.replay_patience).await
-    }
-
-    /// The scratch server follows to another timeline only if it sees its history.
-    async fn admit_histories(&self) -> Result<()> {
-        for timeline in 2..=self.follower.timeline() {
-            let name = format!("{timeline:08X}.history");
-            if self.scratch.admitted(&name) {
-                continue;
-            }
-            let path = match &self.config.archive {
-                Archive::Directory(directory) => Listing::of(directory)?.histories.remove(&timeline),
-                command => command.fetch(&name).await?,
-            };
-            if let Some(path) = path {
-                self.scratch.admit(&name, &archive::unpack_history(&path)?)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A session that waits only shortly for what production has locked.
-    async fn session(&self) -> Result<Connection> {
-        let session = self.scratch.connect(&self.config.database).await?;
-        let set = session.batch_execute("SET lock_timeout = '2s'").await;
-        set.map_err(|e| session.error(e, "preparing a session of the scratch server"))?;
-        Ok(session)
+        self.replay.scratch.stop().await
     }
 
     /// The selected names.
@@ -352,34 +234,22 @@ impl DataSync {
     }
 
     async fn next_batch(&mut self, applied: Lsn) -> Result<Step> {
-        // A segment in which nothing ends is no batch.
-        while self.taken.len() < self.config.batch_segments || self.scan.position() <= applied {
-            if let Some(why) = self.take().await? {
-                match self.scan.position() > applied {
-                    true => break,
-                    false => return Ok(Step::Idle(why)),
-                }
-            }
-        }
+        let batch = match self.replay.take_next(applied).await? {
+            Ok(batch) => batch,
+            Err(why) => return Ok(Step::Idle(why)),
+        };
         let began = Instant::now();
-        let batch = self.scan.finish();
         // The gate is still shut: the scratch server stands at the old place.
-        self.stand(batch.from).await?;
+        self.replay.stand(batch.from).await?;
         self.plan(&batch).await?;
         failpoint("datasync.planned")?;
         self.planned = Some(batch.to);
         self.carry_out(batch, began).await
     }
 
-    /// The scratch server runs and stands here.
-    async fn stand(&self, at: Lsn) -> Result<()> {
-        self.scratch.start().await?;
-        self.scratch.wait_for(at, self.config.replay_patience).await
-    }
-
     /// Stores what the batch will take away, and from which files.
     async fn plan(&mut self, batch: &Batch) -> Result<()> {
-        let session = self.session().await?;
+        let session = self.replay.session().await?;
         let mut files = tables::files(&session).await?;
         let selected = self.selected().await?;
         let there = tables::find(&session, selected.iter().map(String::as_str)).await?;
@@ -461,10 +331,10 @@ impl DataSync {
             .map(|(name, parts)| (name, file(parts)))
             .collect();
         let shapes: BTreeMap<Name, String> = stored.shapes.into_iter().collect();
-        self.open_gate(batch.to, batch.parameters.as_ref()).await?;
+        self.replay.open_gate(batch.to, batch.parameters.as_ref()).await?;
         failpoint("datasync.replayed")?;
         let replayed = began.elapsed();
-        let session = self.session().await?;
+        let session = self.replay.session().await?;
         let after = tables::files(&session).await?;
         let (there, here) = self.find(&session).await?;
         self.begin().await?;
@@ -512,20 +382,9 @@ impl DataSync {
         };
         self.move_to(&batch, &names, &nets, phases).await?;
         failpoint("datasync.committed")?;
-        self.tidy()?;
+        self.replay.tidy()?;
         self.standing = true;
         Ok(Step::Applied(batch.to))
-    }
-
-    /// Segments before the place from which the scratch server would replay are not needed any more.
-    fn tidy(&self) -> Result<()> {
-        let control = Control::read(&self.config.scratch.directory.join("data"))?;
-        let size = control.segment_size;
-        let first = size.number(control.redo);
-        self.scratch.forget(|name| {
-            let number = SegmentName::parse(name).and_then(|name| name.number(size));
-            number.is_none_or(|number| number >= first)
-        })
     }
 
     async fn begin(&self) -> Result<()> {
@@ -598,19 +457,23 @@ impl DataSync {
                 net: all.net,
                 batches: 1,
                 transactions: batch.commits,
-                segments: self.taken.len() as u64,
+                segments: self.replay.taken.len() as u64,
                 bytes: batch.to.0.saturating_sub(batch.from.0),
                 errors: 0,
                 lag: Some((now.as_secs_f64() - commit).max(0.0)),
             };
             journal::count(&self.local, journal::ALL, hour, hours, &whole).await?;
         }
-        let system = self.scratch.control().system.to_string();
-        let timeline = i64::from(self.follower.timeline());
+        let system = self.replay.scratch.control().system.to_string();
+        let timeline = i64::from(self.replay.follower.timeline());
         let (to, restart) = (batch.to.to_string(), batch.restart.to_string());
-        let size = self.scratch.control().segment_size;
-        let name = |at: Lsn| archive::segment_name(self.follower.history(), size.number(at), size).to_string();
-        let last = self.taken.last().map_or_else(|| name(batch.to), ToString::to_string);
+        let size = self.replay.scratch.control().segment_size;
+        let name = |at: Lsn| archive::segment_name(self.replay.follower.history(), size.number(at), size).to_string();
+        let last = self
+            .replay
+            .taken
+            .last()
+            .map_or_else(|| name(batch.to), ToString::to_string);
         self.local
             .execute(
                 sql::MOVE,
@@ -620,7 +483,7 @@ impl DataSync {
             .map_err(run)?;
         let clear = "DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre";
         self.local.batch_execute(clear).await.map_err(run)?;
-        let segments = self.taken.first().map(|first| (first.to_string(), last));
+        let segments = self.replay.taken.first().map(|first| (first.to_string(), last));
         let entry = Entry {
             from: Some(batch.from),
             to: Some(batch.to),
@@ -645,20 +508,9 @@ impl DataSync {
         self.commit("storing the new place").await?;
         self.applied = Some(batch.to);
         self.planned = None;
-        self.taken.clear();
+        self.replay.taken.clear();
         Ok(())
     }
-}
-
-/// Whether rows are looked up by their addresses, however many are asked for at once: the planner would rather go
-/// through the whole table, again for each part of them.
-async fn by_address(session: &Connection, on: bool) -> Result<()> {
-    let set = match on {
-        true => "SET enable_seqscan = off",
-        false => "RESET enable_seqscan",
-    };
-    let done = session.batch_execute(set).await;
-    done.map_err(|e| session.error(e, "preparing a session of the scratch server"))
 }
 
 /// One process at a time.
@@ -681,23 +533,4 @@ pub(super) async fn lock(local: &Connection) -> Result<()> {
 fn parse(text: String) -> Result<Lsn> {
     text.parse()
         .map_err(|e| Error::new(code::STATE_STORE, "the stored place cannot be read").caused_by(e))
-}
-
-/// The history of a timeline, from the archive; the first has none.
-async fn history(archive: &Archive, timeline: u32) -> Result<History> {
-    if timeline == 1 {
-        return Ok(History::first());
-    }
-    let path = match archive {
-        Archive::Directory(directory) => Listing::of(directory)?.histories.remove(&timeline),
-        command => command.fetch(&format!("{timeline:08X}.history")).await?,
-    };
-    match path {
-        Some(path) => archive::read_history(timeline, Path::new(&path)),
-        None => Err(Error::new(
-            code::WAL_TIMELINE,
-            format!("the history of timeline {timeline} is not in the archive"),
-        )
-        .hint("copy it there from production's pg_wal")),
-    }
 }

@@ -55,8 +55,8 @@ impl DataSync {
             done.map_err(|e| self.local.error(e, "taking a request up"))?;
         }
         self.commit("taking a request up").await?;
-        self.stand(at).await?;
-        let session = self.session().await?;
+        self.replay.stand(at).await?;
+        let session = self.replay.session().await?;
         let (there, here) = self.find(&session).await?;
         self.copy_waiting(&session, &there, &here, at).await?;
         let mut proof = None;

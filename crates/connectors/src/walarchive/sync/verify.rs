@@ -116,8 +116,8 @@ impl DataSync {
             )
             .hint("run synctool datasync run-once; synctool datasync status says what is missing"));
         };
-        self.stand(at).await?;
-        let session = self.session().await?;
+        self.replay.stand(at).await?;
+        let session = self.replay.session().await?;
         let (there, here) = self.find(&session).await?;
         Ok((at, self.compare(&session, &there, &here, at).await?))
     }
@@ -202,7 +202,7 @@ impl DataSync {
         }
         let rows = tables::estimated_rows(session, table).await?;
         let count = u32::try_from((rows / BLOCK_ROWS).clamp(16, 65_536)).unwrap_or(65_536);
-        let address = self.scratch.address(&self.config.database);
+        let address = self.replay.scratch.address(&self.config.replay.database);
         let mut theirs = Side::of(address, table, &names, count).await?;
         let mut ours = Side::of(self.config.local.clone(), table, &names, count).await?;
         // Servers that hash records alike need not write each row out.

@@ -7,8 +7,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 use synctool_connectors::postgres::PostgresConfig;
-use synctool_connectors::walarchive::{Archive, DataSync, Step, SyncConfig};
+use synctool_connectors::walarchive::{Archive, DataSync, ReplayConfig, Step, SyncConfig};
 use synctool_testkit::{KillRun, PgVersion, Postgres, TestDb};
+use tokio_util::sync::CancellationToken;
 
 const SCHEMA: &str = "
 CREATE TYPE mood AS ENUM ('low', 'high');
@@ -113,18 +114,21 @@ impl World {
 
 fn config(bin_dir: &Path, place: &Path, local: &str) -> SyncConfig {
     SyncConfig {
-        archive: Archive::Directory(place.join("archive")),
-        backup: place.join("backup").into(),
-        scratch: scratch_config(bin_dir, place),
+        replay: ReplayConfig {
+            archive: Archive::Directory(place.join("archive")),
+            backup: place.join("backup").into(),
+            scratch: scratch_config(bin_dir, place),
+            database: "postgres".into(),
+            batch_segments: 4,
+            patience: 3,
+            replay_patience: Duration::from_secs(90),
+            touched_rows: 1 << 20,
+        },
         local: PostgresConfig::from_url(local).unwrap(),
-        database: "postgres".into(),
-        batch_segments: 4,
-        patience: 3,
-        replay_patience: Duration::from_secs(90),
         metric_hours: 24,
         copy_jobs: 2,
         copy_range: 64 << 20,
-        touched_rows: 1 << 20,
+        stop: CancellationToken::new(),
     }
 }
 
@@ -261,7 +265,10 @@ async fn the_local_tables_are_productions_at_every_place() {
 async fn with_little_memory_the_rows_are_the_same() {
     let world = World::new();
     let config = || SyncConfig {
-        touched_rows: 50,
+        replay: ReplayConfig {
+            touched_rows: 50,
+            ..world.config().replay
+        },
         copy_range: 1,
         copy_jobs: 3,
         ..world.config()

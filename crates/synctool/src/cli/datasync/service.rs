@@ -28,7 +28,7 @@ pub(super) async fn run_once(config: Config, interrupt: Interrupt) -> Result<Rep
     let service = Box::pin(Service::begin(config.clone(), interrupt.token())).await?;
     let served = Box::pin(service.once()).await?;
     let lsn = board(&config).await?.applied().await?.map(|lsn| lsn.to_string());
-    let why = served.waiting.as_ref().map(datasync::sentence);
+    let why = served.waiting.as_ref().map(ToString::to_string);
     let text = format!(
         "{} applied; the local tables are production's as of {}; {}\n",
         match served.batches {

@@ -37,7 +37,7 @@ pub(super) async fn status(config: &Config, all: bool) -> Result<Reply> {
         (true, _, None) => "starting",
     };
     let last = place["last_segment"].as_str();
-    let archive = match &config.archive {
+    let archive = match &config.wal.archive {
         ArchivePlace::Directory(directory) => archive(directory, last, config),
         ArchivePlace::Command(_) => json!({ "place": "wal_fetch_command" }),
     };
@@ -287,7 +287,7 @@ pub(super) async fn doctor(config: &Config) -> Result<Reply> {
                 place: place.into(),
                 finding,
             }));
-            if let ArchivePlace::Directory(directory) = &config.archive {
+            if let ArchivePlace::Directory(directory) = &config.wal.archive {
                 found.push(freshness(directory, config));
             }
         }

@@ -64,7 +64,7 @@ pub(super) async fn clear(config: &Config, rebuild: bool, patience: Patience, gl
         "The place and the scratch server are forgotten; the next start begins anew from the base backup and copies every selected table.",
     )?;
     let settings = datasync::settings(config)?;
-    Scratch::discard(&settings.scratch).await?;
+    Scratch::discard(&settings.replay.scratch).await?;
     board.forget_place().await?;
     Ok(Reply::new(
         json!({ "status": "cleared" }),

@@ -1,0 +1,142 @@
+//! The plan of a capture: which tables, by which keys, in which types, and what of them is read besides the log.
+
+use super::super::tables;
+use super::batch::parts;
+use super::position::LogPosition;
+use super::shape::full_name;
+use super::source::{ArchiveLog, logged};
+use crate::postgres::log::LogSource;
+use crate::postgres::log::capture::{
+    CaptureRequest, FROM, Initial, Remembered, cut_keys, expected_rows, from_of, go_on, planned,
+};
+use crate::postgres::{Connection, catalog};
+use synctool_core::backfill::BackfillPosition;
+use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{Plan, ReadSpec};
+use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::sink::Destination;
+use synctool_core::strategy::table::carry_plain;
+
+/// What must not change while the plan of a request is unfinished.
+pub fn semantics(source: &ArchiveLog, request: &CaptureRequest) -> serde_json::Value {
+    request.semantics_of(&source.options().slot, "")
+}
+
+/// Makes the plan of a capture from the catalog of the scratch server, which is brought to where it can be read.
+pub async fn capture(source: &ArchiveLog, destination: &dyn Destination, request: CaptureRequest) -> Result<Plan> {
+    source.stand().await?;
+    let session = source.session().await?;
+    let wanted = match request.tables.is_empty() {
+        true => logged(&session).await?,
+        false => request.tables.clone(),
+    };
+    if wanted.is_empty() {
+        return Err(
+            Error::new(code::LOG_SETUP, "production's database has no table").hint("name the tables to capture")
+        );
+    }
+    let mut plan = request.plan(semantics(source, &request));
+    for table in wanted {
+        let planned = plan_table(source, destination, &request, &session, &table, &mut plan).await;
+        planned.map_err(|e| e.at("table", table.to_string()))?;
+    }
+    session.recycle();
+    Ok(plan)
+}
+
+async fn plan_table(
+    source: &ArchiveLog,
+    destination: &dyn Destination,
+    request: &CaptureRequest,
+    session: &Connection,
+    table: &TableId,
+    plan: &mut Plan,
+) -> Result<()> {
+    let described = catalog::describe(session, table, source.schema()).await?;
+    let name = full_name(table, source.schema());
+    let found = tables::find_named(session, vec![table.to_string()], vec![name]).await?;
+    // Refuses what has no log of its rows.
+    parts(&found, table)?;
+    let key = described.schema.key.clone();
+    if key.is_empty() {
+        request.check_keyless(table)?;
+        plan.reasons.push(format!(
+            "{table} has no key: whole old rows find what changed; equal rows count as one another"
+        ));
+    }
+    let to = request.target(table, &described.table, plan)?;
+    let there = destination.describe(&to).await?;
+    let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
+    for column in &described.schema.columns {
+        let existing = there.as_ref().and_then(|t| t.column(&column.name));
+        if column.generated || existing.is_some_and(|e| e.generated) {
+            plan.reasons
+                .push(format!("{table}: column {} is computed and left out", column.name));
+            continue;
+        }
+        let (from, mut stored) = carry_plain(source, destination, column, existing)?;
+        // NOT NULL is the source's to keep: between two of its changes a row may be incomplete here.
+        stored.nullable = !key.contains(&column.name);
+        stored.identity = false;
+        read.columns.push(from);
+        schema.columns.push(stored);
+    }
+    if key.iter().any(|k| schema.column(k).is_none()) {
+        return Err(Error::new(
+            code::LOG_SETUP,
+            format!("a column of the key of {table} is computed, and computed columns are left out"),
+        )
+        .hint("give the table a primary key of plain columns"));
+    }
+    schema.key = key;
+    // Without a key the rows are read in one go, which is no matter where nothing moves.
+    let initial = request.initial(destination, &to, there.is_some(), true).await?;
+    let names = described.schema.columns.iter().map(|c| c.name.clone());
+    let rows = expected_rows(session, described.oid).await?;
+    let text =
+        serde_json::to_string(&Remembered::named(initial, names, rows)).map_err(|e| Error::bug(e.to_string()))?;
+    plan.remember.insert(Remembered::name(table), text);
+    cut_keys(plan, (session, described.oid), &read, &schema, destination).await?;
+    plan.tables.push(planned(read, to, schema));
+    Ok(())
+}
+
+/// A plan for other tables than those of a stored one, which goes on where that one stands: tables that are new are
+/// read beside the log, those that went are not followed any more. Whoever writes by the stored plan is fenced first.
+pub async fn extend(
+    source: &ArchiveLog,
+    destination: &dyn Destination,
+    stored: &Plan,
+    request: CaptureRequest,
+) -> Result<Plan> {
+    let log = LogSource::partition().id;
+    let mut sink = destination.open_sink(stored).await?;
+    let position = sink.recover(std::slice::from_ref(&log)).await?.remove(&log);
+    let position = position.and_then(|state| state.position);
+    let plan = capture(source, destination, request).await?;
+    sink.release(std::slice::from_ref(&log)).await?;
+    let mut plan = go_on(stored, plan, position)?;
+    owe(stored, &mut plan)?;
+    Ok(plan)
+}
+
+/// New tables without a key cannot be read in chunks: they are read whole with the next batch.
+fn owe(stored: &Plan, plan: &mut Plan) -> Result<()> {
+    let Some(mut from) = from_of(plan).as_ref().map(BackfillPosition::parse).transpose()? else {
+        return Ok(());
+    };
+    let Some(mut log) = from.log.as_ref().map(LogPosition::parse).transpose()? else {
+        return Ok(());
+    };
+    for table in plan.tables.iter().filter(|t| t.schema.key.is_empty()) {
+        let read = &table.read.table;
+        from.pending.retain(|p| p.table != *read);
+        let known = stored.tables.iter().any(|t| t.read.table == *read);
+        if !known && Remembered::of(plan, read).initial != Initial::Skip {
+            log.owed.insert(read.to_string());
+        }
+    }
+    from.log = Some(log.encode());
+    plan.remember.insert(FROM.into(), from.encode().0);
+    Ok(())
+}

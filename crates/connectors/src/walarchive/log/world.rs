@@ -1,0 +1,325 @@
+//! The scratch server of a pipeline: where it stands, and how it is brought to the next place.
+
+use super::super::archive;
+use super::super::control::Control;
+use super::super::follow::Waiting;
+use super::super::replay::{Replay, ReplayConfig, Stored};
+use super::super::scratch::{Scratch, ScratchConfig};
+use super::kept::Kept;
+use super::position::LogPosition;
+use super::source::check_system;
+use crate::postgres::{Connection, Postgres};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, TryLockError};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+use synctool_core::error::{Error, Result, code};
+use synctool_pgwal::Lsn;
+use tokio::sync::watch;
+
+/// Where a scratch server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// On its way, or not looked at yet.
+    Moving,
+    /// Here, until the log is read on.
+    Standing(Lsn),
+    /// It did not come where it should.
+    Lost,
+}
+
+/// What was found where a position goes on.
+pub(super) struct Found {
+    /// Where the scratch server stands, or from where it goes on with the batch.
+    pub(super) position: LogPosition,
+    /// The batch that was begun and is not at the destination.
+    pub(super) begun: Option<Kept>,
+}
+
+/// The scratch server of one pipeline.
+#[derive(Debug)]
+pub(super) struct World {
+    config: ReplayConfig,
+    /// Whose it is; none for somebody who only looks.
+    owner: Option<String>,
+    database: Postgres,
+    pub(super) replay: tokio::sync::Mutex<Option<Replay>>,
+    place: watch::Sender<Place>,
+    claim: Mutex<Option<Claim>>,
+}
+
+/// The right to use a scratch directory, which one process has at a time. The server ends with it.
+#[derive(Debug)]
+struct Claim {
+    _file: File,
+    scratch: ScratchConfig,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        Scratch::halt(&self.scratch);
+    }
+}
+
+impl World {
+    pub(super) fn new(config: ReplayConfig, owner: Option<String>, schema: &str) -> Result<World> {
+        let mut address = config.scratch.address(&config.database);
+        address.schema = schema.into();
+        Ok(World {
+            database: Postgres::open(address)?,
+            owner,
+            config,
+            replay: tokio::sync::Mutex::new(None),
+            place: watch::Sender::new(Place::Moving),
+            claim: Mutex::new(None),
+        })
+    }
+
+    pub(super) fn config(&self) -> &ReplayConfig {
+        &self.config
+    }
+
+    /// The scratch server's sessions.
+    pub(super) fn database(&self) -> &Postgres {
+        &self.database
+    }
+
+    /// Where the scratch server is, and when that changes.
+    pub(super) fn place(&self) -> watch::Receiver<Place> {
+        self.place.subscribe()
+    }
+
+    pub(super) fn is(&self, place: Place) {
+        self.place.send_replace(place);
+    }
+
+    /// Where what is kept of batches is.
+    pub(super) fn directory(&self) -> PathBuf {
+        self.config.scratch.directory.join("kept")
+    }
+
+    fn claimed(&self) -> MutexGuard<'_, Option<Claim>> {
+        self.claim.lock().expect("nothing panics while holding it")
+    }
+
+    /// Nobody else may use the directory from now on.
+    fn take(&self) -> Result<()> {
+        let mut claim = self.claimed();
+        if claim.is_some() {
+            return Ok(());
+        }
+        let directory = &self.config.scratch.directory;
+        let path = directory.join("lock");
+        let failed = |e: std::io::Error| archive::file_error(&path, &e);
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        let file = File::create(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(code::LOCKED, "the scratch directory is in use by another process")
+                    .at("directory", directory.display().to_string())
+                    .hint("each pipeline needs a scratch_dir of its own; what looks at a running pipeline must wait for its end"));
+            }
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        *claim = Some(Claim {
+            _file: file,
+            scratch: self.config.scratch.clone(),
+        });
+        Ok(())
+    }
+
+    /// The log's name.
+    pub(super) fn owner(&self) -> Result<&str> {
+        let owner = self.owner.as_deref();
+        owner.ok_or_else(|| {
+            Error::new(code::CONFIG_INVALID, "nothing of this archive was replayed yet")
+                .hint("run the pipeline of type log that reads it")
+        })
+    }
+
+    /// Makes or finds the scratch server, and what was kept of its last batch.
+    fn open(&self) -> Result<(Scratch, Option<Kept>)> {
+        self.take()?;
+        if !Scratch::exists(&self.config.scratch) {
+            self.owner()?;
+            // It was about one that is gone.
+            Kept::forget(&self.directory())?;
+        }
+        let scratch = Replay::create(&self.config)?;
+        let kept = Kept::read(&self.directory())?;
+        if let (Some(kept), Some(owner)) = (&kept, &self.owner)
+            && kept.owner != *owner
+        {
+            return Err(Error::new(
+                code::REFUSED,
+                format!(
+                    "the scratch directory belongs to the log {}, and this is {owner}",
+                    kept.owner
+                ),
+            )
+            .at("directory", self.config.scratch.directory.display().to_string())
+            .hint("each pipeline needs a scratch_dir of its own"));
+        }
+        Ok((scratch, kept))
+    }
+
+    /// Brings the scratch server to where a position stands; or, if a batch was begun from there, makes ready to go on
+    /// with it.
+    pub(super) async fn go_on(&self, position: &LogPosition) -> Result<Found> {
+        let mut replay = self.replay.lock().await;
+        *replay = None;
+        self.is(Place::Moving);
+        let (scratch, kept) = self.open()?;
+        check_system(position, scratch.control().system)?;
+        let begun = kept.filter(|k| k.from == position.at && k.to > position.at);
+        let furthest = begun.as_ref().map_or(position.at, |k| k.to);
+        scratch.within(furthest)?;
+        let mut next = Replay::begin(self.config.clone(), scratch, Some(position.stored())).await?;
+        reached(next.take_up_to(position.at).await?)?;
+        next.taken.clear();
+        if begun.is_none() {
+            self.bring(&mut next, position.stored(), self.owner()?).await?;
+        }
+        *replay = Some(next);
+        Ok(Found {
+            position: position.clone(),
+            begun,
+        })
+    }
+
+    /// Brings the scratch server to where it stood last, or to the first place at which it can be read.
+    pub(super) async fn begin(&self) -> Result<LogPosition> {
+        let mut replay = self.replay.lock().await;
+        *replay = None;
+        self.is(Place::Moving);
+        let (scratch, kept) = self.open()?;
+        let system = scratch.control().system;
+        let owner = match &kept {
+            Some(kept) => kept.owner.clone(),
+            None => self.owner()?.to_owned(),
+        };
+        let stored = kept.map(|k| k.stored());
+        let mut next = Replay::begin(self.config.clone(), scratch, stored).await?;
+        let (stored, committed_at) = match stored {
+            Some(stored) => {
+                reached(next.take_up_to(stored.at).await?)?;
+                next.taken.clear();
+                (stored, None)
+            }
+            None => match next.take_first().await? {
+                Ok(batch) => {
+                    let stored = Stored {
+                        timeline: next.follower.timeline(),
+                        at: batch.to,
+                        restart: batch.restart,
+                    };
+                    if let Some(parameters) = &batch.parameters {
+                        next.scratch.raise(parameters).await?;
+                    }
+                    (stored, batch.last_commit.map(|at| at.unix_micros()))
+                }
+                Err(why) => {
+                    let what = format!("the archive does not hold yet what the base backup needs to be of use: {why}");
+                    return Err(Error::new(code::SERVER_UNREACHABLE, what)
+                        .hint("wait for it; on an idle production: CHECKPOINT; SELECT pg_switch_wal();"));
+                }
+            },
+        };
+        self.bring(&mut next, stored, &owner).await?;
+        *replay = Some(next);
+        Ok(LogPosition {
+            system,
+            timeline: stored.timeline,
+            at: stored.at,
+            restart: stored.restart,
+            added: BTreeMap::new(),
+            owed: BTreeSet::new(),
+            committed_at,
+        })
+    }
+
+    /// Brings it to a place that is at the destination, or where nothing is yet.
+    async fn bring(&self, replay: &mut Replay, to: Stored, owner: &str) -> Result<()> {
+        let parameters = replay.scan.parameters().cloned();
+        replay.open_gate(to.at, parameters.as_ref()).await?;
+        Kept::standing(owner, to).store(&self.directory())?;
+        self.is(Place::Standing(to.at));
+        Ok(())
+    }
+
+    /// A place where the scratch server stands, wherever that is: for looking at its tables.
+    pub(super) async fn stand(&self) -> Result<()> {
+        match *self.place.borrow() {
+            Place::Standing(_) => return Ok(()),
+            Place::Moving | Place::Lost => {}
+        }
+        self.begin().await.map(drop)
+    }
+
+    /// The scratch server runs, and can be read, wherever it is.
+    pub(super) async fn run(&self) -> Result<()> {
+        let replay = self.replay.lock().await;
+        let scratch = &replay
+            .as_ref()
+            .ok_or_else(|| Error::bug("no scratch server was opened"))?
+            .scratch;
+        scratch.start().await
+    }
+
+    /// A session, where it stands.
+    pub(super) async fn session(&self) -> Result<Connection> {
+        self.database.connect().await
+    }
+
+    /// The scratch server is made anew when it is wanted next.
+    pub(super) async fn discard(&self) -> Result<()> {
+        *self.replay.lock().await = None;
+        self.is(Place::Moving);
+        self.take()?;
+        Scratch::discard(&self.config.scratch).await?;
+        Kept::forget(&self.directory())
+    }
+
+    /// Stops the scratch server.
+    pub(super) async fn close(&self) -> Result<()> {
+        let replay = self.replay.lock().await.take();
+        self.is(Place::Moving);
+        let stopped = match replay {
+            Some(replay) => replay.scratch.stop().await,
+            None => Ok(()),
+        };
+        *self.claimed() = None;
+        stopped
+    }
+
+    /// What the scratch server's data says of production, or the base backup; none while neither can be looked at.
+    pub(super) fn control(&self) -> Option<Control> {
+        let scratch = Control::read(&self.config.scratch.directory.join("data"));
+        let backup = match &self.config.backup {
+            super::super::base::Backup::Files(path) => Control::read(path).ok(),
+            super::super::base::Backup::Command(_) => None,
+        };
+        scratch.ok().or(backup)
+    }
+
+    /// Where the archive ends, as its names say.
+    pub(super) fn end(&self) -> Option<Lsn> {
+        let size = self.control()?.segment_size;
+        let listing = self.config.archive.list().ok()?;
+        let starts = listing.segments.keys().filter_map(|name| name.start(size));
+        starts.max().map(|start| Lsn(start.0 + size.bytes()))
+    }
+}
+
+/// What was read once must be there again.
+pub(super) fn reached(waiting: Option<Waiting>) -> Result<()> {
+    match waiting {
+        None => Ok(()),
+        Some(why) => Err(Error::new(
+            code::WAL_MISSING,
+            format!("the archive has not kept the log from where it must be read again: {why}"),
+        )
+        .hint("put the segment back; if it is gone, take a new base backup, remove the scratch directory and run with --repair")),
+    }
+}

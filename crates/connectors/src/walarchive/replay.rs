@@ -1,0 +1,280 @@
+//! Production's log, brought to a scratch server piece by piece: what the archive gives is checked and scanned, and waits
+//! until the gate is opened for it; then the scratch server stands at the next known place.
+
+use super::archive::{self, Archive, Listing};
+use super::base::Backup;
+use super::batch::{Batch, Scan};
+use super::control::Control;
+use super::follow::{Follower, Next, Waiting};
+use super::scratch::{Scratch, ScratchConfig};
+use super::touched::Room;
+use crate::postgres::Connection;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use synctool_core::error::{Error, Result, code};
+use synctool_pgwal::{History, Identity, Lsn, Major, Parameters, SegmentName};
+
+/// Where production's log and a base backup are, and how a scratch server follows them.
+#[derive(Debug, Clone)]
+pub struct ReplayConfig {
+    /// Where production archives its log.
+    pub archive: Archive,
+    /// A base backup of production.
+    pub backup: Backup,
+    /// The scratch server.
+    pub scratch: ScratchConfig,
+    /// Production's database.
+    pub database: String,
+    /// Segments of one batch, at most.
+    pub batch_segments: usize,
+    /// Looks at the archive before something that is missing or broken is an error.
+    pub patience: u32,
+    /// How long the scratch server may replay without getting on.
+    pub replay_patience: Duration,
+    /// Touched rows that are kept in memory; more go into a file.
+    pub touched_rows: usize,
+}
+
+/// A place of the log at which everything committed before is known elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) timeline: u32,
+    pub(super) at: Lsn,
+    /// From here a scan must begin to know what is open at `at`.
+    pub(super) restart: Lsn,
+}
+
+/// A scratch server with the log that it is given.
+#[derive(Debug)]
+pub(super) struct Replay {
+    pub(super) config: ReplayConfig,
+    pub(super) scratch: Scratch,
+    pub(super) follower: Follower,
+    pub(super) scan: Scan,
+    /// What the scan holds beyond the last batch.
+    pub(super) taken: Vec<SegmentName>,
+}
+
+impl Replay {
+    /// Makes or finds the scratch server. The first time this unpacks the base backup, which takes its time.
+    pub(super) fn create(config: &ReplayConfig) -> Result<Scratch> {
+        let scratch = Scratch::create(config.scratch.clone(), &config.backup)?;
+        // What an earlier attempt got ready may not be what this one will want.
+        let ready = config.scratch.directory.join("ready");
+        if ready.exists() {
+            std::fs::remove_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
+        }
+        Ok(scratch)
+    }
+
+    /// Goes on from a stored place, or begins where the base backup does.
+    pub(super) async fn begin(config: ReplayConfig, scratch: Scratch, stored: Option<Stored>) -> Result<Replay> {
+        let identity = identity(scratch.control())?;
+        let label = scratch.label();
+        let timeline = stored.map_or(label.timeline, |s| s.timeline);
+        let mut start = stored.map_or(label.start, |s| s.restart);
+        if stored.is_some()
+            // One that was made anew has to be given what it replays from its base backup on.
+            && let Some(from) = scratch.lacks()
+        {
+            start = start.min(from);
+        }
+        let history = history(&config.archive, timeline).await?;
+        let room = Room {
+            rows: config.touched_rows,
+            directory: config.scratch.directory.clone(),
+        };
+        let applied = stored.map_or(start, |s| s.at);
+        Ok(Replay {
+            follower: Follower::new(config.archive.clone(), identity, history, start, config.patience),
+            scan: Scan::new(identity, None, start, applied, room),
+            config,
+            scratch,
+            taken: Vec::new(),
+        })
+    }
+
+    /// Takes the next segment into the scan and gets it ready for the gate; or says why there is none.
+    pub(super) async fn take(&mut self) -> Result<Option<Waiting>> {
+        let timeline = self.follower.timeline();
+        match self.follower.next().await? {
+            Next::Waiting(why) => Ok(Some(why)),
+            Next::Segment(segment) => {
+                if self.follower.timeline() != timeline {
+                    self.scan.change_timeline();
+                }
+                self.scan.take(&segment)?;
+                self.taken.push(segment.name);
+                let ready = self.ready();
+                std::fs::create_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
+                let file = ready.join(segment.name.to_string());
+                std::fs::write(&file, &segment.bytes).map_err(|e| archive::file_error(&file, &e))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes segments until the scan stands at a place that was known before.
+    pub(super) async fn take_up_to(&mut self, at: Lsn) -> Result<Option<Waiting>> {
+        while self.scan.position() < at {
+            if let Some(why) = self.take().await? {
+                return Ok(Some(why));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes segments until the scratch server can be read at the place and nothing open there began before the scan.
+    pub(super) async fn take_first(&mut self) -> Result<Result<Batch, Waiting>> {
+        loop {
+            // An earlier attempt may have let more through: the scratch server stands behind that.
+            let next = self.follower.awaited().to_string();
+            if self.is_consistent() && !self.scratch.admitted(&next) {
+                return Ok(Ok(self.scan.finish()));
+            }
+            if let Some(why) = self.take().await? {
+                return Ok(Err(why));
+            }
+        }
+    }
+
+    /// Takes the segments of the next batch, as many as there are.
+    pub(super) async fn take_next(&mut self, applied: Lsn) -> Result<Result<Batch, Waiting>> {
+        // A segment in which nothing ends is no batch.
+        while self.taken.len() < self.config.batch_segments || self.scan.position() <= applied {
+            if let Some(why) = self.take().await? {
+                match self.scan.position() > applied {
+                    true => break,
+                    false => return Ok(Err(why)),
+                }
+            }
+        }
+        Ok(Ok(self.scan.finish()))
+    }
+
+    /// Whether the scratch server can be read here, and every touch from here on is known.
+    fn is_consistent(&self) -> bool {
+        let ended = match self.scratch.label().from_standby {
+            true => self.scan.position() >= self.scratch.control().min_recovery,
+            false => self.scan.backup_ended(),
+        };
+        ended && self.scan.is_complete()
+    }
+
+    /// Where segments wait until the gate is opened for them.
+    fn ready(&self) -> PathBuf {
+        self.config.scratch.directory.join("ready")
+    }
+
+    /// The scratch server runs and stands here.
+    pub(super) async fn stand(&self, at: Lsn) -> Result<()> {
+        self.scratch.start().await?;
+        self.scratch.wait_for(at, self.config.replay_patience).await
+    }
+
+    /// Lets the scratch server have everything that is ready, and waits until it stands at `to`.
+    pub(super) async fn open_gate(&mut self, to: Lsn, parameters: Option<&Parameters>) -> Result<()> {
+        if let Some(parameters) = parameters {
+            self.scratch.raise(parameters).await?;
+        }
+        self.admit_histories().await?;
+        let ready = self.ready();
+        let mut files: Vec<PathBuf> = match std::fs::read_dir(&ready) {
+            Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
+            Err(_) => Vec::new(),
+        };
+        files.sort();
+        for file in files {
+            let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+            self.scratch.admit_file(&name, &file)?;
+        }
+        self.stand(to).await
+    }
+
+    /// The scratch server follows to another timeline only if it sees its history.
+    async fn admit_histories(&self) -> Result<()> {
+        for timeline in 2..=self.follower.timeline() {
+            let name = format!("{timeline:08X}.history");
+            if self.scratch.admitted(&name) {
+                continue;
+            }
+            let path = match &self.config.archive {
+                Archive::Directory(directory) => Listing::of(directory)?.histories.remove(&timeline),
+                command => command.fetch(&name).await?,
+            };
+            if let Some(path) = path {
+                self.scratch.admit(&name, &archive::unpack_history(&path)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A session that waits only shortly for what production has locked.
+    pub(super) async fn session(&self) -> Result<Connection> {
+        let session = self.scratch.connect(&self.config.database).await?;
+        wait_shortly(&session).await?;
+        Ok(session)
+    }
+
+    /// Segments before the place from which the scratch server would replay are not needed any more.
+    pub(super) fn tidy(&self) -> Result<()> {
+        let control = Control::read(&self.config.scratch.directory.join("data"))?;
+        let size = control.segment_size;
+        let first = size.number(control.redo);
+        self.scratch.forget(|name| {
+            let number = SegmentName::parse(name).and_then(|name| name.number(size));
+            number.is_none_or(|number| number >= first)
+        })
+    }
+}
+
+/// Locks that production holds are not waited for long.
+pub(super) async fn wait_shortly(session: &Connection) -> Result<()> {
+    let set = session.batch_execute("SET lock_timeout = '2s'").await;
+    set.map_err(|e| session.error(e, "preparing a session of the scratch server"))
+}
+
+/// Whether rows are looked up by their addresses, however many are asked for at once: the planner would rather go
+/// through the whole table, again for each part of them.
+pub(super) async fn by_address(session: &Connection, on: bool) -> Result<()> {
+    let set = match on {
+        true => "SET enable_seqscan = off",
+        false => "RESET enable_seqscan",
+    };
+    let done = session.batch_execute(set).await;
+    done.map_err(|e| session.error(e, "preparing a session of the scratch server"))
+}
+
+/// Whose log it must be.
+pub(super) fn identity(control: &Control) -> Result<Identity> {
+    let major = Major::ALL.into_iter().find(|m| u32::from(m.number()) == control.major);
+    Ok(Identity {
+        major: major.ok_or_else(|| {
+            Error::new(
+                code::SERVER_VERSION,
+                format!("PostgreSQL {} is not supported", control.major),
+            )
+        })?,
+        system: control.system,
+        segment_size: control.segment_size,
+    })
+}
+
+/// The history of a timeline, from the archive; the first has none.
+pub(super) async fn history(archive: &Archive, timeline: u32) -> Result<History> {
+    if timeline == 1 {
+        return Ok(History::first());
+    }
+    let path = match archive {
+        Archive::Directory(directory) => Listing::of(directory)?.histories.remove(&timeline),
+        command => command.fetch(&format!("{timeline:08X}.history")).await?,
+    };
+    match path {
+        Some(path) => archive::read_history(timeline, Path::new(&path)),
+        None => Err(Error::new(
+            code::WAL_TIMELINE,
+            format!("the history of timeline {timeline} is not in the archive"),
+        )
+        .hint("copy it there from production's pg_wal")),
+    }
+}

@@ -1,0 +1,514 @@
+//! Archived log as the source of a pipeline: files of a production that is never asked, into every engine that takes
+//! changes, killed anywhere, refused where it is not the log that was followed.
+
+use super::{PATIENCE, stop};
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use synctool_testkit::kill::{KillRun, Running};
+use synctool_testkit::{PgVersion, Postgres, TestDb, wait_for};
+use tempfile::TempDir;
+
+const SHOP: &str = "
+    CREATE TYPE mood AS ENUM ('low', 'high');
+    CREATE TABLE users (id int PRIMARY KEY, email text UNIQUE DEFERRABLE INITIALLY DEFERRED, address text, born timestamptz,
+        amount numeric(12, 2), twice int GENERATED ALWAYS AS (id * 2) STORED);
+    CREATE TABLE pair (a int, b text, v jsonb, PRIMARY KEY (b, a));
+    CREATE TABLE visit (id int, side int, note text, PRIMARY KEY (id, side)) PARTITION BY LIST (side);
+    CREATE TABLE visit_1 PARTITION OF visit FOR VALUES IN (1);
+    CREATE TABLE visit_2 PARTITION OF visit FOR VALUES IN (2);
+    CREATE TABLE other (id int);
+    INSERT INTO users (id, email, address, born, amount) SELECT g, 'e' || g, repeat(md5(g::text), g % 150), '2020-01-01'::timestamptz + g * interval '1 h', g / 3.0
+        FROM generate_series(1, 900) g;
+    INSERT INTO pair SELECT g, 'b' || g % 7, jsonb_build_object('n', g) FROM generate_series(1, 300) g;
+    INSERT INTO visit SELECT g, 1 + g % 2, NULLIF('n' || g % 5, 'n0') FROM generate_series(1, 400) g;";
+
+/// A table, and its columns that are carried.
+const TABLES: [(&str, &str); 3] = [
+    ("users", "id, email, address, born, amount"),
+    ("pair", "a, b, v"),
+    ("visit", "id, side, note"),
+];
+
+/// What happens in production: new rows, wide rows that stay and that change, keys that wander, unique values that change
+/// hands, rows that change partitions, work that is rolled back, a transaction beside.
+fn change(n: u32) -> String {
+    format!(
+        "INSERT INTO users SELECT {n} * 10000 + g, 'n' || {n} * 10000 + g, repeat('w', 20 * g), now(), NULL FROM generate_series(1, 60) g;
+         UPDATE users SET amount = amount + 1 WHERE id % 7 = {n} % 7;
+         UPDATE users SET address = repeat(md5('{n}'), 120) WHERE id % 31 = {n} % 31;
+         BEGIN; UPDATE users SET email = CASE id WHEN 1 THEN (SELECT email FROM users WHERE id = 2) ELSE (SELECT email FROM users WHERE id = 1) END
+            WHERE id IN (1, 2); COMMIT;
+         DELETE FROM users WHERE id % 41 = {n} % 41 AND id > 2; UPDATE users SET id = -id WHERE id > 0 AND id % 37 = {n} % 37;
+         UPDATE pair SET a = a + 1000 WHERE a % 11 = {n} % 11; DELETE FROM pair WHERE a % 13 = {n} % 13;
+         INSERT INTO pair VALUES ({n}, 'new', '[1]') ON CONFLICT DO NOTHING; UPDATE pair SET v = NULL WHERE a % 5 = {n} % 5;
+         UPDATE visit SET side = 3 - side WHERE id % 9 = {n} % 9; DELETE FROM visit WHERE id % 23 = {n} % 23;
+         INSERT INTO visit VALUES (1000 + {n}, 1, 'came'); BEGIN; UPDATE users SET amount = 0; DELETE FROM visit; ROLLBACK;
+         BEGIN; SAVEPOINT s; DELETE FROM pair; ROLLBACK TO s; UPDATE pair SET v = '\"s\"' WHERE a % 17 = 0; COMMIT; CHECKPOINT; INSERT INTO other VALUES ({n})"
+    )
+}
+
+/// A production that archives, a folder with its archive, its backup and the pipeline; whatever was started ends with it.
+struct Stage {
+    production: Postgres,
+    to: TestDb,
+    home: TempDir,
+}
+
+impl Stage {
+    fn new(version: PgVersion) -> Stage {
+        Stage::of(version, SHOP)
+    }
+
+    fn of(version: PgVersion, schema: &str) -> Stage {
+        let home = tempfile::Builder::new().prefix("archive").tempdir().expect("a folder");
+        std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
+        let production = Postgres::builder(version)
+            .setting("wal_level", "replica")
+            .archiving_to(&home.path().join("archive"))
+            .setting("autovacuum_naptime", "1s")
+            .start();
+        production.psql(schema);
+        let stage = Stage {
+            production,
+            to: Postgres::shared(version).database("archive_to"),
+            home,
+        };
+        stage.pipeline("tables: [users, pair, visit]", "");
+        stage
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn pipeline(&self, tables: &str, log: &str) {
+        let to = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", self.to.url());
+        self.pipeline_to("shop", &to, tables, log);
+    }
+
+    fn pipeline_to(&self, name: &str, to: &str, tables: &str, log: &str) {
+        let bin = self.production.tool("postgres");
+        let text = format!(
+            "name: {name}\ndatastores:\n  from:\n    type: wal_archive\n    dbname: postgres\n    archive_dir: archive\n    \
+             base_backup: backup\n    scratch_dir: scratch\n    pg_bin_dir: {}\n    batch_segments: 2\n    frequency: 500ms\n  to: {to}\n\
+             source: {{datastore: from, {tables}}}\ndestination: {{datastore: to}}\n\
+             strategies:\n  - {{type: log, chunk_rows: 100{log}}}\n",
+            bin.parent().expect("a folder").display()
+        );
+        std::fs::write(self.path(&format!("{name}.yaml")), text).expect("written");
+    }
+
+    /// A base backup, and everything that it needs to be of use.
+    fn backup(&self) {
+        self.production.base_backup(&self.path("backup"));
+        self.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+        self.archived();
+    }
+
+    fn archived(&self) {
+        self.production.archive_now(&self.path("archive"), PATIENCE);
+    }
+
+    fn happens(&self, sql: &str) {
+        self.production.psql(sql);
+        self.archived();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
+        command.current_dir(self.home.path()).args(arguments);
+        for name in ["RUST_LOG", "SYNCTOOL_LOG_LEVEL", "SYNCTOOL_FAILPOINT"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        let outcome = KillRun::new(&self.command(arguments)).run();
+        assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+        (outcome.code.unwrap_or(-1), outcome.stdout, outcome.stderr)
+    }
+
+    #[track_caller]
+    fn fails(&self, arguments: &[&str], code: i32, says: &str) {
+        let (found, out, err) = self.run(arguments);
+        assert!(
+            found == code && err.contains(says),
+            "{found}, no {says:?} in\n{out}\n{err}"
+        );
+    }
+
+    fn once(&self) -> KillRun {
+        KillRun::new(&self.command(&["run", "shop.yaml", "--until-caught-up"]))
+    }
+
+    #[track_caller]
+    fn catch_up(&self) {
+        let outcome = self.once().run();
+        assert_eq!(outcome.code, Some(0), "{}\n{}", outcome.stdout, outcome.stderr);
+        assert!(self.scratch_pid().is_none(), "the scratch server ends with the run");
+    }
+
+    fn start(&self) -> Running {
+        KillRun::new(&self.command(&["run", "shop.yaml"])).start()
+    }
+
+    /// The main process of the scratch server, if it lives.
+    fn scratch_pid(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.path("scratch/data/postmaster.pid")).ok()?;
+        let pid = text.lines().next()?.to_owned();
+        Path::new("/proc").join(&pid).exists().then_some(pid)
+    }
+
+    fn different(&self) -> Vec<&'static str> {
+        let rows = |table: &str, columns: &str| format!("SELECT ({columns})::text FROM {table} ORDER BY 1");
+        let rows = |table, columns: &str| rows(table, &format!("ROW({columns})"));
+        let differs = |(table, columns): &&(&'static str, &str)| {
+            self.to.try_psql(&rows(table, columns)).ok() != Some(self.production.psql(&rows(table, columns)))
+        };
+        TABLES.iter().filter(differs).map(|(table, _)| *table).collect()
+    }
+
+    #[track_caller]
+    fn same(&self, case: &str) {
+        assert_eq!(self.different(), [""; 0], "{case}: tables differ");
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(pid) = self.scratch_pid() {
+            let _ = Command::new("kill").args(["-QUIT", &pid]).status();
+        }
+    }
+}
+
+fn follows(version: PgVersion) {
+    let stage = Stage::new(version);
+    stage.fails(&["run", "shop.yaml", "--until-caught-up"], 1, "backup");
+    stage.backup();
+    let (code, out, err) = stage.run(&["plan", "shop.yaml"]);
+    assert_eq!(code, 0, "{out}\n{err}");
+    assert!(
+        out.contains("users") && out.contains("twice is computed and left out"),
+        "{out}"
+    );
+    assert!(stage.scratch_pid().is_none(), "looking leaves nothing behind");
+    stage.catch_up();
+    stage.same("the first load");
+    for n in 1..4 {
+        stage.happens(&change(n));
+        stage.happens(&change(n + 100));
+        stage.catch_up();
+        stage.same("what changed");
+    }
+    // What the log does not say row by row.
+    stage.happens(
+        "VACUUM FULL users; TRUNCATE pair; INSERT INTO pair VALUES (1, 'x', NULL); CLUSTER visit_1 USING visit_1_pkey",
+    );
+    stage.happens(
+        "CREATE TABLE visit_3 PARTITION OF visit FOR VALUES IN (3); INSERT INTO visit VALUES (1, 3, 'a'), (2, 3, 'b')",
+    );
+    stage.catch_up();
+    stage.same("rewritten tables");
+    // A column that comes, for rows that nobody touches too.
+    stage.happens("ALTER TABLE pair ADD COLUMN c int DEFAULT 7; INSERT INTO pair VALUES (2, 'y', NULL, 8)");
+    stage.catch_up();
+    let columns = "SELECT a, b, v, c FROM pair ORDER BY a";
+    assert_eq!(stage.to.psql(columns), stage.production.psql(columns));
+    stage.happens("UPDATE pair SET c = 9 WHERE a = 2; DROP TABLE visit_2");
+    stage.catch_up();
+    assert_eq!(stage.to.psql(columns), stage.production.psql(columns));
+    stage.same("after a change of shape");
+    let (code, out, err) = stage.run(&["verify", "shop.yaml"]);
+    assert_eq!(code, 0, "{out}\n{err}");
+    let tampered = "UPDATE users SET amount = -1 WHERE id = (SELECT max(id) FROM users)";
+    stage.to.psql(tampered);
+    assert_eq!(stage.run(&["verify", "shop.yaml"]).0, 3);
+    // Read again while the log goes on.
+    stage.happens("CREATE TABLE visit_2 PARTITION OF visit FOR VALUES IN (2)");
+    stage.happens(&change(9));
+    let (code, out, err) = stage.run(&["cdc", "refresh", "shop.yaml", "users"]);
+    assert_eq!(code, 0, "{out}\n{err}");
+    stage.catch_up();
+    stage.same("after a refresh");
+    let (code, out, _) = stage.run(&["cdc", "status", "shop.yaml", "--output", "json"]);
+    let status: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((code, status["state"].as_str()), (0, Some("stopped")), "{status:#}");
+    // A change that is not followed is refused until somebody acts.
+    stage.happens("ALTER TABLE users DROP COLUMN born");
+    stage.fails(
+        &["run", "shop.yaml", "--until-caught-up"],
+        2,
+        "column born of public.users is gone",
+    );
+    stage.to.psql("ALTER TABLE users DROP COLUMN born");
+    let (code, out, err) = stage.run(&["run", "shop.yaml", "--until-caught-up", "--restart"]);
+    assert_eq!(code, 0, "{out}\n{err}");
+    let columns = "SELECT id, email, address, amount FROM users ORDER BY id";
+    assert_eq!(stage.to.psql(columns), stage.production.psql(columns));
+}
+
+#[test]
+fn postgres_follows_an_archive_pg15() {
+    follows(PgVersion::V15);
+}
+
+#[test]
+fn postgres_follows_an_archive_pg18() {
+    follows(PgVersion::V18);
+}
+
+/// Into another engine; both ends are compared by hashes of every row.
+fn follows_into(to: &str, uri: impl Fn(&Stage) -> String) {
+    let stage = Stage::new(PgVersion::V18);
+    let uri = uri(&stage);
+    stage.pipeline_to(
+        "shop",
+        &to.replace("$URI", &uri)
+            .replace("$PATH", uri.split_once(':').map_or("", |u| u.1)),
+        "tables: [users, pair, visit]",
+        "",
+    );
+    stage.backup();
+    let same = |case: &str| {
+        for (table, columns) in TABLES {
+            let columns = columns.replace(", ", ",");
+            let from = stage.production.url("postgres");
+            let (code, out, err) = stage.run(&["diff", &from, table, &uri, table, "--columns", &columns]);
+            assert_eq!(code, 0, "{case}: {table}\n{out}\n{err}");
+        }
+    };
+    stage.catch_up();
+    same("the first load");
+    stage.happens(&change(1));
+    stage.once().at("sink.commit.before", 1).run().assert_killed();
+    stage.happens(&change(2));
+    stage.catch_up();
+    same("what changed");
+    stage.happens("TRUNCATE visit; INSERT INTO visit VALUES (5, 2, NULL); VACUUM FULL pair");
+    stage.catch_up();
+    same("rewritten tables");
+}
+
+#[test]
+fn sqlite_follows_an_archive() {
+    follows_into("{type: sqlite, connection: {path: \"$PATH\"}}", |stage| {
+        format!("sqlite:{}", stage.path("copy.db").display())
+    });
+}
+
+#[test]
+fn mariadb_follows_an_archive() {
+    let to = synctool_testkit::MariaDb::shared().database("archive");
+    follows_into("{type: mysql, connection: {url: \"$URI\"}}", |_| to.url());
+}
+
+#[cfg(feature = "duckdb")]
+#[test]
+fn duckdb_follows_an_archive() {
+    follows_into("{type: duckdb, connection: {path: \"$PATH\"}}", |stage| {
+        format!("duckdb:{}", stage.path("copy.duckdb").display())
+    });
+}
+
+fn killed_anywhere(version: PgVersion) {
+    let stage = Stage::new(version);
+    stage.backup();
+    let points = [
+        ("sink.write", 1),
+        ("engine.commit.before", 2),
+        ("engine.commit.after", 3),
+        ("archive.before_kept", 1),
+        ("archive.kept", 1),
+        ("archive.replayed", 1),
+        ("sink.write", 2),
+        ("archive.handed", 1),
+        ("sink.commit.before", 1),
+        ("sink.commit.after", 1),
+        ("archive.kept", 2),
+        ("archive.replayed", 2),
+        ("engine.commit.before", 2),
+    ];
+    for (round, (point, nth)) in (1..).zip(points) {
+        stage.once().at(point, nth).run().assert_killed();
+        // The scratch server may die as well, at any time.
+        if round % 3 == 0
+            && let Some(pid) = stage.scratch_pid()
+        {
+            let status = Command::new("kill").args(["-9", &pid]).status().expect("kill");
+            assert!(status.success());
+        }
+        // Killed once more where it goes on.
+        if point == "archive.replayed" {
+            stage.once().at("sink.commit.before", 1).run().assert_killed();
+        }
+        stage.catch_up();
+        stage.same(&format!("killed at {point}, {nth}"));
+        for half in 0..3 {
+            stage.happens(&change(round * 3 + half));
+        }
+    }
+    // The scratch server is made again from the base backup; what is at the destination stays.
+    stage.catch_up();
+    std::fs::remove_dir_all(stage.path("scratch")).expect("removed");
+    stage.happens(&change(99));
+    stage.catch_up();
+    stage.same("with another scratch server");
+}
+
+#[test]
+fn killed_anywhere_it_ends_equal_pg15() {
+    killed_anywhere(PgVersion::V15);
+}
+
+#[test]
+fn killed_anywhere_it_ends_equal_pg18() {
+    killed_anywhere(PgVersion::V18);
+}
+
+/// A run that goes on: changes arrive with their files, requests are heard, and it stops when told.
+#[test]
+fn a_run_that_goes_on_brings_what_is_archived() {
+    let stage = Stage::new(PgVersion::V18);
+    stage.backup();
+    let running = stage.start();
+    let until_equal = |running: &Running| {
+        wait_for("both ends to be equal", PATIENCE, || match stage.different() {
+            none if none.is_empty() => Ok(()),
+            some => Err(format!("{some:?} differ; the program said: {}", running.stderr())),
+        });
+    };
+    until_equal(&running);
+    stage.happens(&change(1));
+    until_equal(&running);
+    stage.fails(&["plan", "shop.yaml"], 0, "");
+    stage.fails(&["verify", "shop.yaml"], 6, "in use by another process");
+    stage.to.psql("DELETE FROM users WHERE id = 2; UPDATE pair SET v = '0'");
+    let keys = ["cdc", "refresh", "shop.yaml", "users", "--keys", "2"];
+    assert_eq!(stage.run(&keys).0, 0);
+    assert_eq!(stage.run(&["cdc", "refresh", "shop.yaml", "pair"]).0, 0);
+    until_equal(&running);
+    assert!(running.kill().killed);
+    stage.happens(&change(2));
+    let running = stage.start();
+    until_equal(&running);
+    stop(running);
+    assert!(stage.scratch_pid().is_none());
+}
+
+/// Tables without a key are followed where that is wished, as the pipeline begins and after.
+#[test]
+fn a_table_without_a_key_is_followed_where_that_is_wished() {
+    let stage = Stage::of(
+        PgVersion::V18,
+        "CREATE TABLE other (id int); CREATE TABLE loose (a int, b text);
+         INSERT INTO loose SELECT g % 5, NULLIF(g % 3, 0)::text FROM generate_series(1, 50) g",
+    );
+    stage.backup();
+    stage.pipeline("tables: [loose]", "");
+    stage.fails(&["run", "shop.yaml", "--until-caught-up"], 2, "public.loose has no key");
+    stage.pipeline("tables: [loose]", ", keyless: true");
+    stage.catch_up();
+    let rows = "SELECT a, b FROM loose ORDER BY 1, 2";
+    let same = || assert_eq!(stage.to.psql(rows), stage.production.psql(rows));
+    same();
+    stage.happens("DELETE FROM loose WHERE ctid IN (SELECT ctid FROM loose WHERE a = 2 LIMIT 4); UPDATE loose SET b = 'x' WHERE a = 1; INSERT INTO loose VALUES (1, NULL)");
+    stage.once().at("archive.handed", 1).run().assert_killed();
+    stage.catch_up();
+    same();
+    stage.happens("VACUUM FULL loose; UPDATE loose SET a = 9 WHERE b IS NULL");
+    stage.catch_up();
+    same();
+}
+
+/// What is not the log that was followed is refused, and changes nothing.
+#[test]
+fn another_log_is_refused() {
+    let stage = Stage::new(PgVersion::V18);
+    stage.backup();
+    stage.catch_up();
+    let once = ["run", "shop.yaml", "--until-caught-up"];
+    let archive = stage.path("archive");
+    let segments = || {
+        let all = std::fs::read_dir(&archive).expect("the archive").flatten();
+        let mut names: Vec<String> = all
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .filter(|n| n.len() == 24)
+            .collect();
+        names.sort();
+        names
+    };
+    // A hole.
+    let before = segments().len();
+    stage.happens(&change(1));
+    let hole = segments()[before].clone();
+    stage.happens(&change(2));
+    let (there, aside) = (archive.join(&hole), stage.path("aside"));
+    std::fs::rename(&there, &aside).expect("moved");
+    stage.fails(&once, 1, &format!("WAL segment {hole} is missing"));
+    let (code, out, _) = stage.run(&["cdc", "status", "shop.yaml"]);
+    assert!(code != 0 && out.contains("refused"), "{code}\n{out}");
+    std::fs::rename(&aside, &there).expect("moved");
+    stage.catch_up();
+    stage.same("the hole is filled");
+    // Two pipelines do not share a scratch server.
+    let to = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", stage.to.url());
+    stage.pipeline_to("twin", &to, "tables: [pair]", "");
+    stage.fails(
+        &["run", "twin.yaml", "--until-caught-up"],
+        4,
+        "belongs to the log synctool_shop",
+    );
+    // It is a log and nothing else.
+    let file = std::fs::read_to_string(stage.path("shop.yaml")).expect("the pipeline");
+    let full = file
+        .replace("type: log, chunk_rows: 100", "type: full")
+        .replace("tables: [users, pair, visit]", "table: users");
+    std::fs::write(
+        stage.path("full.yaml"),
+        full.replace(
+            "destination: {datastore: to}",
+            "destination: {datastore: to, table: users}",
+        ),
+    )
+    .expect("written");
+    stage.fails(
+        &["plan", "full.yaml"],
+        2,
+        "is an archived log, which strategies of type log follow",
+    );
+    // Another production, whose files and backup take the place.
+    let stranger = Stage::new(PgVersion::V18);
+    stranger.backup();
+    std::fs::remove_dir_all(stage.path("scratch")).expect("removed");
+    for folder in ["archive", "backup"] {
+        std::fs::rename(stage.path(folder), stage.path(&format!("{folder}.old"))).expect("moved");
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(stranger.path(folder))
+            .arg(stage.path(folder))
+            .status();
+        assert!(copied.expect("cp").success());
+    }
+    stage.fails(&once, 2, "the position was made from system id");
+    stage.same("nothing was changed");
+    // With --repair it is followed from now on, and every table is made equal.
+    stranger.happens(&change(5));
+    std::fs::remove_dir_all(stage.path("archive")).expect("removed");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(stranger.path("archive"))
+        .arg(stage.path("archive"))
+        .status();
+    assert!(copied.expect("cp").success());
+    let (code, out, err) = stage.run(&["run", "shop.yaml", "--until-caught-up", "--repair"]);
+    assert_eq!(code, 0, "{out}\n{err}");
+    for (table, columns) in TABLES {
+        let rows = format!("SELECT ROW({columns})::text FROM {table} ORDER BY 1");
+        assert_eq!(stage.to.psql(&rows), stranger.production.psql(&rows), "{table}");
+    }
+}

@@ -146,7 +146,26 @@ impl Stage {
 
     #[track_caller]
     fn assert_equal(&self, case: &str) {
-        assert_eq!(self.different(TABLES), [""; 0], "{case}: tables differ");
+        let different = self.different(TABLES);
+        let rows = |db: &TestDb, table: &str| -> std::collections::BTreeSet<String> {
+            let rows = db
+                .try_psql(&format!("SELECT t::text FROM {table} t"))
+                .unwrap_or_default();
+            rows.lines().map(str::to_owned).collect()
+        };
+        let told = different.iter().map(|table| {
+            let (from, to) = (rows(&self.from, table), rows(&self.to, table));
+            let some = |a: &std::collections::BTreeSet<String>, b| -> Vec<String> {
+                a.difference(b).take(3).map(|r| r.chars().take(90).collect()).collect()
+            };
+            format!(
+                "{table}: only at the source {:?}, only at the destination {:?}",
+                some(&from, &to),
+                some(&to, &from)
+            )
+        });
+        let told: Vec<String> = told.collect();
+        assert!(told.is_empty(), "{case}: tables differ: {told:#?}");
     }
 
     #[track_caller]

@@ -99,6 +99,40 @@ on_servers! {
         refused_and_repaired(&mut c, code::LOG_LOST).await;
     }
 
+    /// F17: somebody else reads the slot; once they are gone, the log goes on.
+    async fn a_slot_that_somebody_else_reads(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql(GAP);
+        let slot = c.options.slot.clone();
+        let reading = || {
+            let mut command = std::process::Command::new(Postgres::shared(version).tool("pg_recvlogical"));
+            let options = format!("-d {} --slot {slot} --start --no-loop -o proto_version=1 -o publication_names=synctool -s 0 -F 0 -f /dev/null", c.from.url());
+            let child = command.args(options.split(' ')).stderr(std::process::Stdio::null()).spawn().unwrap();
+            synctool_testkit::wait_for("the slot to be read", Duration::from_secs(30), || {
+                c.from.psql(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'")) == "t"
+            });
+            child
+        };
+        let end = |mut child: std::process::Child| {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        };
+        let reader = reading();
+        let source = c.source(c.options.clone());
+        let destination = c.destination().await;
+        let (_, plan) = prepare(source.clone(), source.clone(), destination.clone(), &c.request).await.unwrap();
+        let position = destination.checkpoint(&plan).await.unwrap().into_values().next().unwrap().position;
+        let opened = source.open(&plan.tables[0].read, &LogSource::partition(), position.as_ref(), &synctool_core::source::ReadContext::default()).await;
+        let Err(e) = opened else { panic!("two read one slot") };
+        assert_eq!(e.code(), code::CONFLICT, "{e}");
+        assert!(e.message().contains("read by another session (pid") && e.kind().is_transient(), "{e}");
+        // Who waits gets it as soon as it is free; what the other one read is not lost, as it confirmed nothing.
+        let (done, ()) = tokio::join!(c.catch_up(), async { end(reader) });
+        done.unwrap();
+        c.assert_equal(&["t"]);
+    }
+
     /// F25: another cluster, and another database, behind the same address.
     async fn another_server_or_database(version: PgVersion) {
         let mut c = Capture::new(version, &["t"], T);
@@ -184,4 +218,20 @@ on_servers! {
             c.catch_up().await.unwrap();
         }
     }
+}
+
+/// F13: the log was given up because nobody read it for a while (18).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_was_idle_for_too_long() {
+    let server = Postgres::builder(PgVersion::V18)
+        .setting("idle_replication_slot_timeout", "1s")
+        .start();
+    let mut c = Capture::on(&server, &["t"], T);
+    c.catch_up().await.unwrap();
+    c.from.psql(GAP);
+    synctool_testkit::wait_for("the slot to be given up", Duration::from_secs(60), || {
+        c.from.psql("SELECT pg_switch_wal(); CHECKPOINT");
+        c.from.psql("SELECT invalidation_reason FROM pg_replication_slots") == "idle_timeout"
+    });
+    refused_and_repaired(&mut c, code::LOG_LOST).await;
 }

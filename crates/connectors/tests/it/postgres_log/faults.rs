@@ -83,6 +83,51 @@ on_servers! {
         assert!(proxy.counts().broken >= 3, "{:?}", proxy.counts());
     }
 
+    /// F7: a connection that is open and says nothing is given up, and another one goes on.
+    async fn a_silent_connection_is_given_up(version: PgVersion) {
+        let mut c = Capture::new(version, TABLES, DDL);
+        let proxy = FaultProxy::to(Postgres::shared(version).port());
+        c.url = proxy.through(&c.from.url());
+        c.options.status_interval = Duration::from_millis(100);
+        let running = Following::start(&c).await;
+        let all = "SELECT md5(t::text) FROM a t";
+        shapes::until_equal(&c, all, all).await;
+        proxy.set(Mode::Hang);
+        let before = proxy.counts().connections;
+        write(&c.from, 1);
+        synctool_testkit::eventually("another connection", Duration::from_secs(60), async || proxy.counts().connections > before + 1).await;
+        assert!(!running.task.is_finished());
+        write(&c.from, 2);
+        proxy.set(Mode::Forward);
+        shapes::until_equal(&c, all, all).await;
+        running.stop().await.unwrap();
+        c.catch_up().await.unwrap();
+        c.assert_equal(TABLES);
+    }
+
+    /// F7: far away and thin, at either end, everything only takes longer.
+    async fn latency_and_thin_lines(version: PgVersion) {
+        let mut c = Capture::new(version, TABLES, DDL);
+        let port = Postgres::shared(version).port();
+        let (source, sink) = (FaultProxy::to(port), FaultProxy::to(port));
+        c.url = source.through(&c.from.url());
+        c.options.chunk_rows = 15;
+        for (n, (at_source, at_sink)) in [
+            (Mode::Delay(Duration::from_millis(30)), Mode::Forward),
+            (Mode::Forward, Mode::Delay(Duration::from_millis(10))),
+            (Mode::Throttle(200_000), Mode::Throttle(400_000)),
+        ].into_iter().enumerate() {
+            source.set(at_source);
+            sink.set(at_sink);
+            for i in 0..3 {
+                write(&c.from, i + 7 * n as i32);
+            }
+            let to = PostgresDestination::open(database(&sink.through(&c.to.url())), DestinationOptions::default()).await.unwrap();
+            c.catch_up_into(Arc::new(to)).await.unwrap_or_else(|e| panic!("{at_source:?}, {at_sink:?}: {e}"));
+            c.assert_equal(TABLES);
+        }
+    }
+
     /// F10, F3: the sessions at the source are ended by an administrator, and the run is stopped in the middle.
     async fn ended_sessions_and_a_stop_in_the_middle(version: PgVersion) {
         let mut c = Capture::new(version, TABLES, DDL);

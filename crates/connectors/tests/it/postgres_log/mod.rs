@@ -7,6 +7,7 @@ mod faults;
 mod modes;
 mod own;
 mod rows;
+mod servers;
 mod shapes;
 mod workload;
 

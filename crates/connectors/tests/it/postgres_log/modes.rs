@@ -98,6 +98,27 @@ on_servers! {
         running.stop().await.unwrap();
     }
 
+    /// What came is seen as soon as nothing more is at hand, however long commits may wait for more.
+    async fn what_came_is_seen_soon(version: PgVersion) {
+        let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (0)");
+        let source = c.source(c.options.clone());
+        let (engine, plan) = prepare(source.clone(), source.clone(), c.destination().await, &c.request).await.unwrap();
+        let mut patient = Engine::new(source, engine.destination.clone());
+        patient.options = Options { commit_interval: Duration::from_secs(3600), commit_when_idle: true, ..options() };
+        let patient = Arc::new(patient);
+        let task = tokio::spawn({
+            let patient = patient.clone();
+            async move { patient.follow(plan).await }
+        });
+        for i in 1..5 {
+            c.from.psql(&format!("INSERT INTO t VALUES ({i})"));
+            shapes::until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+        }
+        patient.cancel.cancel();
+        let e = task.await.unwrap().unwrap_err();
+        assert_eq!(e.code(), synctool_core::error::code::INTERRUPTED, "{e}");
+    }
+
     /// F9: a reader that takes nothing for longer than wal_sender_timeout keeps its connection.
     async fn a_slow_sink_keeps_the_stream_alive(version: PgVersion) {
         let server = Postgres::builder(version).setting("wal_sender_timeout", "1s").start();
@@ -175,6 +196,30 @@ on_servers! {
         c.from.psql("TRUNCATE t; INSERT INTO t VALUES (1, 'last', 1, NULL, '', 1)");
         c.catch_up_into(destination).await.unwrap();
         same(&c);
+    }
+
+    /// F11: a password that changes while the log is followed does no harm to what is connected; whoever must connect
+    /// anew is refused by name, and goes on with the new one.
+    async fn a_password_that_changes_meanwhile(version: PgVersion) {
+        let server = Postgres::builder(version).password("sesame-open").start();
+        server.psql("CREATE ROLE sync LOGIN SUPERUSER PASSWORD 'first'");
+        let mut c = Capture::on(&server, &["t"], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+        let good = c.url.clone();
+        c.url = good.replace("postgres:sesame%2Dopen@", "sync:first@");
+        let running = Following::start(&c).await;
+        let all = "SELECT * FROM t";
+        shapes::until_equal(&c, all, all).await;
+        server.psql("ALTER ROLE sync PASSWORD 'second'");
+        c.from.psql("INSERT INTO t VALUES (2)");
+        shapes::until_equal(&c, all, all).await;
+        server.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'sync'");
+        let e = tokio::time::timeout(Duration::from_secs(60), running.task).await.expect("it ends by itself").unwrap().unwrap_err();
+        assert_eq!(e.code(), synctool_core::error::code::AUTH_FAILED, "{e}");
+        assert!(!e.to_string().contains("first"), "{e}");
+        c.from.psql("INSERT INTO t VALUES (3)");
+        c.url = good.replace("postgres:sesame%2Dopen@", "sync:second@");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
     }
 
     /// SCRAM, MD5 and clear passwords on the replication connection.

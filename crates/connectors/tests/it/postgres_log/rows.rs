@@ -65,6 +65,55 @@ on_servers! {
         assert!(reasons.contains("insert_only has REPLICA IDENTITY NOTHING") && reasons.contains("bag has no key"), "{reasons}");
     }
 
+    /// F35: TRUNCATE … CASCADE takes every table that refers to the one named, followed or not.
+    async fn a_truncate_that_cascades(version: PgVersion) {
+        let c = Capture::new(version, &["parent", "child"], "
+            CREATE TABLE parent (id int PRIMARY KEY, a text); CREATE TABLE child (id serial PRIMARY KEY, of int REFERENCES parent);
+            CREATE TABLE other (id int REFERENCES child);
+            INSERT INTO parent SELECT i, 'a' || i FROM generate_series(1, 50) i; INSERT INTO child (of) SELECT i FROM generate_series(1, 50) i; INSERT INTO other VALUES (1)");
+        c.catch_up().await.unwrap();
+        // Somebody's own table at the destination refers to a copy; it is none of ours.
+        c.to.psql("CREATE TABLE theirs (id int REFERENCES parent); INSERT INTO theirs VALUES (1)");
+        c.from.psql("BEGIN; UPDATE parent SET a = 'x'; TRUNCATE parent RESTART IDENTITY CASCADE; INSERT INTO parent VALUES (1, 'after'); INSERT INTO child (of) VALUES (1); COMMIT");
+        let refused = c.catch_up().await;
+        let kept = c.to.psql("SELECT count(*) FROM theirs");
+        match refused {
+            // Either it is emptied as a whole and what refers to it stays, or it is refused by name; never silently emptied.
+            Ok(_) => assert_eq!(kept, "1"),
+            Err(e) => {
+                assert!(!e.kind().is_transient(), "{e}");
+                c.to.psql("DROP TABLE theirs");
+                c.catch_up().await.unwrap();
+            }
+        }
+        c.assert_equal(&["parent", "child"]);
+        assert_eq!(c.to.psql("SELECT count(*) || ' ' || min(id) FROM child"), "1 1");
+    }
+
+    /// F41: of rows that equal each other in everything, as many go and change as at the source.
+    async fn one_of_several_equal_rows(version: PgVersion) {
+        for together in [false, true] {
+            let mut c = Capture::new(version, &["bag"], "CREATE TABLE bag (a int, b text); ALTER TABLE bag REPLICA IDENTITY FULL");
+            c.options.together = together;
+            c.request.keyless = true;
+            c.catch_up().await.unwrap();
+            c.from.psql("INSERT INTO bag SELECT 1, 'x' FROM generate_series(1, 5); INSERT INTO bag VALUES (2, NULL), (2, NULL), (NULL, NULL), (NULL, NULL)");
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["bag"]);
+            c.from.psql("DELETE FROM bag WHERE ctid = (SELECT min(ctid) FROM bag WHERE a = 1); DELETE FROM bag WHERE ctid = (SELECT min(ctid) FROM bag WHERE a IS NULL)");
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["bag"]);
+            c.from.psql("UPDATE bag SET b = 'y' WHERE ctid = (SELECT min(ctid) FROM bag WHERE a = 1); UPDATE bag SET b = 'z' WHERE ctid = (SELECT min(ctid) FROM bag WHERE a = 2)");
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["bag"]);
+            // All of it in one transaction, and rows that come and go within it.
+            c.from.psql("BEGIN; INSERT INTO bag VALUES (1, 'x'), (1, 'x'); DELETE FROM bag WHERE ctid = (SELECT max(ctid) FROM bag WHERE b = 'x');
+                UPDATE bag SET a = a + 1 WHERE ctid = (SELECT min(ctid) FROM bag WHERE b = 'x'); DELETE FROM bag WHERE ctid IN (SELECT ctid FROM bag WHERE b = 'x' ORDER BY ctid LIMIT 2); COMMIT");
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["bag"]);
+        }
+    }
+
     /// F42: rows that move between partitions, under the root's name and under the partitions' own.
     async fn partitions_arrive_as_their_table(version: PgVersion) {
         for by_root in [true, false] {

@@ -79,6 +79,25 @@ on_servers! {
         running.stop().await.unwrap();
     }
 
+    /// F49 while nobody follows: the rows of the table that is gone go, those of the new one come, whether the log tells
+    /// of the new one or not.
+    async fn a_table_made_again_meanwhile_is_read_again(version: PgVersion) {
+        for (publication, later) in [("FOR ALL TABLES", true), ("FOR ALL TABLES", false), ("FOR TABLE t", true), ("FOR TABLE t", false)] {
+            let c = Capture::new(version, &["t"], T);
+            c.from.psql(&format!("CREATE PUBLICATION synctool {publication}"));
+            c.catch_up().await.unwrap();
+            c.from.psql("UPDATE t SET a = 'unread'; DROP TABLE t; CREATE TABLE t (b int, id int PRIMARY KEY, a text); INSERT INTO t VALUES (7, 1, 'new'), (8, 100, 'new')");
+            let case = format!("{publication}, with later rows: {later}");
+            if later {
+                c.catch_up().await.unwrap_or_else(|e| panic!("{case}: {e}"));
+                c.from.psql("UPDATE t SET b = -1 WHERE id = 1; INSERT INTO t VALUES (9, 101, 'newer')");
+            }
+            c.catch_up().await.unwrap_or_else(|e| panic!("{case}: {e}"));
+            let rows = |db: &TestDb| db.psql("SELECT id, a, b FROM t ORDER BY id");
+            assert_eq!(rows(&c.to), rows(&c.from), "{case}");
+        }
+    }
+
     /// F50: a table that is taken out of the publication stays followed when it is put back, and another table in it
     /// is nobody's business.
     async fn other_tables_of_the_publication_are_left_alone(version: PgVersion) {

@@ -8,8 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use synctool_testkit::FaultProxy;
 use synctool_testkit::proxy::Mode;
 
-/// Connections that are cut in one round.
-const CUTS: u64 = 8;
+/// Rounds: in each, the log is followed anew, a connection is cut, and the process ends without a word.
+fn rounds() -> u64 {
+    match std::env::var_os("SYNCTOOL_SOAK") {
+        Some(_) => 200,
+        None => 20,
+    }
+}
 
 /// Numbers from a seed (splitmix64): the same workload for the same seed.
 struct Dice(u64);
@@ -115,9 +120,8 @@ on_servers! {
             let mut dice = Dice(seed);
             let begun = tokio::time::Instant::now();
             let broken = || source.counts().broken + sink.counts().broken;
-            let mut runs = 0;
-            // As many cuts as it takes, not as many as a busy machine manages in a time.
-            while (broken() < CUTS || runs < 3) && begun.elapsed() < Duration::from_secs(50) {
+            let (mut runs, limit) = (0, Duration::from_secs(6 * rounds()));
+            while runs < rounds() && begun.elapsed() < limit {
                 let log = Arc::new(database(&c.url).log(c.options.clone()).unwrap());
                 let to =
                     PostgresDestination::open(database(&sink.through(&c.to.url())), DestinationOptions::default()).await;
@@ -129,22 +133,20 @@ on_servers! {
                     let engine = engine.clone();
                     async move { engine.follow(plan).await }
                 });
-                for _ in 0..3 {
-                    let proxy = if dice.roll(2) == 0 { &source } else { &sink };
-                    let mode = match dice.roll(4) {
-                        0 => Mode::CutToClient(dice.roll(30_000)),
-                        1 => Mode::CutToServer(dice.roll(20_000)),
-                        2 => Mode::Reset,
-                        _ => Mode::CutToClient(dice.roll(300)),
-                    };
-                    let before = broken();
-                    proxy.set_once(mode);
-                    let asked = tokio::time::Instant::now();
-                    synctool_testkit::eventually("a cut, or enough of waiting", Duration::from_secs(20), async || {
-                        broken() > before || asked.elapsed() > Duration::from_secs(2)
-                    })
-                    .await;
-                }
+                let proxy = if dice.roll(2) == 0 { &source } else { &sink };
+                let mode = match dice.roll(4) {
+                    0 => Mode::CutToClient(dice.roll(30_000)),
+                    1 => Mode::CutToServer(dice.roll(20_000)),
+                    2 => Mode::Reset,
+                    _ => Mode::CutToClient(dice.roll(300)),
+                };
+                let before = broken();
+                proxy.set_once(mode);
+                let asked = tokio::time::Instant::now();
+                synctool_testkit::eventually("a cut, or enough of waiting", Duration::from_secs(20), async || {
+                    broken() > before || asked.elapsed() > Duration::from_secs(2)
+                })
+                .await;
                 // The process ends here, without a word.
                 task.abort();
                 let _ = task.await;
@@ -170,7 +172,8 @@ on_servers! {
         c.assert_equal(&["acc", "other", "ledger"]);
         let broken = source.counts().broken + sink.counts().broken;
         println!("{one} and {two} transactions, {runs} runs, {broken} cuts, {looks} looks");
-        assert!(one + two > 20 && broken >= CUTS / 2 && looks > 5, "{one} {two} {runs} {broken} {looks}");
+        assert!(runs == rounds() && broken >= runs / 2, "{runs} runs, {broken} cuts");
+        assert!(one + two > 20 && looks > 5, "{one} {two} {looks}");
         assert_eq!(c.to.psql("SELECT count(*) FROM ledger"), (one + two).to_string());
     }
 }

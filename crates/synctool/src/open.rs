@@ -39,7 +39,7 @@ pub async fn source(datastore: &Datastore, workers: usize) -> Result<Arc<dyn Sou
             Connection::Csv { .. } | Connection::Parquet { .. } => objects(datastore)?.source(),
             Connection::WalArchive(a) => {
                 let replay = replay(&a.wal, &a.database)?;
-                Arc::new(ArchiveLog::standing(replay, a.schema.as_str()).await?)
+                Arc::new(Box::pin(ArchiveLog::standing(replay, a.schema.as_str())).await?)
             }
             #[cfg(feature = "duckdb")]
             Connection::DuckDb { path, library } => duckdb(path, library.as_deref(), false).await?.source(),

@@ -142,7 +142,7 @@ impl Service {
             let done = async {
                 let step = Box::pin(sync.step()).await?;
                 Box::pin(sync.tend()).await?;
-                Ok(step)
+                Ok::<_, Error>(step)
             };
             let step = match done.await {
                 // Asked to end in the middle of a copy.

@@ -145,7 +145,7 @@ impl LogReader {
     fn work(&mut self, begun: Option<Kept>) {
         let (shared, position) = (self.shared.clone(), self.position.clone());
         let work = async move {
-            let done = step(&shared.rows, &shared.shapes, &position, begun).await;
+            let done = Box::pin(step(&shared.rows, &shared.shapes, &position, begun)).await;
             if done.is_err() {
                 shared.rows.world.is(Place::Lost);
             }

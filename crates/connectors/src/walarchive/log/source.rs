@@ -106,7 +106,7 @@ impl ArchiveLog {
     /// Brings the scratch server to where it stood last, or where it can be read first, so that its tables can be looked at.
     /// The first time this unpacks the base backup, which takes its time.
     pub(super) async fn stand(&self) -> Result<()> {
-        self.world.stand().await
+        Box::pin(self.world.stand()).await
     }
 
     /// Stops the scratch server: nobody follows the log or looks at its tables any more.
@@ -424,7 +424,7 @@ impl Source for ArchiveLog {
             return self.tables.open(read, partition, after, context).await;
         }
         tokio::select! {
-            reader = self.open_log(after, context) => reader,
+            reader = Box::pin(self.open_log(after, context)) => reader,
             () = context.cancel.cancelled() => Err(Error::new(code::INTERRUPTED, "opening the log was stopped")),
         }
     }

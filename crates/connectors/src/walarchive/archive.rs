@@ -7,7 +7,6 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal as pgwal;
@@ -48,61 +47,6 @@ pub struct Listing {
     pub backups: BTreeSet<SegmentName>,
     /// The age of the newest segment tells whether production still archives.
     pub newest: Option<SystemTime>,
-    /// Where all these are: the directory and the folders in it.
-    folders: Vec<PathBuf>,
-}
-
-/// A listing that is made anew only where something came or went: an archive holds many files, and they are asked for one
-/// by one.
-#[derive(Debug, Default)]
-pub struct Listed(Option<Seen>);
-
-#[derive(Debug)]
-struct Seen {
-    /// When each folder had changed last.
-    changed: Vec<(PathBuf, SystemTime)>,
-    /// A moment before it was read: what changed since is no part of the listing.
-    at: SystemTime,
-    listing: Arc<Listing>,
-}
-
-/// A change so soon before a look may be followed by another that its time does not tell.
-const UNSURE: Duration = Duration::from_secs(2);
-
-impl Listed {
-    /// Everything that is there, for somebody who wants this segment.
-    pub fn list(&mut self, archive: &Archive, wanted: SegmentName) -> Result<Arc<Listing>> {
-        // What is not there is looked for, whatever the clock of another machine says.
-        let has = |seen: &&Seen| seen.listing.segments.contains_key(&wanted) && seen.holds();
-        if let Some(seen) = self.0.as_ref().filter(has) {
-            return Ok(seen.listing.clone());
-        }
-        let at = SystemTime::now();
-        let listing = Arc::new(archive.list()?);
-        let changed = listing.folders.iter().filter_map(|f| Some((f.clone(), changed(f)?)));
-        self.0 = Some(Seen {
-            changed: changed.collect(),
-            at,
-            listing: listing.clone(),
-        });
-        Ok(listing)
-    }
-}
-
-impl Seen {
-    fn holds(&self) -> bool {
-        let sure = |then: &SystemTime| self.at.duration_since(*then).is_ok_and(|age| age > UNSURE);
-        self.changed.len() == self.listing.folders.len()
-            && self
-                .changed
-                .iter()
-                .all(|(folder, then)| sure(then) && changed(folder) == Some(*then))
-    }
-}
-
-/// When something came into a folder or went last.
-fn changed(folder: &Path) -> Option<SystemTime> {
-    fs::metadata(folder).ok()?.modified().ok()
 }
 
 /// A whole segment, unpacked. Who wrote it and where it belongs agree with its name; its records were not looked at.
@@ -202,7 +146,6 @@ impl Listing {
     }
 
     fn add(&mut self, directory: &Path, folders: bool) -> Result<()> {
-        self.folders.push(directory.to_owned());
         let entries = fs::read_dir(directory)
             .map_err(|e| file_error(directory, &e).hint("the archive's directory must be there and readable"))?;
         for entry in entries {
@@ -345,38 +288,4 @@ pub(crate) fn file_error(path: &Path, error: &io::Error) -> Error {
         kind => format!("{}: {kind}", path.display()),
     };
     Error::new(code::FILE, what)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_listing_is_made_anew_when_something_came() {
-        let place = tempfile::tempdir().unwrap();
-        let archive = Archive::Directory(place.path().into());
-        let add = |name: &str| fs::write(place.path().join(name), b"x").unwrap();
-        let long_ago = || {
-            let then = SystemTime::now() - Duration::from_secs(60);
-            File::open(place.path()).unwrap().set_modified(then).unwrap();
-        };
-        let (first, second) = ("000000010000000000000001", "000000010000000000000002");
-        let [wanted, next] = [first, second].map(|name| SegmentName::parse(name).unwrap());
-        add(first);
-        let mut listed = Listed::default();
-        let young = listed.list(&archive, wanted).unwrap();
-        assert!(
-            !Arc::ptr_eq(&young, &listed.list(&archive, wanted).unwrap()),
-            "it may have changed twice at once"
-        );
-        long_ago();
-        let old = listed.list(&archive, wanted).unwrap();
-        assert!(Arc::ptr_eq(&old, &listed.list(&archive, wanted).unwrap()));
-        add("00000002.history");
-        let newer = listed.list(&archive, wanted).unwrap();
-        assert_eq!((old.histories.len(), newer.histories.len()), (0, 1));
-        add(second);
-        long_ago();
-        assert!(listed.list(&archive, next).unwrap().segments.contains_key(&next));
-    }
 }

@@ -1,6 +1,6 @@
 //! Segment after segment: each handed on only when it is whole, checked and in sequence.
 
-use super::archive::{self, Archive, Listed, Listing, Segment, Trouble};
+use super::archive::{self, Archive, Listing, Segment, Trouble};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,6 @@ use synctool_pgwal::{Decoder, History, Identity, Lsn, SegmentName};
 #[derive(Debug)]
 pub struct Follower {
     archive: Archive,
-    listed: Listed,
     identity: Identity,
     history: History,
     decoder: Decoder,
@@ -73,7 +72,6 @@ impl Follower {
     pub fn new(archive: Archive, identity: Identity, history: History, from: Lsn, patience: u32) -> Self {
         Follower {
             archive,
-            listed: Listed::default(),
             identity,
             decoder: Decoder::at(identity, from),
             history,
@@ -105,7 +103,7 @@ impl Follower {
 
     /// Looks for the next segment. An error is final: production's log cannot be followed from here without help.
     pub async fn next(&mut self) -> Result<Next> {
-        let listing = self.listed.list(&self.archive, self.awaited())?;
+        let listing = self.archive.list()?;
         self.find_timeline(&listing).await?;
         let name = self.awaited();
         let candidates = match listing.segments.get(&name) {

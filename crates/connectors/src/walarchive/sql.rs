@@ -84,10 +84,6 @@ SELECT EXISTS (SELECT FROM synctool.datasync_requests WHERE done_at IS NULL AND 
         WHERE NOT EXISTS (SELECT FROM public.tables_to_sync s WHERE s.table_name = t.table_name)),
     EXISTS (SELECT FROM synctool.datasync_tables WHERE state = 'waiting')";
 
-/// Whether somebody asks for an end.
-pub const STOP_WANTED: &str =
-    "SELECT EXISTS (SELECT FROM synctool.datasync_requests WHERE done_at IS NULL AND kind = 'stop')";
-
 /// What is asked for, in order, and whether somebody began to do it.
 pub const REQUESTS: &str = "
 SELECT id, kind, table_name, taken FROM synctool.datasync_requests WHERE done_at IS NULL AND kind <> 'stop' ORDER BY id";

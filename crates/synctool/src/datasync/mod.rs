@@ -10,7 +10,6 @@ use crate::open;
 use synctool_connectors::postgres::PostgresConfig;
 use synctool_connectors::walarchive::SyncConfig;
 use synctool_core::error::Result;
-use tokio_util::sync::CancellationToken;
 
 /// The local database.
 pub fn local(config: &Config) -> PostgresConfig {
@@ -31,7 +30,6 @@ pub fn settings(config: &Config) -> Result<SyncConfig> {
         metric_hours: config.metric_hours,
         copy_jobs: config.copy_jobs,
         copy_range: config.copy_range << 20,
-        stop: CancellationToken::new(),
     })
 }
 

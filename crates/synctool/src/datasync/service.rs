@@ -5,9 +5,7 @@ use super::{host, local, settings};
 use crate::config::DataSync as Config;
 use std::time::{Duration, Instant, SystemTime};
 use synctool_connectors::walarchive::journal::Entry;
-use synctool_connectors::walarchive::{
-    Archive, Backup, Board, Claim, DataSync, Listing, Scratch, Step, SyncConfig, Waiting,
-};
+use synctool_connectors::walarchive::{Archive, Backup, Board, Claim, DataSync, Listing, Scratch, Step, Waiting};
 use synctool_core::error::{Error, Result, code};
 use tokio_util::sync::CancellationToken;
 
@@ -54,7 +52,7 @@ impl Service {
             silence_told: None,
             tidied: None,
         };
-        let settings = service.settings()?;
+        let settings = settings(&service.config)?;
         let claim = Claim::take(&settings.local).await?;
         let board = service.board().await?;
         board.begin_service(&host()).await?;
@@ -120,17 +118,9 @@ impl Service {
 
     async fn open(&mut self) -> Result<()> {
         if self.sync.is_none() {
-            self.sync = Some(DataSync::open(self.settings()?).await?);
+            self.sync = Some(DataSync::open(settings(&self.config)?).await?);
         }
         Ok(())
-    }
-
-    /// What the work needs to know; it ends when we are told to.
-    fn settings(&self) -> Result<SyncConfig> {
-        Ok(SyncConfig {
-            stop: self.stop.clone(),
-            ..settings(&self.config)?
-        })
     }
 
     async fn look(&mut self) -> Result<Served> {
@@ -139,16 +129,8 @@ impl Service {
         loop {
             self.beat("working", None).await;
             let sync = self.sync.as_mut().ok_or_else(|| Error::bug("nothing is open"))?;
-            let done = async {
-                let step = Box::pin(sync.step()).await?;
-                Box::pin(sync.tend()).await?;
-                Ok::<_, Error>(step)
-            };
-            let step = match done.await {
-                // Asked to end in the middle of a copy.
-                Err(e) if e.code() == code::INTERRUPTED => return Ok(Served { batches, waiting: None }),
-                other => other?,
-            };
+            let step = Box::pin(sync.step()).await?;
+            Box::pin(sync.tend()).await?;
             match step {
                 Step::Applied(_) => batches += 1,
                 Step::Idle(why) => {
@@ -183,9 +165,6 @@ impl Service {
             if let (true, Some(sync)) = (wanted.tend, self.sync.as_mut())
                 && let Err(error) = Box::pin(sync.tend()).await
             {
-                if error.code() == code::INTERRUPTED {
-                    return true;
-                }
                 self.failed(&error).await;
                 return false;
             }

@@ -2,7 +2,6 @@
 
 use super::{World, kill};
 use std::collections::BTreeSet;
-use synctool_testkit::kill::{Action, Failpoint};
 use synctool_testkit::{KillRun, PgVersion};
 
 const SCHEMA: &str = "
@@ -186,47 +185,6 @@ fn a_killed_copy_of_a_large_table_goes_on_at_the_first_range_that_is_missing() {
     world.run(&["remove-tables", "--wait", "0", "large"]).ok();
     run.run().assert_success();
     assert_eq!((staging(&world), of_copies(&world, "true")), (String::new(), 0));
-}
-
-/// A service that is asked to stop while it copies a large table ends behind the range at hand; what is copied stays.
-#[test]
-fn a_copy_that_is_asked_to_stop_ends_at_a_range_and_goes_on_there() {
-    let world = World::new(PgVersion::V18, LARGE);
-    world.configure("COPY_RANGE_MB = 1\nCOPY_JOBS = 1\n");
-    world
-        .production
-        .psql("INSERT INTO large SELECT g, repeat(md5(g::text), 8) FROM generate_series(1, 20000) g");
-    world.ready();
-    world.add(&["large"]);
-    let open = || {
-        let sql = "SELECT count(*) FILTER (WHERE done) || ' ' || count(*) FROM synctool.datasync_copies";
-        world.local.psql(sql)
-    };
-    for round in 1..=2 {
-        let point = Failpoint {
-            name: "datasync.range_copied".into(),
-            nth: 1,
-        };
-        let serve = KillRun::new(&world.command(&["start", "--foreground"])).accident(&point, Action::Stop);
-        let mut running = serve.start();
-        running.wait_stopped();
-        match round {
-            1 => {
-                world.run(&["stop", "--wait", "0"]);
-            }
-            _ => running.interrupt(),
-        }
-        running.resume();
-        let outcome = running.wait();
-        assert!(!outcome.killed, "{}", outcome.stderr);
-        let found = open();
-        let (done, all) = found.split_once(' ').expect("two numbers");
-        let (done, all): (u32, u32) = (done.parse().unwrap(), all.parse().unwrap());
-        assert!(done >= round && done < all, "round {round}: {found}");
-        assert_eq!(world.local.psql("SELECT count(*) FROM large"), "0");
-    }
-    world.run(&["run-once"]).ok();
-    world.same(&["large"]);
 }
 
 #[test]

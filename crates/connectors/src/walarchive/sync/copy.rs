@@ -10,7 +10,7 @@ use crate::postgres::{Connection, Postgres};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Error, Result};
 use synctool_core::failpoint::failpoint;
 use synctool_pgwal::Lsn;
 
@@ -106,22 +106,8 @@ impl DataSync {
             }
             failpoint("datasync.table_copied")?;
             self.commit("storing a copied table").await?;
-            self.check_wanted(&self.local).await?;
         }
         Ok(())
-    }
-
-    /// Ends here if somebody asked for an end: what was copied stays, and the next start goes on behind it.
-    async fn check_wanted(&self, local: &Connection) -> Result<()> {
-        let asked = local.query_one(sql::STOP_WANTED, &[]).await;
-        let asked = asked.map_err(|e| local.error(e, "looking for requests"))?;
-        match self.config.stop.is_cancelled() || asked.get(0) {
-            true => Err(Error::new(
-                code::INTERRUPTED,
-                "the copy of tables was stopped between two ranges",
-            )),
-            false => Ok(()),
-        }
     }
 
     /// Brings all rows of a large table beside it; None if it is small.
@@ -216,7 +202,6 @@ impl DataSync {
             failpoint("datasync.before_range")?;
             here.batch_execute("COMMIT").await.map_err(run)?;
             failpoint("datasync.range_copied")?;
-            self.check_wanted(&here).await?;
         }
     }
 }

@@ -31,7 +31,6 @@ use std::time::{Duration, Instant, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_pgwal::{Lsn, RelFile};
-use tokio_util::sync::CancellationToken;
 
 /// What Data Sync needs to know.
 #[derive(Debug, Clone)]
@@ -46,8 +45,6 @@ pub struct SyncConfig {
     pub copy_jobs: usize,
     /// Bytes of such a range; a table of no more is copied in one go.
     pub copy_range: u64,
-    /// Ends a copy at its next range; the next start goes on behind it.
-    pub stop: CancellationToken,
 }
 
 /// How far a look at the archive came.

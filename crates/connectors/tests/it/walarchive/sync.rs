@@ -9,7 +9,6 @@ use std::time::Duration;
 use synctool_connectors::postgres::PostgresConfig;
 use synctool_connectors::walarchive::{Archive, DataSync, ReplayConfig, Step, SyncConfig};
 use synctool_testkit::{KillRun, PgVersion, Postgres, TestDb};
-use tokio_util::sync::CancellationToken;
 
 const SCHEMA: &str = "
 CREATE TYPE mood AS ENUM ('low', 'high');
@@ -128,7 +127,6 @@ fn config(bin_dir: &Path, place: &Path, local: &str) -> SyncConfig {
         metric_hours: 24,
         copy_jobs: 2,
         copy_range: 64 << 20,
-        stop: CancellationToken::new(),
     }
 }
 

@@ -323,7 +323,7 @@ fn differences_are_found_and_mended_across_engines() {
     }
 }
 
-/// Kills per strategy.
+/// Kills per strategy and failpoint.
 fn kills() -> usize {
     if std::env::var_os("SYNCTOOL_SOAK").is_some() {
         200
@@ -399,7 +399,7 @@ struct Killed<'a> {
     wanted: &'a str,
 }
 
-/// Killed at so many moments, a run that is begun again ends as an undisturbed one.
+/// Killed at so many moments of each failpoint, a run that is begun again ends as an undisturbed one.
 fn killed_everywhere(to: &To, kills: usize, killed: &Killed) {
     let source = Postgres::shared(PgVersion::V18).database("killed_from");
     let place = Place::new(&[("from", postgres(&source)), ("to", to.entry())]);
@@ -442,7 +442,7 @@ fn killed_everywhere(to: &To, kills: usize, killed: &Killed) {
     let points = KillRun::new(&command).failpoints_reached();
     assert_eq!(to.rows(killed.columns), wanted(), "undisturbed");
     let points = spread(&points, kills);
-    assert!(points.len() >= kills.min(6), "only {} failpoints", points.len());
+    assert!(points.len() > 5, "only {} failpoints", points.len());
     for point in &points {
         fresh();
         let outcome = KillRun::new(&command).accident(point, Action::Kill).run();
@@ -535,23 +535,23 @@ fn a_later_delta(to: &To, kills: usize) {
 
 #[test]
 fn a_delta_killed_anywhere_ends_equal() {
-    a_later_delta(&to_postgres(), kills());
+    a_later_delta(&to_postgres(), kills() / 3);
 }
 
 #[test]
 fn a_delta_into_mariadb_killed_anywhere_ends_equal() {
-    a_later_delta(&To::Maria(MariaDb::shared().database("killed_to")), kills() / 2);
+    a_later_delta(&To::Maria(MariaDb::shared().database("killed_to")), kills() / 6);
 }
 
 #[test]
 fn a_delta_into_sqlite_killed_anywhere_ends_equal() {
-    a_later_delta(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills() / 2);
+    a_later_delta(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills() / 6);
 }
 
 fn an_aggregate(changes: Option<&str>) {
     killed_everywhere(
         &to_postgres(),
-        kills(),
+        kills() / 3,
         &Killed {
             pipeline: rows_by(DELTA).replace(
                 "strategies",

@@ -20,7 +20,7 @@ use crate::sink::{Destination, Sink};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::{Reject, Stage, Stages};
 use crate::strategy::present::{OnlyNew, Present};
-use crate::strategy::{aggregate, delta, hash};
+use crate::strategy::{delta, hash, regroup};
 use flow::{Flow, Rejections, Rows};
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -759,14 +759,14 @@ async fn open_reader(
             Ok(hash::open(&comparing, &partition.id, compare, after))
         }
         Work::Touch { .. } | Work::Vanished(_) | Work::Recompute { .. } | Work::Clear => {
-            let groups = aggregate::Groups {
+            let groups = regroup::Groups {
                 source: engine.source.clone(),
                 destination: destination()?,
                 tables: shared.plan.tables.clone().into(),
                 deferred: shared.deferred.clone(),
                 context: shared.context.clone(),
             };
-            aggregate::open(&groups, &partition.work, after).await
+            regroup::open(&groups, &partition.work, after).await
         }
     }
 }

@@ -15,5 +15,6 @@ pub mod delta;
 pub mod full;
 pub mod hash;
 pub(crate) mod present;
+pub(crate) mod regroup;
 mod steps;
 pub mod table;

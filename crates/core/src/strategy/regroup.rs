@@ -1,0 +1,539 @@
+//! How an aggregate's plan is carried out: which groups changed rows are in and were in, which rows are gone, and what
+//! touched groups are now ([`super::aggregate`] says why).
+
+use super::aggregate::{AGGREGATE, GONE, KEYS, TOUCHED, keys_alone, partition};
+use super::delta;
+use super::hash::{Comparison, Deferred, Key, Pair};
+use super::present::Present;
+use super::steps::{Steps, Stepwise};
+use crate::change::{ChangeBatch, Event, Op, Ops};
+use crate::error::{Error, Result, code};
+use crate::ledger::Compared;
+use crate::plan::{Compare, PlannedTable, ReadColumn, ReadSpec, Repair, Slice, Work};
+use crate::progress::Position;
+use crate::query::{KeyList, Term};
+use crate::schema::{Column, TableId};
+use crate::source::{ReadContext, Reader, Source};
+use crate::stage::NoStages;
+use crate::text::{self, ColumnBuilder};
+use arrow_array::RecordBatch;
+use async_trait::async_trait;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Groups computed in one query.
+const GROUPS: usize = 500;
+
+/// Both ends of an aggregate's plan.
+#[derive(Clone)]
+pub(crate) struct Groups {
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) destination: Arc<dyn Source>,
+    pub(crate) tables: Arc<[PlannedTable]>,
+    pub(crate) deferred: Arc<Deferred>,
+    pub(crate) context: ReadContext,
+}
+
+impl Groups {
+    fn table(&self, place: usize) -> Result<&PlannedTable> {
+        self.tables
+            .get(place)
+            .ok_or_else(|| Error::bug("an aggregate's plan without its tables"))
+    }
+
+    /// Whether a row of the key map has several groups, because the source's rows are those of a join.
+    fn lists(&self) -> Result<bool> {
+        let read = &self.table(KEYS)?.read;
+        Ok(!read.joins.is_empty() && read.columns.iter().any(|c| c.column.name.starts_with("k_")))
+    }
+
+    /// The groups in a row of the key map.
+    fn listed(&self, text: String) -> Result<Vec<String>> {
+        if !self.lists()? {
+            return Ok(vec![text]);
+        }
+        let groups: Vec<Key> = serde_json::from_str(&text)
+            .map_err(|_| Error::new(code::VALUE_MALFORMED, "a row of the key map has no list of groups"))?;
+        groups.iter().map(|g| group_text(g)).collect()
+    }
+
+    /// The groups that rows of the table read are in now, by their keys; a row that is in none is not among them.
+    async fn now(&self, keys: &BTreeSet<Vec<String>>) -> Result<BTreeMap<Vec<String>, BTreeSet<String>>> {
+        let read = self.table(KEYS)?.read.clone();
+        let terms: Vec<Term> = keys_alone(&read).columns.iter().map(ReadColumn::term).collect();
+        let all: Vec<Key> = keys.iter().map(|k| k.iter().cloned().map(Some).collect()).collect();
+        let mut found: BTreeMap<Vec<String>, BTreeSet<String>> = BTreeMap::new();
+        for keys in all.chunks(GROUPS) {
+            let slice = Slice::Keys(KeyList {
+                terms: terms.clone(),
+                keys: keys.to_vec(),
+            });
+            let mut reader = self.read(&self.source, &read, slice).await?;
+            while let Some(event) = reader.next().await? {
+                let Event::Rows(batch) = event else { continue };
+                for (key, group) in rows_of_batch(&batch, terms.len())? {
+                    found.entry(key).or_default().insert(group);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    async fn read(&self, source: &Arc<dyn Source>, read: &ReadSpec, slice: Slice) -> Result<Box<dyn Reader>> {
+        let partition = partition("groups", Work::Read(slice));
+        source.open(read, &partition, None, &self.context).await
+    }
+
+    /// Rows of one of our own tables, as texts.
+    fn batch(&self, place: usize, rows: &[Vec<String>], op: Op) -> Result<Event> {
+        let table = self.table(place)?;
+        let mut builders: Vec<ColumnBuilder> = table.schema.columns.iter().map(ColumnBuilder::new).collect();
+        for row in rows {
+            for (builder, value) in builders.iter_mut().zip(row) {
+                builder.append_text(value)?;
+            }
+        }
+        let arrays = builders.iter_mut().map(ColumnBuilder::finish).collect();
+        let rows = RecordBatch::try_new(table.schema.arrow_schema(), arrays)
+            .map_err(|e| Error::bug(format!("keys do not fit their table: {e}")))?;
+        Ok(Event::Rows(ChangeBatch {
+            ops: Ops::All(op),
+            ..ChangeBatch::inserts(Arc::new(table.destination.clone()), rows, Default::default())
+        }))
+    }
+}
+
+/// Opens a partition of an aggregate's own kind.
+pub(crate) async fn open(groups: &Groups, work: &Work, after: Option<&Position>) -> Result<Box<dyn Reader>> {
+    Ok(match work {
+        Work::Clear => Box::new(Stepwise::new(Clear {
+            tables: vec![
+                Arc::new(groups.table(KEYS)?.destination.clone()),
+                Arc::new(groups.table(TOUCHED)?.destination.clone()),
+            ],
+        })),
+        Work::Touch { slice, fill } => {
+            let rows = &groups.table(KEYS)?.read;
+            let keys = keys_alone(rows);
+            let read = match (groups.lists()?, *fill) {
+                (false, _) => rows.clone(),
+                (true, true) => keys.clone(),
+                // A row that lost its partner has left its groups.
+                (true, false) => ReadSpec {
+                    joins: delta::kept(&rows.joins),
+                    ..keys.clone()
+                },
+            };
+            Box::new(Stepwise::new(Touch {
+                groups: groups.clone(),
+                keys: keys.columns.len(),
+                reader: groups.read(&groups.source, &read, slice.clone()).await?,
+                fill: *fill,
+            }))
+        }
+        Work::Vanished(compare) => {
+            let map = groups.table(KEYS)?;
+            let pair = Pair::new(
+                groups.source.clone(),
+                groups.destination.clone(),
+                Arc::new(NoStages),
+                &PlannedTable {
+                    read: keys_alone(&map.read),
+                    ..map.clone()
+                },
+                &groups.context,
+            )?;
+            Box::new(Stepwise::new(Vanished {
+                groups: groups.clone(),
+                pair: Arc::new(pair),
+                compare: compare.clone(),
+                after: after.and_then(|p| p.as_str().strip_prefix("block ")?.parse().ok()),
+                resumed: after.is_some(),
+                comparison: None,
+            }))
+        }
+        Work::Recompute { shard, shards, deletes } => Box::new(Stepwise::new(Recompute {
+            groups: groups.clone(),
+            shard: (*shard, *shards),
+            deletes: *deletes,
+            after: after.map(|p| p.as_str().to_string()),
+            waiting: None,
+            stored: None,
+        })),
+        _ => return Err(Error::bug("not an aggregate's partition")),
+    })
+}
+
+struct Clear {
+    tables: Vec<Arc<TableId>>,
+}
+
+#[async_trait]
+impl Steps for Clear {
+    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        let tables = std::mem::take(&mut self.tables);
+        if tables.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(VecDeque::from([Event::Truncate {
+            tables,
+            cascade: false,
+            restart_identity: false,
+        }])))
+    }
+}
+
+/// Reads changed rows; says which groups they are in and were in, and brings the key map up to date.
+struct Touch {
+    groups: Groups,
+    /// How many of the columns read identify the row.
+    keys: usize,
+    reader: Box<dyn Reader>,
+    fill: bool,
+}
+
+#[async_trait]
+impl Steps for Touch {
+    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        let batch = match self.reader.next().await? {
+            None => return Ok(None),
+            Some(Event::Rows(batch)) => batch,
+            Some(_) => return Ok(Some(VecDeque::new())),
+        };
+        let mut map = BTreeMap::new();
+        let mut touched = BTreeSet::new();
+        let rows = rows_of_batch(&batch, self.keys)?;
+        if self.groups.lists()? {
+            let keys: BTreeSet<Vec<String>> = rows.into_iter().map(|(key, _)| key).collect();
+            let mut now = self.groups.now(&keys).await?;
+            for key in keys {
+                let groups = now.remove(&key).unwrap_or_default();
+                let list: Vec<&str> = groups.iter().map(String::as_str).collect();
+                map.insert(key, format!("[{}]", list.join(",")));
+                touched.extend(groups);
+            }
+        } else {
+            touched.extend(rows.iter().map(|(_, group)| group.clone()));
+            map.extend(rows);
+        }
+        let mut events = VecDeque::new();
+        if !self.fill {
+            if self.keys > 0 {
+                for text in before(&self.groups, map.keys()).await?.into_values() {
+                    touched.extend(self.groups.listed(text)?);
+                }
+            }
+            let rows: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g]).collect();
+            events.push_back(self.groups.batch(TOUCHED, &rows, Op::Upsert)?);
+        }
+        if self.keys > 0 {
+            events.push_back(self.groups.batch(KEYS, &key_rows(map), Op::Upsert)?);
+        }
+        Ok(Some(events))
+    }
+}
+
+/// Rows of the source as the key map has them: what identifies each, and its group.
+fn rows_of_batch(batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, String)>> {
+    (0..batch.len())
+        .map(|row| {
+            let cells = batch
+                .rows
+                .columns()
+                .iter()
+                .map(|c| text::cell(c.as_ref(), row))
+                .collect::<Result<Vec<_>>>()?;
+            let (key, group) = cells.split_at(keys);
+            let key = key
+                .iter()
+                .cloned()
+                .collect::<Option<Vec<String>>>()
+                .ok_or_else(|| Error::new(code::VALUE_MALFORMED, "a key column of the source holds NULL"))?;
+            Ok((key, group_text(group)?))
+        })
+        .collect()
+}
+
+/// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them.
+struct Vanished {
+    groups: Groups,
+    pair: Arc<Pair>,
+    compare: Compare,
+    /// Blocks up to this one are done.
+    after: Option<i64>,
+    resumed: bool,
+    comparison: Option<Comparison>,
+}
+
+impl Vanished {
+    /// Rows of the map, by their keys alone.
+    fn forgotten(&self, gone: Vec<Vec<String>>) -> Result<Event> {
+        let map = gone.into_iter().map(|key| (key, String::new())).collect();
+        self.groups.batch(KEYS, &key_rows(map), Op::Delete)
+    }
+}
+
+fn whole_keys(keys: Vec<Key>) -> Vec<Vec<String>> {
+    keys.into_iter().filter_map(|key| key.into_iter().collect()).collect()
+}
+
+#[async_trait]
+impl Steps for Vanished {
+    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        let forgets = self.compare.repair == Repair::Deletes;
+        let mut events = VecDeque::new();
+        let Some(comparison) = &mut self.comparison else {
+            if forgets && let Some(found) = self.groups.deferred.get(GONE) {
+                if std::mem::replace(&mut self.resumed, true) {
+                    return Ok(None);
+                }
+                for keys in found.chunks(GROUPS) {
+                    events.push_back(self.forgotten(whole_keys(keys.to_vec()))?);
+                }
+                return Ok(Some(events));
+            }
+            let started = Comparison::start(self.pair.clone(), &self.compare, true, self.after).await?;
+            self.comparison = Some(started);
+            if !forgets {
+                self.groups.deferred.start(GONE, !self.resumed);
+            }
+            return Ok(Some(events));
+        };
+        let Some(group) = comparison.next().await? else {
+            return Ok(None);
+        };
+        if !forgets && !self.resumed {
+            self.groups.deferred.add(GONE, group.only_destination.clone());
+        }
+        let gone = whole_keys(group.only_destination);
+        if forgets && !gone.is_empty() {
+            events.push_back(self.forgotten(gone)?);
+        } else if !gone.is_empty() {
+            let mut touched = BTreeSet::new();
+            for text in before(&self.groups, gone.iter()).await?.into_values() {
+                touched.extend(self.groups.listed(text)?);
+            }
+            let touched: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g]).collect();
+            events.push_back(self.groups.batch(TOUCHED, &touched, Op::Upsert)?);
+        }
+        events.push_back(Event::Boundary {
+            position: Position(format!("block {}", group.through)),
+            committed_at: None,
+            tx: None,
+        });
+        Ok(Some(events))
+    }
+}
+
+/// Rows of the key map.
+fn key_rows(map: BTreeMap<Vec<String>, String>) -> Vec<Vec<String>> {
+    map.into_iter()
+        .map(|(mut key, group)| {
+            key.push(group);
+            key
+        })
+        .collect()
+}
+
+/// The groups that these rows were last seen in.
+async fn before(groups: &Groups, keys: impl Iterator<Item = &Vec<String>>) -> Result<BTreeMap<Vec<String>, String>> {
+    let table = groups.table(KEYS)?;
+    let terms: Vec<Term> = table.schema.key.iter().map(Term::column).collect();
+    let keys: Vec<Key> = keys.map(|k| k.iter().cloned().map(Some).collect()).collect();
+    let read = ReadSpec::all(table.destination.clone(), &table.schema.columns);
+    let mut found = BTreeMap::new();
+    for keys in keys.chunks(GROUPS) {
+        let slice = Slice::Keys(KeyList {
+            terms: terms.clone(),
+            keys: keys.to_vec(),
+        });
+        let mut reader = groups.read(&groups.destination, &read, slice).await?;
+        while let Some(event) = reader.next().await? {
+            let Event::Rows(batch) = event else { continue };
+            for row in 0..batch.len() {
+                let cells: Option<Vec<String>> = batch
+                    .rows
+                    .columns()
+                    .iter()
+                    .map(|c| text::cell(c.as_ref(), row))
+                    .collect::<Result<_>>()?;
+                // Every column of the key map is NOT NULL.
+                let Some(mut key) = cells else { continue };
+                if let Some(group) = key.pop() {
+                    found.insert(key, group);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn group_text(values: &[Option<String>]) -> Result<String> {
+    serde_json::to_string(values).map_err(|e| Error::bug(format!("a group as text: {e}")))
+}
+
+/// Computes touched groups from all their rows; groups without rows are counted, and in a later phase deleted.
+struct Recompute {
+    groups: Groups,
+    shard: (u32, u32),
+    deletes: bool,
+    /// Groups up to this one are done.
+    after: Option<String>,
+    /// The groups that the destination has.
+    stored: Option<Present>,
+    /// Groups still to do; `None` before they were asked for.
+    waiting: Option<VecDeque<String>>,
+}
+
+#[async_trait]
+impl Steps for Recompute {
+    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        let Some(waiting) = &mut self.waiting else {
+            self.waiting = Some(self.touched().await?);
+            return Ok(Some(VecDeque::new()));
+        };
+        let page: Vec<String> = waiting.drain(..waiting.len().min(GROUPS)).collect();
+        let Some(last) = page.last().cloned() else {
+            return Ok(None);
+        };
+        let table = self.groups.table(AGGREGATE)?;
+        let by: Vec<&ReadColumn> = table
+            .read
+            .group_by
+            .iter()
+            .map(|g| {
+                table
+                    .read
+                    .columns
+                    .iter()
+                    .find(|c| c.column.name == *g)
+                    .ok_or_else(|| Error::bug("a group column that is not read"))
+            })
+            .collect::<Result<_>>()?;
+        let mut keys = BTreeMap::new();
+        for group in &page {
+            let values: Key = serde_json::from_str(group)
+                .map_err(|_| Error::new(code::VALUE_MALFORMED, "a touched group is not a list of values"))?;
+            keys.insert(group.clone(), values);
+        }
+        let slice = Slice::Keys(KeyList {
+            terms: by.iter().map(|c| c.term()).collect(),
+            keys: keys.values().cloned().collect(),
+        });
+        let mut events = VecDeque::new();
+        let mut reader = self.groups.read(&self.groups.source, &table.read, slice).await?;
+        while let Some(event) = reader.next().await? {
+            let Event::Rows(batch) = event else { continue };
+            for row in 0..batch.len() {
+                let group = by
+                    .iter()
+                    .map(|c| {
+                        let column = batch
+                            .rows
+                            .column_by_name(&c.column.name)
+                            .ok_or_else(|| Error::bug("a group column was lost on the way"))?;
+                        text::cell(column.as_ref(), row)
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                keys.remove(&group_text(&group)?);
+            }
+            events.push_back(Event::Rows(ChangeBatch {
+                ops: Ops::All(Op::Upsert),
+                ..batch
+            }));
+        }
+        let mut left = BTreeSet::new();
+        if !keys.is_empty() && self.deletes {
+            events.push_back(gone(table, keys.values())?);
+        } else if !keys.is_empty() {
+            left = self.there(keys).await?;
+            events.push_back(Event::Compared(Compared {
+                only_destination: left.len() as u64,
+                ..Compared::default()
+            }));
+        }
+        let done = page.into_iter().filter(|g| !left.contains(g));
+        let done: Vec<Vec<String>> = done.map(|g| vec![g]).collect();
+        events.push_back(self.groups.batch(TOUCHED, &done, Op::Delete)?);
+        events.push_back(Event::Boundary {
+            position: Position(last),
+            committed_at: None,
+            tx: None,
+        });
+        Ok(Some(events))
+    }
+}
+
+impl Recompute {
+    /// Those of some groups that the destination has: one whose rows never met the filters was never there.
+    async fn there(&mut self, groups: BTreeMap<String, Key>) -> Result<BTreeSet<String>> {
+        let table = self.groups.table(AGGREGATE)?;
+        let by = &table.read.group_by;
+        let stored = match &mut self.stored {
+            Some(stored) => stored,
+            none => {
+                let destination = self.groups.destination.clone();
+                none.insert(Present::of(destination, &table.destination, by, &self.groups.context).await?)
+            }
+        };
+        // Where a stage makes something else of a group's values, nobody can tell.
+        let same = |(name, stored): (&String, &Column)| {
+            let read = table.read.columns.iter().find(|c| c.column.name == *name);
+            read.is_some_and(|c| c.column.ty.fits(&stored.ty))
+        };
+        if !by.iter().zip(stored.columns()).all(same) {
+            return Ok(groups.into_keys().collect());
+        }
+        let keys: Vec<Key> = groups.values().cloned().collect();
+        let found = stored.find(&keys).await?;
+        let mut there = BTreeSet::new();
+        for (text, key) in groups {
+            if found.contains(&stored.form(&key)?) {
+                there.insert(text);
+            }
+        }
+        Ok(there)
+    }
+
+    async fn touched(&self) -> Result<VecDeque<String>> {
+        let table = self.groups.table(TOUCHED)?;
+        let read = ReadSpec::all(table.destination.clone(), &table.schema.columns);
+        let mut reader = self.groups.read(&self.groups.destination, &read, Slice::All).await?;
+        let mut found = BTreeSet::new();
+        while let Some(event) = reader.next().await? {
+            let Event::Rows(batch) = event else { continue };
+            let column = batch.rows.column(0);
+            for row in 0..batch.len() {
+                let group = text::cell(column.as_ref(), row)?;
+                let mine = |g: &String| {
+                    xxhash_rust::xxh3::xxh3_64(g.as_bytes()) % u64::from(self.shard.1) == u64::from(self.shard.0)
+                };
+                let waits = |g: &String| self.after.as_ref().is_none_or(|after| g > after);
+                found.extend(group.filter(mine).filter(waits));
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+}
+
+/// Deletes of groups that have no rows any more, in the form that is read, so that they pass the stages too.
+fn gone<'a>(table: &PlannedTable, groups: impl Iterator<Item = &'a Key>) -> Result<Event> {
+    let schema = table.read.schema();
+    let mut builders: Vec<ColumnBuilder> = schema.columns.iter().map(ColumnBuilder::new).collect();
+    for values in groups {
+        for (builder, column) in builders.iter_mut().zip(&schema.columns) {
+            let place = table.read.group_by.iter().position(|g| *g == column.name);
+            match place.and_then(|p| values.get(p)?.as_deref()) {
+                Some(value) => builder.append_text(value)?,
+                None => builder.append_null(),
+            }
+        }
+    }
+    let arrays = builders.iter_mut().map(ColumnBuilder::finish).collect();
+    let rows = RecordBatch::try_new(schema.arrow_schema(), arrays)
+        .map_err(|e| Error::bug(format!("groups do not fit the planned table: {e}")))?;
+    Ok(Event::Rows(ChangeBatch {
+        ops: Ops::All(Op::Delete),
+        ..ChangeBatch::inserts(Arc::new(table.read.table.clone()), rows, Default::default())
+    }))
+}

@@ -69,7 +69,12 @@ impl Ends<'_> {
             }
             StrategyKind::Aggregate => self.aggregate(strategy, self.living(table).await?).await,
             StrategyKind::Delta if aggregate => self.aggregate(strategy, self.living(table).await?).await,
-            StrategyKind::Delta => self.delta(strategy, table).await,
+            StrategyKind::Delta => {
+                let unseen = self.unseen(strategy, &table);
+                let mut plan = self.delta(strategy, table).await?;
+                plan.reasons.extend(unseen);
+                Ok(plan)
+            }
             StrategyKind::Log => Err(Error::bug("a log is planned by its own way")),
         }
     }
@@ -111,6 +116,30 @@ impl Ends<'_> {
             table.filters.push(Filter::Test(Condition { term, test }));
         }
         Ok(table)
+    }
+
+    /// What a delta does not see, and what would.
+    fn unseen(&self, strategy: &Strategy, table: &TableRequest) -> Vec<String> {
+        let kinds = || self.loaded.pipeline.strategies.iter().map(|s| *s.kind);
+        let mut told = Vec::new();
+        for join in &table.joins {
+            let name = join.alias.as_ref().unwrap_or(&join.table.name);
+            let followed = |table: &str| table == name || table == join.table.name;
+            if !strategy.cursor_tables.iter().any(|c| followed(&c.table)) {
+                told.push(format!(
+                    "changes of {name} alone are not seen: name the column that stamps them in `cursor_tables`, or compare by a \
+                     strategy of type hash"
+                ));
+            }
+        }
+        if matches!(strategy.stamped_by.as_deref(), Some(StampedBy::App)) && !kinds().any(|k| k == StrategyKind::Hash) {
+            told.push(
+                "the application stamps the rows: what is committed later than `lag` after its stamp is not seen; add a strategy \
+                 of type hash, which finds it"
+                    .into(),
+            );
+        }
+        told
     }
 
     async fn is_empty(&self, table: &TableRequest) -> Result<bool> {

@@ -200,3 +200,29 @@ fn a_plan_says_which_tables_of_a_join_it_does_not_follow() {
     assert!(told.contains("changes of c alone are not seen"), "{told}");
     assert!(!told.contains("the source has no key"), "{told}");
 }
+
+/// What a delta does not see is said: a joined table without a cursor, rows that come later than their stamp.
+#[test]
+fn a_delta_says_what_it_does_not_see() {
+    let db = database("unseen");
+    db.psql(
+        "CREATE TABLE customers(id int PRIMARY KEY, name text);
+         CREATE TABLE orders(id int PRIMARY KEY, customer_id int, updated_at timestamptz NOT NULL DEFAULT now());",
+    );
+    let place = here(&db);
+    let file = |more: &str| {
+        format!(
+            "name: p\nsource: {{datastore: from, table: public.orders, alias: o, joins: [{{table: public.customers, alias: c, on: c.id = o.customer_id}}]}}\n\
+             destination: {{datastore: to, table: public.copies}}\nkey: [id]\ncolumns: [{{source: o.id, dest: id}}, {{source: c.name, dest: name}}, {{source: o.updated_at, dest: updated_at}}]\n\
+             strategies:\n  - {{name: delta, type: delta, column: updated_at, stamped_by: app, lag: 1m}}\n{more}"
+        )
+    };
+    place.write("p.yaml", &file(""));
+    let told = place.json(&["plan", "p.yaml", "--strategy", "delta"], 0).to_string();
+    for part in ["changes of c alone are not seen", "the application stamps the rows"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    place.write("p.yaml", &file("  - {name: hash, type: hash}\n"));
+    let told = place.json(&["plan", "p.yaml", "--strategy", "delta"], 0).to_string();
+    assert!(!told.contains("the application stamps the rows"), "{told}");
+}

@@ -643,6 +643,7 @@ fn range(written: &config::Dimension, ty: &ColumnType, zone: Zone) -> Result<Opt
         | T::UInt8
         | T::UInt16
         | T::UInt32
+        | T::UInt64
         | T::Decimal { .. }
         | T::Numeric => By::Step(**step),
         other => {

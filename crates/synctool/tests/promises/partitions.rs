@@ -159,3 +159,33 @@ fn bounds_hold_exactly_what_is_between_them() {
         assert_eq!(db.psql(&other).trim(), "0", "{one}");
     }
 }
+
+/// The key that most tables of MySQL have is unsigned.
+#[test]
+fn unsigned_keys_are_cut_by_steps() {
+    let maria = MariaDb::shared().database("unsigned");
+    maria.sql(
+        "CREATE TABLE items(id bigint unsigned PRIMARY KEY, v int);
+         INSERT INTO items SELECT seq * 37, seq FROM seq_1_to_500",
+    );
+    let db = database("unsigned");
+    let place = Place::new(&[
+        ("from", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
+        ("to", postgres(&db)),
+    ]);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: public.copies}\n\
+         strategies: [{name: hash, type: hash, primary_partitions: [{column: id, step: 4000}]}]\n",
+    );
+    let first = place.json(&["run", "p.yaml"], 0);
+    assert_eq!(first["inserted"], 500, "{first}");
+    maria.sql("UPDATE items SET v = 0 WHERE id = 37 * 400; DELETE FROM items WHERE id = 37");
+    let second = place.json(&["run", "p.yaml"], 0);
+    assert_eq!(
+        (&second["updated"], &second["deleted"]),
+        (&1.into(), &1.into()),
+        "{second}"
+    );
+    assert_eq!(db.psql("SELECT count(*), sum(v) FROM copies").trim(), "499|124849");
+}

@@ -16,7 +16,7 @@ use synctool_core::change::{ChangeBatch, Event, Op, Ops, Presence};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::progress::Position;
 use synctool_core::schema::TableId;
-use synctool_core::source::{Assignment, Reader};
+use synctool_core::source::{Assignment, ReadContext, Reader};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -62,6 +62,17 @@ impl Reader for Follow {
             self.steering.durable((self.standing)(log)?);
         }
         self.inner.acknowledge(durable).await
+    }
+}
+
+/// Opens a log, unless that is stopped.
+pub(crate) async fn opened(
+    context: &ReadContext,
+    opening: impl Future<Output = Result<Box<dyn Reader>>>,
+) -> Result<Box<dyn Reader>> {
+    tokio::select! {
+        reader = opening => reader,
+        () = context.cancel.cancelled() => Err(Error::new(code::INTERRUPTED, "opening the log was stopped")),
     }
 }
 

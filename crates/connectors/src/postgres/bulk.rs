@@ -4,15 +4,14 @@
 //! tasks for every 8 KiB and takes a message apart for every row. Where CopyData messages begin and end means nothing,
 //! so here as many as have arrived become one; everything else passes as it is.
 
-use bytes::BytesMut;
-use postgres_protocol::message::frontend;
+use super::tls;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready as try_ready};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::Socket;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -324,17 +323,13 @@ impl TlsConnect<Socket> for Handshake {
 
     fn connect(self, mut socket: Socket) -> Self::Future {
         Box::pin(async move {
-            let Handshake::Encrypted { tls, or_plain } = self else {
+            let Handshake::Encrypted { tls: connect, or_plain } = self else {
                 return Ok(Bulk::new(Wire::Plain(socket)));
             };
-            // PostgreSQL's documentation, 55.2.11 "SSL Session Encryption": one byte is the answer.
-            let mut request = BytesMut::new();
-            frontend::ssl_request(&mut request);
-            socket.write_all(&request).await.map_err(Lost)?;
-            Ok(Bulk::new(match socket.read_u8().await.map_err(Lost)? {
-                b'S' => Wire::Encrypted(Box::new(tls.connect(socket).await?)),
-                _ if or_plain => Wire::Plain(socket),
-                _ => return Err("the server does not support TLS".into()),
+            Ok(Bulk::new(match tls::is_offered(&mut socket).await.map_err(Lost)? {
+                true => Wire::Encrypted(Box::new(connect.connect(socket).await?)),
+                false if or_plain => Wire::Plain(socket),
+                false => return Err("the server does not support TLS".into()),
             }))
         })
     }

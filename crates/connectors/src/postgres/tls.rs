@@ -1,6 +1,8 @@
 //! TLS as libpq's sslmode means it, by rustls with the ring provider (never the process's default one).
 
 use super::{PostgresConfig, SslMode};
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -8,9 +10,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// The TLS connector of a configuration; `None` where nothing is encrypted.
@@ -51,6 +55,15 @@ pub(super) fn connector(config: &PostgresConfig) -> Result<Option<MakeRustlsConn
         }
     };
     Ok(Some(MakeRustlsConnect::new(client)))
+}
+
+/// Asks the server whether it encrypts, on a connection that just began (PostgreSQL's documentation, 55.2.11 "SSL Session
+/// Encryption": one byte is the answer).
+pub(super) async fn is_offered(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<bool> {
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    stream.write_all(&request).await?;
+    Ok(stream.read_u8().await? == b'S')
 }
 
 fn unreadable(what: &str, file: &Path, why: &dyn std::fmt::Display) -> Error {

@@ -93,7 +93,7 @@ pub(super) struct DataSyncFile {
     base_backup: Option<At<PathBuf>>,
     /// In place of base_backup: a command that restores one into the empty directory %p.
     base_restore_command: Option<At<String>>,
-    /// Where postgres and pg_ctl of production's major version are. Default: on the PATH, then where packages put them.
+    /// Where postgres and pg_ctl of production's major version are. Default: where packages put them, then on the PATH.
     pg_bin_dir: Option<At<PathBuf>>,
     /// A directory as large as production's data, for the scratch server. Default: datasync in the data directory.
     scratch_dir: Option<At<PathBuf>>,

@@ -1,7 +1,7 @@
 //! Archived log as the source of a pipeline: files of a production that is never asked, into every engine that takes
 //! changes, killed anywhere, refused where it is not the log that was followed.
 
-use super::{PATIENCE, stop};
+use super::{PATIENCE, command_in, finished, stop};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -117,19 +117,12 @@ impl Stage {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
-        command.current_dir(self.home.path()).args(arguments);
-        for name in ["RUST_LOG", "SYNCTOOL_LOG_LEVEL", "SYNCTOOL_FAILPOINT"] {
-            command.env_remove(name);
-        }
-        command
+        command_in(self.home.path(), arguments)
     }
 
     #[track_caller]
     fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        let outcome = KillRun::new(&self.command(arguments)).run();
-        assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
-        (outcome.code.unwrap_or(-1), outcome.stdout, outcome.stderr)
+        finished(&self.command(arguments))
     }
 
     #[track_caller]

@@ -4,7 +4,7 @@
 mod faults;
 mod values;
 
-use super::{PATIENCE, Writer, stop};
+use super::{PATIENCE, Writer, command_in, finished, stop};
 use serde_json::Value;
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -91,21 +91,14 @@ impl Stage {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
-        command.current_dir(self.home.path()).args(arguments);
-        for name in ["RUST_LOG", "SYNCTOOL_LOG_LEVEL", "SYNCTOOL_FAILPOINT"] {
-            command.env_remove(name);
-        }
-        command
+        command_in(self.home.path(), arguments)
     }
 
     #[track_caller]
     fn json(&self, arguments: &[&str]) -> (i32, Value) {
-        let outcome = KillRun::new(&self.command(&[arguments, &["--output", "json"]].concat())).run();
-        assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
-        let json = serde_json::from_str(&outcome.stdout)
-            .unwrap_or_else(|e| panic!("{arguments:?}: {e}\n{}\n{}", outcome.stdout, outcome.stderr));
-        (outcome.code.unwrap_or(-1), json)
+        let (code, out, err) = finished(&self.command(&[arguments, &["--output", "json"]].concat()));
+        let json = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{arguments:?}: {e}\n{out}\n{err}"));
+        (code, json)
     }
 
     #[track_caller]

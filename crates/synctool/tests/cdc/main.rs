@@ -9,6 +9,7 @@ mod sinks;
 mod steering;
 
 use serde_json::Value;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,24 @@ struct Stage {
     to: TestDb,
     home: TempDir,
     slot: String,
+}
+
+/// The program in a folder.
+fn command_in(home: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
+    command.current_dir(home).args(arguments);
+    for name in ["RUST_LOG", "SYNCTOOL_LOG_LEVEL", "SYNCTOOL_FAILPOINT"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs the program to its end: exit code, output, errors.
+#[track_caller]
+fn finished(command: &Command) -> (i32, String, String) {
+    let outcome = KillRun::new(command).run();
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    (outcome.code.unwrap_or(-1), outcome.stdout, outcome.stderr)
 }
 
 impl Stage {
@@ -79,20 +98,13 @@ impl Stage {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_synctool"));
-        command.current_dir(self.home.path()).args(arguments);
-        for name in ["RUST_LOG", "SYNCTOOL_LOG_LEVEL", "SYNCTOOL_FAILPOINT"] {
-            command.env_remove(name);
-        }
-        command
+        command_in(self.home.path(), arguments)
     }
 
     /// Runs the program to its end: exit code, output, errors.
     #[track_caller]
     fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        let outcome = KillRun::new(&self.command(arguments)).run();
-        assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
-        (outcome.code.unwrap_or(-1), outcome.stdout, outcome.stderr)
+        finished(&self.command(arguments))
     }
 
     #[track_caller]

@@ -1,17 +1,16 @@
 //! The plan of a capture: which tables, by which keys, in which types, and what of them is read besides the log.
 
-use super::super::catalog::{self, CatalogTable};
+use super::super::catalog::{self, CatalogColumn, CatalogTable};
 use super::super::client::{Session, text};
 use super::super::sql::literal;
 use super::chunks;
 use super::source::{BinlogSource, check_server, tables_of};
-use crate::postgres::log::LogSource;
-use crate::postgres::log::capture::{CaptureRequest, Remembered, go_on, planned};
+use crate::postgres::log::capture::{CaptureRequest, Remembered, carried, extended, planned};
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{Plan, ReadSpec};
-use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::plan::Plan;
+use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::sink::Destination;
-use synctool_core::strategy::table::carry_plain;
+use synctool_core::source::Source;
 
 /// What must not change while the plan of a request is unfinished.
 pub fn semantics(source: &BinlogSource, request: &CaptureRequest) -> serde_json::Value {
@@ -52,7 +51,7 @@ async fn plan_table(
 ) -> Result<()> {
     let there = catalog::must_find(session, table).await?;
     check_table(session, &there).await?;
-    let mut key = key(&there);
+    let key = key(&there);
     if key.is_empty() {
         request.check_keyless(table)?;
         plan.reasons.push(format!(
@@ -61,37 +60,27 @@ async fn plan_table(
     }
     let to = request.target(table, &there.table, plan)?;
     let existing = destination.describe(&to).await?;
-    let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
-    for found in &there.columns {
-        let column = &found.column;
+    let computed = |column: &Column| {
         let at_destination = existing.as_ref().and_then(|t| t.column(&column.name));
-        if column.generated || at_destination.is_some_and(|e| e.generated) {
-            plan.reasons
-                .push(format!("{table}: column {} is computed and left out", column.name));
-            continue;
-        }
-        if found.declared.data_type == "json" {
-            return Err(Error::new(
-                code::TYPE_UNSUPPORTED,
-                format!("column {} is JSON as MySQL logs it, which is not read", column.name),
-            )
-            .hint("leave the table out of the pipeline"));
-        }
-        let (from, mut stored) = carry_plain(source, destination, column, at_destination)?;
-        // NOT NULL is the source's to keep: between two of its changes a row may be incomplete here.
-        stored.nullable = !key.contains(&column.name);
-        stored.identity = false;
-        read.columns.push(from);
-        schema.columns.push(stored);
-    }
-    if key.iter().any(|k| schema.column(k).is_none()) {
+        column.generated || at_destination.is_some_and(|e| e.generated)
+    };
+    let as_json = |c: &&CatalogColumn| c.declared.data_type == "json" && !computed(&c.column);
+    if let Some(found) = there.columns.iter().find(as_json) {
         return Err(Error::new(
-            code::LOG_SETUP,
-            format!("a column of the key of {table} is computed, and computed columns are left out"),
+            code::TYPE_UNSUPPORTED,
+            format!(
+                "column {} is JSON as MySQL logs it, which is not read",
+                found.column.name
+            ),
         )
-        .hint("give the table a primary key of plain columns"));
+        .hint("leave the table out of the pipeline"));
     }
-    schema.key = std::mem::take(&mut key);
+    let columns = TableSchema {
+        columns: there.columns.iter().map(|c| c.column.clone()).collect(),
+        key,
+    };
+    let ends = (source as &dyn Source, destination);
+    let (read, schema) = carried(ends, table, &columns, existing.as_ref(), &mut plan.reasons)?;
     let keyed = !schema.key.is_empty();
     let initial = request.initial(destination, &to, existing.is_some(), keyed).await?;
     let declared = |name: &str| {
@@ -103,9 +92,7 @@ async fn plan_table(
         pairs.filter(|(f, s)| schema.key.contains(&s.name) && !chunks::is_ordered(&f.column.ty, declared(&f.source)));
     plan.cut_by_bytes(table, exact.map(|(_, s)| s.name.clone()).collect());
     let names = there.columns.iter().map(|c| c.column.name.clone());
-    let remembered = Remembered::named(initial, names, Some(there.rows));
-    let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
-    plan.remember.insert(Remembered::name(table), text);
+    Remembered::named(initial, names, Some(there.rows)).keep(plan, table)?;
     plan.tables.push(planned(read, to, schema));
     Ok(())
 }
@@ -190,11 +177,5 @@ pub async fn extend(
     stored: &Plan,
     request: CaptureRequest,
 ) -> Result<Plan> {
-    let log = LogSource::partition().id;
-    let mut sink = destination.open_sink(stored).await?;
-    let position = sink.recover(std::slice::from_ref(&log)).await?.remove(&log);
-    let position = position.and_then(|state| state.position);
-    let plan = capture(source, destination, request).await?;
-    sink.release(std::slice::from_ref(&log)).await?;
-    go_on(stored, plan, position)
+    extended(destination, stored, capture(source, destination, request)).await
 }

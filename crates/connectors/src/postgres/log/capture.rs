@@ -13,6 +13,7 @@ use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadS
 use synctool_core::progress::{Generation, Position};
 use synctool_core::schema::{ColumnType, TableId, TableSchema};
 use synctool_core::sink::Destination;
+use synctool_core::source::Source;
 use synctool_core::strategy::table::carry_plain;
 
 pub use super::shape::Initial;
@@ -187,17 +188,27 @@ pub async fn extend(
     stored: &Plan,
     request: CaptureRequest,
 ) -> Result<Plan> {
+    let draft = Box::pin(draft(source, destination, request, Missing::Make));
+    extended(destination, stored, draft).await
+}
+
+/// The plan that is drafted while nobody writes by the stored one, going on where that stands.
+pub(crate) async fn extended(
+    destination: &dyn Destination,
+    stored: &Plan,
+    draft: impl Future<Output = Result<Plan>>,
+) -> Result<Plan> {
     let log = LogSource::partition().id;
     let mut sink = destination.open_sink(stored).await?;
     let position = sink.recover(std::slice::from_ref(&log)).await?.remove(&log);
     let position = position.and_then(|state| state.position);
-    let plan = draft(source, destination, request, Missing::Make).await?;
+    let plan = draft.await?;
     sink.release(std::slice::from_ref(&log)).await?;
     go_on(stored, plan, position)
 }
 
 /// A plan that goes on where another one of other tables stands.
-pub(crate) fn go_on(stored: &Plan, mut plan: Plan, position: Option<Position>) -> Result<Plan> {
+fn go_on(stored: &Plan, mut plan: Plan, position: Option<Position>) -> Result<Plan> {
     let known = |table: &TableId| stored.tables.iter().find(|t| t.read.table == *table);
     for table in &mut plan.tables {
         let Some(old) = known(&table.read.table) else { continue };
@@ -404,13 +415,45 @@ async fn draft(
             columns: shape::attributes(&connection, described.oid).await?,
             rows: expected_rows(&connection, described.oid).await?,
         };
-        let text = serde_json::to_string(&remembered).map_err(|e| Error::bug(e.to_string()))?;
-        plan.remember.insert(Remembered::name(&table), text);
+        remembered.keep(&mut plan, &table)?;
         cut_keys(&mut plan, (&connection, described.oid), &read, &schema, destination).await?;
         plan.tables.push(planned(read, to, schema));
     }
     connection.recycle();
     Ok(plan)
+}
+
+/// How the columns of a table are read and written, all but those that are computed at one end.
+pub(crate) fn carried(
+    (source, destination): (&dyn Source, &dyn Destination),
+    table: &TableId,
+    columns: &TableSchema,
+    there: Option<&TableSchema>,
+    reasons: &mut Vec<String>,
+) -> Result<(ReadSpec, TableSchema)> {
+    let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
+    for column in &columns.columns {
+        let existing = there.and_then(|t| t.column(&column.name));
+        if column.generated || existing.is_some_and(|e| e.generated) {
+            reasons.push(format!("{table}: column {} is computed and left out", column.name));
+            continue;
+        }
+        let (from, mut stored) = carry_plain(source, destination, column, existing)?;
+        // NOT NULL is the source's to keep: between two of its changes a row may be incomplete here.
+        stored.nullable = !columns.key.contains(&column.name);
+        stored.identity = false;
+        read.columns.push(from);
+        schema.columns.push(stored);
+    }
+    if columns.key.iter().any(|k| schema.column(k).is_none()) {
+        return Err(Error::new(
+            code::LOG_SETUP,
+            format!("a column of the key of {table} is computed, and computed columns are left out"),
+        )
+        .hint("give the table a primary key of plain columns"));
+    }
+    schema.key.clone_from(&columns.key);
+    Ok((read, schema))
 }
 
 /// A table of a log: changes go to it directly.

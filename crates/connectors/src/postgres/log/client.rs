@@ -4,7 +4,7 @@
 //! in every other session of ours.
 
 use super::super::client::{Postgres, server_error};
-use super::super::{PostgresConfig, SslMode};
+use super::super::{PostgresConfig, SslMode, tls};
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
@@ -124,13 +124,10 @@ impl Replication {
             .await
             .map_err(unreachable)?;
         plain.set_nodelay(true).map_err(unreachable)?;
-        let Some(mut tls) = database.tls().filter(|_| encrypt) else {
+        let Some(mut connector) = database.tls().filter(|_| encrypt) else {
             return Ok(Box::new(plain));
         };
-        let mut request = BytesMut::new();
-        frontend::ssl_request(&mut request);
-        plain.write_all(&request).await.map_err(lost)?;
-        let answer = plain.read_u8().await.map_err(lost)?;
+        let offered = tls::is_offered(&mut plain).await.map_err(lost)?;
         let failed = |why: String| {
             Error::new(
                 code::TLS_FAILED,
@@ -140,13 +137,13 @@ impl Replication {
                 "check sslmode and sslrootcert against the server's certificate (openssl s_client -starttls postgres)",
             )
         };
-        if answer != b'S' {
+        if !offered {
             if config.sslmode == SslMode::Prefer {
                 return Ok(Box::new(plain));
             }
             return Err(failed("the server does not support it".into()));
         }
-        let connect = <_ as MakeTlsConnect<TcpStream>>::make_tls_connect(&mut tls, &config.host)
+        let connect = <_ as MakeTlsConnect<TcpStream>>::make_tls_connect(&mut connector, &config.host)
             .map_err(|e| failed(e.to_string()))?;
         Ok(Box::new(
             connect.connect(plain).await.map_err(|e| failed(e.to_string()))?,

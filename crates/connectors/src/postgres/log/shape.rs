@@ -83,6 +83,13 @@ impl Remembered {
         format!("log:{table}")
     }
 
+    /// Has a plan remember it of a table.
+    pub(crate) fn keep(&self, plan: &mut Plan, table: &TableId) -> Result<()> {
+        let text = serde_json::to_string(self).map_err(|e| Error::bug(e.to_string()))?;
+        plan.remember.insert(Remembered::name(table), text);
+        Ok(())
+    }
+
     /// What a plan remembers of a table.
     pub(crate) fn of(plan: &Plan, table: &TableId) -> Self {
         plan.remember

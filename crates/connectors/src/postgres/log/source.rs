@@ -526,10 +526,7 @@ impl Source for LogSource {
         if partition.work != Work::Log {
             return Err(Error::new(code::UNSUPPORTED, "a log is not read by slices"));
         }
-        tokio::select! {
-            reader = self.open_log(after, context) => reader,
-            () = context.cancel.cancelled() => Err(Error::new(code::INTERRUPTED, "opening the log was stopped")),
-        }
+        logs::opened(context, self.open_log(after, context)).await
     }
 
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {

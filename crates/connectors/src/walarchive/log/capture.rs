@@ -5,17 +5,16 @@ use super::batch::parts;
 use super::position::LogPosition;
 use super::shape::full_name;
 use super::source::{ArchiveLog, logged};
-use crate::postgres::log::LogSource;
 use crate::postgres::log::capture::{
-    CaptureRequest, FROM, Initial, Remembered, cut_keys, expected_rows, from_of, go_on, planned,
+    CaptureRequest, FROM, Initial, Remembered, carried, cut_keys, expected_rows, extended, from_of, planned,
 };
 use crate::postgres::{Connection, catalog};
 use synctool_core::backfill::BackfillPosition;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{Plan, ReadSpec};
-use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::plan::Plan;
+use synctool_core::schema::TableId;
 use synctool_core::sink::Destination;
-use synctool_core::strategy::table::carry_plain;
+use synctool_core::source::Source;
 
 /// What must not change while the plan of a request is unfinished.
 pub fn semantics(source: &ArchiveLog, request: &CaptureRequest) -> serde_json::Value {
@@ -57,8 +56,7 @@ async fn plan_table(
     let found = tables::find_named(session, vec![table.to_string()], vec![name]).await?;
     // Refuses what has no log of its rows.
     parts(&found, table)?;
-    let key = described.schema.key.clone();
-    if key.is_empty() {
+    if described.schema.key.is_empty() {
         request.check_keyless(table)?;
         plan.reasons.push(format!(
             "{table} has no key: whole old rows find what changed; equal rows count as one another"
@@ -66,36 +64,13 @@ async fn plan_table(
     }
     let to = request.target(table, &described.table, plan)?;
     let there = destination.describe(&to).await?;
-    let (mut read, mut schema) = (ReadSpec::of(table.clone(), Vec::new()), TableSchema::default());
-    for column in &described.schema.columns {
-        let existing = there.as_ref().and_then(|t| t.column(&column.name));
-        if column.generated || existing.is_some_and(|e| e.generated) {
-            plan.reasons
-                .push(format!("{table}: column {} is computed and left out", column.name));
-            continue;
-        }
-        let (from, mut stored) = carry_plain(source, destination, column, existing)?;
-        // NOT NULL is the source's to keep: between two of its changes a row may be incomplete here.
-        stored.nullable = !key.contains(&column.name);
-        stored.identity = false;
-        read.columns.push(from);
-        schema.columns.push(stored);
-    }
-    if key.iter().any(|k| schema.column(k).is_none()) {
-        return Err(Error::new(
-            code::LOG_SETUP,
-            format!("a column of the key of {table} is computed, and computed columns are left out"),
-        )
-        .hint("give the table a primary key of plain columns"));
-    }
-    schema.key = key;
+    let ends = (source as &dyn Source, destination);
+    let (read, schema) = carried(ends, table, &described.schema, there.as_ref(), &mut plan.reasons)?;
     // Without a key the rows are read in one go, which is no matter where nothing moves.
     let initial = request.initial(destination, &to, there.is_some(), true).await?;
     let names = described.schema.columns.iter().map(|c| c.name.clone());
     let rows = expected_rows(session, described.oid).await?;
-    let text =
-        serde_json::to_string(&Remembered::named(initial, names, rows)).map_err(|e| Error::bug(e.to_string()))?;
-    plan.remember.insert(Remembered::name(table), text);
+    Remembered::named(initial, names, rows).keep(plan, table)?;
     cut_keys(plan, (session, described.oid), &read, &schema, destination).await?;
     plan.tables.push(planned(read, to, schema));
     Ok(())
@@ -109,13 +84,8 @@ pub async fn extend(
     stored: &Plan,
     request: CaptureRequest,
 ) -> Result<Plan> {
-    let log = LogSource::partition().id;
-    let mut sink = destination.open_sink(stored).await?;
-    let position = sink.recover(std::slice::from_ref(&log)).await?.remove(&log);
-    let position = position.and_then(|state| state.position);
-    let plan = capture(source, destination, request).await?;
-    sink.release(std::slice::from_ref(&log)).await?;
-    let mut plan = go_on(stored, plan, position)?;
+    let draft = Box::pin(capture(source, destination, request));
+    let mut plan = extended(destination, stored, draft).await?;
     owe(stored, &mut plan)?;
     Ok(plan)
 }

@@ -423,10 +423,7 @@ impl Source for ArchiveLog {
         if partition.work != Work::Log {
             return self.tables.open(read, partition, after, context).await;
         }
-        tokio::select! {
-            reader = self.open_log(after, context) => reader,
-            () = context.cancel.cancelled() => Err(Error::new(code::INTERRUPTED, "opening the log was stopped")),
-        }
+        logs::opened(context, self.open_log(after, context)).await
     }
 
     async fn examine(&self, _: &[TableId]) -> Vec<Finding> {

@@ -15,6 +15,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Idle connections are kept for the next query so long.
 const KEEP_IDLE: Duration = Duration::from_secs(20);
 
+/// How long one that was idle may take to answer before it is used again.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// The oldest servers that are read and written.
 const OLDEST_MARIADB: (u16, u16, u16) = (10, 4, 0);
 const OLDEST_MYSQL: (u16, u16, u16) = (8, 0, 17);
@@ -141,14 +144,27 @@ impl Mysql {
         })
     }
 
+    /// An idle session that answers. A line that fell silent meanwhile would keep its next statement waiting for ever.
     async fn take_idle(&self) -> Option<Link> {
+        let limit = ANSWER.min(self.0.config.connect_timeout);
         loop {
             let (mut link, since) = {
                 let mut idle = self.0.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 idle.pop()?
             };
-            if since.elapsed() < KEEP_IDLE && link.conn.ping().await.is_ok() {
-                return Some(link);
+            if since.elapsed() >= KEEP_IDLE {
+                continue;
+            }
+            match tokio::time::timeout(limit, link.conn.ping()).await {
+                Ok(Ok(())) => return Some(link),
+                Ok(Err(_)) => {}
+                // The others are on the same line.
+                Err(_) => self
+                    .0
+                    .idle
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .clear(),
             }
         }
     }

@@ -24,6 +24,12 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Idle connections are kept for the next query so long.
 const KEEP_IDLE: Duration = Duration::from_secs(20);
 
+/// One that was idle for longer has to answer before it is used again.
+const TRUST_IDLE: Duration = Duration::from_millis(100);
+
+/// How long it may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// A PostgreSQL database with a limit of connections. Cloning shares the limit.
 #[derive(Clone)]
 pub struct Postgres(Arc<Shared>);
@@ -155,7 +161,7 @@ impl Postgres {
                 .hint("raise max_connections of this datastore, or run fewer workers")
             })?
             .expect("the semaphore is never closed");
-        let link = match self.take_idle(long) {
+        let link = match self.take_living(long).await {
             Some(link) => link,
             None => self.dial().await.map_err(|e| e.at("server", config.server()))?,
         };
@@ -168,14 +174,32 @@ impl Postgres {
         })
     }
 
-    fn take_idle(&self, long: bool) -> Option<Link> {
+    /// An idle session that answers. A line that fell silent meanwhile would keep its next statement waiting for ever.
+    async fn take_living(&self, long: bool) -> Option<Link> {
+        let (link, since) = self.take_idle(long)?;
+        if since.elapsed() < TRUST_IDLE {
+            return Some(link);
+        }
+        let limit = ANSWER.min(self.0.config.connect_timeout);
+        if let Ok(Ok(())) = tokio::time::timeout(limit, link.client.check_connection()).await {
+            return Some(link);
+        }
+        // The others are not younger by much.
+        let others = std::mem::take(&mut *self.0.idle.lock().expect("nothing panics while holding it"));
+        for dead in others.into_iter().map(|(other, _)| other).chain([link]) {
+            dead.task.abort();
+        }
+        None
+    }
+
+    fn take_idle(&self, long: bool) -> Option<(Link, Instant)> {
         let mut idle = self.0.idle.lock().expect("nothing panics while holding it");
         idle.retain(|(link, since)| !link.client.is_closed() && since.elapsed() < KEEP_IDLE);
         // One without a limit does not suit whoever asked for one.
         let any = long || self.0.config.statement_timeout.is_none();
         let found = idle.iter().rposition(|(link, _)| link.long == long);
         let at = found.or_else(|| idle.iter().rposition(|_| any))?;
-        Some(idle.remove(at).0)
+        Some(idle.remove(at))
     }
 
     async fn dial(&self) -> Result<Link> {
@@ -222,7 +246,9 @@ impl Postgres {
             .user(&config.user)
             .dbname(&config.database)
             .application_name(&config.application_name)
-            .keepalives_idle(Duration::from_secs(30));
+            .keepalives_idle(Duration::from_secs(30))
+            .keepalives_interval(Duration::from_secs(10))
+            .keepalives_retries(6);
         match local {
             true => settings.ssl_mode(tokio_postgres::config::SslMode::Disable),
             // See `Way`.

@@ -884,6 +884,31 @@ async fn the_limit_of_connections_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_fell_silent_is_not_used_again() {
+    let (db, _) = database(PgVersion::V15);
+    let proxy = FaultProxy::to(Server::shared(PgVersion::V15).port());
+    let mut config = PostgresConfig::from_url(&proxy.through(&db.url())).unwrap();
+    config.connect_timeout = Duration::from_millis(700);
+    let postgres = Postgres::open(config).unwrap();
+    for _ in 0..2 {
+        let (one, other) = (postgres.connect().await.unwrap(), postgres.connect().await.unwrap());
+        let pid = other.backend_pid();
+        one.recycle();
+        other.recycle();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let again = postgres.connect().await.unwrap();
+        assert_eq!(again.backend_pid(), pid, "what answers is used again");
+        again.recycle();
+        proxy.set(Mode::Hang);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let e = tokio::time::timeout(Duration::from_secs(20), postgres.connect()).await;
+        let e = e.expect("nobody waits for a silent session").unwrap_err();
+        assert_eq!(e.code(), code::SERVER_UNREACHABLE, "{e}");
+        proxy.set(Mode::Forward);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn missing_rights_are_named_and_found_beforehand() {
     let (db, owner) = database(PgVersion::V15);
     db.psql(

@@ -113,6 +113,26 @@ async fn a_lost_server_is_worth_another_try() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_fell_silent_is_not_used_again() {
+    let db = Db::new().await;
+    db.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let proxy = FaultProxy::to(MariaDb::shared().port());
+    let mut through = config(db.database.name());
+    through.port = proxy.port();
+    through.connect_timeout = std::time::Duration::from_millis(700);
+    let source = Mysql::open(through).unwrap().source();
+    for _ in 0..2 {
+        source.describe(&TableId::bare("t")).await.unwrap();
+        proxy.set(Mode::Hang);
+        let limit = std::time::Duration::from_secs(20);
+        let e = tokio::time::timeout(limit, source.describe(&TableId::bare("t"))).await;
+        let e = e.expect("nobody waits for a silent session").unwrap_err();
+        assert_eq!(e.code(), code::SERVER_UNREACHABLE, "{e}");
+        proxy.set(Mode::Forward);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadlock_is_a_conflict() {
     let db = Db::new().await;
     let schema = conformance_schema();

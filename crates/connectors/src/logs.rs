@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use synctool_core::backfill::{Backfill, BackfillPosition};
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event, Op, Ops, Presence};
@@ -18,7 +19,11 @@ use synctool_core::progress::Position;
 use synctool_core::schema::TableId;
 use synctool_core::source::{Assignment, ReadContext, Reader};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+
+/// How often it is told what holds a backfill up.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// The log with its backfill, as it is looked at from outside.
 pub(crate) struct Follow {
@@ -26,6 +31,8 @@ pub(crate) struct Follow {
     steering: Arc<Steering>,
     /// What a position of this log says to people.
     standing: fn(&Position) -> Result<Standing>,
+    /// When it was last told what holds the backfill up.
+    told: Instant,
     _watch: AbortOnDropHandle<()>,
 }
 
@@ -41,6 +48,7 @@ impl Follow {
             inner,
             steering,
             standing,
+            told: Instant::now(),
             _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
         }
     }
@@ -49,7 +57,19 @@ impl Follow {
 #[async_trait]
 impl Reader for Follow {
     async fn next(&mut self) -> Result<Option<Event>> {
-        let event = self.inner.next().await;
+        let requests = self.steering.requests().clone();
+        let event = {
+            let mut next = std::pin::pin!(self.inner.next());
+            loop {
+                tokio::select! {
+                    event = &mut next => break event,
+                    () = tokio::time::sleep_until(self.told + TELL_EVERY) => {
+                        self.told = Instant::now();
+                        requests.held_up().into_iter().for_each(|why| tracing::warn!("{why}"));
+                    }
+                }
+            }
+        };
         if let Ok(Some(event)) = &event {
             self.steering.saw(event);
             self.steering.pending(self.inner.pending());
@@ -115,6 +135,14 @@ impl<S> Shapes<S> {
 
     pub(crate) fn find(&self, is: impl Fn(&S) -> bool) -> Option<Arc<S>> {
         self.all().into_iter().find(|s| is(s))
+    }
+
+    /// Puts another shape where there is one.
+    pub(crate) fn replace(&self, shape: S, of: impl Fn(&S) -> bool) {
+        let mut all = self.0.lock().expect("nothing panics while holding it");
+        if let Some(there) = all.iter_mut().find(|s| of(s)) {
+            *there = Arc::new(shape);
+        }
     }
 
     pub(crate) fn set(&self, index: usize, shape: Arc<S>) {

@@ -17,12 +17,14 @@
 
 use crate::budget::Hold;
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
-use crate::error::{Error, Result, code};
+use crate::error::{Error, ErrorKind, Result, code};
 use crate::progress::Position;
 use crate::schema::{TableId, TableSchema};
 use crate::source::Reader;
 use crate::text;
-use arrow_array::{Array, ArrayRef, RecordBatch, UInt8Array};
+use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt8Array};
+use arrow_select::concat::concat_batches;
+use arrow_select::filter::filter_record_batch;
 use arrow_select::interleave::interleave;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// The prefix of the messages that carry watermarks.
 pub const WATERMARK_PREFIX: &str = "synctool.watermark";
@@ -38,8 +41,20 @@ pub const WATERMARK_PREFIX: &str = "synctool.watermark";
 /// microseconds, in practice; this many commits take longer.
 const REMEMBERED_COMMITS: usize = 65_536;
 
-/// Transactions become visible in their own time; asking again at once would only load the source.
+/// Transactions become visible in their own time; asking again at once would only load the source. Each wait in vain is
+/// twice as long as the one before it, up to the longer one.
 const REDO_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A chunk that is in vain for so long is told of.
+const TELL_AFTER: Duration = Duration::from_secs(10);
+
+/// What the log says while a window is open is kept up to here; with more, the chunk is read again behind it.
+const WINDOW_BYTES: usize = 64 << 20;
+const WINDOW_KEYS: usize = 200_000;
+
+/// Keys that are fetched at once.
+const KEYS_AT_ONCE: usize = 1_000;
 
 /// How many requests are remembered as taken: whoever keeps them forgets them long before.
 const REMEMBERED_REQUESTS: usize = 64;
@@ -188,6 +203,7 @@ struct Asked {
     pause: Pause,
     /// Backfills that are not through.
     pending: usize,
+    held_up: Option<String>,
 }
 
 impl Requests {
@@ -221,6 +237,11 @@ impl Requests {
     pub fn left(&self) -> usize {
         let state = self.state();
         state.pending + state.waiting.len()
+    }
+
+    /// Why the backfill has not come further for some time, if it has not.
+    pub fn held_up(&self) -> Option<String> {
+        self.state().held_up.clone()
     }
 
     fn take(&self) -> Vec<Request> {
@@ -295,6 +316,80 @@ struct Window {
     redo: bool,
     touched: HashMap<Key, Touch>,
     batches: Vec<RecordBatch>,
+    /// What those hold.
+    bytes: usize,
+}
+
+impl Window {
+    /// Keeps rows of the log for as long as the window is open; says under which number.
+    fn keep(&mut self, rows: &RecordBatch) -> Option<usize> {
+        if self.closed {
+            // They are newer than the chunk and go to the sink before it.
+            self.redo = true;
+        }
+        if !self.open || self.redo {
+            return None;
+        }
+        self.bytes += rows.get_array_memory_size();
+        if self.bytes > WINDOW_BYTES || self.touched.len() > WINDOW_KEYS {
+            self.redo = true;
+            (self.touched, self.batches) = (HashMap::new(), Vec::new());
+            return None;
+        }
+        self.batches.push(rows.clone());
+        Some(self.batches.len() - 1)
+    }
+
+    /// The chunk's rows with what the events of the window said of them. `anew`: rows that came whole are given again;
+    /// `all`: those that the chunk does not have, too.
+    fn merged(&self, key: &[usize], columns: usize, all: bool, anew: bool) -> Result<RecordBatch> {
+        let chunk = &self.chunk.rows;
+        let mut untouched = Vec::with_capacity(chunk.num_rows());
+        // Where each cell of each other row comes from: batch 0 is the chunk, the others are the window's.
+        let mut rows: Vec<Vec<(usize, usize)>> = Vec::new();
+        let mut in_chunk = HashSet::new();
+        for row in 0..chunk.num_rows() {
+            let touch = self.touched.get_key_value(&row_key(chunk, key, row)?);
+            untouched.push(touch.is_none());
+            let Some((key, t)) = touch else { continue };
+            in_chunk.insert(key);
+            if t.gone || t.unknown || (t.complete && !anew) {
+                continue;
+            }
+            // Trap 1.
+            let cell = |c| t.cells.get(&c).map_or((0, row), |(batch, row)| (batch + 1, *row));
+            rows.push((0..columns).map(cell).collect());
+        }
+        if all {
+            for (key, t) in &self.touched {
+                if !t.gone && t.complete && !in_chunk.contains(key) {
+                    let cells = (0..columns).map(|c| t.cells[&c]);
+                    rows.push(cells.map(|(batch, row)| (batch + 1, row)).collect());
+                }
+            }
+        }
+        let arrow = |e: arrow_schema::ArrowError| Error::bug(format!("backfill: {e}"));
+        let untouched = filter_record_batch(chunk, &BooleanArray::from(untouched)).map_err(arrow)?;
+        if rows.is_empty() {
+            return Ok(untouched);
+        }
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns);
+        for c in 0..columns {
+            let mut from: Vec<&dyn Array> = vec![chunk.column(c).as_ref()];
+            from.extend(self.batches.iter().map(|b| b.column(c).as_ref()));
+            let picks: Vec<(usize, usize)> = rows.iter().map(|r| r[c]).collect();
+            arrays.push(interleave(&from, &picks).map_err(arrow)?);
+        }
+        let touched = RecordBatch::try_new(chunk.schema(), arrays).map_err(arrow)?;
+        concat_batches(&chunk.schema(), [&untouched, &touched]).map_err(arrow)
+    }
+}
+
+/// Chunks that were read in vain, one after the other.
+struct Vain {
+    since: Instant,
+    pause: Duration,
+    until: Instant,
 }
 
 /// A log reader with a backfill beside it.
@@ -309,8 +404,8 @@ pub struct Backfill {
     /// In progress when the first chunk was read, and not seen to commit since.
     unsettled: Option<HashSet<u64>>,
     out: VecDeque<Event>,
-    /// A wait before the next window, after one that was in vain.
-    pause: Duration,
+    /// After a window that was in vain: when the first of them was, how long the wait is now, and until when.
+    vain: Option<Vain>,
     /// A change of shape that went by and is still to be looked at.
     reshaped: Option<SchemaChange>,
     tokens: u64,
@@ -340,7 +435,7 @@ impl Backfill {
             committed: Default::default(),
             unsettled: None,
             out: VecDeque::new(),
-            pause: Duration::ZERO,
+            vain: None,
             reshaped: None,
             tokens: 0,
             instance,
@@ -447,14 +542,22 @@ impl Backfill {
         self.tokens += 1;
         let token = format!("{}:{}", self.instance, self.tokens);
         self.source.write_watermark(&format!("low {token}")).await?;
-        let keys = (pending.through || !pending.keys.is_empty()).then(|| pending.keys.clone());
+        let some = || Vec::from_iter(pending.keys.iter().take(KEYS_AT_ONCE).cloned());
+        let keys = (pending.through || !pending.keys.is_empty()).then(some);
         let chunk = match &keys {
-            Some(keys) => self.source.read_keys(&pending.table, keys).await?,
+            Some(keys) => self.source.read_keys(&pending.table, keys).await,
             None => {
-                self.source
-                    .read_chunk(&pending.table, pending.from.as_deref(), self.chunk_rows)
-                    .await?
+                let from = pending.from.as_deref();
+                self.source.read_chunk(&pending.table, from, self.chunk_rows).await
             }
+        };
+        let chunk = match chunk {
+            // The table is ahead of the log, which will show what was done to it.
+            Err(e) if e.kind() == ErrorKind::Conflict => {
+                self.put_off(&[], Some(&e));
+                return Ok(());
+            }
+            other => other?,
         };
         self.unsettled
             .get_or_insert_with(|| chunk.in_progress.iter().copied().collect());
@@ -468,6 +571,7 @@ impl Backfill {
             redo: false,
             touched: HashMap::new(),
             batches: Vec::new(),
+            bytes: 0,
         });
         Ok(())
     }
@@ -507,14 +611,10 @@ impl Backfill {
             return Ok(vec![Event::Rows(batch)]);
         };
         let columns = schema.columns.len();
-        let open = self.window.as_ref().is_some_and(|w| w.open && !w.closed);
         let mut ops = Vec::with_capacity(batch.len());
         let mut split = Vec::new();
         let mut fetch = Vec::new();
-        let stored = self.window.as_mut().filter(|_| open).map(|w| {
-            w.batches.push(batch.rows.clone());
-            w.batches.len() - 1
-        });
+        let stored = self.window.as_mut().and_then(|w| w.keep(&batch.rows));
         for row in 0..batch.len() {
             let new = row_key(&batch.rows, key, row)?;
             let old = match &batch.before {
@@ -576,11 +676,12 @@ impl Backfill {
                 }
             }
         }
-        let pending = &mut self.position.pending[0];
-        for key in fetch {
-            if !pending.keys.contains(&key) {
-                pending.keys.push(key);
-            }
+        if !fetch.is_empty() {
+            let pending = &mut self.position.pending[0];
+            let mut known: HashSet<Vec<String>> = pending.keys.iter().cloned().collect();
+            pending
+                .keys
+                .extend(fetch.into_iter().filter(|key| known.insert(key.clone())));
         }
         let batch = ChangeBatch {
             ops: Ops::Each(UInt8Array::from(ops)),
@@ -617,47 +718,10 @@ impl Backfill {
         if anew && w.touched.values().any(|t| t.unknown) {
             return Ok(None);
         }
-        let arrow = |e: arrow_schema::ArrowError| Error::bug(format!("backfill: {e}"));
-        // Where each cell of each emitted row comes from: batch 0 is the chunk, the others are the window's.
-        let mut rows: Vec<Vec<(usize, usize)>> = Vec::new();
-        let columns = schema.columns.len();
-        let mut in_chunk = HashSet::new();
-        for row in 0..w.chunk.rows.num_rows() {
-            let k = row_key(&w.chunk.rows, key, row)?;
-            match w.touched.get(&k) {
-                None => rows.push(vec![(0, row); columns]),
-                Some(t) if t.gone || t.unknown || (t.complete && !anew) => {}
-                Some(t) => {
-                    // Trap 1.
-                    let cell = |c| t.cells.get(&c).map_or((0, row), |(batch, row)| (batch + 1, *row));
-                    rows.push((0..columns).map(cell).collect());
-                }
-            }
-            in_chunk.insert(k);
-        }
-        if replace {
-            // Rows that came in the window stand in the range too.
-            for (_, t) in w
-                .touched
-                .iter()
-                .filter(|(k, t)| !t.gone && t.complete && !in_chunk.contains(*k))
-            {
-                rows.push(
-                    (0..columns)
-                        .map(|c| t.cells[&c])
-                        .map(|(batch, row)| (batch + 1, row))
-                        .collect(),
-                );
-            }
-        }
-        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns);
-        for c in 0..columns {
-            let mut from: Vec<&dyn Array> = vec![w.chunk.rows.column(c).as_ref()];
-            from.extend(w.batches.iter().map(|b| b.column(c).as_ref()));
-            let picks: Vec<(usize, usize)> = rows.iter().map(|r| r[c]).collect();
-            arrays.push(interleave(&from, &picks).map_err(arrow)?);
-        }
-        let rows = RecordBatch::try_new(w.chunk.rows.schema(), arrays).map_err(arrow)?;
+        let rows = match w.touched.is_empty() {
+            true => w.chunk.rows.clone(),
+            false => w.merged(key, schema.columns.len(), replace, anew)?,
+        };
         let table = Arc::new(table.clone());
         if replace {
             let range = w.chunk.range.clone();
@@ -670,20 +734,59 @@ impl Backfill {
             events.push(Event::Rows(batch(rows, Op::Delete)?));
         }
         if rows.num_rows() > 0 || events.is_empty() {
-            events.push(Event::Rows(batch(rows, Op::Upsert)?));
+            let fresh = w.keys.is_none();
+            events.push(Event::Rows(ChangeBatch {
+                fresh,
+                ..batch(rows, Op::Upsert)?
+            }));
         }
         Ok(Some(events))
     }
 
+    /// Gives the chunk up, to be read again.
+    fn redo(&mut self) {
+        let Some(w) = self.window.take() else { return };
+        let open = |tx: &u64| self.unsettled.as_ref().is_some_and(|u| u.contains(tx));
+        let waits_for: Vec<u64> = w.chunk.in_progress.into_iter().filter(open).collect();
+        self.put_off(&waits_for, None);
+    }
+
+    /// Reads the next chunk after a while, because it could not be read, or was of no use for these transactions.
+    fn put_off(&mut self, waits_for: &[u64], error: Option<&Error>) {
+        let now = Instant::now();
+        let vain = self.vain.get_or_insert(Vain {
+            since: now,
+            pause: REDO_PAUSE,
+            until: now,
+        });
+        vain.until = now + vain.pause;
+        vain.pause = (vain.pause * 2).min(LONGEST_PAUSE);
+        if now - vain.since > TELL_AFTER {
+            let table = &self.position.pending[0].table;
+            self.requests.state().held_up = Some(match error {
+                Some(error) => format!("a chunk of {table} cannot be read yet: {error}"),
+                None => format!(
+                    "a chunk of {table} is read again and again: transactions {waits_for:?} were open when the log was \
+                     opened, and only when they end is it known whether the chunk has what they did"
+                ),
+            });
+        }
+    }
+
     /// Moves the backfill past a chunk that was emitted.
     fn advance(&mut self) {
+        self.vain = None;
+        self.requests.state().held_up = None;
         let w = self.window.take().expect("a window is open");
         let pending = &mut self.position.pending[0];
         match w.keys {
-            Some(keys) => pending.keys.retain(|k| {
-                let key: Key = k.iter().cloned().map(Some).collect();
-                !keys.contains(k) || w.touched.get(&key).is_some_and(|t| t.unknown)
-            }),
+            Some(keys) => {
+                let keys: HashSet<Vec<String>> = keys.into_iter().collect();
+                pending.keys.retain(|k| {
+                    let key: Key = k.iter().cloned().map(Some).collect();
+                    !keys.contains(k) || w.touched.get(&key).is_some_and(|t| t.unknown)
+                });
+            }
             None => {
                 pending.through = w.chunk.next.is_none();
                 pending.from = w.chunk.next;
@@ -732,20 +835,28 @@ impl Backfill {
             requests.changed.notified().await;
             return Ok(Some(()));
         }
-        if self.window.is_none() && pause == Pause::None {
-            if !self.pause.is_zero() {
-                tokio::time::sleep(self.pause).await;
-                self.pause = Duration::ZERO;
+        let mut wait = None;
+        if self.window.is_none() && pause == Pause::None && !self.position.pending.is_empty() {
+            wait = self
+                .vain
+                .as_ref()
+                .map(|v| v.until)
+                .filter(|until| *until > Instant::now());
+            if wait.is_none() {
+                self.start_window().await?;
             }
-            self.start_window().await?;
         }
         let event = tokio::select! {
             biased;
             event = self.log.next() => event?,
             () = requests.changed.notified() => return Ok(Some(())),
+            () = tokio::time::sleep_until(wait.unwrap_or_else(Instant::now)), if wait.is_some() => return Ok(Some(())),
         };
         let Some(event) = event else {
-            return Ok(None);
+            // A log that ends where nothing more was written goes on with the next watermark.
+            let Some(until) = wait else { return Ok(None) };
+            tokio::time::sleep_until(until).await;
+            return Ok(Some(()));
         };
         for tx in self.log.ended() {
             self.saw_commit(tx);
@@ -796,10 +907,7 @@ impl Backfill {
                             self.advance();
                             self.tell_left();
                         }
-                        None => {
-                            self.window = None;
-                            self.pause = REDO_PAUSE;
-                        }
+                        None => self.redo(),
                     }
                 }
                 self.out.push_back(Event::Boundary {

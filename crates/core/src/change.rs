@@ -81,6 +81,9 @@ pub struct ChangeBatch {
     pub present: Option<Presence>,
     /// The rows as they were, aligned with `rows` and in the same schema: the old key at least where the key changed.
     pub before: Option<RecordBatch>,
+    /// Whether the destination hardly has any of these rows yet, as in a first load: a hint at the faster way to write
+    /// them, from which nothing follows for what is written.
+    pub fresh: bool,
     /// The memory these rows hold, given back when the batch is dropped.
     pub hold: Hold,
 }
@@ -94,6 +97,7 @@ impl ChangeBatch {
             ops: Ops::All(Op::Insert),
             present: None,
             before: None,
+            fresh: false,
             hold,
         }
     }
@@ -128,6 +132,7 @@ impl ChangeBatch {
             ops,
             present,
             before,
+            fresh: false,
             hold,
         })
     }

@@ -375,6 +375,49 @@ async fn a_commit_among_others_that_a_later_chunk_could_not_see_is_not_lost() {
     }
 }
 
+/// What the log says beside a chunk is not kept without end: a large transaction has the chunk read again behind it.
+#[tokio::test]
+async fn a_large_transaction_beside_a_chunk() {
+    let log = MemoryLog::new(1);
+    log.create(&items(), schema());
+    log.begin(0).put(&items(), row(&["000", "a", "b"])).commit();
+    log.between(|log| {
+        let mut tx = log.begin(0);
+        for n in 0..70 {
+            tx = tx.put(&items(), row(&[&format!("{n:03}"), &"x".repeat(1 << 20), "b"]));
+        }
+        tx.commit();
+    });
+    let log = log.with_backfill(vec![Pending::load(items())], 10);
+    let destination = Memory::default();
+    let ledger = log_run(&log, &destination, &FaultPlan::none(), &[items()])
+        .await
+        .unwrap();
+    assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()));
+    // The log's rows, and all of them again by chunks.
+    assert_eq!(ledger.accounts.read.rows, 2 * 70);
+}
+
+/// Keys that the log could not complete are fetched some at a time, each of them once.
+#[tokio::test]
+async fn many_keys_are_fetched_in_parts() {
+    let log = MemoryLog::new(1);
+    log.create(&items(), schema());
+    let name = |n: usize| format!("{n:05}");
+    for n in 0..2_500 {
+        log.begin(0).put(&items(), row(&[&name(n), "a", "b"])).commit();
+    }
+    let keys = (0..2_500).map(|n| key(&name(n))).collect();
+    let log = log.with_backfill(vec![Pending::keys(items(), keys)], 10);
+    let destination = Memory::default();
+    log_run(&log, &destination, &FaultPlan::none(), &[items()])
+        .await
+        .unwrap();
+    assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()));
+    let highs = log.watermarks().iter().filter(|w| w.starts_with("high")).count();
+    assert_eq!(highs, 3);
+}
+
 #[tokio::test]
 async fn the_source_is_acknowledged_only_up_to_what_is_durable() {
     let log = eventful_log();
@@ -491,11 +534,12 @@ fn take(log: &MemoryLog, steps: &[Step]) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens before, between the watermarks of any chunk, and after: a backfill ends with equal tables.
+    /// Whatever happens before, between the watermarks of any chunk, and right behind them: a backfill ends with equal tables.
     #[test]
     fn any_history_backfills_right(
         before in proptest::collection::vec(step(), 0..40),
         between in proptest::collection::vec(proptest::collection::vec(step(), 0..8), 0..8),
+        behind in proptest::collection::vec(proptest::collection::vec(step(), 0..4), 0..8),
         chunk in 1..6usize,
         resync in any::<bool>(),
         joining in any::<bool>(),
@@ -511,6 +555,11 @@ proptest! {
             }
             for steps in between {
                 log.between(move |log| {
+                    take(log, &steps);
+                });
+            }
+            for steps in behind {
+                log.behind(move |log| {
                     take(log, &steps);
                 });
             }

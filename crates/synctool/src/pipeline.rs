@@ -660,9 +660,9 @@ impl Task {
             destination.forget(pipeline.name()).await?;
         }
         let strategy = loaded.pipeline.strategy(&self.chosen.strategy)?;
+        let how = log::options(loaded, strategy, options);
         loop {
-            let how = log::options(loaded, strategy, options);
-            let source = open::log(loaded.source()?, how, pipeline.connections())?;
+            let source = open::log(loaded.source()?, how.clone(), pipeline.connections())?;
             let request = log::request(loaded, strategy, &self.run_id)?;
             let semantics = source.semantics(&request);
             // Tables that came or went make another plan, which goes on where the one before stands.

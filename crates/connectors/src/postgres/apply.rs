@@ -6,7 +6,7 @@
 
 use super::client::Connection;
 use super::destination::{PostgresDestination, Target};
-use super::fold::{Cells, Change, Key, Pending, Place, is_exact, one_form, pattern_of};
+use super::fold::{Cells, Change, Key, Net, New, Pending, Place, is_exact, one_form, pattern_of};
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
 use super::rows::{CopyForm, RowEncoder};
@@ -19,6 +19,7 @@ use arrow_row::{RowConverter, SortField};
 use arrow_select::interleave::interleave;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
+use std::collections::HashSet;
 use std::sync::Arc;
 use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use synctool_core::error::{Error, Result, code};
@@ -32,6 +33,10 @@ const FLUSH_BYTES: usize = 4 << 20;
 const TOGETHER: usize = 256;
 /// New rows that were there already: so many times they take the slower way.
 const DETOUR: u32 = 32;
+/// Fewer new rows than these take the way of the others, if there are others.
+const WORTH: usize = 256;
+/// A table is loaded as long as there was a fresh batch among so many.
+const LOADING: u32 = 1_000;
 
 /// Applies the changes of a direct plan.
 pub(super) struct Applier {
@@ -61,6 +66,9 @@ struct Table {
     unique: bool,
     /// How many times new rows do not go straight into the table.
     detour: u32,
+    /// While the table is loaded beside its log (for so many batches more): the keys that the log brought before its chunk.
+    loading: u32,
+    known: HashSet<Key>,
     /// The columns of the key in which ranges are cut by the bytes of texts.
     by_bytes: Vec<String>,
     /// Columns of the key that are ordered otherwise than ranges are, and what stands for them there.
@@ -148,6 +156,8 @@ impl Applier {
             made: false,
             number,
             detour: 0,
+            loading: 0,
+            known: HashSet::new(),
             by_bytes,
             reordered,
             pending: Pending::default(),
@@ -245,6 +255,9 @@ impl Applier {
         if batch.is_empty() {
             return Ok(());
         }
+        if batch.fresh {
+            self.tables[i].loading = LOADING;
+        }
         let mut split = None;
         let mut row = 0;
         while row < batch.len() {
@@ -261,7 +274,6 @@ impl Applier {
             let mut full = false;
             while row < batch.len() && !full {
                 let change = table.change(batch, row, new, old, keys.as_deref(), old_keys.as_deref())?;
-                table.pending.mixed |= batch.ops.get(row) != Op::Insert;
                 if !table.fold(change, keys.as_ref().map(|k| &k[row]))? {
                     break;
                 }
@@ -279,7 +291,7 @@ impl Applier {
 
     /// Applies what was gathered for a table.
     async fn flush(&mut self, session: &Connection, i: usize) -> Result<()> {
-        let pending = std::mem::take(&mut self.tables[i].pending);
+        let mut pending = std::mem::take(&mut self.tables[i].pending);
         if pending.changes.is_empty() {
             return Ok(());
         }
@@ -290,9 +302,16 @@ impl Applier {
             !table.exact
         };
         if !in_order {
-            if let Some(applied) = table.straight(session, &pending).await? {
-                self.applied += self.tables[i].booked(applied);
-                return Ok(());
+            let new = table.take_new(&mut pending);
+            match table.straight(session, &pending, &new).await? {
+                Some(applied) => {
+                    pending.done = new.len();
+                    self.applied += table.booked(applied);
+                    if pending.nets.is_empty() && pending.done == pending.changes.len() {
+                        return Ok(());
+                    }
+                }
+                None => pending.nets.extend(new),
             }
             if table.fragile {
                 run(session, "SAVEPOINT synctool_apply").await?;
@@ -580,23 +599,26 @@ impl Table {
                 .hint("give it a primary key, or REPLICA IDENTITY FULL at the source"));
             }
             let old = if kind == Kind::Put { here } else { there };
-            return Ok(Change { kind, old, cells });
+            let new = match op {
+                Op::Insert | Op::Upsert if batch.fresh => New::Loaded,
+                Op::Insert => New::Inserted,
+                _ => New::No,
+            };
+            return Ok(Change { kind, old, cells, new });
         };
         let has_key = |rows: &RecordBatch| self.stage.found_by.iter().all(|&i| rows.column(i).is_valid(row));
         // The old row is given where the key may have changed; one without a key says that it did not.
         let moved = old_keys.is_some_and(|o| o[row] != keys[row]) && batch.before.as_ref().is_some_and(has_key);
-        Ok(match kind {
-            Kind::Update if moved => Change {
-                kind: Kind::Move,
-                old: there,
-                cells,
-            },
-            Kind::Delete if !has_key(&batch.rows) && moved => Change {
-                kind,
-                old: there,
-                cells,
-            },
-            _ => Change { kind, old: here, cells },
+        let (kind, old) = match kind {
+            Kind::Update if moved => (Kind::Move, there),
+            Kind::Delete if !has_key(&batch.rows) && moved => (kind, there),
+            _ => (kind, here),
+        };
+        Ok(Change {
+            kind,
+            old,
+            cells,
+            new: New::No,
         })
     }
 
@@ -650,23 +672,35 @@ impl Table {
         Ok(patterns)
     }
 
-    /// Copies rows that are new into the table itself. `None` if they have to go the other way: because there is
-    /// something else among them, or because one of them is there already.
-    async fn straight(&mut self, session: &Connection, pending: &Pending) -> Result<Option<Applied>> {
-        let Some(straight) = self.stage.straight.as_ref().filter(|_| self.unique && !pending.mixed) else {
+    /// Takes out the rows that can go straight into the table.
+    fn take_new(&mut self, pending: &mut Pending) -> Vec<Net> {
+        if !self.unique || self.stage.straight.is_none() {
+            return Vec::new();
+        }
+        let count = pending.changes.len();
+        let new = pending.take_new(&mut self.known, self.loading > 0);
+        self.loading = self.loading.saturating_sub(1);
+        if self.loading == 0 {
+            self.known = HashSet::new();
+        }
+        // What the others do first may be what makes room for the new ones.
+        let apart = !self.fragile && new.len() >= WORTH && pending.changes.iter().all(|c| c.kind != Kind::Move);
+        if self.detour == 0 && (new.len() == count || apart) {
+            return new;
+        }
+        self.detour = self.detour.saturating_sub(u32::from(!new.is_empty()));
+        pending.nets.extend(new);
+        Vec::new()
+    }
+
+    /// Copies rows that are new into the table itself. `None` if they have to go the other way, because one of them is
+    /// there already.
+    async fn straight(&mut self, session: &Connection, pending: &Pending, new: &[Net]) -> Result<Option<Applied>> {
+        let Some(straight) = self.stage.straight.as_ref().filter(|_| !new.is_empty()) else {
             return Ok(None);
         };
-        if self.detour > 0 {
-            self.detour -= 1;
-            return Ok(None);
-        }
-        let mut rows = Vec::with_capacity(pending.changes.len());
-        for change in &pending.changes {
-            match change.cells {
-                Cells::Whole((batch, row)) => rows.push((batch as usize, row as usize)),
-                Cells::Mixed(_) => return Ok(None),
-            }
-        }
+        let place = |net: &Net| net.change.cells.at(0).map(|(batch, row)| (batch as usize, row as usize));
+        let rows: Vec<(usize, usize)> = new.iter().filter_map(place).collect();
         let written = rows.len() as u64;
         let out = encoded(&straight.encoder, &pending.batches, rows.into_iter(), pending.bytes)?;
         run(session, "SAVEPOINT synctool_straight").await?;
@@ -783,7 +817,7 @@ impl Table {
         let pat = |p: usize| format!("s.pat = {p}");
 
         let mut applied = Applied {
-            written: pending.changes.len() as u64,
+            written: (pending.changes.len() - pending.done) as u64,
             ..Applied::default()
         };
         let mut batch = Batch::default();

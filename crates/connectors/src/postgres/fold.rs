@@ -12,6 +12,9 @@ use synctool_core::change::ChangeBatch;
 use synctool_core::ledger::Applied;
 use synctool_core::schema::{Column, ColumnType};
 
+/// So many keys are remembered at most.
+const KNOWN: usize = 250_000;
+
 /// A key's bytes.
 pub(super) type Key = Box<[u8]>;
 /// A row of a gathered batch.
@@ -25,8 +28,8 @@ pub(super) struct Pending {
     /// All changes in their order.
     pub(super) changes: Vec<Change>,
     pub(super) nets: Vec<Net>,
-    /// Whether there is anything but new rows.
-    pub(super) mixed: bool,
+    /// How many of the changes went another way already.
+    pub(super) done: usize,
     by_key: HashMap<Key, usize>,
     /// Keys that change, and keys they change into.
     moving: HashSet<Key>,
@@ -79,6 +82,7 @@ impl Pending {
                 kind,
                 old: change.old,
                 cells: had.cells.under(&change.cells, columns),
+                new: New::No,
             },
         };
         net.count(change.kind);
@@ -86,6 +90,22 @@ impl Pending {
         net.change = merged;
         self.changes.push(change);
         true
+    }
+
+    /// Takes out the rows that are new as far as is known: each the only change of its key, and of none that is `known`.
+    /// With `keep`, the keys that are not of a first load are known from here on. Nothing can be gathered afterwards.
+    pub(super) fn take_new(&mut self, known: &mut HashSet<Key>, keep: bool) -> Vec<Net> {
+        let mut new = vec![false; self.nets.len()];
+        for (key, at) in std::mem::take(&mut self.by_key) {
+            let net = &self.nets[at];
+            let alone = !net.many && net.change.cells.is_whole();
+            new[at] = alone && net.change.new != New::No && !known.contains(&key);
+            if keep && net.change.new != New::Loaded && known.len() < KNOWN {
+                known.insert(key);
+            }
+        }
+        let mut new = new.into_iter();
+        self.nets.extract_if(.., |_| new.next() == Some(true)).collect()
     }
 
     /// Gathers a change of a key. Key changes are applied before everything else that is gathered, so neither key may
@@ -109,6 +129,17 @@ pub(super) struct Change {
     /// Where the key (or whole row) it is found by stands.
     pub(super) old: Place,
     pub(super) cells: Cells,
+    pub(super) new: New,
+}
+
+/// Whether a row is probably not there yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum New {
+    No,
+    /// The log says that it came.
+    Inserted,
+    /// It is one of a first load.
+    Loaded,
 }
 
 /// Where the values of a row come from.

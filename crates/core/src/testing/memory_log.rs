@@ -341,6 +341,8 @@ struct LogWorld {
     acknowledged: Vec<Option<Position>>,
     /// Runs after every chunk read, between the two watermarks: other people's transactions.
     between: VecDeque<Between>,
+    /// Runs right behind a chunk's high watermark.
+    behind: VecDeque<Between>,
 }
 
 struct Between(Box<dyn FnOnce(&MemoryLog) + Send>);
@@ -438,6 +440,17 @@ impl MemoryLog {
         self.world().tables[table].1.clone()
     }
 
+    /// The watermarks in the log so far.
+    pub fn watermarks(&self) -> Vec<String> {
+        let world = self.world();
+        let changes = world.logs.iter().flatten().flat_map(|tx| &tx.changes);
+        let said = changes.filter_map(|change| match change {
+            Change::Message(prefix, content) if prefix == WATERMARK_PREFIX => Some(content.to_string()),
+            _ => None,
+        });
+        said.collect()
+    }
+
     /// Up to where a partition's log was acknowledged.
     pub fn acknowledged(&self, partition: usize) -> Option<Position> {
         self.world().acknowledged[partition].clone()
@@ -457,6 +470,11 @@ impl MemoryLog {
     /// Something that happens after the next chunk is read, before its high watermark.
     pub fn between(&self, work: impl FnOnce(&MemoryLog) + Send + 'static) {
         self.world().between.push_back(Between(Box::new(work)));
+    }
+
+    /// Something that happens right behind the next chunk's high watermark, before that is read.
+    pub fn behind(&self, work: impl FnOnce(&MemoryLog) + Send + 'static) {
+        self.world().behind.push_back(Between(Box::new(work)));
     }
 
     /// Begins a transaction in a partition of the log.
@@ -685,11 +703,10 @@ impl Reader for LogReader {
                     committed_at: None,
                 }));
             }
-            let said = tx.changes.iter().any(|c| matches!(c, Change::Message(..)));
             for change in tx.changes {
                 self.out.push_back(event(&world, change)?);
             }
-            self.inside = self.log.joining && !said && self.next < world.logs[self.partition].len();
+            self.inside = self.log.joining && self.next < world.logs[self.partition].len();
             match self.inside {
                 true => self.ended.push(tx.id),
                 false => self.out.push_back(Event::Boundary {
@@ -752,6 +769,10 @@ fn event(world: &LogWorld, change: Change) -> Result<Event> {
 impl ChunkSource for MemoryLog {
     async fn write_watermark(&self, content: &str) -> Result<()> {
         self.begin(0).message(WATERMARK_PREFIX, content).commit();
+        if content.starts_with("high") {
+            let work = self.world().behind.pop_front();
+            self.run(work);
+        }
         Ok(())
     }
 
@@ -805,6 +826,10 @@ impl ChunkSource for MemoryLog {
 impl MemoryLog {
     fn run_between(&self) {
         let work = self.world().between.pop_front();
+        self.run(work);
+    }
+
+    fn run(&self, work: Option<Between>) {
         if let Some(Between(work)) = work {
             work(self);
         }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use synctool_connectors::postgres::log::capture::{self, CaptureRequest, Initial};
 use synctool_connectors::postgres::log::status::{LogStatus, SlotStatus};
-use synctool_connectors::postgres::log::{LogOptions, LogSource, Outlook, Watermarks};
+use synctool_connectors::postgres::log::{LogOptions, LogSource, Outlook, Repair, Watermarks};
 use synctool_core::backfill::{Pause, Pending, Request, Wish};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, short_hash};
@@ -154,7 +154,7 @@ pub(super) fn options(loaded: &Loaded, strategy: &Strategy, run: &RunOptions) ->
         watermark_table: text(&said.watermark_table, defaults.watermark_table),
         create: said.create.as_deref().copied().unwrap_or(defaults.create),
         failover: said.failover.as_deref().copied().unwrap_or(defaults.failover),
-        repair: run.repair,
+        repair: Repair::once(run.repair),
         watermarks: match said.watermarks.as_deref() {
             None | Some(WatermarkKind::Message) => Watermarks::Message,
             Some(WatermarkKind::Table) => Watermarks::Table,

@@ -25,6 +25,9 @@ use synctool_core::text::{self as canonical, ColumnBuilder};
 /// A chunk should not hold more than about this.
 const CHUNK_BYTES: usize = 8 << 20;
 
+/// Rows of the first chunk of a table, before it is known how large they are.
+const FIRST_ROWS: usize = 100;
+
 /// How long to wait for a commit that the log has shown and that a snapshot did not have.
 const AGAIN: Duration = Duration::from_millis(5);
 
@@ -261,7 +264,7 @@ impl ChunkSource for Chunks {
             .expect("nothing panics while holding it")
             .get(table)
             .copied();
-        let limit = width.map_or(limit, |w| limit.min((CHUNK_BYTES / w).max(1)));
+        let limit = limit.min(width.map_or(FIRST_ROWS, |w| (CHUNK_BYTES / w).max(1)));
         let parts = KeyPart::of(&shape);
         let names: Vec<String> = parts.iter().map(|p| p.sql.clone()).collect();
         let condition = match from {

@@ -497,7 +497,7 @@ impl LogReader {
     fn make_good(&mut self, tables: &[usize], error: Error) -> Result<()> {
         let shapes = self.world.shapes.all();
         let keyed = tables.iter().all(|i| !shapes[*i].key.is_empty());
-        if !self.world.options.repair || !keyed {
+        if !self.world.options.repair.asked() || !keyed {
             return Err(error.hint(match keyed {
                 true => "run once with --repair: the tables it may be about are compared and made equal, while the log goes on",
                 false => "tables without a key cannot be compared; start over: synctool state reset",
@@ -582,6 +582,7 @@ impl Reader for LogReader {
 
     async fn acknowledge(&mut self, _: &Position) -> Result<()> {
         // The server keeps its log as long as it likes, and asks nobody.
+        self.world.options.repair.spend();
         Ok(())
     }
 }

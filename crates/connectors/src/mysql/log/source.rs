@@ -261,7 +261,7 @@ impl BinlogSource {
             return Ok(GoesOn { dump, position, after });
         };
         match self.go_on(session, id, after).await {
-            Err(e) if self.options.repair && !e.kind().is_transient() && e.code() != code::PERMISSION => {
+            Err(e) if self.options.repair.holds() && !e.kind().is_transient() && e.code() != code::PERMISSION => {
                 tracing::warn!(error = %e, "the log is followed from now on, and every table is compared");
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
                     return Err(Error::new(

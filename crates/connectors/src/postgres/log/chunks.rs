@@ -7,7 +7,7 @@ use super::super::source::check_type;
 use super::super::sql::{ident, literal, table as quoted};
 use super::super::types::{Decoder, select_expression};
 use super::pgoutput::Lsn;
-use super::shape::{Shape, Shapes};
+use super::shape::{Shape, Shapes, attributes};
 use super::{LogOptions, Watermarks};
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
@@ -28,6 +28,9 @@ use tokio_postgres::types::PgLsn;
 
 /// A chunk should not hold more than about this.
 pub(crate) const CHUNK_BYTES: usize = 8 << 20;
+
+/// Rows of the first chunk of a table, before it is known how large they are.
+const FIRST_ROWS: usize = 100;
 
 /// Marks that nobody writes: the reader of the log puts them where their place is reached.
 #[derive(Debug, Default)]
@@ -87,12 +90,50 @@ impl Chunks {
         let connection = self.database.connect().await?;
         connection.working(true);
         let done = self.read_on(&connection, shape, condition, order, limit).await;
-        let at = |e: Error| e.at("table", shape.table.to_string());
-        let (rows, mut snapshot) = done.map_err(at)?;
+        let done = match done {
+            Err(e) if e.code() == code::COLUMN_MISSING => Err(self.altered(shape).await?.caused_by(e)),
+            done => done,
+        };
+        let (rows, mut snapshot) = done.map_err(|e| e.at("table", shape.table.to_string()))?;
         snapshot.forget_idle(&connection).await?;
         connection.working(false);
         connection.recycle();
         Ok((rows, snapshot))
+    }
+
+    /// A column is not there under its name: one that was renamed is asked for by its new name from here on, and one that
+    /// of the plan that is gone ends the log, which would show it only with the table's next row.
+    async fn altered(&self, shape: &Shape) -> Result<Error> {
+        let connection = self.database.connect().await?;
+        let now = attributes(&connection, shape.oid).await?;
+        connection.recycle();
+        Ok(match shape.as_named(&now) {
+            Ok(renamed) => {
+                self.shapes.replace(renamed, |s| s.table == shape.table);
+                Error::new(
+                    code::CONFLICT,
+                    format!(
+                        "reading a chunk of {} failed: the table was altered just now",
+                        shape.table
+                    ),
+                )
+            }
+            Err(gone) if shape.is_planned(gone) => Error::new(
+                code::UNSUPPORTED,
+                format!(
+                    "{} changed its shape: column {} is gone; only new columns are followed",
+                    shape.table, gone.column.name
+                ),
+            )
+            .hint("change the destination table by hand and load it again"),
+            Err(gone) => Error::new(
+                code::SERVER_BUSY,
+                format!(
+                    "column {} of {} came and went: its log is opened again",
+                    gone.column.name, shape.table
+                ),
+            ),
+        })
     }
 
     async fn read_on(
@@ -104,15 +145,7 @@ impl Chunks {
         limit: Option<usize>,
     ) -> Result<(RecordBatch, Snapshot)> {
         let what = format!("reading a chunk of {}", shape.table);
-        let fail = |e: tokio_postgres::Error| {
-            let e = connection.error(e, &what);
-            if e.code() == code::COLUMN_MISSING {
-                // The log has not shown the change yet; it is looked at again.
-                return Error::new(code::CONFLICT, format!("{what} failed: the table was altered just now"))
-                    .caused_by(e);
-            }
-            e
-        };
+        let fail = |e: tokio_postgres::Error| connection.error(e, &what);
         let begun = connection
             .simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_catalog.txid_current_snapshot()")
             .await
@@ -308,6 +341,16 @@ pub(crate) async fn canonical_keys(
     (0..keys.len()).map(one).collect()
 }
 
+/// Where the last record ends, given where the next one begins: behind a page's header, where a page begins between them.
+fn end_of_record(insert: Lsn) -> Lsn {
+    const PAGE: u64 = 8192;
+    const HEADERS: [u64; 2] = [24, 40];
+    match HEADERS.contains(&(insert % PAGE)) {
+        true => insert - insert % PAGE,
+        false => insert,
+    }
+}
+
 /// Which transactions a chunk could not see.
 #[derive(Debug, PartialEq, Eq)]
 struct Snapshot {
@@ -387,7 +430,7 @@ impl ChunkSource for Chunks {
                     )
                     .await
                     .map_err(fail)?;
-                self.marks.add(row.get::<_, PgLsn>(0).into(), content);
+                self.marks.add(end_of_record(row.get::<_, PgLsn>(0).into()), content);
             }
         }
         connection.recycle();
@@ -407,7 +450,7 @@ impl ChunkSource for Chunks {
             .expect("nothing panics while holding it")
             .get(table)
             .copied();
-        let limit = width.map_or(limit, |w| limit.min((CHUNK_BYTES / w).max(1)));
+        let limit = limit.min(width.map_or(FIRST_ROWS, |w| (CHUNK_BYTES / w).max(1)));
         let (condition, order) = in_order(&shape.key_terms(), from)?;
         let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
         conditions.extend(Some(condition).filter(|c| !c.is_empty()));
@@ -477,6 +520,14 @@ mod tests {
         );
         assert_eq!(Snapshot::parse("700:700:").map(|s| s.in_progress), Some(vec![]));
         assert_eq!(Snapshot::parse("700"), None);
+    }
+
+    #[test]
+    fn a_place_behind_a_page_s_header_is_the_page_s_beginning() {
+        assert_eq!(end_of_record(0x2_4018), 0x2_4000);
+        assert_eq!(end_of_record(0x100_0028), 0x100_0000);
+        assert_eq!(end_of_record(0x2_4020), 0x2_4020);
+        assert_eq!(end_of_record(0x2_4000), 0x2_4000);
     }
 
     #[test]

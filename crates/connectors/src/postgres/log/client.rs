@@ -18,6 +18,9 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 
 const CONNECTING: &str = "connecting to PostgreSQL";
 
+/// How long the server may take for an answer.
+const ANSWER: Duration = Duration::from_secs(60);
+
 /// Read so much at once.
 const READ: usize = 256 << 10;
 
@@ -56,6 +59,15 @@ fn lost(e: impl std::error::Error + Send + Sync + 'static) -> Error {
         format!("the replication connection was lost: {e}"),
     )
     .caused_by(e)
+}
+
+/// An answer to what takes a server no time; a line that fell silent must not be waited for.
+async fn in_time<T>(what: &str, server: &str, answer: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(ANSWER, answer).await.unwrap_or_else(|_| {
+        let waited = ANSWER.as_secs();
+        let text = format!("{what} failed: the server did not answer within {waited} s");
+        Err(Error::new(code::CONNECTION_LOST, text).at("server", server))
+    })
 }
 
 fn unexpected(what: &str) -> Error {
@@ -281,6 +293,11 @@ impl Replication {
 
     /// The rows of a simple query or replication command.
     pub(super) async fn query(&mut self, sql: &str, what: &str) -> Result<Vec<Vec<Option<String>>>> {
+        let server = self.server.clone();
+        in_time(what, &server, self.answered(sql, what)).await
+    }
+
+    async fn answered(&mut self, sql: &str, what: &str) -> Result<Vec<Vec<Option<String>>>> {
         let mut out = BytesMut::new();
         frontend::query(sql, &mut out).map_err(lost)?;
         self.send(&out).await?;
@@ -336,6 +353,11 @@ impl Replication {
 
     /// Starts streaming; from here on only [`Self::frames`] and [`Self::status`] are used.
     pub(super) async fn stream(&mut self, command: &str, what: &str) -> Result<()> {
+        let server = self.server.clone();
+        in_time(what, &server, self.started(command, what)).await
+    }
+
+    async fn started(&mut self, command: &str, what: &str) -> Result<()> {
         let mut out = BytesMut::new();
         frontend::query(command, &mut out).map_err(lost)?;
         self.send(&out).await?;

@@ -27,6 +27,8 @@ mod transport;
 
 pub use source::{LogSource, Outlook};
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::TableId;
@@ -63,7 +65,7 @@ pub struct LogOptions {
     /// Whether a new slot goes along when a standby takes over (17 and newer).
     pub failover: bool,
     /// Whether a log that is lost is made good by a new slot and a comparison of every table.
-    pub repair: bool,
+    pub repair: Repair,
     /// How chunks are marked.
     pub watermarks: Watermarks,
     /// Rows per chunk of a backfill.
@@ -86,6 +88,38 @@ pub struct LogOptions {
     pub until_now: bool,
 }
 
+/// Leave to make good what a log does not say any more. What was allowed for one gap does not hold for the next one: it
+/// is spent with the first position that is durable.
+#[derive(Debug, Clone, Default)]
+pub struct Repair {
+    asked: bool,
+    spent: Arc<AtomicBool>,
+}
+
+impl Repair {
+    /// Leave, if it was asked for.
+    pub fn once(asked: bool) -> Repair {
+        Repair {
+            asked,
+            ..Repair::default()
+        }
+    }
+
+    /// Whether it was asked for when we started.
+    pub fn asked(&self) -> bool {
+        self.asked
+    }
+
+    /// Whether it still holds.
+    pub(crate) fn holds(&self) -> bool {
+        self.asked && !self.spent.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn spend(&self) {
+        self.spent.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Default for LogOptions {
     fn default() -> Self {
         LogOptions {
@@ -95,7 +129,7 @@ impl Default for LogOptions {
             watermark_table: "watermark".into(),
             create: true,
             failover: false,
-            repair: false,
+            repair: Repair::default(),
             watermarks: Watermarks::default(),
             chunk_rows: 10_000,
             heartbeat: Some(Duration::from_secs(10)),

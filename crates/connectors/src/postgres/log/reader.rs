@@ -91,6 +91,8 @@ struct OpenTx {
     begun: bool,
     /// Known already: it came again after a change of transport.
     old: bool,
+    /// It says where a chunk begins or ends: what others did after it must not come before its end.
+    marks: bool,
 }
 
 /// Reads the log of one slot.
@@ -219,6 +221,7 @@ impl LogReader {
                     committed_at: committed_at.saturating_add(EPOCH),
                     begun: false,
                     old: commit < self.position.lsn,
+                    marks: false,
                 });
             }
             Message::Commit { end, .. } => {
@@ -233,8 +236,9 @@ impl LogReader {
                         self.world.steering.read_up_to(self.position.lsn);
                     }
                     tx.begun |= self.joined.as_ref().is_some_and(|j| j.begun);
+                    let marks = tx.marks;
                     self.joined = Some(tx);
-                    let more = self.world.options.together && self.out.is_empty();
+                    let more = self.world.options.together && self.out.is_empty() && !marks;
                     if !more || self.gathered >= self.context.batch_bytes / JOINED {
                         self.close()?;
                     }
@@ -273,8 +277,9 @@ impl LogReader {
                         self.begin();
                     }
                     self.message(prefix, content);
-                    if self.tx.is_none() {
-                        self.boundary(None);
+                    match &mut self.tx {
+                        Some(tx) => tx.marks |= prefix == WATERMARK_PREFIX,
+                        None => self.boundary(None),
                     }
                 }
             }
@@ -387,8 +392,13 @@ impl LogReader {
             Some(Entry::Other) => return Ok(None),
             Some(Entry::Marks) => {
                 if let Some(content) = new.and_then(mark_of) {
+                    // What came before it belongs before it.
+                    self.flush()?;
                     self.begin();
                     self.message(WATERMARK_PREFIX, content.as_bytes());
+                    if let Some(tx) = &mut self.tx {
+                        tx.marks = true;
+                    }
                 }
                 return Ok(None);
             }
@@ -662,6 +672,7 @@ impl Reader for LogReader {
     }
 
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        self.world.options.repair.spend();
         self.feed.confirm(LogPosition::parse(durable)?.lsn);
         Ok(())
     }

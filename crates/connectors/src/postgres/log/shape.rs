@@ -284,6 +284,24 @@ impl Shape {
         self.columns.iter().all(|c| Wire::to_read(&c.column).is_some())
     }
 
+    /// The shape with its columns by the names that they have in the catalog by now, or what is not there any more.
+    pub(super) fn as_named(&self, now: &[Attribute]) -> Result<Shape, &ShapeColumn> {
+        let mut next = self.clone();
+        for (c, known) in next.columns.iter_mut().zip(&self.columns) {
+            let there = now.iter().find(|a| match c.number {
+                0 => a.name == c.now,
+                number => a.number == number,
+            });
+            c.now.clone_from(&there.ok_or(known)?.name);
+        }
+        Ok(next)
+    }
+
+    /// Whether a plan has the column: it did not come later.
+    pub(super) fn is_planned(&self, column: &ShapeColumn) -> bool {
+        self.columns[..self.planned].iter().any(|c| c.source == column.source)
+    }
+
     /// Fits the shape to what the log says of the table from here on: what came, went, got another type or name.
     pub(super) async fn follow(&self, connection: &Connection, relation: &Relation<'_>) -> Result<Option<Reshaped>> {
         let has = |c: &ShapeColumn| relation.columns.iter().any(|r| r.name == c.source);

@@ -310,7 +310,7 @@ impl LogSource {
                 judged.after.pending,
                 judged.after.taken,
             )),
-            Err(e) if self.options.repair => {
+            Err(e) if self.options.repair.holds() => {
                 tracing::warn!(error = %e, "the log is made good by a new slot and a comparison of every table");
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
                     return Err(Error::new(

@@ -463,6 +463,7 @@ impl Reader for LogReader {
 
     async fn acknowledge(&mut self, durable: &Position) -> Result<()> {
         self.durable = Some(LogPosition::parse(durable)?.at);
+        self.shared.options.repair.spend();
         Ok(())
     }
 }

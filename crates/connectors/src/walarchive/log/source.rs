@@ -221,7 +221,7 @@ impl ArchiveLog {
             .ok_or_else(|| Error::new(code::STATE_STORE, "a stored position has no place in the log"))?;
         let stored = LogPosition::parse(log)?;
         match self.world.go_on(&stored).await {
-            Err(e) if self.options.repair && !e.kind().is_transient() && e.code() != code::LOCKED => {
+            Err(e) if self.options.repair.holds() && !e.kind().is_transient() && e.code() != code::LOCKED => {
                 tracing::warn!(error = %e, "the log is followed from the base backup on, and every table is compared");
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
                     return Err(Error::new(

@@ -19,16 +19,31 @@ async fn refused_and_repaired(c: &mut Capture, wanted: &'static synctool_core::e
         before,
         "nothing may be written"
     );
-    c.options.repair = true;
+    c.options.repair = Repair::once(true);
     c.catch_up().await.unwrap();
     c.assert_equal(&["t"]);
-    c.options.repair = false;
+    c.options.repair = Repair::once(false);
     c.from.psql("INSERT INTO t VALUES (-1, 'after')");
     c.catch_up().await.unwrap();
     c.assert_equal(&["t"]);
 }
 
 on_servers! {
+    /// What a repair was allowed for one gap does not hold for the next one of the same process.
+    async fn a_repair_is_allowed_once(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        let drop = format!("SELECT pg_drop_replication_slot('{}'); {GAP}", c.options.slot);
+        c.from.psql(&drop);
+        // Both runs share what their process was allowed.
+        c.options.repair = Repair::once(true);
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        c.from.psql(&drop.replace("1000, 1010", "2000, 2010"));
+        let e = c.catch_up().await.unwrap_err();
+        assert_eq!((e.code(), e.kind()), (code::LOG_LOST, ErrorKind::Refused), "{e}");
+    }
+
     /// F12.
     async fn a_slot_that_is_gone(version: PgVersion) {
         let mut c = Capture::new(version, &["t"], T);
@@ -150,7 +165,7 @@ on_servers! {
         // Meant so (an upgrade): a repair goes on there.
         other.psql("DELETE FROM t WHERE id < 20");
         c.url = other.url();
-        c.options.repair = true;
+        c.options.repair = Repair::once(true);
         c.catch_up().await.unwrap();
         assert_eq!(c.to.psql("SELECT count(*) FROM t"), "181");
     }

@@ -14,7 +14,7 @@ mod workload;
 use std::sync::Arc;
 use std::time::Duration;
 use synctool_connectors::postgres::log::capture::{CaptureRequest, capture};
-use synctool_connectors::postgres::log::{LogOptions, LogSource};
+use synctool_connectors::postgres::log::{LogOptions, LogSource, Repair};
 use synctool_connectors::postgres::{DestinationOptions, Postgres as Database, PostgresConfig, PostgresDestination};
 use synctool_core::engine::{Engine, Options};
 use synctool_core::error::Result;
@@ -187,7 +187,10 @@ struct Following {
 
 impl Following {
     async fn start(capture: &Capture) -> Following {
-        let source = capture.source(capture.options.clone());
+        Following::of(capture, capture.source(capture.options.clone())).await
+    }
+
+    async fn of(capture: &Capture, source: Arc<LogSource>) -> Following {
         let destination = capture.destination().await;
         let (engine, plan) = prepare(source.clone(), source, destination, &capture.request)
             .await

@@ -4,9 +4,11 @@ use super::*;
 use async_trait::async_trait;
 use futures::StreamExt;
 use std::collections::BTreeMap;
+use synctool_connectors::postgres::log::Watermarks;
 use synctool_connectors::postgres::log::changes::{Changes, ChangesBuilder, Selection};
 use synctool_connectors::postgres::log::consume::{BatchLimits, Batcher, Cell, Change, Handler, Row, Safe};
 use synctool_core::backfill::Pause;
+use synctool_core::change::Event;
 use synctool_core::progress::Position;
 
 #[path = "../../../examples/users_restaurant_visit.rs"]
@@ -206,6 +208,44 @@ on_servers! {
         let mut copy_again = Held { rows: copy.rows.clone(), ..Held::default() };
         until_now().open(last.as_ref()).await.unwrap().handle(&mut copy_again).await.unwrap();
         copy_again.same(&c);
+    }
+
+    /// F53: where transactions come joined, a watermark's own ends before those behind it begin: a chunk takes its place
+    /// there. Rows that came before it are told before it.
+    async fn nothing_joins_a_watermark(version: PgVersion) {
+        for watermarks in [Watermarks::Message, Watermarks::Table] {
+            let c = Capture::new(version, &["t"], T);
+            // Peeked, so that all of it is at hand at once.
+            let until_now = || builder(&c).options(|o| {
+                (o.until_now, o.together, o.catch_up_bytes, o.watermarks) = (true, true, Some(0), watermarks);
+            });
+            let mut last = None;
+            let mut told = Vec::new();
+            for round in 0..2 {
+                let mut changes = until_now().open(last.as_ref()).await.unwrap();
+                told.clear();
+                while let Some(event) = changes.next().await.unwrap() {
+                    match event {
+                        Event::Rows(b) => told.push(format!("{} rows", b.len())),
+                        Event::Boundary { position, .. } => {
+                            told.push("end".into());
+                            last = Some(position);
+                        }
+                        _ => {}
+                    }
+                }
+                if round == 0 {
+                    let mark = match watermarks {
+                        Watermarks::Table => "INSERT INTO synctool.watermark VALUES ('x', 'high')",
+                        _ => "SELECT pg_logical_emit_message(true, 'synctool.watermark', 'high x')",
+                    };
+                    for sql in ["UPDATE t SET a = 'one' WHERE id = 1", "UPDATE t SET a = 'two' WHERE id = 2", mark, "UPDATE t SET a = 'three' WHERE id IN (3, 4, 5)"] {
+                        c.from.psql(sql);
+                    }
+                }
+            }
+            assert_eq!(told[..4], ["2 rows", "end", "3 rows", "end"], "{watermarks:?}: {told:?}");
+        }
     }
 
     /// Tables, and rows by key, are read again while changes go on; a pause holds them.

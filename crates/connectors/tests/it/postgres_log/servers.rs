@@ -39,9 +39,9 @@ async fn refused_and_repaired(c: &mut Capture, wanted: &'static synctool_core::e
     assert_eq!((e.code(), e.kind()), (wanted, ErrorKind::Refused), "{e}");
     assert!(e.next_step().is_some_and(|h| h.contains("--repair")), "{e}");
     assert_eq!(c.to.psql(ROWS), before, "nothing may be written");
-    c.options.repair = true;
+    c.options.repair = Repair::once(true);
     c.catch_up().await.unwrap();
-    c.options.repair = false;
+    c.options.repair = Repair::once(false);
     assert_same(c);
     psql_url(&c.url, "INSERT INTO t VALUES (-1, 'after')").unwrap();
     c.catch_up().await.unwrap();

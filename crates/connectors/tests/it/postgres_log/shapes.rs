@@ -1,11 +1,37 @@
 //! Shapes: tables that are altered, renamed, dropped and made again while their log is followed.
 
 use super::*;
+use synctool_core::backfill::Pause;
 use synctool_core::error::code;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, a text, b int); INSERT INTO t SELECT i, 'a' || i, i FROM generate_series(1, 50) i";
 
 on_servers! {
+    /// F46: a column that goes while chunks are still to be read is told at once, not tried for ever; one that gets
+    /// another name is read by it.
+    async fn columns_that_change_before_a_chunk(version: PgVersion) {
+        async fn altered(version: PgVersion, ddl: &str) -> (Capture, Following) {
+            let c = Capture::new(version, &["t"], T);
+            let source = c.source(c.options.clone());
+            source.steering().requests().pause(Pause::Chunks);
+            let following = Following::of(&c, source.clone()).await;
+            let is_active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{}'", c.options.slot);
+            synctool_testkit::eventually("the log to be read", Duration::from_secs(30), async || c.from.psql(&is_active) == "t").await;
+            c.from.psql(ddl);
+            source.steering().requests().pause(Pause::None);
+            (c, following)
+        }
+        let (c, following) = altered(version, "ALTER TABLE t RENAME COLUMN a TO renamed").await;
+        until_equal(&c, "SELECT id, renamed FROM t", "SELECT id, a FROM t").await;
+        following.stop().await.unwrap();
+
+        let (_c, following) = altered(version, "ALTER TABLE t DROP COLUMN b").await;
+        let ended = tokio::time::timeout(Duration::from_secs(30), following.task).await;
+        let e = ended.expect("it does not go on for ever").unwrap().unwrap_err();
+        assert_eq!(e.code(), code::UNSUPPORTED, "{e}");
+        assert!(e.to_string().contains("column b is gone") && e.next_step().is_some(), "{e}");
+    }
+
     /// F46 (add, in one transaction with rows, and while we are down), F47 (defaults of rows that nobody touched).
     async fn new_columns_are_followed_with_their_defaults(version: PgVersion) {
         let c = Capture::new(version, &["t"], T);

@@ -751,6 +751,13 @@ impl Backfill {
         self.put_off(&waits_for, None);
     }
 
+    /// Until when no chunk is read, after one that was in vain.
+    fn waits_until(&self) -> Option<Instant> {
+        let idle = self.window.is_none() && !self.position.pending.is_empty();
+        let until = self.vain.as_ref().filter(|_| idle)?.until;
+        (until > Instant::now()).then_some(until)
+    }
+
     /// Reads the next chunk after a while, because it could not be read, or was of no use for these transactions.
     fn put_off(&mut self, waits_for: &[u64], error: Option<&Error>) {
         let now = Instant::now();
@@ -835,17 +842,10 @@ impl Backfill {
             requests.changed.notified().await;
             return Ok(Some(()));
         }
-        let mut wait = None;
-        if self.window.is_none() && pause == Pause::None && !self.position.pending.is_empty() {
-            wait = self
-                .vain
-                .as_ref()
-                .map(|v| v.until)
-                .filter(|until| *until > Instant::now());
-            if wait.is_none() {
-                self.start_window().await?;
-            }
+        if pause == Pause::None && self.window.is_none() && self.waits_until().is_none() {
+            self.start_window().await?;
         }
+        let wait = self.waits_until().filter(|_| pause == Pause::None);
         let event = tokio::select! {
             biased;
             event = self.log.next() => event?,

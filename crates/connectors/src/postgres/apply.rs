@@ -699,7 +699,12 @@ impl Table {
         let Some(straight) = self.stage.straight.as_ref().filter(|_| !new.is_empty()) else {
             return Ok(None);
         };
-        let place = |net: &Net| net.change.cells.at(0).map(|(batch, row)| (batch as usize, row as usize));
+        let place = |net: &Net| {
+            net.change
+                .cells
+                .at(0)
+                .map(|(batch, row)| (batch as usize, row as usize))
+        };
         let rows: Vec<(usize, usize)> = new.iter().filter_map(place).collect();
         let written = rows.len() as u64;
         let out = encoded(&straight.encoder, &pending.batches, rows.into_iter(), pending.bytes)?;

@@ -281,6 +281,35 @@ async fn an_encrypted_log() {
     assert!(follow_by(config(SslMode::Disable, None)).await.is_err());
 }
 
+/// The versions that the other tests do not run on: a load beside writing, a backlog that is peeked, and a stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_other_versions_are_followed() {
+    for version in PgVersion::ALL.into_iter().filter(|v| ![15, 18].contains(&v.major())) {
+        let server = Postgres::start(version);
+        let mut c = Capture::on(&server, TABLES, KEYED);
+        c.to.psql("CREATE TYPE mood AS ENUM ('sad', 'ok', 'glad')");
+        if version.major() < 14 {
+            let e = c.catch_up().await.unwrap_err();
+            assert!(e.to_string().contains("before 14"), "{version}: {e}");
+            c.options.watermarks = Watermarks::Table;
+        }
+        (c.options.chunk_rows, c.options.together) = (23, true);
+        let stop = tokio_util::sync::CancellationToken::new();
+        let (synced, ()) = tokio::join!(c.catch_up(), meddle(&c.from, 12, &stop));
+        synced.unwrap_or_else(|e| panic!("{version}: {e}"));
+        c.options.catch_up_bytes = Some(1 << 16);
+        c.catch_up().await.unwrap_or_else(|e| panic!("{version}: {e}"));
+        c.assert_equal(TABLES);
+        let running = Following::start(&c).await;
+        meddle(&c.from, 6, &stop).await;
+        for t in TABLES {
+            let sql = format!("SELECT md5(t::text) FROM {t} t");
+            shapes::until_equal(&c, &sql, &sql).await;
+        }
+        running.stop().await.unwrap();
+    }
+}
+
 /// A program of one's own takes events, acknowledges them, and goes on where it stopped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_of_ones_own_follows_changes() {

@@ -1,10 +1,11 @@
-//! A seeded random workload with a ledger, beside cut connections at both ends and restarts: at every moment the
+//! A seeded random workload with a ledger, beside tables that are read again, cut connections at both ends and restarts: at every moment the
 //! destination shows whole transactions, each writer's in order, none twice and none missing; at the end both are equal.
 
 #![allow(clippy::print_stdout, reason = "the seed is shown with a failure")]
 
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
+use synctool_core::backfill::{Pending, Request, Wish};
 use synctool_testkit::FaultProxy;
 use synctool_testkit::proxy::Mode;
 
@@ -123,6 +124,11 @@ on_servers! {
             let (mut runs, limit) = (0, Duration::from_secs(6 * rounds()));
             while runs < rounds() && begun.elapsed() < limit {
                 let log = Arc::new(database(&c.url).log(c.options.clone()).unwrap());
+                // Tables are read again beside all that; where they are equal already, nobody may see it.
+                if dice.roll(2) == 0 {
+                    let table = TableId::new("public", ["acc", "other"][dice.roll(2) as usize]);
+                    log.steering().requests().ask(Request { id: format!("again {runs}"), wish: Wish::Read(Pending::resync(table)) });
+                }
                 let to =
                     PostgresDestination::open(database(&sink.through(&c.to.url())), DestinationOptions::default()).await;
                 let Ok(to) = to else { continue };

@@ -8,9 +8,9 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
-use synctool_core::backfill::{Backfill, BackfillPosition};
+use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event, Op, Ops, Presence};
 use synctool_core::error::{Error, Result, code};
@@ -62,6 +62,22 @@ impl Reader for Follow {
             self.steering.durable((self.standing)(log)?);
         }
         self.inner.acknowledge(durable).await
+    }
+}
+
+/// Has a table compared and made equal from its beginning on, besides what is to be read already.
+pub(crate) fn compare(pending: &mut Vec<Pending>, table: &TableId) {
+    match pending.iter_mut().find(|p| p.table == *table) {
+        Some(p) => (p.from, p.through, p.rows, p.replace) = (None, false, 0, true),
+        None => pending.push(Pending::resync(table.clone())),
+    }
+}
+
+/// Tells that a new table is left out, once for each reason.
+pub(crate) fn leave_out(told: &Mutex<BTreeMap<TableId, String>>, table: &TableId, why: &Error) {
+    let mut told = told.lock().expect("nothing panics while holding it");
+    if told.insert(table.clone(), why.to_string()).as_deref() != Some(&why.to_string()) {
+        tracing::warn!(%table, error = %why, "a new table is left out for now, the others go on");
     }
 }
 

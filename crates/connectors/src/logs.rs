@@ -76,7 +76,8 @@ pub(crate) fn compare(pending: &mut Vec<Pending>, table: &TableId) {
 /// Tells that a new table is left out, once for each reason.
 pub(crate) fn leave_out(told: &Mutex<BTreeMap<TableId, String>>, table: &TableId, why: &Error) {
     let mut told = told.lock().expect("nothing panics while holding it");
-    if told.insert(table.clone(), why.to_string()).as_deref() != Some(&why.to_string()) {
+    let text = why.to_string();
+    if told.insert(table.clone(), text.clone()).as_ref() != Some(&text) {
         tracing::warn!(%table, error = %why, "a new table is left out for now, the others go on");
     }
 }

@@ -122,7 +122,8 @@ impl Shape {
         if !followed_all_along && !followed.known.is_empty() {
             let all = there.iter().flat_map(|t| &t.columns).filter(|c| !c.column.generated);
             let new = all.filter(|c| !followed.known.contains(&c.column.name) && !added.contains(&c.column.name));
-            added.extend(Vec::from_iter(new.map(|c| c.column.name.clone())));
+            let new = Vec::from_iter(new.map(|c| c.column.name.clone()));
+            added.extend(new);
         }
         for name in &added {
             let Some(found) = now(name) else { continue };

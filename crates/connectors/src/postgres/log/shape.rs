@@ -242,7 +242,8 @@ impl Shape {
                 .filter(is_new)
                 .filter_map(|a| described.schema.column(&a.name));
             let came = came.filter(comes).map(|c| c.name.clone());
-            added.extend(Vec::from_iter(came.filter(|name| !added.contains(name))));
+            let came = Vec::from_iter(came.filter(|name| !added.contains(name)));
+            added.extend(came);
         }
         for name in &added {
             let Some((there, column)) = find(name, noted(name)).zip(described.schema.column(name)) else {

@@ -8,10 +8,10 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use synctool_core::backfill::{Backfill, BackfillPosition};
+use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event, Op, Ops, Presence};
 use synctool_core::error::{Error, Result, code};
@@ -82,6 +82,23 @@ impl Reader for Follow {
             self.steering.durable((self.standing)(log)?);
         }
         self.inner.acknowledge(durable).await
+    }
+}
+
+/// Has a table compared and made equal from its beginning on, besides what is to be read already.
+pub(crate) fn compare(pending: &mut Vec<Pending>, table: &TableId) {
+    match pending.iter_mut().find(|p| p.table == *table) {
+        Some(p) => (p.from, p.through, p.rows, p.replace) = (None, false, 0, true),
+        None => pending.push(Pending::resync(table.clone())),
+    }
+}
+
+/// Tells that a new table is left out, once for each reason.
+pub(crate) fn leave_out(told: &Mutex<BTreeMap<TableId, String>>, table: &TableId, why: &Error) {
+    let mut told = told.lock().expect("nothing panics while holding it");
+    let text = why.to_string();
+    if told.insert(table.clone(), text.clone()).as_ref() != Some(&text) {
+        tracing::warn!(%table, error = %why, "a new table is left out for now, the others go on");
     }
 }
 

@@ -698,7 +698,16 @@ impl Task {
             self.read_before.store(read, Ordering::Relaxed);
             self.log.show(&source, &plan);
             let stop = engine.cancel.clone();
-            let desk = Desk::open(self.store.clone(), loaded, strategy, source.clone(), &plan, stop).await?;
+            let desk = Desk::open(
+                self.store.clone(),
+                loaded,
+                strategy,
+                source.clone(),
+                &plan,
+                request,
+                stop,
+            )
+            .await?;
             let done = engine.follow(plan.clone()).await;
             // What ends with it has no say in how the run went.
             if let Err(e) = source.close().await {

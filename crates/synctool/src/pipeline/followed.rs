@@ -69,8 +69,18 @@ impl Log {
     }
 
     /// Tables that could be followed and are not: they came since the plan was made.
-    pub async fn newcomers(&self) -> Result<Vec<TableId>> {
-        either!(self, log => log.newcomers().await)
+    pub async fn newcomers(&self, request: &CaptureRequest) -> Result<Vec<TableId>> {
+        either!(self, log => log.newcomers(request).await)
+    }
+
+    /// Tables for which the log is to be opened anew: new ones, if the request is about all, and those that were out of
+    /// the log for a while.
+    pub async fn due(&self, request: &CaptureRequest) -> Result<Vec<TableId>> {
+        match (self, request.tables.is_empty()) {
+            (Log::Postgres(log), all) => log.due(request, all).await,
+            (Log::Mysql(_) | Log::Archive(_), true) => self.newcomers(request).await,
+            (Log::Mysql(_) | Log::Archive(_), false) => Ok(Vec::new()),
+        }
     }
 
     /// Whether the log goes on where a position stands; nothing is changed.
@@ -139,16 +149,18 @@ impl Log {
         }
     }
 
-    /// The plan that a capture would make, and the statements that would be run at the source for it.
+    /// The plan that a capture would make, beside a stored one where it goes on, and the statements that would be run at
+    /// the source for it.
     pub(super) async fn preview(
         &self,
         destination: &dyn Destination,
         request: CaptureRequest,
+        stored: Option<&Plan>,
     ) -> Result<(Plan, Vec<String>)> {
         match self {
-            Log::Postgres(log) => capture::preview(log, destination, request).await,
-            Log::Mysql(log) => Ok((binlog::capture(log, destination, request).await?, Vec::new())),
-            Log::Archive(log) => Ok((archived::capture(log, destination, request).await?, Vec::new())),
+            Log::Postgres(log) => capture::preview(log, destination, request, stored).await,
+            Log::Mysql(log) => Ok((binlog::draft(log, destination, request, stored).await?, Vec::new())),
+            Log::Archive(log) => Ok((archived::draft(log, destination, request, stored).await?, Vec::new())),
         }
     }
 

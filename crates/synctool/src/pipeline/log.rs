@@ -236,7 +236,7 @@ async fn has_other_tables(
     log: &Log,
     stored: &StoredPlan,
     semantics: &serde_json::Value,
-    whole_publication: bool,
+    request: &CaptureRequest,
 ) -> Result<bool> {
     if stored.finished {
         return Ok(false);
@@ -245,7 +245,7 @@ async fn has_other_tables(
         return Ok(capture::differ_in_tables_alone(&stored.plan.semantics, semantics));
     }
     log.follow(&stored.plan);
-    Ok(whole_publication && !log.newcomers().await?.is_empty())
+    Ok(request.tables.is_empty() && !log.newcomers(request).await?.is_empty())
 }
 
 /// Prepares a plan of other tables where that is wanted; the engine takes it up from there.
@@ -258,7 +258,7 @@ pub(super) async fn prepare_extension(
     let Some(stored) = destination.stored_plan(&request.pipeline).await? else {
         return Ok(());
     };
-    if !has_other_tables(log, &stored, semantics, request.tables.is_empty()).await? {
+    if !has_other_tables(log, &stored, semantics, request).await? {
         return Ok(());
     }
     let plan = log.extend(destination, &stored.plan, request.clone()).await?;
@@ -285,7 +285,7 @@ pub(super) async fn preview(
             .filter(|s| !s.finished),
     };
     let changed = match &stored {
-        Some(stored) => has_other_tables(&log, stored, &semantics, request.tables.is_empty()).await?,
+        Some(stored) => has_other_tables(&log, stored, &semantics, &request).await?,
         None => false,
     };
     let mut known: Vec<TableId> = Vec::new();
@@ -296,13 +296,13 @@ pub(super) async fn preview(
             match changed {
                 false => (stored.plan, Vec::new(), position),
                 true => {
-                    let (plan, statements) = log.preview(destination, request).await?;
+                    let (plan, statements) = log.preview(destination, request, Some(&stored.plan)).await?;
                     (plan, statements, position)
                 }
             }
         }
         None => {
-            let (plan, statements) = log.preview(destination, request).await?;
+            let (plan, statements) = log.preview(destination, request, None).await?;
             (plan, statements, None)
         }
     };
@@ -341,7 +341,7 @@ async fn stored_position(destination: &dyn Destination, plan: &Plan) -> Result<O
 /// Why a desk stopped a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stopped {
-    /// It is to be followed by another plan: the publication has new tables.
+    /// It is to be opened anew, perhaps by another plan: tables came, or came back.
     Replan,
     /// The source keeps more than it may: the slot goes.
     OverBudget,
@@ -361,7 +361,7 @@ struct DeskWork {
     plan: Arc<Plan>,
     budget: Option<u64>,
     drop_over_budget: bool,
-    whole_publication: bool,
+    request: CaptureRequest,
     /// Requests that were handed to the log.
     asked: Arc<Mutex<Vec<String>>>,
     stopped: Arc<Mutex<Option<Stopped>>>,
@@ -375,6 +375,7 @@ impl Desk {
         strategy: &Strategy,
         log: Log,
         plan: &Plan,
+        request: CaptureRequest,
         stop: CancellationToken,
     ) -> Result<Desk> {
         let work = DeskWork {
@@ -384,7 +385,7 @@ impl Desk {
             plan: Arc::new(plan.clone()),
             budget: strategy.log.wal_budget.as_deref().map(|size| size.0),
             drop_over_budget: strategy.log.over_budget.as_deref() == Some(&OverBudget::Drop),
-            whole_publication: named(loaded)?.is_empty(),
+            request,
             asked: Arc::default(),
             stopped: Arc::default(),
         };
@@ -450,8 +451,11 @@ impl DeskWork {
                 continue;
             }
             rounds = Some(tokio::time::Instant::now());
-            if self.whole_publication && self.log.newcomers().await.is_ok_and(|new| !new.is_empty()) {
-                tracing::info!(pipeline = self.pipeline, "the publication has new tables");
+            if let Ok(due) = self.log.due(&self.request).await
+                && !due.is_empty()
+            {
+                let tables: Vec<String> = due.iter().map(ToString::to_string).collect();
+                tracing::info!(pipeline = self.pipeline, ?tables, "tables came, or came back");
                 self.stop(Stopped::Replan, &stop);
             }
             if let Some(budget) = self.budget {

@@ -392,6 +392,45 @@ fn a_purged_log_is_told_and_repaired() {
     stage.assert_equal("and goes on");
 }
 
+/// A column came while the log was lost: its values come with the repair.
+#[test]
+fn columns_that_came_in_a_gap_are_repaired() {
+    let server = MariaDb::start();
+    let stage = Stage::on(&server, SHOP, "tables: [users, restaurant, visit]");
+    stage.catch_up();
+    stage.from.sql(
+        "ALTER TABLE restaurant ADD COLUMN stars int, ADD COLUMN twice int AS (rating * 2) VIRTUAL;
+         UPDATE restaurant SET stars = rating + 1; DELETE FROM users WHERE id > 800; RESET MASTER",
+    );
+    let (code, why) = stage.refused();
+    assert!(code.starts_with("ST-LOG") && why.contains("--repair"), "{why}");
+    stage.repair();
+    stage.assert_equal("repaired");
+    let stars = "id, name, rating, stars";
+    assert_eq!(stage.wanted("restaurant", stars), stage.found("restaurant", stars));
+    stage.from.sql("UPDATE restaurant SET stars = 7 WHERE id = 'r3'");
+    stage.catch_up();
+    assert_eq!(stage.wanted("restaurant", stars), stage.found("restaurant", stars));
+}
+
+/// New tables that cannot be followed do not end the others' capture; one that got a key is followed.
+#[test]
+fn a_new_table_without_a_key_waits_for_one() {
+    let stage = Stage::of(SHOP, "tables: []");
+    stage.catch_up();
+    stage.from.sql("CREATE TABLE bare (a int, b text); INSERT INTO bare VALUES (1, 'x'); CREATE TABLE odd (id int PRIMARY KEY) ENGINE = MyISAM");
+    for n in 1..3 {
+        stage.from.sql(&change(n));
+        stage.catch_up();
+        stage.assert_equal("beside a table without a key");
+    }
+    stage
+        .from
+        .sql("ALTER TABLE bare MODIFY a int NOT NULL, ADD PRIMARY KEY (a); INSERT INTO bare VALUES (2, 'y')");
+    stage.catch_up();
+    assert_eq!(stage.wanted("bare", "a, b"), stage.found("bare", "a, b"));
+}
+
 #[test]
 fn another_server_and_a_reset_one_are_refused() {
     let (server, other) = (MariaDb::start(), MariaDb::start());

@@ -137,6 +137,50 @@ on_servers! {
         stop(running);
     }
 
+    /// A table that is taken out of the publication and put back while it is followed is compared.
+    fn a_table_that_is_put_back_is_compared(version: PgVersion) {
+        let stage = Stage::new(version);
+        let running = stage.start();
+        stage.until_equal(&running);
+        stage.from.psql("ALTER PUBLICATION synctool_shop DROP TABLE visit");
+        stage.from.psql("DELETE FROM visit WHERE user_id % 5 = 0; UPDATE visit SET amount_spent = 1 WHERE user_id % 5 = 1");
+        stage.from.psql("ALTER PUBLICATION synctool_shop ADD TABLE visit");
+        stage.from.psql("UPDATE users SET first_name = 'beside' WHERE id = 3");
+        stage.until_equal(&running);
+        let said = stop(running);
+        assert!(said.contains("public.visit"), "it is told which table: {said}");
+    }
+
+    /// A new table without a key does not end the others' capture, neither while it goes on nor at its next start; with
+    /// a key it is followed.
+    fn a_new_table_without_a_key_waits_for_one(version: PgVersion) {
+        let stage = Stage::new(version);
+        stage.from.psql("CREATE PUBLICATION synctool_shop FOR ALL TABLES");
+        stage.pipeline("schema: public", "");
+        let running = stage.start();
+        stage.until_equal(&running);
+        stage.from.psql("CREATE TABLE bare (a int, b text); INSERT INTO bare VALUES (1, 'x')");
+        wait_for("the table to be seen", PATIENCE, || {
+            let said = running.stderr();
+            if said.contains("bare") { Ok(()) } else { Err(said) }
+        });
+        stage.from.psql(&change(1));
+        stage.until_equal(&running);
+        stop(running);
+        stage.from.psql(&change(2));
+        stage.catch_up();
+        stage.assert_equal("another start");
+        let running = stage.start();
+        stage.from.psql("INSERT INTO bare VALUES (2, 'y'); ALTER TABLE bare ADD PRIMARY KEY (a); UPDATE bare SET b = 'z' WHERE a = 1");
+        wait_for("the table to be followed", PATIENCE, || {
+            match stage.different(&["bare"]).is_empty() {
+                true => Ok(()),
+                false => Err(running.stderr()),
+            }
+        });
+        stop(running);
+    }
+
     /// A server that is not set up says what to do.
     fn doctor_says_what_a_log_needs(version: PgVersion) {
         let server = Postgres::builder(version).setting("wal_level", "replica").setting("max_replication_slots", "1").start();

@@ -19,6 +19,16 @@ pub fn semantics(source: &BinlogSource, request: &CaptureRequest) -> serde_json:
 
 /// Makes the plan of a capture: checks the server and reads the catalog. Nothing is changed.
 pub async fn capture(source: &BinlogSource, destination: &dyn Destination, request: CaptureRequest) -> Result<Plan> {
+    draft(source, destination, request, None).await
+}
+
+/// The same beside a stored plan: what came by itself and cannot be followed is left out.
+pub async fn draft(
+    source: &BinlogSource,
+    destination: &dyn Destination,
+    request: CaptureRequest,
+    stored: Option<&Plan>,
+) -> Result<Plan> {
     let mut session = source.database().connect().await?;
     check_server(&mut session).await?;
     let wanted = match request.tables.is_empty() {
@@ -34,11 +44,31 @@ pub async fn capture(source: &BinlogSource, destination: &dyn Destination, reque
     }
     let mut plan = request.plan(semantics(source, &request));
     for table in wanted {
+        if request.came_by_itself(stored, &table)
+            && let Err(e) = check_newcomer(&mut session, &request, &table).await
+        {
+            if e.kind().is_transient() {
+                return Err(e);
+            }
+            plan.reasons
+                .push(format!("{table}: left out for now ({})", e.message()));
+            continue;
+        }
         let planned = plan_table(source, destination, &request, &mut session, &table, &mut plan).await;
         planned.map_err(|e| e.at("table", table.to_string()))?;
     }
     session.recycle();
     Ok(plan)
+}
+
+/// Refuses a table that came by itself and cannot be followed (yet).
+pub(super) async fn check_newcomer(session: &mut Session, request: &CaptureRequest, table: &TableId) -> Result<()> {
+    let there = catalog::must_find(session, table).await?;
+    check_table(session, &there).await?;
+    match key(&there).is_empty() {
+        true => request.check_keyless(table),
+        false => Ok(()),
+    }
 }
 
 async fn plan_table(
@@ -177,5 +207,6 @@ pub async fn extend(
     stored: &Plan,
     request: CaptureRequest,
 ) -> Result<Plan> {
-    extended(destination, stored, capture(source, destination, request)).await
+    let draft = Box::pin(draft(source, destination, request, Some(stored)));
+    extended(destination, stored, draft).await
 }

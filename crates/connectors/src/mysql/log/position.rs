@@ -95,6 +95,9 @@ pub(super) struct LogPosition {
     /// Columns that came while the log was read, by table: beyond the plan's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) added: BTreeMap<String, Vec<String>>,
+    /// Columns that went, by table: one that comes again under its name is another one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) dropped: BTreeMap<String, Vec<String>>,
     /// When the last transaction before this place committed, microseconds UTC, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) committed_at: Option<i64>,
@@ -135,6 +138,7 @@ mod tests {
             }),
             origin: Origin::default(),
             added: BTreeMap::new(),
+            dropped: BTreeMap::from([("shop.t".into(), vec!["a".into()])]),
             committed_at: Some(1),
         };
         assert_eq!(LogPosition::parse(&position.encode()).unwrap(), position);

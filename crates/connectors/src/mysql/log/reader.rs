@@ -458,6 +458,37 @@ impl LogReader {
                         self.read_anew(index);
                     }
                 }
+                Effect::Dropped(named, column) => {
+                    if let Some(index) = find(named)
+                        && shapes[index].columns.iter().any(|c| c.source == *column)
+                    {
+                        let gone = self
+                            .position
+                            .dropped
+                            .entry(shapes[index].table.to_string())
+                            .or_default();
+                        gone.push(column.clone());
+                    }
+                }
+                Effect::Added(named, column) => {
+                    let Some(index) = find(named) else { continue };
+                    let table = shapes[index].table.to_string();
+                    if let Some(gone) = self.position.dropped.get_mut(&table)
+                        && let Some(at) = gone.iter().position(|c| c == column)
+                    {
+                        gone.swap_remove(at);
+                        if gone.is_empty() {
+                            self.position.dropped.remove(&table);
+                        }
+                        if shapes[index].key.is_empty() {
+                            let why = format!(
+                                "column {column} of {table} was dropped and made again, and without a key the table cannot be compared"
+                            );
+                            return Err(Error::new(code::KEY_MISSING, why).hint("start over: synctool state reset"));
+                        }
+                        self.read_anew(index);
+                    }
+                }
                 Effect::Rows => {
                     let mentioned = |i: &usize| sql.contains(&shapes[*i].full.name);
                     let mentioned: Vec<usize> = self.all().into_iter().filter(mentioned).collect();

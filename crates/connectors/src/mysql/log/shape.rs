@@ -98,8 +98,14 @@ pub(super) struct Looked {
 }
 
 impl Shape {
-    /// A followed table as the plan has it, with columns that came earlier (by source name).
-    pub(super) async fn load(session: &mut Session, followed: &Followed, added: &[String]) -> Result<Shape> {
+    /// A followed table as the plan has it, with columns that came earlier (by source name). Where it was not
+    /// `followed_all_along`, those that came meanwhile are among them: the log does not tell their values.
+    pub(super) async fn load(
+        session: &mut Session,
+        followed: &Followed,
+        added: &[String],
+        followed_all_along: bool,
+    ) -> Result<Shape> {
         let there = catalog::find(session, &followed.read.table).await?;
         let now = |name: &str| there.as_ref().and_then(|t| t.column(name));
         let mut columns = Vec::new();
@@ -112,7 +118,14 @@ impl Shape {
             });
         }
         let planned = columns.len();
-        for name in added {
+        let mut added = added.to_vec();
+        if !followed_all_along && !followed.known.is_empty() {
+            let all = there.iter().flat_map(|t| &t.columns).filter(|c| !c.column.generated);
+            let new = all.filter(|c| !followed.known.contains(&c.column.name) && !added.contains(&c.column.name));
+            let new = Vec::from_iter(new.map(|c| c.column.name.clone()));
+            added.extend(new);
+        }
+        for name in &added {
             let Some(found) = now(name) else { continue };
             columns.push(ShapeColumn {
                 source: name.clone(),

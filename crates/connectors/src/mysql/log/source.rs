@@ -3,6 +3,7 @@
 use super::super::client::{Mysql, Session, number, text};
 use super::super::source::{MysqlSource, snapshot};
 use super::super::{ENGINE, catalog, examine};
+use super::capture;
 use super::charset::Charsets;
 use super::chunks::{self, Chunks, Marks, place};
 use super::dump::Dump;
@@ -11,7 +12,7 @@ use super::position::{LogPosition, Origin, Place, REPAIR, shown};
 use super::reader::{LogReader, World};
 use super::shape::{Followed, Shape, Shapes};
 use crate::logs;
-use crate::postgres::log::capture::{self as plans, Initial};
+use crate::postgres::log::capture::{self as plans, CaptureRequest, Initial};
 use crate::postgres::log::status::{LogStatus, Standing, Steering, at_rest};
 use crate::postgres::log::{LogOptions, Outlook, Watermarks};
 use async_trait::async_trait;
@@ -42,6 +43,8 @@ pub struct BinlogSource {
     /// Where the log begins for a plan that goes on where another stood.
     from: Mutex<Option<Position>>,
     steering: Arc<Steering>,
+    /// New tables that are left out, and why, as it was told.
+    left_out: Mutex<BTreeMap<TableId, String>>,
 }
 
 /// A log that goes on where a position stands.
@@ -49,6 +52,8 @@ struct GoesOn {
     dump: Dump,
     position: LogPosition,
     after: BackfillPosition,
+    /// It does not go on where it stood: every table is compared.
+    repaired: bool,
 }
 
 impl Mysql {
@@ -61,6 +66,7 @@ impl Mysql {
             followed: Mutex::default(),
             from: Mutex::default(),
             steering: Arc::new(Steering::showing(shown)),
+            left_out: Mutex::default(),
         })
     }
 }
@@ -116,19 +122,27 @@ impl BinlogSource {
         })
     }
 
-    /// Tables of the database that are not followed: they came since the plan was made.
-    pub async fn newcomers(&self) -> Result<Vec<TableId>> {
+    /// Tables of the database that are not followed, although they could be: they came since the plan was made.
+    pub async fn newcomers(&self, request: &CaptureRequest) -> Result<Vec<TableId>> {
         let followed = self.followed();
         let mut session = self.database.connect().await?;
         let all = tables_of(&mut session).await?;
-        session.recycle();
         let default = &self.database.config().database;
         let is_followed = |t: &TableId| {
             followed
                 .iter()
                 .any(|f| f.read.table.name == t.name && f.read.table.schema.as_ref().unwrap_or(default) == default)
         };
-        Ok(all.into_iter().filter(|t| !is_followed(t)).collect())
+        let mut found = Vec::new();
+        for table in all.into_iter().filter(|t| !is_followed(t)) {
+            match capture::check_newcomer(&mut session, request, &table).await {
+                Ok(()) => found.push(table),
+                Err(e) if e.kind().is_transient() => return Err(e),
+                Err(e) => logs::leave_out(&self.left_out, &table, &e),
+            }
+        }
+        session.recycle();
+        Ok(found)
     }
 
     /// Whether the log goes on where a position stands; nothing is changed.
@@ -221,6 +235,7 @@ impl BinlogSource {
             dump,
             position: stored,
             after,
+            repaired: false,
         })
     }
 
@@ -236,6 +251,7 @@ impl BinlogSource {
             last: None,
             origin: origin(session).await?,
             added: BTreeMap::new(),
+            dropped: BTreeMap::new(),
             committed_at: None,
         };
         let dump = Dump::open(&self.database, id, &position.gtids, &position.place).await?;
@@ -258,7 +274,12 @@ impl BinlogSource {
                 pending: pending.collect(),
                 taken: Vec::new(),
             };
-            return Ok(GoesOn { dump, position, after });
+            return Ok(GoesOn {
+                dump,
+                position,
+                after,
+                repaired: false,
+            });
         };
         match self.go_on(session, id, after).await {
             Err(e) if self.options.repair.holds() && !e.kind().is_transient() && e.code() != code::PERMISSION => {
@@ -285,7 +306,12 @@ impl BinlogSource {
                     pending: keyed().map(|f| Pending::resync(f.read.table.clone())).collect(),
                     taken: stored.taken,
                 };
-                Ok(GoesOn { dump, position, after })
+                Ok(GoesOn {
+                    dump,
+                    position,
+                    after,
+                    repaired: true,
+                })
             }
             other => other,
         }
@@ -308,13 +334,17 @@ impl BinlogSource {
         check_server(&mut session).await?;
         let from = self.from.lock().expect("nothing panics while holding it").clone();
         let started = self.start(&mut session, after.or(from.as_ref()), &followed).await?;
-        let (dump, position) = (started.dump, started.position);
+        let (dump, mut position) = (started.dump, started.position);
         self.steering.opened(standing(&position), &started.after.pending);
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
-            let added = position.added.get(&f.read.table.to_string());
-            let added = added.map_or(&[][..], Vec::as_slice);
-            shapes.push(Shape::load(&mut session, f, added).await?);
+            let name = f.read.table.to_string();
+            let added = position.added.get(&name).map_or(&[][..], Vec::as_slice);
+            let shape = Shape::load(&mut session, f, added, !started.repaired).await?;
+            if !shape.added().is_empty() {
+                position.added.insert(name, shape.added());
+            }
+            shapes.push(shape);
         }
         let charsets = Charsets::load(&mut session).await?;
         let end = place(&mut session).await?;

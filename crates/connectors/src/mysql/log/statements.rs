@@ -13,12 +13,16 @@ pub(super) enum Effect {
     Emptied(Named),
     /// The table holds other rows from here on: made, renamed to this name, or changed below its rows.
     Remade(Named),
+    /// A column went.
+    Dropped(Named, String),
+    /// A column came, or an other one got this name.
+    Added(Named, String),
     /// Rows of some table, as a statement.
     Rows,
 }
 
 /// A table, in its database if the statement says it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Named {
     pub(super) schema: Option<String>,
     pub(super) name: String,
@@ -104,14 +108,50 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                 return Vec::new();
             };
             let mut all = Vec::new();
+            cursor.skip(&["NOWAIT"]);
+            if cursor.eat("WAIT") {
+                cursor.next();
+            }
             let mut below = false;
+            // All of a statement's columns go before others come.
+            let (mut gone, mut come) = (Vec::new(), Vec::new());
+            let mut depth = 0;
+            let mut begins = true;
             while let Some(token) = cursor.next() {
+                match token {
+                    Token::Sign('(') => depth += 1,
+                    Token::Sign(')') => depth -= 1,
+                    _ => {}
+                }
+                let begun = std::mem::replace(&mut begins, depth == 0 && token == Token::Sign(','));
                 below |= token.is("PARTITION") || token.is("TABLESPACE") || token.is("SYSTEM");
-                if token.is("RENAME") && !["COLUMN", "INDEX", "KEY"].iter().any(|w| cursor.eat(w)) {
-                    cursor.skip(&["TO", "AS"]);
-                    all.extend(cursor.table().map(Effect::Remade));
+                if token.is("RENAME") {
+                    if cursor.eat("COLUMN") {
+                        cursor.skip(&["IF", "EXISTS"]);
+                        gone.extend(cursor.name());
+                        cursor.skip(&["TO"]);
+                        come.extend(cursor.name());
+                    } else if !cursor.eat("INDEX") && !cursor.eat("KEY") {
+                        cursor.skip(&["TO", "AS"]);
+                        all.extend(cursor.table().map(Effect::Remade));
+                    }
+                } else if begun && token.is("DROP") && !cursor.drops_other() {
+                    cursor.skip(&["COLUMN", "IF", "EXISTS"]);
+                    gone.extend(cursor.name());
+                } else if begun && token.is("CHANGE") {
+                    cursor.skip(&["COLUMN", "IF", "EXISTS"]);
+                    let (was, is) = (cursor.name(), cursor.name());
+                    if was != is {
+                        gone.extend(was);
+                        come.extend(is);
+                    }
+                } else if begun && token.is("ADD") && !cursor.adds_other() {
+                    cursor.skip(&["COLUMN", "IF", "NOT", "EXISTS"]);
+                    come.extend(cursor.columns());
                 }
             }
+            let columns = gone.into_iter().map(|c| Effect::Dropped(table.clone(), c));
+            all.extend(columns.chain(come.into_iter().map(|c| Effect::Added(table.clone(), c))));
             if below {
                 all.push(Effect::Remade(table));
             }
@@ -166,6 +206,69 @@ impl Cursor<'_> {
                 Some(s)
             }
             _ => None,
+        }
+    }
+
+    fn is_at(&self, words: &[&str]) -> bool {
+        self.tokens.first().is_some_and(|t| words.iter().any(|w| t.is(w)))
+    }
+
+    /// Whether what is dropped here is no column.
+    fn drops_other(&self) -> bool {
+        self.is_at(&[
+            "PARTITION",
+            "PRIMARY",
+            "INDEX",
+            "KEY",
+            "FOREIGN",
+            "CONSTRAINT",
+            "CHECK",
+            "SYSTEM",
+            "PERIOD",
+        ])
+    }
+
+    /// Whether what is added here is no column.
+    fn adds_other(&self) -> bool {
+        self.is_at(&[
+            "PARTITION",
+            "PRIMARY",
+            "INDEX",
+            "KEY",
+            "UNIQUE",
+            "FULLTEXT",
+            "SPATIAL",
+            "VECTOR",
+            "FOREIGN",
+            "CONSTRAINT",
+            "CHECK",
+            "SYSTEM",
+            "PERIOD",
+        ])
+    }
+
+    /// The names of new columns: one, or a list of them with their definitions.
+    fn columns(&mut self) -> Vec<String> {
+        if !self.sign('(') {
+            return self.name().into_iter().collect();
+        }
+        let mut names = Vec::new();
+        loop {
+            if !self.adds_other() {
+                names.extend(self.name());
+            }
+            // To the end of its definition.
+            let mut depth = 0;
+            loop {
+                match self.next() {
+                    None => return names,
+                    Some(Token::Sign('(')) => depth += 1,
+                    Some(Token::Sign(')')) if depth == 0 => return names,
+                    Some(Token::Sign(')')) => depth -= 1,
+                    Some(Token::Sign(',')) if depth == 0 => break,
+                    Some(_) => {}
+                }
+            }
         }
     }
 
@@ -274,9 +377,29 @@ mod tests {
             [Effect::Remade(named("_t_del")), Effect::Remade(named("t"))]
         );
         assert_eq!(effects("ALTER TABLE x RENAME TO t"), remade("t"));
+        let gone = |c: &str| Effect::Dropped(named("t"), c.into());
+        let come = |c: &str| Effect::Added(named("t"), c.into());
         assert_eq!(
             effects("ALTER TABLE t RENAME COLUMN a TO b, ADD c int DEFAULT 'PARTITION'"),
-            []
+            [gone("a"), come("b"), come("c")]
+        );
+        assert_eq!(
+            effects(
+                "ALTER TABLE t DROP b, DROP PRIMARY KEY, ADD COLUMN IF NOT EXISTS `b` decimal(8, 2) FIRST, ADD KEY k (b, c)"
+            ),
+            [gone("b"), come("b")]
+        );
+        assert_eq!(
+            effects(
+                "ALTER TABLE t ADD (x int, y decimal(8, 2) DEFAULT (1 + 2), UNIQUE (x, y)), DROP COLUMN IF EXISTS z, ENGINE=InnoDB"
+            ),
+            [gone("z"), come("x"), come("y")]
+        );
+        assert_eq!(
+            effects(
+                "ALTER TABLE t CHANGE a a bigint, CHANGE COLUMN b c int AFTER a, ALTER COLUMN d DROP DEFAULT, MODIFY e int"
+            ),
+            [gone("b"), come("c")]
         );
         assert_eq!(effects("ALTER TABLE t TRUNCATE PARTITION p0"), remade("t"));
         assert_eq!(effects("-- x\nCOMMIT"), [Effect::Commit]);

@@ -5,7 +5,7 @@ use super::super::client::Connection;
 use super::super::slices::{self, Orders};
 use super::slot::Missing;
 use super::source::LogSource;
-use super::{shape, slot};
+use super::{membership, shape, slot};
 use std::collections::BTreeMap;
 use synctool_core::backfill::{BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
@@ -58,6 +58,11 @@ impl CaptureRequest {
             keyless: false,
             now: now.into(),
         }
+    }
+
+    /// Whether a table came by itself beside those of a stored plan: then it may be left out, and the others go on.
+    pub(crate) fn came_by_itself(&self, stored: Option<&Plan>, table: &TableId) -> bool {
+        self.tables.is_empty() && stored.is_some_and(|p| p.tables.iter().all(|t| t.read.table != *table))
     }
 
     /// Refuses a table without a key, where such tables are not followed.
@@ -164,14 +169,16 @@ pub fn differ_in_tables_alone(a: &serde_json::Value, b: &serde_json::Value) -> b
     a != b && without(a) == without(b)
 }
 
-/// The plan that a capture would make, and the statements that would be run at the source for it. Nothing is changed.
+/// The plan that a capture would make, beside a stored one where it goes on, and the statements that would be run at the
+/// source for it. Nothing is changed.
 pub async fn preview(
     source: &LogSource,
     destination: &dyn Destination,
     request: CaptureRequest,
+    stored: Option<&Plan>,
 ) -> Result<(Plan, Vec<String>)> {
     let mut statements = Vec::new();
-    let plan = draft(source, destination, request, Missing::Tell(&mut statements)).await?;
+    let plan = draft(source, destination, request, stored, Missing::Tell(&mut statements)).await?;
     let connection = source.database().connect().await?;
     if slot::find(&connection, &source.options().slot).await?.is_none() {
         statements.push(slot::creation(source.options(), connection.version()));
@@ -188,7 +195,7 @@ pub async fn extend(
     stored: &Plan,
     request: CaptureRequest,
 ) -> Result<Plan> {
-    let draft = Box::pin(draft(source, destination, request, Missing::Make));
+    let draft = Box::pin(draft(source, destination, request, Some(stored), Missing::Make));
     extended(destination, stored, draft).await
 }
 
@@ -271,7 +278,21 @@ pub fn initial_of(plan: &Plan, table: &TableId) -> (Initial, Option<u64>) {
 /// Makes the plan of a capture: checks the server, makes or completes the publication, and reads the catalog. Nothing
 /// else is changed; the slot is made when the log is opened.
 pub async fn capture(source: &LogSource, destination: &dyn Destination, request: CaptureRequest) -> Result<Plan> {
-    draft(source, destination, request, Missing::Make).await
+    draft(source, destination, request, None, Missing::Make).await
+}
+
+/// Refuses a table that came by itself and cannot be followed (yet).
+pub(super) async fn check_newcomer(
+    connection: &Connection,
+    request: &CaptureRequest,
+    table: &TableId,
+    schema: &str,
+) -> Result<()> {
+    let described = catalog::describe(connection, table, schema).await?;
+    match key(connection, &described, &mut Vec::new()).await?.is_empty() {
+        true => request.check_keyless(table),
+        false => Ok(()),
+    }
 }
 
 /// Says by which order chunks of a table (this one, as it is read and written) are cut: by the bytes of texts in those
@@ -335,15 +356,17 @@ async fn draft(
     source: &LogSource,
     destination: &dyn Destination,
     request: CaptureRequest,
+    stored: Option<&Plan>,
     missing: Missing<'_>,
 ) -> Result<Plan> {
     let config = source.database().config();
     let connection = source.database().connect().await?;
     slot::check_server(&connection).await?;
+    let only_tells = missing.only_tells();
     let publication =
         slot::publication(&connection, source.options(), &request.tables, &config.schema, missing).await?;
     let marks = source.options().watermark_table();
-    let wanted: Vec<TableId> = match request.tables.is_empty() {
+    let mut wanted: Vec<TableId> = match request.tables.is_empty() {
         true => publication
             .tables
             .iter()
@@ -360,7 +383,22 @@ async fn draft(
         .hint("name the tables to capture"));
     }
     let mut plan = request.plan(request.semantics(source));
-    for table in wanted {
+    if let Some(stored) = stored.filter(|_| !only_tells) {
+        let is_new = |t: &&TableId| stored.tables.iter().all(|s| s.read.table != **t);
+        let new: Vec<TableId> = wanted.iter().filter(is_new).cloned().collect();
+        match request.tables.is_empty() {
+            true => {
+                let waiting = membership::settle(&connection, &new, &config.schema).await?;
+                for table in &waiting {
+                    tracing::warn!(%table, "a new table is left out for now: somebody writes to it since before it was published");
+                }
+                wanted.retain(|t| !waiting.contains(t));
+            }
+            false => membership::settle_all(&connection, &new, &config.schema).await?,
+        }
+    }
+    let members = membership::memberships(&connection, &source.options().publication, &wanted, &config.schema).await?;
+    for (table, member) in wanted.into_iter().zip(members) {
         let described = catalog::describe(&connection, &table, &config.schema).await?;
         let mut published = publication.tables.iter().find(|p| p.table == described.table);
         let leaves = slot::leaves(&connection, described.oid).await?;
@@ -374,8 +412,14 @@ async fn draft(
             ));
         }
         let key = key(&connection, &described, &mut plan.reasons).await?;
-        if key.is_empty() {
-            request.check_keyless(&table)?;
+        if key.is_empty()
+            && let Err(e) = request.check_keyless(&table)
+        {
+            if request.came_by_itself(stored, &table) {
+                plan.reasons.push(format!("{table}: left out until it has a key"));
+                continue;
+            }
+            return Err(e);
         }
         let to = request.target(&table, &described.table, &plan)?;
         let there = destination.describe(&to).await?;
@@ -414,6 +458,7 @@ async fn draft(
             oid: described.oid,
             columns: shape::attributes(&connection, described.oid).await?,
             rows: expected_rows(&connection, described.oid).await?,
+            member,
         };
         remembered.keep(&mut plan, &table)?;
         cut_keys(&mut plan, (&connection, described.oid), &read, &schema, destination).await?;

@@ -16,6 +16,7 @@ mod client;
 pub mod consume;
 mod decode;
 mod examine;
+mod membership;
 pub mod pgoutput;
 mod position;
 mod reader;

@@ -3,6 +3,7 @@
 
 use super::client::System;
 use super::pgoutput::Lsn;
+use super::shape::Shape;
 use super::status::Standing;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,6 +21,12 @@ pub(super) struct LogPosition {
     /// Columns that came while the log was read, by table: beyond the plan's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) added: BTreeMap<String, Vec<String>>,
+    /// By what each table was in the publication (`membership`); older positions do not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) members: BTreeMap<String, String>,
+    /// The numbers of columns, by table and column, where they are not those that the plan says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) numbers: BTreeMap<String, BTreeMap<String, i16>>,
     /// When the last transaction before this place committed, microseconds UTC, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) committed_at: Option<i64>,
@@ -57,6 +64,19 @@ impl LogPosition {
 
     pub(super) fn encode(&self) -> Position {
         Position(serde_json::to_string(self).expect("plain data"))
+    }
+
+    /// Keeps of a table's shape what a later reader could not know.
+    pub(super) fn keep(&mut self, shape: &Shape) {
+        let table = shape.table.to_string();
+        let (added, numbers) = (shape.added(), shape.numbers());
+        if !added.is_empty() {
+            self.added.insert(table.clone(), added);
+        }
+        match numbers.is_empty() {
+            true => drop(self.numbers.remove(&table)),
+            false => drop(self.numbers.insert(table, numbers)),
+        }
     }
 
     pub(super) fn standing(&self) -> Standing {
@@ -187,6 +207,8 @@ mod tests {
                 slot: "s".into(),
             },
             added: BTreeMap::new(),
+            members: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             committed_at: None,
         }
     }
@@ -204,6 +226,8 @@ mod tests {
         assert_eq!(LogPosition::parse(&p.encode()).unwrap(), p);
         assert!(p.encode().as_str().contains("1/100"), "{}", p.encode());
         p.added.insert("public.t".into(), vec!["x".into()]);
+        p.members.insert("public.t".into(), "16384:16400".into());
+        p.numbers.insert("public.t".into(), BTreeMap::from([("x".into(), 4)]));
         assert_eq!(LogPosition::parse(&p.encode()).unwrap(), p);
         assert_eq!(
             LogPosition::parse(&Position::from("{}")).unwrap_err().code(),

@@ -9,7 +9,7 @@ use super::position::LogPosition;
 use super::shape::{Reshaped, Shapes};
 use super::status::Steering;
 use super::transport::{EPOCH, Feed, Piece, Wal};
-use super::{HEARTBEAT_PREFIX, Watermarks};
+use super::{HEARTBEAT_PREFIX, Watermarks, membership};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -491,10 +491,7 @@ impl LogReader {
             let mut difference = looked.remade.then(SchemaDifference::default);
             if let Some(reshaped) = looked.reshaped {
                 let shape = reshaped.shape;
-                let added = shape.added();
-                if !added.is_empty() {
-                    self.position.added.insert(shape.table.to_string(), added);
-                }
+                self.position.keep(&shape);
                 self.world.shapes.set(*index, shape);
                 self.builders[*index] = None;
                 difference = reshaped.difference.or(difference);
@@ -502,7 +499,7 @@ impl LogReader {
             if let Some(difference) = difference {
                 let table = self.world.shapes.all()[*index].table.clone();
                 if looked.remade {
-                    tracing::warn!(%table, "a table was dropped and made again: it is read anew");
+                    tracing::warn!(%table, "a table, or a column of it, was dropped and made again: it is read anew");
                     let mut remade = self.world.remade.lock().expect("nothing panics while holding it");
                     remade.push(TableId::clone(&table));
                 }
@@ -564,14 +561,23 @@ impl LogReader {
         if looked.remade {
             let mut again = (*shape).clone();
             again.oid = relation.oid;
+            again.columns.iter_mut().for_each(|c| c.number = 0);
             shape = Arc::new(again);
             looked.reshaped = Some(Reshaped {
                 shape: shape.clone(),
                 difference: None,
+                anew: false,
             });
         }
         if let Some(reshaped) = shape.follow(&connection, &relation).await? {
             shape = reshaped.shape.clone();
+            if reshaped.anew && !looked.remade && shape.key.is_empty() {
+                return Err(membership::not_comparable(
+                    &shape.table,
+                    "a column of it was dropped and made again",
+                ));
+            }
+            looked.remade |= reshaped.anew;
             looked.reshaped = Some(reshaped);
         }
         connection.recycle();

@@ -6,10 +6,12 @@ use super::super::slices::{Order, Orders};
 use super::super::sql::ident;
 use super::super::types::Wire;
 use super::pgoutput::{Relation, RelationColumn};
+use super::position::LogPosition;
 use super::slot::{Publication, Published};
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, PlannedTable, ReadColumn, ReadSpec};
@@ -28,6 +30,8 @@ pub(super) struct Followed {
     pub(super) known: Vec<Attribute>,
     /// The table's number then.
     pub(super) oid: u32,
+    /// By what it was in the publication then, if the plan says.
+    pub(super) member: Option<String>,
     /// What is to be read of it besides its log, at the beginning.
     pub(super) initial: Initial,
 }
@@ -53,6 +57,9 @@ pub(crate) struct Remembered {
     pub(super) columns: Vec<Attribute>,
     #[serde(default)]
     pub(crate) rows: Option<u64>,
+    /// By what it was in the publication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) member: Option<String>,
 }
 
 impl Remembered {
@@ -70,6 +77,7 @@ impl Remembered {
             oid: 0,
             columns: columns.collect(),
             rows,
+            member: None,
         }
     }
 
@@ -108,6 +116,7 @@ impl Followed {
             by_bytes: plan.columns_cut_by_bytes(&planned.read.table),
             known: remembered.columns,
             oid: remembered.oid,
+            member: remembered.member,
             initial: remembered.initial,
         }
     }
@@ -140,6 +149,8 @@ pub(super) struct ShapeColumn {
     pub(super) now: String,
     /// Its place in the catalog, which a rename does not change; 0 if it is not there any more.
     pub(super) number: i16,
+    /// The same as the plan has it; 0 if it does not say.
+    planned_number: i16,
     pub(super) type_oid: u32,
     pub(super) modifier: i32,
     /// As it travels, in the destination's name.
@@ -151,18 +162,41 @@ pub(super) struct ShapeColumn {
 /// The shapes of all followed tables.
 pub(super) type Shapes = crate::logs::Shapes<Shape>;
 
+/// A shape as a reader begins with it.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) shape: Shape,
+    /// Whether a column was dropped and made again since the table was last looked at: no event may tell its values.
+    pub(super) anew: bool,
+}
+
 impl Shape {
-    /// A followed table as the catalog has it, with columns that came earlier (by source name).
+    /// A followed table as the catalog has it, with columns that came earlier. Where it was not `followed_all_along`, those
+    /// that came meanwhile are among them: the log does not tell their values.
     pub(super) async fn load(
         connection: &Connection,
         followed: &Followed,
-        added: &[String],
+        position: &LogPosition,
+        followed_all_along: bool,
         publication: &Publication,
         schema: &str,
-    ) -> Result<Shape> {
+    ) -> Result<Loaded> {
         let described = catalog::describe(connection, &followed.read.table, schema).await?;
         let now = attributes(connection, described.oid).await?;
         let known = |source: &str| now.iter().find(|a| a.name == source);
+        let name = followed.read.table.to_string();
+        // The numbers of a table that was made again mean nothing.
+        let numbers = position.numbers.get(&name).filter(|_| followed_all_along);
+        let noted = |column: &str| numbers.and_then(|n| n.get(column)).copied();
+        let mut anew = false;
+        let mut find = |source: &str, number: Option<i16>| match number {
+            None => known(source),
+            Some(number) => now.iter().find(|a| a.number == number).or_else(|| {
+                let again = known(source);
+                anew |= again.is_some();
+                again
+            }),
+        };
         let mut columns = Vec::new();
         for c in &followed.read.columns {
             // As the plan knew it; a table that was made again has other numbers.
@@ -170,15 +204,14 @@ impl Shape {
                 .known
                 .iter()
                 .find(|a| a.name == c.source && followed.oid == described.oid);
-            let there = match then {
-                Some(then) => now.iter().find(|a| a.number == then.number),
-                None => known(&c.source),
-            };
+            let planned_number = then.map_or(0, |a| a.number);
+            let there = find(&c.source, noted(&c.column.name).or(then.map(|a| a.number)));
             let typed = then.or(there);
             columns.push(ShapeColumn {
                 source: c.source.clone(),
                 now: there.map_or_else(|| c.source.clone(), |a| a.name.clone()),
                 number: there.map_or(0, |a| a.number),
+                planned_number,
                 type_oid: typed.map_or(0, |a| a.type_oid),
                 modifier: typed.map_or(-1, |a| a.modifier),
                 column: c.column.clone(),
@@ -186,20 +219,6 @@ impl Shape {
             });
         }
         let planned = columns.len();
-        for name in added {
-            let Some((there, column)) = known(name).zip(described.schema.column(name)) else {
-                continue;
-            };
-            columns.push(ShapeColumn {
-                source: name.clone(),
-                now: name.clone(),
-                number: there.number,
-                type_oid: there.type_oid,
-                modifier: there.modifier,
-                column: travelling(column.clone()),
-                filled: false,
-            });
-        }
         let mut published: Option<&Published> = publication.tables.iter().find(|p| p.table == described.table);
         let leaves = match published {
             Some(_) => Vec::new(),
@@ -207,6 +226,39 @@ impl Shape {
         };
         if let Some((_, leaf)) = leaves.first() {
             published = publication.tables.iter().find(|p| p.table == *leaf);
+        }
+        let mut added = position.added.get(&name).cloned().unwrap_or_default();
+        if !followed_all_along && !followed.known.is_empty() {
+            let listed = published.and_then(|p| p.columns.as_deref());
+            // Before 18 the list of published columns has generated ones, and the log has not.
+            let may = connection.version() >= 180_000;
+            let comes = |c: &&Column| listed.map_or(!c.generated, |l| (may || !c.generated) && l.contains(&c.name));
+            let is_new = |a: &&Attribute| match followed.oid == described.oid {
+                true => followed.known.iter().all(|k| k.number != a.number && k.name != a.name),
+                false => followed.known.iter().all(|k| k.name != a.name),
+            };
+            let came = now
+                .iter()
+                .filter(is_new)
+                .filter_map(|a| described.schema.column(&a.name));
+            let came = came.filter(comes).map(|c| c.name.clone());
+            let came = Vec::from_iter(came.filter(|name| !added.contains(name)));
+            added.extend(came);
+        }
+        for name in &added {
+            let Some((there, column)) = find(name, noted(name)).zip(described.schema.column(name)) else {
+                continue;
+            };
+            columns.push(ShapeColumn {
+                source: name.clone(),
+                now: there.name.clone(),
+                number: there.number,
+                planned_number: 0,
+                type_oid: there.type_oid,
+                modifier: there.modifier,
+                column: travelling(column.clone()),
+                filled: false,
+            });
         }
         let mut shape = Shape {
             table: Arc::new(followed.read.table.clone()),
@@ -235,7 +287,7 @@ impl Shape {
             }
         }
         shape.rebuild();
-        Ok(shape)
+        Ok(Loaded { shape, anew })
     }
 
     fn rebuild(&mut self) {
@@ -272,6 +324,15 @@ impl Shape {
     /// The names of the columns that are not the plan's.
     pub(super) fn added(&self) -> Vec<String> {
         self.columns[self.planned..].iter().map(|c| c.source.clone()).collect()
+    }
+
+    /// The numbers of the columns that the plan does not say, by the columns' names at the destination.
+    pub(super) fn numbers(&self) -> BTreeMap<String, i16> {
+        let differ = self
+            .columns
+            .iter()
+            .filter(|c| c.number > 0 && c.number != c.planned_number);
+        differ.map(|c| (c.column.name.clone(), c.number)).collect()
     }
 
     /// The columns that are not the plan's, for a sink that does not know of them.
@@ -315,11 +376,16 @@ impl Shape {
         // A column that came later than this place of the log is no news.
         let settled = self.columns.iter().take(self.planned).all(same)
             && self.columns.iter().skip(self.planned).all(|c| !has(c) || same(c));
-        if settled && !relation.columns.iter().any(|r| is_new(&r)) {
+        let now = attributes(connection, self.oid).await?;
+        let again = self.made_again(&now, relation);
+        if settled && again.is_empty() && !relation.columns.iter().any(|r| is_new(&r)) {
             return Ok(None);
         }
-        let now = attributes(connection, self.oid).await?;
         let mut next = self.clone();
+        for (at, number) in &again {
+            next.columns[*at].number = *number;
+            next.columns[*at].now.clone_from(&self.columns[*at].source);
+        }
         let mut difference = SchemaDifference::default();
         for (at, c) in next.columns.iter_mut().enumerate() {
             if !relation.columns.iter().any(|r| r.name == c.source) {
@@ -364,6 +430,7 @@ impl Shape {
                         source: r.name.to_string(),
                         now: r.name.to_string(),
                         number: there.map_or(0, |a| a.number),
+                        planned_number: 0,
                         type_oid: r.type_oid,
                         modifier: r.modifier,
                         column,
@@ -377,7 +444,23 @@ impl Shape {
         Ok(Some(Reshaped {
             shape: Arc::new(next),
             difference: (!quiet).then_some(difference),
+            anew: !again.is_empty(),
         }))
+    }
+
+    /// The columns that are other ones now under the names that the log has, with their numbers: dropped and made again,
+    /// or renamed with another one in their place. The catalog may be ahead of the log: what is read again by its word is
+    /// read once, after everything that the log has meanwhile.
+    fn made_again(&self, now: &[Attribute], relation: &Relation<'_>) -> Vec<(usize, i16)> {
+        let logged = |name: &str| relation.columns.iter().any(|r| r.name == name);
+        let known = self.columns.iter().enumerate().filter(|(_, c)| logged(&c.source));
+        let other = known.filter_map(|(at, c)| {
+            let there = now.iter().find(|a| a.name == c.source && a.number != c.number)?;
+            // One that has another name now, which the log does not say yet, is followed when it does.
+            let elsewhere = now.iter().find(|a| a.number == c.number);
+            elsewhere.is_none_or(|a| logged(&a.name)).then_some((at, there.number))
+        });
+        other.collect()
     }
 }
 
@@ -386,6 +469,8 @@ impl Shape {
 pub(super) struct Reshaped {
     pub(super) shape: Arc<Shape>,
     pub(super) difference: Option<SchemaDifference>,
+    /// Whether a column was made again, so that the table is to be read again.
+    pub(super) anew: bool,
 }
 
 /// How a column travels that no plan has agreed on: decimals as text, so that every digit and NaN survive.

@@ -6,7 +6,7 @@ use super::super::sql::{ident, table as quoted};
 use super::pgoutput::Lsn;
 use super::position::SlotState;
 use super::status::SlotStatus;
-use super::{LogOptions, Watermarks};
+use super::{LogOptions, Watermarks, membership};
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::TableId;
@@ -21,9 +21,6 @@ const SLOT_WAIT: Duration = Duration::from_secs(10);
 
 /// How long making a slot may wait for transactions that are open.
 const CREATION_WAIT: Duration = Duration::from_secs(60);
-
-/// How long new tables of a publication may wait for transactions that began before they were in it.
-const SETTLE_WAIT: Duration = Duration::from_secs(60);
 
 /// A published table.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,7 +90,7 @@ impl Missing<'_> {
         }
     }
 
-    fn only_tells(&self) -> bool {
+    pub(super) fn only_tells(&self) -> bool {
         matches!(self, Missing::Tell(_))
     }
 }
@@ -160,7 +157,7 @@ pub(super) async fn publication(
             found.tables.extend(missing.iter().map(whole));
             return Ok(found);
         }
-        settle(connection).await?;
+        membership::settle_all(connection, &missing, schema).await?;
         found = read(connection, name).await?;
     }
     Ok(found)
@@ -317,56 +314,6 @@ pub(super) async fn leaves(connection: &Connection, oid: u32) -> Result<Vec<(u32
         .iter()
         .map(|r| (r.get(0), TableId::new(r.get::<_, String>(1), r.get::<_, String>(2))))
         .collect())
-}
-
-/// Waits for the transactions that are open now: what they wrote before the publication had the table is not in the
-/// log, so a chunk must see it.
-async fn settle(connection: &Connection) -> Result<()> {
-    let begun = Instant::now();
-    let row = connection
-        .query_one(
-            "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text",
-            &[],
-        )
-        .await;
-    let Ok(limit) = row.map(|r| r.get::<_, String>(0)) else {
-        // Before 13 there is no such function; the slot's creation waits for the same transactions.
-        return Ok(());
-    };
-    loop {
-        let row = connection
-            .query_one(
-                "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::text::xid8",
-                &[&limit],
-            )
-            .await
-            .map_err(|e| connection.error(e, "waiting for open transactions"))?;
-        if row.get(0) {
-            return Ok(());
-        }
-        if begun.elapsed() > SETTLE_WAIT {
-            return Err(open_transactions(connection, "new tables of the publication wait").await);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-async fn open_transactions(connection: &Connection, what: &str) -> Error {
-    let oldest = connection
-        .query_opt(
-            "SELECT format('pid %s of %s, open since %s', pid, usename, xact_start) FROM pg_catalog.pg_stat_activity \
-             WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() ORDER BY xact_start LIMIT 1",
-            &[],
-        )
-        .await
-        .ok()
-        .flatten()
-        .map_or("a transaction".to_string(), |r| r.get(0));
-    Error::new(
-        code::SERVER_BUSY,
-        format!("{what} for a transaction that does not end: {oldest}"),
-    )
-    .hint("end that transaction (commit, roll back, or pg_terminate_backend), then run again")
 }
 
 async fn watermark_table(connection: &Connection, marks: &TableId, act: &mut Missing<'_>) -> Result<()> {

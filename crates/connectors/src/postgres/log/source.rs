@@ -6,6 +6,7 @@ use super::super::{ENGINE, examine};
 use super::capture;
 use super::chunks::{self, Chunks, Marks};
 use super::client::{Replication, System};
+use super::membership::Writers;
 use super::pgoutput::Lsn;
 use super::position::{self, LogPosition, Origin, SlotState};
 use super::reader::{LogReader, World};
@@ -13,7 +14,7 @@ use super::shape::{Followed, Initial, Shape, Shapes};
 use super::slot::Missing;
 use super::status::Steering;
 use super::transport::{Feed, Route, end_of_log};
-use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, slot};
+use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, capture::CaptureRequest, membership, slot};
 use crate::logs;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -47,6 +48,12 @@ pub struct LogSource {
     from: Mutex<Option<Position>>,
     as_text: Arc<AtomicBool>,
     steering: Arc<Steering>,
+    /// By what the followed tables were in the publication when the log was opened.
+    members: Mutex<BTreeMap<TableId, String>>,
+    /// Who was writing to tables that are to be read anew.
+    writers: tokio::sync::Mutex<Writers>,
+    /// New tables that are left out, and why, as it was told.
+    left_out: Mutex<BTreeMap<TableId, String>>,
 }
 
 /// What the server has for a stored position.
@@ -57,6 +64,14 @@ struct Judged {
     verdict: Result<()>,
     slot_is_there: bool,
     behind: u64,
+}
+
+/// Where a log is read from.
+struct Started {
+    position: LogPosition,
+    after: BackfillPosition,
+    /// It does not go on where it stood: every table is compared.
+    repaired: bool,
 }
 
 /// Whether a log goes on where it stands.
@@ -90,6 +105,9 @@ impl Postgres {
             from: Mutex::default(),
             as_text: Arc::default(),
             steering: Arc::default(),
+            members: Mutex::default(),
+            writers: tokio::sync::Mutex::default(),
+            left_out: Mutex::default(),
         })
     }
 }
@@ -216,12 +234,17 @@ impl LogSource {
         })
     }
 
-    /// Tables that the publication has and that are not followed: they came since the plan was made.
-    pub async fn newcomers(&self) -> Result<Vec<TableId>> {
-        let followed = self.followed.lock().expect("nothing panics while holding it").clone();
+    /// Tables that the publication has and that are not followed, although they could be: they came since the plan was
+    /// made.
+    pub async fn newcomers(&self, request: &CaptureRequest) -> Result<Vec<TableId>> {
         let connection = self.database.connect().await?;
-        let published = slot::published(&connection, &self.options).await?;
+        let found = self.newcomers_on(&connection, request).await?;
         connection.recycle();
+        Ok(found)
+    }
+
+    async fn newcomers_on(&self, connection: &Connection, request: &CaptureRequest) -> Result<Vec<TableId>> {
+        let followed = self.followed.lock().expect("nothing panics while holding it").clone();
         let default = &self.database.config().schema;
         let is_followed = |t: &TableId| {
             followed.iter().any(|f| {
@@ -229,7 +252,42 @@ impl LogSource {
                     && f.read.table.schema.as_ref().unwrap_or(default) == t.schema.as_ref().unwrap_or(default)
             })
         };
-        Ok(published.into_iter().filter(|t| !is_followed(t)).collect())
+        let mut found = Vec::new();
+        for table in slot::published(connection, &self.options).await? {
+            if is_followed(&table) {
+                continue;
+            }
+            match capture::check_newcomer(connection, request, &table, default).await {
+                Ok(()) => found.push(table),
+                Err(e) if e.kind().is_transient() => return Err(e),
+                Err(e) => logs::leave_out(&self.left_out, &table, &e),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Tables for which the log is to be opened anew by a plan that has them: new ones, if `all` of the publication are
+    /// followed, and those that were taken out of the publication and put back. Whom somebody is writing to since before
+    /// that waits.
+    pub async fn due(&self, request: &CaptureRequest, all: bool) -> Result<Vec<TableId>> {
+        let noted = self.members.lock().expect("nothing panics while holding it").clone();
+        let schema = &self.database.config().schema;
+        let connection = self.database.connect().await?;
+        let names: Vec<TableId> = noted.keys().cloned().collect();
+        let now = membership::memberships(&connection, &self.options.publication, &names, schema).await?;
+        let back = noted
+            .iter()
+            .zip(now)
+            .filter(|((_, then), now)| now.as_ref().is_some_and(|now| now != *then));
+        let mut due: Vec<TableId> = back.map(|((table, _), _)| table.clone()).collect();
+        if all {
+            due.extend(self.newcomers_on(&connection, request).await?);
+        }
+        let mut writers = self.writers.lock().await;
+        writers.look(&connection, &due, schema).await?;
+        connection.recycle();
+        due.retain(|table| !writers.has(table));
+        Ok(due)
     }
 
     /// Whether the log goes on where a position stands; nothing is changed.
@@ -265,7 +323,7 @@ impl LogSource {
         link: &mut Replication,
         after: Option<&Position>,
         followed: &[Followed],
-    ) -> Result<(LogPosition, BackfillPosition)> {
+    ) -> Result<Started> {
         let name = &self.options.slot;
         let keyed = || followed.iter().filter(|f| !f.key.is_empty());
         let at = |log: LogPosition, pending: Vec<Pending>, taken: Vec<String>| {
@@ -274,12 +332,21 @@ impl LogSource {
                 pending,
                 taken,
             };
-            (log, position)
+            Started {
+                position: log,
+                after: position,
+                repaired: false,
+            }
         };
         let Some(after) = after else {
             let (_, origin) = self.origin(connection, link).await?;
             let lsn = match slot::find(connection, name).await? {
-                Some(state) => usable(name, &state)?,
+                Some(state) => {
+                    let lsn = usable(name, &state)?;
+                    let names: Vec<TableId> = followed.iter().map(|f| f.read.table.clone()).collect();
+                    membership::settle_all(connection, &names, &self.database.config().schema).await?;
+                    lsn
+                }
                 None if self.options.create => slot::create(connection, &self.options).await?,
                 None => {
                     return Err(
@@ -298,6 +365,8 @@ impl LogSource {
                 lsn,
                 origin,
                 added: BTreeMap::new(),
+                members: BTreeMap::new(),
+                numbers: BTreeMap::new(),
                 committed_at: None,
             };
             return Ok(at(log, pending.collect(), Vec::new()));
@@ -328,7 +397,10 @@ impl LogSource {
                 }
                 let lsn = slot::create(connection, &self.options).await?;
                 let pending = keyed().map(|f| Pending::resync(f.read.table.clone())).collect();
-                Ok(at(LogPosition { lsn, origin, ..stored }, pending, judged.after.taken))
+                Ok(Started {
+                    repaired: true,
+                    ..at(LogPosition { lsn, origin, ..stored }, pending, judged.after.taken)
+                })
             }
             Err(e) => Err(e),
         }
@@ -357,14 +429,34 @@ impl LogSource {
         let mut link = Replication::connect(&self.database).await?;
         let from = self.from.lock().expect("nothing panics while holding it").clone();
         let after = after.or(from.as_ref());
-        let (position, start) = self.start(&connection, &mut link, after, &followed).await?;
-        self.steering.opened(position.standing(), &start.pending);
+        let Started {
+            mut position,
+            after: mut start,
+            repaired,
+        } = self.start(&connection, &mut link, after, &followed).await?;
+        let missed = self.missed(&connection, &mut position, &followed, repaired).await?;
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
-            let added = position.added.get(&f.read.table.to_string());
-            let added = added.map_or(&[][..], Vec::as_slice);
-            shapes.push(Shape::load(&connection, f, added, &publication, &config.schema).await?);
+            let table = &f.read.table;
+            let all_along = !repaired && !missed.contains(table);
+            let loaded = Shape::load(&connection, f, &position, all_along, &publication, &config.schema).await?;
+            if loaded.anew {
+                tracing::warn!(%table, "a column was dropped and made again: the table is read anew");
+            }
+            if loaded.anew || missed.contains(table) {
+                if f.key.is_empty() {
+                    return Err(membership::not_comparable(
+                        table,
+                        "the log does not tell all of its changes",
+                    ));
+                }
+                logs::compare(&mut start.pending, table);
+            }
+            position.keep(&loaded.shape);
+            shapes.push(loaded.shape);
         }
+        start.log = Some(position.encode());
+        self.steering.opened(position.standing(), &start.pending);
         // A type without a binary form here may be in any published table: then everything comes as text.
         let binary = messages && !self.as_text.load(Ordering::Relaxed) && shapes.iter().all(Shape::is_binary);
         slot::wait_free(&connection, &self.options.slot, self.options.status_interval).await?;
@@ -432,6 +524,40 @@ impl LogSource {
             |p| Ok(LogPosition::parse(p)?.standing()),
             watch,
         )))
+    }
+
+    /// Notes by what the tables are in the publication. Says which of them were taken out of it and put back since that
+    /// was noted last: the log does not have what happened to them meanwhile.
+    async fn missed(
+        &self,
+        connection: &Connection,
+        position: &mut LogPosition,
+        followed: &[Followed],
+        repaired: bool,
+    ) -> Result<Vec<TableId>> {
+        let schema = &self.database.config().schema;
+        let names: Vec<TableId> = followed.iter().map(|f| f.read.table.clone()).collect();
+        let now = membership::memberships(connection, &self.options.publication, &names, schema).await?;
+        let (mut members, mut noted, mut missed) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        for (f, now) in followed.iter().zip(now) {
+            let table = &f.read.table;
+            let name = table.to_string();
+            let Some(now) = now else { continue };
+            let then = position.members.get(&name).or(f.member.as_ref());
+            if !repaired && then.is_some_and(|then| *then != now) {
+                tracing::warn!(
+                    %table,
+                    "the table was not in the publication all the time, or not with all of its rows: it is compared"
+                );
+                missed.push(table.clone());
+            }
+            members.insert(name, now.clone());
+            noted.insert(table.clone(), now);
+        }
+        membership::settle_all(connection, &missed, schema).await?;
+        position.members = members;
+        *self.members.lock().expect("nothing panics while holding it") = noted;
+        Ok(missed)
     }
 
     /// Writes into the log now and then, so that the slot of an idle database moves on; ends when dropped.

@@ -23,6 +23,16 @@ pub fn semantics(source: &ArchiveLog, request: &CaptureRequest) -> serde_json::V
 
 /// Makes the plan of a capture from the catalog of the scratch server, which is brought to where it can be read.
 pub async fn capture(source: &ArchiveLog, destination: &dyn Destination, request: CaptureRequest) -> Result<Plan> {
+    draft(source, destination, request, None).await
+}
+
+/// The same beside a stored plan: what came by itself and cannot be followed is left out.
+pub async fn draft(
+    source: &ArchiveLog,
+    destination: &dyn Destination,
+    request: CaptureRequest,
+    stored: Option<&Plan>,
+) -> Result<Plan> {
     source.stand().await?;
     let session = source.session().await?;
     let wanted = match request.tables.is_empty() {
@@ -36,11 +46,37 @@ pub async fn capture(source: &ArchiveLog, destination: &dyn Destination, request
     }
     let mut plan = request.plan(semantics(source, &request));
     for table in wanted {
+        if request.came_by_itself(stored, &table)
+            && let Err(e) = check_newcomer(&session, source.schema(), &request, &table).await
+        {
+            if e.kind().is_transient() {
+                return Err(e);
+            }
+            plan.reasons
+                .push(format!("{table}: left out for now ({})", e.message()));
+            continue;
+        }
         let planned = plan_table(source, destination, &request, &session, &table, &mut plan).await;
         planned.map_err(|e| e.at("table", table.to_string()))?;
     }
     session.recycle();
     Ok(plan)
+}
+
+/// Refuses a table that came by itself and cannot be followed (yet).
+pub(super) async fn check_newcomer(
+    session: &Connection,
+    schema: &str,
+    request: &CaptureRequest,
+    table: &TableId,
+) -> Result<()> {
+    let described = catalog::describe(session, table, schema).await?;
+    let found = tables::find_named(session, vec![table.to_string()], vec![full_name(table, schema)]).await?;
+    parts(&found, table)?;
+    match described.schema.key.is_empty() {
+        true => request.check_keyless(table),
+        false => Ok(()),
+    }
 }
 
 async fn plan_table(
@@ -84,7 +120,7 @@ pub async fn extend(
     stored: &Plan,
     request: CaptureRequest,
 ) -> Result<Plan> {
-    let draft = Box::pin(capture(source, destination, request));
+    let draft = Box::pin(draft(source, destination, request, Some(stored)));
     let mut plan = extended(destination, stored, draft).await?;
     owe(stored, &mut plan)?;
     Ok(plan)

@@ -5,13 +5,14 @@ use super::super::follow::{Follower, Next, Waiting};
 use super::super::replay::{ReplayConfig, history, identity};
 use super::super::{sql, tables};
 use super::batch::{first, is_parted, parts};
+use super::capture;
 use super::chunks::{Chunks, Marks, Rows, Widths};
 use super::position::LogPosition;
 use super::reader::{LogReader, Open, Shared};
 use super::shape::{Followed, Shape, Shapes, full_name};
 use super::world::{Found, Place, World};
 use crate::logs;
-use crate::postgres::log::capture::{self as plans, Initial};
+use crate::postgres::log::capture::{self as plans, CaptureRequest, Initial};
 use crate::postgres::log::chunks::canonical_keys;
 use crate::postgres::log::shape::travelling;
 use crate::postgres::log::status::{LogStatus, Steering, at_rest, lsn};
@@ -20,6 +21,7 @@ use crate::postgres::source::PostgresSource;
 use crate::postgres::{Connection, ENGINE, catalog};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
@@ -52,6 +54,8 @@ pub struct ArchiveLog {
     /// Where the log begins for a plan that goes on where another stood.
     from: Mutex<Option<Position>>,
     steering: Arc<Steering>,
+    /// New tables that are left out, and why, as it was told.
+    left_out: Mutex<BTreeMap<TableId, String>>,
 }
 
 impl ArchiveLog {
@@ -79,6 +83,7 @@ impl ArchiveLog {
             followed: Mutex::default(),
             from: Mutex::default(),
             steering: Arc::default(),
+            left_out: Mutex::default(),
         }
     }
 
@@ -151,20 +156,28 @@ impl ArchiveLog {
         })
     }
 
-    /// Tables that are not followed: they came since the plan was made. None while the scratch server does not stand.
-    pub async fn newcomers(&self) -> Result<Vec<TableId>> {
+    /// Tables that are not followed, although they could be: they came since the plan was made. None while the scratch server does not stand.
+    pub async fn newcomers(&self, request: &CaptureRequest) -> Result<Vec<TableId>> {
         if !matches!(*self.world.place().borrow(), Place::Standing(_)) {
             return Ok(Vec::new());
         }
         let followed = self.followed();
         let session = self.session().await?;
         let all = logged(&session).await?;
-        session.recycle();
         let is_followed = |t: &TableId| {
             let name = full_name(t, &self.schema);
             followed.iter().any(|f| full_name(&f.read.table, &self.schema) == name)
         };
-        Ok(all.into_iter().filter(|t| !is_followed(t)).collect())
+        let mut found = Vec::new();
+        for table in all.into_iter().filter(|t| !is_followed(t)) {
+            match capture::check_newcomer(&session, &self.schema, request, &table).await {
+                Ok(()) => found.push(table),
+                Err(e) if e.kind().is_transient() => return Err(e),
+                Err(e) => logs::leave_out(&self.left_out, &table, &e),
+            }
+        }
+        session.recycle();
+        Ok(found)
     }
 
     /// Whether the log goes on where a position stands; nothing is changed, and the scratch server is left alone.

@@ -52,6 +52,20 @@ on_servers! {
         refused_and_repaired(&mut c, code::LOG_LOST).await;
     }
 
+    /// F12, F46: a column came while nothing of the log was kept: its values come with the repair.
+    async fn a_column_that_came_in_the_gap(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{}'); {GAP}; ALTER TABLE t ADD COLUMN n int, ADD COLUMN twice int GENERATED ALWAYS AS (id * 2) STORED; UPDATE t SET n = id", c.options.slot));
+        c.options.repair = true;
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        c.options.repair = false;
+        c.from.psql("INSERT INTO t VALUES (-1, 'after', 3); UPDATE t SET n = 4 WHERE id = 2");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+    }
+
     /// F14 (a newer point).
     async fn a_slot_that_was_made_again(version: PgVersion) {
         let mut c = Capture::new(version, &["t"], T);

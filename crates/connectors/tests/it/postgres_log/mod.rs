@@ -4,6 +4,7 @@
 
 mod ends;
 mod faults;
+mod members;
 mod modes;
 mod own;
 mod rows;

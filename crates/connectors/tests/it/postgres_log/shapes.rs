@@ -91,6 +91,55 @@ on_servers! {
         }
     }
 
+    /// F46: a column that is dropped and made again under the same name and type is another one, and so are its values,
+    /// whether a later row tells of it or not.
+    async fn a_column_that_is_made_again_is_read_again(version: PgVersion) {
+        let again = "ALTER TABLE t DROP COLUMN b; ALTER TABLE t ADD COLUMN b int";
+        let filled = "ALTER TABLE t DROP COLUMN b; ALTER TABLE t ADD COLUMN b int DEFAULT 3";
+        let renamed = "ALTER TABLE t RENAME b TO was; ALTER TABLE t ADD COLUMN b int";
+        let swapped = "ALTER TABLE t ADD COLUMN w int; UPDATE t SET w = -id; ALTER TABLE t RENAME b TO v; ALTER TABLE t RENAME w TO b; ALTER TABLE t RENAME v TO w";
+        for (ddl, later) in [(again, true), (filled, true), (renamed, true), (swapped, true), (again, false), (filled, false)] {
+            let c = Capture::new(version, &["t"], T);
+            c.catch_up().await.unwrap();
+            c.from.psql(&format!("UPDATE t SET a = 'unread', b = -1 WHERE id = 1; {ddl}"));
+            if later {
+                c.from.psql("UPDATE t SET b = 7 WHERE id = 3; INSERT INTO t (id, b) VALUES (70, 70)");
+            }
+            let ledger = c.catch_up().await.unwrap_or_else(|e| panic!("down, {ddl}: {e}"));
+            c.assert_equal(&["t"]);
+            // It is known by now.
+            c.from.psql("UPDATE t SET a = 'after' WHERE id = 4");
+            let next = c.catch_up().await.unwrap();
+            c.assert_equal(&["t"]);
+            assert_eq!(next.accounts.written.rows - ledger.accounts.written.rows, 1, "{ddl}: read again once");
+            if ddl == swapped {
+                continue;
+            }
+            let running = Following::start(&c).await;
+            c.from.psql("UPDATE t SET b = 8 WHERE id = 9");
+            until_equal(&c, "SELECT id, a, b FROM t", "SELECT id, a, b FROM t").await;
+            c.from.psql(&ddl.replace("was", "was2"));
+            c.from.psql("UPDATE t SET b = 7 WHERE id = 3; INSERT INTO t (id, b) VALUES (71, 71)");
+            until_equal(&c, "SELECT id, a, b FROM t", "SELECT id, a, b FROM t").await;
+            running.stop().await.unwrap();
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["t"]);
+        }
+    }
+
+    /// The same of a column that came while the log was followed.
+    async fn a_later_column_that_is_made_again_is_read_again(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql("ALTER TABLE t ADD COLUMN x int; UPDATE t SET x = id");
+        c.catch_up().await.unwrap();
+        for later in ["UPDATE t SET x = 7 WHERE id = 3", ""] {
+            c.from.psql(&format!("ALTER TABLE t DROP COLUMN x; ALTER TABLE t ADD COLUMN x int; {later}"));
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["t"]);
+        }
+    }
+
     /// F49 and F51: a table of the same name is another table; a new value of an enum is only a value.
     async fn a_table_made_again_is_read_again(version: PgVersion) {
         let c = Capture::new(version, &["t"], T);

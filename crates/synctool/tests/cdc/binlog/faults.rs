@@ -146,6 +146,30 @@ fn prepared_transactions_are_refused_and_made_good() {
     stage.assert_equal("one phase");
 }
 
+/// F46: a column that is dropped and made again under its name is another one, and so are its values.
+#[test]
+fn columns_that_are_made_again_are_read_again() {
+    for ddl in [
+        "ALTER TABLE restaurant DROP COLUMN rating, ADD COLUMN rating int DEFAULT 3",
+        "ALTER TABLE restaurant DROP rating; ALTER TABLE restaurant ADD (rating int, note text)",
+        "ALTER TABLE restaurant CHANGE COLUMN rating old int; ALTER TABLE restaurant ADD rating int",
+    ] {
+        let stage = Stage::new();
+        stage.catch_up();
+        stage.from.sql(ddl);
+        stage.from.sql("UPDATE restaurant SET rating = 7 WHERE id = 'r2'");
+        stage.catch_up();
+        stage.assert_equal(ddl);
+        // The one is read before the other is there.
+        stage.from.sql("ALTER TABLE visit DROP COLUMN rating");
+        stage.from.sql("UPDATE users SET first_name = 'between' WHERE id = 1");
+        stage.catch_up();
+        stage.from.sql("ALTER TABLE visit ADD COLUMN rating int");
+        stage.catch_up();
+        stage.assert_equal("dropped and added in two runs");
+    }
+}
+
 /// F46: columns that were dropped or renamed while nobody followed are refused by name, and nothing is lost.
 #[test]
 fn columns_that_went_meanwhile_are_refused_by_name() {

@@ -1,0 +1,153 @@
+//! The publication's tables: taken out and put back, and new ones that somebody is writing to.
+
+use super::*;
+use std::sync::atomic::{AtomicBool, Ordering};
+use synctool_connectors::postgres::log::capture::extend;
+use synctool_core::plan::PlannedTable;
+
+const T: &str =
+    "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT i, 'a' || i FROM generate_series(1, 200) i";
+const GAP: &str = "DELETE FROM t WHERE id % 10 = 0; UPDATE t SET a = 'gap' WHERE id % 10 = 1; INSERT INTO t SELECT i, 'new' FROM generate_series(1000, 1010) i";
+const LATER: &str =
+    "INSERT INTO t VALUES (10, 'again'); UPDATE t SET a = 'later' WHERE id IN (5, 11); DELETE FROM t WHERE id = 12";
+
+/// Makes a plan of all tables of the publication that goes on where the stored one stands, and catches up by it. Says
+/// which tables it has.
+async fn extended(c: &Capture) -> Result<Vec<String>> {
+    let (source, destination) = (c.source(c.options.clone()), c.destination().await);
+    let stored = destination.stored_plan(&c.request.pipeline).await?.expect("a plan");
+    let plan = extend(&source, destination.as_ref(), &stored.plan, c.request.clone()).await?;
+    let name = |t: &PlannedTable| t.read.table.name.clone();
+    let tables = plan.tables.iter().map(name).collect();
+    destination.prepare(plan).await?;
+    c.catch_up().await?;
+    Ok(tables)
+}
+
+/// A session with a transaction that wrote this and is idle now.
+async fn idle_writer(c: &Capture, sql: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(&c.url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
+    client
+}
+
+/// Ends a writer's transaction as soon as somebody waits for it, or nobody did until the end.
+async fn end_when_awaited(c: &Capture, writer: &tokio_postgres::Client, over: &AtomicBool) {
+    synctool_testkit::eventually("somebody to wait for the writer", Duration::from_secs(60), async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_locks%' AND application_name <> 'psql' \
+            AND datname = current_database()";
+        over.load(Ordering::Relaxed) || c.from.psql(waiting) != "0"
+    })
+    .await;
+    writer.batch_execute("COMMIT").await.unwrap();
+}
+
+on_servers! {
+    /// F50: what became of a table while it was not in the publication is made good when it is put back, by us or by
+    /// somebody else; so it is when its filter lets more rows through.
+    async fn a_table_that_is_put_back_is_compared(version: PgVersion) {
+        let gap = format!("{GAP}; ALTER TABLE t ADD COLUMN n int; UPDATE t SET n = id");
+        let out = "ALTER PUBLICATION synctool DROP TABLE t";
+        for (made, out, gap, back) in [
+            ("FOR TABLE t", out, GAP, ""),
+            ("FOR TABLE t", out, GAP, "ALTER PUBLICATION synctool ADD TABLE t"),
+            ("FOR TABLE t", out, gap.as_str(), "ALTER PUBLICATION synctool ADD TABLE t"),
+            ("FOR TABLE t WHERE (id < 100)", "", GAP, "ALTER PUBLICATION synctool SET TABLE t WHERE (id < 5000)"),
+            ("FOR TABLES IN SCHEMA public", "ALTER PUBLICATION synctool DROP TABLES IN SCHEMA public", GAP,
+                "ALTER PUBLICATION synctool ADD TABLES IN SCHEMA public"),
+        ] {
+            let c = Capture::new(version, &["t"], T);
+            c.from.psql(&format!("CREATE PUBLICATION synctool {made}"));
+            c.catch_up().await.unwrap();
+            c.from.psql("UPDATE t SET a = 'read later' WHERE id = 7");
+            for sql in [out, gap, back] {
+                c.from.psql(sql);
+            }
+            let case = format!("{made}, {back}");
+            if !back.is_empty() {
+                c.from.psql(&LATER.replace("(10, 'again')", "(10, 'again') ON CONFLICT DO NOTHING").replace("t VALUES", "t (id, a) VALUES"));
+            }
+            let ledger = c.catch_up().await.unwrap_or_else(|e| panic!("{case}: {e}"));
+            c.assert_equal(&["t"]);
+            c.from.psql("UPDATE t SET a = 'after' WHERE id = 3");
+            let next = c.catch_up().await.unwrap();
+            c.assert_equal(&["t"]);
+            assert_eq!(next.accounts.written.rows - ledger.accounts.written.rows, 1, "{case}: compared once");
+        }
+    }
+
+    /// F50: partitions that are published one by one: rows that one of them got before it was published.
+    async fn a_partition_that_is_put_back_is_compared(version: PgVersion) {
+        let c = Capture::new(version, &["p"], "CREATE TABLE p (id int PRIMARY KEY, a text) PARTITION BY RANGE (id);
+            CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100); CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (300);
+            INSERT INTO p SELECT i, 'a' || i FROM generate_series(1, 200) i; CREATE PUBLICATION synctool FOR TABLE p1, p2");
+        c.catch_up().await.unwrap();
+        c.from.psql("ALTER PUBLICATION synctool DROP TABLE p2");
+        c.from.psql("DELETE FROM p WHERE id % 3 = 0; INSERT INTO p SELECT i, 'new' FROM generate_series(210, 220) i");
+        c.from.psql("ALTER PUBLICATION synctool ADD TABLE p2");
+        c.from.psql("UPDATE p SET a = 'later' WHERE id IN (5, 110)");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["p"]);
+    }
+
+    /// F50: a table is added while somebody writes to it: what they wrote before is not in the log, and not in a
+    /// chunk either before they commit.
+    async fn a_table_that_is_added_waits_for_its_writers(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], &format!("{T}; CREATE TABLE t2 (id int PRIMARY KEY, a text); INSERT INTO t2 VALUES (1, 'there')"));
+        c.request.tables = Vec::new();
+        c.from.psql("CREATE PUBLICATION synctool FOR TABLE t");
+        c.catch_up().await.unwrap();
+        // Somebody who does not touch it is nobody to wait for.
+        let other = idle_writer(&c, "INSERT INTO t VALUES (-5, 'other')").await;
+        let writer = idle_writer(&c, "INSERT INTO t2 VALUES (2, 'before it was published'); UPDATE t2 SET a = 'changed' WHERE id = 1").await;
+        c.from.psql("ALTER PUBLICATION synctool ADD TABLE t2");
+        let over = AtomicBool::new(false);
+        let work = async {
+            let tables = extended(&c).await;
+            over.store(true, Ordering::Relaxed);
+            tables
+        };
+        let (tables, ()) = tokio::join!(work, end_when_awaited(&c, &writer, &over));
+        assert_eq!(tables.unwrap(), ["t", "t2"]);
+        other.batch_execute("COMMIT").await.unwrap();
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t", "t2"]);
+    }
+
+    /// The same where slot and publication were there before us.
+    async fn an_adopted_slot_waits_for_writers(version: PgVersion) {
+        let c = Capture::new(version, &["t"], &format!("{T}; CREATE TABLE other (id int PRIMARY KEY); CREATE PUBLICATION synctool FOR TABLE other"));
+        c.from.psql(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", c.options.slot));
+        let writer = idle_writer(&c, "INSERT INTO t VALUES (-5, 'before it was published')").await;
+        c.from.psql("ALTER PUBLICATION synctool ADD TABLE t");
+        let over = AtomicBool::new(false);
+        let work = async {
+            let done = c.catch_up().await;
+            over.store(true, Ordering::Relaxed);
+            done
+        };
+        let (done, ()) = tokio::join!(work, end_when_awaited(&c, &writer, &over));
+        done.unwrap();
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+    }
+
+    /// A table without a key that the publication gets by itself is left out until it has one; the others go on.
+    async fn a_new_table_without_a_key_waits_for_one(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        c.request.tables = Vec::new();
+        c.from.psql("CREATE PUBLICATION synctool FOR ALL TABLES");
+        c.catch_up().await.unwrap();
+        c.from.psql("CREATE TABLE bare (a int, b text); INSERT INTO bare VALUES (1, 'x'); CREATE TABLE t2 (id int PRIMARY KEY); INSERT INTO t2 VALUES (3); UPDATE t SET a = 'on' WHERE id = 4");
+        assert_eq!(extended(&c).await.unwrap(), ["t", "t2"]);
+        c.assert_equal(&["t", "t2"]);
+        c.from.psql("INSERT INTO bare VALUES (2, 'y'); ALTER TABLE bare ADD PRIMARY KEY (a); UPDATE bare SET b = 'z' WHERE a = 1");
+        assert_eq!(extended(&c).await.unwrap(), ["bare", "t", "t2"]);
+        c.assert_equal(&["t", "t2", "bare"]);
+        // Named, or there from the first, it is refused as ever.
+        c.from.psql("CREATE TABLE bare2 (a int)");
+        c.request.tables = vec![TableId::new("public", "t"), TableId::new("public", "bare2")];
+        assert_eq!(extended(&c).await.unwrap_err().code(), synctool_core::error::code::KEY_MISSING);
+    }
+}

@@ -162,7 +162,11 @@ async fn a_scratch_server_stands_at_the_border_of_two_segments() {
     let archived = place.path().join("archive");
     fs::create_dir(&archived).unwrap();
     let lsn = |sql: &str| server.psql(sql).parse::<Lsn>().unwrap().0;
-    let emit = |length: u64| lsn(&format!("SELECT pg_logical_emit_message(false, 'x', repeat('y', {length}))"));
+    let emit = |length: u64| {
+        lsn(&format!(
+            "SELECT pg_logical_emit_message(false, 'x', repeat('y', {length}))"
+        ))
+    };
     let end = (0..100).find_map(|_| {
         let at = lsn("SELECT pg_current_wal_insert_lsn()");
         let end = (at / (1 << 20) + 1) << 20;

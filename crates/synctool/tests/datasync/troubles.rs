@@ -424,7 +424,7 @@ fn damaged_data_of_the_scratch_server_is_made_anew_and_no_table_is_blamed() {
             _ => Ok(()),
         }
     });
-    let answered = "SELECT count(*) FROM synctool.datasync_requests WHERE done_at IS NOT NULL AND ok";
+    let answered = "SELECT count(*) FROM synctool.datasync_requests WHERE kind = 'resync' AND ok";
     wait_for("the copy", PATIENCE, || world.local.psql(answered) == "1");
     world.same(&["wide"]);
     assert_eq!(world.state("public.wide"), "synced");

@@ -170,7 +170,7 @@ impl World {
         reached(next.take_up_to(stored.furthest).await?)?;
         next.check_backup()?;
         if !next.is_readable().await? {
-            begun = Some(self.pass_over(&mut next, position).await?);
+            begun = Some(Box::pin(self.pass_over(&mut next, position)).await?);
         }
         match &begun {
             None => self.bring(&mut next, stored, self.owner()?).await?,

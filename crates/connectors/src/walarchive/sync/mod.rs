@@ -230,7 +230,7 @@ impl DataSync {
             self.replay.passed(applied);
         }
         if !self.standing && (self.passing || !self.replay.is_readable().await?) {
-            return self.pass_over(known).await;
+            return Box::pin(self.pass_over(known)).await;
         }
         if !self.standing && self.planned.is_none() {
             let parameters = self.replay.scan.parameters().cloned();

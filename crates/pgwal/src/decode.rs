@@ -14,6 +14,8 @@ pub struct Decoder {
     identity: Identity,
     /// The next byte that was not looked at yet.
     next: Lsn,
+    /// Where the last whole record ended, as a server says it: behind it the header of a page may follow.
+    end: Lsn,
     state: State,
     /// The last whole record: the one that follows names it.
     previous: Option<Lsn>,
@@ -57,6 +59,7 @@ impl Decoder {
         Decoder {
             identity,
             next,
+            end: next,
             state,
             previous: None,
             timeline: 0,
@@ -74,11 +77,12 @@ impl Decoder {
         self.timeline
     }
 
-    /// Where the next record starts: the end of the last whole one. While a record is unfinished, its own start.
+    /// The end of the last whole record, where a server that has replayed it says that it stands. The next record starts
+    /// here, or behind the header of the page that starts here.
     pub fn position(&self) -> Lsn {
         match self.state {
-            State::Inside { start, .. } => start,
-            _ => self.next,
+            State::Tail { .. } | State::Lost => self.next,
+            State::Boundary | State::Inside { .. } | State::Switched => self.end,
         }
     }
 
@@ -174,6 +178,7 @@ impl Feed<'_, '_> {
                     };
                     if take == remaining {
                         d.next = d.next.aligned();
+                        d.end = d.next;
                         d.state = State::Boundary;
                     }
                 }
@@ -210,6 +215,7 @@ impl Feed<'_, '_> {
             }
         }
         let end = self.decoder.next;
+        self.decoder.end = end;
         Ok(Some(Record::new(
             self.decoder.identity.major,
             start,
@@ -282,7 +288,10 @@ impl Feed<'_, '_> {
             State::Lost if header.continued => State::Tail {
                 remaining: header.remaining as usize,
             },
-            State::Lost => State::Boundary,
+            State::Lost => {
+                d.end = page;
+                State::Boundary
+            }
             State::Boundary | State::Switched if header.continued => {
                 return Err(Error::page(page, "the rest of a record that was never begun"));
             }

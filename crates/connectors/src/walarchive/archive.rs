@@ -122,6 +122,23 @@ pub struct Segment {
     pub path: PathBuf,
 }
 
+/// A file that a command brought; it is removed when it is let go.
+#[derive(Debug)]
+pub struct Fetched(PathBuf);
+
+impl Fetched {
+    /// Where it is meanwhile.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 /// Why a file cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
@@ -142,13 +159,23 @@ impl Archive {
         }
     }
 
+    /// Removes what a process that was killed had fetched.
+    pub(super) fn tidy(&self) -> Result<()> {
+        match self {
+            Archive::Command { scratch, .. } if scratch.exists() => {
+                fs::remove_dir_all(scratch).map_err(|e| file_error(scratch, &e))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether it can say what it has.
     pub fn lists(&self) -> bool {
         matches!(self, Archive::Directory(_))
     }
 
     /// Fetches a file by its name through the command; None if there is none.
-    pub async fn fetch(&self, file: &str) -> Result<Option<PathBuf>> {
+    pub async fn fetch(&self, file: &str) -> Result<Option<Fetched>> {
         let Archive::Command {
             command,
             scratch,
@@ -158,8 +185,10 @@ impl Archive {
             return Ok(None);
         };
         fs::create_dir_all(scratch).map_err(|e| file_error(scratch, &e))?;
-        let path = scratch.join(file);
-        let _ = fs::remove_file(&path);
+        // Whoever only looks may fetch the same at the same time.
+        let fetched = Fetched(scratch.join(format!("{file}.{}", std::process::id())));
+        let path = fetched.path();
+        let _ = fs::remove_file(path);
         let line = names::command(command, file, &path.display().to_string())?;
         let mut shell = tokio::process::Command::new("/bin/sh");
         shell
@@ -185,7 +214,7 @@ impl Archive {
         };
         // 126 and 127 are the shell's own: the command is not there, or may not be run.
         match status.code() {
-            Some(0) => Ok(path.is_file().then_some(path)),
+            Some(0) => Ok(path.is_file().then_some(fetched)),
             Some(126 | 127) => Err(failed("wal_fetch_command is not a program that can be run".into())),
             None => Err(failed("wal_fetch_command was ended by a signal".into())),
             Some(_) => Ok(None),
@@ -314,6 +343,34 @@ pub fn unpack_history(path: &Path) -> Result<Vec<u8>> {
         .caused_by(e)
     })?;
     Ok(bytes)
+}
+
+/// Where the history of a timeline is, in a directory or fetched for a while.
+pub(super) enum HistoryFile {
+    Stands(PathBuf),
+    Fetched(Fetched),
+}
+
+impl HistoryFile {
+    pub(super) async fn find(archive: &Archive, timeline: u32) -> Result<Option<HistoryFile>> {
+        Ok(match archive {
+            Archive::Directory(directory) => {
+                let found = Listing::of(directory)?.histories.remove(&timeline);
+                found.map(HistoryFile::Stands)
+            }
+            command => {
+                let found = command.fetch(&format!("{timeline:08X}.history")).await?;
+                found.map(HistoryFile::Fetched)
+            }
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            HistoryFile::Stands(path) => path,
+            HistoryFile::Fetched(file) => file.path(),
+        }
+    }
 }
 
 /// Reads a timeline's history.

@@ -82,9 +82,15 @@ impl Scan {
         self.decoder.needs()
     }
 
-    /// Where the next record starts.
+    /// Where the last whole record ended.
     pub fn position(&self) -> Lsn {
         self.decoder.position()
+    }
+
+    /// From here a new scan must begin to know as much as this one. A record that is still unfinished belongs to what
+    /// comes: a new scan must see its beginning.
+    pub fn restart(&self) -> Lsn {
+        self.scanner.restart().min(self.position())
     }
 
     /// Whether nothing that is still open began before the scan: only from such a place on can batches be applied.
@@ -170,11 +176,9 @@ impl Scan {
 
     /// Ends the batch here and begins the next.
     pub fn finish(&mut self) -> Batch {
-        let to = self.decoder.position();
+        let (to, restart) = (self.position(), self.restart());
         let mut batch = std::mem::replace(&mut self.batch, Batch::new(to));
-        batch.to = to;
-        // A record that is still unfinished belongs to what comes: a new scan must see its beginning.
-        batch.restart = self.scanner.restart().min(to);
+        (batch.to, batch.restart) = (to, restart);
         for changes in batch.files.values_mut() {
             changes.addresses.settle();
         }

@@ -1,9 +1,10 @@
 //! What Data Sync makes in the local database. The tables and views that users look into stand in `public` under the
 //! names of the brief; what only the program reads stands in the schema `synctool`.
 
-/// Whether everything is there: the table that came last, and the view that is made last.
-pub const EXISTS: &str =
-    "SELECT to_regclass('synctool.datasync_copies') IS NOT NULL AND to_regclass('public.data_sync_errors') IS NOT NULL";
+/// Whether everything is there: the column that came last, and the view that is made last.
+pub const EXISTS: &str = "
+SELECT to_regclass('public.data_sync_errors') IS NOT NULL AND EXISTS (SELECT FROM pg_catalog.pg_attribute
+    WHERE attrelid = to_regclass('synctool.datasync_state') AND attname = 'database_name')";
 
 /// Makes it, as one transaction: of two programs that begin at once, the second waits.
 pub const CREATE: &str = "
@@ -74,6 +75,7 @@ CREATE TABLE IF NOT EXISTS synctool.datasync_state (
     restart_segment text NOT NULL,
     updated_at timestamptz NOT NULL DEFAULT now()
 );
+ALTER TABLE synctool.datasync_state ADD COLUMN IF NOT EXISTS database_name text;
 CREATE TABLE IF NOT EXISTS synctool.datasync_tables (
     schema_name text NOT NULL,
     table_name text NOT NULL,

@@ -17,6 +17,8 @@ pub struct Follower {
     identity: Identity,
     history: History,
     decoder: Decoder,
+    /// Up to here it stays on its timeline: this much of it was read before.
+    floor: Lsn,
     /// How often the archive is looked at before something that is missing or broken becomes an error.
     patience: u32,
     waited: Option<Waited>,
@@ -47,6 +49,22 @@ pub enum Waiting {
         /// The one that is there.
         later: SegmentName,
     },
+    /// It was not archived yet, and there is a timeline that left this one before our place.
+    Forked {
+        /// The one that is awaited.
+        awaited: SegmentName,
+        /// The other timeline.
+        timeline: u32,
+        /// Where it forked.
+        at: Lsn,
+    },
+}
+
+impl Waiting {
+    /// Whether somebody will have to act if it does not pass by itself soon.
+    pub fn is_trouble(&self) -> bool {
+        !matches!(self, Waiting::NotYet(_) | Waiting::Partial(_))
+    }
 }
 
 impl fmt::Display for Waiting {
@@ -56,6 +74,10 @@ impl fmt::Display for Waiting {
             Waiting::Partial(name) => write!(f, "of segment {name} only the beginning is archived"),
             Waiting::Unready(name, why) => write!(f, "segment {name} cannot be taken yet: {why}"),
             Waiting::Gap { missing, later } => write!(f, "segment {missing} is missing, though {later} is there"),
+            Waiting::Forked { awaited, timeline, at } => write!(
+                f,
+                "segment {awaited} is not archived yet, and timeline {timeline} forked before it, at {at}"
+            ),
         }
     }
 }
@@ -77,9 +99,18 @@ impl Follower {
             identity,
             decoder: Decoder::at(identity, from),
             history,
+            floor: Lsn(0),
             patience,
             waited: None,
         }
+    }
+
+    /// Up to this place the timeline it begins with was read before: it goes over to another one only from there on, and
+    /// only to one that left it there or later.
+    #[must_use]
+    pub fn staying_until(mut self, floor: Lsn) -> Self {
+        self.floor = floor;
+        self
     }
 
     /// How far the log is checked: the end of the last whole record.
@@ -106,24 +137,34 @@ impl Follower {
     /// Looks for the next segment. An error is final: production's log cannot be followed from here without help.
     pub async fn next(&mut self) -> Result<Next> {
         let listing = self.listed.list(&self.archive, self.awaited())?;
-        self.find_timeline(&listing).await?;
+        let left = self.find_timeline(&listing).await?;
         let name = self.awaited();
-        let candidates = match listing.segments.get(&name) {
-            Some(paths) => paths.clone(),
-            None => self.archive.fetch(&name.to_string()).await?.into_iter().collect(),
+        let standing = listing.segments.get(&name).cloned().unwrap_or_default();
+        let fetched = match standing.is_empty() {
+            true => self.archive.fetch(&name.to_string()).await?,
+            false => None,
         };
-        let waiting = if candidates.is_empty() {
-            self.absent(name, &listing)
-        } else {
-            match self.admit(name, &candidates)? {
+        let candidates = match &fetched {
+            Some(file) => vec![file.path().to_owned()],
+            None => standing.clone(),
+        };
+        let waiting = match candidates.is_empty() {
+            true => match (self.absent(name, &listing), left) {
+                (Waiting::NotYet(awaited) | Waiting::Partial(awaited), Some((timeline, at))) => {
+                    Waiting::Forked { awaited, timeline, at }
+                }
+                (waiting, _) => waiting,
+            },
+            false => match self.admit(name, &candidates)? {
                 Ok(segment) => {
                     self.waited = None;
                     return Ok(Next::Segment(Box::new(segment)));
                 }
                 Err(why) => Waiting::Unready(name, why),
-            }
+            },
         };
-        self.wait(waiting, &candidates)
+        // What a command brings is another file each time, whatever is in it.
+        self.wait(waiting, &standing)
     }
 
     fn absent(&self, name: SegmentName, listing: &Listing) -> Waiting {
@@ -254,48 +295,51 @@ impl Follower {
             )
             .at("lsn", self.position().to_string())
             .hint("put the segment back, or take a new base backup and start over")),
+            Waiting::Forked { timeline, at, .. } => {
+                let (ours, place) = (self.timeline(), self.position().max(self.floor));
+                Err(Error::new(
+                    code::WAL_TIMELINE,
+                    format!("production went on on timeline {timeline}, which forked at {at}, before {place} of timeline {ours}"),
+                )
+                .at("timeline", timeline.to_string())
+                .at("lsn", place.to_string())
+                .hint("rows after the fork were applied that production no longer has: start over from a base backup of the new timeline"))
+            }
         }
     }
 
-    /// Goes over to a newer timeline if it left this one at or behind our place.
-    async fn find_timeline(&mut self, listing: &Listing) -> Result<()> {
+    /// Goes over to a newer timeline if it left this one at or behind our place. Gives one that left it before, and where,
+    /// if there is no other: it matters only if ours has ended.
+    async fn find_timeline(&mut self, listing: &Listing) -> Result<Option<(u32, Lsn)>> {
         let mut newer: Vec<History> = Vec::new();
         for (timeline, path) in listing.histories.range(self.history.timeline() + 1..) {
             newer.push(archive::read_history(*timeline, path)?);
         }
         if !self.archive.lists() {
-            let timeline = self.history.timeline() + 1;
-            if let Some(path) = self.archive.fetch(&format!("{timeline:08X}.history")).await? {
-                newer.push(archive::read_history(timeline, &path)?);
+            for timeline in self.history.timeline() + 1.. {
+                let Some(file) = self.archive.fetch(&format!("{timeline:08X}.history")).await? else {
+                    break;
+                };
+                newer.push(archive::read_history(timeline, file.path())?);
             }
         }
         let position = self.position();
         let ours = self.history.timeline();
-        let fits = |history: &&History| history.left(ours).is_some_and(|at| at >= position);
+        let place = position.max(self.floor);
+        let fits = |history: &&History| history.left(ours).is_some_and(|at| at >= place);
         if let Some(history) = newer.iter().rev().find(fits) {
-            self.history = history.clone();
-            // The fork may lie in a segment that was read already: the new timeline has its own copy of it.
-            self.decoder = Decoder::at(self.identity, position);
-            self.waited = None;
-            return Ok(());
+            if position >= self.floor {
+                self.history = history.clone();
+                // The fork may lie in a segment that was read already: the new timeline has its own copy of it.
+                self.decoder = Decoder::at(self.identity, position);
+                self.waited = None;
+            }
+            return Ok(None);
         }
-        let Some(history) = newer.last() else { return Ok(()) };
-        // A timeline nobody can follow matters only if ours has ended.
-        if listing.segments.contains_key(&self.awaited()) {
-            return Ok(());
-        }
-        let timeline = history.timeline();
-        let left = history
-            .left(ours)
-            .or_else(|| history.forks().last().map(|f| f.at))
-            .unwrap_or_default();
-        Err(Error::new(
-            code::WAL_TIMELINE,
-            format!("production went on on timeline {timeline}, which forked at {left}, before {position} of timeline {ours}"),
-        )
-        .at("timeline", timeline.to_string())
-        .at("lsn", position.to_string())
-        .hint("rows after the fork were applied that production no longer has: start over from a base backup of the new timeline"))
+        Ok(newer.last().map(|history| {
+            let left = history.left(ours).or_else(|| history.forks().last().map(|f| f.at));
+            (history.timeline(), left.unwrap_or_default())
+        }))
     }
 }
 

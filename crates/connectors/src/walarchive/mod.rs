@@ -18,6 +18,7 @@ pub mod follow;
 pub mod journal;
 pub mod log;
 pub mod names;
+mod readable;
 pub mod replay;
 pub mod scratch;
 mod sql;

@@ -1,15 +1,16 @@
 //! Production's log, brought to a scratch server piece by piece: what the archive gives is checked and scanned, and waits
 //! until the gate is opened for it; then the scratch server stands at the next known place.
 
-use super::archive::{self, Archive, Listing};
+use super::archive::{self, Archive, HistoryFile};
 use super::base::Backup;
 use super::batch::{Batch, Scan};
 use super::control::Control;
 use super::follow::{Follower, Next, Waiting};
+use super::readable::Readable;
 use super::scratch::{Scratch, ScratchConfig};
 use super::touched::Room;
 use crate::postgres::Connection;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{History, Identity, Lsn, Major, Parameters, SegmentName};
@@ -42,6 +43,8 @@ pub(super) struct Stored {
     pub(super) at: Lsn,
     /// From here a scan must begin to know what is open at `at`.
     pub(super) restart: Lsn,
+    /// The end of a batch that was begun at `at`: the log is known up to here, on this timeline.
+    pub(super) furthest: Lsn,
 }
 
 /// A scratch server with the log that it is given.
@@ -51,6 +54,9 @@ pub(super) struct Replay {
     pub(super) scratch: Scratch,
     pub(super) follower: Follower,
     pub(super) scan: Scan,
+    readable: Readable,
+    /// Where the scan began.
+    start: Lsn,
     /// What the scan holds beyond the last batch.
     pub(super) taken: Vec<SegmentName>,
 }
@@ -64,6 +70,7 @@ impl Replay {
         if ready.exists() {
             std::fs::remove_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
         }
+        config.archive.tidy()?;
         Ok(scratch)
     }
 
@@ -85,9 +92,12 @@ impl Replay {
             directory: config.scratch.directory.clone(),
         };
         let applied = stored.map_or(start, |s| s.at);
+        let follower = Follower::new(config.archive.clone(), identity, history, start, config.patience);
         Ok(Replay {
-            follower: Follower::new(config.archive.clone(), identity, history, start, config.patience),
+            follower: follower.staying_until(stored.map_or(start, |s| s.furthest)),
             scan: Scan::new(identity, None, start, applied, room),
+            readable: Readable::new(identity, scratch.replays_from()),
+            start,
             config,
             scratch,
             taken: Vec::new(),
@@ -102,6 +112,7 @@ impl Replay {
             Next::Segment(segment) => {
                 if self.follower.timeline() != timeline {
                     self.scan.change_timeline();
+                    self.readable.change_timeline();
                 }
                 self.scan.take(&segment)?;
                 self.taken.push(segment.name);
@@ -114,9 +125,37 @@ impl Replay {
         }
     }
 
-    /// Takes segments until the scan stands at a place that was known before.
+    /// Takes segments until the scan stands at a place that was known before. The same log comes to the same place.
     pub(super) async fn take_up_to(&mut self, at: Lsn) -> Result<Option<Waiting>> {
         while self.scan.position() < at {
+            if let Some(why) = self.take().await? {
+                return Ok(Some(why));
+            }
+        }
+        let found = self.scan.position();
+        match found == at {
+            true => Ok(None),
+            false => Err(Error::new(
+                code::WAL_DAMAGED,
+                format!(
+                    "the archive holds another log than the one that was followed: it comes to {found} and not to {at}"
+                ),
+            )
+            .at("lsn", at.to_string())
+            .hint("put back the segments as production archived them, or start over from a base backup")),
+        }
+    }
+
+    /// What was taken up to a place that is stored was counted before.
+    pub(super) fn passed(&mut self, at: Lsn) {
+        let size = self.scratch.control().segment_size;
+        let is_beyond = |name: &SegmentName| name.start(size).is_none_or(|start| start.0 + size.bytes() > at.0);
+        self.taken.retain(is_beyond);
+    }
+
+    /// Takes segments until the scratch server can be read, behind a place at which it cannot.
+    pub(super) async fn take_beyond(&mut self, at: Lsn) -> Result<Option<Waiting>> {
+        while self.scan.position() <= at || !self.is_readable().await? {
             if let Some(why) = self.take().await? {
                 return Ok(Some(why));
             }
@@ -129,7 +168,7 @@ impl Replay {
         loop {
             // An earlier attempt may have let more through: the scratch server stands behind that.
             let next = self.follower.awaited().to_string();
-            if self.is_consistent() && !self.scratch.admitted(&next) {
+            if self.is_consistent() && !self.scratch.admitted(&next) && self.is_readable().await? {
                 return Ok(Ok(self.scan.finish()));
             }
             if let Some(why) = self.take().await? {
@@ -152,13 +191,46 @@ impl Replay {
         Ok(Ok(self.scan.finish()))
     }
 
-    /// Whether the scratch server can be read here, and every touch from here on is known.
+    /// Whether the scratch server lets anybody read once it has replayed everything that was taken. That depends on where
+    /// it begins: one that runs already begins nowhere again.
+    pub(super) async fn is_readable(&mut self) -> Result<bool> {
+        if self.scratch.replayed().await?.is_some() {
+            return Ok(true);
+        }
+        let (history, ready, scratch) = (self.follower.history(), self.ready(), &self.scratch);
+        self.readable.look(history, self.scan.position(), |name| {
+            [ready.join(name), scratch.gate().join(name)]
+                .into_iter()
+                .find(|path| path.is_file())
+        })
+    }
+
+    /// Whether the scratch server's data is whole here, and every touch from here on is known.
     fn is_consistent(&self) -> bool {
-        let ended = match self.scratch.label().from_standby {
+        self.backup_ended() && self.scan.is_complete()
+    }
+
+    /// Whether the base backup ended in what was taken.
+    fn backup_ended(&self) -> bool {
+        match self.scratch.label().from_standby {
             true => self.scan.position() >= self.scratch.control().min_recovery,
             false => self.scan.backup_ended(),
-        };
-        ended && self.scan.is_complete()
+        }
+    }
+
+    /// Fails if a base backup that was not replayed yet ends behind the place that was read up to: nothing stands there.
+    pub(super) fn check_backup(&self) -> Result<()> {
+        let label = self.scratch.label();
+        if !self.scratch.is_fresh() || self.start > label.start || self.backup_ended() {
+            return Ok(());
+        }
+        let what = format!(
+            "the base backup, begun at {}, ends behind the stored place {}",
+            label.start,
+            self.scan.position()
+        );
+        Err(Error::new(code::CONFIG_INVALID, what)
+            .hint("use an older base backup, or start over: synctool datasync clear --rebuild"))
     }
 
     /// Where segments wait until the gate is opened for them.
@@ -198,12 +270,8 @@ impl Replay {
             if self.scratch.admitted(&name) {
                 continue;
             }
-            let path = match &self.config.archive {
-                Archive::Directory(directory) => Listing::of(directory)?.histories.remove(&timeline),
-                command => command.fetch(&name).await?,
-            };
-            if let Some(path) = path {
-                self.scratch.admit(&name, &archive::unpack_history(&path)?)?;
+            if let Some(file) = HistoryFile::find(&self.config.archive, timeline).await? {
+                self.scratch.admit(&name, &archive::unpack_history(file.path())?)?;
             }
         }
         Ok(())
@@ -265,12 +333,8 @@ pub(super) async fn history(archive: &Archive, timeline: u32) -> Result<History>
     if timeline == 1 {
         return Ok(History::first());
     }
-    let path = match archive {
-        Archive::Directory(directory) => Listing::of(directory)?.histories.remove(&timeline),
-        command => command.fetch(&format!("{timeline:08X}.history")).await?,
-    };
-    match path {
-        Some(path) => archive::read_history(timeline, Path::new(&path)),
+    match HistoryFile::find(archive, timeline).await? {
+        Some(file) => archive::read_history(timeline, file.path()),
         None => Err(Error::new(
             code::WAL_TIMELINE,
             format!("the history of timeline {timeline} is not in the archive"),

@@ -52,6 +52,33 @@ pub struct Scratch {
     label: Label,
 }
 
+/// The right to use a scratch directory, which one process has at a time.
+#[derive(Debug)]
+pub(super) struct Hold {
+    _file: fs::File,
+}
+
+impl Hold {
+    /// Takes it.
+    pub(super) fn take(config: &ScratchConfig) -> Result<Hold> {
+        let directory = &config.directory;
+        let path = directory.join("lock");
+        let failed = |e: std::io::Error| file_error(&path, &e);
+        fs::create_dir_all(directory).map_err(failed)?;
+        let file = fs::File::create(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Hold { _file: file }),
+            Err(fs::TryLockError::WouldBlock) => {
+                let what = "the scratch directory is in use by another process";
+                Err(Error::new(code::LOCKED, what)
+                    .at("directory", directory.display().to_string())
+                    .hint("each pipeline and each Data Sync needs a scratch directory of its own; what looks at a running pipeline must wait for its end"))
+            }
+            Err(fs::TryLockError::Error(e)) => Err(failed(e)),
+        }
+    }
+}
+
 /// Its process, whatever its data is worth.
 #[derive(Debug)]
 struct Server {
@@ -141,14 +168,29 @@ impl Scratch {
         self.config.directory.join("data")
     }
 
-    /// From where it will replay, if it does not hold the log from there on: it was made anew since.
-    pub fn lacks(&self) -> Option<Lsn> {
-        let from = match self.data().join("backup_label").exists() {
+    /// From where it replays when it is started.
+    pub(super) fn replays_from(&self) -> Lsn {
+        match self.is_fresh() {
             true => self.label.start,
             false => self.control.redo,
-        };
+        }
+    }
+
+    /// Whether it was never started: then it begins with its base backup.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.data().join("backup_label").exists()
+    }
+
+    /// Where the log that it may see is.
+    pub(super) fn gate(&self) -> PathBuf {
+        self.config.directory.join("gate")
+    }
+
+    /// From where it will replay, if it does not hold the log from there on: it was made anew since.
+    pub fn lacks(&self) -> Option<Lsn> {
+        let from = self.replays_from();
         let size = self.control.segment_size;
-        let gate = fs::read_dir(self.config.directory.join("gate"));
+        let gate = fs::read_dir(self.gate());
         let holds = gate.into_iter().flatten().flatten().any(|entry| {
             let name = entry.file_name().to_str().and_then(SegmentName::parse);
             name.and_then(|name| name.number(size)) == Some(size.number(from))
@@ -171,8 +213,17 @@ impl Scratch {
         }
     }
 
-    /// Removes it, so that it is made again from the base backup.
+    /// Removes it, so that it is made again from the base backup. Fails while somebody uses it.
     pub async fn discard(config: &ScratchConfig) -> Result<()> {
+        if !Scratch::exists(config) {
+            return Ok(());
+        }
+        let _held = Hold::take(config)?;
+        Scratch::discard_held(config).await
+    }
+
+    /// The same for whoever holds the directory.
+    pub(super) async fn discard_held(config: &ScratchConfig) -> Result<()> {
         let finished = config.directory.join(FINISHED);
         if !finished.is_file() {
             return Ok(());
@@ -234,11 +285,7 @@ impl Scratch {
 
     /// Lets it see a file of the log: a segment or a history. The file appears there whole.
     pub fn admit(&self, name: &str, content: &[u8]) -> Result<()> {
-        put(
-            &self.config.directory.join("gate").join(name),
-            content,
-            self.server.account,
-        )
+        put(&self.gate().join(name), content, self.server.account)
     }
 
     /// The same with a file beside the gate, which moves there.
@@ -246,17 +293,17 @@ impl Scratch {
         let failed = |e: std::io::Error| file_error(file, &e);
         let open = fs::File::open(file).map_err(failed)?;
         settle_file(&open, file, self.server.account).map_err(failed)?;
-        fs::rename(file, self.config.directory.join("gate").join(name)).map_err(failed)
+        fs::rename(file, self.gate().join(name)).map_err(failed)
     }
 
     /// Whether a file was let through.
     pub fn admitted(&self, name: &str) -> bool {
-        self.config.directory.join("gate").join(name).is_file()
+        self.gate().join(name).is_file()
     }
 
     /// Takes back segments that it needs no more.
     pub fn forget(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        let gate = self.config.directory.join("gate");
+        let gate = self.gate();
         for entry in fs::read_dir(&gate).map_err(|e| file_error(&gate, &e))?.flatten() {
             if entry.file_name().to_str().is_some_and(|name| !wanted(name)) {
                 fs::remove_file(entry.path()).map_err(|e| file_error(&entry.path(), &e))?;
@@ -303,6 +350,15 @@ impl Scratch {
             None => match self.connect("template1").await {
                 Ok(open) => open,
                 Err(e) if e.kind().is_transient() || e.code() == code::SERVER_ERROR => return Ok(None),
+                Err(e) if e.code() == code::AUTH_FAILED => {
+                    let what = format!(
+                        "scratch_role: production has no role {} that may log in",
+                        self.config.role
+                    );
+                    return Err(Error::new(code::CONFIG_INVALID, what)
+                        .caused_by(e)
+                        .hint("name a superuser of production's cluster"));
+                }
                 // Every server has this database: this one's data is damaged.
                 Err(e) => {
                     let what = format!("the scratch server cannot be asked: {}", e.message());
@@ -364,6 +420,25 @@ impl Scratch {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// An error of one of its sessions. What damaged data says is the server's trouble and not that of the table that was
+/// read: it is made again.
+pub(super) fn blamed(error: Error) -> Error {
+    let state = error.context().iter().find(|(key, _)| *key == "sqlstate");
+    let damaged = match state.map(|(_, state)| state.as_str()) {
+        Some("XX001" | "XX002" | "58030") => true,
+        // A library that is not installed is no file of the data.
+        Some("58P01") => !error.message().contains("could not access file"),
+        _ => false,
+    };
+    if !damaged {
+        return error;
+    }
+    let what = format!("the scratch server's data is damaged: {}", error.message());
+    Error::new(code::SCRATCH, what).caused_by(error).hint(
+        "after the third time it is made anew from the base backup; if the backup is damaged too, take another one",
+    )
 }
 
 impl Server {

@@ -13,14 +13,15 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d O
         AND d.datname = current_database())";
 
 /// What is stored about the whole.
-pub const STATE: &str = "SELECT system_id, timeline, applied_lsn::text, restart_lsn::text FROM synctool.datasync_state";
+pub const STATE: &str =
+    "SELECT system_id, timeline, applied_lsn::text, restart_lsn::text, database_name FROM synctool.datasync_state";
 
 /// Moves the place, in the transaction that changes the rows.
 pub const MOVE: &str = "
 INSERT INTO synctool.datasync_state
-    (system_id, timeline, applied_lsn, restart_lsn, last_commit, last_segment, restart_segment)
-VALUES ($1, $2, $3::text::pg_lsn, $4::text::pg_lsn, to_timestamp($5::float8), $6, $7)
-ON CONFLICT (one) DO UPDATE SET timeline = excluded.timeline, applied_lsn = excluded.applied_lsn,
+    (system_id, timeline, applied_lsn, restart_lsn, last_commit, last_segment, restart_segment, database_name)
+VALUES ($1, $2, $3::text::pg_lsn, $4::text::pg_lsn, to_timestamp($5::float8), $6, $7, $8)
+ON CONFLICT (one) DO UPDATE SET timeline = excluded.timeline, database_name = excluded.database_name, applied_lsn = excluded.applied_lsn,
     restart_lsn = excluded.restart_lsn, last_commit = coalesce(excluded.last_commit, datasync_state.last_commit),
     last_segment = excluded.last_segment, restart_segment = excluded.restart_segment, updated_at = clock_timestamp()";
 
@@ -126,7 +127,7 @@ SELECT top.nth, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, a
                 FROM pg_catalog.pg_enum l WHERE l.enumtypid = b.oid)
             WHEN 'c' THEN (SELECT string_agg(quote_ident(f.attname) || ' ' || pg_catalog.format_type(f.atttypid, f.atttypmod), ', ' ORDER BY f.attnum)
                 FROM pg_catalog.pg_attribute f WHERE f.attrelid = b.typrelid AND f.attnum > 0 AND NOT f.attisdropped)
-        END)
+        END), a.attnum
 FROM top LEFT JOIN leaf l ON l.nth = top.nth
 LEFT JOIN pg_catalog.pg_class c ON c.oid = l.oid
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -137,6 +138,18 @@ LEFT JOIN pg_catalog.pg_type b ON b.oid = CASE e.typtype WHEN 'd' THEN e.typbase
 LEFT JOIN LATERAL (SELECT pg_catalog.array_position(i.indkey::int2[], a.attnum)::int4 AS place
     FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary) k ON true
 ORDER BY top.nth, n.nspname, c.relname, a.attnum";
+
+/// Whether a table, its indexes, the table of its long values or the index of that is locked so that nobody can read it:
+/// on a standby only production does that.
+pub const IS_LOCKED: &str = "
+WITH own AS (SELECT c.oid, c.reltoastrelid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2),
+both_tables AS (SELECT oid FROM own UNION ALL SELECT reltoastrelid FROM own),
+read AS (SELECT oid FROM both_tables UNION ALL
+    SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid IN (SELECT oid FROM both_tables))
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN read r ON r.oid = l.relation
+    WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.granted
+        AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()))";
 
 /// Whether a table waits for its copy.
 pub const WAITING: &str = "SELECT EXISTS (SELECT FROM synctool.datasync_tables WHERE state = 'waiting')";
@@ -286,11 +299,6 @@ pub fn addresses(addresses: &[(u32, u16)]) -> String {
 fn texts(prefix: &str, columns: &[&str]) -> String {
     let each: Vec<String> = columns.iter().map(|c| format!("{prefix}{}::text", ident(c))).collect();
     format!("ARRAY[{}]::text[]", each.join(", "))
-}
-
-/// Fails if production holds a lock on the table that is not over at the scratch server's place.
-pub fn probe(schema: &str, name: &str) -> String {
-    format!("SELECT FROM ONLY {} LIMIT 0", table(schema, name))
 }
 
 /// Reads what identifies the rows at these addresses, for the table of pre-images.

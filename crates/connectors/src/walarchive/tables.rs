@@ -1,5 +1,6 @@
 //! Tables on both sides, and rows that travel between them without being looked at.
 
+use super::scratch::blamed;
 use super::sql;
 use crate::postgres::Connection;
 use bytes::{Bytes, BytesMut};
@@ -36,6 +37,8 @@ pub struct Table {
     pub selected: String,
     /// Its columns in order.
     pub columns: Vec<Column>,
+    /// The server's numbers of these: a column that is dropped and made again has another.
+    pub numbers: Vec<i16>,
     /// Whether it is a plain table: no view, no table of another server.
     pub ordinary: bool,
     /// Whether its changes are in the log.
@@ -85,9 +88,9 @@ impl Table {
         display(&self.name)
     }
 
-    /// Everything that must be alike on both sides, as text: it changes when production changes the table.
+    /// How the table is made on its server, as text: it changes when production changes the table.
     pub fn shape(&self) -> String {
-        format!("{:?}", self.columns)
+        format!("{:?} {:?}", self.columns, self.numbers)
     }
 
     /// The local table must be as production's; the order of the columns does not matter.
@@ -212,6 +215,7 @@ pub async fn find_named(session: &Connection, selected: Vec<String>, names: Vec<
             name: name.clone(),
             selected: text.clone(),
             columns: Vec::new(),
+            numbers: Vec::new(),
             ordinary: kind == "r",
             logged: persistence == "p",
         });
@@ -224,6 +228,7 @@ pub async fn find_named(session: &Connection, selected: Vec<String>, names: Vec<
                 key: row.get(8),
                 shape: row.get(9),
             });
+            table.numbers.push(row.get(10));
         }
     }
     Ok(found)
@@ -234,7 +239,7 @@ pub async fn files(session: &Connection) -> Result<BTreeMap<Name, RelFile>> {
     let rows = session
         .query(sql::FILES, &[])
         .await
-        .map_err(|e| session.error(e, "reading the catalog"))?;
+        .map_err(|e| blamed(session.error(e, "reading the catalog")))?;
     let file = |row: &tokio_postgres::Row| {
         let name: Name = (row.get(0), row.get(1));
         let file = RelFile {
@@ -247,13 +252,13 @@ pub async fn files(session: &Connection) -> Result<BTreeMap<Name, RelFile>> {
     Ok(rows.iter().map(file).collect())
 }
 
-/// Lets rows flow from one COPY into another, byte for byte; returns how many.
+/// Lets rows of the scratch server flow from one COPY into another, byte for byte; returns how many.
 pub async fn copy(from: &Connection, read: &str, to: &Connection, write: &str, what: &str) -> Result<u64> {
     let mut read = Some(read.to_owned());
     copy_each(from, move || Ok(read.take()), to, write, what).await
 }
 
-/// Lets the rows of several COPYs, one after the other, flow into one; returns how many.
+/// Lets the rows of several COPYs of the scratch server, one after the other, flow into one; returns how many.
 pub async fn copy_each(
     from: &Connection,
     mut next: impl FnMut() -> Result<Option<String>>,
@@ -267,10 +272,11 @@ pub async fn copy_each(
     pin_mut!(sink);
     let mut gathered = BytesMut::with_capacity(MESSAGE);
     while let Some(read) = next()? {
-        let rows = from.copy_out(&read).await.map_err(|e| from.error(e, what))?;
+        let failed = |e| blamed(from.error(e, what));
+        let rows = from.copy_out(&read).await.map_err(failed)?;
         pin_mut!(rows);
         while let Some(bytes) = rows.next().await {
-            gathered.extend_from_slice(&bytes.map_err(|e| from.error(e, what))?);
+            gathered.extend_from_slice(&bytes.map_err(failed)?);
             if gathered.len() >= MESSAGE {
                 let message = std::mem::replace(&mut gathered, BytesMut::with_capacity(MESSAGE + MESSAGE / 4));
                 sink.send(message.freeze()).await.map_err(|e| to.error(e, what))?;
@@ -281,17 +287,16 @@ pub async fn copy_each(
     sink.finish().await.map_err(|e| to.error(e, what))
 }
 
-/// Whether production holds a lock on the table that is not over at the scratch server's place.
+/// Whether production holds a lock that is not over at the scratch server's place: on the table, or on what else is read
+/// with it, its indexes and where its long values are.
 pub async fn is_blocked(session: &Connection, table: &Table) -> Result<bool> {
     // A standby cannot read these at all; that is told elsewhere.
     if !table.ordinary || !table.logged {
         return Ok(false);
     }
-    match session.batch_execute(&sql::probe(&table.name.0, &table.name.1)).await {
-        Ok(()) => Ok(false),
-        Err(e) if e.code().is_some_and(|code| code.code() == "55P03") => Ok(true),
-        Err(e) => Err(session.error(e, &format!("reading {}", table.display()))),
-    }
+    let row = session.query_one(sql::IS_LOCKED, &[&table.name.0, &table.name.1]).await;
+    let row = row.map_err(|e| blamed(session.error(e, &format!("looking for locks on {}", table.display()))))?;
+    Ok(row.get(0))
 }
 
 /// How many rows a table has, as its size tells: nobody gathers statistics on a standby.
@@ -299,6 +304,6 @@ pub async fn estimated_rows(session: &Connection, table: &Table) -> Result<u64> 
     /// Rows of a block, about.
     const DENSITY: u64 = 60;
     let row = session.query_one(sql::BLOCKS, &[&table.name.0, &table.name.1]).await;
-    let row = row.map_err(|e| session.error(e, &format!("reading {}", table.display())))?;
+    let row = row.map_err(|e| blamed(session.error(e, &format!("reading {}", table.display()))))?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default() * DENSITY)
 }

@@ -239,7 +239,7 @@ impl Service {
         let (days, interval) = (self.config.log_days, self.config.archive_interval.as_secs());
         let Ok(board) = self.board().await else { return };
         // Trouble with the next file is told once it has lasted; until it is over, nothing is well.
-        if !matches!(waiting, Some(Waiting::Gap { .. } | Waiting::Unready(..))) {
+        if !waiting.is_some_and(Waiting::is_trouble) {
             let _ = board.well_again().await;
         }
         if let Some(age) = silent {

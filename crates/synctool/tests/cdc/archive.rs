@@ -216,6 +216,11 @@ fn follows(version: PgVersion) {
     stage.catch_up();
     assert_eq!(stage.to.psql(columns), stage.production.psql(columns));
     stage.same("after a change of shape");
+    // One that goes and comes again, as if nothing had been.
+    stage.happens("ALTER TABLE pair DROP COLUMN c; ALTER TABLE pair ADD COLUMN c int DEFAULT 11");
+    stage.catch_up();
+    assert_eq!(stage.to.psql(columns), stage.production.psql(columns));
+    assert!(stage.to.psql(columns).contains("|11"));
     let (code, out, err) = stage.run(&["verify", "shop.yaml"]);
     assert_eq!(code, 0, "{out}\n{err}");
     let tampered = "UPDATE users SET amount = -1 WHERE id = (SELECT max(id) FROM users)";
@@ -306,6 +311,30 @@ fn duckdb_follows_an_archive() {
     follows_into("{type: duckdb, connection: {path: \"$PATH\"}}", |stage| {
         format!("duckdb:{}", stage.path("copy.duckdb").display())
     });
+}
+
+/// The scratch server is started again where it can never be read.
+#[test]
+fn a_transaction_with_many_subtransactions_stays_open_over_a_restart() {
+    let stage = Stage::new(PgVersion::V18);
+    stage.backup();
+    stage.catch_up();
+    let savepoints: String = (1..=100)
+        .map(|n| format!("SAVEPOINT s{n}; UPDATE users SET amount = {n} WHERE id = {n};"))
+        .collect();
+    stage.happens(&format!(
+        "BEGIN; {savepoints} PREPARE TRANSACTION 'many'; CHECKPOINT; INSERT INTO other VALUES (1)"
+    ));
+    stage.catch_up();
+    stage.same("while it is open");
+    stage.happens("DELETE FROM users WHERE id > 500; UPDATE pair SET v = '1' WHERE a < 50");
+    stage.happens("COMMIT PREPARED 'many'; CHECKPOINT; INSERT INTO other VALUES (1)");
+    stage.once().at("archive.replayed", 1).run().assert_killed();
+    stage.catch_up();
+    stage.same("when it is over");
+    stage.happens(&change(2));
+    stage.catch_up();
+    stage.same("behind it");
 }
 
 fn killed_anywhere(version: PgVersion) {

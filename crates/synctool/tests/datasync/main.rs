@@ -6,6 +6,7 @@ mod ran;
 mod door;
 mod killed;
 mod lasting;
+mod overflow;
 mod shapes;
 mod tables;
 mod troubles;

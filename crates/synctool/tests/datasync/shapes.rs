@@ -168,6 +168,24 @@ fn rewrites_and_truncations_committed_and_rolled_back() {
     world.same(&tables);
 }
 
+/// Nothing touches the old rows, and the column looks as it did.
+#[test]
+fn a_column_that_is_dropped_and_made_again_brings_its_default() {
+    let world = followed(
+        "CREATE TABLE t (id int PRIMARY KEY, c int); CREATE TABLE u (id int PRIMARY KEY)",
+        "INSERT INTO t SELECT g, g FROM generate_series(1, 100) g; INSERT INTO u VALUES (1)",
+        &["t", "u"],
+    );
+    world
+        .production
+        .psql("ALTER TABLE t DROP COLUMN c; ALTER TABLE t ADD COLUMN c int DEFAULT 5; INSERT INTO u VALUES (2)");
+    world.sync();
+    world.same(&["t", "u"]);
+    assert_eq!(world.local.psql("SELECT count(*) FROM t WHERE c = 5"), "100");
+    let copied = "SELECT count(*) FROM data_sync_logs WHERE event = 'copied' AND table_name = 'public.u'";
+    assert_eq!(world.local.psql(copied), "1");
+}
+
 #[test]
 fn a_production_with_logical_level_is_followed_too() {
     let world = World::with(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int)", |p| {

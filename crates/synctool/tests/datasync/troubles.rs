@@ -1,9 +1,11 @@
 //! What goes wrong around the service, and that it goes on afterwards.
 
-use super::{PATIENCE, World, kill};
+use super::{PATIENCE, World, files, kill};
 use std::fs;
-use std::process::Command;
-use synctool_testkit::{PgVersion, wait_for};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use synctool_testkit::{PgVersion, Postgres, wait_for};
 
 const SCHEMA: &str = "CREATE TABLE acc (id int PRIMARY KEY, n int)";
 
@@ -155,25 +157,11 @@ fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on() {
     world.run(&["run-once"]).ok();
     // Its rows change, and then it is locked by a transaction that stays open.
     world.production.psql("UPDATE held SET n = 2; UPDATE acc SET n = 2");
-    let mut client = Command::new(world.production.tool("psql"))
-        .args([
-            "-h",
-            "127.0.0.1",
-            "-U",
-            "postgres",
-            "-p",
-            &world.production.port().to_string(),
-            "-qAt",
-        ])
-        .args([
-            "-c",
-            "BEGIN; TRUNCATE held; INSERT INTO held VALUES (7, 7); SELECT pg_sleep(3600)",
-        ])
-        .spawn()
-        .unwrap();
-    let locked =
-        "SELECT count(*) FROM pg_locks WHERE relation = 'held'::regclass AND mode = 'AccessExclusiveLock' AND granted";
-    wait_for("the lock", PATIENCE, || world.production.psql(locked) == "1");
+    let held = held(
+        &world,
+        "TRUNCATE held; INSERT INTO held VALUES (7, 7)",
+        "'held'::regclass",
+    );
     world.sync();
     world.same(&["acc"]);
     assert!(
@@ -181,13 +169,71 @@ fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on() {
             .state("public.held")
             .starts_with("waiting: locked in production at this place")
     );
-    let _ = client.kill();
-    let _ = client.wait();
-    world.production.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; TRUNCATE held%' AND pid <> pg_backend_pid()");
-    wait_for("the end of the lock", PATIENCE, || world.production.psql(locked) == "0");
+    held.end(&world);
     world.production.psql("UPDATE held SET n = 3 WHERE id < 10; CHECKPOINT");
     world.sync();
     world.same(&["acc", "held"]);
+}
+
+/// Not the table is locked, but the index of where its long values are.
+#[test]
+fn a_lock_on_what_is_read_with_a_table_makes_it_wait() {
+    let schema = "CREATE TABLE acc (id int PRIMARY KEY, n int); CREATE TABLE nokey (a int, body text)";
+    let world = World::new(PgVersion::V18, schema);
+    world.production.psql(
+        "INSERT INTO acc VALUES (1, 1); ALTER TABLE nokey ALTER body SET STORAGE EXTERNAL;
+         INSERT INTO nokey SELECT g, repeat(md5(g::text), 200) FROM generate_series(1, 20) g",
+    );
+    world.ready();
+    world.add(&["acc", "nokey"]);
+    world.run(&["run-once"]).ok();
+    world.same(&["acc", "nokey"]);
+    world
+        .production
+        .psql("UPDATE nokey SET a = a + 100 WHERE a < 5; UPDATE acc SET n = 2");
+    let index = "(SELECT i.indexrelid FROM pg_index i JOIN pg_class c ON c.reltoastrelid = i.indrelid WHERE c.relname = 'nokey')";
+    let held = held(&world, "REINDEX TABLE nokey", index);
+    world.sync();
+    world.same(&["acc"]);
+    assert!(world.state("public.nokey").starts_with("waiting: locked in production"));
+    held.end(&world);
+    world
+        .production
+        .psql("UPDATE nokey SET body = 'short' WHERE a = 10; CHECKPOINT");
+    world.sync();
+    world.same(&["acc", "nokey"]);
+}
+
+/// A transaction of production that stays open.
+struct Held {
+    client: Child,
+    locked: String,
+}
+
+/// Begins one that locks something.
+fn held(world: &World, sql: &str, relation: &str) -> Held {
+    let port = world.production.port().to_string();
+    let client = Command::new(world.production.tool("psql"))
+        .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &port, "-qAt"])
+        .args(["-c", &format!("BEGIN; {sql}; SELECT pg_sleep(3600)")])
+        .spawn()
+        .unwrap();
+    let locked = format!(
+        "SELECT count(*) FROM pg_locks WHERE relation = {relation} AND mode = 'AccessExclusiveLock' AND granted"
+    );
+    wait_for("the lock", PATIENCE, || world.production.psql(&locked) == "1");
+    Held { client, locked }
+}
+
+impl Held {
+    fn end(mut self, world: &World) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+        world.production.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; %pg_sleep(3600)' AND pid <> pg_backend_pid()");
+        wait_for("the end of the lock", PATIENCE, || {
+            world.production.psql(&self.locked) == "0"
+        });
+    }
 }
 
 #[test]
@@ -249,6 +295,141 @@ fn an_archive_behind_a_command_and_a_backup_behind_another() {
     world.sync();
     world.same(&["acc"]);
     world.run(&["status"]).fails(1, &["stopped", "public.acc"]);
+    assert_eq!(files(&world.path("scratch/fetched")), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn a_scratch_directory_belongs_to_one_service() {
+    let world = running(PgVersion::V18);
+    let other = Postgres::shared(PgVersion::V18).database("datasync");
+    other.psql(SCHEMA);
+    let text = fs::read_to_string(world.path("datasync.toml")).unwrap();
+    fs::write(world.path("other.toml"), text.replace(world.local.name(), other.name())).unwrap();
+    let refused = |arguments: &[&str]| {
+        let mut all = arguments.to_vec();
+        all.extend(["--config", "other.toml"]);
+        world
+            .run(&all)
+            .fails(6, &["the scratch directory is in use by another process"]);
+    };
+    refused(&["run-once"]);
+    refused(&["clear", "--rebuild", "--yes"]);
+    world.production.psql("UPDATE acc SET n = 1");
+    world.archived();
+    world.eventually_same(&["acc"]);
+}
+
+/// The scratch server is lost, and the only backup was not over yet at the place of the rows: nothing can stand there.
+#[test]
+fn a_backup_that_ends_behind_the_stored_place_is_refused() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world
+        .production
+        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world.ready();
+    world.add(&["acc"]);
+    world.run(&["run-once"]).ok();
+    let mut client = Command::new(world.production.tool("psql"))
+        .args(["-h", "127.0.0.1", "-U", "postgres", "-qAt", "-p"])
+        .arg(world.production.port().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut ask, mut says) = (
+        client.stdin.take().unwrap(),
+        BufReader::new(client.stdout.take().unwrap()),
+    );
+    writeln!(ask, "SELECT pg_backup_start('late', true);").unwrap();
+    says.read_line(&mut String::new()).unwrap();
+    world.production.psql("UPDATE acc SET n = 9");
+    world.sync();
+    let late = world.path("late");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([&world.production.data_directory(), &late])
+        .status();
+    assert!(copied.is_ok() && late.join("PG_VERSION").is_file());
+    writeln!(ask, "SELECT labelfile FROM pg_backup_stop();").unwrap();
+    drop(ask);
+    let mut label = String::new();
+    says.read_to_string(&mut label).unwrap();
+    client.wait().unwrap();
+    fs::write(late.join("backup_label"), label).unwrap();
+    world.archived();
+    fs::remove_dir_all(world.path("scratch")).unwrap();
+    world.reconfigure("BASE_BACKUP = \"backup\"", "BASE_BACKUP = \"late\"");
+    world
+        .run(&["run-once"])
+        .fails(2, &["ends behind the stored place", "use an older base backup"]);
+    fs::remove_dir_all(world.path("scratch")).unwrap();
+    world.reconfigure("BASE_BACKUP = \"late\"", "BASE_BACKUP = \"backup\"");
+    world.production.psql("UPDATE acc SET n = 10 WHERE id < 9");
+    world.sync();
+    world.same(&["acc"]);
+}
+
+#[test]
+fn another_database_of_production_is_another_beginning() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.production.psql("INSERT INTO acc VALUES (1, 1)");
+    world.production.psql("CREATE DATABASE second");
+    world.ready();
+    world.add(&["acc"]);
+    world.run(&["run-once"]).ok();
+    world.reconfigure("PROD_DB_NAME = \"postgres\"", "PROD_DB_NAME = \"second\"");
+    let says = "were made from production's database postgres, and this is second";
+    world.run(&["run-once"]).fails(4, &[says, "clear --rebuild"]);
+    assert_eq!(world.local.psql("SELECT count(*) FROM acc"), "1");
+    world.run(&["clear", "--rebuild", "--yes"]).ok();
+    world.run(&["run-once"]).ok();
+    assert_eq!(world.state("acc"), "unknown: there is no such table in production");
+}
+
+#[test]
+fn a_role_that_production_does_not_have_is_a_mistake_of_the_configuration() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.configure("SCRATCH_ROLE = \"nobody_here\"\n");
+    world.ready();
+    world.add(&["acc"]);
+    world
+        .run(&["run-once"])
+        .fails(2, &["scratch_role: production has no role nobody_here"]);
+    world.configure("");
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+}
+
+/// Where long values are stands nothing any more: that is no trouble of the table, and the scratch server is made anew.
+#[test]
+fn damaged_data_of_the_scratch_server_is_made_anew_and_no_table_is_blamed() {
+    let world = World::new(PgVersion::V18, "CREATE TABLE wide (id int PRIMARY KEY, body text)");
+    world.production.psql(
+        "ALTER TABLE wide ALTER body SET STORAGE EXTERNAL; INSERT INTO wide SELECT g, repeat(md5(g::text), 200) FROM generate_series(1, 50) g",
+    );
+    world.ready();
+    world.add(&["wide"]);
+    world.run(&["run-once"]).ok();
+    world.same(&["wide"]);
+    let file = "SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE relname = 'wide'";
+    let file = world.path("scratch/data").join(world.production.psql(file));
+    assert!(fs::metadata(&file).unwrap().len() > 0);
+    fs::write(file, b"").unwrap();
+    world.run(&["resync", "--wait", "0", "wide"]).ok();
+    world.run(&["start"]).ok();
+    let rebuilt = "SELECT count(*) FROM data_sync_logs WHERE event = 'scratch_rebuilt'";
+    wait_for("another scratch server", PATIENCE, || {
+        match world.local.psql(rebuilt).as_str() {
+            "0" => Err(world.run(&["status"]).stdout),
+            _ => Ok(()),
+        }
+    });
+    let answered = "SELECT count(*) FROM synctool.datasync_requests WHERE kind = 'resync' AND ok";
+    wait_for("the copy", PATIENCE, || world.local.psql(answered) == "1");
+    world.same(&["wide"]);
+    assert_eq!(world.state("public.wide"), "synced");
+    let blamed = "SELECT count(*) FROM data_sync_logs WHERE event = 'paused'";
+    assert_eq!(world.local.psql(blamed), "0");
 }
 
 #[test]

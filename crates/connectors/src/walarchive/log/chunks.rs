@@ -2,6 +2,7 @@
 //! watermarks stand at the scratch server's place.
 
 use super::super::replay::wait_shortly;
+use super::super::scratch::blamed;
 use super::shape::{Shape, Shapes};
 use super::world::{Place, World};
 use crate::postgres::Connection;
@@ -58,7 +59,7 @@ impl Rows {
         from: &str,
     ) -> Result<Option<RecordBatch>> {
         let what = format!("reading {}", shape.table);
-        let fail = |e: tokio_postgres::Error| session.error(e, &what);
+        let fail = |e: tokio_postgres::Error| blamed(session.error(e, &what));
         let (read, arrow) = match columns {
             None => (shape.read.clone(), shape.arrow.clone()),
             Some(columns) => shape.reading(columns),

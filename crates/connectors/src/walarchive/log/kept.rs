@@ -99,6 +99,7 @@ impl Kept {
             timeline: self.timeline,
             at: self.to,
             restart: self.restart,
+            furthest: self.to,
         }
     }
 
@@ -249,6 +250,7 @@ mod tests {
             timeline: 2,
             at: Lsn(90),
             restart: Lsn(70),
+            furthest: Lsn(90),
         };
         Kept::standing("me", stored).store(&directory).unwrap();
         let kept = Kept::read(&directory).unwrap().unwrap();

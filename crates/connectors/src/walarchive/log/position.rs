@@ -53,6 +53,7 @@ impl LogPosition {
             timeline: self.timeline,
             at: self.at,
             restart: self.restart,
+            furthest: self.at,
         }
     }
 }

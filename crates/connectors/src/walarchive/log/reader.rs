@@ -1,6 +1,5 @@
 //! The reader of the archived log: batch after batch, each as one transaction.
 
-use super::super::follow::Waiting;
 use super::super::replay::by_address;
 use super::super::sql;
 use super::batch::{Difference, Job, Step, at_addresses, step};
@@ -184,7 +183,7 @@ impl LogReader {
             }
             Step::Idle(why) => {
                 tracing::debug!(%why, "nothing new in the archive");
-                let passing = matches!(why, Waiting::Gap { .. } | Waiting::Unready(..));
+                let passing = why.is_trouble();
                 self.ended = !passing;
                 let pause = match passing && self.shared.options.until_now {
                     true => SOON.min(self.shared.frequency),

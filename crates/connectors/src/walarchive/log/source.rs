@@ -233,7 +233,7 @@ impl ArchiveLog {
             .as_ref()
             .ok_or_else(|| Error::new(code::STATE_STORE, "a stored position has no place in the log"))?;
         let stored = LogPosition::parse(log)?;
-        match self.world.go_on(&stored).await {
+        match Box::pin(self.world.go_on(&stored)).await {
             Err(e) if self.options.repair.holds() && !e.kind().is_transient() && e.code() != code::LOCKED => {
                 tracing::warn!(error = %e, "the log is followed from the base backup on, and every table is compared");
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
@@ -436,7 +436,7 @@ impl Source for ArchiveLog {
         if partition.work != Work::Log {
             return self.tables.open(read, partition, after, context).await;
         }
-        logs::opened(context, self.open_log(after, context)).await
+        logs::opened(context, Box::pin(self.open_log(after, context))).await
     }
 
     async fn examine(&self, _: &[TableId]) -> Vec<Finding> {

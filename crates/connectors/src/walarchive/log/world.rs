@@ -1,16 +1,15 @@
 //! The scratch server of a pipeline: where it stands, and how it is brought to the next place.
 
-use super::super::archive;
 use super::super::control::Control;
 use super::super::follow::Waiting;
+use super::super::readable::UNREADABLE;
 use super::super::replay::{Replay, ReplayConfig, Stored};
-use super::super::scratch::{Scratch, ScratchConfig};
+use super::super::scratch::{Hold, Scratch, ScratchConfig};
 use super::kept::Kept;
 use super::position::LogPosition;
 use super::source::check_system;
 use crate::postgres::{Connection, Postgres};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 use synctool_core::error::{Error, Result, code};
@@ -48,10 +47,10 @@ pub(super) struct World {
     claim: Mutex<Option<Claim>>,
 }
 
-/// The right to use a scratch directory, which one process has at a time. The server ends with it.
+/// The right to use a scratch directory. The server ends with it.
 #[derive(Debug)]
 struct Claim {
-    _file: File,
+    _hold: Hold,
     scratch: ScratchConfig,
 }
 
@@ -105,27 +104,12 @@ impl World {
     /// Nobody else may use the directory from now on.
     fn take(&self) -> Result<()> {
         let mut claim = self.claimed();
-        if claim.is_some() {
-            return Ok(());
+        if claim.is_none() {
+            *claim = Some(Claim {
+                _hold: Hold::take(&self.config.scratch)?,
+                scratch: self.config.scratch.clone(),
+            });
         }
-        let directory = &self.config.scratch.directory;
-        let path = directory.join("lock");
-        let failed = |e: std::io::Error| archive::file_error(&path, &e);
-        std::fs::create_dir_all(directory).map_err(failed)?;
-        let file = File::create(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::new(code::LOCKED, "the scratch directory is in use by another process")
-                    .at("directory", directory.display().to_string())
-                    .hint("each pipeline needs a scratch_dir of its own; what looks at a running pipeline must wait for its end"));
-            }
-            Err(TryLockError::Error(e)) => return Err(failed(e)),
-        }
-        *claim = Some(Claim {
-            _file: file,
-            scratch: self.config.scratch.clone(),
-        });
         Ok(())
     }
 
@@ -172,20 +156,57 @@ impl World {
         self.is(Place::Moving);
         let (scratch, kept) = self.open()?;
         check_system(position, scratch.control().system)?;
-        let begun = kept.filter(|k| k.from == position.at && k.to > position.at);
-        let furthest = begun.as_ref().map_or(position.at, |k| k.to);
-        scratch.within(furthest)?;
-        let mut next = Replay::begin(self.config.clone(), scratch, Some(position.stored())).await?;
-        reached(next.take_up_to(position.at).await?)?;
-        next.taken.clear();
-        if begun.is_none() {
-            self.bring(&mut next, position.stored(), self.owner()?).await?;
+        let mut begun = kept.filter(|k| k.from == position.at && k.to > position.at);
+        let stored = match &begun {
+            Some(k) => Stored {
+                timeline: k.timeline,
+                furthest: k.to,
+                ..position.stored()
+            },
+            None => position.stored(),
+        };
+        scratch.within(stored.furthest)?;
+        let mut next = Replay::begin(self.config.clone(), scratch, Some(stored)).await?;
+        reached(next.take_up_to(stored.furthest).await?)?;
+        next.check_backup()?;
+        if !next.is_readable().await? {
+            begun = Some(Box::pin(self.pass_over(&mut next, position)).await?);
         }
+        match &begun {
+            None => self.bring(&mut next, stored, self.owner()?).await?,
+            // What the rows were is known: it need not stand where the batch begins, and perhaps it cannot be read there.
+            Some(kept) => {
+                let parameters = next.scan.parameters().cloned();
+                next.open_gate(kept.to, parameters.as_ref()).await?;
+            }
+        }
+        next.taken.clear();
         *replay = Some(next);
         Ok(Found {
             position: position.clone(),
             begun,
         })
+    }
+
+    /// The scratch server cannot be read where it should stand: the batch goes on to the next place at which it can, and
+    /// every table is read whole there.
+    async fn pass_over(&self, replay: &mut Replay, position: &LogPosition) -> Result<Kept> {
+        let furthest = replay.scan.position();
+        if let Some(why) = replay.take_beyond(furthest).await? {
+            return Err(unreadable(furthest, &why));
+        }
+        let to = replay.scan.position();
+        tracing::warn!(at = %furthest, %to, "{UNREADABLE}; every table is read whole behind it");
+        let kept = Kept {
+            owner: self.owner()?.into(),
+            from: position.at,
+            to,
+            timeline: replay.follower.timeline(),
+            restart: replay.scan.restart(),
+            tables: Vec::new(),
+        };
+        kept.store(&self.directory())?;
+        Ok(kept)
     }
 
     /// Brings the scratch server to where it stood last, or to the first place at which it can be read.
@@ -204,6 +225,11 @@ impl World {
         let (stored, committed_at) = match stored {
             Some(stored) => {
                 reached(next.take_up_to(stored.at).await?)?;
+                next.check_backup()?;
+                if !next.is_readable().await? {
+                    let why = Waiting::NotYet(next.follower.awaited());
+                    return Err(unreadable(stored.at, &why));
+                }
                 next.taken.clear();
                 (stored, None)
             }
@@ -213,6 +239,7 @@ impl World {
                         timeline: next.follower.timeline(),
                         at: batch.to,
                         restart: batch.restart,
+                        furthest: batch.to,
                     };
                     if let Some(parameters) = &batch.parameters {
                         next.scratch.raise(parameters).await?;
@@ -277,7 +304,7 @@ impl World {
         *self.replay.lock().await = None;
         self.is(Place::Moving);
         self.take()?;
-        Scratch::discard(&self.config.scratch).await?;
+        Scratch::discard_held(&self.config.scratch).await?;
         Kept::forget(&self.directory())
     }
 
@@ -310,6 +337,11 @@ impl World {
         let starts = listing.segments.keys().filter_map(|name| name.start(size));
         starts.max().map(|start| Lsn(start.0 + size.bytes()))
     }
+}
+
+fn unreadable(at: Lsn, why: &Waiting) -> Error {
+    Error::new(code::SERVER_UNREACHABLE, format!("{UNREADABLE}, at {at}: {why}"))
+        .hint("the log goes on behind the end of that transaction, and a CHECKPOINT in production")
 }
 
 /// What was read once must be there again.

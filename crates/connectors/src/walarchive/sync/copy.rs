@@ -2,6 +2,7 @@
 //! first, range by range and several ranges at once, each in a transaction that also says so: whoever goes on after a
 //! kill begins at the first range that is not there. Then one transaction puts them in the place of the old rows.
 
+use super::super::scratch::blamed;
 use super::super::sql;
 use super::super::tables::{self, Found, Name, Table};
 use super::apply::{COPYING, LOCKED, State, Work, is_its_own};
@@ -129,7 +130,7 @@ impl DataSync {
         let (schema, name) = (&table.name.0, &table.name.1);
         let what = format!("copying {}", table.display());
         let size = session.query_one(sql::BLOCKS, &[schema, name]).await;
-        let size = size.map_err(|e| session.error(e, &what))?;
+        let size = size.map_err(|e| blamed(session.error(e, &what)))?;
         let (blocks, bytes): (i64, i64) = (size.get(0), size.get(1));
         let width = i64::try_from(self.config.copy_range).unwrap_or(i64::MAX) / bytes.max(1);
         let width = width.max(1);

@@ -20,8 +20,9 @@ use super::batch::Batch;
 use super::board;
 use super::follow::Waiting;
 use super::journal::{self, Entry, Net, Tallies};
+use super::readable::UNREADABLE;
 use super::replay::{Replay, ReplayConfig, Stored, by_address};
-use super::scratch::Scratch;
+use super::scratch::{Hold, Scratch, blamed};
 use super::sql;
 use super::tables::{self, Found, Name};
 use crate::postgres::{Connection, Postgres, PostgresConfig};
@@ -62,10 +63,20 @@ pub enum Step {
 /// What a stored plan knows of production before the batch.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Plan {
-    /// Every table's file.
+    /// The timeline at its end; one that an older version stored does not say.
+    #[serde(default)]
+    timeline: Option<u32>,
+    /// Every table's file. A table that has none here is read whole.
     files: Vec<(Name, [u32; 3])>,
     /// How the selected tables were made.
     shapes: Vec<(Name, String)>,
+}
+
+impl Plan {
+    fn read(text: &str) -> Result<Plan> {
+        serde_json::from_str(text)
+            .map_err(|e| Error::new(code::STATE_STORE, "the stored plan cannot be read").caused_by(e))
+    }
 }
 
 /// When a batch began, and what its parts took.
@@ -86,12 +97,15 @@ pub struct DataSync {
     config: SyncConfig,
     replay: Replay,
     local: Connection,
+    _hold: Hold,
     /// None until the first copy is done.
     applied: Option<Lsn>,
     /// The place of a stored plan that was not applied yet.
     planned: Option<Lsn>,
     /// Whether the scratch server was brought to the stored place since we opened it.
     standing: bool,
+    /// Whether it cannot be read there, so that the batch goes on to where it can.
+    passing: bool,
     /// Whether copies that an earlier process began were looked for.
     resumed: bool,
 }
@@ -130,6 +144,7 @@ impl DataSync {
 
     async fn open_on(local: Connection, config: SyncConfig) -> Result<DataSync> {
         let run = |e| local.error(e, "reading the state");
+        let hold = Hold::take(&config.replay.scratch)?;
         let scratch = Replay::create(&config.replay)?;
         let control = scratch.control();
         let state = local.query_opt(sql::STATE, &[]).await.map_err(run)?;
@@ -146,27 +161,46 @@ impl DataSync {
                 )
                 .hint("use a base backup of the same production, or start over: synctool datasync clear --rebuild"));
             }
+            let database: Option<String> = row.get(4);
+            if let Some(database) = database.filter(|name| *name != config.replay.database) {
+                let what = format!(
+                    "the local tables were made from production's database {database}, and this is {}",
+                    config.replay.database
+                );
+                return Err(Error::new(code::REFUSED, what).hint(format!(
+                    "set PROD_DB_NAME = \"{database}\", or start over: synctool datasync clear --rebuild"
+                )));
+            }
+            let at = parse(row.get(2))?;
             stored = Some(Stored {
                 timeline: u32::try_from(row.get::<_, i64>(1)).unwrap_or(scratch.label().timeline),
-                at: parse(row.get(2))?,
+                at,
                 restart: parse(row.get(3))?,
+                furthest: at,
             });
         }
         let plan = local
-            .query_opt("SELECT plan_lsn::text FROM synctool.datasync_plan", &[])
+            .query_opt("SELECT plan_lsn::text, tables FROM synctool.datasync_plan", &[])
             .await
             .map_err(run)?;
-        let planned = plan.map(|row| parse(row.get(0))).transpose()?;
+        let mut planned = None;
+        if let (Some(row), Some(stored)) = (plan, &mut stored) {
+            stored.furthest = parse(row.get(0))?;
+            stored.timeline = Plan::read(row.get(1))?.timeline.unwrap_or(stored.timeline);
+            planned = Some(stored.furthest);
+        }
         if let Some(stored) = stored {
-            scratch.within(stored.at.max(planned.unwrap_or_default()))?;
+            scratch.within(stored.furthest)?;
         }
         Ok(DataSync {
             replay: Replay::begin(config.replay.clone(), scratch, stored).await?,
+            _hold: hold,
             config,
             local,
             applied: stored.map(|s| s.at),
             planned,
             standing: false,
+            passing: false,
             resumed: false,
         })
     }
@@ -187,26 +221,65 @@ impl DataSync {
             return self.first_copy().await;
         };
         // What was stored is read again up to the place it was stored for.
-        if self.replay.scan.position() < applied {
-            if let Some(why) = self.replay.take_up_to(applied).await? {
+        let known = self.planned.unwrap_or(applied);
+        if self.replay.scan.position() < known {
+            if let Some(why) = self.replay.take_up_to(known).await? {
                 return Ok(Step::Idle(why));
             }
-            self.replay.taken.clear();
+            self.replay.check_backup()?;
+            self.replay.passed(applied);
+        }
+        if !self.standing && (self.passing || !self.replay.is_readable().await?) {
+            return Box::pin(self.pass_over(known)).await;
         }
         if !self.standing && self.planned.is_none() {
             let parameters = self.replay.scan.parameters().cloned();
             self.replay.open_gate(applied, parameters.as_ref()).await?;
         }
         self.standing = true;
-        let Some(to) = self.planned else {
+        if self.planned.is_none() {
             self.resume_copies(applied).await?;
             return self.next_batch(applied).await;
-        };
-        if let Some(why) = self.replay.take_up_to(to).await? {
-            return Ok(Step::Idle(why));
         }
         let batch = self.replay.scan.finish();
         self.carry_out(batch, Instant::now()).await
+    }
+
+    /// The scratch server cannot be read where it should stand: the batch goes on to the next place at which it can, and
+    /// every table is read whole there. Of what the rows were before nothing is wanted then.
+    async fn pass_over(&mut self, known: Lsn) -> Result<Step> {
+        if !self.passing {
+            self.passing = true;
+            let text = format!("{UNREADABLE}; behind the end of that transaction every table is read whole");
+            journal::log(&self.local, &Entry::new("warn", "unreadable", text).to(known)).await?;
+        }
+        if let Some(why) = self.replay.take_beyond(known).await? {
+            return Ok(Step::Idle(why));
+        }
+        let began = Instant::now();
+        let batch = self.replay.scan.finish();
+        self.begin().await?;
+        self.store_plan(batch.to, Vec::new(), Vec::new()).await?;
+        self.commit("storing the plan").await?;
+        failpoint("datasync.planned")?;
+        self.planned = Some(batch.to);
+        self.carry_out(batch, began).await
+    }
+
+    /// Stores a plan in the open transaction, in the place of another.
+    async fn store_plan(&self, to: Lsn, files: Vec<(Name, [u32; 3])>, shapes: Vec<(Name, String)>) -> Result<()> {
+        let plan = Plan {
+            timeline: Some(self.replay.follower.timeline()),
+            files,
+            shapes,
+        };
+        let text = serde_json::to_string(&plan).map_err(|e| Error::bug("a plan that is no JSON").caused_by(e))?;
+        let run = |e| self.local.error(e, "storing the plan");
+        let forget = "DELETE FROM synctool.datasync_plan";
+        self.local.batch_execute(forget).await.map_err(run)?;
+        let store = "INSERT INTO synctool.datasync_plan (plan_lsn, tables) VALUES ($1::text::pg_lsn, $2)";
+        let done = self.local.execute(store, &[&to.to_string(), &text]).await;
+        done.map(drop).map_err(run)
     }
 
     /// Stops the scratch server.
@@ -227,7 +300,8 @@ impl DataSync {
     /// The selected tables as they are at the scratch server's place, and as they are here.
     async fn find(&self, session: &Connection) -> Result<(Found, Found)> {
         let selected = self.selected().await?;
-        let there = tables::find(session, selected.iter().map(String::as_str)).await?;
+        let there = tables::find(session, selected.iter().map(String::as_str)).await;
+        let there = there.map_err(blamed)?;
         let names: Vec<String> = there.tables.keys().map(tables::display).collect();
         let here = tables::find(&self.local, names.iter().map(String::as_str)).await?;
         Ok((there, here))
@@ -252,7 +326,8 @@ impl DataSync {
         let session = self.replay.session().await?;
         let mut files = tables::files(&session).await?;
         let selected = self.selected().await?;
-        let there = tables::find(&session, selected.iter().map(String::as_str)).await?;
+        let there = tables::find(&session, selected.iter().map(String::as_str)).await;
+        let there = there.map_err(blamed)?;
         let known = self.known().await?;
         self.begin().await?;
         let run = |e| self.local.error(e, "storing the plan");
@@ -286,25 +361,10 @@ impl DataSync {
             by_address(&session, false).await?;
         }
         self.tell_planner("synctool.datasync_pre", rows).await?;
-        let stored = Plan {
-            files: files
-                .into_iter()
-                .map(|(name, f)| (name, [f.tablespace, f.database, f.file]))
-                .collect(),
-            shapes: there
-                .tables
-                .into_iter()
-                .map(|(name, table)| (name, table.shape()))
-                .collect(),
-        };
-        let text = serde_json::to_string(&stored).map_err(|e| Error::bug("a plan that is no JSON").caused_by(e))?;
-        self.local
-            .execute(
-                "INSERT INTO synctool.datasync_plan (plan_lsn, tables) VALUES ($1::text::pg_lsn, $2)",
-                &[&batch.to.to_string(), &text],
-            )
-            .await
-            .map_err(run)?;
+        let files = files.into_iter();
+        let files = files.map(|(name, f)| (name, [f.tablespace, f.database, f.file]));
+        let shapes = there.tables.into_iter().map(|(name, table)| (name, table.shape()));
+        self.store_plan(batch.to, files.collect(), shapes.collect()).await?;
         failpoint("datasync.before_plan")?;
         self.commit("storing the plan").await
     }
@@ -318,8 +378,7 @@ impl DataSync {
             .query_one("SELECT tables FROM synctool.datasync_plan", &[])
             .await
             .map_err(run)?;
-        let stored: Plan = serde_json::from_str(row.get(0))
-            .map_err(|e| Error::new(code::STATE_STORE, "the stored plan cannot be read").caused_by(e))?;
+        let stored = Plan::read(row.get(0))?;
         let file = |[tablespace, database, file]: [u32; 3]| RelFile {
             tablespace,
             database,
@@ -383,7 +442,7 @@ impl DataSync {
         self.move_to(&batch, &names, &nets, phases).await?;
         failpoint("datasync.committed")?;
         self.replay.tidy()?;
-        self.standing = true;
+        (self.standing, self.passing) = (true, false);
         Ok(Step::Applied(batch.to))
     }
 
@@ -477,7 +536,16 @@ impl DataSync {
         self.local
             .execute(
                 sql::MOVE,
-                &[&system, &timeline, &to, &restart, &commit, &last, &name(batch.restart)],
+                &[
+                    &system,
+                    &timeline,
+                    &to,
+                    &restart,
+                    &commit,
+                    &last,
+                    &name(batch.restart),
+                    &self.config.replay.database,
+                ],
             )
             .await
             .map_err(run)?;

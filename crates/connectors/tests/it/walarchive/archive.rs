@@ -290,19 +290,11 @@ async fn a_new_timeline_is_followed_if_it_forks_behind_us() {
     server.psql("INSERT INTO t (body) VALUES ('kept')");
     let fork = server.psql("SELECT pg_current_wal_lsn()");
     let heir = Production {
-        server: server.standby(),
+        server: super::lagging(server),
     };
-    heir.server.psql("ALTER SYSTEM SET primary_conninfo = ''");
-    heir.server.psql("SELECT pg_reload_conf()");
-    synctool_testkit::wait_for("the end of streaming", Duration::from_secs(60), || {
-        heir.server.psql("SELECT count(*) FROM pg_stat_wal_receiver") == "0"
-    });
     production.work();
     let lost: Vec<_> = production.finished();
-    heir.server.psql("SELECT pg_promote()");
-    synctool_testkit::wait_for("the promotion", Duration::from_secs(60), || {
-        heir.server.psql("SELECT pg_is_in_recovery()") == "f"
-    });
+    super::promote(&heir.server);
     heir.server.psql("INSERT INTO t (body) VALUES ('on the new timeline')");
     heir.work();
     // What was lost may be archived too.
@@ -335,7 +327,53 @@ async fn a_new_timeline_is_followed_if_it_forks_behind_us() {
         .find(|(name, _)| name.ends_with(".history"))
         .unwrap();
     fs::copy(&history.1, abandoned.path().join(&history.0)).unwrap();
+    for _ in 0..3 {
+        let why = drain(&mut late).await.unwrap().1;
+        assert!(matches!(why, Waiting::Forked { timeline: 2, .. }), "{why:?}");
+    }
     let error = drain(&mut late).await.unwrap_err();
     assert_eq!(error.code(), code::WAL_TIMELINE);
     assert!(error.message().contains("timeline 2, which forked at"), "{error}");
+}
+
+/// Somebody tried a backup out and archived where the server went then: ours lives on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_leads_elsewhere_does_not_stop_a_timeline_that_lives() {
+    let production = Production::start(PgVersion::V18);
+    production.work();
+    let directory = tempfile::tempdir().unwrap();
+    let fetched = tempfile::tempdir().unwrap();
+    let copy = || {
+        for (name, path) in production.finished() {
+            fs::copy(path, directory.path().join(&name)).unwrap();
+        }
+    };
+    copy();
+    let first = production.finished()[0].1.clone();
+    let mut listed = follower(Archive::Directory(directory.path().into()), &first, 3);
+    let command = Archive::Command {
+        command: format!("cp {}/%f %p", directory.path().display()),
+        scratch: fetched.path().into(),
+        timeout: Duration::from_secs(30),
+    };
+    let mut commanded = follower(command, &first, 3);
+    for follower in [&mut listed, &mut commanded] {
+        drain(follower).await.unwrap();
+    }
+    let early = format!("1\t{}\ttried out\n", identity(&first).1);
+    fs::write(directory.path().join("00000002.history"), early).unwrap();
+    for _ in 0..2 {
+        for follower in [&mut listed, &mut commanded] {
+            let why = drain(follower).await.unwrap().1;
+            assert!(matches!(why, Waiting::Forked { timeline: 2, .. }), "{why:?}");
+        }
+    }
+    production.work();
+    copy();
+    for follower in [&mut listed, &mut commanded] {
+        assert!(!drain(follower).await.unwrap().0.is_empty());
+        assert_eq!(follower.timeline(), 1);
+    }
+    // What was fetched is gone again.
+    assert_eq!(fs::read_dir(fetched.path()).unwrap().count(), 0);
 }

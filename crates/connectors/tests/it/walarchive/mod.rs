@@ -2,6 +2,7 @@
 
 mod archive;
 mod batch;
+mod failover;
 mod scratch;
 mod sync;
 
@@ -45,21 +46,49 @@ impl Production {
 
     /// Every finished segment on every timeline, and the histories.
     fn finished(&self) -> Vec<(String, PathBuf)> {
-        // At the border of two segments the name is that of the earlier one.
-        let current = self.server.psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
-        let directory = self.server.data_directory().join("pg_wal");
-        let mut found = Vec::new();
-        for entry in fs::read_dir(directory).unwrap() {
-            let entry = entry.unwrap();
-            let name = entry.file_name().into_string().unwrap();
-            let finished = SegmentName::parse(&name).is_some() && name[8..] < current[8..] && name[..8] <= current[..8];
-            if finished || name.ends_with(".history") {
-                found.push((name, entry.path()));
-            }
-        }
-        found.sort();
-        found
+        finished(&self.server)
     }
+}
+
+/// Every finished segment of a server on every timeline, and the histories.
+fn finished(server: &Postgres) -> Vec<(String, PathBuf)> {
+    // At the border of two segments the name is that of the earlier one.
+    let current = server.psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
+    let directory = server.data_directory().join("pg_wal");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let finished = SegmentName::parse(&name).is_some() && name[8..] < current[8..] && name[..8] <= current[..8];
+        if finished || name.ends_with(".history") {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A standby that fell behind: it has what was written so far and gets nothing more.
+fn lagging(server: &Postgres) -> Postgres {
+    let heir = server.standby();
+    let at = server.psql("SELECT pg_current_wal_lsn()");
+    synctool_testkit::wait_for("the standby", Duration::from_secs(60), || {
+        heir.psql(&format!("SELECT pg_last_wal_replay_lsn() >= '{at}'")) == "t"
+    });
+    heir.psql("ALTER SYSTEM SET primary_conninfo = ''");
+    heir.psql("SELECT pg_reload_conf()");
+    synctool_testkit::wait_for("the end of streaming", Duration::from_secs(60), || {
+        heir.psql("SELECT count(*) FROM pg_stat_wal_receiver") == "0"
+    });
+    heir
+}
+
+/// It takes over, on a timeline of its own.
+fn promote(heir: &Postgres) {
+    heir.psql("SELECT pg_promote()");
+    synctool_testkit::wait_for("the promotion", Duration::from_secs(60), || {
+        heir.psql("SELECT pg_is_in_recovery()") == "f"
+    });
 }
 
 /// A directory that another user may pass through. A scratch server in it ends with the test, however that ends.

@@ -151,6 +151,42 @@ async fn a_scratch_server_of_15_stands_where_the_gate_ends() {
     stands_where_the_gate_ends(PgVersion::V15).await;
 }
 
+/// The gate ends in the middle of a record that follows one that ends with its segment: the server says that it stands at
+/// the border.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scratch_server_stands_at_the_border_of_two_segments() {
+    let production = Production::start(PgVersion::V18);
+    let server = &production.server;
+    let place = Place::new();
+    server.base_backup(&place.path().join("backup"));
+    let archived = place.path().join("archive");
+    fs::create_dir(&archived).unwrap();
+    let lsn = |sql: &str| server.psql(sql).parse::<Lsn>().unwrap().0;
+    let emit = |length: u64| {
+        lsn(&format!(
+            "SELECT pg_logical_emit_message(false, 'x', repeat('y', {length}))"
+        ))
+    };
+    let end = (0..100).find_map(|_| {
+        let at = lsn("SELECT pg_current_wal_insert_lsn()");
+        let end = (at / (1 << 20) + 1) << 20;
+        // Headers of the pages between, and what a record has besides its message.
+        let room = (end - at - 24 * ((end - 1) / 8192 - at / 8192)).saturating_sub(55);
+        (emit(if room > 1000 { room } else { 2000 }) == end).then_some(Lsn(end))
+    });
+    emit(3 << 20);
+    archive(&production, &archived);
+    let scratch = Scratch::create(
+        scratch_config(&bin_dir(server), place.path()),
+        &place.path().join("backup").into(),
+    )
+    .unwrap();
+    let mut follower = follow(&scratch, &archived);
+    assert_eq!(Some(catch_up(&scratch, &mut follower).await), end);
+    assert!(follower.awaited().start(scratch.control().segment_size) > end);
+    scratch.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn base_backups_come_in_several_forms() {
     let production = Production::start(PgVersion::V18);

@@ -26,14 +26,14 @@ CREATE TABLE other (id int);
 
 const TABLES: &[&str] = &["acc", "swap", "nokey", "wide", "pair", "leaf_1", "leaf_2"];
 
-struct World {
-    production: Postgres,
-    local: TestDb,
-    place: Place,
+pub(super) struct World {
+    pub(super) production: Postgres,
+    pub(super) local: TestDb,
+    pub(super) place: Place,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let place = Place::new();
         let archive = place.path().join("archive");
         let production = Postgres::builder(PgVersion::V18)
@@ -58,22 +58,22 @@ impl World {
         }
     }
 
-    fn backup(&self) {
+    pub(super) fn backup(&self) {
         self.production.base_backup(&self.place.path().join("backup"));
     }
 
     /// Ends the segment and waits until it is archived.
-    fn archived(&self) {
+    pub(super) fn archived(&self) {
         let archive = self.place.path().join("archive");
         self.production.archive_now(&archive, Duration::from_secs(60));
     }
 
-    fn config(&self) -> SyncConfig {
+    pub(super) fn config(&self) -> SyncConfig {
         config(&bin_dir(&self.production), self.place.path(), &self.local.url())
     }
 
     /// Runs until there is nothing more, comparing at every place.
-    async fn sync(&self) -> u32 {
+    pub(super) async fn sync(&self) -> u32 {
         self.sync_with(self.config()).await
     }
 
@@ -99,6 +99,17 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A run in a process of its own.
+    pub(super) fn run(&self) -> KillRun {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "walarchive::sync::one_run", "--ignored", "--nocapture"]);
+        command.env("DATASYNC_TEST_BIN", bin_dir(&self.production));
+        command
+            .env("DATASYNC_TEST_PLACE", self.place.path())
+            .env("DATASYNC_TEST_LOCAL", self.local.url());
+        KillRun::new(&command)
     }
 
     fn same_as_production(&self) {
@@ -133,7 +144,7 @@ fn config(bin_dir: &Path, place: &Path, local: &str) -> SyncConfig {
 }
 
 /// Everything in a table, whatever its order.
-fn rows(table: &str) -> String {
+pub(super) fn rows(table: &str) -> String {
     format!(
         "SELECT count(*)::text || ' ' || coalesce(md5(string_agg(t::text, ',' ORDER BY t::text COLLATE \"C\")), '') FROM ONLY public.{table} t"
     )
@@ -180,7 +191,7 @@ fn load(production: &Postgres, round: u32) {
     production.psql(chore[round as usize % chore.len()]);
 }
 
-fn select(local: &TestDb) {
+pub(super) fn select(local: &TestDb) {
     local.psql("INSERT INTO tables_to_sync VALUES ('acc'), ('swap'), ('nokey'), ('wide'), ('public.pair'), ('parted')");
 }
 
@@ -332,13 +343,7 @@ async fn one_run() {
 fn a_kill_at_any_step_changes_nothing() {
     let world = World::new();
     world.backup();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "walarchive::sync::one_run", "--ignored", "--nocapture"]);
-    command.env("DATASYNC_TEST_BIN", bin_dir(&world.production));
-    command
-        .env("DATASYNC_TEST_PLACE", world.place.path())
-        .env("DATASYNC_TEST_LOCAL", world.local.url());
-    let run = KillRun::new(&command);
+    let run = world.run();
     // The control tables must be there to select anything; a step would already copy, though no table is selected.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     drop(runtime.block_on(DataSync::open(world.config())).unwrap());

@@ -467,6 +467,36 @@ async fn an_aggregate_loses_rows_that_are_gone() {
     .await;
 }
 
+/// A run that is resumed finds rows that went after it had looked for such; their groups are corrected by the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_go_while_a_run_is_interrupted_are_not_forgotten() {
+    every_fault(
+        async || {
+            // The last one alone is in the window of the next run.
+            let mut rows = some_rows(20);
+            rows.extend([row(50, "last", 1, Some("2026-01-02"))]);
+            let world = World::new(rows);
+            aggregate_with(&world, &FaultPlan::none(), &totals(Deletes::AntiJoin))
+                .await
+                .unwrap();
+            world.change(|rows| drop(rows.remove(&vec!["0005".to_string()])));
+            world
+        },
+        |w, faults| async move {
+            let done = aggregate_with(&w, &faults, &totals(Deletes::AntiJoin)).await;
+            w.change(|rows| drop(rows.remove(&vec!["0009".to_string()])));
+            let report = done?;
+            aggregate_with(&w, &FaultPlan::none(), &totals(Deletes::AntiJoin)).await?;
+            Ok(report)
+        },
+        |w, case| {
+            assert_eq!(w.copy(), recomputed(w), "{case}");
+            assert_eq!(mapped(w), keys(w), "{case}");
+        },
+    )
+    .await;
+}
+
 /// The guard stops a run before the first group goes and before a row is forgotten; it goes on when the rows are back.
 #[tokio::test]
 async fn an_aggregate_is_not_emptied_in_passing() {

@@ -323,7 +323,9 @@ fn rows_of_batch(batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, S
         .collect()
 }
 
-/// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them.
+/// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them. Where these have to
+/// be found again, others are gone too: no group is corrected for them in this run, so all of their groups are left to the
+/// next one.
 struct Vanished {
     groups: Groups,
     pair: Arc<Pair>,
@@ -377,6 +379,7 @@ impl Steps for Vanished {
         let gone = whole_keys(group.only_destination);
         let groups = self.groups.groups_before(gone.iter()).await?;
         if forgets && !gone.is_empty() {
+            events.push_back(self.groups.left(groups)?);
             events.push_back(self.forgotten(gone)?);
         } else if !gone.is_empty() {
             let touched: Vec<Vec<String>> = groups.into_iter().map(|g| vec![g]).collect();

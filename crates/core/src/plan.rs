@@ -348,6 +348,16 @@ pub enum Work {
         /// guard knows their number before the first one goes.
         #[serde(default)]
         deletes: bool,
+        /// What counts a group's rows that the next window reads, or read already: of such a group it is not known which
+        /// rows were counted, and it is left to the next run too.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unsettled: Option<Term>,
+    },
+    /// Compute all groups.
+    Regroup {
+        /// As in [`Work::Recompute`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unsettled: Option<Term>,
     },
     /// Empty the plan's tables behind the first: what an aggregate remembers of rows and groups.
     Clear,

@@ -7,7 +7,7 @@ use crate::error::{Error, Result, code};
 use crate::ledger::Tally;
 use crate::plan::{Partition, ReadSpec, Slice};
 use crate::progress::{PartitionId, Position};
-use crate::query::Term;
+use crate::query::{Condition, Term};
 use crate::schema::{Column, TableId, TableSchema};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -187,6 +187,15 @@ pub trait Source: Send + Sync {
         Err(Error::new(
             code::UNSUPPORTED,
             format!("{} cannot list distinct values", self.engine()),
+        ))
+    }
+
+    /// An expression of the source's SQL that counts, of the rows of a group, those that meet one of these conditions.
+    async fn counting(&self, read: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+        let _ = (read, conditions);
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{} cannot count the rows of groups", self.engine()),
         ))
     }
 

@@ -1,16 +1,21 @@
 //! Delta, hash and aggregate between tables in memory: every call of a run fails in turn, before and after it was
 //! carried out, as a server that went away and as the end of the process; afterwards the destination is what it must be.
 
+use async_trait::async_trait;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use synctool_core::engine::{Engine, Options, Report};
 use synctool_core::error::{Result, code};
+use synctool_core::plan::{Partition, ReadSpec, Slice};
+use synctool_core::progress::Position;
 use synctool_core::query::{Comparison, Condition, Filter, Term, Test};
 use synctool_core::retry::RetryPolicy;
-use synctool_core::schema::{TableId, TableSchema};
+use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::sink::Destination;
+use synctool_core::source::{Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
 use synctool_core::strategy::aggregate::{self, AggregateRequest};
 use synctool_core::strategy::delta::{self, Deletes, DeltaRequest, StampedBy, Tombstone};
 use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
@@ -462,6 +467,36 @@ async fn an_aggregate_loses_rows_that_are_gone() {
     .await;
 }
 
+/// A run that is resumed finds rows that went after it had looked for such; their groups are corrected by the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_go_while_a_run_is_interrupted_are_not_forgotten() {
+    every_fault(
+        async || {
+            // The last one alone is in the window of the next run.
+            let mut rows = some_rows(20);
+            rows.extend([row(50, "last", 1, Some("2026-01-02"))]);
+            let world = World::new(rows);
+            aggregate_with(&world, &FaultPlan::none(), &totals(Deletes::AntiJoin))
+                .await
+                .unwrap();
+            world.change(|rows| drop(rows.remove(&vec!["0005".to_string()])));
+            world
+        },
+        |w, faults| async move {
+            let done = aggregate_with(&w, &faults, &totals(Deletes::AntiJoin)).await;
+            w.change(|rows| drop(rows.remove(&vec!["0009".to_string()])));
+            let report = done?;
+            aggregate_with(&w, &FaultPlan::none(), &totals(Deletes::AntiJoin)).await?;
+            Ok(report)
+        },
+        |w, case| {
+            assert_eq!(w.copy(), recomputed(w), "{case}");
+            assert_eq!(mapped(w), keys(w), "{case}");
+        },
+    )
+    .await;
+}
+
 /// The guard stops a run before the first group goes and before a row is forgotten; it goes on when the rows are back.
 #[tokio::test]
 async fn an_aggregate_is_not_emptied_in_passing() {
@@ -533,6 +568,162 @@ proptest! {
                 aggregate_run(&world, &FaultPlan::none()).await.unwrap();
                 assert_eq!(world.copy(), recomputed(&world));
             }
+        });
+    }
+}
+
+/// A row is put into a group, or taken away; without a stamp if `stamped` is false.
+#[derive(Debug, Clone)]
+struct Happening {
+    id: usize,
+    group: Option<usize>,
+    stamped: bool,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let group = prop::option::weighted(0.6, 0usize..3);
+    (0usize..6, group, prop::bool::weighted(0.9)).prop_map(|(id, group, stamped)| Happening { id, group, stamped })
+}
+
+/// The source of a world in which something happens before every read.
+struct Busy {
+    world: World,
+    tables: MemoryTables,
+    /// Seconds of the day.
+    now: Arc<AtomicUsize>,
+    coming: Mutex<VecDeque<Happening>>,
+}
+
+fn second(n: usize) -> String {
+    format!("2026-01-02 00:{:02}:{:02}", n / 60, n % 60)
+}
+
+#[async_trait]
+impl Source for Busy {
+    fn engine(&self) -> &'static str {
+        self.tables.engine()
+    }
+
+    async fn tables(&self, schema: Option<&str>) -> Result<Vec<TableInfo>> {
+        self.tables.tables(schema).await
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        self.tables.describe(table).await
+    }
+
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        self.tables.describe_query(read).await
+    }
+
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        self.tables.extent(read, term, slice).await
+    }
+
+    async fn counting(&self, read: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+        self.tables.counting(read, conditions).await
+    }
+
+    async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
+        self.tables.settled(table, column, zone, margin).await
+    }
+
+    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+        self.tables.slices(read, request).await
+    }
+
+    async fn open(
+        &self,
+        read: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        if let Some(Happening { id, group, stamped }) = self.coming.lock().unwrap().pop_front() {
+            let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+            let stamp = second(now);
+            self.world.change(|rows| match group {
+                Some(group) => rows.extend([row(id, &format!("u{group}"), now, stamped.then_some(&stamp))]),
+                None => drop(rows.remove(&vec![format!("{id:04}")])),
+            });
+        }
+        self.tables.open(read, partition, after, context).await
+    }
+}
+
+/// One run in a busy world: the delta of an aggregate, or a comparison of all groups.
+async fn busy_run(
+    world: &World,
+    now: &Arc<AtomicUsize>,
+    happenings: Vec<Happening>,
+    request: &AggregateRequest,
+    compare: bool,
+) {
+    let mut engine = Arc::into_inner(world.engine(&FaultPlan::none())).unwrap();
+    engine.source = Arc::new(Busy {
+        world: world.clone(),
+        tables: MemoryTables(world.source.clone()),
+        now: now.clone(),
+        coming: Mutex::new(happenings.into()),
+    });
+    let engine = Arc::new(engine);
+    let draft = async {
+        let remembered = engine.destination.remembered("p").await?;
+        let (source, destination, stages) = (&*engine.source, &*engine.destination, &*engine.stages);
+        if !compare {
+            return aggregate::plan(source, destination, stages, request, &remembered).await;
+        }
+        let options = HashRequestOptions {
+            table: request.delta.table.clone(),
+            tracked: None,
+            form: Form::Auto,
+            deletes: true,
+            remember: BTreeMap::new(),
+        };
+        let mut plan = hash::plan(source, destination, stages, &options).await?;
+        aggregate::written_by_another(&mut plan, &remembered);
+        Ok(plan)
+    };
+    let (plan, resumed) = engine.plan("p", &serde_json::Value::Null, draft).await.unwrap();
+    engine.run(plan, resumed).await.unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Rows come, change, move and go before every single read of runs, the first one included, all of them later than
+    /// what has settled; once nothing happens any more, one run makes all groups right.
+    #[test]
+    fn whatever_happens_beside_runs_of_an_aggregate_is_seen(
+        rounds in prop::collection::vec((prop::collection::vec(happening(), 0..10), prop::bool::weighted(0.4)), 1..6),
+        margin in 0usize..4,
+        by_app in any::<bool>(),
+        known in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut schema = schema();
+            schema.columns[3].ty = ColumnType::Timestamp;
+            let world = World::new(Rows::new());
+            let rows = (0..5).map(|i| row(i, &format!("u{}", i % 3), i, Some(&second(i)))).collect();
+            world.source.put(&items(), schema, rows);
+            let mut request = totals(Deletes::AntiJoin);
+            request.delta.table.guard.allow = true;
+            if !by_app {
+                request.delta.stamped_by = StampedBy::Database { margin: Duration::ZERO };
+            }
+            if known {
+                world.destination.put(&copies(), text_schema(&["user", "orders", "total"], 1), recomputed(&world));
+            }
+            let now = Arc::new(AtomicUsize::new(10));
+            for (n, (happenings, compare)) in rounds.into_iter().enumerate() {
+                world.source.set_clock(&second(now.load(Ordering::SeqCst).saturating_sub(margin)));
+                busy_run(&world, &now, happenings, &request, compare && n > 0).await;
+            }
+            world.source.set_clock(&second(now.load(Ordering::SeqCst) + 1));
+            busy_run(&world, &now, Vec::new(), &request, false).await;
+            assert_eq!(world.copy(), recomputed(&world));
+            assert_eq!(mapped(&world), keys(&world));
         });
     }
 }

@@ -47,6 +47,8 @@ pub(super) fn readable(sql: String, column: &Column) -> String {
 pub(super) struct Where {
     terms: Vec<String>,
     pub(super) parameters: Vec<String>,
+    /// Whether values stand in the text, because it becomes a part of a statement that is not known here.
+    inline: bool,
 }
 
 impl Where {
@@ -58,6 +60,9 @@ impl Where {
     }
 
     fn bind(&mut self, value: &str, type_name: &str) -> String {
+        if self.inline {
+            return from_text(&format!("'{}'", value.replace('\'', "''")), type_name);
+        }
         self.parameters.push(value.to_string());
         from_text("?", type_name)
     }
@@ -240,6 +245,20 @@ impl<'a> Query<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Counts rows that meet one of some conditions.
+    pub(super) async fn counting(&self, conditions: &[Condition]) -> Result<Term> {
+        let mut met = Vec::with_capacity(conditions.len());
+        for condition in conditions {
+            let mut inline = Where {
+                inline: true,
+                ..Where::default()
+            };
+            self.condition(condition, &mut inline).await?;
+            met.push(format!("({})", inline.terms.join(" AND ")));
+        }
+        Ok(Term::Sql(format!("count(CASE WHEN {} THEN 1 END)", met.join(" OR "))))
     }
 
     async fn range(&self, range: &KeyRange, out: &mut Where) -> Result<()> {

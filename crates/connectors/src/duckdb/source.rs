@@ -14,7 +14,7 @@ use synctool_core::change::{ChangeBatch, Event, KeyRange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::query::{JoinKind, Term};
+use synctool_core::query::{Condition, JoinKind, Term};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::{
     Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
@@ -161,6 +161,11 @@ impl Source for DuckDbSource {
             rows.sql()
         );
         texts(session.stream(sql, rows.parameters).await?, &columns).await
+    }
+
+    async fn counting(&self, read: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+        let session = self.0.database.session().await?;
+        Query::new(&session, read).await?.counting(conditions).await
     }
 
     /// One process may have a DuckDB file open for writing, and this one has it: the only transactions that can be open

@@ -17,7 +17,7 @@ use synctool_core::change::{ChangeBatch, Event};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::query::Term;
+use synctool_core::query::{Condition, Term};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::{
     Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
@@ -132,6 +132,19 @@ impl Source for MysqlSource {
             .await?;
         session.recycle();
         rows.iter().map(|r| texts(r, &columns)).collect()
+    }
+
+    async fn counting(&self, read: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+        let mut session = self.database.connect().await?;
+        let terms: Vec<Term> = conditions.iter().map(|c| c.term.clone()).collect();
+        let types = describe_terms(&mut session, read, &terms).await?;
+        session.recycle();
+        let met = conditions
+            .iter()
+            .zip(&types)
+            .map(|(c, column)| Ok(format!("({})", sql::condition(read, c, column)?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Term::Sql(format!("COUNT(CASE WHEN {} THEN 1 END)", met.join(" OR "))))
     }
 
     async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {

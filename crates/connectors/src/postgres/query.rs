@@ -352,6 +352,15 @@ impl<'a> Query<'a> {
         })
     }
 
+    /// Counts rows that meet one of some conditions.
+    pub(super) fn counting(&self, conditions: &[Condition]) -> Result<Term> {
+        let met = conditions
+            .iter()
+            .map(|c| Ok(format!("({})", self.condition(c)?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Term::Sql(format!("count(CASE WHEN {} THEN 1 END)", met.join(" OR "))))
+    }
+
     /// One list of conditions for each set of terms that are NULL, so that each is looked up by an index.
     fn keys(&self, list: &KeyList) -> Result<Vec<Vec<String>>> {
         let mut patterns: BTreeMap<Vec<bool>, Vec<Vec<&str>>> = BTreeMap::new();

@@ -21,7 +21,7 @@ use synctool_core::error::{Error, ErrorKind, Result, code};
 use synctool_core::ledger::Tally;
 use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::query::Term;
+use synctool_core::query::{Condition, Term};
 use synctool_core::rowhash;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{
@@ -248,6 +248,10 @@ impl Source for PostgresSource {
         limit: usize,
     ) -> Result<Vec<Vec<Option<String>>>> {
         self.distinct_of(read, terms, slice, limit).await
+    }
+
+    async fn counting(&self, read: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+        Query::new(read, self.schema()).counting(conditions)
     }
 
     async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {

@@ -9,7 +9,7 @@ use super::catalog::{self, CatalogColumn, CatalogTable};
 use super::client::failed;
 use super::compare::Comparable;
 use super::slices;
-use super::sql::{placeholders, quote};
+use super::sql::{literal, placeholders, quote};
 use super::types::{self, Cell};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
@@ -52,10 +52,15 @@ pub(super) struct Relations<'a> {
 struct Where {
     terms: Vec<String>,
     parameters: Vec<Cell<'static>>,
+    /// Whether values stand in the text, because it becomes a part of a statement that is not known here.
+    inline: bool,
 }
 
 impl Where {
     fn bind(&mut self, value: Cell<'static>) -> String {
+        if self.inline {
+            return literal(&value);
+        }
         self.parameters.push(value);
         format!("?{}", self.parameters.len())
     }
@@ -627,6 +632,21 @@ pub(super) fn canonical(column: &Column, value: ValueRef<'_>) -> Result<Option<S
     let mut one = ColumnBuilder::new(column);
     types::read_cell(column, &mut one, value)?;
     text::cell(&one.finish(), 0)
+}
+
+/// Counts rows that meet one of some conditions.
+pub(super) fn counting(conn: &Connection, read: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+    let relations = Relations::find(conn, read)?;
+    let mut met = Vec::with_capacity(conditions.len());
+    for condition in conditions {
+        let mut inline = Where {
+            inline: true,
+            ..Where::default()
+        };
+        relations.condition(conn, condition, &mut inline)?;
+        met.push(format!("({})", inline.terms.join(" AND ")));
+    }
+    Ok(Term::Sql(format!("count(CASE WHEN {} THEN 1 END)", met.join(" OR "))))
 }
 
 /// A statement of a look at some terms, with its values bound.

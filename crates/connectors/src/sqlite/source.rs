@@ -25,7 +25,7 @@ use synctool_core::change::{ChangeBatch, Event};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::query::Term;
+use synctool_core::query::{Condition, Term};
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{
     Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
@@ -113,6 +113,11 @@ impl Source for SqliteSource {
         let (read, terms, slice) = (read.clone(), terms.to_vec(), slice.clone());
         self.read(move |conn| query::distinct(conn, &read, &terms, &slice, limit))
             .await
+    }
+
+    async fn counting(&self, read: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+        let (read, conditions) = (read.clone(), conditions.to_vec());
+        self.read(move |conn| query::counting(conn, &read, &conditions)).await
     }
 
     async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {

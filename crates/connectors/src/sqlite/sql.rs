@@ -1,6 +1,6 @@
-//! SQL text: quoting, and the statements that read and compare rows. Values are bound, never spliced.
+//! SQL text: quoting, and the statements that read and compare rows. Values are bound where that can be.
 
-use super::types::Affinity;
+use super::types::{Affinity, Cell};
 
 /// An identifier, exact bytes, quoted.
 pub(super) fn quote(name: &str) -> String {
@@ -14,6 +14,21 @@ pub(super) fn quote(name: &str) -> String {
     }
     out.push('"');
     out
+}
+
+/// A value, where none can be bound.
+pub(super) fn literal(value: &Cell<'_>) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    match value {
+        Cell::Null => "NULL".into(),
+        Cell::Integer(i) => i.to_string(),
+        Cell::Real(r) if r.is_infinite() => if *r > 0.0 { "9e999" } else { "-9e999" }.into(),
+        Cell::Real(r) => format!("{r:?}"),
+        // A text in quotes would end with its first zero byte.
+        Cell::Text(t) if t.contains('\0') => format!("CAST(X'{}' AS TEXT)", hex(t.as_bytes())),
+        Cell::Text(t) => format!("'{}'", t.replace('\'', "''")),
+        Cell::Blob(b) => format!("X'{}'", hex(b)),
+    }
 }
 
 /// Quoted names, joined by commas, each with a prefix such as `l.`.

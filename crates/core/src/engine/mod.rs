@@ -755,10 +755,12 @@ async fn open_reader(
             let comparing = hash::Comparing {
                 pair: Arc::new(pair),
                 deferred: shared.deferred.clone(),
+                // A group that came back does so with rows that the next delta sees.
+                as_found: shared.plan.strategy == crate::plan::Strategy::Aggregate,
             };
             Ok(hash::open(&comparing, &partition.id, compare, after))
         }
-        Work::Touch { .. } | Work::Vanished(_) | Work::Recompute { .. } | Work::Clear => {
+        Work::Touch { .. } | Work::Vanished(_) | Work::Recompute { .. } | Work::Regroup { .. } | Work::Clear => {
             let groups = regroup::Groups {
                 source: engine.source.clone(),
                 destination: destination()?,

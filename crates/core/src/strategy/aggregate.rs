@@ -14,6 +14,13 @@
 //! (by hashes of blocks, so that it costs one scan of the keys) and touches the groups of rows that are gone; otherwise
 //! the `hash` strategy, which compares the source's groups with the destination's rows, puts such groups right.
 //!
+//! Between finding changed rows and computing their groups, other rows come. A group that holds rows behind the window is
+//! right, but nobody knows which of them were counted: one that leaves it before the next window was never in the map. So
+//! each group says, in the query that computes it, whether it has such rows (and rows without a stamp, which no window
+//! has), and one that does is left to the next run. Groups that another strategy wrote say nothing: all of them are
+//! computed once by the next delta. In a first run the map is filled before the groups are computed, so that what moves in
+//! between is seen by one of them.
+//!
 //! Groups without rows are deleted last, when their number is known and the guard has judged it; so are the rows of the
 //! map that the source does not have any more, so that a run which the guard stopped still knows them.
 //!
@@ -22,7 +29,7 @@
 //! columns, so that NULL has a place.
 
 use super::cut::Piece;
-use super::delta::{self, Deletes, DeltaRequest, Window};
+use super::delta::{self, Deletes, DeltaRequest, StampedBy, Window};
 use super::full;
 use super::hash::{self, CompareSpec, Form, HashRequestOptions};
 use super::table::{self, ColumnChoice, Resolved, TableRequest};
@@ -33,7 +40,7 @@ use crate::plan::{
     Work, short_hash,
 };
 use crate::progress::{Generation, PartitionId};
-use crate::query::{Join, JoinKind, Term};
+use crate::query::{Condition, Join, JoinKind, Term, Test};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::Source;
@@ -44,6 +51,11 @@ use std::collections::BTreeMap;
 const SHARDS: u32 = 4;
 /// The name under which the destination remembers that the key map is whole.
 pub const KEY_MAP: &str = "aggregate:key_map";
+
+/// The name under which the destination remembers that groups were written by another strategy, which tells nobody what
+/// it counted.
+const GROUPS: &str = "aggregate:groups";
+const UNKNOWN: &str = "unknown";
 
 /// Blocks that the keys of the key map are grouped into.
 const KEY_BLOCKS: u32 = 4096;
@@ -114,25 +126,40 @@ pub async fn plan(
     let mut keys = keys_table(request, &rows);
     let touched = touched_table(request);
     let mut aggregate = resolved.planned(table, Publish::Direct);
+    let mut behind = vec![later(&request.delta, &column, &window, request, remembered)?];
+    for (own, column, window) in &joined {
+        behind.push(later(own, column, window, request, remembered)?);
+    }
+    let behind: Vec<Condition> = behind.into_iter().flatten().collect();
+    let unsettled = match behind.is_empty() {
+        true => None,
+        false => Some(source.counting(&aggregate.read, &behind).await?),
+    };
     let mut phases = Vec::new();
     let first = after.is_none() && request.delta.bounds.is_none();
+    let unknown = remembered.get(GROUPS).is_some_and(|g| g == UNKNOWN) && request.delta.bounds.is_none();
+    let mut all = Vec::new();
+    if first || unknown {
+        if !first {
+            reasons.push("groups were written by another strategy since: all are computed once".into());
+        }
+        let regroup = Work::Regroup {
+            unsettled: unsettled.clone(),
+        };
+        all = everything(
+            (source, destination, stages),
+            request,
+            (&resolved, &mut aggregate),
+            regroup,
+            &mut reasons,
+        )
+        .await?;
+    }
     if first {
         phases.push(Phase {
             name: "clear".into(),
             partitions: vec![partition("clear", Work::Clear)],
         });
-        phases.extend(
-            everything(
-                source,
-                destination,
-                stages,
-                request,
-                &resolved,
-                &mut aggregate,
-                &mut reasons,
-            )
-            .await?,
-        );
         if !request.row_key.is_empty() {
             reasons.push("the key map is filled: it says which group each row was last seen in".into());
             phases.push(Phase {
@@ -140,6 +167,7 @@ pub async fn plan(
                 partitions: fill(source, table, &rows, &request.row_key).await?,
             });
         }
+        phases.extend(all);
     } else {
         reasons.push(format!(
             "groups of rows with {} are computed anew",
@@ -167,7 +195,7 @@ pub async fn plan(
             name: "changed rows".into(),
             partitions,
         });
-        let mut last = recompute(true);
+        let mut forget = None;
         if request.delta.bounds.is_some() {
             reasons.push("only groups of rows inside the bounds; rows that are gone are not looked for".into());
         } else if request.delta.deletes == Deletes::AntiJoin && !request.row_key.is_empty() {
@@ -184,15 +212,24 @@ pub async fn plan(
                 name: "gone rows".into(),
                 partitions: vec![partition(GONE, Work::Vanished(compare(Repair::Find)))],
             });
-            last.partitions
-                .push(partition("forget", Work::Vanished(compare(Repair::Deletes))));
+            forget = Some(partition("forget", Work::Vanished(compare(Repair::Deletes))));
         } else {
             reasons.push(match request.row_key.is_empty() {
                 true => "groups of rows that were deleted are not seen: the hash strategy puts them right".into(),
                 false => "groups of rows that were deleted are not seen: `deletes: anti_join` or the hash strategy puts them right".into(),
             });
         }
-        phases.extend([recompute(false), last]);
+        if unknown {
+            phases.extend(all);
+            phases.extend(forget.map(|forget| Phase {
+                name: "forget".into(),
+                partitions: vec![forget],
+            }));
+        } else {
+            let mut last = recompute(true, &unsettled);
+            last.partitions.extend(forget);
+            phases.extend([recompute(false, &unsettled), last]);
+        }
     }
     reasons.extend(unseen(request));
     let mut remember = BTreeMap::new();
@@ -205,6 +242,9 @@ pub async fn plan(
     }
     if first && !request.row_key.is_empty() {
         remember.insert(KEY_MAP.into(), map.into());
+    }
+    if unknown {
+        remember.insert(GROUPS.into(), "computed".into());
     }
     Ok(Plan {
         pipeline: table.pipeline.clone(),
@@ -220,6 +260,47 @@ pub async fn plan(
         remember,
         created_at: table.now.clone(),
     })
+}
+
+/// Rows of a cursor that are behind the window, as far as the next one reads them. Without a key map, or with no window to
+/// come that goes on from this one, there are none.
+fn later(
+    own: &DeltaRequest,
+    column: &Column,
+    window: &Window,
+    request: &AggregateRequest,
+    remembered: &BTreeMap<String, String>,
+) -> Result<Option<Condition>> {
+    let begins = match request.delta.bounds {
+        Some(_) => remembered.get(&delta::watermark_name(&own.cursor)),
+        None => window.watermark.as_ref(),
+    };
+    let Some(begins) = begins.filter(|_| !request.row_key.is_empty()) else {
+        return Ok(None);
+    };
+    let lower = Some(match own.stamped_by {
+        StampedBy::Database { .. } => begins.clone(),
+        StampedBy::App { lag } => delta::before(&column.ty, begins, lag)?,
+    });
+    Ok(Some(Condition {
+        term: own.cursor.clone(),
+        test: match column.nullable {
+            true => Test::NullOrRange { lower, upper: None },
+            false => Test::Range { lower, upper: None },
+        },
+    }))
+}
+
+/// Has the next delta compute all groups, where there is one that knows them: another strategy's `plan` writes groups and
+/// does not know of rows that the key map has not seen.
+pub fn written_by_another(plan: &mut Plan, remembered: &BTreeMap<String, String>) {
+    if remembered.contains_key(KEY_MAP) {
+        plan.remember.insert(GROUPS.into(), UNKNOWN.into());
+        plan.reasons.push(
+            "the next delta computes all groups once, because this strategy does not tell it which rows it counted"
+                .into(),
+        );
+    }
 }
 
 /// What no delta of this aggregate sees.
@@ -282,7 +363,7 @@ pub(super) fn partition(id: &str, work: Work) -> Partition {
     }
 }
 
-fn recompute(deletes: bool) -> Phase {
+fn recompute(deletes: bool, unsettled: &Option<Term>) -> Phase {
     let name = match deletes {
         false => "groups",
         true => "gone groups",
@@ -291,6 +372,7 @@ fn recompute(deletes: bool) -> Phase {
         shard,
         shards: SHARDS,
         deletes,
+        unsettled: unsettled.clone(),
     };
     Phase {
         name: name.into(),
@@ -300,27 +382,27 @@ fn recompute(deletes: bool) -> Phase {
     }
 }
 
-/// Every group, into an empty table by reading, into one with rows by comparing.
+/// Every group is computed; those that only the destination has are found by comparing, and deleted.
 async fn everything(
-    source: &dyn Source,
-    destination: &dyn Destination,
-    stages: &dyn Stages,
+    (source, destination, stages): (&dyn Source, &dyn Destination, &dyn Stages),
     request: &AggregateRequest,
-    resolved: &Resolved,
-    aggregate: &mut PlannedTable,
+    (resolved, aggregate): (&Resolved, &mut PlannedTable),
+    regroup: Work,
     reasons: &mut Vec<String>,
 ) -> Result<Vec<Phase>> {
     let table = &request.delta.table;
-    let empty = resolved.existing.is_none() || destination.is_empty(&table.destination).await?;
-    if empty {
+    let mut phases = vec![Phase {
+        name: "groups".into(),
+        partitions: vec![partition("groups_all", regroup)],
+    }];
+    if resolved.existing.is_none() || destination.is_empty(&table.destination).await? {
         reasons.push("the destination has no groups yet: all are computed".into());
-        aggregate.changes = Some(Default::default());
-        return Ok(vec![Phase {
-            name: "groups".into(),
-            partitions: vec![partition("groups_all", Work::Read(Slice::All))],
-        }]);
+        return Ok(phases);
     }
-    reasons.push("the destination has groups of unknown age: all are compared, those that differ are written".into());
+    reasons.push(
+        "the destination has groups of unknown age: all are computed, those that differ are written, those without rows deleted"
+            .into(),
+    );
     let options = HashRequestOptions {
         table: table.clone(),
         tracked: None,
@@ -331,16 +413,15 @@ async fn everything(
     let (planned, compares, told) = hash::prepare(source, destination, stages, &options).await?;
     reasons.extend(told);
     aggregate.compare = planned.compare;
-    Ok(vec![
-        Phase {
-            name: "compare".into(),
-            partitions: hash::partitions("compare", &compares, Repair::Upserts),
-        },
-        Phase {
-            name: "delete".into(),
-            partitions: hash::partitions("delete", &compares, Repair::Deletes),
-        },
-    ])
+    phases.push(Phase {
+        name: "compare".into(),
+        partitions: hash::partitions("compare", &compares, Repair::Find),
+    });
+    phases.push(Phase {
+        name: "delete".into(),
+        partitions: hash::partitions("delete", &compares, Repair::Deletes),
+    });
+    Ok(phases)
 }
 
 /// Rows as the key map wants them: what identifies each, and its group.

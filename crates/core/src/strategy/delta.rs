@@ -309,7 +309,7 @@ fn sooner(ty: &ColumnType, end: String, last: Option<&String>) -> String {
 }
 
 /// A value of the cursor, less the lag (in seconds where the cursor is a number).
-fn before(ty: &ColumnType, value: &str, lag: Duration) -> Result<String> {
+pub(super) fn before(ty: &ColumnType, value: &str, lag: Duration) -> Result<String> {
     if lag.is_zero() {
         return Ok(value.into());
     }

@@ -888,6 +888,8 @@ impl Deferred {
 pub(crate) struct Comparing {
     pub(crate) pair: Arc<Pair>,
     pub(crate) deferred: Arc<Deferred>,
+    /// Whether what was found to be gone is deleted even if it came back since, because a later run brings it.
+    pub(crate) as_found: bool,
 }
 
 /// The part of a partition's id that its twins in other phases have too.
@@ -905,6 +907,7 @@ pub(crate) fn open(
     Box::new(Stepwise::new(CompareSteps {
         pair: comparing.pair.clone(),
         deferred: comparing.deferred.clone(),
+        as_found: comparing.as_found,
         label: label_of(id).to_string(),
         compare: compare.clone(),
         after: after.and_then(|p| p.as_str().strip_prefix("block ")?.parse().ok()),
@@ -918,6 +921,7 @@ pub(crate) fn open(
 struct CompareSteps {
     pair: Arc<Pair>,
     deferred: Arc<Deferred>,
+    as_found: bool,
     label: String,
     compare: Compare,
     after: Option<i64>,
@@ -1003,7 +1007,11 @@ impl CompareSteps {
     /// Deletes keys that the source still does not have; those that came back meanwhile are written.
     async fn delete(&mut self, keys: &[Key]) -> Result<()> {
         let mut back = std::collections::HashSet::new();
-        for rows in self.pair.fetch(keys).await? {
+        let looked_up = match self.as_found {
+            true => Vec::new(),
+            false => self.pair.fetch(keys).await?,
+        };
+        for rows in looked_up {
             for row in 0..rows.num_rows() {
                 let key = self
                     .pair

@@ -12,17 +12,21 @@ use crate::ledger::Compared;
 use crate::plan::{Compare, PlannedTable, ReadColumn, ReadSpec, Repair, Slice, Work};
 use crate::progress::Position;
 use crate::query::{KeyList, Term};
-use crate::schema::{Column, TableId};
+use crate::schema::{Column, ColumnType, TableId};
 use crate::source::{ReadContext, Reader, Source};
 use crate::stage::NoStages;
 use crate::text::{self, ColumnBuilder};
-use arrow_array::RecordBatch;
+use arrow_array::{ArrayRef, RecordBatch};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Groups computed in one query.
 const GROUPS: usize = 500;
+/// Under this name a computed group says how many of its rows are not settled.
+const UNSETTLED: &str = "_synctool_unsettled";
+/// What stands before a group that is left to the next run, so that this one does not compute it once more.
+const LATER: char = '+';
 
 /// Both ends of an aggregate's plan.
 #[derive(Clone)]
@@ -77,6 +81,59 @@ impl Groups {
             }
         }
         Ok(found)
+    }
+
+    /// How groups are computed.
+    fn computing(&self, unsettled: Option<&Term>) -> Result<ReadSpec> {
+        let mut read = self.table(AGGREGATE)?.read.clone();
+        read.columns.extend(unsettled.map(|term| ReadColumn {
+            term: Some(term.clone()),
+            ..ReadColumn::plain(UNSETTLED, Column::new(UNSETTLED, ColumnType::Int64))
+        }));
+        Ok(read)
+    }
+
+    /// Computed groups as they are written, each with its text and whether it is left to the next run.
+    fn computed(&self, batch: ChangeBatch) -> Result<(Event, Vec<(String, bool)>)> {
+        let read = &self.table(AGGREGATE)?.read;
+        let lost = || Error::bug("a column of computed groups was lost on the way");
+        let by = read
+            .group_by
+            .iter()
+            .map(|name| batch.rows.column_by_name(name).ok_or_else(lost))
+            .collect::<Result<Vec<_>>>()?;
+        let unsettled = batch.rows.column_by_name(UNSETTLED);
+        let groups = (0..batch.len())
+            .map(|row| {
+                let cell = |column: &ArrayRef| text::cell(column.as_ref(), row);
+                let values = by.iter().map(|c| cell(c)).collect::<Result<Vec<_>>>()?;
+                let count = unsettled.map(cell).transpose()?.flatten();
+                Ok((group_text(&values)?, count.is_some_and(|n| n != "0")))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let written: Vec<usize> = (0..read.columns.len()).collect();
+        let rows = batch.rows.project(&written).map_err(|_| lost())?;
+        let rows = Event::Rows(ChangeBatch {
+            rows,
+            ops: Ops::All(Op::Upsert),
+            ..batch
+        });
+        Ok((rows, groups))
+    }
+
+    /// Groups that the next run computes again.
+    fn left(&self, groups: impl IntoIterator<Item = String>) -> Result<Event> {
+        let rows: Vec<Vec<String>> = groups.into_iter().map(|g| vec![format!("{LATER}{g}")]).collect();
+        self.batch(TOUCHED, &rows, Op::Upsert)
+    }
+
+    /// The groups that these rows were last seen in.
+    async fn groups_before(&self, keys: impl Iterator<Item = &Vec<String>>) -> Result<BTreeSet<String>> {
+        let mut groups = BTreeSet::new();
+        for text in before(self, keys).await?.into_values() {
+            groups.extend(self.listed(text)?);
+        }
+        Ok(groups)
     }
 
     async fn read(&self, source: &Arc<dyn Source>, read: &ReadSpec, slice: Slice) -> Result<Box<dyn Reader>> {
@@ -152,10 +209,24 @@ pub(crate) async fn open(groups: &Groups, work: &Work, after: Option<&Position>)
                 comparison: None,
             }))
         }
-        Work::Recompute { shard, shards, deletes } => Box::new(Stepwise::new(Recompute {
+        Work::Regroup { unsettled } => {
+            let read = groups.computing(unsettled.as_ref())?;
+            let all = partition("groups", Work::Read(Slice::All));
+            Box::new(Stepwise::new(Regroup {
+                groups: groups.clone(),
+                reader: groups.source.open(&read, &all, after, &groups.context).await?,
+            }))
+        }
+        Work::Recompute {
+            shard,
+            shards,
+            deletes,
+            unsettled,
+        } => Box::new(Stepwise::new(Recompute {
             groups: groups.clone(),
             shard: (*shard, *shards),
             deletes: *deletes,
+            read: groups.computing(unsettled.as_ref())?,
             after: after.map(|p| p.as_str().to_string()),
             waiting: None,
             stored: None,
@@ -219,9 +290,7 @@ impl Steps for Touch {
         let mut events = VecDeque::new();
         if !self.fill {
             if self.keys > 0 {
-                for text in before(&self.groups, map.keys()).await?.into_values() {
-                    touched.extend(self.groups.listed(text)?);
-                }
+                touched.extend(self.groups.groups_before(map.keys()).await?);
             }
             let rows: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g]).collect();
             events.push_back(self.groups.batch(TOUCHED, &rows, Op::Upsert)?);
@@ -254,7 +323,9 @@ fn rows_of_batch(batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, S
         .collect()
 }
 
-/// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them.
+/// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them. Where these have to
+/// be found again, others are gone too: no group is corrected for them in this run, so all of their groups are left to the
+/// next one.
 struct Vanished {
     groups: Groups,
     pair: Arc<Pair>,
@@ -306,14 +377,12 @@ impl Steps for Vanished {
             self.groups.deferred.add(GONE, group.only_destination.clone());
         }
         let gone = whole_keys(group.only_destination);
+        let groups = self.groups.groups_before(gone.iter()).await?;
         if forgets && !gone.is_empty() {
+            events.push_back(self.groups.left(groups)?);
             events.push_back(self.forgotten(gone)?);
         } else if !gone.is_empty() {
-            let mut touched = BTreeSet::new();
-            for text in before(&self.groups, gone.iter()).await?.into_values() {
-                touched.extend(self.groups.listed(text)?);
-            }
-            let touched: Vec<Vec<String>> = touched.into_iter().map(|g| vec![g]).collect();
+            let touched: Vec<Vec<String>> = groups.into_iter().map(|g| vec![g]).collect();
             events.push_back(self.groups.batch(TOUCHED, &touched, Op::Upsert)?);
         }
         events.push_back(Event::Boundary {
@@ -372,17 +441,42 @@ fn group_text(values: &[Option<String>]) -> Result<String> {
     serde_json::to_string(values).map_err(|e| Error::bug(format!("a group as text: {e}")))
 }
 
+/// Computes every group.
+struct Regroup {
+    groups: Groups,
+    reader: Box<dyn Reader>,
+}
+
+#[async_trait]
+impl Steps for Regroup {
+    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
+        let batch = match self.reader.next().await? {
+            None => return Ok(None),
+            Some(Event::Rows(batch)) => batch,
+            Some(other) => return Ok(Some(VecDeque::from([other]))),
+        };
+        let (rows, groups) = self.groups.computed(batch)?;
+        let mut events = VecDeque::from([rows]);
+        let later: Vec<String> = groups.into_iter().filter(|g| g.1).map(|g| g.0).collect();
+        if !later.is_empty() {
+            events.push_back(self.groups.left(later)?);
+        }
+        Ok(Some(events))
+    }
+}
+
 /// Computes touched groups from all their rows; groups without rows are counted, and in a later phase deleted.
 struct Recompute {
     groups: Groups,
+    read: ReadSpec,
     shard: (u32, u32),
     deletes: bool,
     /// Groups up to this one are done.
     after: Option<String>,
     /// The groups that the destination has.
     stored: Option<Present>,
-    /// Groups still to do; `None` before they were asked for.
-    waiting: Option<VecDeque<String>>,
+    /// Groups still to do, each with the forms in which it is listed; `None` before they were asked for.
+    waiting: Option<VecDeque<(String, BTreeSet<String>)>>,
 }
 
 #[async_trait]
@@ -392,69 +486,64 @@ impl Steps for Recompute {
             self.waiting = Some(self.touched().await?);
             return Ok(Some(VecDeque::new()));
         };
-        let page: Vec<String> = waiting.drain(..waiting.len().min(GROUPS)).collect();
-        let Some(last) = page.last().cloned() else {
+        let page: Vec<(String, BTreeSet<String>)> = waiting.drain(..waiting.len().min(GROUPS)).collect();
+        let Some((last, _)) = page.last().cloned() else {
             return Ok(None);
         };
         let table = self.groups.table(AGGREGATE)?;
-        let by: Vec<&ReadColumn> = table
+        let terms = table
             .read
             .group_by
             .iter()
             .map(|g| {
-                table
-                    .read
-                    .columns
-                    .iter()
-                    .find(|c| c.column.name == *g)
+                let read = table.read.columns.iter().find(|c| c.column.name == *g);
+                read.map(ReadColumn::term)
                     .ok_or_else(|| Error::bug("a group column that is not read"))
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<Term>>>()?;
         let mut keys = BTreeMap::new();
-        for group in &page {
+        for (group, _) in &page {
             let values: Key = serde_json::from_str(group)
                 .map_err(|_| Error::new(code::VALUE_MALFORMED, "a touched group is not a list of values"))?;
             keys.insert(group.clone(), values);
         }
         let slice = Slice::Keys(KeyList {
-            terms: by.iter().map(|c| c.term()).collect(),
+            terms,
             keys: keys.values().cloned().collect(),
         });
         let mut events = VecDeque::new();
-        let mut reader = self.groups.read(&self.groups.source, &table.read, slice).await?;
+        // How the groups of this page are listed from now on.
+        let mut listed = BTreeSet::new();
+        let mut reader = self.groups.read(&self.groups.source, &self.read, slice).await?;
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };
-            for row in 0..batch.len() {
-                let group = by
-                    .iter()
-                    .map(|c| {
-                        let column = batch
-                            .rows
-                            .column_by_name(&c.column.name)
-                            .ok_or_else(|| Error::bug("a group column was lost on the way"))?;
-                        text::cell(column.as_ref(), row)
-                    })
-                    .collect::<Result<Vec<_>>>()?;
-                keys.remove(&group_text(&group)?);
+            let (rows, groups) = self.groups.computed(batch)?;
+            for (group, later) in groups {
+                keys.remove(&group);
+                listed.extend(later.then(|| format!("{LATER}{group}")));
             }
-            events.push_back(Event::Rows(ChangeBatch {
-                ops: Ops::All(Op::Upsert),
-                ..batch
-            }));
+            events.push_back(rows);
         }
-        let mut left = BTreeSet::new();
         if !keys.is_empty() && self.deletes {
             events.push_back(gone(table, keys.values())?);
         } else if !keys.is_empty() {
-            left = self.there(keys).await?;
+            let left = self.there(keys).await?;
             events.push_back(Event::Compared(Compared {
                 only_destination: left.len() as u64,
                 ..Compared::default()
             }));
+            listed.extend(left);
         }
-        let done = page.into_iter().filter(|g| !left.contains(g));
-        let done: Vec<Vec<String>> = done.map(|g| vec![g]).collect();
-        events.push_back(self.groups.batch(TOUCHED, &done, Op::Delete)?);
+        let before: BTreeSet<String> = page.into_iter().flat_map(|(_, forms)| forms).collect();
+        for (op, forms) in [
+            (Op::Delete, before.difference(&listed)),
+            (Op::Upsert, listed.difference(&before)),
+        ] {
+            let rows: Vec<Vec<String>> = forms.map(|form| vec![form.clone()]).collect();
+            if !rows.is_empty() {
+                events.push_back(self.groups.batch(TOUCHED, &rows, op)?);
+            }
+        }
         events.push_back(Event::Boundary {
             position: Position(last),
             committed_at: None,
@@ -495,21 +584,26 @@ impl Recompute {
         Ok(there)
     }
 
-    async fn touched(&self) -> Result<VecDeque<String>> {
+    /// The groups that this partition computes. Those without rows are deleted among those of this run alone.
+    async fn touched(&self) -> Result<VecDeque<(String, BTreeSet<String>)>> {
         let table = self.groups.table(TOUCHED)?;
         let read = ReadSpec::all(table.destination.clone(), &table.schema.columns);
         let mut reader = self.groups.read(&self.groups.destination, &read, Slice::All).await?;
-        let mut found = BTreeSet::new();
+        let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };
             let column = batch.rows.column(0);
             for row in 0..batch.len() {
-                let group = text::cell(column.as_ref(), row)?;
-                let mine = |g: &String| {
-                    xxhash_rust::xxh3::xxh3_64(g.as_bytes()) % u64::from(self.shard.1) == u64::from(self.shard.0)
+                let Some(form) = text::cell(column.as_ref(), row)? else {
+                    continue;
                 };
-                let waits = |g: &String| self.after.as_ref().is_none_or(|after| g > after);
-                found.extend(group.filter(mine).filter(waits));
+                let group = form.strip_prefix(LATER).unwrap_or(&form);
+                let shard = xxhash_rust::xxh3::xxh3_64(group.as_bytes()) % u64::from(self.shard.1);
+                let done = self.after.as_deref().is_some_and(|after| group <= after);
+                let later = self.deletes && group != form;
+                if shard == u64::from(self.shard.0) && !done && !later {
+                    found.entry(group.to_string()).or_default().insert(form);
+                }
             }
         }
         Ok(found.into_iter().collect())

@@ -9,7 +9,7 @@ use crate::error::{Error, Result, code};
 use crate::ledger::{Applied, Tally};
 use crate::plan::{Partition, Plan, ReadSpec, Slice};
 use crate::progress::{Advance, Checkpoint, PartitionId, Position};
-use crate::query::Term;
+use crate::query::{Condition, Term};
 use crate::schema::{Column, TableId, TableSchema};
 use crate::sink::{Destination, Published, Sink, SinkTraits, StoredAs, StoredPlan};
 use crate::source::{Assignment, Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
@@ -123,6 +123,10 @@ impl<S: Source + ?Sized> Source for FaultySource<S> {
         limit: usize,
     ) -> Result<Vec<Vec<Option<String>>>> {
         self.0.distinct(read, terms, slice, limit).await
+    }
+
+    async fn counting(&self, read: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+        self.0.counting(read, conditions).await
     }
 
     async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {

@@ -94,6 +94,11 @@ impl Source for MemoryTables {
         Ok(found.into_iter().take(limit).collect())
     }
 
+    async fn counting(&self, _: &ReadSpec, conditions: &[Condition]) -> Result<Term> {
+        let conditions = serde_json::to_string(conditions).map_err(|e| Error::bug(e.to_string()))?;
+        Ok(Term::Sql(format!("count_if({conditions})")))
+    }
+
     async fn settled(&self, _: &TableId, _: &Column, _: Option<&str>, _: Duration) -> Result<Settled> {
         Ok(Settled {
             bound: self.0.clock(),
@@ -209,7 +214,8 @@ fn value(schema: &TableSchema, row: &Row, term: &Term) -> Option<String> {
     }
 }
 
-/// One row per group. The aggregates of this engine are `count(*)` and `sum(column)` of whole numbers.
+/// One row per group. The aggregates of this engine are `count(*)`, `sum(column)` of whole numbers and
+/// `count_if(conditions)`, any of which counts.
 fn grouped(schema: &TableSchema, read: &ReadSpec, rows: &[(Vec<String>, Row)]) -> VecDeque<(Vec<String>, Row)> {
     let by: Vec<Term> = read
         .group_by
@@ -224,6 +230,12 @@ fn grouped(schema: &TableSchema, read: &ReadSpec, rows: &[(Vec<String>, Row)]) -
     }
     let made = |rows: &[&Row], term: &Term| match term {
         Term::Sql(sql) if sql == "count(*)" => Some(rows.len().to_string()),
+        Term::Sql(sql) if sql.starts_with("count_if(") => {
+            let conditions = sql.strip_prefix("count_if(")?.strip_suffix(')')?;
+            let conditions: Vec<Condition> = serde_json::from_str(conditions).ok()?;
+            let counts = |row: &&&Row| conditions.iter().any(|c| meets(schema, row, c));
+            Some(rows.iter().filter(counts).count().to_string())
+        }
         Term::Sql(sql) => {
             let column = Term::column(sql.strip_prefix("sum(")?.strip_suffix(')')?);
             let values = rows

@@ -5,7 +5,7 @@ use crate::config::{self, Loaded, StampedBy, Strategy, StrategyKind, SyncType};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{Plan, Verify};
+use synctool_core::plan::{Plan, Strategy as PlanStrategy, Verify};
 use synctool_core::query::{Condition, Filter, Term, Test};
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
@@ -38,6 +38,10 @@ impl Ends<'_> {
             request::table_request(self.loaded, strategy, self.options, self.source, &needed, (run_id, now)).await?;
         let watched = drift::watch(self, &mut table).await?;
         let mut plan = self.of_kind(strategy, table).await?;
+        if *self.loaded.pipeline.sync_type == SyncType::Aggregate && plan.strategy != PlanStrategy::Aggregate {
+            let remembered = self.destination.remembered(&plan.pipeline).await?;
+            aggregate::written_by_another(&mut plan, &remembered);
+        }
         plan.remember.extend(watched.remember);
         plan.reasons.extend(watched.reasons);
         Ok(plan)

@@ -4,6 +4,7 @@
 
 mod aggregates;
 mod appends;
+mod beside;
 mod changes;
 mod dedup;
 mod defects;

@@ -445,8 +445,9 @@ fn compare_keys(source: &dyn Source, destination: &dyn Destination, keys: &Plann
         schema,
         row_hash: None,
         reasons: Vec::new(),
+        changed: Vec::new(),
     };
-    hash::compare_keys(source, destination, &resolved)
+    hash::compare_keys(source, destination, &resolved, &mut Vec::new())
 }
 
 /// What identifies the rows of the table read, and nothing of the tables that are read along.

@@ -414,7 +414,7 @@ pub async fn plan(
         partitions,
     }];
     if request.deletes == Deletes::AntiJoin && request.bounds.is_none() && table.bounds.is_empty() {
-        let (compare, deletes) = hash::anti_join(source, destination, table, &resolved).await?;
+        let (compare, deletes) = hash::anti_join(source, destination, table, &resolved, &mut reasons).await?;
         planned.compare = Some(compare);
         phases.extend(deletes);
     }
@@ -494,6 +494,22 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
             .iter()
             .find(|c| c.column.name == name)
             .map(|c| &c.column.ty);
+    let read = |key: &&String| resolved.read.columns.iter().any(|c| c.column.name == **key);
+    if let Some(made) = resolved
+        .schema
+        .key
+        .iter()
+        .find(|k| !read(k))
+        .filter(|_| changes.unmatched)
+    {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!(
+                "key column {made} is made by a stage, so rows that stop meeting the filters or joins cannot be told"
+            ),
+        )
+        .hint("use a key that is read from the source, filter in a stage, or use a strategy of type hash"));
+    }
         changes.tombstone_value = match (&tombstone.value, ty) {
             (Some(value), Some(ty)) => Some(tombstone_value(value, ty)?),
             _ => None,

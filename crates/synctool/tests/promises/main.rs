@@ -12,6 +12,7 @@ mod examples;
 mod hashes;
 mod joins;
 mod matrix;
+mod keys;
 mod partitions;
 #[path = "../place/mod.rs"]
 mod place;

@@ -59,6 +59,8 @@ pub enum By {
     Values,
     /// One piece per value of a list; other values are not read.
     List(Vec<String>),
+    /// One piece, between `start` and `end`.
+    Whole,
 }
 
 /// A zone in which days begin.
@@ -245,6 +247,11 @@ pub async fn by_dimensions(
         match finest.iter_mut().find(same) {
             // The aligned bounds of the coarser step are bounds of the finer one or lie inside its pieces; the finer
             // pieces alone cover the same rows, between the same ends.
+            // Its ends alone narrow the pieces.
+            Some(coarser) if dimension.by == By::Whole => {
+                coarser.start = dimension.start.clone().or_else(|| coarser.start.take());
+                coarser.end = dimension.end.clone().or_else(|| coarser.end.take());
+            }
             Some(coarser) => {
                 *coarser = Dimension {
                     start: dimension.start.clone().or_else(|| coarser.start.take()),
@@ -368,6 +375,7 @@ fn within(dimension: &Dimension, beyond: &[String]) -> Slice {
             lower: dimension.start.clone(),
             upper: dimension.end.clone(),
         });
+        By::Whole => between(dimension.start.clone(), Vec::new(), dimension.end.clone()),
     }
     if !beyond.is_empty() {
         tests.push(Test::NotIn(beyond.to_vec()));
@@ -522,7 +530,7 @@ pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<S
                 .map(|b| format!("{b:08x}-0000-0000-0000-000000000000"))
                 .collect())
         }
-        By::Values | By::List(_) => Err(Error::bug("values have no steps")),
+        By::Values | By::List(_) | By::Whole => Err(Error::bug("what is not cut by steps has none")),
     }
 }
 

@@ -233,8 +233,8 @@ pub struct Dimension {
     /// By ranges, by values or by a list.
     #[serde(rename = "type")]
     pub kind: At<DimensionKind>,
-    /// How wide a range is, in `step_unit`s for times, in the first 32 bits for UUIDs, in characters of the prefix for
-    /// text; none = as the data suggests.
+    /// How wide a range is, in `step_unit`s for times, in the first 32 bits for UUIDs; none = one piece from `start` to
+    /// `end`, and where neither is said as the data suggests. Texts have no steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<At<u64>>,
     /// What a step counts in; none = seconds for times, days for dates.

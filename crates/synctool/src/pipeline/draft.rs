@@ -351,7 +351,7 @@ impl Ends<'_> {
             bounded: written.is_some(),
             window: dimension
                 .map(|d| d.by)
-                .filter(|by| !matches!(by, By::Values | By::List(_))),
+                .filter(|by| !matches!(by, By::Values | By::List(_) | By::Whole)),
             first,
             last,
             whole: false,

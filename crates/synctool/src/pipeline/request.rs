@@ -524,7 +524,7 @@ async fn dimensions(
     Ok(levels)
 }
 
-/// One dimension; `None` where its width is left to the data.
+/// One dimension; `None` where its width is left to the data and all of it is read.
 async fn dimension(
     written: &config::Dimension,
     strategy: &Strategy,
@@ -561,7 +561,8 @@ async fn dimension(
         DimensionKind::List => By::List(written.values.iter().map(|v| v.as_str().to_owned()).collect()),
         DimensionKind::Range => match range(written, &column.ty, zone)? {
             Some(by) => by,
-            None => return Ok(None),
+            None if written.start.is_none() && written.end.is_none() => return Ok(None),
+            None => By::Whole,
         },
     };
     let bound = |bound: &Option<At<config::Bound>>| match bound {

@@ -587,7 +587,8 @@ fn worse(a: Option<Error>, b: Error) -> Option<Error> {
     }
 }
 
-fn check_unchanged(plan: &Plan, semantics: &serde_json::Value) -> Result<()> {
+/// Fails where a pipeline does not mean what it meant when the plan of its unfinished run was made.
+pub fn check_unchanged(plan: &Plan, semantics: &serde_json::Value) -> Result<()> {
     if plan.semantics == *semantics {
         return Ok(());
     }

@@ -1,12 +1,15 @@
 //! Which strategy a run follows, and why.
 //!
-//! What was asked for by name is done. Otherwise the state of the destination, the gap since the last run and what
-//! earlier runs took decide; the reason is told.
+//! What was asked for by name is done. Otherwise an unfinished run goes on; else the state of the destination, the gap
+//! since the last run and what earlier runs took decide. The reason is told.
 
-use crate::config::{Loaded, Strategy, StrategyKind};
+use super::RunOptions;
+use crate::config::{Loaded, Pipeline, Strategy, StrategyKind};
 use crate::state::{Run, RunStatus, Time};
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::Strategy as Kind;
+use synctool_core::sink::StoredPlan;
 use synctool_core::strategy::delta;
 
 /// Runs of the past that are looked at.
@@ -23,6 +26,67 @@ pub(super) struct Facts {
     pub(super) history: Vec<Run>,
     /// Now.
     pub(super) now: Option<Time>,
+}
+
+/// A run that was interrupted, and what it was about.
+pub(super) struct Unfinished {
+    run_id: String,
+    strategy: String,
+    repair: bool,
+    bounds: serde_json::Value,
+}
+
+impl Unfinished {
+    /// None where the plan is done, or follows a log, which is never done.
+    pub(super) fn of(stored: StoredPlan) -> Option<Self> {
+        let plan = stored.plan;
+        if stored.finished || plan.strategy == Kind::Log {
+            return None;
+        }
+        Some(Unfinished {
+            strategy: plan.semantics["strategies"].as_object()?.keys().next()?.clone(),
+            repair: plan.semantics["repair"] == true,
+            bounds: plan.semantics["bounds"].clone(),
+            run_id: plan.run_id,
+        })
+    }
+
+    /// The strategy of an unfinished run goes on, whatever would be chosen now; `None` where the pipeline has none of
+    /// that name any more.
+    pub(super) fn goes_on<'a>(&self, pipeline: &'a Pipeline) -> Option<(&'a Strategy, String)> {
+        let strategy = pipeline.strategies.iter().find(|s| *s.name == self.strategy)?;
+        Some((
+            strategy,
+            format!("strategy {}: its run {} is unfinished", self.strategy, self.run_id),
+        ))
+    }
+
+    /// Refuses to do something else while it is unfinished.
+    pub(super) fn check(&self, pipeline: &Pipeline, named: Option<&Strategy>, options: &RunOptions) -> Result<()> {
+        let Some((strategy, _)) = self.goes_on(pipeline) else {
+            return Ok(());
+        };
+        let other = named.is_some_and(|n| *n.name != *strategy.name);
+        let bounds = match options.bounds.is_empty() {
+            true => serde_json::Value::Null,
+            false => serde_json::json!(options.bounds),
+        };
+        if !other && self.repair == options.repair && self.bounds == bounds {
+            return Ok(());
+        }
+        let command = if self.repair { "repair" } else { "run" };
+        let bounded = if self.bounds.is_null() { "" } else { " and its --bounds" };
+        let name = pipeline.name.as_str();
+        Err(Error::new(
+            code::CONFIG_CHANGED,
+            format!("{command} {} of strategy {} is unfinished", self.run_id, self.strategy),
+        )
+        .at("pipeline", name)
+        .hint(format!(
+            "finish it: synctool {command} {name} --strategy {}{bounded}; or forget it: synctool state reset {name}",
+            self.strategy
+        )))
+    }
 }
 
 /// The strategies that may be chosen where none was named; an error where there is none.

@@ -5,6 +5,7 @@
 mod aggregates;
 mod appends;
 mod changes;
+mod choice;
 mod dedup;
 mod defects;
 mod enrichment;

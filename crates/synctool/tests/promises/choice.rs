@@ -1,6 +1,7 @@
 //! Which strategy runs where none is named, and what an unfinished run has to say about it.
 
 use super::*;
+use serde_json::Value;
 use synctool_testkit::kill::KillRun;
 
 const PIPELINE: &str = "name: p\nsource: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n\
@@ -12,6 +13,57 @@ fn items(db: &TestDb) {
         "CREATE TABLE items(id int PRIMARY KEY, v int NOT NULL, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
          INSERT INTO items SELECT i, i FROM generate_series(1, 3000) i",
     );
+}
+
+/// What a plan says: the strategy that it follows, and why it was chosen.
+fn planned(place: &Place) -> (String, String) {
+    let plan = place.json(&["plan", "p.yaml"], 0);
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    (text(&plan["strategy"]), text(&plan["reasons"][0]))
+}
+
+#[test]
+fn a_plan_tells_the_choice_and_its_reason() {
+    let db = database("choice");
+    items(&db);
+    let place = here(&db);
+    place.write("p.yaml", PIPELINE);
+    let says = |kind: &str, name: &str, why: &str| {
+        let (strategy, reason) = planned(&place);
+        assert_eq!(strategy, kind, "{reason}");
+        let told = reason.starts_with(&format!("strategy {name}: ")) && reason.contains(why);
+        assert!(told, "wanted {name}, {why}: {reason}");
+    };
+    says("full", "changes", "the destination is empty");
+    place.json(&["run", "p.yaml"], 0);
+    // That load is no measure of a delta, whatever another one took.
+    place.json(&["run", "p.yaml", "--strategy", "compare"], 0);
+    says("delta", "changes", "the usual way");
+    // Rows of unknown age.
+    let mark = db.psql("SELECT value FROM synctool.memory WHERE fact = 'delta:updated_at'");
+    db.psql("DELETE FROM synctool.memory");
+    says("hash", "compare", "has no watermark yet");
+    db.psql(&format!(
+        "INSERT INTO synctool.memory(pipeline, fact, value) VALUES ('p', 'delta:updated_at', '{}')",
+        mark.trim()
+    ));
+    // Both are measured; of a small gap it is told how small it is.
+    for _ in 0..2 {
+        place.json(&["run", "p.yaml", "--strategy", "changes"], 0);
+    }
+    let (_, reason) = planned(&place);
+    for part in [
+        "cheapest by earlier runs",
+        "changes about",
+        "2 earlier runs",
+        "compare about",
+        "since the watermark",
+    ] {
+        assert!(reason.contains(part), "no {part} in {reason}");
+    }
+    // What takes so long that a comparison is cheaper.
+    db.psql("UPDATE synctool.memory SET value = (value::timestamptz - interval '20 years')::text WHERE fact = 'delta:updated_at'");
+    says("hash", "compare", "cheapest by earlier runs");
 }
 
 /// A run that was killed with something committed, of a strategy that would not be chosen now.

@@ -20,7 +20,7 @@ use crate::sink::{Destination, Sink};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::{Reject, Stage, Stages};
 use crate::strategy::present::{OnlyNew, Present};
-use crate::strategy::{delta, hash, regroup};
+use crate::strategy::{hash, regroup, unmatched};
 use flow::{Flow, Rejections, Rows};
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -742,7 +742,7 @@ async fn open_reader(
     let destination = || stored(&*engine.destination);
     match &partition.work {
         Work::Read(_) if table.changes.as_ref().is_some_and(|c| c.unmatched) => {
-            delta::open_with_unmatched(engine.source.clone(), table, partition, &shared.context).await
+            unmatched::open(engine.source.clone(), table, partition, &shared.context).await
         }
         Work::Read(_) | Work::Log => engine.source.open(&table.read, partition, after, &shared.context).await,
         Work::Compare(compare) => {

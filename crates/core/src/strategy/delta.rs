@@ -17,25 +17,16 @@
 
 use super::cut::{self, By, Dimension, MAX_PARTITIONS, Piece};
 use super::hash;
-use super::steps::{Steps, Stepwise};
 use super::table::{self, Resolved, TableRequest, no_key};
-use crate::blocks::push_field;
-use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
-use crate::plan::{
-    Changes, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Slice, Strategy, Verify, Work,
-};
+use crate::plan::{Changes, Phase, Plan, Publish, ReadColumn, Slice, Strategy, Verify, Work};
 use crate::progress::Generation;
 use crate::query::{Condition, Cut, Filter, Join, JoinKind, Term, Test};
 use crate::schema::{Column, ColumnType, TableId};
 use crate::sink::Destination;
-use crate::source::{ReadContext, Reader, Settled, Source};
+use crate::source::{Settled, Source};
 use crate::stage::Stages;
-use crate::text;
-use arrow_array::{RecordBatch, UInt32Array};
-use async_trait::async_trait;
-use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Who stamps the cursor column.
@@ -494,6 +485,15 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
             .iter()
             .find(|c| c.column.name == name)
             .map(|c| &c.column.ty);
+        changes.tombstone_value = match (&tombstone.value, ty) {
+            (Some(value), Some(ty)) => Some(tombstone_value(value, ty)?),
+            _ => None,
+        };
+        changes.tombstone = Some(name);
+    }
+    // Filters and joins are evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
+    let drops = |j: &Join| matches!(j.kind, JoinKind::Inner | JoinKind::Right);
+    changes.unmatched = !resolved.read.filters.is_empty() || resolved.read.joins.iter().any(drops);
     let read = |key: &&String| resolved.read.columns.iter().any(|c| c.column.name == **key);
     if let Some(made) = resolved
         .schema
@@ -510,15 +510,6 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
         )
         .hint("use a key that is read from the source, filter in a stage, or use a strategy of type hash"));
     }
-        changes.tombstone_value = match (&tombstone.value, ty) {
-            (Some(value), Some(ty)) => Some(tombstone_value(value, ty)?),
-            _ => None,
-        };
-        changes.tombstone = Some(name);
-    }
-    // Filters and joins are evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
-    let drops = |j: &Join| matches!(j.kind, JoinKind::Inner | JoinKind::Right);
-    changes.unmatched = !resolved.read.filters.is_empty() || resolved.read.joins.iter().any(drops);
     Ok(changes)
 }
 
@@ -529,102 +520,6 @@ pub(super) fn kept(joins: &[Join]) -> Vec<Join> {
         ..join.clone()
     };
     joins.iter().map(left).collect()
-}
-
-/// Opens a slice whose rows that do not meet the filters, or have no partner, are deleted.
-pub(crate) async fn open_with_unmatched(
-    source: Arc<dyn Source>,
-    table: &PlannedTable,
-    partition: &Partition,
-    context: &ReadContext,
-) -> Result<Box<dyn Reader>> {
-    let matching = source.open(&table.read, partition, None, context).await?;
-    Ok(Box::new(Stepwise::new(Unmatched {
-        source,
-        table: table.clone(),
-        partition: partition.clone(),
-        context: context.clone(),
-        reader: matching,
-        matched: HashSet::new(),
-        deleting: false,
-    })))
-}
-
-/// Reads the rows that meet the filters and joins, then the keys of all: those that were not among them are deletes. A
-/// row that changes in between leaves the window, and the next run sees it.
-struct Unmatched {
-    source: Arc<dyn Source>,
-    table: PlannedTable,
-    partition: Partition,
-    context: ReadContext,
-    reader: Box<dyn Reader>,
-    /// Digests of the keys that matched.
-    matched: HashSet<u128>,
-    deleting: bool,
-}
-
-#[async_trait]
-impl Steps for Unmatched {
-    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
-        match self.reader.next().await? {
-            Some(Event::Rows(batch)) => {
-                let key = &self.table.schema.key;
-                let mut gone = Vec::new();
-                for row in 0..batch.len() {
-                    // What has no whole key was never written.
-                    let Some(digest) = key_digest(&batch.rows, key, row)? else {
-                        continue;
-                    };
-                    match self.deleting {
-                        false => drop(self.matched.insert(digest)),
-                        true if !self.matched.contains(&digest) => gone.push(row as u32),
-                        true => {}
-                    }
-                }
-                if !self.deleting {
-                    return Ok(Some(VecDeque::from([Event::Rows(batch)])));
-                }
-                if gone.is_empty() {
-                    return Ok(Some(VecDeque::new()));
-                }
-                let picked = UInt32Array::from(gone);
-                let rows = arrow_select::take::take_record_batch(&batch.rows, &picked)
-                    .map_err(|e| Error::bug(format!("picking rows: {e}")))?;
-                Ok(Some(VecDeque::from([Event::Rows(ChangeBatch {
-                    rows,
-                    ops: Ops::All(Op::Delete),
-                    ..batch
-                })])))
-            }
-            // A boundary in between would resume after rows whose keys are then not known.
-            Some(_) => Ok(Some(VecDeque::new())),
-            None if self.deleting => Ok(None),
-            None => {
-                let all = ReadSpec {
-                    filters: Vec::new(),
-                    joins: kept(&self.table.read.joins),
-                    ..self.table.read.clone()
-                };
-                self.reader = self.source.open(&all, &self.partition, None, &self.context).await?;
-                self.deleting = true;
-                Ok(Some(VecDeque::new()))
-            }
-        }
-    }
-}
-
-fn key_digest(rows: &RecordBatch, key: &[String], row: usize) -> Result<Option<u128>> {
-    let mut form = Vec::new();
-    for name in key {
-        let column = rows
-            .column_by_name(name)
-            .ok_or_else(|| Error::bug(format!("key column {name} is not read")))?;
-        let Some(value) = text::cell(column.as_ref(), row)? else {
-            return Ok(None);
-        };
-        push_field(&mut form, &ColumnType::Text { max: None }, Some(&value))?;
-    }
-    Ok(Some(xxhash_rust::xxh3::xxh3_128(&form)))
 }
 
 /// The window's pieces: along the cursor, and inside them by the other dimensions; NULL cursors last.

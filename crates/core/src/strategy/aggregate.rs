@@ -322,7 +322,11 @@ async fn everything(
     }
     reasons.push("the destination has groups of unknown age: all are compared, those that differ are written".into());
     let options = HashRequestOptions {
-        table: table.clone(),
+        table: TableRequest {
+            // They cut the window of changed rows, and would cut through groups.
+            dimensions: Vec::new(),
+            ..table.clone()
+        },
         tracked: None,
         form: Form::Auto,
         deletes: true,

@@ -428,20 +428,13 @@ fn choice(
     }
 }
 
-/// The original's algorithm that the pipeline, or one of its strategies, asks for.
-pub(crate) fn algorithm(pipeline: &config::Pipeline) -> Option<HashAlgorithm> {
-    let of_strategies = || pipeline.strategies.iter().find_map(|s| pipeline.hash_algo_of(s));
-    pipeline.hash_algo.as_deref().copied().or_else(of_strategies)
-}
-
-/// The column that keeps each row's hash: one with `hash_key` that is written and that the source does not have.
+/// The column that keeps each row's hash.
 fn row_hash(pipeline: &config::Pipeline) -> Result<Option<RowHashChoice>> {
-    let keeps = |c: &&ColumnMapping| c.roles.hash_key && c.is_written() && !c.is_read();
-    let Some(mapping) = pipeline.listed().iter().find(keeps) else {
+    let Some(mapping) = pipeline.kept_hash() else {
         return Ok(None);
     };
     let text = ColumnType::Text { max: None };
-    let ty = match (&mapping.data_type, algorithm(pipeline)) {
+    let ty = match (&mapping.data_type, pipeline.kept_hash_algo()) {
         (Some(said), _) => match family(**said, mapping, &text) {
             Family::Exactly(ty) => ty,
             Family::Source => text,
@@ -450,7 +443,7 @@ fn row_hash(pipeline: &config::Pipeline) -> Result<Option<RowHashChoice>> {
         (None, Some(HashAlgorithm::Md5SumHash)) => ColumnType::Int64,
         (None, _) => text,
     };
-    let form = match algorithm(pipeline) {
+    let form = match pipeline.kept_hash_algo() {
         Some(HashAlgorithm::Md5SumHash) => StoredForm::Sum,
         _ => StoredForm::Md5,
     };

@@ -152,12 +152,12 @@ pub async fn plan(
             piece.source.conditions.extend(table.bounds.iter().cloned());
             piece
         };
-        for piece in delta::pieces(source, &request.delta, &column, &rows, &window).await? {
+        for piece in delta::pieces(source, &request.delta, &column, &rows, &window, &mut reasons).await? {
             partitions.push(within(piece).partition(touch));
         }
         for (own, column, window) in joined.iter().filter(|_| request.delta.bounds.is_none()) {
             reasons.push(format!("so are groups of rows with {}", between(window, own)));
-            for mut piece in delta::pieces(source, own, column, &rows, window).await? {
+            for mut piece in delta::pieces(source, own, column, &rows, window, &mut reasons).await? {
                 // Tables read along may call their cursors alike.
                 piece.label = format!("{}__{}", delta::label_of(&own.cursor), piece.label);
                 partitions.push(piece.partition(touch));
@@ -445,11 +445,11 @@ fn compare_keys(source: &dyn Source, destination: &dyn Destination, keys: &Plann
     };
     let resolved = Resolved {
         read: keys_alone(&keys.read),
+        changed: Vec::new(),
         existing: Some(schema.clone()),
         schema,
         row_hash: None,
         reasons: Vec::new(),
-        changed: Vec::new(),
     };
     hash::compare_keys(source, destination, &resolved, &mut Vec::new())
 }

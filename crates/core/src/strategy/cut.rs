@@ -235,23 +235,25 @@ pub fn names(dimensions: &[Vec<Dimension>]) -> String {
 }
 
 /// Cuts by all dimensions, level by level; `None` where there are none. A dimension of a later level on the same column
-/// cuts the earlier one's pieces finer.
+/// cuts the earlier one's pieces finer. Where a dimension inside others would make too many pieces, it cuts none, and
+/// `reasons` hears of it.
 pub async fn by_dimensions(
     source: &dyn Source,
     resolved: &Resolved,
     levels: &[Vec<Dimension>],
+    reasons: &mut Vec<String>,
 ) -> Result<Option<Vec<Piece>>> {
     let mut finest: Vec<Dimension> = Vec::new();
     for dimension in levels.iter().flatten() {
         let same = |d: &&mut Dimension| d.term == dimension.term && !matches!(d.by, By::List(_));
         match finest.iter_mut().find(same) {
-            // The aligned bounds of the coarser step are bounds of the finer one or lie inside its pieces; the finer
-            // pieces alone cover the same rows, between the same ends.
             // Its ends alone narrow the pieces.
             Some(coarser) if dimension.by == By::Whole => {
                 coarser.start = dimension.start.clone().or_else(|| coarser.start.take());
                 coarser.end = dimension.end.clone().or_else(|| coarser.end.take());
             }
+            // The aligned bounds of the coarser step are bounds of the finer one or lie inside its pieces; the finer
+            // pieces alone cover the same rows, between the same ends.
             Some(coarser) => {
                 *coarser = Dimension {
                     start: dimension.start.clone().or_else(|| coarser.start.take()),
@@ -271,9 +273,17 @@ pub async fn by_dimensions(
         destination: Some(Cut::default()),
     }];
     for dimension in &finest {
-        let tests = tests(source, resolved, dimension).await?;
-        if pieces.len().saturating_mul(tests.len()) > MAX_PARTITIONS {
-            return Err(too_many(dimension, pieces.len() * tests.len()));
+        let mut tests = tests(source, resolved, dimension).await?;
+        let count = pieces.len().saturating_mul(tests.len());
+        if count > MAX_PARTITIONS {
+            if pieces.len() == 1 {
+                return Err(too_many(dimension, count));
+            }
+            reasons.push(uncut(&dimension.name, count));
+            tests = limits(&[vec![dimension.clone()]]).into_iter().map(|c| c.test).collect();
+            if tests.is_empty() {
+                continue;
+            }
         }
         pieces = pieces
             .iter()
@@ -281,6 +291,13 @@ pub async fn by_dimensions(
             .collect();
     }
     Ok(Some(pieces))
+}
+
+/// Says that pieces are not cut any finer.
+pub(super) fn uncut(name: &str, count: usize) -> String {
+    format!(
+        "partitions are not cut by {name} again: that would make {count}, and {MAX_PARTITIONS} is the most; a larger step makes fewer"
+    )
 }
 
 fn too_many(dimension: &Dimension, count: usize) -> Error {
@@ -358,6 +375,7 @@ async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) 
     let mut tests = match &dimension.by {
         By::List(values) => values.iter().map(|v| Test::In(vec![v.clone()])).collect(),
         By::Values => values(source, resolved, dimension).await?,
+        By::Whole => between(dimension.start.clone(), Vec::new(), dimension.end.clone()),
         _ => ranges(source, resolved, dimension).await?,
     };
     let limited = dimension.start.is_some() || dimension.end.is_some();
@@ -375,7 +393,6 @@ fn within(dimension: &Dimension, beyond: &[String]) -> Slice {
             lower: dimension.start.clone(),
             upper: dimension.end.clone(),
         });
-        By::Whole => between(dimension.start.clone(), Vec::new(), dimension.end.clone()),
     }
     if !beyond.is_empty() {
         tests.push(Test::NotIn(beyond.to_vec()));

@@ -383,14 +383,14 @@ pub async fn plan(
     let mut partitions = Vec::new();
     let mut unfiltered = resolved.clone();
     unfiltered.read.filters.clear();
-    for mut piece in pieces(source, request, column, &unfiltered, &window).await? {
+    for mut piece in pieces(source, request, column, &unfiltered, &window, &mut reasons).await? {
         piece.source.conditions.extend(table.bounds.iter().cloned());
         partitions.push(piece.partition(Work::Read));
     }
     let mut remember = BTreeMap::new();
     for (own, column, window) in joined.iter().filter(|_| request.bounds.is_none()) {
         reasons.push(told(own, window));
-        for mut piece in pieces(source, own, column, &unfiltered, window).await? {
+        for mut piece in pieces(source, own, column, &unfiltered, window, &mut reasons).await? {
             piece.source.conditions.extend(table.bounds.iter().cloned());
             // Tables read along may call their cursors alike.
             piece.label = format!("{}__{}", label_of(&own.cursor), piece.label);
@@ -529,6 +529,7 @@ pub(super) async fn pieces(
     column: &Column,
     resolved: &Resolved,
     window: &Window,
+    reasons: &mut Vec<String>,
 ) -> Result<Vec<Piece>> {
     let name = cursor_name(&request.cursor);
     let cursor = Dimension {
@@ -571,15 +572,15 @@ pub(super) async fn pieces(
         .map(|level| level.iter().filter(|d| d.term != request.cursor).cloned().collect())
         .filter(|level: &Vec<Dimension>| !level.is_empty())
         .collect();
-    let mut pieces = Vec::new();
-    for test in tests {
-        let piece = cut::narrowed(&whole, &cursor, &test);
+    let (mut pieces, mut told) = (Vec::new(), Vec::new());
+    for test in &tests {
+        let piece = cut::narrowed(&whole, &cursor, test);
         let mut inside = resolved.clone();
         inside.read.filters.push(Filter::Test(Condition {
             term: request.cursor.clone(),
-            test,
+            test: test.clone(),
         }));
-        match cut::by_dimensions(source, &inside, &others).await? {
+        match cut::by_dimensions(source, &inside, &others, &mut told).await? {
             None => pieces.push(piece),
             Some(cuts) => pieces.extend(cuts.into_iter().map(|c| Piece {
                 label: format!("{}__{}", piece.label, c.label),
@@ -591,13 +592,13 @@ pub(super) async fn pieces(
             })),
         }
         if pieces.len() > MAX_PARTITIONS {
-            return Err(Error::new(
-                code::CONFIG_INVALID,
-                format!("the window would be cut into more than {MAX_PARTITIONS} partitions"),
-            )
-            .hint("give a larger step"));
+            // The windows of the cursor alone are fewer; no other dimension of a delta leaves rows out.
+            reasons.push(cut::uncut(&cut::names(&others), pieces.len()));
+            return Ok(tests.iter().map(|t| cut::narrowed(&whole, &cursor, t)).collect());
         }
     }
+    // Every window of the cursor would say it.
+    reasons.extend(told.into_iter().next());
     Ok(pieces)
 }
 

@@ -378,7 +378,7 @@ pub async fn prepare(
         &request.form,
         &mut reasons,
     )?;
-    let mut compares = slices(source, table, &resolved, &spec).await?;
+    let mut compares = slices(source, table, &resolved, &spec, &mut reasons).await?;
     for (_, compare) in &mut compares {
         for condition in &table.bounds {
             compare.source = narrowed(&compare.source, condition.clone());
@@ -458,7 +458,7 @@ pub(super) async fn anti_join(
         // A delta's partitions have no say in which keys there are.
         table.dimensions.clear();
     }
-    let compares = slices(source, &table, &resolved, &spec).await?;
+    let compares = slices(source, &table, &resolved, &spec, reasons).await?;
     let phases = vec![
         Phase {
             name: "find deletes".into(),
@@ -494,6 +494,7 @@ async fn slices(
     table: &TableRequest,
     resolved: &Resolved,
     spec: &CompareSpec,
+    reasons: &mut Vec<String>,
 ) -> Result<Vec<(String, Compare)>> {
     let changed = |d: &&cut::Dimension| match &d.destination {
         Some(Term::Column { name, .. }) => resolved.changed.contains(name),
@@ -509,7 +510,7 @@ async fn slices(
         )
         .hint("leave the partitions out, or cut by a column that no stage changes"));
     }
-    if let Some(pieces) = cut::by_dimensions(source, resolved, &table.dimensions).await? {
+    if let Some(pieces) = cut::by_dimensions(source, resolved, &table.dimensions, reasons).await? {
         let mut compares = Vec::new();
         for piece in pieces {
             let Some(destination) = piece.destination else {

@@ -12,8 +12,8 @@ mod enrichment;
 mod examples;
 mod hashes;
 mod joins;
-mod matrix;
 mod keys;
+mod matrix;
 mod partitions;
 #[path = "../place/mod.rs"]
 mod place;

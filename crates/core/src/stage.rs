@@ -96,6 +96,12 @@ pub trait Stages: Send + Sync {
 
     /// Whether there are none, so that rows may pass undecoded.
     fn is_empty(&self) -> bool;
+
+    /// Whether values of this column may come out otherwise than they came in, or come in nowhere.
+    fn changes(&self, column: &str) -> bool {
+        let _ = column;
+        !self.is_empty()
+    }
 }
 
 /// No stages at all.

@@ -127,7 +127,10 @@ fn by_stamp(deletes: Deletes) -> DeltaRequest {
 }
 
 async fn delta_run(world: &World, faults: &FaultPlan, request: &DeltaRequest) -> Result<Report> {
-    let engine = world.engine(faults);
+    run_delta(&world.engine(faults), request).await
+}
+
+async fn run_delta(engine: &Arc<Engine>, request: &DeltaRequest) -> Result<Report> {
     let (source, destination) = (engine.source.clone(), engine.destination.clone());
     let draft = async {
         let remembered = destination.remembered("p").await?;
@@ -333,6 +336,78 @@ async fn a_row_that_stops_matching_the_filter_is_deleted() {
         5,
         "no helper column is written"
     );
+}
+
+/// A source whose readers have a snapshot each, and somebody who changes rows before the second one is opened.
+struct Between<F>(MemoryTables, AtomicUsize, F);
+
+#[async_trait]
+impl<F: Fn(&Memory) + Send + Sync> Source for Between<F> {
+    fn engine(&self) -> &'static str {
+        self.0.engine()
+    }
+
+    async fn tables(&self, schema: Option<&str>) -> Result<Vec<TableInfo>> {
+        self.0.tables(schema).await
+    }
+
+    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
+        self.0.describe(table).await
+    }
+
+    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
+        self.0.describe_query(read).await
+    }
+
+    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
+        self.0.extent(read, term, slice).await
+    }
+
+    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
+        self.0.slices(read, request).await
+    }
+
+    async fn open(
+        &self,
+        read: &ReadSpec,
+        partition: &Partition,
+        after: Option<&Position>,
+        context: &ReadContext,
+    ) -> Result<Box<dyn Reader>> {
+        if self.1.fetch_add(1, Ordering::SeqCst) == 1 {
+            self.2(&self.0.0);
+        }
+        self.0.open(read, partition, after, context).await
+    }
+}
+
+/// A window that the application's stamps leave open takes in a row that changes while it is read.
+#[tokio::test]
+async fn a_row_that_changes_between_two_reads_is_not_taken_for_one_that_left() {
+    let world = World::new(some_rows(14));
+    world.change(|rows| rows.extend([row(20, "u1", 20, Some("2026-01-03"))]));
+    let mut request = by_stamp(Deletes::Unseen);
+    request.table.filters = vec![Filter::Test(Condition {
+        term: Term::column("user"),
+        test: Test::Compare(Comparison::Equal, "u1".into()),
+    })];
+    delta_run(&world, &FaultPlan::none(), &request).await.unwrap();
+    world.change(|rows| rows.extend([row(1, "u2", 1, Some("2026-01-05"))]));
+    let source = Between(
+        MemoryTables(world.source.clone()),
+        AtomicUsize::new(0),
+        |memory: &Memory| {
+            let mut table = memory.table(&items()).unwrap();
+            table.rows.extend([row(8, "u1", 99, Some("2026-01-06"))]);
+            memory.put(&items(), table.schema, table.rows);
+        },
+    );
+    let engine = Arc::new(Engine::new(Arc::new(source), Arc::new(world.destination.clone())));
+    run_delta(&engine, &request).await.unwrap();
+    let ids = |world: &World| world.copy().keys().map(|k| k[0].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&world), ["0008", "0020"], "row 1 left, row 8 did not");
+    delta_run(&world, &FaultPlan::none(), &request).await.unwrap();
+    assert_eq!(world.copy()[&vec!["0008".to_string()]][2].as_deref(), Some("99"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ mod verify;
 use crate::config::{self, Datastores, Loaded, Loader, StrategyKind};
 use crate::open;
 use crate::state::{self, RunInfo, RunRecorder};
-use choose::Facts;
+use choose::{Facts, Unfinished};
 use draft::Ends;
 use followed::Log;
 use log::{Desk, LogPipeline, LogPreview, Stopped};
@@ -27,7 +27,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use synctool_connectors::postgres::log::status::LogStatus;
-use synctool_core::engine::{Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified};
+use synctool_core::engine::{
+    Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified, check_unchanged,
+};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{Plan, Publish, Strategy, Verify};
@@ -263,8 +265,12 @@ impl Pipeline {
         };
         let (plan, resumes) = match stored {
             Some(stored) => {
+                let semantics = request::semantics(&self.loaded.pipeline, &chosen.strategy, options);
+                check_unchanged(&stored.plan, &semantics)?;
                 let checkpoint = destination.checkpoint(&stored.plan).await?;
-                (stored.plan, Some(checkpoint))
+                let mut plan = stored.plan;
+                plan.reasons.insert(0, chosen.reason);
+                (plan, Some(checkpoint))
             }
             None => {
                 let chain = self.chain(&chosen.strategy).await?;
@@ -341,12 +347,23 @@ impl Pipeline {
             reason,
             notices,
         };
-        if let Some(name) = &options.strategy {
-            let strategy = pipeline.strategy(name)?;
+        let named = options.strategy.as_ref().map(|name| pipeline.strategy(name));
+        let named = named.transpose()?;
+        let unfinished = match options.restart {
+            true => None,
+            false => destination.stored_plan(self.name()).await?.and_then(Unfinished::of),
+        };
+        if let Some(unfinished) = &unfinished {
+            unfinished.check(pipeline, named, options)?;
+        }
+        if let Some(strategy) = named {
             return Ok(chosen(
                 strategy,
                 format!("strategy {}: named by the caller", *strategy.name),
             ));
+        }
+        if let Some((strategy, reason)) = unfinished.as_ref().and_then(|u| u.goes_on(pipeline)) {
+            return Ok(chosen(strategy, reason));
         }
         let candidates = choose::candidates(&self.loaded)?;
         let facts = match candidates.len() {

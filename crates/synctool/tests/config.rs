@@ -111,6 +111,53 @@ fn quick_start_of_the_brief_as_printed() {
     assert_eq!(source.password.as_ref().unwrap().reveal(), "your_password");
 }
 
+/// Keys that are understood and change nothing are told at their place.
+#[test]
+fn what_has_no_effect_is_told() {
+    let told = |text: &str| -> Vec<String> {
+        let loaded = from_text(text).unwrap();
+        loaded.pipeline.not_yet.iter().map(ToString::to_string).collect()
+    };
+    let ends = "name: p\nsource: {datastore: a, table: t}\ndestination: {datastore: b, table: u}\n\
+                datastores: {a: {type: sqlite, path: a.db}, b: {type: sqlite, path: b.db}}\n";
+    let groups = |delta: &str| {
+        told(&format!(
+            "{ends}sync_type: aggregate\ngroup_by: [user]\ncolumns: [{{source: user_id, dest: user}}, {{dest: n, expr: count(*)}}]\n\
+             strategies:\n  - {{name: d, type: delta, column: at, delta_partitions: [{delta}]}}\n"
+        ))
+    };
+    assert_eq!(groups("{column: user, step: -1}, "), [""; 0]);
+    let other = groups("{column: region, step: -1}");
+    assert!(
+        matches!(&other[..], [one] if one.contains(":9:") && one.contains("this entry of delta_partitions has no effect")),
+        "{other:?}"
+    );
+    let bounded = groups("{column: user, start: 10}");
+    assert!(
+        matches!(&bounded[..], [one] if one.contains("start, end and values of delta_partitions")),
+        "{bounded:?}"
+    );
+
+    let kept = |pipeline: &str, first: &str, second: &str| {
+        told(&format!(
+            "{ends}key: [id]\ncolumns: [id, v, {{source: null, dest: sum, hash_key: true}}]\n{pipeline}\
+             strategies: [{{name: x, type: hash{first}}}, {{name: y, type: hash{second}}}]\n"
+        ))
+    };
+    assert_eq!(
+        kept("hash_algo: md5_sum_hash\n", ", hash_algo: md5_sum_hash", ""),
+        [""; 0]
+    );
+    for (pipeline, first, kept_as) in [
+        ("hash_algo: md5_sum_hash\n", "", "md5_sum_hash"),
+        ("", ", hash_algo: md5_sum_hash", "md5_sum_hash"),
+    ] {
+        let told = kept(pipeline, first, ", hash_algo: hash_md5_hash");
+        let wanted = |one: &String| one.contains("hash_algo of strategy \"y\" has no effect") && one.ends_with(kept_as);
+        assert!(matches!(&told[..], [one] if wanted(one)), "{told:?}");
+    }
+}
+
 #[test]
 fn complete_pipeline_of_the_brief_as_printed() {
     let p = brief("advanced_sync_pipeline.yaml").unwrap().pipeline;

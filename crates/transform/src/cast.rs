@@ -60,6 +60,10 @@ impl Step for Cast {
     fn reads(&self) -> Vec<String> {
         self.casts.iter().map(|c| c.column.clone()).collect()
     }
+
+    fn makes(&self) -> Vec<String> {
+        self.reads()
+    }
 }
 
 struct Casting {

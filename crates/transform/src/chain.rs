@@ -31,7 +31,7 @@ pub trait Step: Send + Sync {
         Vec::new()
     }
 
-    /// The columns it makes.
+    /// The columns it makes, or makes other values of.
     fn makes(&self) -> Vec<String> {
         Vec::new()
     }
@@ -193,6 +193,12 @@ impl Stages for Chain {
 
     fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    fn changes(&self, column: &str) -> bool {
+        self.0
+            .iter()
+            .any(|link| link.step.makes().iter().any(|made| made == column))
     }
 }
 

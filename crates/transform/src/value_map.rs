@@ -82,6 +82,10 @@ impl Step for ValueMap {
     fn reads(&self) -> Vec<String> {
         vec![self.column.clone()]
     }
+
+    fn makes(&self) -> Vec<String> {
+        self.reads()
+    }
 }
 
 #[async_trait]

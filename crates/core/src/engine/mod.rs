@@ -20,7 +20,7 @@ use crate::sink::{Destination, Sink};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::{Reject, Stage, Stages};
 use crate::strategy::present::{OnlyNew, Present};
-use crate::strategy::{delta, hash, regroup};
+use crate::strategy::{hash, regroup, unmatched};
 use flow::{Flow, Rejections, Rows};
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -587,7 +587,8 @@ fn worse(a: Option<Error>, b: Error) -> Option<Error> {
     }
 }
 
-fn check_unchanged(plan: &Plan, semantics: &serde_json::Value) -> Result<()> {
+/// Fails where a pipeline does not mean what it meant when the plan of its unfinished run was made.
+pub fn check_unchanged(plan: &Plan, semantics: &serde_json::Value) -> Result<()> {
     if plan.semantics == *semantics {
         return Ok(());
     }
@@ -741,7 +742,7 @@ async fn open_reader(
     let destination = || stored(&*engine.destination);
     match &partition.work {
         Work::Read(_) if table.changes.as_ref().is_some_and(|c| c.unmatched) => {
-            delta::open_with_unmatched(engine.source.clone(), table, partition, &shared.context).await
+            unmatched::open(engine.source.clone(), table, partition, &shared.context).await
         }
         Work::Read(_) | Work::Log => engine.source.open(&table.read, partition, after, &shared.context).await,
         Work::Compare(compare) => {

@@ -180,12 +180,12 @@ pub async fn plan(
             piece.source.conditions.extend(table.bounds.iter().cloned());
             piece
         };
-        for piece in delta::pieces(source, &request.delta, &column, &rows, &window).await? {
+        for piece in delta::pieces(source, &request.delta, &column, &rows, &window, &mut reasons).await? {
             partitions.push(within(piece).partition(touch));
         }
         for (own, column, window) in joined.iter().filter(|_| request.delta.bounds.is_none()) {
             reasons.push(format!("so are groups of rows with {}", between(window, own)));
-            for mut piece in delta::pieces(source, own, column, &rows, window).await? {
+            for mut piece in delta::pieces(source, own, column, &rows, window, &mut reasons).await? {
                 // Tables read along may call their cursors alike.
                 piece.label = format!("{}__{}", delta::label_of(&own.cursor), piece.label);
                 partitions.push(piece.partition(touch));
@@ -404,7 +404,11 @@ async fn everything(
             .into(),
     );
     let options = HashRequestOptions {
-        table: table.clone(),
+        table: TableRequest {
+            // They cut the window of changed rows, and would cut through groups.
+            dimensions: Vec::new(),
+            ..table.clone()
+        },
         tracked: None,
         form: Form::Auto,
         deletes: true,
@@ -522,12 +526,13 @@ fn compare_keys(source: &dyn Source, destination: &dyn Destination, keys: &Plann
     };
     let resolved = Resolved {
         read: keys_alone(&keys.read),
+        changed: Vec::new(),
         existing: Some(schema.clone()),
         schema,
         row_hash: None,
         reasons: Vec::new(),
     };
-    hash::compare_keys(source, destination, &resolved)
+    hash::compare_keys(source, destination, &resolved, &mut Vec::new())
 }
 
 /// What identifies the rows of the table read, and nothing of the tables that are read along.

@@ -59,6 +59,8 @@ pub enum By {
     Values,
     /// One piece per value of a list; other values are not read.
     List(Vec<String>),
+    /// One piece, between `start` and `end`.
+    Whole,
 }
 
 /// A zone in which days begin.
@@ -233,16 +235,23 @@ pub fn names(dimensions: &[Vec<Dimension>]) -> String {
 }
 
 /// Cuts by all dimensions, level by level; `None` where there are none. A dimension of a later level on the same column
-/// cuts the earlier one's pieces finer.
+/// cuts the earlier one's pieces finer. Where a dimension inside others would make too many pieces, it cuts none, and
+/// `reasons` hears of it.
 pub async fn by_dimensions(
     source: &dyn Source,
     resolved: &Resolved,
     levels: &[Vec<Dimension>],
+    reasons: &mut Vec<String>,
 ) -> Result<Option<Vec<Piece>>> {
     let mut finest: Vec<Dimension> = Vec::new();
     for dimension in levels.iter().flatten() {
         let same = |d: &&mut Dimension| d.term == dimension.term && !matches!(d.by, By::List(_));
         match finest.iter_mut().find(same) {
+            // Its ends alone narrow the pieces.
+            Some(coarser) if dimension.by == By::Whole => {
+                coarser.start = dimension.start.clone().or_else(|| coarser.start.take());
+                coarser.end = dimension.end.clone().or_else(|| coarser.end.take());
+            }
             // The aligned bounds of the coarser step are bounds of the finer one or lie inside its pieces; the finer
             // pieces alone cover the same rows, between the same ends.
             Some(coarser) => {
@@ -264,9 +273,17 @@ pub async fn by_dimensions(
         destination: Some(Cut::default()),
     }];
     for dimension in &finest {
-        let tests = tests(source, resolved, dimension).await?;
-        if pieces.len().saturating_mul(tests.len()) > MAX_PARTITIONS {
-            return Err(too_many(dimension, pieces.len() * tests.len()));
+        let mut tests = tests(source, resolved, dimension).await?;
+        let count = pieces.len().saturating_mul(tests.len());
+        if count > MAX_PARTITIONS {
+            if pieces.len() == 1 {
+                return Err(too_many(dimension, count));
+            }
+            reasons.push(uncut(&dimension.name, count));
+            tests = limits(&[vec![dimension.clone()]]).into_iter().map(|c| c.test).collect();
+            if tests.is_empty() {
+                continue;
+            }
         }
         pieces = pieces
             .iter()
@@ -274,6 +291,13 @@ pub async fn by_dimensions(
             .collect();
     }
     Ok(Some(pieces))
+}
+
+/// Says that pieces are not cut any finer.
+pub(super) fn uncut(name: &str, count: usize) -> String {
+    format!(
+        "partitions are not cut by {name} again: that would make {count}, and {MAX_PARTITIONS} is the most; a larger step makes fewer"
+    )
 }
 
 fn too_many(dimension: &Dimension, count: usize) -> Error {
@@ -351,6 +375,7 @@ async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) 
     let mut tests = match &dimension.by {
         By::List(values) => values.iter().map(|v| Test::In(vec![v.clone()])).collect(),
         By::Values => values(source, resolved, dimension).await?,
+        By::Whole => between(dimension.start.clone(), Vec::new(), dimension.end.clone()),
         _ => ranges(source, resolved, dimension).await?,
     };
     let limited = dimension.start.is_some() || dimension.end.is_some();
@@ -522,7 +547,7 @@ pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<S
                 .map(|b| format!("{b:08x}-0000-0000-0000-000000000000"))
                 .collect())
         }
-        By::Values | By::List(_) => Err(Error::bug("values have no steps")),
+        By::Values | By::List(_) | By::Whole => Err(Error::bug("what is not cut by steps has none")),
     }
 }
 

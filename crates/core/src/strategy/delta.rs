@@ -17,25 +17,16 @@
 
 use super::cut::{self, By, Dimension, MAX_PARTITIONS, Piece};
 use super::hash;
-use super::steps::{Steps, Stepwise};
 use super::table::{self, Resolved, TableRequest, no_key};
-use crate::blocks::push_field;
-use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
-use crate::plan::{
-    Changes, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Slice, Strategy, Verify, Work,
-};
+use crate::plan::{Changes, Phase, Plan, Publish, ReadColumn, Slice, Strategy, Verify, Work};
 use crate::progress::Generation;
 use crate::query::{Condition, Cut, Filter, Join, JoinKind, Term, Test};
 use crate::schema::{Column, ColumnType, TableId};
 use crate::sink::Destination;
-use crate::source::{ReadContext, Reader, Settled, Source};
+use crate::source::{Settled, Source};
 use crate::stage::Stages;
-use crate::text;
-use arrow_array::{RecordBatch, UInt32Array};
-use async_trait::async_trait;
-use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Who stamps the cursor column.
@@ -392,14 +383,14 @@ pub async fn plan(
     let mut partitions = Vec::new();
     let mut unfiltered = resolved.clone();
     unfiltered.read.filters.clear();
-    for mut piece in pieces(source, request, column, &unfiltered, &window).await? {
+    for mut piece in pieces(source, request, column, &unfiltered, &window, &mut reasons).await? {
         piece.source.conditions.extend(table.bounds.iter().cloned());
         partitions.push(piece.partition(Work::Read));
     }
     let mut remember = BTreeMap::new();
     for (own, column, window) in joined.iter().filter(|_| request.bounds.is_none()) {
         reasons.push(told(own, window));
-        for mut piece in pieces(source, own, column, &unfiltered, window).await? {
+        for mut piece in pieces(source, own, column, &unfiltered, window, &mut reasons).await? {
             piece.source.conditions.extend(table.bounds.iter().cloned());
             // Tables read along may call their cursors alike.
             piece.label = format!("{}__{}", label_of(&own.cursor), piece.label);
@@ -414,7 +405,7 @@ pub async fn plan(
         partitions,
     }];
     if request.deletes == Deletes::AntiJoin && request.bounds.is_none() && table.bounds.is_empty() {
-        let (compare, deletes) = hash::anti_join(source, destination, table, &resolved).await?;
+        let (compare, deletes) = hash::anti_join(source, destination, table, &resolved, &mut reasons).await?;
         planned.compare = Some(compare);
         phases.extend(deletes);
     }
@@ -503,6 +494,22 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
     // Filters and joins are evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
     let drops = |j: &Join| matches!(j.kind, JoinKind::Inner | JoinKind::Right);
     changes.unmatched = !resolved.read.filters.is_empty() || resolved.read.joins.iter().any(drops);
+    let read = |key: &&String| resolved.read.columns.iter().any(|c| c.column.name == **key);
+    if let Some(made) = resolved
+        .schema
+        .key
+        .iter()
+        .find(|k| !read(k))
+        .filter(|_| changes.unmatched)
+    {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!(
+                "key column {made} is made by a stage, so rows that stop meeting the filters or joins cannot be told"
+            ),
+        )
+        .hint("use a key that is read from the source, filter in a stage, or use a strategy of type hash"));
+    }
     Ok(changes)
 }
 
@@ -515,102 +522,6 @@ pub(super) fn kept(joins: &[Join]) -> Vec<Join> {
     joins.iter().map(left).collect()
 }
 
-/// Opens a slice whose rows that do not meet the filters, or have no partner, are deleted.
-pub(crate) async fn open_with_unmatched(
-    source: Arc<dyn Source>,
-    table: &PlannedTable,
-    partition: &Partition,
-    context: &ReadContext,
-) -> Result<Box<dyn Reader>> {
-    let matching = source.open(&table.read, partition, None, context).await?;
-    Ok(Box::new(Stepwise::new(Unmatched {
-        source,
-        table: table.clone(),
-        partition: partition.clone(),
-        context: context.clone(),
-        reader: matching,
-        matched: HashSet::new(),
-        deleting: false,
-    })))
-}
-
-/// Reads the rows that meet the filters and joins, then the keys of all: those that were not among them are deletes. A
-/// row that changes in between leaves the window, and the next run sees it.
-struct Unmatched {
-    source: Arc<dyn Source>,
-    table: PlannedTable,
-    partition: Partition,
-    context: ReadContext,
-    reader: Box<dyn Reader>,
-    /// Digests of the keys that matched.
-    matched: HashSet<u128>,
-    deleting: bool,
-}
-
-#[async_trait]
-impl Steps for Unmatched {
-    async fn step(&mut self) -> Result<Option<VecDeque<Event>>> {
-        match self.reader.next().await? {
-            Some(Event::Rows(batch)) => {
-                let key = &self.table.schema.key;
-                let mut gone = Vec::new();
-                for row in 0..batch.len() {
-                    // What has no whole key was never written.
-                    let Some(digest) = key_digest(&batch.rows, key, row)? else {
-                        continue;
-                    };
-                    match self.deleting {
-                        false => drop(self.matched.insert(digest)),
-                        true if !self.matched.contains(&digest) => gone.push(row as u32),
-                        true => {}
-                    }
-                }
-                if !self.deleting {
-                    return Ok(Some(VecDeque::from([Event::Rows(batch)])));
-                }
-                if gone.is_empty() {
-                    return Ok(Some(VecDeque::new()));
-                }
-                let picked = UInt32Array::from(gone);
-                let rows = arrow_select::take::take_record_batch(&batch.rows, &picked)
-                    .map_err(|e| Error::bug(format!("picking rows: {e}")))?;
-                Ok(Some(VecDeque::from([Event::Rows(ChangeBatch {
-                    rows,
-                    ops: Ops::All(Op::Delete),
-                    ..batch
-                })])))
-            }
-            // A boundary in between would resume after rows whose keys are then not known.
-            Some(_) => Ok(Some(VecDeque::new())),
-            None if self.deleting => Ok(None),
-            None => {
-                let all = ReadSpec {
-                    filters: Vec::new(),
-                    joins: kept(&self.table.read.joins),
-                    ..self.table.read.clone()
-                };
-                self.reader = self.source.open(&all, &self.partition, None, &self.context).await?;
-                self.deleting = true;
-                Ok(Some(VecDeque::new()))
-            }
-        }
-    }
-}
-
-fn key_digest(rows: &RecordBatch, key: &[String], row: usize) -> Result<Option<u128>> {
-    let mut form = Vec::new();
-    for name in key {
-        let column = rows
-            .column_by_name(name)
-            .ok_or_else(|| Error::bug(format!("key column {name} is not read")))?;
-        let Some(value) = text::cell(column.as_ref(), row)? else {
-            return Ok(None);
-        };
-        push_field(&mut form, &ColumnType::Text { max: None }, Some(&value))?;
-    }
-    Ok(Some(xxhash_rust::xxh3::xxh3_128(&form)))
-}
-
 /// The window's pieces: along the cursor, and inside them by the other dimensions; NULL cursors last.
 pub(super) async fn pieces(
     source: &dyn Source,
@@ -618,6 +529,7 @@ pub(super) async fn pieces(
     column: &Column,
     resolved: &Resolved,
     window: &Window,
+    reasons: &mut Vec<String>,
 ) -> Result<Vec<Piece>> {
     let name = cursor_name(&request.cursor);
     let cursor = Dimension {
@@ -660,15 +572,15 @@ pub(super) async fn pieces(
         .map(|level| level.iter().filter(|d| d.term != request.cursor).cloned().collect())
         .filter(|level: &Vec<Dimension>| !level.is_empty())
         .collect();
-    let mut pieces = Vec::new();
-    for test in tests {
-        let piece = cut::narrowed(&whole, &cursor, &test);
+    let (mut pieces, mut told) = (Vec::new(), Vec::new());
+    for test in &tests {
+        let piece = cut::narrowed(&whole, &cursor, test);
         let mut inside = resolved.clone();
         inside.read.filters.push(Filter::Test(Condition {
             term: request.cursor.clone(),
-            test,
+            test: test.clone(),
         }));
-        match cut::by_dimensions(source, &inside, &others).await? {
+        match cut::by_dimensions(source, &inside, &others, &mut told).await? {
             None => pieces.push(piece),
             Some(cuts) => pieces.extend(cuts.into_iter().map(|c| Piece {
                 label: format!("{}__{}", piece.label, c.label),
@@ -680,13 +592,13 @@ pub(super) async fn pieces(
             })),
         }
         if pieces.len() > MAX_PARTITIONS {
-            return Err(Error::new(
-                code::CONFIG_INVALID,
-                format!("the window would be cut into more than {MAX_PARTITIONS} partitions"),
-            )
-            .hint("give a larger step"));
+            // The windows of the cursor alone are fewer; no other dimension of a delta leaves rows out.
+            reasons.push(cut::uncut(&cut::names(&others), pieces.len()));
+            return Ok(tests.iter().map(|t| cut::narrowed(&whole, &cursor, t)).collect());
         }
     }
+    // Every window of the cursor would say it.
+    reasons.extend(told.into_iter().next());
     Ok(pieces)
 }
 

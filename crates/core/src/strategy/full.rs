@@ -66,7 +66,7 @@ pub async fn plan(
         Publish::Swap | Publish::Merge { .. } => Verify::Hash,
         _ => Verify::Count,
     });
-    let cuts = cut::by_dimensions(source, &resolved, &table.dimensions).await?;
+    let cuts = cut::by_dimensions(source, &resolved, &table.dimensions, &mut reasons).await?;
     let partitions = match cuts {
         Some(cuts) if table.bounds.is_empty() && !destination.traits().single_partition => {
             reasons.push(format!(

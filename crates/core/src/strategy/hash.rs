@@ -23,10 +23,10 @@ use crate::sink::Destination;
 use crate::source::{PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
 use crate::stage::{Stage, Stages};
 use crate::text::ColumnBuilder;
-use arrow_array::RecordBatch;
+use arrow_array::{RecordBatch, UInt32Array};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 /// Rows per block: small enough that a differing block costs little, large enough that blocks are few.
@@ -78,6 +78,9 @@ pub struct CompareSpec {
     pub at_destination: bool,
     /// Whether rows pass stages before they are compared.
     pub staged: bool,
+    /// Whether the stages make the key: then nobody can ask the source for the row of a key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_key: bool,
     /// The conditions that rows of the source must meet to count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<Filter>,
@@ -176,6 +179,7 @@ pub fn compare_spec(
         at_source: false,
         at_destination: false,
         staged,
+        made_key: staged && resolved.is_key_changed(),
         filters: resolved.read.filters.clone(),
     };
     let sides = Sides::new(resolved, &spec);
@@ -374,7 +378,7 @@ pub async fn prepare(
         &request.form,
         &mut reasons,
     )?;
-    let mut compares = slices(source, table, &resolved, &spec).await?;
+    let mut compares = slices(source, table, &resolved, &spec, &mut reasons).await?;
     for (_, compare) in &mut compares {
         for condition in &table.bounds {
             compare.source = narrowed(&compare.source, condition.clone());
@@ -412,18 +416,24 @@ fn destination_source(destination: &dyn Destination) -> Result<Arc<dyn Source>> 
     })
 }
 
-/// How keys alone are compared, as they are read: stages do not change which rows there are.
+/// How keys alone are compared: as they are read, because stages do not change which rows there are; as they come out of
+/// the stages where these change the key.
 pub(super) fn compare_keys(
     source: &dyn Source,
     destination: &dyn Destination,
     resolved: &Resolved,
+    reasons: &mut Vec<String>,
 ) -> Result<CompareSpec> {
     let at_destination = destination_source(destination)?;
+    let staged = resolved.is_key_changed();
+    if staged {
+        reasons.push("stages make the key, so all rows of the source pass them to find which keys are gone".into());
+    }
     compare_spec(
         source,
         &*at_destination,
         resolved,
-        false,
+        staged,
         Some(&[]),
         &Form::Canonical,
         &mut Vec::new(),
@@ -436,13 +446,19 @@ pub(super) async fn anti_join(
     destination: &dyn Destination,
     table: &TableRequest,
     resolved: &Resolved,
+    reasons: &mut Vec<String>,
 ) -> Result<(CompareSpec, Vec<Phase>)> {
     let mut resolved = resolved.clone();
     if resolved.existing.is_none() {
         resolved.existing = Some(resolved.schema.clone());
     }
-    let spec = compare_keys(source, destination, &resolved)?;
-    let compares = slices(source, table, &resolved, &spec).await?;
+    let spec = compare_keys(source, destination, &resolved, reasons)?;
+    let mut table = table.clone();
+    if spec.made_key {
+        // A delta's partitions have no say in which keys there are.
+        table.dimensions.clear();
+    }
+    let compares = slices(source, &table, &resolved, &spec, reasons).await?;
     let phases = vec![
         Phase {
             name: "find deletes".into(),
@@ -478,8 +494,23 @@ async fn slices(
     table: &TableRequest,
     resolved: &Resolved,
     spec: &CompareSpec,
+    reasons: &mut Vec<String>,
 ) -> Result<Vec<(String, Compare)>> {
-    if let Some(pieces) = cut::by_dimensions(source, resolved, &table.dimensions).await? {
+    let changed = |d: &&cut::Dimension| match &d.destination {
+        Some(Term::Column { name, .. }) => resolved.changed.contains(name),
+        _ => false,
+    };
+    if let Some(cut) = table.dimensions.iter().flatten().find(changed) {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!(
+                "{} cannot cut a comparison: a stage changes it, so both ends have other values",
+                cut.name
+            ),
+        )
+        .hint("leave the partitions out, or cut by a column that no stage changes"));
+    }
+    if let Some(pieces) = cut::by_dimensions(source, resolved, &table.dimensions, reasons).await? {
         let mut compares = Vec::new();
         for piece in pieces {
             let Some(destination) = piece.destination else {
@@ -505,7 +536,10 @@ async fn slices(
         }
         return Ok(compares);
     }
-    let key = resolved.source_key();
+    let key = match spec.made_key {
+        true => Vec::new(),
+        false => resolved.source_key(),
+    };
     let planned: Vec<PlannedSlice> = match key.is_empty() || !resolved.read.group_by.is_empty() {
         true => vec![PlannedSlice {
             label: "all".into(),
@@ -517,7 +551,12 @@ async fn slices(
     };
     let divides = match &spec.key[..] {
         // Blocks of numbers are counted with a sign.
-        [only] if only.ty.is_integer() && only.ty != ColumnType::UInt64 && resolved.read.group_by.is_empty() => {
+        [only]
+            if !key.is_empty()
+                && only.ty.is_integer()
+                && only.ty != ColumnType::UInt64
+                && resolved.read.group_by.is_empty() =>
+        {
             let term = Term::column(key.first().cloned().unwrap_or_default());
             match key.len() {
                 1 => source.extent(&resolved.read, &term, &Slice::All).await?,
@@ -588,6 +627,7 @@ pub type Key = Vec<Option<String>>;
 
 /// Both ends of a planned table, ready to be compared.
 pub struct Pair {
+    /// The source, its rows as they come out of the stages.
     source: Arc<dyn Source>,
     source_hashes: Hashes,
     destination_hashes: Hashes,
@@ -627,20 +667,23 @@ impl Pair {
             .compare
             .clone()
             .ok_or_else(|| Error::bug("a comparison of a table that was not planned for it"))?;
-        let source: Arc<dyn Source> = match spec.staged {
-            true => Arc::new(StagedSource {
+        // What is written passes the stages, whether or not it is compared as it comes out of them.
+        let plain = source.clone();
+        let source: Arc<dyn Source> = match stages.is_empty() {
+            false => Arc::new(StagedSource {
                 source,
                 stages,
                 table: table.clone(),
             }),
-            false => source,
+            true => source,
         };
+        let compared = if spec.staged { &source } else { &plain };
         let hashes = |end: &Arc<dyn Source>, in_engine: bool| match in_engine {
             true => Hashes::Engine(end.clone()),
             false => Hashes::Reading(ReadingHashes::new(end.clone(), context.clone())),
         };
         Ok(Pair {
-            source_hashes: hashes(&source, spec.at_source),
+            source_hashes: hashes(compared, spec.at_source),
             destination_hashes: hashes(&destination, spec.at_destination),
             sides: Sides::planned(table, &spec),
             source,
@@ -677,8 +720,20 @@ impl Pair {
         Ok(out)
     }
 
-    /// The rows of these keys as the source has them now, ready to be written.
-    async fn fetch(&self, keys: &[Key]) -> Result<Vec<RecordBatch>> {
+    /// How many keys are fetched at once: all of them where each time the whole slice is read.
+    fn fetched_at_once(&self) -> usize {
+        match self.spec.made_key {
+            true => usize::MAX,
+            false => FETCH_ROWS,
+        }
+    }
+
+    /// The rows of these keys as the source has them now, ready to be written. They are looked for in the slice, where
+    /// they cannot be asked for.
+    async fn fetch(&self, keys: &[Key], slice: &Slice) -> Result<Vec<RecordBatch>> {
+        if self.spec.made_key {
+            return self.look_for(keys, slice).await;
+        }
         let terms = self
             .spec
             .key
@@ -699,12 +754,7 @@ impl Pair {
             estimated_rows: keys.len() as u64,
             estimated_bytes: 0,
         };
-        let read = ReadSpec {
-            raw: None,
-            filters: self.spec.filters.clone(),
-            ..self.table.read.clone()
-        };
-        let mut reader = self.source.open(&read, &partition, None, &self.context).await?;
+        let mut reader = self.open_fetched(&partition).await?;
         let mut batches = Vec::new();
         while let Some(event) = reader.next().await? {
             if let Event::Rows(batch) = event {
@@ -712,6 +762,55 @@ impl Pair {
             }
         }
         Ok(batches)
+    }
+
+    async fn look_for(&self, keys: &[Key], slice: &Slice) -> Result<Vec<RecordBatch>> {
+        let wanted = keys.iter().map(|k| self.form(k)).collect::<Result<HashSet<_>>>()?;
+        let partition = Partition {
+            id: "fetch".into(),
+            table: 0,
+            work: Work::Read(slice.clone()),
+            estimated_rows: keys.len() as u64,
+            estimated_bytes: 0,
+        };
+        let mut reader = self.open_fetched(&partition).await?;
+        let mut batches = Vec::new();
+        while let Some(event) = reader.next().await? {
+            let Event::Rows(batch) = event else { continue };
+            let rows = conform(batch, &self.table)?.rows;
+            let mut found = Vec::new();
+            for row in 0..rows.num_rows() {
+                if wanted.contains(&self.form(&self.key_of(&rows, row)?)?) {
+                    found.push(row as u32);
+                }
+            }
+            if !found.is_empty() {
+                let rows = arrow_select::take::take_record_batch(&rows, &UInt32Array::from(found))
+                    .map_err(|e| Error::bug(format!("picking rows: {e}")))?;
+                batches.push(rows);
+            }
+        }
+        Ok(batches)
+    }
+
+    async fn open_fetched(&self, partition: &Partition) -> Result<Box<dyn Reader>> {
+        let read = ReadSpec {
+            raw: None,
+            filters: self.spec.filters.clone(),
+            ..self.table.read.clone()
+        };
+        self.source.open(&read, partition, None, &self.context).await
+    }
+
+    /// The key of a row that is ready to be written.
+    fn key_of(&self, rows: &RecordBatch, row: usize) -> Result<Key> {
+        let cell = |k: &ComparedColumn| {
+            let column = rows
+                .column_by_name(&k.stored.name)
+                .ok_or_else(|| Error::bug("a key column was lost on the way"))?;
+            crate::text::cell(column.as_ref(), row)
+        };
+        self.spec.key.iter().map(cell).collect()
     }
 
     /// A batch of deletes.
@@ -948,7 +1047,7 @@ impl CompareSteps {
             if std::mem::replace(&mut self.resumed, true) {
                 return Ok(false);
             }
-            for keys in keys.chunks(FETCH_ROWS) {
+            for keys in keys.chunks(self.pair.fetched_at_once()) {
                 self.delete(keys).await?;
             }
             return Ok(true);
@@ -971,8 +1070,8 @@ impl CompareSteps {
         match self.compare.repair {
             Repair::Upserts | Repair::Inserts => {
                 let keys: Vec<Key> = [group.only_source, group.differing].concat();
-                for keys in keys.chunks(FETCH_ROWS) {
-                    for rows in self.pair.fetch(keys).await? {
+                for keys in keys.chunks(self.pair.fetched_at_once()) {
+                    for rows in self.pair.fetch(keys, &self.compare.source).await? {
                         self.ready.push_back(Event::Rows(self.pair.batch(rows, Op::Upsert)));
                     }
                 }
@@ -984,7 +1083,7 @@ impl CompareSteps {
                 self.defer(group.only_destination);
             }
             Repair::Deletes => {
-                for keys in group.only_destination.chunks(FETCH_ROWS) {
+                for keys in group.only_destination.chunks(self.pair.fetched_at_once()) {
                     self.delete(keys).await?;
                 }
             }
@@ -1006,25 +1105,14 @@ impl CompareSteps {
 
     /// Deletes keys that the source still does not have; those that came back meanwhile are written.
     async fn delete(&mut self, keys: &[Key]) -> Result<()> {
-        let mut back = std::collections::HashSet::new();
+        let mut back = HashSet::new();
         let looked_up = match self.as_found {
             true => Vec::new(),
-            false => self.pair.fetch(keys).await?,
+            false => self.pair.fetch(keys, &Slice::All).await?,
         };
         for rows in looked_up {
             for row in 0..rows.num_rows() {
-                let key = self
-                    .pair
-                    .spec
-                    .key
-                    .iter()
-                    .map(|k| {
-                        let column = rows
-                            .column_by_name(&k.stored.name)
-                            .ok_or_else(|| Error::bug("a key column was lost on the way"))?;
-                        crate::text::cell(column.as_ref(), row)
-                    })
-                    .collect::<Result<Key>>()?;
+                let key = self.pair.key_of(&rows, row)?;
                 back.insert(self.pair.form(&key)?);
             }
             if rows.num_rows() > 0 {

@@ -18,3 +18,4 @@ pub(crate) mod present;
 pub(crate) mod regroup;
 mod steps;
 pub mod table;
+pub(crate) mod unmatched;

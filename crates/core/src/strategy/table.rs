@@ -156,6 +156,8 @@ pub struct Resolved {
     pub read: ReadSpec,
     /// What is written, with the key.
     pub schema: TableSchema,
+    /// The columns written whose values stages make or change.
+    pub changed: Vec<String>,
     /// What is there.
     pub existing: Option<TableSchema>,
     /// The column that keeps each row's hash.
@@ -197,6 +199,11 @@ impl Resolved {
         names.unwrap_or_default()
     }
 
+    /// Whether a key is another one before the stages than after them.
+    pub fn is_key_changed(&self) -> bool {
+        self.schema.key.iter().any(|k| self.changed.contains(k))
+    }
+
     /// Whether an alias means the table read.
     fn is_own(&self, relation: Option<&str>) -> bool {
         relation.is_none_or(|r| Some(r) == self.read.alias.as_deref() || r == self.read.table.name)
@@ -220,6 +227,15 @@ impl Resolved {
                 ),
             )
         })?;
+        if self.changed.contains(&column.column.name) {
+            return Err(Error::new(
+                code::CONFIG_INVALID,
+                format!(
+                    "a stage changes {}, so it cannot bound a comparison: both ends have other values",
+                    column.column.name
+                ),
+            ));
+        }
         Ok(Condition {
             term: Term::column(&column.column.name),
             test: condition.test.clone(),
@@ -323,7 +339,9 @@ pub async fn resolve(
     if request.raw && stages.is_empty() && unwritten.is_empty() && row_hash.is_none() && read.is_plain() {
         read.raw = agree_on_raw(source, destination, &read, &schema);
     }
+    let changed = schema.columns.iter().map(|c| &c.name).filter(|c| stages.changes(c));
     Ok(Resolved {
+        changed: changed.cloned().collect(),
         read,
         schema,
         existing,

@@ -458,6 +458,19 @@ impl Pipeline {
         strategy.hash_algo.as_ref().or(self.hash_algo.as_ref()).map(|a| **a)
     }
 
+    /// The algorithm of hashes that are kept, which all strategies write alike: the pipeline's, else the first that a
+    /// strategy says.
+    pub fn kept_hash_algo(&self) -> Option<HashAlgorithm> {
+        let of_strategies = || self.strategies.iter().find_map(|s| s.hash_algo.as_deref());
+        self.hash_algo.as_deref().or_else(of_strategies).copied()
+    }
+
+    /// The column that keeps each row's hash: one with `hash_key` that is written and that the source does not have.
+    pub fn kept_hash(&self) -> Option<&ColumnMapping> {
+        let keeps = |c: &&ColumnMapping| c.roles.hash_key && c.is_written() && !c.is_read();
+        self.listed().iter().find(keeps)
+    }
+
     /// The columns that make a group, in the order of `group_by`.
     pub fn groups(&self) -> impl Iterator<Item = &ColumnMapping> {
         self.group_by.iter().filter_map(|name| self.column(name))

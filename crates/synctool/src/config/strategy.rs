@@ -47,7 +47,8 @@ pub struct Strategy {
     /// How a primary partition is cut again. Never without primary ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secondary_partitions: Vec<Dimension>,
-    /// What identifies the groups that changed rows belong to (aggregates by delta).
+    /// What identifies the groups that changed rows belong to (aggregates by delta). They are those of `group_by`: what
+    /// stands here and not there has no effect.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub delta_partitions: Vec<Dimension>,
     /// Partitions worked on at once in this strategy; none = the pipeline's.
@@ -233,8 +234,8 @@ pub struct Dimension {
     /// By ranges, by values or by a list.
     #[serde(rename = "type")]
     pub kind: At<DimensionKind>,
-    /// How wide a range is, in `step_unit`s for times, in the first 32 bits for UUIDs, in characters of the prefix for
-    /// text; none = as the data suggests.
+    /// How wide a range is, in `step_unit`s for times, in the first 32 bits for UUIDs; none = one piece from `start` to
+    /// `end`, and where neither is said as the data suggests. Texts have no steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<At<u64>>,
     /// What a step counts in; none = seconds for times, days for dates.
@@ -386,6 +387,16 @@ pub enum HashAlgorithm {
     Md5SumHash,
     /// A row is its MD5, a partition the MD5 of the rows' in order.
     HashMd5Hash,
+}
+
+impl HashAlgorithm {
+    /// The word of the `hash_algo` key.
+    pub fn name(self) -> &'static str {
+        match self {
+            HashAlgorithm::Md5SumHash => "md5_sum_hash",
+            HashAlgorithm::HashMd5Hash => "hash_md5_hash",
+        }
+    }
 }
 
 /// How a full run replaces what is there.

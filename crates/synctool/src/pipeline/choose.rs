@@ -1,12 +1,15 @@
 //! Which strategy a run follows, and why.
 //!
-//! What was asked for by name is done. Otherwise the state of the destination, the gap since the last run and what
-//! earlier runs took decide; the reason is told.
+//! What was asked for by name is done. Otherwise an unfinished run goes on; else the state of the destination, the gap
+//! since the last run and what earlier runs took decide. The reason is told.
 
-use crate::config::{Loaded, Strategy, StrategyKind};
+use super::RunOptions;
+use crate::config::{Loaded, Pipeline, Strategy, StrategyKind};
 use crate::state::{Run, RunStatus, Time};
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::Strategy as Kind;
+use synctool_core::sink::StoredPlan;
 use synctool_core::strategy::delta;
 
 /// Runs of the past that are looked at.
@@ -23,6 +26,67 @@ pub(super) struct Facts {
     pub(super) history: Vec<Run>,
     /// Now.
     pub(super) now: Option<Time>,
+}
+
+/// A run that was interrupted, and what it was about.
+pub(super) struct Unfinished {
+    run_id: String,
+    strategy: String,
+    repair: bool,
+    bounds: serde_json::Value,
+}
+
+impl Unfinished {
+    /// None where the plan is done, or follows a log, which is never done.
+    pub(super) fn of(stored: StoredPlan) -> Option<Self> {
+        let plan = stored.plan;
+        if stored.finished || plan.strategy == Kind::Log {
+            return None;
+        }
+        Some(Unfinished {
+            strategy: plan.semantics["strategies"].as_object()?.keys().next()?.clone(),
+            repair: plan.semantics["repair"] == true,
+            bounds: plan.semantics["bounds"].clone(),
+            run_id: plan.run_id,
+        })
+    }
+
+    /// The strategy of an unfinished run goes on, whatever would be chosen now; `None` where the pipeline has none of
+    /// that name any more.
+    pub(super) fn goes_on<'a>(&self, pipeline: &'a Pipeline) -> Option<(&'a Strategy, String)> {
+        let strategy = pipeline.strategies.iter().find(|s| *s.name == self.strategy)?;
+        Some((
+            strategy,
+            format!("strategy {}: its run {} is unfinished", self.strategy, self.run_id),
+        ))
+    }
+
+    /// Refuses to do something else while it is unfinished.
+    pub(super) fn check(&self, pipeline: &Pipeline, named: Option<&Strategy>, options: &RunOptions) -> Result<()> {
+        let Some((strategy, _)) = self.goes_on(pipeline) else {
+            return Ok(());
+        };
+        let other = named.is_some_and(|n| *n.name != *strategy.name);
+        let bounds = match options.bounds.is_empty() {
+            true => serde_json::Value::Null,
+            false => serde_json::json!(options.bounds),
+        };
+        if !other && self.repair == options.repair && self.bounds == bounds {
+            return Ok(());
+        }
+        let command = if self.repair { "repair" } else { "run" };
+        let bounded = if self.bounds.is_null() { "" } else { " and its --bounds" };
+        let name = pipeline.name.as_str();
+        Err(Error::new(
+            code::CONFIG_CHANGED,
+            format!("{command} {} of strategy {} is unfinished", self.run_id, self.strategy),
+        )
+        .at("pipeline", name)
+        .hint(format!(
+            "finish it: synctool {command} {name} --strategy {}{bounded}; or forget it: synctool state reset {name}",
+            self.strategy
+        )))
+    }
 }
 
 /// The strategies that may be chosen where none was named; an error where there is none.
@@ -120,36 +184,62 @@ fn seconds_since(watermark: &str, now: Time) -> Option<f64> {
     Some((now.timestamp_micros() - micros) as f64 / 1e6)
 }
 
-/// What a strategy's next run would take, by its completed runs: a delta grows with the gap, the others do not.
+/// Runs by which a strategy is measured.
+const MEASURED: usize = 5;
+
+/// What a strategy's next run would take, by its completed runs: a delta grows with the gap, the others do not. Only
+/// runs that did what the strategy is for count: the first one of a delta or a hash loads everything.
 fn estimate(strategy: &Strategy, gap: Option<f64>, history: &[Run]) -> Option<(f64, String)> {
     let runs: Vec<&Run> = history
         .iter()
         .filter(|r| r.strategy == *strategy.name && r.status == RunStatus::Completed && r.resumed_from.is_none())
         .collect();
-    let took = |r: &Run| Some((r.completed_at? - r.started_at).num_milliseconds() as f64 / 1e3);
-    let seconds: Vec<f64> = runs.iter().take(5).filter_map(|r| took(r)).collect();
-    let count = seconds.len();
-    if count == 0 {
-        return None;
-    }
-    let mean = seconds.iter().sum::<f64>() / count as f64;
-    let by = format!("{count} earlier run{}", if count == 1 { "" } else { "s" });
-    if !strategy.kind.has_cursor() {
-        return Some((mean, by));
-    }
-    let gaps: Vec<f64> = runs
-        .windows(2)
-        .take(5)
-        .map(|w| (w[0].started_at - w[1].started_at).num_milliseconds() as f64 / 1e3)
-        .filter(|g| *g > 0.0)
-        .collect();
-    match (gap, gaps.is_empty()) {
-        (Some(gap), false) => {
-            let usual = gaps.iter().sum::<f64>() / gaps.len() as f64;
-            let factor = (gap / usual).max(1.0);
-            Some((mean * factor, format!("{by}, {} since the watermark", span(gap))))
+    let (mut seconds, mut gaps) = (Vec::new(), Vec::new());
+    for (place, run) in runs.iter().enumerate() {
+        let before = runs.get(place + 1);
+        // The first run of an aggregate computes every group; it is one of its own kind all the same.
+        let first = run.strategy_type == Kind::Aggregate && before.is_none();
+        if first || !is_own(*strategy.kind, run.strategy_type) {
+            continue;
         }
-        _ => Some((mean, by)),
+        let Some(completed) = run.completed_at else { continue };
+        seconds.push((completed - run.started_at).num_milliseconds() as f64 / 1e3);
+        gaps.extend(before.map(|b| (run.started_at - b.started_at).num_milliseconds() as f64 / 1e3));
+        if seconds.len() == MEASURED {
+            break;
+        }
+    }
+    gaps.retain(|gap| *gap > 0.0);
+    let count = seconds.len();
+    let usual = median(seconds)?;
+    let by = format!("{count} earlier run{}", if count == 1 { "" } else { "s" });
+    match gap.zip(median(gaps)) {
+        Some((gap, usual_gap)) if strategy.kind.has_cursor() => {
+            let factor = (gap / usual_gap).max(1.0);
+            Some((usual * factor, format!("{by}, {} since the watermark", span(gap))))
+        }
+        _ => Some((usual, by)),
+    }
+}
+
+/// Whether a run did what strategies of this kind are for.
+fn is_own(kind: StrategyKind, did: Kind) -> bool {
+    match kind {
+        StrategyKind::Full => did == Kind::Full,
+        StrategyKind::Hash => did == Kind::Hash,
+        // The delta of an aggregate is one.
+        StrategyKind::Delta | StrategyKind::Aggregate => matches!(did, Kind::Delta | Kind::Aggregate),
+        StrategyKind::Log => did == Kind::Log,
+    }
+}
+
+/// The one in the middle, or what lies between the two there.
+fn median(mut of: Vec<f64>) -> Option<f64> {
+    of.sort_unstable_by(f64::total_cmp);
+    let middle = of.len() / 2;
+    match (of.len().is_multiple_of(2), of.get(middle)) {
+        (true, Some(upper)) => Some((of[middle - 1] + upper) / 2.0),
+        (_, middle) => middle.copied(),
     }
 }
 
@@ -169,8 +259,16 @@ mod tests {
     use crate::state::now;
 
     fn run(strategy: &str, age: i64, seconds: i64) -> Run {
+        let kind = match strategy {
+            "delta" => Kind::Delta,
+            "hash" => Kind::Hash,
+            _ => Kind::Full,
+        };
+        run_as(kind, strategy, age, seconds)
+    }
+
+    fn run_as(kind: Kind, strategy: &str, age: i64, seconds: i64) -> Run {
         let started = now() - chrono::Duration::seconds(age);
-        let kind = synctool_core::plan::Strategy::Delta;
         Run {
             started_at: started,
             completed_at: Some(started + chrono::Duration::seconds(seconds)),
@@ -232,5 +330,26 @@ mod tests {
             "delta",
             "nothing says that another is cheaper"
         );
+    }
+
+    #[test]
+    fn first_loads_and_what_was_once_slow_are_no_measure() {
+        // The first run of a delta loaded everything, and one was held up; a hash takes a minute.
+        let mut history = vec![
+            run("delta", 900, 10),
+            run("delta", 1800, 500),
+            run("delta", 2700, 12),
+            run("hash", 4000, 60),
+            run_as(Kind::Full, "hash", 5000, 1),
+            run_as(Kind::Hash, "delta", 5500, 4000),
+            run_as(Kind::Full, "delta", 6000, 4000),
+        ];
+        let (name, why) = chosen(&facts(900, history.clone()));
+        assert_eq!(name, "delta", "{why}");
+        assert!(why.contains("hash about 60 s"), "{why}");
+        // While there were only loads, nothing is known of the delta.
+        history.retain(|r| r.strategy_type != Kind::Delta);
+        let (name, why) = chosen(&facts(900, history));
+        assert_eq!((name.as_str(), why.contains("usual way")), ("delta", true), "{why}");
     }
 }

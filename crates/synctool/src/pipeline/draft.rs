@@ -247,7 +247,7 @@ impl Ends<'_> {
             form: match stored {
                 Some(column) => Form::Stored(column.dest.to_string()),
                 // The original's algorithms are MD5 of the whole row, in either of its ways of adding them up.
-                None if request::algorithm(pipeline).is_some() => Form::Canonical,
+                None if pipeline.kept_hash_algo().is_some() => Form::Canonical,
                 None => Form::Auto,
             },
             deletes,
@@ -355,7 +355,7 @@ impl Ends<'_> {
             bounded: written.is_some(),
             window: dimension
                 .map(|d| d.by)
-                .filter(|by| !matches!(by, By::Values | By::List(_))),
+                .filter(|by| !matches!(by, By::Values | By::List(_) | By::Whole)),
             first,
             last,
             whole: false,
@@ -481,8 +481,10 @@ impl Ends<'_> {
         let at_source = self.source.describe(&table.source).await?;
         let remembered = self.destination.remembered(&table.pipeline).await?;
         let mut delta = self.delta_request(strategy, table)?;
-        // Groups are computed whole; the window alone is cut.
-        delta.table.dimensions.clear();
+        if strategy.primary_partitions.is_empty() {
+            // Those of the pipeline cut groups; the window of changed rows is cut by the strategy's own.
+            delta.table.dimensions.clear();
+        }
         let request = AggregateRequest {
             row_key: match aggregate::keeps_rows(&delta.table.joins) {
                 true => at_source.key,

@@ -77,13 +77,19 @@ impl Group {
         if same(&self.term, &cut.term) {
             return true;
         }
-        let (Some(unit), By::Time { step, unit: by, zone }) = (self.unit_of(&cut.term), &cut.by) else {
+        let Some(unit) = self.unit_of(&cut.term) else {
             return false;
         };
-        // Expressions are computed in UTC.
-        let same_days = cut.ty != ColumnType::TimestampTz || *zone == Zone::UTC;
+        let whole = match &cut.by {
+            // Expressions are computed in UTC.
+            By::Time { step, unit: by, zone } => {
+                (cut.ty != ColumnType::TimestampTz || *zone == Zone::UTC) && is_multiple(*step, *by, unit)
+            }
+            By::Whole => true,
+            _ => false,
+        };
         let ends = [&cut.start, &cut.end];
-        same_days && is_multiple(*step, *by, unit) && ends.into_iter().flatten().all(|end| unit.begins_at(&cut.ty, end))
+        whole && ends.into_iter().flatten().all(|end| unit.begins_at(&cut.ty, end))
     }
 
     fn is_bounded_by(&self, bound: &Condition) -> bool {

@@ -428,20 +428,13 @@ fn choice(
     }
 }
 
-/// The original's algorithm that the pipeline, or one of its strategies, asks for.
-pub(crate) fn algorithm(pipeline: &config::Pipeline) -> Option<HashAlgorithm> {
-    let of_strategies = || pipeline.strategies.iter().find_map(|s| pipeline.hash_algo_of(s));
-    pipeline.hash_algo.as_deref().copied().or_else(of_strategies)
-}
-
-/// The column that keeps each row's hash: one with `hash_key` that is written and that the source does not have.
+/// The column that keeps each row's hash.
 fn row_hash(pipeline: &config::Pipeline) -> Result<Option<RowHashChoice>> {
-    let keeps = |c: &&ColumnMapping| c.roles.hash_key && c.is_written() && !c.is_read();
-    let Some(mapping) = pipeline.listed().iter().find(keeps) else {
+    let Some(mapping) = pipeline.kept_hash() else {
         return Ok(None);
     };
     let text = ColumnType::Text { max: None };
-    let ty = match (&mapping.data_type, algorithm(pipeline)) {
+    let ty = match (&mapping.data_type, pipeline.kept_hash_algo()) {
         (Some(said), _) => match family(**said, mapping, &text) {
             Family::Exactly(ty) => ty,
             Family::Source => text,
@@ -450,7 +443,7 @@ fn row_hash(pipeline: &config::Pipeline) -> Result<Option<RowHashChoice>> {
         (None, Some(HashAlgorithm::Md5SumHash)) => ColumnType::Int64,
         (None, _) => text,
     };
-    let form = match algorithm(pipeline) {
+    let form = match pipeline.kept_hash_algo() {
         Some(HashAlgorithm::Md5SumHash) => StoredForm::Sum,
         _ => StoredForm::Md5,
     };
@@ -524,7 +517,7 @@ async fn dimensions(
     Ok(levels)
 }
 
-/// One dimension; `None` where its width is left to the data.
+/// One dimension; `None` where its width is left to the data and all of it is read.
 async fn dimension(
     written: &config::Dimension,
     strategy: &Strategy,
@@ -561,7 +554,8 @@ async fn dimension(
         DimensionKind::List => By::List(written.values.iter().map(|v| v.as_str().to_owned()).collect()),
         DimensionKind::Range => match range(written, &column.ty, zone)? {
             Some(by) => by,
-            None => return Ok(None),
+            None if written.start.is_none() && written.end.is_none() => return Ok(None),
+            None => By::Whole,
         },
     };
     let bound = |bound: &Option<At<config::Bound>>| match bound {

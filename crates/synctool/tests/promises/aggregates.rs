@@ -402,3 +402,36 @@ fn bounds_choose_groups_and_never_parts_of_them() {
     assert_eq!(db.psql(&wrong).trim(), "0");
     assert_ne!(db.psql("SELECT count(*) FROM days WHERE n = -1").trim(), "0");
 }
+
+/// A delta's partitions cut the window of changed rows: all of its levels.
+#[test]
+fn a_window_of_changed_rows_is_cut_by_every_level() {
+    let db = database("aggregate_levels");
+    db.psql(ORDERS);
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        &pipeline(
+            ", primary_partitions: [{column: updated_at, step: 1, step_unit: day}], secondary_partitions: [{column: id, step: 500}]",
+        ),
+    );
+    let run = ["run", "p.yaml", "--strategy", "delta"];
+    place.json(&run, 0);
+    db.psql("UPDATE orders SET v = -v, grp = (grp + 1) % 50, updated_at = now() WHERE id % 100 = 3");
+    place.until(
+        &["plan", "p.yaml", "--strategy", "delta"],
+        || {
+            let plan = place.json(&["plan", "p.yaml", "--strategy", "delta"], 0);
+            let ids = plan["partitions"].as_array().into_iter().flatten();
+            let cut = ids.filter(|p| {
+                p["id"]
+                    .as_str()
+                    .is_some_and(|id| id.starts_with("updated_at") && id.contains("__id_"))
+            });
+            // Rows with ids from 3 to 1903: four steps of 500.
+            (cut.count() >= 4).to_string()
+        },
+        "true",
+    );
+    place.until(&run, || db.psql(FOUND), db.psql(WANTED).trim());
+}

@@ -6,12 +6,14 @@ mod aggregates;
 mod appends;
 mod beside;
 mod changes;
+mod choice;
 mod dedup;
 mod defects;
 mod enrichment;
 mod examples;
 mod hashes;
 mod joins;
+mod keys;
 mod matrix;
 mod partitions;
 #[path = "../place/mod.rs"]

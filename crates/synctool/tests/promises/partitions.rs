@@ -189,3 +189,50 @@ fn unsigned_keys_are_cut_by_steps() {
     );
     assert_eq!(db.psql("SELECT count(*), sum(v) FROM copies").trim(), "499|124849");
 }
+
+/// Days by steps of users are more pieces than there are rows: the days alone cut the work, and the plan says so.
+#[test]
+fn what_cannot_be_cut_twice_is_cut_once() {
+    let db = database("cut_once");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, user_id int NOT NULL, at timestamptz NOT NULL);
+         INSERT INTO items SELECT i, i * 7919 % 2500, timestamptz '2024-01-01 00:00+00' + interval '5 hours' * i FROM generate_series(0, 599) i",
+    );
+    let place = here(&db);
+    let same = "SELECT count(*) FROM ((TABLE items EXCEPT TABLE copies) UNION ALL (TABLE copies EXCEPT TABLE items)) d";
+    for (kind, outer, inner) in [
+        ("type: full", "at, step: 1, step_unit: day", "user_id, step: 1"),
+        ("type: hash", "at, step: 1, step_unit: day", "user_id, step: 1"),
+        // A window with a beginning is read as one, whatever the destination has.
+        (
+            "type: delta, column: at, stamped_by: app",
+            "at, step: 1, step_unit: day, start: 2024-01-01",
+            "user_id, step: 1",
+        ),
+        // What it leaves out stays left out.
+        (
+            "type: full",
+            "at, step: 1, step_unit: day",
+            "user_id, step: 1, start: 0",
+        ),
+    ] {
+        db.psql(
+            "DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE; CREATE TABLE copies AS TABLE items;
+             ALTER TABLE copies ADD PRIMARY KEY (id); UPDATE copies SET user_id = -1 WHERE id = 9",
+        );
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nsource: {{datastore: from, table: public.items}}\ndestination: {{datastore: to, table: public.copies}}\n\
+                 strategies: [{{name: s, {kind}, primary_partitions: [{{column: {outer}}}], secondary_partitions: [{{column: {inner}}}]}}]\n"
+            ),
+        );
+        let plan = place.json(&["plan", "p.yaml"], 0);
+        let told = plan["reasons"].to_string();
+        assert!(told.contains("not cut by user_id again"), "{kind}: {told}");
+        let pieces = plan["partitions"].as_array().map_or(0, Vec::len);
+        assert!((120..=300).contains(&pieces), "{kind}: {pieces} partitions");
+        place.json(&["run", "p.yaml"], 0);
+        assert_eq!(db.psql(same).trim(), "0", "{kind}");
+    }
+}

@@ -12,7 +12,7 @@ const ENDS: &str =
 const ROWS: &str = "SELECT coalesce(string_agg(concat_ws(' ', id, day, kind, v), ',' ORDER BY id), '') FROM";
 
 /// The strategies' own YAML for a full run over a range, and the same range in SQL.
-const RANGES: [(&str, &str); 4] = [
+const RANGES: [(&str, &str); 7] = [
     (
         "[{column: day, step: 1, step_unit: month, end: \"2024-03-01\"}]",
         "day < '2024-03-01'",
@@ -26,6 +26,16 @@ const RANGES: [(&str, &str); 4] = [
     (
         "[{column: kind, type: list, values: [k1]}, {column: id, step: 50, start: 100}]",
         "kind = 'k1' AND id >= 100",
+    ),
+    // Without a step they are read in one piece.
+    (
+        "[{column: day, start: \"2024-02-01\", end: \"2024-03-01\"}]",
+        "day >= '2024-02-01' AND day < '2024-03-01'",
+    ),
+    ("[{column: kind, start: k1, end: k3}]", "kind >= 'k1' AND kind < 'k3'"),
+    (
+        "[{column: day, step: 1, step_unit: month}, {column: id, end: 200}], secondary_partitions: [{column: day, start: \"2024-02-01\"}]",
+        "day >= '2024-02-01' AND id < 200",
     ),
 ];
 
@@ -67,6 +77,29 @@ fn a_full_run_over_a_range_leaves_the_rest_alone() {
             db.psql("DROP TABLE items");
             db.psql(ITEMS);
         }
+    }
+}
+
+#[test]
+fn a_comparison_over_a_range_leaves_the_rest_alone() {
+    let db = database("hash_range");
+    let place = here(&db);
+    for (partitions, inside) in RANGES {
+        db.psql(&format!("DROP TABLE IF EXISTS items, copies; {ITEMS}; CREATE TABLE copies AS TABLE items; ALTER TABLE copies ADD PRIMARY KEY (id)"));
+        db.psql("DELETE FROM items WHERE id % 5 = 0; UPDATE items SET v = v + 1 WHERE id % 7 = 0; DELETE FROM copies WHERE id % 11 = 0");
+        place.write(
+            "p.yaml",
+            &format!("name: p\n{ENDS}strategies: [{{name: some, type: hash, primary_partitions: {partitions}}}]\n"),
+        );
+        let outside = format!("{ROWS} copies WHERE ({inside}) IS NOT TRUE");
+        let before = db.psql(&outside);
+        place.json(&["run", "p.yaml"], 0);
+        assert_eq!(db.psql(&outside), before, "{partitions}: the rest stays as it is");
+        assert_eq!(
+            db.psql(&format!("{ROWS} copies WHERE {inside}")),
+            db.psql(&format!("{ROWS} items WHERE {inside}")),
+            "{partitions}"
+        );
     }
 }
 
@@ -117,33 +150,37 @@ fn a_full_run_over_a_range_moves_no_watermark() {
 
 #[test]
 fn a_delta_ends_where_its_partitions_end() {
-    let db = database("delta_range");
-    db.psql(ITEMS);
-    let place = here(&db);
-    let until = |end: &str| {
-        place.write(
-            "p.yaml",
-            &format!(
-                "name: p\n{ENDS}strategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms, \
-                 primary_partitions: [{{column: updated_at, step: 1, step_unit: month, end: \"{end}\"}}]}}]\n"
-            ),
-        );
+    let ends = |step: &str| {
+        let db = database("delta_range");
+        db.psql(ITEMS);
+        let place = here(&db);
+        let until = |end: &str| {
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: p\n{ENDS}strategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms, \
+                     primary_partitions: [{{column: updated_at{step}, end: \"{end}\"}}]}}]\n"
+                ),
+            );
+        };
+        let found = || db.psql(&format!("{ROWS} copies"));
+        let wanted = |end: &str| db.psql(&format!("{ROWS} items WHERE updated_at < '{end}'"));
+        // The first run, a run that finds nothing new below the end, and runs that go on to later ends.
+        for end in [
+            "2024-03-01 00:00+00",
+            "2024-03-01 00:00+00",
+            "2024-03-17 12:00+00",
+            "2024-09-01 00:00+00",
+        ] {
+            until(end);
+            place.json(&["run", "p.yaml"], 0);
+            assert_eq!(found(), wanted(end), "{step}: {end}");
+            let mark = db.psql("SELECT value::timestamptz FROM synctool.memory WHERE fact LIKE 'delta:%'");
+            assert_eq!(mark, db.psql(&format!("SELECT timestamptz '{end}'")), "{step}");
+        }
     };
-    let found = || db.psql(&format!("{ROWS} copies"));
-    let wanted = |end: &str| db.psql(&format!("{ROWS} items WHERE updated_at < '{end}'"));
-    // The first run, a run that finds nothing new below the end, and runs that go on to later ends.
-    for end in [
-        "2024-03-01 00:00+00",
-        "2024-03-01 00:00+00",
-        "2024-03-17 12:00+00",
-        "2024-09-01 00:00+00",
-    ] {
-        until(end);
-        place.json(&["run", "p.yaml"], 0);
-        assert_eq!(found(), wanted(end), "{end}");
-        let mark = db.psql("SELECT value::timestamptz FROM synctool.memory WHERE fact LIKE 'delta:%'");
-        assert_eq!(mark, db.psql(&format!("SELECT timestamptz '{end}'")));
-    }
+    ends(", step: 1, step_unit: month");
+    ends("");
 }
 
 #[test]

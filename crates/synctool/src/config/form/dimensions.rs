@@ -17,7 +17,8 @@ use super::super::types::{DataType, SizedType};
 pub(in super::super) struct DimensionFile {
     /// The column.
     pub(in super::super) column: At<String>,
-    /// How wide a range is; -1 = one partition per distinct value. Default: as the data suggests.
+    /// How wide a range is; -1 = one partition per distinct value. Default: one piece from `start` to `end`; without
+    /// these, as the data suggests.
     step: Option<At<i64>>,
     /// What a step counts in. Default: seconds for times, days for dates.
     step_unit: Option<At<StepUnit>>,

@@ -285,7 +285,7 @@ pub(super) fn resolve(
     let (allow_mass_delete, reject_limit) = file
         .write
         .map_or((None, None), |w| (w.allow_mass_delete, w.reject_limit));
-    let pipeline = Pipeline {
+    let mut pipeline = Pipeline {
         name,
         description: file.description,
         enabled: file.enabled.unwrap_or_else(|| true.into()),
@@ -308,6 +308,8 @@ pub(super) fn resolve(
         not_yet,
     };
     log::check(&pipeline, errors);
+    let unheard = strategies::unheard_algorithms(&pipeline);
+    pipeline.not_yet.extend(unheard);
     pipeline
 }
 

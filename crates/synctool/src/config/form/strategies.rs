@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::super::at::At;
 use super::super::decode::{Later, Notice};
 use super::super::error::{ConfigError, nearest};
-use super::super::pipeline::{SyncType, find_column};
+use super::super::pipeline::{ColumnMapping, Pipeline, SyncType, find_column};
 use super::super::strategy::{
     CursorTable, Deletes, Dimension, FullMode, HashAlgorithm, InitialRows, OverBudget, Scheduling, StampedBy, Strategy,
     StrategyKind, Tombstone, Verify, WatermarkKind,
@@ -47,7 +47,8 @@ pub(in super::super) struct StrategyFile {
     pub(in super::super) primary_partitions: Option<Vec<At<DimensionFile>>>,
     /// How a primary partition is cut again.
     pub(in super::super) secondary_partitions: Option<Vec<At<DimensionFile>>>,
-    /// What identifies the groups of changed rows (aggregates by delta). Default: the columns of `group_by`.
+    /// What identifies the groups of changed rows (aggregates by delta): the columns of `group_by`, said once more. What
+    /// is not among these has no effect.
     pub(in super::super) delta_partitions: Option<Vec<At<DimensionFile>>>,
     /// Partitions worked on at once. Default: the pipeline's.
     pub(in super::super) max_concurrent_partitions: Option<At<u32>>,
@@ -329,6 +330,9 @@ fn one(
                 .with_help("they name the groups of sync_type: aggregate"),
         );
     }
+    if around.sync_type == SyncType::Aggregate {
+        notices.extend(unheard_groups(&delta, around));
+    }
     let deletes = file.deletes.map(|d| deletes(d, &kind, &name, around, errors));
     for table in file.cursor_tables.iter().flatten() {
         let joins = &around.source.joins;
@@ -406,6 +410,48 @@ fn one(
             initial_retry_delay: file.initial_retry_delay,
         },
     }
+}
+
+/// A column of hashes has one algorithm, whichever strategy writes a row.
+pub(super) fn unheard_algorithms(pipeline: &Pipeline) -> Vec<Notice> {
+    let (Some(column), Some(kept)) = (pipeline.kept_hash(), pipeline.kept_hash_algo()) else {
+        return Vec::new();
+    };
+    let notice = |strategy: &Strategy| {
+        let said = strategy.hash_algo.as_ref().filter(|said| ***said != kept)?;
+        let message = format!(
+            "hash_algo of strategy \"{}\" has no effect on column \"{}\": all strategies keep hashes by one algorithm, {}",
+            strategy.name.shown(),
+            column.dest.shown(),
+            kept.name()
+        );
+        Notice::at(said, "hash_algo", message)
+    };
+    pipeline.strategies.iter().filter_map(notice).collect()
+}
+
+/// Dimensions of a delta that say something else than `group_by` does.
+fn unheard_groups(delta: &[Dimension], around: &Around<'_>) -> Vec<Notice> {
+    let is_group = |d: &Dimension| {
+        let named = |c: &&ColumnMapping| c.is_called(&d.column) || c.source.as_deref() == Some(&*d.column);
+        let mut groups = around.group_by.iter();
+        let mut called = around.listed.iter().filter(named);
+        groups.any(|g| **g == *d.column) || called.any(|c| around.group_by.iter().any(|g| c.is_called(g)))
+    };
+    let notice = |d: &Dimension| {
+        let whole = d.start.is_none() && d.end.is_none() && d.values.is_empty();
+        let message = match (is_group(d), whole) {
+            (true, true) => return None,
+            (true, false) => {
+                "start, end and values of delta_partitions have no effect: all groups of changed rows are computed"
+            }
+            (false, _) => {
+                "this entry of delta_partitions has no effect: the groups of changed rows are those of group_by"
+            }
+        };
+        Notice::at(&d.column, "delta_partitions", message.into())
+    };
+    delta.iter().filter_map(notice).collect()
 }
 
 /// What a strategy's keys say by themselves.

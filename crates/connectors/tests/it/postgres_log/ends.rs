@@ -57,10 +57,10 @@ on_servers! {
         let mut c = Capture::new(version, &["t"], T);
         c.catch_up().await.unwrap();
         c.from.psql(&format!("SELECT pg_drop_replication_slot('{}'); {GAP}; ALTER TABLE t ADD COLUMN n int, ADD COLUMN twice int GENERATED ALWAYS AS (id * 2) STORED; UPDATE t SET n = id", c.options.slot));
-        c.options.repair = true;
+        c.options.repair = Repair::once(true);
         c.catch_up().await.unwrap();
         c.assert_equal(&["t"]);
-        c.options.repair = false;
+        c.options.repair = Repair::once(false);
         c.from.psql("INSERT INTO t VALUES (-1, 'after', 3); UPDATE t SET n = 4 WHERE id = 2");
         c.catch_up().await.unwrap();
         c.assert_equal(&["t"]);

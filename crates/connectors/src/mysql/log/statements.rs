@@ -15,7 +15,7 @@ pub(super) enum Effect {
     Remade(Named),
     /// A column went.
     Dropped(Named, String),
-    /// A column came, or an other one got this name.
+    /// A column came, or another one got this name.
     Added(Named, String),
     /// Rows of some table, as a statement.
     Rows,

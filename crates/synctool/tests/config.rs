@@ -122,11 +122,14 @@ fn what_has_no_effect_is_told() {
                 datastores: {a: {type: sqlite, path: a.db}, b: {type: sqlite, path: b.db}}\n";
     let groups = |delta: &str| {
         told(&format!(
-            "{ends}sync_type: aggregate\ngroup_by: [user]\ncolumns: [{{source: user_id, dest: user}}, {{dest: n, expr: count(*)}}]\n\
+            "{ends}sync_type: aggregate\ngroup_by: [user, day]\ncolumns: [{{source: user_id, dest: user}}, {{dest: day, expr: \"date(t.at)\"}}, {{dest: n, expr: count(*)}}]\n\
              strategies:\n  - {{name: d, type: delta, column: at, delta_partitions: [{delta}]}}\n"
         ))
     };
-    assert_eq!(groups("{column: user, step: -1}, "), [""; 0]);
+    assert_eq!(
+        groups("{column: user, step: -1}, {column: at, step: 1, step_unit: day}"),
+        [""; 0]
+    );
     let other = groups("{column: region, step: -1}");
     assert!(
         matches!(&other[..], [one] if one.contains(":9:") && one.contains("this entry of delta_partitions has no effect")),

@@ -433,10 +433,20 @@ pub(super) fn unheard_algorithms(pipeline: &Pipeline) -> Vec<Notice> {
 /// Dimensions of a delta that say something else than `group_by` does.
 fn unheard_groups(delta: &[Dimension], around: &Around<'_>) -> Vec<Notice> {
     let is_group = |d: &Dimension| {
-        let named = |c: &&ColumnMapping| c.is_called(&d.column) || c.source.as_deref() == Some(&*d.column);
-        let mut groups = around.group_by.iter();
-        let mut called = around.listed.iter().filter(named);
-        groups.any(|g| **g == *d.column) || called.any(|c| around.group_by.iter().any(|g| c.is_called(g)))
+        let name = d.column.rsplit('.').next().unwrap_or(&d.column);
+        // The day of a time is a group, and may be named by the time.
+        let below = |sql: &At<String>| {
+            let mut words = sql.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+            words.any(|word| word == name)
+        };
+        let named = |c: &ColumnMapping| {
+            c.is_called(&d.column) || c.source.as_deref() == Some(&*d.column) || c.expr.as_ref().is_some_and(below)
+        };
+        let is = |group: &At<String>| {
+            let mut columns = around.listed.iter().filter(|c| c.is_called(group));
+            **group == *d.column || d.destination.as_ref() == Some(group) || columns.any(named)
+        };
+        around.group_by.iter().any(is)
     };
     let notice = |d: &Dimension| {
         let whole = d.start.is_none() && d.end.is_none() && d.values.is_empty();

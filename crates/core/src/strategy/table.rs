@@ -9,6 +9,7 @@ use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity};
 use crate::source::Source;
 use crate::stage::Stages;
+use std::collections::BTreeMap;
 
 /// A column the user chose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -275,6 +276,8 @@ pub async fn resolve(
         key,
     };
     let mut unwritten: Vec<String> = Vec::new();
+    // Columns that do not fit as they are read, and that a stage may make fit.
+    let mut unfit: BTreeMap<String, Error> = BTreeMap::new();
     for (choice, column) in &columns {
         let there = existing.as_ref().and_then(|e| e.column(&choice.destination));
         let must_fit = there.filter(|_| !request.compare_only);
@@ -290,7 +293,13 @@ pub async fn resolve(
             written = false;
         }
         let (from, mut to) = match written {
-            true => carry(source, destination, choice, column, must_fit)?,
+            true => match carry(source, destination, choice, column, must_fit) {
+                Err(e) if must_fit.is_some() && stages.changes(&choice.destination) => {
+                    unfit.insert(choice.destination.clone(), e);
+                    carry(source, destination, choice, column, None)?
+                }
+                way => way?,
+            },
             false => {
                 unwritten.push(choice.destination.clone());
                 let column = Column {
@@ -317,6 +326,8 @@ pub async fn resolve(
         if !passed {
             let there = existing.as_ref().and_then(|e| e.column(&column.name));
             store_made(destination, column, there.filter(|_| !request.compare_only))?;
+        } else if let Some(e) = unfit.remove(&column.name) {
+            return Err(e);
         }
     }
     let row_hash = match &request.row_hash {

@@ -3,7 +3,13 @@
 use super::*;
 
 /// How a key is written at the source, what the pipeline says, and what is wanted of each row.
-const MADE: [(&str, &str, &str); 2] = [
+const MADE: [(&str, &str, &str); 3] = [
+    // The destination's column has the type that the stage gives, not the source's.
+    (
+        "i::text",
+        "transform: [{name: numbers, cast: {code: int}}]\n",
+        "code::int",
+    ),
     (
         "'ab' || i",
         "transform: [{compute: {name: code, expression: upper(code)}}]\n",

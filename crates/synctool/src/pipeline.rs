@@ -753,7 +753,7 @@ impl Task {
         }
         let (pipeline, options) = (&self.pipeline, &self.options);
         let loaded = &pipeline.loaded;
-        let source = stoppable(&options.cancel, pipeline.open_source()).await?;
+        let source = Box::pin(stoppable(&options.cancel, pipeline.open_source())).await?;
         let destination = self.destination.clone();
         if options.restart {
             destination.forget(pipeline.name()).await?;

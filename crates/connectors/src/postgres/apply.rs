@@ -333,6 +333,11 @@ impl Applier {
                     // What the staging table held or whether it was made is undone too.
                     (table.staged, table.made) = (false, false);
                 }
+                // Partitions that run beside each other may note the same thing in a table of ours.
+                Err(Failed::Conflict(e)) if table.target.own => {
+                    let what = format!("another partition wrote into {} just now", table.target.table);
+                    return Err(Error::new(code::CONFLICT, what).caused_by(e));
+                }
                 Err(e) => return Err(e.error(&table.target.table)),
             }
         }
@@ -840,10 +845,7 @@ impl Table {
         }
         // What most batches are: whole rows to be put, each of another key.
         let only_puts = changes.iter().all(|c| c.kind == Kind::Put) && patterns.len() == 1;
-        let upsert = match self.unique && self.keys.is_some() && only_puts {
-            true => stage.upsert(),
-            false => None,
-        };
+        let upsert = (self.unique && self.keys.is_some() && only_puts).then(|| stage.upsert());
         let patterns: &[Vec<bool>] = if upsert.is_some() { &[] } else { &patterns };
         for (p, pattern) in patterns.iter().enumerate() {
             if has(&[Kind::Update, Kind::Put]) && self.keys.is_some() {

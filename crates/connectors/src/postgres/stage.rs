@@ -275,32 +275,34 @@ impl Stage {
         )
     }
 
-    /// Inserts whole rows and updates those that are there and differ, looking each key up once; counts both. `None` if
-    /// there is nothing but the key. It needs a unique index of exactly the key.
-    pub(super) fn upsert(&self) -> Option<String> {
+    /// Inserts whole rows and updates those that are there and differ, looking each key up once; counts both. It needs a
+    /// unique index of exactly the key.
+    pub(super) fn upsert(&self) -> String {
         let whole = vec![true; self.columns.len()];
         let (all, rest) = (self.carried(&whole, true), self.carried(&whole, false));
-        if rest.is_empty() {
-            return None;
-        }
         let list = |places: &[usize], show: &dyn Fn(usize) -> String| {
             places.iter().map(|&i| show(i)).collect::<Vec<_>>().join(", ")
         };
         let name = |i: usize| self.columns[i].name.clone();
-        Some(format!(
+        let otherwise = match rest.is_empty() {
+            true => "NOTHING".to_string(),
+            false => format!(
+                "UPDATE SET {set} WHERE pg_catalog.record_image_ne(ROW({there}), ROW({new}))",
+                set = list(&rest, &|i| format!("{0} = excluded.{0}", self.columns[i].name)),
+                there = list(&rest, &|i| format!("t.{}", self.columns[i].name)),
+                new = list(&rest, &|i| format!("excluded.{}", self.columns[i].name)),
+            ),
+        };
+        format!(
             "WITH w AS (INSERT INTO {table} AS t ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {stage} AS s \
-             ON CONFLICT ({key}) DO UPDATE SET {set} \
-             WHERE pg_catalog.record_image_ne(ROW({there}), ROW({new})) RETURNING t.xmax = 0 AS fresh) \
+             ON CONFLICT ({key}) DO {otherwise} RETURNING t.xmax = 0 AS fresh) \
              SELECT pg_catalog.count(*) FILTER (WHERE fresh), pg_catalog.count(*) FILTER (WHERE NOT fresh) FROM w",
             table = self.table,
             stage = self.name,
             names = list(&all, &name),
             values = list(&all, &|i| self.value("c", i)),
             key = list(&self.found_by, &name),
-            set = list(&rest, &|i| format!("{0} = excluded.{0}", self.columns[i].name)),
-            there = list(&rest, &|i| format!("t.{}", self.columns[i].name)),
-            new = list(&rest, &|i| format!("excluded.{}", self.columns[i].name)),
-        ))
+        )
     }
 
     /// Takes away rows that stand where others move to.

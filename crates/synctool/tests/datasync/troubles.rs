@@ -3,7 +3,6 @@
 use super::{PATIENCE, World, files, kill};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use synctool_testkit::{PgVersion, Postgres, wait_for};
 
@@ -295,7 +294,7 @@ fn an_archive_behind_a_command_and_a_backup_behind_another() {
     world.sync();
     world.same(&["acc"]);
     world.run(&["status"]).fails(1, &["stopped", "public.acc"]);
-    assert_eq!(files(&world.path("scratch/fetched")), [PathBuf::new(); 0]);
+    assert!(files(&world.path("scratch/fetched")).is_empty());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
@@ -85,21 +85,53 @@ impl Reader for Follow {
     }
 }
 
-/// Has a table compared and made equal from its beginning on, besides what is to be read already.
-pub(crate) fn compare(pending: &mut Vec<Pending>, table: &TableId) {
-    match pending.iter_mut().find(|p| p.table == *table) {
-        Some(p) => (p.from, p.through, p.rows, p.replace) = (None, false, 0, true),
-        None => pending.push(Pending::resync(table.clone())),
+/// A chunk should not hold more than about this.
+pub(crate) const CHUNK_BYTES: usize = 8 << 20;
+
+/// Rows of a table whose rows' size is not known yet.
+const FIRST: usize = 64;
+
+/// How many rows make a chunk, by what rows of the table took so far.
+#[derive(Debug, Default)]
+pub(crate) struct Widths(Mutex<HashMap<TableId, usize>>);
+
+impl Widths {
+    pub(crate) fn rows(&self, table: &TableId, most: usize) -> usize {
+        let widths = self.0.lock().expect("nothing panics while holding it");
+        let rows = widths.get(table).map_or(FIRST, |width| (CHUNK_BYTES / width).max(1));
+        rows.min(most)
+    }
+
+    pub(crate) fn saw(&self, table: &TableId, rows: usize, bytes: usize) {
+        if let Some(width) = usize::checked_div(bytes, rows) {
+            let mut widths = self.0.lock().expect("nothing panics while holding it");
+            widths.insert(table.clone(), width.max(1));
+        }
     }
 }
 
-/// Tells that a new table is left out, once for each reason.
-pub(crate) fn leave_out(told: &Mutex<BTreeMap<TableId, String>>, table: &TableId, why: &Error) {
+/// Has a table compared and made equal from its beginning on, besides what is to be read already.
+pub(crate) fn compare(pending: &mut Vec<Pending>, table: &TableId) {
+    Pending::resync(table.clone()).besides(pending);
+}
+
+/// Whether a new table can be followed, as it was checked; that one is left out is told once for each reason.
+pub(crate) fn can_follow(
+    told: &Mutex<BTreeMap<TableId, String>>,
+    table: &TableId,
+    checked: Result<()>,
+) -> Result<bool> {
+    let why = match checked {
+        Ok(()) => return Ok(true),
+        Err(e) if e.kind().is_transient() => return Err(e),
+        Err(e) => e,
+    };
     let mut told = told.lock().expect("nothing panics while holding it");
     let text = why.to_string();
     if told.insert(table.clone(), text.clone()).as_ref() != Some(&text) {
         tracing::warn!(%table, error = %why, "a new table is left out for now, the others go on");
     }
+    Ok(false)
 }
 
 /// Opens a log, unless that is stopped.

@@ -145,6 +145,22 @@ impl Pending {
         }
     }
 
+    /// Joins what is to be read already; a whole table begins anew.
+    pub fn besides(self, all: &mut Vec<Pending>) {
+        let Some(there) = all.iter_mut().find(|p| p.table == self.table) else {
+            all.push(self);
+            return;
+        };
+        if !self.through {
+            (there.from, there.through, there.rows) = (None, false, 0);
+            there.replace |= self.replace;
+        }
+        let mut known: HashSet<Vec<String>> = there.keys.iter().cloned().collect();
+        there
+            .keys
+            .extend(self.keys.into_iter().filter(|key| known.insert(key.clone())));
+    }
+
     /// The rows of some keys, to be made equal.
     pub fn keys(table: TableId, keys: Vec<Vec<String>>) -> Self {
         Pending {
@@ -489,20 +505,7 @@ impl Backfill {
         if !wanted.through {
             self.forget_window(&wanted.table);
         }
-        let at = self.position.pending.iter().position(|p| p.table == wanted.table);
-        let Some(pending) = at.map(|at| &mut self.position.pending[at]) else {
-            self.position.pending.push(wanted);
-            return;
-        };
-        if !wanted.through {
-            (pending.from, pending.through, pending.rows) = (None, false, 0);
-            pending.replace |= wanted.replace;
-        }
-        for key in wanted.keys {
-            if !pending.keys.contains(&key) {
-                pending.keys.push(key);
-            }
-        }
+        wanted.besides(&mut self.position.pending);
     }
 
     /// What is left to do.
@@ -677,11 +680,8 @@ impl Backfill {
             }
         }
         if !fetch.is_empty() {
-            let pending = &mut self.position.pending[0];
-            let mut known: HashSet<Vec<String>> = pending.keys.iter().cloned().collect();
-            pending
-                .keys
-                .extend(fetch.into_iter().filter(|key| known.insert(key.clone())));
+            let table = self.position.pending[0].table.clone();
+            Pending::keys(table, fetch).besides(&mut self.position.pending);
         }
         let batch = ChangeBatch {
             ops: Ops::Each(UInt8Array::from(ops)),
@@ -820,13 +820,7 @@ impl Backfill {
             }
         }
         if let Some(again) = self.source.refill(&change) {
-            match self.position.pending.iter_mut().find(|p| p.table == again.table) {
-                Some(pending) => {
-                    (pending.from, pending.through, pending.rows) = (None, false, 0);
-                    pending.replace |= again.replace;
-                }
-                None => self.position.pending.push(again),
-            }
+            again.besides(&mut self.position.pending);
         }
         self.reshaped = None;
         Ok(())

@@ -338,49 +338,6 @@ async fn a_row_that_stops_matching_the_filter_is_deleted() {
     );
 }
 
-/// A source whose readers have a snapshot each, and somebody who changes rows before the second one is opened.
-struct Between<F>(MemoryTables, AtomicUsize, F);
-
-#[async_trait]
-impl<F: Fn(&Memory) + Send + Sync> Source for Between<F> {
-    fn engine(&self) -> &'static str {
-        self.0.engine()
-    }
-
-    async fn tables(&self, schema: Option<&str>) -> Result<Vec<TableInfo>> {
-        self.0.tables(schema).await
-    }
-
-    async fn describe(&self, table: &TableId) -> Result<TableSchema> {
-        self.0.describe(table).await
-    }
-
-    async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
-        self.0.describe_query(read).await
-    }
-
-    async fn extent(&self, read: &ReadSpec, term: &Term, slice: &Slice) -> Result<Option<Extent>> {
-        self.0.extent(read, term, slice).await
-    }
-
-    async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
-        self.0.slices(read, request).await
-    }
-
-    async fn open(
-        &self,
-        read: &ReadSpec,
-        partition: &Partition,
-        after: Option<&Position>,
-        context: &ReadContext,
-    ) -> Result<Box<dyn Reader>> {
-        if self.1.fetch_add(1, Ordering::SeqCst) == 1 {
-            self.2(&self.0.0);
-        }
-        self.0.open(read, partition, after, context).await
-    }
-}
-
 /// A window that the application's stamps leave open takes in a row that changes while it is read.
 #[tokio::test]
 async fn a_row_that_changes_between_two_reads_is_not_taken_for_one_that_left() {
@@ -393,15 +350,16 @@ async fn a_row_that_changes_between_two_reads_is_not_taken_for_one_that_left() {
     })];
     delta_run(&world, &FaultPlan::none(), &request).await.unwrap();
     world.change(|rows| rows.extend([row(1, "u2", 1, Some("2026-01-05"))]));
-    let source = Between(
-        MemoryTables(world.source.clone()),
-        AtomicUsize::new(0),
-        |memory: &Memory| {
-            let mut table = memory.table(&items()).unwrap();
-            table.rows.extend([row(8, "u1", 99, Some("2026-01-06"))]);
-            memory.put(&items(), table.schema, table.rows);
+    // Its readers have a snapshot each, and somebody changes rows before the second one is opened.
+    let (opened, changing) = (AtomicUsize::new(0), world.clone());
+    let source = Busy {
+        tables: MemoryTables(world.source.clone()),
+        before_read: move || {
+            if opened.fetch_add(1, Ordering::SeqCst) == 1 {
+                changing.change(|rows| rows.extend([row(8, "u1", 99, Some("2026-01-06"))]));
+            }
         },
-    );
+    };
     let engine = Arc::new(Engine::new(Arc::new(source), Arc::new(world.destination.clone())));
     run_delta(&engine, &request).await.unwrap();
     let ids = |world: &World| world.copy().keys().map(|k| k[0].clone()).collect::<Vec<_>>();
@@ -660,13 +618,10 @@ fn happening() -> impl Strategy<Value = Happening> {
     (0usize..6, group, prop::bool::weighted(0.9)).prop_map(|(id, group, stamped)| Happening { id, group, stamped })
 }
 
-/// The source of a world in which something happens before every read.
-struct Busy {
-    world: World,
+/// A source of which something may be done to its tables before every read.
+struct Busy<F> {
     tables: MemoryTables,
-    /// Seconds of the day.
-    now: Arc<AtomicUsize>,
-    coming: Mutex<VecDeque<Happening>>,
+    before_read: F,
 }
 
 fn second(n: usize) -> String {
@@ -674,7 +629,7 @@ fn second(n: usize) -> String {
 }
 
 #[async_trait]
-impl Source for Busy {
+impl<F: Fn() + Send + Sync> Source for Busy<F> {
     fn engine(&self) -> &'static str {
         self.tables.engine()
     }
@@ -714,19 +669,12 @@ impl Source for Busy {
         after: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
-        if let Some(Happening { id, group, stamped }) = self.coming.lock().unwrap().pop_front() {
-            let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
-            let stamp = second(now);
-            self.world.change(|rows| match group {
-                Some(group) => rows.extend([row(id, &format!("u{group}"), now, stamped.then_some(&stamp))]),
-                None => drop(rows.remove(&vec![format!("{id:04}")])),
-            });
-        }
+        (self.before_read)();
         self.tables.open(read, partition, after, context).await
     }
 }
 
-/// One run in a busy world: the delta of an aggregate, or a comparison of all groups.
+/// One run in a busy world: the delta of an aggregate, or a comparison of all groups. `now` counts seconds of the day.
 async fn busy_run(
     world: &World,
     now: &Arc<AtomicUsize>,
@@ -735,11 +683,20 @@ async fn busy_run(
     compare: bool,
 ) {
     let mut engine = Arc::into_inner(world.engine(&FaultPlan::none())).unwrap();
+    let (changing, now, coming) = (world.clone(), now.clone(), Mutex::new(VecDeque::from(happenings)));
     engine.source = Arc::new(Busy {
-        world: world.clone(),
         tables: MemoryTables(world.source.clone()),
-        now: now.clone(),
-        coming: Mutex::new(happenings.into()),
+        before_read: move || {
+            let Some(Happening { id, group, stamped }) = coming.lock().unwrap().pop_front() else {
+                return;
+            };
+            let now = now.fetch_add(1, Ordering::SeqCst) + 1;
+            let stamp = second(now);
+            changing.change(|rows| match group {
+                Some(group) => rows.extend([row(id, &format!("u{group}"), now, stamped.then_some(&stamp))]),
+                None => drop(rows.remove(&vec![format!("{id:04}")])),
+            });
+        },
     });
     let engine = Arc::new(engine);
     let draft = async {

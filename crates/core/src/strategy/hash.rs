@@ -625,6 +625,23 @@ fn whole_files_once(mut compares: Vec<(String, Compare)>) -> Vec<(String, Compar
 /// A key as canonical texts.
 pub type Key = Vec<Option<String>>;
 
+/// The key of a row, by the names of its columns.
+pub(super) fn key_of<'a>(rows: &RecordBatch, names: impl IntoIterator<Item = &'a String>, row: usize) -> Result<Key> {
+    let cell = |name: &String| {
+        let column = rows
+            .column_by_name(name)
+            .ok_or_else(|| Error::bug(format!("key column {name} is not among the rows")))?;
+        crate::text::cell(column.as_ref(), row)
+    };
+    names.into_iter().map(cell).collect()
+}
+
+/// Some of the rows.
+pub(super) fn picked(rows: &RecordBatch, places: Vec<u32>) -> Result<RecordBatch> {
+    arrow_select::take::take_record_batch(rows, &UInt32Array::from(places))
+        .map_err(|e| Error::bug(format!("picking rows: {e}")))
+}
+
 /// Both ends of a planned table, ready to be compared.
 pub struct Pair {
     /// The source, its rows as they come out of the stages.
@@ -785,9 +802,7 @@ impl Pair {
                 }
             }
             if !found.is_empty() {
-                let rows = arrow_select::take::take_record_batch(&rows, &UInt32Array::from(found))
-                    .map_err(|e| Error::bug(format!("picking rows: {e}")))?;
-                batches.push(rows);
+                batches.push(picked(&rows, found)?);
             }
         }
         Ok(batches)
@@ -804,13 +819,7 @@ impl Pair {
 
     /// The key of a row that is ready to be written.
     fn key_of(&self, rows: &RecordBatch, row: usize) -> Result<Key> {
-        let cell = |k: &ComparedColumn| {
-            let column = rows
-                .column_by_name(&k.stored.name)
-                .ok_or_else(|| Error::bug("a key column was lost on the way"))?;
-            crate::text::cell(column.as_ref(), row)
-        };
-        self.spec.key.iter().map(cell).collect()
+        key_of(rows, self.spec.key.iter().map(|k| &k.stored.name), row)
     }
 
     /// A batch of deletes.

@@ -1,6 +1,6 @@
 //! Which keys a table of the destination has: for runs that only add rows, and for the guard of groups that go.
 
-use super::hash::Key;
+use super::hash::{Key, key_of, picked};
 use crate::blocks::push_field;
 use crate::change::{ChangeBatch, Event};
 use crate::error::{Error, Result, code};
@@ -10,8 +10,6 @@ use crate::query::{KeyList, Term};
 use crate::schema::{Column, TableId};
 use crate::source::{ReadContext, Reader, Source};
 use crate::stage::{Stage, Staged};
-use crate::text;
-use arrow_array::UInt32Array;
 use async_trait::async_trait;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -81,7 +79,7 @@ impl Present {
             while let Some(event) = reader.next().await? {
                 let Event::Rows(batch) = event else { continue };
                 for row in 0..batch.len() {
-                    found.insert(self.form(&key_of(&batch, &self.columns, row)?)?);
+                    found.insert(self.form(&key_of(&batch.rows, names(&self.columns), row)?)?);
                 }
             }
         }
@@ -114,17 +112,8 @@ impl Present {
     }
 }
 
-fn key_of(batch: &ChangeBatch, columns: &[Column], row: usize) -> Result<Key> {
-    columns
-        .iter()
-        .map(|c| {
-            let column = batch
-                .rows
-                .column_by_name(&c.name)
-                .ok_or_else(|| Error::bug(format!("key column {} was lost on the way", c.name)))?;
-            text::cell(column.as_ref(), row)
-        })
-        .collect()
+fn names(columns: &[Column]) -> impl Iterator<Item = &String> {
+    columns.iter().map(|c| &c.name)
 }
 
 /// The last stage of a run that only adds rows: those whose keys are there already go no further.
@@ -138,7 +127,7 @@ impl Stage for OnlyNew {
 
     async fn apply(&mut self, batch: ChangeBatch) -> Result<Staged> {
         let keys = (0..batch.len())
-            .map(|row| key_of(&batch, &self.0.columns, row))
+            .map(|row| key_of(&batch.rows, names(&self.0.columns), row))
             .collect::<Result<Vec<Key>>>()?;
         let mut seen = self.0.find(&keys).await?;
         let mut new = Vec::new();
@@ -157,12 +146,10 @@ impl Stage for OnlyNew {
         let batches = match new.len() {
             0 => Vec::new(),
             n if n == batch.len() => vec![batch],
-            _ => {
-                let picked = UInt32Array::from(new);
-                let rows = arrow_select::take::take_record_batch(&batch.rows, &picked)
-                    .map_err(|e| Error::bug(format!("picking rows: {e}")))?;
-                vec![ChangeBatch { rows, ..batch }]
-            }
+            _ => vec![ChangeBatch {
+                rows: picked(&batch.rows, new)?,
+                ..batch
+            }],
         };
         Ok(Staged {
             batches,

@@ -1,7 +1,7 @@
 //! Rows of a delta's window that do not meet the filters, or have no partner in a join: they are deletes.
 
 use super::delta::kept;
-use super::hash::Key;
+use super::hash::{Key, key_of, picked};
 use super::steps::{Steps, Stepwise};
 use crate::blocks::push_field;
 use crate::budget::Hold;
@@ -11,8 +11,6 @@ use crate::plan::{Partition, PlannedTable, ReadColumn, ReadSpec, Slice, Work};
 use crate::query::{KeyList, Term};
 use crate::schema::ColumnType;
 use crate::source::{ReadContext, Reader, Source};
-use crate::text;
-use arrow_array::{RecordBatch, UInt32Array};
 use async_trait::async_trait;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -153,7 +151,9 @@ impl Looks {
         let key = &self.table.schema.key;
         let terms = key.iter().map(|name| {
             let column = self.table.read.columns.iter().find(|c| c.column.name == *name);
-            column.map(ReadColumn::term).ok_or_else(|| not_read(name))
+            column
+                .map(ReadColumn::term)
+                .ok_or_else(|| Error::bug(format!("key column {name} is not read")))
         });
         let terms = terms.collect::<Result<Vec<Term>>>()?;
         // A database may find keys that it takes for equal, as those of another case.
@@ -177,21 +177,19 @@ impl Looks {
         let mut reader = self.open(&self.all(), &work).await?;
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };
-            let mut picked = Vec::new();
+            let mut places = Vec::new();
             for row in 0..batch.len() {
                 if let Some(digest) = digest(&key_of(&batch.rows, key, row)?)?
                     && gone.remove(&digest)
                 {
-                    picked.push(row as u32);
+                    places.push(row as u32);
                 }
             }
-            if picked.is_empty() {
+            if places.is_empty() {
                 continue;
             }
-            let rows = arrow_select::take::take_record_batch(&batch.rows, &UInt32Array::from(picked))
-                .map_err(|e| Error::bug(format!("picking rows: {e}")))?;
             events.push_back(Event::Rows(ChangeBatch {
-                rows,
+                rows: picked(&batch.rows, places)?,
                 ops: Ops::All(Op::Delete),
                 // As few as are looked up at once, and all of them are held until the reader is done.
                 hold: Hold::default(),
@@ -200,18 +198,6 @@ impl Looks {
         }
         Ok(events)
     }
-}
-
-fn not_read(key: &str) -> Error {
-    Error::bug(format!("key column {key} is not read"))
-}
-
-fn key_of(rows: &RecordBatch, key: &[String], row: usize) -> Result<Key> {
-    let cell = |name: &String| {
-        let column = rows.column_by_name(name).ok_or_else(|| not_read(name))?;
-        text::cell(column.as_ref(), row)
-    };
-    key.iter().map(cell).collect()
 }
 
 /// The digest of a whole key.

@@ -10,10 +10,10 @@ use super::super::sql::{self, hex_literal, ident};
 use super::super::types;
 use super::position::Place;
 use super::shape::{Followed, Shape, Shapes};
+use crate::logs::Widths;
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
 use mysql_async::{Row, Value};
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use synctool_core::backfill::{Chunk, ChunkSource, Pending};
@@ -21,12 +21,6 @@ use synctool_core::change::{KeyRange, SchemaChange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::text::{self as canonical, ColumnBuilder};
-
-/// A chunk should not hold more than about this.
-const CHUNK_BYTES: usize = 8 << 20;
-
-/// Rows of the first chunk of a table, before it is known how large they are.
-const FIRST_ROWS: usize = 100;
 
 /// How long to wait for a commit that the log has shown and that a snapshot did not have.
 const AGAIN: Duration = Duration::from_millis(5);
@@ -66,7 +60,7 @@ pub(super) struct Chunks {
     pub(super) shapes: Arc<Shapes>,
     pub(super) marks: Arc<Marks>,
     /// How large rows were, by table.
-    pub(super) widths: Mutex<HashMap<TableId, usize>>,
+    pub(super) widths: Widths,
     /// Tables that hold other rows than their log says.
     pub(super) remade: Arc<Mutex<Vec<TableId>>>,
 }
@@ -170,10 +164,7 @@ impl Chunks {
         session.run("COMMIT", &what).await?;
         session.recycle();
         let (batch, bytes) = batch(shape, &rows)?;
-        if let Some(width) = usize::checked_div(bytes, rows.len()) {
-            let mut widths = self.widths.lock().expect("nothing panics while holding it");
-            widths.insert(TableId::clone(&shape.table), width.max(1));
-        }
+        self.widths.saw(&shape.table, rows.len(), bytes);
         self.marks.chunk_at(place);
         Ok(batch)
     }
@@ -258,13 +249,7 @@ impl ChunkSource for Chunks {
 
     async fn read_chunk(&self, table: &TableId, from: Option<&[String]>, limit: usize) -> Result<Chunk> {
         let shape = self.shape(table)?;
-        let width = self
-            .widths
-            .lock()
-            .expect("nothing panics while holding it")
-            .get(table)
-            .copied();
-        let limit = limit.min(width.map_or(FIRST_ROWS, |w| (CHUNK_BYTES / w).max(1)));
+        let limit = self.widths.rows(table, limit);
         let parts = KeyPart::of(&shape);
         let names: Vec<String> = parts.iter().map(|p| p.sql.clone()).collect();
         let condition = match from {

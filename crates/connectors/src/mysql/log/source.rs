@@ -135,10 +135,9 @@ impl BinlogSource {
         };
         let mut found = Vec::new();
         for table in all.into_iter().filter(|t| !is_followed(t)) {
-            match capture::check_newcomer(&mut session, request, &table).await {
-                Ok(()) => found.push(table),
-                Err(e) if e.kind().is_transient() => return Err(e),
-                Err(e) => logs::leave_out(&self.left_out, &table, &e),
+            let checked = capture::check_newcomer(&mut session, request, &table).await;
+            if logs::can_follow(&self.left_out, &table, checked)? {
+                found.push(table);
             }
         }
         session.recycle();
@@ -362,7 +361,7 @@ impl BinlogSource {
             database: self.database.clone(),
             shapes: world.shapes.clone(),
             marks: world.marks.clone(),
-            widths: Mutex::default(),
+            widths: logs::Widths::default(),
             remade: world.remade.clone(),
         });
         let until = self.options.until_now.then_some(end);

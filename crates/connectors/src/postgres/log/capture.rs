@@ -65,6 +65,17 @@ impl CaptureRequest {
         self.tables.is_empty() && stored.is_some_and(|p| p.tables.iter().all(|t| t.read.table != *table))
     }
 
+    /// Whether a table that was checked is left out of a plan: it came by itself, and cannot be followed yet.
+    pub(crate) fn leaves_out(&self, plan: &mut Plan, table: &TableId, checked: Result<()>) -> Result<bool> {
+        let Err(e) = checked else { return Ok(false) };
+        if e.kind().is_transient() {
+            return Err(e);
+        }
+        plan.reasons
+            .push(format!("{table}: left out for now ({})", e.message()));
+        Ok(true)
+    }
+
     /// Refuses a table without a key, where such tables are not followed.
     pub(crate) fn check_keyless(&self, table: &TableId) -> Result<()> {
         if self.keyless {

@@ -9,12 +9,13 @@ use super::super::types::{Decoder, select_expression};
 use super::pgoutput::Lsn;
 use super::shape::{Shape, Shapes, attributes};
 use super::{LogOptions, Watermarks};
+use crate::logs::Widths;
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use futures::StreamExt;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use synctool_core::backfill::{Chunk, ChunkSource, Pending, WATERMARK_PREFIX};
 use synctool_core::change::{KeyRange, SchemaChange};
@@ -25,12 +26,6 @@ use synctool_core::text;
 use tokio::sync::Notify;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::PgLsn;
-
-/// A chunk should not hold more than about this.
-pub(crate) const CHUNK_BYTES: usize = 8 << 20;
-
-/// Rows of the first chunk of a table, before it is known how large they are.
-const FIRST_ROWS: usize = 100;
 
 /// Marks that nobody writes: the reader of the log puts them where their place is reached.
 #[derive(Debug, Default)]
@@ -68,7 +63,7 @@ pub(super) struct Chunks {
     pub(super) shapes: Arc<Shapes>,
     pub(super) marks: Arc<Marks>,
     /// How large rows were, by table.
-    pub(super) widths: Mutex<HashMap<TableId, usize>>,
+    pub(super) widths: Widths,
     /// Tables that were dropped and made again.
     pub(super) remade: Arc<Mutex<Vec<TableId>>>,
 }
@@ -168,10 +163,7 @@ impl Chunks {
         }
         let (rows, bytes) = select(connection, &read, &shape.arrow, &from, &what, &fail).await?;
         connection.batch_execute("COMMIT").await.map_err(fail)?;
-        if let Some(width) = usize::checked_div(bytes, rows.num_rows()) {
-            let mut widths = self.widths.lock().expect("nothing panics while holding it");
-            widths.insert(TableId::clone(&shape.table), width.max(1));
-        }
+        self.widths.saw(&shape.table, rows.num_rows(), bytes);
         Ok((rows, snapshot))
     }
 }
@@ -444,13 +436,7 @@ impl ChunkSource for Chunks {
     async fn read_chunk(&self, table: &TableId, from: Option<&[String]>, limit: usize) -> Result<Chunk> {
         let shape = self.shape(table)?;
         let schema = shape.schema();
-        let width = self
-            .widths
-            .lock()
-            .expect("nothing panics while holding it")
-            .get(table)
-            .copied();
-        let limit = limit.min(width.map_or(FIRST_ROWS, |w| (CHUNK_BYTES / w).max(1)));
+        let limit = self.widths.rows(table, limit);
         let (condition, order) = in_order(&shape.key_terms(), from)?;
         let mut conditions = Vec::from_iter(shape.filter.as_ref().map(|f| format!("({f})")));
         conditions.extend(Some(condition).filter(|c| !c.is_empty()));

@@ -257,10 +257,9 @@ impl LogSource {
             if is_followed(&table) {
                 continue;
             }
-            match capture::check_newcomer(connection, request, &table, default).await {
-                Ok(()) => found.push(table),
-                Err(e) if e.kind().is_transient() => return Err(e),
-                Err(e) => logs::leave_out(&self.left_out, &table, &e),
+            let checked = capture::check_newcomer(connection, request, &table, default).await;
+            if logs::can_follow(&self.left_out, &table, checked)? {
+                found.push(table);
             }
         }
         Ok(found)
@@ -499,7 +498,7 @@ impl LogSource {
             options: self.options.clone(),
             shapes: world.shapes.clone(),
             marks: world.marks.clone(),
-            widths: Mutex::default(),
+            widths: logs::Widths::default(),
             remade: world.remade.clone(),
         });
         let until = self.options.until_now.then_some(end);

@@ -46,15 +46,11 @@ pub async fn draft(
     }
     let mut plan = request.plan(semantics(source, &request));
     for table in wanted {
-        if request.came_by_itself(stored, &table)
-            && let Err(e) = check_newcomer(&session, source.schema(), &request, &table).await
-        {
-            if e.kind().is_transient() {
-                return Err(e);
+        if request.came_by_itself(stored, &table) {
+            let checked = check_newcomer(&session, source.schema(), &request, &table).await;
+            if request.leaves_out(&mut plan, &table, checked)? {
+                continue;
             }
-            plan.reasons
-                .push(format!("{table}: left out for now ({})", e.message()));
-            continue;
         }
         let planned = plan_table(source, destination, &request, &session, &table, &mut plan).await;
         planned.map_err(|e| e.at("table", table.to_string()))?;

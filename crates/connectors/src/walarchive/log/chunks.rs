@@ -5,42 +5,20 @@ use super::super::replay::wait_shortly;
 use super::super::scratch::blamed;
 use super::shape::{Shape, Shapes};
 use super::world::{Place, World};
+use crate::logs::Widths;
 use crate::postgres::Connection;
-use crate::postgres::log::chunks::{CHUNK_BYTES, any_of, cut, in_order, select};
+use crate::postgres::log::chunks::{any_of, cut, in_order, select};
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use synctool_core::backfill::{Chunk, ChunkSource};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_pgwal::Lsn;
 
-/// Rows of a table whose rows' size is not known yet.
-const FIRST: usize = 64;
-
 /// Where chunks stand in the log.
 pub(super) type Marks = crate::logs::Marks<Lsn>;
-
-/// How many rows make a piece, by what rows of the table took so far.
-#[derive(Debug, Default)]
-pub(super) struct Widths(Mutex<HashMap<TableId, usize>>);
-
-impl Widths {
-    pub(super) fn rows(&self, table: &TableId, most: usize) -> usize {
-        let widths = self.0.lock().expect("nothing panics while holding it");
-        let rows = widths.get(table).map_or(FIRST, |width| (CHUNK_BYTES / width).max(1));
-        rows.min(most)
-    }
-
-    fn saw(&self, table: &TableId, rows: usize, bytes: usize) {
-        if let Some(width) = usize::checked_div(bytes, rows) {
-            let mut widths = self.0.lock().expect("nothing panics while holding it");
-            widths.insert(table.clone(), width.max(1));
-        }
-    }
-}
 
 /// Reads rows of the scratch server.
 #[derive(Debug)]

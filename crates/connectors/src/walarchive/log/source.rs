@@ -6,7 +6,7 @@ use super::super::replay::{ReplayConfig, history, identity};
 use super::super::{sql, tables};
 use super::batch::{first, is_parted, parts};
 use super::capture;
-use super::chunks::{Chunks, Marks, Rows, Widths};
+use super::chunks::{Chunks, Marks, Rows};
 use super::position::LogPosition;
 use super::reader::{LogReader, Open, Shared};
 use super::shape::{Followed, Shape, Shapes, full_name};
@@ -170,10 +170,9 @@ impl ArchiveLog {
         };
         let mut found = Vec::new();
         for table in all.into_iter().filter(|t| !is_followed(t)) {
-            match capture::check_newcomer(&session, &self.schema, request, &table).await {
-                Ok(()) => found.push(table),
-                Err(e) if e.kind().is_transient() => return Err(e),
-                Err(e) => logs::leave_out(&self.left_out, &table, &e),
+            let checked = capture::check_newcomer(&session, &self.schema, request, &table).await;
+            if logs::can_follow(&self.left_out, &table, checked)? {
+                found.push(table);
             }
         }
         session.recycle();
@@ -290,7 +289,7 @@ impl ArchiveLog {
         let shared = Shared {
             rows: Arc::new(Rows {
                 world: self.world.clone(),
-                widths: Widths::default(),
+                widths: logs::Widths::default(),
             }),
             shapes: Arc::new(Shapes::new(shapes)),
             marks: Arc::new(Marks::default()),

@@ -109,6 +109,7 @@ codes! {
     REFUSED = "ST-POL-001", Refused, "A policy forbids this change.";
     MASS_DELETE = "ST-POL-002", Refused, "More rows would be deleted than the guard allows.";
     SWAP_REFUSED = "ST-POL-003", Refused, "The destination table cannot be replaced by a swap without losing something.";
+    SNAPSHOT_LOST = "ST-SNP-001", Failed, "The snapshot that all parts of a load must be read in is gone.";
     LOG_OTHER_SERVER = "ST-LOG-001", Refused, "The position belongs to the log of another server or database.";
     LOG_DIVERGED = "ST-LOG-002", Refused, "The server was restored to a time before the position, or went another way since.";
     LOG_SKIPPED = "ST-LOG-003", Refused, "The replication slot is beyond the position: changes would be skipped.";

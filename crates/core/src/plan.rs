@@ -4,7 +4,7 @@
 use crate::blocks::Blocks;
 use crate::change::{KeyRange, RawFormat};
 use crate::error::{Error, Result, code};
-use crate::progress::{Generation, PartitionId};
+use crate::progress::{Checkpoint, Generation, PartitionId};
 use crate::query::{Cut, Filter, Join, KeyList, Term};
 use crate::schema::{Column, TableId, TableSchema};
 use crate::strategy::hash::CompareSpec;
@@ -158,6 +158,10 @@ pub struct ReadSpec {
     /// columns are aggregates then. Empty: every row stands for itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub group_by: Vec<String>,
+    /// Whether all partitions must be read in one snapshot: they are cut by values that a row may change, so a row that
+    /// changes between two snapshots would be read twice or never ([`crate::source::Source::shares_snapshot`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_snapshot: bool,
 }
 
 impl ReadSpec {
@@ -177,6 +181,7 @@ impl ReadSpec {
             joins: Vec::new(),
             filters: Vec::new(),
             group_by: Vec::new(),
+            one_snapshot: false,
         }
     }
 
@@ -469,6 +474,25 @@ impl Plan {
     /// All partitions of all phases.
     pub fn partitions(&self) -> impl Iterator<Item = &Partition> {
         self.phases.iter().flat_map(|p| &p.partitions)
+    }
+
+    /// Whether what is done of it is of no use to a run that goes on: all of it must be read in one snapshot, and that
+    /// ended with the run which had it.
+    pub fn is_stale(&self, checkpoint: &Checkpoint) -> bool {
+        let begun = |p: &Partition| {
+            let state = checkpoint.get(&p.id);
+            state.is_some_and(|s| s.done || s.position.is_some())
+        };
+        let done = |p: &Partition| checkpoint.get(&p.id).is_some_and(|s| s.done);
+        self.tables.iter().any(|t| t.read.one_snapshot) && self.partitions().any(begun) && !self.partitions().all(done)
+    }
+
+    /// Says, as a reason of the plan that comes after it, that a stale plan starts over.
+    pub fn starts_over(&self) -> String {
+        format!(
+            "run {} was interrupted and starts over: its partitions must be read in one snapshot, which is gone",
+            self.run_id
+        )
     }
 
     /// Says in which columns of its key (in destination names) ranges of a table are cut by the bytes of texts. The

@@ -214,6 +214,12 @@ pub trait Source: Send + Sync {
         .hint("set `stamped_by: app` with a lag, and let a hash strategy repair what comes later than that"))
     }
 
+    /// Whether all readers of this source see one snapshot, so that a table may be cut by values that rows change. A
+    /// reader of [`ReadSpec::one_snapshot`] is refused ([`code::SNAPSHOT_LOST`]) where that snapshot is gone.
+    async fn shares_snapshot(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// What computes hashes of blocks of rows inside the datastore; `None` where rows must be read for that
     /// ([`crate::blocks::ReadingHashes`]).
     fn block_hashes(&self) -> Option<&dyn BlockHashes> {

@@ -263,20 +263,26 @@ impl Pipeline {
             true => None,
             false => destination.stored_plan(self.name()).await?.filter(|s| !s.finished),
         };
-        let (plan, resumes) = match stored {
-            Some(stored) => {
-                let semantics = request::semantics(&self.loaded.pipeline, &chosen.strategy, options);
-                check_unchanged(&stored.plan, &semantics)?;
-                let checkpoint = destination.checkpoint(&stored.plan).await?;
-                let mut plan = stored.plan;
+        let mut unfinished = None;
+        if let Some(stored) = stored {
+            let semantics = request::semantics(&self.loaded.pipeline, &chosen.strategy, options);
+            check_unchanged(&stored.plan, &semantics)?;
+            let checkpoint = destination.checkpoint(&stored.plan).await?;
+            unfinished = Some((stored.plan, checkpoint));
+        }
+        let (plan, resumes) = match unfinished {
+            Some((mut plan, checkpoint)) if !plan.is_stale(&checkpoint) => {
                 plan.reasons.insert(0, chosen.reason);
                 (plan, Some(checkpoint))
             }
-            None => {
+            stale => {
                 let chain = self.chain(&chosen.strategy).await?;
-                let draft = self
+                let mut draft = self
                     .draft(&*source, &*destination, &chosen, options, &state::new_run_id(), &chain)
                     .await?;
+                if let Some((stale, _)) = stale {
+                    draft.reasons.insert(0, stale.starts_over());
+                }
                 (draft, None)
             }
         };
@@ -751,13 +757,25 @@ impl Task {
         if self.chosen.kind == StrategyKind::Log {
             return Box::pin(self.follow()).await;
         }
+        if self.options.restart {
+            self.destination.forget(self.pipeline.name()).await?;
+        }
+        // A server that restarted takes the snapshot of a load with it; from the second time on it is trouble.
+        match Box::pin(self.work_once()).await {
+            Err(e) if e.code() == code::SNAPSHOT_LOST => {
+                tracing::warn!(error = %e, "the load starts over");
+                Box::pin(self.work_once()).await
+            }
+            other => other,
+        }
+    }
+
+    /// Plans or takes up what is unfinished, and does it.
+    async fn work_once(&self) -> Result<Report> {
         let (pipeline, options) = (&self.pipeline, &self.options);
         let loaded = &pipeline.loaded;
         let source = Box::pin(stoppable(&options.cancel, pipeline.open_source())).await?;
         let destination = self.destination.clone();
-        if options.restart {
-            destination.forget(pipeline.name()).await?;
-        }
         let mut observers: Vec<Arc<dyn Observer>> = vec![self.recorder.clone()];
         observers.extend(options.observer.clone());
         let mut engine = Engine::new(source, destination);

@@ -124,6 +124,11 @@ impl Source for Files {
         self.place.config.format.name()
     }
 
+    /// Rows of files that are there do not change.
+    async fn shares_snapshot(&self) -> Result<bool> {
+        Ok(true)
+    }
+
     async fn tables(&self, _schema: Option<&str>) -> Result<Vec<TableInfo>> {
         let place = self.place.clone();
         blocking(move || {

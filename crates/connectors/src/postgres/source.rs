@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
 use postgres_types::{ToSql, Type};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use synctool_core::blocks::BlockHashes;
 use synctool_core::budget::Hold;
@@ -48,6 +48,8 @@ const RUN: usize = 64 << 10;
 pub struct PostgresSource {
     pub(super) database: Postgres,
     snapshot: Mutex<Snapshot>,
+    /// The snapshot of [`ReadSpec::one_snapshot`]: the one that was shared when a plan asked for it.
+    only: OnceLock<String>,
 }
 
 /// The snapshot that readers share.
@@ -67,6 +69,7 @@ impl Postgres {
         PostgresSource {
             database: self.clone(),
             snapshot: Mutex::new(Snapshot::Untaken),
+            only: OnceLock::new(),
         }
     }
 
@@ -75,6 +78,7 @@ impl Postgres {
         PostgresSource {
             database: self.clone(),
             snapshot: Mutex::new(Snapshot::Unavailable),
+            only: OnceLock::new(),
         }
     }
 }
@@ -105,6 +109,36 @@ impl PostgresSource {
         ))
     }
 
+    /// Whether readers share a snapshot at all: one connection is not enough for a reader and its keeper.
+    fn shares(&self) -> bool {
+        self.database.config().max_connections > 1
+    }
+
+    /// Begins a reading transaction of a load that must be read in one snapshot.
+    async fn begin_only(&self, connection: &Connection) -> Result<()> {
+        let gone = || {
+            Error::new(
+                code::SNAPSHOT_LOST,
+                "the snapshot that all partitions of this load must be read in is gone",
+            )
+            .hint("run it again: it starts over")
+        };
+        let shared = match self.shares() {
+            true => self.snapshot_id().await?.ok_or_else(gone)?,
+            false => return Err(gone()),
+        };
+        let id = self.only.get_or_init(|| shared.clone());
+        if *id != shared {
+            return Err(gone());
+        }
+        let import = format!("{}; SET TRANSACTION SNAPSHOT '{id}'", self.begin_reading()?);
+        let begun = connection.batch_execute(&import).await;
+        begun.map_err(|e| match is_snapshot_gone(&e) {
+            true => gone(),
+            false => connection.error(e, "beginning a read"),
+        })
+    }
+
     /// A session in a reading transaction, under the shared snapshot or (`now`) one of its own.
     pub(super) async fn reading(&self, now: bool) -> Result<Connection> {
         let connection = self.database.connect().await?;
@@ -133,10 +167,8 @@ impl PostgresSource {
     /// Begins a reading transaction under the shared snapshot.
     async fn begin(&self, connection: &Connection) -> Result<()> {
         let begin = self.begin_reading()?;
-        // One connection is not enough for a reader and the keeper of the snapshot.
-        let shares = self.database.config().max_connections > 1;
         for _ in 0..2 {
-            let id = if shares { self.snapshot_id().await? } else { None };
+            let id = if self.shares() { self.snapshot_id().await? } else { None };
             let Some(id) = id else {
                 return connection
                     .batch_execute(&begin)
@@ -146,7 +178,7 @@ impl PostgresSource {
             let import = format!("{begin}; SET TRANSACTION SNAPSHOT '{id}'");
             match connection.batch_execute(&import).await {
                 Ok(()) => return Ok(()),
-                Err(e) if matches!(e.code().map(|c| c.code()), Some("22023" | "42704" | "55000")) => {
+                Err(e) if is_snapshot_gone(&e) => {
                     // Its keeper is gone (a restart, an administrator). Key ranges need no common snapshot to be
                     // complete, so the rest of the readers share a newer one.
                     tracing::info!("the exported snapshot is gone; a new one is taken");
@@ -215,6 +247,11 @@ impl PostgresSource {
     }
 }
 
+/// Whether an exported snapshot could not be imported because its keeper is gone.
+fn is_snapshot_gone(e: &tokio_postgres::Error) -> bool {
+    matches!(e.code().map(|c| c.code()), Some("22023" | "42704" | "55000"))
+}
+
 #[async_trait]
 impl Source for PostgresSource {
     fn engine(&self) -> &'static str {
@@ -256,6 +293,10 @@ impl Source for PostgresSource {
 
     async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
         settled::bound(&self.database, table, column, zone, margin).await
+    }
+
+    async fn shares_snapshot(&self) -> Result<bool> {
+        Ok(self.shares() && self.snapshot_id().await?.is_some())
     }
 
     fn block_hashes(&self) -> Option<&dyn BlockHashes> {
@@ -306,7 +347,10 @@ impl Source for PostgresSource {
         let start = async {
             let connection = self.database.connect().await?;
             connection.working(true);
-            self.begin(&connection).await?;
+            match read.one_snapshot {
+                true => self.begin_only(&connection).await?,
+                false => self.begin(&connection).await?,
+            }
             CopyReader::start(connection, read, &select, context).await
         };
         // The server may work long before it has the first row of a view.

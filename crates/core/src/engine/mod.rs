@@ -16,7 +16,7 @@ use crate::ledger::{Accounts, Applied, Ledger, Tally};
 use crate::plan::{Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Repair, Slice, Verify, Work};
 use crate::progress::{Advance, Checkpoint, PartitionId, Position};
 use crate::retry::RetryPolicy;
-use crate::sink::{Destination, Sink};
+use crate::sink::{Destination, Sink, StoredPlan};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::{Reject, Stage, Stages};
 use crate::strategy::present::{OnlyNew, Present};
@@ -160,23 +160,15 @@ impl Engine {
         semantics: &serde_json::Value,
         draft: impl Future<Output = Result<Plan>>,
     ) -> Result<(Plan, bool)> {
-        let (plan, resumed) = self
-            .retry("planning", || async move {
-                match self.destination.stored_plan(pipeline).await? {
-                    Some(stored) if !stored.finished => {
-                        check_unchanged(&stored.plan, semantics)?;
-                        Ok(Some(stored.plan))
-                    }
-                    _ => Ok(None),
+        let unfinished = self.retry("planning", || self.unfinished(pipeline, semantics)).await?;
+        let resumed = matches!(unfinished, Some((_, false)));
+        let plan = match unfinished {
+            Some((plan, false)) => plan,
+            stale => {
+                let mut draft = draft.await?;
+                if let Some((stale, _)) = stale {
+                    draft.reasons.insert(0, stale.starts_over());
                 }
-            })
-            .await
-            .map(|stored| stored.map(|plan| (plan, true)))?
-            .map_or_else(|| (None, false), |(plan, resumed)| (Some(plan), resumed));
-        let plan = match plan {
-            Some(plan) => plan,
-            None => {
-                let draft = draft.await?;
                 failpoint("engine.planned")?;
                 // Not tried again: whether a prepare that failed took place is found out by the next run.
                 self.destination.prepare(draft).await?
@@ -185,6 +177,18 @@ impl Engine {
         self.progress.planned(&plan);
         self.observer.event(&RunEvent::Planned { plan: &plan, resumed });
         Ok((plan, resumed))
+    }
+
+    /// The destination's unfinished plan, and whether it is stale ([`Plan::is_stale`]).
+    async fn unfinished(&self, pipeline: &str, semantics: &serde_json::Value) -> Result<Option<(Plan, bool)>> {
+        let stored = self.destination.stored_plan(pipeline).await?;
+        let Some(StoredPlan { plan, .. }) = stored.filter(|s| !s.finished) else {
+            return Ok(None);
+        };
+        check_unchanged(&plan, semantics)?;
+        let checkpoint = self.destination.checkpoint(&plan).await?;
+        let stale = plan.is_stale(&checkpoint);
+        Ok(Some((plan, stale)))
     }
 
     async fn retry<T, F: Future<Output = Result<T>>>(&self, what: &str, work: impl Fn() -> F) -> Result<T> {

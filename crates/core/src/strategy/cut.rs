@@ -37,6 +37,8 @@ pub struct Dimension {
     pub start: Option<String>,
     /// Nothing from this on is read, if given.
     pub end: Option<String>,
+    /// Whether the user says that no row ever changes the term's value.
+    pub immutable: bool,
 }
 
 /// How a dimension is cut.
@@ -385,6 +387,20 @@ async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) 
     Ok(tests)
 }
 
+/// A slice with one more condition.
+pub(super) fn slice_within(slice: &Slice, condition: Condition) -> Slice {
+    let mut cut = match slice {
+        Slice::Cut(cut) => cut.clone(),
+        Slice::Key(range) => Cut {
+            conditions: Vec::new(),
+            key: Some(range.clone()),
+        },
+        _ => Cut::default(),
+    };
+    cut.conditions.push(condition);
+    Slice::Cut(cut)
+}
+
 /// Nothing outside `start` and `end` is looked at, nor any of these values.
 fn within(dimension: &Dimension, beyond: &[String]) -> Slice {
     let mut tests = Vec::new();
@@ -624,6 +640,7 @@ mod tests {
             by,
             start: None,
             end: None,
+            immutable: false,
         }
     }
 

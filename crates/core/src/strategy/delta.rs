@@ -541,6 +541,7 @@ pub(super) async fn pieces(
         by: request.window.clone().unwrap_or(By::Values),
         start: window.lower.clone(),
         end: window.upper.clone(),
+        immutable: false,
     };
     let whole = Piece {
         label: String::new(),

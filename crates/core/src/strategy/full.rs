@@ -4,7 +4,7 @@
 //! depends on the destination ([`Publish`]): a missing table is created, one of our own is swapped, one of somebody
 //! else's gets the difference.
 
-use super::cut;
+use super::cut::{self, Dimension, Piece};
 use super::table::{self, Resolved, TableRequest, no_key};
 use crate::change::KeyRange;
 use crate::error::{Error, Result, code};
@@ -66,9 +66,13 @@ pub async fn plan(
         Publish::Swap | Publish::Merge { .. } => Verify::Hash,
         _ => Verify::Count,
     });
-    let cuts = cut::by_dimensions(source, &resolved, &table.dimensions, &mut reasons).await?;
+    let single = destination.traits().single_partition;
+    let cuts = match table.bounds.is_empty() && !single {
+        true => pieces(source, &mut resolved, &table.dimensions, &mut reasons).await?,
+        false => None,
+    };
     let partitions = match cuts {
-        Some(cuts) if table.bounds.is_empty() && !destination.traits().single_partition => {
+        Some(cuts) => {
             reasons.push(format!(
                 "cut into {} partitions by {}",
                 cuts.len(),
@@ -76,8 +80,8 @@ pub async fn plan(
             ));
             cuts.into_iter().map(|c| c.partition(Work::Read)).collect()
         }
-        _ => {
-            let slices = slices(source, &resolved, table, destination.traits().single_partition).await?;
+        None => {
+            let slices = slices(source, &resolved, table, single).await?;
             let key = resolved.source_key();
             if key.is_empty() {
                 reasons
@@ -86,6 +90,7 @@ pub async fn plan(
             let bounds = [table.bounds.clone(), limits].concat();
             let slices = match bounds.is_empty() {
                 true => slices,
+                false if table.bounds.is_empty() && !single => narrowed(&bounds, slices),
                 false => within(&bounds, &key, slices)?,
             };
             slices.into_iter().map(read).collect::<Vec<Partition>>()
@@ -140,6 +145,63 @@ fn read(slice: PlannedSlice) -> Partition {
         estimated_rows: slice.rows,
         estimated_bytes: slice.bytes,
     }
+}
+
+/// The pieces that the user's dimensions cut, if a load may be cut by them. Rows whose values change while a load goes on
+/// move from piece to piece: read at different times, such pieces have them twice or never. Ranges of the key do not have
+/// that trouble, because the key is what a row is.
+async fn pieces(
+    source: &dyn Source,
+    resolved: &mut Resolved,
+    dimensions: &[Vec<Dimension>],
+    reasons: &mut Vec<String>,
+) -> Result<Option<Vec<Piece>>> {
+    let key = resolved.source_key();
+    let moving: Vec<&str> = dimensions
+        .iter()
+        .flatten()
+        .filter(|d| match &d.term {
+            _ if d.immutable => false,
+            Term::Column { relation, name } => !(resolved.is_own(relation.as_deref()) && key.contains(name)),
+            _ => true,
+        })
+        .map(|d| d.name.as_str())
+        .collect();
+    if !moving.is_empty() && !source.shares_snapshot().await? {
+        reasons.push(format!(
+            "not cut by {}: {} is read at different times, and a row that changes there meanwhile would be lost or doubled; \
+             say immutable: true where no row ever changes it",
+            moving.join(", "),
+            source.engine()
+        ));
+        return Ok(None);
+    }
+    let cuts = cut::by_dimensions(source, resolved, dimensions, reasons).await?;
+    if !moving.is_empty() && cuts.as_ref().is_some_and(|c| c.len() > 1) {
+        resolved.read.one_snapshot = true;
+        reasons.push(format!(
+            "all partitions are read in one snapshot, because rows may change {}: a run that is interrupted starts over; \
+             with immutable: true, or cut by the key, it would go on",
+            moving.join(", ")
+        ));
+    }
+    Ok(cuts)
+}
+
+/// Slices of the key, and only the rows of them that meet all conditions.
+fn narrowed(conditions: &[Condition], slices: Vec<PlannedSlice>) -> Vec<PlannedSlice> {
+    let within = |slice: &Slice| {
+        conditions
+            .iter()
+            .fold(slice.clone(), |slice, c| cut::slice_within(&slice, c.clone()))
+    };
+    slices
+        .into_iter()
+        .map(|s| PlannedSlice {
+            slice: within(&s.slice),
+            ..s
+        })
+        .collect()
 }
 
 /// One slice for the bounds.

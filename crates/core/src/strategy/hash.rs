@@ -17,7 +17,7 @@ use crate::plan::{
     Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify, Work,
 };
 use crate::progress::{Generation, PartitionId, Position};
-use crate::query::{Condition, Cut, Filter, KeyList, Term};
+use crate::query::{Filter, KeyList, Term};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::{PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
@@ -381,27 +381,14 @@ pub async fn prepare(
     let mut compares = slices(source, table, &resolved, &spec, &mut reasons).await?;
     for (_, compare) in &mut compares {
         for condition in &table.bounds {
-            compare.source = narrowed(&compare.source, condition.clone());
-            compare.destination = narrowed(&compare.destination, resolved.at_destination(condition)?);
+            compare.source = cut::slice_within(&compare.source, condition.clone());
+            compare.destination = cut::slice_within(&compare.destination, resolved.at_destination(condition)?);
         }
     }
     let mut planned = resolved.planned(table, Publish::Direct);
     planned.read.raw = None;
     planned.compare = Some(spec);
     Ok((planned, compares, reasons))
-}
-
-fn narrowed(slice: &Slice, condition: Condition) -> Slice {
-    let mut cut = match slice {
-        Slice::Cut(cut) => cut.clone(),
-        Slice::Key(range) => Cut {
-            conditions: Vec::new(),
-            key: Some(range.clone()),
-        },
-        _ => Cut::default(),
-    };
-    cut.conditions.push(condition);
-    Slice::Cut(cut)
 }
 
 fn destination_source(destination: &dyn Destination) -> Result<Arc<dyn Source>> {

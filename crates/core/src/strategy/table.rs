@@ -206,7 +206,7 @@ impl Resolved {
     }
 
     /// Whether an alias means the table read.
-    fn is_own(&self, relation: Option<&str>) -> bool {
+    pub(super) fn is_own(&self, relation: Option<&str>) -> bool {
         relation.is_none_or(|r| Some(r) == self.read.alias.as_deref() || r == self.read.table.name)
     }
 

@@ -258,6 +258,13 @@ pub struct Dimension {
     /// The values of a list, as texts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<At<String>>,
+    /// Whether no row ever changes the column.
+    #[serde(skip_serializing_if = "is_false")]
+    pub immutable: At<bool>,
+}
+
+fn is_false(said: &At<bool>) -> bool {
+    !**said
 }
 
 impl Dimension {
@@ -276,6 +283,7 @@ impl Dimension {
             start: None,
             end: None,
             values: Vec::new(),
+            immutable: false.into(),
         }
     }
 }

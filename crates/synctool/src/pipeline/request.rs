@@ -585,6 +585,7 @@ async fn dimension(
         by,
         start: bound(&written.start)?,
         end: bound(&written.end)?,
+        immutable: *written.immutable,
         term,
     }))
 }

@@ -65,7 +65,7 @@ impl End {
             End::Sqlite(folder) => {
                 let connection = rusqlite::Connection::open(folder.path().join("x.db")).expect("opens");
                 let mut select = connection
-                    .prepare(&format!("SELECT {} {order}", columns.join(" || ' ' || ")))
+                    .prepare(&format!("SELECT '' || {} {order}", columns.join(" || ' ' || ")))
                     .expect("a table");
                 let rows = select.query_map([], |row| row.get::<_, String>(0)).expect("rows");
                 rows.collect::<Result<Vec<_>, _>>().expect("rows").join("\n")

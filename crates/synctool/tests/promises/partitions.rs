@@ -1,6 +1,8 @@
 //! Whatever the steps, units, levels, bounds and NULLs: every row is in exactly one partition.
 
+use super::matrix::{End, folder};
 use super::*;
+use synctool_testkit::kill::{Action, Failpoint, KillRun};
 
 /// Numbers that follow from a seed.
 struct Numbers(u64);
@@ -234,5 +236,106 @@ fn what_cannot_be_cut_twice_is_cut_once() {
         assert!((120..=300).contains(&pieces), "{kind}: {pieces} partitions");
         place.json(&["run", "p.yaml"], 0);
         assert_eq!(db.psql(same).trim(), "0", "{kind}");
+    }
+}
+
+/// Rows that move from one partition of a load to another while it goes on: every row arrives, and once. Sources whose
+/// readers share no snapshot are cut by the key instead.
+#[test]
+fn a_load_cut_by_what_changes_loses_and_doubles_nothing() {
+    const COLUMNS: &[&str] = &["id"];
+    let moved = "UPDATE items SET status = CASE status WHEN 'a' THEN 'b' WHEN 'b' THEN 'c' ELSE 'a' END";
+    for from in [
+        End::Postgres(database("moving_from")),
+        End::Maria(MariaDb::shared().database("moving_from")),
+        End::Sqlite(folder()),
+    ] {
+        let rows: Vec<String> = (0..90)
+            .map(|i| format!("({i}, '{}')", ["a", "b", "c"][i % 3]))
+            .collect();
+        from.change(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, status varchar(9) NOT NULL); INSERT INTO items VALUES {}",
+            rows.join(", ")
+        ));
+        let wanted = from.lines("items", COLUMNS);
+        let shared = matches!(from, End::Postgres(_));
+        for accident in ["killed", "stopped", "snapshot lost"] {
+            // What is open in SQLite while the program stands still keeps everybody from writing.
+            if accident != "killed" && matches!(from, End::Sqlite(_)) || accident == "snapshot lost" && !shared {
+                continue;
+            }
+            let to = End::Postgres(database("moving_to"));
+            let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+            place.write(
+                "p.yaml",
+                "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: items}\n\
+                 strategies: [{name: full, type: full, primary_partitions: [{column: status, type: value}]}]\n",
+            );
+            let plan = place.json(&["plan", "p.yaml"], 0);
+            let told = plan["reasons"].to_string();
+            let pieces = plan["partitions"].as_array().map_or(0, Vec::len);
+            match shared {
+                true => assert!(pieces == 4 && told.contains("in one snapshot"), "{plan}"),
+                false => assert!(pieces == 1 && told.contains("immutable: true"), "{plan}"),
+            }
+            let run = place.command(&["run", "p.yaml", "--workers", "1", "--output", "json"]);
+            let first = Failpoint {
+                name: "sink.commit.after".into(),
+                nth: 1,
+            };
+            if accident == "killed" {
+                KillRun::new(&run).accident(&first, Action::Kill).run().assert_killed();
+                from.change(moved);
+                let plan = place.json(&["plan", "p.yaml"], 0);
+                assert_eq!(plan["reasons"].to_string().contains("starts over"), shared, "{plan}");
+                let second = place.json(&["run", "p.yaml", "--workers", "1"], 0);
+                assert_eq!(second["resumed"], !shared, "{second}");
+            } else {
+                let mut running = KillRun::new(&run).accident(&first, Action::Stop).start();
+                running.wait_stopped();
+                from.change(moved);
+                if accident == "snapshot lost" {
+                    from.change(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                         WHERE datname = current_database() AND application_name LIKE 'synctool reading%'",
+                    );
+                }
+                running.resume();
+                running.wait().assert_success();
+            }
+            assert_eq!(to.lines("items", COLUMNS), wanted, "{accident}");
+        }
+    }
+}
+
+/// Where the user says that a column never changes, every source is cut by it, and a run that was killed goes on.
+#[test]
+fn a_load_cut_by_what_never_changes_goes_on() {
+    for from in [
+        End::Postgres(database("still_from")),
+        End::Maria(MariaDb::shared().database("still_from")),
+        End::Sqlite(folder()),
+    ] {
+        let rows: Vec<String> = (0..90).map(|i| format!("({i}, {})", i % 3)).collect();
+        from.change(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, shop int NOT NULL); INSERT INTO items VALUES {}",
+            rows.join(", ")
+        ));
+        let to = End::Postgres(database("still_to"));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: items}\n\
+             strategies: [{name: full, type: full, primary_partitions: [{column: shop, step: 1, immutable: true}]}]\n",
+        );
+        let run = place.command(&["run", "p.yaml", "--workers", "1"]);
+        KillRun::new(&run).at("sink.commit.after", 1).run().assert_killed();
+        let second = place.json(&["run", "p.yaml", "--workers", "1"], 0);
+        assert_eq!(
+            (&second["resumed"], &second["partitions"], &second["skipped"]),
+            (&true.into(), &3.into(), &1.into()),
+            "{second}"
+        );
+        assert_eq!(to.lines("items", &["id", "shop"]), from.lines("items", &["id", "shop"]));
     }
 }

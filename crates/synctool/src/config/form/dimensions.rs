@@ -39,6 +39,9 @@ pub(in super::super) struct DimensionFile {
     values: Option<Vec<At<Value>>>,
     /// Another name of `values`.
     value: Option<Vec<At<Value>>>,
+    /// Whether no row ever changes this column, so that a full load may be read in parts at different times. Default:
+    /// false.
+    immutable: Option<At<bool>>,
 }
 
 impl DimensionFile {
@@ -56,6 +59,7 @@ impl DimensionFile {
             end: None,
             values: None,
             value: None,
+            immutable: None,
         }
     }
 }
@@ -224,6 +228,7 @@ fn dimension(file: DimensionFile, around: &Around<'_>, errors: &mut Vec<ConfigEr
             start,
             end,
             values,
+            immutable: file.immutable.unwrap_or_default(),
         },
         around,
     )

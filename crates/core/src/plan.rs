@@ -353,6 +353,9 @@ pub enum Work {
         /// guard knows their number before the first one goes.
         #[serde(default)]
         deletes: bool,
+        /// Whether a stage writes groups otherwise than they are read, so that the destination cannot be asked for one.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        renamed: bool,
         /// What counts a group's rows that the next window reads, or read already: of such a group it is not known which
         /// rows were counted, and it is left to the next run too.
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -226,9 +226,10 @@ pub async fn plan(
                 partitions: vec![forget],
             }));
         } else {
-            let mut last = recompute(true, &unsettled);
+            let renamed = resolved.is_key_changed();
+            let mut last = recompute(true, renamed, &unsettled);
             last.partitions.extend(forget);
-            phases.extend([recompute(false, &unsettled), last]);
+            phases.extend([recompute(false, renamed, &unsettled), last]);
         }
     }
     reasons.extend(unseen(request));
@@ -363,7 +364,7 @@ pub(super) fn partition(id: &str, work: Work) -> Partition {
     }
 }
 
-fn recompute(deletes: bool, unsettled: &Option<Term>) -> Phase {
+fn recompute(deletes: bool, renamed: bool, unsettled: &Option<Term>) -> Phase {
     let name = match deletes {
         false => "groups",
         true => "gone groups",
@@ -372,6 +373,7 @@ fn recompute(deletes: bool, unsettled: &Option<Term>) -> Phase {
         shard,
         shards: SHARDS,
         deletes,
+        renamed,
         unsettled: unsettled.clone(),
     };
     Phase {

@@ -795,6 +795,22 @@ impl Pair {
         Ok(batches)
     }
 
+    /// Those of some keys that rows of a slice of the source are written under.
+    pub async fn written(&self, keys: &[Key], slice: &Slice) -> Result<HashSet<Key>> {
+        let mut by_form = HashMap::new();
+        for key in keys {
+            by_form.insert(self.form(key)?, key);
+        }
+        let mut found = HashSet::new();
+        for rows in self.look_for(keys, slice).await? {
+            for row in 0..rows.num_rows() {
+                let form = self.form(&self.key_of(&rows, row)?)?;
+                found.extend(by_form.get(&form).map(|key| (*key).clone()));
+            }
+        }
+        Ok(found)
+    }
+
     async fn open_fetched(&self, partition: &Partition) -> Result<Box<dyn Reader>> {
         let read = ReadSpec {
             raw: None,

@@ -221,11 +221,13 @@ pub(crate) async fn open(groups: &Groups, work: &Work, after: Option<&Position>)
             shard,
             shards,
             deletes,
+            renamed,
             unsettled,
         } => Box::new(Stepwise::new(Recompute {
             groups: groups.clone(),
             shard: (*shard, *shards),
             deletes: *deletes,
+            renamed: *renamed,
             read: groups.computing(unsettled.as_ref())?,
             after: after.map(|p| p.as_str().to_string()),
             waiting: None,
@@ -471,6 +473,7 @@ struct Recompute {
     read: ReadSpec,
     shard: (u32, u32),
     deletes: bool,
+    renamed: bool,
     /// Groups up to this one are done.
     after: Option<String>,
     /// The groups that the destination has.
@@ -556,6 +559,10 @@ impl Steps for Recompute {
 impl Recompute {
     /// Those of some groups that the destination has: one whose rows never met the filters was never there.
     async fn there(&mut self, groups: BTreeMap<String, Key>) -> Result<BTreeSet<String>> {
+        // A group that a stage names anew cannot be asked for: all count.
+        if self.renamed {
+            return Ok(groups.into_keys().collect());
+        }
         let table = self.groups.table(AGGREGATE)?;
         let by = &table.read.group_by;
         let stored = match &mut self.stored {
@@ -565,7 +572,7 @@ impl Recompute {
                 none.insert(Present::of(destination, &table.destination, by, &self.groups.context).await?)
             }
         };
-        // Where a stage makes something else of a group's values, nobody can tell.
+        // Nor one that is stored in another type.
         let same = |(name, stored): (&String, &Column)| {
             let read = table.read.columns.iter().find(|c| c.column.name == *name);
             read.is_some_and(|c| c.column.ty.fits(&stored.ty))

@@ -3,14 +3,14 @@
 use super::draft::Ends;
 use super::{Pipeline, RunOptions, request};
 use crate::state;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use synctool_core::budget::Budget;
 use synctool_core::change::Event;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Compared;
 use synctool_core::plan::{Partition, PlannedTable, ReadColumn, ReadSpec, Slice, Work};
-use synctool_core::query::{KeyList, Term};
+use synctool_core::query::{Condition, Cut, KeyList, Term, Test};
 use synctool_core::schema::{Column, ColumnType};
 use synctool_core::source::{ReadContext, Source};
 use synctool_core::strategy::delta;
@@ -194,7 +194,7 @@ impl Pipeline {
         })?;
         let pair = Arc::new(Pair::new(source.clone(), back, Arc::new(chain), &planned, &context)?);
         let slices = compares.len();
-        let found = hash::differences(pair, compares, LOOKED_UP, workers, |_, _| {}).await?;
+        let found = hash::differences(pair.clone(), compares, LOOKED_UP, workers, |_, _| {}).await?;
         let remembered = destination.remembered(self.name()).await?;
         let joined = loaded.pipeline.strategies.iter().flat_map(|s| &s.cursor_tables);
         let joined: Vec<String> = joined
@@ -211,9 +211,17 @@ impl Pipeline {
         if let Some((cursor, through)) = &watermark
             && !keys.is_empty()
         {
-            let waiting = Waiting::of(self, &source, &planned, cursor, through, &context).await?;
-            let (kept, dropped) = waiting.sort_out(keys).await?;
-            for how in &dropped {
+            let waiting = match planned.compare.as_ref().is_some_and(|c| c.made_key) {
+                true => written_later(self, &pair, &planned, cursor, through, &keys).await?,
+                false => {
+                    Waiting::of(self, &source, &planned, cursor, through, &context)
+                        .await?
+                        .among(&keys)
+                        .await?
+                }
+            };
+            let (dropped, kept): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, key)| waiting.contains(key));
+            for (how, _) in &dropped {
                 pending += 1;
                 match how {
                     Difference::OnlySource => counts.only_source -= 1,
@@ -315,18 +323,13 @@ impl<'a> Waiting<'a> {
         })
     }
 
-    async fn sort_out(&self, keys: Vec<(Difference, Key)>) -> Result<(Vec<(Difference, Key)>, Vec<Difference>)> {
-        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+    /// Those of some keys that wait.
+    async fn among(&self, keys: &[(Difference, Key)]) -> Result<HashSet<Key>> {
+        let mut waiting = HashSet::new();
         for page in keys.chunks(PAGE) {
-            let waiting = self.waiting(page).await?;
-            for (how, key) in page {
-                match waiting.get(key) == Some(&true) {
-                    true => dropped.push(*how),
-                    false => kept.push((*how, key.clone())),
-                }
-            }
+            waiting.extend(self.waiting(page).await?);
         }
-        Ok((kept, dropped))
+        Ok(waiting)
     }
 
     /// A row without a cursor is read by every delta, so it may be newer than the last one.
@@ -335,7 +338,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// Which keys have a row that waits; a group has several rows.
-    async fn waiting(&self, keys: &[(Difference, Key)]) -> Result<HashMap<Key, bool>> {
+    async fn waiting(&self, keys: &[(Difference, Key)]) -> Result<HashSet<Key>> {
         let partition = Partition {
             id: "verify".into(),
             table: 0,
@@ -347,7 +350,7 @@ impl<'a> Waiting<'a> {
             estimated_bytes: 0,
         };
         let mut reader = self.source.open(&self.read, &partition, None, self.context).await?;
-        let mut found = HashMap::new();
+        let mut found = HashSet::new();
         let width = self.table.schema.key.len();
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };
@@ -356,9 +359,35 @@ impl<'a> Waiting<'a> {
                     .map(|i| text::cell(batch.rows.column(i).as_ref(), row))
                     .collect::<Result<Key>>()?;
                 let cursor = text::cell(batch.rows.column(width).as_ref(), row)?;
-                *found.entry(key).or_default() |= self.waits(cursor.as_deref());
+                if self.waits(cursor.as_deref()) {
+                    found.insert(key);
+                }
             }
         }
         Ok(found)
     }
+}
+
+/// Those of some keys that wait, where stages make keys: the source is asked for all rows that wait, and they pass the stages.
+async fn written_later(
+    pipeline: &Pipeline,
+    pair: &Pair,
+    table: &PlannedTable,
+    cursor: &str,
+    through: &str,
+    keys: &[(Difference, Key)],
+) -> Result<HashSet<Key>> {
+    let names = request::Names::of(pipeline.config(), &table.read.table)?;
+    let later = Slice::Cut(Cut {
+        conditions: vec![Condition {
+            term: names.term(cursor),
+            test: Test::NullOrRange {
+                lower: Some(through.to_string()),
+                upper: None,
+            },
+        }],
+        key: None,
+    });
+    let keys: Vec<Key> = keys.iter().map(|(_, key)| key.clone()).collect();
+    pair.written(&keys, &later).await
 }

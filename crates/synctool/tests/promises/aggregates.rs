@@ -47,6 +47,29 @@ fn groups_that_vanished_are_removed_by_a_delta() {
     );
 }
 
+/// Where a stage writes groups otherwise than they are read, and in the same type.
+#[test]
+fn groups_that_a_stage_names_are_removed_when_they_vanish() {
+    let db = database("vanished_named");
+    db.psql(
+        "CREATE TABLE orders(id int PRIMARY KEY, grp text NOT NULL, v int NOT NULL, updated_at timestamptz NOT NULL DEFAULT now());
+         INSERT INTO orders SELECT i, 'g' || i % 40, i, now() - interval '1 hour' FROM generate_series(1, 2000) i",
+    );
+    let place = here(&db);
+    let named = "transform: [{compute: {name: grp, expression: upper(grp)}}]\n";
+    place.write("p.yaml", &(pipeline(", deletes: anti_join") + named));
+    let run = ["run", "p.yaml", "--strategy", "delta"];
+    place.json(&run, 0);
+    let found = || db.psql(FOUND);
+    let wanted = || db.psql(&WANTED.replace("grp, count", "upper(grp) AS grp, count"));
+    assert_eq!(found(), wanted());
+    db.psql(
+        "DELETE FROM orders WHERE grp = 'g7'; DELETE FROM orders WHERE grp = 'g8' AND id > 1000;
+         UPDATE orders SET grp = 'g10', updated_at = now() WHERE grp = 'g9'",
+    );
+    place.until(&run, found, wanted().trim());
+}
+
 #[test]
 fn groups_that_vanished_are_removed_by_a_comparison() {
     let db = database("vanished_hash");

@@ -131,3 +131,29 @@ fn what_a_stage_changes_cuts_no_comparison() {
     let refused = place.json(&["run", "p.yaml"], 2).to_string();
     assert!(refused.contains("a stage changes it"), "{refused}");
 }
+
+/// Rows that the next delta will bring are told apart from rows that differ.
+#[test]
+fn rows_that_wait_for_the_next_delta_are_known_by_the_key_that_is_written() {
+    let db = database("made_keys_waiting");
+    let place = here(&db);
+    let delta = "{name: delta, type: delta, column: updated_at, margin: 1ms}";
+    for (code, said, _) in MADE {
+        items(&db, code);
+        place.write("p.yaml", &file(said, delta));
+        place.json(&["run", "p.yaml"], 0);
+        db.psql(&format!(
+            "UPDATE items SET v = v + 1000, updated_at = now() WHERE v IN (7, 8);
+             INSERT INTO items SELECT {code}, i, now() FROM generate_series(101, 103) i"
+        ));
+        let equal = place.json(&["verify", "p.yaml"], 0);
+        assert_eq!(equal["pending"], 5, "{said}: {equal}");
+        db.psql("UPDATE copies SET v = -v WHERE v = 30");
+        let found = place.json(&["verify", "p.yaml"], 3);
+        assert_eq!(
+            (&found["pending"], &found["compared"]["differing"]),
+            (&5.into(), &1.into()),
+            "{said}: {found}"
+        );
+    }
+}

@@ -55,7 +55,7 @@ pub enum By {
         /// Where units begin in a column with a time zone.
         zone: Zone,
     },
-    /// Ranges of the first 32 bits of a uuid.
+    /// Ranges of the first 32 bits of a uuid, which may be kept as a text.
     UuidPrefix(u64),
     /// One piece per distinct value.
     Values,
@@ -555,12 +555,18 @@ pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<S
                 let digits: String = v.chars().filter(|c| *c != '-').take(8).collect();
                 i64::from_str_radix(&digits, 16).ok()
             };
-            let (low, high) = (prefix(min).ok_or_else(unreadable)?, prefix(max).ok_or_else(unreadable)?);
+            // A text may be no uuid; digits come before letters in every order of texts.
+            let is_text = matches!(dimension.ty, ColumnType::Text { .. });
+            let or = |found: Option<i64>, end: u32| found.or(is_text.then_some(end.into())).ok_or_else(unreadable);
+            let (low, high) = (or(prefix(min), 0)?, or(prefix(max), u32::MAX)?);
             let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
             Ok(steps(low, high, *step)?
                 .filter_map(|n| n.checked_mul(size))
                 .filter(|b| *b <= i64::from(u32::MAX))
-                .map(|b| format!("{b:08x}-0000-0000-0000-000000000000"))
+                .map(|b| match is_text {
+                    true => format!("{b:08x}"),
+                    false => format!("{b:08x}-0000-0000-0000-000000000000"),
+                })
                 .collect())
         }
         By::Values | By::List(_) | By::Whole => Err(Error::bug("what is not cut by steps has none")),

@@ -631,6 +631,7 @@ fn range(written: &config::Dimension, ty: &ColumnType, zone: Zone) -> Result<Opt
             }
         }
         T::Uuid => By::UuidPrefix(**step),
+        T::Text { .. } if is_uuid(written) => By::UuidPrefix(**step),
         T::Int8
         | T::Int16
         | T::Int32
@@ -648,10 +649,16 @@ fn range(written: &config::Dimension, ty: &ColumnType, zone: Zone) -> Result<Opt
                     "column {} is {other}, which has no ranges of a step",
                     *written.column
                 ))
-                .with_help("use `type: value` or a list of values, or leave the partitions out")
+                .with_help("use `type: value`, a list of values or `start` and `end`; a uuid that is kept as a text is cut with data_type: uuid")
                 .into());
         }
     }))
+}
+
+/// Whether a dimension is said to be a uuid, whatever its column is.
+fn is_uuid(written: &config::Dimension) -> bool {
+    let said = written.data_type.as_deref();
+    said.is_some_and(|t| matches!(t, DataType::Uuid | DataType::UuidText | DataType::UuidTextDash))
 }
 
 /// The zone in which units begin.

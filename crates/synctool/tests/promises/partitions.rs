@@ -339,3 +339,53 @@ fn a_load_cut_by_what_never_changes_goes_on() {
         assert_eq!(to.lines("items", &["id", "shop"]), from.lines("items", &["id", "shop"]));
     }
 }
+
+/// Uuids kept as texts, in either case, and texts that are none: they are cut by their first digits, and nothing is lost.
+#[test]
+fn uuids_kept_as_texts_are_cut_by_their_first_digits() {
+    for from in [
+        End::Postgres(database("uuid_texts_from")),
+        End::Maria(MariaDb::shared().database("uuid_texts_from")),
+        End::Sqlite(folder()),
+    ] {
+        let mut numbers = Numbers(7);
+        let mut keys: Vec<String> = (0..200)
+            .map(|_| {
+                format!(
+                    "{:08x}-0000-4000-8000-{:012x}",
+                    numbers.below(1 << 32),
+                    numbers.below(1 << 31)
+                )
+            })
+            .collect();
+        keys.extend(["", "zz", "not a uuid", "ABCDEF12-0000-4000-8000-000000000000"].map(String::from));
+        let rows: Vec<String> = keys.iter().enumerate().map(|(i, k)| format!("('{k}', {i})")).collect();
+        from.change(&format!(
+            "CREATE TABLE items(id varchar(36) PRIMARY KEY, v int NOT NULL); INSERT INTO items VALUES {}",
+            rows.join(", ")
+        ));
+        let to = End::Postgres(database("uuid_texts_to"));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        for strategy in ["full", "hash"] {
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: p\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: items}}\nstrategies:\n  \
+                     - {{name: s, type: {strategy}, primary_partitions: [{{column: id, step: 268435456, data_type: uuid_text_dash}}]}}\n"
+                ),
+            );
+            let plan = place.json(&["plan", "p.yaml"], 0);
+            let pieces = plan["partitions"].as_array().map_or(0, Vec::len);
+            assert!(pieces >= 16, "{strategy}: {pieces} partitions");
+            let run = place.json(&["run", "p.yaml"], 0);
+            assert_eq!(
+                to.lines("items", &["v", "id"]),
+                from.lines("items", &["v", "id"]),
+                "{strategy}"
+            );
+            let written = if strategy == "full" { 204 } else { 1 };
+            assert_eq!(run["inserted"], written, "{strategy}: {run}");
+            to.change("DELETE FROM items WHERE v = 17");
+        }
+    }
+}

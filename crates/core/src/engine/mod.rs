@@ -790,6 +790,21 @@ async fn write_partition(
         .tables
         .get(partition.table)
         .ok_or_else(|| Error::bug("a partition of no table"))?;
+    // Where nothing was found that must go, there is nothing to do and nothing to commit.
+    if let Work::Compare(compare) = &partition.work
+        && compare.repair == Repair::Deletes
+        && shared.deferred.is_empty(hash::label_of(id))
+    {
+        engine.progress.set_status(id, PartitionStatus::Done);
+        engine.observer.event(&RunEvent::PartitionStarted { partition: id });
+        engine.observer.event(&RunEvent::PartitionDone {
+            partition: id,
+            rows: 0,
+            took: started.elapsed(),
+            skipped: false,
+        });
+        return Ok(());
+    }
     let mut sink = engine.destination.open_sink(plan).await?;
     let state = sink
         .recover(std::slice::from_ref(id))

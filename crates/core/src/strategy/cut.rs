@@ -18,6 +18,10 @@ use chrono::{DateTime, Offset, TimeZone};
 /// More partitions than this are a mistake in a step.
 pub const MAX_PARTITIONS: usize = 100_000;
 
+/// Inner levels do not cut a comparison into more pieces than this: hashes of blocks find what differs inside a piece,
+/// and each piece costs both ends a query.
+pub(super) const MAX_COMPARED: usize = 1_000;
+
 /// One dimension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dimension {
@@ -231,18 +235,23 @@ pub fn limits(dimensions: &[Vec<Dimension>]) -> Vec<Condition> {
 
 /// The names of dimensions, for people.
 pub fn names(dimensions: &[Vec<Dimension>]) -> String {
-    let mut names: Vec<&str> = dimensions.iter().flatten().map(|d| d.name.as_str()).collect();
-    names.dedup();
+    let mut names: Vec<&str> = Vec::new();
+    for dimension in dimensions.iter().flatten() {
+        if !names.contains(&dimension.name.as_str()) {
+            names.push(&dimension.name);
+        }
+    }
     names.join(", ")
 }
 
 /// Cuts by all dimensions, level by level; `None` where there are none. A dimension of a later level on the same column
-/// cuts the earlier one's pieces finer. Where a dimension inside others would make too many pieces, it cuts none, and
-/// `reasons` hears of it.
+/// cuts the earlier one's pieces finer. Where a dimension inside others would make more than `most` pieces, it cuts none,
+/// and `reasons` hears of it.
 pub async fn by_dimensions(
     source: &dyn Source,
     resolved: &Resolved,
     levels: &[Vec<Dimension>],
+    most: usize,
     reasons: &mut Vec<String>,
 ) -> Result<Option<Vec<Piece>>> {
     let mut finest: Vec<Dimension> = Vec::new();
@@ -277,11 +286,11 @@ pub async fn by_dimensions(
     for dimension in &finest {
         let mut tests = tests(source, resolved, dimension).await?;
         let count = pieces.len().saturating_mul(tests.len());
-        if count > MAX_PARTITIONS {
-            if pieces.len() == 1 {
-                return Err(too_many(dimension, count));
-            }
-            reasons.push(uncut(&dimension.name, count));
+        if count > MAX_PARTITIONS && pieces.len() == 1 {
+            return Err(too_many(dimension, count));
+        }
+        if count > most && pieces.len() > 1 {
+            reasons.push(uncut(&dimension.name, count, most));
             tests = limits(&[vec![dimension.clone()]]).into_iter().map(|c| c.test).collect();
             if tests.is_empty() {
                 continue;
@@ -296,10 +305,12 @@ pub async fn by_dimensions(
 }
 
 /// Says that pieces are not cut any finer.
-pub(super) fn uncut(name: &str, count: usize) -> String {
-    format!(
-        "partitions are not cut by {name} again: that would make {count}, and {MAX_PARTITIONS} is the most; a larger step makes fewer"
-    )
+pub(super) fn uncut(name: &str, count: usize, most: usize) -> String {
+    let why = match most {
+        MAX_COMPARED => "what differs in a partition is found by hashes of its blocks",
+        _ => "a larger step makes fewer",
+    };
+    format!("partitions are not cut by {name} again: that would make {count}, and {most} is the most; {why}")
 }
 
 fn too_many(dimension: &Dimension, count: usize) -> Error {

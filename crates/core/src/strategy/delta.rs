@@ -581,7 +581,7 @@ pub(super) async fn pieces(
             term: request.cursor.clone(),
             test: test.clone(),
         }));
-        match cut::by_dimensions(source, &inside, &others, &mut told).await? {
+        match cut::by_dimensions(source, &inside, &others, MAX_PARTITIONS, &mut told).await? {
             None => pieces.push(piece),
             Some(cuts) => pieces.extend(cuts.into_iter().map(|c| Piece {
                 label: format!("{}__{}", piece.label, c.label),
@@ -594,7 +594,7 @@ pub(super) async fn pieces(
         }
         if pieces.len() > MAX_PARTITIONS {
             // The windows of the cursor alone are fewer; no other dimension of a delta leaves rows out.
-            reasons.push(cut::uncut(&cut::names(&others), pieces.len()));
+            reasons.push(cut::uncut(&cut::names(&others), pieces.len(), MAX_PARTITIONS));
             return Ok(tests.iter().map(|t| cut::narrowed(&whole, &cursor, t)).collect());
         }
     }

@@ -157,32 +157,33 @@ async fn pieces(
     reasons: &mut Vec<String>,
 ) -> Result<Option<Vec<Piece>>> {
     let key = resolved.source_key();
-    let moving: Vec<&str> = dimensions
+    let moves = |d: &Dimension| match &d.term {
+        // No partition cuts through a group, so each is computed whole.
+        _ if d.immutable || !resolved.read.group_by.is_empty() => false,
+        Term::Column { relation, name } => !(resolved.is_own(relation.as_deref()) && key.contains(name)),
+        _ => true,
+    };
+    let moving: Vec<Vec<Dimension>> = dimensions
         .iter()
-        .flatten()
-        .filter(|d| match &d.term {
-            _ if d.immutable => false,
-            Term::Column { relation, name } => !(resolved.is_own(relation.as_deref()) && key.contains(name)),
-            _ => true,
-        })
-        .map(|d| d.name.as_str())
+        .map(|level| level.iter().filter(|d| moves(d)).cloned().collect())
+        .filter(|level: &Vec<Dimension>| !level.is_empty())
         .collect();
     if !moving.is_empty() && !source.shares_snapshot().await? {
         reasons.push(format!(
             "not cut by {}: {} is read at different times, and a row that changes there meanwhile would be lost or doubled; \
              say immutable: true where no row ever changes it",
-            moving.join(", "),
+            cut::names(&moving),
             source.engine()
         ));
         return Ok(None);
     }
-    let cuts = cut::by_dimensions(source, resolved, dimensions, reasons).await?;
+    let cuts = cut::by_dimensions(source, resolved, dimensions, cut::MAX_PARTITIONS, reasons).await?;
     if !moving.is_empty() && cuts.as_ref().is_some_and(|c| c.len() > 1) {
         resolved.read.one_snapshot = true;
         reasons.push(format!(
             "all partitions are read in one snapshot, because rows may change {}: a run that is interrupted starts over; \
              with immutable: true, or cut by the key, it would go on",
-            moving.join(", ")
+            cut::names(&moving)
         ));
     }
     Ok(cuts)

@@ -497,7 +497,7 @@ async fn slices(
         )
         .hint("leave the partitions out, or cut by a column that no stage changes"));
     }
-    if let Some(pieces) = cut::by_dimensions(source, resolved, &table.dimensions, reasons).await? {
+    if let Some(pieces) = cut::by_dimensions(source, resolved, &table.dimensions, cut::MAX_COMPARED, reasons).await? {
         let mut compares = Vec::new();
         for piece in pieces {
             let Some(destination) = piece.destination else {
@@ -987,6 +987,12 @@ impl Deferred {
             true => all.insert(label.to_string(), Vec::new()),
             false => all.remove(label),
         };
+    }
+
+    /// Whether a slice was looked at from its beginning, and nothing was found.
+    pub(crate) fn is_empty(&self, label: &str) -> bool {
+        let all = self.0.lock().expect("no thread dies while it holds this");
+        all.get(label).is_some_and(Vec::is_empty)
     }
 
     pub(super) fn get(&self, label: &str) -> Option<Vec<Key>> {

@@ -11,6 +11,7 @@ mod dedup;
 mod defects;
 mod enrichment;
 mod examples;
+mod fragments;
 mod hashes;
 mod joins;
 mod keys;

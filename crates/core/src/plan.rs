@@ -11,6 +11,7 @@ use crate::strategy::hash::CompareSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// How a run finds out what to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -457,8 +458,9 @@ pub struct Plan {
     pub semantics: serde_json::Value,
     /// Its tables.
     pub tables: Vec<PlannedTable>,
-    /// Its phases, in order.
-    pub phases: Vec<Phase>,
+    /// Its phases, in order. Shared, because every writer has the plan and there may be thousands of partitions.
+    #[serde(with = "shared")]
+    pub phases: Arc<Vec<Phase>>,
     /// How loads are proved.
     #[serde(default)]
     pub verify: Verify,
@@ -471,6 +473,20 @@ pub struct Plan {
     pub remember: BTreeMap<String, String>,
     /// When it was made, RFC 3339 UTC.
     pub created_at: String,
+}
+
+/// Phases are stored as the list that they are.
+mod shared {
+    use super::{Arc, Phase};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(phases: &Arc<Vec<Phase>>, serializer: S) -> Result<S::Ok, S::Error> {
+        phases.as_slice().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Vec<Phase>>, D::Error> {
+        Vec::deserialize(deserializer).map(Arc::new)
+    }
 }
 
 impl Plan {

@@ -259,7 +259,7 @@ impl Engine {
         let plan = &shared.plan;
         let grace = abort_after_grace(&shared);
         self.step(Step::Partitions);
-        for phase in &plan.phases {
+        for phase in plan.phases.iter() {
             self.guard(&shared, phase).await?;
             self.phase(&shared, &phase.partitions).await?;
         }

@@ -168,7 +168,7 @@ impl Default for Progress {
 impl Progress {
     pub(crate) fn planned(&self, plan: &Plan) {
         let mut entries = Vec::new();
-        for phase in &plan.phases {
+        for phase in plan.phases.iter() {
             for p in &phase.partitions {
                 entries.push(Entry {
                     id: p.id.clone(),

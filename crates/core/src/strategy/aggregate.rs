@@ -255,7 +255,7 @@ pub async fn plan(
         reasons,
         semantics: table.semantics.clone(),
         tables: vec![aggregate, keys, touched],
-        phases,
+        phases: phases.into(),
         verify: Verify::None,
         guard: table.guard,
         remember,

@@ -112,7 +112,7 @@ pub async fn plan(
         phases: vec![Phase {
             name: "load".into(),
             partitions,
-        }],
+        }].into(),
         verify,
         guard: table.guard,
         remember: request.remember,

@@ -341,7 +341,7 @@ pub async fn plan(
         reasons,
         semantics: table.semantics.clone(),
         tables: vec![planned],
-        phases,
+        phases: phases.into(),
         verify: Verify::None,
         guard: table.guard,
         remember: request.remember.clone(),

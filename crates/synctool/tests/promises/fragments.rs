@@ -143,7 +143,7 @@ fn nested_aggregates() {
     db.psql(
         "CREATE TABLE orders(order_id int PRIMARY KEY, user_id int NOT NULL, amount numeric(10,2), discount numeric(10,2),
              order_date timestamp NOT NULL, updated_at timestamp NOT NULL DEFAULT now());
-         INSERT INTO orders SELECT i, i % 120, i, 1, timestamp '2024-01-01' + interval '5 hours' * i, now() - interval '1 hour'
+         INSERT INTO orders SELECT i, i % 120, i, 1, timestamp '2024-01-01' + interval '1 hour' * i, now() - interval '1 hour'
              FROM generate_series(1, 600) i",
     );
     let text = include_str!("../config/brief/user_daily_orders_aggregate.yaml");

@@ -261,7 +261,7 @@ on_servers! {
         p.tables.extend(other.tables);
         let mut partition = other.phases[0].partitions[0].clone();
         partition.table = 1;
-        p.phases[0].partitions.push(partition);
+        Arc::make_mut(&mut p.phases)[0].partitions.push(partition);
         let p = f.destination.prepare(p).await.unwrap();
         // One sink, both partitions, tables in turn, one commit.
         let mut s = f.destination.open_sink(&p).await.unwrap();

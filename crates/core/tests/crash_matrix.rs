@@ -200,7 +200,8 @@ fn log_plan(tables: &[TableId]) -> Plan {
         phases: vec![Phase {
             name: "log".into(),
             partitions: Vec::new(),
-        }].into(),
+        }]
+        .into(),
         verify: Verify::None,
         guard: DeleteGuard::default(),
         created_at: "2026-01-01T00:00:00Z".into(),

@@ -11,7 +11,7 @@ use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, Par
 use synctool_connectors::postgres::log::LogOptions;
 use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination, SslMode};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
-use synctool_connectors::walarchive::{Archive, ArchiveLog, Backup, ReplayConfig, ScratchConfig};
+use synctool_connectors::walarchive::{Archive, ArchiveLog, Backup, Bucket, BucketConfig, ReplayConfig, ScratchConfig};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
@@ -109,6 +109,18 @@ pub(crate) fn replay(wal: &WalArchive, database: &str) -> Result<ReplayConfig> {
                 command: command.clone(),
                 scratch: wal.scratch_dir.join("fetched"),
                 timeout: FETCH,
+            },
+            ArchivePlace::Bucket(place) => Archive::Bucket {
+                bucket: Bucket::new(&BucketConfig {
+                    url: place.url.clone(),
+                    endpoint: place.endpoint.clone(),
+                    region: place.region.clone(),
+                    keys: place
+                        .keys
+                        .as_ref()
+                        .map(|(key, secret)| (key.clone(), secret.reveal().to_owned())),
+                })?,
+                scratch: wal.scratch_dir.join("fetched"),
             },
         },
         backup: match &wal.backup {

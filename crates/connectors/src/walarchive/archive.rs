@@ -1,5 +1,6 @@
 //! Where the files are, and what they hold.
 
+use super::bucket::Bucket;
 use super::compression::{self, Compression};
 use super::names::{self, Kind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,13 @@ pub enum Archive {
         scratch: PathBuf,
         /// How long fetching one file may take.
         timeout: Duration,
+    },
+    /// A bucket, from which one file after another is fetched by its name.
+    Bucket {
+        /// The bucket.
+        bucket: Bucket,
+        /// A directory for what was fetched.
+        scratch: PathBuf,
     },
 }
 
@@ -151,18 +159,18 @@ pub enum Trouble {
 }
 
 impl Archive {
-    /// Everything that is there. A command cannot list: its listing is empty.
+    /// Everything that is there. What is fetched by name is not listed: its listing is empty.
     pub fn list(&self) -> Result<Listing> {
         match self {
             Archive::Directory(directory) => Listing::of(directory),
-            Archive::Command { .. } => Ok(Listing::default()),
+            Archive::Command { .. } | Archive::Bucket { .. } => Ok(Listing::default()),
         }
     }
 
     /// Removes what a process that was killed had fetched.
     pub(super) fn tidy(&self) -> Result<()> {
         match self {
-            Archive::Command { scratch, .. } if scratch.exists() => {
+            Archive::Command { scratch, .. } | Archive::Bucket { scratch, .. } if scratch.exists() => {
                 fs::remove_dir_all(scratch).map_err(|e| file_error(scratch, &e))
             }
             _ => Ok(()),
@@ -174,21 +182,22 @@ impl Archive {
         matches!(self, Archive::Directory(_))
     }
 
-    /// Fetches a file by its name through the command; None if there is none.
+    /// Fetches a file by its name; None if there is none, or what is there is listed.
     pub async fn fetch(&self, file: &str) -> Result<Option<Fetched>> {
-        let Archive::Command {
-            command,
-            scratch,
-            timeout,
-        } = self
-        else {
-            return Ok(None);
+        let scratch = match self {
+            Archive::Directory(_) => return Ok(None),
+            Archive::Command { scratch, .. } | Archive::Bucket { scratch, .. } => scratch,
         };
         fs::create_dir_all(scratch).map_err(|e| file_error(scratch, &e))?;
         // Whoever only looks may fetch the same at the same time.
         let fetched = Fetched(scratch.join(format!("{file}.{}", std::process::id())));
         let path = fetched.path();
         let _ = fs::remove_file(path);
+        let (command, timeout) = match self {
+            Archive::Command { command, timeout, .. } => (command, timeout),
+            Archive::Bucket { bucket, .. } => return Ok(bucket.fetch(file, path).await?.then_some(fetched)),
+            Archive::Directory(_) => return Ok(None),
+        };
         let line = names::command(command, file, &path.display().to_string())?;
         let mut shell = tokio::process::Command::new("/bin/sh");
         shell

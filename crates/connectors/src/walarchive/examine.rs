@@ -222,17 +222,24 @@ async fn log_archive(config: &ReplayConfig, production: Option<&Production>, all
     let what = "archive";
     let directory = match &config.archive {
         Archive::Directory(directory) => directory,
-        command => {
+        by_name => {
             let Some(p) = production else { return };
-            match command.fetch(&p.label.segment.to_string()).await {
-                Ok(Some(_)) => all.push(good(what, "wal_fetch_command fetches the first segment")),
+            let (who, fix) = match by_name {
+                Archive::Bucket { bucket, .. } => (
+                    bucket.url(),
+                    "look whether production's archive_command puts it there; if the segment is gone, take a new base backup",
+                ),
+                _ => (
+                    "wal_fetch_command",
+                    "run it by hand with %f and %p filled in; if the segment is gone, take a new base backup",
+                ),
+            };
+            match by_name.fetch(&p.label.segment.to_string()).await {
+                Ok(Some(_)) => all.push(good(what, format!("{who} has the first segment"))),
                 Ok(None) => all.push(bad(
                     what,
-                    format!(
-                        "wal_fetch_command has no segment {}, from which replay begins",
-                        p.label.segment
-                    ),
-                    "run it by hand with %f and %p filled in; if the segment is gone, take a new base backup",
+                    format!("{who} has no segment {}, from which replay begins", p.label.segment),
+                    fix,
                 )),
                 Err(e) => all.push(failed(what, &e)),
             }

@@ -111,7 +111,8 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         phases: vec![Phase {
             name: "load".into(),
             partitions: vec![partition(Slice::All)],
-        }].into(),
+        }]
+        .into(),
         verify: Verify::Count,
         guard: DeleteGuard::default(),
         created_at: "2026-01-01T00:00:00Z".into(),

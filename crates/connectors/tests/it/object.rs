@@ -125,7 +125,8 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
                     estimated_bytes: 0,
                 })
                 .collect(),
-        }].into(),
+        }]
+        .into(),
         verify: Verify::Count,
         guard: DeleteGuard::default(),
         created_at: "2024-01-01T00:00:00Z".into(),

@@ -112,7 +112,8 @@ pub async fn plan(
         phases: vec![Phase {
             name: "load".into(),
             partitions,
-        }].into(),
+        }]
+        .into(),
         verify,
         guard: table.guard,
         remember: request.remember,

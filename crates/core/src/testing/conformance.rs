@@ -127,7 +127,8 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
                     estimated_bytes: 0,
                 })
                 .collect(),
-        }].into(),
+        }]
+        .into(),
         verify: Verify::Count,
         guard: DeleteGuard::default(),
         remember: Default::default(),

@@ -11,7 +11,7 @@ use super::decode::{Anything, Later};
 use super::error::{ConfigError, suggestion};
 use super::secret::{Secret, SecretUrl};
 use super::units::Span;
-use super::walarchive::{Keys, Speech, WalArchive, span};
+use super::walarchive::{BucketKeys, Keys, Speech, WalArchive, span};
 
 /// A configured connection.
 #[derive(Debug, Clone, PartialEq)]
@@ -579,6 +579,16 @@ pub(super) struct WalArchiveEntry {
     archive_dir: Option<At<PathBuf>>,
     /// In place of archive_dir: a command that fetches the file %f to %p, and fails if there is none.
     wal_fetch_command: Option<At<String>>,
+    /// In place of archive_dir: s3://bucket/prefix of an S3-compatible store.
+    archive_s3: Option<At<String>>,
+    /// The store's address. Default: Amazon's.
+    s3_endpoint: Option<At<String>>,
+    /// The region to sign for. Default: AWS_REGION, or us-east-1.
+    s3_region: Option<At<String>>,
+    /// An access key that may list the bucket and get its objects. Default: AWS_ACCESS_KEY_ID, or the machine's own.
+    s3_access_key_id: Option<At<String>>,
+    /// Its secret.
+    s3_secret_access_key: Option<At<Secret>>,
     /// A base backup of production: a directory, a directory with base.tar, or a tar file; compressed or not.
     base_backup: Option<At<PathBuf>>,
     /// In place of base_backup: a command that restores one into the empty directory %p.
@@ -743,6 +753,13 @@ fn datastore(
             let keys = Keys {
                 archive_dir: entry.archive_dir,
                 wal_fetch_command: entry.wal_fetch_command,
+                bucket: BucketKeys {
+                    url: entry.archive_s3,
+                    endpoint: entry.s3_endpoint,
+                    region: entry.s3_region,
+                    key: entry.s3_access_key_id,
+                    secret: entry.s3_secret_access_key,
+                },
                 base_backup: entry.base_backup,
                 base_restore_command: entry.base_restore_command,
                 pg_bin_dir: entry.pg_bin_dir,

@@ -14,7 +14,7 @@ use super::load::{Loader, finish};
 use super::secret::Secret;
 use super::text::{Kind, Node};
 use super::units::Span;
-use super::walarchive::{Keys, Speech, WalArchive, positive, span};
+use super::walarchive::{BucketKeys, Keys, Speech, WalArchive, positive, span};
 
 /// The environment variable that names the file.
 pub const DATA_SYNC_CONFIG: &str = "DATA_SYNC_CONFIG";
@@ -87,6 +87,16 @@ pub(super) struct DataSyncFile {
     archive_dir: Option<At<PathBuf>>,
     /// In place of archive_dir: a command that fetches the file %f to %p, and fails if there is none.
     wal_fetch_command: Option<At<String>>,
+    /// In place of archive_dir: s3://bucket/prefix of an S3-compatible store.
+    archive_s3: Option<At<String>>,
+    /// The store's address. Default: Amazon's.
+    s3_endpoint: Option<At<String>>,
+    /// The region to sign for. Default: AWS_REGION, or us-east-1.
+    s3_region: Option<At<String>>,
+    /// An access key that may list the bucket and get its objects. Default: AWS_ACCESS_KEY_ID, or the machine's own.
+    s3_access_key_id: Option<At<String>>,
+    /// Its secret.
+    s3_secret_access_key: Option<At<Secret>>,
     /// Seconds in which production is expected to archive something. Default: as data_sync_freq.
     archive_interval: Option<At<Span>>,
     /// A base backup of production: a directory, a directory with base.tar, or a tar file; compressed or not.
@@ -130,6 +140,11 @@ const KEYS: &[&str] = &[
     "METRIC_FREQ",
     "ARCHIVE_DIR",
     "WAL_FETCH_COMMAND",
+    "ARCHIVE_S3",
+    "S3_ENDPOINT",
+    "S3_REGION",
+    "S3_ACCESS_KEY_ID",
+    "S3_SECRET_ACCESS_KEY",
     "ARCHIVE_INTERVAL",
     "BASE_BACKUP",
     "BASE_RESTORE_COMMAND",
@@ -213,6 +228,13 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
     let wal = Keys {
         archive_dir: file.archive_dir,
         wal_fetch_command: file.wal_fetch_command,
+        bucket: BucketKeys {
+            url: file.archive_s3,
+            endpoint: file.s3_endpoint,
+            region: file.s3_region,
+            key: file.s3_access_key_id,
+            secret: file.s3_secret_access_key,
+        },
         base_backup: file.base_backup,
         base_restore_command: file.base_restore_command,
         pg_bin_dir: file.pg_bin_dir,

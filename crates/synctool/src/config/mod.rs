@@ -73,4 +73,4 @@ pub use strategy::{
 pub use table::TableRef;
 pub use types::{DataType, SizedType};
 pub use units::{ByteSize, Span};
-pub use walarchive::{ArchivePlace, BackupPlace, WalArchive};
+pub use walarchive::{ArchivePlace, BackupPlace, BucketPlace, WalArchive};

@@ -83,6 +83,7 @@ impl Datastore {
             Connection::WalArchive(a) => match &a.wal.archive {
                 super::ArchivePlace::Directory(path) => format!("wal_archive:{}", path.display()),
                 super::ArchivePlace::Command(_) => "wal_archive: by wal_fetch_command".into(),
+                super::ArchivePlace::Bucket(bucket) => format!("wal_archive:{}", bucket.url),
             },
             Connection::NotYet { type_name } => format!("{type_name}: (not in this version yet)"),
         }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::at::At;
 use super::error::ConfigError;
+use super::secret::Secret;
 use super::units::Span;
 
 /// An archive of production's log, and how it is replayed; every default is filled in.
@@ -45,6 +46,87 @@ pub enum ArchivePlace {
     /// A command with `%f` and `%p`.
     #[serde(rename = "wal_fetch_command")]
     Command(String),
+    /// A bucket of an S3-compatible store.
+    #[serde(rename = "archive_s3")]
+    Bucket(BucketPlace),
+}
+
+/// A bucket of an S3-compatible store.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BucketPlace {
+    /// `s3://bucket/prefix`.
+    pub url: String,
+    /// The store's address, where it is not Amazon's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The region to sign for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The access key and its secret; none = those of the environment or of the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<(String, Secret)>,
+}
+
+/// What a file says of a bucket.
+#[derive(Default)]
+pub(super) struct BucketKeys {
+    pub(super) url: Option<At<String>>,
+    pub(super) endpoint: Option<At<String>>,
+    pub(super) region: Option<At<String>>,
+    pub(super) key: Option<At<String>>,
+    pub(super) secret: Option<At<Secret>>,
+}
+
+impl BucketKeys {
+    /// The bucket, if one is named.
+    fn resolve(self, spell: fn(&str) -> String, errors: &mut Vec<ConfigError>) -> Option<At<BucketPlace>> {
+        let Some(url) = self.url else {
+            let others = [
+                ("s3_endpoint", self.endpoint.map(|v| v.with(()))),
+                ("s3_region", self.region.map(|v| v.with(()))),
+                ("s3_access_key_id", self.key.map(|v| v.with(()))),
+                ("s3_secret_access_key", self.secret.map(|v| v.with(()))),
+            ];
+            for (key, at) in others {
+                if let Some(at) = at {
+                    let what = format!("{} belongs to {}, and there is none", spell(key), spell("archive_s3"));
+                    errors.push(at.error(what));
+                }
+            }
+            return None;
+        };
+        if !url
+            .strip_prefix("s3://")
+            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+        {
+            let what = format!("{} is no bucket", spell("archive_s3"));
+            errors.push(url.error(what).with_help("write s3://bucket/prefix"));
+        }
+        if let Some(endpoint) = &self.endpoint
+            && !(endpoint.starts_with("http://") || endpoint.starts_with("https://"))
+        {
+            let what = format!("{} is no address", spell("s3_endpoint"));
+            errors.push(endpoint.error(what).with_help("write https://host:port"));
+        }
+        let keys = match (self.key, self.secret) {
+            (Some(key), Some(secret)) => Some((key.into_inner(), secret.into_inner())),
+            (Some(key), None) => {
+                errors.push(key.error(format!("{} is missing", spell("s3_secret_access_key"))));
+                None
+            }
+            (None, Some(secret)) => {
+                errors.push(secret.error(format!("{} is missing", spell("s3_access_key_id"))));
+                None
+            }
+            (None, None) => None,
+        };
+        Some(url.with(BucketPlace {
+            url: url.to_string(),
+            endpoint: self.endpoint.map(At::into_inner),
+            region: self.region.map(At::into_inner),
+            keys,
+        }))
+    }
 }
 
 /// Where production's base backup is.
@@ -63,6 +145,7 @@ pub enum BackupPlace {
 pub(super) struct Keys {
     pub(super) archive_dir: Option<At<PathBuf>>,
     pub(super) wal_fetch_command: Option<At<String>>,
+    pub(super) bucket: BucketKeys,
     pub(super) base_backup: Option<At<PathBuf>>,
     pub(super) base_restore_command: Option<At<String>>,
     pub(super) pg_bin_dir: Option<At<PathBuf>>,
@@ -121,9 +204,11 @@ impl Keys {
         };
         let exclude = |a, b| format!("{} and {} exclude each other", spell(a), spell(b));
         let (archive_dir, fetch) = ("archive_dir", "wal_fetch_command");
-        let archive = match (self.archive_dir, self.wal_fetch_command) {
-            (Some(dir), None) => Some(ArchivePlace::Directory(place(dir))),
-            (None, Some(command)) => {
+        let bucket = self.bucket.resolve(spell, errors);
+        let archive = match (self.archive_dir, self.wal_fetch_command, bucket) {
+            (Some(dir), None, None) => Some(ArchivePlace::Directory(place(dir))),
+            (None, None, Some(bucket)) => Some(ArchivePlace::Bucket(bucket.into_inner())),
+            (None, Some(command), None) => {
                 for part in ["%f", "%p"] {
                     if !command.contains(part) {
                         let what = format!("{} has no {part}", spell(fetch));
@@ -136,12 +221,21 @@ impl Keys {
                 }
                 Some(ArchivePlace::Command(command.into_inner()))
             }
-            (Some(_), Some(command)) => {
+            (Some(_), Some(command), _) => {
                 errors.push(command.error(exclude(archive_dir, fetch)));
                 None
             }
-            (None, None) => {
-                let help = format!("name the directory of production's archived log, or {}", spell(fetch));
+            (dir, _, Some(bucket)) => {
+                let other = if dir.is_some() { archive_dir } else { fetch };
+                errors.push(bucket.error(exclude(other, "archive_s3")));
+                None
+            }
+            (None, None, None) => {
+                let help = format!(
+                    "name the directory of production's archived log, or {}, or {}",
+                    spell(fetch),
+                    spell("archive_s3")
+                );
                 errors.push(missing(&spell(archive_dir), &help));
                 None
             }

@@ -1,10 +1,10 @@
 //! What goes wrong around the service, and that it goes on afterwards.
 
-use super::{PATIENCE, World, files, kill};
+use super::{PATIENCE, SECRET, World, files, kill};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
-use synctool_testkit::{PgVersion, Postgres, wait_for};
+use synctool_testkit::{PgVersion, Postgres, S3, wait_for};
 
 const SCHEMA: &str = "CREATE TABLE acc (id int PRIMARY KEY, n int)";
 
@@ -294,6 +294,51 @@ fn an_archive_behind_a_command_and_a_backup_behind_another() {
     world.sync();
     world.same(&["acc"]);
     world.run(&["status"]).fails(1, &["stopped", "public.acc"]);
+    assert!(files(&world.path("scratch/fetched")).is_empty());
+}
+
+#[test]
+fn an_archive_in_a_bucket() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world
+        .production
+        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world.ready();
+    let server = S3::shared();
+    let bucket = server.bucket("datasync");
+    let upload = || {
+        for path in files(&world.path("archive")) {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let put = server.request("PUT", &format!("/{bucket}/prod/{name}"), &fs::read(&path).unwrap());
+            assert_eq!(put.unwrap().0, 200);
+        }
+    };
+    let s3 = |secret: &str| {
+        format!(
+            "ARCHIVE_S3 = \"s3://{bucket}/prod\"\nS3_ENDPOINT = \"{}\"\nS3_REGION = \"{}\"\nS3_ACCESS_KEY_ID = \"{}\"\n\
+             S3_SECRET_ACCESS_KEY = \"{secret}\"",
+            server.endpoint(),
+            S3::REGION,
+            S3::ACCESS_KEY
+        )
+    };
+    world.reconfigure("ARCHIVE_DIR = \"archive\"", &s3(SECRET));
+    world.run(&["doctor"]).fails(1, &["archive", "refuses"]);
+    world.reconfigure(&s3(SECRET), &s3(S3::SECRET_KEY));
+    world.run(&["doctor"]).fails(1, &["archive", "has no segment"]);
+    upload();
+    world.run(&["doctor"]).ok();
+    world.add(&["acc"]);
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+    world
+        .production
+        .psql("UPDATE acc SET n = n + 1; DELETE FROM acc WHERE id = 7");
+    world.archived();
+    upload();
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+    world.run(&["status"]).fails(1, &["stopped", "s3://"]);
     assert!(files(&world.path("scratch/fetched")).is_empty());
 }
 

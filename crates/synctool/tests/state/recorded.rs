@@ -39,7 +39,8 @@ pub(crate) fn plan(pipeline: &str, run_id: &str, publish: Publish, partitions: &
         phases: vec![Phase {
             name: "copy".into(),
             partitions: partitions.iter().map(partition).collect(),
-        }].into(),
+        }]
+        .into(),
         verify: synctool_core::plan::Verify::Count,
         guard: DeleteGuard::default(),
         created_at: "2024-01-15T14:00:00Z".into(),

@@ -120,7 +120,8 @@ impl CaptureRequest {
             phases: vec![Phase {
                 name: "log".into(),
                 partitions: vec![LogSource::partition()],
-            }].into(),
+            }]
+            .into(),
             verify: Verify::None,
             guard: DeleteGuard::default(),
             remember: BTreeMap::new(),

@@ -85,7 +85,8 @@ fn plan(schema: &TableSchema, evolve: bool) -> Plan {
                 estimated_rows: 0,
                 estimated_bytes: 0,
             }],
-        }].into(),
+        }]
+        .into(),
         verify: Verify::None,
         guard: DeleteGuard::default(),
         remember: Default::default(),

@@ -140,7 +140,8 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
                     estimated_bytes: 0,
                 })
                 .collect(),
-        }].into(),
+        }]
+        .into(),
         verify: Verify::Count,
         guard: DeleteGuard::default(),
         created_at: "2026-01-01T00:00:00Z".into(),

@@ -3,11 +3,11 @@
 use super::{Production, drain, follower, identity};
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-use synctool_connectors::walarchive::{Archive, Waiting};
+use synctool_connectors::walarchive::{Archive, Bucket, BucketConfig, Waiting};
 use synctool_core::error::code;
-use synctool_testkit::PgVersion;
+use synctool_testkit::{PgVersion, S3};
 
 /// Puts a file into the archive the way the nth tool would.
 fn archive(nth: usize, name: &str, content: &[u8], archive: &Path) {
@@ -54,6 +54,18 @@ fn archive(nth: usize, name: &str, content: &[u8], archive: &Path) {
     }
 }
 
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => all.extend(files_below(&path)),
+            false => all.push(path),
+        }
+    }
+    all
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_every_kind_are_admitted_in_sequence() {
     let production = Production::start(PgVersion::V18);
@@ -98,6 +110,42 @@ async fn files_of_every_kind_are_admitted_in_sequence() {
     for _ in 0..3 {
         assert!(matches!(drain(&mut follower).await, Ok((none, Waiting::NotYet(_))) if none.is_empty()));
     }
+    // And from a bucket, in the layouts of every tool.
+    let server = S3::shared();
+    let bucket = server.bucket("archive");
+    for path in files_below(directory.path()) {
+        let key = path.strip_prefix(directory.path()).unwrap().display().to_string();
+        let put = server.request("PUT", &format!("/{bucket}/wal/main/{key}"), &fs::read(&path).unwrap());
+        assert_eq!(put.unwrap().0, 200, "{key}");
+    }
+    let of = |bucket: &str, secret: &str| Archive::Bucket {
+        bucket: Bucket::new(&BucketConfig {
+            url: format!("s3://{bucket}/wal/main"),
+            endpoint: Some(server.endpoint()),
+            region: Some(S3::REGION.into()),
+            keys: Some((S3::ACCESS_KEY.into(), secret.into())),
+        })
+        .unwrap(),
+        scratch: fetched.path().into(),
+    };
+    let mut follower = super::follower(of(&bucket, S3::SECRET_KEY), &finished[0].1, 0);
+    assert_eq!(drain(&mut follower).await.unwrap().0, names);
+    assert!(matches!(drain(&mut follower).await, Ok((none, Waiting::NotYet(_))) if none.is_empty()));
+    assert_eq!(
+        fs::read_dir(fetched.path()).unwrap().count(),
+        0,
+        "what was fetched is removed"
+    );
+    for (archive, wanted) in [
+        (of(&bucket, "wrong"), code::AUTH_FAILED),
+        (of("no-such-bucket", S3::SECRET_KEY), code::FILE),
+    ] {
+        let error = drain(&mut super::follower(archive, &finished[0].1, 0))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), wanted, "{error:?}");
+    }
+
     let mut broken = super::follower(command("/no/such/program %f %p".into()), &finished[0].1, 0);
     let error = drain(&mut broken).await.unwrap_err();
     assert_eq!(error.code(), code::FILE);

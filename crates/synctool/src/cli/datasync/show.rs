@@ -40,6 +40,7 @@ pub(super) async fn status(config: &Config, all: bool) -> Result<Reply> {
     let archive = match &config.wal.archive {
         ArchivePlace::Directory(directory) => archive(directory, last, config),
         ArchivePlace::Command(_) => json!({ "place": "wal_fetch_command" }),
+        ArchivePlace::Bucket(bucket) => json!({ "place": bucket.url }),
     };
     if all {
         let counted = board

@@ -167,6 +167,12 @@ impl Error {
         Error::new(code::BUG, message)
     }
 
+    /// More rows changed than there were keys to change.
+    pub fn doubled_at_destination() -> Self {
+        Error::new(code::DUPLICATE_KEY, "the destination holds several rows of one key")
+            .hint("remove all but one of them, and make the key unique there")
+    }
+
     /// Adds where it happened (`pipeline`, `table`, `partition`, `server` …); the first value of a key stays.
     pub fn at(mut self, key: &'static str, value: impl Into<String>) -> Self {
         if !self.0.context.iter().any(|(k, _)| *k == key) {

@@ -194,6 +194,8 @@ pub enum Meaning {
     DatabaseCreated(u32),
     /// A database was dropped.
     DatabaseDropped(u32),
+    /// A tablespace was made, at this place.
+    TablespaceCreated(String),
     /// Nothing that concerns rows.
     Other,
 }
@@ -205,7 +207,14 @@ impl Meaning {
         let rmgr = record.rmgr();
         let wanted = matches!(
             rmgr,
-            Rmgr::XLOG | Rmgr::TRANSACTION | Rmgr::STORAGE | Rmgr::DATABASE | Rmgr::STANDBY | Rmgr::HEAP | Rmgr::HEAP2
+            Rmgr::XLOG
+                | Rmgr::TRANSACTION
+                | Rmgr::STORAGE
+                | Rmgr::DATABASE
+                | Rmgr::TABLESPACE
+                | Rmgr::STANDBY
+                | Rmgr::HEAP
+                | Rmgr::HEAP2
         );
         if !wanted {
             return Ok(Meaning::Other);
@@ -218,6 +227,7 @@ impl Meaning {
             Rmgr::TRANSACTION => transaction(record.major(), record.xid(), info, main),
             Rmgr::STORAGE => storage(info, main),
             Rmgr::DATABASE => database(info, main),
+            Rmgr::TABLESPACE => tablespace(info, main),
             Rmgr::STANDBY => standby(info, main),
             Rmgr::HEAP => heap(info, main, parts, touches),
             _ => heap2(info, main, parts, touches),
@@ -309,6 +319,16 @@ fn database(info: u8, main: &[u8]) -> Option<Meaning> {
         0x20 => Meaning::DatabaseDropped(b.u32()?),
         _ => Meaning::Other,
     })
+}
+
+fn tablespace(info: u8, main: &[u8]) -> Option<Meaning> {
+    if info != 0x00 {
+        return Some(Meaning::Other);
+    }
+    let mut b = Bytes::new(main);
+    b.skip(4)?;
+    let place = b.rest().split(|byte| *byte == 0).next().unwrap_or_default();
+    Some(Meaning::TablespaceCreated(String::from_utf8_lossy(place).into_owned()))
 }
 
 fn standby(info: u8, main: &[u8]) -> Option<Meaning> {

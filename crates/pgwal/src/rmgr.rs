@@ -45,6 +45,8 @@ impl Rmgr {
     pub const STORAGE: Rmgr = Rmgr(2);
     /// Databases.
     pub const DATABASE: Rmgr = Rmgr(4);
+    /// Tablespaces.
+    pub const TABLESPACE: Rmgr = Rmgr(5);
     /// What standbys need to know.
     pub const STANDBY: Rmgr = Rmgr(8);
     /// Rows, second part.

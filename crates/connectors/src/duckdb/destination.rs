@@ -204,6 +204,29 @@ fn create_table(id: &TableId, table: &PlannedTable, with_key: bool) -> String {
     format!("CREATE TABLE {} ({})", table_name(id), columns.join(", "))
 }
 
+/// Rows that a swap takes away: those whose key the loaded table does not have.
+fn swapped_away(
+    c: &mut ManagedConnection,
+    t: &PlannedTable,
+    load: &str,
+    table: &str,
+    before: u64,
+    after: u64,
+) -> Result<u64> {
+    let there = rows(c, &format!("SELECT column_name FROM (DESCRIBE {table})"), &[])?;
+    let has = |key: &String| {
+        there
+            .iter()
+            .any(|row| row.first().is_some_and(|name| name.as_ref() == Some(key)))
+    };
+    if t.schema.key.is_empty() || !t.schema.key.iter().all(has) {
+        return Ok(before.saturating_sub(after));
+    }
+    let same = equal("d", "l", t.schema.key.iter().map(String::as_str));
+    let gone = format!("{table} AS d WHERE NOT EXISTS (SELECT 1 FROM {load} AS l WHERE {same})");
+    count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {gone}"))
+}
+
 /// What publishing one table does, in order.
 fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result<Applied> {
     let t = &plan.tables[index];
@@ -223,7 +246,12 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
         Publish::Create | Publish::Swap => {
             if t.publish == Publish::Swap {
                 let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
-                guard(&plan.guard, before, 0, written)?;
+                guard(
+                    &plan.guard,
+                    before,
+                    swapped_away(c, t, &load, &table, before, written)?,
+                    written,
+                )?;
                 execute(c, &format!("DROP TABLE {table}"), &[])?;
             }
             execute(

@@ -7,18 +7,49 @@ use adbc_driver_manager::{ManagedConnection, ManagedDatabase, ManagedDriver};
 use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchReader, StringArray};
 use arrow_schema::{DataType, Field, Schema};
-use std::path::Path;
-use std::sync::{Arc, Mutex, mpsc};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use synctool_core::error::{Error, Result, code};
 use tokio::sync::oneshot;
 
 const LIBRARY_HELP: &str = "point `library:` of the datastore (or SYNCTOOL_DUCKDB_LIBRARY) to libduckdb.so of DuckDB 1.5: \
     it is in DuckDB's release archive libduckdb-linux-amd64.zip and in the npm package @duckdb/node-bindings-linux-x64";
 
+/// A file that this process has open. Its locks are the process's: a second instance of the same file would take the
+/// first one's pages for its own, so there is one for as long as anybody has it or one of its connections.
+type Instance = Mutex<ManagedDatabase>;
+
+/// The files that are open, by their real paths.
+static OPEN: Mutex<BTreeMap<PathBuf, Weak<Instance>>> = Mutex::new(BTreeMap::new());
+
+/// The instance of a file; made by `open` if there is none.
+fn instance(path: &Path, open: impl FnOnce() -> Result<ManagedDatabase>) -> Result<Arc<Instance>> {
+    // What does not exist yet is known by its folder.
+    let real = path.canonicalize().or_else(|_| {
+        let folder = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        folder
+            .canonicalize()
+            .map(|folder| folder.join(path.file_name().unwrap_or_default()))
+    });
+    let real = real.unwrap_or_else(|_| path.to_owned());
+    let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(instance) = all.get(&real).and_then(Weak::upgrade) {
+        return Ok(instance);
+    }
+    let instance = Arc::new(Mutex::new(open()?));
+    all.retain(|_, other| other.strong_count() > 0);
+    all.insert(real, Arc::downgrade(&instance));
+    Ok(instance)
+}
+
 /// An open database file.
 pub(super) struct Database {
     // Taking connections from it is the only shared use.
-    managed: Mutex<ManagedDatabase>,
+    managed: Arc<Instance>,
     pub(super) config: DuckDbConfig,
     /// Every sink holds a copy, so that it can be told whether one is at work.
     pub(super) sinks: Arc<()>,
@@ -60,11 +91,13 @@ impl Database {
                         .hint(LIBRARY_HELP)
                     })?;
             let path = OptionValue::String(config.path.to_string_lossy().into_owned());
-            let managed = driver
-                .new_database_with_opts([(OptionDatabase::Other("path".into()), path)])
-                .map_err(|e| map_error(e, &format!("opening {}", config.path.display())))?;
+            let managed = instance(&config.path, || {
+                driver
+                    .new_database_with_opts([(OptionDatabase::Other("path".into()), path)])
+                    .map_err(|e| map_error(e, &format!("opening {}", config.path.display())))
+            })?;
             Ok(Database {
-                managed: Mutex::new(managed),
+                managed,
                 config,
                 sinks: Arc::new(()),
             })
@@ -83,13 +116,16 @@ impl Database {
         // Dates and times mean the same everywhere.
         execute(&mut connection, "SET TimeZone = 'UTC'", &[]).ok();
         let (queue, commands) = mpsc::channel::<Command>();
+        let instance = self.managed.clone();
         std::thread::Builder::new()
             .name("duckdb".into())
             .spawn(move || {
                 while let Ok(command) = commands.recv() {
                     command(&mut connection);
                 }
-                // The last transaction rolls back with its connection.
+                // The last transaction rolls back with its connection, and the file is closed behind the last of these.
+                drop(connection);
+                drop(instance);
             })
             .map_err(|e| Error::new(code::SERVER_BUSY, "no thread for DuckDB").caused_by(e))?;
         Ok(Session { queue })

@@ -379,7 +379,7 @@ impl Target {
         }
         applied.unchanged = written
             .checked_sub(applied.inserted + applied.updated + applied.deleted)
-            .ok_or_else(|| Error::bug("a group changed more rows than it has"))?;
+            .ok_or_else(Error::doubled_at_destination)?;
         Ok(applied)
     }
 

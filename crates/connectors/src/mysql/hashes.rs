@@ -86,10 +86,13 @@ fn text_of(expression: &str, column: &Column, agreed: &ColumnType) -> Result<Str
             }
             _ => format!("({e} + 0)"),
         },
-        Date => format!("DATEDIFF({e}, '1970-01-01')"),
+        // A date whose day or month is 0 is no day, and not NULL either: no other engine has a row like that.
+        Date => format!("COALESCE(DATEDIFF({e}, '1970-01-01'), CONCAT('no day ', {e}))"),
         // As whole numbers: seconds with a fraction would be a decimal with zeros at its end.
         Time => format!("(((HOUR({e}) * 60 + MINUTE({e})) * 60 + SECOND({e})) * 1000000 + MICROSECOND({e}))"),
-        Timestamp | TimestampTz => format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', {e})"),
+        Timestamp | TimestampTz => {
+            format!("COALESCE(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', {e}), CONCAT('no day ', {e}))")
+        }
         Uuid if binary_uuid => format!("LOWER(HEX({e}))"),
         Uuid => format!("LOWER(REPLACE(CONVERT({e} USING utf8mb4), '-', ''))"),
         Bytes => format!("LOWER(HEX({e}))"),

@@ -359,7 +359,7 @@ impl Publishing<'_> {
             .ok_or_else(|| Error::bug("a merge lost rows that it was to put back"))?;
         let unchanged = rows
             .checked_sub(inserted + updated)
-            .ok_or_else(|| Error::bug("a merge changed more rows than were loaded"))?;
+            .ok_or_else(Error::doubled_at_destination)?;
         Ok(Applied {
             written: rows,
             inserted,

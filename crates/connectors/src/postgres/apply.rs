@@ -885,7 +885,10 @@ impl Table {
                 applied.updated -= 1;
             }
         }
-        applied.unchanged = applied.written - applied.inserted - applied.updated - applied.deleted;
+        applied.unchanged = applied
+            .written
+            .checked_sub(applied.inserted + applied.updated + applied.deleted)
+            .ok_or_else(Error::doubled_at_destination)?;
         Ok(applied)
     }
 
@@ -932,7 +935,10 @@ impl Table {
                 .await
                 .map_err(|e| e.error(&self.target.table))?;
         }
-        applied.unchanged = applied.written - applied.inserted - applied.updated - applied.deleted;
+        applied.unchanged = applied
+            .written
+            .checked_sub(applied.inserted + applied.updated + applied.deleted)
+            .ok_or_else(Error::doubled_at_destination)?;
         Ok(applied)
     }
 }

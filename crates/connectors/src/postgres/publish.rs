@@ -466,7 +466,7 @@ impl Publishing<'_> {
             .saturating_sub(put_back);
         applied.unchanged = rows
             .checked_sub(applied.inserted + applied.updated)
-            .ok_or_else(|| Error::bug("a merge changed more rows than were loaded"))?;
+            .ok_or_else(Error::doubled_at_destination)?;
         self.drop_load(target).await?;
         Ok(applied)
     }

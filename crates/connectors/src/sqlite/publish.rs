@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish, Verify, Work};
+use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish, Repair, Verify, Work};
 use synctool_core::sink::Published;
 
 /// Publishes a plan; a finished one says what it did then.
@@ -60,6 +60,8 @@ fn check_partitions(conn: &Connection, plan: &Plan) -> Result<Vec<u64>> {
         match checkpoint.get(&p.id) {
             Some(state) if state.done && loads => rows[p.table] += state.applied.written,
             Some(state) if state.done => {}
+            // Where nothing was found that must go, nothing was done.
+            _ if matches!(&p.work, Work::Compare(c) if c.repair == Repair::Deletes) => {}
             _ => {
                 return Err(
                     Error::bug("a plan was to be published before all of its partitions were done")
@@ -350,7 +352,9 @@ fn merge(
         inserted,
         updated,
         deleted,
-        unchanged: rows - inserted - updated,
+        unchanged: rows
+            .checked_sub(inserted + updated)
+            .ok_or_else(Error::doubled_at_destination)?,
         ..Applied::default()
     })
 }

@@ -164,6 +164,15 @@ impl Scan {
                     }
                     self.batch.parameters = Some(parameters);
                 }
+                // One without a place of its own lies in the data directory.
+                Some(Event::Note(Meaning::TablespaceCreated(place))) if place.starts_with('/') => {
+                    return Err(Error::new(
+                        code::UNSUPPORTED,
+                        format!("production made a tablespace in {place}: the scratch server would write into that directory of this machine"),
+                    )
+                    .at("lsn", record.lsn().to_string())
+                    .hint("tablespaces cannot be followed: move the tables back and drop it in production, then take a new base backup"));
+                }
                 Some(Event::Note(Meaning::BackupEnd(_))) => self.backup_ended = true,
                 _ => {}
             }

@@ -40,7 +40,8 @@ pub enum State {
     Other,
 }
 
-const CHECKSUM_AT: [(u32, usize); 2] = [(1300, 288), (1800, 292)];
+/// By the version of pg_control: PostgreSQL 15 and 16, 17, 18.
+const CHECKSUM_AT: [(u32, usize); 3] = [(1300, 288), (1700, 288), (1800, 292)];
 
 impl Control {
     /// Reads it from a data directory.

@@ -107,7 +107,8 @@ UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = $2, answ
 pub const TABLES: &str = "
 WITH RECURSIVE wanted AS (SELECT w.* FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema_name, table_name, nth)),
 top AS (SELECT w.nth, t.oid, t.relkind FROM wanted w JOIN pg_catalog.pg_namespace s ON s.nspname = w.schema_name
-    JOIN pg_catalog.pg_class t ON t.relnamespace = s.oid AND t.relname = w.table_name AND t.relkind IN ('r', 'p', 'v', 'm', 'f')),
+    JOIN pg_catalog.pg_class t ON t.relnamespace = s.oid AND t.relname = w.table_name AND t.relkind IN ('r', 'p', 'v', 'm', 'f')
+    WHERE s.nspname NOT LIKE 'pg\\_%' AND s.nspname NOT IN ('information_schema', 'synctool')),
 tree AS (SELECT nth, oid, relkind FROM top
     UNION SELECT t.nth, c.oid, c.relkind FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
         JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid WHERE t.relkind = 'p'),

@@ -715,6 +715,21 @@ impl Pair {
         }
     }
 
+    /// Which rows belong together cannot be told where one end has several of one key.
+    fn doubled(&self, request: &HashRequest) -> Error {
+        let key: Vec<&str> = self.spec.key.iter().map(|k| k.stored.name.as_str()).collect();
+        Error::new(
+            code::DUPLICATE_KEY,
+            format!(
+                "{} has several rows of one key ({})",
+                request.read.table,
+                key.join(", ")
+            ),
+        )
+        .at("table", request.read.table.to_string())
+        .hint("remove all but one of them and make the key unique there, or name another `key`")
+    }
+
     /// One form for a key, whichever end it comes from.
     fn form(&self, key: &Key) -> Result<Vec<u8>> {
         let mut out = Vec::new();
@@ -950,10 +965,18 @@ impl Comparison {
         };
         let mut there: HashMap<Vec<u8>, RowHash> = HashMap::with_capacity(destination.len());
         for row in destination {
-            there.insert(pair.form(&row.key)?, row);
+            if there.insert(pair.form(&row.key)?, row).is_some() {
+                return Err(pair.doubled(&self.at_destination));
+            }
         }
+        let mut seen = HashSet::with_capacity(source.len());
         for row in source {
-            match there.remove(&pair.form(&row.key)?) {
+            let form = pair.form(&row.key)?;
+            let other = there.remove(&form);
+            if !seen.insert(form) {
+                return Err(pair.doubled(&self.at_source));
+            }
+            match other {
                 None => group.only_source.push(row.key),
                 Some(other) if other.hash != row.hash => group.differing.push(row.key),
                 Some(_) => {}

@@ -446,6 +446,7 @@ fn describe(meaning: &Meaning, touches: &[Touch]) -> String {
         Meaning::FileCreated(file, fork) => format!("file {file} {}", fork.name()),
         Meaning::FileTruncated(file, blocks) => format!("file {file} to {blocks} blocks"),
         Meaning::DatabaseCreated(database) | Meaning::DatabaseDropped(database) => format!("database {database}"),
+        Meaning::TablespaceCreated(place) => format!("tablespace in {place}"),
         Meaning::Switch | Meaning::Other => String::new(),
     }
 }

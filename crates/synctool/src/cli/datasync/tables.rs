@@ -18,6 +18,17 @@ pub(super) async fn resync(config: &Config, tables: Vec<String>, patience: Patie
 
 /// `synctool datasync add-tables`.
 pub(super) async fn add(config: &Config, tables: Vec<String>, patience: Patience) -> Result<Reply> {
+    let is_own = |name: &&String| {
+        let schema = name.rsplit_once('.').map_or("", |(schema, _)| schema.trim_matches('"'));
+        schema.starts_with("pg_") || matches!(schema, "information_schema" | "synctool")
+    };
+    if let Some(own) = tables.iter().find(is_own) {
+        return Err(Error::new(
+            code::REFUSED,
+            format!("{} belongs to the server itself", full_name(own)),
+        )
+        .hint("name tables of users; nothing was added"));
+    }
     let board = board(config).await?;
     let missing = board.missing(&tables).await?;
     if let Some(first) = missing.first() {

@@ -486,6 +486,32 @@ impl Applier {
         self.add_columns(session, i, new).await
     }
 
+    /// Refuses a column that is there already and does not take every value of this type.
+    async fn check_type_there(&self, session: &Connection, i: usize, column: &Column, wanted: &str) -> Result<()> {
+        let (table, name) = (&self.tables[i].target.table, &column.name);
+        let there = super::catalog::find(session, table, "public").await?;
+        let Some(have) = there.as_ref().and_then(|t| t.schema.column(name)) else {
+            return Ok(());
+        };
+        let have_name = have.source_type.as_deref().unwrap_or_default();
+        let row = session
+            .query_one(
+                "SELECT pg_catalog.to_regtype($1) = pg_catalog.to_regtype($2)",
+                &[&have_name, &wanted],
+            )
+            .await
+            .map_err(|e| session.error(e, "looking at a column"))?;
+        let is_native = |c: &Column| c.ty == ColumnType::Native;
+        if row.get::<_, Option<bool>>(0) != Some(false) && (is_native(have) || is_native(column) || column.ty.fits(&have.ty)) {
+            return Ok(());
+        }
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!("{table} changed its shape: column {name} is {have_name} at the destination, and {wanted} in the log"),
+        )
+        .hint(format!("ALTER TABLE {table} DROP COLUMN {name} at the destination, then run again: its values are read anew")))
+    }
+
     async fn add_columns(&mut self, session: &Connection, i: usize, new: Vec<Column>) -> Result<()> {
         self.flush(session, i).await?;
         let mut target = self.tables[i].target.clone();
@@ -496,6 +522,7 @@ impl Applier {
             }
             super::sql::check_ident(&c.name)?;
             let type_name = self.destination.type_of(&c);
+            self.check_type_there(session, i, &c, &type_name).await?;
             session
                 .batch_execute(&format!(
                     "ALTER TABLE {name} ADD COLUMN IF NOT EXISTS {} {type_name}",

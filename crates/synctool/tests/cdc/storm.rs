@@ -67,7 +67,20 @@ const BALANCE: &str = "
            (SELECT n::bigint FROM era), (SELECT count(*) FROM history),
            (SELECT string_agg(name || ' ' || version, ',') FROM wallet)";
 
-/// One transaction of a writer.
+/// What a violation is about.
+const BOOKS_THAT_DIFFER: &str = "
+    SELECT w.name, w.v, w.version, w.xmin, md5(w.note), h.*, now() FROM wallet w FULL JOIN
+           (SELECT wallet, sum(amount) v, count(*) n, string_agg(format('%s %s: %s', writer, n, amount), ', ' ORDER BY n) FROM history GROUP BY wallet) h ON h.wallet = w.name
+    WHERE w.name IS NULL OR w.v <> coalesce(h.v, 0) OR w.version <> coalesce(h.n, 0);
+    SELECT a.*, a.xmin, h.* FROM account a FULL JOIN
+           (SELECT account, sum(amount) v, count(*) n, string_agg(format('%s %s: %s', writer, n, amount), ', ' ORDER BY n) FROM history GROUP BY account) h ON h.account = a.id
+    WHERE a.id IS NULL OR a.v <> -coalesce(h.v, 0) OR a.version <> coalesce(h.n, 0);
+    SELECT p.*, p.xmin, c.* FROM parent p FULL JOIN (SELECT parent, count(*) n FROM child GROUP BY parent) c ON c.parent = p.id
+    WHERE p.id IS NULL OR p.children <> coalesce(c.n, 0);
+    SELECT writer, n, xmin FROM (SELECT *, xmin, row_number() OVER (PARTITION BY writer ORDER BY n DESC) r FROM history) x WHERE r < 4 ORDER BY writer, n;
+    SELECT position, xmin FROM synctool.checkpoint WHERE NOT done";
+
+/// One transaction of a writer; where two want one row, one of them fails.
 fn transaction(dice: &mut Dice, writer: u64, n: u64) -> String {
     let (wallet, account, amount) = (1 + dice.roll(40), 1 + dice.roll(40), dice.roll(1000));
     let note = match dice.roll(4) {
@@ -75,7 +88,7 @@ fn transaction(dice: &mut Dice, writer: u64, n: u64) -> String {
         _ => String::new(),
     };
     let mut sql = format!(
-        "BEGIN; UPDATE wallet SET v = v + {amount}, version = version + 1{note} WHERE name = 'w{wallet}';
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; UPDATE wallet SET v = v + {amount}, version = version + 1{note} WHERE name = 'w{wallet}';
          UPDATE account SET v = v - {amount}, version = version + 1 WHERE id = {account};
          INSERT INTO history VALUES ({writer}, {n}, 'w{wallet}', {account}, {amount});"
     );
@@ -158,6 +171,19 @@ async fn write(world: &World, url: &str, writer: u64, seed: u64) {
     }
 }
 
+/// The books that are wrong, a line each, in the snapshot in which they were seen.
+async fn differing(client: &tokio_postgres::Client) -> String {
+    let found = client.simple_query(BOOKS_THAT_DIFFER).await.unwrap_or_default();
+    let lines = found.iter().filter_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => {
+            let cells = (0..row.len()).map(|i| row.get(i).unwrap_or_default());
+            Some(Vec::from_iter(cells).join(" | "))
+        }
+        _ => None,
+    });
+    Vec::from_iter(lines).join("\n")
+}
+
 /// Looks at the destination until it is over, and says what is wrong with what it sees.
 async fn watch(world: &World, url: &str) {
     let mut seen: BTreeMap<String, u64> = BTreeMap::new();
@@ -170,6 +196,9 @@ async fn watch(world: &World, url: &str) {
         let driver = tokio::spawn(connection);
         while !world.over.load(Ordering::Relaxed) {
             let before = world.unwatched.load(Ordering::SeqCst);
+            if client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.is_err() {
+                break;
+            }
             let Ok(row) = client.query_one(BALANCE, &[]).await else { break };
             if before || world.unwatched.load(Ordering::SeqCst) {
                 (age, length) = (-1, 0);
@@ -193,14 +222,17 @@ async fn watch(world: &World, url: &str) {
                 } else {
                     None
                 };
-                if violation.is_some() {
+                if let Some(violation) = violation {
+                    let violation = Some(format!("{violation}\n{}", differing(&client).await));
                     *world.violation.lock().expect("nobody panics with it") = violation;
                     return;
                 }
                 (seen, length) = (versions, row.get(6));
                 world.looks.fetch_add(1, Ordering::Relaxed);
             }
-            let _ = client.batch_execute("SELECT pg_sleep(0.02)").await;
+            if client.batch_execute("COMMIT; SELECT pg_sleep(0.02)").await.is_err() {
+                break;
+            }
         }
         driver.abort();
     }

@@ -96,8 +96,9 @@ impl Chunks {
         Ok((rows, snapshot))
     }
 
-    /// A column is not there under its name: one that was renamed is asked for by its new name from here on, and one that
-    /// of the plan that is gone ends the log, which would show it only with the table's next row.
+    /// A column is not there under its name: one that was renamed is asked for by its new name from here on, one that came
+    /// later and is gone is not asked for, and one of the plan that is gone ends the log, which would show it only with
+    /// the table's next row.
     async fn altered(&self, shape: &Shape) -> Result<Error> {
         let connection = self.database.connect().await?;
         let now = attributes(&connection, shape.oid).await?;
@@ -113,7 +114,7 @@ impl Chunks {
                     ),
                 )
             }
-            Err(gone) if shape.is_planned(gone) => Error::new(
+            Err(gone) => Error::new(
                 code::UNSUPPORTED,
                 format!(
                     "{} changed its shape: column {} is gone; only new columns are followed",
@@ -121,13 +122,6 @@ impl Chunks {
                 ),
             )
             .hint("change the destination table by hand and load it again"),
-            Err(gone) => Error::new(
-                code::SERVER_BUSY,
-                format!(
-                    "column {} of {} came and went: its log is opened again",
-                    gone.column.name, shape.table
-                ),
-            ),
         })
     }
 
@@ -161,11 +155,35 @@ impl Chunks {
         if let Some(limit) = limit {
             from.push_str(&format!(" LIMIT {limit}"));
         }
-        let (rows, bytes) = select(connection, &read, &shape.arrow, &from, &what, &fail).await?;
+        let there = TableSchema {
+            columns: read.columns.iter().map(|c| c.column.clone()).collect(),
+            key: Vec::new(),
+        };
+        let (rows, bytes) = select(connection, &read, &there.arrow_schema(), &from, &what, &fail).await?;
+        let rows = complete(shape, rows)?;
         connection.batch_execute("COMMIT").await.map_err(fail)?;
         self.widths.saw(&shape.table, rows.num_rows(), bytes);
         Ok((rows, snapshot))
     }
+}
+
+/// A chunk with all columns of a shape: those that are gone have nothing.
+fn complete(shape: &Shape, rows: RecordBatch) -> Result<RecordBatch> {
+    let mut there = rows.columns().iter().cloned();
+    let nothing = |field: &arrow_schema::Field| arrow_array::new_null_array(field.data_type(), rows.num_rows());
+    let columns = shape.columns.iter().zip(shape.arrow.fields());
+    let columns = columns.map(|(c, field)| match c.gone {
+        true => Some(nothing(field)),
+        false => there.next(),
+    });
+    let columns: Option<Vec<_>> = columns.collect();
+    let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    columns
+        .ok_or_else(|| Error::bug("a chunk with fewer columns than were asked for"))
+        .and_then(|columns| {
+            RecordBatch::try_new_with_options(shape.arrow.clone(), columns, &options)
+                .map_err(|e| Error::bug(format!("a chunk does not fit its schema: {e}")))
+        })
 }
 
 /// The columns of `read`, selected from what `from` says: a table with its conditions. Says how many bytes those were.

@@ -685,6 +685,7 @@ impl Task {
         let how = log::options(loaded, strategy, options);
         loop {
             let source = open::log(loaded.source()?, how.clone(), pipeline.connections())?;
+            source.check_drift()?;
             let request = log::request(loaded, strategy, &self.run_id)?;
             let semantics = source.semantics(&request);
             // Tables that came or went make another plan, which goes on where the one before stands.

@@ -5,14 +5,15 @@
 
 #![allow(clippy::print_stdout, reason = "a storm says its seed and how much it did")]
 
+mod books;
+
 use super::*;
-use std::collections::BTreeMap;
+use books::{ALTERED, BOOKS, World, watch, write};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 use synctool_testkit::proxy::Mode;
 use synctool_testkit::{Dice, FaultProxy};
-use tokio_postgres::NoTls;
 
 /// Rounds of a test, with a disturbance or some in each; a soak goes on until its time is over.
 fn rounds() -> u64 {
@@ -28,213 +29,6 @@ fn most() -> Duration {
     match std::env::var_os("SYNCTOOL_SOAK") {
         Some(_) => Duration::from_secs(60 * u64::clamp(minutes.unwrap_or(50), 1, 50)),
         None => Duration::from_secs(200),
-    }
-}
-
-/// Money that only moves between wallets and accounts, children that are counted, and a history that says every transfer.
-const BOOKS: &str = "
-    CREATE TABLE wallet (name text PRIMARY KEY, v bigint NOT NULL, version bigint NOT NULL, note text); ALTER TABLE wallet ALTER note SET STORAGE EXTERNAL;
-    CREATE TABLE account (region text, id int, v bigint NOT NULL, version bigint NOT NULL, PRIMARY KEY (region, id));
-    CREATE TABLE parent (id int PRIMARY KEY, children int NOT NULL);
-    CREATE TABLE child (id bigint PRIMARY KEY, parent int NOT NULL, filler text);
-    CREATE TABLE history (writer int, n bigint, wallet text, account int, amount bigint NOT NULL, PRIMARY KEY (writer, n));
-    CREATE TABLE era (id int PRIMARY KEY, n int NOT NULL); INSERT INTO era VALUES (1, 0);
-    INSERT INTO wallet SELECT 'w' || i, 0, 0, repeat('n', 2500) FROM generate_series(1, 40) i;
-    INSERT INTO account SELECT 'r' || i % 5, i, 0, 0 FROM generate_series(1, 40) i;
-    INSERT INTO parent SELECT i, 0 FROM generate_series(1, 20) i;
-    CREATE PUBLICATION synctool_shop FOR TABLE wallet, account, parent, child, history, era";
-
-/// Tables whose columns come and go, and those that every one of them has.
-const ALTERED: [(&str, &str); 4] = [
-    ("wallet", "name, v, version, note"),
-    ("account", "region, id, v, version"),
-    ("parent", "id, children"),
-    ("child", "id, parent, filler"),
-];
-
-/// What is to be nothing in every snapshot: the sum of all money, writers whose history has a hole, wallets and accounts
-/// that are not what the history makes of them, parents that count other children than there are. Then the age, how long
-/// the history is, and the version of every wallet.
-const BALANCE: &str = "
-    SELECT (SELECT coalesce(sum(v), 0)::bigint FROM wallet) + (SELECT coalesce(sum(v), 0)::bigint FROM account),
-           (SELECT count(*) FROM (SELECT writer FROM history GROUP BY writer HAVING count(*) <> max(n) - min(n) + 1) x),
-           (SELECT count(*) FROM wallet w FULL JOIN (SELECT wallet, sum(amount) v, count(*) n FROM history GROUP BY wallet) h ON h.wallet = w.name
-            WHERE w.name IS NULL OR w.v <> coalesce(h.v, 0) OR w.version <> coalesce(h.n, 0)),
-           (SELECT count(*) FROM account a FULL JOIN (SELECT account, sum(amount) v, count(*) n FROM history GROUP BY account) h ON h.account = a.id
-            WHERE a.id IS NULL OR a.v <> -coalesce(h.v, 0) OR a.version <> coalesce(h.n, 0)),
-           (SELECT count(*) FROM parent p FULL JOIN (SELECT parent, count(*) n FROM child GROUP BY parent) c ON c.parent = p.id
-            WHERE p.id IS NULL OR p.children <> coalesce(c.n, 0)),
-           (SELECT n::bigint FROM era), (SELECT count(*) FROM history),
-           (SELECT string_agg(name || ' ' || version, ',') FROM wallet)";
-
-/// What a violation is about.
-const BOOKS_THAT_DIFFER: &str = "
-    SELECT w.name, w.v, w.version, w.xmin, md5(w.note), h.*, now() FROM wallet w FULL JOIN
-           (SELECT wallet, sum(amount) v, count(*) n, string_agg(format('%s %s: %s', writer, n, amount), ', ' ORDER BY n) FROM history GROUP BY wallet) h ON h.wallet = w.name
-    WHERE w.name IS NULL OR w.v <> coalesce(h.v, 0) OR w.version <> coalesce(h.n, 0);
-    SELECT a.*, a.xmin, h.* FROM account a FULL JOIN
-           (SELECT account, sum(amount) v, count(*) n, string_agg(format('%s %s: %s', writer, n, amount), ', ' ORDER BY n) FROM history GROUP BY account) h ON h.account = a.id
-    WHERE a.id IS NULL OR a.v <> -coalesce(h.v, 0) OR a.version <> coalesce(h.n, 0);
-    SELECT p.*, p.xmin, c.* FROM parent p FULL JOIN (SELECT parent, count(*) n FROM child GROUP BY parent) c ON c.parent = p.id
-    WHERE p.id IS NULL OR p.children <> coalesce(c.n, 0);
-    SELECT writer, n, xmin FROM (SELECT *, xmin, row_number() OVER (PARTITION BY writer ORDER BY n DESC) r FROM history) x WHERE r < 4 ORDER BY writer, n;
-    SELECT position, xmin FROM synctool.checkpoint WHERE NOT done";
-
-/// One transaction of a writer; where two want one row, one of them fails.
-fn transaction(dice: &mut Dice, writer: u64, n: u64) -> String {
-    let (wallet, account, amount) = (1 + dice.roll(40), 1 + dice.roll(40), dice.roll(1000));
-    let note = match dice.roll(4) {
-        0 => format!(", note = repeat('{n}', {})", dice.roll(900)),
-        _ => String::new(),
-    };
-    let mut sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ; UPDATE wallet SET v = v + {amount}, version = version + 1{note} WHERE name = 'w{wallet}';
-         UPDATE account SET v = v - {amount}, version = version + 1 WHERE id = {account};
-         INSERT INTO history VALUES ({writer}, {n}, 'w{wallet}', {account}, {amount});"
-    );
-    for _ in 0..dice.roll(4) {
-        let (p, q) = (1 + dice.roll(20), 1 + dice.roll(20));
-        let first = (n * 4 + writer) * 10_000 + dice.roll(8) * 1000;
-        let insert = |count| {
-            format!(
-                "WITH i AS (INSERT INTO child SELECT {first} + i, {p}, repeat('c', {q}) FROM generate_series(1, {count}) i ON CONFLICT DO NOTHING RETURNING 1)
-                 UPDATE parent SET children = children + (SELECT count(*) FROM i) WHERE id = {p};"
-            )
-        };
-        sql += &match dice.roll(8) {
-            0 => insert(1 + dice.roll(5)),
-            1 if dice.roll(10) == 0 => insert(400),
-            1 | 2 => format!(
-                "WITH d AS (DELETE FROM child WHERE id IN (SELECT id FROM child WHERE parent = {p} LIMIT 9 FOR UPDATE) RETURNING 1)
-                 UPDATE parent SET children = children - (SELECT count(*) FROM d) WHERE id = {p};"
-            ),
-            3 if p != q => format!(
-                "WITH m AS (UPDATE child SET parent = {q} WHERE id IN (SELECT id FROM child WHERE parent = {p} LIMIT 3 FOR UPDATE) RETURNING 1)
-                 UPDATE parent SET children = children + CASE id WHEN {q} THEN c ELSE -c END FROM (SELECT count(*) c FROM m) x WHERE id IN ({p}, {q});"
-            ),
-            4 => format!("UPDATE account SET region = 'r{}' WHERE id = {p};", dice.roll(5)),
-            5 => format!("WITH g AS (DELETE FROM wallet WHERE name = 'w{p}' RETURNING *) INSERT INTO wallet SELECT * FROM g;"),
-            6 => format!("SAVEPOINT s; UPDATE wallet SET v = v + 5 WHERE name > 'w{p}'; DELETE FROM child WHERE parent = {q}; ROLLBACK TO s;"),
-            _ => format!("UPDATE child SET id = -id WHERE id = (SELECT max(id) FROM child WHERE parent = {p});"),
-        };
-    }
-    sql + "COMMIT"
-}
-
-/// What everybody in the storm shares.
-struct World {
-    /// Held by writers for each transaction: who has it alone has silence.
-    gate: tokio::sync::RwLock<()>,
-    over: AtomicBool,
-    /// Transactions that writers made.
-    made: AtomicU64,
-    /// While tables are compared after a gap, what is seen is of several places of the log.
-    unwatched: AtomicBool,
-    looks: AtomicU64,
-    violation: Mutex<Option<String>>,
-}
-
-/// Writes until it is over, whatever happens to the server; each transaction once.
-async fn write(world: &World, url: &str, writer: u64, seed: u64) {
-    let mut dice = Dice::new(seed ^ (writer << 40));
-    let mut n = 1;
-    while !world.over.load(Ordering::Relaxed) {
-        let Ok((client, connection)) = tokio_postgres::connect(url, NoTls).await else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        let driver = tokio::spawn(connection);
-        // A commit whose answer was lost is one or none.
-        let known = client
-            .query_one("SELECT coalesce(max(n), 0) FROM history WHERE writer = $1::int4", &[&(writer as i32)])
-            .await;
-        if let Ok(row) = known {
-            n = n.max(row.get::<_, i64>(0) as u64 + 1);
-            while !world.over.load(Ordering::Relaxed) && !driver.is_finished() {
-                let done = {
-                    let _gate = world.gate.read().await;
-                    client.batch_execute(&transaction(&mut dice, writer, n)).await
-                };
-                match done {
-                    Ok(()) => {
-                        n += 1;
-                        world.made.fetch_add(1, Ordering::Relaxed);
-                    }
-                    // Writers meet: whoever loses does another one.
-                    Err(_) if client.batch_execute("ROLLBACK").await.is_ok() => {}
-                    Err(_) => break,
-                }
-                let _ = client.batch_execute("SELECT pg_sleep(0.006)").await;
-            }
-        }
-        driver.abort();
-    }
-}
-
-/// The books that are wrong, a line each, in the snapshot in which they were seen.
-async fn differing(client: &tokio_postgres::Client) -> String {
-    let found = client.simple_query(BOOKS_THAT_DIFFER).await.unwrap_or_default();
-    let lines = found.iter().filter_map(|message| match message {
-        tokio_postgres::SimpleQueryMessage::Row(row) => {
-            let cells = (0..row.len()).map(|i| row.get(i).unwrap_or_default());
-            Some(Vec::from_iter(cells).join(" | "))
-        }
-        _ => None,
-    });
-    Vec::from_iter(lines).join("\n")
-}
-
-/// Looks at the destination until it is over, and says what is wrong with what it sees.
-async fn watch(world: &World, url: &str) {
-    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
-    let (mut age, mut length) = (-1, 0);
-    while !world.over.load(Ordering::Relaxed) {
-        let Ok((client, connection)) = tokio_postgres::connect(url, NoTls).await else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        let driver = tokio::spawn(connection);
-        while !world.over.load(Ordering::Relaxed) {
-            let before = world.unwatched.load(Ordering::SeqCst);
-            if client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.is_err() {
-                break;
-            }
-            let Ok(row) = client.query_one(BALANCE, &[]).await else { break };
-            if before || world.unwatched.load(Ordering::SeqCst) {
-                (age, length) = (-1, 0);
-            } else {
-                let wrong: Vec<i64> = (0..5).map(|i| row.get(i)).collect();
-                let versions = row.get::<_, Option<String>>(7).unwrap_or_default();
-                let versions = versions.split(',').filter_map(|pair| {
-                    let (name, version) = pair.split_once(' ')?;
-                    Some((name.to_owned(), version.parse().ok()?))
-                });
-                let versions: BTreeMap<String, u64> = versions.collect();
-                if row.get::<_, i64>(5) != age {
-                    (age, length) = (row.get(5), 0);
-                    seen.clear();
-                }
-                let back: Vec<&String> = seen.iter().filter(|(k, v)| versions.get(*k) < Some(*v)).map(|(k, _)| k).collect();
-                let violation = if wrong.iter().any(|n| *n != 0) {
-                    Some(format!("a part of a transaction is seen (sum, holes, wallets, accounts, parents): {wrong:?}"))
-                } else if !back.is_empty() || row.get::<_, i64>(6) < length {
-                    Some(format!("what was seen is gone: {length} transactions, {back:?}"))
-                } else {
-                    None
-                };
-                if let Some(violation) = violation {
-                    let violation = Some(format!("{violation}\n{}", differing(&client).await));
-                    *world.violation.lock().expect("nobody panics with it") = violation;
-                    return;
-                }
-                (seen, length) = (versions, row.get(6));
-                world.looks.fetch_add(1, Ordering::Relaxed);
-            }
-            if client.batch_execute("COMMIT; SELECT pg_sleep(0.02)").await.is_err() {
-                break;
-            }
-        }
-        driver.abort();
     }
 }
 
@@ -321,7 +115,10 @@ impl Storm {
     fn fail(&self, why: &str) -> ! {
         let said = self.running.as_ref().map(Running::stderr).unwrap_or_default();
         let lately = &self.told[self.told.len().saturating_sub(25)..];
-        panic!("{why}\nwhat happened lately:\n  {}\nthe program said:\n{said}", lately.join("\n  "));
+        panic!(
+            "{why}\nwhat happened lately:\n  {}\nthe program said:\n{said}",
+            lately.join("\n  ")
+        );
     }
 
     /// Nothing wrong was seen, and the program has not ended by itself.
@@ -340,7 +137,9 @@ impl Storm {
             for (table, column) in std::mem::take(&mut self.retyped) {
                 let sql = format!("ALTER TABLE {table} DROP COLUMN IF EXISTS {column}");
                 self.tell(format!("at the destination, as it was told: {sql}"));
-                wait_for("the destination's table to be altered", PATIENCE, || self.stage.to.try_psql(&sql));
+                wait_for("the destination's table to be altered", PATIENCE, || {
+                    self.stage.to.try_psql(&sql)
+                });
             }
             self.running = None;
             self.start();
@@ -385,7 +184,10 @@ impl Storm {
     /// A command of a user beside the run; whether it got through is up to the storm.
     fn command(&mut self, arguments: &[&str]) -> bool {
         let (code, _, err) = self.stage.run(arguments);
-        self.tell(format!("{arguments:?}: {code} {}", err.lines().next().unwrap_or_default()));
+        self.tell(format!(
+            "{arguments:?}: {code} {}",
+            err.lines().next().unwrap_or_default()
+        ));
         code == 0
     }
 
@@ -455,7 +257,10 @@ impl Storm {
             19 => self.tables_come_and_go(),
             20 => {
                 self.tell("all children go".into());
-                let _ = self.stage.from.try_psql("BEGIN; LOCK parent; TRUNCATE child; UPDATE parent SET children = 0; COMMIT");
+                let _ = self
+                    .stage
+                    .from
+                    .try_psql("BEGIN; LOCK parent; TRUNCATE child; UPDATE parent SET children = 0; COMMIT");
             }
             _ if self.dice.roll(3) == 0 => self.lose_the_slot(),
             _ => {
@@ -471,35 +276,62 @@ impl Storm {
     fn resume(&mut self) {
         self.near.set(Mode::Forward);
         self.far.set(Mode::Forward);
-        wait_for("the capture to be resumed", PATIENCE, || self.command(&["cdc", "resume", "shop.yaml"]));
+        wait_for("the capture to be resumed", PATIENCE, || {
+            self.command(&["cdc", "resume", "shop.yaml"])
+        });
     }
 
     #[track_caller]
     fn stop(&mut self) {
-        let Some(running) = self.running.take() else { return };
+        let Some(mut running) = self.running.take() else { return };
         running.interrupt();
+        let mut asked = Instant::now();
+        wait_for("the program to stop", PATIENCE, || {
+            // In its first moments it does not listen yet.
+            if asked.elapsed() > Duration::from_secs(5) {
+                running.interrupt();
+                asked = Instant::now();
+            }
+            running.has_ended()
+        });
         let outcome = running.wait();
-        if outcome.code != Some(130) {
-            self.fail(&format!("stopped, it ended with {:?}: {}", outcome.code, outcome.stderr));
+        let early = outcome.code.is_none() && outcome.stderr.is_empty();
+        if outcome.code != Some(130) && !early {
+            self.fail(&format!(
+                "stopped, it ended with {:?}: {}",
+                outcome.code, outcome.stderr
+            ));
         }
     }
 
     fn kill_at_a_failpoint(&mut self) {
-        const POINTS: [&str; 5] = ["engine.commit.before", "engine.commit.after", "sink.commit.after", "sink.write", "engine.plan.after"];
+        const POINTS: [&str; 5] = [
+            "engine.commit.before",
+            "engine.commit.after",
+            "sink.commit.after",
+            "sink.write",
+            "engine.plan.after",
+        ];
         let point = synctool_testkit::kill::Failpoint {
             name: POINTS[self.dice.roll(5) as usize].into(),
             nth: 1 + self.dice.roll(6) as u32,
         };
         self.tell(format!("the program is killed at {point}"));
         self.kill();
-        let mut running = self.run().accident(&point, synctool_testkit::kill::Action::Kill).start();
+        let mut running = self
+            .run()
+            .accident(&point, synctool_testkit::kill::Action::Kill)
+            .start();
         let begun = Instant::now();
         wait_for("the failpoint, or enough of waiting", PATIENCE, || {
             running.has_ended() || begun.elapsed() > Duration::from_secs(2)
         });
         let outcome = running.kill();
         if !outcome.killed || outcome.stderr.contains("panicked") {
-            self.fail(&format!("it ended with {:?} before {point}: {}", outcome.code, outcome.stderr));
+            self.fail(&format!(
+                "it ended with {:?} before {point}: {}",
+                outcome.code, outcome.stderr
+            ));
         }
         self.kills[0] += 1;
         self.start();
@@ -511,10 +343,20 @@ impl Storm {
         self.names += 1;
         let name = format!("c{}", self.names);
         let table = ALTERED[self.dice.roll(4) as usize].0;
-        let mine: Vec<usize> = (0..self.extras.len()).filter(|i| self.extras[*i].table == table).collect();
+        let mine: Vec<usize> = (0..self.extras.len())
+            .filter(|i| self.extras[*i].table == table)
+            .collect();
         let one = |dice: &mut Dice| mine.get(dice.roll(mine.len().max(1) as u64) as usize).copied();
-        let kind = ["int", "int DEFAULT 7", "text DEFAULT 'filled'", "numeric(9,2) NOT NULL DEFAULT 1.5", "timestamptz"][self.dice.roll(5) as usize];
-        let touch = |column: &str| format!("UPDATE {table} SET {column} = DEFAULT WHERE ctid IN (SELECT ctid FROM {table} LIMIT 3)");
+        let kind = [
+            "int",
+            "int DEFAULT 7",
+            "text DEFAULT 'filled'",
+            "numeric(9,2) NOT NULL DEFAULT 1.5",
+            "timestamptz",
+        ][self.dice.roll(5) as usize];
+        let touch = |column: &str| {
+            format!("UPDATE {table} SET {column} = DEFAULT WHERE ctid IN (SELECT ctid FROM {table} LIMIT 3)")
+        };
         let sql = match (self.dice.roll(6), one(&mut self.dice)) {
             (0, Some(at)) => {
                 let gone = self.extras.remove(at);
@@ -522,14 +364,21 @@ impl Storm {
             }
             (1, Some(at)) => {
                 let old = std::mem::replace(&mut self.extras[at].source, name.clone());
-                format!("{}; ALTER TABLE {table} RENAME {old} TO {name}; {}", touch(&old), touch(&name))
+                format!(
+                    "{}; ALTER TABLE {table} RENAME {old} TO {name}; {}",
+                    touch(&old),
+                    touch(&name)
+                )
             }
             (2, Some(at)) if self.extras[at].source == self.extras[at].destination => {
                 let again = self.extras[at].source.clone();
                 if std::mem::replace(&mut self.extras[at].kind, kind) != kind {
                     self.retyped.push((table, again.clone()));
                 }
-                format!("ALTER TABLE {table} DROP COLUMN {again}; ALTER TABLE {table} ADD COLUMN {again} {kind}; {}", touch(&again))
+                format!(
+                    "ALTER TABLE {table} DROP COLUMN {again}; ALTER TABLE {table} ADD COLUMN {again} {kind}; {}",
+                    touch(&again)
+                )
             }
             _ => {
                 self.extras.push(Extra {
@@ -615,7 +464,10 @@ impl Storm {
         for (table, columns) in [("history", "writer, n, wallet, account, amount"), ("era", "id, n")] {
             tables.push((table.into(), columns.into(), columns.into()));
         }
-        let late = self.late.iter().map(|t| (t.clone(), "id, t".to_owned(), "id, t".to_owned()));
+        let late = self
+            .late
+            .iter()
+            .map(|t| (t.clone(), "id, t".to_owned(), "id, t".to_owned()));
         tables.extend(late);
         let digest = |db: &TestDb, table: &str, columns: &str| {
             db.try_psql(&format!(
@@ -685,7 +537,10 @@ fn storm(version: PgVersion) {
     storm.settle(false);
     let (world, from, to) = (storm.world.clone(), storm.stage.from.url(), storm.stage.to.url());
     let people = Writer::of(move |_| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async {
             tokio::join!(
                 write(&world, &from, 1, seed),
@@ -721,7 +576,10 @@ fn storm(version: PgVersion) {
         begun.elapsed()
     );
     assert!(done >= rounds().min(10), "{done} rounds in {:?}", begun.elapsed());
-    assert!(made > 20 * done && looks > 5 * done, "{made} transactions, {looks} looks");
+    assert!(
+        made > 20 * done && looks > 5 * done,
+        "{made} transactions, {looks} looks"
+    );
 }
 
 on_servers! {

@@ -9,7 +9,7 @@ use super::super::types::{Decoder, select_expression};
 use super::pgoutput::Lsn;
 use super::shape::{Shape, Shapes, attributes};
 use super::{LogOptions, Watermarks};
-use crate::logs::Widths;
+use crate::logs::{Drift, Widths};
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
@@ -87,6 +87,12 @@ impl Chunks {
         let done = self.read_on(&connection, shape, condition, order, limit).await;
         let done = match done {
             Err(e) if e.code() == code::COLUMN_MISSING => Err(self.altered(shape).await?.caused_by(e)),
+            // Opened anew, the log takes the type that the column has by now.
+            Err(e) if e.code() == code::SCHEMA_MISMATCH && shape.drift == Drift::Evolve => Err(Error::new(
+                code::SERVER_BUSY,
+                format!("a column of {} has another type: its log is opened again", shape.table),
+            )
+            .caused_by(e)),
             done => done,
         };
         let (rows, mut snapshot) = done.map_err(|e| e.at("table", shape.table.to_string()))?;
@@ -114,6 +120,14 @@ impl Chunks {
                     ),
                 )
             }
+            // Opened anew, the log knows that it is gone.
+            Err(gone) if shape.drift.lets_go() => Error::new(
+                code::SERVER_BUSY,
+                format!(
+                    "column {} of {} is gone: its log is opened again",
+                    gone.column.name, shape.table
+                ),
+            ),
             Err(gone) => Error::new(
                 code::UNSUPPORTED,
                 format!(

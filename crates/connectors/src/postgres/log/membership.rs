@@ -86,7 +86,13 @@ pub(super) async fn kinds(connection: &Connection, publication: &str) -> Result<
     const SQL: &str = "
         SELECT xmin::text || ':' || (pubinsert::int + 2 * pubupdate::int + 4 * pubdelete::int + 8 * pubtruncate::int)
         FROM pg_catalog.pg_publication WHERE pubname = $1::text";
-    let found = rows(connection, SQL, &[(&publication, Type::TEXT)], "reading the publication").await?;
+    let found = rows(
+        connection,
+        SQL,
+        &[(&publication, Type::TEXT)],
+        "reading the publication",
+    )
+    .await?;
     Ok(found.first().map(|r| r.get(0)))
 }
 

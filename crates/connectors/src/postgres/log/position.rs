@@ -33,6 +33,18 @@ pub(super) struct LogPosition {
     /// In which files the rows of tables are, where the plan does not say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) files: BTreeMap<String, String>,
+    /// What the log calls columns, by table and column, where that is not what the plan says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) names: BTreeMap<String, BTreeMap<String, String>>,
+    /// Columns of the plan that the source has not any more, by table, as the destination calls them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) gone: BTreeMap<String, Vec<String>>,
+    /// The types of columns that were widened, by table and column.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) types: BTreeMap<String, BTreeMap<String, (u32, i32)>>,
+    /// Columns that stay behind, by table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) left: BTreeMap<String, Vec<String>>,
     /// When the last transaction before this place committed, microseconds UTC, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) committed_at: Option<i64>,
@@ -87,8 +99,20 @@ impl LogPosition {
             self.added.insert(table.clone(), added);
         }
         keep(&mut self.numbers, &table, Some(numbers).filter(|n| !n.is_empty()));
-        keep(&mut self.written, &table, Some(shape.written()).filter(|w| !w.is_empty()));
+        keep(
+            &mut self.written,
+            &table,
+            Some(shape.written()).filter(|w| !w.is_empty()),
+        );
         keep(&mut self.files, &table, shape.moved().cloned());
+        keep(&mut self.names, &table, Some(shape.names()).filter(|n| !n.is_empty()));
+        keep(&mut self.gone, &table, Some(shape.gone()).filter(|g| !g.is_empty()));
+        keep(&mut self.types, &table, Some(shape.widened()).filter(|w| !w.is_empty()));
+        keep(
+            &mut self.left,
+            &table,
+            Some(shape.left.clone()).filter(|l| !l.is_empty()),
+        );
     }
 
     pub(super) fn standing(&self) -> Standing {
@@ -223,6 +247,10 @@ mod tests {
             numbers: BTreeMap::new(),
             written: BTreeMap::new(),
             files: BTreeMap::new(),
+            names: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            types: BTreeMap::new(),
+            left: BTreeMap::new(),
             committed_at: None,
         }
     }

@@ -140,11 +140,11 @@ impl LogReader {
         let shapes = world.shapes.all();
         let mut out = VecDeque::new();
         // A sink that was opened anew knows the plan's columns only.
-        for shape in shapes.iter().filter(|s| !s.added_columns().is_empty()) {
-            let difference = SchemaDifference {
-                missing: shape.added_columns(),
-                ..SchemaDifference::default()
-            };
+        for shape in shapes.iter() {
+            let difference = shape.beyond_plan();
+            if difference == SchemaDifference::default() {
+                continue;
+            }
             let table = shape.table.clone();
             out.push_back(Event::Schema(SchemaChange { table, difference }));
         }
@@ -597,7 +597,7 @@ impl LogReader {
                 .collect::<Vec<_>>(),
             &relation,
         )?;
-        if self.binary && !shape.is_binary() {
+        if self.binary && (!shape.is_binary() || shape.has_narrower(&relation)) {
             self.world.as_text.store(true, Ordering::Relaxed);
             return Err(Error::new(
                 code::CONFLICT,

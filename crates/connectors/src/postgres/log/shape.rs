@@ -1,14 +1,19 @@
 //! What a followed table looks like at the place where the log is read: the plan's columns, and those that came since.
 
+mod follow;
+
+pub(super) use follow::Reshaped;
+
 use super::super::catalog;
 use super::super::client::Connection;
 use super::super::slices::{Order, Orders};
 use super::super::sql::ident;
 use super::super::types::Wire;
+use super::membership::short;
 use super::pgoutput::{Relation, RelationColumn};
 use super::position::LogPosition;
-use super::membership::short;
 use super::slot::{Publication, Published};
+use crate::logs::Drift;
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
 use serde::{Deserialize, Serialize};
@@ -146,6 +151,10 @@ pub(super) struct Shape {
     pub(super) orders: Vec<Order>,
     /// Which rows are published.
     pub(super) filter: Option<String>,
+    /// What becomes of it when its columns change.
+    pub(super) drift: Drift,
+    /// Columns that stay behind.
+    pub(super) left: Vec<String>,
     /// In which files its rows were when it was last looked at; empty if that is not known.
     pub(super) files: String,
     /// The same as the plan has it.
@@ -158,6 +167,8 @@ pub(super) struct Shape {
 pub(super) struct ShapeColumn {
     /// Its name at the source, at this place of the log.
     pub(super) source: String,
+    /// The same as somebody has it who knows the plan and the destination alone.
+    planned_source: String,
     /// Its name at the source now, as far as is known.
     pub(super) now: String,
     /// Its place in the catalog, which a rename does not change; 0 if it is not there any more.
@@ -176,6 +187,10 @@ pub(super) struct ShapeColumn {
     pub(super) filled: bool,
     /// Whether the catalog does not have it any more: chunks bring nothing of it.
     pub(super) gone: bool,
+    /// Whether the plan has it NOT NULL.
+    pub(super) required: bool,
+    /// Whether it has another type than the plan says.
+    pub(super) widened: bool,
 }
 
 impl ShapeColumn {
@@ -211,7 +226,7 @@ impl Shape {
         position: &LogPosition,
         followed_all_along: bool,
         publication: &Publication,
-        schema: &str,
+        (schema, drift): (&str, Drift),
     ) -> Result<Loaded> {
         let described = catalog::describe(connection, &followed.read.table, schema).await?;
         let now = attributes(connection, described.oid).await?;
@@ -221,6 +236,8 @@ impl Shape {
         // The numbers of a table that was made again mean nothing.
         let numbers = position.numbers.get(&name).filter(|_| followed_all_along);
         let noted = |column: &str| numbers.and_then(|n| n.get(column)).copied();
+        let names = position.names.get(&name).filter(|_| followed_all_along);
+        let called = |column: &str| names.and_then(|n| n.get(column)).map(String::as_str);
         let written = position.written.get(&name);
         let written = |column: &str| written.and_then(|w| w.get(column)).copied();
         let noted_files = position.files.get(&name).unwrap_or(&followed.files);
@@ -242,29 +259,60 @@ impl Shape {
                 .iter()
                 .find(|a| a.name == c.source && followed.oid == described.oid);
             let planned_number = then.map_or(0, |a| a.number);
-            let there = find(&c.source, noted(&c.column.name).or(then.map(|a| a.number)));
+            let source = called(&c.column.name).unwrap_or(&c.source);
+            let there = find(source, noted(&c.column.name).or(then.map(|a| a.number)));
             let typed = then.or(there);
             let before = written(&c.column.name).or(then.map(|a| a.written)).unwrap_or_default();
-            // Another type is judged where the log shows it.
-            let retyped = there.is_some_and(|a| Some((a.type_oid, a.modifier)) != then.map(|t| (t.type_oid, t.modifier)));
+            let widened = position.types.get(&name).and_then(|t| t.get(&c.column.name)).copied();
+            let typed = widened.or(typed.map(|a| (a.type_oid, a.modifier)));
+            // Another type is judged where the log shows it; a wider one is taken at once, so that chunks can be read, and
+            // the table is compared.
+            let retyped = there.filter(|a| typed.is_some_and(|t| t != (a.type_oid, a.modifier)));
             let altered = there.is_some_and(|a| a.is_written_since(before));
-            rewritten |= moved && altered && !retyped;
-            columns.push(ShapeColumn {
-                source: c.source.clone(),
-                now: there.map_or_else(|| c.source.clone(), |a| a.name.clone()),
+            rewritten |= moved && altered && retyped.is_none();
+            let mut known = ShapeColumn {
+                source: source.to_string(),
+                planned_source: c.source.clone(),
+                now: there.map_or_else(|| source.to_string(), |a| a.name.clone()),
                 number: there.map_or(0, |a| a.number),
                 planned_number,
                 planned_written: then.map_or(0, |a| a.written),
                 written: match retyped {
-                    true => before,
-                    false => there.map_or(0, |a| a.written),
+                    Some(_) => before,
+                    None => there.map_or(0, |a| a.written),
                 },
-                type_oid: typed.map_or(0, |a| a.type_oid),
-                modifier: typed.map_or(-1, |a| a.modifier),
+                type_oid: typed.map_or(0, |t| t.0),
+                modifier: typed.map_or(-1, |t| t.1),
                 column: c.column.clone(),
                 filled: false,
                 gone: false,
-            });
+                required: !c.column.nullable,
+                widened: widened.is_some(),
+            };
+            let is_key = followed.key.contains(&c.column.name);
+            if let Some((oid, modifier)) = widened {
+                let logged = RelationColumn {
+                    name: &c.source,
+                    type_oid: oid,
+                    modifier,
+                    key: is_key,
+                };
+                known.becomes(of_type(connection, &logged).await?);
+            }
+            let ahead = retyped.filter(|_| drift == Drift::Evolve && !followed.key.is_empty());
+            if let Some(a) = ahead
+                && let Some(column) = described.schema.column(&a.name)
+                && known.widens_to(column, is_key)
+            {
+                (known.type_oid, known.modifier, known.written) = (a.type_oid, a.modifier, a.written);
+                (known.widened, rewritten) = (true, true);
+                known.becomes(column.clone());
+            }
+            let accepted = position.gone.get(&name).is_some_and(|g| g.contains(&c.column.name));
+            if there.is_none() && !is_key && (accepted || (drift.lets_go() && !followed.key.is_empty())) {
+                known.goes();
+            }
+            columns.push(known);
         }
         let planned = columns.len();
         let mut published: Option<&Published> = publication.tables.iter().find(|p| p.table == described.table);
@@ -276,6 +324,7 @@ impl Shape {
             published = publication.tables.iter().find(|p| p.table == *leaf);
         }
         let mut added = position.added.get(&name).cloned().unwrap_or_default();
+        let mut left = position.left.get(&name).cloned().unwrap_or_default();
         if !followed_all_along && !followed.known.is_empty() {
             let listed = published.and_then(|p| p.columns.as_deref());
             // Before 18 the list of published columns has generated ones, and the log has not.
@@ -291,17 +340,24 @@ impl Shape {
                 .filter_map(|a| described.schema.column(&a.name));
             let came = came.filter(comes).map(|c| c.name.clone());
             let came = Vec::from_iter(came.filter(|name| !added.contains(name)));
-            added.extend(came);
+            match drift {
+                Drift::Discard => left.extend(came),
+                _ => added.extend(came),
+            }
         }
         for name in &added {
             // By its number it is known under any name.
-            let Some(there) = find(name, noted(name)) else { continue };
+            let source = called(name).unwrap_or(name);
+            let Some(there) = find(source, noted(name)) else {
+                continue;
+            };
             let Some(column) = described.schema.column(&there.name) else {
                 continue;
             };
             rewritten |= moved && there.is_written_since(written(name).unwrap_or_default());
             columns.push(ShapeColumn {
-                source: name.clone(),
+                source: source.to_string(),
+                planned_source: name.clone(),
                 now: there.name.clone(),
                 number: there.number,
                 planned_number: 0,
@@ -315,6 +371,8 @@ impl Shape {
                 }),
                 filled: false,
                 gone: false,
+                required: false,
+                widened: false,
             });
         }
         let mut shape = Shape {
@@ -325,6 +383,8 @@ impl Shape {
             key: Vec::new(),
             orders: Vec::new(),
             filter: published.and_then(|p| p.filter.clone()),
+            drift,
+            left,
             // Until the log has shown what came with them, it is not forgotten that the rows are in other ones now.
             files: match moved {
                 true => noted_files.clone(),
@@ -356,7 +416,7 @@ impl Shape {
         })
     }
 
-    fn rebuild(&mut self) {
+    pub(super) fn rebuild(&mut self) {
         self.arrow = self.schema().arrow_schema();
     }
 
@@ -401,6 +461,12 @@ impl Shape {
         differ.map(|c| (c.column.name.clone(), c.written)).collect()
     }
 
+    /// What the log calls the columns, where nobody would guess it, by the columns' names at the destination.
+    pub(super) fn names(&self) -> BTreeMap<String, String> {
+        let differ = self.columns.iter().filter(|c| c.source != c.planned_source);
+        differ.map(|c| (c.column.name.clone(), c.source.clone())).collect()
+    }
+
     /// In which files the rows are, if the plan does not say.
     pub(super) fn moved(&self) -> Option<&String> {
         Some(&self.files).filter(|files| **files != self.planned_files)
@@ -415,9 +481,16 @@ impl Shape {
         differ.map(|c| (c.column.name.clone(), c.number)).collect()
     }
 
-    /// The columns that are not the plan's, for a sink that does not know of them.
-    pub(super) fn added_columns(&self) -> Vec<Column> {
-        self.columns[self.planned..].iter().map(|c| c.column.clone()).collect()
+    /// What a sink must know that knows the plan's columns only.
+    pub(super) fn beyond_plan(&self) -> SchemaDifference {
+        let (planned, added) = self.columns.split_at(self.planned);
+        let column = |c: &ShapeColumn| c.column.clone();
+        let widened = planned.iter().filter(|c| c.widened);
+        SchemaDifference {
+            missing: added.iter().map(column).collect(),
+            extra: planned.iter().filter(|c| c.gone && c.required).map(column).collect(),
+            retyped: widened.map(|c| (c.column.clone(), c.column.clone())).collect(),
+        }
     }
 
     /// Whether every value can come as its type sends it.
@@ -436,11 +509,21 @@ impl Shape {
             });
             match there {
                 Some(a) => c.now.clone_from(&a.name),
-                None if at < self.planned => return Err(known),
+                None if at < self.planned && !known.gone => return Err(known),
                 None => c.gone = true,
             }
         }
         Ok(next)
+    }
+
+    /// Whether the log has values of a type that a column had before it was widened: as texts they are values of the wider
+    /// one too.
+    pub(super) fn has_narrower(&self, relation: &Relation<'_>) -> bool {
+        let other = |c: &ShapeColumn, r: &RelationColumn<'_>| {
+            c.source == r.name && (c.type_oid, c.modifier) != (r.type_oid, r.modifier)
+        };
+        let mut widened = self.columns.iter().filter(|c| c.widened);
+        widened.any(|c| relation.columns.iter().any(|r| other(c, r)))
     }
 
     /// Where the columns of the log go; `None` for what nobody wants, or is of another type than the column has by now.
@@ -448,199 +531,9 @@ impl Shape {
         let place = |r: &RelationColumn<'_>| {
             let at = self.columns.iter().position(|c| c.source == r.name)?;
             let c = &self.columns[at];
-            (c.type_oid == 0 || (c.type_oid, c.modifier) == (r.type_oid, r.modifier)).then_some(at)
+            (c.type_oid == 0 || c.widened || (c.type_oid, c.modifier) == (r.type_oid, r.modifier)).then_some(at)
         };
         relation.columns.iter().map(place).collect()
-    }
-
-    /// Fits the shape to what the log says of the table from here on: what came, went, got another type or name.
-    pub(super) async fn follow(&self, connection: &Connection, relation: &Relation<'_>) -> Result<Option<Reshaped>> {
-        let has = |c: &ShapeColumn| relation.columns.iter().any(|r| r.name == c.source);
-        let now = attributes(connection, self.oid).await?;
-        let same = |c: &ShapeColumn| {
-            let logged = relation.columns.iter().find(|r| r.name == c.source);
-            logged.is_some_and(|r| (r.type_oid, r.modifier) == (c.type_oid, c.modifier) || c.is_ahead(r, &now))
-        };
-        let is_new = |r: &&RelationColumn<'_>| !self.columns.iter().any(|c| c.source == r.name);
-        // A column that came later than this place of the log is no news.
-        let settled = self.columns.iter().take(self.planned).all(same)
-            && self.columns.iter().skip(self.planned).all(|c| !has(c) || same(c));
-        let files = files(connection, self.oid).await?;
-        let again = self.made_again(&now, relation);
-        // Rows in other files, and a column that was altered: its values may have been rewritten, which no row tells.
-        let moved = !self.files.is_empty() && self.files != files;
-        // Where the catalog is ahead with another type, that is judged when the log shows it.
-        let ahead = |a: &Attribute| {
-            let logged = relation.columns.iter().find(|r| r.name == a.name);
-            logged.is_none_or(|r| (r.type_oid, r.modifier) != (a.type_oid, a.modifier))
-        };
-        let altered = |c: &ShapeColumn| {
-            let there = now.iter().find(|a| c.number > 0 && a.number == c.number);
-            there.is_some_and(|a| a.is_written_since(c.written) && !ahead(a))
-        };
-        let rewritten = moved && self.columns.iter().any(altered);
-        let settled = settled && !moved && !self.columns.iter().any(altered);
-        if settled && again.is_empty() && !relation.columns.iter().any(|r| is_new(&r)) {
-            return Ok(None);
-        }
-        let mut next = self.clone();
-        next.files = files;
-        for (at, number) in &again {
-            next.columns[*at].number = *number;
-            next.columns[*at].now.clone_from(&self.columns[*at].source);
-        }
-        let (renamed, unsure) = next.renamed(&now, relation);
-        for (at, to) in renamed {
-            let c = &mut next.columns[at];
-            tracing::info!(table = %self.table, from = c.source, to, "a column was renamed");
-            c.source = to;
-        }
-        for c in &mut next.columns {
-            if let Some(a) = now.iter().find(|a| c.number > 0 && a.number == c.number) {
-                c.now.clone_from(&a.name);
-                if !ahead(a) {
-                    c.written = a.written;
-                }
-            }
-        }
-        let mut difference = SchemaDifference::default();
-        for (at, c) in next.columns.iter_mut().enumerate() {
-            if relation.columns.iter().any(|r| r.name == c.source) {
-                continue;
-            }
-            match at < self.planned {
-                true => difference.extra.push(c.column.clone()),
-                false => c.gone |= !now.iter().any(|a| c.number > 0 && a.number == c.number),
-            }
-        }
-        for r in relation.columns.iter() {
-            let there = now.iter().find(|a| a.name == r.name);
-            match next.columns.iter_mut().find(|c| c.source == r.name) {
-                Some(c) if c.type_oid == 0 => (c.type_oid, c.modifier) = (r.type_oid, r.modifier),
-                Some(c) if c.is_ahead(r, &now) => {}
-                Some(c) if (c.type_oid, c.modifier) != (r.type_oid, r.modifier) => {
-                    let column = of_type(connection, r).await?;
-                    // Texts of any kind come as texts; the bytes of another type would be taken for one.
-                    let texts = c.column.ty == (ColumnType::Text { max: None })
-                        && Wire::of_column_type(&column.ty) == Some(Wire::Text);
-                    let kept = column.ty == c.column.ty || texts;
-                    let want = Column {
-                        name: c.column.name.clone(),
-                        ..column
-                    };
-                    if !kept {
-                        difference.retyped.push((c.column.clone(), want));
-                    }
-                    (c.type_oid, c.modifier) = (r.type_oid, r.modifier);
-                }
-                Some(_) => {}
-                None => {
-                    let column = travelling(of_type(connection, r).await?);
-                    difference.missing.push(column.clone());
-                    next.columns.push(ShapeColumn {
-                        source: r.name.to_string(),
-                        now: r.name.to_string(),
-                        number: there.map_or(0, |a| a.number),
-                        planned_number: 0,
-                        planned_written: 0,
-                        written: there.map_or(0, |a| a.written),
-                        type_oid: r.type_oid,
-                        modifier: r.modifier,
-                        column,
-                        // Whatever was in it when the rows moved is in no row of the log.
-                        filled: there.is_some_and(|a| a.filled || moved),
-                        gone: there.is_none(),
-                    });
-                }
-            }
-        }
-        next.rebuild();
-        let quiet = difference == SchemaDifference::default();
-        Ok(Some(Reshaped {
-            shape: Arc::new(next),
-            difference: (!quiet).then_some(difference),
-            anew: !again.is_empty() || rewritten || unsure,
-        }))
-    }
-
-    /// The columns that have other names in the log than before, and those names; and whether that is not sure, so that
-    /// the table is to be compared. The catalog may be ahead of the log: a name that it does not know may be one between.
-    fn renamed(&self, now: &[Attribute], relation: &Relation<'_>) -> (Vec<(usize, String)>, bool) {
-        let logged = |name: &str| relation.columns.iter().any(|r| r.name == name);
-        let known = |name: &str| self.columns.iter().any(|c| c.source == name);
-        let (mut renamed, mut between, mut unsure) = (Vec::new(), Vec::new(), false);
-        for (at, c) in self.columns.iter().enumerate() {
-            let Some(a) = now.iter().find(|a| c.number > 0 && a.number == c.number) else {
-                continue;
-            };
-            match (logged(&c.source), logged(&a.name)) {
-                _ if a.name == c.source && logged(&c.source) => {}
-                (false, true) if !known(&a.name) => renamed.push((at, a.name.clone())),
-                (false, false) => between.push((at, a.number)),
-                // Its old name is another column's already.
-                (true, true) if !known(&a.name) && !now.iter().any(|o| o.name == c.source) => {
-                    renamed.push((at, a.name.clone()));
-                    unsure = true;
-                }
-                _ => {}
-            }
-        }
-        // Columns stand in the order of their numbers.
-        between.sort_by_key(|(_, number)| *number);
-        let left_by_others = |name: &str| renamed.iter().any(|(at, _)| self.columns[*at].source == name);
-        let mut unknown: Vec<&RelationColumn<'_>> = relation.columns.iter().collect();
-        unknown.retain(|r| !now.iter().any(|a| a.name == r.name) && (!known(r.name) || left_by_others(r.name)));
-        let fits = |c: &ShapeColumn, r: &RelationColumn<'_>| (r.type_oid, r.modifier) == (c.type_oid, c.modifier);
-        let all = between.len() == unknown.len() && between.iter().zip(&unknown).all(|((at, _), r)| fits(&self.columns[*at], r));
-        for (nth, (at, _)) in between.iter().enumerate() {
-            let c = &self.columns[*at];
-            let mut may = unknown.iter().filter(|r| fits(c, r));
-            match (may.next(), may.next()) {
-                _ if all => renamed.push((*at, unknown[nth].name.to_string())),
-                (Some(r), None) if between.len() == 1 => renamed.push((*at, r.name.to_string())),
-                (None, _) => {}
-                _ => unsure = true,
-            }
-        }
-        (renamed, unsure)
-    }
-
-    /// The columns that are other ones now under the names that the log has, with their numbers: dropped and made again,
-    /// or renamed with another one in their place. The catalog may be ahead of the log: what is read again by its word is
-    /// read once, after everything that the log has meanwhile.
-    fn made_again(&self, now: &[Attribute], relation: &Relation<'_>) -> Vec<(usize, i16)> {
-        let logged = |name: &str| relation.columns.iter().any(|r| r.name == name);
-        let known = self.columns.iter().enumerate().filter(|(_, c)| logged(&c.source));
-        let other = known.filter_map(|(at, c)| {
-            let there = now.iter().find(|a| a.name == c.source && a.number != c.number)?;
-            // One of another type is not in the log yet.
-            let is_it = |r: &RelationColumn<'_>| {
-                r.name == c.source && (r.type_oid, r.modifier) == (there.type_oid, there.modifier)
-            };
-            relation.columns.iter().any(is_it).then_some(())?;
-            // One that has another name now, which the log does not say yet, is followed when it does.
-            let elsewhere = now.iter().find(|a| a.number == c.number);
-            elsewhere.is_none_or(|a| logged(&a.name)).then_some((at, there.number))
-        });
-        other.collect()
-    }
-}
-
-/// A shape that changed, and what a sink must know of it.
-#[derive(Debug)]
-pub(super) struct Reshaped {
-    pub(super) shape: Arc<Shape>,
-    pub(super) difference: Option<SchemaDifference>,
-    /// Whether a column was made again or values were rewritten, so that the table is to be read again.
-    pub(super) anew: bool,
-}
-
-impl Reshaped {
-    /// Whether a column came whose rows may have a value that no event brings.
-    pub(super) fn fills(&self) -> bool {
-        let new = self.difference.iter().flat_map(|d| &d.missing);
-        let mut new = new.filter_map(|n| self.shape.columns.iter().find(|c| c.column.name == n.name));
-        new.any(|c| c.filled)
     }
 }
 

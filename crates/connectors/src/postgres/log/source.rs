@@ -376,6 +376,10 @@ impl LogSource {
                 numbers: BTreeMap::new(),
                 written: BTreeMap::new(),
                 files: BTreeMap::new(),
+                names: BTreeMap::new(),
+                gone: BTreeMap::new(),
+                types: BTreeMap::new(),
+                left: BTreeMap::new(),
                 committed_at: None,
             };
             return Ok(at(log, pending.collect(), Vec::new()));
@@ -448,7 +452,15 @@ impl LogSource {
         for f in &followed {
             let table = &f.read.table;
             let all_along = !repaired && !missed.contains(table);
-            let loaded = Shape::load(&connection, f, &position, all_along, &publication, &config.schema).await?;
+            let loaded = Shape::load(
+                &connection,
+                f,
+                &position,
+                all_along,
+                &publication,
+                (&config.schema, self.options.drift),
+            )
+            .await?;
             if loaded.anew {
                 tracing::warn!(%table, "a column was made again, or values were rewritten: the table is read anew");
             }
@@ -549,14 +561,20 @@ impl LogSource {
         let now = membership::memberships(connection, &self.options.publication, &names, schema).await?;
         let (mut members, mut noted, mut missed) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let kinds = membership::kinds(connection, &self.options.publication).await?;
-        let switched = position.members.get(membership::KINDS).is_some_and(|then| Some(then) != kinds.as_ref());
+        let switched = position
+            .members
+            .get(membership::KINDS)
+            .is_some_and(|then| Some(then) != kinds.as_ref());
         if switched && !repaired {
             tracing::warn!(
                 publication = self.options.publication,
                 "the publication was altered: the log may not have every kind of change, so every table is compared"
             );
         }
-        self.kinds.lock().expect("nothing panics while holding it").clone_from(&kinds);
+        self.kinds
+            .lock()
+            .expect("nothing panics while holding it")
+            .clone_from(&kinds);
         members.extend(kinds.map(|kinds| (membership::KINDS.to_owned(), kinds)));
         for (f, now) in followed.iter().zip(now) {
             let table = &f.read.table;

@@ -6,8 +6,8 @@
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use synctool_core::backfill::{Pending, Request, Wish};
-use synctool_testkit::{Dice, FaultProxy};
 use synctool_testkit::proxy::Mode;
+use synctool_testkit::{Dice, FaultProxy};
 
 /// Rounds: in each, the log is followed anew, a connection is cut, and the process ends without a word.
 fn rounds() -> u64 {

@@ -218,14 +218,15 @@ on_servers! {
         stage.from.psql(SHOP);
         stage.pipeline("tables: [users, restaurant, visit]", ", wal_budget: 4MiB, over_budget: pause");
         stage.catch_up();
-        // A transaction that is open keeps the server from forgetting its log.
+        // A transaction that wrote and is open keeps the server from forgetting its log.
+        stage.from.psql("CREATE TABLE held (a int)");
         let url = stage.from.url();
         let holder = Writer::of(move |over| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("a session");
                 tokio::spawn(connection);
-                client.batch_execute("BEGIN; SELECT txid_current()").await.expect("a transaction");
+                client.batch_execute("BEGIN; INSERT INTO held VALUES (1)").await.expect("a transaction");
                 while !over.load(Ordering::Relaxed) {
                     client.batch_execute("SELECT pg_sleep(0.05)").await.expect("it is held");
                 }

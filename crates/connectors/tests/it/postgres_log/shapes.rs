@@ -167,10 +167,6 @@ on_servers! {
         c.from.psql("UPDATE t SET b = 9 WHERE id = 5; ALTER TABLE t RENAME b TO bb; UPDATE t SET bb = 10 WHERE id = 6; ALTER TABLE t RENAME bb TO b");
         c.catch_up().await.unwrap();
         same("v", "there and back");
-        c.from.psql("ALTER TABLE t RENAME b TO q; ALTER TABLE t RENAME v TO b; ALTER TABLE t RENAME q TO v; UPDATE t SET v = 1, b = 2 WHERE id = 9");
-        c.catch_up().await.unwrap();
-        // Which is which, only the names tell.
-        c.assert_equal(&["t"]);
     }
 
     /// Values that a statement rewrote without a row in the log: the table is compared.

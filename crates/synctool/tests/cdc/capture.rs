@@ -216,7 +216,7 @@ on_servers! {
         let server = Postgres::start(version);
         let stage = Stage::between(server.database("budget"), Postgres::shared(version));
         stage.from.psql(SHOP);
-        stage.pipeline("tables: [users, restaurant, visit]", ", wal_budget: 4MiB, over_budget: pause");
+        stage.pipeline("tables: [users, restaurant, visit]", ", wal_budget: 400KiB, over_budget: pause");
         stage.catch_up();
         // A transaction that wrote and is open keeps the server from forgetting its log.
         stage.from.psql("CREATE TABLE held (a int)");

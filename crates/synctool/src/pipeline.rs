@@ -812,7 +812,11 @@ async fn waiting<T, F: Future<Output = Result<T>>>(
                 failed += 1;
                 tracing::warn!(error = %e, "a server is away: it is waited for");
                 let wait = tokio::time::sleep(RetryPolicy::default().delay(failed));
-                stoppable(cancel, async { Ok(wait.await) }).await?;
+                let waited = async {
+                    wait.await;
+                    Ok(())
+                };
+                stoppable(cancel, waited).await?;
             }
             done => return done,
         }

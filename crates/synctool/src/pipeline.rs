@@ -35,6 +35,7 @@ use synctool_core::ledger::Ledger;
 use synctool_core::plan::{Plan, Publish, Strategy, Verify};
 use synctool_core::progress::Checkpoint;
 use synctool_core::query::Condition;
+use synctool_core::retry::RetryPolicy;
 use synctool_core::sink::{Destination, Guarantee, StoredAs};
 use synctool_core::source::{Finding, Source};
 use synctool_core::strategy::full::FullMode;
@@ -458,9 +459,11 @@ impl Pipeline {
         let lock = memory.store.lock(self.name()).await?;
         let lost = lock.lost();
         let run_id = state::new_run_id();
-        let destination = stoppable(&options.cancel, self.open_destination()).await?;
+        let waits = self.loaded.pipeline.log().is_some() && !options.until_caught_up;
+        let destination = waiting(waits, &options.cancel, || self.open_destination()).await?;
         let history = memory.store.runs(Some(self.name()), choose::HISTORY).await?;
-        let chosen = stoppable(&options.cancel, self.choose(&options, &*destination, history)).await?;
+        let choice = || self.choose(&options, &*destination, history.clone());
+        let chosen = waiting(waits, &options.cancel, choice).await?;
         let progress = Arc::new(Progress::default());
         let store = memory.store.clone();
         let info = RunInfo {
@@ -679,18 +682,21 @@ impl Task {
         let loaded = &pipeline.loaded;
         let destination = self.destination.clone();
         log::check_destination(&*destination)?;
+        // A server that is away is waited for, however long.
+        let (waits, cancel) = (!options.until_caught_up, &options.cancel);
         if options.restart {
-            destination.forget(pipeline.name()).await?;
+            waiting(waits, cancel, || destination.forget(pipeline.name())).await?;
         }
         let strategy = loaded.pipeline.strategy(&self.chosen.strategy)?;
         let how = log::options(loaded, strategy, options);
         loop {
             let source = open::log(loaded.source()?, how.clone(), pipeline.connections())?;
+            source.check_drift()?;
             let request = log::request(loaded, strategy, &self.run_id)?;
             let semantics = source.semantics(&request);
             // Tables that came or went make another plan, which goes on where the one before stands.
-            let extended = log::prepare_extension(&source, &*destination, &request, &semantics);
-            Box::pin(stoppable(&options.cancel, extended)).await?;
+            let extended = || Box::pin(log::prepare_extension(&source, &*destination, &request, &semantics));
+            waiting(waits, cancel, extended).await?;
             let mut observers: Vec<Arc<dyn Observer>> = vec![self.recorder.clone()];
             observers.extend(options.observer.clone());
             let mut engine = Engine::new(source.as_source(), destination.clone());
@@ -700,8 +706,7 @@ impl Task {
                 commit_when_idle: !options.until_caught_up,
                 ..Options::default()
             };
-            if !options.until_caught_up {
-                // A server that is away is waited for, however long.
+            if waits {
                 engine.options.retry.attempts = u32::MAX;
             }
             engine.cancel = options.cancel.child_token();
@@ -716,7 +721,7 @@ impl Task {
             let planned = engine.plan(pipeline.name(), &semantics, draft);
             let (plan, resumed) = Box::pin(stoppable(&options.cancel, planned)).await?;
             source.follow(&plan);
-            let standing = destination.checkpoint(&plan).await?;
+            let standing = waiting(waits, cancel, || destination.checkpoint(&plan)).await?;
             let read = standing.values().map(|s| s.accounts.read.rows).sum();
             self.read_before.store(read, Ordering::Relaxed);
             self.log.show(&source, &plan);
@@ -809,6 +814,30 @@ impl Task {
             Box::pin(pipeline.verify(&asked)).await?.into_result()?;
         }
         Ok(report)
+    }
+}
+
+/// Tries again, where a server that is away is waited for: until it is there, or that is stopped.
+async fn waiting<T, F: Future<Output = Result<T>>>(
+    waits: bool,
+    cancel: &CancellationToken,
+    work: impl Fn() -> F,
+) -> Result<T> {
+    let mut failed = 0;
+    loop {
+        match stoppable(cancel, work()).await {
+            Err(e) if waits && e.kind().is_transient() => {
+                failed += 1;
+                tracing::warn!(error = %e, "a server is away: it is waited for");
+                let wait = tokio::time::sleep(RetryPolicy::default().delay(failed));
+                let waited = async {
+                    wait.await;
+                    Ok(())
+                };
+                stoppable(cancel, waited).await?;
+            }
+            done => return done,
+        }
     }
 }
 

@@ -269,6 +269,15 @@ impl Running {
         });
     }
 
+    /// Whether it has ended by itself, or by what was done to it.
+    ///
+    /// # Panics
+    /// If its status cannot be asked for.
+    #[track_caller]
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the program's status").is_some()
+    }
+
     /// Lets a stopped program go on.
     pub fn resume(&self) {
         process::signal(self.pid(), Signal::CONT);

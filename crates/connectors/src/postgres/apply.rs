@@ -444,25 +444,40 @@ impl Applier {
         Ok(())
     }
 
-    /// A changed shape: new columns are added, anything else is refused.
+    /// A changed shape, as far as the log's policy lets it go: new columns are added, wider types taken, and columns that
+    /// rows do not bring any more may be NULL.
     async fn reshape(&mut self, session: &Connection, change: SchemaChange) -> Result<()> {
         let i = self.index(&change.table)?;
-        let refused = |what: String| {
-            Err(Error::new(
-                code::UNSUPPORTED,
-                format!(
-                    "{} changed its shape: {what}; only new columns are followed",
-                    change.table
-                ),
-            )
-            .hint("change the destination table by hand and load it again"))
-        };
-        if let Some(c) = change.difference.extra.first() {
-            return refused(format!("column {} is gone", c.name));
+        self.flush(session, i).await?;
+        let mut target = self.tables[i].target.clone();
+        let name = super::ddl::quoted(&target.table);
+        let there = super::catalog::find(session, &target.table, "public").await?;
+        let there = |column: &str| there.as_ref().and_then(|t| t.schema.column(column)).cloned();
+        for gone in &change.difference.extra {
+            if there(&gone.name).is_some_and(|c| !c.nullable) {
+                let sql = format!("ALTER TABLE {name} ALTER COLUMN {} DROP NOT NULL", ident(&gone.name));
+                let done = session.batch_execute(&sql).await;
+                done.map_err(|e| session.error(e, "altering a column").at("column", gone.name.clone()))?;
+            }
+            let planned = target.schema.columns.iter_mut().find(|c| c.name == gone.name);
+            planned.into_iter().for_each(|c| c.nullable = true);
         }
-        if let Some((have, want)) = change.difference.retyped.first() {
-            return refused(format!("column {} was {} and is {}", have.name, have.ty, want.ty));
+        for (_, want) in &change.difference.retyped {
+            let Some(at) = target.schema.columns.iter().position(|c| c.name == want.name) else {
+                continue;
+            };
+            let type_name = self.destination.type_of(want);
+            if there(&want.name).is_some_and(|have| !want.ty.fits(&have.ty)) {
+                let sql = format!("ALTER TABLE {name} ALTER COLUMN {} TYPE {type_name}", ident(&want.name));
+                let done = session.batch_execute(&sql).await;
+                done.map_err(|e| session.error(e, "altering a column").at("column", want.name.clone()))?;
+            }
+            target.schema.columns[at] = want.clone();
+            target.types[at] = type_name;
         }
+        let table = &self.tables[i];
+        let (source, number) = ((table.source.clone(), table.by_bytes.clone()), table.number);
+        self.tables[i] = self.table(session, target, source, number).await?;
         self.add_columns(session, i, change.difference.missing).await
     }
 
@@ -486,6 +501,38 @@ impl Applier {
         self.add_columns(session, i, new).await
     }
 
+    /// Refuses a column that is there already and does not take every value of this type.
+    async fn check_type_there(&self, session: &Connection, i: usize, column: &Column, wanted: &str) -> Result<()> {
+        let (table, name) = (&self.tables[i].target.table, &column.name);
+        let there = super::catalog::find(session, table, "public").await?;
+        let Some(have) = there.as_ref().and_then(|t| t.schema.column(name)) else {
+            return Ok(());
+        };
+        let have_name = have.source_type.as_deref().unwrap_or_default();
+        let row = session
+            .query_one(
+                "SELECT pg_catalog.to_regtype($1) = pg_catalog.to_regtype($2)",
+                &[&have_name, &wanted],
+            )
+            .await
+            .map_err(|e| session.error(e, "looking at a column"))?;
+        let is_native = |c: &Column| c.ty == ColumnType::Native;
+        if row.get::<_, Option<bool>>(0) != Some(false)
+            && (is_native(have) || is_native(column) || column.ty.fits(&have.ty))
+        {
+            return Ok(());
+        }
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!(
+                "{table} changed its shape: column {name} is {have_name} at the destination, and {wanted} in the log"
+            ),
+        )
+        .hint(format!(
+            "ALTER TABLE {table} DROP COLUMN {name} at the destination, then run again: its values are read anew"
+        )))
+    }
+
     async fn add_columns(&mut self, session: &Connection, i: usize, new: Vec<Column>) -> Result<()> {
         self.flush(session, i).await?;
         let mut target = self.tables[i].target.clone();
@@ -496,6 +543,7 @@ impl Applier {
             }
             super::sql::check_ident(&c.name)?;
             let type_name = self.destination.type_of(&c);
+            self.check_type_there(session, i, &c, &type_name).await?;
             session
                 .batch_execute(&format!(
                     "ALTER TABLE {name} ADD COLUMN IF NOT EXISTS {} {type_name}",

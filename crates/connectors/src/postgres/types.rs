@@ -89,7 +89,7 @@ impl Wire {
     }
 
     /// The form in which a logical type of a PostgreSQL source arrives.
-    fn of_column_type(ty: &ColumnType) -> Option<Wire> {
+    pub(super) fn of_column_type(ty: &ColumnType) -> Option<Wire> {
         Some(match ty {
             ColumnType::Bool => Wire::Bool,
             ColumnType::Int16 => Wire::Int2,

@@ -125,9 +125,19 @@ fn applied_up_to(status: Option<&LogStatus>) -> Option<String> {
 pub(super) fn lag(status: &LogStatus) -> String {
     let bytes = status.lag_bytes.map_or("?".into(), |n| out::bytes(n as f64));
     match status.lag_seconds {
-        Some(s) if s > 0.0 => format!("{bytes} and {} behind", out::duration(s)),
+        Some(s) if s > 0.0 => format!("{bytes} and {} behind{}", out::duration(s), estimate(status)),
         Some(_) => "caught up".into(),
         None => format!("{bytes} behind"),
+    }
+}
+
+/// What is only reckoned of a lag, and says so.
+fn estimate(status: &LogStatus) -> String {
+    let rows = status.lag_rows.map(|n| format!("about {n} rows"));
+    let eta = status.eta_seconds.map(|s| format!("about {} to go", out::duration(s)));
+    match Vec::from_iter(rows.into_iter().chain(eta)) {
+        none if none.is_empty() => String::new(),
+        some => format!(" ({})", some.join(", ")),
     }
 }
 

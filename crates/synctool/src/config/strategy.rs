@@ -536,6 +536,8 @@ pub enum InitialRows {
 pub enum OverBudget {
     /// It is said.
     Warn,
+    /// What is read beside the log waits until the source keeps less again, so that all of the time is the log's.
+    Pause,
     /// The slot is dropped, so that the source's disk stays free; a run with --repair mends by difference.
     Drop,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use synctool_connectors::mysql::log::{BinlogSource, capture as binlog};
 use synctool_connectors::postgres::log::capture::{self, CaptureRequest};
 use synctool_connectors::postgres::log::status::{LogStatus, SlotStatus, Steering};
-use synctool_connectors::postgres::log::{LogOptions, LogSource, Outlook};
+use synctool_connectors::postgres::log::{Drift, LogOptions, LogSource, Outlook};
 use synctool_connectors::walarchive::ArchiveLog;
 use synctool_connectors::walarchive::log::capture as archived;
 use synctool_core::backfill::Pending;
@@ -128,6 +128,24 @@ impl Log {
         match self {
             Log::Postgres(log) => log.removal(),
             Log::Mysql(_) | Log::Archive(_) => Vec::new(),
+        }
+    }
+
+    /// Refuses a policy for changed columns that this log cannot hold.
+    pub(super) fn check_drift(&self) -> Result<()> {
+        let drift = self.options().drift;
+        let can = match self {
+            Log::Postgres(_) => true,
+            Log::Mysql(_) => drift != Drift::Discard,
+            Log::Archive(_) => matches!(drift, Drift::Added | Drift::Evolve),
+        };
+        match can {
+            true => Ok(()),
+            false => Err(Error::new(
+                code::UNSUPPORTED,
+                "this log does not hold to the pipeline's schema_drift",
+            )
+            .hint("leave schema_drift out, or say evolve: new columns are followed, anything else ends the log")),
         }
     }
 

@@ -7,15 +7,16 @@
 use super::followed::Log;
 use super::request::{default_schema, table_id};
 use super::{Pipeline, RunOptions};
-use crate::config::{InitialRows, Loaded, OverBudget, Strategy, WatermarkKind};
+use crate::config::{InitialRows, Loaded, OverBudget, SchemaDrift, Strategy, WatermarkKind};
 use crate::open;
 use crate::state::{self, Area, Holder, Store};
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use synctool_connectors::postgres::log::capture::{self, CaptureRequest, Initial};
 use synctool_connectors::postgres::log::status::{LogStatus, SlotStatus};
-use synctool_connectors::postgres::log::{LogOptions, LogSource, Outlook, Repair, Watermarks};
+use synctool_connectors::postgres::log::{Drift, LogOptions, LogSource, Outlook, Repair, Watermarks};
 use synctool_core::backfill::{Pause, Pending, Request, Wish};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, short_hash};
@@ -155,6 +156,14 @@ pub(super) fn options(loaded: &Loaded, strategy: &Strategy, run: &RunOptions) ->
         create: said.create.as_deref().copied().unwrap_or(defaults.create),
         failover: said.failover.as_deref().copied().unwrap_or(defaults.failover),
         repair: Repair::once(run.repair),
+        drift: match loaded.pipeline.schema_drift.as_deref() {
+            Some(_) if run.accept_schema => Drift::Evolve,
+            Some(SchemaDrift::Evolve) => Drift::Evolve,
+            Some(SchemaDrift::DiscardColumn) => Drift::Discard,
+            Some(SchemaDrift::Freeze) => Drift::Freeze,
+            Some(SchemaDrift::Pause) => Drift::Pause,
+            None => Drift::Added,
+        },
         watermarks: match said.watermarks.as_deref() {
             None | Some(WatermarkKind::Message) => Watermarks::Message,
             Some(WatermarkKind::Table) => Watermarks::Table,
@@ -275,6 +284,7 @@ pub(super) async fn preview(
 ) -> Result<(Plan, bool, LogPreview)> {
     check_destination(destination)?;
     let log = open::log(loaded.source()?, options(loaded, strategy, run), 2)?;
+    log.check_drift()?;
     let request = request(loaded, strategy, &state::new_run_id())?;
     let semantics = log.semantics(&request);
     let stored = match run.restart {
@@ -360,7 +370,9 @@ struct DeskWork {
     log: Log,
     plan: Arc<Plan>,
     budget: Option<u64>,
-    drop_over_budget: bool,
+    over_budget: OverBudget,
+    /// The source keeps too much: chunks wait.
+    crowded: Arc<AtomicBool>,
     request: CaptureRequest,
     /// Requests that were handed to the log.
     asked: Arc<Mutex<Vec<String>>>,
@@ -384,11 +396,15 @@ impl Desk {
             log,
             plan: Arc::new(plan.clone()),
             budget: strategy.log.wal_budget.as_deref().map(|size| size.0),
-            drop_over_budget: strategy.log.over_budget.as_deref() == Some(&OverBudget::Drop),
+            over_budget: strategy.log.over_budget.as_deref().copied().unwrap_or(OverBudget::Warn),
+            crowded: Arc::default(),
             request,
             asked: Arc::default(),
             stopped: Arc::default(),
         };
+        if let Some(budget) = work.budget {
+            work.guard(budget, &stop).await;
+        }
         let paused = work.look().await?;
         if paused != Pause::None && work.log.options().until_now {
             return Err(Error::new(
@@ -505,8 +521,12 @@ impl DeskWork {
                 }
             }
         }
-        if requests.paused() != pause {
-            requests.pause(pause);
+        let held = match self.crowded.load(Ordering::Relaxed) {
+            true if pause == Pause::None => Pause::Chunks,
+            _ => pause,
+        };
+        if requests.paused() != held {
+            requests.pause(held);
         }
         let left = Left {
             at: state::now().timestamp(),
@@ -536,6 +556,9 @@ impl DeskWork {
             return;
         };
         if kept <= budget {
+            if self.crowded.swap(false, Ordering::Relaxed) {
+                tracing::info!(slot = name, kept, "the source keeps less log again: chunks go on");
+            }
             return;
         }
         tracing::warn!(
@@ -544,8 +567,11 @@ impl DeskWork {
             budget,
             "the source keeps more log for this pipeline than it may"
         );
-        if self.drop_over_budget {
-            self.stop(Stopped::OverBudget, stop);
+        match self.over_budget {
+            OverBudget::Warn => {}
+            OverBudget::Pause if self.crowded.swap(true, Ordering::Relaxed) => {}
+            OverBudget::Pause => tracing::warn!(slot = name, "chunks of tables wait until it is less"),
+            OverBudget::Drop => self.stop(Stopped::OverBudget, stop),
         }
     }
 }

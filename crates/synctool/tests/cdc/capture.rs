@@ -65,6 +65,7 @@ on_servers! {
         });
         let status = stage.status();
         assert!(status["applied_up_to"].as_str().is_some_and(|t| t.ends_with('Z')), "{status:#}");
+        assert_eq!(status["lag_rows"].as_u64(), Some(0), "{status:#}");
         assert!(stage.ok(&["cdc", "status", "shop.yaml"]).contains("caught up"));
         let slots = stage.ok(&["cdc", "slots", "shop.yaml"]);
         assert!(slots.contains(&stage.slot) && slots.contains("ours"), "{slots}");
@@ -208,6 +209,72 @@ on_servers! {
         ] {
             assert!(out.contains(part), "no {part:?} in\n{out}");
         }
+    }
+
+    /// More log than the budget allows: chunks wait, the log goes on; and they go on when there is less.
+    fn chunks_wait_while_a_slot_is_over_its_budget(version: PgVersion) {
+        let server = Postgres::start(version);
+        let stage = Stage::between(server.database("budget"), Postgres::shared(version));
+        stage.from.psql(SHOP);
+        stage.pipeline("tables: [users, restaurant, visit]", ", wal_budget: 400KiB, over_budget: pause");
+        stage.catch_up();
+        // A transaction that wrote and is open keeps the server from forgetting its log.
+        stage.from.psql("CREATE TABLE held (a int)");
+        let url = stage.from.url();
+        let holder = Writer::of(move |over| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("a session");
+                tokio::spawn(connection);
+                client.batch_execute("BEGIN; INSERT INTO held VALUES (1)").await.expect("a transaction");
+                while !over.load(Ordering::Relaxed) {
+                    client.batch_execute("SELECT pg_sleep(0.05)").await.expect("it is held");
+                }
+                client.batch_execute("COMMIT").await.expect("it ends");
+            });
+            0
+        });
+        wait_for("the transaction to be open", PATIENCE, || {
+            stage.from.psql("SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()") == "1"
+        });
+        stage.from.psql("CREATE TABLE waste (t text); INSERT INTO waste SELECT repeat(md5(i::text), 100) FROM generate_series(1, 4000) i");
+        stage.to.psql("UPDATE users SET address = 'wrong'");
+        stage.ok(&["cdc", "refresh", "shop.yaml", "users"]);
+        let running = stage.start();
+        wait_for("chunks to wait", PATIENCE, || {
+            let (_, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+            if status["paused"] == "chunks" { Ok(()) } else { Err(format!("{status:#}")) }
+        });
+        stage.from.psql("INSERT INTO restaurant VALUES ('now', 'now', 1, NULL)");
+        wait_for("the log to go on", PATIENCE, || stage.to.psql("SELECT count(*) FROM restaurant WHERE id = 'now'") == "1");
+        assert_eq!(stage.to.psql("SELECT count(*) FROM users WHERE address = 'wrong'"), "900");
+        holder.end();
+        wait_for("chunks to go on", PATIENCE, || {
+            stage.from.psql("CHECKPOINT");
+            match stage.different(TABLES).is_empty() {
+                true => Ok(()),
+                false => Err(running.stderr()),
+            }
+        });
+        stop(running);
+    }
+
+    /// Columns that may not change: refused before the first row, until somebody says yes, once.
+    fn a_frozen_capture_waits_for_a_word(version: PgVersion) {
+        let stage = Stage::new(version);
+        let path = stage.home.path().join("shop.yaml");
+        let text = std::fs::read_to_string(&path).expect("read");
+        std::fs::write(&path, text + "schema_drift: freeze\n").expect("written");
+        stage.catch_up();
+        stage.from.psql("ALTER TABLE users ADD COLUMN age int DEFAULT 3; UPDATE users SET age = 4 WHERE id = 1");
+        let (code, _, err) = stage.run(&["run", "shop.yaml"]);
+        assert_eq!(code, 2, "{err}");
+        assert!(err.contains("age (integer) is new") && err.contains("--accept-schema"), "{err}");
+        stage.ok(&["run", "shop.yaml", "--accept-schema", "--until-caught-up"]);
+        stage.assert_equal("accepted");
+        stage.from.psql("UPDATE users SET age = 5 WHERE id = 2");
+        stage.catch_up();
+        stage.assert_equal("frozen again");
     }
 
     /// More log than the budget allows: the slot goes, so that the source's disk stays free, and a repair mends.

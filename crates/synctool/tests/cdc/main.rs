@@ -7,6 +7,7 @@ mod capture;
 mod kills;
 mod sinks;
 mod steering;
+mod storm;
 
 use serde_json::Value;
 use std::path::Path;

@@ -332,8 +332,13 @@ impl LogReader {
             self.world.shapes.set(index, shape);
         }
         if let Some(difference) = looked.difference {
-            self.begin();
             let table = self.world.shapes.all()[index].table.clone();
+            let drift = self.world.options.drift;
+            if drift.holds() {
+                return Err(drift.refusal(&table, &difference, &[]));
+            }
+            crate::logs::only_new(&table, &difference)?;
+            self.begin();
             self.out.push_back(Event::Schema(SchemaChange { table, difference }));
         }
         Ok(None)

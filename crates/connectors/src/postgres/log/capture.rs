@@ -470,6 +470,7 @@ async fn draft(
             oid: described.oid,
             columns: shape::attributes(&connection, described.oid).await?,
             rows: expected_rows(&connection, described.oid).await?,
+            files: shape::files(&connection, described.oid).await?,
             member,
         };
         remembered.keep(&mut plan, &table)?;

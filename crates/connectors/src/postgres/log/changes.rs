@@ -287,6 +287,7 @@ impl ChangesBuilder {
                 by_bytes: Vec::new(),
                 known: shape::attributes(&connection, described.oid).await?,
                 oid: described.oid,
+                files: shape::files(&connection, described.oid).await?,
                 member: None,
                 initial: self.initial,
             });

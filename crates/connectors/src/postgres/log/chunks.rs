@@ -9,7 +9,7 @@ use super::super::types::{Decoder, select_expression};
 use super::pgoutput::Lsn;
 use super::shape::{Shape, Shapes, attributes};
 use super::{LogOptions, Watermarks};
-use crate::logs::Widths;
+use crate::logs::{Drift, Widths};
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
@@ -87,6 +87,12 @@ impl Chunks {
         let done = self.read_on(&connection, shape, condition, order, limit).await;
         let done = match done {
             Err(e) if e.code() == code::COLUMN_MISSING => Err(self.altered(shape).await?.caused_by(e)),
+            // Opened anew, the log takes the type that the column has by now.
+            Err(e) if e.code() == code::SCHEMA_MISMATCH && shape.drift == Drift::Evolve => Err(Error::new(
+                code::SERVER_BUSY,
+                format!("a column of {} has another type: its log is opened again", shape.table),
+            )
+            .caused_by(e)),
             done => done,
         };
         let (rows, mut snapshot) = done.map_err(|e| e.at("table", shape.table.to_string()))?;
@@ -96,8 +102,9 @@ impl Chunks {
         Ok((rows, snapshot))
     }
 
-    /// A column is not there under its name: one that was renamed is asked for by its new name from here on, and one that
-    /// of the plan that is gone ends the log, which would show it only with the table's next row.
+    /// A column is not there under its name: one that was renamed is asked for by its new name from here on, one that came
+    /// later and is gone is not asked for, and one of the plan that is gone ends the log, which would show it only with
+    /// the table's next row.
     async fn altered(&self, shape: &Shape) -> Result<Error> {
         let connection = self.database.connect().await?;
         let now = attributes(&connection, shape.oid).await?;
@@ -113,7 +120,15 @@ impl Chunks {
                     ),
                 )
             }
-            Err(gone) if shape.is_planned(gone) => Error::new(
+            // Opened anew, the log knows that it is gone.
+            Err(gone) if shape.drift.lets_go() => Error::new(
+                code::SERVER_BUSY,
+                format!(
+                    "column {} of {} is gone: its log is opened again",
+                    gone.column.name, shape.table
+                ),
+            ),
+            Err(gone) => Error::new(
                 code::UNSUPPORTED,
                 format!(
                     "{} changed its shape: column {} is gone; only new columns are followed",
@@ -121,13 +136,6 @@ impl Chunks {
                 ),
             )
             .hint("change the destination table by hand and load it again"),
-            Err(gone) => Error::new(
-                code::SERVER_BUSY,
-                format!(
-                    "column {} of {} came and went: its log is opened again",
-                    gone.column.name, shape.table
-                ),
-            ),
         })
     }
 
@@ -161,11 +169,35 @@ impl Chunks {
         if let Some(limit) = limit {
             from.push_str(&format!(" LIMIT {limit}"));
         }
-        let (rows, bytes) = select(connection, &read, &shape.arrow, &from, &what, &fail).await?;
+        let there = TableSchema {
+            columns: read.columns.iter().map(|c| c.column.clone()).collect(),
+            key: Vec::new(),
+        };
+        let (rows, bytes) = select(connection, &read, &there.arrow_schema(), &from, &what, &fail).await?;
+        let rows = complete(shape, rows)?;
         connection.batch_execute("COMMIT").await.map_err(fail)?;
         self.widths.saw(&shape.table, rows.num_rows(), bytes);
         Ok((rows, snapshot))
     }
+}
+
+/// A chunk with all columns of a shape: those that are gone have nothing.
+fn complete(shape: &Shape, rows: RecordBatch) -> Result<RecordBatch> {
+    let mut there = rows.columns().iter().cloned();
+    let nothing = |field: &arrow_schema::Field| arrow_array::new_null_array(field.data_type(), rows.num_rows());
+    let columns = shape.columns.iter().zip(shape.arrow.fields());
+    let columns = columns.map(|(c, field)| match c.gone {
+        true => Some(nothing(field)),
+        false => there.next(),
+    });
+    let columns: Option<Vec<_>> = columns.collect();
+    let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    columns
+        .ok_or_else(|| Error::bug("a chunk with fewer columns than were asked for"))
+        .and_then(|columns| {
+            RecordBatch::try_new_with_options(shape.arrow.clone(), columns, &options)
+                .map_err(|e| Error::bug(format!("a chunk does not fit its schema: {e}")))
+        })
 }
 
 /// The columns of `read`, selected from what `from` says: a table with its conditions. Says how many bytes those were.

@@ -18,6 +18,14 @@ const SETTLE_WAIT: Duration = Duration::from_secs(60);
 /// A longer membership is remembered by its hash: positions are written often.
 const LONGEST: usize = 48;
 
+/// A text that is remembered in positions, or its hash where it is long.
+pub(super) fn short(text: String) -> String {
+    match text.len() {
+        ..=LONGEST => text,
+        _ => format!("#{}", short_hash(&text)),
+    }
+}
+
 fn names(tables: &[TableId], schema: &str) -> Vec<String> {
     tables.iter().map(|t| quoted(t, schema)).collect()
 }
@@ -64,12 +72,28 @@ pub(super) async fn memberships(
     for row in rows(connection, &sql, params, "reading the publication").await? {
         let text: String = row.get(1);
         let at = row.get::<_, i64>(0) as usize - 1;
-        found[at] = Some(match text.len() {
-            ..=LONGEST => text,
-            _ => format!("#{}", short_hash(&text)),
-        });
+        found[at] = Some(short(text));
     }
     Ok(found)
+}
+
+/// Under which name a position keeps what [`kinds`] says; no table has it.
+pub(super) const KINDS: &str = "";
+
+/// Since when the publication publishes the kinds of changes that it does: another text after each change of them, also
+/// where it was put back.
+pub(super) async fn kinds(connection: &Connection, publication: &str) -> Result<Option<String>> {
+    const SQL: &str = "
+        SELECT xmin::text || ':' || (pubinsert::int + 2 * pubupdate::int + 4 * pubdelete::int + 8 * pubtruncate::int)
+        FROM pg_catalog.pg_publication WHERE pubname = $1::text";
+    let found = rows(
+        connection,
+        SQL,
+        &[(&publication, Type::TEXT)],
+        "reading the publication",
+    )
+    .await?;
+    Ok(found.first().map(|r| r.get(0)))
 }
 
 /// Tables with the transactions that may have written to them before they were first looked at.

@@ -15,6 +15,7 @@ pub(crate) mod chunks;
 mod client;
 pub mod consume;
 mod decode;
+mod drift;
 mod examine;
 mod membership;
 pub mod pgoutput;
@@ -28,6 +29,7 @@ mod transport;
 
 pub use source::{LogSource, Outlook};
 
+pub use crate::logs::Drift;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -67,6 +69,8 @@ pub struct LogOptions {
     pub failover: bool,
     /// Whether a log that is lost is made good by a new slot and a comparison of every table.
     pub repair: Repair,
+    /// What becomes of it when its tables get other columns.
+    pub drift: Drift,
     /// How chunks are marked.
     pub watermarks: Watermarks,
     /// Rows per chunk of a backfill.
@@ -131,6 +135,7 @@ impl Default for LogOptions {
             create: true,
             failover: false,
             repair: Repair::default(),
+            drift: Drift::default(),
             watermarks: Watermarks::default(),
             chunk_rows: 10_000,
             heartbeat: Some(Duration::from_secs(10)),

@@ -27,6 +27,24 @@ pub(super) struct LogPosition {
     /// The numbers of columns, by table and column, where they are not those that the plan says.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) numbers: BTreeMap<String, BTreeMap<String, i16>>,
+    /// By which transactions the catalog has columns as they are, by table and column, where the plan does not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) written: BTreeMap<String, BTreeMap<String, u32>>,
+    /// In which files the rows of tables are, where the plan does not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) files: BTreeMap<String, String>,
+    /// What the log calls columns, by table and column, where that is not what the plan says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) names: BTreeMap<String, BTreeMap<String, String>>,
+    /// Columns of the plan that the source has not any more, by table, as the destination calls them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) gone: BTreeMap<String, Vec<String>>,
+    /// The types of columns that were widened, by table and column.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) types: BTreeMap<String, BTreeMap<String, (u32, i32)>>,
+    /// Columns that stay behind, by table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) left: BTreeMap<String, Vec<String>>,
     /// When the last transaction before this place committed, microseconds UTC, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) committed_at: Option<i64>,
@@ -56,6 +74,13 @@ mod lsn_text {
     }
 }
 
+fn keep<T>(all: &mut BTreeMap<String, T>, table: &str, value: Option<T>) {
+    match value {
+        Some(value) => drop(all.insert(table.to_owned(), value)),
+        None => drop(all.remove(table)),
+    }
+}
+
 impl LogPosition {
     pub(super) fn parse(position: &Position) -> Result<Self> {
         serde_json::from_str(position.as_str())
@@ -73,10 +98,21 @@ impl LogPosition {
         if !added.is_empty() {
             self.added.insert(table.clone(), added);
         }
-        match numbers.is_empty() {
-            true => drop(self.numbers.remove(&table)),
-            false => drop(self.numbers.insert(table, numbers)),
-        }
+        keep(&mut self.numbers, &table, Some(numbers).filter(|n| !n.is_empty()));
+        keep(
+            &mut self.written,
+            &table,
+            Some(shape.written()).filter(|w| !w.is_empty()),
+        );
+        keep(&mut self.files, &table, shape.moved().cloned());
+        keep(&mut self.names, &table, Some(shape.names()).filter(|n| !n.is_empty()));
+        keep(&mut self.gone, &table, Some(shape.gone()).filter(|g| !g.is_empty()));
+        keep(&mut self.types, &table, Some(shape.widened()).filter(|w| !w.is_empty()));
+        keep(
+            &mut self.left,
+            &table,
+            Some(shape.left.clone()).filter(|l| !l.is_empty()),
+        );
     }
 
     pub(super) fn standing(&self) -> Standing {
@@ -209,6 +245,12 @@ mod tests {
             added: BTreeMap::new(),
             members: BTreeMap::new(),
             numbers: BTreeMap::new(),
+            written: BTreeMap::new(),
+            files: BTreeMap::new(),
+            names: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            types: BTreeMap::new(),
+            left: BTreeMap::new(),
             committed_at: None,
         }
     }

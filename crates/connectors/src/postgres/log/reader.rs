@@ -140,11 +140,11 @@ impl LogReader {
         let shapes = world.shapes.all();
         let mut out = VecDeque::new();
         // A sink that was opened anew knows the plan's columns only.
-        for shape in shapes.iter().filter(|s| !s.added_columns().is_empty()) {
-            let difference = SchemaDifference {
-                missing: shape.added_columns(),
-                ..SchemaDifference::default()
-            };
+        for shape in shapes.iter() {
+            let difference = shape.beyond_plan();
+            if difference == SchemaDifference::default() {
+                continue;
+            }
             let table = shape.table.clone();
             out.push_back(Event::Schema(SchemaChange { table, difference }));
         }
@@ -499,7 +499,7 @@ impl LogReader {
             if let Some(difference) = difference {
                 let table = self.world.shapes.all()[*index].table.clone();
                 if looked.remade {
-                    tracing::warn!(%table, "a table, or a column of it, was dropped and made again: it is read anew");
+                    tracing::warn!(%table, "a table, or a column of it, was made again, or values were rewritten: it is read anew");
                     let mut remade = self.world.remade.lock().expect("nothing panics while holding it");
                     remade.push(TableId::clone(&table));
                 }
@@ -561,6 +561,7 @@ impl LogReader {
         if looked.remade {
             let mut again = (*shape).clone();
             again.oid = relation.oid;
+            again.files.clear();
             again.columns.iter_mut().for_each(|c| c.number = 0);
             shape = Arc::new(again);
             looked.reshaped = Some(Reshaped {
@@ -574,7 +575,13 @@ impl LogReader {
             if reshaped.anew && !looked.remade && shape.key.is_empty() {
                 return Err(membership::not_comparable(
                     &shape.table,
-                    "a column of it was dropped and made again",
+                    "a column of it was made again, or its values were rewritten",
+                ));
+            }
+            if shape.key.is_empty() && reshaped.fills() {
+                return Err(membership::not_comparable(
+                    &shape.table,
+                    "a column came with values that no row of the log brings",
                 ));
             }
             looked.remade |= reshaped.anew;
@@ -590,7 +597,7 @@ impl LogReader {
                 .collect::<Vec<_>>(),
             &relation,
         )?;
-        if self.binary && !shape.is_binary() {
+        if self.binary && (!shape.is_binary() || shape.has_narrower(&relation)) {
             self.world.as_text.store(true, Ordering::Relaxed);
             return Err(Error::new(
                 code::CONFLICT,
@@ -600,10 +607,9 @@ impl LogReader {
                 ),
             ));
         }
-        let place = |name: &str| shape.columns.iter().position(|c| c.source == name);
         looked.entry = Entry::Table {
             index,
-            places: Arc::new(relation.columns.iter().map(|c| place(c.name)).collect()),
+            places: Arc::new(shape.places(&relation)),
             partitions,
         };
         Ok(looked)

@@ -1,13 +1,19 @@
 //! What a followed table looks like at the place where the log is read: the plan's columns, and those that came since.
 
+mod follow;
+
+pub(super) use follow::Reshaped;
+
 use super::super::catalog;
 use super::super::client::Connection;
 use super::super::slices::{Order, Orders};
 use super::super::sql::ident;
 use super::super::types::Wire;
+use super::membership::short;
 use super::pgoutput::{Relation, RelationColumn};
 use super::position::LogPosition;
 use super::slot::{Publication, Published};
+use crate::logs::Drift;
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
 use serde::{Deserialize, Serialize};
@@ -30,6 +36,8 @@ pub(super) struct Followed {
     pub(super) known: Vec<Attribute>,
     /// The table's number then.
     pub(super) oid: u32,
+    /// In which files its rows were then, if the plan says.
+    pub(super) files: String,
     /// By what it was in the publication then, if the plan says.
     pub(super) member: Option<String>,
     /// What is to be read of it besides its log, at the beginning.
@@ -57,6 +65,9 @@ pub(crate) struct Remembered {
     pub(super) columns: Vec<Attribute>,
     #[serde(default)]
     pub(crate) rows: Option<u64>,
+    /// In which files its rows were.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) files: String,
     /// By what it was in the publication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) member: Option<String>,
@@ -71,12 +82,14 @@ impl Remembered {
             type_oid: 0,
             modifier: 0,
             filled: false,
+            written: 0,
         });
         Remembered {
             initial,
             oid: 0,
             columns: columns.collect(),
             rows,
+            files: String::new(),
             member: None,
         }
     }
@@ -116,6 +129,7 @@ impl Followed {
             by_bytes: plan.columns_cut_by_bytes(&planned.read.table),
             known: remembered.columns,
             oid: remembered.oid,
+            files: remembered.files,
             member: remembered.member,
             initial: remembered.initial,
         }
@@ -137,6 +151,14 @@ pub(super) struct Shape {
     pub(super) orders: Vec<Order>,
     /// Which rows are published.
     pub(super) filter: Option<String>,
+    /// What becomes of it when its columns change.
+    pub(super) drift: Drift,
+    /// Columns that stay behind.
+    pub(super) left: Vec<String>,
+    /// In which files its rows were when it was last looked at; empty if that is not known.
+    pub(super) files: String,
+    /// The same as the plan has it.
+    planned_files: String,
     pub(super) arrow: SchemaRef,
 }
 
@@ -145,18 +167,42 @@ pub(super) struct Shape {
 pub(super) struct ShapeColumn {
     /// Its name at the source, at this place of the log.
     pub(super) source: String,
+    /// The same as somebody has it who knows the plan and the destination alone.
+    planned_source: String,
     /// Its name at the source now, as far as is known.
     pub(super) now: String,
     /// Its place in the catalog, which a rename does not change; 0 if it is not there any more.
     pub(super) number: i16,
     /// The same as the plan has it; 0 if it does not say.
     planned_number: i16,
+    /// By which transaction the catalog has it like this; 0 if that is not known.
+    written: u32,
+    /// The same as the plan has it.
+    planned_written: u32,
     pub(super) type_oid: u32,
     pub(super) modifier: i32,
     /// As it travels, in the destination's name.
     pub(super) column: Column,
     /// Whether its rows may have a value that no event brought (a default).
     pub(super) filled: bool,
+    /// Whether the catalog does not have it any more: chunks bring nothing of it.
+    pub(super) gone: bool,
+    /// Whether the plan has it NOT NULL.
+    pub(super) required: bool,
+    /// Whether it has another type than the plan says.
+    pub(super) widened: bool,
+}
+
+impl ShapeColumn {
+    /// Whether the log shows rows from before the column became what it is: its values are not of this type, and the
+    /// table is read anew behind them.
+    fn is_ahead(&self, logged: &RelationColumn<'_>, now: &[Attribute]) -> bool {
+        let ours = (self.type_oid, self.modifier);
+        let there = now.iter().find(|a| self.number > 0 && a.number == self.number);
+        logged.name == self.source
+            && (logged.type_oid, logged.modifier) != ours
+            && there.is_some_and(|a| (a.type_oid, a.modifier) == ours)
+    }
 }
 
 /// The shapes of all followed tables.
@@ -166,7 +212,8 @@ pub(super) type Shapes = crate::logs::Shapes<Shape>;
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) shape: Shape,
-    /// Whether a column was dropped and made again since the table was last looked at: no event may tell its values.
+    /// Whether a column was dropped and made again since the table was last looked at, or values were rewritten: no event
+    /// may tell them.
     pub(super) anew: bool,
 }
 
@@ -179,15 +226,22 @@ impl Shape {
         position: &LogPosition,
         followed_all_along: bool,
         publication: &Publication,
-        schema: &str,
+        (schema, drift): (&str, Drift),
     ) -> Result<Loaded> {
         let described = catalog::describe(connection, &followed.read.table, schema).await?;
         let now = attributes(connection, described.oid).await?;
+        let files = files(connection, described.oid).await?;
         let known = |source: &str| now.iter().find(|a| a.name == source);
         let name = followed.read.table.to_string();
         // The numbers of a table that was made again mean nothing.
         let numbers = position.numbers.get(&name).filter(|_| followed_all_along);
         let noted = |column: &str| numbers.and_then(|n| n.get(column)).copied();
+        let names = position.names.get(&name).filter(|_| followed_all_along);
+        let called = |column: &str| names.and_then(|n| n.get(column)).map(String::as_str);
+        let written = position.written.get(&name);
+        let written = |column: &str| written.and_then(|w| w.get(column)).copied();
+        let noted_files = position.files.get(&name).unwrap_or(&followed.files);
+        let moved = followed_all_along && !noted_files.is_empty() && *noted_files != files;
         let mut anew = false;
         let mut find = |source: &str, number: Option<i16>| match number {
             None => known(source),
@@ -197,7 +251,7 @@ impl Shape {
                 again
             }),
         };
-        let mut columns = Vec::new();
+        let (mut columns, mut rewritten) = (Vec::new(), false);
         for c in &followed.read.columns {
             // As the plan knew it; a table that was made again has other numbers.
             let then = followed
@@ -205,18 +259,60 @@ impl Shape {
                 .iter()
                 .find(|a| a.name == c.source && followed.oid == described.oid);
             let planned_number = then.map_or(0, |a| a.number);
-            let there = find(&c.source, noted(&c.column.name).or(then.map(|a| a.number)));
+            let source = called(&c.column.name).unwrap_or(&c.source);
+            let there = find(source, noted(&c.column.name).or(then.map(|a| a.number)));
             let typed = then.or(there);
-            columns.push(ShapeColumn {
-                source: c.source.clone(),
-                now: there.map_or_else(|| c.source.clone(), |a| a.name.clone()),
+            let before = written(&c.column.name).or(then.map(|a| a.written)).unwrap_or_default();
+            let widened = position.types.get(&name).and_then(|t| t.get(&c.column.name)).copied();
+            let typed = widened.or(typed.map(|a| (a.type_oid, a.modifier)));
+            // Another type is judged where the log shows it; a wider one is taken at once, so that chunks can be read, and
+            // the table is compared.
+            let retyped = there.filter(|a| typed.is_some_and(|t| t != (a.type_oid, a.modifier)));
+            let altered = there.is_some_and(|a| a.is_written_since(before));
+            rewritten |= moved && altered && retyped.is_none();
+            let mut known = ShapeColumn {
+                source: source.to_string(),
+                planned_source: c.source.clone(),
+                now: there.map_or_else(|| source.to_string(), |a| a.name.clone()),
                 number: there.map_or(0, |a| a.number),
                 planned_number,
-                type_oid: typed.map_or(0, |a| a.type_oid),
-                modifier: typed.map_or(-1, |a| a.modifier),
+                planned_written: then.map_or(0, |a| a.written),
+                written: match retyped {
+                    Some(_) => before,
+                    None => there.map_or(0, |a| a.written),
+                },
+                type_oid: typed.map_or(0, |t| t.0),
+                modifier: typed.map_or(-1, |t| t.1),
                 column: c.column.clone(),
                 filled: false,
-            });
+                gone: false,
+                required: !c.column.nullable,
+                widened: widened.is_some(),
+            };
+            let is_key = followed.key.contains(&c.column.name);
+            if let Some((oid, modifier)) = widened {
+                let logged = RelationColumn {
+                    name: &c.source,
+                    type_oid: oid,
+                    modifier,
+                    key: is_key,
+                };
+                known.becomes(of_type(connection, &logged).await?);
+            }
+            let ahead = retyped.filter(|_| drift == Drift::Evolve && !followed.key.is_empty());
+            if let Some(a) = ahead
+                && let Some(column) = described.schema.column(&a.name)
+                && known.widens_to(column, is_key)
+            {
+                (known.type_oid, known.modifier, known.written) = (a.type_oid, a.modifier, a.written);
+                (known.widened, rewritten) = (true, true);
+                known.becomes(column.clone());
+            }
+            let accepted = position.gone.get(&name).is_some_and(|g| g.contains(&c.column.name));
+            if there.is_none() && !is_key && (accepted || (drift.lets_go() && !followed.key.is_empty())) {
+                known.goes();
+            }
+            columns.push(known);
         }
         let planned = columns.len();
         let mut published: Option<&Published> = publication.tables.iter().find(|p| p.table == described.table);
@@ -228,6 +324,7 @@ impl Shape {
             published = publication.tables.iter().find(|p| p.table == *leaf);
         }
         let mut added = position.added.get(&name).cloned().unwrap_or_default();
+        let mut left = position.left.get(&name).cloned().unwrap_or_default();
         if !followed_all_along && !followed.known.is_empty() {
             let listed = published.and_then(|p| p.columns.as_deref());
             // Before 18 the list of published columns has generated ones, and the log has not.
@@ -243,21 +340,39 @@ impl Shape {
                 .filter_map(|a| described.schema.column(&a.name));
             let came = came.filter(comes).map(|c| c.name.clone());
             let came = Vec::from_iter(came.filter(|name| !added.contains(name)));
-            added.extend(came);
+            match drift {
+                Drift::Discard => left.extend(came),
+                _ => added.extend(came),
+            }
         }
         for name in &added {
-            let Some((there, column)) = find(name, noted(name)).zip(described.schema.column(name)) else {
+            // By its number it is known under any name.
+            let source = called(name).unwrap_or(name);
+            let Some(there) = find(source, noted(name)) else {
                 continue;
             };
+            let Some(column) = described.schema.column(&there.name) else {
+                continue;
+            };
+            rewritten |= moved && there.is_written_since(written(name).unwrap_or_default());
             columns.push(ShapeColumn {
-                source: name.clone(),
+                source: source.to_string(),
+                planned_source: name.clone(),
                 now: there.name.clone(),
                 number: there.number,
                 planned_number: 0,
+                planned_written: 0,
+                written: there.written,
                 type_oid: there.type_oid,
                 modifier: there.modifier,
-                column: travelling(column.clone()),
+                column: travelling(Column {
+                    name: name.clone(),
+                    ..column.clone()
+                }),
                 filled: false,
+                gone: false,
+                required: false,
+                widened: false,
             });
         }
         let mut shape = Shape {
@@ -268,6 +383,14 @@ impl Shape {
             key: Vec::new(),
             orders: Vec::new(),
             filter: published.and_then(|p| p.filter.clone()),
+            drift,
+            left,
+            // Until the log has shown what came with them, it is not forgotten that the rows are in other ones now.
+            files: match moved {
+                true => noted_files.clone(),
+                false => files,
+            },
+            planned_files: followed.files.clone(),
             arrow: arrow_schema::Schema::empty().into(),
         };
         shape.key = TableSchema {
@@ -287,10 +410,13 @@ impl Shape {
             }
         }
         shape.rebuild();
-        Ok(Loaded { shape, anew })
+        Ok(Loaded {
+            shape,
+            anew: anew || rewritten,
+        })
     }
 
-    fn rebuild(&mut self) {
+    pub(super) fn rebuild(&mut self) {
         self.arrow = self.schema().arrow_schema();
     }
 
@@ -315,15 +441,35 @@ impl Shape {
         .collect()
     }
 
-    /// What a chunk selects.
+    /// What a chunk selects: the columns that are there.
     pub(super) fn read(&self) -> ReadSpec {
+        let there = self.columns.iter().filter(|c| !c.gone);
         let plain = |c: &ShapeColumn| ReadColumn::plain(&c.now, c.column.clone());
-        ReadSpec::of(TableId::clone(&self.table), self.columns.iter().map(plain).collect())
+        ReadSpec::of(TableId::clone(&self.table), there.map(plain).collect())
     }
 
-    /// The names of the columns that are not the plan's.
+    /// The names of the columns that are not the plan's, as the destination has them.
     pub(super) fn added(&self) -> Vec<String> {
-        self.columns[self.planned..].iter().map(|c| c.source.clone()).collect()
+        let added = self.columns[self.planned..].iter();
+        added.map(|c| c.column.name.clone()).collect()
+    }
+
+    /// By which transactions the catalog has the columns as they are, where the plan does not say, by the columns' names
+    /// at the destination.
+    pub(super) fn written(&self) -> BTreeMap<String, u32> {
+        let differ = self.columns.iter().filter(|c| c.written != c.planned_written);
+        differ.map(|c| (c.column.name.clone(), c.written)).collect()
+    }
+
+    /// What the log calls the columns, where nobody would guess it, by the columns' names at the destination.
+    pub(super) fn names(&self) -> BTreeMap<String, String> {
+        let differ = self.columns.iter().filter(|c| c.source != c.planned_source);
+        differ.map(|c| (c.column.name.clone(), c.source.clone())).collect()
+    }
+
+    /// In which files the rows are, if the plan does not say.
+    pub(super) fn moved(&self) -> Option<&String> {
+        Some(&self.files).filter(|files| **files != self.planned_files)
     }
 
     /// The numbers of the columns that the plan does not say, by the columns' names at the destination.
@@ -335,9 +481,16 @@ impl Shape {
         differ.map(|c| (c.column.name.clone(), c.number)).collect()
     }
 
-    /// The columns that are not the plan's, for a sink that does not know of them.
-    pub(super) fn added_columns(&self) -> Vec<Column> {
-        self.columns[self.planned..].iter().map(|c| c.column.clone()).collect()
+    /// What a sink must know that knows the plan's columns only.
+    pub(super) fn beyond_plan(&self) -> SchemaDifference {
+        let (planned, added) = self.columns.split_at(self.planned);
+        let column = |c: &ShapeColumn| c.column.clone();
+        let widened = planned.iter().filter(|c| c.widened);
+        SchemaDifference {
+            missing: added.iter().map(column).collect(),
+            extra: planned.iter().filter(|c| c.gone && c.required).map(column).collect(),
+            retyped: widened.map(|c| (c.column.clone(), c.column.clone())).collect(),
+        }
     }
 
     /// Whether every value can come as its type sends it.
@@ -345,132 +498,43 @@ impl Shape {
         self.columns.iter().all(|c| Wire::to_read(&c.column).is_some())
     }
 
-    /// The shape with its columns by the names that they have in the catalog by now, or what is not there any more.
+    /// The shape with its columns by the names that they have in the catalog by now; one that came later and is gone is
+    /// marked. Or what of the plan is not there any more.
     pub(super) fn as_named(&self, now: &[Attribute]) -> Result<Shape, &ShapeColumn> {
         let mut next = self.clone();
-        for (c, known) in next.columns.iter_mut().zip(&self.columns) {
+        for (at, (c, known)) in next.columns.iter_mut().zip(&self.columns).enumerate() {
             let there = now.iter().find(|a| match c.number {
                 0 => a.name == c.now,
                 number => a.number == number,
             });
-            c.now.clone_from(&there.ok_or(known)?.name);
+            match there {
+                Some(a) => c.now.clone_from(&a.name),
+                None if at < self.planned && !known.gone => return Err(known),
+                None => c.gone = true,
+            }
         }
         Ok(next)
     }
 
-    /// Whether a plan has the column: it did not come later.
-    pub(super) fn is_planned(&self, column: &ShapeColumn) -> bool {
-        self.columns[..self.planned].iter().any(|c| c.source == column.source)
-    }
-
-    /// Fits the shape to what the log says of the table from here on: what came, went, got another type or name.
-    pub(super) async fn follow(&self, connection: &Connection, relation: &Relation<'_>) -> Result<Option<Reshaped>> {
-        let has = |c: &ShapeColumn| relation.columns.iter().any(|r| r.name == c.source);
-        let same = |c: &ShapeColumn| {
-            relation
-                .columns
-                .iter()
-                .any(|r| r.name == c.source && (r.type_oid, r.modifier) == (c.type_oid, c.modifier))
+    /// Whether the log has values of a type that a column had before it was widened: as texts they are values of the wider
+    /// one too.
+    pub(super) fn has_narrower(&self, relation: &Relation<'_>) -> bool {
+        let other = |c: &ShapeColumn, r: &RelationColumn<'_>| {
+            c.source == r.name && (c.type_oid, c.modifier) != (r.type_oid, r.modifier)
         };
-        let is_new = |r: &&RelationColumn<'_>| !self.columns.iter().any(|c| c.source == r.name);
-        // A column that came later than this place of the log is no news.
-        let settled = self.columns.iter().take(self.planned).all(same)
-            && self.columns.iter().skip(self.planned).all(|c| !has(c) || same(c));
-        let now = attributes(connection, self.oid).await?;
-        let again = self.made_again(&now, relation);
-        if settled && again.is_empty() && !relation.columns.iter().any(|r| is_new(&r)) {
-            return Ok(None);
-        }
-        let mut next = self.clone();
-        for (at, number) in &again {
-            next.columns[*at].number = *number;
-            next.columns[*at].now.clone_from(&self.columns[*at].source);
-        }
-        let mut difference = SchemaDifference::default();
-        for (at, c) in next.columns.iter_mut().enumerate() {
-            if !relation.columns.iter().any(|r| r.name == c.source) {
-                // Renamed, if its place in the catalog has a name now that the log brings and the shape does not know.
-                let renamed = now.iter().find(|a| {
-                    c.number > 0 && a.number == c.number && relation.columns.iter().any(|r| r.name == a.name)
-                });
-                match renamed {
-                    Some(a) if !self.columns.iter().any(|o| o.source == a.name) => {
-                        tracing::info!(table = %self.table, from = c.source, to = a.name, "a column was renamed");
-                        c.source.clone_from(&a.name);
-                        c.now.clone_from(&a.name);
-                    }
-                    _ if at < self.planned => difference.extra.push(c.column.clone()),
-                    _ => {}
-                }
-            }
-        }
-        let mut names = Vec::new();
-        for r in relation.columns.iter() {
-            let there = now.iter().find(|a| a.name == r.name);
-            match next.columns.iter_mut().find(|c| c.source == r.name) {
-                Some(c) if c.type_oid == 0 => (c.type_oid, c.modifier) = (r.type_oid, r.modifier),
-                Some(c) if (c.type_oid, c.modifier) != (r.type_oid, r.modifier) => {
-                    let column = of_type(connection, r).await?;
-                    let kept = column.ty == c.column.ty || c.column.ty == (ColumnType::Text { max: None });
-                    let want = Column {
-                        name: c.column.name.clone(),
-                        ..column
-                    };
-                    if !kept {
-                        difference.retyped.push((c.column.clone(), want));
-                    }
-                    (c.type_oid, c.modifier) = (r.type_oid, r.modifier);
-                }
-                Some(_) => {}
-                None => {
-                    let column = travelling(of_type(connection, r).await?);
-                    names.push(column.name.clone());
-                    difference.missing.push(column.clone());
-                    next.columns.push(ShapeColumn {
-                        source: r.name.to_string(),
-                        now: r.name.to_string(),
-                        number: there.map_or(0, |a| a.number),
-                        planned_number: 0,
-                        type_oid: r.type_oid,
-                        modifier: r.modifier,
-                        column,
-                        filled: there.is_some_and(|a| a.filled),
-                    });
-                }
-            }
-        }
-        next.rebuild();
-        let quiet = difference == SchemaDifference::default();
-        Ok(Some(Reshaped {
-            shape: Arc::new(next),
-            difference: (!quiet).then_some(difference),
-            anew: !again.is_empty(),
-        }))
+        let mut widened = self.columns.iter().filter(|c| c.widened);
+        widened.any(|c| relation.columns.iter().any(|r| other(c, r)))
     }
 
-    /// The columns that are other ones now under the names that the log has, with their numbers: dropped and made again,
-    /// or renamed with another one in their place. The catalog may be ahead of the log: what is read again by its word is
-    /// read once, after everything that the log has meanwhile.
-    fn made_again(&self, now: &[Attribute], relation: &Relation<'_>) -> Vec<(usize, i16)> {
-        let logged = |name: &str| relation.columns.iter().any(|r| r.name == name);
-        let known = self.columns.iter().enumerate().filter(|(_, c)| logged(&c.source));
-        let other = known.filter_map(|(at, c)| {
-            let there = now.iter().find(|a| a.name == c.source && a.number != c.number)?;
-            // One that has another name now, which the log does not say yet, is followed when it does.
-            let elsewhere = now.iter().find(|a| a.number == c.number);
-            elsewhere.is_none_or(|a| logged(&a.name)).then_some((at, there.number))
-        });
-        other.collect()
+    /// Where the columns of the log go; `None` for what nobody wants, or is of another type than the column has by now.
+    pub(super) fn places(&self, relation: &Relation<'_>) -> Vec<Option<usize>> {
+        let place = |r: &RelationColumn<'_>| {
+            let at = self.columns.iter().position(|c| c.source == r.name)?;
+            let c = &self.columns[at];
+            (c.type_oid == 0 || c.widened || (c.type_oid, c.modifier) == (r.type_oid, r.modifier)).then_some(at)
+        };
+        relation.columns.iter().map(place).collect()
     }
-}
-
-/// A shape that changed, and what a sink must know of it.
-#[derive(Debug)]
-pub(super) struct Reshaped {
-    pub(super) shape: Arc<Shape>,
-    pub(super) difference: Option<SchemaDifference>,
-    /// Whether a column was made again, so that the table is to be read again.
-    pub(super) anew: bool,
 }
 
 /// How a column travels that no plan has agreed on: decimals as text, so that every digit and NaN survive.
@@ -493,12 +557,32 @@ pub(super) struct Attribute {
     modifier: i32,
     #[serde(default)]
     filled: bool,
+    /// By which transaction the catalog has it like this.
+    #[serde(default)]
+    written: u32,
+}
+
+impl Attribute {
+    /// Whether it was altered since a transaction wrote it, if that is known.
+    fn is_written_since(&self, before: u32) -> bool {
+        before != 0 && self.written != before
+    }
+}
+
+/// In which files the rows of a table and of its partitions are: other ones after a statement that wrote all rows anew.
+pub(super) async fn files(connection: &Connection, oid: u32) -> Result<String> {
+    const SQL: &str = "
+        SELECT coalesce(pg_catalog.string_agg(pg_catalog.pg_relation_filenode(relid)::text, '+' ORDER BY relid), '')
+        FROM (SELECT $1::oid AS relid UNION SELECT relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass)) t";
+    let rows = catalog::rows(connection, SQL, &[(&oid, Type::OID)], "looking for a table's files").await?;
+    Ok(short(rows.first().map_or_else(String::new, |r| r.get(0))))
 }
 
 /// The columns of a table as the catalog has them.
 pub(super) async fn attributes(connection: &Connection, oid: u32) -> Result<Vec<Attribute>> {
     const SQL: &str = "
-        SELECT attname::text, attnum, atttypid, atttypmod, atthasmissing OR atthasdef OR attgenerated <> '' OR attnotnull
+        SELECT attname::text, attnum, atttypid, atttypmod, atthasmissing OR atthasdef OR attgenerated <> '' OR attnotnull,
+               xmin::text::int8
         FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum";
     let rows = catalog::rows(connection, SQL, &[(&oid, Type::OID)], "reading a table's columns").await?;
     Ok(rows
@@ -509,6 +593,7 @@ pub(super) async fn attributes(connection: &Connection, oid: u32) -> Result<Vec<
             type_oid: r.get(2),
             modifier: r.get(3),
             filled: r.get(4),
+            written: r.get::<_, i64>(5) as u32,
         })
         .collect())
 }

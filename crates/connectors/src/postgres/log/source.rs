@@ -50,6 +50,8 @@ pub struct LogSource {
     steering: Arc<Steering>,
     /// By what the followed tables were in the publication when the log was opened.
     members: Mutex<BTreeMap<TableId, String>>,
+    /// Since when the publication published what it did then.
+    kinds: Mutex<Option<String>>,
     /// Who was writing to tables that are to be read anew.
     writers: tokio::sync::Mutex<Writers>,
     /// New tables that are left out, and why, as it was told.
@@ -106,6 +108,7 @@ impl Postgres {
             as_text: Arc::default(),
             steering: Arc::default(),
             members: Mutex::default(),
+            kinds: Mutex::default(),
             writers: tokio::sync::Mutex::default(),
             left_out: Mutex::default(),
         })
@@ -274,10 +277,15 @@ impl LogSource {
         let connection = self.database.connect().await?;
         let names: Vec<TableId> = noted.keys().cloned().collect();
         let now = membership::memberships(&connection, &self.options.publication, &names, schema).await?;
+        let kinds = membership::kinds(&connection, &self.options.publication).await?;
+        let switched = {
+            let then = self.kinds.lock().expect("nothing panics while holding it");
+            then.is_some() && kinds.is_some() && *then != kinds
+        };
         let back = noted
             .iter()
             .zip(now)
-            .filter(|((_, then), now)| now.as_ref().is_some_and(|now| now != *then));
+            .filter(|((_, then), now)| now.as_ref().is_some_and(|now| switched || now != *then));
         let mut due: Vec<TableId> = back.map(|((table, _), _)| table.clone()).collect();
         if all {
             due.extend(self.newcomers_on(&connection, request).await?);
@@ -366,6 +374,12 @@ impl LogSource {
                 added: BTreeMap::new(),
                 members: BTreeMap::new(),
                 numbers: BTreeMap::new(),
+                written: BTreeMap::new(),
+                files: BTreeMap::new(),
+                names: BTreeMap::new(),
+                gone: BTreeMap::new(),
+                types: BTreeMap::new(),
+                left: BTreeMap::new(),
                 committed_at: None,
             };
             return Ok(at(log, pending.collect(), Vec::new()));
@@ -438,9 +452,17 @@ impl LogSource {
         for f in &followed {
             let table = &f.read.table;
             let all_along = !repaired && !missed.contains(table);
-            let loaded = Shape::load(&connection, f, &position, all_along, &publication, &config.schema).await?;
+            let loaded = Shape::load(
+                &connection,
+                f,
+                &position,
+                all_along,
+                &publication,
+                (&config.schema, self.options.drift),
+            )
+            .await?;
             if loaded.anew {
-                tracing::warn!(%table, "a column was dropped and made again: the table is read anew");
+                tracing::warn!(%table, "a column was made again, or values were rewritten: the table is read anew");
             }
             if loaded.anew || missed.contains(table) {
                 if f.key.is_empty() {
@@ -538,6 +560,22 @@ impl LogSource {
         let names: Vec<TableId> = followed.iter().map(|f| f.read.table.clone()).collect();
         let now = membership::memberships(connection, &self.options.publication, &names, schema).await?;
         let (mut members, mut noted, mut missed) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let kinds = membership::kinds(connection, &self.options.publication).await?;
+        let switched = position
+            .members
+            .get(membership::KINDS)
+            .is_some_and(|then| Some(then) != kinds.as_ref());
+        if switched && !repaired {
+            tracing::warn!(
+                publication = self.options.publication,
+                "the publication was altered: the log may not have every kind of change, so every table is compared"
+            );
+        }
+        self.kinds
+            .lock()
+            .expect("nothing panics while holding it")
+            .clone_from(&kinds);
+        members.extend(kinds.map(|kinds| (membership::KINDS.to_owned(), kinds)));
         for (f, now) in followed.iter().zip(now) {
             let table = &f.read.table;
             let name = table.to_string();
@@ -548,6 +586,8 @@ impl LogSource {
                     %table,
                     "the table was not in the publication all the time, or not with all of its rows: it is compared"
                 );
+                missed.push(table.clone());
+            } else if switched && !repaired {
                 missed.push(table.clone());
             }
             members.insert(name, now.clone());

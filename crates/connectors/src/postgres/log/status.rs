@@ -43,6 +43,10 @@ pub struct LogStatus {
     pub lag_bytes: Option<u64>,
     /// How long ago the server wrote the oldest thing that is not at the destination yet; 0 when nothing is missing.
     pub lag_seconds: Option<f64>,
+    /// About how many rows those bytes are, at the bytes per row seen since the log was opened.
+    pub lag_rows: Option<u64>,
+    /// About how long it takes until nothing is missing, at the pace of late; none while it falls behind.
+    pub eta_seconds: Option<f64>,
     /// When the last transaction that is at the destination committed, microseconds UTC.
     pub applied_up_to: Option<i64>,
     /// What holds still on request.
@@ -67,6 +71,8 @@ pub struct TableStatus {
     pub put: u64,
     /// Rows deleted.
     pub deleted: u64,
+    /// About how many rows of it are missing, if it has as large a part of the log as so far.
+    pub lag_rows: Option<u64>,
     /// What is still read of it beside the log.
     pub backfill: Option<BackfillStatus>,
 }
@@ -120,6 +126,8 @@ struct Counts {
     updated: u64,
     put: u64,
     deleted: u64,
+    /// Rows that the log brought since it was opened.
+    logged: u64,
 }
 
 /// A place of a log that is at the destination.
@@ -140,6 +148,11 @@ struct Picture {
     /// The end of the last transaction that had anything for us.
     read: Lsn,
     durable: Option<Standing>,
+    /// Where it was opened, and how many rows came of the log since.
+    opened: u64,
+    rows: u64,
+    /// Where we were, and where the log ended, of late.
+    pace: VecDeque<(Instant, u64, u64)>,
     counts: BTreeMap<String, Counts>,
     pending: Vec<Pending>,
     /// Rows of the active backfill of late.
@@ -157,6 +170,9 @@ impl Default for Picture {
             reached: 0,
             read: 0,
             durable: None,
+            opened: 0,
+            rows: 0,
+            pace: VecDeque::new(),
             counts: BTreeMap::new(),
             pending: Vec::new(),
             rate: VecDeque::new(),
@@ -200,6 +216,9 @@ impl Steering {
         let mut picture = self.picture();
         (picture.reached, picture.read) = (position.at, position.at);
         picture.durable = Some(position);
+        (picture.opened, picture.rows) = (position.at, 0);
+        picture.pace.clear();
+        picture.counts.values_mut().for_each(|c| c.logged = 0);
         picture.pending = pending.to_vec();
         picture.rate.clear();
     }
@@ -250,6 +269,7 @@ impl Steering {
         let counts = picture.counts.entry(table.to_string()).or_default();
         match (event, rows) {
             (Event::Rows(batch), _) => {
+                counts.logged += batch.len() as u64;
                 for row in 0..batch.len() {
                     match batch.ops.get(row) {
                         Op::Insert => counts.inserted += 1,
@@ -260,6 +280,9 @@ impl Steering {
                 }
             }
             (_, rows) => counts.put += rows.unwrap_or_default(),
+        }
+        if let Event::Rows(batch) = event {
+            picture.rows += batch.len() as u64;
         }
     }
 
@@ -277,6 +300,11 @@ impl Steering {
         }
         if picture.ends.back().is_none_or(|(_, last)| *last < end) {
             picture.ends.push_back((Instant::now(), end));
+        }
+        let now = Instant::now();
+        picture.pace.push_back((now, at, end));
+        while picture.pace.len() > 2 && now - picture.pace[1].0 > WINDOW {
+            picture.pace.pop_front();
         }
         if picture.ends.len() > LOOKS {
             let mut keep = false;
@@ -304,12 +332,18 @@ impl Steering {
             end: end.map(picture.shown),
             lag_bytes: end.map(|end| bytes_between(&picture.files, at, end)),
             lag_seconds: end.map(|_| since.map_or(0.0, |(then, _)| then.elapsed().as_secs_f64())),
+            lag_rows: None,
+            eta_seconds: None,
             applied_up_to: picture.durable.as_ref().and_then(|p| p.committed_at),
             paused: self.requests.paused(),
             tables: tables(watched, &picture.pending),
         };
+        status.lag_rows = status.lag_bytes.and_then(|lag| picture.rows_in(lag));
+        status.eta_seconds = status.lag_bytes.and_then(|lag| picture.eta(lag));
         for table in &mut status.tables {
             if let Some(counts) = picture.counts.get(&table.table) {
+                let share = counts.logged as f64 / picture.rows.max(1) as f64;
+                table.lag_rows = status.lag_rows.map(|rows| (rows as f64 * share).round() as u64);
                 (table.inserted, table.updated) = (counts.inserted, counts.updated);
                 (table.put, table.deleted) = (counts.put, counts.deleted);
             }
@@ -332,6 +366,28 @@ impl Steering {
 }
 
 impl Picture {
+    /// About how many rows are in so many bytes of the log, by those that came so far.
+    fn rows_in(&self, bytes: u64) -> Option<u64> {
+        let through = bytes_between(&self.files, self.opened, self.reached.max(self.read));
+        match (bytes, through) {
+            (0, _) => Some(0),
+            (_, 0) => None,
+            (bytes, through) => Some((bytes as f64 * (self.rows as f64 / through as f64)).round() as u64),
+        }
+    }
+
+    /// About how long so many bytes take, while the log grows as it did of late.
+    fn eta(&self, bytes: u64) -> Option<f64> {
+        if bytes == 0 {
+            return Some(0.0);
+        }
+        let ((then, from, end), (now, at, now_end)) = (self.pace.front()?, self.pace.back()?);
+        let seconds = (*now - *then).as_secs_f64();
+        let done = bytes_between(&self.files, *from, *at) as f64;
+        let came = bytes_between(&self.files, *end, *now_end) as f64;
+        (seconds > 0.5 && done > came).then(|| bytes as f64 * seconds / (done - came))
+    }
+
     /// Nothing before this place is missing at the destination.
     fn effective(&self) -> Lsn {
         let durable = self.durable.as_ref().map_or(0, |p| p.at);
@@ -422,6 +478,8 @@ pub(crate) fn at_rest(
             Some(0) => Some(0.0),
             _ => committed_at.map(|at| now.saturating_sub(at) as f64 / 1e6),
         },
+        lag_rows: behind.filter(|n| *n == 0),
+        eta_seconds: None,
         applied_up_to: committed_at,
         paused: Pause::None,
         tables: tables(&Watched::of(plan), &pending.unwrap_or_else(|| first_pending(plan))),
@@ -495,5 +553,31 @@ impl Postgres {
         let found = slot::all(&connection).await?;
         connection.recycle();
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_time_are_estimated_from_what_came() {
+        let mut picture = Picture {
+            opened: 1000,
+            read: 3000,
+            rows: 40,
+            ..Picture::default()
+        };
+        assert_eq!(picture.rows_in(500), Some(10));
+        assert_eq!(picture.rows_in(0), Some(0));
+        assert_eq!(picture.eta(500), None, "no pace is known");
+        let now = Instant::now();
+        picture.pace = [(now - Duration::from_secs(10), 1000, 4000), (now, 3000, 5000)].into();
+        // Two thousand bytes done while one thousand came, in ten seconds.
+        assert_eq!(picture.eta(500).map(f64::round), Some(5.0));
+        picture.pace[1].2 = 9000;
+        assert_eq!(picture.eta(500), None, "it falls behind");
+        picture.read = picture.opened;
+        assert_eq!(picture.rows_in(500), None, "nothing came yet");
     }
 }

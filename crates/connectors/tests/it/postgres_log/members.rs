@@ -44,6 +44,24 @@ async fn end_when_awaited(c: &Capture, writer: &tokio_postgres::Client, over: &A
 }
 
 on_servers! {
+    /// F50: kinds of changes that were not published for a while are made good, whether that was while nobody followed
+    /// or before the log was opened last.
+    async fn kinds_that_were_switched_off_are_compared(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql("UPDATE t SET a = 'unread' WHERE id = 3");
+        c.from.psql("ALTER PUBLICATION synctool SET (publish = 'insert, update')");
+        c.from.psql(GAP);
+        c.from.psql("ALTER PUBLICATION synctool SET (publish = 'insert, update, delete, truncate')");
+        c.from.psql(LATER);
+        let before = c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        c.from.psql("UPDATE t SET a = 'after' WHERE id = 4");
+        let after = c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        assert_eq!(after.accounts.written.rows - before.accounts.written.rows, 1, "compared once");
+    }
+
     /// F50: what became of a table while it was not in the publication is made good when it is put back, by us or by
     /// somebody else; so it is when its filter lets more rows through.
     async fn a_table_that_is_put_back_is_compared(version: PgVersion) {

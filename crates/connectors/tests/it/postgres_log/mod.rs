@@ -2,6 +2,7 @@
 
 #![allow(clippy::large_futures, reason = "a test waits for one at a time")]
 
+mod drift;
 mod ends;
 mod faults;
 mod members;

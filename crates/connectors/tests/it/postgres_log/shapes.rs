@@ -140,6 +140,124 @@ on_servers! {
         }
     }
 
+    /// A column that came later keeps the name that it has at the destination, whatever it is called at the source, and
+    /// however often that changed unseen.
+    async fn a_later_column_that_is_renamed_goes_on(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql("ALTER TABLE t ADD COLUMN x int; UPDATE t SET x = id");
+        c.catch_up().await.unwrap();
+        let same = |name: &str, case: &str| {
+            let wanted = c.from.psql(&format!("SELECT id, a, b, {name} FROM t ORDER BY id"));
+            assert_eq!(c.to.psql("SELECT id, a, b, x FROM t ORDER BY id"), wanted, "{case}");
+            let columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0 AND NOT attisdropped";
+            assert_eq!(c.to.psql(columns), "4", "{case}: no other column came");
+        };
+        c.from.psql("ALTER TABLE t RENAME x TO y; UPDATE t SET y = 7 WHERE id = 3");
+        c.catch_up().await.unwrap();
+        same("y", "renamed");
+        c.from.psql("UPDATE t SET y = 8 WHERE id = 4; INSERT INTO t VALUES (70, 'n', 1, 2)");
+        c.catch_up().await.unwrap();
+        same("y", "another run");
+        // Names that the catalog does not know any more when they are read.
+        c.from.psql("UPDATE t SET y = 9 WHERE id = 5; ALTER TABLE t RENAME y TO z; UPDATE t SET z = 10 WHERE id = 6; \
+            ALTER TABLE t RENAME z TO w; UPDATE t SET w = 11 WHERE id = 7; ALTER TABLE t RENAME w TO v");
+        c.catch_up().await.unwrap();
+        same("v", "renamed again and again");
+        c.from.psql("UPDATE t SET b = 9 WHERE id = 5; ALTER TABLE t RENAME b TO bb; UPDATE t SET bb = 10 WHERE id = 6; ALTER TABLE t RENAME bb TO b");
+        c.catch_up().await.unwrap();
+        same("v", "there and back");
+    }
+
+    /// Values that a statement rewrote without a row in the log: the table is compared.
+    async fn values_that_were_rewritten_are_read_again(version: PgVersion) {
+        for down in [true, false] {
+            for (ddl, later) in [
+                ("ALTER TABLE t ALTER a TYPE text USING upper(a)", "UPDATE t SET b = 0 WHERE id = 1"),
+                ("ALTER TABLE t ALTER b TYPE int USING -b", "UPDATE t SET b = 0 WHERE id = 1"),
+                ("ALTER TABLE t ADD u uuid DEFAULT gen_random_uuid(); ALTER TABLE t ALTER u DROP DEFAULT", "UPDATE t SET b = 0 WHERE id = 1"),
+                ("ALTER TABLE t ADD n int DEFAULT 5; ALTER TABLE t ALTER n DROP DEFAULT; VACUUM FULL t", "UPDATE t SET b = 0 WHERE id = 1"),
+            ] {
+                let c = Capture::new(version, &["t"], T);
+                c.catch_up().await.unwrap();
+                let running = match down {
+                    true => None,
+                    false => Some(Following::start(&c).await),
+                };
+                for statement in ddl.split("; ") {
+                    c.from.psql(statement);
+                }
+                c.from.psql(later);
+                match running {
+                    None => drop(c.catch_up().await.unwrap()),
+                    Some(running) => {
+                        let all = c.from.psql("SELECT string_agg(attname, ', ' ORDER BY attname) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0 AND NOT attisdropped");
+                        let all = format!("SELECT {all} FROM t ORDER BY id");
+                        let wanted = c.from.psql(&all);
+                        synctool_testkit::eventually("both ends to be equal", Duration::from_secs(60), async || {
+                            c.to.try_psql(&all).is_ok_and(|found| found == wanted)
+                        })
+                        .await;
+                        running.stop().await.unwrap();
+                    }
+                }
+                c.assert_equal(&["t"]);
+            }
+        }
+        // What moves a table's rows and not their values costs no comparison.
+        let c = Capture::new(version, &["t"], T);
+        let before = c.catch_up().await.unwrap();
+        for harmless in ["VACUUM FULL t", "SELECT 1"] {
+            c.from.psql(harmless);
+            c.from.psql("UPDATE t SET b = 0 WHERE id = 1");
+            c.catch_up().await.unwrap();
+        }
+        c.from.psql("ALTER TABLE t ALTER a SET NOT NULL; UPDATE t SET b = 0 WHERE id = 1");
+        let after = c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        assert_eq!(after.accounts.written.rows - before.accounts.written.rows, 3);
+    }
+
+    /// The bytes of one type are never taken for a value of another.
+    async fn a_text_that_becomes_a_number_is_refused(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        // As bytes these numbers are letters.
+        c.from.psql("ALTER TABLE t ALTER a TYPE int USING 1094861636; INSERT INTO t VALUES (80, 1094861636, 1)");
+        let e = c.catch_up().await.unwrap_err();
+        assert_eq!(e.code(), code::UNSUPPORTED, "{e}");
+        assert!(e.message().contains("column a was"), "{e}");
+        assert_eq!(c.to.psql("SELECT count(*) FROM t WHERE id = 80"), "0");
+    }
+
+    /// A later column that is made again with another type: its older values in the log are none of the new one.
+    async fn a_later_column_that_gets_another_type_is_told(version: PgVersion) {
+        for down in [true, false] {
+            let c = Capture::new(version, &["t"], T);
+            c.catch_up().await.unwrap();
+            c.from.psql("ALTER TABLE t ADD COLUMN x numeric(9,2); UPDATE t SET x = id");
+            c.catch_up().await.unwrap();
+            let running = match down {
+                true => None,
+                false => Some(Following::start(&c).await),
+            };
+            c.from.psql("UPDATE t SET x = 5 WHERE id = 9; ALTER TABLE t DROP COLUMN x; ALTER TABLE t ADD COLUMN x text DEFAULT 'new'; UPDATE t SET x = 'set' WHERE id = 3");
+            let e = match running {
+                None => c.catch_up().await.unwrap_err(),
+                Some(running) => {
+                    let ended = tokio::time::timeout(Duration::from_secs(30), running.task).await;
+                    ended.expect("it ends").unwrap().unwrap_err()
+                }
+            };
+            assert_eq!(e.code(), code::UNSUPPORTED, "{e}");
+            assert!(e.message().contains("column x") && e.next_step().is_some(), "{e}");
+            // As the hint says.
+            c.to.psql("ALTER TABLE t DROP COLUMN x");
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["t"]);
+        }
+    }
+
     /// F49 and F51: a table of the same name is another table; a new value of an enum is only a value.
     async fn a_table_made_again_is_read_again(version: PgVersion) {
         let c = Capture::new(version, &["t"], T);

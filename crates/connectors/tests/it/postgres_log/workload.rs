@@ -6,8 +6,8 @@
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use synctool_core::backfill::{Pending, Request, Wish};
-use synctool_testkit::FaultProxy;
 use synctool_testkit::proxy::Mode;
+use synctool_testkit::{Dice, FaultProxy};
 
 /// Rounds: in each, the log is followed anew, a connection is cut, and the process ends without a word.
 fn rounds() -> u64 {
@@ -15,26 +15,6 @@ fn rounds() -> u64 {
         Some(_) => 200,
         None => 20,
     }
-}
-
-/// Numbers from a seed (splitmix64): the same workload for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-}
-
-fn seed() -> u64 {
-    std::env::var("PROPTEST_RNG_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(20_260_101)
 }
 
 /// Accounts whose sum is always nothing, spread over two tables; and what each writer has done, one line per transaction.
@@ -46,7 +26,7 @@ const DDL: &str = "
 
 async fn writer(db: &TestDb, number: u64, seed: u64, over: &AtomicBool) -> u64 {
     let client = db.connect().await;
-    let mut dice = Dice(seed ^ (number << 40));
+    let mut dice = Dice::new(seed ^ (number << 40));
     let mut n = 0;
     while !over.load(Ordering::Relaxed) {
         n += 1;
@@ -106,8 +86,8 @@ async fn watch(c: &Capture, over: &AtomicBool) -> u64 {
 on_servers! {
     /// F1, F7, F8, F32 with the oracle of the fault list: no loss, no duplicate, order per key, atomic visibility.
     async fn a_random_workload_survives_cuts_and_restarts(version: PgVersion) {
-        let seed = seed();
-        println!("seed {seed}: set PROPTEST_RNG_SEED to repeat it");
+        let seed = Dice::seed();
+        println!("seed {seed}: set SYNCTOOL_TEST_SEED to repeat it");
         let mut c = Capture::new(version, &["acc", "other", "ledger"], DDL);
         let server = Postgres::shared(version);
         let (source, sink) = (FaultProxy::to(server.port()), FaultProxy::to(server.port()));
@@ -118,7 +98,7 @@ on_servers! {
         c.url = source.through(&c.from.url());
         let (over, quiet) = (AtomicBool::new(false), AtomicBool::new(false));
         let disturb = async {
-            let mut dice = Dice(seed);
+            let mut dice = Dice::new(seed);
             let begun = tokio::time::Instant::now();
             let broken = || source.counts().broken + sink.counts().broken;
             let (mut runs, limit) = (0, Duration::from_secs(6 * rounds()));

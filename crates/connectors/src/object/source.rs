@@ -419,7 +419,7 @@ struct OpenFile {
     lacks: Vec<String>,
 }
 
-fn schema_of(columns: &[ReadColumn]) -> SchemaRef {
+pub(super) fn schema_of(columns: &[ReadColumn]) -> SchemaRef {
     let columns = columns.iter().map(|c| c.column.clone()).collect();
     TableSchema {
         columns,
@@ -457,6 +457,22 @@ impl Scan {
 
     fn open_file(&self, file: &DataFile, groups: Option<(usize, usize)>, place: Option<&str>) -> Result<OpenFile> {
         let path = self.located.path(&file.name);
+        match self.open_at(path, file, groups, place) {
+            // A file that a newer manifest does not name lies under another name while it is read.
+            Err(_) if store::exists(&self.located.kept_path(&file.name)) => {
+                self.open_at(self.located.kept_path(&file.name), file, groups, place)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_at(
+        &self,
+        path: PathBuf,
+        file: &DataFile,
+        groups: Option<(usize, usize)>,
+        place: Option<&str>,
+    ) -> Result<OpenFile> {
         let columns: Vec<ReadColumn> = self
             .selection
             .columns

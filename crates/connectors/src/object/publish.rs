@@ -207,6 +207,10 @@ struct Publishing<'a> {
 }
 
 impl Publishing<'_> {
+    fn existing(&self) -> Result<Option<Located>> {
+        Ok(self.place.locate(&self.table.destination)?.map(Located::let_go))
+    }
+
     /// What this load does to the table, if the guard allows it.
     fn judge(&self, existing: Option<&Located>) -> Result<Applied> {
         let rows = self.sealed.rows();
@@ -305,7 +309,7 @@ impl Publishing<'_> {
             .file_of(name)?
             .ok_or_else(|| fenced("the file that was to be replaced is gone".into()))?;
         if let Publish::Merge { delete_missing } = self.table.publish {
-            return self.merge(self.place.locate(&self.table.destination)?.as_ref(), delete_missing);
+            return self.merge(self.existing()?.as_ref(), delete_missing);
         }
         let [file] = self.sealed.files.as_slice() else {
             return Err(Error::bug("a single file was sealed as several"));
@@ -317,7 +321,7 @@ impl Publishing<'_> {
         let target_name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let sidecar = self.place.sidecar(&target_name, &load)?;
         if !store::same_file(&load, &target) {
-            let existing = self.place.locate(&self.table.destination)?;
+            let existing = self.existing()?;
             let applied = self.judge(existing.as_ref())?;
             let named = DataFile {
                 name: target_name.clone(),
@@ -373,7 +377,7 @@ impl Publishing<'_> {
         let folder = self.place.folder_of(name);
         // First the number, then what there is: somebody who publishes in between makes our manifest come too late.
         let (mut version, _) = newest_manifest(&folder, &store::list(&folder)?)?;
-        let existing = self.place.locate(&self.table.destination)?;
+        let existing = self.existing()?;
         let known = existing.as_ref().and_then(|l| l.known.as_ref());
         if let Some(applied) = known.and_then(|k| k.load(&self.control.pipeline, self.plan.generation.0)) {
             settle::tidy(&folder, &self.control.pipeline, self.plan.generation.0)?;

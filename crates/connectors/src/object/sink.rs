@@ -272,7 +272,7 @@ impl Work {
     fn merge(&self, index: usize, pending: Pending, id: &str) -> Result<(Applied, Option<Replacing>)> {
         let planned = &self.plan.tables[index];
         let located = self.place.locate(&planned.destination)?;
-        let located = located.ok_or_else(|| self.place.missing(&planned.destination))?;
+        let located = located.ok_or_else(|| self.place.missing(&planned.destination))?.let_go();
         let dir = self.control.part_dir(&self.plan);
         let prefix = format!(
             "{}{}-{id}-{index}-",

@@ -137,6 +137,11 @@ impl Located {
         self.root.join(file)
     }
 
+    /// The same for whoever replaces the table: its own reading keeps no file.
+    pub(super) fn let_go(self) -> Self {
+        Located { _lease: None, ..self }
+    }
+
     /// Where a file lies that a newer manifest does not name any more.
     pub(super) fn kept_path(&self, file: &str) -> PathBuf {
         self.root.join(kept(file))

@@ -276,7 +276,7 @@ fn after(commits: usize) -> Vec<i64> {
     let mut ids: std::collections::BTreeSet<i64> = (0..20).collect();
     for (written, gone) in &COMMITS[..commits] {
         ids.extend(written.clone());
-        gone.clone().for_each(|id| drop(ids.remove(&id)));
+        ids.retain(|id| !gone.contains(id));
     }
     ids.into_iter().collect()
 }

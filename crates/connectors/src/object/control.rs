@@ -429,9 +429,7 @@ impl Log {
             return at(fenced("another writer has taken over this partition".into()));
         }
         if state.position.as_ref() != from {
-            return at(fenced(
-                "the partition does not stand where this commit begins".into(),
-            ));
+            return at(fenced("the partition does not stand where this commit begins".into()));
         }
         Ok(())
     }

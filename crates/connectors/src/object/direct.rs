@@ -69,7 +69,11 @@ fn create(place: &Place, control: &Control, table: &PlannedTable) -> Result<()> 
         applied: Applied::default(),
         into: false,
     };
-    let part = format!("{}0-{}", settle::prefix(&control.pipeline), uuid::Uuid::new_v4().simple());
+    let part = format!(
+        "{}0-{}",
+        settle::prefix(&control.pipeline),
+        uuid::Uuid::new_v4().simple()
+    );
     if let Some(target) = place.file_of(name)? {
         let dir = place.dir().join(CONTROL);
         store::create_dir(&dir)?;
@@ -82,7 +86,10 @@ fn create(place: &Place, control: &Control, table: &PlannedTable) -> Result<()> 
     store::create_dir(&folder)?;
     let (version, _) = newest_manifest(&folder, &store::list(&folder)?)?;
     let file = empty(table, &folder, &part, &place.config.format)?;
-    put(&folder.join(manifest_name(version + 1)), &manifest(place, table, vec![file], vec![made]))?;
+    put(
+        &folder.join(manifest_name(version + 1)),
+        &manifest(place, table, vec![file], vec![made]),
+    )?;
     settle::tidy(&folder, &control.pipeline, 0)
 }
 

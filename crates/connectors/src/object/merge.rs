@@ -25,19 +25,24 @@ use super::sink::extension;
 use super::source;
 use super::table::{DataFile, Located, Shape};
 use super::{Format, store};
-use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
-use arrow_schema::ArrowError;
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
+use arrow_array::{
+    Array, ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, StringArray, UInt32Array, new_null_array,
+};
+use arrow_buffer::BooleanBufferBuilder;
+use arrow_schema::{ArrowError, DataType};
 use arrow_select::filter::filter_record_batch;
 use arrow_select::interleave::interleave;
 use arrow_select::take::take_record_batch;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use synctool_core::blocks::push_field;
 use synctool_core::change::Op;
 use synctool_core::conform::carried;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
-use synctool_core::schema::{Column, TableSchema};
+use synctool_core::schema::{Column, ColumnType, TableSchema};
 use synctool_core::text;
 
 /// New rows that are written at once.
@@ -72,7 +77,7 @@ struct Member {
     /// Whether it is one of ours that nobody knows yet.
     fresh: bool,
     /// Rows whose keys came, where they are noted.
-    seen: Vec<bool>,
+    seen: BooleanBufferBuilder,
 }
 
 /// The files of a changed table.
@@ -90,11 +95,62 @@ type Key = Box<[u8]>;
 struct Touched {
     /// Its changes, by their rows.
     changes: Vec<u32>,
-    /// The file that holds it.
-    file: Option<usize>,
+    /// The file that holds it, and its row there.
+    place: Option<(usize, usize)>,
 }
 
 type Keys = HashMap<Key, Touched>;
+
+/// Forms of keys, equal where keys are: both sides are in the table's own types.
+struct Forms<'a> {
+    columns: Vec<Cells<'a>>,
+}
+
+enum Cells<'a> {
+    Int(Int64Array),
+    Text(&'a StringArray),
+    Other(&'a ArrayRef, &'a ColumnType),
+}
+
+impl<'a> Forms<'a> {
+    fn new(columns: &'a [ArrayRef], types: impl Iterator<Item = &'a ColumnType>) -> Result<Self> {
+        let columns = columns.iter().zip(types).map(|(array, ty)| {
+            Ok(match array.data_type() {
+                DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => {
+                    let wide = arrow_cast::cast(array, &DataType::Int64).map_err(bug)?;
+                    Cells::Int(wide.as_primitive::<Int64Type>().clone())
+                }
+                DataType::Utf8 if matches!(ty, ColumnType::Text { .. }) => Cells::Text(array.as_string::<i32>()),
+                _ => Cells::Other(array, ty),
+            })
+        });
+        Ok(Forms {
+            columns: columns.collect::<Result<_>>()?,
+        })
+    }
+
+    /// The form of a row's key; `false` where a part of it is NULL.
+    fn write(&self, row: usize, form: &mut Vec<u8>) -> Result<bool> {
+        form.clear();
+        for cells in &self.columns {
+            match cells {
+                Cells::Int(values) if values.is_valid(row) => {
+                    form.extend_from_slice(&values.value(row).to_le_bytes());
+                }
+                Cells::Text(values) if values.is_valid(row) => {
+                    let text = values.value(row);
+                    form.extend_from_slice(&(text.len() as u64).to_le_bytes());
+                    form.extend_from_slice(text.as_bytes());
+                }
+                Cells::Other(array, ty) if array.is_valid(row) => {
+                    push_field(form, ty, text::cell(array.as_ref(), row)?.as_deref())?;
+                }
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}
 
 /// What a row becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,10 +193,7 @@ impl View {
         let mut files = Vec::new();
         for file in counted(located)? {
             files.push(Member {
-                seen: match noting {
-                    true => vec![false; file.rows.unwrap_or(0) as usize],
-                    false => Vec::new(),
-                },
+                seen: noted(if noting { file.rows } else { None }, false),
                 file,
                 fresh: false,
             });
@@ -206,7 +259,7 @@ impl View {
                 self.find(at, &wanted, &mut keys)
                     .map_err(|e| e.at("file", self.files[at].file.name.clone()))?;
             }
-            for touched in keys.values().filter(|t| t.file.is_none()) {
+            for touched in keys.values().filter(|t| t.place.is_none()) {
                 if let Outcome::Given { row, .. } = self.decide(changes, &rows, touched, None, &mut applied)? {
                     new.push(row);
                 }
@@ -214,20 +267,22 @@ impl View {
             new.sort_unstable();
         }
         let receiver = self.receiver();
-        let mut holding: Vec<usize> = keys.values().filter_map(|t| t.file).collect();
-        holding.sort_unstable();
-        holding.dedup();
-        if let (Some(last), false) = (receiver, new.is_empty())
-            && !holding.contains(&last)
-        {
-            holding.push(last);
+        let mut holding: BTreeMap<usize, Vec<(usize, &Touched)>> = BTreeMap::new();
+        for touched in keys.values() {
+            if let Some((file, row)) = touched.place {
+                holding.entry(file).or_default().push((row, touched));
+            }
         }
-        for at in holding {
+        if let (Some(last), false) = (receiver, new.is_empty()) {
+            holding.entry(last).or_default();
+        }
+        for (at, mut touched) in holding {
+            touched.sort_unstable_by_key(|(row, _)| *row);
             let behind: &[usize] = match receiver == Some(at) {
                 true => &new,
                 false => &[],
             };
-            self.rewrite(at, changes, &rows, &keys, behind, &mut applied)?;
+            self.rewrite(at, changes, &rows, &touched, behind, &mut applied)?;
         }
         if receiver.is_none() {
             self.write_new(&rows, &new)?;
@@ -284,10 +339,11 @@ impl View {
     /// The keys that came, each with its changes in order.
     fn keys_of(&self, rows: &RecordBatch) -> Result<Keys> {
         let columns: Vec<ArrayRef> = self.key.iter().map(|k| rows.column(*k).clone()).collect();
+        let forms = Forms::new(&columns, self.key_types())?;
         let mut keys = Keys::with_capacity(rows.num_rows());
         let mut form = Vec::new();
         for row in 0..rows.num_rows() {
-            if !self.key_form(&columns, row, &mut form)? {
+            if !forms.write(row, &mut form)? {
                 return Err(Error::new(code::VALUE_MALFORMED, "a row came without its key")
                     .hint("a key column holds NULL: filter such rows, or name another key"));
             }
@@ -296,7 +352,7 @@ impl View {
                 None => {
                     let touched = Touched {
                         changes: vec![row as u32],
-                        file: None,
+                        place: None,
                     };
                     keys.insert(form.as_slice().into(), touched);
                 }
@@ -305,26 +361,8 @@ impl View {
         Ok(keys)
     }
 
-    /// The form of a row's key, equal where keys are; `false` where a part of it is NULL.
-    fn key_form(&self, columns: &[ArrayRef], row: usize, form: &mut Vec<u8>) -> Result<bool> {
-        form.clear();
-        let mut cell = String::new();
-        for (array, place) in columns.iter().zip(&self.key) {
-            if array.is_null(row) {
-                return Ok(false);
-            }
-            cell.clear();
-            text::write_cell(&mut cell, array.as_ref(), row)?;
-            match &self.schema.columns[*place].ty {
-                // The canonical text of a whole number is its form.
-                ty if ty.is_integer() => {
-                    form.extend_from_slice(cell.as_bytes());
-                    form.push(b',');
-                }
-                ty => push_field(form, ty, Some(&cell))?,
-            }
-        }
-        Ok(true)
+    fn key_types(&self) -> impl Iterator<Item = &ColumnType> {
+        self.key.iter().map(|k| &self.schema.columns[*k].ty)
     }
 
     /// Notes which keys a file holds.
@@ -337,23 +375,23 @@ impl View {
                 prune::runs(&path, &footer, wanted)?.into_iter().map(Some).collect()
             }
         };
-        let mut form = Vec::new();
+        let (types, mut form) = (self.key_types().cloned().collect::<Vec<_>>(), Vec::new());
         for run in runs {
             let mut reading = self.open(at, &self.key, run.map(|r| (r.0, r.1)))?;
             let mut row = run.map_or(0, |r| r.2 as usize);
             while let Some(columns) = reading.next()? {
+                let forms = Forms::new(&columns, types.iter())?;
                 for i in 0..reading.height {
-                    if self.key_form(&columns, i, &mut form)?
+                    if forms.write(i, &mut form)?
                         && let Some(touched) = keys.get_mut(form.as_slice())
                     {
-                        if touched.file.replace(at).is_some() {
+                        if touched.place.replace((at, row + i)).is_some() {
                             return Err(Error::new(code::DUPLICATE_KEY, "two stored rows have the same key")
                                 .hint("put the files right, or replace the table with full_mode: swap"));
                         }
-                        if self.noting
-                            && let Some(seen) = self.files[at].seen.get_mut(row + i)
-                        {
-                            *seen = true;
+                        let seen = &mut self.files[at].seen;
+                        if row + i < seen.len() {
+                            seen.set_bit(row + i, true);
                         }
                     }
                 }
@@ -427,7 +465,7 @@ impl View {
         at: usize,
         changes: &Changes,
         rows: &RecordBatch,
-        keys: &Keys,
+        touched: &[(usize, &Touched)],
         behind: &[usize],
         applied: &mut Applied,
     ) -> Result<()> {
@@ -436,20 +474,18 @@ impl View {
         let mut out = self.output();
         let mut changed = !behind.is_empty();
         let mut reading = self.open(at, &all, None).map_err(in_file)?;
-        let mut form = Vec::new();
+        let mut touched = touched.iter().peekable();
+        let mut first = 0;
         while let Some(columns) = reading.next().map_err(in_file)? {
             let height = reading.height;
-            let key: Vec<ArrayRef> = self.key.iter().map(|k| columns[*k].clone()).collect();
             // Where each row's written columns come from, and its others: 0 is the file, 1 the changes.
-            let (mut written, mut others) = (Vec::with_capacity(height), Vec::with_capacity(height));
+            let (mut written, mut others) = (Vec::new(), Vec::new());
             let mut differs = false;
-            for row in 0..height {
-                let touched = match self.key_form(&key, row, &mut form)? {
-                    true => keys.get(form.as_slice()),
-                    false => None,
-                };
-                let outcome = match touched {
-                    Some(touched) => self.decide(changes, rows, touched, Some((&columns, row)), applied)?,
+            // Most rows lie in batches that nothing touches.
+            let whole = touched.peek().is_none_or(|(row, _)| *row >= first + height);
+            for row in (0..height).filter(|_| !whole) {
+                let outcome = match touched.next_if(|(at, _)| *at == first + row) {
+                    Some((_, touched)) => self.decide(changes, rows, touched, Some((&columns, row)), applied)?,
                     None => Outcome::Stored,
                 };
                 differs |= outcome != Outcome::Stored;
@@ -465,6 +501,7 @@ impl View {
                     }
                 }
             }
+            first += height;
             let batch = match differs {
                 false => self.batch(columns, height)?,
                 true => {
@@ -486,13 +523,16 @@ impl View {
         for some in behind.chunks(BATCH_ROWS) {
             out.write(&picked(rows, some)?)?;
         }
+        if touched.next().is_some() {
+            return Err(in_file(Error::bug("a row that was found is not there any more")));
+        }
         if !changed {
             return out.discard();
         }
         let file = out.finish()?;
-        let mut seen = std::mem::take(&mut self.files[at].seen);
+        let mut seen = std::mem::replace(&mut self.files[at].seen, noted(None, true));
         if self.noting {
-            seen.resize(seen.len() + behind.len(), true);
+            seen.append_n(behind.len(), true);
         }
         self.put(at, file, seen)
     }
@@ -510,7 +550,7 @@ impl View {
         self.number += 1;
         self.changed = true;
         self.files.push(Member {
-            seen: if self.noting { vec![true; new.len()] } else { Vec::new() },
+            seen: noted(file.rows.filter(|_| self.noting), true),
             file,
             fresh: true,
         });
@@ -521,7 +561,7 @@ impl View {
     pub(super) fn unseen(&self) -> u64 {
         self.files
             .iter()
-            .map(|m| m.seen.iter().filter(|seen| !**seen).count() as u64)
+            .map(|m| (m.seen.len() - m.seen.finish_cloned().count_set_bits()) as u64)
             .sum()
     }
 
@@ -529,7 +569,8 @@ impl View {
     pub(super) fn forget_unseen(&mut self) -> Result<()> {
         let all: Vec<usize> = (0..self.schema.columns.len()).collect();
         for at in 0..self.files.len() {
-            if self.files[at].seen.iter().all(|seen| *seen) {
+            let seen = self.files[at].seen.finish_cloned();
+            if seen.count_set_bits() == seen.len() {
                 continue;
             }
             let in_file = |e: Error| e.at("file", self.files[at].file.name.clone());
@@ -538,14 +579,15 @@ impl View {
             let mut first = 0;
             while let Some(columns) = reading.next().map_err(in_file)? {
                 let height = reading.height;
-                let seen = self.files[at].seen.get(first..first + height);
-                let seen = seen.ok_or_else(|| in_file(Error::bug("a file has more rows than it had")))?;
-                let batch = self.batch(columns, height)?;
-                out.write(&filter_record_batch(&batch, &seen.to_vec().into()).map_err(bug)?)?;
+                if first + height > seen.len() {
+                    return Err(in_file(Error::bug("a file has more rows than it had")));
+                }
+                let (batch, some) = (self.batch(columns, height)?, seen.slice(first, height));
+                out.write(&filter_record_batch(&batch, &some.into()).map_err(bug)?)?;
                 first += height;
             }
             let file = out.finish()?;
-            let seen = vec![true; file.rows.unwrap_or(0) as usize];
+            let seen = noted(file.rows, true);
             self.put(at, file, seen)?;
         }
         self.files.retain(|m| m.file.rows != Some(0));
@@ -553,7 +595,7 @@ impl View {
     }
 
     /// A file takes another's place.
-    fn put(&mut self, at: usize, file: DataFile, seen: Vec<bool>) -> Result<()> {
+    fn put(&mut self, at: usize, file: DataFile, seen: BooleanBufferBuilder) -> Result<()> {
         self.number += 1;
         self.changed = true;
         let member = Member {
@@ -607,9 +649,9 @@ impl View {
             out.begin(None)?;
             let file = out.finish()?;
             self.files.push(Member {
+                seen: noted(None, true),
                 file,
                 fresh: true,
-                seen: Vec::new(),
             });
         }
         self.kept = true;
@@ -630,6 +672,14 @@ impl Drop for View {
             }
         }
     }
+}
+
+/// A note per row of a file, where rows are noted.
+fn noted(rows: Option<u64>, seen: bool) -> BooleanBufferBuilder {
+    let rows = rows.unwrap_or(0) as usize;
+    let mut notes = BooleanBufferBuilder::new(rows);
+    notes.append_n(rows, seen);
+    notes
 }
 
 fn picked(rows: &RecordBatch, which: &[usize]) -> Result<RecordBatch> {

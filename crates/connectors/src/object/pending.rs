@@ -17,6 +17,14 @@ use synctool_core::schema::TableSchema;
 /// So many bytes of changes of a table are held in memory, and worked on at once.
 pub(super) const HELD_BYTES: usize = 32 << 20;
 
+/// What a changed row costs beside its values: its key, and what is known of it.
+const ROW_BYTES: usize = 128;
+
+/// The memory that working on some rows takes.
+pub(super) fn weight(rows: &RecordBatch) -> usize {
+    rows.get_array_memory_size() + ROW_BYTES * rows.num_rows()
+}
+
 /// Changes of one table, in order.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -94,7 +102,7 @@ impl Pending {
         let options = RecordBatchOptions::new().with_row_count(Some(batch.len()));
         let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)
             .map_err(|e| Error::bug(format!("a batch does not fit its table: {e}")))?;
-        self.bytes += rows.get_array_memory_size();
+        self.bytes += weight(&rows);
         self.held.push(rows);
         if self.bytes > HELD_BYTES {
             self.spill(dir)?;

@@ -73,7 +73,10 @@ impl Wanted {
 
     /// Whether a row group may hold one of the values. What is not known may be.
     fn may_be_in(&self, group: &RowGroupMetaData) -> bool {
-        let leaf = group.columns().iter().find(|c| c.column_path().parts() == [self.column.as_str()]);
+        let leaf = group
+            .columns()
+            .iter()
+            .find(|c| c.column_path().parts() == [self.column.as_str()]);
         let Some((min, max)) = leaf.and_then(|c| c.statistics()).and_then(|s| range(s, &self.ty)) else {
             return true;
         };
@@ -95,7 +98,10 @@ fn range(statistics: &Statistics, ty: &DataType) -> Option<(Point, Point)> {
     if statistics.is_min_max_deprecated() {
         return None;
     }
-    let unsigned = matches!(ty, DataType::UInt8 | DataType::UInt16 | DataType::UInt32 | DataType::UInt64);
+    let unsigned = matches!(
+        ty,
+        DataType::UInt8 | DataType::UInt16 | DataType::UInt32 | DataType::UInt64
+    );
     let narrow = |v: &i32| match unsigned {
         true => Point::Int(i128::from(*v as u32)),
         false => Point::Int(i128::from(*v)),

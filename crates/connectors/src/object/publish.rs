@@ -176,7 +176,12 @@ pub(super) fn publish(place: &Place, control: &Control, plan: &Plan) -> Result<P
         settle::tidy(&place.folder_of(name), &control.pipeline, plan.generation.0)?;
     }
     let mut applied = Applied::default();
-    let loaded = plan.tables.iter().zip(&sealed).enumerate().filter(|(_, (t, _))| t.publish != Publish::Direct);
+    let loaded = plan
+        .tables
+        .iter()
+        .zip(&sealed)
+        .enumerate()
+        .filter(|(_, (t, _))| t.publish != Publish::Direct);
     for (index, (table, sealed)) in loaded {
         let publishing = Publishing {
             place,
@@ -253,8 +258,7 @@ impl Publishing<'_> {
     fn merged(&self, existing: Option<&Located>, delete_missing: bool) -> Result<(Applied, Replacing)> {
         let located = existing.ok_or_else(|| self.place.missing(&self.table.destination))?;
         let (dir, schema) = (self.control.part_dir(self.plan), &self.table.schema);
-        let prefix = format!("{}merged-", self.prefix());
-        let mut view = View::new(located, schema, (&dir, prefix), delete_missing)?;
+        let mut view = View::new(located, schema, (&dir, self.merged_prefix()), delete_missing)?;
         let before = view.rows();
         let mut applied = Applied::default();
         let load = load(self.place, self.control, self.plan, self.index)?;
@@ -283,15 +287,34 @@ impl Publishing<'_> {
             },
         };
         store::sync_dir(&dir)?;
-        let replacing = replacing(self.place, &self.table.destination, located, changed, Some(self.me(applied)))?;
+        let replacing = replacing(
+            self.place,
+            &self.table.destination,
+            located,
+            changed,
+            Some(self.me(applied)),
+        )?;
         Ok((applied, replacing))
+    }
+
+    fn merged_prefix(&self) -> String {
+        format!("{}merged-", self.prefix())
     }
 
     /// Merges the load into the table, or finds that it is there.
     fn merge(&self, existing: Option<&Located>, delete_missing: bool) -> Result<Applied> {
+        let dir = self.control.part_dir(self.plan);
+        let mut left = store::list(&dir)?;
+        left.retain(|name| name.starts_with(&self.merged_prefix()));
         let known = existing.and_then(|l| l.known.as_ref());
-        if let Some(applied) = known.and_then(|k| k.load(&self.control.pipeline, self.plan.generation.0)) {
+        if let Some(applied) = known.and_then(|k| k.load(&self.control.pipeline, self.plan.generation.0))
+            // What is known of a single file is there before the file; as long as that lies here, it has not moved in.
+            && left.is_empty()
+        {
             return Ok(applied);
+        }
+        for name in left {
+            store::remove(&dir.join(name))?;
         }
         let (applied, replacing) = self.merged(existing, delete_missing)?;
         failpoint("publish.moved")?;
@@ -490,7 +513,11 @@ pub(super) fn replacing(
     let name = place.writable_name(table)?;
     let (schema, Changed { mut files, fresh }) = (source::describe(located)?, changed);
     let mut loads = located.known.as_ref().map_or(Vec::new(), |k| k.loads.clone());
-    loads.extend(load);
+    if let Some(load) = load {
+        // Of those that came into a table only the last one of a pipeline may have to be known again.
+        loads.retain(|l| !l.into || l.pipeline != load.pipeline);
+        loads.push(load);
+    }
     let (mut version, mut obsolete) = (0, Vec::new());
     match located.shape {
         Shape::File => {
@@ -533,4 +560,3 @@ pub(super) fn counted(located: &Located) -> Result<Vec<DataFile>> {
     }
     Ok(files)
 }
-

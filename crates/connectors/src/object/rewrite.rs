@@ -2,6 +2,7 @@
 
 use super::csv::CsvRows;
 use super::parquet::{self, ParquetRows};
+use super::pending::weight;
 use super::prune;
 use super::sink::{PartWriter, create_part};
 use super::source::{self, FileRows, Reading, schema_of};
@@ -177,7 +178,7 @@ pub(super) fn in_pieces<'a>(
                 };
                 let options = RecordBatchOptions::new().with_row_count(Some(columns.height));
                 let batch = RecordBatch::try_new_with_options(arrow.clone(), arrays, &options).map_err(bug)?;
-                held += batch.get_array_memory_size();
+                held += weight(&batch);
                 batches.push(batch);
             }
             match batches.is_empty() {

@@ -91,7 +91,10 @@ pub(super) fn lock<'a>(place: &Place, names: impl IntoIterator<Item = &'a str>) 
 
 /// Settles what a crash has left of tables, where it left anything.
 pub(super) fn left<'a>(place: &Place, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    let left: Vec<&str> = names.into_iter().filter(|name| store::exists(&note_of(place, name))).collect();
+    let left: Vec<&str> = names
+        .into_iter()
+        .filter(|name| store::exists(&note_of(place, name)))
+        .collect();
     lock(place, left).map(drop)
 }
 
@@ -220,7 +223,9 @@ pub(super) fn put_in_place(place: &Place, control: &Control, generation: i64, re
                     code::CONFLICT,
                     "somebody changed the table at the same time without taking its lock",
                 )
-                .hint("does the file system lock files? Start over with `synctool state reset`, then run a full load"));
+                .hint(
+                    "does the file system lock files? Start over with `synctool state reset`, then run a full load",
+                ));
             }
             failpoint("settle.manifest")?;
             tidy(&folder, &control.pipeline, generation)
@@ -294,7 +299,10 @@ pub(super) fn tidy(folder: &Path, pipeline: &str, generation: i64) -> Result<()>
         return Ok(());
     };
     let mut read: HashSet<String> = HashSet::new();
-    for older in names.iter().filter(|n| manifest_version(n).is_some_and(|v| v < version)) {
+    for older in names
+        .iter()
+        .filter(|n| manifest_version(n).is_some_and(|v| v < version))
+    {
         let path = folder.join(older);
         let Ok(file) = File::open(&path) else { continue };
         if let Err(TryLockError::WouldBlock) = file.try_lock() {

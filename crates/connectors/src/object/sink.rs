@@ -118,9 +118,15 @@ impl Work {
         }
         if !self.open.contains_key(&index) {
             self.files += 1;
-            let name = format!("{}-{}-{index}.{}", self.name, self.files, extension(&self.place.config.format));
+            let name = format!(
+                "{}-{}-{index}.{}",
+                self.name,
+                self.files,
+                extension(&self.place.config.format)
+            );
             let path = self.control.part_dir(&self.plan).join(&name);
-            let part = create_part(&path, schema, &self.place.config.format, Some(&batch.rows)).map_err(|e| self.maybe_gone(e))?;
+            let part = create_part(&path, schema, &self.place.config.format, Some(&batch.rows))
+                .map_err(|e| self.maybe_gone(e))?;
             self.open.insert(index, (name, part));
         }
         let (_, part) = self.open.get_mut(&index).expect("set above");
@@ -200,7 +206,8 @@ impl Work {
         self.log.catch_up()?;
         self.control.check_generation(&self.plan)?;
         for a in advances {
-            self.log.allows(&a.partition, self.epoch(&a.partition)?, a.from.as_ref())?;
+            self.log
+                .allows(&a.partition, self.epoch(&a.partition)?, a.from.as_ref())?;
         }
         let id = uuid::Uuid::new_v4().simple().to_string();
         let mut replacing = Vec::new();
@@ -272,7 +279,9 @@ impl Work {
     fn merge(&self, index: usize, pending: Pending, id: &str) -> Result<(Applied, Option<Replacing>)> {
         let planned = &self.plan.tables[index];
         let located = self.place.locate(&planned.destination)?;
-        let located = located.ok_or_else(|| self.place.missing(&planned.destination))?.let_go();
+        let located = located
+            .ok_or_else(|| self.place.missing(&planned.destination))?
+            .let_go();
         let dir = self.control.part_dir(&self.plan);
         let prefix = format!(
             "{}{}-{id}-{index}-",
@@ -284,9 +293,9 @@ impl Work {
         for step in pending.steps() {
             applied += view.step(step?)?;
         }
-        let replacing = view.finish()?.map(|changed| {
-            publish::replacing(&self.place, &planned.destination, &located, changed, None)
-        });
+        let replacing = view
+            .finish()?
+            .map(|changed| publish::replacing(&self.place, &planned.destination, &located, changed, None));
         Ok((applied, replacing.transpose()?))
     }
 }

@@ -271,7 +271,15 @@ fn users_in_files(file: &str, db: &TestDb, place: &Place) {
     };
     let found = || {
         db.psql("DROP TABLE IF EXISTS back");
-        let copied = place.synctool(&["copy", "parquet:configs/lake", "users", &db.url(), "public.back", "--key", "user_id"]);
+        let copied = place.synctool(&[
+            "copy",
+            "parquet:configs/lake",
+            "users",
+            &db.url(),
+            "public.back",
+            "--key",
+            "user_id",
+        ]);
         assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
         db.psql(
             "SELECT string_agg(concat_ws('|', user_id, last_modified_at, user_age_str, coalesce(segment, '-'), coalesce(country, '-')), ','
@@ -309,7 +317,11 @@ fn a_comparison_with_files() {
     // What no delta would see.
     db.psql("DELETE FROM users WHERE id = 4");
     let mended = place.json(&["run", file], 0);
-    assert_eq!((&mended["deleted"], &mended["updated"]), (&1.into(), &0.into()), "{mended}");
+    assert_eq!(
+        (&mended["deleted"], &mended["updated"]),
+        (&1.into(), &0.into()),
+        "{mended}"
+    );
     place.json(&["verify", file], 0);
 }
 

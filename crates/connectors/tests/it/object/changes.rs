@@ -77,10 +77,10 @@ async fn changes_are_applied_by_key_and_counted() {
     for (files, name) in ways(dir.path()) {
         let to = files.destination();
         // The table does not exist: it is made, empty, when the plan is prepared.
-        let plan = to
-            .prepare(plan("p", name, &small_schema(), 1, Publish::Direct))
-            .await
-            .unwrap();
+        let draft = plan("p", name, &small_schema(), 1, Publish::Direct);
+        let told = to.preview(&draft).await.unwrap().join("\n");
+        assert!(told.contains("write the files anew that hold changed rows"), "{told}");
+        let plan = to.prepare(draft).await.unwrap();
         assert_eq!(stored(&files).await, Vec::<Row>::new());
         assert!(to.is_empty(&TableId::bare(name)).await.unwrap());
         assert!(to.made_here(&TableId::bare(name)).await.unwrap());
@@ -126,7 +126,9 @@ async fn changes_are_applied_by_key_and_counted() {
         assert_eq!(listing(dir.path()), before);
         // All rows go and others come, in one commit.
         let table = Arc::new(plan.tables[0].destination.clone());
-        sink.write(event(&plan, 0, &[(Upsert, row(1, "gone")), (Upsert, row(90, "gone"))])).await.unwrap();
+        sink.write(event(&plan, 0, &[(Upsert, row(1, "gone")), (Upsert, row(90, "gone"))]))
+            .await
+            .unwrap();
         sink.write(Event::Truncate {
             tables: vec![table],
             cascade: false,
@@ -140,7 +142,11 @@ async fn changes_are_applied_by_key_and_counted() {
         assert_eq!(stored(&files).await, [row(2, "alone")]);
         let applied = commit(&mut *sink, &plan, 4, &[(Delete, row(2, ""))]).await.unwrap();
         assert_eq!(counts(applied), (0, 0, 1, 0));
-        assert_eq!(stored(&files).await, Vec::<Row>::new(), "a table without rows is a table");
+        assert_eq!(
+            stored(&files).await,
+            Vec::<Row>::new(),
+            "a table without rows is a table"
+        );
         sink.commit(&[advance(&part(0), Some("5"), "end", true)]).await.unwrap();
         drop(sink);
         to.publish(&plan).await.unwrap();
@@ -159,7 +165,12 @@ fn listing(dir: &Path) -> Vec<String> {
             true => {}
             false => {
                 let meta = path.metadata().unwrap();
-                found.push(format!("{} {} {:?}", path.display(), meta.len(), meta.modified().unwrap()));
+                found.push(format!(
+                    "{} {} {:?}",
+                    path.display(),
+                    meta.len(),
+                    meta.modified().unwrap()
+                ));
             }
         }
     }
@@ -171,7 +182,10 @@ fn listing(dir: &Path) -> Vec<String> {
 async fn what_only_logs_bring_is_refused() {
     let dir = scratch();
     let to = open(dir.path(), parquet()).destination();
-    let plan = to.prepare(plan("p", "t", &small_schema(), 1, Publish::Direct)).await.unwrap();
+    let plan = to
+        .prepare(plan("p", "t", &small_schema(), 1, Publish::Direct))
+        .await
+        .unwrap();
     let refused = async |change: &dyn Fn(&mut ChangeBatch)| {
         let mut sink = sink_for(&*to, &plan, 0).await;
         let Event::Rows(mut batch) = event(&plan, 0, &[(Op::Upsert, row(1, "x"))]) else {
@@ -185,10 +199,14 @@ async fn what_only_logs_bring_is_refused() {
     refused(&|b| b.before = Some(b.rows.clone())).await;
     // A row without its key stops the run before anything is seen.
     let mut sink = sink_for(&*to, &plan, 0).await;
-    let e = commit(&mut *sink, &plan, 0, &[(Op::Delete, vec![None, None])]).await.unwrap_err();
+    let e = commit(&mut *sink, &plan, 0, &[(Op::Delete, vec![None, None])])
+        .await
+        .unwrap_err();
     assert_eq!(e.code(), code::VALUE_MALFORMED, "{e}");
     let mut sink = sink_for(&*to, &plan, 0).await;
-    let e = commit(&mut *sink, &plan, 0, &[(Op::Upsert, vec![None, text("x")])]).await.unwrap_err();
+    let e = commit(&mut *sink, &plan, 0, &[(Op::Upsert, vec![None, text("x")])])
+        .await
+        .unwrap_err();
     assert_eq!(e.code(), code::CONSTRAINT, "{e}");
 }
 
@@ -203,11 +221,20 @@ async fn a_table_without_a_key_is_only_added_to() {
         let mut sink = sink_for(&*to, &plan, 0).await;
         for at in 0..3 {
             let rows = [(Op::Insert, row(1, "same")), (Op::Insert, row(at as i64, "own"))];
-            assert_eq!(counts(commit(&mut *sink, &plan, at, &rows).await.unwrap()), (2, 0, 0, 0));
+            assert_eq!(
+                counts(commit(&mut *sink, &plan, at, &rows).await.unwrap()),
+                (2, 0, 0, 0)
+            );
         }
-        let same = stored(&files).await.into_iter().filter(|r| *r == row(1, "same")).count();
+        let same = stored(&files)
+            .await
+            .into_iter()
+            .filter(|r| *r == row(1, "same"))
+            .count();
         assert_eq!((same, stored(&files).await.len()), (3, 6));
-        let e = commit(&mut *sink, &plan, 3, &[(Op::Upsert, row(1, "x"))]).await.unwrap_err();
+        let e = commit(&mut *sink, &plan, 3, &[(Op::Upsert, row(1, "x"))])
+            .await
+            .unwrap_err();
         assert_eq!(e.code(), code::UNSUPPORTED, "{e}");
     }
 }
@@ -241,7 +268,10 @@ async fn columns_stay_and_come() {
         };
         assert_eq!(
             stored(&files).await,
-            [there("1", "a", Some("kept"), None), there("2", "b", Some("kept too"), None)]
+            [
+                there("1", "a", Some("kept"), None),
+                there("2", "b", Some("kept too"), None)
+            ]
         );
         let mut sink = sink_for(&*to, &plan, 0).await;
         let rows = |id: &str, name: &str, late: &str| vec![text(id), text(name), text(late)];
@@ -251,7 +281,10 @@ async fn columns_stay_and_come() {
             (Op::Delete, rows("2", "", "0")),
             (Op::Upsert, rows("2", "B", "9")),
         ];
-        assert_eq!(counts(commit(&mut *sink, &plan, 0, &changes).await.unwrap()), (2, 1, 1, 0));
+        assert_eq!(
+            counts(commit(&mut *sink, &plan, 0, &changes).await.unwrap()),
+            (2, 1, 1, 0)
+        );
         assert_eq!(
             stored(&files).await,
             [
@@ -271,7 +304,10 @@ async fn writers_beside_each_other_lose_nothing() {
     for format in [parquet(), csv_format()] {
         let files = open(&dir.path().join(if format == parquet() { "p" } else { "c" }), format);
         let to = files.destination();
-        let plan = to.prepare(plan("p", "t", &small_schema(), 4, Publish::Direct)).await.unwrap();
+        let plan = to
+            .prepare(plan("p", "t", &small_schema(), 4, Publish::Direct))
+            .await
+            .unwrap();
         let writers = (0..4).map(|w| {
             let (to, plan) = (to.clone(), plan.clone());
             tokio::spawn(async move {
@@ -295,10 +331,24 @@ async fn writers_beside_each_other_lose_nothing() {
         }
         let wanted: Vec<i64> = (36..48).chain([1000]).collect();
         assert_eq!(ids(&*files.source(), "t").await, wanted);
-        let all: u64 = to.checkpoint(&plan).await.unwrap().values().map(|s| s.applied.written).sum();
+        let all: u64 = to
+            .checkpoint(&plan)
+            .await
+            .unwrap()
+            .values()
+            .map(|s| s.applied.written)
+            .sum();
         assert_eq!(all, 4 * (12 * 2 + 9));
         to.publish(&plan).await.unwrap();
-        let left = listing(dir.path().join(if files.destination().engine() == "csv" { "c" } else { "p" }).as_path());
+        let left = listing(
+            dir.path()
+                .join(if files.destination().engine() == "csv" {
+                    "c"
+                } else {
+                    "p"
+                })
+                .as_path(),
+        );
         assert_eq!(left.len(), 2, "more than a small file and its manifest: {left:?}");
     }
 }
@@ -312,13 +362,24 @@ async fn zombies_change_nothing() {
         let draft = || plan("p", name, &small_schema(), 1, Publish::Direct);
         let old = to.prepare(draft()).await.unwrap();
         let mut first = sink_for(&*to, &old, 0).await;
-        commit(&mut *first, &old, 0, &[(Op::Upsert, row(1, "first"))]).await.unwrap();
-        first.write(event(&old, 0, &[(Op::Upsert, row(1, "zombie")), (Op::Upsert, row(2, "zombie"))])).await.unwrap();
+        commit(&mut *first, &old, 0, &[(Op::Upsert, row(1, "first"))])
+            .await
+            .unwrap();
+        first
+            .write(event(
+                &old,
+                0,
+                &[(Op::Upsert, row(1, "zombie")), (Op::Upsert, row(2, "zombie"))],
+            ))
+            .await
+            .unwrap();
         let mut heir = sink_for(&*to, &old, 0).await;
         let before = listing(dir.path());
         assert_eq!(first.commit(&[step(1)]).await.unwrap_err().code(), code::FENCED);
         assert_eq!(listing(dir.path()), before);
-        commit(&mut *heir, &old, 1, &[(Op::Upsert, row(3, "heir"))]).await.unwrap();
+        commit(&mut *heir, &old, 1, &[(Op::Upsert, row(3, "heir"))])
+            .await
+            .unwrap();
         heir.write(event(&old, 0, &[(Op::Delete, row(1, ""))])).await.unwrap();
         let new = to.prepare(draft()).await.unwrap();
         assert_eq!(heir.commit(&[step(2)]).await.unwrap_err().code(), code::FENCED);
@@ -339,7 +400,10 @@ async fn many_changes_go_by_way_of_the_disk() {
     for format in [parquet(), csv_format()] {
         let files = open(&dir.path().join(if format == parquet() { "p" } else { "c" }), format);
         let to = files.destination();
-        let plan = to.prepare(plan("p", "t", &small_schema(), 1, Publish::Direct)).await.unwrap();
+        let plan = to
+            .prepare(plan("p", "t", &small_schema(), 1, Publish::Direct))
+            .await
+            .unwrap();
         let mut sink = sink_for(&*to, &plan, 0).await;
         let wide = "x".repeat(100_000);
         for round in 0..3i64 {
@@ -387,11 +451,16 @@ async fn a_reader_keeps_the_files_it_began_with() {
         let wide = "w".repeat(3000);
         let wide_rows = |first: i64| -> RecordBatch {
             let ids: Vec<String> = (first..first + 2000).map(|i| i.to_string()).collect();
-            let rows: Vec<Vec<Option<&str>>> = ids.iter().map(|i| vec![Some(i.as_str()), Some(wide.as_str())]).collect();
+            let rows: Vec<Vec<Option<&str>>> = ids
+                .iter()
+                .map(|i| vec![Some(i.as_str()), Some(wide.as_str())])
+                .collect();
             batch(&small_schema(), &rows)
         };
         let create = plan("first", "t", &small_schema(), 2, Publish::Create);
-        load(&*to, create, &[vec![wide_rows(0)], vec![wide_rows(2000)]]).await.unwrap();
+        load(&*to, create, &[vec![wide_rows(0)], vec![wide_rows(2000)]])
+            .await
+            .unwrap();
         let schema = from.describe(&TableId::bare("t")).await.unwrap();
         let read = ReadSpec::all(TableId::bare("t"), &schema.columns);
         let partition = Partition {
@@ -410,21 +479,33 @@ async fn a_reader_keeps_the_files_it_began_with() {
         while seen == 0 {
             seen += reader.next().await.unwrap().unwrap().rows();
         }
-        let plan = to.prepare(plan("p", "t", &small_schema(), 1, Publish::Direct)).await.unwrap();
+        let plan = to
+            .prepare(plan("p", "t", &small_schema(), 1, Publish::Direct))
+            .await
+            .unwrap();
         let mut sink = sink_for(&*to, &plan, 0).await;
-        let changes = [(Op::Upsert, row(1, "new")), (Op::Delete, row(3999, "")), (Op::Upsert, row(9000, "new"))];
+        let changes = [
+            (Op::Upsert, row(1, "new")),
+            (Op::Delete, row(3999, "")),
+            (Op::Upsert, row(9000, "new")),
+        ];
         commit(&mut *sink, &plan, 0, &changes).await.unwrap();
         assert_eq!(ids(&*from, "t").await.len(), 4000);
         while let Some(event) = reader.next().await.unwrap() {
             if let Event::Rows(b) = event {
                 seen += b.len() as u64;
-                assert!(texts(&b.rows).iter().all(|r| r[0] != text("9000")), "it reads of the new files");
+                assert!(
+                    texts(&b.rows).iter().all(|r| r[0] != text("9000")),
+                    "it reads of the new files"
+                );
             }
         }
         assert_eq!(seen, 4000, "the reader did not read to its end what it began with");
         let folder = dir.path().join(if to.engine() == "csv" { "c" } else { "p" }).join("t");
         let hidden = |folder: &Path| {
-            let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            let names = fs::read_dir(folder)
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap());
             names.filter(|n| n.starts_with('.')).count()
         };
         assert!(hidden(&folder) > 0, "what is read was not kept");
@@ -445,24 +526,39 @@ async fn files_without_a_touched_key_stay_as_they_are() {
         // Texts that do not shrink much, so that the files are not small.
         let mut state = first as u64 + 1;
         let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             format!("{:08x}", state >> 32)
         };
         let texts: Vec<(String, String)> = (first..first + 1000)
             .map(|i| (i.to_string(), (0..1500).map(|_| next()).collect()))
             .collect();
-        let rows: Vec<Vec<Option<&str>>> = texts.iter().map(|(a, b)| vec![Some(a.as_str()), Some(b.as_str())]).collect();
+        let rows: Vec<Vec<Option<&str>>> = texts
+            .iter()
+            .map(|(a, b)| vec![Some(a.as_str()), Some(b.as_str())])
+            .collect();
         batch(&small_schema(), &rows)
     };
     let create = plan("first", "t", &small_schema(), 4, Publish::Create);
     let parts: Vec<Vec<RecordBatch>> = (0..4).map(|i| vec![wide(i * 1000)]).collect();
     load(&*to, create, &parts).await.unwrap();
-    let plan = to.prepare(plan("p", "t", &small_schema(), 1, Publish::Direct)).await.unwrap();
+    let plan = to
+        .prepare(plan("p", "t", &small_schema(), 1, Publish::Direct))
+        .await
+        .unwrap();
     let data = |name: &str| name.contains(".parquet");
     let before: Vec<String> = listing(dir.path()).into_iter().filter(|n| data(n)).collect();
     assert!(before.len() > 1, "one file tells nothing: {before:?}");
     let mut sink = sink_for(&*to, &plan, 0).await;
-    commit(&mut *sink, &plan, 0, &[(Op::Upsert, row(1, "new")), (Op::Delete, row(2, ""))]).await.unwrap();
+    commit(
+        &mut *sink,
+        &plan,
+        0,
+        &[(Op::Upsert, row(1, "new")), (Op::Delete, row(2, ""))],
+    )
+    .await
+    .unwrap();
     let after: Vec<String> = listing(dir.path()).into_iter().filter(|n| data(n)).collect();
     let stayed = before.iter().filter(|n| after.contains(n)).count();
     assert_eq!((stayed, after.len()), (before.len() - 1, before.len()));
@@ -484,8 +580,12 @@ async fn files_without_a_touched_key_stay_as_they_are() {
     let mut bytes = fs::read(&far).unwrap();
     bytes[4..40].fill(0xff);
     fs::write(&far, bytes).unwrap();
-    commit(&mut *sink, &plan, 1, &[(Op::Upsert, row(5, "new"))]).await.unwrap();
-    let e = commit(&mut *sink, &plan, 2, &[(Op::Upsert, row(3001, "new"))]).await.unwrap_err();
+    commit(&mut *sink, &plan, 1, &[(Op::Upsert, row(5, "new"))])
+        .await
+        .unwrap();
+    let e = commit(&mut *sink, &plan, 2, &[(Op::Upsert, row(3001, "new"))])
+        .await
+        .unwrap_err();
     assert_eq!(e.code(), code::FILE_MALFORMED, "{e}");
 }
 
@@ -501,12 +601,28 @@ async fn two_stored_rows_of_one_key_are_told() {
         let to = files.destination();
         let mut schema = small_schema();
         schema.key.clear();
-        let twice = batch(&schema, &[vec![Some("1"), Some("a")], vec![Some("1"), Some("b")], vec![Some("2"), Some("c")]]);
-        load(&*to, plan("first", name, &schema, 1, Publish::Create), &[vec![twice]]).await.unwrap();
-        let plan = to.prepare(plan("p", name, &small_schema(), 1, Publish::Direct)).await.unwrap();
+        let twice = batch(
+            &schema,
+            &[
+                vec![Some("1"), Some("a")],
+                vec![Some("1"), Some("b")],
+                vec![Some("2"), Some("c")],
+            ],
+        );
+        load(&*to, plan("first", name, &schema, 1, Publish::Create), &[vec![twice]])
+            .await
+            .unwrap();
+        let plan = to
+            .prepare(plan("p", name, &small_schema(), 1, Publish::Direct))
+            .await
+            .unwrap();
         let mut sink = sink_for(&*to, &plan, 0).await;
-        commit(&mut *sink, &plan, 0, &[(Op::Upsert, row(2, "C"))]).await.unwrap();
-        let e = commit(&mut *sink, &plan, 1, &[(Op::Upsert, row(1, "x"))]).await.unwrap_err();
+        commit(&mut *sink, &plan, 0, &[(Op::Upsert, row(2, "C"))])
+            .await
+            .unwrap();
+        let e = commit(&mut *sink, &plan, 1, &[(Op::Upsert, row(1, "x"))])
+            .await
+            .unwrap_err();
         assert_eq!(e.code(), code::DUPLICATE_KEY, "{e}");
         assert_eq!(stored(&files).await, [row(1, "a"), row(1, "b"), row(2, "C")]);
     }
@@ -518,17 +634,32 @@ async fn a_load_is_merged_into_a_table_of_somebody_else() {
     let dir = scratch();
     for (files, name) in ways(dir.path()) {
         let to = files.destination();
-        load(&*to, plan("other", name, &small_schema(), 1, Publish::Create), &[vec![small_rows(0, 3000)]]).await.unwrap();
+        load(
+            &*to,
+            plan("other", name, &small_schema(), 1, Publish::Create),
+            &[vec![small_rows(0, 3000)]],
+        )
+        .await
+        .unwrap();
         let merge = |delete_missing| plan("p", name, &small_schema(), 1, Publish::Merge { delete_missing });
         let mut rows: Vec<(String, String)> = (10..3010).map(|i| (i.to_string(), format!("name {i}"))).collect();
         rows[5].1 = "other".into();
-        let refs: Vec<Vec<Option<&str>>> = rows.iter().map(|(a, b)| vec![Some(a.as_str()), Some(b.as_str())]).collect();
+        let refs: Vec<Vec<Option<&str>>> = rows
+            .iter()
+            .map(|(a, b)| vec![Some(a.as_str()), Some(b.as_str())])
+            .collect();
         let some = batch(&small_schema(), &refs);
         let applied = load(&*to, merge(false), &[vec![some.clone()]]).await.unwrap();
-        assert_eq!((applied.inserted, applied.updated, applied.unchanged, applied.deleted), (10, 1, 2989, 0));
+        assert_eq!(
+            (applied.inserted, applied.updated, applied.unchanged, applied.deleted),
+            (10, 1, 2989, 0)
+        );
         assert_eq!(ids(&*files.source(), "t").await.len(), 3010);
         let applied = load(&*to, merge(true), &[vec![some]]).await.unwrap();
-        assert_eq!((applied.inserted, applied.updated, applied.unchanged, applied.deleted), (0, 0, 3000, 10));
+        assert_eq!(
+            (applied.inserted, applied.updated, applied.unchanged, applied.deleted),
+            (0, 0, 3000, 10)
+        );
         assert_eq!(ids(&*files.source(), "t").await, (10..3010).collect::<Vec<_>>());
         let few = load(&*to, merge(true), &[vec![small_rows(10, 100)]]).await.unwrap_err();
         assert_eq!(few.code(), code::MASS_DELETE, "{few}");
@@ -558,7 +689,11 @@ fn values(ty: &ColumnType) -> Vec<&'static str> {
         T::Numeric => vec!["-1.5", "0", "123456789012345678901234567890.5"],
         T::Date => vec!["0001-01-01", "1969-12-31", "2024-02-29"],
         T::Time => vec!["00:00:00", "23:59:59.999999"],
-        T::Timestamp => vec!["0001-01-01 00:00:00", "1969-12-31 23:59:59.999999", "2024-02-29 12:00:00"],
+        T::Timestamp => vec![
+            "0001-01-01 00:00:00",
+            "1969-12-31 23:59:59.999999",
+            "2024-02-29 12:00:00",
+        ],
         T::TimestampTz => vec!["1970-01-01 00:00:01+00", "2038-01-19 03:14:08+00"],
         T::Bytes => vec!["\\x", "\\x00", "\\xff00"],
         T::Uuid => vec![
@@ -566,7 +701,15 @@ fn values(ty: &ColumnType) -> Vec<&'static str> {
             "7fffffff-ffff-ffff-ffff-ffffffffffff",
             "ffffffff-ffff-ffff-ffff-ffffffffffff",
         ],
-        _ => vec!["", " ", "NULL", "a", "ä", "b,\"c\"\n", "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz"],
+        _ => vec![
+            "",
+            " ",
+            "NULL",
+            "a",
+            "ä",
+            "b,\"c\"\n",
+            "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz",
+        ],
     }
 }
 
@@ -578,10 +721,7 @@ fn key_types() -> Vec<ColumnType> {
         T::Int64,
         T::UInt32,
         T::UInt64,
-        T::Decimal {
-            precision: 7,
-            scale: 2,
-        },
+        T::Decimal { precision: 7, scale: 2 },
         T::Numeric,
         T::Date,
         T::Time,
@@ -688,7 +828,10 @@ async fn holds(case: &Case) {
 
 #[test]
 fn any_history_of_changes_gives_what_a_model_gives() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let mut runner = TestRunner::new(Config::with_cases(150));
     runner
         .run(&case(), |case| {
@@ -710,12 +853,20 @@ async fn tables_of_our_own_are_nobodys_tables() {
         direct.tables.push(own);
         let plan = to.prepare(direct).await.unwrap();
         let mut sink = sink_for(&*to, &plan, 0).await;
-        sink.write(event(&plan, 1, &[(Op::Upsert, row(1, "a")), (Op::Upsert, row(2, "b"))])).await.unwrap();
+        sink.write(event(&plan, 1, &[(Op::Upsert, row(1, "a")), (Op::Upsert, row(2, "b"))]))
+            .await
+            .unwrap();
         sink.write(event(&plan, 0, &[(Op::Upsert, row(5, "c"))])).await.unwrap();
         let applied = sink.commit(&[step(0)]).await.unwrap();
         assert_eq!((applied.own, applied.inserted, applied.written), (2, 1, 1));
         let from = to.as_source().unwrap();
-        let tables: Vec<String> = from.tables(None).await.unwrap().into_iter().map(|t| t.table.name).collect();
+        let tables: Vec<String> = from
+            .tables(None)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|t| t.table.name)
+            .collect();
         assert_eq!(tables, ["t"]);
         let table = TableId::bare("_synctool_keys_1");
         let read = ReadSpec::all(table, &small_schema().columns);
@@ -723,7 +874,9 @@ async fn tables_of_our_own_are_nobodys_tables() {
             terms: vec![Term::column("id")],
             keys: vec![vec![text("2")], vec![text("9")]],
         });
-        let found = read_slice(&*from, &read, &slice, None, &ReadContext::default()).await.unwrap();
+        let found = read_slice(&*from, &read, &slice, None, &ReadContext::default())
+            .await
+            .unwrap();
         let rows: Vec<Row> = found.iter().flat_map(|(b, _)| texts(b)).collect();
         assert_eq!(rows, [row(2, "b")]);
     }

@@ -3,9 +3,9 @@
 
 use super::*;
 use std::collections::HashMap;
-use synctool_core::change::{Op, Ops};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
+use synctool_core::change::{Op, Ops};
 
 const DIR: &str = "SYNCTOOL_TEST_DIR";
 const CASE: &str = "SYNCTOOL_TEST_CASE";
@@ -259,12 +259,15 @@ async fn changes(dir: &Path, case: &str) -> Result<()> {
     while at < COMMITS.len() {
         let (written, gone) = &COMMITS[at];
         let count = |r: &std::ops::Range<i64>| r.end - r.start;
-        sink.write(batch_of(0, small_rows(written.start, count(written)), Op::Upsert)).await?;
+        sink.write(batch_of(0, small_rows(written.start, count(written)), Op::Upsert))
+            .await?;
         sink.write(batch_of(1, small_rows(at as i64, 1), Op::Insert)).await?;
-        sink.write(batch_of(0, small_rows(gone.start, count(gone)), Op::Delete)).await?;
+        sink.write(batch_of(0, small_rows(gone.start, count(gone)), Op::Delete))
+            .await?;
         let from = (at > 0).then(|| at.to_string());
         at += 1;
-        sink.commit(&[advance(&part(0), from.as_deref(), &at.to_string(), at == COMMITS.len())]).await?;
+        sink.commit(&[advance(&part(0), from.as_deref(), &at.to_string(), at == COMMITS.len())])
+            .await?;
     }
     drop(sink);
     to.publish(&plan).await?;
@@ -296,12 +299,13 @@ async fn direct_matrix(case: &str, must: &[&str]) {
     }
     let states: Vec<Vec<i64>> = (0..=COMMITS.len()).map(after).collect();
     for (place, times) in hits {
-        for nth in 1..=times {
+        for (nth, how) in (1..=times).flat_map(|nth| [(nth, "kill"), (nth, "error")]) {
             let dir = scratch();
             seed(dir.path(), case).await;
-            let at = format!("{place}:{nth}=kill");
+            let at = format!("{place}:{nth}={how}");
             let died = child(dir.path(), case, &[("SYNCTOOL_FAILPOINT", &at)]);
-            assert_eq!(died.signal(), Some(9), "{case}: {at}");
+            assert_eq!(died.signal(), (how == "kill").then_some(9), "{case}: {at}");
+            assert!(!died.success(), "{case}: {at}");
             let now = table(dir.path(), case).await;
             assert!(states.contains(&now), "{case}: {at}: half a commit: {now:?}");
             // Whoever goes on finds rows and position of the same commit.
@@ -315,9 +319,16 @@ async fn direct_matrix(case: &str, must: &[&str]) {
                 let notes = ids(&*files(dir.path(), case).source(), NOTES).await;
                 assert_eq!(notes, (0..commits as i64).collect::<Vec<_>>(), "{case}: {at}");
             }
-            assert!(child(dir.path(), case, &[]).success(), "{case}: not completed after {at}");
+            assert!(
+                child(dir.path(), case, &[]).success(),
+                "{case}: not completed after {at}"
+            );
             changes(dir.path(), case).await.unwrap();
-            assert_eq!(table(dir.path(), case).await, states[COMMITS.len()], "{case}: after {at}");
+            assert_eq!(
+                table(dir.path(), case).await,
+                states[COMMITS.len()],
+                "{case}: after {at}"
+            );
             let notes = ids(&*files(dir.path(), case).source(), NOTES).await;
             assert_eq!(notes, [0, 1, 2], "{case}: after {at}");
             if case.contains("folder") {
@@ -325,7 +336,10 @@ async fn direct_matrix(case: &str, must: &[&str]) {
                     .unwrap()
                     .map(|e| e.unwrap().file_name().into_string().unwrap())
                     .collect();
-                assert!(left.len() == 2, "{case}: after {at}: more than a file and its manifest: {left:?}");
+                assert!(
+                    left.len() == 2,
+                    "{case}: after {at}: more than a file and its manifest: {left:?}"
+                );
             }
         }
     }
@@ -333,12 +347,24 @@ async fn direct_matrix(case: &str, must: &[&str]) {
 
 #[tokio::test]
 async fn killed_anywhere_a_changed_folder_has_whole_commits() {
-    let must = ["settle.written", "settle.announced", "settle.committed", "settle.moved", "settle.manifest"];
+    let must = [
+        "settle.written",
+        "settle.announced",
+        "settle.committed",
+        "settle.moved",
+        "settle.manifest",
+    ];
     direct_matrix("parquet folder direct", &must).await;
 }
 
 #[tokio::test]
 async fn killed_anywhere_a_changed_file_has_whole_commits() {
-    let must = ["settle.written", "settle.announced", "settle.committed", "settle.beside", "settle.renamed"];
+    let must = [
+        "settle.written",
+        "settle.announced",
+        "settle.committed",
+        "settle.beside",
+        "settle.renamed",
+    ];
     direct_matrix("csv file direct", &must).await;
 }

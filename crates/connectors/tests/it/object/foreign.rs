@@ -541,7 +541,10 @@ async fn files_that_would_change_by_being_written_again_are_refused() {
         ("required int64 name (TIMESTAMP(NANOS,false));", Values::I64(vec![1, 2])),
         ("required int64 name (TIMESTAMP(MILLIS,true));", Values::I64(vec![1, 2])),
         ("required int96 name;", Values::I96(vec![int96(1, 2000); 2])),
-        ("required fixed_len_byte_array(3) name;", Values::Fixed(vec![vec![1; 3]; 2])),
+        (
+            "required fixed_len_byte_array(3) name;",
+            Values::Fixed(vec![vec![1; 3]; 2]),
+        ),
         ("required binary name (ENUM);", Values::Bytes(vec![b"a", b"b"])),
     ];
     for (i, (kind, values)) in odd.into_iter().enumerate() {
@@ -559,7 +562,10 @@ async fn files_that_would_change_by_being_written_again_are_refused() {
         for publish in [Publish::Direct, Publish::Merge { delete_missing: true }] {
             let refused = to.prepare(plan("p", "items", &schema, 1, publish)).await;
             let e = refused.expect_err("it was not refused");
-            assert!(e.code() == code::UNSUPPORTED && e.to_string().contains("column name"), "{i}: {e}");
+            assert!(
+                e.code() == code::UNSUPPORTED && e.to_string().contains("column name"),
+                "{i}: {e}"
+            );
         }
         let left: Vec<_> = std::fs::read_dir(&items).unwrap().collect();
         assert_eq!(left.len(), 1, "{i}: something was written");
@@ -578,10 +584,23 @@ async fn files_that_would_change_by_being_written_again_are_refused() {
     }
     let files = open(dir.path(), parquet());
     let (from, to) = (files.source(), files.destination());
-    let merge = plan("p", "items", &small_schema(), 1, Publish::Merge { delete_missing: false });
+    let merge = plan(
+        "p",
+        "items",
+        &small_schema(),
+        1,
+        Publish::Merge { delete_missing: false },
+    );
     load(&*to, merge, &[vec![small_rows(11, 1)]]).await.unwrap();
     let rows = texts(&read_table(&*from, "items").await.unwrap());
     let names: Vec<&str> = rows.iter().map(|r| r[1].as_deref().unwrap()).collect();
-    assert_eq!(names, ["x", "x", "name 11", "z", "y", "z"], "sorted by their ids as texts");
-    assert!(!to.made_here(&TableId::bare("items")).await.unwrap(), "it is still theirs");
+    assert_eq!(
+        names,
+        ["x", "x", "name 11", "z", "y", "z"],
+        "sorted by their ids as texts"
+    );
+    assert!(
+        !to.made_here(&TableId::bare("items")).await.unwrap(),
+        "it is still theirs"
+    );
 }

@@ -124,7 +124,7 @@ fn row_hashes(
 }
 
 /// The same values in the form the column travels in; other forms meet in canonical text.
-fn carried(array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
+pub fn carried(array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
     if *array.data_type() == column.arrow_type() {
         return Ok(array.clone());
     }

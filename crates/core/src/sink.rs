@@ -34,6 +34,9 @@ pub struct SinkTraits {
     pub merges: bool,
     /// Whether the changes of a log can be applied directly.
     pub applies_changes: bool,
+    /// Whether rows can be written and deleted by their key, in commits that are worth their cost: what delta, hash and
+    /// aggregate do.
+    pub changes_by_key: bool,
     /// Whether the table is one file, which wants one partition.
     pub single_partition: bool,
 }

@@ -3,7 +3,7 @@
 
 mod place;
 
-use place::{Place, postgres};
+use place::{Place, csv_lines, postgres};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -337,6 +337,7 @@ enum To {
     Postgres(TestDb),
     Maria(synctool_testkit::MariaDbDatabase),
     Sqlite(tempfile::TempDir),
+    Csv(tempfile::TempDir),
 }
 
 impl To {
@@ -345,6 +346,7 @@ impl To {
             To::Postgres(db) => postgres(db),
             To::Maria(db) => format!("{{type: mysql, url: \"{}\"}}", db.url()),
             To::Sqlite(folder) => format!("{{type: sqlite, path: \"{}\"}}", folder.path().join("to.db").display()),
+            To::Csv(folder) => format!("{{type: csv, path: \"{}\"}}", folder.path().join("lake").display()),
         }
     }
 
@@ -360,6 +362,7 @@ impl To {
             To::Sqlite(folder) => ["to.db", "to.db-wal", "to.db-shm"]
                 .iter()
                 .for_each(|f| drop(std::fs::remove_file(folder.path().join(f)))),
+            To::Csv(folder) => drop(std::fs::remove_dir_all(folder.path().join("lake"))),
         }
     }
 
@@ -383,6 +386,7 @@ impl To {
                 let rows = select.query_map([], |row| row.get::<_, String>(0)).expect("rows");
                 rows.collect::<Result<Vec<_>, _>>().expect("rows").join("\n")
             }
+            To::Csv(folder) => csv_lines(&folder.path().join("lake/copies"), columns),
         }
     }
 }
@@ -548,9 +552,14 @@ fn a_delta_into_sqlite_killed_anywhere_ends_equal() {
     a_later_delta(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills() / 6);
 }
 
-fn an_aggregate(changes: Option<&str>) {
+#[test]
+fn a_delta_into_files_killed_anywhere_ends_equal() {
+    a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
+}
+
+fn an_aggregate(to: &To, changes: Option<&str>) {
     killed_everywhere(
-        &to_postgres(),
+        to,
         kills() / 3,
         &Killed {
             pipeline: rows_by(DELTA).replace(
@@ -567,15 +576,24 @@ fn an_aggregate(changes: Option<&str>) {
 
 #[test]
 fn a_first_aggregate_killed_anywhere_ends_equal() {
-    an_aggregate(None);
+    an_aggregate(&to_postgres(), None);
 }
 
 /// Groups that rows moved to and from, that came, and that lost all their rows by moves or deletes.
+fn a_later_aggregate(to: &To) {
+    let changes = "UPDATE items SET grp = grp + 1, updated_at = now() WHERE grp IN (3, 7) AND id % 3 = 0; UPDATE items SET grp = 30, updated_at = now() WHERE grp = 11;
+         DELETE FROM items WHERE grp IN (5, 6); DELETE FROM items WHERE grp = 8 AND id > 100; UPDATE items SET v = v + 1, updated_at = now() WHERE id = 9;
+         INSERT INTO items SELECT i, 40, i FROM generate_series(501, 520) i";
+    an_aggregate(to, Some(changes));
+}
+
 #[test]
 fn an_aggregate_killed_anywhere_ends_equal() {
-    an_aggregate(Some(
-        "UPDATE items SET grp = grp + 1, updated_at = now() WHERE grp IN (3, 7) AND id % 3 = 0; UPDATE items SET grp = 30, updated_at = now() WHERE grp = 11;
-         DELETE FROM items WHERE grp IN (5, 6); DELETE FROM items WHERE grp = 8 AND id > 100; UPDATE items SET v = v + 1, updated_at = now() WHERE id = 9;
-         INSERT INTO items SELECT i, 40, i FROM generate_series(501, 520) i",
-    ));
+    a_later_aggregate(&to_postgres());
+}
+
+/// Groups, key map and position are files, and one commit all the same.
+#[test]
+fn an_aggregate_into_files_killed_anywhere_ends_equal() {
+    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")));
 }

@@ -355,6 +355,7 @@ impl Destination for DuckDbDestination {
             guarantee: Guarantee::ExactlyOnce,
             merges: true,
             applies_changes: true,
+            changes_by_key: true,
             single_partition: false,
         }
     }

@@ -268,6 +268,7 @@ impl Destination for MysqlDestination {
             guarantee: Guarantee::ExactlyOnce,
             merges: true,
             applies_changes: true,
+            changes_by_key: true,
             single_partition: false,
         }
     }

@@ -7,7 +7,8 @@
 //!   and no clock or lock is needed. Older loads lose their folder when a newer generation begins, so a zombie cannot
 //!   append.
 //! - `load-<n>/part/` holds what was written; only files that the log names count. `load-<n>/sealed.json` says what
-//!   will be published.
+//!   will be published. In a plan that changes tables directly, a record of the log is also what decides whether a
+//!   change of a table's files takes place (`settle.rs`).
 //! - `done-<n>.json` says what publishing did, and what is remembered from then on.
 //! - `memory-<i>.json` holds everything remembered; number i is created by exactly one writer, from number i-1 and the
 //!   plans finished since.
@@ -169,8 +170,12 @@ impl Control {
     }
 
     pub(super) fn log(&self, plan: &Plan) -> Log {
+        self.log_of(plan.generation.0)
+    }
+
+    pub(super) fn log_of(&self, generation: i64) -> Log {
         Log {
-            dir: self.load_dir(plan.generation.0).join("log"),
+            dir: self.load_dir(generation).join("log"),
             next: 1,
             states: HashMap::new(),
             parts: Vec::new(),
@@ -293,8 +298,14 @@ pub(super) enum Record {
         partitions: Vec<PartitionId>,
         writer: String,
     },
-    /// Partitions moved on, and these files hold the rows.
-    Committed { steps: Vec<Step>, parts: Vec<Part> },
+    /// Partitions moved on, and these files hold the rows. Tables that the commit changes in place wait for this record
+    /// by its id ([`super::settle`]).
+    Committed {
+        steps: Vec<Step>,
+        parts: Vec<Part>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+    },
 }
 
 /// One partition's step in a commit.
@@ -345,7 +356,7 @@ impl Log {
                         self.states.entry(partition).or_default().0.0 += 1;
                     }
                 }
-                Record::Committed { steps, parts } => {
+                Record::Committed { steps, parts, .. } => {
                     for step in steps {
                         let (_, state) = self.states.entry(step.partition).or_default();
                         state.position = Some(step.to);
@@ -397,26 +408,47 @@ impl Log {
     }
 
     /// Commits, unless a partition has another writer or stands elsewhere.
-    pub(super) fn commit(&mut self, steps: Vec<Step>, parts: Vec<Part>) -> Result<()> {
+    pub(super) fn commit(&mut self, steps: Vec<Step>, parts: Vec<Part>, id: Option<String>) -> Result<()> {
         let record = Record::Committed {
             steps: steps.clone(),
             parts,
+            id,
         };
         self.append(&record, |log| {
-            for step in &steps {
-                let at = |e: Error| e.at("partition", step.partition.as_str());
-                let (epoch, state) = log.states.get(&step.partition).cloned().unwrap_or_default();
-                if epoch != step.epoch {
-                    return Err(at(fenced("another writer has taken over this partition".into())));
-                }
-                if state.position != step.from {
-                    return Err(at(fenced(
-                        "the partition does not stand where this commit begins".into(),
-                    )));
-                }
-            }
-            Ok(())
+            steps
+                .iter()
+                .try_for_each(|s| log.allows(&s.partition, s.epoch, s.from.as_ref()))
         })
+    }
+
+    /// Fails if a partition has another writer or stands elsewhere, as far as the log is read.
+    pub(super) fn allows(&self, partition: &PartitionId, mine: Epoch, from: Option<&Position>) -> Result<()> {
+        let at = |e: Error| Err(e.at("partition", partition.as_str()));
+        let (epoch, state) = self.states.get(partition).cloned().unwrap_or_default();
+        if epoch != mine {
+            return at(fenced("another writer has taken over this partition".into()));
+        }
+        if state.position.as_ref() != from {
+            return at(fenced("the partition does not stand where this commit begins".into()));
+        }
+        Ok(())
+    }
+
+    /// The number of the next record, as far as the log is read.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether a commit of this id stands in the log from a record on.
+    pub(super) fn holds(&self, id: &str, from: u64) -> Result<bool> {
+        let mut number = from;
+        while let Some(record) = store::read_json::<Record>(&self.record(number))? {
+            if matches!(&record, Record::Committed { id: Some(found), .. } if found == id) {
+                return Ok(true);
+            }
+            number += 1;
+        }
+        Ok(false)
     }
 
     pub(super) fn epoch(&self, partition: &PartitionId) -> Epoch {

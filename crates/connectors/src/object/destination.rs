@@ -1,10 +1,11 @@
 //! The destination: plans, checks and the doors to sink and publishing.
 
 use super::control::Control;
-use super::sink::{FileSink, only_loads};
+use super::pending::HELD_BYTES;
+use super::sink::FileSink;
 use super::source::{self, Files};
-use super::table::{CONTROL, Located, Place, Shape};
-use super::{Format, blocking, publish, store, types};
+use super::table::{CONTROL, Located, Place, Shape, is_own};
+use super::{Format, blocking, direct, publish, settle, store, types};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,18 +48,17 @@ impl Folder {
     /// Refuses what files cannot do, and names that cannot be files.
     fn check(&self, plan: &Plan) -> Result<()> {
         for table in &plan.tables {
-            self.place.writable_name(&table.destination)?;
+            let name = self.place.writable_name(&table.destination)?;
+            if is_own(name) && !table.own {
+                return Err(Error::new(
+                    code::IDENTIFIER,
+                    format!("table {name:?} has a name that is reserved for SyncTool's own tables"),
+                )
+                .hint("give the destination table another name"));
+            }
             match table.publish {
                 Publish::Create | Publish::Swap => {}
-                Publish::Direct => return Err(only_loads().at("table", table.destination.to_string())),
-                Publish::Merge { .. } => {
-                    return Err(Error::new(
-                        code::UNSUPPORTED,
-                        "files cannot be merged into, only replaced or added to",
-                    )
-                    .at("table", table.destination.to_string())
-                    .hint("set full_mode: swap (replace) or append"));
-                }
+                Publish::Direct | Publish::Merge { .. } => direct::check(&self.place, table)?,
                 Publish::Append if self.place.single.is_some() => {
                     return Err(Error::new(code::UNSUPPORTED, "rows cannot be added to a single file")
                         .at("table", table.destination.to_string())
@@ -139,8 +139,10 @@ impl Destination for Folder {
             writers: if single { 1 } else { WRITERS },
             transactional_ddl: false,
             guarantee: Guarantee::EffectivelyOnce,
-            merges: false,
+            merges: true,
+            // Each commit writes files anew: worth it for a run's changes, not for those of every second.
             applies_changes: false,
+            changes_by_key: true,
             single_partition: single,
         }
     }
@@ -170,7 +172,7 @@ impl Destination for Folder {
         Ok(self
             .locate(table)
             .await?
-            .is_some_and(|l| l.known.is_some_and(|k| !k.loads.is_empty())))
+            .is_some_and(|l| l.known.is_some_and(|k| k.loads.iter().any(|load| !load.into))))
     }
 
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {
@@ -205,13 +207,16 @@ impl Destination for Folder {
             let verb = match table.publish {
                 Publish::Append => "add them to",
                 Publish::Swap => "put them in the place of",
-                _ => "move them to",
+                Publish::Merge { delete_missing: false } => "work their rows into",
+                Publish::Merge { delete_missing: true } => "work their rows into, and delete what they have not in,",
+                Publish::Direct => "with every commit, write the files anew that hold changed rows in",
+                Publish::Create => "move them to",
             };
             let target = match self.place.file_of(name)? {
                 Some(file) => format!("{} (joined into one file, by one rename)", file.display()),
                 None => format!("{} (by one manifest)", self.place.folder_of(name).display()),
             };
-            if table.publish == Publish::Append
+            if !matches!(table.publish, Publish::Create | Publish::Swap)
                 && let Some(located) = self.place.locate(&table.destination)?
             {
                 let schema = source::describe(&located)?;
@@ -230,8 +235,8 @@ impl Destination for Folder {
 
     fn held_per_writer(&self) -> usize {
         match &self.place.config.format {
-            Format::Csv(_) => 0,
-            Format::Parquet(options) => options.row_group_bytes,
+            Format::Csv(_) => HELD_BYTES,
+            Format::Parquet(options) => options.row_group_bytes.max(HELD_BYTES),
         }
     }
 
@@ -251,6 +256,13 @@ impl Destination for Folder {
         let plan = blocking(move || {
             Folder::new(place.clone()).check(&plan)?;
             store::create_dir(place.dir())?;
+            // What a crash has left of the plan before is done while its load is there to tell.
+            let before = control.plan()?;
+            let names = before.iter().flat_map(settle::direct).chain(settle::direct(&plan));
+            let _locked = settle::lock(&place, names)?;
+            for table in plan.tables.iter().filter(|t| t.publish == Publish::Direct) {
+                direct::make(&place, &control, table)?;
+            }
             control
                 .raise(Some(plan))?
                 .ok_or_else(|| Error::bug("a raised generation lost its plan"))
@@ -271,8 +283,7 @@ impl Destination for Folder {
     }
 
     async fn open_sink(&self, plan: &Plan) -> Result<Box<dyn Sink>> {
-        let format = self.place.config.format.clone();
-        let sink = FileSink::open(self.control(&plan.pipeline), plan.clone(), format).await?;
+        let sink = FileSink::open(self.place.clone(), self.control(&plan.pipeline), plan.clone()).await?;
         Ok(Box::new(sink))
     }
 
@@ -309,9 +320,11 @@ impl Destination for Folder {
     }
 
     async fn forget(&self, pipeline: &str) -> Result<()> {
-        let control = self.control(pipeline);
+        let (place, control) = (self.place.clone(), self.control(pipeline));
         blocking(move || {
             if control.generation()? > 0 {
+                let plan = control.plan()?;
+                let _locked = settle::lock(&place, plan.iter().flat_map(settle::direct))?;
                 control.raise(None)?;
             }
             control.forget_facts()

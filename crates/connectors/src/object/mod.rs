@@ -7,14 +7,23 @@
 //! Guarantee of the sink: effectively once. Part files are written beside the data under names that only their
 //! writer uses; a commit is one record in a log that exactly one writer can append (`control.rs`), and only files
 //! that a record names are ever published.
+//!
+//! Changes by key are worked into a table by writing the files anew that hold touched rows (`merge.rs`); they and the
+//! position take place with one record (`settle.rs`). A reader that began before keeps the files it began with.
 
 mod control;
 mod convert;
 mod csv;
 mod destination;
+mod direct;
+mod merge;
 mod parquet;
+mod pending;
+mod prune;
 mod publish;
 mod record;
+mod rewrite;
+mod settle;
 mod sink;
 mod source;
 mod store;

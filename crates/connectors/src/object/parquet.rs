@@ -38,7 +38,7 @@ const SAMPLE: usize = 8 << 10;
 /// A column that needs a larger dictionary has mostly values of their own, and hashing them all is a fifth of the work.
 const DICTIONARY_BYTES: usize = 128 << 10;
 
-fn parquet_error(path: &Path, e: ParquetError) -> Error {
+pub(super) fn parquet_error(path: &Path, e: ParquetError) -> Error {
     match e {
         ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
             Ok(e) => io_error("read or write", path, *e),

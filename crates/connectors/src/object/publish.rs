@@ -3,25 +3,29 @@
 //! A folder's step is its next manifest, which exactly one writer can create; a single file's is one rename. Both can be
 //! repeated after a crash: the manifest names the loads it holds, and a renamed file is the same file as its load's.
 
-use super::control::{Control, Part, Sealed, SealedTable, fenced, gone};
+use super::control::{Control, Log, Part, Sealed, SealedTable, fenced, gone};
 use super::destination::new_columns;
+use super::merge::{Changed, View};
+use super::pending::{self, Changes};
+use super::settle::{self, Replacing};
 use super::sink::{create_part, extension, paths, unfinished};
 use super::source;
 use super::store::{self, Put, io_error};
-use super::table::{DataFile, Load, Located, Manifest, Place, Shape, manifest_name, manifest_version, newest_manifest};
-use super::{Format, csv, parquet};
+use super::table::{DataFile, Load, Located, Manifest, Place, Shape, manifest_name, newest_manifest};
+use super::{Format, csv, parquet, rewrite};
 use std::collections::HashMap;
 use std::path::Path;
+use synctool_core::change::Op;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::{Plan, PlannedTable, Publish};
+use synctool_core::plan::{Plan, PlannedTable, Publish, short_hash};
 use synctool_core::progress::PartitionId;
-use synctool_core::schema::Column;
+use synctool_core::schema::{Column, TableId};
 use synctool_core::sink::Published;
 
 /// Smaller files of a load are joined with their neighbours …
-const SMALL: u64 = 4 << 20;
+pub(super) const SMALL: u64 = 4 << 20;
 /// … up to this size.
 const JOINED: u64 = 64 << 20;
 
@@ -31,11 +35,7 @@ pub(super) fn seal(place: &Place, control: &Control, plan: &Plan) -> Result<()> 
         return Ok(());
     }
     control.check_generation(plan)?;
-    let mut log = control.log(plan);
-    log.catch_up()?;
-    if let Some(open) = plan.partitions().find(|p| !log.state(&p.id).done) {
-        return Err(unfinished(&open.id));
-    }
+    let log = finished(control, plan)?;
     let order: HashMap<&PartitionId, usize> = plan.partitions().enumerate().map(|(i, p)| (&p.id, i)).collect();
     let mut parts: Vec<&Part> = log.parts.iter().collect();
     parts.sort_by_key(|p| p.partition.as_ref().and_then(|id| order.get(id)));
@@ -54,6 +54,11 @@ pub(super) fn seal(place: &Place, control: &Control, plan: &Plan) -> Result<()> 
             None => Shape::Folder,
         };
         let mut sealed = Vec::new();
+        if table.publish == Publish::Direct {
+            // Its changes are in it already.
+            tables.push(SealedTable { shape, files: sealed });
+            continue;
+        }
         for (i, run) in runs(files, shape).into_iter().enumerate() {
             sealed.push(match run.as_slice() {
                 [one] => one.clone(),
@@ -67,6 +72,16 @@ pub(super) fn seal(place: &Place, control: &Control, plan: &Plan) -> Result<()> 
     }
     store::sync_dir(&dir)?;
     control.seal(plan, &Sealed { tables })
+}
+
+/// The log of a load whose partitions are all done.
+fn finished(control: &Control, plan: &Plan) -> Result<Log> {
+    let mut log = control.log(plan);
+    log.catch_up()?;
+    match plan.partitions().find(|p| !log.state(&p.id).done) {
+        Some(open) => Err(unfinished(&open.id)),
+        None => Ok(log),
+    }
 }
 
 /// Files in the groups that become one file each.
@@ -104,7 +119,7 @@ fn join(files: &[DataFile], dir: &Path, name: &str, format: &Format) -> Result<D
 }
 
 /// A table without rows still has columns, and a file that says so.
-fn empty(table: &PlannedTable, dir: &Path, name: &str, format: &Format) -> Result<DataFile> {
+pub(super) fn empty(table: &PlannedTable, dir: &Path, name: &str, format: &Format) -> Result<DataFile> {
     let name = format!("{name}.{}", extension(format));
     let temp = store::temp_beside(&dir.join(&name));
     let (rows, bytes) = create_part(&temp, &table.schema, format, None)?.finish()?;
@@ -130,10 +145,11 @@ pub(super) fn load(place: &Place, control: &Control, plan: &Plan, index: usize) 
         known: Some(manifest(place, planned, table.files.clone(), Vec::new())),
         files: table.files,
         format: place.config.format.clone(),
+        _lease: None,
     })
 }
 
-fn manifest(place: &Place, table: &PlannedTable, files: Vec<DataFile>, loads: Vec<Load>) -> Manifest {
+pub(super) fn manifest(place: &Place, table: &PlannedTable, files: Vec<DataFile>, loads: Vec<Load>) -> Manifest {
     Manifest::new(&place.config.format, table.schema.clone(), files, loads)
 }
 
@@ -144,16 +160,34 @@ pub(super) fn publish(place: &Place, control: &Control, plan: &Plan) -> Result<P
         control.fold(plan.generation.0)?;
         return Ok(Published { applied: done.applied });
     }
+    let _locked = settle::lock(place, plan.tables.iter().map(|t| t.destination.name.as_str()))?;
     control.check_generation(plan)?;
-    let sealed = control
-        .sealed(plan)?
-        .ok_or_else(|| Error::bug("publishing a load that was not sealed"))?;
+    finished(control, plan)?;
+    let sealed = match plan.tables.iter().all(|t| t.publish == Publish::Direct) {
+        true => Vec::new(),
+        false => {
+            let sealed = control.sealed(plan)?;
+            sealed
+                .ok_or_else(|| Error::bug("publishing a load that was not sealed"))?
+                .tables
+        }
+    };
+    for name in settle::direct(plan) {
+        settle::tidy(&place.folder_of(name), &control.pipeline, plan.generation.0)?;
+    }
     let mut applied = Applied::default();
-    for (table, sealed) in plan.tables.iter().zip(&sealed.tables) {
+    let loaded = plan
+        .tables
+        .iter()
+        .zip(&sealed)
+        .enumerate()
+        .filter(|(_, (t, _))| t.publish != Publish::Direct);
+    for (index, (table, sealed)) in loaded {
         let publishing = Publishing {
             place,
             control,
             plan,
+            index,
             table,
             sealed,
         };
@@ -172,11 +206,16 @@ struct Publishing<'a> {
     place: &'a Place,
     control: &'a Control,
     plan: &'a Plan,
+    index: usize,
     table: &'a PlannedTable,
     sealed: &'a SealedTable,
 }
 
 impl Publishing<'_> {
+    fn existing(&self) -> Result<Option<Located>> {
+        Ok(self.place.locate(&self.table.destination)?.map(Located::let_go))
+    }
+
     /// What this load does to the table, if the guard allows it.
     fn judge(&self, existing: Option<&Located>) -> Result<Applied> {
         let rows = self.sealed.rows();
@@ -211,7 +250,78 @@ impl Publishing<'_> {
             pipeline: self.control.pipeline.clone(),
             generation: self.plan.generation.0,
             applied,
+            into: matches!(self.table.publish, Publish::Append | Publish::Merge { .. }),
         }
+    }
+
+    /// Works the load into the table's files, unseen by anybody.
+    fn merged(&self, existing: Option<&Located>, delete_missing: bool) -> Result<(Applied, Replacing)> {
+        let located = existing.ok_or_else(|| self.place.missing(&self.table.destination))?;
+        let (dir, schema) = (self.control.part_dir(self.plan), &self.table.schema);
+        let mut view = View::new(located, schema, (&dir, self.merged_prefix()), delete_missing)?;
+        let before = view.rows();
+        let mut applied = Applied::default();
+        let load = load(self.place, self.control, self.plan, self.index)?;
+        for rows in rewrite::in_pieces(&load, schema, pending::HELD_BYTES) {
+            applied += view.step(pending::Step::Change(Changes::all(rows?, Op::Upsert)))?;
+        }
+        if delete_missing {
+            applied.deleted = view.unseen();
+            if !self.plan.guard.allows(before, applied.deleted, self.sealed.rows()) {
+                return Err(Error::new(
+                    code::MASS_DELETE,
+                    format!(
+                        "{} of {before} rows would be deleted: the source does not have them",
+                        applied.deleted
+                    ),
+                )
+                .hint("check the source; if it is meant, run again with --allow-mass-delete"));
+            }
+            view.forget_unseen()?;
+        }
+        let changed = match view.finish()? {
+            Some(changed) => changed,
+            None => Changed {
+                files: counted(located)?,
+                fresh: Vec::new(),
+            },
+        };
+        store::sync_dir(&dir)?;
+        let replacing = replacing(
+            self.place,
+            &self.table.destination,
+            located,
+            changed,
+            Some(self.me(applied)),
+        )?;
+        Ok((applied, replacing))
+    }
+
+    fn merged_prefix(&self) -> String {
+        format!("{}merged-", self.prefix())
+    }
+
+    /// Merges the load into the table, or finds that it is there.
+    fn merge(&self, existing: Option<&Located>, delete_missing: bool) -> Result<Applied> {
+        let dir = self.control.part_dir(self.plan);
+        let mut left = store::list(&dir)?;
+        left.retain(|name| name.starts_with(&self.merged_prefix()));
+        let known = existing.and_then(|l| l.known.as_ref());
+        if let Some(applied) = known.and_then(|k| k.load(&self.control.pipeline, self.plan.generation.0))
+            // What is known of a single file is there before the file; as long as that lies here, it has not moved in.
+            && left.is_empty()
+        {
+            return Ok(applied);
+        }
+        for name in left {
+            store::remove(&dir.join(name))?;
+        }
+        let (applied, replacing) = self.merged(existing, delete_missing)?;
+        failpoint("publish.moved")?;
+        self.control.check_generation(self.plan)?;
+        settle::put_in_place(self.place, self.control, self.plan.generation.0, &replacing)?;
+        failpoint("publish.manifest")?;
+        Ok(applied)
     }
 
     /// One rename. What we know about the file is there before, under a name that only this file's content has.
@@ -221,6 +331,9 @@ impl Publishing<'_> {
             .place
             .file_of(name)?
             .ok_or_else(|| fenced("the file that was to be replaced is gone".into()))?;
+        if let Publish::Merge { delete_missing } = self.table.publish {
+            return self.merge(self.existing()?.as_ref(), delete_missing);
+        }
         let [file] = self.sealed.files.as_slice() else {
             return Err(Error::bug("a single file was sealed as several"));
         };
@@ -231,7 +344,7 @@ impl Publishing<'_> {
         let target_name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let sidecar = self.place.sidecar(&target_name, &load)?;
         if !store::same_file(&load, &target) {
-            let existing = self.place.locate(&self.table.destination)?;
+            let existing = self.existing()?;
             let applied = self.judge(existing.as_ref())?;
             let named = DataFile {
                 name: target_name.clone(),
@@ -247,12 +360,7 @@ impl Publishing<'_> {
         failpoint("publish.moved")?;
         let known: Manifest =
             store::read_json(&sidecar)?.ok_or_else(|| Error::bug("what we know about a published file is lost"))?;
-        for other in store::list(&self.place.sidecars())? {
-            let path = self.place.sidecars().join(&other);
-            if path != sidecar && other.starts_with(&format!("{target_name}.")) {
-                store::remove(&path)?;
-            }
-        }
+        settle::forget_others(self.place, &target_name, &sidecar)?;
         known
             .load(&self.control.pipeline, self.plan.generation.0)
             .ok_or_else(|| Error::bug("a published file was written by somebody else"))
@@ -264,7 +372,7 @@ impl Publishing<'_> {
     /// The name in between is always the same, so a successor takes away what a zombie was about to rename.
     fn put(&self, load: &Path, target: &Path) -> Result<()> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let between = store::parent(target).join(format!(".synctool-{}-{name}", short(&self.control.pipeline)));
+        let between = store::parent(target).join(format!(".synctool-{}-{name}", short_hash(&self.control.pipeline)));
         let linked = if self.table.publish == Publish::Create {
             std::fs::hard_link(load, target)
         } else {
@@ -292,19 +400,26 @@ impl Publishing<'_> {
         let folder = self.place.folder_of(name);
         // First the number, then what there is: somebody who publishes in between makes our manifest come too late.
         let (mut version, _) = newest_manifest(&folder, &store::list(&folder)?)?;
-        let existing = self.place.locate(&self.table.destination)?;
+        let existing = self.existing()?;
         let known = existing.as_ref().and_then(|l| l.known.as_ref());
         if let Some(applied) = known.and_then(|k| k.load(&self.control.pipeline, self.plan.generation.0)) {
-            self.tidy(&folder, version)?;
+            settle::tidy(&folder, &self.control.pipeline, self.plan.generation.0)?;
             return Ok(applied);
         }
         let applied = self.judge(existing.as_ref())?;
         store::create_dir(&folder)?;
+        let merges = match self.table.publish {
+            Publish::Merge { delete_missing } => Some(delete_missing),
+            _ => None,
+        };
         if version == 0 {
             // From here on nobody takes files that are not in a manifest for a part of the table.
             version = 1;
             self.put_manifest(&folder, version, &self.as_it_was(existing.as_ref())?)?;
             failpoint("publish.announced")?;
+        }
+        if let Some(delete_missing) = merges {
+            return self.merge(existing.as_ref(), delete_missing);
         }
         let mut files = self.move_in(&folder)?;
         failpoint("publish.moved")?;
@@ -328,13 +443,16 @@ impl Publishing<'_> {
             } else {
                 obsolete = located.files.iter().map(|f| f.name.clone()).collect();
             }
+            if let Some(known) = known {
+                obsolete.extend(settle::obsolete(&folder, known, &files)?);
+            }
         }
         let mut manifest = manifest(self.place, self.table, files, loads);
         (manifest.schema, manifest.obsolete) = (schema, obsolete);
         self.control.check_generation(self.plan)?;
         self.put_manifest(&folder, version + 1, &manifest)?;
         failpoint("publish.manifest")?;
-        self.tidy(&folder, version + 1)?;
+        settle::tidy(&folder, &self.control.pipeline, self.plan.generation.0)?;
         Ok(applied)
     }
 
@@ -367,18 +485,12 @@ impl Publishing<'_> {
         let dir = self.control.part_dir(self.plan);
         let mut moved = Vec::new();
         for (i, file) in self.sealed.files.iter().enumerate() {
-            let name = format!("{}{i:05}.{}", self.prefix(), extension(&self.place.config.format));
-            let target = folder.join(&name);
-            match std::fs::rename(dir.join(&file.name), &target) {
-                Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    if target.metadata().map(|m| m.len()).ok() != Some(file.bytes) {
-                        return Err(gone(self.plan));
-                    }
-                }
-                Err(e) => return Err(io_error("write", &target, e)),
-            }
-            moved.push(DataFile { name, ..file.clone() });
+            let named = DataFile {
+                name: format!("{}{i:05}.{}", self.prefix(), extension(&self.place.config.format)),
+                ..file.clone()
+            };
+            settle::move_in(&dir.join(&file.name), folder, &named)?;
+            moved.push(named);
         }
         store::sync_dir(folder)?;
         Ok(moved)
@@ -386,43 +498,55 @@ impl Publishing<'_> {
 
     /// How the names of this load's files begin in the table's folder.
     fn prefix(&self) -> String {
-        format!("part-{}-{}-", short(&self.control.pipeline), self.plan.generation)
-    }
-
-    /// Removes what the manifest no longer names: the files it replaced, older manifests, and files of older loads of this
-    /// pipeline that never got theirs.
-    fn tidy(&self, folder: &Path, version: u64) -> Result<()> {
-        store::sweep(folder)?;
-        let names = store::list(folder)?;
-        if names.iter().filter_map(|n| manifest_version(n)).any(|v| v > version) {
-            // A newer publish knows better what is still needed.
-            return Ok(());
-        }
-        let manifest: Manifest = store::read_json(&folder.join(manifest_name(version)))?
-            .ok_or_else(|| Error::bug("the manifest just written is gone"))?;
-        let own = format!("part-{}-", short(&self.control.pipeline));
-        for name in names {
-            let stale_part = || {
-                let generation = name
-                    .strip_prefix(&own)
-                    .and_then(|r| r.split('-').next()?.parse::<i64>().ok());
-                generation.is_some_and(|g| g <= self.plan.generation.0)
-            };
-            let stale = match manifest_version(&name) {
-                Some(v) => v < version,
-                None if manifest.files.iter().any(|f| f.name == name) => false,
-                None => manifest.obsolete.contains(&name) || stale_part(),
-            };
-            if stale {
-                store::remove(&folder.join(&name))?;
-            }
-        }
-        store::sync_dir(folder)
+        format!("{}{}-", settle::prefix(&self.control.pipeline), self.plan.generation)
     }
 }
 
+/// What takes the place of a table as it is.
+pub(super) fn replacing(
+    place: &Place,
+    table: &TableId,
+    located: &Located,
+    changed: Changed,
+    load: Option<Load>,
+) -> Result<Replacing> {
+    let name = place.writable_name(table)?;
+    let (schema, Changed { mut files, fresh }) = (source::describe(located)?, changed);
+    let mut loads = located.known.as_ref().map_or(Vec::new(), |k| k.loads.clone());
+    if let Some(load) = load {
+        // Of those that came into a table only the last one of a pipeline may have to be known again.
+        loads.retain(|l| !l.into || l.pipeline != load.pipeline);
+        loads.push(load);
+    }
+    let (mut version, mut obsolete) = (0, Vec::new());
+    match located.shape {
+        Shape::File => {
+            // It keeps its name.
+            for (file, old) in files.iter_mut().zip(&located.files) {
+                file.name.clone_from(&old.name);
+            }
+        }
+        Shape::Folder => {
+            let folder = place.folder_of(name);
+            let (newest, known) = newest_manifest(&folder, &store::list(&folder)?)?;
+            let known = known.ok_or_else(|| Error::bug("a table is changed that has no manifest"))?;
+            obsolete = settle::obsolete(&folder, &known, &files)?;
+            version = newest + 1;
+        }
+    }
+    let mut manifest = Manifest::new(&located.format, schema, files, loads);
+    manifest.obsolete = obsolete;
+    Ok(Replacing {
+        name: name.to_string(),
+        shape: located.shape,
+        manifest,
+        version,
+        fresh,
+    })
+}
+
 /// The files of a table with their rows, so that a manifest can say them.
-fn counted(located: &Located) -> Result<Vec<DataFile>> {
+pub(super) fn counted(located: &Located) -> Result<Vec<DataFile>> {
     let mut files = Vec::new();
     for file in &located.files {
         let alone = Located {
@@ -435,8 +559,4 @@ fn counted(located: &Located) -> Result<Vec<DataFile>> {
         });
     }
     Ok(files)
-}
-
-fn short(pipeline: &str) -> String {
-    synctool_core::plan::short_hash(pipeline)
 }

@@ -3,20 +3,24 @@
 
 use super::control::{Control, Log, Part, Step, fenced, gone};
 use super::csv::CsvPart;
+use super::merge::View;
 use super::parquet::ParquetPart;
-use super::table::DataFile;
-use super::{Format, blocking, store};
+use super::pending::Pending;
+use super::settle::{self, Change, Replacing};
+use super::table::{DataFile, Place};
+use super::{Format, blocking, publish, store};
 use arrow_array::{Array, RecordBatch};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use synctool_core::change::{ChangeBatch, Event, Op, Ops};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::Plan;
+use synctool_core::plan::{Plan, Publish};
 use synctool_core::progress::{Advance, Checkpoint, Epoch, PartitionId};
-use synctool_core::schema::TableSchema;
+use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::{Sink, shares};
 use tokio::task::JoinHandle;
 
@@ -48,9 +52,9 @@ pub(super) fn extension(format: &Format) -> &'static str {
 
 /// What the blocking threads work on.
 struct Work {
+    place: Arc<Place>,
     control: Control,
     plan: Plan,
-    format: Format,
     log: Log,
     epochs: HashMap<PartitionId, Epoch>,
     /// Begins the names of this sink's files: nobody else has this partition in this epoch.
@@ -60,6 +64,8 @@ struct Work {
     open: HashMap<usize, (String, Box<dyn PartWriter>)>,
     /// Rows written since the last commit, per table.
     rows: BTreeMap<usize, u64>,
+    /// Per table that is changed directly: its changes since the last commit.
+    pending: BTreeMap<usize, Pending>,
 }
 
 impl Work {
@@ -67,6 +73,7 @@ impl Work {
         self.control.check_generation(&self.plan)?;
         self.open.clear();
         self.rows.clear();
+        self.pending.clear();
         let epochs = self.log.recover(partitions)?;
         if let Some(first) = partitions.first() {
             let hash = xxhash_rust::xxh3::xxh3_64(first.as_str().as_bytes());
@@ -78,12 +85,8 @@ impl Work {
 
     fn write(&mut self, batch: &ChangeBatch) -> Result<()> {
         let at = |e: Error| e.at("table", batch.table.to_string());
-        let index = self
-            .plan
-            .tables
-            .iter()
-            .position(|t| t.destination == *batch.table)
-            .ok_or_else(|| at(Error::bug("rows for a table that is not in the plan")))?;
+        let index = self.index_of(&batch.table)?;
+        let direct = self.plan.tables[index].publish == Publish::Direct;
         let schema = &self.plan.tables[index].schema;
         let fields = batch.rows.schema();
         if !fields
@@ -95,7 +98,9 @@ impl Work {
             return Err(at(Error::bug("rows have other columns than their table")));
         }
         for (column, array) in schema.columns.iter().zip(batch.rows.columns()) {
-            if !column.nullable && array.null_count() > 0 {
+            // Of a row that goes only the key counts.
+            let null = |row: usize| array.is_null(row) && batch.ops.get(row) != Op::Delete;
+            if !column.nullable && array.null_count() > 0 && (0..batch.len()).any(null) {
                 return Err(at(Error::new(
                     code::CONSTRAINT,
                     format!("column {} is NOT NULL and a row has NULL there", column.name),
@@ -103,16 +108,49 @@ impl Work {
                 .hint("allow NULL in the pipeline's column, or filter such rows")));
             }
         }
+        if direct {
+            let dir = self.control.part_dir(&self.plan);
+            let pending = self.pending.entry(index).or_insert_with(|| Pending::new(schema));
+            return pending.add(batch, &dir).map_err(|e| self.maybe_gone(e));
+        }
+        if !all_load(batch) {
+            return Err(at(only_loads()));
+        }
         if !self.open.contains_key(&index) {
             self.files += 1;
-            let name = format!("{}-{}-{index}.{}", self.name, self.files, extension(&self.format));
+            let name = format!(
+                "{}-{}-{index}.{}",
+                self.name,
+                self.files,
+                extension(&self.place.config.format)
+            );
             let path = self.control.part_dir(&self.plan).join(&name);
-            let part = create_part(&path, schema, &self.format, Some(&batch.rows)).map_err(|e| self.maybe_gone(e))?;
+            let part = create_part(&path, schema, &self.place.config.format, Some(&batch.rows))
+                .map_err(|e| self.maybe_gone(e))?;
             self.open.insert(index, (name, part));
         }
         let (_, part) = self.open.get_mut(&index).expect("set above");
         part.write(&batch.rows).map_err(at)?;
         *self.rows.entry(index).or_default() += batch.len() as u64;
+        Ok(())
+    }
+
+    fn index_of(&self, table: &TableId) -> Result<usize> {
+        let found = self.plan.tables.iter().position(|t| t.destination == *table);
+        found.ok_or_else(|| Error::bug("rows for a table that is not in the plan").at("table", table.to_string()))
+    }
+
+    /// All rows of tables go.
+    fn empty(&mut self, tables: &[Arc<TableId>]) -> Result<()> {
+        for table in tables {
+            let index = self.index_of(table)?;
+            let planned = &self.plan.tables[index];
+            if planned.publish != Publish::Direct {
+                return Err(only_loads().at("table", table.to_string()));
+            }
+            let pending = self.pending.entry(index);
+            pending.or_insert_with(|| Pending::new(&planned.schema)).empty();
+        }
         Ok(())
     }
 
@@ -125,27 +163,6 @@ impl Work {
     }
 
     fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
-        let mut steps = Vec::new();
-        let done = self
-            .rows
-            .iter()
-            .map(|(t, rows)| (*t, Applied::inserts(*rows)))
-            .collect();
-        for (a, applied) in advances.iter().zip(shares(&self.plan, advances, &done)?) {
-            let epoch = *self
-                .epochs
-                .get(&a.partition)
-                .ok_or_else(|| Error::bug(format!("partition {} was not recovered by this sink", a.partition)))?;
-            steps.push(Step {
-                partition: a.partition.clone(),
-                epoch,
-                from: a.from.clone(),
-                to: a.to.clone(),
-                done: a.done,
-                accounts: a.accounts.clone(),
-                applied,
-            });
-        }
         let dir = self.control.part_dir(&self.plan);
         let mut parts = Vec::new();
         for (table, (name, part)) in std::mem::take(&mut self.open) {
@@ -172,10 +189,114 @@ impl Work {
                 "{written} rows were written, the files hold {counted}"
             )));
         }
+        let mut done: BTreeMap<usize, Applied> = std::mem::take(&mut self.rows)
+            .into_iter()
+            .map(|(t, rows)| (t, Applied::inserts(rows)))
+            .collect();
+        if self.pending.is_empty() {
+            self.control.check_generation(&self.plan)?;
+            return self.record(advances, parts, &done, None);
+        }
+        let place = self.place.clone();
+        let pending = std::mem::take(&mut self.pending);
+        let plan = self.plan.clone();
+        let names = pending.keys().map(|i| plan.tables[*i].destination.name.as_str());
+        let _locked = settle::lock(&place, names)?;
+        // Whoever is fenced need not work in vain; what decides is the record.
+        self.log.catch_up()?;
         self.control.check_generation(&self.plan)?;
-        self.log.commit(steps, parts)?;
-        self.rows.clear();
-        Ok(Applied::inserts(written))
+        for a in advances {
+            self.log
+                .allows(&a.partition, self.epoch(&a.partition)?, a.from.as_ref())?;
+        }
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let mut replacing = Vec::new();
+        for (index, pending) in pending {
+            let table = self.plan.tables[index].destination.to_string();
+            let (applied, new) = self
+                .merge(index, pending, &id)
+                .map_err(|e| self.maybe_gone(e).at("table", table))?;
+            done.insert(index, applied);
+            replacing.extend(new);
+        }
+        store::sync_dir(&dir).map_err(|e| self.maybe_gone(e))?;
+        failpoint("settle.written")?;
+        let control = self.control.clone();
+        let change = Change {
+            place: &place,
+            control: &control,
+            generation: self.plan.generation.0,
+            id,
+        };
+        let changed: Vec<String> = replacing.iter().map(|r| r.name.clone()).collect();
+        for replacing in replacing {
+            change.announce(self.log.next(), replacing)?;
+        }
+        failpoint("settle.announced")?;
+        self.control.check_generation(&self.plan)?;
+        let applied = self.record(advances, parts, &done, Some(change.id.clone()))?;
+        failpoint("settle.committed")?;
+        for name in changed {
+            change.carry_out(&name)?;
+        }
+        Ok(applied)
+    }
+
+    fn epoch(&self, partition: &PartitionId) -> Result<Epoch> {
+        self.epochs
+            .get(partition)
+            .copied()
+            .ok_or_else(|| Error::bug(format!("partition {partition} was not recovered by this sink")))
+    }
+
+    /// The record that is the commit.
+    fn record(
+        &mut self,
+        advances: &[Advance],
+        parts: Vec<Part>,
+        done: &BTreeMap<usize, Applied>,
+        id: Option<String>,
+    ) -> Result<Applied> {
+        let mut steps = Vec::new();
+        let mut sum = Applied::default();
+        for (a, applied) in advances.iter().zip(shares(&self.plan, advances, done)?) {
+            sum += applied;
+            steps.push(Step {
+                partition: a.partition.clone(),
+                epoch: self.epoch(&a.partition)?,
+                from: a.from.clone(),
+                to: a.to.clone(),
+                done: a.done,
+                accounts: a.accounts.clone(),
+                applied,
+            });
+        }
+        self.log.commit(steps, parts, id)?;
+        Ok(sum)
+    }
+
+    /// Works changes into a table's files, unseen by anybody; what is to take their place, if anything differs.
+    fn merge(&self, index: usize, pending: Pending, id: &str) -> Result<(Applied, Option<Replacing>)> {
+        let planned = &self.plan.tables[index];
+        let located = self.place.locate(&planned.destination)?;
+        let located = located
+            .ok_or_else(|| self.place.missing(&planned.destination))?
+            .let_go();
+        let dir = self.control.part_dir(&self.plan);
+        let prefix = format!(
+            "{}{}-{id}-{index}-",
+            settle::prefix(&self.control.pipeline),
+            self.plan.generation
+        );
+        let mut view = View::new(&located, &planned.schema, (&dir, prefix), false)?;
+        let mut applied = Applied::default();
+        for step in pending.steps() {
+            applied += view.step(step?)?;
+        }
+        let replacing = view
+            .finish()?
+            .map(|changed| publish::replacing(&self.place, &planned.destination, &located, changed, None));
+        Ok((applied, replacing.transpose()?))
     }
 }
 
@@ -186,24 +307,27 @@ pub(super) struct FileSink {
 }
 
 impl FileSink {
-    pub(super) async fn open(control: Control, plan: Plan, format: Format) -> Result<Self> {
+    pub(super) async fn open(place: Arc<Place>, control: Control, plan: Plan) -> Result<Self> {
         blocking(move || {
             control.check_generation(&plan)?;
             if control.done(plan.generation.0)?.is_some() || control.is_gone(&plan) {
                 return Err(gone(&plan));
             }
+            // What a crash has left of a commit is done before anybody reads on from it.
+            settle::left(&place, settle::direct(&plan))?;
             let mut log = control.log(&plan);
             log.catch_up()?;
             let work = Work {
+                place,
                 log,
                 control,
                 plan,
-                format,
                 epochs: HashMap::new(),
                 name: String::new(),
                 files: 0,
                 open: HashMap::new(),
                 rows: BTreeMap::new(),
+                pending: BTreeMap::new(),
             };
             Ok(FileSink {
                 work: Some(work),
@@ -253,20 +377,15 @@ impl Sink for FileSink {
             Event::Begin(_) | Event::Message { .. } | Event::Compared(_) => return Ok(()),
             Event::Raw { .. } => return Err(Error::bug("files take no undecoded rows")),
             Event::Boundary { .. } => return Err(Error::bug("a boundary came to a sink")),
-            Event::Schema(_) | Event::Truncate { .. } | Event::Net { .. } | Event::ReplaceRange { .. } => {
-                return Err(only_loads());
-            }
+            Event::Truncate { tables, .. } => return self.run(move |work| work.empty(&tables)).await,
+            Event::Schema(_) | Event::Net { .. } | Event::ReplaceRange { .. } => return Err(no_log()),
         };
         if batch.is_empty() {
             return Ok(());
         }
-        let loads = |op: Op| matches!(op, Op::Insert | Op::Upsert);
-        let all_load = match &batch.ops {
-            Ops::All(op) => loads(*op),
-            Ops::Each(ops) => (0..ops.len()).all(|row| loads(batch.ops.get(row))),
-        };
-        if !all_load || batch.present.is_some() {
-            return Err(only_loads());
+        // Parts of rows and changes of keys are what logs bring.
+        if batch.present.is_some() || batch.before.is_some() {
+            return Err(no_log());
         }
         let mut work = self.idle().await?;
         self.working = Some(tokio::task::spawn_blocking(move || {
@@ -302,9 +421,22 @@ impl Sink for FileSink {
     }
 }
 
-pub(super) fn only_loads() -> Error {
-    Error::new(code::UNSUPPORTED, "files cannot be changed row by row, only loaded")
-        .hint("use strategy full with full_mode: swap or append")
+fn all_load(batch: &ChangeBatch) -> bool {
+    let loads = |op: Op| matches!(op, Op::Insert | Op::Upsert);
+    match &batch.ops {
+        Ops::All(op) => loads(*op),
+        Ops::Each(ops) => (0..ops.len()).all(|row| loads(batch.ops.get(row))),
+    }
+}
+
+fn only_loads() -> Error {
+    Error::bug("a change came for a table that is loaded and then published")
+}
+
+/// A commit writes files anew, which is worth it for a run's changes and not every second.
+fn no_log() -> Error {
+    Error::new(code::UNSUPPORTED, "files do not follow a log")
+        .hint("use strategy delta or hash, or follow the log into PostgreSQL, MySQL, SQLite or DuckDB")
 }
 
 /// The paths of files in the order they are joined.

@@ -424,7 +424,7 @@ struct OpenFile {
     lacks: Vec<String>,
 }
 
-fn schema_of(columns: &[ReadColumn]) -> SchemaRef {
+pub(super) fn schema_of(columns: &[ReadColumn]) -> SchemaRef {
     let columns = columns.iter().map(|c| c.column.clone()).collect();
     TableSchema {
         columns,
@@ -442,19 +442,17 @@ impl Scan {
             .rsplit_once('@')
             .and_then(|(rest, stamp)| rest.rsplit_once('#').map(|(name, place)| (name, place, stamp)))
             .ok_or_else(|| Error::bug(format!("position {position} is not one of files")))?;
-        let changed = |why: &str| {
-            Error::new(code::FILE, format!("file {name} {why} since reading it began"))
-                .at("path", self.located.root.display().to_string())
-                .hint("start over: synctool state reset")
-        };
         let Some(at) = self.files.iter().position(|(f, _)| f.name == name) else {
-            return Err(changed("is no longer there"));
+            return Err(gone(name, &self.located));
         };
         self.files.drain(..at);
         let (file, groups) = self.files.pop_front().expect("found above");
         let open = self.open_file(&file, groups, Some(place))?;
         if open.stamp != stamp {
-            return Err(changed("has changed"));
+            return Err(since(
+                format!("file {name} has changed since reading it began"),
+                &self.located,
+            ));
         }
         self.open = Some(open);
         Ok(())
@@ -462,6 +460,23 @@ impl Scan {
 
     fn open_file(&self, file: &DataFile, groups: Option<(usize, usize)>, place: Option<&str>) -> Result<OpenFile> {
         let path = self.located.path(&file.name);
+        match self.open_at(path, file, groups, place) {
+            // A file that a newer manifest does not name lies under another name while it is read.
+            Err(_) if store::exists(&self.located.kept_path(&file.name)) => {
+                self.open_at(self.located.kept_path(&file.name), file, groups, place)
+            }
+            Err(_) if !store::exists(&self.located.path(&file.name)) => Err(gone(&file.name, &self.located)),
+            opened => opened,
+        }
+    }
+
+    fn open_at(
+        &self,
+        path: PathBuf,
+        file: &DataFile,
+        groups: Option<(usize, usize)>,
+        place: Option<&str>,
+    ) -> Result<OpenFile> {
         let columns: Vec<ReadColumn> = self
             .selection
             .columns
@@ -577,6 +592,19 @@ impl Scan {
         }
         Ok(())
     }
+}
+
+fn gone(file: &str, located: &Located) -> Error {
+    since(
+        format!("file {file} is no longer there: its table was changed since reading it began"),
+        located,
+    )
+}
+
+fn since(what: String, located: &Located) -> Error {
+    Error::new(code::FILE, what)
+        .at("path", located.root.display().to_string())
+        .hint("start over: synctool state reset")
 }
 
 fn stamp(path: &std::path::Path) -> Result<String> {

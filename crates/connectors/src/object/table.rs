@@ -3,9 +3,10 @@
 use super::store::{self, io_error};
 use super::{CsvOptions, Format, ObjectConfig};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
 use synctool_core::schema::{TableId, TableSchema};
@@ -14,6 +15,12 @@ use synctool_core::schema::{TableId, TableSchema};
 pub(super) const CONTROL: &str = "_synctool";
 
 const FORMAT_VERSION: u32 = 1;
+
+/// How the names of our own tables (key maps, touched groups) begin.
+const OWN: &str = "_synctool_";
+
+/// How often a manifest is looked for that somebody else replaces at the same moment.
+const LOOKS: usize = 1000;
 
 /// A datastore's path, looked at.
 #[derive(Debug)]
@@ -54,6 +61,9 @@ pub(super) struct Load {
     pub(super) pipeline: String,
     pub(super) generation: i64,
     pub(super) applied: Applied,
+    /// Whether it came into a table that was there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) into: bool,
 }
 
 /// What we know about a table that we wrote.
@@ -118,11 +128,23 @@ pub(super) struct Located {
     pub(super) known: Option<Manifest>,
     /// How to read the files.
     pub(super) format: Format,
+    /// As long as it is held, files that the manifest names can be read ([`kept`]), also when a newer one is there.
+    pub(super) _lease: Option<Arc<File>>,
 }
 
 impl Located {
     pub(super) fn path(&self, file: &str) -> PathBuf {
         self.root.join(file)
+    }
+
+    /// The same for whoever replaces the table: its own reading keeps no file.
+    pub(super) fn let_go(self) -> Self {
+        Located { _lease: None, ..self }
+    }
+
+    /// Where a file lies that a newer manifest does not name any more.
+    pub(super) fn kept_path(&self, file: &str) -> PathBuf {
+        self.root.join(kept(file))
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -160,6 +182,9 @@ impl Place {
     /// The name of a table that may be written here.
     pub(super) fn writable_name<'a>(&self, table: &'a TableId) -> Result<&'a str> {
         let name = self.name(table)?;
+        if is_own(name) {
+            return Ok(name);
+        }
         let refuse = |why: &str| {
             Err(Error::new(
                 code::IDENTIFIER,
@@ -207,11 +232,17 @@ impl Place {
 
     /// Where a table's files lie, or would lie: its folder, or its file.
     pub(super) fn folder_of(&self, name: &str) -> PathBuf {
-        self.dir().join(name)
+        match is_own(name) {
+            true => self.dir().join(CONTROL).join("own").join(name),
+            false => self.dir().join(name),
+        }
     }
 
     /// The table's one file, if that is how it lies or how the datastore is configured.
     pub(super) fn file_of(&self, name: &str) -> Result<Option<PathBuf>> {
+        if is_own(name) {
+            return Ok(None);
+        }
         if self.single.is_some() {
             return Ok(Some(self.config.path.clone()));
         }
@@ -234,13 +265,14 @@ impl Place {
     /// Finds a table's files; `None` if there is no such table.
     pub(super) fn locate(&self, table: &TableId) -> Result<Option<Located>> {
         let name = self.name(table)?;
-        if self.single.as_deref().is_some_and(|s| s != name) || name.contains(['/', '\0']) || name.starts_with('.') {
+        let other = self.single.as_deref().is_some_and(|s| s != name);
+        if other && !is_own(name) || name.contains(['/', '\0']) || name.starts_with('.') {
             return Ok(None);
         }
         let file = self.file_of(name)?.filter(|f| f.is_file());
         let folder = match self.single {
-            Some(_) => None,
-            None => self.locate_folder(&self.folder_of(name))?,
+            Some(_) if !is_own(name) => None,
+            _ => self.locate_folder(&self.folder_of(name))?,
         };
         match (file, folder) {
             (Some(file), None) => self.locate_file(&file).map(Some),
@@ -267,16 +299,19 @@ impl Place {
                 name: name.to_string(),
                 rows: known.as_ref().map(|k| k.rows),
                 bytes,
-                lacks: Vec::new(),
+                lacks: known
+                    .as_ref()
+                    .and_then(|k| k.files.first())
+                    .map_or(Vec::new(), |f| f.lacks.clone()),
             }],
             format: self.format_of(known.as_ref()),
             known,
+            _lease: None,
         })
     }
 
     fn locate_folder(&self, folder: &Path) -> Result<Option<Located>> {
-        let names = store::list(folder)?;
-        let (_, known) = newest_manifest(folder, &names)?;
+        let (names, known, lease) = leased_manifest(folder)?;
         if let Some(k) = &known {
             if k.format_version > FORMAT_VERSION {
                 return Err(Error::new(
@@ -311,6 +346,7 @@ impl Place {
             files,
             format: self.format_of(known.as_ref()),
             known,
+            _lease: lease,
         }))
     }
 
@@ -397,6 +433,24 @@ impl Place {
     }
 }
 
+/// Whether a table of this name is our own; it lies apart from the user's.
+pub(super) fn is_own(name: &str) -> bool {
+    name.starts_with(OWN)
+}
+
+/// The name of a file that the newest manifest does not name any more, while somebody still reads it: one that nobody
+/// takes for a part of the table.
+pub(super) fn kept(file: &str) -> String {
+    format!("{KEPT}{file}")
+}
+
+/// The name that a kept file had.
+pub(super) fn unkept(file: &str) -> Option<&str> {
+    file.strip_prefix(KEPT)
+}
+
+const KEPT: &str = ".synctool-kept-";
+
 fn hidden(name: &str) -> bool {
     name.starts_with(['.', '_'])
 }
@@ -417,6 +471,38 @@ fn stem<'a>(format: &Format, file: &'a str) -> Option<&'a str> {
         }
     };
     stem.filter(|s| !s.is_empty())
+}
+
+/// The names in a folder and its newest manifest, with a lock that says that it is in use: whoever replaces it leaves the
+/// files that it names until the lock is gone. The lock goes with the process that holds it.
+fn leased_manifest(folder: &Path) -> Result<(Vec<String>, Option<Manifest>, Option<Arc<File>>)> {
+    for _ in 0..LOOKS {
+        let names = store::list(folder)?;
+        let Some(version) = names.iter().filter_map(|n| manifest_version(n)).max() else {
+            return Ok((names, None, None));
+        };
+        let path = folder.join(manifest_name(version));
+        let lease = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(io_error("read", &path, e)),
+        };
+        let held = match lease.try_lock_shared() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => continue,
+            // A file system without locks: then readers are on their own, as they are with other programs.
+            Err(TryLockError::Error(_)) => false,
+        };
+        // It may have been removed before it was locked.
+        if let Some(known) = store::read_json(&path)? {
+            return Ok((names, Some(known), held.then(|| Arc::new(lease))));
+        }
+    }
+    Err(Error::new(
+        code::CONFLICT,
+        format!("the manifest of {} is replaced again and again", folder.display()),
+    )
+    .hint("run again"))
 }
 
 /// A folder's newest manifest and its number, 0 where there is none.

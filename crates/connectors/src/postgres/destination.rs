@@ -397,6 +397,7 @@ impl Destination for PostgresDestination {
             guarantee: Guarantee::ExactlyOnce,
             merges: true,
             applies_changes: true,
+            changes_by_key: true,
             single_partition: false,
         }
     }

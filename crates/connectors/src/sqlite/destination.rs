@@ -62,6 +62,7 @@ impl Destination for SqliteDestination {
             guarantee: Guarantee::ExactlyOnce,
             merges: true,
             applies_changes: true,
+            changes_by_key: true,
             single_partition: false,
         }
     }

@@ -1,5 +1,6 @@
 //! Files as source and destination.
 
+mod changes;
 mod conformance;
 mod crash;
 mod csv;

@@ -87,7 +87,7 @@ pub async fn plan(
     remembered: &BTreeMap<String, String>,
 ) -> Result<Plan> {
     let table = &request.delta.table;
-    if !destination.traits().applies_changes {
+    if !destination.traits().changes_by_key {
         return Err(Error::new(
             code::UNSUPPORTED,
             format!("{} cannot apply changes to a table", destination.engine()),

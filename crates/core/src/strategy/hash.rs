@@ -303,7 +303,7 @@ pub async fn plan(
     request: &HashRequestOptions,
 ) -> Result<Plan> {
     let table = &request.table;
-    if !destination.traits().applies_changes {
+    if !destination.traits().changes_by_key {
         return Err(Error::new(
             code::UNSUPPORTED,
             format!("{} cannot apply changes to a table", destination.engine()),

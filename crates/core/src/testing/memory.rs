@@ -100,6 +100,7 @@ impl Destination for Memory {
             guarantee: Guarantee::ExactlyOnce,
             merges: true,
             applies_changes: true,
+            changes_by_key: true,
             single_partition: false,
         }
     }

@@ -85,3 +85,27 @@ impl Place {
 pub fn postgres(db: &TestDb) -> String {
     format!("{{type: postgres, connection: {{url: \"{}\"}}}}", db.url())
 }
+
+/// Some columns of all rows of a folder's CSV files, by the number in the first of them.
+pub fn csv_lines(folder: &Path, columns: &[&str]) -> String {
+    let mut rows = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().into_string().expect("a name");
+        if name.starts_with('.') || !name.ends_with(".csv") {
+            continue;
+        }
+        let text = std::fs::read_to_string(entry.path()).expect("a file");
+        let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
+        let header = lines.next().expect("a header");
+        let places: Vec<usize> = columns
+            .iter()
+            .map(|c| header.iter().position(|h| h == c).expect("a column"))
+            .collect();
+        rows.extend(lines.map(|line| {
+            let cells: Vec<String> = places.iter().map(|at| line[*at].to_string()).collect();
+            (cells[0].parse::<i64>().expect("a number"), cells.join(" "))
+        }));
+    }
+    rows.sort();
+    rows.into_iter().map(|(_, line)| line).collect::<Vec<_>>().join("\n")
+}

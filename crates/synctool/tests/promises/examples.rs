@@ -261,6 +261,75 @@ fn rows_with_a_checksum() {
     assert_eq!(late.trim(), "3", "rows that are written are written whole");
 }
 
+/// The lake is read by copying it back: every row of the files, as a table.
+fn users_in_files(file: &str, db: &TestDb, place: &Place) {
+    let wanted = || {
+        db.psql(
+            "SELECT string_agg(concat_ws('|', u.id, u.updated_at, p.age, coalesce('abc' || p.user_segment, '-'), coalesce(p.country, '-')), ','
+             ORDER BY u.id) FROM users u LEFT JOIN user_profiles p ON u.id = p.user_id WHERE u.status = 'active'",
+        )
+    };
+    let found = || {
+        db.psql("DROP TABLE IF EXISTS back");
+        let copied = place.synctool(&[
+            "copy",
+            "parquet:configs/lake",
+            "users",
+            &db.url(),
+            "public.back",
+            "--key",
+            "user_id",
+        ]);
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        db.psql(
+            "SELECT string_agg(concat_ws('|', user_id, last_modified_at, user_age_str, coalesce(segment, '-'), coalesce(country, '-')), ','
+             ORDER BY user_id) FROM back",
+        )
+    };
+    let first = place.json(&["run", file], 0);
+    assert_eq!(first["inserted"], 200, "{first}");
+    assert_eq!(found(), wanted());
+    db.psql(
+        "UPDATE users SET status = 'idle', updated_at = now() WHERE id = 1; UPDATE user_profiles SET country = 'changed' WHERE user_id = 2;
+         UPDATE users SET updated_at = now() WHERE id = 2; UPDATE users SET status = 'active', updated_at = now() WHERE id = 3;
+         INSERT INTO users VALUES (301, 'active')",
+    );
+    place.until(&["run", file], found, wanted().trim());
+}
+
+#[test]
+fn a_delta_into_files() {
+    let db = database("example_files_delta");
+    db.psql(PROFILED);
+    let mut place = examples(&db);
+    point_to(&mut place, "SOURCE_", &db);
+    users_in_files("configs/postgres_to_files_delta_sync.yaml", &db, &place);
+}
+
+#[test]
+fn a_comparison_with_files() {
+    let db = database("example_files_hash");
+    db.psql(PROFILED);
+    let mut place = examples(&db);
+    point_to(&mut place, "SOURCE_", &db);
+    let file = "configs/postgres_to_files_hash_sync.yaml";
+    users_in_files(file, &db, &place);
+    // What no delta would see.
+    db.psql("DELETE FROM users WHERE id = 4");
+    let mended = place.json(&["run", file], 0);
+    assert_eq!(
+        (&mended["deleted"], &mended["updated"]),
+        (&1.into(), &0.into()),
+        "{mended}"
+    );
+    place.json(&["verify", file], 0);
+}
+
+const PROFILED: &str = "CREATE TABLE users(id int PRIMARY KEY, status text, updated_at timestamp NOT NULL DEFAULT now());
+    CREATE TABLE user_profiles(user_id int PRIMARY KEY, age int, user_segment text, country text);
+    INSERT INTO users SELECT i, CASE WHEN i % 3 = 0 THEN 'idle' ELSE 'active' END, now() - interval '1 hour' FROM generate_series(1, 300) i;
+    INSERT INTO user_profiles SELECT i, 20 + i % 50, 'segment ' || i % 4, 'country ' || i % 7 FROM generate_series(1, 300) i WHERE i % 5 <> 0";
+
 #[test]
 fn what_needs_an_object_store_or_starrocks_says_so() {
     let db = database("example_later");

@@ -1,5 +1,6 @@
 //! Every strategy between every pair of engines: after each run the destination is what the source is.
 
+use super::place::csv_lines;
 use super::*;
 
 /// One end: how it stands in the file of datastores, and how to change and read it without us.
@@ -7,6 +8,8 @@ pub(super) enum End {
     Postgres(TestDb),
     Maria(synctool_testkit::MariaDbDatabase),
     Sqlite(tempfile::TempDir),
+    Csv(tempfile::TempDir),
+    Parquet(tempfile::TempDir),
     #[cfg(feature = "duckdb")]
     DuckDb(tempfile::TempDir),
 }
@@ -17,6 +20,8 @@ impl End {
             End::Postgres(db) => postgres(db),
             End::Maria(db) => format!("{{type: mysql, url: \"{}\"}}", db.url()),
             End::Sqlite(folder) => format!("{{type: sqlite, path: \"{}\"}}", folder.path().join("x.db").display()),
+            End::Csv(folder) => format!("{{type: csv, path: \"{}\"}}", folder.path().display()),
+            End::Parquet(folder) => format!("{{type: parquet, path: \"{}\"}}", folder.path().display()),
             #[cfg(feature = "duckdb")]
             End::DuckDb(folder) => format!(
                 "{{type: duckdb, path: \"{}\"}}",
@@ -36,14 +41,14 @@ impl End {
                 .expect("opens")
                 .execute_batch(&statements.replace("NOW", "strftime('%Y-%m-%d %H:%M:%f', 'now')"))
                 .expect("changes"),
-            #[cfg(feature = "duckdb")]
-            End::DuckDb(_) => unreachable!("not a source here"),
+            _ => unreachable!("not a source here"),
         }
     }
 
     /// Whether rows can be read here without us.
     fn is_read(&self) -> bool {
         match self {
+            End::Parquet(_) => false,
             #[cfg(feature = "duckdb")]
             End::DuckDb(_) => false,
             _ => true,
@@ -70,8 +75,9 @@ impl End {
                 let rows = select.query_map([], |row| row.get::<_, String>(0)).expect("rows");
                 rows.collect::<Result<Vec<_>, _>>().expect("rows").join("\n")
             }
-            #[cfg(feature = "duckdb")]
-            End::DuckDb(_) => unreachable!("not read here"),
+            // Whoever reads all files of the folder sees each row once.
+            End::Csv(folder) => csv_lines(&folder.path().join(table), columns),
+            _ => unreachable!("not read here"),
         }
     }
 }
@@ -168,6 +174,8 @@ fn ends(name: &str) -> Vec<End> {
         End::Postgres(database(name)),
         End::Maria(MariaDb::shared().database(name)),
         End::Sqlite(folder()),
+        End::Csv(folder()),
+        End::Parquet(folder()),
         #[cfg(feature = "duckdb")]
         End::DuckDb(folder()),
     ]

@@ -9,7 +9,7 @@ fn subject(dir: &Path, format: Format) -> Subject {
         destination: files.destination(),
         source: files.source(),
         schema: None,
-        merges: false,
+        merges: true,
     }
 }
 

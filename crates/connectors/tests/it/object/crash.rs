@@ -5,17 +5,20 @@ use super::*;
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
+use synctool_core::change::{Op, Ops};
 
 const DIR: &str = "SYNCTOOL_TEST_DIR";
 const CASE: &str = "SYNCTOOL_TEST_CASE";
 
 /// The cases: what is written, and how.
-const CASES: [&str; 5] = [
+const CASES: [&str; 7] = [
     "parquet folder swap",
     "csv folder append",
     "parquet file swap",
     "csv file create",
     "parquet folder create",
+    "parquet folder merge",
+    "csv file merge",
 ];
 
 fn files(dir: &Path, case: &str) -> Objects {
@@ -34,6 +37,8 @@ fn publish_of(case: &str) -> Publish {
     match case.rsplit(' ').next() {
         Some("swap") => Publish::Swap,
         Some("append") => Publish::Append,
+        Some("merge") => Publish::Merge { delete_missing: true },
+        Some("direct") => Publish::Direct,
         _ => Publish::Create,
     }
 }
@@ -91,6 +96,9 @@ async fn table(dir: &Path, case: &str) -> Vec<i64> {
 async fn a_run_completes() {
     let case = std::env::var(CASE).unwrap_or_else(|_| CASES[0].into());
     if let Ok(dir) = std::env::var(DIR) {
+        if publish_of(&case) == Publish::Direct {
+            return changes(Path::new(&dir), &case).await.unwrap();
+        }
         run(Path::new(&dir), &case).await.unwrap();
         return;
     }
@@ -201,4 +209,162 @@ async fn killed_anywhere_a_created_file_is_whole() {
 #[tokio::test]
 async fn killed_anywhere_a_created_folder_is_whole() {
     matrix(CASES[4]).await;
+}
+
+#[tokio::test]
+async fn killed_anywhere_a_merged_folder_is_whole() {
+    matrix(CASES[5]).await;
+}
+
+#[tokio::test]
+async fn killed_anywhere_a_merged_file_is_whole() {
+    matrix(CASES[6]).await;
+}
+
+/// A table of our own that has no key: a commit that is carried out twice, or not at all, is seen in it.
+const NOTES: &str = "_synctool_notes";
+
+/// The rows of each commit of a run that changes tables directly: ids that are written, and ids that go.
+const COMMITS: [(std::ops::Range<i64>, std::ops::Range<i64>); 3] = [(15..25, 0..3), (3..6, 20..22), (30..31, 0..40)];
+
+fn direct_plan() -> Plan {
+    let mut direct = plan("p", "t", &small_schema(), 1, Publish::Direct);
+    let mut notes = direct.tables[0].clone();
+    notes.destination = TableId::bare(NOTES);
+    notes.own = true;
+    notes.schema.key.clear();
+    direct.tables.push(notes);
+    direct
+}
+
+/// What the engine does with changes: each commit is one for both tables and the position.
+async fn changes(dir: &Path, case: &str) -> Result<()> {
+    let to = files(dir, case).destination();
+    let plan = match to.stored_plan("p").await? {
+        Some(stored) if stored.finished => return Ok(()),
+        Some(stored) => stored.plan,
+        None => to.prepare(direct_plan()).await?,
+    };
+    let mut sink = to.open_sink(&plan).await?;
+    let state = sink.recover(&[part(0)]).await?.remove(&part(0)).unwrap_or_default();
+    let mut at = state.position.map_or(0, |p| p.as_str().parse::<usize>().unwrap());
+    let batch_of = |table: usize, rows: RecordBatch, op: Op| {
+        let table = Arc::new(plan.tables[table].destination.clone());
+        let batch = ChangeBatch::inserts(table, rows, Hold::none());
+        Event::Rows(ChangeBatch {
+            ops: Ops::All(op),
+            ..batch
+        })
+    };
+    while at < COMMITS.len() {
+        let (written, gone) = &COMMITS[at];
+        let count = |r: &std::ops::Range<i64>| r.end - r.start;
+        sink.write(batch_of(0, small_rows(written.start, count(written)), Op::Upsert))
+            .await?;
+        sink.write(batch_of(1, small_rows(at as i64, 1), Op::Insert)).await?;
+        sink.write(batch_of(0, small_rows(gone.start, count(gone)), Op::Delete))
+            .await?;
+        let from = (at > 0).then(|| at.to_string());
+        at += 1;
+        sink.commit(&[advance(&part(0), from.as_deref(), &at.to_string(), at == COMMITS.len())])
+            .await?;
+    }
+    drop(sink);
+    to.publish(&plan).await?;
+    Ok(())
+}
+
+/// The table after so many commits.
+fn after(commits: usize) -> Vec<i64> {
+    let mut ids: std::collections::BTreeSet<i64> = (0..20).collect();
+    for (written, gone) in &COMMITS[..commits] {
+        ids.extend(written.clone());
+        ids.retain(|id| !gone.contains(id));
+    }
+    ids.into_iter().collect()
+}
+
+async fn direct_matrix(case: &str, must: &[&str]) {
+    let traced = scratch();
+    seed(traced.path(), case).await;
+    let trace = traced.path().join("_synctool").join("trace");
+    let set = [("SYNCTOOL_FAILPOINT_TRACE", trace.to_str().unwrap())];
+    assert!(child(traced.path(), case, &set).success());
+    let mut hits: HashMap<String, u64> = HashMap::new();
+    for place in std::fs::read_to_string(&trace).unwrap().lines() {
+        *hits.entry(place.to_string()).or_default() += 1;
+    }
+    for must in must {
+        assert!(hits.contains_key(*must), "{case}: {must} is never reached: {hits:?}");
+    }
+    let states: Vec<Vec<i64>> = (0..=COMMITS.len()).map(after).collect();
+    for (place, times) in hits {
+        for (nth, how) in (1..=times).flat_map(|nth| [(nth, "kill"), (nth, "error")]) {
+            let dir = scratch();
+            seed(dir.path(), case).await;
+            let at = format!("{place}:{nth}={how}");
+            let died = child(dir.path(), case, &[("SYNCTOOL_FAILPOINT", &at)]);
+            assert_eq!(died.signal(), (how == "kill").then_some(9), "{case}: {at}");
+            assert!(!died.success(), "{case}: {at}");
+            let now = table(dir.path(), case).await;
+            assert!(states.contains(&now), "{case}: {at}: half a commit: {now:?}");
+            // Whoever goes on finds rows and position of the same commit.
+            let to = files(dir.path(), case).destination();
+            if let Some(stored) = to.stored_plan("p").await.unwrap().filter(|s| !s.finished) {
+                drop(to.open_sink(&stored.plan).await.unwrap());
+                let checkpoint = to.checkpoint(&stored.plan).await.unwrap();
+                let position = checkpoint.get(&part(0)).and_then(|s| s.position.clone());
+                let commits = position.map_or(0, |p| p.as_str().parse::<usize>().unwrap());
+                assert_eq!(table(dir.path(), case).await, states[commits], "{case}: {at}");
+                let notes = ids(&*files(dir.path(), case).source(), NOTES).await;
+                assert_eq!(notes, (0..commits as i64).collect::<Vec<_>>(), "{case}: {at}");
+            }
+            assert!(
+                child(dir.path(), case, &[]).success(),
+                "{case}: not completed after {at}"
+            );
+            changes(dir.path(), case).await.unwrap();
+            assert_eq!(
+                table(dir.path(), case).await,
+                states[COMMITS.len()],
+                "{case}: after {at}"
+            );
+            let notes = ids(&*files(dir.path(), case).source(), NOTES).await;
+            assert_eq!(notes, [0, 1, 2], "{case}: after {at}");
+            if case.contains("folder") {
+                let left: Vec<String> = std::fs::read_dir(dir.path().join("t"))
+                    .unwrap()
+                    .map(|e| e.unwrap().file_name().into_string().unwrap())
+                    .collect();
+                assert!(
+                    left.len() == 2,
+                    "{case}: after {at}: more than a file and its manifest: {left:?}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn killed_anywhere_a_changed_folder_has_whole_commits() {
+    let must = [
+        "settle.written",
+        "settle.announced",
+        "settle.committed",
+        "settle.moved",
+        "settle.manifest",
+    ];
+    direct_matrix("parquet folder direct", &must).await;
+}
+
+#[tokio::test]
+async fn killed_anywhere_a_changed_file_has_whole_commits() {
+    let must = [
+        "settle.written",
+        "settle.announced",
+        "settle.committed",
+        "settle.beside",
+        "settle.renamed",
+    ];
+    direct_matrix("csv file direct", &must).await;
 }

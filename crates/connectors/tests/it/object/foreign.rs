@@ -533,3 +533,74 @@ async fn broken_files_are_named() {
         assert!(e.to_string().contains(&format!("{table}.parquet")), "{e}");
     }
 }
+
+/// Rows of other programs' files are changed where writing them again keeps every column as it is, and refused elsewhere.
+#[tokio::test]
+async fn files_that_would_change_by_being_written_again_are_refused() {
+    let odd = [
+        ("required int64 name (TIMESTAMP(NANOS,false));", Values::I64(vec![1, 2])),
+        ("required int64 name (TIMESTAMP(MILLIS,true));", Values::I64(vec![1, 2])),
+        ("required int96 name;", Values::I96(vec![int96(1, 2000); 2])),
+        (
+            "required fixed_len_byte_array(3) name;",
+            Values::Fixed(vec![vec![1; 3]; 2]),
+        ),
+        ("required binary name (ENUM);", Values::Bytes(vec![b"a", b"b"])),
+    ];
+    for (i, (kind, values)) in odd.into_iter().enumerate() {
+        let dir = scratch();
+        let items = dir.path().join("items");
+        std::fs::create_dir_all(&items).unwrap();
+        write(
+            &items.join("a.parquet"),
+            &[("required int64 id;", Values::I64(vec![1, 2])), (kind, values)],
+        );
+        let files = open(dir.path(), parquet());
+        let (from, to) = (files.source(), files.destination());
+        let mut schema = from.describe(&TableId::bare("items")).await.unwrap();
+        schema.key = vec!["id".into()];
+        for publish in [Publish::Direct, Publish::Merge { delete_missing: true }] {
+            let refused = to.prepare(plan("p", "items", &schema, 1, publish)).await;
+            let e = refused.expect_err("it was not refused");
+            assert!(
+                e.code() == code::UNSUPPORTED && e.to_string().contains("column name"),
+                "{i}: {e}"
+            );
+        }
+        let left: Vec<_> = std::fs::read_dir(&items).unwrap().collect();
+        assert_eq!(left.len(), 1, "{i}: something was written");
+    }
+    let dir = scratch();
+    let items = dir.path().join("items");
+    std::fs::create_dir_all(&items).unwrap();
+    for (name, first) in [("a", 1), ("b", 10)] {
+        write(
+            &items.join(format!("{name}.parquet")),
+            &[
+                ("required int64 id;", Values::I64((first..first + 3).collect())),
+                ("required binary name (UTF8);", Values::Bytes(vec![b"x", b"y", b"z"])),
+            ],
+        );
+    }
+    let files = open(dir.path(), parquet());
+    let (from, to) = (files.source(), files.destination());
+    let merge = plan(
+        "p",
+        "items",
+        &small_schema(),
+        1,
+        Publish::Merge { delete_missing: false },
+    );
+    load(&*to, merge, &[vec![small_rows(11, 1)]]).await.unwrap();
+    let rows = texts(&read_table(&*from, "items").await.unwrap());
+    let names: Vec<&str> = rows.iter().map(|r| r[1].as_deref().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["x", "x", "name 11", "z", "y", "z"],
+        "sorted by their ids as texts"
+    );
+    assert!(
+        !to.made_here(&TableId::bare("items")).await.unwrap(),
+        "it is still theirs"
+    );
+}

@@ -359,12 +359,30 @@ impl Target {
                 .iter()
                 .map(|k| self.mapping.columns[*k].name.as_str())
                 .collect();
-            let sql = format!(
+            let mut sql = format!(
                 "DELETE FROM {} WHERE ({}) IN ({})",
                 self.name,
                 list("", &names),
                 keys.join(", ")
             );
+            if !self.mapping.exact_key {
+                // A row that another key of the same letters has taken meanwhile is not the one to go.
+                let mut exactly = Vec::with_capacity(group.rows.len());
+                for row in &group.rows {
+                    let key = self.key_of(row).ok_or_else(null_key)?;
+                    let key = self.mapping.key.iter().zip(key);
+                    let cells: Vec<String> = key
+                        .map(|(k, v)| exact(&v, self.mapping.writers[*k].is_text()))
+                        .collect();
+                    exactly.push(format!("({})", cells.join(", ")));
+                }
+                let names = self.mapping.key.iter().map(|k| {
+                    let (name, text) = (&self.mapping.columns[*k].name, self.mapping.writers[*k].is_text());
+                    exact(&ident(name), text)
+                });
+                let names: Vec<String> = names.collect();
+                sql.push_str(&format!(" AND ({}) IN ({})", names.join(", "), exactly.join(", ")));
+            }
             applied.deleted = session.run(&sql, "deleting rows").await?;
         } else {
             self.clear_stage(session).await?;
@@ -439,7 +457,11 @@ impl Target {
         let (old_key, new_key) = (old.and_then(|o| self.key_of(o)), self.key_of(row));
         if op == Op::Delete {
             let key = old_key.or(new_key).ok_or_else(null_key)?;
-            let sql = format!("DELETE FROM {} WHERE {}", self.name, self.by_key(&key));
+            let mut sql = format!("DELETE FROM {} WHERE {}", self.name, self.by_key(&key));
+            if !self.mapping.exact_key {
+                let same = self.mapping.key.iter().zip(&key).map(|(k, v)| self.same(*k, v));
+                same.for_each(|same| sql.push_str(&format!(" AND {same}")));
+            }
             return Ok(match session.run(&sql, "deleting a row").await? {
                 0 => Did::Nothing,
                 _ => Did::Deleted,

@@ -3,6 +3,7 @@
 use super::{PATIENCE, SECRET, World, files, kill};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 use synctool_testkit::{PgVersion, Postgres, S3, wait_for};
 
@@ -297,6 +298,112 @@ fn an_archive_behind_a_command_and_a_backup_behind_another() {
     assert!(files(&world.path("scratch/fetched")).is_empty());
 }
 
+/// As an administrator without pg_basebackup makes one, which the packages of these versions do not have.
+fn backup_by_hand(world: &World) {
+    let (data, backup) = (world.production.data_directory(), world.path("backup"));
+    fs::create_dir(&backup).unwrap();
+    let owner = fs::metadata(&data).unwrap();
+    std::os::unix::fs::chown(&backup, Some(owner.uid()), Some(owner.gid())).unwrap();
+    let label = world.production.psql(&format!(
+        "SELECT pg_backup_start('by hand', true) IS NULL;
+         COPY (SELECT 1) TO PROGRAM 'cp -a {}/. {}/';
+         SELECT labelfile FROM pg_backup_stop()",
+        data.display(),
+        backup.display()
+    ));
+    let label = label
+        .lines()
+        .filter(|line| line.contains(": "))
+        .collect::<Vec<_>>()
+        .join("\n");
+    fs::remove_file(backup.join("postmaster.pid")).unwrap();
+    for entry in fs::read_dir(backup.join("pg_wal")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    fs::write(backup.join("backup_label"), label + "\n").unwrap();
+}
+
+/// The versions between: they differ in what their control file says.
+#[test]
+fn the_other_versions_are_followed() {
+    for version in [PgVersion::new(16), PgVersion::new(17)] {
+        let world = World::new(version, SCHEMA);
+        world
+            .production
+            .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+        backup_by_hand(&world);
+        world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+        world.archived();
+        world.run(&["doctor"]).ok();
+        world.add(&["acc"]);
+        world.run(&["run-once"]).ok();
+        world.same(&["acc"]);
+        world
+            .production
+            .psql("UPDATE acc SET n = n + 1; DELETE FROM acc WHERE id < 9");
+        world.sync();
+        world.same(&["acc"]);
+    }
+}
+
+/// Its files would be written at the same place of this machine, whatever is there.
+#[test]
+fn a_tablespace_that_is_made_later_is_refused_before_it_is_replayed() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world
+        .production
+        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world.ready();
+    world.add(&["acc"]);
+    world.run(&["run-once"]).ok();
+    let place = world.path("tablespace");
+    fs::create_dir(&place).unwrap();
+    // It must belong to the server's user.
+    let owner = fs::metadata(world.production.data_directory()).unwrap();
+    std::os::unix::fs::chown(&place, Some(owner.uid()), Some(owner.gid())).unwrap();
+    world
+        .production
+        .psql(&format!("CREATE TABLESPACE ts LOCATION '{}'", place.display()));
+    world
+        .production
+        .psql("CREATE TABLE there (id int) TABLESPACE ts; INSERT INTO there VALUES (1); UPDATE acc SET n = 0");
+    world.archived();
+    let before = files(&place);
+    for _ in 0..2 {
+        world
+            .run(&["run-once"])
+            .fails(2, &["made a tablespace", "take a new base backup"]);
+    }
+    assert_eq!(files(&place), before, "nothing of it was replayed");
+    assert_ne!(world.local.psql("SELECT max(n) FROM acc"), "0");
+}
+
+#[test]
+fn tables_of_the_server_itself_are_not_followed() {
+    let world = running(PgVersion::V18);
+    for own in [
+        "pg_catalog.pg_class",
+        "information_schema.sql_features",
+        "synctool.datasync_tables",
+    ] {
+        world
+            .run(&["add-tables", own])
+            .fails(4, &["belongs to the server itself"]);
+    }
+    // Nor where somebody writes one into the table by hand.
+    world
+        .local
+        .psql("INSERT INTO tables_to_sync VALUES ('pg_catalog.pg_ts_dict')");
+    let before = world.local.psql("SELECT count(*) FROM pg_ts_dict");
+    world.production.psql("UPDATE acc SET n = 1");
+    world.archived();
+    world.eventually_same(&["acc"]);
+    assert_eq!(world.local.psql("SELECT count(*) FROM pg_ts_dict"), before);
+}
+
 #[test]
 fn an_archive_in_a_bucket() {
     let world = World::new(PgVersion::V18, SCHEMA);
@@ -338,7 +445,6 @@ fn an_archive_in_a_bucket() {
     upload();
     world.run(&["run-once"]).ok();
     world.same(&["acc"]);
-    world.run(&["status"]).fails(1, &["stopped", "s3://"]);
     assert!(files(&world.path("scratch/fetched")).is_empty());
 }
 

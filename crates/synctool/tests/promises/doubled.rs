@@ -1,0 +1,200 @@
+//! Keys that are not what they should be: several rows of one key, keys that a collation calls equal, dates that are no day.
+
+use super::matrix::{End, folder};
+use super::*;
+
+const PIPELINE: &str = "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\n\
+    columns: [id, name]\nkey: [id]\nstrategies: [{name: hash, type: hash}, {name: full, type: full, full_mode: upsert}]\n";
+
+fn ends(name: &str) -> Vec<End> {
+    vec![
+        End::Postgres(database(&format!("{name}_to"))),
+        End::Maria(MariaDb::shared().database(&format!("{name}_to"))),
+        End::Sqlite(folder()),
+    ]
+}
+
+const ROWS: &str = "(1, 'a'), (2, 'b'), (3, 'c'), (4, 'd')";
+
+/// A comparison that calls such ends equal, or mends them over and over, would be worse than none.
+#[test]
+fn several_rows_of_one_key_are_told() {
+    for to in ends("doubled") {
+        let from = End::Postgres(database("doubled_from"));
+        from.change(&format!(
+            "CREATE TABLE items(id int, name varchar(9)); INSERT INTO items VALUES {ROWS}"
+        ));
+        to.change(&format!(
+            "CREATE TABLE copies(id int, name varchar(9)); INSERT INTO copies VALUES {ROWS}, (3, 'c'), (3, 'c')"
+        ));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write("p.yaml", PIPELINE);
+        let told = |arguments: &[&str], table: &str| {
+            let error = place.json(arguments, 1);
+            assert_eq!(error["error"]["code"], "ST-DAT-005", "{error}");
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("{table} has several rows of one key (id)")),
+                "{error}"
+            );
+        };
+        told(&["verify", "p.yaml"], "copies");
+        told(&["run", "p.yaml", "--strategy", "hash"], "copies");
+        place.json(&["state", "reset", "p", "--yes"], 0);
+        // The same at the source.
+        to.change("DELETE FROM copies WHERE id = 3; INSERT INTO copies VALUES (3, 'c')");
+        from.change("INSERT INTO items VALUES (3, 'other')");
+        told(&["verify", "p.yaml"], "items");
+        told(&["run", "p.yaml", "--strategy", "hash"], "items");
+    }
+}
+
+#[test]
+fn a_comparison_that_finds_nothing_to_delete_ends_well() {
+    for to in ends("nothing") {
+        let from = End::Postgres(database("nothing_from"));
+        from.change(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, name varchar(9)); INSERT INTO items VALUES {ROWS}"
+        ));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write("p.yaml", PIPELINE);
+        place.json(&["run", "p.yaml", "--strategy", "full"], 0);
+        from.change("UPDATE items SET name = 'x' WHERE id = 2");
+        for updated in [1, 0] {
+            let run = place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+            assert_eq!(
+                (&run["updated"], &run["deleted"]),
+                (&updated.into(), &0.into()),
+                "{run}"
+            );
+        }
+        assert_eq!(
+            to.lines("copies", &["id", "name"]),
+            from.lines("items", &["id", "name"])
+        );
+    }
+}
+
+/// The row of the new key has taken the place of the old one's before the old one is deleted.
+#[test]
+fn a_key_whose_letters_change_case_keeps_its_row() {
+    let (from, to) = (
+        MariaDb::shared().database("cases_from"),
+        MariaDb::shared().database("cases_to"),
+    );
+    let (from, to) = (End::Maria(from), End::Maria(to));
+    let table = |name: &str| {
+        format!(
+            "CREATE TABLE {name}(id varchar(40) COLLATE utf8mb4_general_ci PRIMARY KEY, name varchar(9), \
+             updated_at timestamp(6) NOT NULL DEFAULT '2024-01-01')"
+        )
+    };
+    from.change(&format!(
+        "{}; INSERT INTO items(id, name) VALUES ('Al@x', 'a'), ('bo@x', 'b'), ('cy@x', 'c')",
+        table("items")
+    ));
+    to.change(&table("copies"));
+    let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+    place.write(
+        "p.yaml",
+        &PIPELINE
+            .replace("columns: [id, name]", "columns: [id, name, updated_at]")
+            .replace(
+                "strategies: [",
+                "strategies: [{name: delta, type: delta, column: updated_at, margin: 1ms, deletes: anti_join}, ",
+            ),
+    );
+    let columns = ["name", "id"];
+    for (strategy, change) in [
+        ("hash", "UPDATE items SET id = 'AL@x' WHERE name = 'a'"),
+        (
+            "delta",
+            "UPDATE items SET id = 'BO@x', updated_at = NOW WHERE name = 'b'",
+        ),
+        ("hash", "DELETE FROM items WHERE name = 'c'"),
+    ] {
+        place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+        from.change(change);
+        let wanted = from.lines("items", &columns);
+        place.until(
+            &["run", "p.yaml", "--strategy", strategy],
+            || to.lines("copies", &columns),
+            &wanted,
+        );
+    }
+}
+
+/// `0000-00-00` is neither NULL nor another such date.
+#[test]
+fn dates_that_are_no_day_are_told_apart() {
+    let (from, to) = (
+        MariaDb::shared().database("no_day_from"),
+        MariaDb::shared().database("no_day_to"),
+    );
+    from.sql(
+        "SET sql_mode = ''; CREATE TABLE items(id int PRIMARY KEY, d date, t datetime);
+         INSERT INTO items VALUES (1, '0000-00-00', '2024-01-01'), (2, '2024-02-00', '0000-00-00'), (3, '2024-01-01', '2024-00-15')",
+    );
+    to.sql(
+        "SET sql_mode = ''; CREATE TABLE items(id int PRIMARY KEY, d date, t datetime);
+         INSERT INTO items VALUES (1, NULL, '2024-01-01'), (2, '0000-00-00', '0000-00-00'), (3, '2024-01-01', NULL)",
+    );
+    let place = Place::new(&[
+        ("from", format!("{{type: mysql, url: \"{}\"}}", from.url())),
+        ("to", format!("{{type: mysql, url: \"{}\"}}", to.url())),
+    ]);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: items}\nstrategies: [{type: hash}]\n",
+    );
+    let found = place.json(&["verify", "p.yaml"], 3);
+    assert_eq!(found["compared"]["differing"], 3, "{found}");
+}
+
+#[cfg(feature = "duckdb")]
+mod duckdb {
+    use super::*;
+
+    /// One file, as source and destination and by several commands.
+    #[test]
+    fn one_file_may_be_both_ends() {
+        let from = End::Postgres(database("one_file"));
+        from.change("CREATE TABLE items(id int PRIMARY KEY, name varchar(9)); INSERT INTO items SELECT i, 'n' || i FROM generate_series(1, 5000) i");
+        let both = End::DuckDb(folder());
+        let place = Place::new(&[("from", from.entry()), ("file", both.entry())]);
+        let pipeline = |name: &str, source: &str, from: &str, to: &str| {
+            place.write(
+                &format!("{name}.yaml"),
+                &format!(
+                    "name: {name}\nsource: {{datastore: {source}, table: {from}}}\ndestination: {{datastore: file, table: {to}}}\n\
+                     strategies: [{{name: full, type: full}}, {{name: hash, type: hash}}]\n"
+                ),
+            );
+        };
+        pipeline("load", "from", "items", "one");
+        pipeline("copy", "file", "one", "two");
+        place.json(&["run", "load.yaml", "--strategy", "full"], 0);
+        for _ in 0..3 {
+            let copied = place.json(&["run", "copy.yaml", "--strategy", "full"], 0);
+            assert_eq!(copied["read"], 5000, "{copied}");
+            let equal = place.json(&["verify", "copy.yaml"], 0);
+            assert_eq!(equal["compared"]["destination"], 5000, "{equal}");
+        }
+        // A run that is refused is forgotten, as often as one likes.
+        from.change("DELETE FROM items WHERE id > 3000");
+        let refused = place.json(&["run", "load.yaml", "--strategy", "hash"], 4);
+        assert_eq!(refused["error"]["code"], "ST-POL-002", "{refused}");
+        for _ in 0..3 {
+            place.json(&["state", "reset", "load", "--yes"], 0);
+        }
+        let refused = place.json(&["run", "load.yaml", "--strategy", "full"], 4);
+        assert_eq!(
+            refused["error"]["code"], "ST-POL-002",
+            "a swap takes rows away too: {refused}"
+        );
+        place.json(&["run", "load.yaml", "--strategy", "full", "--allow-mass-delete"], 0);
+        let equal = place.json(&["verify", "load.yaml"], 0);
+        assert_eq!(equal["compared"]["destination"], 3000, "{equal}");
+    }
+}

@@ -98,6 +98,7 @@ pub(super) fn left<'a>(place: &Place, names: impl IntoIterator<Item = &'a str>) 
     lock(place, left).map(drop)
 }
 
+#[allow(clippy::disallowed_methods, reason = "runs on a thread for blocking work")]
 fn lock_file(path: &Path) -> Result<File> {
     let failed = |e| io_error("lock", path, e);
     let mut file = File::options()

@@ -473,9 +473,12 @@ fn stem<'a>(format: &Format, file: &'a str) -> Option<&'a str> {
     stem.filter(|s| !s.is_empty())
 }
 
+/// The names in a folder, its newest manifest, and the lock on that.
+type Leased = (Vec<String>, Option<Manifest>, Option<Arc<File>>);
+
 /// The names in a folder and its newest manifest, with a lock that says that it is in use: whoever replaces it leaves the
 /// files that it names until the lock is gone. The lock goes with the process that holds it.
-fn leased_manifest(folder: &Path) -> Result<(Vec<String>, Option<Manifest>, Option<Arc<File>>)> {
+fn leased_manifest(folder: &Path) -> Result<Leased> {
     for _ in 0..LOOKS {
         let names = store::list(folder)?;
         let Some(version) = names.iter().filter_map(|n| manifest_version(n)).max() else {

@@ -326,6 +326,18 @@ pub struct Partition {
     pub estimated_bytes: u64,
 }
 
+impl Partition {
+    /// Whether a plan may be published only once this is done: a log has no end, and deletes of a slice in which a
+    /// comparison found none are not even begun.
+    pub fn must_be_done(&self) -> bool {
+        match &self.work {
+            Work::Log => false,
+            Work::Compare(compare) => compare.repair != Repair::Deletes,
+            _ => true,
+        }
+    }
+}
+
 /// The work of a partition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -5,7 +5,7 @@ use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{ReadColumn, ReadSpec};
 use synctool_core::query::{Condition, Cut, Filter, JoinKind, KeyList, Term, Test};
-use synctool_core::schema::{Column, TableId};
+use synctool_core::schema::{Column, ColumnType, TableId};
 
 /// The longest name of a table or column, in characters.
 pub(super) const MAX_NAME: usize = 64;
@@ -324,7 +324,8 @@ pub(super) fn column_sql(read: &ReadSpec, column: &ReadColumn) -> String {
     term(read, &column.term())
 }
 
-/// `WHERE … GROUP BY …`
+/// `WHERE … GROUP BY …`. Texts make a group by their bytes, as everywhere else: under a collation a group would be called
+/// now by one of its texts and now by another.
 pub(super) fn rest(read: &ReadSpec, conditions: &[String]) -> Result<String> {
     let mut sql = String::new();
     if !conditions.is_empty() {
@@ -338,7 +339,8 @@ pub(super) fn rest(read: &ReadSpec, conditions: &[String]) -> Result<String> {
                     let column = read.columns.iter().find(|c| c.column.name == *name).ok_or_else(|| {
                         Error::new(code::COLUMN_MISSING, format!("the group column {name} is not read"))
                     })?;
-                    Ok(column_sql(read, column))
+                    let text = matches!(column.column.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
+                    Ok(exact(&column_sql(read, column), text))
                 })
                 .collect::<Result<_>>()?;
         sql.push_str(&format!(" GROUP BY {}", by.join(", ")));
@@ -349,7 +351,6 @@ pub(super) fn rest(read: &ReadSpec, conditions: &[String]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use synctool_core::schema::ColumnType;
 
     #[test]
     fn names_and_values_cannot_break_out() {

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish, Repair, Verify, Work};
+use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish, Verify};
 use synctool_core::sink::Published;
 
 /// Publishes a plan; a finished one says what it did then.
@@ -52,16 +52,13 @@ fn check_partitions(conn: &Connection, plan: &Plan) -> Result<Vec<u64>> {
     let checkpoint = control::checkpoint(conn, plan)?;
     let mut rows = vec![0; plan.tables.len()];
     for p in plan.partitions() {
-        // A log has no end.
-        if p.work == Work::Log {
+        if !p.must_be_done() {
             continue;
         }
         let loads = plan.tables.get(p.table).is_some_and(|t| t.publish != Publish::Direct);
         match checkpoint.get(&p.id) {
             Some(state) if state.done && loads => rows[p.table] += state.applied.written,
             Some(state) if state.done => {}
-            // Where nothing was found that must go, nothing was done.
-            _ if matches!(&p.work, Work::Compare(c) if c.repair == Repair::Deletes) => {}
             _ => {
                 return Err(
                     Error::bug("a plan was to be published before all of its partitions were done")

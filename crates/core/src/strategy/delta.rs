@@ -377,6 +377,13 @@ pub async fn plan(
     if table.append_only {
         reasons.push("only rows with new keys are written; nothing is updated or deleted".into());
     }
+    let new: Vec<String> = resolved.missing().into_iter().map(|c| c.name).collect();
+    if !new.is_empty() {
+        reasons.push(format!(
+            "column {} is added: rows outside the window have NULL there until a hash or full run",
+            new.join(", ")
+        ));
+    }
     let mut planned = resolved.planned(table, Publish::Direct);
     planned.changes = Some(changes);
 

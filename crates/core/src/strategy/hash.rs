@@ -161,7 +161,7 @@ pub fn compare_spec(
     if !absent.is_empty() {
         // A column that the destination is about to get differs in every row that has a value there.
         reasons.push(format!(
-            "column {} is new at the destination: rows are compared without it and written with it when they differ; a full run fills it",
+            "the destination has no column {} yet: rows are compared without it, and written with it when they differ; a full run fills it",
             absent.join(", ")
         ));
     }

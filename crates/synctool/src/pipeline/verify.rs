@@ -59,6 +59,8 @@ pub struct VerifyReport {
     pub compared: Compared,
     /// Rows that differ because they changed after the last delta's window.
     pub pending: u64,
+    /// Columns that a run would write and the destination does not have: what is in them was not compared.
+    pub missing_columns: Vec<String>,
     /// Slices that were compared.
     pub slices: usize,
     /// Slices that differ.
@@ -111,10 +113,10 @@ pub struct DifferentKey {
 }
 
 impl VerifyReport {
-    /// Whether both ends hold the same rows.
+    /// Whether both ends hold the same rows in the same columns.
     pub fn is_equal(&self) -> bool {
         let c = &self.compared;
-        c.differing + c.only_source + c.only_destination == 0
+        c.differing + c.only_source + c.only_destination == 0 && self.missing_columns.is_empty()
     }
 
     /// An error of kind "different" if they do not.
@@ -123,15 +125,16 @@ impl VerifyReport {
             return Ok(self);
         }
         let c = &self.compared;
-        Err(Error::new(
-            code::DIFFERENT,
-            format!(
-                "{} rows differ, {} are missing and {} are too many at the destination",
-                c.differing, c.only_source, c.only_destination
-            ),
-        )
-        .at("pipeline", &self.pipeline)
-        .hint(format!("synctool repair {}", self.pipeline)))
+        let mut what = format!(
+            "{} rows differ, {} are missing and {} are too many at the destination",
+            c.differing, c.only_source, c.only_destination
+        );
+        if !self.missing_columns.is_empty() {
+            what.push_str(&format!(", which has no column {}", self.missing_columns.join(", ")));
+        }
+        Err(Error::new(code::DIFFERENT, what)
+            .at("pipeline", &self.pipeline)
+            .hint(format!("synctool repair {}", self.pipeline)))
     }
 }
 
@@ -171,16 +174,22 @@ impl Pipeline {
         )
         .await?;
         table.compare_only = true;
-        if destination.describe(&table.destination).await?.is_none() {
+        let Some(there) = destination.describe(&table.destination).await? else {
             return Err(Error::new(
                 code::TABLE_MISSING,
                 format!("{} does not exist, so there is nothing to compare", table.destination),
             )
             .at("destination", destination.engine())
             .hint("check its name; a run of the pipeline would make it"));
-        }
+        };
         let asked = ends.hash_request(strategy, ends.living(table).await?, true, BTreeMap::new())?;
         let (planned, compares, reasons) = hash::prepare(&*source, &*destination, &chain, &asked).await?;
+        let missing = planned
+            .schema
+            .columns
+            .iter()
+            .filter(|c| there.column(&c.name).is_none());
+        let missing_columns: Vec<String> = missing.map(|c| c.name.clone()).collect();
         let workers = options.workers.unwrap_or_else(|| self.connections());
         let context = ReadContext {
             budget: Budget::new(loaded.global.memory.0 as usize),
@@ -232,13 +241,16 @@ impl Pipeline {
             keys = kept;
         }
         let differ = counts.differing + counts.only_source + counts.only_destination > 0;
-        let through = watermark.map(|(_, through)| through).filter(|_| !differ);
+        let through = watermark
+            .map(|(_, through)| through)
+            .filter(|_| !differ && missing_columns.is_empty());
         let report = VerifyReport {
             pipeline: self.name().to_string(),
             source: format!("{}:{}", *loaded.pipeline.source.datastore, planned.read.table),
             destination: format!("{}:{}", *loaded.pipeline.destination.datastore, planned.destination),
             compared: counts,
             pending,
+            missing_columns,
             slices,
             different_slices: match differ {
                 false => Vec::new(),

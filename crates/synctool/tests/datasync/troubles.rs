@@ -404,6 +404,55 @@ fn tables_of_the_server_itself_are_not_followed() {
     assert_eq!(world.local.psql("SELECT count(*) FROM pg_ts_dict"), before);
 }
 
+/// Nobody can look at a database whose catalog is locked, nor at one that is dropped: the batch goes on to a place where
+/// that is over.
+#[test]
+fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world
+        .production
+        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world.ready();
+    world.add(&["acc"]);
+    world.run(&["run-once"]).ok();
+    world.production.psql("INSERT INTO other VALUES (2)");
+    let mut open = Command::new(world.production.tool("psql"))
+        .args(["-qXAt", &world.production.url("postgres")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("psql");
+    let mut ask = open.stdin.take().expect("stdin");
+    let mut says = BufReader::new(open.stdout.take().expect("stdout"));
+    writeln!(
+        ask,
+        "BEGIN; UPDATE acc SET n = 55 WHERE id = 5; LOCK TABLE pg_class IN ACCESS EXCLUSIVE MODE; SELECT 'locked';"
+    )
+    .unwrap();
+    says.read_line(&mut String::new()).unwrap();
+    // The lock's own session is the only one that can still work there.
+    writeln!(ask, "SELECT pg_switch_wal() IS NULL;").unwrap();
+    says.read_line(&mut String::new()).unwrap();
+    let segments = || files(&world.path("archive")).len();
+    let before = segments();
+    wait_for("the segment", PATIENCE, || segments() > before);
+    let _ = world.run(&["run-once"]);
+    assert_eq!(world.local.psql("SELECT n FROM acc WHERE id = 5"), "5", "as it was");
+    writeln!(ask, "UPDATE acc SET n = 50 WHERE id = 50; COMMIT; SELECT 'done';").unwrap();
+    says.read_line(&mut String::new()).unwrap();
+    drop(ask);
+    open.wait().unwrap();
+    world
+        .production
+        .psql("UPDATE acc SET n = n + 1 WHERE id > 90; DELETE FROM acc WHERE id = 1");
+    world.archived();
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+    world.production.psql("INSERT INTO acc VALUES (1000, 1)");
+    world.sync();
+    world.same(&["acc"]);
+}
+
 #[test]
 fn an_archive_in_a_bucket() {
     let world = World::new(PgVersion::V18, SCHEMA);

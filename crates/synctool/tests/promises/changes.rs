@@ -116,6 +116,35 @@ fn a_new_column_is_added_where_the_pipeline_evolves() {
     assert_eq!(to.psql("SELECT v || note FROM copies WHERE id = 1").trim(), "-1new");
 }
 
+/// A delta brings the column to the rows that it reads, and says who brings it to the others.
+#[test]
+fn a_delta_says_where_a_new_column_is_not_filled() {
+    let (from, to) = (database("drift_delta_from"), database("drift_delta_to"));
+    from.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+         INSERT INTO items SELECT generate_series(1, 10)",
+    );
+    let place = Place::new(&[("from", postgres(&from)), ("to", postgres(&to))]);
+    place.write(
+        "p.yaml",
+        "name: p\nschema_drift: evolve\nsource: {datastore: from, table: public.items}\n\
+         destination: {datastore: to, table: public.items}\nstrategies:\n  - {name: delta, type: delta, column: at, margin: 1ms}\n  \
+         - {name: hash, type: hash}\n",
+    );
+    let run = ["run", "p.yaml", "--strategy", "delta"];
+    place.json(&run, 0);
+    from.psql("ALTER TABLE items ADD note text DEFAULT 'new'; UPDATE items SET at = now() WHERE id = 1");
+    let second = place.json(&run, 0);
+    let told = second["reasons"].to_string();
+    assert!(
+        told.contains("column note is added: rows outside the window have NULL there until a hash or full run"),
+        "{told}"
+    );
+    place.json(&["verify", "p.yaml"], 3);
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(to.psql("SELECT count(*) FROM items WHERE note = 'new'").trim(), "10");
+}
+
 #[test]
 fn a_new_column_stays_behind_where_it_is_discarded() {
     let (_from, to, place) = drifting("discard_column");

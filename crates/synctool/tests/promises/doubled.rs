@@ -152,6 +152,38 @@ fn dates_that_are_no_day_are_told_apart() {
     assert_eq!(found["compared"]["differing"], 3, "{found}");
 }
 
+/// What is in such a column was not compared, so nobody may be told that all is equal.
+#[test]
+fn a_column_that_the_destination_lacks_is_a_difference() {
+    let db = database("lacking");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, name text, extra int DEFAULT 7); INSERT INTO items VALUES (1, 'a'), (2, 'b');
+         CREATE TABLE copies AS SELECT id, name FROM items; ALTER TABLE copies ADD PRIMARY KEY (id)",
+    );
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\nstrategies: [{type: hash}, {type: full}]\n",
+    );
+    for arguments in [
+        &["verify", "p.yaml"][..],
+        &["diff", &db.url(), "public.items", &db.url(), "public.copies"],
+    ] {
+        let found = place.json(arguments, 3);
+        assert_eq!(
+            (&found["status"], &found["missing_columns"]),
+            (&"different".into(), &serde_json::json!(["extra"])),
+            "{found}"
+        );
+    }
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\ncolumns: [id, name]\n\
+         key: [id]\nstrategies: [{type: hash}]\n",
+    );
+    place.json(&["verify", "p.yaml"], 0);
+}
+
 #[cfg(feature = "duckdb")]
 mod duckdb {
     use super::*;

@@ -253,6 +253,7 @@ impl DataSync {
             let text = format!("{UNREADABLE}; behind the end of that transaction every table is read whole");
             journal::log(&self.local, &Entry::new("warn", "unreadable", text).to(known)).await?;
         }
+        self.standing = false;
         if let Some(why) = self.replay.take_beyond(known).await? {
             return Ok(Step::Idle(why));
         }
@@ -393,9 +394,19 @@ impl DataSync {
         self.replay.open_gate(batch.to, batch.parameters.as_ref()).await?;
         failpoint("datasync.replayed")?;
         let replayed = began.elapsed();
-        let session = self.replay.session().await?;
-        let after = tables::files(&session).await?;
-        let (there, here) = self.find(&session).await?;
+        let (session, after, there, here) = match self.look().await {
+            Ok(seen) => seen,
+            Err(e) if self.is_deaf(&e).await? => {
+                self.passing = true;
+                let text = format!(
+                    "production's database cannot be looked at where the batch ends ({}): it goes on to a later place, where every table is read whole",
+                    e.message()
+                );
+                journal::log(&self.local, &Entry::new("warn", "unreadable", text).to(batch.to)).await?;
+                return Box::pin(self.pass_over(batch.to)).await;
+            }
+            Err(e) => return Err(e),
+        };
         self.begin().await?;
         let known = self.known().await?;
         let mut nets = BTreeMap::new();
@@ -444,6 +455,21 @@ impl DataSync {
         self.replay.tidy()?;
         (self.standing, self.passing) = (true, false);
         Ok(Step::Applied(batch.to))
+    }
+
+    /// What the scratch server has at its place, and what is here.
+    async fn look(&self) -> Result<(Connection, BTreeMap<Name, RelFile>, Found, Found)> {
+        let session = self.replay.session().await?;
+        let after = tables::files(&session).await?;
+        let (there, here) = self.find(&session).await?;
+        Ok((session, after, there, here))
+    }
+
+    /// Whether the scratch server is well and only this database cannot be looked at: production holds a lock on its
+    /// catalogs there, or it is dropped.
+    async fn is_deaf(&self, error: &Error) -> Result<bool> {
+        let deaf = error.kind().is_transient() || error.code() == code::DATABASE_MISSING;
+        Ok(deaf && !self.local.is_closed() && self.replay.scratch.replayed().await?.is_some())
     }
 
     async fn begin(&self) -> Result<()> {

@@ -15,6 +15,8 @@ use synctool_core::error::{Error, Result, code};
 
 /// How long is waited for the service to begin its work.
 const BEGIN: Duration = Duration::from_secs(30);
+/// How long a service that failed may take to end.
+const ENDING: Duration = Duration::from_secs(3);
 
 /// `synctool datasync start --foreground`.
 pub(super) async fn foreground(config: Config, interrupt: Interrupt) -> Result<Reply> {
@@ -86,6 +88,7 @@ pub(super) async fn start(config: &Config, globals: &Globals) -> Result<Reply> {
     let mut child = command.spawn().map_err(file)?;
     let pid = child.id();
     let end = Instant::now() + BEGIN;
+    let mut failed = None;
     let begun = loop {
         let ended = child.try_wait().map_err(file)?;
         if let Some(status) = ended {
@@ -104,7 +107,13 @@ pub(super) async fn start(config: &Config, globals: &Globals) -> Result<Reply> {
         }
         let told = board.status().await?;
         let mine = told["service"]["pid"] == pid;
-        let begun = mine && !["starting", "stopped"].contains(&told["service"]["state"].as_str().unwrap_or_default());
+        let begun = match told["service"]["state"].as_str().unwrap_or_default() {
+            _ if !mine => false,
+            "starting" | "stopped" => false,
+            // Who cannot begin says so before it ends; who goes on tries again.
+            "failed" => failed.get_or_insert_with(Instant::now).elapsed() > ENDING,
+            _ => true,
+        };
         if begun || Instant::now() >= end {
             break begun;
         }

@@ -61,7 +61,11 @@ impl Drift {
             .map(|c| format!("{} ({}) is new", c.name, name(c)));
         let renamed = renamed.iter().map(|(from, to)| format!("{from} is called {to}"));
         let all: Vec<String> = gone.chain(other).chain(renamed).chain(new).collect();
-        let told = format!("the columns of {table} changed: {}", all.join(", "));
+        self.refuse(format!("the columns of {table} changed: {}", all.join(", ")))
+    }
+
+    /// The refusal of changes that were told, by the policies that refuse.
+    pub fn refuse(self, told: String) -> Error {
         match self {
             Drift::Pause => Error::new(code::REFUSED, format!("{told}, and the pipeline waits for a decision"))
                 .hint("run once with --accept-schema to go on with the new columns"),

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use synctool_connectors::postgres::log::status::LogStatus;
 use synctool_core::engine::{
-    Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified, check_unchanged,
+    Engine, Observer, Options, PartitionStatus, Progress, Report, RunEvent, Verified, unfinished,
 };
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
@@ -260,18 +260,12 @@ impl Pipeline {
             return self.plan_log(options, &*destination, chosen).await;
         }
         let source = self.open_source().await?;
+        let semantics = request::semantics(&self.loaded.pipeline, &chosen.strategy, options);
         let stored = match options.restart {
             true => None,
-            false => destination.stored_plan(self.name()).await?.filter(|s| !s.finished),
+            false => unfinished(&*destination, self.name(), &semantics).await?,
         };
-        let mut unfinished = None;
-        if let Some(stored) = stored {
-            let semantics = request::semantics(&self.loaded.pipeline, &chosen.strategy, options);
-            check_unchanged(&stored.plan, &semantics)?;
-            let checkpoint = destination.checkpoint(&stored.plan).await?;
-            unfinished = Some((stored.plan, checkpoint));
-        }
-        let (plan, resumes) = match unfinished {
+        let (plan, resumes) = match stored {
             Some((mut plan, checkpoint)) if !plan.is_stale(&checkpoint) => {
                 plan.reasons.insert(0, chosen.reason);
                 (plan, Some(checkpoint))

@@ -222,9 +222,16 @@ fn swapped_away(
     if t.schema.key.is_empty() || !t.schema.key.iter().all(has) {
         return Ok(before.saturating_sub(after));
     }
+    count(
+        c,
+        &format!("SELECT CAST(count(*) AS VARCHAR) {}", missing(t, load, table)),
+    )
+}
+
+/// `FROM … WHERE …` of the rows whose key the loaded table does not have.
+fn missing(t: &PlannedTable, load: &str, table: &str) -> String {
     let same = equal("d", "l", t.schema.key.iter().map(String::as_str));
-    let gone = format!("{table} AS d WHERE NOT EXISTS (SELECT 1 FROM {load} AS l WHERE {same})");
-    count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {gone}"))
+    format!("FROM {table} AS d WHERE NOT EXISTS (SELECT 1 FROM {load} AS l WHERE {same})")
 }
 
 /// What publishing one table does, in order.
@@ -278,7 +285,7 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
                 .collect();
             let differs = differs.join(" OR ");
             if *delete_missing {
-                let missing = format!("FROM {table} AS d WHERE NOT EXISTS (SELECT 1 FROM {load} AS l WHERE {same})");
+                let missing = missing(t, &load, &table);
                 applied.deleted = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) {missing}"))?;
                 let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
                 guard(&plan.guard, before, applied.deleted, written)?;

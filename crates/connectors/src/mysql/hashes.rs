@@ -39,10 +39,6 @@ impl MysqlHashes {
     }
 }
 
-fn is_text(ty: &ColumnType) -> bool {
-    matches!(ty, ColumnType::Text { .. } | ColumnType::Char { .. })
-}
-
 /// Whether a column of this type can be put into the canonical form of that one here.
 fn canonical(stored: &ColumnType, agreed: &ColumnType) -> bool {
     use ColumnType::*;
@@ -56,8 +52,8 @@ fn canonical(stored: &ColumnType, agreed: &ColumnType) -> bool {
         (Decimal { scale: s, .. }, Decimal { scale, precision }) => {
             (0..=30).contains(scale) && *precision <= 65 && s <= scale
         }
-        (from, to) if is_text(from) && is_text(to) => true,
-        (from, Uuid) => is_text(from),
+        (from, to) if types::is_text(from) && types::is_text(to) => true,
+        (from, Uuid) => types::is_text(from),
         _ => false,
     }
 }

@@ -5,7 +5,7 @@ use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{ReadColumn, ReadSpec};
 use synctool_core::query::{Condition, Cut, Filter, JoinKind, KeyList, Term, Test};
-use synctool_core::schema::{Column, ColumnType, TableId};
+use synctool_core::schema::{Column, TableId};
 
 /// The longest name of a table or column, in characters.
 pub(super) const MAX_NAME: usize = 64;
@@ -339,7 +339,7 @@ pub(super) fn rest(read: &ReadSpec, conditions: &[String]) -> Result<String> {
                     let column = read.columns.iter().find(|c| c.column.name == *name).ok_or_else(|| {
                         Error::new(code::COLUMN_MISSING, format!("the group column {name} is not read"))
                     })?;
-                    let text = matches!(column.column.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
+                    let text = types::is_text(&column.column.ty);
                     Ok(exact(&column_sql(read, column), text))
                 })
                 .collect::<Result<_>>()?;
@@ -351,6 +351,7 @@ pub(super) fn rest(read: &ReadSpec, conditions: &[String]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use synctool_core::schema::ColumnType;
 
     #[test]
     fn names_and_values_cannot_break_out() {

@@ -567,6 +567,11 @@ impl Writer {
     }
 }
 
+/// Whether values are texts, which a collation compares.
+pub(super) fn is_text(ty: &ColumnType) -> bool {
+    matches!(ty, ColumnType::Text { .. } | ColumnType::Char { .. })
+}
+
 fn is_number(ty: &ColumnType) -> bool {
     use ColumnType::*;
     ty.is_integer() || matches!(ty, Bool | Decimal { .. } | Float32 | Float64)

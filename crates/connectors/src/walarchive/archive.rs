@@ -135,6 +135,15 @@ pub struct Segment {
 pub struct Fetched(PathBuf);
 
 impl Fetched {
+    /// The place for a file that is not fetched yet.
+    fn to(scratch: &Path, file: &str) -> Result<Self> {
+        fs::create_dir_all(scratch).map_err(|e| file_error(scratch, &e))?;
+        // Whoever only looks may fetch the same at the same time.
+        let fetched = Fetched(scratch.join(format!("{file}.{}", std::process::id())));
+        let _ = fs::remove_file(fetched.path());
+        Ok(fetched)
+    }
+
     /// Where it is meanwhile.
     pub fn path(&self) -> &Path {
         &self.0
@@ -184,50 +193,55 @@ impl Archive {
 
     /// Fetches a file by its name; None if there is none, or what is there is listed.
     pub async fn fetch(&self, file: &str) -> Result<Option<Fetched>> {
-        let scratch = match self {
-            Archive::Directory(_) => return Ok(None),
-            Archive::Command { scratch, .. } | Archive::Bucket { scratch, .. } => scratch,
-        };
-        fs::create_dir_all(scratch).map_err(|e| file_error(scratch, &e))?;
-        // Whoever only looks may fetch the same at the same time.
-        let fetched = Fetched(scratch.join(format!("{file}.{}", std::process::id())));
-        let path = fetched.path();
-        let _ = fs::remove_file(path);
-        let (command, timeout) = match self {
-            Archive::Command { command, timeout, .. } => (command, timeout),
-            Archive::Bucket { bucket, .. } => return Ok(bucket.fetch(file, path).await?.then_some(fetched)),
-            Archive::Directory(_) => return Ok(None),
-        };
-        let line = names::command(command, file, &path.display().to_string())?;
-        let mut shell = tokio::process::Command::new("/bin/sh");
-        shell
-            .args(["-c", &line])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
-        let failed = |what: String| {
-            Error::new(code::FILE, what)
-                .at("file", file)
-                .hint("run wal_fetch_command by hand with %f and %p filled in")
-        };
-        let status = match tokio::time::timeout(*timeout, shell.status()).await {
-            Err(_) => {
-                return Err(failed(format!(
-                    "wal_fetch_command did not end within {} s",
-                    timeout.as_secs()
-                )));
+        Ok(match self {
+            Archive::Directory(_) => None,
+            Archive::Bucket { bucket, scratch } => {
+                let fetched = Fetched::to(scratch, file)?;
+                bucket.fetch(file, fetched.path()).await?.then_some(fetched)
             }
-            Ok(Err(e)) => return Err(failed("wal_fetch_command cannot be run".into()).caused_by(e)),
-            Ok(Ok(status)) => status,
-        };
-        // 126 and 127 are the shell's own: the command is not there, or may not be run.
-        match status.code() {
-            Some(0) => Ok(path.is_file().then_some(fetched)),
-            Some(126 | 127) => Err(failed("wal_fetch_command is not a program that can be run".into())),
-            None => Err(failed("wal_fetch_command was ended by a signal".into())),
-            Some(_) => Ok(None),
+            Archive::Command {
+                command,
+                scratch,
+                timeout,
+            } => {
+                let fetched = Fetched::to(scratch, file)?;
+                run(command, *timeout, file, fetched.path()).await?.then_some(fetched)
+            }
+        })
+    }
+}
+
+/// Runs a command that fetches a file to a path; whether there is one.
+async fn run(command: &str, timeout: Duration, file: &str, path: &Path) -> Result<bool> {
+    let line = names::command(command, file, &path.display().to_string())?;
+    let mut shell = tokio::process::Command::new("/bin/sh");
+    shell
+        .args(["-c", &line])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let failed = |what: String| {
+        Error::new(code::FILE, what)
+            .at("file", file)
+            .hint("run wal_fetch_command by hand with %f and %p filled in")
+    };
+    let status = match tokio::time::timeout(timeout, shell.status()).await {
+        Err(_) => {
+            return Err(failed(format!(
+                "wal_fetch_command did not end within {} s",
+                timeout.as_secs()
+            )));
         }
+        Ok(Err(e)) => return Err(failed("wal_fetch_command cannot be run".into()).caused_by(e)),
+        Ok(Ok(status)) => status,
+    };
+    // 126 and 127 are the shell's own: the command is not there, or may not be run.
+    match status.code() {
+        Some(0) => Ok(path.is_file()),
+        Some(126 | 127) => Err(failed("wal_fetch_command is not a program that can be run".into())),
+        None => Err(failed("wal_fetch_command was ended by a signal".into())),
+        Some(_) => Ok(false),
     }
 }
 

@@ -88,6 +88,11 @@ fn small_rows(first: i64, count: i64) -> RecordBatch {
     let texts: Vec<(String, String)> = (first..first + count)
         .map(|i| (i.to_string(), format!("name {i}")))
         .collect();
+    pairs(&texts)
+}
+
+/// Rows of [`small_schema`] from texts.
+fn pairs(texts: &[(String, String)]) -> RecordBatch {
     let rows: Vec<Vec<Option<&str>>> = texts
         .iter()
         .map(|(a, b)| vec![Some(a.as_str()), Some(b.as_str())])
@@ -192,6 +197,17 @@ async fn load(destination: &dyn Destination, plan: Plan, parts: &[Vec<RecordBatc
     Ok(destination.publish(&plan).await?.applied)
 }
 
+/// A partition that reads a slice.
+fn partition_of(slice: Slice) -> Partition {
+    Partition {
+        id: "read".into(),
+        table: 0,
+        work: Work::Read(slice),
+        estimated_rows: 0,
+        estimated_bytes: 0,
+    }
+}
+
 /// Reads a partition to its end; what stands between two boundaries is one element.
 async fn read_slice(
     source: &dyn Source,
@@ -200,14 +216,7 @@ async fn read_slice(
     after: Option<&Position>,
     context: &ReadContext,
 ) -> Result<Vec<(RecordBatch, Position)>> {
-    let partition = Partition {
-        id: "read".into(),
-        table: 0,
-        work: Work::Read(slice.clone()),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    };
-    let mut reader = source.open(read, &partition, after, context).await?;
+    let mut reader = source.open(read, &partition_of(slice.clone()), after, context).await?;
     let mut out: Vec<(RecordBatch, Position)> = Vec::new();
     let mut pending = None;
     while let Some(event) = reader.next().await? {

@@ -160,10 +160,12 @@ impl Engine {
         semantics: &serde_json::Value,
         draft: impl Future<Output = Result<Plan>>,
     ) -> Result<(Plan, bool)> {
-        let unfinished = self.retry("planning", || self.unfinished(pipeline, semantics)).await?;
-        let resumed = matches!(unfinished, Some((_, false)));
-        let plan = match unfinished {
-            Some((plan, false)) => plan,
+        let stored = self
+            .retry("planning", || unfinished(&*self.destination, pipeline, semantics))
+            .await?;
+        let resumed = matches!(&stored, Some((plan, checkpoint)) if !plan.is_stale(checkpoint));
+        let plan = match stored {
+            Some((plan, _)) if resumed => plan,
             stale => {
                 let mut draft = draft.await?;
                 if let Some((stale, _)) = stale {
@@ -177,18 +179,6 @@ impl Engine {
         self.progress.planned(&plan);
         self.observer.event(&RunEvent::Planned { plan: &plan, resumed });
         Ok((plan, resumed))
-    }
-
-    /// The destination's unfinished plan, and whether it is stale ([`Plan::is_stale`]).
-    async fn unfinished(&self, pipeline: &str, semantics: &serde_json::Value) -> Result<Option<(Plan, bool)>> {
-        let stored = self.destination.stored_plan(pipeline).await?;
-        let Some(StoredPlan { plan, .. }) = stored.filter(|s| !s.finished) else {
-            return Ok(None);
-        };
-        check_unchanged(&plan, semantics)?;
-        let checkpoint = self.destination.checkpoint(&plan).await?;
-        let stale = plan.is_stale(&checkpoint);
-        Ok(Some((plan, stale)))
     }
 
     async fn retry<T, F: Future<Output = Result<T>>>(&self, what: &str, work: impl Fn() -> F) -> Result<T> {
@@ -591,8 +581,24 @@ fn worse(a: Option<Error>, b: Error) -> Option<Error> {
     }
 }
 
+/// A pipeline's unfinished plan and where it stands; an error where the pipeline does not mean what it meant then. It may
+/// be stale ([`Plan::is_stale`]).
+pub async fn unfinished(
+    destination: &dyn Destination,
+    pipeline: &str,
+    semantics: &serde_json::Value,
+) -> Result<Option<(Plan, Checkpoint)>> {
+    let stored = destination.stored_plan(pipeline).await?;
+    let Some(StoredPlan { plan, .. }) = stored.filter(|s| !s.finished) else {
+        return Ok(None);
+    };
+    check_unchanged(&plan, semantics)?;
+    let checkpoint = destination.checkpoint(&plan).await?;
+    Ok(Some((plan, checkpoint)))
+}
+
 /// Fails where a pipeline does not mean what it meant when the plan of its unfinished run was made.
-pub fn check_unchanged(plan: &Plan, semantics: &serde_json::Value) -> Result<()> {
+fn check_unchanged(plan: &Plan, semantics: &serde_json::Value) -> Result<()> {
     if plan.semantics == *semantics {
         return Ok(());
     }

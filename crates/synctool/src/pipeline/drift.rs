@@ -6,13 +6,25 @@
 use super::draft::Ends;
 use crate::config::{Columns, SchemaDrift};
 use std::collections::BTreeMap;
-use synctool_core::error::{Error, Result, code};
+use synctool_connectors::postgres::log::Drift;
+use synctool_core::error::{Error, Result};
 use synctool_core::schema::TableSchema;
 use synctool_core::sink::Destination;
 use synctool_core::strategy::table::{ColumnChoice, TableRequest};
 
 /// The name under which the destination remembers the source's columns.
 const COLUMNS: &str = "source:columns";
+
+impl From<SchemaDrift> for Drift {
+    fn from(policy: SchemaDrift) -> Self {
+        match policy {
+            SchemaDrift::Evolve => Drift::Evolve,
+            SchemaDrift::DiscardColumn => Drift::Discard,
+            SchemaDrift::Freeze => Drift::Freeze,
+            SchemaDrift::Pause => Drift::Pause,
+        }
+    }
+}
 
 /// What a plan has of the policy.
 #[derive(Debug, Default)]
@@ -54,18 +66,7 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
         let told = format!("the columns of {} changed: {}", table.source, changes.join(", "));
         match policy {
             _ if accepted => watched.reasons.push(format!("{told}; this was accepted")),
-            SchemaDrift::Freeze => {
-                return Err(
-                    Error::new(code::SCHEMA_MISMATCH, format!("{told}, and schema_drift is freeze"))
-                        .hint("run once with --accept-schema, or set schema_drift to evolve or discard_column"),
-                );
-            }
-            SchemaDrift::Pause => {
-                return Err(
-                    Error::new(code::REFUSED, format!("{told}, and the pipeline waits for a decision"))
-                        .hint("run once with --accept-schema to go on with the new columns"),
-                );
-            }
+            SchemaDrift::Freeze | SchemaDrift::Pause => return Err(Drift::from(*policy).refuse(told)),
             SchemaDrift::Evolve | SchemaDrift::DiscardColumn => watched.reasons.push(told),
         }
     }

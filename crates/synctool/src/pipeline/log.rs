@@ -7,7 +7,7 @@
 use super::followed::Log;
 use super::request::{default_schema, table_id};
 use super::{Pipeline, RunOptions};
-use crate::config::{InitialRows, Loaded, OverBudget, SchemaDrift, Strategy, WatermarkKind};
+use crate::config::{InitialRows, Loaded, OverBudget, Strategy, WatermarkKind};
 use crate::open;
 use crate::state::{self, Area, Holder, Store};
 use serde::{Deserialize, Serialize};
@@ -158,10 +158,7 @@ pub(super) fn options(loaded: &Loaded, strategy: &Strategy, run: &RunOptions) ->
         repair: Repair::once(run.repair),
         drift: match loaded.pipeline.schema_drift.as_deref() {
             Some(_) if run.accept_schema => Drift::Evolve,
-            Some(SchemaDrift::Evolve) => Drift::Evolve,
-            Some(SchemaDrift::DiscardColumn) => Drift::Discard,
-            Some(SchemaDrift::Freeze) => Drift::Freeze,
-            Some(SchemaDrift::Pause) => Drift::Pause,
+            Some(policy) => (*policy).into(),
             None => Drift::Added,
         },
         watermarks: match said.watermarks.as_deref() {

@@ -222,6 +222,17 @@ impl Ran {
     }
 }
 
+/// A world whose tables were copied once.
+fn followed(schema: &str, fill: &str, tables: &[&str]) -> World {
+    let world = World::new(PgVersion::V18, schema);
+    world.production.psql(fill);
+    world.ready();
+    world.add(tables);
+    world.run(&["run-once"]).ok();
+    world.same(tables);
+    world
+}
+
 /// Everything in a table, whatever its order.
 fn rows(table: &str) -> String {
     format!(

@@ -1,18 +1,7 @@
 //! Rows, transactions and tables of every shape arrive as they are.
 
-use super::{World, rows};
+use super::{World, followed, rows};
 use synctool_testkit::PgVersion;
-
-/// A world whose tables were copied once.
-fn followed(schema: &str, fill: &str, tables: &[&str]) -> World {
-    let world = World::new(PgVersion::V18, schema);
-    world.production.psql(fill);
-    world.ready();
-    world.add(tables);
-    world.run(&["run-once"]).ok();
-    world.same(tables);
-    world
-}
 
 #[test]
 fn a_long_transaction_over_many_segments_arrives_when_it_commits() {

@@ -1,6 +1,6 @@
 //! What goes wrong around the service, and that it goes on afterwards.
 
-use super::{PATIENCE, SECRET, World, files, kill};
+use super::{PATIENCE, SECRET, World, files, followed, kill};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -8,12 +8,11 @@ use std::process::{Child, Command, Stdio};
 use synctool_testkit::{PgVersion, Postgres, S3, wait_for};
 
 const SCHEMA: &str = "CREATE TABLE acc (id int PRIMARY KEY, n int)";
+const ROWS: &str = "INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g";
 
 fn running(version: PgVersion) -> World {
     let world = World::new(version, SCHEMA);
-    world
-        .production
-        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world.production.psql(ROWS);
     world.ready();
     world.add(&["acc"]);
     world.run(&["start"]).ok();
@@ -239,9 +238,7 @@ impl Held {
 #[test]
 fn a_failover_is_followed_where_it_forked_behind_us() {
     let world = World::with(PgVersion::V18, SCHEMA, |p| p.setting("wal_keep_size", "1GB"));
-    world
-        .production
-        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world.production.psql(ROWS);
     world.ready();
     world.add(&["acc"]);
     world.run(&["run-once"]).ok();
@@ -277,9 +274,7 @@ fn a_failover_is_followed_where_it_forked_behind_us() {
 #[test]
 fn an_archive_behind_a_command_and_a_backup_behind_another() {
     let world = World::new(PgVersion::V18, SCHEMA);
-    world
-        .production
-        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world.production.psql(ROWS);
     world.ready();
     let fetch = format!("WAL_FETCH_COMMAND = \"cp {}/%f %p\"", world.path("archive").display());
     world.reconfigure("ARCHIVE_DIR = \"archive\"", &fetch);
@@ -331,9 +326,7 @@ fn backup_by_hand(world: &World) {
 fn the_other_versions_are_followed() {
     for version in [PgVersion::new(16), PgVersion::new(17)] {
         let world = World::new(version, SCHEMA);
-        world
-            .production
-            .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+        world.production.psql(ROWS);
         backup_by_hand(&world);
         world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
         world.archived();
@@ -352,13 +345,7 @@ fn the_other_versions_are_followed() {
 /// Its files would be written at the same place of this machine, whatever is there.
 #[test]
 fn a_tablespace_that_is_made_later_is_refused_before_it_is_replayed() {
-    let world = World::new(PgVersion::V18, SCHEMA);
-    world
-        .production
-        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
-    world.ready();
-    world.add(&["acc"]);
-    world.run(&["run-once"]).ok();
+    let world = followed(SCHEMA, ROWS, &["acc"]);
     let place = world.path("tablespace");
     fs::create_dir(&place).unwrap();
     // It must belong to the server's user.
@@ -408,13 +395,7 @@ fn tables_of_the_server_itself_are_not_followed() {
 /// that is over.
 #[test]
 fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
-    let world = World::new(PgVersion::V18, SCHEMA);
-    world
-        .production
-        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
-    world.ready();
-    world.add(&["acc"]);
-    world.run(&["run-once"]).ok();
+    let world = followed(SCHEMA, ROWS, &["acc"]);
     world.production.psql("INSERT INTO other VALUES (2)");
     let mut open = Command::new(world.production.tool("psql"))
         .args(["-qXAt", &world.production.url("postgres")])
@@ -456,9 +437,7 @@ fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
 #[test]
 fn an_archive_in_a_bucket() {
     let world = World::new(PgVersion::V18, SCHEMA);
-    world
-        .production
-        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
+    world.production.psql(ROWS);
     world.ready();
     let server = S3::shared();
     let bucket = server.bucket("datasync");
@@ -521,13 +500,7 @@ fn a_scratch_directory_belongs_to_one_service() {
 /// The scratch server is lost, and the only backup was not over yet at the place of the rows: nothing can stand there.
 #[test]
 fn a_backup_that_ends_behind_the_stored_place_is_refused() {
-    let world = World::new(PgVersion::V18, SCHEMA);
-    world
-        .production
-        .psql("INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g");
-    world.ready();
-    world.add(&["acc"]);
-    world.run(&["run-once"]).ok();
+    let world = followed(SCHEMA, ROWS, &["acc"]);
     let mut client = Command::new(world.production.tool("psql"))
         .args(["-h", "127.0.0.1", "-U", "postgres", "-qAt", "-p"])
         .arg(world.production.port().to_string())

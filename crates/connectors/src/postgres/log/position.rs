@@ -82,6 +82,24 @@ fn keep<T>(all: &mut BTreeMap<String, T>, table: &str, value: Option<T>) {
 }
 
 impl LogPosition {
+    /// A place from which on every table is as the plan says.
+    pub(super) fn new(lsn: Lsn, origin: Origin) -> Self {
+        LogPosition {
+            lsn,
+            origin,
+            added: BTreeMap::new(),
+            members: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            written: BTreeMap::new(),
+            files: BTreeMap::new(),
+            names: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            types: BTreeMap::new(),
+            left: BTreeMap::new(),
+            committed_at: None,
+        }
+    }
+
     pub(super) fn parse(position: &Position) -> Result<Self> {
         serde_json::from_str(position.as_str())
             .map_err(|e| Error::new(code::STATE_STORE, "a stored position of the log cannot be read").caused_by(e))
@@ -234,25 +252,13 @@ mod tests {
     use super::*;
 
     fn stored() -> LogPosition {
-        LogPosition {
-            lsn: 0x1_0000_0100,
-            origin: Origin {
-                system: "7".into(),
-                timeline: 2,
-                database: 16_384,
-                slot: "s".into(),
-            },
-            added: BTreeMap::new(),
-            members: BTreeMap::new(),
-            numbers: BTreeMap::new(),
-            written: BTreeMap::new(),
-            files: BTreeMap::new(),
-            names: BTreeMap::new(),
-            gone: BTreeMap::new(),
-            types: BTreeMap::new(),
-            left: BTreeMap::new(),
-            committed_at: None,
-        }
+        let origin = Origin {
+            system: "7".into(),
+            timeline: 2,
+            database: 16_384,
+            slot: "s".into(),
+        };
+        LogPosition::new(0x1_0000_0100, origin)
     }
 
     fn system(timeline: u32) -> System {

@@ -368,21 +368,7 @@ impl LogSource {
                 Initial::Resync => Some(Pending::resync(f.read.table.clone())),
                 Initial::Skip => None,
             });
-            let log = LogPosition {
-                lsn,
-                origin,
-                added: BTreeMap::new(),
-                members: BTreeMap::new(),
-                numbers: BTreeMap::new(),
-                written: BTreeMap::new(),
-                files: BTreeMap::new(),
-                names: BTreeMap::new(),
-                gone: BTreeMap::new(),
-                types: BTreeMap::new(),
-                left: BTreeMap::new(),
-                committed_at: None,
-            };
-            return Ok(at(log, pending.collect(), Vec::new()));
+            return Ok(at(LogPosition::new(lsn, origin), pending.collect(), Vec::new()));
         };
         let judged = self.judge(connection, link, after).await?;
         let (stored, origin) = (judged.stored, judged.origin);

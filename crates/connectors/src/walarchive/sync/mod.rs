@@ -249,11 +249,9 @@ impl DataSync {
     /// every table is read whole there. Of what the rows were before nothing is wanted then.
     async fn pass_over(&mut self, known: Lsn) -> Result<Step> {
         if !self.passing {
-            self.passing = true;
-            let text = format!("{UNREADABLE}; behind the end of that transaction every table is read whole");
-            journal::log(&self.local, &Entry::new("warn", "unreadable", text).to(known)).await?;
+            let why = format!("{UNREADABLE}; behind the end of that transaction every table is read whole");
+            self.begin_passing(known, why).await?;
         }
-        self.standing = false;
         if let Some(why) = self.replay.take_beyond(known).await? {
             return Ok(Step::Idle(why));
         }
@@ -265,6 +263,12 @@ impl DataSync {
         failpoint("datasync.planned")?;
         self.planned = Some(batch.to);
         self.carry_out(batch, began).await
+    }
+
+    /// From here on the batch goes on until the scratch server can be read, and it is told why.
+    async fn begin_passing(&mut self, at: Lsn, why: String) -> Result<()> {
+        (self.standing, self.passing) = (false, true);
+        journal::log(&self.local, &Entry::new("warn", "unreadable", why).to(at)).await
     }
 
     /// Stores a plan in the open transaction, in the place of another.
@@ -397,12 +401,11 @@ impl DataSync {
         let (session, after, there, here) = match self.look().await {
             Ok(seen) => seen,
             Err(e) if self.is_deaf(&e).await? => {
-                self.passing = true;
-                let text = format!(
+                let why = format!(
                     "production's database cannot be looked at where the batch ends ({}): it goes on to a later place, where every table is read whole",
                     e.message()
                 );
-                journal::log(&self.local, &Entry::new("warn", "unreadable", text).to(batch.to)).await?;
+                self.begin_passing(batch.to, why).await?;
                 return Box::pin(self.pass_over(batch.to)).await;
             }
             Err(e) => return Err(e),

@@ -463,13 +463,7 @@ async fn a_reader_keeps_the_files_it_began_with() {
             .unwrap();
         let schema = from.describe(&TableId::bare("t")).await.unwrap();
         let read = ReadSpec::all(TableId::bare("t"), &schema.columns);
-        let partition = Partition {
-            id: "read".into(),
-            table: 0,
-            work: Work::Read(Slice::All),
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        };
+        let partition = partition_of(Slice::All);
         let context = ReadContext {
             batch_bytes: 100_000,
             ..ReadContext::default()
@@ -534,11 +528,7 @@ async fn files_without_a_touched_key_stay_as_they_are() {
         let texts: Vec<(String, String)> = (first..first + 1000)
             .map(|i| (i.to_string(), (0..1500).map(|_| next()).collect()))
             .collect();
-        let rows: Vec<Vec<Option<&str>>> = texts
-            .iter()
-            .map(|(a, b)| vec![Some(a.as_str()), Some(b.as_str())])
-            .collect();
-        batch(&small_schema(), &rows)
+        pairs(&texts)
     };
     let create = plan("first", "t", &small_schema(), 4, Publish::Create);
     let parts: Vec<Vec<RecordBatch>> = (0..4).map(|i| vec![wide(i * 1000)]).collect();

@@ -354,13 +354,7 @@ async fn a_dropped_next_loses_nothing_and_a_cancelled_reader_stops() {
             batch_bytes: 2000,
             ..ReadContext::default()
         };
-        let partition = Partition {
-            id: "read".into(),
-            table: 0,
-            work: Work::Read(Slice::All),
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        };
+        let partition = partition_of(Slice::All);
         let mut reader = from.open(&read, &partition, None, &context).await.unwrap();
         let (mut rows, mut dropped) = (0, 0);
         loop {

@@ -126,6 +126,19 @@ impl Applied {
             ..Applied::default()
         }
     }
+
+    /// `rows` took the place of `before` ones, of which `deleted` have no successor of the same key. The others count as
+    /// updated: nobody compared them.
+    pub fn swapped(before: u64, deleted: u64, rows: u64) -> Self {
+        let common = before.saturating_sub(deleted).min(rows);
+        Applied {
+            written: rows,
+            inserted: rows - common,
+            updated: common,
+            deleted,
+            ..Applied::default()
+        }
+    }
 }
 
 impl AddAssign for Applied {

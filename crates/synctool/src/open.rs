@@ -77,6 +77,19 @@ pub async fn destination(
     opened.map_err(|e| e.at("datastore", &datastore.name))
 }
 
+/// Refuses two ends that would wait for each other: one SQLite file, unless it is in WAL mode.
+pub async fn check_ends(source: &Datastore, destination: &Datastore) -> Result<()> {
+    let (Connection::Sqlite { path: from }, Connection::Sqlite { path: to }) =
+        (&source.connection, &destination.connection)
+    else {
+        return Ok(());
+    };
+    match (from.canonicalize(), to.canonicalize()) {
+        (Ok(one), Ok(other)) if one == other => sqlite(from)?.check_both_ends().await,
+        _ => Ok(()),
+    }
+}
+
 /// Opens the log of a datastore. `workers` connections besides those of the log itself may be needed at once.
 pub fn log(datastore: &Datastore, options: LogOptions, workers: usize) -> Result<Log> {
     match &datastore.connection {

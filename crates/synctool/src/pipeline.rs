@@ -241,6 +241,7 @@ impl Pipeline {
     async fn open_destination(&self) -> Result<Arc<dyn Destination>> {
         let control = self.loaded.pipeline.destination.control_schema.as_deref();
         let datastore = self.loaded.destination()?;
+        open::check_ends(self.loaded.source()?, datastore).await?;
         open::destination(datastore, control.map(String::as_str), self.connections()).await
     }
 

@@ -253,20 +253,18 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
         Publish::Create | Publish::Swap => {
             if t.publish == Publish::Swap {
                 let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
-                guard(
-                    &plan.guard,
-                    before,
-                    swapped_away(c, t, &load, &table, before, written)?,
-                    written,
-                )?;
+                let deleted = swapped_away(c, t, &load, &table, before, written)?;
+                guard(&plan.guard, before, deleted, written)?;
                 execute(c, &format!("DROP TABLE {table}"), &[])?;
+                applied = Applied::swapped(before, deleted, written);
+            } else {
+                applied.inserted = written;
             }
             execute(
                 c,
                 &format!("ALTER TABLE {load} RENAME TO {}", quote(&t.destination.name)),
                 &[],
             )?;
-            applied.inserted = written;
         }
         Publish::Append => {
             let names = list("", columns.iter().copied());

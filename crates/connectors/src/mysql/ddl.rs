@@ -1,12 +1,13 @@
 //! Tables we make: from a plan's schema, or with the definition of the table they will replace or be merged into.
 
 use super::ENGINE;
-use super::catalog::{CatalogTable, OURS};
+use super::catalog::{CatalogColumn, CatalogTable, OURS};
 use super::client::Flavor;
 use super::sql::{check_ident, ident, list, literal, table as quoted};
-use super::types::{self, store_as};
+use super::types::{self, Declared, store_as};
 use std::collections::HashMap;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::plan::{PlannedTable, Publish};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 
 /// The bytes of a key that InnoDB allows.
@@ -118,9 +119,8 @@ fn key_bytes(type_name: &str) -> usize {
     }
 }
 
-/// One column of a table that we make.
-fn column(flavor: &Flavor, c: &Column, type_name: &str, not_null: bool) -> String {
-    let mut text = format!("{} {type_name}", ident(&c.name));
+/// The charset and collation of texts in a column that we make.
+fn collation(flavor: &Flavor, c: &Column, type_name: &str) -> Option<(&'static str, &'static str)> {
     let texts = [
         "char",
         "varchar",
@@ -131,12 +131,18 @@ fn column(flavor: &Flavor, c: &Column, type_name: &str, not_null: bool) -> Strin
         "enum",
         "set",
     ];
-    if texts.contains(&type_name.split('(').next().unwrap_or_default()) {
-        if c.ty == ColumnType::Uuid {
-            text.push_str(" CHARACTER SET ascii COLLATE ascii_bin");
-        } else {
-            text.push_str(&format!(" CHARACTER SET utf8mb4 COLLATE {}", flavor.collation()));
-        }
+    let is_text = texts.contains(&type_name.split('(').next().unwrap_or_default());
+    is_text.then(|| match c.ty {
+        ColumnType::Uuid => ("ascii", "ascii_bin"),
+        _ => ("utf8mb4", flavor.collation()),
+    })
+}
+
+/// One column of a table that we make.
+fn column(flavor: &Flavor, c: &Column, type_name: &str, not_null: bool) -> String {
+    let mut text = format!("{} {type_name}", ident(&c.name));
+    if let Some((charset, collation)) = collation(flavor, c, type_name) {
+        text.push_str(&format!(" CHARACTER SET {charset} COLLATE {collation}"));
     }
     // Said outright: a TIMESTAMP without either gets a default and moves with every update.
     text.push_str(if not_null { " NOT NULL" } else { " NULL" });
@@ -242,6 +248,34 @@ pub(super) fn add_column(flavor: &Flavor, table: &TableId, c: &Column) -> Result
         quoted(table),
         column(flavor, c, &type_name, false)
     ))
+}
+
+/// Adds to a table's entry the planned columns that it lacks, if the plan says so; the statements that add them.
+pub(super) fn evolve(flavor: &Flavor, planned: &PlannedTable, existing: &mut CatalogTable) -> Result<Vec<String>> {
+    let mut statements = Vec::new();
+    if !planned.evolve || matches!(planned.publish, Publish::Create | Publish::Swap) {
+        return Ok(statements);
+    }
+    for c in &planned.schema.columns {
+        if existing.column(&c.name).is_some() || planned.schema.key.contains(&c.name) {
+            continue;
+        }
+        statements.push(add_column(flavor, &existing.table, c)?);
+        let column_type = store_as(flavor, ENGINE, c).type_name;
+        let collation = collation(flavor, c, &column_type);
+        existing.columns.push(CatalogColumn {
+            column: Column {
+                nullable: true,
+                ..c.clone()
+            },
+            declared: Declared {
+                column_type,
+                ..Declared::default()
+            },
+            collation: collation.map(|(charset, collation)| (charset.into(), collation.into())),
+        });
+    }
+    Ok(statements)
 }
 
 #[cfg(test)]

@@ -156,7 +156,10 @@ impl MysqlDestination {
         if number(&there, 0) == 0 {
             statements.push(format!("CREATE DATABASE IF NOT EXISTS {}", ident(schema)));
         }
-        let existing = catalog::find(session, &table).await?;
+        let mut existing = catalog::find(session, &table).await?;
+        if let Some(existing) = &mut existing {
+            statements.extend(ddl::evolve(&self.flavor, planned, existing)?);
+        }
         let load = self.load_table(plan, index);
         let wrong = |code, text: String, hint: &str| Err(Error::new(code, text).hint(hint.to_string()));
         match (&planned.publish, existing) {

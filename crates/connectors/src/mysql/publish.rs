@@ -8,6 +8,7 @@ use super::catalog::{self, must_find};
 use super::client::{Session, number};
 use super::control::{Outcome, PlanStatus};
 use super::destination::MysqlDestination;
+use super::ddl;
 use super::merge::Mapping;
 use super::sql::table as quoted;
 use synctool_core::error::{Error, Result, code};
@@ -201,10 +202,7 @@ impl Publishing<'_> {
                     number(&self.session.row(&sql, "counting rows that would go").await?, 0)
                 };
                 self.guard(before, deleted, rows)?;
-                Applied {
-                    deleted,
-                    ..Applied::inserts(rows)
-                }
+                Applied::swapped(before, deleted, rows)
             }
             _ => return Ok(None),
         };
@@ -398,9 +396,10 @@ pub(super) async fn preview(
     if planned.publish == Publish::Create {
         return Ok(vec![format!("RENAME TABLE {load} TO {table}  -- publish")]);
     }
-    let Some(existing) = catalog::find(session, &planned.destination).await? else {
+    let Some(mut existing) = catalog::find(session, &planned.destination).await? else {
         return Ok(Vec::new());
     };
+    ddl::evolve(&destination.flavor, planned, &mut existing)?;
     let mapping = Mapping::new(&existing, &planned.schema)?;
     let mut out = Vec::new();
     match &planned.publish {

@@ -140,9 +140,13 @@ pub(super) fn store_as(flavor: &Flavor, source_engine: &str, column: &Column) ->
     {
         return StoredAs {
             type_name: printed.clone(),
-            // As text, so that zero dates and times beyond a day pass as they are.
+            // As text, so that zero dates, times beyond a day and a boolean's other numbers pass as they are.
             carrier: match column.ty {
-                ColumnType::Date | ColumnType::Time | ColumnType::Timestamp | ColumnType::TimestampTz => Carrier::Text,
+                ColumnType::Bool
+                | ColumnType::Date
+                | ColumnType::Time
+                | ColumnType::Timestamp
+                | ColumnType::TimestampTz => Carrier::Text,
                 _ => Carrier::Arrow,
             },
             fidelity: Fidelity::Exact,

@@ -124,8 +124,6 @@ impl Applier {
         let facts = session
             .query_one(
                 "SELECT (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $1 AND (indisunique OR indisexclusion)), \
-                 EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation \
-                   WHERE a.attrelid = $1 AND a.attname::text = ANY ($2) AND NOT c.collisdeterministic), \
                  (SELECT r.relkind = 'r' AND NOT r.relhasrules FROM pg_catalog.pg_class r WHERE r.oid = $1) \
                  AND EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid \
                    AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = cardinality($2::text[]) \
@@ -142,9 +140,9 @@ impl Applier {
         let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
         Ok(Table {
             stage: Stage::new(&target, &mapping, number)?,
-            exact: keys.iter().all(|c| is_exact(c)) && !facts.get::<_, bool>(1),
+            exact: keys.iter().all(|c| is_exact(c)) && !mapping.key.iter().any(|p| p.folds),
             fragile: facts.get::<_, i64>(0) > 1,
-            unique: facts.get(2),
+            unique: facts.get(1),
             keys: if keys.is_empty() {
                 None
             } else {

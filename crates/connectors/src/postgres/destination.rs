@@ -361,6 +361,7 @@ impl PostgresDestination {
                 generated: false,
                 identity_always: false,
                 identity: false,
+                folds: false,
             });
         }
         Ok(added)

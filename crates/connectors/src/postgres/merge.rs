@@ -21,6 +21,8 @@ pub(super) struct Existing {
     /// `GENERATED ALWAYS AS IDENTITY`.
     pub(super) identity_always: bool,
     pub(super) identity: bool,
+    /// Whether it may call different texts equal: citext, or a collation that is not deterministic.
+    pub(super) folds: bool,
 }
 
 /// The oid of a table (ordinary or partitioned), or `None` if there is none of that name.
@@ -41,8 +43,10 @@ pub(super) async fn columns_of(client: &impl GenericClient, oid: u32) -> Result<
     let rows = client
         .query(
             "SELECT attname::text, pg_catalog.format_type(atttypid, atttypmod), attnotnull, atthasdef, \
-             attgenerated <> '', attidentity = 'a', attidentity <> '' \
-             FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+             attgenerated <> '', attidentity = 'a', attidentity <> '', \
+             t.typname = 'citext' OR COALESCE(NOT c.collisdeterministic, false) \
+             FROM pg_catalog.pg_attribute LEFT JOIN pg_catalog.pg_type t ON t.oid = atttypid \
+             LEFT JOIN pg_catalog.pg_collation c ON c.oid = attcollation WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
             &[&oid],
         )
         .await
@@ -57,6 +61,7 @@ pub(super) async fn columns_of(client: &impl GenericClient, oid: u32) -> Result<
             generated: r.get(4),
             identity_always: r.get(5),
             identity: r.get(6),
+            folds: r.get(7),
         })
         .collect())
 }
@@ -69,6 +74,8 @@ pub(super) struct Pair {
     /// The destination's type, where the loaded one is another.
     pub(super) cast: Option<String>,
     pub(super) identity_always: bool,
+    /// Whether different texts in it may be equal, so that a row found by it may have to get it too.
+    pub(super) folds: bool,
 }
 
 impl Pair {
@@ -87,7 +94,7 @@ pub(super) struct Mapping {
     pub(super) key: Vec<Pair>,
     /// All columns written, the key's too.
     pub(super) all: Vec<Pair>,
-    /// All but the key's.
+    /// Those that may differ between rows of one key.
     pub(super) rest: Vec<Pair>,
     /// Whether the destination has no column besides these.
     pub(super) whole: bool,
@@ -115,6 +122,7 @@ impl Mapping {
                 name: ident(&c.name),
                 cast: (there.type_name != *ty).then(|| there.type_name.clone()),
                 identity_always: there.identity_always,
+                folds: there.folds,
             };
             by_name.push((c.name.as_str(), pair));
         }
@@ -144,7 +152,7 @@ impl Mapping {
             }
         }
         for (name, pair) in by_name {
-            if !schema.key.iter().any(|k| k == name) {
+            if pair.folds || !schema.key.iter().any(|k| k == name) {
                 mapping.rest.push(pair.clone());
             }
             mapping.all.push(pair);

@@ -40,7 +40,8 @@ struct Staged {
     cast: Option<String>,
     /// Generated columns travel but are not written.
     written: bool,
-    key: bool,
+    /// Whether it is the same in all rows of one key.
+    fixed: bool,
 }
 
 /// The staging table of one destination table. It is never analysed: without statistics the planner takes it for small
@@ -87,7 +88,7 @@ impl Stage {
                 Staged {
                     cast: pair.and_then(|p| p.cast.clone()),
                     written: pair.is_some(),
-                    key: schema.key.contains(&c.name),
+                    fixed: schema.key.contains(&c.name) && !pair.is_some_and(|p| p.folds),
                     name,
                 }
             })
@@ -194,7 +195,7 @@ impl Stage {
     /// The places of written columns that a pattern carries.
     fn carried(&self, pattern: &[bool], keys: bool) -> Vec<usize> {
         (0..self.columns.len())
-            .filter(|&i| pattern[i] && self.columns[i].written && (keys || !self.columns[i].key))
+            .filter(|&i| pattern[i] && self.columns[i].written && (keys || !self.columns[i].fixed))
             .collect()
     }
 
@@ -209,8 +210,16 @@ impl Stage {
     }
 
     pub(super) fn delete(&self, filter: &str) -> String {
+        // A row that another key of the same letters has taken meanwhile is not the one to go.
+        let folding = self.found_by.iter().filter(|&&i| !self.keyless && !self.columns[i].fixed);
+        let exactly: String = folding
+            .map(|&i| {
+                let (there, old) = (&self.columns[i].name, self.value("o", i));
+                format!(" AND t.{there}::text COLLATE \"C\" = {old}::text COLLATE \"C\"")
+            })
+            .collect();
         format!(
-            "DELETE FROM {} AS t USING {} AS s WHERE s.kind = {} AND {filter} AND {}",
+            "DELETE FROM {} AS t USING {} AS s WHERE s.kind = {} AND {filter} AND {}{exactly}",
             self.table,
             self.name,
             Kind::Delete as i32,

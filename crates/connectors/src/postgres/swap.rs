@@ -460,13 +460,7 @@ pub(super) async fn account(tx: &Transaction<'_>, target: &Target, rows: u64, at
             Err(_) => before.min(rows),
         }
     };
-    Ok(Applied {
-        written: rows,
-        inserted: rows - common.min(rows),
-        updated: common.min(rows),
-        deleted: before - common.min(before),
-        ..Applied::default()
-    })
+    Ok(Applied::swapped(before, before.saturating_sub(common), rows))
 }
 
 /// Puts the load table in the place of the old one, with everything that hung on it.

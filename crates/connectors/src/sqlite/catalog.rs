@@ -18,6 +18,8 @@ pub(super) struct CatalogColumn {
     pub(super) generated: bool,
     /// Its place in the primary key, from 1; 0 if it is not in it.
     pub(super) key: i64,
+    /// Whether its collation calls different texts equal.
+    pub(super) folds: bool,
 }
 
 /// A table or view.
@@ -140,6 +142,7 @@ pub(super) fn find(conn: &Connection, name: &str) -> Result<Option<CatalogTable>
                         not_null: r.get(2)?,
                         generated: hidden == 2 || hidden == 3,
                         key: r.get(3)?,
+                        folds: false,
                     },
                 ))
             })?
@@ -147,7 +150,15 @@ pub(super) fn find(conn: &Connection, name: &str) -> Result<Option<CatalogTable>
         })
         .map_err(failed(doing))?;
     // Hidden columns of virtual tables are arguments, not values.
-    let columns: Vec<CatalogColumn> = columns.into_iter().filter(|(h, _)| *h != 1).map(|(_, c)| c).collect();
+    let mut columns: Vec<CatalogColumn> = columns.into_iter().filter(|(h, _)| *h != 1).map(|(_, c)| c).collect();
+    if kind == "table" {
+        for column in &mut columns {
+            let (_, collation, ..) = conn
+                .column_metadata(Some("main"), name.as_str(), column.name.as_str())
+                .map_err(failed(doing))?;
+            column.folds = collation.is_some_and(|c| c != c"BINARY");
+        }
+    }
     // `INTEGER PRIMARY KEY DESC` is a key with an index of its own, by an old mistake of SQLite's that stays.
     let key_index: bool = conn
         .query_row(

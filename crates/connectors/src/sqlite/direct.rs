@@ -29,6 +29,8 @@ pub(super) struct Target {
     affinities: Vec<Affinity>,
     /// The places of the key's columns.
     key: Vec<usize>,
+    /// Those of them whose collation calls different texts equal: an update sets them too.
+    folding: Vec<usize>,
     rowid: Option<&'static str>,
     insert: String,
     exists: String,
@@ -60,6 +62,7 @@ impl Target {
             stores: Vec::new(),
             affinities: Vec::new(),
             key: Vec::new(),
+            folding: Vec::new(),
             rowid: table.rowid(),
             insert: String::new(),
             exists: String::new(),
@@ -77,6 +80,9 @@ impl Target {
             if there.generated {
                 target.generated.push(column.name.clone());
                 continue;
+            }
+            if there.folds && schema.key.contains(&column.name) {
+                target.folding.push(target.columns.len());
             }
             target.stores.push(types::store(&there.declared));
             target.affinities.push(types::affinity(&there.declared));
@@ -105,7 +111,12 @@ impl Target {
         );
         let by_key = self.by_key(1);
         self.exists = format!("SELECT 1 FROM {table} WHERE {by_key}");
-        self.delete = format!("DELETE FROM {table} WHERE {by_key}");
+        // A row that another key of the same letters has taken meanwhile is not the one to go.
+        let exactly = self.key.iter().enumerate().filter(|(_, k)| self.folding.contains(k));
+        let exactly: String = exactly
+            .map(|(i, k)| format!(" AND {} COLLATE BINARY = ?{}", quote(&self.columns[*k].name), i + 1))
+            .collect();
+        self.delete = format!("DELETE FROM {table} WHERE {by_key}{exactly}");
         self.updates = Updates::default();
     }
 
@@ -524,7 +535,7 @@ impl Change<'_> {
     /// Sets the values that are present on the row of a key, if one of them differs.
     fn update(&mut self, row: &Row<'_>, key: &[Cell<'_>]) -> Result<Did> {
         let set: Vec<usize> = (0..row.len())
-            .filter(|i| row[*i].is_some() && !self.target.key.contains(i))
+            .filter(|i| row[*i].is_some() && (!self.target.key.contains(i) || self.target.folding.contains(i)))
             .collect();
         if set.is_empty() {
             return Ok(Did::Nothing);

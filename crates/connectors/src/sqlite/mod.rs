@@ -104,6 +104,23 @@ impl Sqlite {
         Arc::new(source::SqliteSource::new(self.config.clone()))
     }
 
+    /// Refuses a file that cannot be read and written at the same time, as both ends of a pipeline are: outside of WAL
+    /// the reader's lock would keep every commit waiting, for ever.
+    pub async fn check_both_ends(&self) -> Result<()> {
+        let mode: String = client::with_connection(&self.config, client::Access::Read, |conn| {
+            conn.query_row("PRAGMA journal_mode", [], |r| r.get(0))
+                .map_err(client::failed(|| "reading the journal mode".into()))
+        })
+        .await?;
+        if mode.eq_ignore_ascii_case("wal") {
+            return Ok(());
+        }
+        let what = format!("one SQLite file is read and written, and in journal mode {mode} its writer waits for its readers");
+        Err(Error::new(code::CONFIG_INVALID, what)
+            .at("file", self.config.path.display().to_string())
+            .hint("run `PRAGMA journal_mode = WAL` in it once (the file keeps the mode), or write into another file"))
+    }
+
     /// The database as a destination.
     pub fn destination(&self) -> Arc<dyn Destination> {
         Arc::new(destination::SqliteDestination::new(self.config.clone()))

@@ -250,10 +250,7 @@ fn swap(
         )
         .map_err(failed(doing))?;
     }
-    Ok(Applied {
-        deleted,
-        ..Applied::inserts(rows)
-    })
+    Ok(Applied::swapped(before, deleted, rows))
 }
 
 /// Where a table's AUTOINCREMENT stands.
@@ -302,7 +299,11 @@ fn merge(
         ))?;
         guard(delete_guard, before, deleted, rows)?;
     }
-    let values: Vec<&String> = columns.iter().filter(|c| !planned.schema.key.contains(c)).collect();
+    let folds = |c: &String| existing.column(c).is_some_and(|t| t.folds);
+    let values: Vec<&String> = columns
+        .iter()
+        .filter(|c| !planned.schema.key.contains(c) || folds(c))
+        .collect();
     let mut updated = 0;
     if !values.is_empty() {
         let different: Vec<String> = values

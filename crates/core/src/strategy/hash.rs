@@ -159,11 +159,7 @@ pub fn compare_spec(
         })?);
     }
     if !absent.is_empty() {
-        // A column that the destination is about to get differs in every row that has a value there.
-        reasons.push(format!(
-            "the destination has no column {} yet: rows are compared without it, and written with it when they differ; a full run fills it",
-            absent.join(", ")
-        ));
+        reasons.push(format!("the destination has no column {}: rows are compared without it", absent.join(", ")));
     }
     if tracked.is_some() {
         let shown: Vec<&str> = columns.iter().map(|c| c.stored.name.as_str()).collect();
@@ -366,6 +362,12 @@ pub async fn prepare(
         // prepare makes it, empty; it is compared as it will be made.
         reasons.push(format!("{} does not exist yet and is created", table.destination));
         resolved.existing = Some(resolved.schema.clone());
+    }
+    if table.evolve && !table.compare_only {
+        // The destination gets these before it is compared: rows that have a value there differ.
+        let added = resolved.missing();
+        let existing = resolved.existing.iter_mut();
+        existing.for_each(|e| e.columns.extend(added.iter().map(|c| Column { nullable: true, ..c.clone() })));
     }
     let at_destination = destination_source(destination)?;
     let staged = !stages.is_empty();

@@ -1,5 +1,6 @@
 //! Rows that are gone, tables that are read along, columns that change, partitions in time zones.
 
+use super::matrix::{End, folder};
 use super::*;
 
 /// Every way of a tombstone: which SQL type, what the pipeline says, what a gone row has.
@@ -110,10 +111,38 @@ const COLUMNS: &str = "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_a
 
 #[test]
 fn a_new_column_is_added_where_the_pipeline_evolves() {
-    let (_from, to, place) = drifting("evolve");
+    let (from, to, place) = drifting("evolve");
     place.json(&["run", "p.yaml"], 0);
     assert_eq!(to.psql(COLUMNS).trim(), "id v note");
-    assert_eq!(to.psql("SELECT v || note FROM copies WHERE id = 1").trim(), "-1new");
+    let rows = "SELECT id, v, note FROM";
+    assert_eq!(to.psql(&format!("{rows} copies ORDER BY id")), from.psql(&format!("{rows} items ORDER BY id")));
+}
+
+#[test]
+fn a_new_column_is_added_in_every_engine() {
+    for strategy in ["{name: hash, type: hash}", "{name: upsert, type: full, full_mode: upsert}"] {
+        for to in [End::Maria(MariaDb::shared().database("drift_to")), End::Sqlite(folder())] {
+            let from = End::Postgres(database("drift_from"));
+            from.change("CREATE TABLE items(id int PRIMARY KEY, v varchar(9)); INSERT INTO items VALUES (1, 'a'), (2, 'b')");
+            let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: p\nschema_drift: evolve\nsource: {{datastore: from, table: items}}\n\
+                     destination: {{datastore: to, table: copies}}\nstrategies: [{strategy}]\n"
+                ),
+            );
+            place.json(&["run", "p.yaml"], 0);
+            from.change(
+                "ALTER TABLE items ADD note varchar(9) DEFAULT 'new'; ALTER TABLE items ADD n int DEFAULT 5;
+                 UPDATE items SET v = 'c' WHERE id = 1",
+            );
+            place.json(&["plan", "p.yaml"], 0);
+            place.json(&["run", "p.yaml"], 0);
+            let columns = ["id", "v", "note", "n"];
+            assert_eq!(to.lines("copies", &columns), from.lines("items", &columns));
+        }
+    }
 }
 
 /// A delta brings the column to the rows that it reads, and says who brings it to the others.

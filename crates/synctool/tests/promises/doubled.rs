@@ -79,49 +79,62 @@ fn a_comparison_that_finds_nothing_to_delete_ends_well() {
 /// The row of the new key has taken the place of the old one's before the old one is deleted.
 #[test]
 fn a_key_whose_letters_change_case_keeps_its_row() {
-    let (from, to) = (
-        MariaDb::shared().database("cases_from"),
-        MariaDb::shared().database("cases_to"),
-    );
-    let (from, to) = (End::Maria(from), End::Maria(to));
-    let table = |name: &str| {
-        format!(
-            "CREATE TABLE {name}(id varchar(40) COLLATE utf8mb4_general_ci PRIMARY KEY, name varchar(9), \
-             updated_at timestamp(6) NOT NULL DEFAULT '2024-01-01')"
-        )
+    let maria = || End::Maria(MariaDb::shared().database("cases"));
+    // The servers of other versions are built without ICU.
+    let postgres = || {
+        let db = Postgres::shared(PgVersion::V15).database("cases");
+        db.psql("CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false)");
+        End::Postgres(db)
     };
-    from.change(&format!(
-        "{}; INSERT INTO items(id, name) VALUES ('Al@x', 'a'), ('bo@x', 'b'), ('cy@x', 'c')",
-        table("items")
-    ));
-    to.change(&table("copies"));
-    let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
-    place.write(
-        "p.yaml",
-        &PIPELINE
-            .replace("columns: [id, name]", "columns: [id, name, updated_at]")
-            .replace(
-                "strategies: [",
-                "strategies: [{name: delta, type: delta, column: updated_at, margin: 1ms, deletes: anti_join}, ",
-            ),
-    );
-    let columns = ["name", "id"];
-    for (strategy, change) in [
-        ("hash", "UPDATE items SET id = 'AL@x' WHERE name = 'a'"),
-        (
-            "delta",
-            "UPDATE items SET id = 'BO@x', updated_at = NOW WHERE name = 'b'",
-        ),
-        ("hash", "DELETE FROM items WHERE name = 'c'"),
+    for (from, to, key) in [
+        (maria(), maria(), "varchar(40) COLLATE utf8mb4_general_ci"),
+        (postgres(), postgres(), "varchar(40) COLLATE blind"),
+        (End::Sqlite(folder()), End::Sqlite(folder()), "varchar(40) COLLATE NOCASE"),
     ] {
-        place.json(&["run", "p.yaml", "--strategy", strategy], 0);
-        from.change(change);
-        let wanted = from.lines("items", &columns);
-        place.until(
-            &["run", "p.yaml", "--strategy", strategy],
-            || to.lines("copies", &columns),
-            &wanted,
+        let stamp = match from {
+            End::Postgres(_) => "timestamptz",
+            _ => "timestamp(6)",
+        };
+        let table = |name: &str| {
+            format!(
+                "CREATE TABLE {name}(id {key} NOT NULL PRIMARY KEY, name varchar(9), \
+                 updated_at {stamp} NOT NULL DEFAULT '2024-01-01 00:00:00.000')"
+            )
+        };
+        from.change(&format!(
+            "{}; INSERT INTO items(id, name) VALUES ('Al@x', 'a'), ('bo@x', 'b'), ('cy@x', 'c'), ('di@x', 'd')",
+            table("items")
+        ));
+        to.change(&table("copies"));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            &PIPELINE
+                .replace("columns: [id, name]", "columns: [id, name, updated_at]")
+                .replace(
+                    "strategies: [",
+                    "strategies: [{name: delta, type: delta, column: updated_at, margin: 1ms, deletes: anti_join}, ",
+                ),
         );
+        let columns = ["name", "id"];
+        for (strategy, change) in [
+            ("hash", "UPDATE items SET id = 'AL@x' WHERE name = 'a'"),
+            (
+                "delta",
+                "UPDATE items SET id = 'BO@x', updated_at = NOW WHERE name = 'b'",
+            ),
+            ("full", "UPDATE items SET id = 'Di@x' WHERE name = 'd'"),
+            ("hash", "DELETE FROM items WHERE name = 'c'"),
+        ] {
+            place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+            from.change(change);
+            let wanted = from.lines("items", &columns);
+            place.until(
+                &["run", "p.yaml", "--strategy", strategy],
+                || to.lines("copies", &columns),
+                &wanted,
+            );
+        }
     }
 }
 
@@ -150,6 +163,36 @@ fn dates_that_are_no_day_are_told_apart() {
     );
     let found = place.json(&["verify", "p.yaml"], 3);
     assert_eq!(found["compared"]["differing"], 3, "{found}");
+}
+
+/// `TINYINT(1)` is a number that most use as a boolean.
+#[test]
+fn other_numbers_in_a_boolean_pass_between_servers_of_one_kind() {
+    let (from, to) = (
+        MariaDb::shared().database("tiny_from"),
+        MariaDb::shared().database("tiny_to"),
+    );
+    from.sql(
+        "CREATE TABLE items(id int PRIMARY KEY, b tinyint(1), one bit(1));
+         INSERT INTO items VALUES (1, 0, b'0'), (2, 1, b'1'), (3, 7, b'1'), (4, -3, b'0'), (5, NULL, NULL)",
+    );
+    let place = Place::new(&[
+        ("from", format!("{{type: mysql, url: \"{}\"}}", from.url())),
+        ("to", format!("{{type: mysql, url: \"{}\"}}", to.url())),
+    ]);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: items}\n\
+         strategies: [{name: full, type: full}, {name: hash, type: hash}]\n",
+    );
+    let rows = "SELECT id, b, one + 0 FROM items ORDER BY id";
+    place.json(&["run", "p.yaml", "--strategy", "full"], 0);
+    assert_eq!(to.sql(rows), from.sql(rows));
+    from.sql("UPDATE items SET b = b + 1, one = b'1' WHERE b <> 0");
+    let run = place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(run["updated"], 3, "{run}");
+    assert_eq!(to.sql(rows), from.sql(rows));
+    place.json(&["verify", "p.yaml"], 0);
 }
 
 /// What is in such a column was not compared, so nobody may be told that all is equal.
@@ -182,6 +225,29 @@ fn a_column_that_the_destination_lacks_is_a_difference() {
          key: [id]\nstrategies: [{type: hash}]\n",
     );
     place.json(&["verify", "p.yaml"], 0);
+}
+
+/// Its reader and its writer would wait for each other for ever, outside of WAL.
+#[test]
+fn one_sqlite_file_is_both_ends_in_wal_mode_alone() {
+    let end = End::Sqlite(folder());
+    end.change("CREATE TABLE items(id int NOT NULL PRIMARY KEY, name varchar(9)); INSERT INTO items VALUES (1, 'a'), (2, 'b')");
+    let place = Place::new(&[("from", end.entry()), ("to", end.entry())]);
+    place.write("p.yaml", PIPELINE);
+    let refused = place.json(&["run", "p.yaml", "--strategy", "full"], 2);
+    assert_eq!(refused["error"]["code"], "ST-CFG-001", "{refused}");
+    assert!(
+        refused["error"]["next"].to_string().contains("PRAGMA journal_mode = WAL"),
+        "{refused}"
+    );
+    let End::Sqlite(folder) = &end else { unreachable!() };
+    rusqlite::Connection::open(folder.path().join("x.db"))
+        .and_then(|c| c.query_row("PRAGMA journal_mode = WAL", [], |r| r.get::<_, String>(0)))
+        .expect("the mode");
+    place.json(&["run", "p.yaml", "--strategy", "full"], 0);
+    end.change("DELETE FROM items WHERE id = 1; UPDATE items SET name = 'c'");
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(end.lines("copies", &["id", "name"]), "2 c");
 }
 
 #[cfg(feature = "duckdb")]

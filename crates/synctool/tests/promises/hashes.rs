@@ -188,3 +188,34 @@ fn a_hash_of_the_source_is_compared_as_it_is() {
         "6"
     );
 }
+
+/// A table that somebody made as we would have made it, only without the comment that says what its times mean.
+#[test]
+fn instants_in_a_datetime_are_compared_as_such() {
+    let from = database("instants");
+    from.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, at timestamptz, amount numeric(12,2));
+         INSERT INTO items VALUES (1, '2024-03-31 02:30:00.123456+02', 1.50), (2, NULL, NULL)",
+    );
+    let to = MariaDb::shared().database("instants");
+    to.sql("CREATE TABLE items(id int PRIMARY KEY, at datetime(6), amount decimal(12,2))");
+    let place = Place::new(&[
+        ("from", postgres(&from)),
+        ("to", format!("{{type: mysql, url: \"{}\"}}", to.url())),
+    ]);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: public.items}\ndestination: {datastore: to, table: items}\n\
+         strategies: [{type: hash}]\n",
+    );
+    place.json(&["run", "p.yaml"], 0);
+    assert_eq!(
+        to.sql("SELECT concat_ws(' ', id, at, amount) FROM items ORDER BY id"),
+        "1 2024-03-31 00:30:00.123456 1.50\n2\n"
+    );
+    place.json(&["verify", "p.yaml"], 0);
+    let again = place.json(&["run", "p.yaml"], 0);
+    assert_eq!(again["updated"], 0, "{again}");
+    to.sql("UPDATE items SET at = '2024-03-31 02:30:00.123456' WHERE id = 1");
+    place.json(&["verify", "p.yaml"], 3);
+}

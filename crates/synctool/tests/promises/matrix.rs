@@ -201,3 +201,30 @@ fn from_sqlite_to_every_engine() {
         pair(&End::Sqlite(folder()), &to);
     }
 }
+
+/// Whoever reads an account of a swap wants to know what is new and what is gone.
+#[test]
+fn a_swap_counts_what_has_a_successor() {
+    let mut all = vec![
+        End::Postgres(database("swaps_to")),
+        End::Maria(MariaDb::shared().database("swaps_to")),
+        End::Sqlite(folder()),
+    ];
+    #[cfg(feature = "duckdb")]
+    all.push(End::DuckDb(folder()));
+    for to in all {
+        let from = End::Postgres(database("swaps_from"));
+        from.change("CREATE TABLE items(id int PRIMARY KEY, name varchar(9)); INSERT INTO items SELECT i, 'a' FROM generate_series(1, 10) i");
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\n\
+             strategies: [{type: full, full_mode: swap}]\n",
+        );
+        place.json(&["run", "p.yaml"], 0);
+        from.change("DELETE FROM items WHERE id < 3; INSERT INTO items VALUES (11, 'b'), (12, 'c'), (13, 'd')");
+        let run = place.json(&["run", "p.yaml"], 0);
+        let counts = ["read", "inserted", "updated", "deleted"].map(|c| run[c].as_u64());
+        assert_eq!(counts, [11, 3, 8, 2].map(Some), "{run}");
+    }
+}

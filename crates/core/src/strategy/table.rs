@@ -261,7 +261,7 @@ pub async fn resolve(
 ) -> Result<Resolved> {
     let mut reasons = Vec::new();
     let at_source = source.describe(&request.source).await?;
-    let existing = destination.describe(&request.destination).await?;
+    let mut existing = destination.describe(&request.destination).await?;
     let mut read = ReadSpec {
         alias: request.alias.clone(),
         joins: request.joins.clone(),
@@ -346,6 +346,14 @@ pub async fn resolve(
             code::COLUMN_MISSING,
             format!("key column {lost} is not among the columns written"),
         ));
+    }
+    // Times that are stored as we would store instants are read back as what was written.
+    for there in existing.iter_mut().flat_map(|e| &mut e.columns) {
+        let own = destination.store_as(destination.engine(), there).type_name;
+        let written = schema.column(&there.name).filter(|w| w.source_type == Some(own));
+        if there.ty == ColumnType::Timestamp && written.is_some_and(|w| w.ty == ColumnType::TimestampTz) {
+            there.ty = ColumnType::TimestampTz;
+        }
     }
     if request.raw && stages.is_empty() && unwritten.is_empty() && row_hash.is_none() && read.is_plain() {
         read.raw = agree_on_raw(source, destination, &read, &schema);

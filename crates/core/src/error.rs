@@ -173,6 +173,14 @@ impl Error {
             .hint("remove all but one of them, and make the key unique there")
     }
 
+    /// A row that cannot be told from others.
+    pub fn without_key() -> Self {
+        Error::new(code::VALUE_MALFORMED, "a row came without its key, or with NULL in it").hint(
+            "filter such rows out, or name another key; a log's source must send the key of every change (PostgreSQL: \
+             REPLICA IDENTITY)",
+        )
+    }
+
     /// Adds where it happened (`pipeline`, `table`, `partition`, `server` …); the first value of a key stays.
     pub fn at(mut self, key: &'static str, value: impl Into<String>) -> Self {
         if !self.0.context.iter().any(|(k, _)| *k == key) {

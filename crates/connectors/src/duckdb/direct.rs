@@ -351,21 +351,17 @@ impl Target {
     }
 
     fn change(&mut self, op: Op, cells: Cells, old: Option<Cells>) -> Result<Did> {
-        let null_key = || {
-            Error::new(code::VALUE_MALFORMED, "a row came without its key")
-                .hint("the source must send the key of every change (PostgreSQL: REPLICA IDENTITY)")
-        };
         let old_key = old.as_ref().and_then(|o| self.key_of(o));
         let new_key = self.key_of(&cells);
         if op == Op::Delete {
-            let key = old_key.or(new_key).ok_or_else(null_key)?;
+            let key = old_key.or(new_key).ok_or_else(Error::without_key)?;
             return Ok(match self.now.insert(key, None) {
                 Some(Some(_)) => Did::Deleted,
                 _ => Did::Nothing,
             });
         }
         // A key that was not sent is the old one.
-        let new_key = new_key.or_else(|| old_key.clone()).ok_or_else(null_key)?;
+        let new_key = new_key.or_else(|| old_key.clone()).ok_or_else(Error::without_key)?;
         if let Some(old_key) = old_key.filter(|k| *k != new_key) {
             if let Some(mut live) = self.now.insert(old_key, None).flatten() {
                 set(&mut live.row, cells);

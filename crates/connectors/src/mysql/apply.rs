@@ -77,11 +77,6 @@ fn keyless(what: &str) -> Error {
         .hint("name the key columns in the pipeline, or let the source send whole old rows (REPLICA IDENTITY FULL)")
 }
 
-fn null_key() -> Error {
-    Error::new(code::VALUE_MALFORMED, "a row came without its key")
-        .hint("the source must send the key of every change (PostgreSQL: REPLICA IDENTITY)")
-}
-
 impl Target {
     pub(super) async fn open(
         session: &mut Session,
@@ -351,7 +346,7 @@ impl Target {
         if kind == Kind::Delete {
             let mut keys = Vec::with_capacity(group.rows.len());
             for row in &group.rows {
-                keys.push(format!("({})", self.key_of(row).ok_or_else(null_key)?.join(", ")));
+                keys.push(format!("({})", self.key_of(row).ok_or_else(Error::without_key)?.join(", ")));
             }
             let names: Vec<&str> = self
                 .mapping
@@ -369,7 +364,7 @@ impl Target {
                 // A row that another key of the same letters has taken meanwhile is not the one to go.
                 let mut exactly = Vec::with_capacity(group.rows.len());
                 for row in &group.rows {
-                    let key = self.key_of(row).ok_or_else(null_key)?;
+                    let key = self.key_of(row).ok_or_else(Error::without_key)?;
                     let key = self.mapping.key.iter().zip(key);
                     let cells: Vec<String> = key
                         .map(|(k, v)| exact(&v, self.mapping.writers[*k].is_text()))
@@ -456,7 +451,7 @@ impl Target {
         }
         let (old_key, new_key) = (old.and_then(|o| self.key_of(o)), self.key_of(row));
         if op == Op::Delete {
-            let key = old_key.or(new_key).ok_or_else(null_key)?;
+            let key = old_key.or(new_key).ok_or_else(Error::without_key)?;
             let mut sql = format!("DELETE FROM {} WHERE {}", self.name, self.by_key(&key));
             if !self.mapping.exact_key {
                 let same = self.mapping.key.iter().zip(&key).map(|(k, v)| self.same(*k, v));
@@ -468,7 +463,7 @@ impl Target {
             });
         }
         // A key that was not sent is the old one.
-        let new_key = new_key.or_else(|| old_key.clone()).ok_or_else(null_key)?;
+        let new_key = new_key.or_else(|| old_key.clone()).ok_or_else(Error::without_key)?;
         if let Some(old_key) = old_key
             && old_key != new_key
         {

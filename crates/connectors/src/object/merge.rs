@@ -344,8 +344,7 @@ impl View {
         let mut form = Vec::new();
         for row in 0..rows.num_rows() {
             if !forms.write(row, &mut form)? {
-                return Err(Error::new(code::VALUE_MALFORMED, "a row came without its key")
-                    .hint("a key column holds NULL: filter such rows, or name another key"));
+                return Err(Error::without_key());
             }
             match keys.get_mut(form.as_slice()) {
                 Some(touched) => touched.changes.push(row as u32),

@@ -499,7 +499,7 @@ impl Change<'_> {
         let old_key = old.as_ref().and_then(|o| self.key_of(o));
         let new_key = self.key_of(&row);
         if op == Op::Delete {
-            let key = old_key.or(new_key).ok_or_else(null_key)?;
+            let key = old_key.or(new_key).ok_or_else(Error::without_key)?;
             return Ok(if self.run(&self.target.delete, key.iter())? {
                 Did::Deleted
             } else {
@@ -507,7 +507,7 @@ impl Change<'_> {
             });
         }
         // A key that was not sent is the old one.
-        let new_key = new_key.or_else(|| old_key.clone()).ok_or_else(null_key)?;
+        let new_key = new_key.or_else(|| old_key.clone()).ok_or_else(Error::without_key)?;
         if let Some(old_key) = old_key
             && old_key != new_key
         {
@@ -654,11 +654,6 @@ impl Change<'_> {
             Did::Nothing
         })
     }
-}
-
-fn null_key() -> Error {
-    Error::new(code::VALUE_MALFORMED, "a row came without its key")
-        .hint("the source must send the key of every change (PostgreSQL: REPLICA IDENTITY)")
 }
 
 /// What happened to a row.

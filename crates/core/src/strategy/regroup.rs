@@ -319,7 +319,7 @@ fn rows_of_batch(batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, S
                 .iter()
                 .cloned()
                 .collect::<Option<Vec<String>>>()
-                .ok_or_else(|| Error::new(code::VALUE_MALFORMED, "a key column of the source holds NULL"))?;
+                .ok_or_else(Error::without_key)?;
             Ok((key, group_text(group)?))
         })
         .collect()

@@ -5,6 +5,7 @@
 //! command line, a scheduler, a worker) is a caller of [`Pipeline::start`].
 
 mod choose;
+mod definition;
 mod draft;
 mod drift;
 pub mod followed;
@@ -373,9 +374,13 @@ impl Pipeline {
             _ => {
                 let (_, written) = tables(&self.loaded)?;
                 let there = destination.describe(&written).await?.is_some();
+                let empty = !there || destination.is_empty(&written).await?;
+                let remembered = destination.remembered(self.name()).await?;
+                let (remembered, doubt) = definition::trusted(pipeline, remembered, empty);
                 Facts {
-                    empty: !there || destination.is_empty(&written).await?,
-                    remembered: destination.remembered(self.name()).await?,
+                    empty,
+                    remembered,
+                    doubt,
                     history,
                     now: Some(state::now()),
                 }

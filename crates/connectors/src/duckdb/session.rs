@@ -8,8 +8,9 @@ use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchReader, StringArray};
 use arrow_schema::{DataType, Field, Schema};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use synctool_core::error::{Error, Result, code};
 use tokio::sync::oneshot;
 
@@ -17,42 +18,102 @@ const LIBRARY_HELP: &str = "point `library:` of the datastore (or SYNCTOOL_DUCKD
     it is in DuckDB's release archive libduckdb-linux-amd64.zip and in the npm package @duckdb/node-bindings-linux-x64";
 
 /// A file that this process has open. Its locks are the process's: a second instance of the same file would take the
-/// first one's pages for its own, so there is one for as long as anybody has it or one of its connections.
-type Instance = Mutex<ManagedDatabase>;
+/// first one's pages for its own, so there is one for as long as anybody has it, one of its connections or a result. The
+/// last holder closes it before anybody may open it anew.
+struct Instance {
+    path: PathBuf,
+    managed: Option<Arc<Mutex<ManagedDatabase>>>,
+}
+
+/// An open file, and how many hold it.
+struct Open {
+    managed: Arc<Mutex<ManagedDatabase>>,
+    holders: usize,
+}
 
 /// The files that are open, by their real paths.
-static OPEN: Mutex<BTreeMap<PathBuf, Weak<Instance>>> = Mutex::new(BTreeMap::new());
+static OPEN: Mutex<BTreeMap<PathBuf, Open>> = Mutex::new(BTreeMap::new());
 
-/// The instance of a file; made by `open` if there is none.
-fn instance(path: &Path, open: impl FnOnce() -> Result<ManagedDatabase>) -> Result<Arc<Instance>> {
-    // What does not exist yet is known by its folder.
-    let real = path.canonicalize().or_else(|_| {
-        let folder = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        folder
-            .canonicalize()
-            .map(|folder| folder.join(path.file_name().unwrap_or_default()))
-    });
-    let real = real.unwrap_or_else(|_| path.to_owned());
-    let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(instance) = all.get(&real).and_then(Weak::upgrade) {
-        return Ok(instance);
+impl Instance {
+    /// The instance of a file; made by `open` if there is none.
+    fn of(path: &Path, open: impl FnOnce() -> Result<ManagedDatabase>) -> Result<Instance> {
+        // What does not exist yet is known by its folder.
+        let real = path.canonicalize().or_else(|_| {
+            let folder = path
+                .parent()
+                .filter(|p| !p.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
+            folder
+                .canonicalize()
+                .map(|folder| folder.join(path.file_name().unwrap_or_default()))
+        });
+        let path = real.unwrap_or_else(|_| path.to_owned());
+        let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = match all.entry(path.clone()) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(free) => free.insert(Open {
+                managed: Arc::new(Mutex::new(open()?)),
+                holders: 0,
+            }),
+        };
+        held.holders += 1;
+        Ok(Instance {
+            managed: Some(held.managed.clone()),
+            path,
+        })
     }
-    let instance = Arc::new(Mutex::new(open()?));
-    all.retain(|_, other| other.strong_count() > 0);
-    all.insert(real, Arc::downgrade(&instance));
-    Ok(instance)
+
+    fn connect(&self) -> Result<ManagedConnection> {
+        let managed = self
+            .managed
+            .as_ref()
+            .ok_or_else(|| Error::bug("a closed DuckDB file"))?;
+        let managed = managed.lock().unwrap_or_else(PoisonError::into_inner);
+        managed
+            .new_connection()
+            .map_err(|e| map_error(e, "connecting to DuckDB"))
+    }
+}
+
+impl Clone for Instance {
+    fn clone(&self) -> Self {
+        let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = all.get_mut(&self.path) {
+            held.holders += 1;
+        }
+        Instance {
+            path: self.path.clone(),
+            managed: self.managed.clone(),
+        }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        self.managed = None;
+        if let Some(held) = all.get_mut(&self.path) {
+            held.holders -= 1;
+            if held.holders == 0 {
+                // Closing writes into the file, so it happens while nobody can open it.
+                all.remove(&self.path);
+            }
+        }
+    }
 }
 
 /// An open database file.
 pub(super) struct Database {
-    // Taking connections from it is the only shared use.
-    managed: Arc<Instance>,
+    instance: Instance,
     pub(super) config: DuckDbConfig,
     /// Every sink holds a copy, so that it can be told whether one is at work.
     pub(super) sinks: Arc<()>,
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance").field("path", &self.path).finish()
+    }
 }
 
 impl std::fmt::Debug for Database {
@@ -91,13 +152,13 @@ impl Database {
                         .hint(LIBRARY_HELP)
                     })?;
             let path = OptionValue::String(config.path.to_string_lossy().into_owned());
-            let managed = instance(&config.path, || {
+            let instance = Instance::of(&config.path, || {
                 driver
                     .new_database_with_opts([(OptionDatabase::Other("path".into()), path)])
                     .map_err(|e| map_error(e, &format!("opening {}", config.path.display())))
             })?;
             Ok(Database {
-                managed,
+                instance,
                 config,
                 sinks: Arc::new(()),
             })
@@ -107,16 +168,11 @@ impl Database {
 
     /// A connection of its own, on a thread of its own.
     pub(super) async fn session(&self) -> Result<Session> {
-        let mut connection = self
-            .managed
-            .lock()
-            .expect("not poisoned")
-            .new_connection()
-            .map_err(|e| map_error(e, "connecting to DuckDB"))?;
+        let mut connection = self.instance.connect()?;
         // Dates and times mean the same everywhere.
         execute(&mut connection, "SET TimeZone = 'UTC'", &[]).ok();
         let (queue, commands) = mpsc::channel::<Command>();
-        let instance = self.managed.clone();
+        let instance = self.instance.clone();
         std::thread::Builder::new()
             .name("duckdb".into())
             .spawn(move || {
@@ -128,7 +184,10 @@ impl Database {
                 drop(instance);
             })
             .map_err(|e| Error::new(code::SERVER_BUSY, "no thread for DuckDB").caused_by(e))?;
-        Ok(Session { queue })
+        Ok(Session {
+            queue,
+            _instance: self.instance.clone(),
+        })
     }
 }
 
@@ -138,6 +197,7 @@ type Command = Box<dyn FnOnce(&mut ManagedConnection) + Send>;
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     queue: mpsc::Sender<Command>,
+    _instance: Instance,
 }
 
 impl Session {
@@ -175,8 +235,9 @@ impl Session {
 
 /// The batches of a query.
 pub(super) struct Stream {
-    session: Session,
+    // Goes before the session, which has the file open that this reads.
     reader: Option<Box<dyn RecordBatchReader + Send>>,
+    session: Session,
 }
 
 impl Stream {

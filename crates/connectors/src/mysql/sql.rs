@@ -247,13 +247,37 @@ pub(super) fn filters(read: &ReadSpec, types: &[Column]) -> Result<Vec<String>> 
         .collect()
 }
 
+/// A condition that cuts work: a list of texts means them by their bytes, as everywhere else. Under a collation a row
+/// would belong to every piece that lists one of its letters' cases.
+fn listed(read: &ReadSpec, c: &Condition, column: &Column) -> Result<String> {
+    let (Test::In(values) | Test::NotIn(values) | Test::NullOrIn(values) | Test::NullOrNotIn(values)) = &c.test else {
+        return condition(read, c, column);
+    };
+    if values.is_empty() || !types::is_text(&column.ty) {
+        return condition(read, c, column);
+    }
+    let sql = term(read, &c.term);
+    let bytes: Vec<String> = values
+        .iter()
+        .map(|v| types::literal(column, v).map(|v| exact(&v, true)))
+        .collect::<Result<_>>()?;
+    let (one, bytes) = (exact(&sql, true), bytes.join(", "));
+    Ok(match &c.test {
+        // The first is what an index answers.
+        Test::In(_) => format!("{} AND {one} IN ({bytes})", condition(read, c, column)?),
+        Test::NotIn(_) => format!("{one} NOT IN ({bytes})"),
+        Test::NullOrIn(_) => format!("({sql} IS NULL OR {one} IN ({bytes}))"),
+        _ => format!("({sql} IS NULL OR {one} NOT IN ({bytes}))"),
+    })
+}
+
 /// The conditions of a cut; `types` are those of its conditions, `key` those of its range.
 pub(super) fn cut(read: &ReadSpec, cut: &Cut, types: &[Column], key: &[(String, Column)]) -> Result<Vec<String>> {
     let mut all: Vec<String> = cut
         .conditions
         .iter()
         .zip(types)
-        .map(|(c, column)| condition(read, c, column).map(|c| format!("({c})")))
+        .map(|(c, column)| listed(read, c, column).map(|c| format!("({c})")))
         .collect::<Result<_>>()?;
     if let Some(r) = &cut.key {
         let text = range(r, key)?;

@@ -331,8 +331,9 @@ impl Applier {
                     // What the staging table held or whether it was made is undone too.
                     (table.staged, table.made) = (false, false);
                 }
-                // Partitions that run beside each other may note the same thing in a table of ours.
-                Err(Failed::Conflict(e)) if table.target.own => {
+                // Partitions that run beside each other may write the same key: its index is the only one, and what was
+                // staged for a key is one row.
+                Err(Failed::Conflict(e)) if table.target.own || (table.unique && !table.fragile) => {
                     let what = format!("another partition wrote into {} just now", table.target.table);
                     return Err(Error::new(code::CONFLICT, what).caused_by(e));
                 }

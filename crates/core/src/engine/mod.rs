@@ -4,6 +4,7 @@
 //! its own reader, stages and sink), then seals, verifies and publishes. The sink's checkpoint is the only truth about
 //! what is done: after any failure the sink is dropped and `recover` asks where things stand.
 
+mod departures;
 mod flow;
 mod progress;
 
@@ -21,6 +22,7 @@ use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::{Reject, Stage, Stages};
 use crate::strategy::present::{OnlyNew, Present};
 use crate::strategy::{hash, regroup, unmatched};
+use departures::Departures;
 use flow::{Flow, Rejections, Rows};
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -136,6 +138,7 @@ struct Shared {
     context: ReadContext,
     skipped: AtomicU64,
     rejections: Arc<Rejections>,
+    departures: Departures,
 }
 
 impl Engine {
@@ -224,6 +227,7 @@ impl Engine {
             },
             skipped: AtomicU64::new(0),
             rejections: Arc::new(Rejections::new(self.options.reject_limit)),
+            departures: Departures::default(),
         })
     }
 
@@ -820,6 +824,7 @@ async fn write_partition(
     engine
         .progress
         .set_read(id, state.accounts.read.rows, state.accounts.read.bytes);
+    shared.departures.begin(id, state.applied.deleted).await;
     if state.done {
         shared.skipped.fetch_add(1, Ordering::Relaxed);
         engine.progress.set_status(id, PartitionStatus::Skipped);
@@ -918,6 +923,9 @@ async fn write_partition(
             // Only the accounts mind it.
             Some(crate::change::Event::Compared(_)) => w.pending = true,
             Some(event) => {
+                if let crate::change::Event::Rows(batch) = &event {
+                    shared.departures.judge(shared, table, id, batch).await?;
+                }
                 w.boundary = None;
                 w.pending = true;
                 w.pending_bytes += event.bytes();

@@ -345,6 +345,20 @@ pub async fn joined_windows(
     Ok(windows)
 }
 
+/// Refuses what a delta cannot do once it has a watermark: for a first run, which loads and needs none of it.
+pub async fn check(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    stages: &dyn Stages,
+    request: &DeltaRequest,
+) -> Result<()> {
+    let mut resolved = table::resolve(source, destination, stages, &request.table).await?;
+    if resolved.schema.key.is_empty() {
+        return Err(no_key(&request.table.destination, "a delta"));
+    }
+    changes(source, request, &mut resolved).await.map(|_| ())
+}
+
 /// Makes the plan of a window, and of those of the tables read along.
 pub async fn plan(
     source: &dyn Source,

@@ -494,7 +494,8 @@ pub(super) enum StateCommand {
         #[arg(long, value_name = "NAME")]
         strategy: Option<String>,
     },
-    /// Forget an unfinished run, at the destination too. Shows what would be forgotten and asks.
+    /// Forget an unfinished run, at the destination too, and the watermark: the next delta compares or loads everything.
+    /// Shows what would be forgotten and asks.
     #[command(after_help = "Example:
   synctool state reset orders.yaml
 

@@ -123,12 +123,26 @@ impl Pipeline {
         semantics
     }
 
+    /// The hash of what the rows of the table depend on, as 32 hexadecimal digits: [`Pipeline::semantics`] without the
+    /// strategies and the order of work.
+    pub fn content_hash(&self) -> String {
+        let mut semantics = self.semantics();
+        if let Value::Object(all) = &mut semantics {
+            all.retain(|name, _| name != "strategies" && name != "partition_column");
+        }
+        hash_of(&semantics)
+    }
+
     /// The hash of [`Pipeline::semantics_of`], as 32 hexadecimal digits.
     pub fn semantic_hash(&self, strategy: &str) -> String {
-        let mut canonical = String::new();
-        write_canonical(&self.semantics_of(strategy), &mut canonical);
-        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(canonical.as_bytes()))
+        hash_of(&self.semantics_of(strategy))
     }
+}
+
+fn hash_of(meaning: &Value) -> String {
+    let mut canonical = String::new();
+    write_canonical(meaning, &mut canonical);
+    format!("{:032x}", xxhash_rust::xxh3::xxh3_128(canonical.as_bytes()))
 }
 
 /// What a dimension covers; the width of its pieces is the plan's affair.

@@ -220,7 +220,7 @@ pub enum SyncType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SchemaDrift {
-    /// The destination follows: columns are added and widened.
+    /// The destination follows: columns are added, and by a log also widened.
     Evolve,
     /// The run is refused.
     Freeze,

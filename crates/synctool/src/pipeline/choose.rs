@@ -22,6 +22,8 @@ pub(super) struct Facts {
     pub(super) empty: bool,
     /// What the destination remembers of the pipeline.
     pub(super) remembered: BTreeMap<String, String>,
+    /// Why a watermark that it remembers does not count.
+    pub(super) doubt: Option<&'static str>,
     /// Its latest runs, newest first.
     pub(super) history: Vec<Run>,
     /// Now.
@@ -133,13 +135,11 @@ pub(super) fn cheapest<'a>(candidates: &[&'a Strategy], facts: &Facts) -> (&'a S
     if let (Some(delta), None) = (delta, &watermark)
         && let Some(hash) = hash
     {
-        return only(
-            hash,
-            &format!(
-                "the destination has rows of unknown age and {} has no watermark yet",
-                *delta.name
-            ),
+        let unknown = format!(
+            "the destination has rows of unknown age and {} has no watermark yet",
+            *delta.name
         );
+        return only(hash, facts.doubt.unwrap_or(&unknown));
     }
     let gap = watermark
         .as_deref()
@@ -300,6 +300,7 @@ mod tests {
             empty: false,
             remembered: [("delta:o.updated_at".to_string(), mark.to_string())].into(),
             history,
+            doubt: None,
             now: Some(now()),
         }
     }

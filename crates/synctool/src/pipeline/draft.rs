@@ -1,6 +1,6 @@
 //! From a chosen strategy to a plan.
 
-use super::{RunOptions, drift, groups, request};
+use super::{RunOptions, definition, drift, groups, request};
 use crate::config::{self, Loaded, StampedBy, Strategy, StrategyKind, SyncType};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,6 +21,9 @@ use synctool_transform::Chain;
 /// What clocks and views may be late by, where a file says nothing.
 const MARGIN: Duration = Duration::from_secs(1);
 
+/// Facts by their names.
+type Remembered = BTreeMap<String, String>;
+
 /// Both ends, and what happens between them.
 pub(super) struct Ends<'a> {
     pub(super) loaded: &'a Loaded,
@@ -37,14 +40,36 @@ impl Ends<'_> {
         let mut table =
             request::table_request(self.loaded, strategy, self.options, self.source, &needed, (run_id, now)).await?;
         let watched = drift::watch(self, &mut table).await?;
+        let definition = self.definition(strategy, &table).await?;
         let mut plan = self.of_kind(strategy, table).await?;
         if *self.loaded.pipeline.sync_type == SyncType::Aggregate && plan.strategy != PlanStrategy::Aggregate {
             let remembered = self.destination.remembered(&plan.pipeline).await?;
             aggregate::written_by_another(&mut plan, &remembered);
         }
+        plan.remember
+            .extend(definition.map(|d| (definition::DEFINITION.into(), d)));
         plan.remember.extend(watched.remember);
         plan.reasons.extend(watched.reasons);
         Ok(plan)
+    }
+
+    /// What the destination remembers of the pipeline's meaning once the run is done; `None`: what it did before.
+    async fn definition(&self, strategy: &Strategy, table: &TableRequest) -> Result<Option<String>> {
+        let along = strategy.kind.has_cursor();
+        let part = !table.bounds.is_empty() || !along && !cut::limits(&table.dimensions).is_empty();
+        Ok(match part {
+            _ if self.options.repair => None,
+            false => Some(definition::of(&self.loaded.pipeline)),
+            true => self.is_empty(table).await?.then(|| definition::PARTIAL.into()),
+        })
+    }
+
+    /// What the destination remembers and still counts, what it remembers at all, and why that is not the same.
+    async fn remembered(&self, table: &TableRequest) -> Result<(Remembered, Remembered, Option<&'static str>)> {
+        let all = self.destination.remembered(&table.pipeline).await?;
+        let empty = self.is_empty(table).await?;
+        let (counts, why) = definition::trusted(&self.loaded.pipeline, all.clone(), empty);
+        Ok((counts, all, why))
     }
 
     async fn of_kind(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
@@ -382,17 +407,31 @@ impl Ends<'_> {
                 .with_help("leave cursor_tables out and compare by a hash strategy, or dedup by the key of the source")
                 .into());
         }
+        if let (true, Deletes::AntiJoin, Some(deletes)) = (request.whole, &request.deletes, &strategy.deletes) {
+            return Err(deletes
+                .error("a dedup gives several rows of the source one key, so their keys cannot be compared with those of the destination")
+                .with_help("leave `deletes: anti_join` out and run a strategy of type full for deletes, or dedup by the key of the source")
+                .into());
+        }
         let name = delta::watermark_name(&request.cursor);
-        let remembered = self.destination.remembered(&table.pipeline).await?;
+        let (remembered, before, doubt) = self.remembered(&table).await?;
         let after = remembered.get(&name).map(String::as_str);
         let column = delta::cursor_column(self.source, &request).await?;
         let joined = delta::joined_windows(self.source, &request, &remembered).await?;
-        let window = delta::window(self.source, &request, &column, after).await?;
+        let mut window = delta::window(self.source, &request, &column, after).await?;
+        if let (None, Some(old), Some(lower)) = (after, before.get(&name), &window.lower)
+            && delta::is_before(&column.ty, old, lower)
+        {
+            // A window that does not begin at the first row skips nothing that no run has read.
+            window = delta::window(self.source, &request, &column, Some(old)).await?;
+        }
         let unknown = |(own, ..): &&(DeltaRequest, _, _)| !remembered.contains_key(&delta::watermark_name(&own.cursor));
         let begins = request.bounds.is_none()
             && (after.is_none() && window.lower.is_none() || joined.iter().find(unknown).is_some());
         // Rows that a dedup sends after those that they replace are applied in their order, and by no load.
         if begins && !request.whole {
+            // What no later run could do is said before the first one.
+            delta::check(self.source, self.destination, self.chain, &request).await?;
             let table = self.living(table).await?;
             let mut remember = BTreeMap::new();
             remember.extend(window.watermark.clone().map(|w| (name, w)));
@@ -410,10 +449,11 @@ impl Ends<'_> {
                 );
                 return Ok(plan);
             }
-            let why = "the destination has rows of unknown age: they are compared once, and the next delta goes on from there";
-            return self.hash(strategy, table, remember, Some(why.into())).await;
+            let why = doubt.unwrap_or("the destination has rows of unknown age");
+            let why = format!("{why}: all rows are compared once, and the next delta goes on from there");
+            return self.hash(strategy, table, remember, Some(why)).await;
         }
-        delta::plan(
+        let mut plan = delta::plan(
             self.source,
             self.destination,
             self.chain,
@@ -422,7 +462,9 @@ impl Ends<'_> {
             window,
             joined,
         )
-        .await
+        .await?;
+        plan.reasons.extend(doubt.map(String::from));
+        Ok(plan)
     }
 
     /// The dedups that a strategy's rows pass.
@@ -479,7 +521,7 @@ impl Ends<'_> {
             }
         }
         let at_source = self.source.describe(&table.source).await?;
-        let remembered = self.destination.remembered(&table.pipeline).await?;
+        let (remembered, _, doubt) = self.remembered(&table).await?;
         let mut delta = self.delta_request(strategy, table)?;
         if strategy.primary_partitions.is_empty() {
             // Those of the pipeline cut groups; the window of changed rows is cut by the strategy's own.
@@ -492,13 +534,15 @@ impl Ends<'_> {
             },
             delta,
         };
-        aggregate::plan(
+        let mut plan = aggregate::plan(
             self.source,
             self.destination,
             self.chain as &dyn Stages,
             &request,
             &remembered,
         )
-        .await
+        .await?;
+        plan.reasons.extend(doubt.map(String::from));
+        Ok(plan)
     }
 }

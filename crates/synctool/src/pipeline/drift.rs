@@ -71,7 +71,13 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
         }
     }
     if *policy == SchemaDrift::DiscardColumn && table.columns.is_none() {
-        leave_behind(destination, &at_source, table, &mut watched).await?;
+        let left = leave_behind(destination, &at_source, table).await?;
+        if !left.is_empty() {
+            let left = left.join(", ");
+            watched
+                .reasons
+                .push(format!("the destination has no column {left}: left behind"));
+        }
     }
     table.evolve |= accepted;
     let text = serde_json::to_string(&now).map_err(|e| Error::bug(format!("columns as text: {e}")))?;
@@ -96,25 +102,20 @@ fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>
     found
 }
 
-async fn leave_behind(
+/// Leaves out the columns that the destination lacks; says which.
+pub(super) async fn leave_behind(
     destination: &dyn Destination,
     at_source: &TableSchema,
     table: &mut TableRequest,
-    watched: &mut Watched,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let Some(there) = destination.describe(&table.destination).await? else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let (known, new): (Vec<_>, Vec<_>) = at_source.columns.iter().partition(|c| there.column(&c.name).is_some());
     if !new.is_empty() {
-        let names: Vec<&str> = new.iter().map(|c| c.name.as_str()).collect();
-        watched.reasons.push(format!(
-            "the destination has no column {}: left behind",
-            names.join(", ")
-        ));
         table.columns = Some(known.iter().map(|c| ColumnChoice::same(&c.name)).collect());
     }
-    Ok(())
+    Ok(new.iter().map(|c| c.name.clone()).collect())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Proving that both ends hold the same rows, without changing any.
 
 use super::draft::Ends;
-use super::{Pipeline, RunOptions, request};
+use super::{Pipeline, RunOptions, drift, request};
+use crate::config::SchemaDrift;
 use crate::state;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -174,6 +175,11 @@ impl Pipeline {
         )
         .await?;
         table.compare_only = true;
+        let discards = loaded.pipeline.schema_drift.as_deref() == Some(&SchemaDrift::DiscardColumn);
+        if discards && table.columns.is_none() {
+            let at_source = source.describe(&table.source).await?;
+            drift::leave_behind(&*destination, &at_source, &mut table).await?;
+        }
         let Some(there) = destination.describe(&table.destination).await? else {
             return Err(Error::new(
                 code::TABLE_MISSING,

@@ -9,6 +9,7 @@ mod changes;
 mod choice;
 mod dedup;
 mod defects;
+mod definitions;
 mod doubled;
 mod enrichment;
 mod examples;

@@ -1,0 +1,44 @@
+//! Whether what the destination remembers is about the pipeline as it is written now.
+//!
+//! A watermark says that every row below it has been written: with the columns, filters and expressions of then, into the
+//! table of then. So the destination remembers beside it what the pipeline meant. Where it means something else now, or
+//! its table is empty, nothing of that counts, and the ends are compared or loaded once.
+
+use crate::config::Pipeline;
+use std::collections::BTreeMap;
+use synctool_core::strategy::{aggregate, delta};
+
+/// The name under which the destination remembers what the pipeline meant.
+pub(super) const DEFINITION: &str = "definition";
+/// What stands there where only a part of the rows was loaded into an empty table.
+pub(super) const PARTIAL: &str = "partial";
+
+/// What the rows of a pipeline's table depend on, as 32 hexadecimal digits: both tables, columns, key, filters and
+/// stages; not which strategies write them, nor when.
+pub(super) fn of(pipeline: &Pipeline) -> String {
+    pipeline.content_hash()
+}
+
+/// What still counts of what the destination remembers, and why the rest does not.
+pub(super) fn trusted(
+    pipeline: &Pipeline,
+    mut remembered: BTreeMap<String, String>,
+    empty: bool,
+) -> (BTreeMap<String, String>, Option<&'static str>) {
+    let is_mark = |name: &String| name.starts_with(delta::WATERMARK);
+    if !remembered.keys().any(is_mark) {
+        return (remembered, None);
+    }
+    let why = match remembered.get(DEFINITION) {
+        _ if empty => "the destination is empty, so the watermark of earlier runs counts no more",
+        Some(then) if then == PARTIAL => {
+            "only a part of the rows was loaded into the empty destination, so the watermark of earlier runs counts no more"
+        }
+        Some(then) if *then != of(pipeline) => {
+            "the pipeline means something else than when the watermark was written, so that counts no more"
+        }
+        _ => return (remembered, None),
+    };
+    remembered.retain(|name, _| !is_mark(name) && name != aggregate::KEY_MAP);
+    (remembered, Some(why))
+}

@@ -22,9 +22,7 @@ impl SmallDisk {
             .unwrap_or_else(|e| panic!("a folder for a small disk: {e}"));
         let options = format!("size={megabytes}m,mode=0777");
         let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
-            .arg(folder.path());
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder.path());
         run(
             mount,
             "a small file system needs the right to mount: run the tests as root",

@@ -191,7 +191,8 @@ pub fn is_own(name: &Name) -> bool {
 
 /// Why a table of that name cannot be followed.
 pub fn own(table: &str) -> Error {
-    let what = format!("{table} is a table of Data Sync itself here: production's of the same name cannot be synced into it");
+    let what =
+        format!("{table} is a table of Data Sync itself here: production's of the same name cannot be synced into it");
     Error::new(code::REFUSED, what)
         .at("table", table.to_owned())
         .hint(format!("synctool datasync remove-tables {table}"))
@@ -324,7 +325,9 @@ pub async fn equals(session: &Connection, name: &Name) -> Result<BTreeMap<String
 /// A key with its operators.
 pub fn found_by<'a>(key: &[(&'a str, &'a str)], equals: &'a BTreeMap<String, String>) -> Vec<sql::KeyColumn<'a>> {
     let operator = |column: &str| equals.get(column).map_or("OPERATOR(pg_catalog.=)", String::as_str);
-    key.iter().map(|(column, kind)| (*column, *kind, operator(column))).collect()
+    key.iter()
+        .map(|(column, kind)| (*column, *kind, operator(column)))
+        .collect()
 }
 
 /// Whether production holds a lock that is not over at the scratch server's place: on the table, or on what else is read

@@ -359,18 +359,30 @@ mod tests {
             );
         }
         for (line, says) in [
-            ("METRIC_FREQ = 8761", "F:5:15: METRIC_FREQ must be at most 8760 hours, a year"),
+            (
+                "METRIC_FREQ = 8761",
+                "F:5:15: METRIC_FREQ must be at most 8760 hours, a year",
+            ),
             ("METRIC_FREQ = -1", "F:5:15: "),
             ("METRIC_FREQ = 1.5", "F:5:15: "),
             ("METRIC_FREQ = \"daily\"", "F:5:15: "),
             ("METRIC_FREQ = 99999999999", "F:5:15: "),
-            ("DATA_SYNC_FREQ = \"900000d\"", "F:5:18: DATA_SYNC_FREQ must be at most 366 days"),
+            (
+                "DATA_SYNC_FREQ = \"900000d\"",
+                "F:5:18: DATA_SYNC_FREQ must be at most 366 days",
+            ),
             ("DATA_SYNC_FREQ = 0", "F:5:18: DATA_SYNC_FREQ must be more than 0"),
             ("DATA_SYNC_FREQ = -5", "F:5:18: "),
-            ("ARCHIVE_INTERVAL = 99999999999", "F:5:20: ARCHIVE_INTERVAL must be at most 366 days"),
+            (
+                "ARCHIVE_INTERVAL = 99999999999",
+                "F:5:20: ARCHIVE_INTERVAL must be at most 366 days",
+            ),
             ("PG_PORT = 0", "F:5:11: PG_PORT must be at least 1"),
             ("COPY_JOBS = 5000", "F:5:13: COPY_JOBS must be at most 64"),
-            ("LOG_RETENTION_DAYS = 4000000000", "F:5:22: LOG_RETENTION_DAYS must be at most 36500 days"),
+            (
+                "LOG_RETENTION_DAYS = 4000000000",
+                "F:5:22: LOG_RETENTION_DAYS must be at most 36500 days",
+            ),
         ] {
             let error = load(&format!("{LEAST}{line}\n")).unwrap_err();
             assert!(error.contains(says), "{line}: no {says:?} in\n{error}");

@@ -3,9 +3,9 @@
 
 use super::{PATIENCE, command_in, finished, stop};
 use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use synctool_testkit::kill::{KillRun, Running};
 use synctool_testkit::{PgVersion, Postgres, TestDb, wait_for};
@@ -423,42 +423,53 @@ fn a_run_that_goes_on_brings_what_is_archived() {
     assert!(stage.scratch_pid().is_none());
 }
 
-/// A transaction of production that holds a lock on a catalog: nobody can look at its database while it is open.
-struct Catalog {
+/// A session of production with a transaction that stays open.
+struct Session {
     ask: ChildStdin,
     says: BufReader<ChildStdout>,
     open: Child,
 }
 
-impl Catalog {
-    /// Begins one, and archives the segment in which it is open.
-    fn locked(stage: &Stage, first: &str) -> Catalog {
+impl Session {
+    fn begin(stage: &Stage, first: &str) -> Session {
         let mut open = Command::new(stage.production.tool("psql"))
             .args(["-qXAt", &stage.production.url("postgres")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("psql");
-        let mut catalog = Catalog {
+        let mut session = Session {
             ask: open.stdin.take().expect("stdin"),
             says: BufReader::new(open.stdout.take().expect("stdout")),
             open,
         };
-        catalog.say(&format!("BEGIN; {first}; LOCK TABLE pg_class IN ACCESS EXCLUSIVE MODE;"));
-        let segments = || std::fs::read_dir(stage.path("archive")).expect("the archive").count();
-        let before = segments();
-        // The lock's own session is the only one that can still work there.
-        catalog.say("SELECT pg_switch_wal() IS NULL;");
-        wait_for("the segment", PATIENCE, || segments() > before);
-        catalog
+        session.say(&format!("BEGIN; {first};"));
+        session
     }
 
-    fn say(&mut self, sql: &str) {
+    /// Locks a catalog, so that nobody else can look at the database, and archives the segment in which that is so.
+    fn lock(&mut self, stage: &Stage) {
+        self.say("LOCK TABLE pg_class IN ACCESS EXCLUSIVE MODE;");
+        self.archive(stage);
+    }
+
+    /// The lock's own session is the only one that can still work there.
+    fn archive(&mut self, stage: &Stage) {
+        let name = self.say("SELECT pg_walfile_name(pg_switch_wal());");
+        let file = stage.path("archive").join(name.trim());
+        wait_for("the segment", PATIENCE, || file.is_file());
+    }
+
+    fn say(&mut self, sql: &str) -> String {
         writeln!(self.ask, "{sql} SELECT 'done';").expect("psql listens");
-        let mut line = String::new();
-        while line.trim() != "done" {
+        let (mut said, mut line) = (String::new(), String::new());
+        loop {
             line.clear();
             assert!(self.says.read_line(&mut line).expect("psql answers") > 0, "psql ended");
+            if line.trim() == "done" {
+                return said;
+            }
+            said.push_str(&line);
         }
     }
 
@@ -474,23 +485,31 @@ impl Catalog {
 #[test]
 fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
     let stage = Stage::new(PgVersion::V18);
-    stage.backup();
-    // Where the pipeline would begin.
-    let catalog = Catalog::locked(&stage, "UPDATE users SET amount = 1 WHERE id = 5");
+    // The first place at which it could begin: what was open at the backup has ended just there.
+    let elder = Session::begin(&stage, "UPDATE users SET amount = 9 WHERE id = 9");
+    stage.production.base_backup(&stage.path("backup"));
+    let mut lock = Session::begin(&stage, "UPDATE users SET amount = 1 WHERE id = 5");
+    lock.say("LOCK TABLE pg_class IN ACCESS EXCLUSIVE MODE;");
+    elder.commit("SELECT 1");
+    lock.archive(&stage);
     let once = ["run", "shop.yaml", "--until-caught-up"];
     stage.fails(&once, 5, "cannot be looked at");
-    catalog.commit("UPDATE pair SET v = '7' WHERE a = 5");
+    lock.commit("UPDATE pair SET v = '7' WHERE a = 5");
     stage.happens("INSERT INTO other VALUES (3)");
     stage.catch_up();
     stage.same("begun behind it");
     // Each run ends where it cannot be looked at; nothing arrives, and nothing is lost.
     stage.happens(&change(1));
-    let catalog = Catalog::locked(&stage, "UPDATE users SET amount = 55 WHERE id = 5; DELETE FROM pair WHERE a < 9");
+    let mut lock = Session::begin(
+        &stage,
+        "UPDATE users SET amount = 55 WHERE id = 5; DELETE FROM pair WHERE a < 9",
+    );
+    lock.lock(&stage);
     let found = stage.once().run();
     assert!([Some(0), Some(5)].contains(&found.code), "{}", found.stderr);
     let found = stage.once().run();
     assert!([Some(0), Some(5)].contains(&found.code), "{}", found.stderr);
-    catalog.commit("UPDATE users SET amount = 50 WHERE id = 50");
+    lock.commit("UPDATE users SET amount = 50 WHERE id = 50");
     stage.happens("DELETE FROM visit WHERE id > 300");
     stage.once().at("archive.handed", 1).run().assert_killed();
     stage.catch_up();
@@ -500,12 +519,13 @@ fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
     stage.same("and on");
     // A run that goes on.
     let running = stage.start();
-    let catalog = Catalog::locked(&stage, "UPDATE users SET amount = 77 WHERE id = 7");
+    let mut lock = Session::begin(&stage, "UPDATE users SET amount = 77 WHERE id = 7");
+    lock.lock(&stage);
     wait_for("the run to be told", PATIENCE, || match running.stderr() {
         said if said.contains("cannot be looked at") => Ok(()),
         said => Err(said),
     });
-    catalog.commit("UPDATE users SET amount = 70 WHERE id = 70");
+    lock.commit("UPDATE users SET amount = 70 WHERE id = 70");
     stage.happens(&change(3));
     wait_for("both ends to be equal", PATIENCE, || match stage.different() {
         none if none.is_empty() => Ok(()),

@@ -178,7 +178,10 @@ fn names_that_mean_nothing_are_refused() {
     let told = ["resync", "remove-tables"];
     for command in told {
         let ran = world.run(&[command, "order"]);
-        ran.fails(2, &["table public.order is not in tables_to_sync", "did you mean orders?"]);
+        ran.fails(
+            2,
+            &["table public.order is not in tables_to_sync", "did you mean orders?"],
+        );
         world
             .run(&[command, "orders", "nothing.like.it"])
             .fails(2, &["table nothing.like.it is not in tables_to_sync"]);
@@ -225,9 +228,11 @@ fn tables_of_data_sync_itself_are_never_synced() {
             "{state}"
         );
     }
-    let selected = "SELECT string_agg(table_name, ',' ORDER BY 1) FROM tables_to_sync";
+    let selected = "SELECT string_agg(table_name, ',' ORDER BY table_name) FROM tables_to_sync";
     assert_eq!(world.local.psql(selected), "data_sync_logs,good,tables_to_sync");
-    world.production.psql("INSERT INTO tables_to_sync VALUES ('more'); INSERT INTO good VALUES (2)");
+    world
+        .production
+        .psql("INSERT INTO tables_to_sync VALUES ('more'); INSERT INTO good VALUES (2)");
     world.sync();
     world.same(&["good"]);
     assert_eq!(world.local.psql(selected), "data_sync_logs,good,tables_to_sync");

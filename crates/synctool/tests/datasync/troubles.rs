@@ -446,7 +446,9 @@ fn a_missing_segment_is_told_by_runs_that_look_once() {
         .psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
     world.production.psql("UPDATE acc SET n = 0");
     world.archived();
-    world.production.psql("INSERT INTO other SELECT generate_series(1, 20000)");
+    world
+        .production
+        .psql("INSERT INTO other SELECT generate_series(1, 20000)");
     world.archived();
     let (from, to) = (world.path("archive").join(&name), world.path("aside"));
     fs::rename(&from, &to).unwrap();
@@ -462,7 +464,13 @@ fn a_missing_segment_is_told_by_runs_that_look_once() {
             break ran;
         }
     };
-    told.fails(1, &[&format!("WAL segment {name} is missing from the archive but"), "ST-WAL-001"]);
+    told.fails(
+        1,
+        &[
+            &format!("WAL segment {name} is missing from the archive but"),
+            "ST-WAL-001",
+        ],
+    );
     world.run(&["run-once"]).fails(1, &["ST-WAL-001"]);
     fs::rename(&to, &from).unwrap();
     world.run(&["run-once"]).ok();

@@ -29,9 +29,9 @@ fn keys_of_extensions_in_a_schema_of_their_own_are_found() {
             "UPDATE {table} SET n = n + 100 WHERE n < 10; DELETE FROM {table} WHERE n BETWEEN 20 AND 24"
         ));
     }
-    world
-        .production
-        .psql("UPDATE ci SET k = upper(k::text) WHERE n = 15; UPDATE worded SET k = upper(k::text) || 'x' WHERE n = 15");
+    world.production.psql(
+        "UPDATE ci SET k = upper(k::text) WHERE n = 15; UPDATE worded SET k = upper(k::text) || 'x' WHERE n = 15",
+    );
     world.sync();
     world.same(&tables);
     for table in tables {
@@ -74,7 +74,9 @@ fn a_label_that_is_renamed_deep_inside_a_type_pauses_the_table() {
          INSERT INTO m7 VALUES (1, '{[low,high]}'), (2, '{}'); INSERT INTO m8 VALUES (1, '{high}'), (2, NULL); INSERT INTO m9 VALUES ('(a,high)', 1)",
         &all,
     );
-    world.production.psql("ALTER TYPE mood RENAME VALUE 'high' TO 'higher'; UPDATE plain SET n = 2");
+    world
+        .production
+        .psql("ALTER TYPE mood RENAME VALUE 'high' TO 'higher'; UPDATE plain SET n = 2");
     world.sync();
     world.same(&["plain"]);
     for table in moody {
@@ -92,7 +94,9 @@ fn a_label_that_is_renamed_deep_inside_a_type_pauses_the_table() {
     world.same(&all);
     // Renamed here before it arrives: the old rows are read anew.
     world.local.psql("ALTER TYPE mood RENAME VALUE 'low' TO 'lowest'");
-    world.production.psql("ALTER TYPE mood RENAME VALUE 'low' TO 'lowest'; UPDATE m2 SET m = '{lowest}' WHERE id = 2");
+    world
+        .production
+        .psql("ALTER TYPE mood RENAME VALUE 'low' TO 'lowest'; UPDATE m2 SET m = '{lowest}' WHERE id = 2");
     world.sync();
     world.same(&all);
     world.run(&["verify"]).ok();
@@ -142,19 +146,32 @@ fn deferrable_keys_let_no_row_in_twice() {
     world.sync();
     world.same(&tables);
     // Somebody was faster here: the table is copied anew, and the others go on.
-    world.local.psql("INSERT INTO late VALUES (100, 100, 100); INSERT INTO nulls VALUES (100, 100)");
-    world.production.psql("INSERT INTO late VALUES (100, 200, 1); INSERT INTO nulls VALUES (101, 100); INSERT INTO good VALUES (1)");
+    world
+        .local
+        .psql("INSERT INTO late VALUES (100, 100, 100); INSERT INTO nulls VALUES (100, 100)");
+    world.production.psql(
+        "INSERT INTO late VALUES (100, 200, 1); INSERT INTO nulls VALUES (101, 100); INSERT INTO good VALUES (1)",
+    );
     world.sync();
     world.same(&tables);
     let healed = "SELECT count(*) FROM data_sync_logs WHERE event = 'healed'";
     assert_eq!(world.local.psql(healed), "2");
     // One that only the local table has.
-    let world = followed("CREATE TABLE loose (id int PRIMARY KEY, v int)", "INSERT INTO loose VALUES (1, 1)", &["loose"]);
-    world.local.psql("ALTER TABLE loose ADD UNIQUE (v) DEFERRABLE INITIALLY DEFERRED");
+    let world = followed(
+        "CREATE TABLE loose (id int PRIMARY KEY, v int)",
+        "INSERT INTO loose VALUES (1, 1)",
+        &["loose"],
+    );
+    world
+        .local
+        .psql("ALTER TABLE loose ADD UNIQUE (v) DEFERRABLE INITIALLY DEFERRED");
     world.production.psql("INSERT INTO loose VALUES (2, 1)");
     world.sync();
     let state = world.state("public.loose");
-    assert!(state.starts_with("paused: ") && state.contains("loose_v_key"), "{state}");
+    assert!(
+        state.starts_with("paused: ") && state.contains("loose_v_key"),
+        "{state}"
+    );
     assert_eq!(world.local.psql("SELECT count(*) FROM loose"), "1");
 }
 

@@ -367,7 +367,10 @@ impl World {
 
 /// Why production's database cannot be looked at.
 pub(super) fn deaf_because(error: &Error) -> String {
-    format!("production's database cannot be looked at at this place ({})", error.message())
+    format!(
+        "production's database cannot be looked at at this place ({})",
+        error.message()
+    )
 }
 
 /// What was read once must be there again.

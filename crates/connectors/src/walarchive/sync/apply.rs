@@ -268,7 +268,10 @@ impl DataSync {
             return Err(match work {
                 Work::Rows(_) => diverged(table, &format!("several rows share a value of {constraint}")),
                 _ => {
-                    let what = format!("rows of {} do not fit the local constraint {constraint}", table.display());
+                    let what = format!(
+                        "rows of {} do not fit the local constraint {constraint}",
+                        table.display()
+                    );
                     Error::new(code::CONSTRAINT, what).at("table", table.display())
                 }
             });
@@ -280,7 +283,10 @@ impl DataSync {
     /// triggers are off.
     async fn doubled(&self, table: &Table) -> Result<Option<String>> {
         let (schema, name) = (&table.name.0, &table.name.1);
-        let run = |e| self.local.error(e, &format!("looking at the constraints of {}", table.display()));
+        let run = |e| {
+            self.local
+                .error(e, &format!("looking at the constraints of {}", table.display()))
+        };
         let constraints = self.local.query(sql::DEFERRABLE, &[schema, name]).await.map_err(run)?;
         for row in constraints {
             let columns: Vec<String> = row.get(1);

@@ -6,7 +6,8 @@ use super::super::scratch::blamed;
 use super::super::sql;
 use super::super::tables::{self, Found, Name, Table};
 use super::apply::{COPYING, LOCKED, State, Work, is_its_own};
-use super::{Counted, DataSync, Phases, Step};
+use super::settle::{Counted, Phases};
+use super::{DataSync, Step};
 use crate::postgres::{Connection, Postgres};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
@@ -52,7 +53,8 @@ impl DataSync {
             replayed,
             applied: Duration::ZERO,
         };
-        self.move_to(&batch, &BTreeMap::new(), &Counted::default(), phases).await?;
+        self.move_to(&batch, &BTreeMap::new(), &Counted::default(), phases)
+            .await?;
         self.standing = true;
         self.copy_waiting(&session, &there, &here, batch.to).await?;
         self.resumed = true;

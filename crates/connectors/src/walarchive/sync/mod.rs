@@ -10,16 +10,16 @@
 
 mod apply;
 mod copy;
+mod settle;
 mod tend;
 mod verify;
 
 pub use verify::Compared;
 
-use super::archive;
 use super::batch::Batch;
 use super::board;
 use super::follow::{Waited, Waiting};
-use super::journal::{self, Entry, Net, Tallies};
+use super::journal::{self, Entry, Net};
 use super::readable::UNREADABLE;
 use super::replay::{Replay, ReplayConfig, Stored, by_address};
 use super::scratch::{Hold, Scratch, blamed};
@@ -27,8 +27,9 @@ use super::sql;
 use super::tables::{self, Found, Name};
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
+use settle::{Counted, Phases};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_pgwal::{Lsn, RelFile};
@@ -80,26 +81,6 @@ impl Plan {
         serde_json::from_str(text)
             .map_err(|e| Error::new(code::STATE_STORE, "the stored plan cannot be read").caused_by(e))
     }
-}
-
-/// What is known of the rows that a batch changed.
-#[derive(Default)]
-struct Counted {
-    /// How many there were, by table.
-    nets: BTreeMap<Name, Net>,
-    /// Tables of which that is not known, or not how often.
-    uncounted: BTreeSet<Name>,
-}
-
-/// When a batch began, and what its parts took.
-struct Phases {
-    began: Instant,
-    /// Until the plan was stored.
-    planned: Duration,
-    /// Until the scratch server stood at the new place.
-    replayed: Duration,
-    /// Until the local rows were changed.
-    applied: Duration,
 }
 
 /// A running Data Sync. Only one at a time works on a local database. After an error it is of no use any more: open it
@@ -336,7 +317,10 @@ impl DataSync {
 
     /// The plan that was stored and not applied yet.
     async fn stored_plan(&self) -> Result<Option<Plan>> {
-        let row = self.local.query_opt("SELECT tables FROM synctool.datasync_plan", &[]).await;
+        let row = self
+            .local
+            .query_opt("SELECT tables FROM synctool.datasync_plan", &[])
+            .await;
         let row = row.map_err(|e| self.local.error(e, "reading the plan"))?;
         row.map(|row| Plan::read(row.get(0))).transpose()
     }
@@ -464,7 +448,9 @@ impl DataSync {
         let known = self.known().await?;
         let mut nets = BTreeMap::new();
         // What production did to a file that came and went within the batch belongs to a table whose file is another now.
-        let rewritten = before.iter().filter(|(name, file)| after.get(*name).is_some_and(|now| now != *file));
+        let rewritten = before
+            .iter()
+            .filter(|(name, file)| after.get(*name).is_some_and(|now| now != *file));
         let mut uncounted: BTreeSet<Name> = rewritten.map(|(name, _)| name.clone()).collect();
         for (name, table) in &there.tables {
             let state = known.get(name);
@@ -513,7 +499,8 @@ impl DataSync {
             replayed: replayed - planned,
             applied: began.elapsed() - replayed,
         };
-        self.move_to(&batch, &names, &Counted { nets, uncounted }, phases).await?;
+        self.move_to(&batch, &names, &Counted { nets, uncounted }, phases)
+            .await?;
         failpoint("datasync.committed")?;
         self.replay.tidy()?;
         self.standing = true;
@@ -559,124 +546,6 @@ impl DataSync {
             .batch_execute("COMMIT")
             .await
             .map_err(|e| self.local.error(e, what))
-    }
-
-    /// Counts, moves the place and commits: the batch has happened.
-    async fn move_to(
-        &mut self,
-        batch: &Batch,
-        names: &BTreeMap<RelFile, Name>,
-        counted: &Counted,
-        phases: Phases,
-    ) -> Result<()> {
-        let run = |e| self.local.error(e, "storing the new place");
-        let hours = self.config.metric_hours;
-        let mut all = Tallies::default();
-        for (file, changes) in &batch.files {
-            let Some(name) = names.get(file) else { continue };
-            let table = tables::display(name);
-            for (hour, counts) in &changes.hours {
-                let tallies = Tallies {
-                    operations: *counts,
-                    ..Tallies::default()
-                };
-                journal::count(&self.local, &table, *hour, hours, &tallies).await?;
-                journal::count(&self.local, journal::ALL, *hour, hours, &tallies).await?;
-            }
-            all.operations.add(changes.counts());
-        }
-        let commit = batch.last_commit.map(|at| at.unix_micros() as f64 / 1e6);
-        if let Some(commit) = commit {
-            let hour = (commit / 3600.0).floor() as i64;
-            for (name, net) in &counted.nets {
-                let tallies = Tallies {
-                    net: *net,
-                    ..Tallies::default()
-                };
-                journal::count(&self.local, &tables::display(name), hour, hours, &tallies).await?;
-                all.net.add(*net);
-            }
-            let now = SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default();
-            let whole = Tallies {
-                operations: Default::default(),
-                net: all.net,
-                batches: 1,
-                transactions: batch.commits,
-                segments: self.replay.taken.len() as u64,
-                bytes: batch.to.0.saturating_sub(batch.from.0),
-                errors: 0,
-                lag: Some((now.as_secs_f64() - commit).max(0.0)),
-                incomplete: false,
-            };
-            journal::count(&self.local, journal::ALL, hour, hours, &whole).await?;
-        }
-        let incomplete = Tallies {
-            incomplete: true,
-            ..Tallies::default()
-        };
-        let doubtful = counted.uncounted.iter().map(tables::display);
-        for table in doubtful.chain((!counted.uncounted.is_empty()).then(|| journal::ALL.to_owned())) {
-            for hour in &batch.hours {
-                journal::count(&self.local, &table, *hour, hours, &incomplete).await?;
-            }
-        }
-        let system = self.replay.scratch.control().system.to_string();
-        let timeline = i64::from(self.replay.follower.timeline());
-        let (to, restart) = (batch.to.to_string(), batch.restart.to_string());
-        let size = self.replay.scratch.control().segment_size;
-        let name = |at: Lsn| archive::segment_name(self.replay.follower.history(), size.number(at), size).to_string();
-        let last = self
-            .replay
-            .taken
-            .last()
-            .map_or_else(|| name(batch.to), ToString::to_string);
-        self.local
-            .execute(
-                sql::MOVE,
-                &[
-                    &system,
-                    &timeline,
-                    &to,
-                    &restart,
-                    &commit,
-                    &last,
-                    &name(batch.restart),
-                    &self.config.replay.database,
-                ],
-            )
-            .await
-            .map_err(run)?;
-        let clear = "DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre";
-        self.local.batch_execute(clear).await.map_err(run)?;
-        let segments = self.replay.taken.first().map(|first| (first.to_string(), last));
-        let entry = Entry {
-            from: Some(batch.from),
-            to: Some(batch.to),
-            segments,
-            operations: Some(all.operations),
-            net: Some(all.net),
-            took: Some(phases.began.elapsed()),
-            details: Some(serde_json::json!({
-                "planned_ms": phases.planned.as_millis() as u64,
-                "replayed_ms": phases.replayed.as_millis() as u64,
-                "applied_ms": phases.applied.as_millis() as u64,
-                "touched_rows_in_a_file": batch.is_spilled(),
-            })),
-            ..Entry::new(
-                "info",
-                "batch",
-                format!("{} transactions up to {}", batch.commits, batch.to),
-            )
-        };
-        journal::log(&self.local, &entry).await?;
-        failpoint("datasync.before_commit")?;
-        self.commit("storing the new place").await?;
-        self.applied = Some(batch.to);
-        self.planned = None;
-        self.replay.taken.clear();
-        Ok(())
     }
 }
 

@@ -59,9 +59,11 @@ pub(super) async fn add(config: &Config, tables: Vec<String>, patience: Patience
             _ => format!("tables {} do not exist locally", names.join(", ")),
         };
         let here = board.tables_here().await?;
-        return Err(Error::new(code::TABLE_MISSING, text).hint(meant(&names, &here).unwrap_or_else(|| {
-            "create them as they are in production: pg_dump --schema-only; nothing was added".into()
-        })));
+        return Err(
+            Error::new(code::TABLE_MISSING, text).hint(meant(&names, &here).unwrap_or_else(|| {
+                "create them as they are in production: pg_dump --schema-only; nothing was added".into()
+            })),
+        );
     }
     board.select(&tables).await?;
     asked(&board, "add", &tables, patience).await

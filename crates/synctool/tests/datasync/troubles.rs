@@ -412,11 +412,11 @@ fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
     .unwrap();
     says.read_line(&mut String::new()).unwrap();
     // The lock's own session is the only one that can still work there.
-    writeln!(ask, "SELECT pg_switch_wal() IS NULL;").unwrap();
-    says.read_line(&mut String::new()).unwrap();
-    let segments = || files(&world.path("archive")).len();
-    let before = segments();
-    wait_for("the segment", PATIENCE, || segments() > before);
+    writeln!(ask, "SELECT pg_walfile_name(pg_switch_wal());").unwrap();
+    let mut name = String::new();
+    says.read_line(&mut name).unwrap();
+    let segment = world.path("archive").join(name.trim());
+    wait_for("the segment", PATIENCE, || segment.is_file());
     let _ = world.run(&["run-once"]);
     assert_eq!(world.local.psql("SELECT n FROM acc WHERE id = 5"), "5", "as it was");
     writeln!(ask, "UPDATE acc SET n = 50 WHERE id = 50; COMMIT; SELECT 'done';").unwrap();

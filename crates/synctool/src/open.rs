@@ -150,6 +150,7 @@ pub(crate) fn replay(wal: &WalArchive, database: &str) -> Result<ReplayConfig> {
         database: database.to_owned(),
         batch_segments: wal.batch_segments as usize,
         patience: wal.patience,
+        pace: Duration::ZERO,
         replay_patience: wal.replay_timeout.0,
         touched_rows: TOUCHED_ROWS,
     })

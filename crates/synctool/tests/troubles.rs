@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 use synctool_testkit::kill::{Action, Failpoint, KillRun};
-use synctool_testkit::{PgVersion, Postgres};
+use synctool_testkit::{PgVersion, Postgres, SmallDisk};
 
 const ITEMS: &str = "CREATE TABLE items(id bigint PRIMARY KEY, note text);
     INSERT INTO items SELECT i, repeat(md5(i::text), 16) FROM generate_series(1, 40000) i;";
@@ -51,50 +51,12 @@ fn a_server_that_is_restarted_in_the_middle_is_waited_for() {
     }
 }
 
-/// A small file system of memory; it goes with its server.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(megabytes: u32) -> SmallDisk {
-        let folder = tempfile::Builder::new()
-            .prefix("small-disk")
-            .tempdir_in("/var/tmp")
-            .expect("a folder");
-        let size = format!("size={megabytes}m,mode=0777");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(folder.path())
-            .status();
-        assert!(
-            mounted.is_ok_and(|s| s.success()),
-            "a small file system needs the right to mount: run the tests as root"
-        );
-        let made = std::fs::create_dir(folder.path().join("space"));
-        made.expect("a folder on it");
-        let owned = Command::new("chown")
-            .arg("postgres")
-            .arg(folder.path().join("space"))
-            .status();
-        assert!(
-            owned.is_ok_and(|s| s.success()),
-            "the folder is given to the server's user"
-        );
-        SmallDisk(folder)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_is_told_and_the_next_run_completes() {
     let shared = Postgres::shared(PgVersion::V15);
     let source = shared.database_from("trouble", &shared.template("troubles", ITEMS));
     let disk = SmallDisk::new(12);
-    let space = disk.0.path().join("space");
+    let space = disk.folder("space");
     let server = Postgres::start(PgVersion::V15);
     server.psql(&format!("CREATE TABLESPACE small LOCATION '{}'", space.display()));
     server.psql("CREATE DATABASE copy");
@@ -109,11 +71,7 @@ fn a_full_disk_is_told_and_the_next_run_completes() {
         outcome.stderr
     );
     // Somebody makes room; the next run goes on where this one stopped.
-    let grown = Command::new("mount")
-        .args(["-o", "remount,size=200m"])
-        .arg(disk.0.path())
-        .status();
-    assert!(grown.is_ok_and(|s| s.success()));
+    disk.resize(200);
     let again = KillRun::new(&command).run();
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     let report: serde_json::Value = serde_json::from_str(&again.stdout).expect("a JSON report");

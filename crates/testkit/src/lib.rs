@@ -5,6 +5,7 @@
 //!   test run.
 //! * [`FaultProxy`]: a TCP proxy that delays, cuts, resets, hangs, throttles or refuses on demand.
 //! * [`KillRun`]: runs a whole program and has it killed at a named failpoint.
+//! * [`SmallDisk`]: a file system that is soon full.
 //! * [`Dice`]: numbers that a seed determines.
 //! * [`Authority`]: certificates for TLS tests.
 //! * [`wait_for`] and [`eventually`]: wait for the thing itself, never for a length of time.
@@ -19,6 +20,7 @@
 mod clickhouse;
 mod daemon;
 mod dice;
+mod disk;
 mod http;
 mod install;
 mod kafka;
@@ -38,6 +40,7 @@ mod wait;
 pub use clickhouse::ClickHouse;
 pub use daemon::Daemon;
 pub use dice::Dice;
+pub use disk::SmallDisk;
 pub use install::libduckdb;
 pub use kafka::Kafka;
 pub use kill::KillRun;

@@ -2,7 +2,7 @@
 
 use super::archive::Segment;
 use super::touched::{self, Addresses, Elsewhere, Room, Spill};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{
     Committed, Counts, Decoder, Event, Identity, Lsn, Meaning, Parameters, RelFile, Row, Scanner, Timestamp, WalLevel,
@@ -41,6 +41,8 @@ pub struct Batch {
     pub commits: u64,
     /// When the last one did, by production's clock.
     pub last_commit: Option<Timestamp>,
+    /// The hours (since 1970, UTC) in which they did.
+    pub hours: BTreeSet<i64>,
     /// By the file they were in when they were touched.
     pub files: BTreeMap<RelFile, Changes>,
     /// Production's settings, if they changed: the scratch server's must not be lower.
@@ -183,6 +185,13 @@ impl Scan {
         Ok(())
     }
 
+    /// A batch that was ended goes on. Its rows need not be known any more: every table will be read whole.
+    pub(super) fn resume(&mut self, mut batch: Batch) {
+        let all = batch.files.values_mut();
+        all.for_each(|changes| changes.addresses = Addresses::default());
+        self.batch = batch;
+    }
+
     /// Ends the batch here and begins the next.
     pub fn finish(&mut self) -> Batch {
         let (to, restart) = (self.position(), self.restart());
@@ -204,6 +213,7 @@ impl Batch {
             restart: from,
             commits: 0,
             last_commit: None,
+            hours: BTreeSet::new(),
             files: BTreeMap::new(),
             parameters: None,
         }
@@ -217,10 +227,11 @@ impl Batch {
     fn add(&mut self, commit: &Committed) {
         self.commits += 1;
         self.last_commit = self.last_commit.max(Some(commit.transaction.at));
+        self.hours.insert(hour_of(commit));
     }
 
     fn touch(&mut self, scanner: &Scanner, commit: &Committed, rows: &[Row]) {
-        let hour = commit.transaction.at.unix_micros().div_euclid(HOUR_MICROS);
+        let hour = hour_of(commit);
         // Rows of one file mostly follow each other.
         for rows in rows.chunk_by(|a, b| a.file == b.file) {
             let changes = self.files.entry(scanner.file(rows[0].file)).or_default();
@@ -230,4 +241,9 @@ impl Batch {
             changes.addresses.extend(addresses);
         }
     }
+}
+
+/// The hour in which it committed.
+fn hour_of(commit: &Committed) -> i64 {
+    commit.transaction.at.unix_micros().div_euclid(HOUR_MICROS)
 }

@@ -132,6 +132,27 @@ impl Board {
         Ok(names.iter().filter(|n| !found.names.contains(*n)).cloned().collect())
     }
 
+    /// The names that are selected.
+    pub async fn selected(&self) -> Result<Vec<String>> {
+        self.names(sql::SELECTED).await
+    }
+
+    /// The tables that hold the rows of selected names.
+    pub async fn followed(&self) -> Result<Vec<String>> {
+        self.names(sql::FOLLOWED).await
+    }
+
+    /// The tables of the local database.
+    pub async fn tables_here(&self) -> Result<Vec<String>> {
+        self.names(sql::TABLES_HERE).await
+    }
+
+    async fn names(&self, sql: &str) -> Result<Vec<String>> {
+        let rows = self.local.query(sql, &[]).await;
+        let rows = rows.map_err(|e| self.local.error(e, "reading the names of tables"))?;
+        Ok(rows.iter().map(|row| full_name(row.get(0))).collect())
+    }
+
     /// Adds tables to those that are selected; says which are new.
     pub async fn select(&self, names: &[String]) -> Result<Vec<String>> {
         let rows = self.local.query(sql::SELECT, &[&names]).await;
@@ -272,6 +293,20 @@ impl Board {
                 .map_err(|e| Error::new(code::STATE_STORE, "the stored place cannot be read").caused_by(e))
         })
         .transpose()
+    }
+}
+
+/// Refuses a table that belongs to the server, or to Data Sync itself.
+pub fn check_name(text: &str) -> Result<()> {
+    let name = tables::parse_name(text);
+    let schema = name.0.trim_matches('"');
+    if schema.starts_with("pg_") || matches!(schema, "information_schema" | "synctool") {
+        let what = format!("{} belongs to the server itself", tables::display(&name));
+        return Err(Error::new(code::REFUSED, what).hint("name tables of users; nothing was added"));
+    }
+    match tables::is_own(&name) {
+        true => Err(tables::own(&tables::display(&name))),
+        false => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@
 /// Whether everything is there: the column that came last, and the view that is made last.
 pub const EXISTS: &str = "
 SELECT to_regclass('public.data_sync_errors') IS NOT NULL AND EXISTS (SELECT FROM pg_catalog.pg_attribute
-    WHERE attrelid = to_regclass('synctool.datasync_state') AND attname = 'database_name')";
+    WHERE attrelid = to_regclass('public.data_sync_metrics') AND attname = 'incomplete')";
 
 /// Makes it, as one transaction: of two programs that begin at once, the second waits.
 pub const CREATE: &str = "
@@ -62,6 +62,9 @@ CREATE TABLE IF NOT EXISTS public.data_sync_metrics (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (table_name, period, starts_at, ends_at)
 );
+ALTER TABLE public.data_sync_metrics ADD COLUMN IF NOT EXISTS incomplete boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN public.data_sync_metrics.incomplete IS
+    'Not everything of this time could be counted row by row: production rewrote the table, or it was read whole.';
 COMMENT ON TABLE public.data_sync_metrics IS
     'Records added, updated and deleted in production per table, by the time of their commit: per window of METRIC_FREQ hours, ISO week and month, in UTC. The table_name * counts the whole.';
 CREATE TABLE IF NOT EXISTS synctool.datasync_state (
@@ -108,6 +111,10 @@ CREATE TABLE IF NOT EXISTS synctool.datasync_plan (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     plan_lsn pg_lsn NOT NULL,
     tables text NOT NULL
+);
+CREATE TABLE IF NOT EXISTS synctool.datasync_waited (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    waited text NOT NULL
 );
 CREATE TABLE IF NOT EXISTS synctool.datasync_pre (
     schema_name text NOT NULL,
@@ -157,10 +164,10 @@ UNION ALL
 SELECT table_name, table_name, 'unknown', NULL, NULL, 'there is no such table in production', NULL, NULL, NULL
 FROM synctool.datasync_selected WHERE NOT found;
 CREATE OR REPLACE VIEW public.data_sync_metrics_now AS
-SELECT table_name, period, starts_at, ends_at, added, updated, deleted, net_added, net_updated, net_deleted
+SELECT table_name, period, starts_at, ends_at, added, updated, deleted, net_added, net_updated, net_deleted, incomplete
 FROM public.data_sync_metrics WHERE starts_at <= now() AND ends_at > now();
 CREATE OR REPLACE VIEW public.data_sync_metrics_closed AS
-SELECT table_name, period, starts_at, ends_at, added, updated, deleted, net_added, net_updated, net_deleted
+SELECT table_name, period, starts_at, ends_at, added, updated, deleted, net_added, net_updated, net_deleted, incomplete
 FROM public.data_sync_metrics WHERE ends_at <= now();
 CREATE OR REPLACE VIEW public.data_sync_errors AS
 SELECT id, at, level, event, table_name, error_code, message, details FROM public.data_sync_logs

@@ -348,7 +348,7 @@ async fn local(config: &SyncConfig, production: Option<&Production>, all: &mut V
 
 async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec<Finding>) -> Result<()> {
     let rows = local
-        .query("SELECT table_name FROM public.tables_to_sync ORDER BY 1", &[])
+        .query(sql::SELECTED, &[])
         .await
         .map_err(|e| local.error(e, "reading tables_to_sync"))?;
     let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();

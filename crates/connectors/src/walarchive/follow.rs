@@ -1,10 +1,11 @@
 //! Segment after segment: each handed on only when it is whole, checked and in sequence.
 
 use super::archive::{self, Archive, Listed, Listing, Segment, Trouble};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal as pgwal;
 use synctool_pgwal::{Decoder, History, Identity, Lsn, SegmentName};
@@ -21,6 +22,8 @@ pub struct Follower {
     floor: Lsn,
     /// How often the archive is looked at before something that is missing or broken becomes an error.
     patience: u32,
+    /// A look counts if the one before was so long ago.
+    pace: Duration,
     waited: Option<Waited>,
 }
 
@@ -82,12 +85,16 @@ impl fmt::Display for Waiting {
     }
 }
 
-/// The same trouble, seen again and again.
-#[derive(Debug)]
-struct Waited {
-    waiting: Waiting,
-    files: BTreeMap<PathBuf, Option<(u64, SystemTime)>>,
+/// The same trouble, seen again and again. Another process may go on counting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waited {
+    /// The segment that is awaited.
+    segment: String,
+    /// The trouble, and the files that are there.
+    seen: String,
     times: u32,
+    /// When it was counted last, in milliseconds since 1970.
+    counted_at: u64,
 }
 
 impl Follower {
@@ -101,8 +108,26 @@ impl Follower {
             history,
             floor: Lsn(0),
             patience,
+            pace: Duration::ZERO,
             waited: None,
         }
+    }
+
+    /// Of looks that follow each other faster than this only one counts.
+    #[must_use]
+    pub fn at_pace(mut self, pace: Duration) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// The trouble that it sees, and how often it did.
+    pub fn waited(&self) -> Option<&Waited> {
+        self.waited.as_ref()
+    }
+
+    /// Goes on counting what somebody saw before.
+    pub fn has_waited(&mut self, waited: Option<Waited>) {
+        self.waited = waited;
     }
 
     /// Up to this place the timeline it begins with was read before: it goes over to another one only from there on, and
@@ -157,14 +182,15 @@ impl Follower {
             },
             false => match self.admit(name, &candidates)? {
                 Ok(segment) => {
-                    self.waited = None;
+                    // One that was read before says nothing about a later one.
+                    self.waited.take_if(|waited| waited.segment == name.to_string());
                     return Ok(Next::Segment(Box::new(segment)));
                 }
                 Err(why) => Waiting::Unready(name, why),
             },
         };
         // What a command brings is another file each time, whatever is in it.
-        self.wait(waiting, &standing)
+        self.wait(name, waiting, &standing)
     }
 
     fn absent(&self, name: SegmentName, listing: &Listing) -> Waiting {
@@ -265,18 +291,30 @@ impl Follower {
         }
     }
 
-    /// Counts how often the same trouble was seen with the same files; some troubles never become errors.
-    fn wait(&mut self, waiting: Waiting, candidates: &[PathBuf]) -> Result<Next> {
+    /// Counts how often the same trouble was seen with the same files; what is no trouble never becomes an error.
+    fn wait(&mut self, name: SegmentName, waiting: Waiting, candidates: &[PathBuf]) -> Result<Next> {
+        if !waiting.is_trouble() {
+            self.waited = None;
+            return Ok(Next::Waiting(waiting));
+        }
         let files: BTreeMap<_, _> = candidates.iter().map(|path| (path.clone(), stamp(path))).collect();
-        let times = match &self.waited {
-            Some(before) if before.waiting == waiting && before.files == files => before.times + 1,
-            _ => 1,
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+        let seen = Waited {
+            segment: name.to_string(),
+            seen: format!("{waiting:?} {files:?}"),
+            times: 1,
+            counted_at: now,
         };
-        self.waited = Some(Waited {
-            waiting: waiting.clone(),
-            files,
-            times,
-        });
+        let times = match &mut self.waited {
+            Some(before) if before.seen == seen.seen => {
+                if u128::from(now.saturating_sub(before.counted_at)) >= self.pace.as_millis() {
+                    (before.times, before.counted_at) = (before.times.saturating_add(1), now);
+                }
+                before.times
+            }
+            other => other.insert(seen).times,
+        };
         if times <= self.patience {
             return Ok(Next::Waiting(waiting));
         }

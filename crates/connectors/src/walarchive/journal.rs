@@ -154,6 +154,8 @@ pub struct Tallies {
     pub errors: u64,
     /// How far the rows were behind, at most.
     pub lag: Option<f64>,
+    /// Not everything could be counted.
+    pub incomplete: bool,
 }
 
 /// The row of `data_sync_metrics` that counts the whole.
@@ -170,6 +172,7 @@ pub async fn count(local: &Connection, table: &str, hour: i64, window_hours: u32
         bytes,
         errors,
         lag,
+        incomplete,
     } = *tallies;
     let numbers: Vec<i64> = [
         operations.inserted,
@@ -189,7 +192,7 @@ pub async fn count(local: &Connection, table: &str, hour: i64, window_hours: u32
     .collect();
     let (seconds, hours) = (hour as f64 * 3600.0, f64::from(window_hours));
     local
-        .execute(sql::COUNT, &[&table, &seconds, &hours, &numbers, &lag])
+        .execute(sql::COUNT, &[&table, &seconds, &hours, &numbers, &lag, &incomplete])
         .await
         .map(drop)
         .map_err(|e| local.error(e, "writing data_sync_metrics"))

@@ -7,7 +7,8 @@ use super::batch::{Batch, Scan};
 use super::control::Control;
 use super::follow::{Follower, Next, Waiting};
 use super::readable::Readable;
-use super::scratch::{Scratch, ScratchConfig};
+use super::scratch::{Scratch, ScratchConfig, blamed};
+use super::tables::{self, Name};
 use super::touched::Room;
 use crate::postgres::Connection;
 use std::path::PathBuf;
@@ -30,6 +31,8 @@ pub struct ReplayConfig {
     pub batch_segments: usize,
     /// Looks at the archive before something that is missing or broken is an error.
     pub patience: u32,
+    /// A look at the archive counts if the one before was so long ago.
+    pub pace: Duration,
     /// How long the scratch server may replay without getting on.
     pub replay_patience: Duration,
     /// Touched rows that are kept in memory; more go into a file.
@@ -59,6 +62,8 @@ pub(super) struct Replay {
     start: Lsn,
     /// What the scan holds beyond the last batch.
     pub(super) taken: Vec<SegmentName>,
+    /// The scratch server cannot be looked at here: the batch goes on to where it can.
+    pub(super) passing: Option<Lsn>,
 }
 
 impl Replay {
@@ -92,7 +97,8 @@ impl Replay {
             directory: config.scratch.directory.clone(),
         };
         let applied = stored.map_or(start, |s| s.at);
-        let follower = Follower::new(config.archive.clone(), identity, history, start, config.patience);
+        let follower =
+            Follower::new(config.archive.clone(), identity, history, start, config.patience).at_pace(config.pace);
         Ok(Replay {
             follower: follower.staying_until(stored.map_or(start, |s| s.furthest)),
             scan: Scan::new(identity, None, start, applied, room),
@@ -101,6 +107,7 @@ impl Replay {
             config,
             scratch,
             taken: Vec::new(),
+            passing: None,
         })
     }
 
@@ -153,14 +160,15 @@ impl Replay {
         self.taken.retain(is_beyond);
     }
 
-    /// Takes segments until the scratch server can be read, behind a place at which it cannot.
-    pub(super) async fn take_beyond(&mut self, at: Lsn) -> Result<Option<Waiting>> {
+    /// Takes segments until the scratch server can be read, behind the place that is passed over.
+    pub(super) async fn take_beyond(&mut self) -> Result<Result<Batch, Waiting>> {
+        let at = *self.passing.get_or_insert(self.scan.position());
         while self.scan.position() <= at || !self.is_readable().await? {
             if let Some(why) = self.take().await? {
-                return Ok(Some(why));
+                return Ok(Err(why));
             }
         }
-        Ok(None)
+        Ok(Ok(self.scan.finish()))
     }
 
     /// Takes segments until the scratch server can be read at the place and nothing open there began before the scan.
@@ -261,6 +269,37 @@ impl Replay {
             self.scratch.admit_file(&name, &file)?;
         }
         self.stand(to).await
+    }
+
+    /// The same, and then looks at the tables behind these names. Says why that cannot be done there: production holds a
+    /// lock on its catalogs, or has dropped the database. Nothing can be read there then, and the batch goes on.
+    pub(super) async fn arrive(
+        &mut self,
+        to: Lsn,
+        parameters: Option<&Parameters>,
+        names: &[Name],
+    ) -> Result<Option<Error>> {
+        self.open_gate(to, parameters).await?;
+        let looked = async {
+            let session = self.session().await?;
+            tables::files(&session).await?;
+            let called = names.iter().map(tables::display).collect();
+            let found = tables::find_named(&session, called, names.to_vec()).await;
+            found.map(drop).map_err(blamed)
+        };
+        let why = match looked.await {
+            Ok(()) => None,
+            Err(e) => {
+                let deaf = e.kind().is_transient() || e.code() == code::DATABASE_MISSING;
+                // The server itself is well.
+                if !deaf || self.scratch.replayed().await?.is_none() {
+                    return Err(e);
+                }
+                Some(e)
+            }
+        };
+        self.passing = why.as_ref().map(|_| to);
+        Ok(why)
     }
 
     /// The scratch server follows to another timeline only if it sees its history.

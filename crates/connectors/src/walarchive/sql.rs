@@ -28,9 +28,9 @@ ON CONFLICT (one) DO UPDATE SET timeline = excluded.timeline, database_name = ex
 /// Counts what belongs to an hour in its window, week and month.
 pub const COUNT: &str = "
 INSERT INTO public.data_sync_metrics AS m (table_name, period, starts_at, ends_at, added, updated, deleted,
-    net_added, net_updated, net_deleted, batches, transactions, segments, wal_bytes, errors, max_lag_seconds)
+    net_added, net_updated, net_deleted, batches, transactions, segments, wal_bytes, errors, max_lag_seconds, incomplete)
 SELECT $1::text, p.period, p.starts AT TIME ZONE 'UTC', (p.starts + p.length) AT TIME ZONE 'UTC',
-    c.n[1], c.n[2], c.n[3], c.n[4], c.n[5], c.n[6], c.n[7], c.n[8], c.n[9], c.n[10], c.n[11], $5::float8
+    c.n[1], c.n[2], c.n[3], c.n[4], c.n[5], c.n[6], c.n[7], c.n[8], c.n[9], c.n[10], c.n[11], $5::float8, $6::boolean
 FROM (SELECT to_timestamp($2::float8) AT TIME ZONE 'UTC' AS hour) h, (SELECT $4::bigint[] AS n) c, LATERAL (VALUES
     ('window', to_timestamp(floor($2::float8 / ($3::float8 * 3600)) * $3::float8 * 3600) AT TIME ZONE 'UTC', $3::float8 * interval '1 hour'),
     ('week', date_trunc('week', h.hour), interval '1 week'),
@@ -41,7 +41,8 @@ ON CONFLICT (table_name, period, starts_at, ends_at) DO UPDATE SET
     net_deleted = m.net_deleted + excluded.net_deleted, batches = m.batches + excluded.batches,
     transactions = m.transactions + excluded.transactions, segments = m.segments + excluded.segments,
     wal_bytes = m.wal_bytes + excluded.wal_bytes, errors = m.errors + excluded.errors,
-    max_lag_seconds = greatest(m.max_lag_seconds, excluded.max_lag_seconds), updated_at = now()";
+    max_lag_seconds = greatest(m.max_lag_seconds, excluded.max_lag_seconds), incomplete = m.incomplete OR excluded.incomplete,
+    updated_at = now()";
 
 /// Writes a line of the log.
 pub const LOG: &str = "
@@ -101,9 +102,9 @@ pub const ANSWER: &str = "
 UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = $2, answer = $3 WHERE id = $1";
 
 /// The tables behind selected names, with everything that must be alike on both sides: the table itself, or the leaves
-/// of a partitioned one. One line per column; a table without columns has one, and so has a name without a table. No lock
-/// is taken: one that production holds here never ends here. The expression of a computed column needs one, and is not
-/// told while there is another.
+/// of a partitioned one. How a type is made includes the types that it is made of, however deep. One line per column; a
+/// table without columns has one, and so has a name without a table. No lock is taken: one that production holds here
+/// never ends here. The expression of a computed column needs one, and is not told while there is another.
 pub const TABLES: &str = "
 WITH RECURSIVE wanted AS (SELECT w.* FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema_name, table_name, nth)),
 top AS (SELECT w.nth, t.oid, t.relkind FROM wanted w JOIN pg_catalog.pg_namespace s ON s.nspname = w.schema_name
@@ -113,6 +114,27 @@ tree AS (SELECT nth, oid, relkind FROM top
     UNION SELECT t.nth, c.oid, c.relkind FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
         JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid WHERE t.relkind = 'p'),
 leaf AS (SELECT nth, oid FROM tree WHERE relkind <> 'p'),
+types AS (SELECT a.atttypid AS root, a.atttypid AS type FROM leaf l
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped
+    UNION SELECT p.root, n.type FROM types p JOIN pg_catalog.pg_type t ON t.oid = p.type, LATERAL (
+        SELECT t.typelem AS type WHERE t.typcategory = 'A' AND t.typelem <> 0
+        UNION ALL SELECT t.typbasetype WHERE t.typtype = 'd'
+        UNION ALL SELECT f.atttypid FROM pg_catalog.pg_attribute f
+            WHERE t.typtype = 'c' AND f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped
+        UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r
+            WHERE t.typtype IN ('r', 'm') AND t.oid IN (r.rngtypid, r.rngmultitypid)) n),
+made AS (SELECT p.root, string_agg(CASE WHEN p.type = p.root THEN '' ELSE pg_catalog.format_type(t.oid, NULL) || ' ' END || CASE t.typtype
+        WHEN 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod) || ' '
+            || coalesce((SELECT string_agg(pg_catalog.pg_get_constraintdef(o.oid), ', ' ORDER BY pg_catalog.pg_get_constraintdef(o.oid))
+                FROM pg_catalog.pg_constraint o WHERE o.contypid = t.oid), '')
+        WHEN 'e' THEN coalesce((SELECT string_agg(quote_literal(l.enumlabel), ', ' ORDER BY l.enumsortorder)
+            FROM pg_catalog.pg_enum l WHERE l.enumtypid = t.oid), '')
+        WHEN 'c' THEN coalesce((SELECT string_agg(quote_ident(f.attname) || ' ' || pg_catalog.format_type(f.atttypid, f.atttypmod), ', ' ORDER BY f.attnum)
+            FROM pg_catalog.pg_attribute f WHERE f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped), '')
+        ELSE (SELECT pg_catalog.format_type(r.rngsubtype, NULL) FROM pg_catalog.pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid))
+        END, '; ' ORDER BY p.type <> p.root, pg_catalog.format_type(t.oid, NULL)) AS how
+    FROM types p JOIN pg_catalog.pg_type t ON t.oid = p.type
+    WHERE t.typtype IN ('d', 'e', 'c', 'r', 'm') AND t.typnamespace <> 'pg_catalog'::pg_catalog.regnamespace GROUP BY p.root),
 locked AS (SELECT relation FROM pg_catalog.pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted)
 SELECT top.nth, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, a.attname,
     pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', k.place,
@@ -120,24 +142,14 @@ SELECT top.nth, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, a
         CASE WHEN a.attgenerated = '' THEN NULL WHEN a.attrelid IN (SELECT relation FROM locked) THEN 'locked'
             ELSE (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid)
             FROM pg_catalog.pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END,
-        CASE WHEN e.typtype = 'd' THEN (SELECT pg_catalog.format_type(e.typbasetype, e.typtypmod) || ' '
-            || coalesce(string_agg(pg_catalog.pg_get_constraintdef(o.oid), ', ' ORDER BY pg_catalog.pg_get_constraintdef(o.oid)), '')
-            FROM pg_catalog.pg_constraint o WHERE o.contypid = e.oid) END,
-        CASE b.typtype
-            WHEN 'e' THEN (SELECT string_agg(quote_literal(l.enumlabel), ', ' ORDER BY l.enumsortorder)
-                FROM pg_catalog.pg_enum l WHERE l.enumtypid = b.oid)
-            WHEN 'c' THEN (SELECT string_agg(quote_ident(f.attname) || ' ' || pg_catalog.format_type(f.atttypid, f.atttypmod), ', ' ORDER BY f.attnum)
-                FROM pg_catalog.pg_attribute f WHERE f.attrelid = b.typrelid AND f.attnum > 0 AND NOT f.attisdropped)
-        END), a.attnum
+        m.how), a.attnum
 FROM top LEFT JOIN leaf l ON l.nth = top.nth
 LEFT JOIN pg_catalog.pg_class c ON c.oid = l.oid
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-LEFT JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-LEFT JOIN pg_catalog.pg_type e ON e.oid = CASE t.typcategory WHEN 'A' THEN t.typelem ELSE t.oid END
-LEFT JOIN pg_catalog.pg_type b ON b.oid = CASE e.typtype WHEN 'd' THEN e.typbasetype ELSE e.oid END
-LEFT JOIN LATERAL (SELECT pg_catalog.array_position(i.indkey::int2[], a.attnum)::int4 AS place
-    FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary) k ON true
+LEFT JOIN made m ON m.root = a.atttypid
+LEFT JOIN LATERAL (SELECT pg_catalog.array_position(i.indkey::int2[], a.attnum)::int4 AS place, i.indnkeyatts AS width
+    FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary) k ON k.place < k.width
 ORDER BY top.nth, n.nspname, c.relname, a.attnum";
 
 /// Whether a table, its indexes, the table of its long values or the index of that is locked so that nobody can read it:
@@ -211,12 +223,29 @@ pub fn only(schema: &str, name: &str) -> Result<String> {
     Ok(format!("tableoid = {}::regclass", literal(&table(schema, name))?))
 }
 
+/// By which operators the unique indexes of a table find the values of its columns; that of a type of an extension may
+/// stand in any schema.
+pub const EQUALS: &str = "
+SELECT DISTINCT ON (a.attname) a.attname::text, 'OPERATOR(' || quote_ident(s.nspname) || '.' || o.oprname || ')'
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisunique
+JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS k (attnum, class) ON k.class IS NOT NULL
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+JOIN pg_catalog.pg_opclass p ON p.oid = k.class
+JOIN pg_catalog.pg_amop e ON e.amopfamily = p.opcfamily AND e.amoplefttype = p.opcintype AND e.amoprighttype = p.opcintype
+    AND e.amopstrategy = 3
+JOIN pg_catalog.pg_operator o ON o.oid = e.amopopr JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace
+WHERE n.nspname = $1 AND c.relname = $2 ORDER BY a.attname, NOT i.indisprimary, i.indexrelid";
+
+/// A column of a key, its type, and the operator that finds it.
+pub type KeyColumn<'a> = (&'a str, &'a str, &'a str);
+
 /// Finds the local rows of pre-images by their key.
-fn by_key(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
+fn by_key(schema: &str, name: &str, key: &[KeyColumn<'_>]) -> Result<String> {
     let same: Vec<String> = key
         .iter()
         .enumerate()
-        .map(|(i, (column, kind))| format!("t.{} = p.row_text[{}]::{kind}", ident(column), i + 1))
+        .map(|(i, (column, kind, equals))| format!("t.{} {equals} p.row_text[{}]::{kind}", ident(column), i + 1))
         .collect();
     Ok(format!(
         "{} AND p.schema_name = {} AND p.table_name = {}",
@@ -227,7 +256,7 @@ fn by_key(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
 }
 
 /// Rows that were there before and are there now.
-pub fn count_kept(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
+pub fn count_kept(schema: &str, name: &str, key: &[KeyColumn<'_>]) -> Result<String> {
     let (target, same) = (table(schema, name), by_key(schema, name, key)?);
     Ok(format!(
         "SELECT count(*) FROM ONLY {target} t, synctool.datasync_pre p WHERE {same}"
@@ -255,10 +284,10 @@ SELECT count(*) > 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.o
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2 AND (i.indisunique OR i.indisexclusion)";
 
-/// Which of these keys no row has: their numbers. `keys` are the columns of the key with their types, and the values.
-pub fn absent(from: &str, key: &[(&str, &str)], values: &[Vec<Option<String>>]) -> Result<String> {
+/// Which of these keys no row has: their numbers.
+pub fn absent(from: &str, key: &[KeyColumn<'_>], values: &[Vec<Option<String>>]) -> Result<String> {
     let row = |(nth, values): (usize, &Vec<Option<String>>)| -> Result<String> {
-        let each = key.iter().zip(values).map(|((_, kind), value)| match value {
+        let each = key.iter().zip(values).map(|((_, kind, _), value)| match value {
             Some(value) => Ok(format!("CAST({} AS {kind})", literal(value)?)),
             None => Ok(format!("CAST(NULL AS {kind})")),
         });
@@ -272,7 +301,7 @@ pub fn absent(from: &str, key: &[(&str, &str)], values: &[Vec<Option<String>>]) 
     let same: Vec<String> = key
         .iter()
         .zip(&names)
-        .map(|((column, _), name)| format!("t.{} = p.{name}", ident(column)))
+        .map(|((column, _, equals), name)| format!("t.{} {equals} p.{name}", ident(column)))
         .collect();
     Ok(format!(
         "SELECT p.nth FROM (VALUES {}) p({}, nth) WHERE NOT EXISTS (SELECT FROM {from} t WHERE {}) ORDER BY 1",
@@ -337,13 +366,21 @@ pub fn read_range(schema: &str, name: &str, columns: &[&str], first: i64, end: O
     )
 }
 
+/// The columns that are written, in brackets; rows without any are written too.
+fn into(columns: &[&str]) -> String {
+    match columns.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", idents(columns)),
+    }
+}
+
 /// Writes rows into a table.
 pub fn write_rows(target: &str, columns: &[&str]) -> String {
-    format!("COPY {target} ({}) FROM STDIN", idents(columns))
+    format!("COPY {target}{} FROM STDIN", into(columns))
 }
 
 /// Deletes the rows whose key stands among the pre-images.
-pub fn delete_by_key(schema: &str, name: &str, key: &[(&str, &str)]) -> Result<String> {
+pub fn delete_by_key(schema: &str, name: &str, key: &[KeyColumn<'_>]) -> Result<String> {
     let (target, same) = (table(schema, name), by_key(schema, name, key)?);
     Ok(format!(
         "DELETE FROM ONLY {target} t USING synctool.datasync_pre p WHERE {same}"
@@ -363,12 +400,38 @@ pub fn delete_by_row(schema: &str, name: &str, columns: &[&str]) -> Result<Strin
     ))
 }
 
+/// The unique constraints of a table that the server checks late, which it does not while triggers are off: their
+/// names, their columns, and whether NULLs count as equal.
+pub const DEFERRABLE: &str = "
+SELECT x.relname::text, (SELECT array_agg(a.attname::text ORDER BY k.nth)
+        FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, nth)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.nth <= i.indnkeyatts), i.indnullsnotdistinct
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisunique AND NOT i.indimmediate
+JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+WHERE n.nspname = $1 AND c.relname = $2 ORDER BY 1";
+
+/// Whether several rows share a value of such a constraint.
+pub fn is_doubled(schema: &str, name: &str, columns: &[&str], nulls_too: bool) -> String {
+    let values: Vec<String> = columns.iter().map(|c| format!("{} IS NOT NULL", ident(c))).collect();
+    let only = match nulls_too {
+        true => String::new(),
+        false => format!(" WHERE {}", values.join(" AND ")),
+    };
+    format!(
+        "SELECT EXISTS (SELECT FROM ONLY {}{only} GROUP BY {} HAVING count(*) > 1)",
+        table(schema, name),
+        idents(columns)
+    )
+}
+
 /// Puts rows of another table in as they are, identities and all.
 pub fn insert_from(source: &str, schema: &str, name: &str, columns: &[&str]) -> String {
-    let columns = idents(columns);
     format!(
-        "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {source}",
-        table(schema, name)
+        "INSERT INTO {}{} OVERRIDING SYSTEM VALUE SELECT {} FROM {source}",
+        table(schema, name),
+        into(columns),
+        idents(columns)
     )
 }
 
@@ -460,7 +523,28 @@ DO $$ DECLARE beside text; BEGIN
     END LOOP;
 END $$;
 DELETE FROM synctool.datasync_copies; DELETE FROM synctool.datasync_state; DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre;
-DELETE FROM synctool.datasync_tables; DELETE FROM synctool.datasync_selected; COMMIT";
+DELETE FROM synctool.datasync_tables; DELETE FROM synctool.datasync_selected; DELETE FROM synctool.datasync_waited; COMMIT";
+
+/// How often the same trouble of the archive was seen.
+pub const WAITED: &str = "SELECT waited FROM synctool.datasync_waited";
+
+/// Stores it.
+pub const SET_WAITED: &str = "
+INSERT INTO synctool.datasync_waited (waited) VALUES ($1) ON CONFLICT (one) DO UPDATE SET waited = excluded.waited";
+
+/// Forgets it.
+pub const NOT_WAITED: &str = "DELETE FROM synctool.datasync_waited";
+
+/// The names that are selected.
+pub const SELECTED: &str = "SELECT table_name FROM public.tables_to_sync ORDER BY 1";
+
+/// The tables that hold their rows.
+pub const FOLLOWED: &str = "SELECT schema_name || '.' || table_name FROM synctool.datasync_tables ORDER BY 1";
+
+/// The tables that are here.
+pub const TABLES_HERE: &str = "
+SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('information_schema', 'synctool') AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1";
 
 /// Publications that would forbid deletes from these tables.
 pub const PUBLISHED: &str = "

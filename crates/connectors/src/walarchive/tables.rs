@@ -96,6 +96,9 @@ impl Table {
     /// The local table must be as production's; the order of the columns does not matter.
     pub fn fits(&self, local: Option<&Table>) -> Result<()> {
         let table = self.display();
+        if is_own(&self.name) {
+            return Err(own(&table));
+        }
         let refused = match (self.ordinary, self.logged) {
             (false, _) => Some((
                 "is no table with rows of its own",
@@ -168,6 +171,31 @@ impl Column {
         }
         text
     }
+}
+
+/// Whether Data Sync itself keeps a table or view of this name in the local database.
+pub fn is_own(name: &Name) -> bool {
+    let known = matches!(
+        name.1.as_str(),
+        "tables_to_sync"
+            | "data_sync_logs"
+            | "data_sync_metrics"
+            | "data_sync_metrics_now"
+            | "data_sync_metrics_closed"
+            | "data_sync_errors"
+            | "data_sync_status"
+            | "data_sync_tables"
+    );
+    known && name.0 == "public"
+}
+
+/// Why a table of that name cannot be followed.
+pub fn own(table: &str) -> Error {
+    let what =
+        format!("{table} is a table of Data Sync itself here: production's of the same name cannot be synced into it");
+    Error::new(code::REFUSED, what)
+        .at("table", table.to_owned())
+        .hint(format!("synctool datasync remove-tables {table}"))
 }
 
 /// `schema.name`, for people.
@@ -285,6 +313,21 @@ pub async fn copy_each(
     }
     sink.send(gathered.freeze()).await.map_err(|e| to.error(e, what))?;
     sink.finish().await.map_err(|e| to.error(e, what))
+}
+
+/// By which operators the columns of unique indexes are found.
+pub async fn equals(session: &Connection, name: &Name) -> Result<BTreeMap<String, String>> {
+    let rows = session.query(sql::EQUALS, &[&name.0, &name.1]).await;
+    let rows = rows.map_err(|e| session.error(e, &format!("reading the indexes of {}", display(name))))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// A key with its operators.
+pub fn found_by<'a>(key: &[(&'a str, &'a str)], equals: &'a BTreeMap<String, String>) -> Vec<sql::KeyColumn<'a>> {
+    let operator = |column: &str| equals.get(column).map_or("OPERATOR(pg_catalog.=)", String::as_str);
+    key.iter()
+        .map(|(column, kind)| (*column, *kind, operator(column)))
+        .collect()
 }
 
 /// Whether production holds a lock that is not over at the scratch server's place: on the table, or on what else is read

@@ -14,7 +14,7 @@ use super::load::{Loader, finish};
 use super::secret::Secret;
 use super::text::{Kind, Node};
 use super::units::Span;
-use super::walarchive::{BucketKeys, Keys, Speech, WalArchive, positive, span};
+use super::walarchive::{BucketKeys, Keys, Speech, WalArchive, positive, span, up_to};
 
 /// The environment variable that names the file.
 pub const DATA_SYNC_CONFIG: &str = "DATA_SYNC_CONFIG";
@@ -249,6 +249,14 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
     let frequency = span(file.data_sync_freq, 600, "DATA_SYNC_FREQ", errors).0;
     let interval = frequency.as_secs().max(1);
     let archive_interval = span(file.archive_interval, interval, "ARCHIVE_INTERVAL", errors).0;
+    if let Some(port) = file.pg_port.as_ref().filter(|port| ***port == 0) {
+        errors.push(port.error("PG_PORT must be at least 1"));
+    }
+    // 0 keeps them for ever.
+    let log_days = match file.log_retention_days {
+        Some(days) if *days == 0 => 0,
+        days => up_to(days, 90, (36_500, "days"), "LOG_RETENTION_DAYS", errors),
+    };
     let database = or(file.pg_db_name, String::new());
     let resolved = DataSync {
         file: path.clone(),
@@ -261,12 +269,12 @@ fn resolve(file: DataSyncFile, path: &Path, data_dir: &Path, errors: &mut Vec<Co
         sslmode: or(file.pg_sslmode, SslMode::Prefer),
         sslrootcert: file.pg_sslrootcert.map(place),
         frequency,
-        metric_hours: positive(file.metric_freq, 24, "METRIC_FREQ", errors),
+        metric_hours: up_to(file.metric_freq, 24, (8760, "hours, a year"), "METRIC_FREQ", errors),
         wal: wal?,
         archive_interval,
-        copy_jobs: positive(file.copy_jobs, 4, "COPY_JOBS", errors) as usize,
+        copy_jobs: up_to(file.copy_jobs, 4, (64, "ranges at once"), "COPY_JOBS", errors) as usize,
         copy_range: u64::from(positive(file.copy_range_mb, 64, "COPY_RANGE_MB", errors)),
-        log_days: or(file.log_retention_days, 90),
+        log_days,
         log_file: file.log_file.map_or_else(|| data_dir.join("datasync.log"), place),
     };
     errors.is_empty().then_some(resolved)
@@ -349,6 +357,35 @@ mod tests {
                 error.contains(part) || part.contains("METRIC"),
                 "no {part:?} in\n{error}"
             );
+        }
+        for (line, says) in [
+            (
+                "METRIC_FREQ = 8761",
+                "F:5:15: METRIC_FREQ must be at most 8760 hours, a year",
+            ),
+            ("METRIC_FREQ = -1", "F:5:15: "),
+            ("METRIC_FREQ = 1.5", "F:5:15: "),
+            ("METRIC_FREQ = \"daily\"", "F:5:15: "),
+            ("METRIC_FREQ = 99999999999", "F:5:15: "),
+            (
+                "DATA_SYNC_FREQ = \"900000d\"",
+                "F:5:18: DATA_SYNC_FREQ must be at most 366 days",
+            ),
+            ("DATA_SYNC_FREQ = 0", "F:5:18: DATA_SYNC_FREQ must be more than 0"),
+            ("DATA_SYNC_FREQ = -5", "F:5:18: "),
+            (
+                "ARCHIVE_INTERVAL = 99999999999",
+                "F:5:20: ARCHIVE_INTERVAL must be at most 366 days",
+            ),
+            ("PG_PORT = 0", "F:5:11: PG_PORT must be at least 1"),
+            ("COPY_JOBS = 5000", "F:5:13: COPY_JOBS must be at most 64"),
+            (
+                "LOG_RETENTION_DAYS = 4000000000",
+                "F:5:22: LOG_RETENTION_DAYS must be at most 36500 days",
+            ),
+        ] {
+            let error = load(&format!("{LEAST}{line}\n")).unwrap_err();
+            assert!(error.contains(says), "{line}: no {says:?} in\n{error}");
         }
         let error = load("PG_HOST = localhost\n").unwrap_err();
         assert!(

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use std::time::Duration;
 
 use super::at::At;
 use super::error::ConfigError;
@@ -180,9 +181,34 @@ pub(super) fn positive(value: Option<At<u32>>, default: u32, key: &str, errors: 
     }
 }
 
-/// A span of time that is not 0.
+/// The same that is not beyond all sense either.
+pub(super) fn up_to(
+    value: Option<At<u32>>,
+    default: u32,
+    most: (u32, &str),
+    key: &str,
+    errors: &mut Vec<ConfigError>,
+) -> u32 {
+    let (most, unit) = most;
+    match value {
+        Some(n) if *n > most => {
+            errors.push(n.error(format!("{key} must be at most {most} {unit}")));
+            default
+        }
+        value => positive(value, default, key, errors),
+    }
+}
+
+/// The longest span of time that means anything: a year.
+const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+
+/// A span of time that is not 0, nor beyond all sense.
 pub(super) fn span(value: Option<At<Span>>, default: u64, key: &str, errors: &mut Vec<ConfigError>) -> Span {
     match value {
+        Some(span) if span.0 > LONGEST => {
+            errors.push(span.error(format!("{key} must be at most 366 days")));
+            Span::seconds(default)
+        }
         Some(span) if span.0.is_zero() => {
             errors.push(span.error(format!("{key} must be more than 0")));
             Span::seconds(default)

@@ -8,7 +8,7 @@ pub use service::{Served, Service};
 use crate::config::DataSync as Config;
 use crate::open;
 use synctool_connectors::postgres::PostgresConfig;
-use synctool_connectors::walarchive::SyncConfig;
+use synctool_connectors::walarchive::{ReplayConfig, SyncConfig};
 use synctool_core::error::Result;
 use tokio_util::sync::CancellationToken;
 
@@ -25,8 +25,13 @@ pub fn local(config: &Config) -> PostgresConfig {
 /// What the work needs to know.
 pub fn settings(config: &Config) -> Result<SyncConfig> {
     let replay = open::replay(&config.wal, &config.production_database);
+    let replay = replay.map_err(|e| e.at("config", config.file.display().to_string()))?;
     Ok(SyncConfig {
-        replay: replay.map_err(|e| e.at("config", config.file.display().to_string()))?,
+        replay: ReplayConfig {
+            // Whoever is started for each look counts as the service does, however often that is.
+            pace: config.frequency / 2,
+            ..replay
+        },
         local: local(config),
         metric_hours: config.metric_hours,
         copy_jobs: config.copy_jobs,

@@ -3,9 +3,10 @@
 
 use super::{PATIENCE, command_in, finished, stop};
 use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use synctool_testkit::kill::{KillRun, Running};
 use synctool_testkit::{PgVersion, Postgres, TestDb, wait_for};
 use tempfile::TempDir;
@@ -420,6 +421,136 @@ fn a_run_that_goes_on_brings_what_is_archived() {
     until_equal(&running);
     stop(running);
     assert!(stage.scratch_pid().is_none());
+}
+
+/// A session of production with a transaction that stays open.
+struct Session {
+    ask: ChildStdin,
+    says: BufReader<ChildStdout>,
+    open: Child,
+}
+
+impl Session {
+    fn begin(stage: &Stage, first: &str) -> Session {
+        let mut open = Command::new(stage.production.tool("psql"))
+            .args(["-qXAt", &stage.production.url("postgres")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("psql");
+        let mut session = Session {
+            ask: open.stdin.take().expect("stdin"),
+            says: BufReader::new(open.stdout.take().expect("stdout")),
+            open,
+        };
+        session.say(&format!("BEGIN; {first};"));
+        session
+    }
+
+    /// Locks a catalog, so that nobody else can look at the database, and archives the segment in which that is so.
+    fn lock(&mut self, stage: &Stage) {
+        self.say("LOCK TABLE pg_class IN ACCESS EXCLUSIVE MODE;");
+        self.archive(stage);
+    }
+
+    /// The lock's own session is the only one that can still work there.
+    fn archive(&mut self, stage: &Stage) {
+        let name = self.say("SELECT pg_walfile_name(pg_switch_wal());");
+        let file = stage.path("archive").join(name.trim());
+        wait_for("the segment", PATIENCE, || file.is_file());
+    }
+
+    fn say(&mut self, sql: &str) -> String {
+        writeln!(self.ask, "{sql} SELECT 'done';").expect("psql listens");
+        let (mut said, mut line) = (String::new(), String::new());
+        loop {
+            line.clear();
+            assert!(self.says.read_line(&mut line).expect("psql answers") > 0, "psql ended");
+            if line.trim() == "done" {
+                return said;
+            }
+            said.push_str(&line);
+        }
+    }
+
+    fn commit(mut self, last: &str) {
+        self.say(&format!("{last}; COMMIT;"));
+        drop(self.ask);
+        self.open.wait().expect("psql ends");
+    }
+}
+
+/// Nobody can look at a database whose catalog is locked: the batch goes on to a place where that is over, in a run that
+/// goes on as well as in the next one, from where it began as well as from where it goes on.
+#[test]
+fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
+    let stage = Stage::new(PgVersion::V18);
+    // The first place at which it could begin: what was open at the backup has ended just there.
+    let elder = Session::begin(&stage, "UPDATE users SET amount = 9 WHERE id = 9");
+    stage.production.base_backup(&stage.path("backup"));
+    let mut lock = Session::begin(&stage, "UPDATE users SET amount = 1 WHERE id = 5");
+    lock.say("LOCK TABLE pg_class IN ACCESS EXCLUSIVE MODE;");
+    elder.commit("SELECT 1");
+    lock.archive(&stage);
+    let once = ["run", "shop.yaml", "--until-caught-up"];
+    stage.fails(&once, 5, "cannot be looked at");
+    lock.commit("UPDATE pair SET v = '7' WHERE a = 5");
+    stage.happens("INSERT INTO other VALUES (3)");
+    stage.catch_up();
+    stage.same("begun behind it");
+    // Each run ends where it cannot be looked at; nothing arrives, and nothing is lost.
+    stage.happens(&change(1));
+    let mut lock = Session::begin(
+        &stage,
+        "UPDATE users SET amount = 55 WHERE id = 5; DELETE FROM pair WHERE a < 9",
+    );
+    lock.lock(&stage);
+    let found = stage.once().run();
+    assert!([Some(0), Some(5)].contains(&found.code), "{}", found.stderr);
+    let found = stage.once().run();
+    assert!([Some(0), Some(5)].contains(&found.code), "{}", found.stderr);
+    lock.commit("UPDATE users SET amount = 50 WHERE id = 50");
+    stage.happens("DELETE FROM visit WHERE id > 300");
+    stage.once().at("archive.handed", 1).run().assert_killed();
+    stage.catch_up();
+    stage.same("behind it");
+    stage.happens(&change(2));
+    stage.catch_up();
+    stage.same("and on");
+    // A run that goes on.
+    let running = stage.start();
+    let mut lock = Session::begin(&stage, "UPDATE users SET amount = 77 WHERE id = 7");
+    lock.lock(&stage);
+    wait_for("the run to be told", PATIENCE, || match running.stderr() {
+        said if said.contains("cannot be looked at") => Ok(()),
+        said => Err(said),
+    });
+    lock.commit("UPDATE users SET amount = 70 WHERE id = 70");
+    stage.happens(&change(3));
+    wait_for("both ends to be equal", PATIENCE, || match stage.different() {
+        none if none.is_empty() => Ok(()),
+        some => Err(format!("{some:?} differ; the program said: {}", running.stderr())),
+    });
+    stop(running);
+}
+
+/// The operator that finds a key of an extension's type stands in the extension's schema.
+#[test]
+fn keys_of_an_extensions_type_are_found() {
+    let stage = Stage::of(
+        PgVersion::V15,
+        "CREATE SCHEMA ext; CREATE EXTENSION ltree SCHEMA ext; CREATE TABLE other (id int);
+         CREATE TABLE tree (k ext.ltree PRIMARY KEY, n int); INSERT INTO tree SELECT ('a.n' || g)::ext.ltree, g FROM generate_series(1, 50) g",
+    );
+    stage.backup();
+    stage.pipeline("tables: [tree]", "");
+    stage.catch_up();
+    let rows = "SELECT k::text, n FROM tree ORDER BY n";
+    let same = || assert_eq!(stage.to.psql(rows), stage.production.psql(rows));
+    same();
+    stage.happens("UPDATE tree SET n = n + 100 WHERE n < 10; DELETE FROM tree WHERE n BETWEEN 20 AND 30; INSERT INTO tree VALUES ('a.n25', 0)");
+    stage.catch_up();
+    same();
 }
 
 /// Tables without a key are followed where that is wished, as the pipeline begins and after.

@@ -1,6 +1,6 @@
 //! From nothing to a running service, and what an administrator sees.
 
-use super::{PATIENCE, SECRET, World, files, kill};
+use super::{PATIENCE, SECRET, World, files, followed, kill};
 use std::fs;
 use synctool_testkit::{PgVersion, wait_for};
 
@@ -166,6 +166,76 @@ fn mistakes_of_the_configuration_are_told_with_their_place() {
     // What keeps the service from starting is told where it was started.
     world.run(&["start"]).fails(1, &["backup"]);
     world.run(&["status"]).fails(1, &["stopped"]);
+}
+
+#[test]
+fn names_that_mean_nothing_are_refused() {
+    let world = followed(
+        "CREATE TABLE orders (id int PRIMARY KEY); CREATE TABLE items (id int PRIMARY KEY)",
+        "INSERT INTO orders VALUES (1)",
+        &["orders"],
+    );
+    let told = ["resync", "remove-tables"];
+    for command in told {
+        let ran = world.run(&[command, "order"]);
+        ran.fails(
+            2,
+            &["table public.order is not in tables_to_sync", "did you mean orders?"],
+        );
+        world
+            .run(&[command, "orders", "nothing.like.it"])
+            .fails(2, &["table nothing.like.it is not in tables_to_sync"]);
+    }
+    world
+        .run(&["resync", "items"])
+        .fails(2, &["table public.items is not in tables_to_sync"]);
+    world
+        .run(&["add-tables", "item"])
+        .fails(2, &["table public.item does not exist locally", "did you mean items?"]);
+    // Nothing was done for those that are known.
+    assert_eq!(world.local.psql("SELECT table_name FROM tables_to_sync"), "orders");
+    let waiting = "SELECT count(*) FROM synctool.datasync_requests WHERE done_at IS NULL";
+    assert_eq!(world.local.psql(waiting), "0");
+    world.run(&["resync", "public.orders"]).ok();
+    world.run(&["remove-tables", "public.orders"]).ok();
+}
+
+/// Production may have tables of the names that ours have here; they are not written into ours.
+#[test]
+fn tables_of_data_sync_itself_are_never_synced() {
+    let world = World::new(PgVersion::V18, "CREATE TABLE good (id int PRIMARY KEY)");
+    world.production.psql(
+        "CREATE TABLE tables_to_sync (table_name text PRIMARY KEY, added_at timestamptz NOT NULL DEFAULT now());
+         CREATE TABLE data_sync_logs (id int PRIMARY KEY); CREATE TABLE data_sync_metrics (id int PRIMARY KEY);
+         INSERT INTO tables_to_sync VALUES ('theirs'); INSERT INTO good VALUES (1)",
+    );
+    world.ready();
+    world.add(&["good"]);
+    for own in ["tables_to_sync", "data_sync_logs", "public.data_sync_metrics"] {
+        world
+            .run(&["add-tables", own])
+            .fails(4, &["is a table of Data Sync itself here"]);
+    }
+    // However it is asked for.
+    let names = "INSERT INTO tables_to_sync VALUES ('tables_to_sync'), ('data_sync_logs')";
+    world.local.psql(names);
+    world.run(&["run-once"]).ok();
+    world.same(&["good"]);
+    for own in ["tables_to_sync", "data_sync_logs"] {
+        let state = world.state(&format!("public.{own}"));
+        assert!(
+            state.contains("paused: ") && state.contains("is a table of Data Sync itself here"),
+            "{state}"
+        );
+    }
+    let selected = "SELECT string_agg(table_name, ',' ORDER BY table_name) FROM tables_to_sync";
+    assert_eq!(world.local.psql(selected), "data_sync_logs,good,tables_to_sync");
+    world
+        .production
+        .psql("INSERT INTO tables_to_sync VALUES ('more'); INSERT INTO good VALUES (2)");
+    world.sync();
+    world.same(&["good"]);
+    assert_eq!(world.local.psql(selected), "data_sync_logs,good,tables_to_sync");
 }
 
 #[test]

@@ -4,12 +4,14 @@
 mod ran;
 
 mod door;
+mod down;
 mod killed;
 mod lasting;
 mod overflow;
 mod shapes;
 mod tables;
 mod troubles;
+mod types;
 
 use ran::{Ran, program};
 use serde_json::Value;
@@ -39,6 +41,17 @@ impl World {
 
     /// With settings of production that matter to the test.
     fn with(version: PgVersion, schema: &str, settings: impl FnOnce(PostgresBuilder) -> PostgresBuilder) -> Self {
+        let local = Postgres::shared(version).database("datasync");
+        Self::between(version, schema, settings, local)
+    }
+
+    /// With a local database that matters to the test.
+    fn between(
+        version: PgVersion,
+        schema: &str,
+        settings: impl FnOnce(PostgresBuilder) -> PostgresBuilder,
+        local: TestDb,
+    ) -> Self {
         let home = tempfile::Builder::new().prefix("datasync").tempdir().expect("a folder");
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
         let archive = home.path().join("archive");
@@ -48,7 +61,6 @@ impl World {
             .setting("autovacuum_naptime", "1s");
         let production = settings(builder).start();
         production.psql(&format!("CREATE TABLE other (id int); {schema}"));
-        let local = Postgres::shared(version).database("datasync");
         local.psql(schema);
         let world = World {
             production,

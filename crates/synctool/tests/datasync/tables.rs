@@ -188,7 +188,7 @@ fn tables_are_added_removed_and_copied_anew_while_the_service_runs() {
     world.same(&["good", "wider", "keyed", "moody"]);
     world
         .run(&["resync", "smalls"])
-        .fails(1, &["it is not in tables_to_sync"]);
+        .fails(2, &["table public.smalls is not in tables_to_sync"]);
     world
         .run(&["remove-tables", "public.keyed"])
         .fails(0, &["its rows stay"]);

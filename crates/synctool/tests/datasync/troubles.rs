@@ -412,11 +412,11 @@ fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
     .unwrap();
     says.read_line(&mut String::new()).unwrap();
     // The lock's own session is the only one that can still work there.
-    writeln!(ask, "SELECT pg_switch_wal() IS NULL;").unwrap();
-    says.read_line(&mut String::new()).unwrap();
-    let segments = || files(&world.path("archive")).len();
-    let before = segments();
-    wait_for("the segment", PATIENCE, || segments() > before);
+    writeln!(ask, "SELECT pg_walfile_name(pg_switch_wal());").unwrap();
+    let mut name = String::new();
+    says.read_line(&mut name).unwrap();
+    let segment = world.path("archive").join(name.trim());
+    wait_for("the segment", PATIENCE, || segment.is_file());
     let _ = world.run(&["run-once"]);
     assert_eq!(world.local.psql("SELECT n FROM acc WHERE id = 5"), "5", "as it was");
     writeln!(ask, "UPDATE acc SET n = 50 WHERE id = 50; COMMIT; SELECT 'done';").unwrap();
@@ -432,6 +432,50 @@ fn a_batch_that_ends_where_the_database_cannot_be_looked_at_goes_on() {
     world.production.psql("INSERT INTO acc VALUES (1000, 1)");
     world.sync();
     world.same(&["acc"]);
+    // Everything was counted; which rows a table that is read whole changed is not known.
+    let counted = "SELECT added, updated, deleted, incomplete FROM data_sync_metrics WHERE table_name = 'public.acc' AND period = 'month'";
+    assert_eq!(world.local.psql(counted), "1|12|1|t");
+}
+
+/// Whoever is started for each look counts what the ones before saw, and tells it as soon as the service would.
+#[test]
+fn a_missing_segment_is_told_by_runs_that_look_once() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    let name = world
+        .production
+        .psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
+    world.production.psql("UPDATE acc SET n = 0");
+    world.archived();
+    world
+        .production
+        .psql("INSERT INTO other SELECT generate_series(1, 20000)");
+    world.archived();
+    let (from, to) = (world.path("archive").join(&name), world.path("aside"));
+    fs::rename(&from, &to).unwrap();
+    for _ in 0..3 {
+        world.run(&["run-once"]).fails(0, &["is missing, though"]);
+    }
+    // Looks that follow each other at once count as one.
+    let mut runs = 0;
+    let told = loop {
+        let ran = world.run(&["run-once"]);
+        runs += 1;
+        if ran.code != 0 || runs > 10 {
+            break ran;
+        }
+    };
+    told.fails(
+        1,
+        &[
+            &format!("WAL segment {name} is missing from the archive but"),
+            "ST-WAL-001",
+        ],
+    );
+    world.run(&["run-once"]).fails(1, &["ST-WAL-001"]);
+    fs::rename(&to, &from).unwrap();
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+    assert_eq!(world.local.psql("SELECT count(*) FROM synctool.datasync_waited"), "0");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::chunks::Rows;
 use super::kept::{self, Kept, KeptTable, Writer};
 use super::position::LogPosition;
 use super::shape::{Shape, Shapes};
-use super::world::{Place, reached};
+use super::world::{Place, deaf_because, reached};
 use crate::postgres::log::capture::Initial;
 use crate::postgres::log::shape::travelling;
 use crate::postgres::{Connection, catalog};
@@ -140,12 +140,17 @@ pub(super) async fn step(rows: &Rows, shapes: &Shapes, position: &LogPosition, b
         .as_mut()
         .ok_or_else(|| Error::new(code::INTERRUPTED, "the scratch server was stopped"))?;
     let shapes = shapes.all();
-    let (batch, kept) = match begun {
+    let owner = world.owner()?;
+    let (mut batch, mut kept) = match begun {
         Some(kept) => {
             world.is(Place::Moving);
             reached(replay.take_up_to(kept.to).await?)?;
             (replay.scan.finish(), kept)
         }
+        None if replay.passing.is_some() => match world.pass_over(replay, owner, position.at).await? {
+            Ok(beyond) => beyond,
+            Err(why) => return Ok(Step::Idle(why)),
+        },
         None => {
             let batch = match replay.take_next(position.at).await? {
                 Ok(batch) => batch,
@@ -159,7 +164,15 @@ pub(super) async fn step(rows: &Rows, shapes: &Shapes, position: &LogPosition, b
             (batch, kept)
         }
     };
-    replay.open_gate(batch.to, batch.parameters.as_ref()).await?;
+    let names: Vec<Name> = shapes.iter().map(|s| s.name.clone()).collect();
+    while let Some(deaf) = replay.arrive(batch.to, batch.parameters.as_ref(), &names).await? {
+        tracing::warn!(at = %batch.to, "{}; every table is read whole behind it", deaf_because(&deaf));
+        replay.scan.resume(batch);
+        (batch, kept) = match world.pass_over(replay, owner, position.at).await? {
+            Ok(beyond) => beyond,
+            Err(why) => return Ok(Step::Idle(why)),
+        };
+    }
     failpoint("archive.replayed")?;
     let difference = difference(rows, &shapes, position, batch, &kept).await?;
     replay.tidy()?;

@@ -1,7 +1,7 @@
 //! The reader of the archived log: batch after batch, each as one transaction.
 
 use super::super::replay::by_address;
-use super::super::sql;
+use super::super::{sql, tables};
 use super::batch::{Difference, Job, Step, at_addresses, step};
 use super::chunks::{Marks, Rows};
 use super::kept::{self, Kept, Texts};
@@ -342,8 +342,9 @@ impl Shared {
             .map(|k| &shape.read.columns[*k])
             .map(|c| (c.source.as_str(), c.column.source_type.as_deref().unwrap_or("text")))
             .collect();
-        let sql = sql::absent(&shape.from(), &key, &rows)?;
         let session = self.rows.session().await?;
+        let equals = tables::equals(&session, &shape.name).await?;
+        let sql = sql::absent(&shape.from(), &tables::found_by(&key, &equals), &rows)?;
         let found = session.query(&sql, &[]).await;
         let found = found.map_err(|e| session.error(e, &format!("looking for rows of {}", shape.table)))?;
         session.recycle();

@@ -232,7 +232,11 @@ impl ArchiveLog {
             .as_ref()
             .ok_or_else(|| Error::new(code::STATE_STORE, "a stored position has no place in the log"))?;
         let stored = LogPosition::parse(log)?;
-        match Box::pin(self.world.go_on(&stored)).await {
+        let names: Vec<_> = followed
+            .iter()
+            .map(|f| full_name(&f.read.table, &self.schema))
+            .collect();
+        match Box::pin(self.world.go_on(&stored, &names)).await {
             Err(e) if self.options.repair.holds() && !e.kind().is_transient() && e.code() != code::LOCKED => {
                 tracing::warn!(error = %e, "the log is followed from the base backup on, and every table is compared");
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {

@@ -1,10 +1,12 @@
 //! The scratch server of a pipeline: where it stands, and how it is brought to the next place.
 
+use super::super::batch::Batch;
 use super::super::control::Control;
 use super::super::follow::Waiting;
 use super::super::readable::UNREADABLE;
 use super::super::replay::{Replay, ReplayConfig, Stored};
 use super::super::scratch::{Hold, Scratch, ScratchConfig};
+use super::super::tables::Name;
 use super::kept::Kept;
 use super::position::LogPosition;
 use super::source::check_system;
@@ -149,13 +151,14 @@ impl World {
     }
 
     /// Brings the scratch server to where a position stands; or, if a batch was begun from there, makes ready to go on
-    /// with it.
-    pub(super) async fn go_on(&self, position: &LogPosition) -> Result<Found> {
+    /// with it. These names are what will be looked at.
+    pub(super) async fn go_on(&self, position: &LogPosition, names: &[Name]) -> Result<Found> {
         let mut replay = self.replay.lock().await;
         *replay = None;
         self.is(Place::Moving);
         let (scratch, kept) = self.open()?;
         check_system(position, scratch.control().system)?;
+        // What the rows were is known then: it need not stand where the batch begins.
         let mut begun = kept.filter(|k| k.from == position.at && k.to > position.at);
         let stored = match &begun {
             Some(k) => Stored {
@@ -169,16 +172,11 @@ impl World {
         let mut next = Replay::begin(self.config.clone(), scratch, Some(stored)).await?;
         reached(next.take_up_to(stored.furthest).await?)?;
         next.check_backup()?;
-        if !next.is_readable().await? {
-            begun = Some(Box::pin(self.pass_over(&mut next, position)).await?);
-        }
-        match &begun {
-            None => self.bring(&mut next, stored, self.owner()?).await?,
-            // What the rows were is known: it need not stand where the batch begins, and perhaps it cannot be read there.
-            Some(kept) => {
-                let parameters = next.scan.parameters().cloned();
-                next.open_gate(kept.to, parameters.as_ref()).await?;
-            }
+        let owner = self.owner()?;
+        begun = self.arrive(&mut next, names, owner, position.at).await?.or(begun);
+        if begun.is_none() {
+            Kept::standing(owner, stored).store(&self.directory())?;
+            self.is(Place::Standing(stored.at));
         }
         next.taken.clear();
         *replay = Some(next);
@@ -188,28 +186,63 @@ impl World {
         })
     }
 
-    /// The scratch server cannot be read where it should stand: the batch goes on to the next place at which it can, and
-    /// every table is read whole there.
-    async fn pass_over(&self, replay: &mut Replay, position: &LogPosition) -> Result<Kept> {
-        let furthest = replay.scan.position();
-        if let Some(why) = replay.take_beyond(furthest).await? {
-            return Err(unreadable(furthest, &why));
+    /// Lets the scratch server come to where its log was read up to. Where it cannot be looked at it goes on; gives what
+    /// was kept of the batch that leads beyond.
+    async fn arrive(&self, replay: &mut Replay, names: &[Name], owner: &str, from: Lsn) -> Result<Option<Kept>> {
+        let mut kept = None;
+        loop {
+            let at = replay.scan.position();
+            let why = match replay.is_readable().await? {
+                true => {
+                    let parameters = replay.scan.parameters().cloned();
+                    let deaf = replay.arrive(at, parameters.as_ref(), names).await?;
+                    deaf.map(|e| deaf_because(&e))
+                }
+                false => Some(UNREADABLE.to_owned()),
+            };
+            let Some(why) = why else { return Ok(kept) };
+            tracing::warn!(%at, "{why}; every table is read whole behind it");
+            match self.pass_over(replay, owner, from).await? {
+                Ok((batch, beyond)) => {
+                    replay.scan.resume(batch);
+                    kept = Some(beyond);
+                }
+                Err(waiting) => {
+                    return Err(
+                        Error::new(code::SERVER_UNREACHABLE, format!("{why}, at {at}: {waiting}")).hint(
+                            "the log goes on behind the end of the transaction that stands in the way, and a CHECKPOINT in production",
+                        ),
+                    );
+                }
+            }
         }
-        let to = replay.scan.position();
-        tracing::warn!(at = %furthest, %to, "{UNREADABLE}; every table is read whole behind it");
+    }
+
+    /// The scratch server cannot be looked at where it is: the batch goes on to the next place at which it can, and every
+    /// table is read whole there.
+    pub(super) async fn pass_over(
+        &self,
+        replay: &mut Replay,
+        owner: &str,
+        from: Lsn,
+    ) -> Result<Result<(Batch, Kept), Waiting>> {
+        let batch = match replay.take_beyond().await? {
+            Ok(batch) => batch,
+            Err(why) => return Ok(Err(why)),
+        };
         let kept = Kept {
-            owner: self.owner()?.into(),
-            from: position.at,
-            to,
+            owner: owner.into(),
+            from,
+            to: batch.to,
             timeline: replay.follower.timeline(),
-            restart: replay.scan.restart(),
+            restart: batch.restart,
             tables: Vec::new(),
         };
         kept.store(&self.directory())?;
-        Ok(kept)
+        Ok(Ok((batch, kept)))
     }
 
-    /// Brings the scratch server to where it stood last, or to the first place at which it can be read.
+    /// Brings the scratch server to where it stood last, or to the first place at which it can be looked at.
     pub(super) async fn begin(&self) -> Result<LogPosition> {
         let mut replay = self.replay.lock().await;
         *replay = None;
@@ -220,40 +253,42 @@ impl World {
             Some(kept) => kept.owner.clone(),
             None => self.owner()?.to_owned(),
         };
-        let stored = kept.map(|k| k.stored());
+        let stored = kept.as_ref().map(Kept::stored);
         let mut next = Replay::begin(self.config.clone(), scratch, stored).await?;
-        let (stored, committed_at) = match stored {
-            Some(stored) => {
+        let (stored, committed_at) = match (stored, kept) {
+            (Some(stored), Some(kept)) => {
                 reached(next.take_up_to(stored.at).await?)?;
                 next.check_backup()?;
-                if !next.is_readable().await? {
-                    let why = Waiting::NotYet(next.follower.awaited());
-                    return Err(unreadable(stored.at, &why));
-                }
+                let beyond = self.arrive(&mut next, &[], &owner, kept.from).await?;
+                next.scan.finish();
                 next.taken.clear();
-                (stored, None)
+                // A batch that was begun is still to be handed out.
+                (beyond.unwrap_or(kept).stored(), None)
             }
-            None => match next.take_first().await? {
-                Ok(batch) => {
-                    let stored = Stored {
-                        timeline: next.follower.timeline(),
-                        at: batch.to,
-                        restart: batch.restart,
-                        furthest: batch.to,
-                    };
-                    if let Some(parameters) = &batch.parameters {
-                        next.scratch.raise(parameters).await?;
+            _ => {
+                match next.take_first().await? {
+                    Ok(batch) => next.scan.resume(batch),
+                    Err(why) => {
+                        let what =
+                            format!("the archive does not hold yet what the base backup needs to be of use: {why}");
+                        return Err(Error::new(code::SERVER_UNREACHABLE, what)
+                            .hint("wait for it; on an idle production: CHECKPOINT; SELECT pg_switch_wal();"));
                     }
-                    (stored, batch.last_commit.map(|at| at.unix_micros()))
                 }
-                Err(why) => {
-                    let what = format!("the archive does not hold yet what the base backup needs to be of use: {why}");
-                    return Err(Error::new(code::SERVER_UNREACHABLE, what)
-                        .hint("wait for it; on an idle production: CHECKPOINT; SELECT pg_switch_wal();"));
-                }
-            },
+                let from = next.scan.position();
+                self.arrive(&mut next, &[], &owner, from).await?;
+                let batch = next.scan.finish();
+                let stored = Stored {
+                    timeline: next.follower.timeline(),
+                    at: batch.to,
+                    restart: batch.restart,
+                    furthest: batch.to,
+                };
+                Kept::standing(&owner, stored).store(&self.directory())?;
+                (stored, batch.last_commit.map(|at| at.unix_micros()))
+            }
         };
-        self.bring(&mut next, stored, &owner).await?;
+        self.is(Place::Standing(stored.at));
         *replay = Some(next);
         Ok(LogPosition {
             system,
@@ -264,15 +299,6 @@ impl World {
             owed: BTreeSet::new(),
             committed_at,
         })
-    }
-
-    /// Brings it to a place that is at the destination, or where nothing is yet.
-    async fn bring(&self, replay: &mut Replay, to: Stored, owner: &str) -> Result<()> {
-        let parameters = replay.scan.parameters().cloned();
-        replay.open_gate(to.at, parameters.as_ref()).await?;
-        Kept::standing(owner, to).store(&self.directory())?;
-        self.is(Place::Standing(to.at));
-        Ok(())
     }
 
     /// A place where the scratch server stands, wherever that is: for looking at its tables.
@@ -339,9 +365,12 @@ impl World {
     }
 }
 
-fn unreadable(at: Lsn, why: &Waiting) -> Error {
-    Error::new(code::SERVER_UNREACHABLE, format!("{UNREADABLE}, at {at}: {why}"))
-        .hint("the log goes on behind the end of that transaction, and a CHECKPOINT in production")
+/// Why production's database cannot be looked at.
+pub(super) fn deaf_because(error: &Error) -> String {
+    format!(
+        "production's database cannot be looked at at this place ({})",
+        error.message()
+    )
 }
 
 /// What was read once must be there again.

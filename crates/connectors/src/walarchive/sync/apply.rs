@@ -168,7 +168,7 @@ impl DataSync {
     }
 
     /// Brings a table from one place to another inside the open transaction. Trouble that is the table's own puts it
-    /// aside and is no error.
+    /// aside and is no error. Of a table that was read whole nobody knows which rows changed.
     #[allow(clippy::too_many_arguments, reason = "both sides, both places")]
     pub(super) async fn bring(
         &self,
@@ -179,7 +179,7 @@ impl DataSync {
         from: Lsn,
         to: Lsn,
         healed: bool,
-    ) -> Result<Net> {
+    ) -> Result<Option<Net>> {
         self.say(SAVE).await?;
         let mut trouble = match self.change(session, table, local, work, to, false).await {
             Ok(net) => {
@@ -209,7 +209,7 @@ impl DataSync {
             }
         }
         self.pause(table, &trouble, from, to).await?;
-        Ok(Net::default())
+        Ok(None)
     }
 
     /// Leaves a table where it is until somebody has mended what is wrong with it.
@@ -249,15 +249,54 @@ impl DataSync {
         work: Work<'_>,
         at: Lsn,
         healing: bool,
-    ) -> Result<Net> {
+    ) -> Result<Option<Net>> {
         // Also where no row was touched: a column with a default and a renamed label of an enum touch none.
         table.fits(local)?;
-        match work {
-            Work::Nothing => Ok(Net::default()),
-            Work::Rows(addresses) => self.apply(session, table, addresses).await,
-            Work::Whole => self.replace(session, table, None, at, healing).await,
-            Work::Staged(staging) => self.replace(session, table, Some(staging), at, healing).await,
+        let net = match work {
+            Work::Nothing => return Ok(Some(Net::default())),
+            Work::Rows(addresses) => Some(self.apply(session, table, addresses).await?),
+            Work::Whole => {
+                self.replace(session, table, None, at, healing).await?;
+                None
+            }
+            Work::Staged(staging) => {
+                self.replace(session, table, Some(staging), at, healing).await?;
+                None
+            }
+        };
+        if let Some(constraint) = self.doubled(table).await? {
+            return Err(match work {
+                Work::Rows(_) => diverged(table, &format!("several rows share a value of {constraint}")),
+                _ => {
+                    let what = format!(
+                        "rows of {} do not fit the local constraint {constraint}",
+                        table.display()
+                    );
+                    Error::new(code::CONSTRAINT, what).at("table", table.display())
+                }
+            });
         }
+        Ok(net)
+    }
+
+    /// A deferrable constraint of the local table of which several rows share a value: the server does not look while
+    /// triggers are off.
+    async fn doubled(&self, table: &Table) -> Result<Option<String>> {
+        let (schema, name) = (&table.name.0, &table.name.1);
+        let run = |e| {
+            self.local
+                .error(e, &format!("looking at the constraints of {}", table.display()))
+        };
+        let constraints = self.local.query(sql::DEFERRABLE, &[schema, name]).await.map_err(run)?;
+        for row in constraints {
+            let columns: Vec<String> = row.get(1);
+            let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+            let ask = sql::is_doubled(schema, name, &columns, row.get(2));
+            if self.local.query_one(&ask, &[]).await.map_err(run)?.get(0) {
+                return Ok(Some(row.get(0)));
+            }
+        }
+        Ok(None)
     }
 
     /// Puts a table's rows of the scratch server's place in the place of those it has, from there or from beside it.
@@ -268,7 +307,7 @@ impl DataSync {
         staging: Option<&str>,
         at: Lsn,
         healing: bool,
-    ) -> Result<Net> {
+    ) -> Result<()> {
         let began = std::time::Instant::now();
         let (schema, name) = (&table.name.0, &table.name.1);
         let target = sql::table(schema, name);
@@ -308,9 +347,7 @@ impl DataSync {
             took: Some(began.elapsed()),
             ..Entry::new("info", "copied", format!("{rows} rows copied")).table(table.display())
         };
-        journal::log(&self.local, &entry).await?;
-        // The rows of a copy are no changes that happened.
-        Ok(Net::default())
+        journal::log(&self.local, &entry).await
     }
 
     /// Takes the pre-images away and puts the rows in as they are now. All go before the first comes: keys and unique
@@ -323,7 +360,8 @@ impl DataSync {
         let sql = "SELECT count(*) FROM synctool.datasync_pre WHERE schema_name = $1 AND table_name = $2";
         let expected: i64 = self.local.query_one(sql, &[schema, name]).await.map_err(run)?.get(0);
         let before = u64::try_from(expected).unwrap_or_default();
-        let key = table.key();
+        let equals = tables::equals(&self.local, &table.name).await?;
+        let key = tables::found_by(&table.key(), &equals);
         if before > 0 {
             let delete = match key.is_empty() {
                 true => sql::delete_by_row(schema, name, &columns)?,

@@ -6,7 +6,8 @@ use super::super::scratch::blamed;
 use super::super::sql;
 use super::super::tables::{self, Found, Name, Table};
 use super::apply::{COPYING, LOCKED, State, Work, is_its_own};
-use super::{DataSync, Phases, Step};
+use super::settle::{Counted, Phases};
+use super::{DataSync, Step};
 use crate::postgres::{Connection, Postgres};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
@@ -22,11 +23,21 @@ impl DataSync {
     /// Replays until nothing open began before the scan, stores that place, and copies the selected tables there.
     pub(super) async fn first_copy(&mut self) -> Result<Step> {
         let began = Instant::now();
-        let batch = match self.replay.take_first().await? {
-            Ok(batch) => batch,
-            Err(why) => return Ok(Step::Idle(why)),
+        let mut next = match self.replay.passing {
+            None => self.replay.take_first().await?,
+            Some(_) => self.replay.take_beyond().await?,
         };
-        self.replay.open_gate(batch.to, batch.parameters.as_ref()).await?;
+        let batch = loop {
+            let batch = match next {
+                Ok(batch) => batch,
+                Err(why) => return Ok(Step::Idle(why)),
+            };
+            if !self.arrive(&batch).await? {
+                break batch;
+            }
+            self.replay.scan.resume(batch);
+            next = self.replay.take_beyond().await?;
+        };
         let replayed = began.elapsed();
         failpoint("datasync.first_copy")?;
         let session = self.replay.session().await?;
@@ -42,7 +53,8 @@ impl DataSync {
             replayed,
             applied: Duration::ZERO,
         };
-        self.move_to(&batch, &BTreeMap::new(), &BTreeMap::new(), phases).await?;
+        self.move_to(&batch, &BTreeMap::new(), &Counted::default(), phases)
+            .await?;
         self.standing = true;
         self.copy_waiting(&session, &there, &here, batch.to).await?;
         self.resumed = true;

@@ -10,16 +10,16 @@
 
 mod apply;
 mod copy;
+mod settle;
 mod tend;
 mod verify;
 
 pub use verify::Compared;
 
-use super::archive;
 use super::batch::Batch;
 use super::board;
-use super::follow::Waiting;
-use super::journal::{self, Entry, Net, Tallies};
+use super::follow::{Waited, Waiting};
+use super::journal::{self, Entry, Net};
 use super::readable::UNREADABLE;
 use super::replay::{Replay, ReplayConfig, Stored, by_address};
 use super::scratch::{Hold, Scratch, blamed};
@@ -27,8 +27,9 @@ use super::sql;
 use super::tables::{self, Found, Name};
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime};
+use settle::{Counted, Phases};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_pgwal::{Lsn, RelFile};
@@ -66,6 +67,9 @@ struct Plan {
     /// The timeline at its end; one that an older version stored does not say.
     #[serde(default)]
     timeline: Option<u32>,
+    /// Whether every table is read whole: of the rows before the batch nothing is known.
+    #[serde(default)]
+    whole: bool,
     /// Every table's file. A table that has none here is read whole.
     files: Vec<(Name, [u32; 3])>,
     /// How the selected tables were made.
@@ -77,17 +81,6 @@ impl Plan {
         serde_json::from_str(text)
             .map_err(|e| Error::new(code::STATE_STORE, "the stored plan cannot be read").caused_by(e))
     }
-}
-
-/// When a batch began, and what its parts took.
-struct Phases {
-    began: Instant,
-    /// Until the plan was stored.
-    planned: Duration,
-    /// Until the scratch server stood at the new place.
-    replayed: Duration,
-    /// Until the local rows were changed.
-    applied: Duration,
 }
 
 /// A running Data Sync. Only one at a time works on a local database. After an error it is of no use any more: open it
@@ -104,10 +97,10 @@ pub struct DataSync {
     planned: Option<Lsn>,
     /// Whether the scratch server was brought to the stored place since we opened it.
     standing: bool,
-    /// Whether it cannot be read there, so that the batch goes on to where it can.
-    passing: bool,
     /// Whether copies that an earlier process began were looked for.
     resumed: bool,
+    /// The trouble of the archive that is stored, for whoever looks next.
+    waited: Option<Waited>,
 }
 
 /// The right to work on a local database, which one process has at a time.
@@ -192,16 +185,21 @@ impl DataSync {
         if let Some(stored) = stored {
             scratch.within(stored.furthest)?;
         }
+        let waited = local.query_opt(sql::WAITED, &[]).await.map_err(run)?;
+        // One that cannot be understood is counted anew.
+        let waited: Option<Waited> = waited.and_then(|row| serde_json::from_str(row.get(0)).ok());
+        let mut replay = Replay::begin(config.replay.clone(), scratch, stored).await?;
+        replay.follower.has_waited(waited.clone());
         Ok(DataSync {
-            replay: Replay::begin(config.replay.clone(), scratch, stored).await?,
+            replay,
             _hold: hold,
             config,
             local,
             applied: stored.map(|s| s.at),
             planned,
             standing: false,
-            passing: false,
             resumed: false,
+            waited,
         })
     }
 
@@ -217,6 +215,33 @@ impl DataSync {
 
     /// Does the next batch, if there is one.
     pub async fn step(&mut self) -> Result<Step> {
+        let step = Box::pin(self.advance()).await;
+        let noted = self.note_waited().await;
+        let step = step?;
+        noted.map(|()| step)
+    }
+
+    /// Stores how often the same trouble of the archive was seen: whoever is started anew for each look has no other
+    /// memory.
+    async fn note_waited(&mut self) -> Result<()> {
+        let waited = self.replay.follower.waited();
+        if self.waited.as_ref() == waited {
+            return Ok(());
+        }
+        let run = |e| self.local.error(e, "storing what the archive lacks");
+        match waited {
+            Some(waited) => {
+                let text = serde_json::to_string(waited);
+                let text = text.map_err(|e| Error::bug("a trouble that is no JSON").caused_by(e))?;
+                self.local.execute(sql::SET_WAITED, &[&text]).await.map_err(run)?;
+            }
+            None => self.local.batch_execute(sql::NOT_WAITED).await.map_err(run)?,
+        }
+        self.waited = waited.cloned();
+        Ok(())
+    }
+
+    async fn advance(&mut self) -> Result<Step> {
         let Some(applied) = self.applied else {
             return self.first_copy().await;
         };
@@ -229,7 +254,7 @@ impl DataSync {
             self.replay.check_backup()?;
             self.replay.passed(applied);
         }
-        if !self.standing && (self.passing || !self.replay.is_readable().await?) {
+        if !self.standing && (self.replay.passing.is_some() || !self.replay.is_readable().await?) {
             return Box::pin(self.pass_over(known)).await;
         }
         if !self.standing && self.planned.is_none() {
@@ -248,17 +273,25 @@ impl DataSync {
     /// The scratch server cannot be read where it should stand: the batch goes on to the next place at which it can, and
     /// every table is read whole there. Of what the rows were before nothing is wanted then.
     async fn pass_over(&mut self, known: Lsn) -> Result<Step> {
-        if !self.passing {
+        if self.replay.passing.is_none() {
             let why = format!("{UNREADABLE}; behind the end of that transaction every table is read whole");
             self.begin_passing(known, why).await?;
         }
-        if let Some(why) = self.replay.take_beyond(known).await? {
-            return Ok(Step::Idle(why));
-        }
+        let batch = match self.replay.take_beyond().await? {
+            Ok(batch) => batch,
+            Err(why) => return Ok(Step::Idle(why)),
+        };
         let began = Instant::now();
-        let batch = self.replay.scan.finish();
+        // Which files they were in is known if the batch was planned before.
+        let files = self.stored_plan().await?.map_or_else(Vec::new, |plan| plan.files);
         self.begin().await?;
-        self.store_plan(batch.to, Vec::new(), Vec::new()).await?;
+        let plan = Plan {
+            timeline: Some(self.replay.follower.timeline()),
+            whole: true,
+            files,
+            shapes: Vec::new(),
+        };
+        self.store_plan(batch.to, &plan).await?;
         self.commit("storing the plan").await?;
         failpoint("datasync.planned")?;
         self.planned = Some(batch.to);
@@ -267,24 +300,29 @@ impl DataSync {
 
     /// From here on the batch goes on until the scratch server can be read, and it is told why.
     async fn begin_passing(&mut self, at: Lsn, why: String) -> Result<()> {
-        (self.standing, self.passing) = (false, true);
+        (self.standing, self.replay.passing) = (false, Some(at));
         journal::log(&self.local, &Entry::new("warn", "unreadable", why).to(at)).await
     }
 
     /// Stores a plan in the open transaction, in the place of another.
-    async fn store_plan(&self, to: Lsn, files: Vec<(Name, [u32; 3])>, shapes: Vec<(Name, String)>) -> Result<()> {
-        let plan = Plan {
-            timeline: Some(self.replay.follower.timeline()),
-            files,
-            shapes,
-        };
-        let text = serde_json::to_string(&plan).map_err(|e| Error::bug("a plan that is no JSON").caused_by(e))?;
+    async fn store_plan(&self, to: Lsn, plan: &Plan) -> Result<()> {
+        let text = serde_json::to_string(plan).map_err(|e| Error::bug("a plan that is no JSON").caused_by(e))?;
         let run = |e| self.local.error(e, "storing the plan");
         let forget = "DELETE FROM synctool.datasync_plan";
         self.local.batch_execute(forget).await.map_err(run)?;
         let store = "INSERT INTO synctool.datasync_plan (plan_lsn, tables) VALUES ($1::text::pg_lsn, $2)";
         let done = self.local.execute(store, &[&to.to_string(), &text]).await;
         done.map(drop).map_err(run)
+    }
+
+    /// The plan that was stored and not applied yet.
+    async fn stored_plan(&self) -> Result<Option<Plan>> {
+        let row = self
+            .local
+            .query_opt("SELECT tables FROM synctool.datasync_plan", &[])
+            .await;
+        let row = row.map_err(|e| self.local.error(e, "reading the plan"))?;
+        row.map(|row| Plan::read(row.get(0))).transpose()
     }
 
     /// Stops the scratch server.
@@ -294,10 +332,7 @@ impl DataSync {
 
     /// The selected names.
     async fn selected(&self) -> Result<Vec<String>> {
-        let rows = self
-            .local
-            .query("SELECT table_name FROM public.tables_to_sync ORDER BY 1", &[])
-            .await;
+        let rows = self.local.query(sql::SELECTED, &[]).await;
         let rows = rows.map_err(|e| self.local.error(e, "reading tables_to_sync"))?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
@@ -369,7 +404,13 @@ impl DataSync {
         let files = files.into_iter();
         let files = files.map(|(name, f)| (name, [f.tablespace, f.database, f.file]));
         let shapes = there.tables.into_iter().map(|(name, table)| (name, table.shape()));
-        self.store_plan(batch.to, files.collect(), shapes.collect()).await?;
+        let plan = Plan {
+            timeline: Some(self.replay.follower.timeline()),
+            whole: false,
+            files: files.collect(),
+            shapes: shapes.collect(),
+        };
+        self.store_plan(batch.to, &plan).await?;
         failpoint("datasync.before_plan")?;
         self.commit("storing the plan").await
     }
@@ -377,13 +418,9 @@ impl DataSync {
     /// From a stored plan to the new place.
     async fn carry_out(&mut self, batch: Batch, began: Instant) -> Result<Step> {
         let planned = began.elapsed();
-        let run = |e| self.local.error(e, "reading the plan");
-        let row = self
-            .local
-            .query_one("SELECT tables FROM synctool.datasync_plan", &[])
-            .await
-            .map_err(run)?;
-        let stored = Plan::read(row.get(0))?;
+        let stored = self.stored_plan().await?;
+        let stored = stored.ok_or_else(|| Error::bug("a batch without a plan"))?;
+        let whole = stored.whole;
         let file = |[tablespace, database, file]: [u32; 3]| RelFile {
             tablespace,
             database,
@@ -395,24 +432,26 @@ impl DataSync {
             .map(|(name, parts)| (name, file(parts)))
             .collect();
         let shapes: BTreeMap<Name, String> = stored.shapes.into_iter().collect();
-        self.replay.open_gate(batch.to, batch.parameters.as_ref()).await?;
+        let deaf = self.arrive(&batch).await?;
         failpoint("datasync.replayed")?;
+        if deaf {
+            let to = batch.to;
+            self.standing = false;
+            self.replay.scan.resume(batch);
+            return Box::pin(self.pass_over(to)).await;
+        }
         let replayed = began.elapsed();
-        let (session, after, there, here) = match self.look().await {
-            Ok(seen) => seen,
-            Err(e) if self.is_deaf(&e).await? => {
-                let why = format!(
-                    "production's database cannot be looked at where the batch ends ({}): it goes on to a later place, where every table is read whole",
-                    e.message()
-                );
-                self.begin_passing(batch.to, why).await?;
-                return Box::pin(self.pass_over(batch.to)).await;
-            }
-            Err(e) => return Err(e),
-        };
+        let session = self.replay.session().await?;
+        let after = tables::files(&session).await?;
+        let (there, here) = self.find(&session).await?;
         self.begin().await?;
         let known = self.known().await?;
         let mut nets = BTreeMap::new();
+        // What production did to a file that came and went within the batch belongs to a table whose file is another now.
+        let rewritten = before
+            .iter()
+            .filter(|(name, file)| after.get(*name).is_some_and(|now| now != *file));
+        let mut uncounted: BTreeSet<Name> = rewritten.map(|(name, _)| name.clone()).collect();
         for (name, table) in &there.tables {
             let state = known.get(name);
             if state.is_some_and(|k| k.state == State::Paused) {
@@ -421,7 +460,7 @@ impl DataSync {
             let file = before.get(name);
             let synced = state.is_some_and(|k| k.state == State::Synced);
             let work = match file.and_then(|file| batch.files.get(file)) {
-                _ if !synced || file.is_none() || file != after.get(name) => Work::Whole,
+                _ if !synced || whole || file.is_none() || file != after.get(name) => Work::Whole,
                 // Old rows may look different now though nothing touched them.
                 _ if shapes.get(name) != Some(&table.shape()) => Work::Whole,
                 Some(changes) => Work::Rows(&changes.addresses),
@@ -429,6 +468,7 @@ impl DataSync {
             };
             if !matches!(work, Work::Nothing) && tables::is_blocked(&session, table).await? {
                 self.wait_for_lock(table, batch.to).await?;
+                uncounted.insert(name.clone());
                 continue;
             }
             let healed = state.is_some_and(|k| k.healed);
@@ -436,8 +476,14 @@ impl DataSync {
             let net = self
                 .bring(&session, table, local, work, batch.from, batch.to, healed)
                 .await?;
-            if net != Net::default() {
-                nets.insert(name.clone(), net);
+            match net {
+                Some(net) if net != Net::default() => {
+                    nets.insert(name.clone(), net);
+                }
+                None if synced => {
+                    uncounted.insert(name.clone());
+                }
+                _ => {}
             }
         }
         // A table that is selected no more keeps its rows.
@@ -453,26 +499,26 @@ impl DataSync {
             replayed: replayed - planned,
             applied: began.elapsed() - replayed,
         };
-        self.move_to(&batch, &names, &nets, phases).await?;
+        self.move_to(&batch, &names, &Counted { nets, uncounted }, phases)
+            .await?;
         failpoint("datasync.committed")?;
         self.replay.tidy()?;
-        (self.standing, self.passing) = (true, false);
+        self.standing = true;
         Ok(Step::Applied(batch.to))
     }
 
-    /// What the scratch server has at its place, and what is here.
-    async fn look(&self) -> Result<(Connection, BTreeMap<Name, RelFile>, Found, Found)> {
-        let session = self.replay.session().await?;
-        let after = tables::files(&session).await?;
-        let (there, here) = self.find(&session).await?;
-        Ok((session, after, there, here))
-    }
-
-    /// Whether the scratch server is well and only this database cannot be looked at: production holds a lock on its
-    /// catalogs there, or it is dropped.
-    async fn is_deaf(&self, error: &Error) -> Result<bool> {
-        let deaf = error.kind().is_transient() || error.code() == code::DATABASE_MISSING;
-        Ok(deaf && !self.local.is_closed() && self.replay.scratch.replayed().await?.is_some())
+    /// Brings the scratch server to the end of a batch. Whether nobody can look at it there is told; the batch goes on then.
+    async fn arrive(&mut self, batch: &Batch) -> Result<bool> {
+        let selected = self.selected().await?;
+        let names: Vec<Name> = selected.iter().map(|name| tables::parse_name(name)).collect();
+        let arrived = self.replay.arrive(batch.to, batch.parameters.as_ref(), &names).await?;
+        let Some(why) = &arrived else { return Ok(false) };
+        let why = format!(
+            "production's database cannot be looked at where the batch ends ({}): it goes on to a later place, where every table is read whole",
+            why.message()
+        );
+        self.begin_passing(batch.to, why).await?;
+        Ok(true)
     }
 
     async fn begin(&self) -> Result<()> {
@@ -500,113 +546,6 @@ impl DataSync {
             .batch_execute("COMMIT")
             .await
             .map_err(|e| self.local.error(e, what))
-    }
-
-    /// Counts, moves the place and commits: the batch has happened.
-    async fn move_to(
-        &mut self,
-        batch: &Batch,
-        names: &BTreeMap<RelFile, Name>,
-        nets: &BTreeMap<Name, Net>,
-        phases: Phases,
-    ) -> Result<()> {
-        let run = |e| self.local.error(e, "storing the new place");
-        let hours = self.config.metric_hours;
-        let mut all = Tallies::default();
-        for (file, changes) in &batch.files {
-            let Some(name) = names.get(file) else { continue };
-            let table = tables::display(name);
-            for (hour, counts) in &changes.hours {
-                let tallies = Tallies {
-                    operations: *counts,
-                    ..Tallies::default()
-                };
-                journal::count(&self.local, &table, *hour, hours, &tallies).await?;
-                journal::count(&self.local, journal::ALL, *hour, hours, &tallies).await?;
-            }
-            all.operations.add(changes.counts());
-        }
-        let commit = batch.last_commit.map(|at| at.unix_micros() as f64 / 1e6);
-        if let Some(commit) = commit {
-            let hour = (commit / 3600.0).floor() as i64;
-            for (name, net) in nets {
-                let tallies = Tallies {
-                    net: *net,
-                    ..Tallies::default()
-                };
-                journal::count(&self.local, &tables::display(name), hour, hours, &tallies).await?;
-                all.net.add(*net);
-            }
-            let now = SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default();
-            let whole = Tallies {
-                operations: Default::default(),
-                net: all.net,
-                batches: 1,
-                transactions: batch.commits,
-                segments: self.replay.taken.len() as u64,
-                bytes: batch.to.0.saturating_sub(batch.from.0),
-                errors: 0,
-                lag: Some((now.as_secs_f64() - commit).max(0.0)),
-            };
-            journal::count(&self.local, journal::ALL, hour, hours, &whole).await?;
-        }
-        let system = self.replay.scratch.control().system.to_string();
-        let timeline = i64::from(self.replay.follower.timeline());
-        let (to, restart) = (batch.to.to_string(), batch.restart.to_string());
-        let size = self.replay.scratch.control().segment_size;
-        let name = |at: Lsn| archive::segment_name(self.replay.follower.history(), size.number(at), size).to_string();
-        let last = self
-            .replay
-            .taken
-            .last()
-            .map_or_else(|| name(batch.to), ToString::to_string);
-        self.local
-            .execute(
-                sql::MOVE,
-                &[
-                    &system,
-                    &timeline,
-                    &to,
-                    &restart,
-                    &commit,
-                    &last,
-                    &name(batch.restart),
-                    &self.config.replay.database,
-                ],
-            )
-            .await
-            .map_err(run)?;
-        let clear = "DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre";
-        self.local.batch_execute(clear).await.map_err(run)?;
-        let segments = self.replay.taken.first().map(|first| (first.to_string(), last));
-        let entry = Entry {
-            from: Some(batch.from),
-            to: Some(batch.to),
-            segments,
-            operations: Some(all.operations),
-            net: Some(all.net),
-            took: Some(phases.began.elapsed()),
-            details: Some(serde_json::json!({
-                "planned_ms": phases.planned.as_millis() as u64,
-                "replayed_ms": phases.replayed.as_millis() as u64,
-                "applied_ms": phases.applied.as_millis() as u64,
-                "touched_rows_in_a_file": batch.is_spilled(),
-            })),
-            ..Entry::new(
-                "info",
-                "batch",
-                format!("{} transactions up to {}", batch.commits, batch.to),
-            )
-        };
-        journal::log(&self.local, &entry).await?;
-        failpoint("datasync.before_commit")?;
-        self.commit("storing the new place").await?;
-        self.applied = Some(batch.to);
-        self.planned = None;
-        self.replay.taken.clear();
-        Ok(())
     }
 }
 

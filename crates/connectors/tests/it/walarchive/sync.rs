@@ -132,6 +132,7 @@ fn config(bin_dir: &Path, place: &Path, local: &str) -> SyncConfig {
             database: "postgres".into(),
             batch_segments: 4,
             patience: 3,
+            pace: Duration::ZERO,
             replay_patience: Duration::from_secs(90),
             touched_rows: 1 << 20,
         },

@@ -250,7 +250,11 @@ pub(super) async fn metrics(
                 text(&m["table_name"]),
                 text(&m["period"]),
                 starts.get(..16).unwrap_or(&starts).to_owned(),
-                if m["closed"] == true { "closed" } else { "open" }.to_owned(),
+                format!(
+                    "{}{}",
+                    if m["closed"] == true { "closed" } else { "open" },
+                    if m["incomplete"] == true { ", incomplete" } else { "" }
+                ),
             ];
             for key in ["added", "updated", "deleted", "net_added", "net_updated", "net_deleted"] {
                 row.push(m[key].as_u64().map_or_else(|| "-".into(), out::number));

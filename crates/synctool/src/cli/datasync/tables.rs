@@ -4,30 +4,51 @@ use super::super::args::{Globals, Patience};
 use super::super::out::{self, Reply};
 use super::{answers, board, is_running};
 use crate::config::DataSync as Config;
+use crate::config::error::nearest;
 use crate::datasync;
 use serde_json::{Value, json};
-use synctool_connectors::walarchive::board::full_name;
+use synctool_connectors::walarchive::board::{check_name, full_name};
 use synctool_connectors::walarchive::{Board, DataSync, Scratch};
 use synctool_core::error::{Error, Result, code};
 
 /// `synctool datasync resync`.
 pub(super) async fn resync(config: &Config, tables: Vec<String>, patience: Patience) -> Result<Reply> {
     let board = board(config).await?;
+    let mut known = board.selected().await?;
+    known.extend(board.followed().await?);
+    check_selected(&tables, &known)?;
     asked(&board, "resync", &tables, patience).await
+}
+
+/// Refuses names that are not selected, before anything is done.
+fn check_selected(tables: &[String], selected: &[String]) -> Result<()> {
+    let names = tables.iter().map(|name| full_name(name));
+    let unknown: Vec<String> = names.filter(|name| !selected.contains(name)).collect();
+    let text = match &unknown[..] {
+        [] => return Ok(()),
+        [one] => format!("table {one} is not in tables_to_sync"),
+        several => format!("tables {} are not in tables_to_sync", several.join(", ")),
+    };
+    let hint = meant(&unknown, selected)
+        .unwrap_or_else(|| "synctool datasync status lists the selected tables; nothing was done".into());
+    Err(Error::new(code::TABLE_MISSING, text).hint(hint))
+}
+
+/// What somebody may have meant by a name that means nothing.
+fn meant(unknown: &[String], known: &[String]) -> Option<String> {
+    // What all names have in common makes none alike.
+    let short = |name: &'_ String| name.strip_prefix("public.").unwrap_or(name).to_owned();
+    let known: Vec<String> = known.iter().map(short).collect();
+    let found = unknown
+        .iter()
+        .find_map(|name| nearest(&short(name), known.iter().map(String::as_str)))?;
+    Some(format!("did you mean {found}? Nothing was done"))
 }
 
 /// `synctool datasync add-tables`.
 pub(super) async fn add(config: &Config, tables: Vec<String>, patience: Patience) -> Result<Reply> {
-    let is_own = |name: &&String| {
-        let schema = name.rsplit_once('.').map_or("", |(schema, _)| schema.trim_matches('"'));
-        schema.starts_with("pg_") || matches!(schema, "information_schema" | "synctool")
-    };
-    if let Some(own) = tables.iter().find(is_own) {
-        return Err(Error::new(
-            code::REFUSED,
-            format!("{} belongs to the server itself", full_name(own)),
-        )
-        .hint("name tables of users; nothing was added"));
+    for table in &tables {
+        check_name(table)?;
     }
     let board = board(config).await?;
     let missing = board.missing(&tables).await?;
@@ -37,8 +58,12 @@ pub(super) async fn add(config: &Config, tables: Vec<String>, patience: Patience
             1 => format!("table {} does not exist locally", full_name(first)),
             _ => format!("tables {} do not exist locally", names.join(", ")),
         };
-        return Err(Error::new(code::TABLE_MISSING, text)
-            .hint("create them as they are in production: pg_dump --schema-only; nothing was added"));
+        let here = board.tables_here().await?;
+        return Err(
+            Error::new(code::TABLE_MISSING, text).hint(meant(&names, &here).unwrap_or_else(|| {
+                "create them as they are in production: pg_dump --schema-only; nothing was added".into()
+            })),
+        );
     }
     board.select(&tables).await?;
     asked(&board, "add", &tables, patience).await
@@ -47,18 +72,9 @@ pub(super) async fn add(config: &Config, tables: Vec<String>, patience: Patience
 /// `synctool datasync remove-tables`.
 pub(super) async fn remove(config: &Config, tables: Vec<String>, patience: Patience) -> Result<Reply> {
     let board = board(config).await?;
+    check_selected(&tables, &board.selected().await?)?;
     let gone = board.deselect(&tables).await?;
     let gone: Vec<String> = gone.iter().map(|name| full_name(name)).collect();
-    let unknown = tables
-        .iter()
-        .map(|name| full_name(name))
-        .find(|name| !gone.contains(name));
-    if let (Some(unknown), true) = (unknown, gone.is_empty()) {
-        return Err(
-            Error::new(code::TABLE_MISSING, format!("table {unknown} is not in tables_to_sync"))
-                .hint("synctool datasync status lists the selected tables"),
-        );
-    }
     asked(&board, "remove", &gone, patience).await
 }
 

@@ -42,8 +42,8 @@ pub struct Pipeline {
     pub transform: Vec<Stage>,
     /// The algorithm of hashes, where it is to be that of the original; none = the engine's own.
     pub hash_algo: Option<At<HashAlgorithm>>,
-    /// What happens when the source's columns change; none = evolve where all columns go along, freeze where they are
-    /// listed.
+    /// What happens when the source's columns change; none = nobody watches them: where all columns go along, new ones
+    /// are added; a list stays what it is.
     pub schema_drift: Option<At<SchemaDrift>>,
     /// The ways to bring the destination up to date, at least one.
     pub strategies: Vec<Strategy>,

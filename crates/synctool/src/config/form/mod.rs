@@ -77,7 +77,8 @@ pub(super) struct PipelineFile {
     pub(super) strategies: Option<Vec<At<StrategyFile>>>,
     /// What the destination may be asked to do.
     pub(super) write: Option<WriteFile>,
-    /// What happens when the source's columns change. Default: evolve where all columns go along, else freeze.
+    /// What happens when the source's columns change. Left out, nobody watches them: where all columns go along, new ones
+    /// are added; a list stays what it is.
     pub(super) schema_drift: Option<At<SchemaDrift>>,
     /// The algorithm of hashes, where it is to be that of the original.
     pub(super) hash_algo: Option<At<HashAlgorithm>>,

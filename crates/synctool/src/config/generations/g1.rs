@@ -50,7 +50,8 @@ pub(in super::super) struct G1File {
     sync_type: Option<At<SyncType>>,
     /// The columns that make a group of an aggregate.
     group_by: Option<Vec<At<String>>>,
-    /// What happens when the source's columns change. Default: evolve where all columns go along, else freeze.
+    /// What happens when the source's columns change. Left out, nobody watches them: where all columns go along, new ones
+    /// are added; a list stays what it is.
     schema_drift: Option<At<SchemaDrift>>,
     /// The algorithm of hashes.
     hash_algo: Option<At<HashAlgorithm>>,

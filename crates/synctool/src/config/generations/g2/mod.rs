@@ -62,7 +62,8 @@ pub(in super::super) struct G2File {
     stages: Option<Vec<At<StageEntry>>>,
     /// What the destination may be asked to do.
     write: Option<WriteFile>,
-    /// What happens when the source's columns change. Default: evolve where all columns go along, else freeze.
+    /// What happens when the source's columns change. Left out, nobody watches them: where all columns go along, new ones
+    /// are added; a list stays what it is.
     schema_drift: Option<At<SchemaDrift>>,
 }
 

@@ -1,18 +1,18 @@
 //! The reader of the log: messages in, events out, one transaction after the other.
 
-use super::super::client::Postgres;
+use super::super::client::{Connection, Postgres};
 use super::LogOptions;
 use super::chunks::Marks;
 use super::decode::{Places, Rows};
 use super::pgoutput::{Cell, Lsn, Message, Old, Relation, Tuple};
 use super::position::LogPosition;
-use super::shape::{Reshaped, Shapes};
+use super::shape::{Look, Reshaped, Shape, Shapes, look, of_all};
 use super::status::Steering;
 use super::transport::{EPOCH, Feed, Piece, Wal};
 use super::{HEARTBEAT_PREFIX, Watermarks, membership};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -66,8 +66,17 @@ enum Entry {
 struct Looked {
     oid: u32,
     entry: Entry,
+    found: Found,
+}
+
+/// What a look at the catalog says of a table.
+#[derive(Default)]
+struct Found {
+    /// Which of the followed ones it is about.
+    index: Option<usize>,
     reshaped: Option<Reshaped>,
-    remade: bool,
+    /// Why it is to be read anew, if it is.
+    anew: Option<&'static str>,
 }
 
 /// What must happen before the next message can be taken.
@@ -105,6 +114,12 @@ pub(super) struct LogReader {
     looked: Option<Looked>,
     binary: bool,
     relations: HashMap<u32, Entry>,
+    /// What the catalog says of the followed tables, looked at after the piece came that is read now.
+    looks: HashMap<u32, Arc<Look>>,
+    /// The followed table whose partition the next one described is: the last one was its root.
+    root: Option<usize>,
+    /// When the partitions of tables are looked at next, if any table has some: no row may tell of those that go.
+    parts_at: Option<Instant>,
     builders: Vec<Option<Rows>>,
     /// The tables that have rows at hand, in the order of their first ones, and how many bytes these have.
     at_hand: Vec<usize>,
@@ -155,6 +170,8 @@ impl LogReader {
                 tx: None,
             });
         }
+        let parts_at = shapes.iter().any(|s| s.partitioned);
+        let parts_at = parts_at.then(|| Instant::now() + world.options.status_interval);
         LogReader {
             world,
             context,
@@ -164,6 +181,9 @@ impl LogReader {
             looked: None,
             binary,
             relations: HashMap::new(),
+            looks: HashMap::new(),
+            root: None,
+            parts_at,
             builders: shapes.iter().map(|_| None).collect(),
             at_hand: Vec::new(),
             gathered: 0,
@@ -207,6 +227,9 @@ impl LogReader {
     }
 
     fn take(&mut self, message: Message<'_>, bytes: &[u8]) -> Result<Option<Need>> {
+        if !matches!(message, Message::Relation(_) | Message::Type { .. }) {
+            self.root = None;
+        }
         match message {
             Message::Begin {
                 commit,
@@ -456,6 +479,7 @@ impl LogReader {
         }
         let shapes = self.world.shapes.all();
         let mut tables: Vec<Arc<TableId>> = Vec::new();
+        let mut in_part = BTreeSet::new();
         for oid in relations {
             let Some(Entry::Table { index, partitions, .. }) = self.relations.get(oid) else {
                 continue;
@@ -464,15 +488,20 @@ impl LogReader {
             if let Some(all) = partitions
                 && !all.iter().all(|p| relations.contains(p))
             {
-                return Err(Error::new(
-                    code::UNSUPPORTED,
-                    format!("some partitions of {table} were emptied, and the log does not say which rows those were"),
-                )
-                .hint("run with --repair once to make the table equal; then DELETE instead of TRUNCATE for a single partition"));
-            }
-            if !tables.contains(table) {
+                in_part.insert(*index);
+            } else if !tables.contains(table) {
                 tables.push(table.clone());
             }
+        }
+        for index in in_part {
+            // The log does not say which rows those were.
+            let anew = Some("some partitions of it were emptied");
+            comparable(&shapes[index], anew)?;
+            self.settle(Found {
+                index: Some(index),
+                reshaped: None,
+                anew,
+            });
         }
         if !tables.is_empty() {
             self.begin();
@@ -487,30 +516,51 @@ impl LogReader {
 
     /// Takes what was found of a table: from here on its rows have this shape.
     fn adopt(&mut self, looked: Looked) {
-        if let Entry::Table { index, .. } = &looked.entry {
-            let mut difference = looked.remade.then(SchemaDifference::default);
-            if let Some(reshaped) = looked.reshaped {
-                let shape = reshaped.shape;
-                self.position.keep(&shape);
-                self.world.shapes.set(*index, shape);
-                self.builders[*index] = None;
-                difference = reshaped.difference.or(difference);
+        self.settle(looked.found);
+        let shapes = self.world.shapes.all();
+        self.root = match &looked.entry {
+            Entry::Table { index, .. } if shapes[*index].oid == looked.oid && shapes[*index].ways.by_root => {
+                Some(*index)
             }
-            if let Some(difference) = difference {
-                let table = self.world.shapes.all()[*index].table.clone();
-                if looked.remade {
-                    tracing::warn!(%table, "a table, or a column of it, was made again, or values were rewritten: it is read anew");
-                    let mut remade = self.world.remade.lock().expect("nothing panics while holding it");
-                    remade.push(TableId::clone(&table));
-                }
-                self.begin();
-                self.out.push_back(Event::Schema(SchemaChange { table, difference }));
-            }
-        }
+            _ => None,
+        };
         self.relations.insert(looked.oid, looked.entry);
     }
 
-    async fn look_up(&self, message: &[u8]) -> Result<Looked> {
+    /// Takes what the catalog says of a followed table.
+    fn settle(&mut self, found: Found) {
+        let Some(index) = found.index else { return };
+        let mut difference = found.anew.map(|_| SchemaDifference::default());
+        if let Some(reshaped) = found.reshaped {
+            self.position.keep(&reshaped.shape);
+            self.world.shapes.set(index, reshaped.shape);
+            self.builders[index] = None;
+            difference = reshaped.difference.or(difference);
+        }
+        let Some(difference) = difference else { return };
+        let table = self.world.shapes.all()[index].table.clone();
+        if let Some(why) = found.anew {
+            tracing::warn!(%table, "{why}: the table is read anew");
+            let mut remade = self.world.remade.lock().expect("nothing panics while holding it");
+            remade.push(TableId::clone(&table));
+        }
+        self.begin();
+        self.out.push_back(Event::Schema(SchemaChange { table, difference }));
+    }
+
+    /// The catalog as it is after what is read now was written.
+    async fn look(&mut self, connection: &Connection, oid: u32) -> Result<Arc<Look>> {
+        let known = |l: &&Arc<Look>| l.oid == oid || l.parts.has(oid);
+        if let Some(known) = self.looks.values().find(known) {
+            return Ok(known.clone());
+        }
+        let followed: Vec<u32> = self.world.shapes.all().iter().map(|s| s.oid).collect();
+        let found = Arc::new(look(connection, oid, &followed).await?);
+        self.looks.insert(found.oid, found.clone());
+        Ok(found)
+    }
+
+    async fn look_up(&mut self, message: &[u8]) -> Result<Looked> {
         let Ok(Message::Relation(relation)) = Message::parse(message) else {
             return Err(Error::bug("only tables are looked up"));
         };
@@ -518,8 +568,7 @@ impl LogReader {
         let mut looked = Looked {
             oid: relation.oid,
             entry: Entry::Other,
-            reshaped: None,
-            remade: false,
+            found: Found::default(),
         };
         if matches!(options.watermarks, Watermarks::Table)
             && (relation.schema, relation.name) == (options.control_schema.as_str(), options.watermark_table.as_str())
@@ -528,64 +577,54 @@ impl LogReader {
             return Ok(looked);
         }
         let connection = self.world.database.connect().await?;
+        let now = self.look(&connection, relation.oid).await?;
         let shapes = self.world.shapes.all();
         let default = &self.world.database.config().schema;
         let is_named =
             |t: &TableId| t.name == relation.name && t.schema.as_deref().unwrap_or(default) == relation.schema;
-        let mut partitions = None;
-        let mut index = shapes.iter().position(|s| s.oid == relation.oid);
-        if index.is_none() {
-            let root = connection
-                .query_one(
-                    "SELECT pg_catalog.pg_partition_root($1::oid::regclass)::oid",
-                    &[&relation.oid],
-                )
-                .await
-                .map_err(|e| connection.error(e, "looking for a partition's table"))?
-                .get::<_, Option<u32>>(0);
-            index = root.and_then(|root| shapes.iter().position(|s| s.oid == root));
-            if let Some(index) = index {
-                let leaves = super::slot::leaves(&connection, shapes[index].oid).await?;
-                partitions = Some(Arc::new(leaves.into_iter().map(|(oid, _)| oid).collect()));
-            }
+        let found = &mut looked.found;
+        let mut index = shapes.iter().position(|s| s.oid == now.oid);
+        if let (None, Some(root)) = (index, self.root) {
+            // The catalog is ahead: what the log brings of it goes again.
+            let shape = &shapes[root];
+            found.index = Some(root);
+            found.anew = Some("a partition of it went that had rows in the log");
+            comparable(shape, found.anew)?;
+            connection.recycle();
+            return Ok(looked);
         }
         if index.is_none() {
             index = shapes.iter().position(|s| is_named(&s.table));
-            looked.remade = index.is_some();
+            found.anew = index.map(|_| "it was made again");
         }
         let Some(index) = index else {
             connection.recycle();
             return Ok(looked);
         };
+        found.index = Some(index);
         let mut shape = shapes[index].clone();
-        if looked.remade {
+        if found.anew.is_some() {
             let mut again = (*shape).clone();
             again.oid = relation.oid;
             again.files.clear();
+            (again.partitioned, again.parts) = (now.partitioned, now.parts.clone());
             again.columns.iter_mut().for_each(|c| c.number = 0);
             shape = Arc::new(again);
-            looked.reshaped = Some(Reshaped {
+            found.reshaped = Some(Reshaped {
                 shape: shape.clone(),
                 difference: None,
-                anew: false,
+                anew: None,
             });
         }
-        if let Some(reshaped) = shape.follow(&connection, &relation).await? {
+        if let Some(reshaped) = shape.follow(&connection, &relation, &now).await? {
             shape = reshaped.shape.clone();
-            if reshaped.anew && !looked.remade && shape.key.is_empty() {
-                return Err(membership::not_comparable(
-                    &shape.table,
-                    "a column of it was made again, or its values were rewritten",
-                ));
+            if found.anew.is_none() {
+                comparable(&shape, reshaped.anew)?;
             }
-            if shape.key.is_empty() && reshaped.fills() {
-                return Err(membership::not_comparable(
-                    &shape.table,
-                    "a column came with values that no row of the log brings",
-                ));
-            }
-            looked.remade |= reshaped.anew;
-            looked.reshaped = Some(reshaped);
+            let fills = "a column came with values that no row of the log brings";
+            comparable(&shape, reshaped.fills().then_some(fills))?;
+            found.anew = found.anew.or(reshaped.anew);
+            found.reshaped = Some(reshaped);
         }
         connection.recycle();
         check_identity(
@@ -610,9 +649,51 @@ impl LogReader {
         looked.entry = Entry::Table {
             index,
             places: Arc::new(shape.places(&relation)),
-            partitions,
+            partitions: (relation.oid != shape.oid).then(|| now.leaves.clone()),
         };
         Ok(looked)
+    }
+
+    /// Whether it is time to look at the partitions of tables.
+    fn looks_at_parts(&self) -> bool {
+        self.tx.is_none() && self.parts_at.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Compares the partitions of tables with what they were: those that went, and those that came with rows, may not be
+    /// told by any row. Cancel safe.
+    async fn look_at_parts(&mut self) -> Result<()> {
+        let shapes = self.world.shapes.all();
+        let oids: Vec<u32> = shapes.iter().filter(|s| s.partitioned).map(|s| s.oid).collect();
+        let looked: Result<_> = async {
+            let connection = self.world.database.connect().await?;
+            let now = of_all(&connection, &oids).await?;
+            connection.recycle();
+            Ok(now)
+        }
+        .await;
+        self.parts_at = Some(Instant::now() + self.world.options.status_interval);
+        let mut now = match looked {
+            // The log itself may well go on meanwhile.
+            Err(e) if e.kind().is_transient() => return Ok(()),
+            looked => looked?,
+        };
+        self.close()?;
+        let before = self.out.len();
+        for (index, shape) in shapes.iter().enumerate() {
+            let parts = now.remove(&shape.oid);
+            let reshaped = parts.map(|parts| shape.parted_anew(parts)).transpose()?.flatten();
+            let Some(reshaped) = reshaped else { continue };
+            comparable(shape, reshaped.anew)?;
+            self.settle(Found {
+                index: Some(index),
+                anew: reshaped.anew,
+                reshaped: Some(reshaped),
+            });
+        }
+        if self.out.len() > before {
+            self.boundary(None);
+        }
+        Ok(())
     }
 
     fn is_over(&self) -> bool {
@@ -625,11 +706,13 @@ impl LogReader {
 
     /// Waits for the next part of the log. Cancel safe.
     async fn wait(&mut self) -> Result<()> {
+        let parts_at = self.parts_at.filter(|_| self.tx.is_none());
         let asking = self.until.is_some_and(|until| self.position.lsn < until) || !self.world.marks.is_empty();
         tokio::select! {
             biased;
             () = self.context.cancel.cancelled() => Err(Error::new(code::INTERRUPTED, "reading the log was stopped")),
             piece = self.feed.next() => {
+                self.looks.clear();
                 self.piece = Some(piece.map_err(|e| e.at("slot", &self.world.options.slot))?);
                 Ok(())
             }
@@ -641,6 +724,7 @@ impl LogReader {
                 self.feed.poke();
                 Ok(())
             }
+            () = tokio::time::sleep_until(parts_at.unwrap_or_else(Instant::now)), if parts_at.is_some() => Ok(()),
         }
     }
 }
@@ -668,7 +752,10 @@ impl Reader for LogReader {
                 None => {}
             }
             let Some(mut piece) = self.piece.take() else {
-                self.wait().await?;
+                match self.looks_at_parts() {
+                    true => self.look_at_parts().await?,
+                    false => self.wait().await?,
+                }
                 continue;
             };
             match self.consume(&mut piece)? {
@@ -692,6 +779,14 @@ impl Reader for LogReader {
 
 fn out_of_order(what: &str) -> Error {
     Error::new(code::SERVER_ERROR, format!("the log is out of order: {what}"))
+}
+
+/// Refuses to read a table anew that cannot be compared.
+fn comparable(shape: &Shape, why: Option<&str>) -> Result<()> {
+    match why {
+        Some(why) if shape.key.is_empty() => Err(membership::not_comparable(&shape.table, why)),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a table whose old rows do not bring the key.

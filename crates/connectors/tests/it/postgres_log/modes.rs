@@ -150,39 +150,6 @@ on_servers! {
         assert!(!server.log().contains("terminating walsender process due to replication timeout"));
     }
 
-    /// F58: a capture that holds still outlives every timeout of both servers, as one that is paused for hours meets them:
-    /// its log is kept, its sessions may end, and it goes on where it stood.
-    async fn a_long_pause_outlives_every_timeout(version: PgVersion) {
-        let server = Postgres::builder(version).setting("wal_sender_timeout", "1s").setting("idle_session_timeout", "1s")
-            .setting("idle_in_transaction_session_timeout", "1s").start();
-        let mut c = Capture::on(&server, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT i, 'a' || i FROM generate_series(1, 3000) i");
-        for setting in ["idle_session_timeout", "idle_in_transaction_session_timeout"] {
-            c.to.psql(&format!("ALTER DATABASE {} SET {setting} = '1s'", c.to.name()));
-        }
-        c.options.status_interval = Duration::from_millis(200);
-        c.options.chunk_rows = 100;
-        let source = c.source(c.options.clone());
-        let requests = source.steering().requests().clone();
-        let following = Following::of(&c, source).await;
-        let equal = async |what| {
-            let rows = |db: &TestDb| db.try_psql("SELECT count(*), sum(id), count(*) FILTER (WHERE a = 'paused') FROM t").ok();
-            synctool_testkit::eventually(what, Duration::from_secs(60), async || rows(&c.to).is_some_and(|n| Some(n) == rows(&c.from))).await;
-        };
-        // Once in the middle of the load, once behind it.
-        for (from, what) in [(3001, "the load to go on"), (6001, "the log to go on")] {
-            requests.pause(Pause::All);
-            c.from.psql(&format!("INSERT INTO t SELECT i, 'paused' FROM generate_series({from}, {from} + 2999) i; DELETE FROM t WHERE id % 7 = 0"));
-            let begun = tokio::time::Instant::now();
-            synctool_testkit::eventually("longer than any timeout", Duration::from_secs(20), async || begun.elapsed() > Duration::from_millis(3500)).await;
-            let kept = c.confirmed();
-            requests.pause(Pause::None);
-            equal(what).await;
-            synctool_testkit::eventually("the log to be confirmed", Duration::from_secs(20), async || c.confirmed() != kept).await;
-        }
-        following.stop().await.unwrap();
-        c.assert_equal(&["t"]);
-    }
-
     /// What a log says arrives in SQLite, too.
     async fn sqlite_follows_a_log(version: PgVersion) {
         let mut c = Capture::new(version, &["t", "u"], "

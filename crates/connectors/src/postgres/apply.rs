@@ -19,13 +19,16 @@ use arrow_row::{RowConverter, SortField};
 use arrow_select::interleave::interleave;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
+use futures::future::join;
 use std::collections::HashSet;
+use std::pin::Pin;
 use std::sync::Arc;
 use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{CopyInSink, Statement};
 
 /// Gathered changes are applied when they hold so many bytes.
 const FLUSH_BYTES: usize = 4 << 20;
@@ -35,6 +38,8 @@ const TOGETHER: usize = 256;
 const DETOUR: u32 = 32;
 /// Fewer new rows than these take the way of the others, if there are others.
 const WORTH: usize = 256;
+/// Encoded rows go to the server in pieces of this size.
+const PIECE: usize = 128 << 10;
 /// A table is loaded as long as there was a fresh batch among so many.
 const LOADING: u32 = 1_000;
 
@@ -49,11 +54,19 @@ pub(super) struct Applier {
     applied: Applied,
 }
 
+/// The statements of COPY that the server has prepared.
+#[derive(Default)]
+struct Copies {
+    staged: Option<Statement>,
+    straight: Option<Statement>,
+}
+
 struct Table {
     target: Target,
     /// The table as the source calls it.
     source: TableId,
     stage: Stage,
+    copies: Copies,
     staged: bool,
     made: bool,
     number: usize,
@@ -140,6 +153,7 @@ impl Applier {
         let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
         Ok(Table {
             stage: Stage::new(&target, &mapping, number)?,
+            copies: Copies::default(),
             exact: keys.iter().all(|c| is_exact(c)) && !mapping.key.iter().any(|p| p.folds),
             fragile: facts.get::<_, i64>(0) > 1,
             unique: facts.get(1),
@@ -719,8 +733,10 @@ impl Table {
         (self.made, self.staged) = (true, true);
         let (batch, patterns) = self.staged_rows(pending, changes, many)?;
         let rows = (0..batch.num_rows()).map(|row| (0, row));
-        let out = encoded(&self.stage.encoder, std::slice::from_ref(&batch), rows, pending.bytes)?;
-        copy_in(session, &self.stage.copy, out).await?;
+        let copy = prepared(session, &mut self.copies.staged, &self.stage.copy).await?;
+        let mut copy = Box::pin(session.copy_in(copy).await?);
+        feed(copy.as_mut(), &self.stage.encoder, std::slice::from_ref(&batch), rows).await?;
+        copy.as_mut().finish().await?;
         Ok(patterns)
     }
 
@@ -759,17 +775,28 @@ impl Table {
         };
         let rows: Vec<(usize, usize)> = new.iter().filter_map(place).collect();
         let written = rows.len() as u64;
-        let out = encoded(&straight.encoder, &pending.batches, rows.into_iter(), pending.bytes)?;
-        run(session, "SAVEPOINT synctool_straight").await?;
-        match copy_in(session, &straight.copy, out).await {
-            Ok(()) => {
-                run(session, "RELEASE SAVEPOINT synctool_straight").await?;
-                Ok(Some(Applied {
-                    written,
-                    inserted: written,
-                    ..Applied::default()
-                }))
-            }
+        let copy = prepared(session, &mut self.copies.straight, &straight.copy).await;
+        let copy = copy.map_err(|e| e.error(&self.target.table))?;
+        let done = async {
+            // The savepoint and what follows travel together, and so do the end of the rows and its release: after a
+            // failure the one that is behind it fails as well, and undoes nothing.
+            let savepoint = run(session, "SAVEPOINT synctool_straight");
+            let (savepoint, copy) = join(savepoint, session.copy_in(copy)).await;
+            savepoint?;
+            let mut copy = Box::pin(copy?);
+            feed(copy.as_mut(), &straight.encoder, &pending.batches, rows.into_iter()).await?;
+            let release = run(session, "RELEASE SAVEPOINT synctool_straight");
+            let (stored, released) = join(copy.as_mut().finish(), release).await;
+            stored?;
+            released?;
+            Ok(())
+        };
+        match done.await {
+            Ok(()) => Ok(Some(Applied {
+                written,
+                inserted: written,
+                ..Applied::default()
+            })),
             Err(Failed::Conflict(_)) => {
                 run(
                     session,
@@ -990,14 +1017,28 @@ impl Table {
     }
 }
 
-/// Rows of batches as COPY takes them; they have about so many bytes.
-fn encoded(
+/// A statement that the server has by now.
+async fn prepared<'a>(
+    session: &Connection,
+    known: &'a mut Option<Statement>,
+    statement: &str,
+) -> Result<&'a Statement, Failed> {
+    if known.is_none() {
+        *known = Some(session.prepare(statement).await?);
+    }
+    known
+        .as_ref()
+        .ok_or_else(|| Failed::Other(Error::bug("a statement was not prepared")))
+}
+
+/// Rows of batches as COPY takes them: while the server has some of them, the next ones are encoded.
+async fn feed(
+    mut copy: Pin<&mut CopyInSink<Bytes>>,
     encoder: &RowEncoder,
     batches: &[RecordBatch],
     rows: impl Iterator<Item = (usize, usize)>,
-    bytes: usize,
-) -> Result<BytesMut> {
-    let mut out = BytesMut::with_capacity(bytes + bytes / 2);
+) -> Result<(), Failed> {
+    let mut out = BytesMut::with_capacity(PIECE + PIECE / 4);
     let binary = encoder.form() == CopyForm::Binary;
     if binary {
         out.extend_from_slice(COPY_HEADER);
@@ -1005,20 +1046,15 @@ fn encoded(
     let bound = batches.iter().map(|b| encoder.bind(b)).collect::<Result<Vec<_>>>()?;
     for (batch, row) in rows {
         bound[batch].write(row, &mut out)?;
+        if out.len() >= PIECE {
+            copy.feed(out.split().freeze()).await?;
+            out.reserve(PIECE + PIECE / 4);
+        }
     }
     if binary {
         out.extend_from_slice(COPY_TRAILER);
     }
-    Ok(out)
-}
-
-async fn copy_in(session: &Connection, statement: &str, mut data: BytesMut) -> Result<(), Failed> {
-    let mut stream = Box::pin(session.copy_in::<_, Bytes>(statement).await?);
-    while !data.is_empty() {
-        let chunk = data.split_to(data.len().min(256 << 10)).freeze();
-        stream.feed(chunk).await?;
-    }
-    stream.as_mut().finish().await?;
+    copy.feed(out.freeze()).await?;
     Ok(())
 }
 

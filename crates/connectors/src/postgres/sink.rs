@@ -9,6 +9,7 @@ use super::types::{COPY_HEADER, COPY_TRAILER};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
+use futures::future::try_join;
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -291,9 +292,9 @@ impl Sink for PgSink {
         let mut applied = share;
         shares.values().for_each(|rows| applied += Applied::inserts(*rows));
         failpoint("sink.commit.before")?;
-        self.control.hold_generation(&*self.session, &self.plan).await?;
         // Rows carry no partition: where several are committed together, the first one of a table takes its rows.
         let mut after = self.standing.clone();
+        let mut moves = Vec::with_capacity(advances.len());
         for advance in advances {
             let epoch = *self
                 .epochs
@@ -311,10 +312,18 @@ impl Sink for PgSink {
             state.position = Some(advance.to.clone());
             state.done = advance.done;
             state.accounts = advance.accounts.clone();
-            self.control
-                .advance(&*self.session, &self.plan, epoch, advance, state.applied)
-                .await?;
+            moves.push((epoch, advance, state.applied));
         }
+        let moved = async {
+            for (epoch, advance, applied) in moves {
+                self.control
+                    .advance(&*self.session, &self.plan, epoch, advance, applied)
+                    .await?;
+            }
+            Ok(())
+        };
+        // On their way together: nothing is committed if either is refused.
+        try_join(self.control.hold_generation(&*self.session, &self.plan), moved).await?;
         if !shares.is_empty() {
             return Err(Error::bug("rows of a table none of whose partitions is committed"));
         }

@@ -465,13 +465,15 @@ async fn draft(
         schema.key = key;
         let keyed = !schema.key.is_empty();
         let initial = request.initial(destination, &to, there.is_some(), keyed).await?;
+        let now = shape::look(&connection, described.oid, &[]).await?;
         let remembered = Remembered {
             initial,
             oid: described.oid,
-            columns: shape::attributes(&connection, described.oid).await?,
+            columns: now.columns,
             rows: expected_rows(&connection, described.oid).await?,
-            files: shape::files(&connection, described.oid).await?,
-            member,
+            files: now.files,
+            parts: now.partitioned.then_some(now.parts),
+            member: member.map(|m| m.by),
         };
         remembered.keep(&mut plan, &table)?;
         cut_keys(&mut plan, (&connection, described.oid), &read, &schema, destination).await?;

@@ -279,15 +279,18 @@ impl ChangesBuilder {
             let comes = |name: &str, generated: bool| {
                 columns.map_or(!generated, |c| (may || !generated) && c.iter().any(|c| c == name))
             };
+            let now = shape::look(&connection, described.oid, &[]).await?;
             let mut all = described.schema.columns;
             all.retain(|c| comes(&c.name, c.generated));
             followed.push(Followed {
                 read: ReadSpec::all(described.table, &all),
                 key: described.schema.key,
                 by_bytes: Vec::new(),
-                known: shape::attributes(&connection, described.oid).await?,
+                known: now.columns,
                 oid: described.oid,
-                files: shape::files(&connection, described.oid).await?,
+                files: now.files,
+                // Nobody keeps this plan: positions say it.
+                parts: None,
                 member: None,
                 initial: self.initial,
             });

@@ -7,7 +7,7 @@ use super::super::source::check_type;
 use super::super::sql::{ident, literal, table as quoted};
 use super::super::types::{Decoder, select_expression};
 use super::pgoutput::Lsn;
-use super::shape::{Shape, Shapes, attributes};
+use super::shape::{Shape, Shapes, look};
 use super::{LogOptions, Watermarks};
 use crate::logs::{Drift, Widths};
 use arrow_array::RecordBatch;
@@ -107,9 +107,9 @@ impl Chunks {
     /// the table's next row.
     async fn altered(&self, shape: &Shape) -> Result<Error> {
         let connection = self.database.connect().await?;
-        let now = attributes(&connection, shape.oid).await?;
+        let now = look(&connection, shape.oid, &[]).await?;
         connection.recycle();
-        Ok(match shape.as_named(&now) {
+        Ok(match shape.as_named(&now.columns) {
             Ok(renamed) => {
                 self.shapes.replace(renamed, |s| s.table == shape.table);
                 Error::new(

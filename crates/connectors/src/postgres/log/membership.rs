@@ -30,6 +30,15 @@ fn names(tables: &[TableId], schema: &str) -> Vec<String> {
     tables.iter().map(|t| quoted(t, schema)).collect()
 }
 
+/// How a table is in a publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Membership {
+    /// By what, as a position remembers it.
+    pub(super) by: String,
+    /// Whether it is itself, or something that it is a part of: not only partitions of it, one by one.
+    pub(super) whole: bool,
+}
+
 /// By what each table is in the publication: the numbers of the table and of the entries by which it, its partitions or
 /// those that it is a partition of are published. A table that was taken out and put back, or got another filter or list
 /// of columns, has other entries. `None` for a table that is not there or not published.
@@ -38,10 +47,10 @@ pub(super) async fn memberships(
     publication: &str,
     tables: &[TableId],
     schema: &str,
-) -> Result<Vec<Option<String>>> {
+) -> Result<Vec<Option<Membership>>> {
     let by_schema = match connection.version() {
         150_000.. => {
-            "UNION SELECT f.place, 'n' || n.oid FROM family f JOIN pg_catalog.pg_class c ON c.oid = f.relid
+            "UNION SELECT f.place, 'n' || n.oid, whole FROM family f JOIN pg_catalog.pg_class c ON c.oid = f.relid
              JOIN pg_catalog.pg_publication_namespace n ON n.pnnspid = c.relnamespace JOIN pub p ON p.oid = n.pnpubid"
         }
         _ => "",
@@ -53,26 +62,30 @@ pub(super) async fn memberships(
          ), pub AS (
              SELECT oid, puballtables FROM pg_catalog.pg_publication WHERE pubname = $1::text
          ), family AS (
-             SELECT place, oid AS relid FROM wanted
-             UNION SELECT w.place, t.relid::oid FROM wanted w, LATERAL pg_catalog.pg_partition_tree(w.oid::regclass) t
-             UNION SELECT w.place, a.relid::oid
+             SELECT place, oid AS relid, true AS whole FROM wanted
+             UNION SELECT w.place, t.relid::oid, false
+                   FROM wanted w, LATERAL pg_catalog.pg_partition_tree(w.oid::regclass) t WHERE t.relid <> w.oid
+             UNION SELECT w.place, a.relid::oid, true
                    FROM wanted w, LATERAL pg_catalog.pg_partition_ancestors(w.oid::regclass) a(relid)
          ), ways AS (
-             SELECT w.place, 'a' || p.oid AS way FROM wanted w, pub p WHERE p.puballtables
-             UNION SELECT f.place, r.oid::text FROM family f
+             SELECT w.place, 'a' || p.oid AS way, true AS whole FROM wanted w, pub p WHERE p.puballtables
+             UNION SELECT f.place, r.oid::text, whole FROM family f
                    JOIN pg_catalog.pg_publication_rel r ON r.prrelid = f.relid JOIN pub p ON p.oid = r.prpubid
              {by_schema}
          )
-         SELECT w.place, w.oid::text || ':' || pg_catalog.string_agg(y.way, '+' ORDER BY y.way COLLATE \"C\")
+         SELECT w.place, w.oid::text || ':' || pg_catalog.string_agg(DISTINCT y.way COLLATE \"C\", '+' ORDER BY y.way COLLATE \"C\"),
+                pg_catalog.bool_or(whole)
          FROM wanted w JOIN ways y USING (place) WHERE w.oid IS NOT NULL GROUP BY w.place, w.oid"
     );
     let names = names(tables, schema);
     let params: &[(&(dyn ToSql + Sync), Type)] = &[(&publication, Type::TEXT), (&names, Type::TEXT_ARRAY)];
     let mut found = vec![None; tables.len()];
     for row in rows(connection, &sql, params, "reading the publication").await? {
-        let text: String = row.get(1);
         let at = row.get::<_, i64>(0) as usize - 1;
-        found[at] = Some(short(text));
+        found[at] = Some(Membership {
+            by: short(row.get(1)),
+            whole: row.get(2),
+        });
     }
     Ok(found)
 }

@@ -3,7 +3,7 @@
 
 use super::client::System;
 use super::pgoutput::Lsn;
-use super::shape::Shape;
+use super::shape::{Parts, Shape};
 use super::status::Standing;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -33,6 +33,9 @@ pub(super) struct LogPosition {
     /// In which files the rows of tables are, where the plan does not say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) files: BTreeMap<String, String>,
+    /// The partitions of tables, where the plan does not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) parts: BTreeMap<String, Parts>,
     /// What the log calls columns, by table and column, where that is not what the plan says.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) names: BTreeMap<String, BTreeMap<String, String>>,
@@ -92,6 +95,7 @@ impl LogPosition {
             numbers: BTreeMap::new(),
             written: BTreeMap::new(),
             files: BTreeMap::new(),
+            parts: BTreeMap::new(),
             names: BTreeMap::new(),
             gone: BTreeMap::new(),
             types: BTreeMap::new(),
@@ -123,6 +127,7 @@ impl LogPosition {
             Some(shape.written()).filter(|w| !w.is_empty()),
         );
         keep(&mut self.files, &table, shape.moved().cloned());
+        keep(&mut self.parts, &table, shape.parted().cloned());
         keep(&mut self.names, &table, Some(shape.names()).filter(|n| !n.is_empty()));
         keep(&mut self.gone, &table, Some(shape.gone()).filter(|g| !g.is_empty()));
         keep(&mut self.types, &table, Some(shape.widened()).filter(|w| !w.is_empty()));

@@ -1,19 +1,22 @@
 //! The reader of the log: messages in, events out, one transaction after the other.
 
+mod look;
+
 use super::super::client::Postgres;
 use super::LogOptions;
 use super::chunks::Marks;
 use super::decode::{Places, Rows};
-use super::pgoutput::{Cell, Lsn, Message, Old, Relation, Tuple};
+use super::pgoutput::{Cell, Lsn, Message, Old, Tuple};
 use super::position::LogPosition;
-use super::shape::{Reshaped, Shapes};
+use super::shape::{Look, Shapes};
 use super::status::Steering;
 use super::transport::{EPOCH, Feed, Piece, Wal};
-use super::{HEARTBEAT_PREFIX, Watermarks, membership};
+use super::{HEARTBEAT_PREFIX, Watermarks};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use look::{Found, Looked, comparable};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use synctool_core::backfill::WATERMARK_PREFIX;
@@ -62,14 +65,6 @@ enum Entry {
     },
 }
 
-/// A table of the log that was looked up.
-struct Looked {
-    oid: u32,
-    entry: Entry,
-    reshaped: Option<Reshaped>,
-    remade: bool,
-}
-
 /// What must happen before the next message can be taken.
 enum Need {
     /// Memory for rows.
@@ -105,6 +100,12 @@ pub(super) struct LogReader {
     looked: Option<Looked>,
     binary: bool,
     relations: HashMap<u32, Entry>,
+    /// What the catalog says of the followed tables, looked at after the piece came that is read now.
+    looks: HashMap<u32, Arc<Look>>,
+    /// The followed table whose partition the next one described is: the last one was its root.
+    root: Option<usize>,
+    /// When the partitions of tables are looked at next, if any table has some: no row may tell of those that go.
+    parts_at: Option<Instant>,
     builders: Vec<Option<Rows>>,
     /// The tables that have rows at hand, in the order of their first ones, and how many bytes these have.
     at_hand: Vec<usize>,
@@ -155,6 +156,8 @@ impl LogReader {
                 tx: None,
             });
         }
+        let parts_at = shapes.iter().any(|s| s.partitioned);
+        let parts_at = parts_at.then(|| Instant::now() + world.options.status_interval);
         LogReader {
             world,
             context,
@@ -164,6 +167,9 @@ impl LogReader {
             looked: None,
             binary,
             relations: HashMap::new(),
+            looks: HashMap::new(),
+            root: None,
+            parts_at,
             builders: shapes.iter().map(|_| None).collect(),
             at_hand: Vec::new(),
             gathered: 0,
@@ -207,6 +213,9 @@ impl LogReader {
     }
 
     fn take(&mut self, message: Message<'_>, bytes: &[u8]) -> Result<Option<Need>> {
+        if !matches!(message, Message::Relation(_) | Message::Type { .. }) {
+            self.root = None;
+        }
         match message {
             Message::Begin {
                 commit,
@@ -456,6 +465,7 @@ impl LogReader {
         }
         let shapes = self.world.shapes.all();
         let mut tables: Vec<Arc<TableId>> = Vec::new();
+        let mut in_part = BTreeSet::new();
         for oid in relations {
             let Some(Entry::Table { index, partitions, .. }) = self.relations.get(oid) else {
                 continue;
@@ -464,15 +474,20 @@ impl LogReader {
             if let Some(all) = partitions
                 && !all.iter().all(|p| relations.contains(p))
             {
-                return Err(Error::new(
-                    code::UNSUPPORTED,
-                    format!("some partitions of {table} were emptied, and the log does not say which rows those were"),
-                )
-                .hint("run with --repair once to make the table equal; then DELETE instead of TRUNCATE for a single partition"));
-            }
-            if !tables.contains(table) {
+                in_part.insert(*index);
+            } else if !tables.contains(table) {
                 tables.push(table.clone());
             }
+        }
+        for index in in_part {
+            // The log does not say which rows those were.
+            let anew = Some("some partitions of it were emptied");
+            comparable(&shapes[index], anew)?;
+            self.settle(Found {
+                index: Some(index),
+                reshaped: None,
+                anew,
+            });
         }
         if !tables.is_empty() {
             self.begin();
@@ -485,136 +500,6 @@ impl LogReader {
         Ok(())
     }
 
-    /// Takes what was found of a table: from here on its rows have this shape.
-    fn adopt(&mut self, looked: Looked) {
-        if let Entry::Table { index, .. } = &looked.entry {
-            let mut difference = looked.remade.then(SchemaDifference::default);
-            if let Some(reshaped) = looked.reshaped {
-                let shape = reshaped.shape;
-                self.position.keep(&shape);
-                self.world.shapes.set(*index, shape);
-                self.builders[*index] = None;
-                difference = reshaped.difference.or(difference);
-            }
-            if let Some(difference) = difference {
-                let table = self.world.shapes.all()[*index].table.clone();
-                if looked.remade {
-                    tracing::warn!(%table, "a table, or a column of it, was made again, or values were rewritten: it is read anew");
-                    let mut remade = self.world.remade.lock().expect("nothing panics while holding it");
-                    remade.push(TableId::clone(&table));
-                }
-                self.begin();
-                self.out.push_back(Event::Schema(SchemaChange { table, difference }));
-            }
-        }
-        self.relations.insert(looked.oid, looked.entry);
-    }
-
-    async fn look_up(&self, message: &[u8]) -> Result<Looked> {
-        let Ok(Message::Relation(relation)) = Message::parse(message) else {
-            return Err(Error::bug("only tables are looked up"));
-        };
-        let options = &self.world.options;
-        let mut looked = Looked {
-            oid: relation.oid,
-            entry: Entry::Other,
-            reshaped: None,
-            remade: false,
-        };
-        if matches!(options.watermarks, Watermarks::Table)
-            && (relation.schema, relation.name) == (options.control_schema.as_str(), options.watermark_table.as_str())
-        {
-            looked.entry = Entry::Marks;
-            return Ok(looked);
-        }
-        let connection = self.world.database.connect().await?;
-        let shapes = self.world.shapes.all();
-        let default = &self.world.database.config().schema;
-        let is_named =
-            |t: &TableId| t.name == relation.name && t.schema.as_deref().unwrap_or(default) == relation.schema;
-        let mut partitions = None;
-        let mut index = shapes.iter().position(|s| s.oid == relation.oid);
-        if index.is_none() {
-            let root = connection
-                .query_one(
-                    "SELECT pg_catalog.pg_partition_root($1::oid::regclass)::oid",
-                    &[&relation.oid],
-                )
-                .await
-                .map_err(|e| connection.error(e, "looking for a partition's table"))?
-                .get::<_, Option<u32>>(0);
-            index = root.and_then(|root| shapes.iter().position(|s| s.oid == root));
-            if let Some(index) = index {
-                let leaves = super::slot::leaves(&connection, shapes[index].oid).await?;
-                partitions = Some(Arc::new(leaves.into_iter().map(|(oid, _)| oid).collect()));
-            }
-        }
-        if index.is_none() {
-            index = shapes.iter().position(|s| is_named(&s.table));
-            looked.remade = index.is_some();
-        }
-        let Some(index) = index else {
-            connection.recycle();
-            return Ok(looked);
-        };
-        let mut shape = shapes[index].clone();
-        if looked.remade {
-            let mut again = (*shape).clone();
-            again.oid = relation.oid;
-            again.files.clear();
-            again.columns.iter_mut().for_each(|c| c.number = 0);
-            shape = Arc::new(again);
-            looked.reshaped = Some(Reshaped {
-                shape: shape.clone(),
-                difference: None,
-                anew: false,
-            });
-        }
-        if let Some(reshaped) = shape.follow(&connection, &relation).await? {
-            shape = reshaped.shape.clone();
-            if reshaped.anew && !looked.remade && shape.key.is_empty() {
-                return Err(membership::not_comparable(
-                    &shape.table,
-                    "a column of it was made again, or its values were rewritten",
-                ));
-            }
-            if shape.key.is_empty() && reshaped.fills() {
-                return Err(membership::not_comparable(
-                    &shape.table,
-                    "a column came with values that no row of the log brings",
-                ));
-            }
-            looked.remade |= reshaped.anew;
-            looked.reshaped = Some(reshaped);
-        }
-        connection.recycle();
-        check_identity(
-            &shape.table,
-            &shape
-                .key
-                .iter()
-                .map(|k| shape.columns[*k].source.as_str())
-                .collect::<Vec<_>>(),
-            &relation,
-        )?;
-        if self.binary && (!shape.is_binary() || shape.has_narrower(&relation)) {
-            self.world.as_text.store(true, Ordering::Relaxed);
-            return Err(Error::new(
-                code::CONFLICT,
-                format!(
-                    "{} has a column now whose values only come as text: the log is read again as text",
-                    shape.table
-                ),
-            ));
-        }
-        looked.entry = Entry::Table {
-            index,
-            places: Arc::new(shape.places(&relation)),
-            partitions,
-        };
-        Ok(looked)
-    }
-
     fn is_over(&self) -> bool {
         self.until.is_some_and(|until| self.position.lsn >= until)
             && self.tx.is_none()
@@ -625,11 +510,13 @@ impl LogReader {
 
     /// Waits for the next part of the log. Cancel safe.
     async fn wait(&mut self) -> Result<()> {
+        let parts_at = self.parts_at.filter(|_| self.tx.is_none());
         let asking = self.until.is_some_and(|until| self.position.lsn < until) || !self.world.marks.is_empty();
         tokio::select! {
             biased;
             () = self.context.cancel.cancelled() => Err(Error::new(code::INTERRUPTED, "reading the log was stopped")),
             piece = self.feed.next() => {
+                self.looks.clear();
                 self.piece = Some(piece.map_err(|e| e.at("slot", &self.world.options.slot))?);
                 Ok(())
             }
@@ -641,6 +528,7 @@ impl LogReader {
                 self.feed.poke();
                 Ok(())
             }
+            () = tokio::time::sleep_until(parts_at.unwrap_or_else(Instant::now)), if parts_at.is_some() => Ok(()),
         }
     }
 }
@@ -668,7 +556,10 @@ impl Reader for LogReader {
                 None => {}
             }
             let Some(mut piece) = self.piece.take() else {
-                self.wait().await?;
+                match self.looks_at_parts() {
+                    true => self.look_at_parts().await?,
+                    false => self.wait().await?,
+                }
                 continue;
             };
             match self.consume(&mut piece)? {
@@ -692,25 +583,6 @@ impl Reader for LogReader {
 
 fn out_of_order(what: &str) -> Error {
     Error::new(code::SERVER_ERROR, format!("the log is out of order: {what}"))
-}
-
-/// Refuses a table whose old rows do not bring the key.
-fn check_identity(table: &TableId, key: &[&str], relation: &Relation<'_>) -> Result<()> {
-    let marked: Vec<&str> = relation.columns.iter().filter(|c| c.key).map(|c| c.name).collect();
-    if marked.is_empty() || key.iter().all(|k| marked.contains(k)) {
-        return Ok(());
-    }
-    Err(Error::new(
-        code::LOG_SETUP,
-        format!(
-            "the replica identity of {table} is ({}), and its rows are found by ({}): a changed key would not be seen",
-            marked.join(", "),
-            key.join(", ")
-        ),
-    )
-    .hint(format!(
-        "ALTER TABLE {table} REPLICA IDENTITY DEFAULT; or make the plan anew"
-    )))
 }
 
 /// The mark that a row of the table of watermarks says.

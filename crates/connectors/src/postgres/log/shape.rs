@@ -1,8 +1,10 @@
 //! What a followed table looks like at the place where the log is read: the plan's columns, and those that came since.
 
 mod follow;
+mod parts;
 
 pub(super) use follow::Reshaped;
+pub(super) use parts::{Parts, Ways, look, of_all};
 
 use super::super::catalog;
 use super::super::client::Connection;
@@ -17,7 +19,7 @@ use crate::logs::Drift;
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, PlannedTable, ReadColumn, ReadSpec};
@@ -38,6 +40,8 @@ pub(super) struct Followed {
     pub(super) oid: u32,
     /// In which files its rows were then, if the plan says.
     pub(super) files: String,
+    /// Its partitions then, if the plan says.
+    pub(super) parts: Option<Parts>,
     /// By what it was in the publication then, if the plan says.
     pub(super) member: Option<String>,
     /// What is to be read of it besides its log, at the beginning.
@@ -68,6 +72,9 @@ pub(crate) struct Remembered {
     /// In which files its rows were.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) files: String,
+    /// Its partitions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parts: Option<Parts>,
     /// By what it was in the publication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) member: Option<String>,
@@ -90,6 +97,7 @@ impl Remembered {
             columns: columns.collect(),
             rows,
             files: String::new(),
+            parts: None,
             member: None,
         }
     }
@@ -130,6 +138,7 @@ impl Followed {
             known: remembered.columns,
             oid: remembered.oid,
             files: remembered.files,
+            parts: remembered.parts,
             member: remembered.member,
             initial: remembered.initial,
         }
@@ -159,6 +168,14 @@ pub(super) struct Shape {
     pub(super) files: String,
     /// The same as the plan has it.
     planned_files: String,
+    /// Whether it has partitions, or could have.
+    pub(super) partitioned: bool,
+    /// Its partitions when they were last looked at.
+    pub(super) parts: Parts,
+    /// The same as the plan has it, if it says.
+    planned_parts: Option<Parts>,
+    /// How they are published.
+    pub(super) ways: Ways,
     pub(super) arrow: SchemaRef,
 }
 
@@ -212,9 +229,24 @@ pub(super) type Shapes = crate::logs::Shapes<Shape>;
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) shape: Shape,
-    /// Whether a column was dropped and made again since the table was last looked at, or values were rewritten: no event
-    /// may tell them.
-    pub(super) anew: bool,
+    /// Why no event may tell all that became of the table since it was last looked at, if that is so.
+    pub(super) anew: Option<&'static str>,
+}
+
+/// A column was dropped and made again, or values were rewritten.
+const REWRITTEN: &str = "a column of it was made again, or its values were rewritten";
+
+/// A followed table as the catalog has it now.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    pub(super) oid: u32,
+    pub(super) partitioned: bool,
+    pub(super) columns: Vec<Attribute>,
+    pub(super) parts: Parts,
+    /// Those of its partitions that have rows.
+    pub(super) leaves: Arc<HashSet<u32>>,
+    /// In which files its rows and those of its partitions are: other ones after a statement that wrote all rows anew.
+    pub(super) files: String,
 }
 
 impl Shape {
@@ -225,12 +257,17 @@ impl Shape {
         followed: &Followed,
         position: &LogPosition,
         followed_all_along: bool,
-        publication: &Publication,
+        (publication, whole): (&Publication, bool),
         (schema, drift): (&str, Drift),
     ) -> Result<Loaded> {
         let described = catalog::describe(connection, &followed.read.table, schema).await?;
-        let now = attributes(connection, described.oid).await?;
-        let files = files(connection, described.oid).await?;
+        let Look {
+            columns: now,
+            files,
+            parts,
+            partitioned,
+            ..
+        } = look(connection, described.oid, &[]).await?;
         let known = |source: &str| now.iter().find(|a| a.name == source);
         let name = followed.read.table.to_string();
         // The numbers of a table that was made again mean nothing.
@@ -316,6 +353,13 @@ impl Shape {
         }
         let planned = columns.len();
         let mut published: Option<&Published> = publication.tables.iter().find(|p| p.table == described.table);
+        let ways = Ways {
+            whole,
+            by_root: publication.via_root && published.is_some(),
+        };
+        let noted_parts = position.parts.get(&name).or(followed.parts.as_ref());
+        let noted_parts = noted_parts.filter(|_| followed_all_along);
+        let missed = noted_parts.and_then(|noted| noted.missed(&parts, ways));
         let leaves = match published {
             Some(_) => Vec::new(),
             None => super::slot::leaves(connection, described.oid).await?,
@@ -391,6 +435,10 @@ impl Shape {
                 false => files,
             },
             planned_files: followed.files.clone(),
+            partitioned,
+            parts,
+            planned_parts: followed.parts.clone(),
+            ways,
             arrow: arrow_schema::Schema::empty().into(),
         };
         shape.key = TableSchema {
@@ -412,7 +460,7 @@ impl Shape {
         shape.rebuild();
         Ok(Loaded {
             shape,
-            anew: anew || rewritten,
+            anew: missed.or((anew || rewritten).then_some(REWRITTEN)),
         })
     }
 
@@ -470,6 +518,11 @@ impl Shape {
     /// In which files the rows are, if the plan does not say.
     pub(super) fn moved(&self) -> Option<&String> {
         Some(&self.files).filter(|files| **files != self.planned_files)
+    }
+
+    /// Its partitions, if the plan does not say.
+    pub(super) fn parted(&self) -> Option<&Parts> {
+        Some(&self.parts).filter(|parts| self.partitioned && Some(*parts) != self.planned_parts.as_ref())
     }
 
     /// The numbers of the columns that the plan does not say, by the columns' names at the destination.
@@ -567,35 +620,6 @@ impl Attribute {
     fn is_written_since(&self, before: u32) -> bool {
         before != 0 && self.written != before
     }
-}
-
-/// In which files the rows of a table and of its partitions are: other ones after a statement that wrote all rows anew.
-pub(super) async fn files(connection: &Connection, oid: u32) -> Result<String> {
-    const SQL: &str = "
-        SELECT coalesce(pg_catalog.string_agg(pg_catalog.pg_relation_filenode(relid)::text, '+' ORDER BY relid), '')
-        FROM (SELECT $1::oid AS relid UNION SELECT relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass)) t";
-    let rows = catalog::rows(connection, SQL, &[(&oid, Type::OID)], "looking for a table's files").await?;
-    Ok(short(rows.first().map_or_else(String::new, |r| r.get(0))))
-}
-
-/// The columns of a table as the catalog has them.
-pub(super) async fn attributes(connection: &Connection, oid: u32) -> Result<Vec<Attribute>> {
-    const SQL: &str = "
-        SELECT attname::text, attnum, atttypid, atttypmod, atthasmissing OR atthasdef OR attgenerated <> '' OR attnotnull,
-               xmin::text::int8
-        FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum";
-    let rows = catalog::rows(connection, SQL, &[(&oid, Type::OID)], "reading a table's columns").await?;
-    Ok(rows
-        .iter()
-        .map(|r| Attribute {
-            name: r.get(0),
-            number: r.get(1),
-            type_oid: r.get(2),
-            modifier: r.get(3),
-            filled: r.get(4),
-            written: r.get::<_, i64>(5) as u32,
-        })
-        .collect())
 }
 
 /// A column as its type in the log says, whatever the catalog has by now.

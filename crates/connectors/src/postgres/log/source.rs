@@ -18,7 +18,7 @@ use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, capture::CaptureRequest, m
 use crate::logs;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
@@ -285,7 +285,7 @@ impl LogSource {
         let back = noted
             .iter()
             .zip(now)
-            .filter(|((_, then), now)| now.as_ref().is_some_and(|now| switched || now != *then));
+            .filter(|((_, then), now)| now.as_ref().is_some_and(|now| switched || now.by != **then));
         let mut due: Vec<TableId> = back.map(|((table, _), _)| table.clone()).collect();
         if all {
             due.extend(self.newcomers_on(&connection, request).await?);
@@ -433,7 +433,7 @@ impl LogSource {
             after: mut start,
             repaired,
         } = self.start(&connection, &mut link, after, &followed).await?;
-        let missed = self.missed(&connection, &mut position, &followed, repaired).await?;
+        let (missed, whole) = self.missed(&connection, &mut position, &followed, repaired).await?;
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
             let table = &f.read.table;
@@ -443,19 +443,17 @@ impl LogSource {
                 f,
                 &position,
                 all_along,
-                &publication,
+                (&publication, whole.contains(table)),
                 (&config.schema, self.options.drift),
             )
             .await?;
-            if loaded.anew {
-                tracing::warn!(%table, "a column was made again, or values were rewritten: the table is read anew");
+            if let Some(why) = loaded.anew {
+                tracing::warn!(%table, "{why}: the table is read anew");
             }
-            if loaded.anew || missed.contains(table) {
+            if loaded.anew.is_some() || missed.contains(table) {
                 if f.key.is_empty() {
-                    return Err(membership::not_comparable(
-                        table,
-                        "the log does not tell all of its changes",
-                    ));
+                    let why = loaded.anew.unwrap_or("the log does not tell all of its changes");
+                    return Err(membership::not_comparable(table, why));
                 }
                 logs::compare(&mut start.pending, table);
             }
@@ -534,18 +532,20 @@ impl LogSource {
     }
 
     /// Notes by what the tables are in the publication. Says which of them were taken out of it and put back since that
-    /// was noted last: the log does not have what happened to them meanwhile.
+    /// was noted last: the log does not have what happened to them meanwhile; and which are published as a whole, not
+    /// partition by partition.
     async fn missed(
         &self,
         connection: &Connection,
         position: &mut LogPosition,
         followed: &[Followed],
         repaired: bool,
-    ) -> Result<Vec<TableId>> {
+    ) -> Result<(Vec<TableId>, BTreeSet<TableId>)> {
         let schema = &self.database.config().schema;
         let names: Vec<TableId> = followed.iter().map(|f| f.read.table.clone()).collect();
         let now = membership::memberships(connection, &self.options.publication, &names, schema).await?;
         let (mut members, mut noted, mut missed) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut whole = BTreeSet::new();
         let kinds = membership::kinds(connection, &self.options.publication).await?;
         let switched = position
             .members
@@ -566,6 +566,8 @@ impl LogSource {
             let table = &f.read.table;
             let name = table.to_string();
             let Some(now) = now else { continue };
+            whole.extend(now.whole.then(|| table.clone()));
+            let now = now.by;
             let then = position.members.get(&name).or(f.member.as_ref());
             if !repaired && then.is_some_and(|then| *then != now) {
                 tracing::warn!(
@@ -582,7 +584,7 @@ impl LogSource {
         membership::settle_all(connection, &missed, schema).await?;
         position.members = members;
         *self.members.lock().expect("nothing panics while holding it") = noted;
-        Ok(missed)
+        Ok((missed, whole))
     }
 
     /// Writes into the log now and then, so that the slot of an idle database moves on; ends when dropped.

@@ -8,6 +8,7 @@ mod faults;
 mod members;
 mod modes;
 mod own;
+mod partitions;
 mod rows;
 mod servers;
 mod shapes;

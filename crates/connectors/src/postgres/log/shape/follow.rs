@@ -3,24 +3,27 @@
 use super::super::super::client::Connection;
 use super::super::super::types::Wire;
 use super::super::pgoutput::{Relation, RelationColumn};
-use super::{Attribute, Shape, ShapeColumn, attributes, files, of_type, travelling};
+use super::{Attribute, Look, Parts, REWRITTEN, Shape, ShapeColumn, of_type, travelling};
 use crate::logs::Drift;
 use std::sync::Arc;
-use synctool_core::error::Result;
+use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, SchemaDifference};
 
 impl Shape {
-    /// Fits the shape to what the log says of the table from here on: what came, went, got another type or name.
+    /// Fits the shape to what the log says of the table from here on: what came, went, got another type or name. The
+    /// catalog was looked at after that was written.
     pub(in super::super) async fn follow(
         &self,
         connection: &Connection,
         relation: &Relation<'_>,
+        look: &Look,
     ) -> Result<Option<Reshaped>> {
         let has = |c: &ShapeColumn| relation.columns.iter().any(|r| r.name == c.source);
-        let now = attributes(connection, self.oid).await?;
+        let (now, files) = (&look.columns, &look.files);
+        let missed = self.missed(&look.parts)?;
         let same = |c: &ShapeColumn| {
             let logged = relation.columns.iter().find(|r| r.name == c.source);
-            logged.is_some_and(|r| (r.type_oid, r.modifier) == (c.type_oid, c.modifier) || c.is_ahead(r, &now))
+            logged.is_some_and(|r| (r.type_oid, r.modifier) == (c.type_oid, c.modifier) || c.is_ahead(r, now))
         };
         let stays = |name: &str| self.drift == Drift::Discard && self.left.iter().any(|l| l == name);
         let is_new = |r: &&RelationColumn<'_>| !self.columns.iter().any(|c| c.source == r.name) && !stays(r.name);
@@ -31,10 +34,9 @@ impl Shape {
             .take(self.planned)
             .all(|c| same(c) || (c.gone && !has(c)))
             && self.columns.iter().skip(self.planned).all(|c| !has(c) || same(c));
-        let files = files(connection, self.oid).await?;
-        let again = self.made_again(&now, relation);
+        let again = self.made_again(now, relation);
         // Rows in other files, and a column that was altered: its values may have been rewritten, which no row tells.
-        let moved = !self.files.is_empty() && self.files != files;
+        let moved = !self.files.is_empty() && self.files != *files;
         // Where the catalog is ahead with another type, that is judged when the log shows it.
         let ahead = |a: &Attribute| {
             let logged = relation.columns.iter().find(|r| r.name == a.name);
@@ -45,18 +47,19 @@ impl Shape {
             there.is_some_and(|a| a.is_written_since(c.written) && !ahead(a))
         };
         let rewritten = moved && self.columns.iter().any(altered);
-        let settled = settled && !moved && !self.columns.iter().any(altered);
+        let settled = settled && !moved && self.parts == look.parts && !self.columns.iter().any(altered);
         if settled && again.is_empty() && !relation.columns.iter().any(|r| is_new(&r)) {
             return Ok(None);
         }
         let mut next = self.clone();
-        next.files = files;
+        next.files.clone_from(files);
+        next.parts.clone_from(&look.parts);
         for (at, number) in &again {
             next.columns[*at].number = *number;
             next.columns[*at].now.clone_from(&self.columns[*at].source);
             next.columns[*at].gone = false;
         }
-        let (renamed, mut unsure) = next.renamed(&now, relation);
+        let (renamed, mut unsure) = next.renamed(now, relation);
         let mut names = Vec::new();
         for (at, to) in renamed {
             let c = &mut next.columns[at];
@@ -86,7 +89,7 @@ impl Shape {
             let there = now.iter().find(|a| a.name == r.name);
             match next.columns.iter_mut().find(|c| c.source == r.name) {
                 Some(c) if c.type_oid == 0 => (c.type_oid, c.modifier) = (r.type_oid, r.modifier),
-                Some(c) if c.is_ahead(r, &now) => {}
+                Some(c) if c.is_ahead(r, now) => {}
                 Some(c) if (c.type_oid, c.modifier) != (r.type_oid, r.modifier) => {
                     let column = of_type(connection, r).await?;
                     // Texts of any kind come as texts; the bytes of another type would be taken for one.
@@ -140,7 +143,36 @@ impl Shape {
         Ok(Some(Reshaped {
             shape: Arc::new(next),
             difference: (!quiet).then_some(difference),
-            anew: !again.is_empty() || rewritten || unsure,
+            anew: missed.or((!again.is_empty() || rewritten || unsure).then_some(REWRITTEN)),
+        }))
+    }
+
+    /// Why the log does not tell all that became of the table's partitions, given those that it has now. One that nothing
+    /// publishes ends the reading: opened anew, the log has it.
+    fn missed(&self, now: &Parts) -> Result<Option<&'static str>> {
+        let missed = self.parts.missed(now, self.ways);
+        match missed {
+            Some(_) if !self.ways.whole => Err(Error::new(
+                code::CONFLICT,
+                format!(
+                    "{} has other partitions, and they are published one by one: its log is opened again",
+                    self.table
+                ),
+            )),
+            missed => Ok(missed),
+        }
+    }
+
+    /// The shape with the partitions that are there now, if the log does not tell all that became of them.
+    pub(in super::super) fn parted_anew(&self, now: Parts) -> Result<Option<Reshaped>> {
+        let missed = self.missed(&now)?;
+        Ok(missed.map(|why| Reshaped {
+            shape: Arc::new(Shape {
+                parts: now,
+                ..self.clone()
+            }),
+            difference: None,
+            anew: Some(why),
         }))
     }
 
@@ -216,8 +248,8 @@ impl Shape {
 pub(in super::super) struct Reshaped {
     pub(in super::super) shape: Arc<Shape>,
     pub(in super::super) difference: Option<SchemaDifference>,
-    /// Whether a column was made again or values were rewritten, so that the table is to be read again.
-    pub(in super::super) anew: bool,
+    /// Why the table is to be read again, if it is.
+    pub(in super::super) anew: Option<&'static str>,
 }
 
 impl Reshaped {

@@ -273,7 +273,7 @@ impl Pipeline {
                 (plan, Some(checkpoint))
             }
             stale => {
-                let chain = self.chain(&chosen.strategy).await?;
+                let chain = self.chain(&chosen.strategy, None).await?;
                 let mut draft = self
                     .draft(&*source, &*destination, &chosen, options, &state::new_run_id(), &chain)
                     .await?;
@@ -398,8 +398,9 @@ impl Pipeline {
         }
     }
 
-    async fn chain(&self, strategy: &str) -> Result<Chain> {
-        stages::chain(&self.loaded, self.loaded.pipeline.strategy(strategy)?).await
+    /// The stages that rows pass, in a run or beside one.
+    async fn chain(&self, strategy: &str, run: Option<&str>) -> Result<Chain> {
+        stages::chain(&self.loaded, self.loaded.pipeline.strategy(strategy)?, run).await
     }
 
     async fn draft(
@@ -791,7 +792,11 @@ impl Task {
             reject_limit: *loaded.pipeline.write.reject_limit,
             ..Options::default()
         };
-        let chain = stoppable(&options.cancel, pipeline.chain(&self.chosen.strategy)).await?;
+        let chain = stoppable(
+            &options.cancel,
+            pipeline.chain(&self.chosen.strategy, Some(&self.run_id)),
+        )
+        .await?;
         engine.stages = Arc::new(chain.clone());
         engine.cancel = options.cancel.clone();
         engine.progress = self.progress.clone();

@@ -78,12 +78,57 @@ pub(crate) fn convert(array: &ArrayRef, from: &Column, to: &Column) -> Result<(A
             }
             ok
         };
-        if long || !known || numeric_text(&to.ty).is_some_and(|is| !is(value)) || builder.append_text(value).is_err() {
+        let other = numeric_text(&to.ty).is_some_and(|is| !is(value)) || !survives(value, &to.ty);
+        if long || !known || other || builder.append_text(value).is_err() {
             builder.append_null();
             failures.push((row, if long { "too_long" } else { "bad_cast" }));
         }
     }
     Ok((builder.finish(), failures))
+}
+
+/// Whether a float holds a number: exactly, or as the float whose shortest text it is.
+fn survives(value: &str, to: &ColumnType) -> bool {
+    let (finite, shortest, exact) = match to {
+        ColumnType::Float32 => match value.parse::<f32>() {
+            Ok(v) => (v.is_finite(), format!("{v:e}"), f64::from(v)),
+            Err(_) => return false,
+        },
+        ColumnType::Float64 => match value.parse::<f64>() {
+            Ok(v) => (v.is_finite(), format!("{v:e}"), v),
+            Err(_) => return false,
+        },
+        _ => return true,
+    };
+    let Some(wanted) = digits_of(value) else {
+        return !finite;
+    };
+    // No float has more digits behind the point.
+    finite && (digits_of(&shortest) == Some(wanted.clone()) || digits_of(&format!("{exact:.1074}")) == Some(wanted))
+}
+
+/// A number's sign, its digits without zeros around them, and the power of ten of the first; `None` if it has none.
+fn digits_of(text: &str) -> Option<(bool, String, i64)> {
+    let (negative, body) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (mantissa, exponent) = match body.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().ok()?),
+        None => (body, 0),
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let kept = digits.trim_start_matches('0');
+    if kept.is_empty() {
+        return Some((false, String::new(), 0));
+    }
+    let before = (digits.len() - kept.len()) as i64;
+    let first = exponent.saturating_add(whole.len() as i64 - before);
+    Some((negative, kept.trim_end_matches('0').to_string(), first))
 }
 
 /// The test of types that travel as text and take any.
@@ -117,6 +162,21 @@ fn reshape<'a>(cell: &'a str, from: &ColumnType, to: &ColumnType, made: &'a mut 
                 _ => cell,
             }
         }
+        // Without an exponent, which whole numbers do not have.
+        (Float64, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64) => match cell.parse::<f64>() {
+            Ok(v) if v.is_finite() => {
+                made.push_str(&v.to_string());
+                made
+            }
+            _ => cell,
+        },
+        (Float32, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64) => match cell.parse::<f32>() {
+            Ok(v) if v.is_finite() => {
+                made.push_str(&f64::from(v).to_string());
+                made
+            }
+            _ => cell,
+        },
         (Date, Timestamp | TimestampTz) if !cell.ends_with("infinity") => {
             let (day, era) = cell.split_once(' ').map_or((cell, ""), |(d, e)| (d, e));
             let zone = if *to == TimestampTz { "+00" } else { "" };
@@ -213,7 +273,42 @@ mod tests {
         bad(Text { max: None }, "{", Json, "bad_cast");
         bad(Text { max: None }, "0x1", Numeric, "bad_cast");
         bad(Text { max: None }, "inf", Numeric, "bad_cast");
+        good(Float64, "1e18", Int64, "1000000000000000000");
+        bad(Float64, "1.5", Int64, "bad_cast");
         assert!(!possible(&Date, &Int32) && !possible(&Uuid, &Int64));
+    }
+
+    #[test]
+    fn a_float_holds_what_reads_back_as_the_same() {
+        use ColumnType::*;
+        let cents = || Decimal {
+            precision: 12,
+            scale: 2,
+        };
+        for (from, value, to, want) in [
+            (Float64, "1e300", Float32, None),
+            (Float64, "0.1", Float32, Some("0.1")),
+            (Float64, "0.123456789", Float32, None),
+            (Float64, "NaN", Float32, Some("NaN")),
+            (Float64, "-Infinity", Float32, Some("-Infinity")),
+            (Float64, "-0", Float32, Some("-0")),
+            (cents(), "9999999999.99", Float32, None),
+            (cents(), "9999999999.99", Float64, Some("9999999999.99")),
+            (cents(), "0.10", Float32, Some("0.1")),
+            (Int64, "9007199254740993", Float64, None),
+            (Int64, "9007199254740992", Float64, Some("9.007199254740992e15")),
+            (Int64, "1152921504606846976", Float64, Some("1.152921504606847e18")),
+            (Int64, "16777217", Float32, None),
+            (Numeric, "0.12345678901234567890", Float64, None),
+            (Numeric, "NaN", Float64, Some("NaN")),
+            (Numeric, "0.00", Float64, Some("0")),
+            (Text { max: None }, "1e999", Float64, None),
+            (Text { max: None }, "1E2", Float64, Some("100")),
+            (Text { max: None }, "1e-400", Float64, None),
+        ] {
+            let made = one(from, value, to).map_or(None, |v| v);
+            assert_eq!(made.as_deref(), want, "{value}");
+        }
     }
 
     #[test]

@@ -293,6 +293,9 @@ pub struct RedisSpec {
     /// What keys begin with.
     #[serde(default = "prefix")]
     pub prefix: String,
+    /// The run whose rows they are, so that no other one finds them; `None` shares them for as long as they are good.
+    #[serde(skip)]
+    pub run: Option<String>,
 }
 
 fn prefix() -> String {
@@ -305,6 +308,7 @@ impl RedisSpec {
         RedisSpec {
             url: url.into(),
             prefix: prefix(),
+            run: None,
         }
     }
 }

@@ -17,11 +17,12 @@ use synctool_transform::{
     Several, Sources, StageSpec,
 };
 
-/// The chain of a pipeline for one strategy.
-pub(super) async fn chain(loaded: &Loaded, strategy: &Strategy) -> Result<Chain> {
+/// The chain of a pipeline for one strategy. Without a run (a plan, a comparison) no cache is shared with others: what
+/// is compared with a dimension is compared with the dimension.
+pub(super) async fn chain(loaded: &Loaded, strategy: &Strategy, run: Option<&str>) -> Result<Chain> {
     let mut stages = Vec::new();
     for stage in loaded.pipeline.transform.iter().filter(|s| s.applies_to(strategy)) {
-        for spec in specs(loaded, stage)? {
+        for spec in specs(loaded, stage, run)? {
             stages.push(NamedStage {
                 name: Some(stage.name.to_string()),
                 spec,
@@ -42,7 +43,7 @@ impl Sources for Dimensions<'_> {
     }
 }
 
-fn specs(loaded: &Loaded, stage: &Stage) -> Result<Vec<StageSpec>> {
+fn specs(loaded: &Loaded, stage: &Stage, run: Option<&str>) -> Result<Vec<StageSpec>> {
     Ok(match &stage.work {
         StageWork::Compute(columns) => vec![StageSpec::Compute {
             columns: columns.iter().map(computed).collect::<Result<_>>()?,
@@ -78,7 +79,7 @@ fn specs(loaded: &Loaded, stage: &Stage) -> Result<Vec<StageSpec>> {
             },
             ..DedupSpec::last(dedup.keys.iter().map(|k| k.to_string()))
         })],
-        StageWork::Enrich(enrich) => enriched(loaded, &stage.name, enrich)?,
+        StageWork::Enrich(enrich) => enriched(loaded, &stage.name, enrich, run)?,
         StageWork::Batch(rows) => vec![StageSpec::Batch {
             target_rows: **rows as usize,
         }],
@@ -199,7 +200,7 @@ fn condition(filter: &At<Filter>) -> Result<String> {
     }
 }
 
-fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich) -> Result<Vec<StageSpec>> {
+fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich, run: Option<&str>) -> Result<Vec<StageSpec>> {
     let datastore = loaded.datastores.get(&enrich.datastore)?;
     let table = request::table_id(enrich.table_ref(datastore)?, datastore);
     let (mut fields, mut hash) = (Vec::new(), None);
@@ -268,7 +269,7 @@ fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich) -> Result<Vec<
             to_inclusive: false,
             include_open_ended: *a.include_open_ended,
         }),
-        cache: cache(loaded, enrich)?,
+        cache: cache(loaded, enrich, run),
     };
     let mut specs = vec![StageSpec::Enrich(spec)];
     if !after.is_empty() {
@@ -277,12 +278,12 @@ fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich) -> Result<Vec<
     Ok(specs)
 }
 
-fn cache(loaded: &Loaded, enrich: &config::Enrich) -> Result<CacheSpec> {
+fn cache(loaded: &Loaded, enrich: &config::Enrich, run: Option<&str>) -> CacheSpec {
     let cache = &enrich.cache;
     let standard = CacheSpec::default();
     let max_size = cache.max_size.as_deref().map_or(standard.max_size, |n| *n as usize);
-    let redis = match *cache.store {
-        CacheStore::Redis => {
+    let redis = match (*cache.store, run) {
+        (CacheStore::Redis, Some(run)) => {
             let url = match &cache.url {
                 Some(url) => url.reveal().to_owned(),
                 None => loaded.global.redis.url.reveal().to_owned(),
@@ -291,11 +292,12 @@ fn cache(loaded: &Loaded, enrich: &config::Enrich) -> Result<CacheSpec> {
             if let Some(prefix) = &cache.key_prefix {
                 redis.prefix = prefix.to_string();
             }
+            redis.run = cache.ttl.is_none().then(|| run.to_owned());
             Some(redis)
         }
-        CacheStore::Memory | CacheStore::None => None,
+        _ => None,
     };
-    Ok(CacheSpec {
+    CacheSpec {
         max_size: match *cache.store {
             CacheStore::None => 0,
             _ => max_size,
@@ -306,7 +308,7 @@ fn cache(loaded: &Loaded, enrich: &config::Enrich) -> Result<CacheSpec> {
             None => Duration::from_secs(10 * 365 * 86_400),
         },
         redis,
-    })
+    }
 }
 
 /// A type as a file writes it, as the engine knows it.

@@ -151,7 +151,7 @@ impl Pipeline {
             })?,
         };
         let (source, destination) = (self.open_source().await?, self.open_destination().await?);
-        let chain = self.chain(&strategy.name).await?;
+        let chain = self.chain(&strategy.name, None).await?;
         let run_options = RunOptions {
             workers: options.workers,
             ..RunOptions::default()

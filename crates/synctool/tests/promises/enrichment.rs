@@ -103,6 +103,34 @@ fn redis_keeps_a_dimension_for_its_ttl() {
     assert_eq!(db.psql(names).trim(), "last");
 }
 
+/// Without a ttl what Redis keeps is a run's own, and a comparison asks the dimension whatever Redis keeps.
+#[test]
+fn without_a_ttl_redis_keeps_a_dimension_for_a_run() {
+    let db = database("dimension_of_a_run");
+    let redis = Redis::start();
+    db.psql(PEOPLE);
+    db.psql("CREATE TABLE cities(id int PRIMARY KEY, name text); INSERT INTO cities SELECT i, 'old ' || i FROM generate_series(0, 11) i");
+    let place = here(&db);
+    let cache = |ttl: &str| format!("{{store: redis, url: \"{}\", key_prefix: \"t:\"{ttl}}}", redis.url());
+    place.write("p.yaml", &pipeline("from", "public.cities", &cache("")));
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    let key = redis.command(&["EVAL", "return redis.call('keys', ARGV[1])[1]", "0", "t:*"]);
+    let ttl: i64 = redis.command(&["TTL", &key]).parse().expect("seconds");
+    assert!((1..=86_400).contains(&ttl), "{ttl}");
+    let names = "SELECT string_agg(DISTINCT split_part(city_name, ' ', 1), ',') FROM copies";
+    assert_eq!(db.psql(names).trim(), "old");
+    db.psql("UPDATE cities SET name = 'new ' || id");
+    place.json(&["verify", "p.yaml"], 3);
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(db.psql(names).trim(), "new");
+    place.json(&["verify", "p.yaml"], 0);
+    // Rows that are shared for an hour are good enough for a run, not for a comparison.
+    place.write("p.yaml", &pipeline("from", "public.cities", &cache(", ttl: 1h")));
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    db.psql("UPDATE cities SET name = 'last ' || id");
+    place.json(&["verify", "p.yaml"], 3);
+}
+
 /// Only some rows of the dimension, and the hash of what was taken.
 #[test]
 fn dimensions_are_filtered_and_hashed() {

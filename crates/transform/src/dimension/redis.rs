@@ -17,6 +17,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// An answer that takes longer is none.
 const PATIENCE: Duration = Duration::from_millis(1000);
 
+/// What belongs to one run is forgotten after this, whether the run goes on or not.
+const OF_A_RUN: Duration = Duration::from_secs(86_400);
+
 /// Keys per command.
 const AT_ONCE: usize = 500;
 
@@ -54,9 +57,14 @@ impl RedisCache {
             .set_response_timeout(Some(PATIENCE))
             .set_number_of_retries(1);
         let manager = ConnectionManager::new_lazy_with_config(client, config).map_err(wrong)?;
+        let prefix = format!("{}:{dimension}:{fingerprint}:", spec.prefix);
+        let (prefix, ttl) = match &spec.run {
+            Some(run) => (format!("{prefix}{run}:"), ttl.min(OF_A_RUN)),
+            None => (prefix, ttl),
+        };
         Ok(RedisCache {
             dimension: dimension.to_string(),
-            prefix: format!("{}:{dimension}:{fingerprint}:", spec.prefix),
+            prefix,
             ttl: ttl.max(Duration::from_secs(1)),
             manager,
             paused: Mutex::new(None),

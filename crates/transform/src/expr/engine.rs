@@ -1,5 +1,6 @@
 //! SQL text to something that can be evaluated: parsing, planning, coercion, and where a mistake is.
 
+use super::{exact, finite, grammar, moments};
 use arrow_schema::{DataType, Schema};
 use datafusion_common::config::ConfigOptions;
 use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode};
@@ -41,6 +42,9 @@ static FUNCTIONS: LazyLock<HashMap<String, Arc<ScalarUDF>>> = LazyLock::new(|| {
         }
         all.insert(function.name().to_string(), function);
     }
+    for (name, function) in moments::functions() {
+        all.insert(name.to_string(), function);
+    }
     all
 });
 
@@ -58,8 +62,11 @@ struct Context {
 
 impl Context {
     fn new() -> Self {
+        let mut options = ConfigOptions::default();
+        // Without it, a type with time zone has none.
+        options.execution.time_zone = Some("UTC".into());
         Context {
-            options: ConfigOptions::default(),
+            options,
             planners: vec![
                 Arc::new(datafusion_functions::core::planner::CoreFunctionPlanner::default()),
                 Arc::new(datafusion_functions::datetime::planner::DatetimeFunctionPlanner),
@@ -127,7 +134,7 @@ fn parse(text: &str) -> Result<ast::Expr, Mistake> {
             parser.expect_token(&Token::EOF)?;
             Ok(expr)
         });
-    parsed.map_err(|e| {
+    let mut parsed = parsed.map_err(|e| {
         let message = match e {
             ParserError::TokenizerError(m) | ParserError::ParserError(m) => m,
             ParserError::RecursionLimitExceeded => "the expression is nested too deeply".into(),
@@ -149,11 +156,13 @@ fn parse(text: &str) -> Result<ast::Expr, Mistake> {
             },
             what: What::Other(sentence.trim_start_matches("sql parser error: ").to_string()),
         }
-    })
+    })?;
+    grammar::settle(text, &mut parsed)?;
+    Ok(parsed)
 }
 
 /// The byte offset of a line and column, both from 1.
-fn offset(text: &str, location: Location) -> usize {
+pub(super) fn offset(text: &str, location: Location) -> usize {
     let mut start = 0;
     for _ in 1..location.line {
         start += text[start..].find('\n').map_or(0, |at| at + 1);
@@ -192,7 +201,10 @@ fn to_logical(expr: ast::Expr, schema: &DFSchema) -> Result<Expr> {
         .with_map_string_types_to_utf8view(false);
     let planner = SqlToRel::new_with_options(&context, options);
     let expr = planner.sql_to_expr(expr, schema, &mut PlannerContext::new())?;
-    let expr = prepare(expr, schema)?;
+    let simplifier = simplifier(schema);
+    let expr = exact::as_meant(expr, schema, &simplifier)?;
+    let expr = finite::checked(simplifier.coerce(expr, schema)?, schema)?;
+    let expr = simplifier.simplify(expr)?;
     expr.get_type(schema)?;
     Ok(expr)
 }
@@ -266,13 +278,17 @@ fn what(e: &DataFusionError) -> What {
 
 /// Coerces types and simplifies; some functions exist only until they are simplified.
 pub(super) fn prepare(expr: Expr, schema: &DFSchema) -> Result<Expr> {
+    let simplifier = simplifier(schema);
+    let expr = simplifier.coerce(expr, schema)?;
+    simplifier.simplify(expr)
+}
+
+fn simplifier(schema: &DFSchema) -> ExprSimplifier {
     let context = SimplifyContext::builder()
         .with_schema(Arc::new(schema.clone()))
         .with_current_time()
         .build();
-    let simplifier = ExprSimplifier::new(context);
-    let expr = simplifier.coerce(expr, schema)?;
-    simplifier.simplify(expr)
+    ExprSimplifier::new(context)
 }
 
 /// The expression over batches of a schema. Whole numbers that overflow are an error, never another number.

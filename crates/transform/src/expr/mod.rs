@@ -10,13 +10,19 @@
 //! - Everything else is the type it says.
 //!
 //! A number with a point in SQL is a decimal, so arithmetic with decimals stays exact; only what the user rounds is
-//! rounded (`round(x, 2)` in SQL goes away from zero at the half, in a lambda to the even neighbour as in Python).
+//! rounded (`round(x, 2)` in SQL goes away from zero at the half, in a lambda to the even neighbour as in Python), and
+//! quotients, which have no end. A cast loses nothing or refuses the row ([`exact`]), floats stay numbers ([`finite`]),
+//! and moments are counted in microseconds ([`moments`]).
 //! Names of columns are exact, with or without double quotes.
 //!
 //! What goes wrong in one row (overflow, a cast, division by zero) costs that row, with a reason; the rest of the batch
 //! is evaluated.
 
 mod engine;
+mod exact;
+mod finite;
+mod grammar;
+mod moments;
 mod view;
 
 use crate::lambda;
@@ -239,6 +245,8 @@ fn reason(error: &DataFusionError) -> Result<&'static str> {
             "out_of_range",
             "not_a_real_number",
             "empty_separator",
+            "finer_than_microseconds",
+            "too_long",
         ];
         return Ok(known.into_iter().find(|k| word.starts_with(k)).unwrap_or("evaluation"));
     }

@@ -108,6 +108,12 @@ impl Output {
                 ColumnType::Bytes
             }
             DataType::Null => return Err("the value is always NULL, so it has no type".into()),
+            DataType::Interval(_) | DataType::Duration(_) => {
+                return Err("the value is an interval, and no column holds one".into());
+            }
+            DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => {
+                return Err("the value is a list, and a column holds one value".into());
+            }
             other => return Err(format!("a value of type {other} has no column type")),
         };
         let arrow = Column::new("", ty.clone()).arrow_type();

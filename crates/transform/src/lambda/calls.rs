@@ -3,7 +3,7 @@
 use super::SUPPORTED;
 use super::ast::{Kind, Node};
 use super::functions::{Function, call};
-use super::translate::{Translator, Type, Typed, truth};
+use super::translate::{Translator, Type, Typed};
 use crate::position::ExprError;
 use datafusion_common::ScalarValue;
 use datafusion_expr::{Expr, Operator, binary_expr, lit};
@@ -115,7 +115,7 @@ impl Translator<'_> {
             }
             "bool" => {
                 self.arity(node, name, args, 1..=1)?;
-                Ok(Typed::new(truth(self.value(&args[0])?), Type::Bool))
+                Ok(Typed::new(self.condition(&args[0])?, Type::Bool))
             }
             "int" | "float" => {
                 self.arity(node, name, args, 1..=1)?;

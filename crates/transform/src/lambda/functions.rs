@@ -58,8 +58,8 @@ pub(super) enum Function {
     },
 }
 
-/// Digits that the quotient of decimals keeps beyond its operands'.
-const QUOTIENT_DIGITS: i8 = 6;
+/// Digits that the quotient of decimals keeps beyond its operands', and at least.
+const QUOTIENT_DIGITS: (i8, i8) = (6, 16);
 
 /// How a reason travels in the engine's errors.
 pub(crate) const REASON: &str = "synctool reason: ";
@@ -77,6 +77,11 @@ pub(super) fn call(function: Function, args: Vec<Expr>) -> Expr {
         signature: Signature::variadic_any(Volatility::Immutable),
     });
     udf.call(args)
+}
+
+/// The quotient of two numbers, one of them a decimal and the other no float.
+pub(crate) fn quotient(dividend: Expr, divisor: Expr) -> Expr {
+    call(Function::Divide, vec![dividend, divisor])
 }
 
 fn scale_of(ty: Option<&DataType>) -> Option<i8> {
@@ -128,7 +133,8 @@ impl ScalarUDFImpl for Python {
         Ok(match (&self.function, is_decimal) {
             (Function::Divide, true) => {
                 let (a, b) = scales().unwrap_or_default();
-                decimal(a.max(b).saturating_add(QUOTIENT_DIGITS).min(37))
+                let (more, least) = QUOTIENT_DIGITS;
+                decimal(a.max(b).saturating_add(more).max(least).min(37))
             }
             (Function::Divide | Function::FloatPower | Function::Float, _) => DataType::Float64,
             (Function::FloorDivide, true) => decimal(0),

@@ -12,7 +12,8 @@
 //!   (division by zero, an index out of range, `int('x')`).
 //! - `x.get('a', default)` is the column `a`: every row has every column, so the default never counts.
 //! - NaN equals itself and is larger than any number, as in PostgreSQL; `str()` of NULL is NULL.
-//! - Dividing decimals keeps six more digits than the operands have, rounded to the even neighbour.
+//! - Dividing decimals keeps 16 digits after the point, or six more than the operands have if those are more, rounded
+//!   half away from zero, as SQL's division does here.
 
 mod ast;
 #[cfg(feature = "datafusion")]
@@ -29,7 +30,7 @@ mod texts;
 mod translate;
 
 #[cfg(feature = "datafusion")]
-pub(crate) use functions::REASON;
+pub(crate) use functions::{REASON, quotient};
 pub(crate) use parser::parse;
 #[cfg(feature = "datafusion")]
 pub(crate) use translate::{translate, translate_truth};

@@ -61,6 +61,17 @@ fn divide_half_even(a: i256, b: i256) -> Option<i256> {
     }
 }
 
+/// The quotient rounded half away from zero.
+fn divide_half_away(a: i256, b: i256) -> Option<i256> {
+    let (quotient, rest) = (a.checked_div(b)?, a.checked_rem(b)?);
+    let twice = rest.checked_abs()?.checked_mul(i256::from_i128(2))?;
+    if twice < b.checked_abs()? {
+        return Some(quotient);
+    }
+    let step = if (a < i256::ZERO) == (b < i256::ZERO) { 1 } else { -1 };
+    quotient.checked_add(i256::from_i128(step))
+}
+
 /// Digits of scale `from` in scale `to`, rounded to the even neighbour.
 pub(super) fn rescale(v: i128, from: i8, to: i8) -> Outcome<i128> {
     let v = i256::from_i128(v);
@@ -82,7 +93,7 @@ pub(super) fn to_float(n: Number) -> f64 {
     }
 }
 
-/// `a / b`; decimals come in `scale`.
+/// `a / b`; decimals come in `scale`, rounded half away from zero.
 pub(super) fn divide(a: Number, b: Number, scale: i8) -> Outcome<Number> {
     if let (Decimal(..), Int(_) | Decimal(..)) | (Int(_), Decimal(..)) = (a, b) {
         let (a, b, _) = aligned(a, b).ok_or(OVERFLOW)?;
@@ -90,7 +101,7 @@ pub(super) fn divide(a: Number, b: Number, scale: i8) -> Outcome<Number> {
             return Err(DIVISION);
         }
         let quotient = shift(a, scale)
-            .and_then(|a| divide_half_even(a, b))
+            .and_then(|a| divide_half_away(a, b))
             .and_then(i256::to_i128);
         return quotient.map(|q| Decimal(q, scale)).ok_or(OVERFLOW);
     }

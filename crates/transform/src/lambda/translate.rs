@@ -22,8 +22,7 @@ pub(crate) fn translate(text: &str, node: &Node, schema: &DFSchema) -> Result<Ex
 
 /// Translates a lambda into its truth, as a filter needs it.
 pub(crate) fn translate_truth(text: &str, node: &Node, schema: &DFSchema) -> Result<Expr, ExprError> {
-    let t = Translator { text, schema };
-    Ok(truth(t.value(node)?))
+    Translator { text, schema }.condition(node)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +129,7 @@ impl Typed {
 }
 
 /// Whether Python takes a value for true.
-pub(super) fn truth(v: Typed) -> Expr {
+fn truth(v: Typed) -> Expr {
     let test = match v.ty {
         Type::Null => return lit(false),
         Type::Bool => v.expr,
@@ -189,7 +188,7 @@ impl Translator<'_> {
             Kind::Column(name) => self.column(node, name)?,
             Kind::Negate(of) => self.negate(of)?,
             Kind::Plus(of) => self.number(of)?,
-            Kind::Not(of) => Typed::new(Expr::Not(Box::new(truth(self.value(of)?))), Type::Bool),
+            Kind::Not(of) => Typed::new(Expr::Not(Box::new(self.condition(of)?)), Type::Bool),
             Kind::Binary(op, a, b) => self.arithmetic(node, *op, a, b)?,
             Kind::Compare(first, rest) => self.compare(first, rest)?,
             Kind::And(a, b) => {
@@ -203,7 +202,7 @@ impl Translator<'_> {
                 self.choose(node, test, left, right)?
             }
             Kind::If { test, then, otherwise } => {
-                let test = truth(self.value(test)?);
+                let test = self.condition(test)?;
                 self.choose(node, test, self.value(then)?, self.value(otherwise)?)?
             }
             Kind::Format(pieces) => self.format(pieces)?,
@@ -226,6 +225,19 @@ impl Translator<'_> {
                     .error(node, "a list or tuple is no value of a column")
                     .hint("lists stand behind `in`, and in min, max, startswith and endswith"));
             }
+        })
+    }
+
+    /// Whether Python takes a value for true. What stands in a condition only counts as that, so that the operands of
+    /// `and` and `or` may have two types; as in Python the second one is not looked at where the first decides.
+    pub(super) fn condition(&self, node: &Node) -> Result<Expr, ExprError> {
+        Ok(match &node.kind {
+            Kind::And(a, b) => case(self.condition(a)?, self.condition(b)?, lit(false)),
+            Kind::Or(a, b) => case(self.condition(a)?, lit(true), self.condition(b)?),
+            Kind::If { test, then, otherwise } => {
+                case(self.condition(test)?, self.condition(then)?, self.condition(otherwise)?)
+            }
+            _ => truth(self.value(node)?),
         })
     }
 

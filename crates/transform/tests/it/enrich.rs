@@ -432,3 +432,29 @@ async fn redis_is_shared_ends_and_may_go_away() {
         "one failure, then it is left alone"
     );
 }
+
+#[tokio::test]
+async fn rows_of_one_run_are_found_by_no_other_and_end_in_a_day() {
+    let db = Db::with(SEGMENTS);
+    let redis = Redis::start();
+    let cache = |run: &str| CacheSpec {
+        ttl: Duration::from_secs(10 * 365 * 86_400),
+        redis: Some(RedisSpec {
+            run: Some(run.into()),
+            ..RedisSpec::new(redis.url())
+        }),
+        ..CacheSpec::default()
+    };
+    let first = dimension(&db, &cache("one"), "f").await;
+    assert_eq!(segment(&first, "1").await.as_deref(), Some("gold"));
+    let left: i64 = redis
+        .command(&["TTL", "synctool:dimension:segments:f:one:[\"1\"]"])
+        .parse()
+        .unwrap();
+    assert!((1..=86_400).contains(&left), "{left}");
+    db.run("UPDATE segments SET segment = 'lead'");
+    let same = dimension(&db, &cache("one"), "f").await;
+    assert_eq!(segment(&same, "1").await.as_deref(), Some("gold"));
+    let later = dimension(&db, &cache("two"), "f").await;
+    assert_eq!(segment(&later, "1").await.as_deref(), Some("lead"));
+}

@@ -6,6 +6,8 @@ mod enrich;
 #[cfg(feature = "datafusion")]
 mod expressions;
 #[cfg(feature = "datafusion")]
+mod meaning;
+#[cfg(feature = "datafusion")]
 mod python;
 mod stages;
 

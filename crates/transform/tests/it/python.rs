@@ -116,6 +116,11 @@ const EXPRESSIONS: &[&str] = &[
     "x['s'] or 'nobody'",
     "x['f'] or 1.5",
     "x['b'] and not x['s']",
+    "'y' if x['i'] and x['i'] > 0 else 'n'",
+    "'y' if x['s'] or x['d'] else 'n'",
+    "1 if x['i'] and 10 // x['i'] > 1 else 0",
+    "not (x['i'] and x['s'])",
+    "bool(x['f'] or x['s'] == 'alice')",
     "x['d'] or x['e']",
     "'big' if x['i'] > 5 else 'small'",
     "'yes' if x['b'] else 'no'",
@@ -379,8 +384,8 @@ async fn a_number_beside_a_decimal_is_the_one_that_is_written() {
     assert_eq!(
         made.rows(),
         [
-            "1|10.05|11.06|true|3.35000000",
-            "2|0.05|0.06|false|0.01666667",
+            "1|10.05|11.06|true|3.3500000000000000",
+            "2|0.05|0.06|false|0.0166666666666667",
             "3|-|-|false|-"
         ]
     );

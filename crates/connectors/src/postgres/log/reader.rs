@@ -587,6 +587,7 @@ impl LogReader {
             looked.remade |= reshaped.anew;
             looked.reshaped = Some(reshaped);
         }
+        super::identity::check_followed_on(&connection, (&*shape.table, shape.oid), &shape.key_now()).await?;
         connection.recycle();
         check_identity(
             &shape.table,

@@ -173,6 +173,18 @@ impl Error {
             .hint("remove all but one of them, and make the key unique there")
     }
 
+    /// A table that a plan made is not there any more.
+    pub fn gone_at_destination(table: &crate::schema::TableId) -> Self {
+        Error::new(
+            code::TABLE_MISSING,
+            format!("{table} does not exist at the destination any more: the pipeline made it or wrote to it before"),
+        )
+        .hint(
+            "make it again, empty and with its key, run again, and let `synctool repair` fill it; or start over: `synctool state \
+             reset`, then a run loads everything",
+        )
+    }
+
     /// A row that cannot be told from others.
     pub fn without_key() -> Self {
         Error::new(code::VALUE_MALFORMED, "a row came without its key, or with NULL in it").hint(

@@ -9,7 +9,7 @@
 //! Neighbouring changes of one kind and of different keys go together, by a temporary table; everything else one by one,
 //! in order.
 
-use super::catalog::must_find;
+use super::catalog::find;
 use super::client::{Session, number};
 use super::ddl;
 use super::merge::Mapping;
@@ -84,7 +84,9 @@ impl Target {
         table: &TableId,
         schema: TableSchema,
     ) -> Result<Self> {
-        let existing = must_find(session, table).await?;
+        let existing = find(session, table)
+            .await?
+            .ok_or_else(|| Error::gone_at_destination(table))?;
         let mapping = Mapping::new(&existing, &schema)?;
         let stage = TableId {
             schema: existing.table.schema.clone(),
@@ -248,6 +250,10 @@ impl Target {
             removed: session.run(&delete, "replacing a key range").await?,
             ..Applied::default()
         };
+        // What a row of the range is to have may stand in a row of another range, which is replaced later.
+        for statement in self.mapping.give_way(&self.name, &self.stage) {
+            applied.removed += session.run(&statement, "replacing a key range").await?;
+        }
         let mut group = Group::default();
         for cells in all {
             applied += self.next(session, &mut group, Op::Upsert, cells, None).await?;

@@ -22,6 +22,8 @@ pub(super) struct Mapping {
     pub(super) fragile: bool,
     /// Whether equal keys have equal bytes.
     pub(super) exact_key: bool,
+    /// The columns of unique indexes that more than one key may have the values of.
+    others: Vec<Vec<String>>,
 }
 
 impl Mapping {
@@ -57,7 +59,11 @@ impl Mapping {
                 .iter()
                 .any(|i| i.unique && i.columns.iter().any(|c| !schema.key.contains(c))),
             exact_key: true,
+            others: Vec::new(),
         };
+        let others = existing.indexes.iter().filter(|i| i.unique && i.whole);
+        let others = others.filter(|i| !schema.key.iter().all(|k| i.columns.contains(k)));
+        mapping.others = others.map(|i| i.columns.clone()).collect();
         for column in &schema.columns {
             let there = existing.column(&column.name).ok_or_else(|| {
                 Error::new(
@@ -149,6 +155,20 @@ impl Mapping {
             self.same_key(),
             self.first_key()
         )
+    }
+
+    /// Rows of other keys that hold a unique value that a row of `load` is to have.
+    pub(super) fn give_way(&self, table: &str, load: &str) -> Vec<String> {
+        let written = |unique: &&Vec<String>| unique.iter().all(|u| self.columns.iter().any(|c| c.name == *u));
+        let delete = |unique: &Vec<String>| {
+            let same: Vec<String> = unique.iter().map(|u| format!("d.{q} = l.{q}", q = ident(u))).collect();
+            format!(
+                "DELETE d FROM {table} AS d JOIN {load} AS l ON {} WHERE NOT ({})",
+                same.join(" AND "),
+                self.same_key()
+            )
+        };
+        self.others.iter().filter(written).map(delete).collect()
     }
 
     /// How many rows of `table` are not in `load`.

@@ -77,6 +77,8 @@ struct Table {
     fragile: bool,
     /// Whether the key has a unique index that an upsert can go by.
     unique: bool,
+    /// The columns of its other unique indexes, quoted.
+    others: Vec<Vec<String>>,
     /// How many times new rows do not go straight into the table.
     detour: u32,
     /// While the table is loaded beside its log (for so many batches more): the keys that the log brought before its chunk.
@@ -123,7 +125,7 @@ impl Applier {
     ) -> Result<Table> {
         let (oid, _) = oid_of(&**session, &target.table)
             .await?
-            .ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{} does not exist", target.table)))?;
+            .ok_or_else(|| Error::gone_at_destination(&target.table))?;
         let existing = columns_of(&**session, oid).await?;
         let mapping = Mapping::new(&target.table, &target.schema, &target.types, &existing)?;
         mapping.check_updatable(&target.table)?;
@@ -157,6 +159,10 @@ impl Applier {
             exact: keys.iter().all(|c| is_exact(c)) && !mapping.key.iter().any(|p| p.folds),
             fragile: facts.get::<_, i64>(0) > 1,
             unique: facts.get(1),
+            others: match facts.get::<_, i64>(0) > 1 {
+                true => other_uniques(session, oid, &target.schema.key).await?,
+                false => Vec::new(),
+            },
             keys: if keys.is_empty() {
                 None
             } else {
@@ -395,6 +401,15 @@ impl Applier {
             .await
             .map_err(|e| e.error(&t.target.table))?;
         self.applied.removed += removed.affected[0];
+        // What a row of the range is to have may stand in a row of another range, which is replaced later.
+        for unique in &t.others {
+            if let Some(statement) = t.stage.give_way(unique) {
+                let removed = counts(session, &statement)
+                    .await
+                    .map_err(|e| e.error(&t.target.table))?;
+                self.applied.removed += removed.affected[0];
+            }
+        }
         // Rows of the range are gone that could have stood in the way; the rest is an ordinary upsert.
         let t = &mut self.tables[i];
         t.pending = pending;
@@ -574,6 +589,26 @@ impl Applier {
         self.tables[i] = self.table(session, target, source, number).await?;
         Ok(())
     }
+}
+
+/// The columns of a table's unique indexes besides that of its key, quoted.
+async fn other_uniques(session: &Connection, oid: u32, key: &[String]) -> Result<Vec<Vec<String>>> {
+    const SQL: &str = "
+        SELECT ARRAY(SELECT a.attname::text
+                     FROM pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                     WHERE k.place <= i.indnkeyatts ORDER BY k.place)
+        FROM pg_catalog.pg_index i
+        WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL";
+    let rows = session
+        .query(SQL, &[&oid])
+        .await
+        .map_err(|e| session.error(e, "reading the table's indexes"))?;
+    let columns = rows.iter().map(|r| r.get::<_, Vec<String>>(0));
+    let others = columns.filter(|columns| !key.iter().all(|k| columns.contains(k)));
+    Ok(others
+        .map(|columns| columns.iter().map(|c| ident(c)).collect())
+        .collect())
 }
 
 /// The columns of a table's key that are ordered otherwise than its ranges are, and what stands for them there.

@@ -362,6 +362,7 @@ impl PostgresDestination {
                 identity_always: false,
                 identity: false,
                 folds: false,
+                varies: false,
             });
         }
         Ok(added)

@@ -23,7 +23,13 @@ pub(super) struct Existing {
     pub(super) identity: bool,
     /// Whether it may call different texts equal: citext, or a collation that is not deterministic.
     pub(super) folds: bool,
+    /// Whether it may call different values equal: 1 and 1.0, a day and 24 hours, and everything that `folds`.
+    pub(super) varies: bool,
 }
+
+/// The types whose equal values are identical, as far as their collation does not say otherwise.
+const IDENTICAL: &str = "'bool', '\"char\"', 'int2', 'int4', 'int8', 'oid', 'text', 'varchar', 'name', 'bytea', 'uuid', 'date', 'time', \
+    'timetz', 'timestamp', 'timestamptz', 'inet', 'cidr', 'macaddr', 'macaddr8', 'money', 'bit', 'varbit', 'pg_lsn'";
 
 /// The oid of a table (ordinary or partitioned), or `None` if there is none of that name.
 pub(super) async fn oid_of(client: &impl GenericClient, table: &TableId) -> Result<Option<(u32, i8)>> {
@@ -42,11 +48,12 @@ pub(super) async fn oid_of(client: &impl GenericClient, table: &TableId) -> Resu
 pub(super) async fn columns_of(client: &impl GenericClient, oid: u32) -> Result<Vec<Existing>> {
     let rows = client
         .query(
-            "SELECT attname::text, pg_catalog.format_type(atttypid, atttypmod), attnotnull, atthasdef, \
+            &format!("SELECT attname::text, pg_catalog.format_type(atttypid, atttypmod), attnotnull, atthasdef, \
              attgenerated <> '', attidentity = 'a', attidentity <> '', \
-             t.typname = 'citext' OR COALESCE(NOT c.collisdeterministic, false) \
+             t.typname = 'citext' OR COALESCE(NOT c.collisdeterministic, false), \
+             t.typtype <> 'e' AND COALESCE(NULLIF(t.typbasetype, 0), t.oid) <> ALL (ARRAY[{IDENTICAL}]::regtype[]::oid[]) \
              FROM pg_catalog.pg_attribute LEFT JOIN pg_catalog.pg_type t ON t.oid = atttypid \
-             LEFT JOIN pg_catalog.pg_collation c ON c.oid = attcollation WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+             LEFT JOIN pg_catalog.pg_collation c ON c.oid = attcollation WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum"),
             &[&oid],
         )
         .await
@@ -62,6 +69,7 @@ pub(super) async fn columns_of(client: &impl GenericClient, oid: u32) -> Result<
             identity_always: r.get(5),
             identity: r.get(6),
             folds: r.get(7),
+            varies: r.get::<_, bool>(7) || r.get::<_, bool>(8),
         })
         .collect())
 }
@@ -74,8 +82,10 @@ pub(super) struct Pair {
     /// The destination's type, where the loaded one is another.
     pub(super) cast: Option<String>,
     pub(super) identity_always: bool,
-    /// Whether different texts in it may be equal, so that a row found by it may have to get it too.
+    /// Whether different texts in it may be equal.
     pub(super) folds: bool,
+    /// Whether different values in it may be equal, so that a row found by it may have to get it too.
+    pub(super) varies: bool,
 }
 
 impl Pair {
@@ -123,6 +133,7 @@ impl Mapping {
                 cast: (there.type_name != *ty).then(|| there.type_name.clone()),
                 identity_always: there.identity_always,
                 folds: there.folds,
+                varies: there.varies,
             };
             by_name.push((c.name.as_str(), pair));
         }
@@ -152,7 +163,7 @@ impl Mapping {
             }
         }
         for (name, pair) in by_name {
-            if pair.folds || !schema.key.iter().any(|k| k == name) {
+            if pair.varies || !schema.key.iter().any(|k| k == name) {
                 mapping.rest.push(pair.clone());
             }
             mapping.all.push(pair);

@@ -6,6 +6,7 @@
 use super::client::{Connection, map_error};
 use super::ddl::quoted;
 use super::destination::Target;
+use super::fold::is_exact;
 use super::merge::Mapping;
 use super::rows::RowEncoder;
 use super::sql::ident;
@@ -42,6 +43,8 @@ struct Staged {
     written: bool,
     /// Whether it is the same in all rows of one key.
     fixed: bool,
+    /// Whether a row to delete is found by its text too: an equal key may be another row's, or have come since.
+    exactly: bool,
 }
 
 /// The staging table of one destination table. It is never analysed: without statistics the planner takes it for small
@@ -88,7 +91,11 @@ impl Stage {
                 Staged {
                     cast: pair.and_then(|p| p.cast.clone()),
                     written: pair.is_some(),
-                    fixed: schema.key.contains(&c.name) && !pair.is_some_and(|p| p.folds),
+                    fixed: schema.key.contains(&c.name) && !pair.is_some_and(|p| p.varies),
+                    // Changes of keys that have one form are folded by it, whatever their texts.
+                    exactly: !keyless
+                        && schema.key.contains(&c.name)
+                        && pair.is_some_and(|p| p.folds || (p.varies && !is_exact(c))),
                     name,
                 }
             })
@@ -210,11 +217,8 @@ impl Stage {
     }
 
     pub(super) fn delete(&self, filter: &str) -> String {
-        // A row that another key of the same letters has taken meanwhile is not the one to go.
-        let folding = self
-            .found_by
-            .iter()
-            .filter(|&&i| !self.keyless && !self.columns[i].fixed);
+        // A row that another key, equal to this one, has taken meanwhile is not the one to go.
+        let folding = self.found_by.iter().filter(|&&i| self.columns[i].exactly);
         let exactly: String = folding
             .map(|&i| {
                 let (there, old) = (&self.columns[i].name, self.value("o", i));
@@ -317,7 +321,7 @@ impl Stage {
         )
     }
 
-    /// Takes away rows that stand where others move to.
+    /// Takes away rows that stand where others move to. A row whose new key is equal to its old one is in nobody's way.
     pub(super) fn clear_way(&self, filter: &str) -> String {
         let target: Vec<String> = self
             .found_by
@@ -325,10 +329,11 @@ impl Stage {
             .map(|&i| format!("t.{} = {}", self.columns[i].name, self.value("c", i)))
             .collect();
         format!(
-            "DELETE FROM {t} AS t USING {} AS s WHERE s.kind = {} AND {filter} AND {} AND EXISTS (SELECT FROM {t} AS f WHERE {})",
+            "DELETE FROM {t} AS t USING {} AS s WHERE s.kind = {} AND {filter} AND {} AND NOT ({}) AND EXISTS (SELECT FROM {t} AS f WHERE {})",
             self.name,
             Kind::Move as i32,
             target.join(" AND "),
+            self.found("t"),
             self.found("f"),
             t = self.table
         )
@@ -337,6 +342,24 @@ impl Stage {
     /// Gives rows their new key and values.
     pub(super) fn move_keys(&self, pattern: &[bool], filter: &str) -> String {
         self.set(&self.carried(pattern, true), &[Kind::Move], filter)
+    }
+
+    /// Takes away rows of other keys that hold a value of a unique index (by its columns) that a staged row is to have.
+    pub(super) fn give_way(&self, unique: &[String]) -> Option<String> {
+        let same: Option<Vec<String>> = unique
+            .iter()
+            .map(|name| {
+                let i = self.columns.iter().position(|c| c.written && c.name == *name)?;
+                Some(format!("t.{name} = {}", self.value("c", i)))
+            })
+            .collect();
+        Some(format!(
+            "DELETE FROM {} AS t USING {} AS s WHERE {} AND NOT ({})",
+            self.table,
+            self.name,
+            same?.join(" AND "),
+            self.found("t")
+        ))
     }
 
     /// Deletes rows of a range that were not staged.

@@ -322,6 +322,7 @@ impl Target {
             .map_err(failed(doing))? as u64;
         conn.execute_batch("DROP TABLE temp.\"_synctool_keys\"")
             .map_err(failed(doing))?;
+        let removed = removed + self.give_way(conn, rows)?;
         let mut updates = std::mem::take(&mut self.updates);
         let result = (|| {
             let inputs = self.inputs(rows)?;
@@ -345,6 +346,43 @@ impl Target {
         })();
         self.updates = updates;
         result
+    }
+
+    /// Takes away rows of other keys that hold a unique value that one of these rows is to have: they stand in a range that
+    /// is replaced later. Says how many those were.
+    fn give_way(&self, conn: &Connection, rows: &RecordBatch) -> Result<u64> {
+        let doing = || format!("making way in {}", self.name);
+        let inputs = self.inputs(rows)?;
+        let place = |name: &String| self.columns.iter().position(|c| c.name == *name);
+        let mut removed = 0;
+        for unique in super::catalog::unique_indexes(conn, &self.name)? {
+            let Some(unique) = unique.iter().map(place).collect::<Option<Vec<usize>>>() else {
+                continue;
+            };
+            if self.key.iter().all(|k| unique.contains(k)) {
+                continue;
+            }
+            let named = unique.iter().enumerate();
+            let same = equal(named.map(|(i, at)| (quote(&self.columns[*at].name), format!("?{}", i + 1))));
+            let sql = format!(
+                "DELETE FROM {} WHERE {same} AND NOT ({})",
+                quote(&self.name),
+                self.by_key(unique.len() + 1)
+            );
+            let mut delete = conn.prepare(&sql).map_err(failed(doing))?;
+            for row in 0..rows.num_rows() {
+                for (i, at) in unique.iter().chain(&self.key).enumerate() {
+                    let input = inputs[*at]
+                        .as_ref()
+                        .ok_or_else(|| Error::bug("rows without one of their columns"))?;
+                    delete
+                        .raw_bind_parameter(i + 1, input.cell(row)?)
+                        .map_err(failed(doing))?;
+                }
+                removed += delete.raw_execute().map_err(failed(doing))? as u64;
+            }
+        }
+        Ok(removed)
     }
 
     /// Whether stored values of a column sort as the type does: then nothing; a condition that leaves out those that

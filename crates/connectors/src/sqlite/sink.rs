@@ -389,7 +389,9 @@ impl Targets {
                     Publish::Direct => planned.destination.clone(),
                     _ => TableId::bare(self.plan.load_name(index)),
                 };
-                e.insert(Target::new(&catalog::must_find(conn, &stored)?, &planned.schema)?)
+                let found = catalog::find(conn, catalog::table_name(&stored)?)?;
+                let found = found.ok_or_else(|| Error::gone_at_destination(&stored))?;
+                e.insert(Target::new(&found, &planned.schema)?)
             }
         };
         Ok((&planned.publish, target))

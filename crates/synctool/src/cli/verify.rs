@@ -1,6 +1,6 @@
 //! `synctool verify`, `repair` and `diff`.
 
-use super::args::{DiffArgs, Doing, Globals, RepairArgs, VerifyArgs};
+use super::args::{DiffArgs, Doing, Globals, PipelineArg, RepairArgs, VerifyArgs};
 use super::out::{self, Reply};
 use super::signals::Interrupt;
 use super::{copy, find, run};
@@ -15,7 +15,7 @@ use synctool_core::strategy::hash::Difference;
 pub(super) async fn verify(args: VerifyArgs, globals: &Globals) -> Result<Reply> {
     let pipeline = find::pipeline(&args.pipeline, globals)?;
     if pipeline.config().pipeline.log().is_some() {
-        return verify_log(&pipeline, args.keys, globals).await;
+        return verify_log(&pipeline, &called(&args.pipeline, &pipeline), args.keys, globals).await;
     }
     let options = VerifyOptions {
         strategy: args.strategy,
@@ -23,20 +23,28 @@ pub(super) async fn verify(args: VerifyArgs, globals: &Globals) -> Result<Reply>
         keys: args.keys,
         remember: true,
     };
-    Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(pipeline.name())))
+    let called = called(&args.pipeline, &pipeline);
+    Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(&called)))
+}
+
+/// What a pipeline was called by, so that it is found again by it from here; a name may be known elsewhere only.
+fn called(said: &PipelineArg, pipeline: &Pipeline) -> String {
+    said.said()
+        .map_or_else(|| pipeline.name().to_owned(), |said| said.display().to_string())
 }
 
 /// Compares every table that a log keeps up to date. While the log is followed, what is on its way differs.
-async fn verify_log(pipeline: &Pipeline, keys: usize, globals: &Globals) -> Result<Reply> {
+async fn verify_log(pipeline: &Pipeline, called: &str, keys: usize, globals: &Globals) -> Result<Reply> {
     let loaded = pipeline.config();
     let (plan, ..) = pipeline.stored().await?.ok_or_else(|| {
         Error::new(code::CONFIG_INVALID, "nothing was captured yet")
             .at("pipeline", pipeline.name())
-            .hint(format!("synctool run {}", pipeline.name()))
+            .hint(format!("synctool run {called}"))
     })?;
     let ends = &loaded.pipeline;
     let (mut text, mut tables, mut exit) = (String::new(), Vec::new(), 0);
-    for table in &plan.tables {
+    let by_now = LogPipeline::of(pipeline)?.columns(&plan).await?;
+    for (table, columns) in plan.tables.iter().zip(by_now) {
         let (from, to) = (&table.read.table, &table.destination);
         let mut model = config::Pipeline::copy(
             pipeline.name(),
@@ -49,11 +57,10 @@ async fn verify_log(pipeline: &Pipeline, keys: usize, globals: &Globals) -> Resu
             .destination
             .control_schema
             .clone_from(&ends.destination.control_schema);
-        let columns = table
-            .schema
-            .columns
-            .iter()
-            .map(|c| ColumnMapping::same(c.name.as_str()));
+        let columns = columns.into_iter().map(|(now, name)| ColumnMapping {
+            source: Some(now.into()),
+            ..ColumnMapping::same(name)
+        });
         model.columns = Columns::Listed(columns.collect());
         model.key = table.schema.key.iter().map(|k| k.as_str().into()).collect();
         let one = Pipeline::from_parts(model, loaded.datastores.clone(), loaded.global.clone());
@@ -70,8 +77,7 @@ async fn verify_log(pipeline: &Pipeline, keys: usize, globals: &Globals) -> Resu
     }
     if exit != 0 {
         text.push_str(&format!(
-            "to mend a table: synctool cdc refresh {} TABLE\n",
-            pipeline.name()
+            "to mend a table: synctool cdc refresh {called} TABLE; to mend all of them: synctool repair {called}\n"
         ));
     }
     let status = if exit == 0 { "equal" } else { "different" };
@@ -111,7 +117,10 @@ pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Inter
     let pipeline = find::pipeline(&args.pipeline, globals)?;
     if pipeline.config().pipeline.log().is_some() {
         return match args.dry_run {
-            true => verify_log(&pipeline, VerifyOptions::default().keys, globals).await,
+            true => {
+                let called = called(&args.pipeline, &pipeline);
+                verify_log(&pipeline, &called, VerifyOptions::default().keys, globals).await
+            }
             false => repair_log(&pipeline, args, globals, interrupt).await,
         };
     }
@@ -122,7 +131,8 @@ pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Inter
             remember: false,
             ..VerifyOptions::default()
         };
-        return Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(pipeline.name())));
+        let called = called(&args.pipeline, &pipeline);
+        return Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(&called)));
     }
     let mut options = run::options(args.strategy, None, None, globals);
     options.repair = true;
@@ -183,6 +193,10 @@ fn reply(report: VerifyReport, pipeline: Option<&str>) -> Reply {
             report.slices.to_string(),
         ],
     ));
+    if !report.missing_columns.is_empty() {
+        let missing = report.missing_columns.join(", ");
+        text.push_str(&format!("  the destination has no column {missing}\n"));
+    }
     for different in &report.keys {
         let values: Vec<String> = report
             .key

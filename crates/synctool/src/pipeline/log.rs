@@ -19,9 +19,9 @@ use synctool_connectors::postgres::log::status::{LogStatus, SlotStatus};
 use synctool_connectors::postgres::log::{Drift, LogOptions, LogSource, Outlook, Repair, Watermarks};
 use synctool_core::backfill::{Pause, Pending, Request, Wish};
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{Plan, short_hash};
+use synctool_core::plan::{Plan, PlannedTable, short_hash};
 use synctool_core::progress::Position;
-use synctool_core::schema::TableId;
+use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::{Destination, StoredPlan};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -345,6 +345,24 @@ async fn stored_position(destination: &dyn Destination, plan: &Plan) -> Result<O
     Ok(capture::position_of(plan, stored))
 }
 
+/// The columns of a planned table that the source has, where it knows them by their names.
+fn by_name(at_source: &TableSchema, table: &PlannedTable) -> Vec<(String, String)> {
+    let planned = table.read.columns.iter();
+    let mut columns: Vec<(String, String)> = planned
+        .filter(|c| at_source.column(&c.source).is_some())
+        .map(|c| (c.source.clone(), c.column.name.clone()))
+        .collect();
+    for column in at_source.columns.iter().filter(|c| !c.generated) {
+        if !columns
+            .iter()
+            .any(|(now, name)| *now == column.name || *name == column.name)
+        {
+            columns.push((column.name.clone(), column.name.clone()));
+        }
+    }
+    columns
+}
+
 /// Why a desk stopped a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stopped {
@@ -615,6 +633,33 @@ impl LogPipeline {
     /// The tables that the file names; empty means all of the publication.
     pub fn tables(&self) -> Result<Vec<TableId>> {
         named(&self.pipeline.loaded)
+    }
+
+    /// In which columns both ends of each table of a stored plan are to be equal by now, by their names at the source and
+    /// at the destination.
+    pub async fn columns(&self, plan: &Plan) -> Result<Vec<Vec<(String, String)>>> {
+        let destination = self.pipeline.open_destination().await?;
+        let mut tables = match self.log()? {
+            Log::Postgres(log) => {
+                let position = stored_position(&*destination, plan).await?;
+                log.columns(plan, position.as_ref()).await?
+            }
+            Log::Mysql(_) | Log::Archive(_) => {
+                let source = self.pipeline.open_source().await?;
+                let mut tables = Vec::with_capacity(plan.tables.len());
+                for table in &plan.tables {
+                    tables.push(by_name(&source.describe(&table.read.table).await?, table));
+                }
+                tables
+            }
+        };
+        for (columns, table) in tables.iter_mut().zip(&plan.tables) {
+            // What the destination computes is its own.
+            if let Some(there) = destination.describe(&table.destination).await? {
+                columns.retain(|(_, name)| there.column(name).is_none_or(|c| !c.generated));
+            }
+        }
+        Ok(tables)
     }
 
     /// How far the log is, whether it is followed or not.

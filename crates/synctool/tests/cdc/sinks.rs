@@ -124,6 +124,60 @@ fn duckdb_follows_a_log() {
     follows_by_diff(&stage, &format!("duckdb:{}", file.display()));
 }
 
+/// Loads, has a unique value wander from one row to another far away while the slot is gone, and repairs.
+fn repairs(stage: &Stage, uri: &str, unique: impl FnOnce()) {
+    stage
+        .from
+        .psql("ALTER TABLE users DROP CONSTRAINT users_email_key; TRUNCATE visit");
+    stage.catch_up();
+    unique();
+    stage.from.psql(&format!(
+        "SELECT pg_drop_replication_slot('{}'); DELETE FROM users WHERE id = 899;
+         UPDATE users SET email = '899@example.com' WHERE id = 5;
+         UPDATE users SET email = CASE id WHEN 20 THEN '820' ELSE '20' END || '@example.com' WHERE id IN (20, 820);
+         UPDATE users SET email = CASE id WHEN 31 THEN '32' ELSE '31' END || '@example.com' WHERE id IN (31, 32)",
+        stage.slot
+    ));
+    stage.ok(&["run", "shop.yaml", "--until-caught-up", "--repair"]);
+    let columns = LINES[0].1.replace(", ", ",");
+    let (code, found) = stage.json(&["diff", &stage.from.url(), "users", uri, "users", "--columns", &columns]);
+    assert_eq!(
+        (code, &found["compared"]["source"]),
+        (0, &serde_json::json!(899)),
+        "{found:#}"
+    );
+}
+
+#[test]
+fn a_repair_of_sqlite_lets_unique_values_wander() {
+    let stage = Stage::new(PgVersion::V18);
+    let file = stage.home.path().join("copy.db");
+    stage.pipeline_to(
+        &format!("{{type: sqlite, connection: {{path: \"{}\"}}}}", file.display()),
+        "tables: [users, restaurant, visit]",
+        "",
+    );
+    repairs(&stage, &format!("sqlite:{}", file.display()), || {
+        let db = rusqlite::Connection::open(&file).expect("the copy");
+        let done = db.execute_batch("CREATE UNIQUE INDEX one_email ON users (email)");
+        done.expect("the index");
+    });
+}
+
+#[test]
+fn a_repair_of_mariadb_lets_unique_values_wander() {
+    let stage = Stage::new(PgVersion::V15);
+    let to = synctool_testkit::MariaDb::shared().database("cdc");
+    stage.pipeline_to(
+        &format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url()),
+        "tables: [users, restaurant, visit]",
+        "",
+    );
+    repairs(&stage, &to.url(), || {
+        to.sql("CREATE UNIQUE INDEX one_email ON users (email)");
+    });
+}
+
 /// A destination that cannot take changes says so.
 #[test]
 fn files_do_not_take_changes() {

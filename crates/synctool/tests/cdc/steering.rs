@@ -96,4 +96,53 @@ on_servers! {
         stage.assert_equal("after a repair");
         assert_eq!(stage.status()["waiting"].as_array().map(Vec::len), Some(0));
     }
+
+    /// What is compared are the columns as they are now: those that came, under the names that they have, and without
+    /// those that the policy let go. One that only the source has is a difference.
+    fn a_verification_knows_the_columns_of_now(version: PgVersion) {
+        let stage = Stage::new(version);
+        let file = stage.home.path().join("shop.yaml");
+        let text = std::fs::read_to_string(&file).expect("written") + "schema_drift: evolve\n";
+        std::fs::write(&file, text).expect("written");
+        stage.catch_up();
+        stage.from.psql("ALTER TABLE users ADD COLUMN extra int; UPDATE users SET extra = id; ALTER TABLE users RENAME COLUMN address TO home;
+            UPDATE users SET home = 'moved' WHERE id < 10; ALTER TABLE users RENAME COLUMN id TO uid; UPDATE users SET extra = -1 WHERE uid = 1;
+            ALTER TABLE restaurant DROP COLUMN tags; UPDATE restaurant SET rating = 9 WHERE id = 'r1'");
+        stage.catch_up();
+        let (code, found) = stage.json(&["verify", "shop.yaml"]);
+        assert_eq!((code, found["status"].as_str()), (0, Some("equal")), "{found:#}");
+        for (at_destination, back) in [
+            ("UPDATE users SET extra = 0 WHERE id = 3", "UPDATE users SET extra = id WHERE id = 3"),
+            ("UPDATE users SET address = 'x' WHERE id = 3", "UPDATE users SET address = 'moved' WHERE id = 3"),
+        ] {
+            stage.to.psql(at_destination);
+            let (code, found) = stage.json(&["verify", "shop.yaml"]);
+            assert_eq!((code, &found["tables"][0]["keys"][0]["key"]), (3, &serde_json::json!(["3"])), "{at_destination}: {found:#}");
+            stage.to.psql(back);
+        }
+        // No row has shown it to the log yet.
+        stage.from.psql("ALTER TABLE visit ADD COLUMN only_here int DEFAULT 7");
+        let (code, found) = stage.json(&["verify", "shop.yaml"]);
+        assert_eq!((code, &found["tables"][2]["missing_columns"]), (3, &serde_json::json!(["only_here"])), "{found:#}");
+        let (_, out, _) = stage.run(&["verify", "shop.yaml"]);
+        assert!(out.contains("only_here") && out.contains("synctool cdc refresh shop.yaml TABLE"), "{out}");
+        stage.from.psql("UPDATE visit SET visit_rating = 1 WHERE user_id = 1");
+        stage.catch_up();
+        stage.ok(&["verify", "shop.yaml"]);
+    }
+
+    /// A table that went away at the destination is named with its end and with what to do.
+    fn a_table_that_went_away_is_told(version: PgVersion) {
+        let stage = Stage::new(version);
+        stage.catch_up();
+        stage.to.psql("DROP TABLE visit");
+        stage.from.psql("UPDATE visit SET visit_rating = 1 WHERE user_id = 1");
+        let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+        assert_ne!(code, 0);
+        assert!(err.contains("visit does not exist at the destination") && err.contains("synctool repair"), "{err}");
+        stage.to.psql("CREATE TABLE visit (user_id int, restaurant_id varchar(255), amount_spent decimal(10, 2), visit_rating int, PRIMARY KEY (user_id, restaurant_id))");
+        stage.catch_up();
+        stage.ok(&["repair", "shop.yaml"]);
+        stage.assert_equal("made again and repaired");
+    }
 }

@@ -5,7 +5,7 @@ use super::super::client::Connection;
 use super::super::slices::{self, Orders};
 use super::slot::Missing;
 use super::source::LogSource;
-use super::{membership, shape, slot};
+use super::{identity, membership, shape, slot};
 use std::collections::BTreeMap;
 use synctool_core::backfill::{BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
@@ -207,6 +207,7 @@ pub async fn extend(
     stored: &Plan,
     request: CaptureRequest,
 ) -> Result<Plan> {
+    check(source, destination, &request, Some(stored)).await?;
     let draft = Box::pin(draft(source, destination, request, Some(stored), Missing::Make));
     extended(destination, stored, draft).await
 }
@@ -290,7 +291,28 @@ pub fn initial_of(plan: &Plan, table: &TableId) -> (Initial, Option<u64>) {
 /// Makes the plan of a capture: checks the server, makes or completes the publication, and reads the catalog. Nothing
 /// else is changed; the slot is made when the log is opened.
 pub async fn capture(source: &LogSource, destination: &dyn Destination, request: CaptureRequest) -> Result<Plan> {
+    check(source, destination, &request, None).await?;
     draft(source, destination, request, None, Missing::Make).await
+}
+
+/// Refuses what the catalog shows to be impossible, before anything is made: a table that is published and then not
+/// followed may cost the application its updates.
+async fn check(
+    source: &LogSource,
+    destination: &dyn Destination,
+    request: &CaptureRequest,
+    stored: Option<&Plan>,
+) -> Result<()> {
+    let mut told = Vec::new();
+    Box::pin(draft(
+        source,
+        destination,
+        request.clone(),
+        stored,
+        Missing::Tell(&mut told),
+    ))
+    .await?;
+    Ok(())
 }
 
 /// Refuses a table that came by itself and cannot be followed (yet).
@@ -301,7 +323,9 @@ pub(super) async fn check_newcomer(
     schema: &str,
 ) -> Result<()> {
     let described = catalog::describe(connection, table, schema).await?;
-    match key(connection, &described, &mut Vec::new()).await?.is_empty() {
+    let key = key(connection, &described, &mut Vec::new()).await?;
+    identity::check_followable(connection, &described, &key).await?;
+    match key.is_empty() {
         true => request.check_keyless(table),
         false => Ok(()),
     }
@@ -424,14 +448,15 @@ async fn draft(
             ));
         }
         let key = key(&connection, &described, &mut plan.reasons).await?;
-        if key.is_empty()
-            && let Err(e) = request.check_keyless(&table)
-        {
-            if request.came_by_itself(stored, &table) {
-                plan.reasons.push(format!("{table}: left out until it has a key"));
+        if request.came_by_itself(stored, &table) {
+            let checked = check_newcomer(&connection, &request, &table, &config.schema).await;
+            if request.leaves_out(&mut plan, &table, checked)? {
                 continue;
             }
-            return Err(e);
+        }
+        identity::check_followable(&connection, &described, &key).await?;
+        if key.is_empty() {
+            request.check_keyless(&table)?;
         }
         let to = request.target(&table, &described.table, &plan)?;
         let there = destination.describe(&to).await?;

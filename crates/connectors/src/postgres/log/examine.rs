@@ -4,10 +4,11 @@ use super::super::catalog;
 use super::super::client::Connection;
 use super::super::examine::{failed, finding};
 use super::super::sql::{ident, table as quoted};
+use super::identity::{Standing, check_publishable};
 use super::source::{LogSource, usable};
 use super::transport::end_of_log;
 use super::{Watermarks, slot};
-use synctool_core::error::Result;
+use synctool_core::error::{Error, Result};
 use synctool_core::schema::TableId;
 use synctool_core::source::Finding;
 
@@ -60,6 +61,20 @@ impl LogSource {
     async fn publication(&self, connection: &Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
         let (name, schema) = (&self.options().publication, &self.database().config().schema);
         let what = format!("publication {name}");
+        // What is refused is told with its replica identity.
+        let mut good = Vec::with_capacity(tables.len());
+        for table in tables {
+            if check_publishable(connection, std::slice::from_ref(table), schema)
+                .await
+                .is_ok()
+            {
+                good.push(table.clone());
+            }
+        }
+        if good.is_empty() && !tables.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tables = good.as_slice();
         let mut statements = Vec::new();
         slot::publication(
             connection,
@@ -222,32 +237,36 @@ async fn room(connection: &Connection, slot: &str) -> Result<Vec<Finding>> {
 /// Whether updates and deletes of a table say which row they mean.
 async fn identity(connection: &Connection, table: &TableId, schema: &str) -> Result<Finding> {
     let described = catalog::describe(connection, table, schema).await?;
-    let row = connection
-        .query_one(
-            "SELECT relreplident::text, EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = c.oid AND indisprimary) \
-             FROM pg_catalog.pg_class c WHERE oid = $1",
-            &[&described.oid],
-        )
-        .await
-        .map_err(|e| connection.error(e, "reading a table's replica identity"))?;
-    let (identity, primary): (&str, bool) = (row.get(0), row.get(1));
+    let Some(standing) = Standing::of(connection, described.oid).await? else {
+        return Err(Error::bug("a table is gone that was described just now"));
+    };
     let what = format!("replica identity of {table}");
-    Ok(match (identity, primary) {
-        ("i", _) => finding(what, true, "a unique index", ""),
+    if let Err(e) = standing.check_followed(table, described.kind) {
+        return Ok(failed(&what, &e));
+    }
+    let alter = |fix: &str| format!("ALTER TABLE {} {fix}", quoted(table, schema));
+    Ok(match (standing.identity.as_str(), standing.primary) {
+        (_, true) if !standing.identified && standing.identity != "n" => finding(
+            what,
+            false,
+            "the primary key is DEFERRABLE or its index is gone: the server refuses updates and deletes",
+            alter("DROP CONSTRAINT …, ADD PRIMARY KEY (…); without DEFERRABLE"),
+        ),
+        ("i", _) if standing.identified => finding(what, true, "a unique index", ""),
         ("d", true) => finding(what, true, "the primary key", ""),
         ("f", true) => finding(what, true, "whole old rows; the primary key would do and is less", ""),
         ("f", false) => finding(what, true, "whole old rows: there is no key", ""),
-        ("n", _) => finding(
+        ("n", true) => finding(
             what,
             false,
             "none: the server refuses updates and deletes",
-            format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT;", quoted(table, schema)),
+            alter("REPLICA IDENTITY DEFAULT;"),
         ),
         _ => finding(
             what,
             false,
             "there is no key: rows that are there cannot be loaded, and the server refuses updates and deletes",
-            format!("ALTER TABLE {} ADD PRIMARY KEY (…);", quoted(table, schema)),
+            alter("ADD PRIMARY KEY (…); or, with `keyless: true`, REPLICA IDENTITY FULL;"),
         ),
     })
 }

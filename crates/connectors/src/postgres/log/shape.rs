@@ -164,6 +164,10 @@ pub(super) struct Shape {
     pub(super) drift: Drift,
     /// Columns that stay behind.
     pub(super) left: Vec<String>,
+    /// Whether the publication leaves columns out: one that comes may have been there all the time.
+    listed: bool,
+    /// No column has a higher number of those that were there when the plan was made.
+    highest: i16,
     /// In which files its rows were when it was last looked at; empty if that is not known.
     pub(super) files: String,
     /// The same as the plan has it.
@@ -374,16 +378,17 @@ impl Shape {
             // Before 18 the list of published columns has generated ones, and the log has not.
             let may = connection.version() >= 180_000;
             let comes = |c: &&Column| listed.map_or(!c.generated, |l| (may || !c.generated) && l.contains(&c.name));
+            // The catalog had some when the plan was made, and the publication did not.
             let is_new = |a: &&Attribute| match followed.oid == described.oid {
-                true => followed.known.iter().all(|k| k.number != a.number && k.name != a.name),
-                false => followed.known.iter().all(|k| k.name != a.name),
+                true => columns.iter().all(|c| c.number != a.number && c.now != a.name),
+                false => columns.iter().all(|c| c.now != a.name),
             };
             let came = now
                 .iter()
                 .filter(is_new)
                 .filter_map(|a| described.schema.column(&a.name));
             let came = came.filter(comes).map(|c| c.name.clone());
-            let came = Vec::from_iter(came.filter(|name| !added.contains(name)));
+            let came = Vec::from_iter(came.filter(|name| !added.contains(name) && !left.contains(name)));
             match drift {
                 Drift::Discard => left.extend(came),
                 _ => added.extend(came),
@@ -419,7 +424,16 @@ impl Shape {
                 widened: false,
             });
         }
+        let list = published.and_then(|p| p.columns.as_deref());
+        let plain = described.schema.columns.iter().filter(|c| !c.generated);
+        let listed = list.is_some_and(|l| plain.clone().any(|c| !l.contains(&c.name)));
+        let highest = match followed.oid == described.oid {
+            true => followed.known.iter().map(|a| a.number).max().unwrap_or_default(),
+            false => 0,
+        };
         let mut shape = Shape {
+            listed,
+            highest,
             table: Arc::new(followed.read.table.clone()),
             oid: described.oid,
             columns,
@@ -474,6 +488,11 @@ impl Shape {
             columns: self.columns.iter().map(|c| c.column.clone()).collect(),
             key: self.key.iter().map(|k| self.columns[*k].column.name.clone()).collect(),
         }
+    }
+
+    /// What the catalog calls the columns of the key by now.
+    pub(super) fn key_now(&self) -> Vec<String> {
+        self.key.iter().map(|k| self.columns[*k].now.clone()).collect()
     }
 
     /// What stands for each column of the key where its order counts.

@@ -6,7 +6,7 @@ use super::super::sql::{ident, table as quoted};
 use super::pgoutput::Lsn;
 use super::position::SlotState;
 use super::status::SlotStatus;
-use super::{LogOptions, Watermarks, membership};
+use super::{LogOptions, Watermarks, identity, membership};
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::TableId;
@@ -105,6 +105,10 @@ pub(super) async fn publication(
 ) -> Result<Publication> {
     let name = &options.publication;
     let marks = matches!(options.watermarks, Watermarks::Table).then(|| options.watermark_table());
+    let is_there = exists(connection, name).await?;
+    if !is_there {
+        identity::check_publishable(connection, wanted, schema).await?;
+    }
     if let (true, Some(marks)) = (options.create, &marks) {
         watermark_table(connection, marks, &mut act).await?;
     }
@@ -113,7 +117,7 @@ pub(super) async fn publication(
         .map(|t| TableId::new(t.schema.as_deref().unwrap_or(schema), &t.name))
         .chain(marks.clone())
         .collect();
-    if !exists(connection, name).await? {
+    if !is_there {
         if !options.create {
             return Err(wrong(
                 format!("the publication {name} does not exist"),
@@ -125,12 +129,6 @@ pub(super) async fn publication(
                 format!("the publication {name} does not exist, and no tables are named that it could have"),
                 "name the tables to capture",
             ));
-        }
-        if act.only_tells() {
-            for table in wanted {
-                // A table that does not exist has an error of its own, with similar names.
-                catalog::describe(connection, table, schema).await?;
-            }
         }
         let create = create_publication(name, &all, connection.version());
         act.run(connection, create, "making the publication").await?;
@@ -145,6 +143,8 @@ pub(super) async fn publication(
     let mut missing = missing(connection, &found, &all, marks.as_ref().filter(|_| act.only_tells())).await?;
     missing.dedup();
     if !missing.is_empty() {
+        let tables = missing.iter().filter(|t| marks.as_ref() != Some(*t)).cloned();
+        identity::check_publishable(connection, &Vec::from_iter(tables), schema).await?;
         let add = format!("ALTER PUBLICATION {} ADD TABLE {}", ident(name), list(&missing));
         if !options.create {
             return Err(wrong(
@@ -161,6 +161,14 @@ pub(super) async fn publication(
         found = read(connection, name).await?;
     }
     Ok(found)
+}
+
+/// A publication, if it is there.
+pub(super) async fn as_it_is(connection: &Connection, name: &str) -> Result<Option<Publication>> {
+    match exists(connection, name).await? {
+        true => read(connection, name).await.map(Some),
+        false => Ok(None),
+    }
 }
 
 /// The tables of a publication besides that of watermarks.

@@ -14,7 +14,7 @@ use super::shape::{Followed, Initial, Shape, Shapes};
 use super::slot::Missing;
 use super::status::Steering;
 use super::transport::{Feed, Route, end_of_log};
-use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, capture::CaptureRequest, membership, slot};
+use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, capture::CaptureRequest, identity, membership, slot};
 use crate::logs;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -447,6 +447,8 @@ impl LogSource {
                 (&config.schema, self.options.drift),
             )
             .await?;
+            let key = loaded.shape.key_now();
+            identity::check_followed_on(&connection, (table, loaded.shape.oid), &key).await?;
             if let Some(why) = loaded.anew {
                 tracing::warn!(%table, "{why}: the table is read anew");
             }

@@ -13,7 +13,7 @@ fn following(version: PgVersion, drift: Drift) -> Capture {
 }
 
 /// Waits until these columns are equal at both ends, whichever way the log is followed.
-async fn until_same(c: &Capture, running: Option<&Following>, columns: &str) {
+pub(super) async fn until_same(c: &Capture, running: Option<&Following>, columns: &str) {
     if running.is_none() {
         c.catch_up().await.unwrap();
     }

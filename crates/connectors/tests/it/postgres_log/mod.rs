@@ -5,6 +5,7 @@
 mod drift;
 mod ends;
 mod faults;
+mod identity;
 mod members;
 mod modes;
 mod own;

@@ -46,6 +46,7 @@ on_servers! {
             ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_code_key; ALTER TABLE by_index ALTER big SET STORAGE EXTERNAL;
             CREATE TABLE bag (a int, b text); ALTER TABLE bag REPLICA IDENTITY FULL;
             CREATE TABLE insert_only (id int PRIMARY KEY, a text); ALTER TABLE insert_only REPLICA IDENTITY NOTHING;
+            CREATE PUBLICATION synctool FOR TABLE insert_only WITH (publish_via_partition_root = true);
             INSERT INTO full_key SELECT i, 'a' || i, repeat('x', 5000) FROM generate_series(1, 20) i;
             INSERT INTO by_index SELECT i, 'c' || i, i, repeat('y', 5000) FROM generate_series(1, 20) i;
             INSERT INTO insert_only VALUES (1, 'one')");

@@ -1,7 +1,7 @@
 //! What the catalog says of the tables that the log describes, and of partitions that it says nothing of.
 
 use super::super::super::client::Connection;
-use super::super::membership;
+use super::super::{identity, membership};
 use super::super::pgoutput::{Message, Relation};
 use super::super::shape::{Look, Reshaped, Shape, look, of_all};
 use super::{Entry, LogReader, Watermarks};
@@ -145,6 +145,7 @@ impl LogReader {
             found.anew = found.anew.or(reshaped.anew);
             found.reshaped = Some(reshaped);
         }
+        identity::check_followed_on(&connection, (&*shape.table, shape.oid), &shape.key_now()).await?;
         connection.recycle();
         check_identity(
             &shape.table,

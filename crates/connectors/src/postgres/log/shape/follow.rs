@@ -128,8 +128,8 @@ impl Shape {
                         type_oid: r.type_oid,
                         modifier: r.modifier,
                         column,
-                        // Whatever was in it when the rows moved is in no row of the log.
-                        filled: there.is_some_and(|a| a.filled || moved),
+                        // Whatever was in it when the rows moved, or before it was published, is in no row of the log.
+                        filled: there.is_some_and(|a| a.filled || moved || self.listed || a.number <= self.highest),
                         gone: there.is_none(),
                         required: false,
                         widened: false,

@@ -207,6 +207,12 @@ impl Error {
         self
     }
 
+    /// Puts a step in the place of the one that was given, for whom that one is no help.
+    pub fn hint_instead(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
     /// Keeps the cause.
     pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());

@@ -6,16 +6,20 @@
 //! - Update of a key that is not there changes nothing. A row that has the new key of a moved one gives way to it.
 //! - A row whose values are all stored already is not written, and counted as unchanged.
 
+mod shape;
+
+pub(super) use shape::add_column;
+
 use super::query::{batch_texts, from_text, key_batch, readable};
-use super::session::{execute, ingest, query, rows as text_rows};
+use super::session::{execute, ingest, query};
 use super::sql::{list, quote, table as table_name};
-use super::types::{store_as, to_duckdb};
+use super::types::to_duckdb;
 use adbc_driver_manager::ManagedConnection;
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{Field, Schema};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, SchemaChange};
+use synctool_core::change::{ChangeBatch, Event, KeyRange, Op};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
 use synctool_core::plan::Plan;
@@ -25,6 +29,8 @@ use synctool_core::text::{self, ColumnBuilder};
 /// So many touched rows are held before they are written.
 const MOST_ROWS: usize = 50_000;
 const STAGE: &str = "_synctool_changes";
+/// Rows whose key changes, with what they have in columns that are not ours.
+const MOVED: &str = "_synctool_moved";
 
 type Key = Vec<String>;
 /// Canonical texts; `None` is NULL.
@@ -54,6 +60,10 @@ struct Target {
     stored: HashMap<Key, Row>,
     /// New rows of a table without a key.
     appended: Vec<Row>,
+    /// Columns of the table that are not ours, and are not computed.
+    others: Vec<String>,
+    /// Whether the open transaction has changed rows of the table.
+    written: bool,
 }
 
 /// Applies the events of a sink.
@@ -62,7 +72,7 @@ pub(super) struct Applier {
     plan: Arc<Plan>,
     targets: BTreeMap<usize, Target>,
     /// What was done to each table since the last commit.
-    pub(super) done: BTreeMap<usize, Applied>,
+    done: BTreeMap<usize, Applied>,
 }
 
 fn keyless(what: &str) -> Error {
@@ -92,6 +102,8 @@ impl Applier {
                 now: HashMap::new(),
                 stored: HashMap::new(),
                 appended: Vec::new(),
+                others: Vec::new(),
+                written: false,
             };
             target.look(c)?;
             self.targets.insert(index, target);
@@ -140,52 +152,26 @@ impl Applier {
                 for table in tables {
                     let (_, target) = self.target(c, &table)?;
                     target.forget();
+                    target.written = true;
                     execute(c, &format!("DELETE FROM {}", target.name), &[])?;
                 }
                 Ok(())
             }
-            Event::Schema(change) => {
-                let (_, target) = self.target(c, &change.table)?;
-                target.flush(c)?;
-                target.alter(c, &change)
-            }
+            Event::Schema(change) => self.reshape(c, &change),
         }
     }
 
-    /// Writes what is still in memory.
-    pub(super) fn flush(&mut self, c: &mut ManagedConnection) -> Result<()> {
-        self.targets
-            .values_mut()
-            .try_for_each(|t| t.flush(c).map_err(|e| e.at("table", t.name.clone())))
+    /// Writes what is still in memory, before the transaction commits; says what was done to each table in it.
+    pub(super) fn finish(&mut self, c: &mut ManagedConnection) -> Result<BTreeMap<usize, Applied>> {
+        for target in self.targets.values_mut() {
+            target.flush(c).map_err(|e| e.at("table", target.name.clone()))?;
+            target.written = false;
+        }
+        Ok(std::mem::take(&mut self.done))
     }
 }
 
 impl Target {
-    /// Reads the names of the columns' types as they are stored.
-    fn look(&mut self, c: &mut ManagedConnection) -> Result<()> {
-        let described = text_rows(c, &format!("DESCRIBE SELECT * FROM {}", self.name), &[])?;
-        let types: HashMap<String, String> = described
-            .into_iter()
-            .filter_map(|row| {
-                let mut row = row.into_iter().flatten();
-                Some((row.next()?.to_lowercase(), row.next()?))
-            })
-            .collect();
-        self.types = self
-            .columns
-            .iter()
-            .map(|c| {
-                types.get(&c.name.to_lowercase()).cloned().ok_or_else(|| {
-                    Error::new(
-                        code::SCHEMA_MISMATCH,
-                        format!("table {} has no column {}", self.name, c.name),
-                    )
-                })
-            })
-            .collect::<Result<_>>()?;
-        Ok(())
-    }
-
     fn key_names(&self) -> Vec<&str> {
         self.key.iter().map(|k| self.columns[*k].name.as_str()).collect()
     }
@@ -495,6 +481,7 @@ impl Target {
             })
             .collect();
         let stored_key = stored_key.join(" AND ");
+        self.written |= !(gone.is_empty() && moved.is_empty() && changed.is_empty() && new.is_empty());
         if !gone.is_empty() {
             self.stage(c, key_batch(self.key.len(), gone.iter().map(Vec::as_slice))?)?;
             let sql = format!(
@@ -503,24 +490,14 @@ impl Target {
             );
             execute(c, &sql, &[])?;
         }
-        for (rows, with_key) in [(moved, true), (changed, false)] {
-            if rows.is_empty() {
-                continue;
-            }
-            let keys: Vec<Vec<Option<String>>> = rows
-                .iter()
-                .map(|(k, _)| k.iter().cloned().map(Some).collect())
-                .collect();
-            let keys = key_batch(self.key.len(), keys.iter().map(Vec::as_slice))?;
-            let values = self.arrow(rows.iter().map(|(_, row)| row))?;
-            let (mut fields, mut arrays) = (keys.schema().fields().to_vec(), keys.columns().to_vec());
-            fields.extend(values.schema().fields().iter().cloned());
-            arrays.extend(values.columns().iter().cloned());
-            let both =
-                RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| Error::bug(e.to_string()))?;
-            self.stage(c, both)?;
+        if !moved.is_empty() {
+            self.stage_both(c, &moved)?;
+            self.move_rows(c, &stored_key)?;
+        }
+        if !changed.is_empty() {
+            self.stage_both(c, &changed)?;
             let set: Vec<String> = (0..self.columns.len())
-                .filter(|i| with_key || !self.key.contains(i))
+                .filter(|i| !self.key.contains(i))
                 .map(|i| format!("{} = CAST(s.v{i} AS {})", quote(&self.columns[i].name), self.types[i]))
                 .collect();
             let sql = format!(
@@ -545,6 +522,63 @@ impl Target {
             execute(c, &sql, &[])?;
         }
         Ok(())
+    }
+
+    /// Gives the staged rows their new keys and values. DuckDB looks for doubled keys after every couple of thousand rows
+    /// of an UPDATE, where rows that have not moved yet still have the keys of those that have: so all of them go, and
+    /// come again.
+    fn move_rows(&self, c: &mut ManagedConnection, stored_key: &str) -> Result<()> {
+        let mut from = STAGE;
+        let mut names: Vec<&str> = self.columns.iter().map(|c| c.name.as_str()).collect();
+        let mut values: Vec<String> = (0..self.columns.len())
+            .map(|i| format!("CAST(v{i} AS {})", self.types[i]))
+            .collect();
+        if !self.others.is_empty() {
+            from = MOVED;
+            let others: Vec<String> = (self.others.iter().enumerate())
+                .map(|(i, name)| format!("t.{} AS o{i}", quote(name)))
+                .collect();
+            names.extend(self.others.iter().map(String::as_str));
+            values.extend((0..self.others.len()).map(|i| format!("o{i}")));
+            let sql = format!(
+                "CREATE OR REPLACE TEMPORARY TABLE {MOVED} AS SELECT s.*, {} FROM {} AS t JOIN temp.{STAGE} AS s ON {stored_key}",
+                others.join(", "),
+                self.name
+            );
+            execute(c, &sql, &[])?;
+        }
+        let sql = format!(
+            "DELETE FROM {} AS t USING temp.{STAGE} AS s WHERE {stored_key}",
+            self.name
+        );
+        execute(c, &sql, &[])?;
+        let sql = format!(
+            "INSERT INTO {} ({}) SELECT {} FROM temp.{from}",
+            self.name,
+            list("", names),
+            values.join(", ")
+        );
+        execute(c, &sql, &[])?;
+        if from == MOVED {
+            execute(c, &format!("DROP TABLE temp.{MOVED}"), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Stages rows with the keys under which they are stored.
+    fn stage_both(&self, c: &mut ManagedConnection, rows: &[(Key, Row)]) -> Result<()> {
+        let keys: Vec<Vec<Option<String>>> = rows
+            .iter()
+            .map(|(k, _)| k.iter().cloned().map(Some).collect())
+            .collect();
+        let keys = key_batch(self.key.len(), keys.iter().map(Vec::as_slice))?;
+        let values = self.arrow(rows.iter().map(|(_, row)| row))?;
+        let (mut fields, mut arrays) = (keys.schema().fields().to_vec(), keys.columns().to_vec());
+        fields.extend(values.schema().fields().iter().cloned());
+        arrays.extend(values.columns().iter().cloned());
+        let both =
+            RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| Error::bug(e.to_string()))?;
+        self.stage(c, both)
     }
 
     fn stage(&self, c: &mut ManagedConnection, rows: RecordBatch) -> Result<()> {
@@ -574,40 +608,6 @@ impl Target {
             .collect();
         RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| Error::bug(e.to_string()))
     }
-
-    /// Adds the columns that a change of shape adds; anything else is refused.
-    fn alter(&mut self, c: &mut ManagedConnection, change: &SchemaChange) -> Result<()> {
-        let d = &change.difference;
-        if !d.extra.is_empty() || !d.retyped.is_empty() {
-            let retyped = d.retyped.iter().map(|(_, want)| want);
-            let names: Vec<&str> = d.extra.iter().chain(retyped).map(|c| c.name.as_str()).collect();
-            return Err(Error::new(
-                code::UNSUPPORTED,
-                format!(
-                    "table {}: only added columns are followed, not the change of {}",
-                    change.table,
-                    names.join(", ")
-                ),
-            )
-            .hint("change the destination table by hand, then run again"));
-        }
-        for column in &d.missing {
-            if !self.columns.iter().any(|c| c.name == column.name) {
-                execute(c, &add_column(&self.name, column), &[])?;
-                self.columns.push(column.clone());
-            }
-        }
-        self.look(c)
-    }
-}
-
-/// `ALTER TABLE … ADD COLUMN`: rows that are there have NULL in it.
-pub(super) fn add_column(table: &str, column: &Column) -> String {
-    format!(
-        "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {} {}",
-        quote(&column.name),
-        store_as(column).type_name
-    )
 }
 
 /// Sets the values that are there; whether one of them differed.

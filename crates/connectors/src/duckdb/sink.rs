@@ -195,8 +195,7 @@ impl Sink for DuckDbSink {
                 let work = |c: &mut ManagedConnection| {
                     let mut done: BTreeMap<usize, Applied> = BTreeMap::new();
                     if let Some(direct) = &mut direct {
-                        direct.flush(c)?;
-                        done = std::mem::take(&mut direct.done);
+                        done = direct.finish(c)?;
                     }
                     for (index, rows) in staged {
                         let columns = &plan.tables[index].schema.columns;

@@ -22,6 +22,19 @@ const ANSWER: Duration = Duration::from_secs(5);
 const OLDEST_MARIADB: (u16, u16, u16) = (10, 4, 0);
 const OLDEST_MYSQL: (u16, u16, u16) = (8, 0, 17);
 
+/// The largest packet that the protocol has.
+const LARGEST_PACKET: usize = 1 << 30;
+
+/// How large packets may be that come.
+#[derive(Clone, Copy)]
+enum Packets {
+    /// As the server's setting for its clients says.
+    OfTheServer,
+    /// As large as there are: a server sends its log without that setting, because a row as it was and as it is makes one
+    /// packet.
+    OfALog,
+}
+
 /// What kind of server it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Flavor {
@@ -135,7 +148,10 @@ impl Mysql {
             .map_err(|_| Error::bug("the semaphore is never closed"))?;
         let link = match self.take_idle().await {
             Some(link) => link,
-            None => self.dial().await.map_err(|e| e.at("server", config.server()))?,
+            None => self
+                .dial(Packets::OfTheServer)
+                .await
+                .map_err(|e| e.at("server", config.server()))?,
         };
         Ok(Session {
             link: Some(link),
@@ -169,20 +185,20 @@ impl Mysql {
         }
     }
 
-    async fn dial(&self) -> Result<Link> {
+    async fn dial(&self, packets: Packets) -> Result<Link> {
         let config = &self.0.config;
         let attempt = async {
             match config.sslmode {
-                SslMode::Disable => self.attempt(None).await,
-                SslMode::Prefer => match self.attempt(Some(self.tls(None))).await {
-                    Err(Failed::NoTls) => self.attempt(None).await,
+                SslMode::Disable => self.attempt(None, packets).await,
+                SslMode::Prefer => match self.attempt(Some(self.tls(None)), packets).await {
+                    Err(Failed::NoTls) => self.attempt(None, packets).await,
                     other => other,
                 },
-                _ => match self.attempt(Some(self.tls(None))).await {
+                _ => match self.attempt(Some(self.tls(None)), packets).await {
                     // The chain is trusted and the name is another: verify-ca does not mind. The driver does, so it is
                     // told one of the names that the certificate has.
                     Err(Failed::Name(names)) if config.sslmode != SslMode::VerifyFull => {
-                        self.attempt(Some(self.tls(names.into_iter().next()))).await
+                        self.attempt(Some(self.tls(names.into_iter().next())), packets).await
                     }
                     other => other,
                 },
@@ -232,7 +248,7 @@ impl Mysql {
         tls
     }
 
-    async fn attempt(&self, tls: Option<SslOpts>) -> Result<Link, Failed> {
+    async fn attempt(&self, tls: Option<SslOpts>, packets: Packets) -> Result<Link, Failed> {
         let config = &self.0.config;
         let opts: Opts = OptsBuilder::default()
             .ip_or_hostname(config.host.as_str())
@@ -244,6 +260,10 @@ impl Mysql {
             .tcp_keepalive(Some(Duration::from_secs(30)))
             .client_found_rows(true)
             .stmt_cache_size(32)
+            .max_allowed_packet(match packets {
+                Packets::OfTheServer => None,
+                Packets::OfALog => Some(LARGEST_PACKET),
+            })
             .connect_attribute("program_name", "synctool")
             .ssl_opts(tls)
             .into();
@@ -288,7 +308,7 @@ impl Mysql {
     /// A connection that becomes the server's log, beside the limit. It is asked for as a replica of this number would.
     pub(super) async fn binlog(&self, settings: &[String], replica: u32) -> Result<BinlogStream> {
         let at = |e: Error| e.at("server", self.0.config.server());
-        let mut link = self.dial().await.map_err(at)?;
+        let mut link = self.dial(Packets::OfALog).await.map_err(at)?;
         for statement in settings {
             let set = statement.as_str().ignore(&mut link.conn).await;
             set.map_err(|e| at(map_error(e, "asking for the log")))?;
@@ -310,7 +330,7 @@ impl Mysql {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 // Beside the limit: the connection to be ended still counts in it.
-                if let Ok(mut link) = database.dial().await {
+                if let Ok(mut link) = database.dial(Packets::OfTheServer).await {
                     let _ = format!("KILL {id}").ignore(&mut link.conn).await;
                     let _ = link.conn.disconnect().await;
                 }

@@ -8,6 +8,8 @@ use crate::ledger::{Accounts, Tally};
 use crate::plan::{PlannedTable, Verify};
 use crate::progress::{PartitionId, Position};
 use crate::rowhash::RowHasher;
+use crate::schema::Column;
+use crate::sink::{Destination, Fidelity};
 use crate::source::{Reader, Source};
 use crate::stage::{Reject, Stage, Staged};
 use std::collections::HashMap;
@@ -102,7 +104,7 @@ impl Drop for Flow {
 
 impl Flow {
     pub(super) fn start(
-        source: Arc<dyn Source>,
+        (source, destination): (Arc<dyn Source>, Arc<dyn Destination>),
         reader: Box<dyn Reader>,
         stages: Vec<Box<dyn Stage>>,
         tables: Vec<PlannedTable>,
@@ -120,6 +122,7 @@ impl Flow {
             .collect();
         let transform = Transform {
             source,
+            destination,
             stages,
             hasher: RowHasher::new(),
             rows,
@@ -195,6 +198,7 @@ async fn read(
 
 struct Transform {
     source: Arc<dyn Source>,
+    destination: Arc<dyn Destination>,
     stages: Vec<Box<dyn Stage>>,
     hasher: RowHasher,
     tables: Vec<PlannedTable>,
@@ -320,7 +324,13 @@ impl Transform {
                     Event::Raw { table, .. } | Event::Net { table, .. } | Event::ReplaceRange { table, .. } => {
                         *table = self.destination_of(table);
                     }
-                    Event::Schema(change) => change.table = self.destination_of(&change.table),
+                    Event::Schema(change) => {
+                        change.table = self.destination_of(&change.table);
+                        let retyped = change.difference.retyped.iter_mut().map(|(_, want)| want);
+                        for column in change.difference.missing.iter_mut().chain(retyped) {
+                            self.store(column)?;
+                        }
+                    }
                     Event::Truncate { tables, .. } => tables.iter_mut().for_each(|t| *t = self.destination_of(t)),
                     Event::Rows(_)
                     | Event::Begin(_)
@@ -406,6 +416,19 @@ impl Transform {
             });
         }
         Ok(items)
+    }
+
+    /// A column that came on the way is the destination's from here on, as planned ones are, and so is the name of its
+    /// type.
+    fn store(&self, column: &mut Column) -> Result<()> {
+        let stored = self.destination.store_as(self.source.engine(), column);
+        if let Fidelity::Refused(why) = stored.fidelity {
+            let (engine, name) = (self.destination.engine(), &column.name);
+            let told = format!("{engine} cannot store column {name}, which is new: {why}");
+            return Err(Error::new(code::TYPE_UNSUPPORTED, told).hint("leave the table out of the pipeline"));
+        }
+        column.source_type = Some(stored.type_name);
+        Ok(())
     }
 
     /// Whether rows are for a table of our own, which their reader names as it is written.

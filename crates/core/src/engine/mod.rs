@@ -663,11 +663,27 @@ async fn partition_with_retries(shared: &Arc<Shared>, partition: &Partition, sto
                 if e.code() != code::INTERRUPTED {
                     engine.progress.set_status(&partition.id, PartitionStatus::Failed);
                 }
+                let e = match partition.work {
+                    Work::Log => of_a_log(e),
+                    _ => e,
+                };
                 return Err(e
                     .at("pipeline", &shared.plan.pipeline)
                     .at("partition", partition.id.as_str()));
             }
         }
+    }
+}
+
+/// An error of a log, whose columns are followed as they are: what a pipeline can say of its columns elsewhere is no help.
+fn of_a_log(e: Error) -> Error {
+    let is_value = e.code() == code::VALUE_UNSUPPORTED || e.code() == code::VALUE_MALFORMED;
+    match is_value && e.next_step().is_none_or(|hint| hint.contains("as_text")) {
+        true => e.hint_instead(
+            "make the column a text without a limit at the destination (ALTER TABLE there), then synctool state reset and \
+             run again; or leave the table out of the pipeline",
+        ),
+        false => e,
     }
 }
 
@@ -843,7 +859,7 @@ async fn write_partition(
     let reader = open_reader(shared, table, partition, state.position.as_ref()).await?;
     shared.rejections.begin(id, &state.accounts);
     let mut flow = Flow::start(
-        engine.source.clone(),
+        (engine.source.clone(), engine.destination.clone()),
         reader,
         open_stages(shared, table, &partition.work).await?,
         plan.tables.clone(),

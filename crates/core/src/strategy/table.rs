@@ -514,6 +514,21 @@ pub fn carry_plain(
     Ok((ReadColumn::plain(&column.name, from), to))
 }
 
+/// The same for a column that is carried and stored as its text.
+pub fn carry_as_text(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    column: &Column,
+    there: Option<&Column>,
+) -> Result<(ReadColumn, Column)> {
+    let choice = ColumnChoice {
+        as_text: true,
+        ..ColumnChoice::same(&column.name)
+    };
+    let (from, to) = carry(source, destination, &choice, column, there)?;
+    Ok((ReadColumn::plain(&column.name, from), to))
+}
+
 /// How a column is read and how it is written; both in the same Arrow type.
 fn carry(
     source: &dyn Source,

@@ -1,6 +1,7 @@
 //! MariaDB's binary log, followed by the whole program: into every engine that takes changes, steered and killed as
 //! PostgreSQL's is, and refused where it does not go on.
 
+mod ddl;
 mod faults;
 mod values;
 

@@ -187,3 +187,156 @@ fn files_do_not_take_changes() {
     assert_eq!(code, 2, "{err}");
     assert!(err.contains("cannot take the changes of a log"), "{err}");
 }
+
+/// The same pipeline by another name into another destination, from the beginning.
+fn load_afresh(stage: &Stage, to: (&str, &str)) {
+    let text = std::fs::read_to_string(stage.home.path().join("shop.yaml")).expect("the pipeline");
+    let text = text
+        .replace("name: shop", "name: fresh")
+        .replace(&format!("slot: {}", stage.slot), &format!("slot: {}_f", stage.slot))
+        .replace(to.0, to.1);
+    std::fs::write(stage.home.path().join("fresh.yaml"), text).expect("written");
+    stage.ok(&["run", "fresh.yaml", "--until-caught-up"]);
+}
+
+/// What MariaDB declares of a table's columns, and what they hold.
+fn declared(to: &synctool_testkit::MariaDbDatabase, table: &str) -> (String, String) {
+    let columns = to.sql(&format!(
+        "SELECT COLUMN_NAME, COLUMN_TYPE, COLLATION_NAME, COLUMN_COMMENT, IS_NULLABLE FROM information_schema.COLUMNS \
+         WHERE TABLE_SCHEMA = '{}' AND TABLE_NAME = '{table}' ORDER BY COLUMN_NAME",
+        to.name()
+    ));
+    let names: Vec<&str> = columns.lines().filter_map(|l| l.split('\t').next()).collect();
+    let cells: Vec<String> = names.iter().map(|n| format!("hex({n})")).collect();
+    let rows = to.sql(&format!("SELECT {} FROM {table} ORDER BY id", cells.join(", ")));
+    (columns, rows)
+}
+
+/// Types that the two engines name differently, and some that one of them has not.
+const NEW_COLUMNS: &str = "ADD a timestamp, ADD b timestamptz, ADD c jsonb, ADD d bytea, ADD e interval, ADD f inet, \
+    ADD g numeric, ADD h text, ADD i uuid, ADD j real, ADD k varchar(20), ADD l numeric(10, 2), ADD m timetz, ADD n bool";
+
+#[test]
+fn columns_that_a_log_adds_in_mariadb_are_those_of_a_fresh_load() {
+    let stage = Stage::new(PgVersion::V15);
+    let server = synctool_testkit::MariaDb::shared();
+    let (to, fresh) = (server.database("cdc_added"), server.database("cdc_fresh"));
+    stage.pipeline_to(
+        &format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url()),
+        "tables: [restaurant]",
+        "",
+    );
+    stage.catch_up();
+    stage.from.psql(&format!(
+        "ALTER TABLE restaurant {NEW_COLUMNS};
+         UPDATE restaurant SET a = '2024-01-02 03:04:05.678', b = '2024-01-02 03:04:05.678+01', c = '{{\"x\": 1}}',
+         d = '\\x00ff', e = '1 year 2 days', f = '::1/128', g = 1.50, h = repeat('h', 70000), i = gen_random_uuid(), j = 0.1,
+         k = 'Kk ', l = 1.50, m = '12:00:00.5+02', n = true WHERE id < 'r3'"
+    ));
+    stage.catch_up();
+    load_afresh(&stage, (&to.url(), &fresh.url()));
+    let (added, loaded) = (declared(&to, "restaurant"), declared(&fresh, "restaurant"));
+    assert_eq!(added.0, loaded.0);
+    assert!(added.1 == loaded.1, "values differ");
+}
+
+/// A value that the destination's type does not hold: the step that is told is one that helps.
+#[test]
+fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
+    let stage = Stage::new(PgVersion::V15);
+    let to = synctool_testkit::MariaDb::shared().database("cdc_nan");
+    stage.from.psql(
+        "CREATE TABLE odd (id int PRIMARY KEY, n numeric(10, 2), d date); INSERT INTO odd VALUES (1, 1, '2024-01-01')",
+    );
+    stage.pipeline_to(
+        &format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url()),
+        "tables: [odd]",
+        "",
+    );
+    stage.catch_up();
+    stage
+        .from
+        .psql("INSERT INTO odd VALUES (2, 'NaN', '2024-01-01'), (3, 1.5, '0044-03-15 BC')");
+    let (code, summary) = stage.json(&["run", "shop.yaml", "--until-caught-up"]);
+    let told = summary.to_string();
+    assert!(code != 0 && told.contains("synctool state reset"), "{told}");
+    assert!(!told.contains("as_text"), "{told}");
+    to.sql("ALTER TABLE odd MODIFY n longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin, MODIFY d longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin");
+    stage.ok(&["state", "reset", "shop.yaml", "--yes"]);
+    stage
+        .from
+        .psql(&format!("SELECT pg_drop_replication_slot('{}')", stage.slot));
+    stage.catch_up();
+    assert_eq!(
+        to.sql("SELECT id, n, d FROM odd ORDER BY id"),
+        "1\t1.00\t2024-01-01\n2\tNaN\t2024-01-01\n3\t1.50\t0044-03-15 BC"
+    );
+}
+
+#[cfg(feature = "duckdb")]
+mod duckdb {
+    use super::*;
+
+    fn stage(tables: &str) -> (Stage, String) {
+        let stage = Stage::new(PgVersion::V15);
+        let file = stage.home.path().join("copy.duckdb");
+        stage.pipeline_to(
+            &format!("{{type: duckdb, connection: {{path: \"{}\"}}}}", file.display()),
+            &format!("tables: [{tables}]"),
+            "",
+        );
+        (stage, format!("duckdb:{}", file.display()))
+    }
+
+    #[track_caller]
+    fn same(stage: &Stage, uri: &str, table: &str, columns: &str) {
+        let (code, out, err) = stage.run(&["diff", &stage.from.url(), table, uri, table, "--columns", columns]);
+        assert_eq!(code, 0, "{table}\n{out}\n{err}");
+    }
+
+    /// Columns that come between changes of their table, in one transaction and between some that are committed together.
+    #[test]
+    fn columns_come_between_changes() {
+        let (stage, uri) = stage("users, restaurant");
+        stage.catch_up();
+        stage.from.psql(
+            "BEGIN; UPDATE users SET first_name = 'before' WHERE id < 9; DELETE FROM visit; DELETE FROM users WHERE id = 800;
+             ALTER TABLE users ADD COLUMN token uuid, ADD COLUMN wide numeric(50, 2);
+             UPDATE users SET token = gen_random_uuid(), wide = 1.5 WHERE id < 20; UPDATE restaurant SET rating = 3;
+             ALTER TABLE users ADD COLUMN seen timestamptz; UPDATE users SET seen = '2024-01-02 03:04:05+00'; COMMIT",
+        );
+        for sql in [
+            "UPDATE restaurant SET rating = 5 WHERE id < 'r2'",
+            "ALTER TABLE restaurant ADD COLUMN token uuid",
+            "UPDATE restaurant SET token = gen_random_uuid() WHERE id < 'r3'",
+        ] {
+            stage.from.psql(sql);
+        }
+        stage.catch_up();
+        same(&stage, &uri, "users", "id,first_name,token,wide,seen");
+        same(&stage, &uri, "restaurant", "id,rating,token");
+        stage.from.psql("UPDATE users SET token = NULL, wide = -2 WHERE id < 5");
+        stage.catch_up();
+        same(&stage, &uri, "users", "id,first_name,token,wide,seen");
+    }
+
+    /// Rows that take one another's keys, more of them than DuckDB looks at together.
+    #[test]
+    fn many_rows_take_the_keys_of_others() {
+        let (stage, uri) = stage("many");
+        stage
+            .from
+            .psql("CREATE TABLE many (id int PRIMARY KEY, v text); INSERT INTO many SELECT i, 'v' || i FROM generate_series(1, 7000) i");
+        stage.catch_up();
+        for sql in [
+            "BEGIN; UPDATE many SET id = id + 100000; UPDATE many SET id = id - 99999; COMMIT",
+            "UPDATE many SET id = id + 100000; UPDATE many SET id = id - 100001",
+            "BEGIN; UPDATE many SET id = -id; DELETE FROM many WHERE id > -5; UPDATE many SET id = 7001 + id; \
+             INSERT INTO many VALUES (7000, 'new'); UPDATE many SET v = v || 'x' WHERE id % 3 = 0; COMMIT",
+        ] {
+            stage.from.psql(sql);
+            stage.catch_up();
+            same(&stage, &uri, "many", "id,v");
+        }
+    }
+}

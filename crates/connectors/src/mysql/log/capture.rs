@@ -2,9 +2,10 @@
 
 use super::super::catalog::{self, CatalogColumn, CatalogTable};
 use super::super::client::{Session, text};
-use super::super::sql::literal;
+use super::super::sql::{literal, table as quoted};
 use super::chunks;
 use super::source::{BinlogSource, check_server, tables_of};
+use super::statements::cascading_key;
 use crate::postgres::log::capture::{CaptureRequest, Remembered, carried, extended, planned};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::Plan;
@@ -124,7 +125,7 @@ async fn plan_table(
 }
 
 /// Refuses what has no log of its rows.
-async fn check_table(session: &mut Session, there: &CatalogTable) -> Result<()> {
+pub(super) async fn check_table(session: &mut Session, there: &CatalogTable) -> Result<()> {
     let table = &there.table;
     if there.kind != "table" {
         return Err(Error::new(
@@ -142,27 +143,17 @@ async fn check_table(session: &mut Session, there: &CatalogTable) -> Result<()> 
         )
         .hint(format!("ALTER TABLE {table} ENGINE = InnoDB;")));
     }
-    // The server's engine changes such rows by itself, and does not log it.
-    let quiet = session
-        .rows(
-            &format!(
-                "SELECT CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS \
-                 WHERE CONSTRAINT_SCHEMA = {} AND TABLE_NAME = {} \
-                 AND (DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL'))",
-                literal(table.schema.as_deref().unwrap_or_default()),
-                literal(&table.name)
-            ),
+    // The catalog of foreign keys is shown to those only who may write; the definition to everybody who may read.
+    let create = session
+        .row(
+            &format!("SHOW CREATE TABLE {}", quoted(table)),
             "looking at a table's foreign keys",
         )
         .await?;
-    if let Some(name) = quiet.first().and_then(|r| text(r, 0)) {
-        return Err(Error::new(
-            code::UNSUPPORTED,
-            format!(
-                "the foreign key {name} of {table} changes rows (CASCADE, SET NULL), which the server does not log"
-            ),
-        )
-        .hint("make it RESTRICT and change the rows by statements, or copy the table by a strategy that compares"));
+    if let Some(key) = text(&create, 1).and_then(|create| cascading_key(&create)) {
+        return Err(cascades(table, key.as_deref()).hint(
+            "make it RESTRICT and change the rows by statements, or copy the table by a strategy that compares",
+        ));
     }
     let versioned = session
         .rows(
@@ -183,6 +174,15 @@ async fn check_table(session: &mut Session, there: &CatalogTable) -> Result<()> 
         .hint("read it by a delta or hash strategy"));
     }
     Ok(())
+}
+
+/// What a foreign key does that the server's engine, and not its log, knows of.
+pub(super) fn cascades(table: &TableId, key: Option<&str>) -> Error {
+    let key = key.map_or_else(|| "a foreign key".into(), |key| format!("the foreign key {key}"));
+    Error::new(
+        code::UNSUPPORTED,
+        format!("{key} of {table} changes rows (CASCADE, SET NULL), which the server does not log"),
+    )
 }
 
 /// The columns by which changes find their row: the primary key, or a unique one that no row escapes.

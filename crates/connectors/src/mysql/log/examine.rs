@@ -1,6 +1,6 @@
 //! What following a log needs of its server, looked at one by one; nothing is made.
 
-use super::super::catalog;
+use super::super::catalog::{self, CatalogTable};
 use super::super::client::{Session, number, text};
 use super::super::examine::{failed, finding, user};
 use super::capture;
@@ -34,14 +34,9 @@ impl BinlogSource {
         for table in tables {
             found.push(match catalog::must_find(&mut session, table).await {
                 Err(e) => failed(format!("table {table}"), &e),
-                Ok(there) => match capture::key(&there) {
-                    key if key.is_empty() => finding(
-                        format!("key of {table} in its log"),
-                        false,
-                        "none: only what comes from now on can be followed, and only with keyless: true",
-                        format!("ALTER TABLE {table} ADD PRIMARY KEY (…);"),
-                    ),
-                    key => finding(format!("key of {table} in its log"), true, key.join(", "), ""),
+                Ok(there) => match capture::check_table(&mut session, &there).await {
+                    Err(e) => failed(format!("table {table} in its log"), &e),
+                    Ok(()) => key_of(table, &there),
                 },
             });
         }
@@ -70,6 +65,20 @@ impl BinlogSource {
             Err(e) if e.code() == code::PERMISSION => finding(what, false, "missing", grant),
             Err(e) => failed(what, &e),
         }
+    }
+}
+
+/// Whether changes find their row.
+fn key_of(table: &TableId, there: &CatalogTable) -> Finding {
+    let what = format!("key of {table} in its log");
+    match capture::key(there) {
+        key if key.is_empty() => finding(
+            what,
+            false,
+            "none: only what comes from now on can be followed, and only with keyless: true",
+            format!("ALTER TABLE {table} ADD PRIMARY KEY (…);"),
+        ),
+        key => finding(what, true, key.join(", "), ""),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The reader of the log: events in, events of the engine out, one transaction after the other.
 
 use super::super::client::Mysql;
+use super::capture;
 use super::charset::Charsets;
 use super::chunks::Marks;
 use super::dump::{Change, Content, Dump, Group, Said};
@@ -8,7 +9,7 @@ use super::logged::{self, LoggedColumn};
 use super::position::{Last, LogPosition, Place};
 use super::rows::{Rows, image};
 use super::shape::{Layout, Looked, Shapes};
-use super::statements::{Effect, Named};
+use super::statements::{Effect, Named, is_same};
 use crate::postgres::log::LogOptions;
 use crate::postgres::log::status::Steering;
 use async_trait::async_trait;
@@ -60,6 +61,8 @@ enum Need {
     Room(usize),
     /// A look at the catalog for this table.
     Table { index: usize, columns: Vec<LoggedColumn> },
+    /// A look at whether these tables can be followed on.
+    Check(Vec<usize>),
 }
 
 struct OpenTx {
@@ -82,6 +85,7 @@ pub(super) struct LogReader {
     event: Option<Logged>,
     need: Option<Need>,
     looked: Option<Looked>,
+    checked: bool,
     /// By the numbers of the log.
     tables: HashMap<u64, Entry>,
     /// By the index of the shape.
@@ -137,6 +141,7 @@ impl LogReader {
             event: None,
             need: None,
             looked: None,
+            checked: false,
             tables: HashMap::new(),
             current: None,
             hold: None,
@@ -170,7 +175,13 @@ impl LogReader {
             }
             Said::Table => return self.table(event),
             Said::Rows(change) => return self.rows(event, change),
-            Said::Statement { effects, sql, schema } => self.statement(&effects, &sql, &schema)?,
+            Said::Statement { effects, sql, schema } => {
+                let others = self.changed(&effects, &schema);
+                if !others.is_empty() && !std::mem::take(&mut self.checked) {
+                    return Ok(Some(Need::Check(others)));
+                }
+                self.statement(&effects, &sql, &schema)?;
+            }
             // The numbers of tables are those of a run of the server.
             Said::Rotate(..) => self.tables.clear(),
             Said::Prepared if self.tx.as_ref().is_some_and(|tx| tx.rows) => {
@@ -429,6 +440,20 @@ impl LogReader {
         Ok(None)
     }
 
+    /// The followed tables that a statement makes other ones.
+    fn changed(&self, effects: &[Effect], schema: &str) -> Vec<usize> {
+        let find = |named: &Named| {
+            let schema = named.schema.as_deref().unwrap_or(schema);
+            self.world.shapes.named(schema, &named.name)
+        };
+        let mut all = Vec::from_iter(effects.iter().filter_map(|e| match e {
+            Effect::Remade(named) | Effect::Redefined(named, _) => find(named),
+            _ => None,
+        }));
+        all.dedup();
+        all
+    }
+
     fn statement(&mut self, effects: &[Effect], sql: &str, schema: &str) -> Result<()> {
         if !effects.iter().all(|e| matches!(e, Effect::Commit)) {
             self.flush()?;
@@ -460,12 +485,26 @@ impl LogReader {
                 }
                 Effect::Remade(named) => {
                     if let Some(index) = find(named) {
-                        self.read_anew(index);
+                        self.read_anew_or_refuse(index, "was made anew")?;
+                    }
+                }
+                Effect::Redefined(named, column) => {
+                    if let Some(index) = find(named)
+                        && shapes[index].columns.iter().any(|c| is_same(&c.source, column))
+                    {
+                        let why =
+                            format!("has another definition of column {column}, which may have changed its values");
+                        self.read_anew_or_refuse(index, &why)?;
+                    }
+                }
+                Effect::Cascades(named, key) => {
+                    if let Some(index) = find(named) {
+                        self.make_good(&[index], capture::cascades(&shapes[index].table, key.as_deref()))?;
                     }
                 }
                 Effect::Dropped(named, column) => {
                     if let Some(index) = find(named)
-                        && shapes[index].columns.iter().any(|c| c.source == *column)
+                        && shapes[index].columns.iter().any(|c| is_same(&c.source, column))
                     {
                         let gone = self
                             .position
@@ -479,19 +518,13 @@ impl LogReader {
                     let Some(index) = find(named) else { continue };
                     let table = shapes[index].table.to_string();
                     if let Some(gone) = self.position.dropped.get_mut(&table)
-                        && let Some(at) = gone.iter().position(|c| c == column)
+                        && let Some(at) = gone.iter().position(|c| is_same(c, column))
                     {
                         gone.swap_remove(at);
                         if gone.is_empty() {
                             self.position.dropped.remove(&table);
                         }
-                        if shapes[index].key.is_empty() {
-                            let why = format!(
-                                "column {column} of {table} was dropped and made again, and without a key the table cannot be compared"
-                            );
-                            return Err(Error::new(code::KEY_MISSING, why).hint("start over: synctool state reset"));
-                        }
-                        self.read_anew(index);
+                        self.read_anew_or_refuse(index, &format!("lost column {column}, which was made again"))?;
                     }
                 }
                 Effect::Rows => {
@@ -529,6 +562,17 @@ impl LogReader {
         self.out.push_back(Event::Schema(SchemaChange { table, difference }));
     }
 
+    /// The same where the table has a key; without one it cannot be compared.
+    fn read_anew_or_refuse(&mut self, index: usize, why: &str) -> Result<()> {
+        let shape = self.world.shapes.all()[index].clone();
+        if shape.key.is_empty() {
+            let why = format!("{} {why}, and without a key the table cannot be compared", shape.table);
+            return Err(Error::new(code::KEY_MISSING, why).hint("start over: synctool state reset"));
+        }
+        self.read_anew(index);
+        Ok(())
+    }
+
     /// What the log does not say of tables is refused, or, where that is wished, made good by reading them anew.
     fn make_good(&mut self, tables: &[usize], error: Error) -> Result<()> {
         let shapes = self.world.shapes.all();
@@ -551,6 +595,16 @@ impl LogReader {
         let looked = shape.look(&mut session, &mut self.charsets, columns).await?;
         session.recycle();
         Ok(looked)
+    }
+
+    async fn check(&self, tables: &[usize]) -> Result<()> {
+        let shapes = self.world.shapes.all();
+        let mut session = self.world.database.connect().await?;
+        for index in tables {
+            shapes[*index].check(&mut session).await?;
+        }
+        session.recycle();
+        Ok(())
     }
 
     fn is_over(&self) -> bool {
@@ -585,6 +639,11 @@ impl Reader for LogReader {
                     });
                     self.looked = Some(self.look_up(index, &columns).await?);
                     self.need = None;
+                }
+                Some(Need::Check(tables)) => {
+                    self.need = Some(Need::Check(tables.clone()));
+                    self.check(&tables).await?;
+                    (self.checked, self.need) = (true, None);
                 }
                 None => {}
             }

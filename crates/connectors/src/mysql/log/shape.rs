@@ -1,8 +1,9 @@
 //! What a followed table looks like at the place where the log is read: the plan's columns, and those that came since.
 
-use super::super::catalog::{self, CatalogTable};
+use super::super::catalog::{self, CatalogColumn, CatalogTable};
 use super::super::client::{Session, text};
 use super::super::sql::literal;
+use super::capture;
 use super::cells::Cell;
 use super::charset::{Charset, Charsets};
 use super::logged::LoggedColumn;
@@ -175,6 +176,25 @@ impl Shape {
         self.columns[self.planned..].iter().map(|c| c.column.clone()).collect()
     }
 
+    /// Refuses a table that, as it is now, has changes that are not in its log, or values of other types. One that is
+    /// gone has none.
+    pub(super) async fn check(&self, session: &mut Session) -> Result<()> {
+        let Some(there) = catalog::find(session, &self.full).await? else {
+            return Ok(());
+        };
+        if there.kind != "table" {
+            return Ok(());
+        }
+        capture::check_table(session, &there).await?;
+        let mut difference = SchemaDifference::default();
+        for c in &self.columns {
+            let found = there.column(&c.source);
+            let found = found.filter(|f| f.declared.column_type != c.declared && !keeps(&f.column.ty, &c.column.ty));
+            difference.retyped.extend(found.map(|f| c.retyped(f)));
+        }
+        crate::logs::only_new(&self.table, &difference)
+    }
+
     /// Fits the shape to what the log says of the table from here on, and says how its rows are taken.
     pub(super) async fn look(
         &self,
@@ -211,13 +231,8 @@ impl Shape {
             };
             c.declared.clone_from(&found.declared.column_type);
             changed = true;
-            let kept = found.column.ty == c.column.ty || c.column.ty == (ColumnType::Text { max: None });
-            if !kept && !same_carrier(&found.column.ty, &c.column.ty) {
-                let want = Column {
-                    name: c.column.name.clone(),
-                    ..found.column.clone()
-                };
-                difference.retyped.push((c.column.clone(), want));
+            if !keeps(&found.column.ty, &c.column.ty) {
+                difference.retyped.push(c.retyped(found));
             }
         }
         let defaults = match names.iter().all(|n| self.knows(n)) {
@@ -313,6 +328,22 @@ impl Shape {
             )),
         }
     }
+}
+
+impl ShapeColumn {
+    /// The change to what the catalog has now.
+    fn retyped(&self, found: &CatalogColumn) -> (Column, Column) {
+        let want = Column {
+            name: self.column.name.clone(),
+            ..found.column.clone()
+        };
+        (self.column.clone(), want)
+    }
+}
+
+/// Whether values of a new type travel as those of the one before did.
+fn keeps(new: &ColumnType, was: &ColumnType) -> bool {
+    new == was || *was == (ColumnType::Text { max: None }) || same_carrier(new, was)
 }
 
 /// Whether values of both travel in one form, so that nothing but the declaration changes.

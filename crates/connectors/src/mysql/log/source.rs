@@ -340,6 +340,7 @@ impl BinlogSource {
             let name = f.read.table.to_string();
             let added = position.added.get(&name).map_or(&[][..], Vec::as_slice);
             let shape = Shape::load(&mut session, f, added, !started.repaired).await?;
+            shape.check(&mut session).await?;
             if !shape.added().is_empty() {
                 position.added.insert(name, shape.added());
             }

@@ -17,6 +17,10 @@ pub(super) enum Effect {
     Dropped(Named, String),
     /// A column came, or another one got this name.
     Added(Named, String),
+    /// A column has another definition, which may have changed its values.
+    Redefined(Named, String),
+    /// The table has a foreign key that changes its rows, which the log does not say; its name, if the statement says it.
+    Cascades(Named, Option<String>),
     /// Rows of some table, as a statement.
     Rows,
 }
@@ -34,6 +38,8 @@ enum Token {
     Word(String),
     /// A quoted name.
     Name(String),
+    /// A text in double quotes, which some sessions write names in.
+    Either(String),
     /// A quoted text, or a number.
     Value,
     Sign(char),
@@ -49,6 +55,7 @@ impl Token {
 pub(super) fn effects(sql: &str) -> Vec<Effect> {
     let tokens = tokens(sql);
     let mut cursor = Cursor { tokens: &tokens };
+    cursor.skip_settings();
     let Some(Token::Word(first)) = cursor.next() else {
         return Vec::new();
     };
@@ -78,7 +85,11 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
             }
             // Where it was there already, nothing was made, and then the server does not log it.
             cursor.skip(&["IF", "NOT", "EXISTS"]);
-            cursor.table().map(Effect::Remade).into_iter().collect()
+            let Some(table) = cursor.table() else {
+                return Vec::new();
+            };
+            let cascades = cascading(cursor.tokens).map(|key| Effect::Cascades(table.clone(), key));
+            [Effect::Remade(table)].into_iter().chain(cascades).collect()
         }
         "RENAME" => {
             if !(cursor.eat("TABLE") || cursor.eat("TABLES")) {
@@ -99,7 +110,9 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
             all
         }
         "ALTER" => {
-            cursor.skip(&["ONLINE", "IGNORE"]);
+            cursor.skip(&["ONLINE"]);
+            // Rows that a new key does not allow go.
+            let mut below = cursor.eat("IGNORE");
             if !cursor.eat("TABLE") {
                 return Vec::new();
             }
@@ -112,7 +125,8 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
             if cursor.eat("WAIT") {
                 cursor.next();
             }
-            let mut below = false;
+            let cascades = cascading(cursor.tokens);
+            let mut redefined = Vec::new();
             // All of a statement's columns go before others come.
             let (mut gone, mut come) = (Vec::new(), Vec::new());
             let mut depth = 0;
@@ -124,7 +138,7 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                     _ => {}
                 }
                 let begun = std::mem::replace(&mut begins, depth == 0 && token == Token::Sign(','));
-                below |= token.is("PARTITION") || token.is("TABLESPACE") || token.is("SYSTEM");
+                below |= token.is("PARTITION") || token.is("TABLESPACE") || token.is("SYSTEM") || token.is("CONVERT");
                 if token.is("RENAME") {
                     if cursor.eat("COLUMN") {
                         cursor.skip(&["IF", "EXISTS"]);
@@ -141,10 +155,16 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                 } else if begun && token.is("CHANGE") {
                     cursor.skip(&["COLUMN", "IF", "EXISTS"]);
                     let (was, is) = (cursor.name(), cursor.name());
-                    if was != is {
-                        gone.extend(was);
-                        come.extend(is);
+                    match (was, is) {
+                        (Some(was), Some(is)) if is_same(&was, &is) => redefined.push(was),
+                        (was, is) => {
+                            gone.extend(was);
+                            come.extend(is);
+                        }
                     }
+                } else if begun && token.is("MODIFY") {
+                    cursor.skip(&["COLUMN", "IF", "EXISTS"]);
+                    redefined.extend(cursor.name());
                 } else if begun && token.is("ADD") && !cursor.adds_other() {
                     cursor.skip(&["COLUMN", "IF", "NOT", "EXISTS"]);
                     come.extend(cursor.columns());
@@ -152,13 +172,53 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
             }
             let columns = gone.into_iter().map(|c| Effect::Dropped(table.clone(), c));
             all.extend(columns.chain(come.into_iter().map(|c| Effect::Added(table.clone(), c))));
-            if below {
-                all.push(Effect::Remade(table));
+            match below {
+                true => all.push(Effect::Remade(table.clone())),
+                false => all.extend(redefined.into_iter().map(|c| Effect::Redefined(table.clone(), c))),
             }
+            all.extend(cascades.map(|key| Effect::Cascades(table, key)));
             all
         }
         _ => Vec::new(),
     }
+}
+
+/// Whether two names are those of one column.
+pub(super) fn is_same(a: &str, b: &str) -> bool {
+    a.to_lowercase() == b.to_lowercase()
+}
+
+/// The foreign key that changes rows of the table that has it, by the table's definition.
+pub(super) fn cascading_key(create: &str) -> Option<Option<String>> {
+    cascading(&tokens(create))
+}
+
+/// The first foreign key in a definition that changes rows of its table; its name, if it has one there.
+fn cascading(tokens: &[Token]) -> Option<Option<String>> {
+    let is = |i: Option<usize>, word: &str| i.and_then(|i| tokens.get(i)).is_some_and(|t| t.is(word));
+    let (mut key, mut told) = (None, false);
+    for (i, token) in tokens.iter().enumerate() {
+        if token.is("FOREIGN") {
+            key = match i.checked_sub(1).map(|i| &tokens[i]) {
+                Some(Token::Word(name) | Token::Name(name) | Token::Either(name))
+                    if is(i.checked_sub(2), "CONSTRAINT") =>
+                {
+                    Some(name.clone())
+                }
+                _ => None,
+            };
+            told = true;
+        } else if token.is("REFERENCES") && !std::mem::take(&mut told) {
+            // Behind a column: it has no name yet.
+            key = None;
+        } else if token.is("ON")
+            && (is(Some(i + 1), "DELETE") || is(Some(i + 1), "UPDATE"))
+            && (is(Some(i + 2), "CASCADE") || is(Some(i + 2), "SET") && is(Some(i + 3), "NULL"))
+        {
+            return Some(key);
+        }
+    }
+    None
 }
 
 struct Cursor<'a> {
@@ -184,6 +244,25 @@ impl Cursor<'_> {
         found
     }
 
+    /// To the statement that settings are made for: `SET STATEMENT a = 1, b = 'x' FOR …`.
+    fn skip_settings(&mut self) {
+        while let [first, second, rest @ ..] = self.tokens
+            && first.is("SET")
+            && second.is("STATEMENT")
+        {
+            self.tokens = rest;
+            let mut depth = 0;
+            while let Some(token) = self.next() {
+                match token {
+                    Token::Sign('(') => depth += 1,
+                    Token::Sign(')') => depth -= 1,
+                    token if depth == 0 && token.is("FOR") => break,
+                    _ => {}
+                }
+            }
+        }
+    }
+
     fn skip(&mut self, words: &[&str]) {
         for word in words {
             self.eat(word);
@@ -200,7 +279,7 @@ impl Cursor<'_> {
 
     fn name(&mut self) -> Option<String> {
         match self.tokens.first()? {
-            Token::Word(s) | Token::Name(s) => {
+            Token::Word(s) | Token::Name(s) | Token::Either(s) => {
                 let s = s.clone();
                 self.next();
                 Some(s)
@@ -328,7 +407,11 @@ fn tokens(sql: &str) -> Vec<Token> {
                         text.push(next);
                     }
                 }
-                all.push(if c == '`' { Token::Name(text) } else { Token::Value });
+                all.push(match c {
+                    '`' => Token::Name(text),
+                    '"' => Token::Either(text),
+                    _ => Token::Value,
+                });
             }
             c if c.is_alphanumeric() || c == '_' || c == '$' => {
                 let mut word = String::from(c);
@@ -379,6 +462,7 @@ mod tests {
         assert_eq!(effects("ALTER TABLE x RENAME TO t"), remade("t"));
         let gone = |c: &str| Effect::Dropped(named("t"), c.into());
         let come = |c: &str| Effect::Added(named("t"), c.into());
+        let redefined = |c: &str| Effect::Redefined(named("t"), c.into());
         assert_eq!(
             effects("ALTER TABLE t RENAME COLUMN a TO b, ADD c int DEFAULT 'PARTITION'"),
             [gone("a"), come("b"), come("c")]
@@ -399,14 +483,86 @@ mod tests {
             effects(
                 "ALTER TABLE t CHANGE a a bigint, CHANGE COLUMN b c int AFTER a, ALTER COLUMN d DROP DEFAULT, MODIFY e int"
             ),
-            [gone("b"), come("c")]
+            [gone("b"), come("c"), redefined("a"), redefined("e")]
         );
         assert_eq!(effects("ALTER TABLE t TRUNCATE PARTITION p0"), remade("t"));
+        assert_eq!(effects("ALTER TABLE t CONVERT TO CHARACTER SET latin1"), remade("t"));
+        assert_eq!(effects("ALTER IGNORE TABLE t ADD UNIQUE (a)"), remade("t"));
+        assert_eq!(
+            effects("ALTER TABLE t CHANGE `A` a int, MODIFY b int"),
+            [redefined("A"), redefined("b")]
+        );
+        assert_eq!(effects("TRUNCATE \"t\""), emptied("t"));
         assert_eq!(effects("-- x\nCOMMIT"), [Effect::Commit]);
         assert_eq!(effects("insert into t values ('x')"), [Effect::Rows]);
         assert_eq!(effects("DROP TABLE `t` /* generated by server */"), []);
         assert_eq!(effects("ROLLBACK TO `s`"), [Effect::Undone]);
         assert_eq!(effects("XA COMMIT X'31'"), [Effect::Commit]);
         assert_eq!(effects(""), []);
+    }
+
+    #[test]
+    fn a_statement_stands_behind_its_settings() {
+        let within = |sql: &str| {
+            let settings =
+                "SET STATEMENT max_statement_time=10, sql_mode='ANSI, FOR', lock_wait_timeout=(SELECT 1 FOR UPDATE)";
+            let told = effects(&format!("{settings} FOR {sql}"));
+            assert_eq!(told, effects(sql), "{sql}");
+            told
+        };
+        assert_eq!(within("TRUNCATE t"), [Effect::Emptied(named("t"))]);
+        assert_eq!(
+            within("CREATE OR REPLACE TABLE t (a int)"),
+            [Effect::Remade(named("t"))]
+        );
+        assert_eq!(within("RENAME TABLE t TO tq, s2 TO t").len(), 2);
+        assert_eq!(within("ALTER TABLE t DROP PARTITION a"), [Effect::Remade(named("t"))]);
+        assert_eq!(
+            within("SET STATEMENT x=1 FOR TRUNCATE t"),
+            [Effect::Emptied(named("t"))]
+        );
+        assert_eq!(effects("SET STATEMENT x = 1"), []);
+    }
+
+    #[test]
+    fn foreign_keys_that_change_rows_are_seen() {
+        let key = |sql: &str| cascading_key(sql);
+        let named_key = |name: &str| Some(Some(name.to_owned()));
+        let create = |rest: &str| {
+            format!(
+                "CREATE TABLE `t` (\n `id` int(11) NOT NULL,\n `of` int(11) DEFAULT NULL,\n PRIMARY KEY (`id`),\n \
+                 CONSTRAINT `quiet` FOREIGN KEY (`id`) REFERENCES `p` (`id`),\n \
+                 CONSTRAINT `loud` FOREIGN KEY (`of`, `id`) REFERENCES `p` (`a`, `b`){rest}\n) ENGINE=InnoDB COMMENT='ON DELETE CASCADE'"
+            )
+        };
+        assert_eq!(key(&create("")), None);
+        assert_eq!(key(&create(" ON DELETE NO ACTION ON UPDATE NO ACTION")), None);
+        assert_eq!(key(&create(" ON DELETE CASCADE")), named_key("loud"));
+        assert_eq!(
+            key(&create(" ON DELETE NO ACTION ON UPDATE SET NULL")),
+            named_key("loud")
+        );
+        let cascades = |sql: &str| match effects(sql).pop() {
+            Some(Effect::Cascades(table, key)) if table == named("t") => Some(key),
+            _ => None,
+        };
+        assert_eq!(
+            cascades("ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES p (a) ON UPDATE CASCADE"),
+            Some(None)
+        );
+        assert_eq!(
+            cascades(
+                "ALTER TABLE t ADD x int, ADD CONSTRAINT k FOREIGN KEY (a, b) REFERENCES p (a, b) ON DELETE SET NULL"
+            ),
+            named_key("k")
+        );
+        assert_eq!(
+            cascades("CREATE TABLE t (id int PRIMARY KEY, of int REFERENCES p (id) ON DELETE CASCADE)"),
+            Some(None)
+        );
+        assert_eq!(
+            cascades("ALTER TABLE t ALTER a SET DEFAULT NULL, DROP FOREIGN KEY k"),
+            None
+        );
     }
 }

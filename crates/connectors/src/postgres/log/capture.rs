@@ -9,12 +9,12 @@ use super::{identity, membership, shape, slot};
 use std::collections::BTreeMap;
 use synctool_core::backfill::{BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Strategy, Verify};
+use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Strategy, Verify};
 use synctool_core::progress::{Generation, Position};
-use synctool_core::schema::{ColumnType, TableId, TableSchema};
+use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
-use synctool_core::strategy::table::carry_plain;
+use synctool_core::strategy::table::{carry_as_text, carry_plain};
 
 pub use super::shape::Initial;
 pub(crate) use super::shape::Remembered;
@@ -473,7 +473,7 @@ async fn draft(
                 ));
                 continue;
             }
-            let (from, mut stored) = carry_plain(source, destination, column, existing)?;
+            let (from, mut stored) = carry(source, destination, column, existing, &key)?;
             // NOT NULL is the source's to keep: between two of its changes a row may be incomplete here.
             stored.nullable = !key.contains(&column.name);
             stored.identity = false;
@@ -523,7 +523,7 @@ pub(crate) fn carried(
             reasons.push(format!("{table}: column {} is computed and left out", column.name));
             continue;
         }
-        let (from, mut stored) = carry_plain(source, destination, column, existing)?;
+        let (from, mut stored) = carry(source, destination, column, existing, &columns.key)?;
         // NOT NULL is the source's to keep: between two of its changes a row may be incomplete here.
         stored.nullable = !columns.key.contains(&column.name);
         stored.identity = false;
@@ -539,6 +539,28 @@ pub(crate) fn carried(
     }
     schema.key.clone_from(&columns.key);
     Ok((read, schema))
+}
+
+/// How a column of a log travels and is stored. Where the destination's column is a text by somebody's will, it takes what
+/// the column's own type has no place for; only a key keeps its order.
+fn carry(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    column: &Column,
+    there: Option<&Column>,
+    key: &[String],
+) -> Result<(ReadColumn, Column)> {
+    use ColumnType::{Char, Json, Jsonb, Native, Text};
+    let made_a_text = there.is_some_and(|there| {
+        there.ty == (Text { max: None })
+            && !matches!(column.ty, Text { .. } | Char { .. } | Json | Jsonb | Native)
+            && destination.store_as(source.engine(), column).type_name
+                != destination.store_as(destination.engine(), there).type_name
+    });
+    match made_a_text && !key.contains(&column.name) {
+        true => carry_as_text(source, destination, column, there),
+        false => carry_plain(source, destination, column, there),
+    }
 }
 
 /// A table of a log: changes go to it directly.

@@ -211,10 +211,7 @@ impl Stage {
 
     pub(super) fn delete(&self, filter: &str) -> String {
         // A row that another key of the same letters has taken meanwhile is not the one to go.
-        let folding = self
-            .found_by
-            .iter()
-            .filter(|&&i| !self.keyless && !self.columns[i].fixed);
+        let folding = self.found_by.iter().filter(|&&i| !self.keyless && !self.columns[i].fixed);
         let exactly: String = folding
             .map(|&i| {
                 let (there, old) = (&self.columns[i].name, self.value("o", i));

@@ -250,8 +250,14 @@ impl Target {
             removed: session.run(&delete, "replacing a key range").await?,
             ..Applied::default()
         };
-        // What a row of the range is to have may stand in a row of another range, which is replaced later.
-        for statement in self.mapping.give_way(&self.name, &self.stage) {
+        // What a row of the range is to have may stand in a row of a range that is replaced later; in one that was, it is a
+        // conflict.
+        let ahead = KeyRange {
+            upper: None,
+            ..range.clone()
+        };
+        let ahead = sql::range(&ahead, &columns)?;
+        for statement in self.mapping.give_way(&self.name, &self.stage, &ahead) {
             applied.removed += session.run(&statement, "replacing a key range").await?;
         }
         let mut group = Group::default();

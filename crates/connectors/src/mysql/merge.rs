@@ -157,13 +157,17 @@ impl Mapping {
         )
     }
 
-    /// Rows of other keys that hold a unique value that a row of `load` is to have.
-    pub(super) fn give_way(&self, table: &str, load: &str) -> Vec<String> {
+    /// Rows (where `condition` holds) of other keys that hold a unique value that a row of `load` is to have.
+    pub(super) fn give_way(&self, table: &str, load: &str, condition: &str) -> Vec<String> {
+        let more = match condition.is_empty() {
+            true => String::new(),
+            false => format!(" AND ({condition})"),
+        };
         let written = |unique: &&Vec<String>| unique.iter().all(|u| self.columns.iter().any(|c| c.name == *u));
         let delete = |unique: &Vec<String>| {
             let same: Vec<String> = unique.iter().map(|u| format!("d.{q} = l.{q}", q = ident(u))).collect();
             format!(
-                "DELETE d FROM {table} AS d JOIN {load} AS l ON {} WHERE NOT ({})",
+                "DELETE d FROM {table} AS d JOIN {load} AS l ON {} WHERE NOT ({}){more}",
                 same.join(" AND "),
                 self.same_key()
             )

@@ -396,14 +396,20 @@ impl Applier {
             Some((_, term)) => term.clone(),
             None => ident(c),
         };
-        let range = slices::condition(range, named)?;
-        let removed = counts(session, &t.stage.delete_others(&range))
+        let condition = slices::condition(range, named)?;
+        let ahead = KeyRange {
+            upper: None,
+            ..range.clone()
+        };
+        let ahead = slices::condition(&ahead, named)?;
+        let removed = counts(session, &t.stage.delete_others(&condition))
             .await
             .map_err(|e| e.error(&t.target.table))?;
         self.applied.removed += removed.affected[0];
-        // What a row of the range is to have may stand in a row of another range, which is replaced later.
+        // What a row of the range is to have may stand in a row of a range that is replaced later; in one that was, it is a
+        // conflict.
         for unique in &t.others {
-            if let Some(statement) = t.stage.give_way(unique) {
+            if let Some(statement) = t.stage.give_way(unique, &ahead) {
                 let removed = counts(session, &statement)
                     .await
                     .map_err(|e| e.error(&t.target.table))?;

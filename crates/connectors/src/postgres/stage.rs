@@ -344,8 +344,10 @@ impl Stage {
         self.set(&self.carried(pattern, true), &[Kind::Move], filter)
     }
 
-    /// Takes away rows of other keys that hold a value of a unique index (by its columns) that a staged row is to have.
-    pub(super) fn give_way(&self, unique: &[String]) -> Option<String> {
+    /// Takes away rows of a range and other keys that hold a value of a unique index (by its columns) that a staged row is
+    /// to have.
+    pub(super) fn give_way(&self, unique: &[String], range: &str) -> Option<String> {
+        let range = if range.is_empty() { "true" } else { range };
         let same: Option<Vec<String>> = unique
             .iter()
             .map(|name| {
@@ -354,7 +356,7 @@ impl Stage {
             })
             .collect();
         Some(format!(
-            "DELETE FROM {} AS t USING {} AS s WHERE {} AND NOT ({})",
+            "DELETE FROM {0} AS t WHERE {range} AND EXISTS (SELECT FROM {1} AS s WHERE {2} AND NOT ({3}))",
             self.table,
             self.name,
             same?.join(" AND "),

@@ -242,41 +242,7 @@ impl Target {
         if self.key.is_empty() {
             return Err(keyless("replacing a key range"));
         }
-        let bounds: Vec<usize> = range
-            .columns
-            .iter()
-            .map(|c| {
-                self.columns.iter().position(|t| t.name == *c).ok_or_else(|| {
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("range column {c} is not in table {}", self.name),
-                    )
-                })
-            })
-            .collect::<Result<_>>()?;
-        let (mut terms, mut parameters) = (Vec::new(), Vec::new());
-        for (op, bound) in [(">=", &range.lower), ("<", &range.upper)] {
-            let Some(values) = bound else { continue };
-            if values.len() != bounds.len() {
-                return Err(Error::bug("a range's bound has another number of columns"));
-            }
-            // Ranges are cut by bytes, whatever the column's collation.
-            let left = range
-                .columns
-                .iter()
-                .map(|c| format!("{} COLLATE BINARY", quote(c)))
-                .collect::<Vec<_>>();
-            let right = placeholders(parameters.len() + 1, left.len());
-            terms.push(format!("({}) {op} ({right})", left.join(", ")));
-            for (at, value) in bounds.iter().zip(values) {
-                parameters.push(types::bound(&self.columns[*at], self.stores[*at], value)?);
-            }
-        }
-        if !terms.is_empty() {
-            for at in &bounds {
-                terms.extend(self.ordered_as_text(*at)?);
-            }
-        }
+        let (mut terms, parameters) = self.within(range)?;
         // The keys given, in a table of their own: they may be more than a statement takes parameters.
         conn.execute_batch("DROP TABLE IF EXISTS temp.\"_synctool_keys\"")
             .map_err(failed(doing))?;
@@ -322,7 +288,7 @@ impl Target {
             .map_err(failed(doing))? as u64;
         conn.execute_batch("DROP TABLE temp.\"_synctool_keys\"")
             .map_err(failed(doing))?;
-        let removed = removed + self.give_way(conn, rows)?;
+        let removed = removed + self.give_way(conn, range, rows)?;
         let mut updates = std::mem::take(&mut self.updates);
         let result = (|| {
             let inputs = self.inputs(rows)?;
@@ -348,9 +314,56 @@ impl Target {
         result
     }
 
-    /// Takes away rows of other keys that hold a unique value that one of these rows is to have: they stand in a range that
-    /// is replaced later. Says how many those were.
-    fn give_way(&self, conn: &Connection, rows: &RecordBatch) -> Result<u64> {
+    /// The conditions for rows of a range, with their parameters.
+    fn within(&self, range: &KeyRange) -> Result<(Vec<String>, Vec<Cell<'static>>)> {
+        let bounds: Vec<usize> = range
+            .columns
+            .iter()
+            .map(|c| {
+                self.columns.iter().position(|t| t.name == *c).ok_or_else(|| {
+                    Error::new(
+                        code::COLUMN_MISSING,
+                        format!("range column {c} is not in table {}", self.name),
+                    )
+                })
+            })
+            .collect::<Result<_>>()?;
+        let (mut terms, mut parameters) = (Vec::new(), Vec::new());
+        for (op, bound) in [(">=", &range.lower), ("<", &range.upper)] {
+            let Some(values) = bound else { continue };
+            if values.len() != bounds.len() {
+                return Err(Error::bug("a range's bound has another number of columns"));
+            }
+            // Ranges are cut by bytes, whatever the column's collation.
+            let left = range
+                .columns
+                .iter()
+                .map(|c| format!("{} COLLATE BINARY", quote(c)))
+                .collect::<Vec<_>>();
+            let right = placeholders(parameters.len() + 1, left.len());
+            terms.push(format!("({}) {op} ({right})", left.join(", ")));
+            for (at, value) in bounds.iter().zip(values) {
+                parameters.push(types::bound(&self.columns[*at], self.stores[*at], value)?);
+            }
+        }
+        if !terms.is_empty() {
+            for at in &bounds {
+                terms.extend(self.ordered_as_text(*at)?);
+            }
+        }
+        Ok((terms, parameters))
+    }
+
+    /// Takes away rows of other keys that hold a unique value that one of these rows is to have, as far as they stand in a
+    /// range that is replaced later; in one that was, they are a conflict. Says how many those were.
+    fn give_way(&self, conn: &Connection, range: &KeyRange, rows: &RecordBatch) -> Result<u64> {
+        let ahead = KeyRange {
+            upper: None,
+            ..range.clone()
+        };
+        let (terms, parameters) = self.within(&ahead)?;
+        let ahead: String = terms.iter().map(|t| format!(" AND {t}")).collect();
+        let first = parameters.len() + 1;
         let doing = || format!("making way in {}", self.name);
         let inputs = self.inputs(rows)?;
         let place = |name: &String| self.columns.iter().position(|c| c.name == *name);
@@ -363,20 +376,23 @@ impl Target {
                 continue;
             }
             let named = unique.iter().enumerate();
-            let same = equal(named.map(|(i, at)| (quote(&self.columns[*at].name), format!("?{}", i + 1))));
+            let same = equal(named.map(|(i, at)| (quote(&self.columns[*at].name), format!("?{}", first + i))));
             let sql = format!(
-                "DELETE FROM {} WHERE {same} AND NOT ({})",
+                "DELETE FROM {} WHERE {same} AND NOT ({}){ahead}",
                 quote(&self.name),
-                self.by_key(unique.len() + 1)
+                self.by_key(first + unique.len())
             );
             let mut delete = conn.prepare(&sql).map_err(failed(doing))?;
+            for (i, value) in parameters.iter().enumerate() {
+                delete.raw_bind_parameter(i + 1, value).map_err(failed(doing))?;
+            }
             for row in 0..rows.num_rows() {
                 for (i, at) in unique.iter().chain(&self.key).enumerate() {
                     let input = inputs[*at]
                         .as_ref()
                         .ok_or_else(|| Error::bug("rows without one of their columns"))?;
                     delete
-                        .raw_bind_parameter(i + 1, input.cell(row)?)
+                        .raw_bind_parameter(first + i, input.cell(row)?)
                         .map_err(failed(doing))?;
                 }
                 removed += delete.raw_execute().map_err(failed(doing))? as u64;

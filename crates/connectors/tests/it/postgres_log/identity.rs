@@ -177,5 +177,11 @@ on_servers! {
         c.options.repair = Repair::once(true);
         c.catch_up().await.unwrap();
         c.assert_equal(&["t"]);
+        // Two rows that cannot both be there are told: neither gives way to the other.
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{}'); UPDATE t SET email = 'twice' WHERE id IN (7, 600)", c.options.slot));
+        c.options.repair = Repair::once(true);
+        let e = c.catch_up().await.unwrap_err();
+        assert!(e.to_string().contains("unique") || e.context().iter().any(|(_, v)| v.contains("23505")), "{e}");
+        assert_eq!(c.to.psql("SELECT count(*) FROM t"), "999");
     }
 }

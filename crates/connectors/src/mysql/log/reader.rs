@@ -153,6 +153,11 @@ impl LogReader {
         }
     }
 
+    /// Says where it begins, so that the next one goes on from there, also if nothing happens meanwhile.
+    pub(super) fn keep_place(&mut self) {
+        self.boundary(None);
+    }
+
     /// Takes an event, unless something is needed first.
     fn take(&mut self, event: &Logged) -> Result<Option<Need>> {
         let said = self.dump.said(event)?;

@@ -332,7 +332,10 @@ impl BinlogSource {
         let mut session = self.database.connect().await?;
         check_server(&mut session).await?;
         let from = self.from.lock().expect("nothing panics while holding it").clone();
-        let started = self.start(&mut session, after.or(from.as_ref()), &followed).await?;
+        let after = after.or(from.as_ref());
+        let started = self.start(&mut session, after, &followed).await?;
+        // Where no chunk follows, nothing but this keeps the place.
+        let keeps_place = after.is_none() && started.after.pending.is_empty();
         let (dump, mut position) = (started.dump, started.position);
         self.steering.opened(standing(&position), &started.after.pending);
         let mut shapes = Vec::with_capacity(followed.len());
@@ -366,7 +369,10 @@ impl BinlogSource {
             remade: world.remade.clone(),
         });
         let until = self.options.until_now.then_some(end);
-        let log = LogReader::new(world, context.clone(), dump, charsets, position, until);
+        let mut log = LogReader::new(world, context.clone(), dump, charsets, position, until);
+        if keeps_place {
+            log.keep_place();
+        }
         let inner = Backfill::new(Box::new(log), chunks, started.after, self.options.chunk_rows)
             .hearing(self.steering.requests().clone());
         let watch = watch(self.database.clone(), self.steering.clone());

@@ -201,3 +201,18 @@ fn columns_that_a_log_adds_are_those_of_a_fresh_load() {
     };
     assert_eq!(told(&stage.to), told(&fresh));
 }
+
+/// A table without a key is followed from the first start on, and cannot be compared.
+#[test]
+fn a_table_without_a_key_is_followed_from_its_first_start_and_never_compared() {
+    let stage = Stage::of("CREATE TABLE w (a int, b varchar(20))", "tables: [w]");
+    let to = format!("{{type: postgres, connection: {{url: \"{}\"}}}}", stage.to.url());
+    stage.pipeline(&to, "tables: [w]", ", keyless: true");
+    stage.catch_up();
+    stage.from.sql("INSERT INTO w VALUES (1, 'x')");
+    stage.catch_up();
+    same(&stage, "w", "a, b");
+    stage.from.sql("ALTER TABLE w MODIFY b varchar(5)");
+    let (_, why) = stage.refused();
+    assert!(why.contains("without a key") && why.contains("column b"), "{why}");
+}

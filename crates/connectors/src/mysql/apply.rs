@@ -358,7 +358,10 @@ impl Target {
         if kind == Kind::Delete {
             let mut keys = Vec::with_capacity(group.rows.len());
             for row in &group.rows {
-                keys.push(format!("({})", self.key_of(row).ok_or_else(Error::without_key)?.join(", ")));
+                keys.push(format!(
+                    "({})",
+                    self.key_of(row).ok_or_else(Error::without_key)?.join(", ")
+                ));
             }
             let names: Vec<&str> = self
                 .mapping

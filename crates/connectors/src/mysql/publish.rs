@@ -7,8 +7,8 @@
 use super::catalog::{self, must_find};
 use super::client::{Session, number};
 use super::control::{Outcome, PlanStatus};
-use super::destination::MysqlDestination;
 use super::ddl;
+use super::destination::MysqlDestination;
 use super::merge::Mapping;
 use super::sql::table as quoted;
 use synctool_core::error::{Error, Result, code};

@@ -115,7 +115,8 @@ impl Sqlite {
         if mode.eq_ignore_ascii_case("wal") {
             return Ok(());
         }
-        let what = format!("one SQLite file is read and written, and in journal mode {mode} its writer waits for its readers");
+        let what =
+            format!("one SQLite file is read and written, and in journal mode {mode} its writer waits for its readers");
         Err(Error::new(code::CONFIG_INVALID, what)
             .at("file", self.config.path.display().to_string())
             .hint("run `PRAGMA journal_mode = WAL` in it once (the file keeps the mode), or write into another file"))

@@ -159,7 +159,10 @@ pub fn compare_spec(
         })?);
     }
     if !absent.is_empty() {
-        reasons.push(format!("the destination has no column {}: rows are compared without it", absent.join(", ")));
+        reasons.push(format!(
+            "the destination has no column {}: rows are compared without it",
+            absent.join(", ")
+        ));
     }
     if tracked.is_some() {
         let shown: Vec<&str> = columns.iter().map(|c| c.stored.name.as_str()).collect();
@@ -367,7 +370,12 @@ pub async fn prepare(
         // The destination gets these before it is compared: rows that have a value there differ.
         let added = resolved.missing();
         let existing = resolved.existing.iter_mut();
-        existing.for_each(|e| e.columns.extend(added.iter().map(|c| Column { nullable: true, ..c.clone() })));
+        existing.for_each(|e| {
+            e.columns.extend(added.iter().map(|c| Column {
+                nullable: true,
+                ..c.clone()
+            }))
+        });
     }
     let at_destination = destination_source(destination)?;
     let staged = !stages.is_empty();

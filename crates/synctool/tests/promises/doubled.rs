@@ -89,7 +89,11 @@ fn a_key_whose_letters_change_case_keeps_its_row() {
     for (from, to, key) in [
         (maria(), maria(), "varchar(40) COLLATE utf8mb4_general_ci"),
         (postgres(), postgres(), "varchar(40) COLLATE blind"),
-        (End::Sqlite(folder()), End::Sqlite(folder()), "varchar(40) COLLATE NOCASE"),
+        (
+            End::Sqlite(folder()),
+            End::Sqlite(folder()),
+            "varchar(40) COLLATE NOCASE",
+        ),
     ] {
         let stamp = match from {
             End::Postgres(_) => "timestamptz",
@@ -231,13 +235,17 @@ fn a_column_that_the_destination_lacks_is_a_difference() {
 #[test]
 fn one_sqlite_file_is_both_ends_in_wal_mode_alone() {
     let end = End::Sqlite(folder());
-    end.change("CREATE TABLE items(id int NOT NULL PRIMARY KEY, name varchar(9)); INSERT INTO items VALUES (1, 'a'), (2, 'b')");
+    end.change(
+        "CREATE TABLE items(id int NOT NULL PRIMARY KEY, name varchar(9)); INSERT INTO items VALUES (1, 'a'), (2, 'b')",
+    );
     let place = Place::new(&[("from", end.entry()), ("to", end.entry())]);
     place.write("p.yaml", PIPELINE);
     let refused = place.json(&["run", "p.yaml", "--strategy", "full"], 2);
     assert_eq!(refused["error"]["code"], "ST-CFG-001", "{refused}");
     assert!(
-        refused["error"]["next"].to_string().contains("PRAGMA journal_mode = WAL"),
+        refused["error"]["next"]
+            .to_string()
+            .contains("PRAGMA journal_mode = WAL"),
         "{refused}"
     );
     let End::Sqlite(folder) = &end else { unreachable!() };

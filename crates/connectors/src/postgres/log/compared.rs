@@ -39,7 +39,14 @@ impl LogSource {
         let mut tables = Vec::with_capacity(plan.tables.len());
         for table in &plan.tables {
             let followed = Followed::of(plan, table);
-            let shape = Shape::load(&connection, &followed, &log, true, (&publication, false), (schema, drift));
+            let shape = Shape::load(
+                &connection,
+                &followed,
+                &log,
+                true,
+                (&publication, false),
+                (schema, drift),
+            );
             let shape = shape.await?.shape;
             let there = shape.columns.iter().filter(|c| !c.gone);
             let mut columns: Vec<Names> = there.map(|c| (c.now.clone(), c.column.name.clone())).collect();

@@ -1,9 +1,9 @@
 //! What the catalog says of the tables that the log describes, and of partitions that it says nothing of.
 
 use super::super::super::client::Connection;
-use super::super::{identity, membership};
 use super::super::pgoutput::{Message, Relation};
 use super::super::shape::{Look, Reshaped, Shape, look, of_all};
+use super::super::{identity, membership};
 use super::{Entry, LogReader, Watermarks};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

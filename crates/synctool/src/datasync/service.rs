@@ -103,7 +103,7 @@ impl Service {
                 break;
             }
         }
-        self.end().await
+        Box::pin(self.end()).await
     }
 
     /// Applies everything that is there.
@@ -113,7 +113,7 @@ impl Service {
             Ok(served) => self.well(served.waiting.as_ref()).await,
             Err(error) => self.failed(error).await,
         }
-        let ended = self.end().await;
+        let ended = Box::pin(self.end()).await;
         let served = served?;
         ended.map(|()| served)
     }

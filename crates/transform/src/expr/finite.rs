@@ -31,7 +31,7 @@ pub(super) fn checked(expr: Expr, schema: &DFSchema) -> Result<Expr> {
                     Transformed::no(Expr::BinaryExpr(b))
                 }
             }
-            Expr::ScalarFunction(f) if MATHEMATICAL.contains(f.func.name()) => {
+            Expr::ScalarFunction(f) if !f.args.is_empty() && MATHEMATICAL.contains(f.func.name()) => {
                 let e = Expr::ScalarFunction(f);
                 let float = is_float(&e.get_type(schema)?);
                 match e {

@@ -102,7 +102,8 @@ fn mistakes_are_named_at_their_place() {
     assert_eq!(wrong("total * ").1, 9);
     assert_eq!(wrong("name )").1, 6);
     assert_eq!(wrong("NAME").3, "did you mean name?");
-    assert!(wrong("random()").2.contains("repeatable"));
+    let message = wrong("random()").2;
+    assert!(message.contains("repeatable"), "{message}");
     assert!(wrong("sum(total)").2.contains("sum"));
     assert!(wrong("NULL").2.contains("always NULL"));
     let e: synctool_core::error::Error = check("totl", &schema.columns).unwrap_err().into();

@@ -65,9 +65,12 @@ impl Ends<'_> {
     }
 
     /// What the destination remembers and still counts, what it remembers at all, and why that is not the same.
-    async fn remembered(&self, table: &TableRequest) -> Result<(Remembered, Remembered, Option<&'static str>)> {
+    async fn remembered(
+        &self,
+        table: &TableRequest,
+        empty: bool,
+    ) -> Result<(Remembered, Remembered, Option<&'static str>)> {
         let all = self.destination.remembered(&table.pipeline).await?;
-        let empty = self.is_empty(table).await?;
         let (counts, why) = definition::trusted(&self.loaded.pipeline, all.clone(), empty);
         Ok((counts, all, why))
     }
@@ -414,7 +417,7 @@ impl Ends<'_> {
                 .into());
         }
         let name = delta::watermark_name(&request.cursor);
-        let (remembered, before, doubt) = self.remembered(&table).await?;
+        let (remembered, before, doubt) = self.remembered(&table, empty).await?;
         let after = remembered.get(&name).map(String::as_str);
         let column = delta::cursor_column(self.source, &request).await?;
         let joined = delta::joined_windows(self.source, &request, &remembered).await?;
@@ -521,7 +524,8 @@ impl Ends<'_> {
             }
         }
         let at_source = self.source.describe(&table.source).await?;
-        let (remembered, _, doubt) = self.remembered(&table).await?;
+        let empty = self.is_empty(&table).await?;
+        let (remembered, _, doubt) = self.remembered(&table, empty).await?;
         let mut delta = self.delta_request(strategy, table)?;
         if strategy.primary_partitions.is_empty() {
             // Those of the pipeline cut groups; the window of changed rows is cut by the strategy's own.

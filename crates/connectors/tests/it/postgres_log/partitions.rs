@@ -147,8 +147,9 @@ on_servers! {
 
     /// Without a key nothing can be compared, so it is refused by name.
     async fn partitions_of_a_table_without_a_key_are_refused(version: PgVersion) {
-        for sql in ["CREATE TABLE k2 (n int); INSERT INTO k2 VALUES (150); ALTER TABLE k ATTACH PARTITION k2 FOR VALUES FROM (100) TO (200)", "ALTER TABLE k DETACH PARTITION k1", "TRUNCATE k1"] {
-            let mut c = Capture::new(version, &["k"], "CREATE TABLE k (n int) PARTITION BY RANGE (n); CREATE TABLE k1 PARTITION OF k FOR VALUES FROM (0) TO (100)");
+        for sql in ["CREATE TABLE k2 (n int); INSERT INTO k2 VALUES (150); ALTER TABLE k2 REPLICA IDENTITY FULL; ALTER TABLE k ATTACH PARTITION k2 FOR VALUES FROM (100) TO (200)", "ALTER TABLE k DETACH PARTITION k1", "TRUNCATE k1"] {
+            let mut c = Capture::new(version, &["k"], "CREATE TABLE k (n int) PARTITION BY RANGE (n); CREATE TABLE k1 PARTITION OF k FOR VALUES FROM (0) TO (100);
+                ALTER TABLE k REPLICA IDENTITY FULL; ALTER TABLE k1 REPLICA IDENTITY FULL");
             c.request.keyless = true;
             c.catch_up().await.unwrap();
             c.from.psql("INSERT INTO k VALUES (1)");

@@ -124,7 +124,8 @@ async fn a_swap_keeps_everything_that_hangs_on_the_table() {
         applied,
         Applied {
             written: 3,
-            inserted: 3,
+            inserted: 2,
+            updated: 1,
             deleted: 1,
             ..Applied::default()
         }

@@ -373,14 +373,11 @@ impl Pipeline {
             1 => Facts::default(),
             _ => {
                 let (_, written) = tables(&self.loaded)?;
-                let there = destination.describe(&written).await?.is_some();
-                let empty = !there || destination.is_empty(&written).await?;
-                let remembered = destination.remembered(self.name()).await?;
-                let (remembered, doubt) = definition::trusted(pipeline, remembered, empty);
+                let known = definition::known(destination, pipeline, &written).await?;
                 Facts {
-                    empty,
-                    remembered,
-                    doubt,
+                    empty: known.empty,
+                    remembered: known.counts,
+                    doubt: known.doubt,
                     history,
                     now: Some(state::now()),
                 }

@@ -22,12 +22,11 @@ const LIBRARY_HELP: &str = "point `library:` of the datastore (or SYNCTOOL_DUCKD
 /// last holder closes it before anybody may open it anew.
 struct Instance {
     path: PathBuf,
-    managed: Option<Arc<Mutex<ManagedDatabase>>>,
 }
 
 /// An open file, and how many hold it.
 struct Open {
-    managed: Arc<Mutex<ManagedDatabase>>,
+    managed: ManagedDatabase,
     holders: usize,
 }
 
@@ -52,24 +51,18 @@ impl Instance {
         let held = match all.entry(path.clone()) {
             Entry::Occupied(held) => held.into_mut(),
             Entry::Vacant(free) => free.insert(Open {
-                managed: Arc::new(Mutex::new(open()?)),
+                managed: open()?,
                 holders: 0,
             }),
         };
         held.holders += 1;
-        Ok(Instance {
-            managed: Some(held.managed.clone()),
-            path,
-        })
+        Ok(Instance { path })
     }
 
     fn connect(&self) -> Result<ManagedConnection> {
-        let managed = self
-            .managed
-            .as_ref()
-            .ok_or_else(|| Error::bug("a closed DuckDB file"))?;
-        let managed = managed.lock().unwrap_or_else(PoisonError::into_inner);
-        managed
+        let all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = all.get(&self.path).ok_or_else(|| Error::bug("a closed DuckDB file"))?;
+        held.managed
             .new_connection()
             .map_err(|e| map_error(e, "connecting to DuckDB"))
     }
@@ -83,7 +76,6 @@ impl Clone for Instance {
         }
         Instance {
             path: self.path.clone(),
-            managed: self.managed.clone(),
         }
     }
 }
@@ -91,7 +83,6 @@ impl Clone for Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        self.managed = None;
         if let Some(held) = all.get_mut(&self.path) {
             held.holders -= 1;
             if held.holders == 0 {

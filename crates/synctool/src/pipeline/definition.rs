@@ -6,6 +6,9 @@
 
 use crate::config::Pipeline;
 use std::collections::BTreeMap;
+use synctool_core::error::Result;
+use synctool_core::schema::TableId;
+use synctool_core::sink::Destination;
 use synctool_core::strategy::{aggregate, delta};
 
 /// The name under which the destination remembers what the pipeline meant.
@@ -19,8 +22,41 @@ pub(super) fn of(pipeline: &Pipeline) -> String {
     pipeline.content_hash()
 }
 
+/// What a destination knows of a pipeline.
+pub(super) struct Known {
+    /// Whether its table has no rows, or is not there.
+    pub(super) empty: bool,
+    /// Everything that it remembers.
+    pub(super) all: BTreeMap<String, String>,
+    /// What of that still counts.
+    pub(super) counts: BTreeMap<String, String>,
+    /// Why the rest does not.
+    pub(super) doubt: Option<&'static str>,
+}
+
+/// Looks at a destination's table and what is remembered beside it.
+pub(super) async fn known(destination: &dyn Destination, pipeline: &Pipeline, table: &TableId) -> Result<Known> {
+    let empty = is_empty(destination, table).await?;
+    let all = destination.remembered(pipeline.name.as_str()).await?;
+    let (counts, doubt) = trusted(pipeline, all.clone(), empty);
+    Ok(Known {
+        empty,
+        all,
+        counts,
+        doubt,
+    })
+}
+
+/// Whether a table has no rows, or is not there.
+pub(super) async fn is_empty(destination: &dyn Destination, table: &TableId) -> Result<bool> {
+    Ok(match destination.describe(table).await? {
+        None => true,
+        Some(_) => destination.is_empty(table).await?,
+    })
+}
+
 /// What still counts of what the destination remembers, and why the rest does not.
-pub(super) fn trusted(
+fn trusted(
     pipeline: &Pipeline,
     mut remembered: BTreeMap<String, String>,
     empty: bool,

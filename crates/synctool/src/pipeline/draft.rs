@@ -21,9 +21,6 @@ use synctool_transform::Chain;
 /// What clocks and views may be late by, where a file says nothing.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Facts by their names.
-type Remembered = BTreeMap<String, String>;
-
 /// Both ends, and what happens between them.
 pub(super) struct Ends<'a> {
     pub(super) loaded: &'a Loaded,
@@ -60,19 +57,10 @@ impl Ends<'_> {
         Ok(match part {
             _ if self.options.repair => None,
             false => Some(definition::of(&self.loaded.pipeline)),
-            true => self.is_empty(table).await?.then(|| definition::PARTIAL.into()),
+            true => definition::is_empty(self.destination, &table.destination)
+                .await?
+                .then(|| definition::PARTIAL.into()),
         })
-    }
-
-    /// What the destination remembers and still counts, what it remembers at all, and why that is not the same.
-    async fn remembered(
-        &self,
-        table: &TableRequest,
-        empty: bool,
-    ) -> Result<(Remembered, Remembered, Option<&'static str>)> {
-        let all = self.destination.remembered(&table.pipeline).await?;
-        let (counts, why) = definition::trusted(&self.loaded.pipeline, all.clone(), empty);
-        Ok((counts, all, why))
     }
 
     async fn of_kind(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
@@ -89,7 +77,7 @@ impl Ends<'_> {
                 let remember = self.watermark_of_others(strategy, &table).await;
                 self.full(strategy, self.living(table).await?, remember).await
             }
-            StrategyKind::Hash if self.is_empty(&table).await? => {
+            StrategyKind::Hash if definition::is_empty(self.destination, &table.destination).await? => {
                 let mut plan = self.full(strategy, self.living(table).await?, BTreeMap::new()).await?;
                 plan.reasons
                     .insert(0, "the destination is empty, so everything is loaded".into());
@@ -172,13 +160,6 @@ impl Ends<'_> {
             );
         }
         told
-    }
-
-    async fn is_empty(&self, table: &TableRequest) -> Result<bool> {
-        Ok(match self.destination.describe(&table.destination).await? {
-            None => true,
-            Some(_) => self.destination.is_empty(&table.destination).await?,
-        })
     }
 
     async fn full(&self, strategy: &Strategy, table: TableRequest, remember: BTreeMap<String, String>) -> Result<Plan> {
@@ -400,7 +381,6 @@ impl Ends<'_> {
             true => self.living(table).await?,
             false => table,
         };
-        let empty = self.is_empty(&table).await?;
         let mut request = self.delta_request(strategy, table.clone())?;
         request.whole = self.meets_all_rows(strategy, &table).await?;
         if let Some(cursor) = strategy.cursor_tables.first().filter(|_| request.whole) {
@@ -417,12 +397,13 @@ impl Ends<'_> {
                 .into());
         }
         let name = delta::watermark_name(&request.cursor);
-        let (remembered, before, doubt) = self.remembered(&table, empty).await?;
+        let known = definition::known(self.destination, &self.loaded.pipeline, &table.destination).await?;
+        let (remembered, doubt) = (&known.counts, known.doubt);
         let after = remembered.get(&name).map(String::as_str);
         let column = delta::cursor_column(self.source, &request).await?;
-        let joined = delta::joined_windows(self.source, &request, &remembered).await?;
+        let joined = delta::joined_windows(self.source, &request, remembered).await?;
         let mut window = delta::window(self.source, &request, &column, after).await?;
-        if let (None, Some(old), Some(lower)) = (after, before.get(&name), &window.lower)
+        if let (None, Some(old), Some(lower)) = (after, known.all.get(&name), &window.lower)
             && delta::is_before(&column.ty, old, lower)
         {
             // A window that does not begin at the first row skips nothing that no run has read.
@@ -441,7 +422,7 @@ impl Ends<'_> {
             for (own, _, window) in joined {
                 remember.extend(window.watermark.map(|w| (delta::watermark_name(&own.cursor), w)));
             }
-            if empty {
+            if known.empty {
                 let mut plan = self.full(strategy, table, remember).await?;
                 plan.reasons.insert(
                     0,
@@ -524,8 +505,7 @@ impl Ends<'_> {
             }
         }
         let at_source = self.source.describe(&table.source).await?;
-        let empty = self.is_empty(&table).await?;
-        let (remembered, _, doubt) = self.remembered(&table, empty).await?;
+        let known = definition::known(self.destination, &self.loaded.pipeline, &table.destination).await?;
         let mut delta = self.delta_request(strategy, table)?;
         if strategy.primary_partitions.is_empty() {
             // Those of the pipeline cut groups; the window of changed rows is cut by the strategy's own.
@@ -543,10 +523,10 @@ impl Ends<'_> {
             self.destination,
             self.chain as &dyn Stages,
             &request,
-            &remembered,
+            &known.counts,
         )
         .await?;
-        plan.reasons.extend(doubt.map(String::from));
+        plan.reasons.extend(known.doubt.map(String::from));
         Ok(plan)
     }
 }

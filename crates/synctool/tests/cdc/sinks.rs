@@ -1,6 +1,7 @@
 //! The same log into the other engines that take changes.
 
 use super::*;
+use std::path::PathBuf;
 
 /// What a copy holds, as the source would say it: one line per row of three tables.
 const LINES: [(&str, &str); 3] = [
@@ -18,6 +19,20 @@ fn wanted(db: &TestDb, table: &str, columns: &str) -> Vec<String> {
     let mut rows: Vec<String> = db.psql(&sql).lines().map(str::to_owned).collect();
     rows.sort_unstable();
     rows
+}
+
+/// The pipeline of some tables into a database of MariaDB.
+fn into_mariadb(stage: &Stage, to: &synctool_testkit::MariaDbDatabase, tables: &str) {
+    let to = format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url());
+    stage.pipeline_to(&to, &format!("tables: [{tables}]"), "");
+}
+
+/// The pipeline of some tables into a file of SQLite or DuckDB, which it names.
+fn into_file(stage: &Stage, engine: &str, tables: &str) -> PathBuf {
+    let file = stage.home.path().join(format!("copy.{engine}"));
+    let to = format!("{{type: {engine}, connection: {{path: \"{}\"}}}}", file.display());
+    stage.pipeline_to(&to, &format!("tables: [{tables}]"), "");
+    file
 }
 
 /// Loads, makes some changes, catches up; between the two the program is killed at a point of a commit.
@@ -46,12 +61,7 @@ fn follows(stage: &Stage, changes: u64, point: &str, same: impl Fn(&str)) {
 #[test]
 fn sqlite_follows_a_log() {
     let stage = Stage::new(PgVersion::V18);
-    let file = stage.home.path().join("copy.db");
-    stage.pipeline_to(
-        &format!("{{type: sqlite, connection: {{path: \"{}\"}}}}", file.display()),
-        "tables: [users, restaurant, visit]",
-        "",
-    );
+    let file = into_file(&stage, "sqlite", "users, restaurant, visit");
     let found = |table: &str, columns: &str| {
         let db = rusqlite::Connection::open(&file).expect("the copy");
         let mut query = db
@@ -103,11 +113,7 @@ fn follows_by_diff(stage: &Stage, uri: &str) {
 fn mariadb_follows_a_log() {
     let stage = Stage::new(PgVersion::V15);
     let to = synctool_testkit::MariaDb::shared().database("cdc");
-    stage.pipeline_to(
-        &format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url()),
-        "tables: [users, restaurant, visit]",
-        "",
-    );
+    into_mariadb(&stage, &to, "users, restaurant, visit");
     follows_by_diff(&stage, &to.url());
 }
 
@@ -115,12 +121,7 @@ fn mariadb_follows_a_log() {
 #[test]
 fn duckdb_follows_a_log() {
     let stage = Stage::new(PgVersion::V15);
-    let file = stage.home.path().join("copy.duckdb");
-    stage.pipeline_to(
-        &format!("{{type: duckdb, connection: {{path: \"{}\"}}}}", file.display()),
-        "tables: [users, restaurant, visit]",
-        "",
-    );
+    let file = into_file(&stage, "duckdb", "users, restaurant, visit");
     follows_by_diff(&stage, &format!("duckdb:{}", file.display()));
 }
 
@@ -151,12 +152,7 @@ fn repairs(stage: &Stage, uri: &str, unique: impl FnOnce()) {
 #[test]
 fn a_repair_of_sqlite_lets_unique_values_wander() {
     let stage = Stage::new(PgVersion::V18);
-    let file = stage.home.path().join("copy.db");
-    stage.pipeline_to(
-        &format!("{{type: sqlite, connection: {{path: \"{}\"}}}}", file.display()),
-        "tables: [users, restaurant, visit]",
-        "",
-    );
+    let file = into_file(&stage, "sqlite", "users, restaurant, visit");
     repairs(&stage, &format!("sqlite:{}", file.display()), || {
         let db = rusqlite::Connection::open(&file).expect("the copy");
         let done = db.execute_batch("CREATE UNIQUE INDEX one_email ON users (email)");
@@ -168,11 +164,7 @@ fn a_repair_of_sqlite_lets_unique_values_wander() {
 fn a_repair_of_mariadb_lets_unique_values_wander() {
     let stage = Stage::new(PgVersion::V15);
     let to = synctool_testkit::MariaDb::shared().database("cdc");
-    stage.pipeline_to(
-        &format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url()),
-        "tables: [users, restaurant, visit]",
-        "",
-    );
+    into_mariadb(&stage, &to, "users, restaurant, visit");
     repairs(&stage, &to.url(), || {
         to.sql("CREATE UNIQUE INDEX one_email ON users (email)");
     });
@@ -221,11 +213,7 @@ fn columns_that_a_log_adds_in_mariadb_are_those_of_a_fresh_load() {
     let stage = Stage::new(PgVersion::V15);
     let server = synctool_testkit::MariaDb::shared();
     let (to, fresh) = (server.database("cdc_added"), server.database("cdc_fresh"));
-    stage.pipeline_to(
-        &format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url()),
-        "tables: [restaurant]",
-        "",
-    );
+    into_mariadb(&stage, &to, "restaurant");
     stage.catch_up();
     stage.from.psql(&format!(
         "ALTER TABLE restaurant {NEW_COLUMNS};
@@ -248,11 +236,7 @@ fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
     stage.from.psql(
         "CREATE TABLE odd (id int PRIMARY KEY, n numeric(10, 2), d date); INSERT INTO odd VALUES (1, 1, '2024-01-01')",
     );
-    stage.pipeline_to(
-        &format!("{{type: mysql, connection: {{url: \"{}\"}}}}", to.url()),
-        "tables: [odd]",
-        "",
-    );
+    into_mariadb(&stage, &to, "odd");
     stage.catch_up();
     stage
         .from
@@ -279,12 +263,7 @@ mod duckdb {
 
     fn stage(tables: &str) -> (Stage, String) {
         let stage = Stage::new(PgVersion::V15);
-        let file = stage.home.path().join("copy.duckdb");
-        stage.pipeline_to(
-            &format!("{{type: duckdb, connection: {{path: \"{}\"}}}}", file.display()),
-            &format!("tables: [{tables}]"),
-            "",
-        );
+        let file = into_file(&stage, "duckdb", tables);
         (stage, format!("duckdb:{}", file.display()))
     }
 

@@ -5,14 +5,14 @@
 use super::moments;
 use super::view::Output;
 use crate::convert;
-use crate::lambda::{REASON, quotient};
+use crate::lambda::{quotient, refused};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Date32Type, Int64Type, TimestampMicrosecondType, TimestampNanosecondType};
 use arrow_array::{Array, ArrayRef, Date32Array, TimestampMicrosecondArray, new_null_array};
 use arrow_cast::{CastOptions, cast_with_options};
 use arrow_schema::{DataType, TimeUnit};
 use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode};
-use datafusion_common::{DFSchema, DataFusionError, Result, ScalarValue, plan_err};
+use datafusion_common::{DFSchema, Result, ScalarValue, plan_err};
 use datafusion_expr::expr::Cast;
 use datafusion_expr::{
     BinaryExpr, ColumnarValue, Expr, ExprSchemable, Operator, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
@@ -134,7 +134,6 @@ pub(super) fn each(
     value: &ColumnarValue,
     work: impl Fn(&ArrayRef) -> std::result::Result<ArrayRef, &'static str>,
 ) -> Result<ColumnarValue> {
-    let refused = |reason: &str| DataFusionError::Execution(format!("{REASON}{reason}"));
     Ok(match value {
         ColumnarValue::Array(array) => ColumnarValue::Array(work(array).map_err(refused)?),
         ColumnarValue::Scalar(scalar) => {

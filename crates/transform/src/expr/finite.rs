@@ -1,7 +1,7 @@
 //! Floats that stay numbers: what leaves the finite ones rejects its row, where the engine goes on with infinity and
 //! NaN. What was not finite before may stay so.
 
-use crate::lambda::REASON;
+use crate::lambda::refused;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{ArrowPrimitiveType, Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef, PrimitiveArray};
@@ -158,10 +158,7 @@ impl ScalarUDFImpl for Finite {
             let inputs: Vec<ArrayRef> = inputs.iter().map(|i| i.to_array(rows)).collect::<Result<_>>()?;
             for (row, value) in bad {
                 if inputs.iter().all(|i| float(i, row).is_none_or(f64::is_finite)) {
-                    return Err(DataFusionError::Execution(format!(
-                        "{REASON}{}",
-                        self.why(&inputs, row, value)
-                    )));
+                    return Err(refused(self.why(&inputs, row, value)));
                 }
             }
         }

@@ -2,7 +2,7 @@
 //! it knows: `now`, `date_trunc`, `date_bin` and `AT TIME ZONE`, as PostgreSQL means them.
 
 use super::exact::each;
-use crate::lambda::REASON;
+use crate::lambda::{columns, refused};
 use arrow_array::cast::AsArray;
 use arrow_array::temporal_conversions::as_datetime_with_timezone;
 use arrow_array::timezone::Tz;
@@ -441,14 +441,9 @@ impl ScalarUDFImpl for Bin {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let refused = |reason: &str| DataFusionError::Execution(format!("{REASON}{reason}"));
         let rows = args.number_rows;
         let to = args.return_field.data_type().clone();
-        let arrays: Vec<ArrayRef> = args
-            .args
-            .into_iter()
-            .map(|a| a.into_array(rows))
-            .collect::<Result<_>>()?;
+        let arrays = columns(args.args, rows)?;
         let strides = arrays[0].as_primitive::<IntervalMonthDayNanoType>();
         let moments = arrays[1].as_primitive::<TimestampMicrosecondType>();
         let origins = arrays.get(2).map(|o| o.as_primitive::<TimestampMicrosecondType>());

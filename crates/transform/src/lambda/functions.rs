@@ -64,6 +64,16 @@ const QUOTIENT_DIGITS: (i8, i8) = (6, 16);
 /// How a reason travels in the engine's errors.
 pub(crate) const REASON: &str = "synctool reason: ";
 
+/// The error that rejects a row for this reason.
+pub(crate) fn refused(reason: &str) -> DataFusionError {
+    DataFusionError::Execution(format!("{REASON}{reason}"))
+}
+
+/// The arguments of a call as columns of its rows.
+pub(crate) fn columns(args: Vec<ColumnarValue>, rows: usize) -> Result<Vec<ArrayRef>> {
+    args.into_iter().map(|a| a.into_array(rows)).collect()
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Python {
     function: Function,
@@ -158,11 +168,7 @@ impl ScalarUDFImpl for Python {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let rows = args.number_rows;
         let out = args.return_field.data_type().clone();
-        let arrays: Vec<ArrayRef> = args
-            .args
-            .into_iter()
-            .map(|a| a.into_array(rows))
-            .collect::<Result<_>>()?;
+        let arrays = columns(args.args, rows)?;
         let mut to = Builder::new(&out)?;
         let scale = scale_of(Some(&out)).unwrap_or_default();
         let mut values = Vec::with_capacity(arrays.len());
@@ -177,7 +183,7 @@ impl ScalarUDFImpl for Python {
             }
             match self.function.call(&values, scale) {
                 Ok(value) => to.append(Some(value))?,
-                Err(reason) => return Err(DataFusionError::Execution(format!("{REASON}{reason}"))),
+                Err(reason) => return Err(refused(reason)),
             }
         }
         Ok(ColumnarValue::Array(to.finish()))
@@ -350,7 +356,6 @@ impl Builder {
     }
 
     fn append(&mut self, value: Option<Value<'_>>) -> Result<()> {
-        let reason = |r: &str| DataFusionError::Execution(format!("{REASON}{r}"));
         match (self, value) {
             (Builder::Int(b), None) => b.append_null(),
             (Builder::Float(b), None) => b.append_null(),
@@ -360,9 +365,9 @@ impl Builder {
             (Builder::Int(b), Some(Value::Number(Number::Int(v)))) => b.append_value(v),
             (Builder::Float(b), Some(Value::Number(n))) => b.append_value(numbers::to_float(n)),
             (Builder::Decimal(b, p, s), Some(Value::Number(Number::Decimal(v, from)))) => {
-                let v = numbers::rescale(v, from, *s).map_err(reason)?;
+                let v = numbers::rescale(v, from, *s).map_err(refused)?;
                 if v.unsigned_abs() >= 10u128.pow(u32::from(*p)) {
-                    return Err(reason(numbers::OVERFLOW));
+                    return Err(refused(numbers::OVERFLOW));
                 }
                 b.append_value(v);
             }

@@ -30,7 +30,7 @@ mod texts;
 mod translate;
 
 #[cfg(feature = "datafusion")]
-pub(crate) use functions::{REASON, quotient};
+pub(crate) use functions::{REASON, columns, quotient, refused};
 pub(crate) use parser::parse;
 #[cfg(feature = "datafusion")]
 pub(crate) use translate::{translate, translate_truth};

@@ -510,10 +510,7 @@ impl Plan {
     /// Whether what is done of it is of no use to a run that goes on: all of it must be read in one snapshot, and that
     /// ended with the run which had it.
     pub fn is_stale(&self, checkpoint: &Checkpoint) -> bool {
-        let begun = |p: &Partition| {
-            let state = checkpoint.get(&p.id);
-            state.is_some_and(|s| s.done || s.position.is_some())
-        };
+        let begun = |p: &Partition| checkpoint.get(&p.id).is_some_and(PartitionState::has_begun);
         let done = |p: &Partition| checkpoint.get(&p.id).is_some_and(|s| s.done);
         self.tables.iter().any(|t| t.read.one_snapshot) && self.partitions().any(begun) && !self.partitions().all(done)
     }

@@ -89,5 +89,12 @@ pub struct PartitionState {
     pub applied: Applied,
 }
 
+impl PartitionState {
+    /// Whether anything of it was committed.
+    pub fn has_begun(&self) -> bool {
+        self.done || self.position.is_some()
+    }
+}
+
 /// Partition → where it stands at the sink. The sink is the truth.
 pub type Checkpoint = HashMap<PartitionId, PartitionState>;

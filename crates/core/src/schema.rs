@@ -306,8 +306,11 @@ impl TableSchema {
         self.key
             .iter()
             .map(|k| {
-                self.index_of(k)
-                    .ok_or_else(|| Error::new(code::COLUMN_MISSING, format!("key column {k} is not among the columns")))
+                self.index_of(k).ok_or_else(|| {
+                    let columns: Vec<&str> = self.columns.iter().map(|c| c.name.as_str()).collect();
+                    Error::new(code::COLUMN_MISSING, format!("key column {k} is not among the columns"))
+                        .hint(format!("a key may be made of: {}", columns.join(", ")))
+                })
             })
             .collect()
     }

@@ -216,8 +216,13 @@ pub trait Sink: Send {
     /// (a log has all tables in one partition) on the first of all ([`shares`]).
     async fn commit(&mut self, advances: &[Advance]) -> Result<Applied>;
 
-    /// Where the partitions of this sink durably stand: behind `commit` where the engine flushes later.
+    /// Where the partitions of this sink durably stand: behind `commit` where the datastore flushes later.
     async fn durable(&mut self) -> Result<Checkpoint>;
+
+    /// Has everything flushed that was committed, and says where the partitions stand now.
+    async fn settle(&mut self) -> Result<Checkpoint> {
+        self.durable().await
+    }
 
     /// Lets go of partitions, so that another writer need not end this one first.
     async fn release(&mut self, partitions: &[PartitionId]) -> Result<()>;

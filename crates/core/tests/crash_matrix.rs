@@ -9,8 +9,9 @@ use synctool_core::engine::Engine;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Verify};
-use synctool_core::progress::Generation;
+use synctool_core::progress::{Advance, Generation};
 use synctool_core::schema::TableId;
+use synctool_core::sink::Destination;
 use synctool_core::source::Assignment;
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
@@ -160,6 +161,36 @@ async fn a_changed_pipeline_does_not_resume() {
         .unwrap_err();
     assert_eq!(e.code(), code::CONFIG_CHANGED);
     assert!(e.message().contains("(table)"), "the changed key is named: {e}");
+}
+
+#[tokio::test]
+async fn a_pipeline_that_changed_before_anything_was_done_begins_anew() {
+    let (source, destination) = (Memory::default(), Memory::default());
+    source.put(&items(), schema(), some_rows(40));
+    let destination: Arc<dyn Destination> = Arc::new(destination);
+    let engine = Engine::new(Arc::new(MemoryTables(source)), destination.clone());
+    let draft = |run: &str| {
+        let mut plan = log_plan(&[items()]);
+        (plan.pipeline, plan.run_id) = ("p".into(), run.into());
+        async { Ok(plan) }
+    };
+    let (first, _) = engine.plan("p", &serde_json::Value::Null, draft("first")).await.unwrap();
+    let mut sink = destination.open_sink(&first).await.unwrap();
+    let log = first.partitions().next().unwrap().id.clone();
+    sink.recover(std::slice::from_ref(&log)).await.unwrap();
+    let other = serde_json::json!({"table": "other"});
+    let (second, resumed) = engine.plan("p", &other, draft("second")).await.unwrap();
+    assert!(!resumed && second.run_id == "second", "{}", second.run_id);
+    // Whoever was about to begin is too late.
+    let advance = Advance {
+        partition: log,
+        from: None,
+        to: "1".into(),
+        done: false,
+        accounts: Default::default(),
+        rejects: Vec::new(),
+    };
+    assert_eq!(sink.commit(&[advance]).await.unwrap_err().code(), code::FENCED);
 }
 
 #[tokio::test]

@@ -354,7 +354,7 @@ impl Pipeline {
         let named = named.transpose()?;
         let unfinished = match options.restart {
             true => None,
-            false => destination.stored_plan(self.name()).await?.and_then(Unfinished::of),
+            false => Unfinished::at(destination, self.name()).await?,
         };
         if let Some(unfinished) = &unfinished {
             unfinished.check(pipeline, named, options)?;

@@ -4,7 +4,7 @@
 //! once, with the schema's name filled in when the destination opens.
 
 use super::client::map_error;
-use super::sql::{check_ident, ident};
+use super::sql::{check_ident, ident, literal};
 use std::collections::{BTreeMap, HashMap};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::{Accounts, Applied};
@@ -632,6 +632,19 @@ impl Control {
         )
         .at("pipeline", &plan.pipeline)
         .at("partition", advance.partition.as_str()))
+    }
+
+    /// Writes something that changes nothing, and waits until it is on the disk.
+    pub(super) async fn touch(&self, client: &impl GenericClient, plan: &Plan) -> Result<()> {
+        let (pipeline, generation) = (literal(&plan.pipeline)?, plan.generation.0);
+        client
+            .batch_execute(&format!(
+                "BEGIN; SET LOCAL synchronous_commit = local; UPDATE {}.checkpoint SET updated_at = updated_at \
+                 WHERE pipeline = {pipeline} AND generation = {generation}; COMMIT",
+                self.schema
+            ))
+            .await
+            .map_err(|e| self.permission(map_error(e, "flushing the checkpoint")))
     }
 
     /// Takes a writer's name off its partitions.

@@ -17,12 +17,12 @@ use synctool_core::change::{Event, Op, Ops};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::Plan;
+use synctool_core::plan::{Plan, Work};
 use synctool_core::progress::{Advance, Checkpoint, Epoch, PartitionId};
 use synctool_core::schema::TableId;
 use synctool_core::sink::Sink;
-use tokio_postgres::CopyInSink;
 use tokio_postgres::types::PgLsn;
+use tokio_postgres::{CopyInSink, Statement};
 
 /// Bytes per CopyData message: large enough that a message costs nothing, small enough that reading goes on meanwhile.
 const CHUNK: usize = 256 << 10;
@@ -68,17 +68,53 @@ pub(super) struct PgSink {
     /// Commits that the server has not flushed yet, oldest first; unused while every commit waits for its flush.
     unflushed: VecDeque<(PgLsn, Checkpoint)>,
     durable: Checkpoint,
-    flushes: bool,
+    flush: Flush,
+    /// The question where the WAL is written and flushed, prepared.
+    where_flushed: Option<Statement>,
+}
+
+/// When what is committed reaches the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    /// With the commit.
+    AtCommit,
+    /// Whenever the server does it, as it was told.
+    Later,
+    /// The same by our own wish, as a subscription does it: what a log brought can be read again until it is acknowledged,
+    /// so its commits need not wait for the disk.
+    LaterForLogs,
+}
+
+impl Flush {
+    async fn of(session: &Connection, plan: &Plan) -> Result<Flush> {
+        let settings = session
+            .query_one(
+                "SELECT setting, source, pg_catalog.current_setting('synchronous_standby_names') \
+                 FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'",
+                &[],
+            )
+            .await
+            .map_err(|e| map_error(e, "reading synchronous_commit"))?;
+        let follows = plan.partitions().any(|p| p.work == Work::Log);
+        Ok(Flush::when(settings.get(0), settings.get(1), settings.get(2), follows))
+    }
+
+    /// `source` says where the setting comes from: one that was made for the database, the role or this session is meant,
+    /// and so is waiting for standbys.
+    fn when(setting: &str, source: &str, standbys: &str, follows: bool) -> Flush {
+        let is_general = ["default", "configuration file", "command line"].contains(&source);
+        match setting {
+            "off" => Flush::Later,
+            _ if follows && is_general && standbys.is_empty() => Flush::LaterForLogs,
+            _ => Flush::AtCommit,
+        }
+    }
 }
 
 impl PgSink {
     pub(super) async fn open(session: Connection, control: Control, plan: Arc<Plan>, mode: Mode) -> Result<Self> {
         let writer = whoami(&*session).await?;
-        let setting = session
-            .query_one("SELECT pg_catalog.current_setting('synchronous_commit')", &[])
-            .await
-            .map_err(|e| map_error(e, "reading synchronous_commit"))?;
-        let flushes = setting.get::<_, &str>(0) != "off";
+        let flush = Flush::of(&session, &plan).await?;
         Ok(PgSink {
             session,
             control,
@@ -92,20 +128,67 @@ impl PgSink {
             loaded: HashMap::new(),
             unflushed: VecDeque::new(),
             durable: Checkpoint::new(),
-            flushes,
+            flush,
+            where_flushed: None,
         })
     }
 
     async fn begin(&mut self) -> Result<()> {
         if !self.in_transaction {
+            let begin = match self.flush {
+                Flush::LaterForLogs => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off",
+                Flush::AtCommit | Flush::Later => "BEGIN ISOLATION LEVEL READ COMMITTED",
+            };
             self.session
-                .batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                .batch_execute(begin)
                 .await
                 .map_err(|e| map_error(e, "beginning a transaction"))?;
             self.session.working(true);
             self.in_transaction = true;
         }
         Ok(())
+    }
+
+    /// Commits; where that does not wait for the disk, the commit is remembered with a place in the WAL that is not before
+    /// it.
+    async fn end(&mut self, standing: &Checkpoint) -> Result<()> {
+        let fail = |e| map_error(e, "committing");
+        if self.flush == Flush::AtCommit {
+            self.session.batch_execute("COMMIT").await.map_err(fail)?;
+            self.durable.clone_from(standing);
+            return Ok(());
+        }
+        let question = self.where_flushed().await?;
+        let asked = async {
+            let row = self.session.query_one(&question, &[]).await;
+            row.map_err(|e| map_error(e, "asking for the commit's place in the WAL"))
+        };
+        // They travel together.
+        let committed = async { self.session.batch_execute("COMMIT").await.map_err(fail) };
+        let ((), row) = try_join(committed, asked).await?;
+        self.unflushed.push_back((row.get(0), standing.clone()));
+        self.flushed_to(row.get(1));
+        Ok(())
+    }
+
+    /// The question where the WAL is written, and where flushed. It is prepared before it is needed: a failed transaction
+    /// answers nothing.
+    async fn where_flushed(&mut self) -> Result<Statement> {
+        if let Some(known) = &self.where_flushed {
+            return Ok(known.clone());
+        }
+        const SQL: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn()";
+        let statement = self.session.prepare(SQL).await;
+        let statement = statement.map_err(|e| map_error(e, "asking what is flushed"))?;
+        Ok(self.where_flushed.insert(statement).clone())
+    }
+
+    fn flushed_to(&mut self, flushed: PgLsn) {
+        while self.unflushed.front().is_some_and(|(lsn, _)| *lsn <= flushed) {
+            if let Some((_, checkpoint)) = self.unflushed.pop_front() {
+                self.durable = checkpoint;
+            }
+        }
     }
 
     /// The COPY for a target, opened on its first rows. Another table's COPY is ended first.
@@ -327,42 +410,30 @@ impl Sink for PgSink {
         if !shares.is_empty() {
             return Err(Error::bug("rows of a table none of whose partitions is committed"));
         }
-        self.session
-            .batch_execute("COMMIT")
-            .await
-            .map_err(|e| map_error(e, "committing"))?;
+        self.end(&after).await?;
         self.session.working(false);
         self.in_transaction = false;
         self.standing = after;
-        if self.flushes {
-            self.durable.clone_from(&self.standing);
-        } else {
-            let row = self
-                .session
-                .query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()", &[])
-                .await
-                .map_err(|e| map_error(e, "asking for the commit's place in the WAL"))?;
-            self.unflushed.push_back((row.get(0), self.standing.clone()));
-        }
         failpoint("sink.commit.after")?;
         Ok(applied)
     }
 
     async fn durable(&mut self) -> Result<Checkpoint> {
         if !self.unflushed.is_empty() && !self.in_transaction {
-            let row = self
-                .session
-                .query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()", &[])
-                .await
-                .map_err(|e| map_error(e, "asking what is flushed"))?;
-            let flushed: PgLsn = row.get(0);
-            while self.unflushed.front().is_some_and(|(lsn, _)| *lsn <= flushed) {
-                if let Some((_, checkpoint)) = self.unflushed.pop_front() {
-                    self.durable = checkpoint;
-                }
-            }
+            let question = self.where_flushed().await?;
+            let row = self.session.query_one(&question, &[]).await;
+            let row = row.map_err(|e| map_error(e, "asking what is flushed"))?;
+            self.flushed_to(row.get(1));
         }
         Ok(self.durable.clone())
+    }
+
+    async fn settle(&mut self) -> Result<Checkpoint> {
+        if !self.unflushed.is_empty() && !self.in_transaction {
+            // A commit that waits for the disk takes along what was committed before it.
+            self.control.touch(&*self.session, &self.plan).await?;
+        }
+        self.durable().await
     }
 
     async fn release(&mut self, partitions: &[PartitionId]) -> Result<()> {
@@ -400,5 +471,25 @@ impl Sink for PgSink {
             self.session.reusable(clean);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Flush;
+
+    #[test]
+    fn only_logs_commit_before_the_disk_and_nobody_is_overruled() {
+        for general in ["default", "configuration file", "command line"] {
+            assert_eq!(Flush::when("on", general, "", true), Flush::LaterForLogs);
+            assert_eq!(Flush::when("on", general, "", false), Flush::AtCommit);
+            assert_eq!(Flush::when("on", general, "FIRST 1 (a)", true), Flush::AtCommit);
+        }
+        for meant in ["database", "user", "database user", "client", "session", "override"] {
+            assert_eq!(Flush::when("on", meant, "", true), Flush::AtCommit);
+        }
+        for follows in [true, false] {
+            assert_eq!(Flush::when("off", "database", "", follows), Flush::Later);
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result, code};
 use crate::failpoint::failpoint;
 use crate::ledger::{Accounts, Applied, Ledger, Tally};
 use crate::plan::{Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Repair, Slice, Verify, Work};
-use crate::progress::{Advance, Checkpoint, PartitionId, Position};
+use crate::progress::{Advance, Checkpoint, PartitionId, PartitionState, Position};
 use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink, StoredPlan};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
@@ -78,6 +78,9 @@ impl Default for Options {
 
 /// Batches are at most this large (one larger row excepted).
 const MAX_BATCH_BYTES: usize = 2 << 20;
+
+/// How soon a sink whose commits reach the disk later is asked again whether they have.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// How the stored rows were proved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -585,8 +588,8 @@ fn worse(a: Option<Error>, b: Error) -> Option<Error> {
     }
 }
 
-/// A pipeline's unfinished plan and where it stands; an error where the pipeline does not mean what it meant then. It may
-/// be stale ([`Plan::is_stale`]).
+/// A pipeline's unfinished plan and where it stands; an error where the pipeline does not mean what it meant then and
+/// something was done already. It may be stale ([`Plan::is_stale`]).
 pub async fn unfinished(
     destination: &dyn Destination,
     pipeline: &str,
@@ -596,9 +599,13 @@ pub async fn unfinished(
     let Some(StoredPlan { plan, .. }) = stored.filter(|s| !s.finished) else {
         return Ok(None);
     };
-    check_unchanged(&plan, semantics)?;
     let checkpoint = destination.checkpoint(&plan).await?;
-    Ok(Some((plan, checkpoint)))
+    match check_unchanged(&plan, semantics) {
+        // Nothing would be thrown away: whoever corrects what let the first run fail need not say so twice.
+        Err(_) if !checkpoint.values().any(PartitionState::has_begun) => Ok(None),
+        Err(e) => Err(e),
+        Ok(()) => Ok(Some((plan, checkpoint))),
+    }
 }
 
 /// Fails where a pipeline does not mean what it meant when the plan of its unfinished run was made.
@@ -713,6 +720,8 @@ struct Writing {
     took: Duration,
     /// The boundary reached, if nothing was written after it.
     boundary: Option<Position>,
+    /// When the sink is asked what it holds durably, if that is not yet all of it.
+    ask: Option<Instant>,
     applied: Applied,
 }
 
@@ -737,6 +746,24 @@ impl Writing {
         (self.pending, self.pending_bytes, self.since) = (false, 0, Instant::now());
         (self.waits, self.took) = (None, begun.elapsed());
         Ok(applied)
+    }
+
+    /// Tells the reader what is durable; where that is not all, the sink is asked again.
+    fn acknowledge(&mut self, durable: &Checkpoint, flow: &Flow) {
+        let position = durable.get(&self.id).and_then(|s| s.position.clone());
+        self.ask = (position != self.committed).then(|| Instant::now() + ASK_AGAIN);
+        if let Some(position) = position {
+            flow.acknowledge(position);
+        }
+    }
+
+    /// Before the work ends, everything is durable and the reader knows.
+    async fn settle(&mut self, flow: &Flow) -> Result<()> {
+        if self.ask.is_some() {
+            let durable = self.sink.settle().await?;
+            self.acknowledge(&durable, flow);
+        }
+        Ok(())
     }
 }
 
@@ -885,6 +912,7 @@ async fn write_partition(
         waits: None,
         took: Duration::ZERO,
         boundary: None,
+        ask: None,
         applied: Applied::default(),
     };
     let endless = partition.work == Work::Log;
@@ -904,8 +932,9 @@ async fn write_partition(
             () = shared.context.cancel.cancelled() => return Err(interrupted()),
             () = stop.cancelled(), if w.boundary.is_some() || (!w.pending && endless) => {
                 if let Some(to) = w.boundary.take() {
-                    w.commit(to, false).await?;
+                    commit(shared, &mut w, &flow, to, false, moved).await?;
                 }
+                w.settle(&flow).await?;
                 w.sink.release(std::slice::from_ref(id)).await?;
                 return Err(interrupted());
             }
@@ -913,6 +942,11 @@ async fn write_partition(
             () = tokio::time::sleep_until(due), if w.boundary.is_some() => {
                 let to = w.boundary.take().expect("checked");
                 commit(shared, &mut w, &flow, to, false, moved).await?;
+                continue;
+            }
+            () = tokio::time::sleep_until(w.ask.unwrap_or(due)), if w.ask.is_some() && !w.pending => {
+                let durable = w.sink.durable().await?;
+                w.acknowledge(&durable, &flow);
                 continue;
             }
         };
@@ -953,6 +987,7 @@ async fn write_partition(
                 } else if w.pending {
                     return Err(Error::new(code::CONNECTION_LOST, "the log ended inside a transaction"));
                 }
+                w.settle(&flow).await?;
                 w.sink.release(std::slice::from_ref(id)).await?;
                 engine.progress.set_status(id, PartitionStatus::Done);
                 return Ok(());
@@ -993,9 +1028,7 @@ async fn commit(
         partition: &w.id,
         applied,
     });
-    let durable: Checkpoint = w.sink.durable().await?;
-    if let Some(position) = durable.get(&w.id).and_then(|s| s.position.clone()) {
-        flow.acknowledge(position);
-    }
+    let durable = w.sink.durable().await?;
+    w.acknowledge(&durable, flow);
     Ok(())
 }

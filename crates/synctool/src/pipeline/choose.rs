@@ -9,7 +9,8 @@ use crate::state::{Run, RunStatus, Time};
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::Strategy as Kind;
-use synctool_core::sink::StoredPlan;
+use synctool_core::progress::PartitionState;
+use synctool_core::sink::{Destination, StoredPlan};
 use synctool_core::strategy::delta;
 
 /// Runs of the past that are looked at.
@@ -39,18 +40,24 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    /// None where the plan is done, or follows a log, which is never done.
-    pub(super) fn of(stored: StoredPlan) -> Option<Self> {
-        let plan = stored.plan;
-        if stored.finished || plan.strategy == Kind::Log {
-            return None;
+    /// None where the plan is done or nothing of it, or where it follows a log, which is never done.
+    pub(super) async fn at(destination: &dyn Destination, pipeline: &str) -> Result<Option<Self>> {
+        let Some(StoredPlan { plan, finished: false }) = destination.stored_plan(pipeline).await? else {
+            return Ok(None);
+        };
+        let strategies = plan.semantics["strategies"].as_object();
+        let Some(strategy) = strategies.and_then(|s| s.keys().next()).filter(|_| plan.strategy != Kind::Log) else {
+            return Ok(None);
+        };
+        if !destination.checkpoint(&plan).await?.values().any(PartitionState::has_begun) {
+            return Ok(None);
         }
-        Some(Unfinished {
-            strategy: plan.semantics["strategies"].as_object()?.keys().next()?.clone(),
+        Ok(Some(Unfinished {
+            strategy: strategy.clone(),
             repair: plan.semantics["repair"] == true,
             bounds: plan.semantics["bounds"].clone(),
             run_id: plan.run_id,
-        })
+        }))
     }
 
     /// The strategy of an unfinished run goes on, whatever would be chosen now; `None` where the pipeline has none of

@@ -390,6 +390,48 @@ on_servers! {
         assert_eq!(f.db.psql("SELECT count(*), sum(length(name)) FROM items"), format!("10004|{}", 4 * (3 << 20) + 10_000));
     }
 
+    /// A log's commits do not wait for the disk: what is called durable before a crash of the server is there after it,
+    /// and what is there is where its position says.
+    async fn what_is_called_durable_survives_a_crash_of_the_server(version: PgVersion) {
+        let server = Postgres::builder(version).setting("wal_writer_delay", "10s").start();
+        let db = server.database("sink");
+        let f = Fixture { destination: open(&db.url(), DestinationOptions::default()).await, db };
+        let table = TableId::new("public", "items");
+        f.db.psql("CREATE TABLE items (id bigint PRIMARY KEY, name text, price integer)");
+        let mut p = plan(&table, &items(), Publish::Direct, &["log"]);
+        let mut phases = p.phases.to_vec();
+        phases[0].partitions[0].work = Work::Log;
+        p.phases = phases.into();
+        let p = f.destination.prepare(p).await.unwrap();
+        let log = PartitionId::from("log");
+        let mut s = sink(&f.destination, &p, "log").await;
+        let mut at: Option<String> = None;
+        let (mut behind, mut settled) = (0, None);
+        for i in 1..=40 {
+            s.write(rows(&table, Op::Insert, item_rows([(i, "x", 1)]))).await.unwrap();
+            s.commit(&[advance("log", at.as_deref(), &i.to_string(), false)]).await.unwrap();
+            at = Some(i.to_string());
+            let durable = s.durable().await.unwrap()[&log].position.clone();
+            behind += u32::from(durable != Some(Position::from(i.to_string().as_str())));
+            if i == 20 {
+                let durable = s.settle().await.unwrap()[&log].position.clone();
+                assert_eq!(durable, Some("20".into()));
+                settled = durable;
+            }
+        }
+        assert!(behind > 20, "commits waited for the disk: {behind} did not");
+        let said = s.durable().await.unwrap()[&log].position.clone().or(settled).unwrap();
+        server.kill9();
+        server.restart();
+        drop(s);
+        let fresh = open(&f.db.url(), DestinationOptions::default()).await;
+        let mut s = fresh.open_sink(&p).await.unwrap();
+        let stands = s.recover(std::slice::from_ref(&log)).await.unwrap()[&log].position.clone().unwrap();
+        let number = |p: &Position| p.as_str().parse::<u32>().unwrap();
+        assert!(number(&stands) >= number(&said) && number(&said) >= 20, "{said:?} was durable, {stands:?} is there");
+        assert_eq!(f.db.psql("SELECT count(*), max(id) FROM items"), format!("{0}|{0}", number(&stands)));
+    }
+
     async fn a_direct_sink_is_fenced_too(version: PgVersion) {
         let f = fixture(version).await;
         let (table, p, mut old) = direct(&f, &items()).await;

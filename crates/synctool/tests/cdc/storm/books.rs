@@ -106,6 +106,8 @@ pub(super) struct World {
     pub(super) made: AtomicU64,
     /// While tables are compared after a gap, what is seen is of several places of the log.
     pub(super) unwatched: AtomicBool,
+    /// Whether the destination may forget in a crash what it has not flushed; it comes again.
+    pub(super) forgets: bool,
     pub(super) looks: AtomicU64,
     pub(super) violation: Mutex<Option<String>>,
 }
@@ -173,6 +175,10 @@ pub(super) async fn watch(world: &World, url: &str) {
             continue;
         };
         let driver = tokio::spawn(connection);
+        // Nothing but a crash of the server ends this connection.
+        if world.forgets {
+            (age, length) = (-1, 0);
+        }
         while !world.over.load(Ordering::Relaxed) {
             let before = world.unwatched.load(Ordering::SeqCst);
             // Locked before the snapshot is taken: TRUNCATE empties a table for older snapshots too.

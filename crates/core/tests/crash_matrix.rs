@@ -174,7 +174,10 @@ async fn a_pipeline_that_changed_before_anything_was_done_begins_anew() {
         (plan.pipeline, plan.run_id) = ("p".into(), run.into());
         async { Ok(plan) }
     };
-    let (first, _) = engine.plan("p", &serde_json::Value::Null, draft("first")).await.unwrap();
+    let (first, _) = engine
+        .plan("p", &serde_json::Value::Null, draft("first"))
+        .await
+        .unwrap();
     let mut sink = destination.open_sink(&first).await.unwrap();
     let log = first.partitions().next().unwrap().id.clone();
     sink.recover(std::slice::from_ref(&log)).await.unwrap();

@@ -32,6 +32,8 @@ use tokio_postgres::{CopyInSink, Statement};
 
 /// Gathered changes are applied when they hold so many bytes.
 const FLUSH_BYTES: usize = 4 << 20;
+/// The first ones of a transaction so early: until then the server has nothing to do.
+const FIRST_BYTES: usize = 1 << 20;
 /// Row by row, so many statements travel together.
 const TOGETHER: usize = 256;
 /// New rows that were there already: so many times they take the slower way.
@@ -48,7 +50,8 @@ pub(super) struct Applier {
     destination: PostgresDestination,
     tables: Vec<Table>,
     may_replicate: bool,
-    /// What every transaction begins with.
+    /// How a transaction begins, and what it begins with.
+    open: &'static str,
     begin: Option<&'static str>,
     begun: bool,
     applied: Applied,
@@ -69,6 +72,8 @@ struct Table {
     copies: Copies,
     staged: bool,
     made: bool,
+    /// Whether the transaction has applied some.
+    flushed: bool,
     number: usize,
     keys: Option<RowConverter>,
     /// Whether equal keys have equal bytes.
@@ -103,6 +108,7 @@ impl Applier {
             destination: destination.clone(),
             tables: Vec::with_capacity(targets.len()),
             may_replicate,
+            open: "BEGIN",
             begin: None,
             begun: false,
             applied: Applied::default(),
@@ -172,6 +178,7 @@ impl Applier {
             source,
             staged: false,
             made: false,
+            flushed: false,
             number,
             detour: 0,
             loading: 0,
@@ -193,22 +200,32 @@ impl Applier {
             .ok_or_else(|| Error::bug(format!("changes of {table}, which is not in the plan")))
     }
 
-    async fn begin(&mut self, session: &Connection) -> Result<()> {
-        if !self.begun {
-            if let Some(statement) = self.begin {
-                session
-                    .batch_execute(statement)
-                    .await
-                    .map_err(|e| session.error(e, "switching triggers off"))?;
-            }
-            self.begun = true;
-        }
-        Ok(())
+    /// How transactions begin.
+    pub(super) fn begins_with(&mut self, open: &'static str) {
+        self.open = open;
     }
 
-    /// Takes one event, inside a transaction.
+    /// The statements that begin the transaction, for whoever sends the first one of it; `None` once it has begun.
+    fn opening(&mut self) -> Option<String> {
+        let first = !std::mem::replace(&mut self.begun, true);
+        first.then(|| match self.begin {
+            Some(statement) => format!("{}; {statement}", self.open),
+            None => self.open.to_owned(),
+        })
+    }
+
+    async fn begin(&mut self, session: &Connection) -> Result<()> {
+        match self.opening() {
+            Some(opening) => run(session, &opening).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes one event. The transaction begins with the first that has something to do.
     pub(super) async fn write(&mut self, session: &Connection, event: Event) -> Result<()> {
-        self.begin(session).await?;
+        if !matches!(event, Event::Rows(_) | Event::Net { .. }) {
+            self.begin(session).await?;
+        }
         match event {
             Event::Rows(batch) => {
                 let i = self.index(&batch.table)?;
@@ -244,8 +261,9 @@ impl Applier {
     pub(super) async fn finish(&mut self, session: &Connection) -> Result<Applied> {
         for i in 0..self.tables.len() {
             self.flush(session, i).await?;
-            self.tables[i].staged = false;
+            (self.tables[i].staged, self.tables[i].flushed) = (false, false);
         }
+        self.begin(session).await?;
         self.begun = false;
         Ok(std::mem::take(&mut self.applied))
     }
@@ -256,7 +274,7 @@ impl Applier {
         self.applied = Applied::default();
         for t in &mut self.tables {
             t.pending = Pending::default();
-            (t.staged, t.made) = (false, false);
+            (t.staged, t.made, t.flushed) = (false, false, false);
         }
     }
 
@@ -296,7 +314,8 @@ impl Applier {
                     break;
                 }
                 row += 1;
-                full = table.pending.bytes >= FLUSH_BYTES && row == batch.len();
+                let enough = if table.flushed { FLUSH_BYTES } else { FIRST_BYTES };
+                full = table.pending.bytes >= enough && row == batch.len();
             }
             if row < batch.len() || full {
                 // The next change must see what the gathered ones did.
@@ -313,7 +332,9 @@ impl Applier {
         if pending.changes.is_empty() {
             return Ok(());
         }
+        let mut opening = self.opening();
         let table = &mut self.tables[i];
+        table.flushed = true;
         let in_order = if table.keys.is_none() {
             pending.changes.iter().any(|c| c.kind != Kind::Put)
         } else {
@@ -321,7 +342,7 @@ impl Applier {
         };
         if !in_order {
             let new = table.take_new(&mut pending);
-            match table.straight(session, &pending, &new).await? {
+            match table.straight(session, &pending, &new, &mut opening).await? {
                 Some(applied) => {
                     pending.done = new.len();
                     self.applied += table.booked(applied);
@@ -332,9 +353,9 @@ impl Applier {
                 None => pending.nets.extend(new),
             }
             if table.fragile {
-                run(session, "SAVEPOINT synctool_apply").await?;
+                run(session, &after(&mut opening, "SAVEPOINT synctool_apply")).await?;
             }
-            match table.set_wise(session, &pending).await {
+            match table.set_wise(session, &pending, &mut opening).await {
                 Ok(applied) => {
                     if table.fragile {
                         run(session, "RELEASE SAVEPOINT synctool_apply").await?;
@@ -360,7 +381,7 @@ impl Applier {
                 Err(e) => return Err(e.error(&table.target.table)),
             }
         }
-        let applied = table.row_by_row(session, &pending).await?;
+        let applied = table.row_by_row(session, &pending, &mut opening).await?;
         self.applied += self.tables[i].booked(applied);
         Ok(())
     }
@@ -389,7 +410,7 @@ impl Applier {
             }
             pending = std::mem::take(&mut t.pending);
         }
-        t.put_staged(session, &pending, &pending.changes, &[])
+        t.put_staged(session, &pending, &pending.changes, &[], &mut None)
             .await
             .map_err(|e| e.error(&t.target.table))?;
         let named = |c: &str| match t.reordered.iter().find(|(name, _)| name == c) {
@@ -568,6 +589,7 @@ impl Applier {
     }
 
     async fn add_columns(&mut self, session: &Connection, i: usize, new: Vec<Column>) -> Result<()> {
+        self.begin(session).await?;
         self.flush(session, i).await?;
         let mut target = self.tables[i].target.clone();
         let name = super::ddl::quoted(&target.table);
@@ -761,21 +783,44 @@ impl Table {
         pending: &Pending,
         changes: &[Change],
         many: &[bool],
+        opening: &mut Option<String>,
     ) -> Result<Vec<Vec<bool>>, Failed> {
-        let mut setup = String::new();
-        if !self.made {
-            setup = self.stage.create();
-        } else if self.staged {
-            setup = self.stage.clear();
-        }
-        if !setup.is_empty() {
+        let setup = match (self.made, self.staged) {
+            (false, _) => after(opening, &self.stage.create()),
+            (true, true) => after(opening, &self.stage.clear()),
+            (true, false) => opening.take().unwrap_or_default(),
+        };
+        if !self.made || self.copies.staged.is_none() {
             counts(session, &setup).await?;
+            (self.made, self.staged) = (true, true);
+            prepared(session, &mut self.copies.staged, &self.stage.copy).await?;
+            return self.stage_rows(session, pending, changes, many, "").await;
         }
-        (self.made, self.staged) = (true, true);
+        self.staged = true;
+        self.stage_rows(session, pending, changes, many, &setup).await
+    }
+
+    /// Copies changes into the staging table behind `setup`, which travels with it.
+    async fn stage_rows(
+        &mut self,
+        session: &Connection,
+        pending: &Pending,
+        changes: &[Change],
+        many: &[bool],
+        setup: &str,
+    ) -> Result<Vec<Vec<bool>>, Failed> {
         let (batch, patterns) = self.staged_rows(pending, changes, many)?;
         let rows = (0..batch.num_rows()).map(|row| (0, row));
         let copy = prepared(session, &mut self.copies.staged, &self.stage.copy).await?;
-        let mut copy = Box::pin(session.copy_in(copy).await?);
+        let ready = async {
+            match setup.is_empty() {
+                true => Ok(()),
+                false => counts(session, setup).await.map(drop),
+            }
+        };
+        let (ready, copy) = join(ready, session.copy_in(copy)).await;
+        ready?;
+        let mut copy = Box::pin(copy?);
         feed(copy.as_mut(), &self.stage.encoder, std::slice::from_ref(&batch), rows).await?;
         copy.as_mut().finish().await?;
         Ok(patterns)
@@ -804,7 +849,13 @@ impl Table {
 
     /// Copies rows that are new into the table itself. `None` if they have to go the other way, because one of them is
     /// there already.
-    async fn straight(&mut self, session: &Connection, pending: &Pending, new: &[Net]) -> Result<Option<Applied>> {
+    async fn straight(
+        &mut self,
+        session: &Connection,
+        pending: &Pending,
+        new: &[Net],
+        opening: &mut Option<String>,
+    ) -> Result<Option<Applied>> {
         let Some(straight) = self.stage.straight.as_ref().filter(|_| !new.is_empty()) else {
             return Ok(None);
         };
@@ -821,8 +872,8 @@ impl Table {
         let done = async {
             // The savepoint and what follows travel together, and so do the end of the rows and its release: after a
             // failure the one that is behind it fails as well, and undoes nothing.
-            let savepoint = run(session, "SAVEPOINT synctool_straight");
-            let (savepoint, copy) = join(savepoint, session.copy_in(copy)).await;
+            let savepoint = after(opening, "SAVEPOINT synctool_straight");
+            let (savepoint, copy) = join(run(session, &savepoint), session.copy_in(copy)).await;
             savepoint?;
             let mut copy = Box::pin(copy?);
             feed(copy.as_mut(), &straight.encoder, &pending.batches, rows.into_iter()).await?;
@@ -920,7 +971,12 @@ impl Table {
     }
 
     /// Applies the net effects in a few statements: key changes, then deletes, updates and inserts.
-    async fn set_wise(&mut self, session: &Connection, pending: &Pending) -> Result<Applied, Failed> {
+    async fn set_wise(
+        &mut self,
+        session: &Connection,
+        pending: &Pending,
+        opening: &mut Option<String>,
+    ) -> Result<Applied, Failed> {
         let mut changes: Vec<Change> = pending
             .changes
             .iter()
@@ -936,7 +992,7 @@ impl Table {
             changes.push(net.change.clone());
             many.push(net.many);
         }
-        let patterns = self.put_staged(session, pending, &changes, &many).await?;
+        let patterns = self.put_staged(session, pending, &changes, &many, opening).await?;
         let stage = &self.stage;
         let has = |kinds: &[Kind]| changes.iter().any(|c| kinds.contains(&c.kind));
         let pat = |p: usize| format!("s.pat = {p}");
@@ -1008,8 +1064,13 @@ impl Table {
     }
 
     /// Applies changes one after the other.
-    async fn row_by_row(&mut self, session: &Connection, pending: &Pending) -> Result<Applied> {
-        let patterns = match self.put_staged(session, pending, &pending.changes, &[]).await {
+    async fn row_by_row(
+        &mut self,
+        session: &Connection,
+        pending: &Pending,
+        opening: &mut Option<String>,
+    ) -> Result<Applied> {
+        let patterns = match self.put_staged(session, pending, &pending.changes, &[], opening).await {
             Ok(patterns) => patterns,
             Err(e) => return Err(e.error(&self.target.table)),
         };
@@ -1099,9 +1160,17 @@ async fn feed(
     Ok(())
 }
 
+/// A statement behind those that begin the transaction, if it is the first one.
+fn after(opening: &mut Option<String>, statement: &str) -> String {
+    match opening.take() {
+        Some(opening) => format!("{opening}; {statement}"),
+        None => statement.to_owned(),
+    }
+}
+
 async fn run(session: &Connection, statement: &str) -> Result<()> {
     session
         .batch_execute(statement)
         .await
-        .map_err(|e| session.error(e, "setting a savepoint"))
+        .map_err(|e| session.error(e, "beginning a step of the transaction"))
 }

@@ -553,7 +553,7 @@ impl Control {
     }
 
     /// Keeps the rows that stages put aside in a step.
-    async fn keep_rejects(&self, tx: &impl GenericClient, plan: &Plan, advance: &Advance) -> Result<()> {
+    pub(super) async fn keep_rejects(&self, tx: &impl GenericClient, plan: &Plan, advance: &Advance) -> Result<()> {
         if advance.rejects.is_empty() {
             return Ok(());
         }
@@ -588,7 +588,24 @@ impl Control {
         Ok(())
     }
 
-    /// Moves a partition from one position to the next. This is the last thing before COMMIT.
+    /// Holds the pipeline's generation as [`Control::hold_generation`] does, but a wrong one is the server's to refuse: the
+    /// transaction fails, so that COMMIT may follow at once.
+    pub(super) async fn insist_on_generation(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
+        tx.execute_typed(
+            &format!(
+                "SELECT 1 / pg_catalog.count(*) FROM (SELECT FROM {}.generation \
+                 WHERE pipeline = $1 AND generation = $2 FOR SHARE) AS held",
+                self.schema
+            ),
+            &[(&plan.pipeline, Type::TEXT), (&plan.generation.0, Type::INT8)],
+        )
+        .await
+        .map_err(|e| self.refused(e, "checking the generation", || superseded(plan)))?;
+        Ok(())
+    }
+
+    /// Moves a partition from one position to the next; where it does not stand at the first one any more, the server
+    /// refuses and the transaction fails, so that COMMIT may follow at once. This is the last thing before it.
     pub(super) async fn advance(
         &self,
         tx: &impl GenericClient,
@@ -597,41 +614,36 @@ impl Control {
         advance: &Advance,
         applied: Applied,
     ) -> Result<()> {
-        // One round trip: this runs at every commit.
-        let moved = tx
-            .execute_typed(
-                &format!(
-                    "UPDATE {}.checkpoint SET position = $5, done = $6, accounts = $7, applied = $8, updated_at = now() \
-                     WHERE pipeline = $1 AND generation = $2 AND partition = $3 AND epoch = $4 \
-                     AND position IS NOT DISTINCT FROM $9",
-                    self.schema
-                ),
-                &[
-                    (&plan.pipeline, Type::TEXT),
-                    (&plan.generation.0, Type::INT8),
-                    (&advance.partition.as_str(), Type::TEXT),
-                    (&epoch.0, Type::INT8),
-                    (&advance.to.as_str(), Type::TEXT),
-                    (&advance.done, Type::BOOL),
-                    (&Json(&advance.accounts), Type::JSON),
-                    (&Json(applied), Type::JSON),
-                    (&advance.from.as_ref().map(Position::as_str), Type::TEXT),
-                ],
-            )
-            .await
-            .map_err(|e| self.permission(map_error(e, "moving the checkpoint")))?;
-        if moved == 1 {
-            return self.keep_rejects(tx, plan, advance).await;
-        }
-        Err(Error::new(
-            code::FENCED,
-            format!(
-                "partition {} no longer stands where this writer left it: another writer has taken over",
-                advance.partition
+        tx.execute_typed(
+            &format!(
+                "WITH moved AS (UPDATE {}.checkpoint SET position = $5, done = $6, accounts = $7, applied = $8, \
+                 updated_at = now() WHERE pipeline = $1 AND generation = $2 AND partition = $3 AND epoch = $4 \
+                 AND position IS NOT DISTINCT FROM $9 RETURNING 1) SELECT 1 / pg_catalog.count(*) FROM moved",
+                self.schema
             ),
+            &[
+                (&plan.pipeline, Type::TEXT),
+                (&plan.generation.0, Type::INT8),
+                (&advance.partition.as_str(), Type::TEXT),
+                (&epoch.0, Type::INT8),
+                (&advance.to.as_str(), Type::TEXT),
+                (&advance.done, Type::BOOL),
+                (&Json(&advance.accounts), Type::JSON),
+                (&Json(applied), Type::JSON),
+                (&advance.from.as_ref().map(Position::as_str), Type::TEXT),
+            ],
         )
-        .at("pipeline", &plan.pipeline)
-        .at("partition", advance.partition.as_str()))
+        .await
+        .map_err(|e| self.refused(e, "moving the checkpoint", || overtaken(plan, &advance.partition)))?;
+        Ok(())
+    }
+
+    /// What a statement that divides by what it found says.
+    fn refused(&self, e: tokio_postgres::Error, doing: &str, fenced: impl FnOnce() -> Error) -> Error {
+        match e.code() == Some(&SqlState::DIVISION_BY_ZERO) {
+            true => fenced(),
+            false => self.permission(map_error(e, doing)),
+        }
     }
 
     /// Writes something that changes nothing, and waits until it is on the disk.
@@ -669,6 +681,22 @@ impl Control {
             .map_err(|e| self.permission(map_error(e, "releasing partitions")))?;
         Ok(())
     }
+}
+
+fn superseded(plan: &Plan) -> Error {
+    let what = format!(
+        "run {} has generation {}, and the destination another one: a newer run has taken over",
+        plan.run_id, plan.generation
+    );
+    Error::new(code::FENCED, what).at("pipeline", &plan.pipeline)
+}
+
+fn overtaken(plan: &Plan, partition: &PartitionId) -> Error {
+    let what =
+        format!("partition {partition} no longer stands where this writer left it: another writer has taken over");
+    Error::new(code::FENCED, what)
+        .at("pipeline", &plan.pipeline)
+        .at("partition", partition.as_str())
 }
 
 fn state(row: &Row, at: usize) -> Result<PartitionState> {

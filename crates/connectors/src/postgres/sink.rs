@@ -9,10 +9,11 @@ use super::types::{COPY_HEADER, COPY_TRAILER};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
-use futures::future::try_join;
+use futures::future::{try_join, try_join3};
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use synctool_core::change::{Event, Op, Ops};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
@@ -26,6 +27,9 @@ use tokio_postgres::{CopyInSink, Statement};
 
 /// Bytes per CopyData message: large enough that a message costs nothing, small enough that reading goes on meanwhile.
 const CHUNK: usize = 256 << 10;
+
+/// How long an answer where the WAL is flushed is taken for the present.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Where rows of one planned table go in load mode.
 pub(super) struct LoadTarget {
@@ -69,8 +73,9 @@ pub(super) struct PgSink {
     unflushed: VecDeque<(PgLsn, Checkpoint)>,
     durable: Checkpoint,
     flush: Flush,
-    /// The question where the WAL is written and flushed, prepared.
+    /// The question where the WAL is written and flushed, prepared; and when it was asked last.
     where_flushed: Option<Statement>,
+    asked: Instant,
 }
 
 /// When what is committed reaches the disk.
@@ -99,6 +104,14 @@ impl Flush {
         Ok(Flush::when(settings.get(0), settings.get(1), settings.get(2), follows))
     }
 
+    /// The statements that begin a transaction.
+    fn begin(self) -> &'static str {
+        match self {
+            Flush::LaterForLogs => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off",
+            Flush::AtCommit | Flush::Later => "BEGIN ISOLATION LEVEL READ COMMITTED",
+        }
+    }
+
     /// `source` says where the setting comes from: one that was made for the database, the role or this session is meant,
     /// and so is waiting for standbys.
     fn when(setting: &str, source: &str, standbys: &str, follows: bool) -> Flush {
@@ -112,9 +125,12 @@ impl Flush {
 }
 
 impl PgSink {
-    pub(super) async fn open(session: Connection, control: Control, plan: Arc<Plan>, mode: Mode) -> Result<Self> {
+    pub(super) async fn open(session: Connection, control: Control, plan: Arc<Plan>, mut mode: Mode) -> Result<Self> {
         let writer = whoami(&*session).await?;
         let flush = Flush::of(&session, &plan).await?;
+        if let Mode::Direct(applier) = &mut mode {
+            applier.begins_with(flush.begin());
+        }
         Ok(PgSink {
             session,
             control,
@@ -130,44 +146,68 @@ impl PgSink {
             durable: Checkpoint::new(),
             flush,
             where_flushed: None,
+            asked: Instant::now(),
         })
     }
 
+    /// Begins a transaction; where changes are applied, with the first thing that is done to a table.
     async fn begin(&mut self) -> Result<()> {
         if !self.in_transaction {
-            let begin = match self.flush {
-                Flush::LaterForLogs => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off",
-                Flush::AtCommit | Flush::Later => "BEGIN ISOLATION LEVEL READ COMMITTED",
-            };
-            self.session
-                .batch_execute(begin)
-                .await
-                .map_err(|e| map_error(e, "beginning a transaction"))?;
+            if let Mode::Load(_) = self.mode {
+                let begun = self.session.batch_execute(self.flush.begin()).await;
+                begun.map_err(|e| map_error(e, "beginning a transaction"))?;
+            }
             self.session.working(true);
             self.in_transaction = true;
         }
         Ok(())
     }
 
-    /// Commits; where that does not wait for the disk, the commit is remembered with a place in the WAL that is not before
-    /// it.
-    async fn end(&mut self, standing: &Checkpoint) -> Result<()> {
-        let fail = |e| map_error(e, "committing");
-        if self.flush == Flush::AtCommit {
-            self.session.batch_execute("COMMIT").await.map_err(fail)?;
-            self.durable.clone_from(standing);
-            return Ok(());
-        }
-        let question = self.where_flushed().await?;
-        let asked = async {
-            let row = self.session.query_one(&question, &[]).await;
-            row.map_err(|e| map_error(e, "asking for the commit's place in the WAL"))
+    /// Moves the partitions and commits, in one round trip: where a partition or the generation is another one's by now,
+    /// the transaction has failed before COMMIT comes to it. Where that does not wait for the disk, the commit is remembered
+    /// with a place in the WAL that is not before it.
+    async fn end(&mut self, moves: &[(Epoch, &Advance, Applied)], standing: &Checkpoint) -> Result<()> {
+        // Rejected rows are kept only once it is sure that the partition is ours.
+        let apart = moves.iter().any(|(_, advance, _)| !advance.rejects.is_empty());
+        let (last, earlier) = match moves.split_last() {
+            Some((last, earlier)) if !apart => (Some(last), earlier),
+            _ => (None, moves),
         };
-        // They travel together.
-        let committed = async { self.session.batch_execute("COMMIT").await.map_err(fail) };
-        let ((), row) = try_join(committed, asked).await?;
-        self.unflushed.push_back((row.get(0), standing.clone()));
-        self.flushed_to(row.get(1));
+        let question = match self.flush {
+            Flush::AtCommit => None,
+            Flush::Later | Flush::LaterForLogs => Some(self.where_flushed().await?),
+        };
+        let (control, session, plan) = (&self.control, &*self.session, &*self.plan);
+        for (epoch, advance, applied) in earlier {
+            control.advance(session, plan, *epoch, advance, *applied).await?;
+            control.keep_rejects(session, plan, advance).await?;
+        }
+        let moved = async {
+            match last {
+                Some((epoch, advance, applied)) => control.advance(session, plan, *epoch, advance, *applied).await,
+                None => Ok(()),
+            }
+        };
+        let committed = async {
+            let commit = session.batch_execute("COMMIT");
+            let Some(question) = &question else {
+                return commit.await.map(|()| None);
+            };
+            let ((), row) = try_join(commit, session.query_one(question, &[])).await?;
+            Ok(Some((row.get(0), row.get(1))))
+        };
+        // Each is sent when it is first polled, and they are polled in this order.
+        let ((), (), place) = try_join3(control.insist_on_generation(session, plan), moved, async {
+            committed.await.map_err(|e| map_error(e, "committing"))
+        })
+        .await?;
+        match place {
+            None => self.durable.clone_from(standing),
+            Some((end, flushed)) => {
+                self.unflushed.push_back((end, standing.clone()));
+                self.flushed_to(flushed);
+            }
+        }
         Ok(())
     }
 
@@ -183,7 +223,16 @@ impl PgSink {
         Ok(self.where_flushed.insert(statement).clone())
     }
 
+    async fn ask(&mut self) -> Result<()> {
+        let question = self.where_flushed().await?;
+        let row = self.session.query_one(&question, &[]).await;
+        let row = row.map_err(|e| map_error(e, "asking what is flushed"))?;
+        self.flushed_to(row.get(1));
+        Ok(())
+    }
+
     fn flushed_to(&mut self, flushed: PgLsn) {
+        self.asked = Instant::now();
         while self.unflushed.front().is_some_and(|(lsn, _)| *lsn <= flushed) {
             if let Some((_, checkpoint)) = self.unflushed.pop_front() {
                 self.durable = checkpoint;
@@ -397,20 +446,10 @@ impl Sink for PgSink {
             state.accounts = advance.accounts.clone();
             moves.push((epoch, advance, state.applied));
         }
-        let moved = async {
-            for (epoch, advance, applied) in moves {
-                self.control
-                    .advance(&*self.session, &self.plan, epoch, advance, applied)
-                    .await?;
-            }
-            Ok(())
-        };
-        // On their way together: nothing is committed if either is refused.
-        try_join(self.control.hold_generation(&*self.session, &self.plan), moved).await?;
         if !shares.is_empty() {
             return Err(Error::bug("rows of a table none of whose partitions is committed"));
         }
-        self.end(&after).await?;
+        self.end(&moves, &after).await?;
         self.session.working(false);
         self.in_transaction = false;
         self.standing = after;
@@ -419,11 +458,9 @@ impl Sink for PgSink {
     }
 
     async fn durable(&mut self) -> Result<Checkpoint> {
-        if !self.unflushed.is_empty() && !self.in_transaction {
-            let question = self.where_flushed().await?;
-            let row = self.session.query_one(&question, &[]).await;
-            let row = row.map_err(|e| map_error(e, "asking what is flushed"))?;
-            self.flushed_to(row.get(1));
+        // A commit asks too.
+        if !self.unflushed.is_empty() && !self.in_transaction && self.asked.elapsed() >= ASK_AGAIN {
+            self.ask().await?;
         }
         Ok(self.durable.clone())
     }
@@ -432,8 +469,9 @@ impl Sink for PgSink {
         if !self.unflushed.is_empty() && !self.in_transaction {
             // A commit that waits for the disk takes along what was committed before it.
             self.control.touch(&*self.session, &self.plan).await?;
+            self.ask().await?;
         }
-        self.durable().await
+        Ok(self.durable.clone())
     }
 
     async fn release(&mut self, partitions: &[PartitionId]) -> Result<()> {

@@ -74,7 +74,9 @@ impl Storm {
         let forgets = version == PgVersion::V15;
         if !forgets {
             let name = stage.to.name();
-            stage.to.psql(&format!("ALTER DATABASE {name} SET synchronous_commit = on"));
+            stage
+                .to
+                .psql(&format!("ALTER DATABASE {name} SET synchronous_commit = on"));
         }
         let ends = format!(
             "name: shop\ndatastores:\n  from: {{type: postgres, connection: {{url: \"{}\"}}}}\n  to: {{type: postgres, connection: {{url: \"{}\"}}}}\n\

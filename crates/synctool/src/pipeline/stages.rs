@@ -143,10 +143,10 @@ impl Sources for Dimensions<'_> {
 fn specs(loaded: &Loaded, stage: &Stage, run: Option<&str>) -> Result<Vec<StageSpec>> {
     Ok(match &stage.work {
         StageWork::Compute(columns) => {
-            let computed = columns
-                .iter()
-                .map(|c| Ok((c.name.to_string(), expression::computed(c)?, c.data_type.clone())));
-            computes(computed.collect::<Result<Vec<_>>>()?)
+            let one = |c: &config::Computed| -> Result<_> {
+                Ok((c.name.to_string(), expression::computed(c)?, c.data_type.clone()))
+            };
+            computes(columns.iter().map(one).collect::<Result<Vec<_>>>()?)
         }
         StageWork::Cast(wanted) => casts(wanted.iter().map(|(column, to)| (column.clone(), to.clone()))),
         StageWork::ValueMap(map) => vec![StageSpec::ValueMap {

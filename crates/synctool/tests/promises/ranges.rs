@@ -286,7 +286,7 @@ fn bounds_of_a_delta_read_rows_again() {
             "kind = 'k1' AND id >= 200",
         ),
         (
-            r#"[{"column": "updated_at", "start": "2024-02-01", "end": "2024-03-01"}]"#,
+            r#"[{"column": "updated_at", "start": "2024-02-01 00:00:00+00", "end": "2024-03-01 00:00:00+00"}]"#,
             "updated_at >= '2024-02-01 00:00+00' AND updated_at < '2024-03-01 00:00+00'",
         ),
     ] {

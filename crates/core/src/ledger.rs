@@ -169,6 +169,13 @@ pub struct Compared {
     pub only_destination: u64,
 }
 
+impl Compared {
+    /// Rows that are not the same at both ends.
+    pub fn differ(&self) -> u64 {
+        self.differing + self.only_source + self.only_destination
+    }
+}
+
 impl AddAssign for Compared {
     fn add_assign(&mut self, o: Self) {
         self.source += o.source;

@@ -399,6 +399,7 @@ impl ColumnType {
         match (self, to) {
             (_, Text { max: None }) => true,
             (Text { max: Some(a) } | Char { length: a }, Text { max: Some(b) }) => a <= b,
+            (Uuid, Char { length: 36 }) => true,
             (Float32, Float64) | (Json, Jsonb) => *self == Float32,
             (Decimal { .. }, Numeric) => true,
             (Decimal { precision: p, scale: s }, Decimal { precision: q, scale: t }) => {

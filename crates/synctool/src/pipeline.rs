@@ -45,6 +45,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 pub use verify::{DifferentKey, Proved, VerifyOptions, VerifyReport};
 
+/// How often a lock that another run holds is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long it is waited for where a strategy waits and does not say how long.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+
 /// A pipeline with its datastores, ready to be looked at and run.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
@@ -273,7 +278,7 @@ impl Pipeline {
                 (plan, Some(checkpoint))
             }
             stale => {
-                let chain = self.chain(&chosen.strategy, None).await?;
+                let chain = self.chain(&chosen.strategy, &*source, None).await?;
                 let mut draft = self
                     .draft(&*source, &*destination, &chosen, options, &state::new_run_id(), &chain)
                     .await?;
@@ -339,8 +344,7 @@ impl Pipeline {
         history: Vec<state::Run>,
     ) -> Result<Chosen> {
         let pipeline = &self.loaded.pipeline;
-        let later = pipeline.not_yet.iter().chain(&self.loaded.global.not_yet);
-        let notices = later.map(ToString::to_string).collect();
+        let notices = self.loaded.notices().map(ToString::to_string).collect();
         let chosen = |strategy: &config::Strategy, reason| Chosen {
             strategy: strategy.name.to_string(),
             kind: match (*strategy.kind, *pipeline.sync_type) {
@@ -366,6 +370,14 @@ impl Pipeline {
             ));
         }
         if let Some((strategy, reason)) = unfinished.as_ref().and_then(|u| u.goes_on(pipeline)) {
+            return Ok(chosen(strategy, reason));
+        }
+        if options.repair {
+            let strategy = choose::comparing(pipeline)?;
+            let reason = format!(
+                "strategy {}: the whole table is compared, by its stages",
+                *strategy.name
+            );
             return Ok(chosen(strategy, reason));
         }
         let candidates = choose::candidates(&self.loaded)?;
@@ -396,8 +408,8 @@ impl Pipeline {
     }
 
     /// The stages that rows pass, in a run or beside one.
-    async fn chain(&self, strategy: &str, run: Option<&str>) -> Result<Chain> {
-        stages::chain(&self.loaded, self.loaded.pipeline.strategy(strategy)?, run).await
+    async fn chain(&self, strategy: &str, source: &dyn Source, run: Option<&str>) -> Result<Chain> {
+        stages::chain(&self.loaded, self.loaded.pipeline.strategy(strategy)?, source, run).await
     }
 
     async fn draft(
@@ -450,11 +462,48 @@ impl Pipeline {
         Ok(Some((stored.plan, stored.finished, checkpoint)))
     }
 
+    /// The right to run. Where the strategies say so, another run of the pipeline is waited for.
+    async fn lock(&self, store: &dyn state::Store, options: &RunOptions) -> Result<state::RunLock> {
+        let patience = self.patience(options)?;
+        let deadline = Instant::now() + patience;
+        let mut told = false;
+        loop {
+            match store.lock(self.name()).await {
+                Err(e) if e.code() == code::LOCKED && Instant::now() < deadline => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!("{e}; its end is waited for, {} s at most", patience.as_secs());
+                    }
+                    let look_again = async {
+                        tokio::time::sleep(LOOK).await;
+                        Ok(())
+                    };
+                    stoppable(&options.cancel, look_again).await?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// How long a run waits for another one of its pipeline.
+    fn patience(&self, options: &RunOptions) -> Result<Duration> {
+        let pipeline = &self.loaded.pipeline;
+        let named = options
+            .strategy
+            .as_ref()
+            .map(|name| pipeline.strategy(name))
+            .transpose()?;
+        let may = |s: &&config::Strategy| named.map_or(*s.enabled && *s.default, |n| *n.name == *s.name);
+        let waits = pipeline.strategies.iter().filter(may).map(|s| &s.scheduling);
+        let waits = waits.filter(|s| s.wait_for_pipeline_lock.as_deref() == Some(&true));
+        let longest = waits.map(|s| s.pipeline_lock_wait_timeout.as_deref().map_or(LOCK_WAIT, |span| span.0));
+        Ok(longest.max().unwrap_or_default())
+    }
+
     /// Starts a run. It goes on by itself; [`Run::finish`] waits for it, and dropping the [`Run`] stops it at its next
     /// boundary.
     pub async fn start(&self, options: RunOptions) -> Result<Run> {
         let memory = open::memory(&self.loaded.global, &self.loaded.datastores).await?;
-        let lock = memory.store.lock(self.name()).await?;
+        let lock = self.lock(&*memory.store, &options).await?;
         let lost = lock.lost();
         let run_id = state::new_run_id();
         let waits = self.loaded.pipeline.log().is_some() && !options.until_caught_up;
@@ -782,16 +831,17 @@ impl Task {
         let mut observers: Vec<Arc<dyn Observer>> = vec![self.recorder.clone()];
         observers.extend(options.observer.clone());
         let mut engine = Engine::new(source, destination);
-        let workers = loaded.workers_of(loaded.pipeline.strategy(&self.chosen.strategy)?);
+        let strategy = loaded.pipeline.strategy(&self.chosen.strategy)?;
         engine.options = Options {
-            workers: options.workers.unwrap_or(*workers as usize),
+            workers: options.workers.unwrap_or(*loaded.workers_of(strategy) as usize),
             memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
             reject_limit: *loaded.pipeline.write.reject_limit,
+            retry: retries(&strategy.scheduling),
             ..Options::default()
         };
         let chain = stoppable(
             &options.cancel,
-            pipeline.chain(&self.chosen.strategy, Some(&self.run_id)),
+            pipeline.chain(&self.chosen.strategy, &*engine.source, Some(&self.run_id)),
         )
         .await?;
         engine.stages = Arc::new(chain.clone());
@@ -806,16 +856,36 @@ impl Task {
         // Said after a refusal, it is about the run that was refused.
         plan.guard.allow |= options.allow_mass_delete;
         let report = engine.run(plan, resumed).await?;
-        let strategy = loaded.pipeline.strategy(&self.chosen.strategy)?;
         if strategy.verify.as_deref() == Some(&config::Verify::AfterRun) && options.bounds.is_empty() {
             let asked = VerifyOptions {
                 strategy: Some(self.chosen.strategy.clone()),
                 workers: options.workers,
                 ..VerifyOptions::default()
             };
-            Box::pin(pipeline.verify(&asked)).await?.into_result()?;
+            let mend = format!(
+                "synctool repair {} --strategy {}",
+                pipeline.name(),
+                self.chosen.strategy
+            );
+            Box::pin(pipeline.verify(&asked)).await?.into_result(&mend)?;
         }
         Ok(report)
+    }
+}
+
+/// How a server that is away is asked again.
+fn retries(said: &config::Scheduling) -> RetryPolicy {
+    let usual = RetryPolicy::default();
+    let initial = said.initial_retry_delay.as_deref().map_or(usual.initial, |span| span.0);
+    RetryPolicy {
+        initial,
+        factor: said
+            .retry_backoff_multiplier
+            .as_deref()
+            .copied()
+            .unwrap_or(usual.factor),
+        max: usual.max.max(initial),
+        ..usual
     }
 }
 

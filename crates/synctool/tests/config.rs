@@ -159,6 +159,91 @@ fn what_has_no_effect_is_told() {
         let wanted = |one: &String| one.contains("hash_algo of strategy \"y\" has no effect") && one.ends_with(kept_as);
         assert!(matches!(&told[..], [one] if wanted(one)), "{told:?}");
     }
+
+    let of = |strategy: &str| told(&format!("{ends}strategies: [{{{strategy}}}]\n"));
+    for silent in [
+        "type: hash, match_row_count: true, prevent_update_unless_changed: true",
+        "type: full, wait_for_pipeline_lock: true, pipeline_lock_wait_timeout: 5m",
+        "type: full, retry_backoff_multiplier: 3, initial_retry_delay: 2s",
+        "type: delta, column: at, deletes: anti_join",
+        "type: full, deletes: none",
+    ] {
+        assert_eq!(of(silent), [""; 0], "{silent}");
+    }
+    for (strategy, key) in [
+        ("type: hash, match_row_count: false", "match_row_count"),
+        (
+            "type: hash, prevent_update_unless_changed: false",
+            "prevent_update_unless_changed",
+        ),
+        ("type: full, match_row_count: true", "match_row_count"),
+        ("type: full, deletes: anti_join", "deletes: anti_join"),
+        ("type: hash, deletes: anti_join", "deletes: anti_join"),
+        ("type: full, wait_for_table_lock: true", "wait_for_table_lock"),
+        ("type: full, table_lock_wait_timeout: 30s", "table_lock_wait_timeout"),
+        (
+            "type: full, pipeline_lock_wait_timeout: 30s",
+            "pipeline_lock_wait_timeout",
+        ),
+        ("type: full, max_retry_on_lock_failure: 3", "max_retry_on_lock_failure"),
+        ("type: full, max_consecutive_failures: 3", "max_consecutive_failures"),
+        ("type: full, page_size: 3", "page_size"),
+    ] {
+        let told = of(strategy);
+        let wanted = |one: &String| one.contains(":5:") && one.contains(&format!(" {key} has no effect"));
+        assert!(matches!(&told[..], [one] if wanted(one)), "{strategy}: {told:?}");
+    }
+}
+
+/// The keys that the brief prints for datastores are known to all servers; what changes nothing is told by every command.
+#[test]
+fn keys_of_datastores_are_those_of_the_brief() {
+    let datastores = |keys: &str, more: &str| {
+        from_text(&format!(
+            "name: p\nsource: {{datastore: a, table: t}}\ndestination: {{datastore: b, table: u}}\ndatastores:\n  \
+             a: {{type: mysql{more}, connection: {{host: h, user: u, password: p{keys}}}}}\n  \
+             b: {{type: postgres{more}, connection: {{host: h, user: u, dbname: d}}}}\n"
+        ))
+    };
+    for keys in [
+        ", database: shop",
+        ", dbname: shop",
+        ", schema: shop",
+        ", dbname: shop, schema: shop",
+        ", dbname: shop, min_connections: 2, max_connections: 4",
+    ] {
+        let loaded = datastores(keys, "").unwrap();
+        let Connection::Mysql(mysql) = &loaded.source().unwrap().connection else {
+            panic!()
+        };
+        assert_eq!(mysql.database.as_str(), "shop", "{keys}");
+        let told: Vec<String> = loaded.notices().map(|n| n.key.clone()).collect();
+        let wanted = if keys.contains("min") {
+            vec!["datastores.a.connection.min_connections"]
+        } else {
+            vec![]
+        };
+        assert_eq!(told, wanted, "{keys}");
+    }
+    let loaded = datastores(
+        ", dbname: shop",
+        ", additional_capabilities: [cdc], disabled_capabilities: [x]",
+    )
+    .unwrap();
+    let told: Vec<String> = loaded.notices().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 4, "{told:?}");
+    assert!(
+        told.iter()
+            .all(|t| t.contains("capabilities") && t.contains("has no effect")),
+        "{told:?}"
+    );
+    let errors = datastores(", dbname: shop, schema: other", "").unwrap_err().to_string();
+    assert!(
+        errors.contains("database, dbname and schema are the same key"),
+        "{errors}"
+    );
+    let errors = datastores("", "").unwrap_err().to_string();
+    assert!(errors.contains("missing key \"database\""), "{errors}");
 }
 
 #[test]

@@ -749,7 +749,8 @@ fn the_first_generation_in_both_dialects() {
 #[test]
 fn the_current_form_says_it_all() {
     let p = example("enhanced_pipeline_example.yaml").pipeline;
-    assert!(p.not_yet.iter().all(|n| n.key == "page_size"), "{:?}", p.not_yet);
+    let told: Vec<&str> = p.not_yet.iter().map(|n| n.key.as_str()).collect();
+    assert_eq!(told, ["page_size", "max_consecutive_failures", "deletes"]);
     let delta = p.strategy("incremental").unwrap();
     assert_eq!(delta.stamped_by.as_deref(), Some(&StampedBy::App));
     assert_eq!(delta.lag.as_deref(), Some(&Span::seconds(300)));

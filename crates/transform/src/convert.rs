@@ -212,6 +212,11 @@ fn reshape<'a>(cell: &'a str, from: &ColumnType, to: &ColumnType, made: &'a mut 
             made.push_str(era);
             made
         }
+        // Its digits alone: with dashes it would not fit.
+        (Uuid, Char { length: 32 }) => {
+            made.extend(cell.chars().filter(|c| *c != '-'));
+            made
+        }
         (Time, TimeTz) => {
             made.push_str(cell);
             made.push_str("+00");
@@ -263,6 +268,13 @@ mod tests {
         );
         good(Int32, "7", Text { max: None }, "7");
         good(Text { max: None }, "NaN", Numeric, "NaN");
+        let (dashed, digits) = (
+            "0b6cd1f4-92e5-4b1e-8f5a-0123456789ab",
+            "0b6cd1f492e54b1e8f5a0123456789ab",
+        );
+        good(Uuid, dashed, Char { length: 32 }, digits);
+        good(Uuid, dashed, Char { length: 36 }, dashed);
+        good(Text { max: None }, &digits.to_uppercase(), Uuid, dashed);
         let bad = |from: ColumnType, value: &str, to: ColumnType, reason: &str| {
             assert_eq!(one(from, value, to), Err(reason), "{value}");
         };
@@ -271,6 +283,7 @@ mod tests {
         bad(Int64, "40000", Int16, "bad_cast");
         bad(Text { max: None }, "äöü", Text { max: Some(2) }, "too_long");
         bad(Text { max: None }, "{", Json, "bad_cast");
+        bad(Text { max: None }, "0b6cd1f4", Uuid, "bad_cast");
         bad(Text { max: None }, "0x1", Numeric, "bad_cast");
         bad(Text { max: None }, "inf", Numeric, "bad_cast");
         good(Float64, "1e18", Int64, "1000000000000000000");

@@ -105,6 +105,7 @@ async fn load(place: &Place, schema: &TableSchema, rows: &[Row]) {
             ..TableRequest::new("p", table(), table())
         },
         mode: FullMode::Swap,
+        deletes: true,
         verify: Some(Verify::Count),
         remember: Default::default(),
     };

@@ -364,6 +364,27 @@ pub fn label(name: &str, test: &Test) -> String {
     }
 }
 
+/// A condition, for people.
+pub fn told(condition: &Condition) -> String {
+    let name = &condition.term;
+    match &condition.test {
+        Test::Range {
+            lower: Some(lower),
+            upper: Some(upper),
+        } => format!("{lower} <= {name} < {upper}"),
+        Test::Range {
+            lower: Some(lower),
+            upper: None,
+        } => format!("{name} >= {lower}"),
+        Test::Range {
+            lower: None,
+            upper: Some(upper),
+        } => format!("{name} < {upper}"),
+        Test::In(values) => format!("{name} in ({})", values.join(", ")),
+        other => label(&name.to_string(), other),
+    }
+}
+
 fn readable(value: &str) -> String {
     // A date's blank reads better as the T of ISO 8601.
     let value = value.strip_suffix("+00").unwrap_or(value);

@@ -37,11 +37,16 @@ pub struct FullRequest {
     pub table: TableRequest,
     /// How to replace what is there.
     pub mode: FullMode,
+    /// Whether rows that the source does not have go. Where they stay, a table is never replaced.
+    pub deletes: bool,
     /// How to prove the load; `None` means by hash where a live table is replaced and by count elsewhere.
     pub verify: Option<Verify>,
     /// What the destination remembers once the load is published.
     pub remember: BTreeMap<String, String>,
 }
+
+/// Why a load or a comparison has one partition.
+pub(super) const TOGETHER: &str = "read as one partition: a dedup by other columns than the source's key has to see all rows; a killed run starts it over";
 
 /// At least so many partitions for a table worth cutting, so that a kill loses little.
 pub(super) const MIN_SLICES: usize = 20;
@@ -66,7 +71,10 @@ pub async fn plan(
         Publish::Swap | Publish::Merge { .. } => Verify::Hash,
         _ => Verify::Count,
     });
-    let single = destination.traits().single_partition;
+    let single = destination.traits().single_partition || table.one_partition;
+    if table.one_partition {
+        reasons.push(TOGETHER.into());
+    }
     let cuts = match table.bounds.is_empty() && !single {
         true => pieces(source, &mut resolved, &table.dimensions, &mut reasons).await?,
         false => None,
@@ -270,6 +278,13 @@ async fn publish(
         .hint("leave full_mode out, so that they are merged; or say in `filters` which rows the table is to hold"));
     }
     let limited = !(request.table.bounds.is_empty() && limits.is_empty());
+    if !request.deletes && request.mode == FullMode::Swap {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            format!("a swap replaces {table} with all its rows, and `deletes: none` says that none goes"),
+        )
+        .hint("leave full_mode out, so that rows are merged; or leave `deletes: none` out"));
+    }
     let missing = match request.table.evolve {
         true => Vec::new(),
         false => resolved.missing(),
@@ -296,6 +311,13 @@ async fn publish(
         ));
         return Ok(Publish::Merge { delete_missing: false });
     }
+    let stay = match request.deletes {
+        true => "",
+        false => "; nothing is deleted",
+    };
+    let merge = Publish::Merge {
+        delete_missing: request.deletes,
+    };
     match request.mode {
         FullMode::Append => {
             needs_columns("appending")?;
@@ -326,14 +348,14 @@ async fn publish(
         FullMode::Upsert => {
             needs_columns("merging")?;
             reasons.push(format!(
-                "full_mode: upsert: the difference is applied to {table} in place"
+                "full_mode: upsert: the difference is applied to {table} in place{stay}"
             ));
-            Ok(Publish::Merge { delete_missing: true })
+            Ok(merge)
         }
         FullMode::Auto => {
             let obstacles = destination.swap_obstacles(table, wanted).await?;
             let ours = destination.made_here(table).await?;
-            if ours && obstacles.is_empty() {
+            if ours && obstacles.is_empty() && request.deletes {
                 reasons.push(format!(
                     "{table} was made by an earlier run: the loaded table takes its place"
                 ));
@@ -341,9 +363,15 @@ async fn publish(
             } else if !destination.traits().merges {
                 Err(Error::new(
                     code::SWAP_REFUSED,
-                    format!("{table} exists and was not made by SyncTool"),
+                    match request.deletes {
+                        true => format!("{table} exists and was not made by SyncTool"),
+                        false => format!("{} cannot bring {table} up to date in place", destination.engine()),
+                    },
                 )
-                .hint("say full_mode: swap to replace it, or choose another name"))
+                .hint(match request.deletes {
+                    true => "say full_mode: swap to replace it, or choose another name",
+                    false => "leave `deletes: none` out, or choose another name",
+                }))
             } else if wanted.key.is_empty() {
                 if destination.is_empty(table).await? {
                     needs_columns("appending")?;
@@ -353,13 +381,13 @@ async fn publish(
                 Err(no_key(table, "applying the difference"))
             } else {
                 needs_columns("merging")?;
-                let why = if ours {
-                    obstacles.join("; ")
-                } else {
-                    "it was not made by SyncTool".into()
+                let why = match (request.deletes, ours) {
+                    (false, _) => "nothing is deleted".into(),
+                    (true, true) => obstacles.join("; "),
+                    (true, false) => "it was not made by SyncTool".into(),
                 };
                 reasons.push(format!("the difference is applied to {table} in place ({why})"));
-                Ok(Publish::Merge { delete_missing: true })
+                Ok(merge)
             }
         }
     }

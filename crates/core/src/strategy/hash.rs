@@ -533,7 +533,10 @@ async fn slices(
         }
         return Ok(compares);
     }
-    let key = match spec.made_key {
+    if table.one_partition {
+        reasons.push(full::TOGETHER.into());
+    }
+    let key = match spec.made_key || table.one_partition {
         true => Vec::new(),
         false => resolved.source_key(),
     };
@@ -1308,14 +1311,38 @@ fn refuse_rejects(staged: &crate::stage::Staged) -> Result<()> {
 /// What a comparison without repair found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Differences {
-    /// Rows compared, and how many differ.
+    /// Rows compared, and how many differ. Rows that wait or are kept are not among those that differ.
     pub counts: Compared,
+    /// Rows that differ because they only wait to be written ([`Waiting`]).
+    pub waiting: u64,
+    /// Rows that only the destination has, where these may stay.
+    pub kept: u64,
     /// The first keys that differ, by column name and text, and how.
     pub keys: Vec<(Difference, Key)>,
     /// The labels of slices that are wholly equal.
     pub equal: Vec<String>,
     /// The labels of slices that differ.
     pub different: Vec<String>,
+}
+
+/// Who knows which rows differ only because they wait to be written.
+#[async_trait]
+pub trait Waiting: Send + Sync {
+    /// Those of some keys whose rows wait.
+    async fn among(&self, keys: &[(Difference, Key)]) -> Result<HashSet<Key>>;
+}
+
+/// What is made of rows that differ, where nothing is repaired.
+#[derive(Clone, Copy, Default)]
+pub struct Judging<'a> {
+    /// So many keys are told.
+    pub keys: usize,
+    /// Who knows which rows only wait; it is asked in pieces of [`Judging::piece`] keys.
+    pub waiting: Option<&'a dyn Waiting>,
+    /// Keys of one piece: what is kept of a slice that differs widely.
+    pub piece: usize,
+    /// Whether rows that only the destination has may stay there.
+    pub keeps: bool,
 }
 
 /// How a row differs.
@@ -1333,55 +1360,92 @@ pub enum Difference {
 impl Differences {
     /// Whether there are none.
     pub fn is_equal(&self) -> bool {
-        let c = &self.counts;
-        c.differing + c.only_source + c.only_destination == 0
+        self.counts.differ() == 0
+    }
+
+    /// Counts keys that a slice was found to differ in, and keeps some of those that do.
+    async fn judge(&mut self, keys: Vec<(Difference, Key)>, judging: &Judging<'_>) -> Result<()> {
+        let waiting = match judging.waiting {
+            Some(who) if !keys.is_empty() => who.among(&keys).await?,
+            _ => HashSet::new(),
+        };
+        for (how, key) in keys {
+            if waiting.contains(&key) {
+                self.waiting += 1;
+                continue;
+            }
+            match how {
+                Difference::OnlyDestination if judging.keeps => {
+                    self.kept += 1;
+                    continue;
+                }
+                Difference::OnlyDestination => self.counts.only_destination += 1,
+                Difference::OnlySource => self.counts.only_source += 1,
+                Difference::Values => self.counts.differing += 1,
+            }
+            if self.keys.len() < judging.keys {
+                self.keys.push((how, key));
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, label: String, slice: Differences, judging: &Judging<'_>) {
+        match slice.is_equal() {
+            true => self.equal.push(label),
+            false => self.different.push(label),
+        }
+        self.counts += slice.counts;
+        self.waiting += slice.waiting;
+        self.kept += slice.kept;
+        let room = judging.keys.saturating_sub(self.keys.len());
+        self.keys.extend(slice.keys.into_iter().take(room));
     }
 }
 
-/// Compares slices without repairing anything, `workers` at once; at most `limit` keys are kept. `each` hears of every
-/// slice that is done.
+/// Compares slices without repairing anything, `workers` at once.
 pub async fn differences(
     pair: Arc<Pair>,
     compares: Vec<(String, Compare)>,
-    limit: usize,
+    judging: Judging<'_>,
     workers: usize,
-    each: impl Fn(&str, &Compared),
 ) -> Result<Differences> {
     use futures::{StreamExt, stream};
     let one = |(label, compare): (String, Compare)| {
         let pair = pair.clone();
         async move {
             let mut comparison = Comparison::start(pair, &compare, false, None).await?;
-            let mut counts = comparison.equal;
+            let mut slice = Differences {
+                counts: comparison.equal,
+                ..Differences::default()
+            };
             let mut keys = Vec::new();
             while let Some(group) = comparison.next().await? {
-                counts += group.counts;
-                let kinds = [
+                slice.counts += Compared {
+                    source: group.counts.source,
+                    destination: group.counts.destination,
+                    ..Compared::default()
+                };
+                for (how, found) in [
                     (Difference::OnlySource, group.only_source),
                     (Difference::Values, group.differing),
                     (Difference::OnlyDestination, group.only_destination),
-                ];
-                for (kind, found) in kinds {
-                    let room = limit.saturating_sub(keys.len());
-                    keys.extend(found.into_iter().take(room).map(|k| (kind, k)));
+                ] {
+                    keys.extend(found.into_iter().map(|key| (how, key)));
+                }
+                if keys.len() >= judging.piece {
+                    slice.judge(std::mem::take(&mut keys), &judging).await?;
                 }
             }
-            Ok::<_, Error>((label, counts, keys))
+            slice.judge(keys, &judging).await?;
+            Ok::<_, Error>((label, slice))
         }
     };
     let mut found = Differences::default();
     let mut running = stream::iter(compares.into_iter().map(one)).buffered(workers.max(1));
     while let Some(done) = running.next().await {
-        let (label, counts, keys) = done?;
-        each(&label, &counts);
-        found.counts += counts;
-        let differs = counts.differing + counts.only_source + counts.only_destination > 0;
-        match differs {
-            true => found.different.push(label),
-            false => found.equal.push(label),
-        }
-        let room = limit.saturating_sub(found.keys.len());
-        found.keys.extend(keys.into_iter().take(room));
+        let (label, slice) = done?;
+        found.add(label, slice, &judging);
     }
     Ok(found)
 }

@@ -104,6 +104,8 @@ pub struct TableRequest {
     pub append_only: bool,
     /// Whether rows are only compared: then a column of the destination need not hold every value of the source's.
     pub compare_only: bool,
+    /// Whether all rows are read, or compared, in one partition, because a stage has to see them together.
+    pub one_partition: bool,
     /// A column that keeps each row's hash.
     pub row_hash: Option<RowHashChoice>,
     /// What must not change while the run is unfinished.
@@ -135,6 +137,7 @@ impl TableRequest {
             evolve: false,
             append_only: false,
             compare_only: false,
+            one_partition: false,
             row_hash: None,
             semantics: serde_json::Value::Null,
             now: "1970-01-01T00:00:00Z".into(),

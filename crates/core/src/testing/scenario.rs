@@ -62,6 +62,7 @@ pub fn full_request(pipeline: &str, table: &TableId) -> FullRequest {
             ..TableRequest::new(pipeline, table.clone(), table.clone())
         },
         mode: FullMode::Auto,
+        deletes: true,
         verify: None,
         remember: Default::default(),
     }

@@ -264,7 +264,7 @@ Exit codes: 0 equal, 3 different.")]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     pub(super) pipeline: PipelineArg,
-    /// The strategy whose stages rows pass. Default: the first.
+    /// The strategy whose stages rows pass and whose range is compared. Default: the whole table, by the stages of the first.
     #[arg(long, value_name = "NAME")]
     pub(super) strategy: Option<String>,
     /// Keys of differing rows to print.
@@ -282,7 +282,7 @@ guard against mass deletes). --dry-run shows what would be mended, as `synctool 
 pub(super) struct RepairArgs {
     #[command(flatten)]
     pub(super) pipeline: PipelineArg,
-    /// The strategy whose stages rows pass. Default: the one a run would choose.
+    /// The strategy whose stages rows pass and whose range is mended. Default: the whole table, by the stages of the first.
     #[arg(long, value_name = "NAME")]
     pub(super) strategy: Option<String>,
     /// Allow deleting more than 30 % and 1,000 rows, or everything because the source is empty.

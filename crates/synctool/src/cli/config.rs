@@ -15,8 +15,7 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
         ConfigCommand::Validate { pipeline } => {
             let pipeline = find::pipeline(&pipeline, globals)?;
             let loaded = pipeline.config();
-            let later = loaded.pipeline.not_yet.iter().chain(&loaded.global.not_yet);
-            let notices: Vec<String> = later.map(ToString::to_string).collect();
+            let notices: Vec<String> = loaded.notices().map(ToString::to_string).collect();
             notices.iter().for_each(|n| globals.note(n));
             let json = json!({ "valid": true, "pipeline": pipeline.name(), "file": loaded.file, "notices": notices });
             Ok(Reply::new(

@@ -17,14 +17,20 @@ pub(super) async fn verify(args: VerifyArgs, globals: &Globals) -> Result<Reply>
     if pipeline.config().pipeline.log().is_some() {
         return verify_log(&pipeline, &called(&args.pipeline, &pipeline), args.keys, globals).await;
     }
+    let mend = mend(&called(&args.pipeline, &pipeline), args.strategy.as_deref());
     let options = VerifyOptions {
         strategy: args.strategy,
         workers: globals.workers.map(|n| n as usize),
         keys: args.keys,
         remember: true,
     };
-    let called = called(&args.pipeline, &pipeline);
-    Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(&called)))
+    Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(&mend)))
+}
+
+/// The command that mends what a comparison found.
+fn mend(called: &str, strategy: Option<&str>) -> String {
+    let strategy = strategy.map_or_else(String::new, |s| format!(" --strategy {s}"));
+    format!("synctool repair {called}{strategy}")
 }
 
 /// What a pipeline was called by, so that it is found again by it from here; a name may be known elsewhere only.
@@ -125,14 +131,14 @@ pub(super) async fn repair(args: RepairArgs, globals: &Globals, interrupt: Inter
         };
     }
     if args.dry_run {
+        let mend = mend(&called(&args.pipeline, &pipeline), args.strategy.as_deref());
         let options = VerifyOptions {
             strategy: args.strategy,
             workers: globals.workers.map(|n| n as usize),
             remember: false,
             ..VerifyOptions::default()
         };
-        let called = called(&args.pipeline, &pipeline);
-        return Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(&called)));
+        return Ok(reply(Box::pin(pipeline.verify(&options)).await?, Some(&mend)));
     }
     let mut options = run::options(args.strategy, None, None, globals);
     options.repair = true;
@@ -168,7 +174,8 @@ pub(super) async fn diff(args: DiffArgs, globals: &Globals) -> Result<Reply> {
     Ok(reply(Box::pin(pipeline.verify(&options)).await?, None))
 }
 
-fn reply(report: VerifyReport, pipeline: Option<&str>) -> Reply {
+/// What is told of a comparison. `mend` is the command that makes both ends equal.
+fn reply(report: VerifyReport, mend: Option<&str>) -> Reply {
     let equal = report.is_equal();
     let c = report.compared;
     let n = out::number;
@@ -193,6 +200,15 @@ fn reply(report: VerifyReport, pipeline: Option<&str>) -> Reply {
             report.slices.to_string(),
         ],
     ));
+    if let Some(scope) = &report.scope {
+        text.push_str(&format!("  {scope}\n"));
+    }
+    if report.kept > 0 {
+        let kept = n(report.kept);
+        text.push_str(&format!(
+            "  only at the destination and left there by `deletes: none`: {kept}\n"
+        ));
+    }
     if !report.missing_columns.is_empty() {
         let missing = report.missing_columns.join(", ");
         text.push_str(&format!("  the destination has no column {missing}\n"));
@@ -206,7 +222,7 @@ fn reply(report: VerifyReport, pipeline: Option<&str>) -> Reply {
             .collect();
         text.push_str(&format!("  {}: {}\n", word(different.how), values.join(", ")));
     }
-    let more = (c.differing + c.only_source + c.only_destination).saturating_sub(report.keys.len() as u64);
+    let more = c.differ().saturating_sub(report.keys.len() as u64);
     if more > 0 {
         text.push_str(&format!("  … and {} more\n", n(more)));
     }
@@ -228,12 +244,12 @@ fn reply(report: VerifyReport, pipeline: Option<&str>) -> Reply {
             .map_or_else(String::new, |t| format!(", up to {t}"));
         text.push_str(&format!("last proved equal at {}{through}\n", proved.at));
     }
-    match (equal, pipeline) {
+    match (equal, mend) {
         (true, _) => match &report.verified_through {
             Some(through) => text.push_str(&format!("equal, up to {through}\n")),
             None => text.push_str("equal\n"),
         },
-        (false, Some(name)) => text.push_str(&format!("different; to mend it: synctool repair {name}\n")),
+        (false, Some(mend)) => text.push_str(&format!("different; to mend it: {mend}\n")),
         (false, None) => text.push_str("different\n"),
     }
     let mut json = json!(report);

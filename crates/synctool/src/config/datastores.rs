@@ -410,13 +410,17 @@ impl DatastoreEntry {
                 port: c.port,
                 user: c.user,
                 password: c.password,
-                database: c.database.or(c.dbname),
+                database: c.database,
+                dbname: c.dbname,
+                schema: c.schema,
                 max_connections: c.max_connections,
                 ..MysqlConnection::default()
             })),
             url: None,
             description: None,
             tags: None,
+            additional_capabilities: None,
+            disabled_capabilities: None,
         }))
     }
 
@@ -483,6 +487,7 @@ pub(super) struct PostgresConnection {
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "keys without effect are read for their notices alone")]
 pub(super) struct MysqlEntry {
     /// How to reach the server.
     connection: Option<At<MysqlConnection>>,
@@ -492,10 +497,13 @@ pub(super) struct MysqlEntry {
     description: Option<At<String>>,
     /// Words to find it by.
     tags: Option<Vec<String>>,
+    additional_capabilities: Option<Later<Anything>>,
+    disabled_capabilities: Option<Later<Anything>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "keys without effect are read for their notices alone")]
 struct MysqlConnection {
     /// The whole connection as one URL; keys beside it win over its parts.
     url: Option<At<SecretUrl>>,
@@ -506,6 +514,10 @@ struct MysqlConnection {
     user: Option<At<String>>,
     password: Option<At<Secret>>,
     database: Option<At<String>>,
+    /// Another name of `database`.
+    dbname: Option<At<String>>,
+    /// Another name of `database`: there a schema is a database.
+    schema: Option<At<String>>,
     /// Default: prefer.
     sslmode: Option<At<SslMode>>,
     /// File of trusted root certificates.
@@ -516,6 +528,7 @@ struct MysqlConnection {
     sslkey: Option<At<PathBuf>>,
     /// Default: 10s.
     connect_timeout: Option<At<Span>>,
+    min_connections: Option<Later<u32>>,
     /// Default: 10.
     max_connections: Option<At<u32>>,
 }
@@ -918,6 +931,17 @@ fn postgres(
     Ok(base)
 }
 
+/// The database of a MySQL server, which has several names.
+fn one_database(name: &str, names: [Option<At<String>>; 3], errors: &mut Vec<ConfigError>) -> Option<At<String>> {
+    let mut said = names.into_iter().flatten();
+    let database = said.next()?;
+    for other in said.filter(|other| **other != *database) {
+        let message = format!("datastores.{name}.connection: database, dbname and schema are the same key");
+        errors.push(other.error(message));
+    }
+    Some(database)
+}
+
 fn mysql(
     name: &str,
     connection: Option<At<MysqlConnection>>,
@@ -927,10 +951,15 @@ fn mysql(
     errors: &mut Vec<ConfigError>,
 ) -> Result<Mysql, ConfigError> {
     let place = connection.as_ref().map_or_else(|| entry.clone(), |c| c.with(()));
-    let keys = connection.map(At::into_inner).unwrap_or_default();
+    let mut keys = connection.map(At::into_inner).unwrap_or_default();
     if let (Some(url), Some(_)) = (&url, &keys.url) {
         return Err(url.error(format!("datastores.{name} has two URLs")));
     }
+    keys.database = one_database(
+        name,
+        [keys.database.take(), keys.dbname.take(), keys.schema.take()],
+        errors,
+    );
     let mut base = match url.or(keys.url) {
         Some(url) => super::uri::mysql(url.reveal())
             .map_err(|message| url.error(format!("datastores.{name}: {message}")))?

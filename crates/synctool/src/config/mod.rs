@@ -19,6 +19,7 @@ mod datastores;
 mod datasync;
 mod decode;
 pub(crate) mod error;
+pub(crate) mod expression;
 mod form;
 mod generations;
 mod global;

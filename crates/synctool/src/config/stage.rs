@@ -261,7 +261,7 @@ pub enum FieldSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Cardinality {
-    /// One at most; of several the first is taken, with a warning.
+    /// One at most: a row with several partners is rejected.
     #[default]
     OneToOne,
     /// Any number; the row comes once for each.

@@ -54,17 +54,16 @@ pub struct Strategy {
     /// Partitions worked on at once in this strategy; none = the pipeline's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent_partitions: Option<At<u32>>,
-    /// Rows per page, the unit of commit inside a partition; none = by bytes.
+    /// Rows per page. Without effect: rows are read in one stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub page_size: Option<At<u32>>,
     /// The algorithm of this strategy's hashes; none = the pipeline's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hash_algo: Option<At<HashAlgorithm>>,
-    /// A partition that differs is always compared row by row, and only rows that differ are written; none = the
-    /// strategy decides by what is cheaper. Rows that are equal are never written either way.
+    /// Only rows that differ are written: always so, whatever is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prevent_update_unless_changed: Option<At<bool>>,
-    /// Whether partitions of unequal row counts differ without a look at hashes.
+    /// Without effect: rows are always counted, and hashes compared beside the counts.
     pub match_row_count: At<bool>,
     /// How a full run replaces; none = swap when the pipeline made the table, else upsert.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -542,31 +541,31 @@ pub enum OverBudget {
     Drop,
 }
 
-/// What a scheduler does when a lock is held or a run fails. Where a key says nothing, the scheduler's defaults hold.
+/// What is done when a lock is held or a server is away.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scheduling {
-    /// Wait for another run of the pipeline rather than skip. Default: false.
+    /// Wait for another run of the pipeline rather than fail. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_for_pipeline_lock: Option<At<bool>>,
     /// How long. Default: 60 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipeline_lock_wait_timeout: Option<At<Span>>,
-    /// Wait for a change of the table's definition rather than skip. Default: false.
+    /// For a scheduler; without effect here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_for_table_lock: Option<At<bool>>,
-    /// How long. Default: 30 s.
+    /// For a scheduler; without effect here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table_lock_wait_timeout: Option<At<Span>>,
-    /// Further attempts inside the slot when a lock was held. Default: 2.
+    /// For a scheduler; without effect here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_retry_on_lock_failure: Option<At<u32>>,
-    /// Failures in a row after which it is no longer scheduled. Default: 3.
+    /// For a scheduler; without effect here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_consecutive_failures: Option<At<u32>>,
-    /// By how much each wait is longer than the one before. Default: 1.5.
+    /// By how much each wait for a server that is away is longer than the one before. Default: 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_backoff_multiplier: Option<At<f64>>,
-    /// The first wait. Default: 60 s.
+    /// The longest first wait for a server that is away. Default: 0.2 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initial_retry_delay: Option<At<Span>>,
 }

@@ -106,6 +106,34 @@ impl Unfinished {
     }
 }
 
+/// The strategy by which both ends are compared: `verify`, the preview of a repair and a repair take the same one.
+pub(super) async fn of_comparison<'a>(
+    destination: &dyn Destination,
+    pipeline: &'a Pipeline,
+    named: Option<&str>,
+) -> Result<&'a Strategy> {
+    if let Some(name) = named {
+        return Ok(pipeline.strategy(name)?);
+    }
+    let unfinished = Unfinished::at(destination, pipeline.name.as_str()).await?;
+    match unfinished.filter(|u| u.repair).and_then(|u| u.goes_on(pipeline)) {
+        Some((strategy, _)) => Ok(strategy),
+        None => comparing(pipeline),
+    }
+}
+
+/// The strategy of a comparison where none is named and none is unfinished: the first that would be chosen for a run,
+/// else the first that is enabled, else the first.
+pub(super) fn comparing(pipeline: &Pipeline) -> Result<&Strategy> {
+    let first = |may: fn(&&Strategy) -> bool| pipeline.strategies.iter().find(may);
+    first(|s| *s.enabled && *s.default)
+        .or_else(|| first(|s| *s.enabled))
+        .or_else(|| first(|_| true))
+        .ok_or_else(|| {
+            Error::new(code::CONFIG_INVALID, "the pipeline has no strategy").at("pipeline", pipeline.name.as_str())
+        })
+}
+
 /// The strategies that may be chosen where none was named; an error where there is none.
 pub(super) fn candidates(loaded: &Loaded) -> Result<Vec<&Strategy>> {
     let pipeline = &loaded.pipeline;

@@ -152,6 +152,15 @@ impl Ends<'_> {
                 ));
             }
         }
+        for stage in self.loaded.pipeline.transform.iter().filter(|s| s.applies_to(strategy)) {
+            if let config::StageWork::Enrich(enrich) = &stage.work {
+                told.push(format!(
+                    "changes of {} alone are not seen: rows get its values when they change themselves; a strategy of type hash \
+                     brings all of them up to date",
+                    *enrich.table
+                ));
+            }
+        }
         if matches!(strategy.stamped_by.as_deref(), Some(StampedBy::App)) && !kinds().any(|k| k == StrategyKind::Hash) {
             told.push(
                 "the application stamps the rows: what is committed later than `lag` after its stamp is not seen; add a strategy \
@@ -163,6 +172,7 @@ impl Ends<'_> {
     }
 
     async fn full(&self, strategy: &Strategy, table: TableRequest, remember: BTreeMap<String, String>) -> Result<Plan> {
+        let table = self.together(strategy, table).await?;
         let table = groups::whole(self.source.engine(), strategy, table)?;
         let options = self.options;
         let mode = match (options.full_mode, strategy.full_mode.as_deref()) {
@@ -182,6 +192,7 @@ impl Ends<'_> {
         let request = FullRequest {
             table,
             mode,
+            deletes: !matches!(strategy.deletes.as_deref(), Some(config::Deletes::None)),
             verify,
             remember,
         };
@@ -229,7 +240,7 @@ impl Ends<'_> {
         why: Option<String>,
     ) -> Result<Plan> {
         let deletes = !matches!(strategy.deletes.as_deref(), Some(config::Deletes::None));
-        let request = self.hash_request(strategy, table, deletes, remember)?;
+        let request = self.hash_request(strategy, table, deletes, remember).await?;
         let mut plan = hash::plan(self.source, self.destination, self.chain, &request).await?;
         if let Some(why) = why {
             plan.reasons.insert(0, why);
@@ -238,13 +249,28 @@ impl Ends<'_> {
     }
 
     /// A comparison of both ends as the pipeline wants it.
-    pub(super) fn hash_request(
+    pub(super) async fn hash_request(
         &self,
         strategy: &Strategy,
         table: TableRequest,
         deletes: bool,
         remember: BTreeMap<String, String>,
     ) -> Result<HashRequestOptions> {
+        let mut table = self.together(strategy, table).await?;
+        if table.one_partition {
+            if let Some(limit) = cut::limits(&table.dimensions).first() {
+                return Err(strategy
+                    .name
+                    .error(format!(
+                        "a dedup has to see all rows, and strategy {} compares only some of them ({})",
+                        *strategy.name,
+                        cut::told(limit)
+                    ))
+                    .with_help("say in `filters` which rows the table is to hold, or dedup by the key of the source")
+                    .into());
+            }
+            table.dimensions.clear();
+        }
         let table = groups::whole(self.source.engine(), strategy, table)?;
         let pipeline = &self.loaded.pipeline;
         let stored = pipeline
@@ -451,6 +477,13 @@ impl Ends<'_> {
         Ok(plan)
     }
 
+    /// A table whose rows a dedup has to see together is read in one partition: cut by anything, it would have one winner
+    /// per partition.
+    async fn together(&self, strategy: &Strategy, mut table: TableRequest) -> Result<TableRequest> {
+        table.one_partition = self.meets_all_rows(strategy, &table).await?;
+        Ok(table)
+    }
+
     /// The dedups that a strategy's rows pass.
     fn dedups(&self, strategy: &Strategy) -> impl Iterator<Item = &config::Dedup> {
         let stages = self.loaded.pipeline.transform.iter().filter(|s| s.applies_to(strategy));
@@ -460,13 +493,15 @@ impl Ends<'_> {
         })
     }
 
-    /// Whether a dedup has to see all rows of a window: it does unless each row of the source has a key of its own.
+    /// Whether a dedup has to see all rows of a window or table: it does unless each row that is read has a key of its own.
     async fn meets_all_rows(&self, strategy: &Strategy, table: &TableRequest) -> Result<bool> {
         let pipeline = &self.loaded.pipeline;
         let mut dedups = self.dedups(strategy).peekable();
         if dedups.peek().is_none() {
             return Ok(false);
         }
+        let is_called =
+            |key: &str, group: &str| key == group || pipeline.column(key).is_some_and(|c| **c.dest == *group);
         let names = request::Names::of(self.loaded, &table.source)?;
         let at_source = self.source.describe(&table.source).await?;
         let read = |key: &config::At<String>| match pipeline.column(key) {
@@ -474,6 +509,13 @@ impl Ends<'_> {
             None => Some(names.term(key)),
         };
         let by_row = |dedup: &config::Dedup| {
+            if !table.group_by.is_empty() {
+                // Each group is read once, and whole.
+                return table
+                    .group_by
+                    .iter()
+                    .all(|group| dedup.keys.iter().any(|k| is_called(k, group)));
+            }
             let keys: Vec<Term> = dedup.keys.iter().filter_map(read).collect();
             let own = at_source.key.iter().all(|k| keys.contains(&Term::column(k)));
             own && !at_source.key.is_empty() && table.joins.is_empty()

@@ -14,7 +14,7 @@ use synctool_core::plan::{DeleteGuard, ReadColumn, ReadSpec, StoredForm};
 use synctool_core::query::{self, Condition, Term, Test};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::Source;
-use synctool_core::strategy::cut::{By, Dimension, Unit, Zone};
+use synctool_core::strategy::cut::{self, By, Dimension, Unit, Zone};
 use synctool_core::strategy::table::{ColumnChoice, RowHashChoice, TableRequest};
 use synctool_core::written::canonical;
 
@@ -109,6 +109,10 @@ pub(crate) async fn table_request(
     request.bounds = bounds(&options.bounds, &names, &at_source, &read)?;
     request.columns = columns(loaded, source, &names, &request, &at_source, needed).await?;
     request.dimensions = dimensions(loaded, strategy, source, &names, &request, &now).await?;
+    // A strategy's range is its way of reading. What is compared without naming one is all that is to be equal.
+    if options.repair && options.strategy.is_none() && !cut::limits(&request.dimensions).is_empty() {
+        request.dimensions.clear();
+    }
     // A step along the key is what sources cut themselves, into slices that they can resume inside.
     let step = pipeline.partitioning.step.as_deref().copied();
     let along_the_key = match &request.dimensions[..] {
@@ -435,10 +439,10 @@ fn row_hash(pipeline: &config::Pipeline) -> Result<Option<RowHashChoice>> {
     };
     let text = ColumnType::Text { max: None };
     let ty = match (&mapping.data_type, pipeline.kept_hash_algo()) {
+        (Some(said), _) if **said == DataType::UuidText => ColumnType::Char { length: 32 },
         (Some(said), _) => match family(**said, mapping, &text) {
             Family::Exactly(ty) => ty,
             Family::Source => text,
-            Family::NotYet => return Err(said.error(format!("data_type {} cannot keep a hash", **said)).into()),
         },
         (None, Some(HashAlgorithm::Md5SumHash)) => ColumnType::Int64,
         (None, _) => text,
@@ -711,14 +715,6 @@ fn wanted_type(mapping: &ColumnMapping, column: &Column) -> Result<Option<Column
     let wanted = match family(**data_type, mapping, &column.ty) {
         Family::Source => return Ok(None),
         Family::Exactly(ty) => ty,
-        Family::NotYet => {
-            return Err(data_type
-                .error(format!(
-                    "column {} ({source}): data_type {} is not in this version yet",
-                    column.name, **data_type
-                ))
-                .with_help("use uuid_text_dash, text or uuid"));
-        }
     };
     if column.ty.fits(&wanted) {
         return Ok(Some(wanted));
@@ -754,7 +750,6 @@ enum Family {
     /// What the source has is of the family.
     Source,
     Exactly(ColumnType),
-    NotYet,
 }
 
 fn family(wanted: DataType, mapping: &ColumnMapping, source: &ColumnType) -> Family {
@@ -790,9 +785,9 @@ fn family(wanted: DataType, mapping: &ColumnMapping, source: &ColumnType) -> Fam
         DataType::Binary => Family::Exactly(T::Bytes),
         DataType::Json => keep_or(matches!(source, T::Jsonb), T::Json),
         DataType::Uuid => Family::Exactly(T::Uuid),
-        DataType::UuidTextDash => Family::Exactly(T::Text { max: None }),
-        DataType::UuidText if *source == T::Uuid => Family::NotYet,
-        DataType::UuidText => Family::Exactly(T::Text { max: None }),
+        DataType::UuidTextDash if *source == T::Uuid => Family::Exactly(T::Char { length: 36 }),
+        // The last stage makes them.
+        DataType::UuidText | DataType::UuidTextDash => Family::Source,
     }
 }
 

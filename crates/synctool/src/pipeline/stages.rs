@@ -1,15 +1,17 @@
 //! From the stages of a pipeline to the chain that rows pass.
 
-use super::request;
+use super::request::{self, Names};
 use crate::config::{
-    self, At, CacheStore, Cardinality, DataType, EnrichJoin, FieldSource, Filter, Loaded, Operator, Stage,
+    self, At, CacheStore, Cardinality, ColumnMapping, DataType, EnrichJoin, FieldSource, Loaded, Operator, SizedType,
+    Stage, expression,
 };
 use crate::config::{StageWork, Strategy};
 use crate::open;
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
-use synctool_core::error::{Error, Result};
+use synctool_core::error::Result;
+use synctool_core::query::Term;
 use synctool_core::schema::ColumnType;
 use synctool_core::source::Source;
 use synctool_transform::{
@@ -19,18 +21,113 @@ use synctool_transform::{
 
 /// The chain of a pipeline for one strategy. Without a run (a plan, a comparison) no cache is shared with others: what
 /// is compared with a dimension is compared with the dimension.
-pub(super) async fn chain(loaded: &Loaded, strategy: &Strategy, run: Option<&str>) -> Result<Chain> {
+pub(super) async fn chain(
+    loaded: &Loaded,
+    strategy: &Strategy,
+    source: &dyn Source,
+    run: Option<&str>,
+) -> Result<Chain> {
     let mut stages = Vec::new();
+    let named = |name: &str, spec| NamedStage {
+        name: Some(name.to_owned()),
+        spec,
+    };
     for stage in loaded.pipeline.transform.iter().filter(|s| s.applies_to(strategy)) {
-        for spec in specs(loaded, stage, run)? {
-            stages.push(NamedStage {
-                name: Some(stage.name.to_string()),
-                spec,
-            });
-        }
+        stages.extend(
+            specs(loaded, stage, run)?
+                .into_iter()
+                .map(|spec| named(&stage.name, spec)),
+        );
     }
+    let texts = uuid_texts(loaded, source).await?;
+    stages.extend(casts(texts).into_iter().map(|spec| named("uuids", spec)));
     let key: Vec<String> = loaded.pipeline.key.iter().map(|k| k.to_string()).collect();
     Chain::build(stages, &key, &Dimensions(loaded)).await
+}
+
+/// The columns that are written as texts of uuids, as the last stage makes them. A uuid of the source is written with
+/// dashes as it is read.
+async fn uuid_texts(loaded: &Loaded, source: &dyn Source) -> Result<Vec<(String, At<SizedType>)>> {
+    let written = |c: &&ColumnMapping| c.is_written() && (c.is_read() || !c.roles.hash_key);
+    let uuids: Vec<(&ColumnMapping, At<SizedType>)> = loaded
+        .pipeline
+        .listed()
+        .iter()
+        .filter(written)
+        .filter_map(|c| Some((c, uuid_text(c.data_type.as_ref()?)?)))
+        .collect();
+    if uuids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (read, _) = request::tables(loaded)?;
+    let names = Names::of(loaded, &read)?;
+    let at_source = source.describe(&read).await?;
+    let is_uuid = |c: &ColumnMapping| match c.source.as_ref().map(|s| names.term(s)) {
+        Some(Term::Column { relation: None, name }) => {
+            at_source.column(&name).is_some_and(|c| c.ty == ColumnType::Uuid)
+        }
+        _ => false,
+    };
+    let as_read = |c: &ColumnMapping, to: &SizedType| to.data_type == DataType::UuidTextDash && is_uuid(c);
+    let made = uuids.into_iter().filter(|(c, to)| !as_read(c, to));
+    Ok(made.map(|(c, to)| (c.dest.to_string(), to)).collect())
+}
+
+/// The type of a column that is the text of a uuid.
+fn uuid_text(said: &At<DataType>) -> Option<At<SizedType>> {
+    is_uuid_text(**said).then(|| {
+        said.with(SizedType {
+            data_type: **said,
+            sizes: [None, None],
+        })
+    })
+}
+
+fn is_uuid_text(ty: DataType) -> bool {
+    matches!(ty, DataType::UuidText | DataType::UuidTextDash)
+}
+
+/// Stages that turn columns into types. The text of a uuid is made of a uuid, so that what is none is rejected.
+fn casts(wanted: impl IntoIterator<Item = (String, At<SizedType>)>) -> Vec<StageSpec> {
+    let (mut first, mut then) = (Vec::new(), Vec::new());
+    for (column, to) in wanted {
+        let cast = |to| CastTo {
+            column: column.clone(),
+            to,
+        };
+        first.push(cast(made_as(&to)));
+        if is_uuid_text(to.data_type) {
+            then.push(cast(sized(&to)));
+        }
+    }
+    let stages = [first, then].into_iter().filter(|casts| !casts.is_empty());
+    stages.map(|casts| StageSpec::Cast { casts }).collect()
+}
+
+/// Stages that compute columns, one after the other.
+fn computes(columns: impl IntoIterator<Item = (String, String, Option<At<SizedType>>)>) -> Vec<StageSpec> {
+    let (mut stages, mut together) = (Vec::new(), Vec::new());
+    for (name, expression, to) in columns {
+        together.push(Computed {
+            name: name.clone(),
+            expression,
+            to: to.as_ref().map(made_as),
+        });
+        if let Some(to) = to.filter(|to| is_uuid_text(to.data_type)) {
+            stages.push(StageSpec::Compute {
+                columns: std::mem::take(&mut together),
+            });
+            let casts = vec![CastTo {
+                column: name,
+                to: sized(&to),
+            }];
+            stages.push(StageSpec::Cast { casts });
+        }
+    }
+    if !together.is_empty() {
+        stages.push(StageSpec::Compute { columns: together });
+    }
+    stages
 }
 
 /// The datastores that dimensions stand in.
@@ -45,20 +142,13 @@ impl Sources for Dimensions<'_> {
 
 fn specs(loaded: &Loaded, stage: &Stage, run: Option<&str>) -> Result<Vec<StageSpec>> {
     Ok(match &stage.work {
-        StageWork::Compute(columns) => vec![StageSpec::Compute {
-            columns: columns.iter().map(computed).collect::<Result<_>>()?,
-        }],
-        StageWork::Cast(casts) => vec![StageSpec::Cast {
-            casts: casts
-                .iter()
-                .map(|(column, to)| {
-                    Ok(CastTo {
-                        column: column.clone(),
-                        to: sized(to)?,
-                    })
-                })
-                .collect::<Result<_>>()?,
-        }],
+        StageWork::Compute(columns) => {
+            let one = |c: &config::Computed| -> Result<_> {
+                Ok((c.name.to_string(), expression::computed(c)?, c.data_type.clone()))
+            };
+            computes(columns.iter().map(one).collect::<Result<Vec<_>>>()?)
+        }
+        StageWork::Cast(wanted) => casts(wanted.iter().map(|(column, to)| (column.clone(), to.clone()))),
         StageWork::ValueMap(map) => vec![StageSpec::ValueMap {
             column: map.column.to_string(),
             mapping: map.mapping.clone(),
@@ -67,7 +157,7 @@ fn specs(loaded: &Loaded, stage: &Stage, run: Option<&str>) -> Result<Vec<StageS
             .iter()
             .map(|f| {
                 Ok(StageSpec::Filter {
-                    condition: condition(f)?,
+                    condition: expression::condition(f)?,
                 })
             })
             .collect::<Result<_>>()?,
@@ -86,120 +176,6 @@ fn specs(loaded: &Loaded, stage: &Stage, run: Option<&str>) -> Result<Vec<StageS
     })
 }
 
-fn computed(column: &config::Computed) -> Result<Computed> {
-    let expression = column.expression.trim();
-    let expression = match &column.column {
-        // The parameter is the value of one column.
-        Some(over) => over_column(expression, over),
-        None if expression.starts_with("lambda") || !looks_like_python(expression) => expression.to_owned(),
-        None => format!("lambda x: {expression}"),
-    };
-    check(&expression, &column.expression)?;
-    Ok(Computed {
-        name: column.name.to_string(),
-        expression,
-        to: column.data_type.as_ref().map(sized).transpose()?,
-    })
-}
-
-/// What stands after a lambda's colon, written without the rest.
-fn looks_like_python(expression: &str) -> bool {
-    expression.contains("x[") || expression.contains("x.get(")
-}
-
-/// `lambda x: "abc" + x` over a column becomes `lambda x: "abc" + x['column']`.
-fn over_column(expression: &str, column: &str) -> String {
-    let (parameter, body) = match expression.strip_prefix("lambda").and_then(|rest| rest.split_once(':')) {
-        Some((parameter, body)) => (parameter.trim(), body.trim()),
-        None => ("x", expression),
-    };
-    let value = format!("x[{}]", quoted(column));
-    let mut out = String::from("lambda x: ");
-    let mut quote: Option<char> = None;
-    let mut word = String::new();
-    let finish = |word: &mut String, out: &mut String| {
-        match word == parameter {
-            true => out.push_str(&value),
-            false => out.push_str(word),
-        }
-        word.clear();
-    };
-    for c in body.chars() {
-        match quote {
-            Some(q) => {
-                out.push(c);
-                if c == q {
-                    quote = None;
-                }
-            }
-            None if c.is_alphanumeric() || c == '_' => word.push(c),
-            None => {
-                finish(&mut word, &mut out);
-                if matches!(c, '\'' | '"') {
-                    quote = Some(c);
-                }
-                out.push(c);
-            }
-        }
-    }
-    finish(&mut word, &mut out);
-    out
-}
-
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
-/// An expression that cannot be understood is a mistake of the file, told at its place.
-fn check(expression: &str, written: &At<String>) -> Result<()> {
-    synctool_transform::check_syntax(expression).map_err(|e| {
-        let place = match (e.line, e.column) {
-            (1, column) => format!("at its character {column}"),
-            (line, column) => format!("at its line {line}, character {column}"),
-        };
-        let error = written.error(format!("the expression is not understood {place}: {}", e.message));
-        match &e.hint {
-            Some(hint) => error.with_help(hint.clone()).into(),
-            None => Error::from(error),
-        }
-    })
-}
-
-fn condition(filter: &At<Filter>) -> Result<String> {
-    match &**filter {
-        Filter::Sql(sql) => {
-            let sql = match sql.trim_start().starts_with("lambda") || !looks_like_python(sql) {
-                true => sql.clone(),
-                false => format!("lambda x: {sql}"),
-            };
-            check(&sql, &filter.with(sql.clone()))?;
-            Ok(sql)
-        }
-        Filter::Compare(c) => {
-            let column = format!("\"{}\"", c.column.replace('"', "\"\""));
-            let literal = |v: &serde_json::Value| match v {
-                serde_json::Value::String(text) => format!("'{}'", text.replace('\'', "''")),
-                other => other.to_string(),
-            };
-            let sql = match (c.operator, &*c.value) {
-                (Operator::Equal, serde_json::Value::Null) => return Ok(format!("{column} IS NULL")),
-                (Operator::NotEqual, serde_json::Value::Null) => return Ok(format!("{column} IS NOT NULL")),
-                (Operator::In, serde_json::Value::Array(values)) => {
-                    let values: Vec<String> = values.iter().map(literal).collect();
-                    return Ok(format!("{column} IN ({})", values.join(", ")));
-                }
-                (Operator::Equal | Operator::In, _) => "=",
-                (Operator::NotEqual, _) => "<>",
-                (Operator::Less, _) => "<",
-                (Operator::LessOrEqual, _) => "<=",
-                (Operator::Greater, _) => ">",
-                (Operator::GreaterOrEqual, _) => ">=",
-            };
-            Ok(format!("{column} {sql} {}", literal(&c.value)))
-        }
-    }
-}
-
 fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich, run: Option<&str>) -> Result<Vec<StageSpec>> {
     let datastore = loaded.datastores.get(&enrich.datastore)?;
     let table = request::table_id(enrich.table_ref(datastore)?, datastore);
@@ -211,31 +187,16 @@ fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich, run: Option<&s
                 source: source.to_string(),
                 dest: field.dest.to_string(),
             }),
-            FieldSource::Expr(expr) => {
-                return Err(expr
-                    .error("expressions of the table's own SQL are not in an enrichment yet")
-                    .with_help("enrich from a view that computes the field")
-                    .into());
-            }
+            FieldSource::Expr(_) => expression::not_in_sql(field)?,
             FieldSource::Hash(_) => match hash.replace(field.dest.to_string()) {
                 None => {}
                 Some(_) => return Err(field.dest.error("an enrichment has one hash of its fields").into()),
             },
         }
-        if let Some(transform) = &field.transform {
-            let expression = over_column(transform.trim(), &field.dest);
-            check(&expression, transform)?;
-            after.push(Computed {
-                name: field.dest.to_string(),
-                expression,
-                to: field.data_type.as_ref().map(sized).transpose()?,
-            });
-        } else if let Some(to) = &field.data_type {
-            after.push(Computed {
-                name: field.dest.to_string(),
-                expression: format!("lambda x: x[{}]", quoted(&field.dest)),
-                to: Some(sized(to)?),
-            });
+        let itself = || format!("lambda x: x[{}]", expression::quoted(&field.dest));
+        let turned = expression::transform(field).transpose()?;
+        if let Some(expression) = turned.or_else(|| field.data_type.is_some().then(itself)) {
+            after.push((field.dest.to_string(), expression, field.data_type.clone()));
         }
     }
     let spec = EnrichSpec {
@@ -272,9 +233,7 @@ fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich, run: Option<&s
         cache: cache(loaded, enrich, run),
     };
     let mut specs = vec![StageSpec::Enrich(spec)];
-    if !after.is_empty() {
-        specs.push(StageSpec::Compute { columns: after });
-    }
+    specs.extend(computes(after));
     Ok(specs)
 }
 
@@ -311,12 +270,20 @@ fn cache(loaded: &Loaded, enrich: &config::Enrich, run: Option<&str>) -> CacheSp
     }
 }
 
+/// The type that a value has to be of first.
+fn made_as(written: &At<SizedType>) -> ColumnType {
+    match is_uuid_text(written.data_type) {
+        true => ColumnType::Uuid,
+        false => sized(written),
+    }
+}
+
 /// A type as a file writes it, as the engine knows it.
-fn sized(written: &At<config::SizedType>) -> Result<ColumnType> {
+fn sized(written: &SizedType) -> ColumnType {
     use ColumnType as T;
     let [first, second] = written.sizes;
     let text = |max: Option<u32>| T::Text { max };
-    Ok(match written.data_type {
+    match written.data_type {
         DataType::Integer => T::Int32,
         DataType::SmallInt => T::Int16,
         DataType::BigInt => T::Int64,
@@ -333,7 +300,7 @@ fn sized(written: &At<config::SizedType>) -> Result<ColumnType> {
         DataType::Char => T::Char {
             length: first.unwrap_or(1),
         },
-        DataType::Text | DataType::UuidText | DataType::UuidTextDash => text(None),
+        DataType::Text => text(None),
         DataType::Date => T::Date,
         DataType::Time => T::Time,
         DataType::Timestamp => T::Timestamp,
@@ -342,20 +309,7 @@ fn sized(written: &At<config::SizedType>) -> Result<ColumnType> {
         DataType::Binary => T::Bytes,
         DataType::Json => T::Json,
         DataType::Uuid => T::Uuid,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_parameter_is_one_columns_value() {
-        assert_eq!(over_column("lambda x: \"x\" + x", "a b"), "lambda x: \"x\" + x['a b']");
-        assert_eq!(
-            over_column("lambda v: str(v).upper()", "n"),
-            "lambda x: str(x['n']).upper()"
-        );
-        assert_eq!(over_column("max(x, 1)", "n"), "lambda x: max(x['n'], 1)");
+        DataType::UuidText => T::Char { length: 32 },
+        DataType::UuidTextDash => T::Char { length: 36 },
     }
 }

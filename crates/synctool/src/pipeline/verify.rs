@@ -1,9 +1,10 @@
 //! Proving that both ends hold the same rows, without changing any.
 
 use super::draft::Ends;
-use super::{Pipeline, RunOptions, drift, request};
-use crate::config::SchemaDrift;
+use super::{Pipeline, RunOptions, choose, drift, request};
+use crate::config::{Deletes, SchemaDrift, Strategy};
 use crate::state;
+use async_trait::async_trait;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use synctool_core::budget::Budget;
@@ -13,12 +14,14 @@ use synctool_core::ledger::Compared;
 use synctool_core::plan::{Partition, PlannedTable, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::query::{Condition, Cut, KeyList, Term, Test};
 use synctool_core::schema::{Column, ColumnType};
+use synctool_core::sink::Destination;
 use synctool_core::source::{ReadContext, Source};
-use synctool_core::strategy::delta;
-use synctool_core::strategy::hash::{self, Difference, Key, Pair};
+use synctool_core::strategy::hash::{self, Difference, Judging, Key, Pair};
+use synctool_core::strategy::table::TableRequest;
+use synctool_core::strategy::{cut, delta};
 use synctool_core::text;
 
-/// Differing keys that are looked up to see whether they are only not yet synced.
+/// Differing keys of a slice that are looked up at once to see whether they are only not yet synced.
 const LOOKED_UP: usize = 100_000;
 /// Keys asked for in one query.
 const PAGE: usize = 1000;
@@ -26,7 +29,8 @@ const PAGE: usize = 1000;
 /// What a caller may say about a verification.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions {
-    /// The strategy whose stages rows pass; none = the first that may run.
+    /// The strategy whose stages rows pass and whose range is compared; none = the whole table, through the stages of
+    /// the strategy that a repair takes: that of an unfinished repair, else the first that may run.
     pub strategy: Option<String>,
     /// Partitions compared at once.
     pub workers: Option<usize>,
@@ -58,8 +62,12 @@ pub struct VerifyReport {
     pub destination: String,
     /// Rows at both ends, and those that differ. Rows that only wait for the next delta are not among these.
     pub compared: Compared,
+    /// The range that was compared, where a strategy was named that is about some rows only.
+    pub scope: Option<String>,
     /// Rows that differ because they changed after the last delta's window.
     pub pending: u64,
+    /// Rows that only the destination has, where `deletes: none` leaves them there. They are no difference.
+    pub kept: u64,
     /// Columns that a run would write and the destination does not have: what is in them was not compared.
     pub missing_columns: Vec<String>,
     /// Slices that were compared.
@@ -116,12 +124,11 @@ pub struct DifferentKey {
 impl VerifyReport {
     /// Whether both ends hold the same rows in the same columns.
     pub fn is_equal(&self) -> bool {
-        let c = &self.compared;
-        c.differing + c.only_source + c.only_destination == 0 && self.missing_columns.is_empty()
+        self.compared.differ() == 0 && self.missing_columns.is_empty()
     }
 
-    /// An error of kind "different" if they do not.
-    pub fn into_result(self) -> Result<Self> {
+    /// An error of kind "different" if they do not. `mend` is the command that makes them equal.
+    pub fn into_result(self, mend: &str) -> Result<Self> {
         if self.is_equal() {
             return Ok(self);
         }
@@ -135,7 +142,7 @@ impl VerifyReport {
         }
         Err(Error::new(code::DIFFERENT, what)
             .at("pipeline", &self.pipeline)
-            .hint(format!("synctool repair {}", self.pipeline)))
+            .hint(mend))
     }
 }
 
@@ -144,15 +151,12 @@ impl Pipeline {
     /// apart. Changes nothing but what the destination remembers of it.
     pub async fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
         let loaded = self.config();
-        let strategy = match &options.strategy {
-            Some(name) => loaded.pipeline.strategy(name)?,
-            None => loaded.pipeline.strategies.first().ok_or_else(|| {
-                Error::new(code::CONFIG_INVALID, "the pipeline has no strategy").at("pipeline", self.name())
-            })?,
-        };
         let (source, destination) = (self.open_source().await?, self.open_destination().await?);
-        let chain = self.chain(&strategy.name, None).await?;
+        let strategy = choose::of_comparison(&*destination, &loaded.pipeline, options.strategy.as_deref()).await?;
+        let chain = self.chain(&strategy.name, &*source, None).await?;
         let run_options = RunOptions {
+            strategy: options.strategy.clone(),
+            repair: true,
             workers: options.workers,
             ..RunOptions::default()
         };
@@ -165,7 +169,7 @@ impl Pipeline {
         };
         let now = state::rfc3339(&state::now());
         let needed = chain.needs();
-        let mut table = request::table_request(
+        let table = request::table_request(
             loaded,
             strategy,
             &run_options,
@@ -174,12 +178,8 @@ impl Pipeline {
             ("verify", now.clone()),
         )
         .await?;
-        table.compare_only = true;
-        let discards = loaded.pipeline.schema_drift.as_deref() == Some(&SchemaDrift::DiscardColumn);
-        if discards && table.columns.is_none() {
-            let at_source = source.describe(&table.source).await?;
-            drift::leave_behind(&*destination, &at_source, &mut table).await?;
-        }
+        let table = self.to_compare(table, &*source, &*destination).await?;
+        let scope = scope(strategy, &table);
         let Some(there) = destination.describe(&table.destination).await? else {
             return Err(Error::new(
                 code::TABLE_MISSING,
@@ -188,7 +188,9 @@ impl Pipeline {
             .at("destination", destination.engine())
             .hint("check its name; a run of the pipeline would make it"));
         };
-        let asked = ends.hash_request(strategy, ends.living(table).await?, true, BTreeMap::new())?;
+        let asked = ends
+            .hash_request(strategy, ends.living(table).await?, true, BTreeMap::new())
+            .await?;
         let (planned, compares, reasons) = hash::prepare(&*source, &*destination, &chain, &asked).await?;
         let missing = planned
             .schema
@@ -209,75 +211,90 @@ impl Pipeline {
         })?;
         let pair = Arc::new(Pair::new(source.clone(), back, Arc::new(chain), &planned, &context)?);
         let slices = compares.len();
-        let found = hash::differences(pair.clone(), compares, LOOKED_UP, workers, |_, _| {}).await?;
         let remembered = destination.remembered(self.name()).await?;
-        let joined = loaded.pipeline.strategies.iter().flat_map(|s| &s.cursor_tables);
-        let joined: Vec<String> = joined
-            .map(|c| format!("{}{}.{}", delta::WATERMARK, *c.table, *c.column))
-            .collect();
-        let is_joined = |name: &String| joined.contains(name);
-        let watermark = remembered
-            .iter()
-            .find(|(name, _)| name.starts_with(delta::WATERMARK) && !is_joined(name))
-            .map(|(name, value)| (name[delta::WATERMARK.len()..].to_string(), value.clone()));
-        let mut counts = found.counts;
-        let mut keys = found.keys;
-        let mut pending = 0;
-        if let Some((cursor, through)) = &watermark
-            && !keys.is_empty()
-        {
-            let waiting = match planned.compare.as_ref().is_some_and(|c| c.made_key) {
-                true => written_later(self, &pair, &planned, cursor, through, &keys).await?,
-                false => {
-                    Waiting::of(self, &source, &planned, cursor, through, &context)
-                        .await?
-                        .among(&keys)
-                        .await?
-                }
-            };
-            let (dropped, kept): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, key)| waiting.contains(key));
-            for (how, _) in &dropped {
-                pending += 1;
-                match how {
-                    Difference::OnlySource => counts.only_source -= 1,
-                    Difference::OnlyDestination => counts.only_destination -= 1,
-                    Difference::Values => counts.differing -= 1,
-                }
-            }
-            keys = kept;
-        }
-        let differ = counts.differing + counts.only_source + counts.only_destination > 0;
-        let through = watermark
-            .map(|(_, through)| through)
-            .filter(|_| !differ && missing_columns.is_empty());
+        let watermark = self.watermark(&remembered);
+        let waiting: Option<Box<dyn hash::Waiting + '_>> = match &watermark {
+            None => None,
+            Some((cursor, through)) if planned.compare.as_ref().is_some_and(|c| c.made_key) => Some(Box::new(
+                WrittenLater::of(self, pair.clone(), &planned, cursor, through)?,
+            )),
+            Some((cursor, through)) => Some(Box::new(
+                Waiting::of(self, &source, &planned, cursor, through, &context).await?,
+            )),
+        };
+        let judging = Judging {
+            keys: options.keys,
+            waiting: waiting.as_deref(),
+            piece: LOOKED_UP,
+            keeps: matches!(strategy.deletes.as_deref(), Some(Deletes::None)),
+        };
+        let found = hash::differences(pair, compares, judging, workers).await?;
+        let proved = found.is_equal() && missing_columns.is_empty() && scope.is_none();
+        let through = watermark.map(|(_, through)| through).filter(|_| proved);
         let report = VerifyReport {
             pipeline: self.name().to_string(),
             source: format!("{}:{}", *loaded.pipeline.source.datastore, planned.read.table),
             destination: format!("{}:{}", *loaded.pipeline.destination.datastore, planned.destination),
-            compared: counts,
-            pending,
+            compared: found.counts,
+            scope,
+            pending: found.waiting,
+            kept: found.kept,
             missing_columns,
             slices,
-            different_slices: match differ {
-                false => Vec::new(),
-                true => found.different,
-            },
+            different_slices: found.different,
             key: planned.schema.key.clone(),
-            keys: keys
+            keys: found
+                .keys
                 .into_iter()
-                .take(options.keys)
                 .map(|(how, key)| DifferentKey { how, key })
                 .collect(),
             verified_through: through.clone(),
             proved_before: Proved::of(&remembered),
             reasons,
         };
-        if options.remember && report.is_equal() {
+        if options.remember && proved {
             let proved = Proved { at: now, through };
             destination.remember(self.name(), &proved.facts()).await?;
         }
         Ok(report)
     }
+
+    /// A table that is compared and not brought up to date.
+    async fn to_compare(
+        &self,
+        mut table: TableRequest,
+        source: &dyn Source,
+        destination: &dyn Destination,
+    ) -> Result<TableRequest> {
+        table.compare_only = true;
+        let discards = self.config().pipeline.schema_drift.as_deref() == Some(&SchemaDrift::DiscardColumn);
+        if discards && table.columns.is_none() {
+            let at_source = source.describe(&table.source).await?;
+            drift::leave_behind(destination, &at_source, &mut table).await?;
+        }
+        Ok(table)
+    }
+
+    /// The delta's own watermark, as column and value.
+    fn watermark(&self, remembered: &BTreeMap<String, String>) -> Option<(String, String)> {
+        let strategies = &self.config().pipeline.strategies;
+        let joined: Vec<String> = strategies
+            .iter()
+            .flat_map(|s| &s.cursor_tables)
+            .map(|c| format!("{}.{}", *c.table, *c.column))
+            .collect();
+        remembered.iter().find_map(|(name, value)| {
+            let cursor = name.strip_prefix(delta::WATERMARK)?;
+            (!joined.iter().any(|j| j == cursor)).then(|| (cursor.to_string(), value.clone()))
+        })
+    }
+}
+
+/// What is compared, where that is not the whole table.
+fn scope(strategy: &Strategy, table: &TableRequest) -> Option<String> {
+    let limits = cut::limits(&table.dimensions);
+    let told: Vec<String> = limits.iter().map(cut::told).collect();
+    (!told.is_empty()).then(|| format!("only rows of strategy {}: {}", *strategy.name, told.join(" and ")))
 }
 
 /// Tells rows that differ from rows that only wait for the next delta: those whose cursor lies at or behind the
@@ -341,15 +358,6 @@ impl<'a> Waiting<'a> {
         })
     }
 
-    /// Those of some keys that wait.
-    async fn among(&self, keys: &[(Difference, Key)]) -> Result<HashSet<Key>> {
-        let mut waiting = HashSet::new();
-        for page in keys.chunks(PAGE) {
-            waiting.extend(self.waiting(page).await?);
-        }
-        Ok(waiting)
-    }
-
     /// A row without a cursor is read by every delta, so it may be newer than the last one.
     fn waits(&self, cursor: Option<&str>) -> bool {
         cursor.is_none_or(|c| !delta::is_before(&self.cursor, c, &self.through))
@@ -386,26 +394,44 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// Those of some keys that wait, where stages make keys: the source is asked for all rows that wait, and they pass the stages.
-async fn written_later(
-    pipeline: &Pipeline,
-    pair: &Pair,
-    table: &PlannedTable,
-    cursor: &str,
-    through: &str,
-    keys: &[(Difference, Key)],
-) -> Result<HashSet<Key>> {
-    let names = request::Names::of(pipeline.config(), &table.read.table)?;
-    let later = Slice::Cut(Cut {
-        conditions: vec![Condition {
-            term: names.term(cursor),
-            test: Test::NullOrRange {
-                lower: Some(through.to_string()),
-                upper: None,
-            },
-        }],
-        key: None,
-    });
-    let keys: Vec<Key> = keys.iter().map(|(_, key)| key.clone()).collect();
-    pair.written(&keys, &later).await
+#[async_trait]
+impl hash::Waiting for Waiting<'_> {
+    async fn among(&self, keys: &[(Difference, Key)]) -> Result<HashSet<Key>> {
+        let mut waiting = HashSet::new();
+        for page in keys.chunks(PAGE) {
+            waiting.extend(self.waiting(page).await?);
+        }
+        Ok(waiting)
+    }
+}
+
+/// The same where stages make keys: the source is asked for all rows that wait, and they pass the stages.
+struct WrittenLater {
+    pair: Arc<Pair>,
+    later: Slice,
+}
+
+impl WrittenLater {
+    fn of(pipeline: &Pipeline, pair: Arc<Pair>, table: &PlannedTable, cursor: &str, through: &str) -> Result<Self> {
+        let names = request::Names::of(pipeline.config(), &table.read.table)?;
+        let later = Slice::Cut(Cut {
+            conditions: vec![Condition {
+                term: names.term(cursor),
+                test: Test::NullOrRange {
+                    lower: Some(through.to_string()),
+                    upper: None,
+                },
+            }],
+            key: None,
+        });
+        Ok(WrittenLater { pair, later })
+    }
+}
+
+#[async_trait]
+impl hash::Waiting for WrittenLater {
+    async fn among(&self, keys: &[(Difference, Key)]) -> Result<HashSet<Key>> {
+        let keys: Vec<Key> = keys.iter().map(|(_, key)| key.clone()).collect();
+        self.pair.written(&keys, &self.later).await
+    }
 }

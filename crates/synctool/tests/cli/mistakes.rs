@@ -294,3 +294,58 @@ fn secrets_stay_secret() {
     );
     home.no_file_tells(&[]);
 }
+
+/// An expression that nobody could run is a mistake of the file, told before anything is opened, with what can be used.
+#[test]
+fn an_expression_that_is_not_understood_is_a_mistake_of_the_file() {
+    let home = home();
+    let file = home.read("items.yaml");
+    for (expression, said) in [
+        (
+            "\"lambda x: open('/etc/passwd')\"",
+            &["at its character 11", "open", "a lambda may use"][..],
+        ),
+        (
+            "\"lambda x: __import__('os').system('id')\"",
+            &["__import__", "a lambda may use"],
+        ),
+        ("\"lambda x: x['name'].encode()\"", &["encode", "a lambda may use"]),
+        ("\"lambda x: (x['id']\"", &["not understood"]),
+        ("id +", &["not understood"]),
+        ("(SELECT 1)", &["not understood"]),
+    ] {
+        home.write(
+            "items.yaml",
+            &format!("{file}transform:\n  - compute: {{name: more, expression: {expression}}}\n"),
+        );
+        let place = format!("items.yaml:{}:", file.lines().count() + 2);
+        for command in ["config validate", "plan", "run"] {
+            let arguments: Vec<&str> = command.split(' ').chain(["items.yaml"]).collect();
+            home.run(&arguments)
+                .fails(2, &[&[place.as_str(), "ST-CFG-001"], said].concat());
+        }
+    }
+    // A filter is one too; what a disabled stage says is nobody's business.
+    home.write(
+        "items.yaml",
+        &format!("{file}transform:\n  - filter: \"lambda x: eval(x['name'])\"\n"),
+    );
+    home.run(&["config", "validate", "items.yaml"])
+        .fails(2, &["eval", "a lambda may use"]);
+    home.write(
+        "items.yaml",
+        &format!(
+            "{file}transform:\n  - {{enabled: false, compute: {{name: more, expression: \"lambda x: open('x')\"}}}}\n"
+        ),
+    );
+    assert_eq!(home.run(&["config", "validate", "items.yaml"]).code, 0);
+    // Fields in the SQL of a dimension's datastore are refused as early.
+    home.write(
+        "items.yaml",
+        &format!(
+            "{file}transform:\n  - enrich: {{table: dims, on: [id], fields: [{{expr: \"upper(name)\", dest: big}}]}}\n"
+        ),
+    );
+    home.run(&["config", "validate", "items.yaml"])
+        .fails(2, &["not in an enrichment yet", "enrich from a view"]);
+}

@@ -258,3 +258,40 @@ fn partitions_begin_at_midnight_of_a_named_zone() {
         "midnights of Berlin: {told}"
     );
 }
+
+/// A column that gets another type: told, and followed, refused or waited for as the pipeline says.
+#[test]
+fn a_column_of_another_type_is_drift_too() {
+    for (policy, exit) in [("evolve", 0), ("discard_column", 0), ("freeze", 2), ("pause", 4)] {
+        let (from, to) = (database("drift_type_from"), database("drift_type_to"));
+        from.psql("CREATE TABLE items(id int PRIMARY KEY, v int); INSERT INTO items SELECT i, i FROM generate_series(1, 10) i");
+        let place = Place::new(&[("from", postgres(&from)), ("to", postgres(&to))]);
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nschema_drift: {policy}\nsource: {{datastore: from, table: public.items}}\n\
+                 destination: {{datastore: to, table: public.copies}}\nstrategies: [{{name: hash, type: hash}}]\n"
+            ),
+        );
+        place.json(&["run", "p.yaml"], 0);
+        // A smaller type fits what is there.
+        from.psql("ALTER TABLE items ALTER v TYPE smallint; UPDATE items SET v = -1 WHERE id = 1");
+        let run = place.json(&["run", "p.yaml"], exit).to_string();
+        assert!(run.contains("v was integer and is smallint"), "{policy}: {run}");
+        let value = if exit == 0 { "-1" } else { "1" };
+        assert_eq!(to.psql("SELECT v FROM copies WHERE id = 1").trim(), value, "{policy}");
+        place.json(&["run", "p.yaml", "--accept-schema"], 0);
+        assert_eq!(to.psql("SELECT v FROM copies WHERE id = 1").trim(), "-1", "{policy}");
+        let again = place.json(&["run", "p.yaml"], 0).to_string();
+        assert!(!again.contains("was integer"), "{policy}: known from now on: {again}");
+        // One that does not fit is refused, whatever the policy, and nothing is cut.
+        from.psql("ALTER TABLE items ALTER v TYPE text; UPDATE items SET v = 'a text' WHERE id = 2");
+        let refused = place.synctool(&["run", "p.yaml", "--accept-schema"]);
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && told.contains("column v"),
+            "{policy}: {told}"
+        );
+        assert_eq!(to.psql("SELECT v FROM copies WHERE id = 2").trim(), "2", "{policy}");
+    }
+}

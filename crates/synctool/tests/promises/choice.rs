@@ -119,3 +119,81 @@ fn another_strategy_begins_where_the_unfinished_run_is_forgotten() {
         "{run}"
     );
 }
+
+/// A second run of a pipeline fails and names who runs it; where its strategy says so, it waits for the end of the first.
+#[test]
+fn a_run_waits_for_another_one_where_its_strategy_says_so() {
+    let db = database("waiting_run");
+    db.psql("CREATE TABLE items(id int PRIMARY KEY); INSERT INTO items SELECT generate_series(1, 10)");
+    let gate = gate::Gate::closed(&db);
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: public.gated}\ndestination: {datastore: to, table: public.copies}\nkey: [id]\ncolumns: [id, g]\n\
+         strategies:\n  - {name: now, type: full}\n  - {name: briefly, type: full, wait_for_pipeline_lock: true, pipeline_lock_wait_timeout: 1s}\n  \
+         - {name: patient, type: full, wait_for_pipeline_lock: true}\n",
+    );
+    let mut first = place
+        .command(&["run", "p.yaml", "--strategy", "now"])
+        .spawn()
+        .expect("the program starts");
+    synctool_testkit::wait_for("a reader", std::time::Duration::from_secs(60), || gate.waiting() > 0);
+    for strategy in ["now", "briefly"] {
+        let refused = place.synctool(&["run", "p.yaml", "--strategy", strategy]);
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            told.contains("ST-TXN-003") && told.contains(&first.id().to_string()),
+            "{strategy}: {told}"
+        );
+        assert_eq!(
+            told.contains("its end is waited for"),
+            strategy == "briefly",
+            "{strategy}: {told}"
+        );
+    }
+    let log = place.path().join("waiting.txt");
+    let out = std::fs::File::create(&log).expect("a file");
+    let mut second = place.command(&["run", "p.yaml", "--strategy", "patient"]);
+    let mut second = second.stderr(out).spawn().expect("the program starts");
+    synctool_testkit::wait_for("the second run to wait", std::time::Duration::from_secs(60), || {
+        let told = std::fs::read_to_string(&log).unwrap_or_default();
+        match told.contains("its end is waited for") && told.contains(&first.id().to_string()) {
+            true => Ok(()),
+            false => Err(told),
+        }
+    });
+    gate.open();
+    assert!(first.wait().expect("its end").success());
+    assert!(second.wait().expect("its end").success());
+    assert_eq!(
+        db.psql("SELECT count(*) FROM synctool.memory WHERE fact = 'definition'")
+            .trim(),
+        "1"
+    );
+}
+
+/// Who holds the bound of a delta back is told, before and after the run.
+#[test]
+fn a_plan_and_a_run_say_who_holds_the_bound_back() {
+    let db = database("held_back");
+    items(&db);
+    let place = here(&db);
+    place.write("p.yaml", PIPELINE);
+    let named = ["p.yaml", "--strategy", "changes"];
+    place.json(&[&["run"][..], &named].concat(), 0);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let writer = runtime.block_on(db.connect());
+    let pid = runtime
+        .block_on(writer.query_one("SELECT pg_backend_pid()", &[]))
+        .expect("a pid");
+    let pid = format!("held back by pid {}, idle in transaction", pid.get::<_, i32>(0));
+    let begin = "BEGIN; UPDATE items SET v = 0, updated_at = now() WHERE id = 1";
+    runtime.block_on(writer.batch_execute(begin)).expect("begun");
+    for command in ["plan", "run"] {
+        let said = place.json(&[&[command][..], &named].concat(), 0)["reasons"].to_string();
+        assert!(said.contains(&pid), "{command}: {said}");
+        let words = place.synctool(&[&[command][..], &named].concat());
+        let words = String::from_utf8_lossy(&words.stdout).into_owned();
+        assert!(words.contains(&pid), "{command}: {words}");
+    }
+}

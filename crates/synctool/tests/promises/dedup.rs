@@ -121,3 +121,67 @@ fn a_dedup_that_cannot_be_right_is_refused() {
     let refused = place.json(&["run", "p.yaml"], 2).to_string();
     assert!(refused.contains("leaves out v"), "{refused}");
 }
+
+/// Full and hash read in one partition what a dedup has to see together, however the strategy or the size of the table
+/// would cut it: one winner per key, and not one per partition.
+#[test]
+fn full_and_hash_have_one_winner_per_key() {
+    for end in [
+        End::Postgres(database("dedup_all_from")),
+        End::Maria(MariaDb::shared().database("dedup_all_from")),
+    ] {
+        let to = database("dedup_all_to");
+        end.change(&format!(
+            "CREATE TABLE events(id int PRIMARY KEY, k int NOT NULL, v int NOT NULL, at timestamp NULL); {}",
+            rows(0, 900)
+        ));
+        let place = Place::new(&[("from", end.entry()), ("to", postgres(&to))]);
+        let wanted: Vec<String> = (0..37u32)
+            .map(|k| {
+                let best = (0..900u32).filter(|i| i % 37 == k).map(|i| i * 7919 % 10_007).max();
+                format!("{k} {}", best.expect("a row"))
+            })
+            .collect();
+        let wanted = wanted.join(",");
+        let found = || to.psql("SELECT string_agg(concat_ws(' ', k, v), ',' ORDER BY k) FROM copies");
+        for cut in [
+            "{column: id, step: 100}",
+            "{column: at, step: 1, step_unit: day, immutable: true}",
+        ] {
+            to.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE");
+            let of = |kind: &str| {
+                pipeline("events", "{keys: [k], by: v}")
+                    .replace("columns: [k, v, at]", "columns: [k, v]")
+                    .split("strategies:")
+                    .next()
+                    .map(|head| {
+                        format!("{head}strategies: [{{type: {kind}, primary_partitions: [{cut}]}}]\nmax_concurrent_partitions: 4\n")
+                    })
+                    .expect("a pipeline")
+            };
+            place.write("p.yaml", &of("full"));
+            let run = place.json(&["run", "p.yaml"], 0);
+            assert_eq!(found().trim(), wanted, "{cut}: {run}");
+            assert!(
+                run["reasons"].to_string().contains("has to see all rows"),
+                "{cut}: {run}"
+            );
+            to.psql("UPDATE copies SET v = -1 WHERE k < 5; DELETE FROM copies WHERE k = 7; INSERT INTO copies VALUES (99, 1)");
+            place.write("p.yaml", &of("hash"));
+            place.json(&["verify", "p.yaml"], 3);
+            let run = place.json(&["run", "p.yaml"], 0);
+            assert_eq!(found().trim(), wanted, "{cut}: {run}");
+            place.json(&["verify", "p.yaml"], 0);
+        }
+        // Part of the rows has no winner of all.
+        let part = pipeline("events", "{keys: [k], by: v}")
+            .replace(
+                "    type: delta\n    column: at\n    stamped_by: app\n",
+                "    type: hash\n",
+            )
+            .replace("{column: at, step: 1, step_unit: hour}", "{column: id, end: 100}");
+        place.write("p.yaml", &part);
+        let refused = place.json(&["run", "p.yaml"], 2).to_string();
+        assert!(refused.contains("a dedup has to see all rows"), "{refused}");
+    }
+}

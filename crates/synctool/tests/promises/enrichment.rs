@@ -217,3 +217,118 @@ fn rejected_rows_are_kept_with_their_reason() {
         );
     }
 }
+
+/// A delta puts rows aside too, in the transaction of its window, and only those of the window.
+#[test]
+fn a_delta_keeps_the_rows_that_it_rejects() {
+    let db = database("delta_rejects");
+    db.psql(
+        "CREATE TABLE people(id int PRIMARY KEY, age text, at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+         INSERT INTO people(id, age) SELECT i, i::text FROM generate_series(1, 50) i",
+    );
+    let place = here(&db);
+    let pipeline = |limit: u32| {
+        format!(
+            "name: p\nsource: {{datastore: from, table: public.people}}\ndestination: {{datastore: to, table: copies}}\n\
+             columns: [id, age, at]\nkey: [id]\ntransform: [{{name: ages, cast: {{age: int}}}}]\nwrite: {{reject_limit: {limit}}}\n\
+             strategies: [{{name: delta, type: delta, column: at, margin: 1ms}}]\n"
+        )
+    };
+    place.write("p.yaml", &pipeline(0));
+    place.json(&["run", "p.yaml"], 0);
+    db.psql("UPDATE people SET age = 'old', at = now() WHERE id IN (7, 8); UPDATE people SET age = '99', at = now() WHERE id = 9");
+    // What was stamped just now settles when its margin has passed.
+    let failed = loop {
+        let run = place.synctool(&["run", "p.yaml"]);
+        if !run.status.success() {
+            break run;
+        }
+    };
+    let told = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(
+        !failed.status.success() && told.contains("reject") && !told.contains("old"),
+        "{told}"
+    );
+    assert_eq!(db.psql("SELECT count(*) FROM copies WHERE age = 99").trim(), "0");
+    place.write("p.yaml", &pipeline(2));
+    let new = || db.psql("SELECT count(*) FROM copies WHERE age = 99");
+    place.until(&["run", "p.yaml", "--restart"], new, "1");
+    let kept = "SELECT string_agg(concat_ws(' ', stage, reason, column_name, row_key), ',' ORDER BY row_key::text) FROM synctool.rejects";
+    assert_eq!(
+        db.psql(kept).trim(),
+        "ages bad_cast age {\"id\":\"7\"},ages bad_cast age {\"id\":\"8\"}"
+    );
+    let rows = "SELECT string_agg(concat_ws(' ', id, age), ',' ORDER BY id) FROM copies WHERE id IN (7, 8, 9)";
+    assert_eq!(db.psql(rows).trim(), "7 7,8 8,9 99", "what was there stays");
+    let idle = place.json(&["run", "p.yaml"], 0);
+    assert_eq!(idle["read"], 0, "{idle}");
+}
+
+/// A stage is for strategies of some types, for some of their names, or for both.
+#[test]
+fn stages_apply_to_types_and_names() {
+    let db = database("applicable");
+    db.psql("CREATE TABLE items(id int PRIMARY KEY, v int); INSERT INTO items VALUES (1, 10)");
+    let place = here(&db);
+    for (on, marked) in [
+        ("full", "all,other"),
+        ("all", "all"),
+        ("[all, hash]", "all,compare"),
+        ("{types: [full]}", "all,other"),
+        ("{names: [other]}", "other"),
+        ("{types: [hash], names: [all]}", "all,compare"),
+    ] {
+        let mut found = Vec::new();
+        for strategy in ["all", "compare", "other"] {
+            db.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE");
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: p\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: copies}}\n\
+                     transform: [{{compute: {{name: v, expression: v + 1}}, applicable_on: {on}}}]\nstrategies:\n  \
+                     - {{name: all, type: full}}\n  - {{name: compare, type: hash}}\n  - {{name: other, type: full}}\n"
+                ),
+            );
+            place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+            if db.psql("SELECT v FROM copies").trim() == "11" {
+                found.push(strategy);
+            }
+        }
+        assert_eq!(found.join(","), marked, "{on}");
+    }
+}
+
+/// Where several rows of a dimension are valid at a time, the one that became valid last is taken, and that is told once.
+#[test]
+fn rows_that_are_valid_at_once_are_told() {
+    let db = database("as_of");
+    db.psql(
+        "CREATE TABLE sales(id int PRIMARY KEY, product int, at timestamp);
+         INSERT INTO sales SELECT i, 1, timestamp '2024-01-01' + interval '1 day' * i FROM generate_series(0, 5) i;
+         CREATE TABLE prices(product int, price int, since timestamp, until timestamp);
+         INSERT INTO prices VALUES (1, 10, '2024-01-01', '2024-01-03'), (1, 20, '2024-01-03', NULL)",
+    );
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: sales}\ndestination: {datastore: to, table: copies}\nkey: [id]\n\
+         columns: [id, {source: null, dest: price}]\ntransform:\n  - enrich:\n      datastore: from\n      table: public.prices\n      \
+         on: [product]\n      fields: [price]\n      join: as_of\n      as_of: {column: at, valid_from: since, valid_to: until}\n\
+         strategies: [{type: full}]\n",
+    );
+    let told = || {
+        let run = place.synctool(&["run", "p.yaml"]);
+        assert!(run.status.success(), "{run:?}");
+        String::from_utf8_lossy(&run.stderr)
+            .matches("valid at the same time")
+            .count()
+    };
+    let prices = || {
+        db.psql("SELECT string_agg(price::text, ',' ORDER BY id) FROM copies")
+            .trim()
+            .to_owned()
+    };
+    assert_eq!((told(), prices()), (0, "10,10,20,20,20,20".to_owned()));
+    db.psql("INSERT INTO prices VALUES (1, 15, '2024-01-02', '2024-01-05')");
+    assert_eq!((told(), prices()), (1, "10,15,20,20,20,20".to_owned()));
+}

@@ -389,3 +389,52 @@ fn uuids_kept_as_texts_are_cut_by_their_first_digits() {
         }
     }
 }
+
+/// So many partitions are worked on at once, neither more nor fewer: as the command line says, else the strategy, else the
+/// pipeline.
+#[test]
+fn as_many_partitions_at_once_as_is_said() {
+    for (of_pipeline, of_strategy, arguments, wanted) in [
+        ("", "", &[][..], 2),
+        ("max_concurrent_partitions: 4\n", "", &[], 4),
+        (
+            "max_concurrent_partitions: 4\n",
+            ", max_concurrent_partitions: 3",
+            &[],
+            3,
+        ),
+        (
+            "max_concurrent_partitions: 4\n",
+            ", max_concurrent_partitions: 3",
+            &["--workers", "5"],
+            5,
+        ),
+    ] {
+        let db = database("at_once");
+        db.psql("CREATE TABLE items(id int PRIMARY KEY, part int NOT NULL); INSERT INTO items SELECT i, i % 8 FROM generate_series(1, 80) i");
+        let gate = gate::Gate::closed(&db);
+        let place = here(&db);
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nsource: {{datastore: from, table: public.gated}}\ndestination: {{datastore: to, table: public.copies}}\nkey: [id]\n\
+                 columns: [id, part, g]\n{of_pipeline}strategies:\n  \
+                 - {{type: full{of_strategy}, primary_partitions: [{{column: part, type: list, values: [0, 1, 2, 3, 4, 5, 6, 7], immutable: true}}]}}\n"
+            ),
+        );
+        let mut run = place
+            .command(&[&["run", "p.yaml"][..], arguments].concat())
+            .spawn()
+            .expect("the program starts");
+        synctool_testkit::wait_for("readers", std::time::Duration::from_secs(60), || match gate.waiting() {
+            n if n == wanted => Ok(()),
+            n => Err(format!("{n} wait, and {wanted} should")),
+        });
+        // Whoever would come too many had time to.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert_eq!(gate.waiting(), wanted, "{of_pipeline} {of_strategy} {arguments:?}");
+        gate.open();
+        assert!(run.wait().expect("its end").success());
+        assert_eq!(db.psql("SELECT count(*) FROM copies").trim(), "80");
+    }
+}

@@ -199,3 +199,110 @@ fn a_delta_refuses_a_range_of_another_column() {
         assert!(refused.contains("`filters`"), "{refused}");
     }
 }
+
+/// `bounded` is about the first window alone: a watermark that is stored is where the next one begins, however long ago.
+#[test]
+fn a_bounded_delta_never_skips_past_its_watermark() {
+    let db = database("delta_bounded");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, updated_at timestamptz NOT NULL);
+         INSERT INTO items SELECT i, now() - interval '1 day' * (20 - i) - interval '1 hour' FROM generate_series(1, 20) i",
+    );
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        &format!(
+            "name: p\n{ENDS}strategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms, \
+             primary_partitions: [{{column: updated_at, step: 2, step_unit: day, bounded: true}}]}}]\n"
+        ),
+    );
+    let found = || {
+        db.psql("SELECT string_agg(id::text, ',' ORDER BY id) FROM copies")
+            .trim()
+            .to_owned()
+    };
+    place.json(&["run", "p.yaml"], 0);
+    assert_eq!(found(), "19,20", "the first window is the last step");
+    // Nobody ran for two weeks; rows came meanwhile.
+    db.psql(
+        "UPDATE synctool.memory SET value = (now() - interval '14 days')::text WHERE fact = 'delta:updated_at';
+         INSERT INTO items VALUES (101, now() - interval '13 days'), (102, now() - interval '15 days'), (103, now() - interval '5 days')",
+    );
+    place.json(&["run", "p.yaml"], 0);
+    assert_eq!(found(), "7,8,9,10,11,12,13,14,15,16,17,18,19,20,101,103");
+}
+
+/// Moments are those of the run, in each of their spellings.
+#[test]
+fn ranges_begin_and_end_at_moments() {
+    let db = database("moments");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, at timestamptz NOT NULL);
+         INSERT INTO items VALUES (1, now() - interval '40 days'), (2, now() - interval '20 days'),
+             (3, date_trunc('day', now(), 'UTC')), (4, now() + interval '1 hour'), (5, now() + interval '3 days')",
+    );
+    let place = here(&db);
+    for (range, inside) in [
+        ("start: now - 30d", "2,3,4,5"),
+        ("start: \"lambda: datetime.now() - timedelta(days=30)\"", "2,3,4,5"),
+        ("start: now - 30d, end: now", "2,3"),
+        ("start: today", "3,4,5"),
+        ("start: \"lambda: date.today()\"", "3,4,5"),
+        ("end: today", "1,2"),
+        ("start: today, end: now + 2d", "3,4"),
+    ] {
+        for kind in ["full", "hash"] {
+            db.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE; CREATE TABLE copies(id int PRIMARY KEY, at timestamptz NOT NULL)");
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: p\n{ENDS}strategies: [{{type: {kind}, primary_partitions: [{{column: at, {range}}}]}}]\n"
+                ),
+            );
+            place.json(&["run", "p.yaml"], 0);
+            let found = db.psql("SELECT string_agg(id::text, ',' ORDER BY id) FROM copies");
+            assert_eq!(found.trim(), inside, "{kind}: {range}");
+        }
+    }
+}
+
+/// Rows are read again by any of their columns, whatever the watermark has passed; it stays where it is.
+#[test]
+fn bounds_of_a_delta_read_rows_again() {
+    let db = database("delta_bounds");
+    db.psql(ITEMS);
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        &format!("name: p\n{ENDS}strategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms}}]\n"),
+    );
+    place.json(&["run", "p.yaml"], 0);
+    let mark = || db.psql("SELECT value FROM synctool.memory WHERE fact = 'delta:updated_at'");
+    let before = mark();
+    for (bounds, inside) in [
+        (r#"[{"column": "id", "start": 10, "end": 20}]"#, "id >= 10 AND id < 20"),
+        (
+            r#"[{"column": "kind", "value": ["k1"]}, {"column": "id", "start": 200}]"#,
+            "kind = 'k1' AND id >= 200",
+        ),
+        (
+            r#"[{"column": "updated_at", "start": "2024-02-01 00:00:00+00", "end": "2024-03-01 00:00:00+00"}]"#,
+            "updated_at >= '2024-02-01 00:00+00' AND updated_at < '2024-03-01 00:00+00'",
+        ),
+    ] {
+        // No stamp tells of it.
+        db.psql("UPDATE items SET v = v + 1000");
+        let outside = format!("{ROWS} copies WHERE NOT ({inside})");
+        let rest = db.psql(&outside);
+        let run = place.json(&["run", "p.yaml", "--bounds", bounds], 0);
+        let count = db.psql(&format!("SELECT count(*) FROM items WHERE {inside}"));
+        assert_eq!(run["updated"].to_string(), count.trim(), "{bounds}: {run}");
+        assert_eq!(db.psql(&outside), rest, "{bounds}: the rest stays");
+        assert_eq!(
+            db.psql(&format!("{ROWS} copies WHERE {inside}")),
+            db.psql(&format!("{ROWS} items WHERE {inside}")),
+            "{bounds}"
+        );
+        assert_eq!(mark(), before, "{bounds}");
+    }
+}

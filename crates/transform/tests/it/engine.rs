@@ -71,6 +71,7 @@ impl World {
                 ..TableRequest::new("p", TableId::bare("orders"), TableId::bare("orders_enriched"))
             },
             mode: FullMode::Auto,
+            deletes: true,
             verify: Some(Verify::Hash),
             remember: Default::default(),
         };

@@ -40,6 +40,7 @@ async fn full_run(
             ..TableRequest::new(pipeline.clone(), from, to)
         },
         mode,
+        deletes: true,
         verify: Some(Verify::Hash),
         remember: Default::default(),
     };

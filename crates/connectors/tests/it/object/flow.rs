@@ -388,6 +388,7 @@ async fn the_engine_carries_tables_both_ways() {
                     ..TableRequest::new("p", TableId::bare(table), TableId::bare(target))
                 },
                 mode: FullMode::Auto,
+                deletes: true,
                 verify: Some(Verify::Hash),
                 remember: Default::default(),
             };

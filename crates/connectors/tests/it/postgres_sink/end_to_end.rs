@@ -49,6 +49,7 @@ async fn copy(from: &str, to: &PostgresDestination, raw: bool, mode: FullMode) -
             ..TableRequest::new("types", table.clone(), table)
         },
         mode,
+        deletes: true,
         verify: Some(Verify::Hash),
         remember: Default::default(),
     };

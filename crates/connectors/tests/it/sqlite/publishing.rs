@@ -448,6 +448,7 @@ async fn copy(from: &Db, to: &Db, table: &str, mode: FullMode) -> Report {
             ..TableRequest::new(format!("copy {table}"), TableId::bare(table), TableId::bare(table))
         },
         mode,
+        deletes: true,
         verify: Some(Verify::Hash),
         remember: Default::default(),
     };

@@ -72,9 +72,9 @@ pub(in super::super) struct ColumnFile {
     pub(in super::super) roles: Vec<At<Role>>,
     /// The role of the same name.
     pub(in super::super) unique_column: Option<bool>,
-    /// The role of the same name.
+    /// Has no effect: rows are read in the order in which a run can go on after an interruption.
     pub(in super::super) order_column: Option<bool>,
-    /// Up or down, for the order column.
+    /// Has no effect, like order_column.
     pub(in super::super) direction: Option<Direction>,
     /// The role of the same name.
     pub(in super::super) partition_column: Option<bool>,

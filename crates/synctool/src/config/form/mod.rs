@@ -248,6 +248,7 @@ pub(super) fn resolve(
         &source,
         errors,
     );
+    super::expression::check(&transform, errors);
     let mut columns = match file.columns {
         None | Some(ColumnsFile::All(_)) => Columns::All,
         Some(ColumnsFile::Listed(entries)) => {

@@ -62,7 +62,7 @@ pub(super) fn complete_columns(
         }
     }
     let makes = |column: &ColumnMapping| {
-        stages.iter().any(|stage| match &stage.work {
+        stages.iter().filter(|s| *s.enabled).any(|stage| match &stage.work {
             StageWork::Compute(computed) => computed.iter().any(|c| column.is_called(&c.name)),
             StageWork::Enrich(enrich) => enrich.fields.iter().any(|f| column.is_called(&f.dest)),
             _ => false,

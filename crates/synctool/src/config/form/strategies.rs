@@ -52,13 +52,13 @@ pub(in super::super) struct StrategyFile {
     pub(in super::super) delta_partitions: Option<Vec<At<DimensionFile>>>,
     /// Partitions worked on at once. Default: the pipeline's.
     pub(in super::super) max_concurrent_partitions: Option<At<u32>>,
-    /// Rows per page, the unit of commit inside a partition. Default: by bytes.
+    /// Has no effect: rows are read in one stream, in batches that the memory budget bounds.
     pub(in super::super) page_size: Option<At<u32>>,
     /// The algorithm of hashes. Default: the pipeline's.
     pub(in super::super) hash_algo: Option<At<HashAlgorithm>>,
-    /// Partitions that differ are always compared row by row. Default: as is cheaper.
+    /// Always so, whatever is said: rows that are equal are never written.
     pub(in super::super) prevent_update_unless_changed: Option<At<bool>>,
-    /// Whether partitions of unequal row counts differ without a look at hashes. Default: true.
+    /// Has no effect: rows are always counted, and hashes compared beside the counts.
     pub(in super::super) match_row_count: Option<At<bool>>,
     /// How a full run replaces. Default: swap when the pipeline made the table, else upsert.
     pub(in super::super) full_mode: Option<At<FullMode>>,
@@ -98,21 +98,21 @@ pub(in super::super) struct StrategyFile {
     pub(in super::super) enabled: Option<At<bool>>,
     /// Whether it may be chosen where none was named. Default: true.
     pub(in super::super) default: Option<At<bool>>,
-    /// Wait for another run of the pipeline rather than skip. Default: false.
+    /// Wait for another run of the pipeline rather than fail. Default: false.
     pub(in super::super) wait_for_pipeline_lock: Option<At<bool>>,
     /// How long to wait for it. Default: 60s.
     pub(in super::super) pipeline_lock_wait_timeout: Option<At<Span>>,
-    /// Wait for a change of the table's definition rather than skip. Default: false.
+    /// Has no effect: for a scheduler, which this version does not have.
     pub(in super::super) wait_for_table_lock: Option<At<bool>>,
-    /// How long to wait for it. Default: 30s.
+    /// Has no effect, like wait_for_table_lock.
     pub(in super::super) table_lock_wait_timeout: Option<At<Span>>,
-    /// Further attempts when a lock was held. Default: 2.
+    /// Has no effect: for a scheduler, which this version does not have.
     pub(in super::super) max_retry_on_lock_failure: Option<At<u32>>,
-    /// Failures in a row after which it is no longer scheduled. Default: 3.
+    /// Has no effect: for a scheduler, which this version does not have.
     pub(in super::super) max_consecutive_failures: Option<At<u32>>,
-    /// By how much each wait is longer than the one before. Default: 1.5.
+    /// By how much each wait for a server that is away is longer than the one before. Default: 2.
     pub(in super::super) retry_backoff_multiplier: Option<At<f64>>,
-    /// The first wait. Default: 60s.
+    /// The longest first wait for a server that is away. Default: 0.2s.
     pub(in super::super) initial_retry_delay: Option<At<Span>>,
     /// false = `sub_partition_step` is left aside.
     pub(in super::super) use_sub_partition: Option<At<bool>>,
@@ -292,6 +292,7 @@ fn one(
         );
     }
     check_words(&file, &name, errors);
+    notices.extend(without_effect(&file, &name));
     let log = super::log::settings(&mut file, &name, errors);
     let primary = dimensions(file.primary_partitions, around, errors);
     let secondary = dimensions(file.secondary_partitions, around, errors);
@@ -334,6 +335,17 @@ fn one(
         notices.extend(unheard_groups(&delta, around));
     }
     let deletes = file.deletes.map(|d| deletes(d, &kind, &name, around, errors));
+    if let (Some(said), false) = (
+        deletes.as_ref().filter(|d| ***d == Deletes::AntiJoin),
+        kind.has_cursor(),
+    ) {
+        let message = format!(
+            "deletes: anti_join has no effect in strategy \"{}\": strategies of type {} find what is gone by comparing",
+            name.shown(),
+            kind.name()
+        );
+        notices.extend(Notice::at(said, "deletes", message));
+    }
     for table in file.cursor_tables.iter().flatten() {
         let joins = &around.source.joins;
         let names: Vec<&str> = joins
@@ -351,21 +363,6 @@ fn one(
                     None => error,
                 },
             );
-        }
-    }
-    for (key, said) in [
-        (
-            "prevent_update_unless_changed",
-            file.prevent_update_unless_changed.as_ref(),
-        ),
-        ("match_row_count", file.match_row_count.as_ref()),
-    ] {
-        if let (Some(said), true) = (said, *kind != StrategyKind::Hash) {
-            let message = format!(
-                "{key} has no effect in strategy \"{}\": only strategies of type hash compare",
-                name.shown()
-            );
-            notices.extend(Notice::at(said, key, message));
         }
     }
     let page_of_fetch = file.data_fetch.and_then(|f| f.page_size);
@@ -410,6 +407,54 @@ fn one(
             initial_retry_delay: file.initial_retry_delay,
         },
     }
+}
+
+/// Keys that change nothing in a strategy.
+fn without_effect(file: &StrategyFile, name: &At<String>) -> Vec<Notice> {
+    const SCHEDULER: &str = "it is for a scheduler, and this version has none";
+    let hash = *file.kind == StrategyKind::Hash;
+    let mut notices = Vec::new();
+    let mut tell = |key: &str, said: Option<At<()>>, why: &str| {
+        let message = |_: &At<()>| format!("{key} has no effect in strategy \"{}\": {why}", name.shown());
+        notices.extend(said.and_then(|said| Notice::at(&said, key, message(&said))));
+    };
+    let place = |said: &Option<At<bool>>| said.as_ref().map(|s| s.with(()));
+    for (key, said, why) in [
+        (
+            "prevent_update_unless_changed",
+            &file.prevent_update_unless_changed,
+            "rows that are equal are never written",
+        ),
+        (
+            "match_row_count",
+            &file.match_row_count,
+            "rows are always counted, and hashes compared beside the counts",
+        ),
+    ] {
+        match (hash, said.as_deref()) {
+            (false, _) => tell(key, place(said), "only strategies of type hash compare"),
+            (true, Some(false)) => tell(key, place(said), why),
+            (true, _) => {}
+        }
+    }
+    tell("wait_for_table_lock", place(&file.wait_for_table_lock), SCHEDULER);
+    let timeout = file.table_lock_wait_timeout.as_ref().map(|s| s.with(()));
+    tell("table_lock_wait_timeout", timeout, SCHEDULER);
+    for (key, said) in [
+        ("max_retry_on_lock_failure", &file.max_retry_on_lock_failure),
+        ("max_consecutive_failures", &file.max_consecutive_failures),
+    ] {
+        tell(key, said.as_ref().map(|s| s.with(())), SCHEDULER);
+    }
+    if file.wait_for_pipeline_lock.as_deref() != Some(&true) {
+        let timeout = file.pipeline_lock_wait_timeout.as_ref().map(|s| s.with(()));
+        tell(
+            "pipeline_lock_wait_timeout",
+            timeout,
+            "nobody waits without `wait_for_pipeline_lock: true`",
+        );
+    }
+    notices
 }
 
 /// A column of hashes has one algorithm, whichever strategy writes a row.

@@ -4,7 +4,7 @@
 use crate::blocks::Blocks;
 use crate::change::{KeyRange, RawFormat};
 use crate::error::{Error, Result, code};
-use crate::progress::{Checkpoint, Generation, PartitionId};
+use crate::progress::{Checkpoint, Generation, PartitionId, PartitionState};
 use crate::query::{Cut, Filter, Join, KeyList, Term};
 use crate::schema::{Column, TableId, TableSchema};
 use crate::strategy::hash::CompareSpec;

@@ -46,10 +46,18 @@ impl Unfinished {
             return Ok(None);
         };
         let strategies = plan.semantics["strategies"].as_object();
-        let Some(strategy) = strategies.and_then(|s| s.keys().next()).filter(|_| plan.strategy != Kind::Log) else {
+        let Some(strategy) = strategies
+            .and_then(|s| s.keys().next())
+            .filter(|_| plan.strategy != Kind::Log)
+        else {
             return Ok(None);
         };
-        if !destination.checkpoint(&plan).await?.values().any(PartitionState::has_begun) {
+        if !destination
+            .checkpoint(&plan)
+            .await?
+            .values()
+            .any(PartitionState::has_begun)
+        {
             return Ok(None);
         }
         Ok(Some(Unfinished {

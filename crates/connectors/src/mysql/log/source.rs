@@ -271,7 +271,7 @@ impl BinlogSource {
             let after = BackfillPosition {
                 log: Some(position.encode()),
                 pending: pending.collect(),
-                taken: Vec::new(),
+                ..BackfillPosition::default()
             };
             return Ok(GoesOn {
                 dump,
@@ -304,6 +304,7 @@ impl BinlogSource {
                     log: Some(position.encode()),
                     pending: keyed().map(|f| Pending::resync(f.read.table.clone())).collect(),
                     taken: stored.taken,
+                    cancelled: stored.cancelled,
                 };
                 Ok(GoesOn {
                     dump,
@@ -337,7 +338,7 @@ impl BinlogSource {
         // Where no chunk follows, nothing but this keeps the place.
         let keeps_place = after.is_none() && started.after.pending.is_empty();
         let (dump, mut position) = (started.dump, started.position);
-        self.steering.opened(standing(&position), &started.after.pending);
+        self.steering.opened(standing(&position), &started.after);
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
             let name = f.read.table.to_string();
@@ -399,7 +400,7 @@ impl BinlogSource {
         Ok(at_rest(
             plan,
             &self.options,
-            stored.map(|p| p.pending),
+            stored.as_ref(),
             log.as_ref().map(standing),
             (end.ordinal(), &files),
             shown,

@@ -8,8 +8,8 @@ use synctool_core::backfill::{BackfillPosition, Cancelled, Pending, Request, Wis
 use synctool_core::engine::Engine;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
-use synctool_core::plan::{DeleteGuard, PartitionId, Phase, Plan, PlannedTable, Publish, ReadSpec, Verify};
-use synctool_core::progress::{Advance, Generation};
+use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Verify};
+use synctool_core::progress::{Advance, Generation, PartitionId};
 use synctool_core::schema::TableId;
 use synctool_core::sink::Destination;
 use synctool_core::source::Assignment;

@@ -268,7 +268,7 @@ fn behind(table: &TableStatus, log: &LogStatus) -> (String, String) {
 
 fn backfill_words(table: &TableStatus) -> String {
     if table.absent.is_some() {
-        return "left out".into();
+        return "absent, see below".into();
     }
     let Some(b) = &table.backfill else {
         return table.cancelled.as_ref().map_or("done".into(), cancelled_words);

@@ -176,7 +176,7 @@ on_servers! {
             wait_for("the others to go on", PATIENCE, || stage.different(&["users", "restaurant"]).is_empty());
             stop(running);
             let text = stage.ok(&["cdc", "status", "shop.yaml"]);
-            assert!(text.contains("left out") && text.contains("copy grows old"), "{text}");
+            assert!(text.contains("absent, see below") && text.contains("copy grows old"), "{text}");
             let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
             assert_eq!(code, 0, "{err}");
             let published = stage.from.psql("SELECT count(*) FROM pg_publication_tables WHERE tablename = 'visit'");

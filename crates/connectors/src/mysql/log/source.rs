@@ -437,15 +437,21 @@ fn standing(position: &LogPosition) -> Standing {
     }
 }
 
-/// Refuses a server whose log cannot be followed.
-pub(super) async fn check_server(session: &mut Session) -> Result<()> {
-    if !session.flavor().mariadb {
-        return Err(Error::new(
+/// Refuses MySQL itself, by name.
+fn check_mariadb(mariadb: bool) -> Result<()> {
+    match mariadb {
+        true => Ok(()),
+        false => Err(Error::new(
             code::UNSUPPORTED,
             "the log of MySQL itself is not followed yet, MariaDB's is",
         )
-        .hint("read its tables by a delta or hash strategy"));
+        .hint("read its tables by a delta or hash strategy")),
     }
+}
+
+/// Refuses a server whose log cannot be followed.
+pub(super) async fn check_server(session: &mut Session) -> Result<()> {
+    check_mariadb(session.flavor().mariadb)?;
     let row = session
         .row(
             "SELECT @@log_bin, @@global.binlog_format, @@global.binlog_row_image",
@@ -576,5 +582,20 @@ impl Source for BinlogSource {
         let mut found = examine::reading(&self.database, tables, false).await;
         found.extend(self.examine_log(tables).await);
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mysql_itself_is_refused_by_name() {
+        assert!(check_mariadb(true).is_ok());
+        let e = check_mariadb(false).expect_err("refused");
+        assert!(
+            e.code() == code::UNSUPPORTED && e.message().contains("MySQL") && e.next_step().is_some(),
+            "{e}"
+        );
     }
 }

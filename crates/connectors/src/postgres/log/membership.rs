@@ -109,11 +109,13 @@ impl Absent {
         let leave = if all { "" } else { ", or take it out of `tables`" };
         match self {
             Absent::Gone if all => {
-                "it does not exist at the source any more: it is left out, and its copy stays as it is".into()
+                "no table has its name at the source any more (dropped, or renamed): without it the next start leaves it out, \
+                 and its copy stays as it is"
+                    .into()
             }
             Absent::Gone => {
-                "it does not exist at the source any more, and the next start ends at that: take it out of `tables` (its copy \
-                 stays as it is), or make it again"
+                "no table has its name at the source any more (dropped, or renamed), and the next start ends at that: take it \
+                 out of `tables` (its copy stays as it is), or make it again"
                     .into()
             }
             Absent::Unpublished => format!(

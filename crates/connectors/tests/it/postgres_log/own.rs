@@ -374,7 +374,7 @@ on_servers! {
                 self.inner.upsert(table, rows, moved).await
             }
             async fn delete(&mut self, table: &TableId, rows: Vec<Row>) -> Result<()> {
-                self.inner.delete(table, rows).await
+                Batcher::delete(&mut self.inner, table, rows).await
             }
             async fn truncate(&mut self, table: &TableId) -> Result<()> {
                 Batcher::truncate(&mut self.inner, table).await

@@ -35,6 +35,7 @@ async fn main() -> Result<()> {
         .slot(slot)
         .publication(publication)
         .initial(Initial::Skip)
+        .keyless(true)
         .options(|options| {
             options.create = false;
             options.heartbeat = None;

@@ -143,7 +143,7 @@ impl Reader for Follow {
         };
         if let Ok(Some(event)) = &event {
             self.steering.saw(event);
-            self.steering.pending(self.inner.pending());
+            self.steering.backfill(&self.inner);
         }
         event
     }

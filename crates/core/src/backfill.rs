@@ -90,6 +90,12 @@ pub trait ChunkSource: Send + Sync {
     /// Reads the rows of these keys.
     async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk>;
 
+    /// Whether this table is followed now. What is asked of another one is not read.
+    fn follows(&self, table: &TableId) -> bool {
+        let _ = table;
+        true
+    }
+
     /// What must be read again after a change of shape: a new column may have values in rows that nobody touched.
     fn refill(&self, change: &SchemaChange) -> Option<Pending> {
         let _ = change;
@@ -171,13 +177,54 @@ impl Pending {
     }
 }
 
+/// What was given up of a table. Until all of it is read anew, its copy may not be what the source has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// The table.
+    pub table: TableId,
+    /// Whether rows were never read there; otherwise they were only not compared.
+    #[serde(default)]
+    pub load: bool,
+    /// Rows of the chunks before it was given up.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rows: u64,
+    /// Keys that were not fetched; the chunks were through, or none were asked for, where it is not 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub keys: u64,
+}
+
+impl Cancelled {
+    fn of(given_up: &Pending) -> Self {
+        Cancelled {
+            table: given_up.table.clone(),
+            load: !given_up.through && !given_up.replace,
+            rows: given_up.rows,
+            keys: if given_up.through {
+                given_up.keys.len() as u64
+            } else {
+                0
+            },
+        }
+    }
+
+    /// Joins what was given up already: a copy that lacks rows still lacks them.
+    fn besides(self, all: &mut Vec<Cancelled>) {
+        match all.iter_mut().find(|c| c.table == self.table) {
+            None => all.push(self),
+            Some(there) if self.keys > 0 => there.keys = there.keys.saturating_add(self.keys),
+            Some(there) if there.load && !self.load => {}
+            Some(there) => *there = self,
+        }
+    }
+}
+
 /// What is asked of a backfill that is going on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wish {
     /// Read this besides what is to be read already; a whole table begins anew.
     Read(Pending),
-    /// Read no more chunks of a table: what was read stays.
+    /// Read no more chunks of a table: what was read stays, and the position says that it is not all.
     Cancel(TableId),
 }
 
@@ -293,6 +340,9 @@ pub struct BackfillPosition {
     /// The latest requests that were taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken: Vec<String>,
+    /// What was given up and not read since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cancelled: Vec<Cancelled>,
 }
 
 impl BackfillPosition {
@@ -483,14 +533,25 @@ impl Backfill {
             let excess = self.position.taken.len().saturating_sub(REMEMBERED_REQUESTS);
             self.position.taken.drain(..excess);
             match request.wish {
-                Wish::Read(wanted) => self.read_besides(wanted),
-                Wish::Cancel(table) => {
-                    self.forget_window(&table);
-                    self.position.pending.retain(|p| p.table != table);
-                }
+                Wish::Read(wanted) if self.source.follows(&wanted.table) => self.read_besides(wanted),
+                Wish::Read(_) => {}
+                Wish::Cancel(table) => self.give_up(&table),
             }
         }
         self.tell_left();
+    }
+
+    fn give_up(&mut self, table: &TableId) {
+        self.forget_window(table);
+        let position = &mut self.position;
+        for given_up in position.pending.extract_if(.., |p| p.table == *table) {
+            Cancelled::of(&given_up).besides(&mut position.cancelled);
+        }
+    }
+
+    /// Nothing is missing of a table any more.
+    fn is_whole(&mut self, table: &TableId) {
+        self.position.cancelled.retain(|c| c.table != *table);
     }
 
     /// What was read of an open window of this table is of no use any more.
@@ -511,6 +572,11 @@ impl Backfill {
     /// What is left to do.
     pub fn pending(&self) -> &[Pending] {
         &self.position.pending
+    }
+
+    /// What was given up and not read since.
+    pub fn cancelled(&self) -> &[Cancelled] {
+        &self.position.cancelled
     }
 
     fn active(&self, table: &TableId) -> bool {
@@ -798,8 +864,13 @@ impl Backfill {
                 pending.through = w.chunk.next.is_none();
                 pending.from = w.chunk.next;
                 pending.rows += w.chunk.rows.num_rows() as u64;
+                if pending.through {
+                    let table = pending.table.clone();
+                    self.is_whole(&table);
+                }
             }
         }
+        let pending = &self.position.pending[0];
         if pending.through && pending.keys.is_empty() {
             self.position.pending.remove(0);
             self.schema = None;
@@ -879,6 +950,8 @@ impl Backfill {
                     let pending = &mut self.position.pending[0];
                     pending.keys.clear();
                 }
+                // An empty table lacks nothing.
+                tables.iter().for_each(|t| self.is_whole(t));
                 self.out.push_back(Event::Truncate {
                     tables,
                     cascade,

@@ -4,12 +4,12 @@
 
 use proptest::prelude::*;
 use std::sync::Arc;
-use synctool_core::backfill::{Pending, Request, Wish};
+use synctool_core::backfill::{BackfillPosition, Cancelled, Pending, Request, Wish};
 use synctool_core::engine::Engine;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadSpec, Verify};
-use synctool_core::progress::{Advance, Generation};
+use synctool_core::progress::{Advance, Generation, PartitionId};
 use synctool_core::schema::TableId;
 use synctool_core::sink::Destination;
 use synctool_core::source::Assignment;
@@ -509,6 +509,70 @@ async fn requests_are_heard_while_the_log_goes_on() {
     }
     // An id that was taken is not taken again, so the cancellation under the name "b" did nothing.
     assert_eq!(log.requests().accepted(), ["b", "c"]);
+}
+
+/// Where a log stands at its destination.
+async fn standing(destination: &Memory) -> BackfillPosition {
+    let plan = destination.stored_plan("log").await.unwrap().expect("a plan").plan;
+    let mut checkpoint = destination.checkpoint(&plan).await.unwrap();
+    let state = checkpoint
+        .remove(&PartitionId("log_0".into()))
+        .expect("it stands somewhere");
+    BackfillPosition::parse(&state.position.expect("a position")).unwrap()
+}
+
+/// A load that is given up leaves a part of its rows, and the position says so until all of them were read, whatever
+/// happens between. Rows by key mend nothing but themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_given_up_is_remembered_until_it_is_read_anew() {
+    let ask = |log: &MemoryLog, id: &str, wish| log.requests().ask(Request { id: id.into(), wish });
+    let log = MemoryLog::new(1);
+    log.create(&items(), schema());
+    for n in 0..10 {
+        log.begin(0)
+            .put(&items(), row(&[&format!("{n:04}"), "a", "b"]))
+            .commit();
+    }
+    let destination = Memory::default();
+    // Between the watermarks of the third chunk.
+    log.between(|_| {});
+    log.between(|_| {});
+    log.between(move |log| ask(log, "a", Wish::Cancel(items())));
+    let log = log.with_backfill(vec![Pending::load(items())], 2);
+    log_run(&log, &destination, &FaultPlan::none(), &[items()])
+        .await
+        .unwrap();
+    assert_eq!(destination.table(&items()).unwrap().rows.len(), 4);
+    let given_up = |rows| Cancelled {
+        table: items(),
+        load: true,
+        rows,
+        keys: 0,
+    };
+    let stands = standing(&destination).await;
+    assert_eq!((stands.pending, stands.cancelled), (vec![], vec![given_up(4)]));
+    // A row by its key, and a comparison that is given up: rows are missing yet.
+    ask(&log, "b", Wish::Read(Pending::keys(items(), vec![key("0009")])));
+    log.begin(0).put(&items(), row(&["0001", "x", "y"])).commit();
+    log_run(&log, &destination, &FaultPlan::none(), &[items()])
+        .await
+        .unwrap();
+    assert_eq!(standing(&destination).await.cancelled, [given_up(4)]);
+    ask(&log, "c", Wish::Read(Pending::resync(items())));
+    log.between(move |log| ask(log, "d", Wish::Cancel(items())));
+    log.begin(0).put(&items(), row(&["0001", "x", "z"])).commit();
+    log_run(&log, &destination, &FaultPlan::none(), &[items()])
+        .await
+        .unwrap();
+    assert_eq!(standing(&destination).await.cancelled, [given_up(4)]);
+    // Read anew, nothing is missing.
+    ask(&log, "e", Wish::Read(Pending::resync(items())));
+    log.begin(0).put(&items(), row(&["0001", "x", "w"])).commit();
+    log_run(&log, &destination, &FaultPlan::none(), &[items()])
+        .await
+        .unwrap();
+    assert_eq!(standing(&destination).await.cancelled, []);
+    assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()));
 }
 
 #[derive(Debug, Clone)]

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 use synctool_connectors::postgres::log::LogOptions;
-use synctool_connectors::postgres::log::status::{LogStatus, SlotStatus, TableStatus};
+#[cfg(test)]
+use synctool_connectors::postgres::log::status::BackfillStatus;
+use synctool_connectors::postgres::log::status::{CancelledStatus, LogStatus, SlotStatus, TableStatus};
 use synctool_core::backfill::Pause;
 use synctool_core::error::{Error, Result, code};
 
@@ -179,10 +181,30 @@ fn report_text(report: &LogReport) -> String {
                 "updated",
                 "put",
                 "deleted",
+                "behind",
+                "ETA",
                 "backfill",
             ],
-            status.tables.iter().map(table_row).collect(),
+            status.tables.iter().map(|t| table_row(t, status)).collect(),
         ));
+    }
+    for table in report.status.iter().flat_map(|s| &s.tables) {
+        if let (Some(given_up), None) = (&table.cancelled, &table.backfill) {
+            let lacks = if given_up.kind == "load" {
+                "lacks rows"
+            } else {
+                "may differ"
+            };
+            text.push_str(&format!(
+                "{0}: its copy {lacks} until it is read again\n  next: synctool cdc refresh {1} {0}\n",
+                table.table, report.pipeline
+            ));
+        }
+    }
+    for table in report.status.iter().flat_map(|s| &s.tables) {
+        if let Some(why) = &table.absent {
+            text.push_str(&format!("{}: {why}\n", table.table));
+        }
     }
     for id in &report.waiting {
         text.push_str(&format!("waiting: refresh {id}\n"));
@@ -206,8 +228,9 @@ fn kept(report: &LogReport) -> String {
     }
 }
 
-fn table_row(table: &TableStatus) -> Vec<String> {
+fn table_row(table: &TableStatus, log: &LogStatus) -> Vec<String> {
     let n = out::number;
+    let (behind, eta) = behind(table, log);
     vec![
         table.table.clone(),
         table.destination.clone(),
@@ -215,12 +238,41 @@ fn table_row(table: &TableStatus) -> Vec<String> {
         n(table.updated),
         n(table.put),
         n(table.deleted),
+        behind,
+        eta,
         backfill_words(table),
     ]
 }
 
+/// How far a table is behind, and for how long. Rows where they can be reckoned, or else what is known of the log, which
+/// has all tables together.
+fn behind(table: &TableStatus, log: &LogStatus) -> (String, String) {
+    let dash = || "-".to_owned();
+    if table.absent.is_some() {
+        return (dash(), dash());
+    }
+    let behind = match (table.lag_rows, log.lag_bytes, log.lag_seconds) {
+        (Some(0), ..) | (None, Some(0), _) => "nothing".to_owned(),
+        (Some(rows), ..) => format!("about {rows} rows"),
+        (None, Some(bytes), Some(s)) => format!("up to {}, {}", out::bytes(bytes as f64), out::duration(s)),
+        (None, Some(bytes), None) => format!("up to {}", out::bytes(bytes as f64)),
+        (None, None, _) => dash(),
+    };
+    let load = table.backfill.as_ref().map(|b| b.eta_seconds);
+    let eta = match load {
+        Some(load) => load,
+        None => log.eta_seconds.filter(|s| *s > 0.0 && behind != "nothing"),
+    };
+    (behind, eta.map_or_else(dash, out::duration))
+}
+
 fn backfill_words(table: &TableStatus) -> String {
-    let Some(b) = &table.backfill else { return "done".into() };
+    if table.absent.is_some() {
+        return "absent, see below".into();
+    }
+    let Some(b) = &table.backfill else {
+        return table.cancelled.as_ref().map_or("done".into(), cancelled_words);
+    };
     let mut text = match b.kind.as_str() {
         "keys" => format!("{} to read", out::count(b.keys, "key")),
         kind => format!("{kind}: {} rows", out::number(b.rows)),
@@ -228,12 +280,18 @@ fn backfill_words(table: &TableStatus) -> String {
     if let Some(expected) = b.expected.filter(|n| *n > 0) {
         text.push_str(&format!(" of about {}", out::number(expected)));
     }
-    match (b.active, b.eta_seconds) {
-        (false, _) => text.push_str(", waits its turn"),
-        (true, Some(eta)) => text.push_str(&format!(", ETA {}", out::duration(eta))),
-        (true, None) => {}
+    if !b.active {
+        text.push_str(", waits its turn");
     }
     text
+}
+
+/// How far reading a table was before it was given up.
+fn cancelled_words(given_up: &CancelledStatus) -> String {
+    match given_up.kind.as_str() {
+        "keys" => format!("{} cancelled", out::count(given_up.keys as usize, "key")),
+        kind => format!("{kind} cancelled after {} rows", out::number(given_up.rows)),
+    }
 }
 
 async fn hold(said: &PipelineArg, pause: Pause, globals: &Globals) -> Result<Reply> {
@@ -359,7 +417,42 @@ async fn slots(what: Option<&str>, globals: &Globals) -> Result<Reply> {
 
 #[cfg(test)]
 mod tests {
-    use super::keys;
+    use super::{BackfillStatus, LogStatus, TableStatus, behind, keys};
+
+    #[test]
+    fn a_table_says_how_far_it_is_behind() {
+        let log = LogStatus {
+            lag_bytes: Some(2048),
+            lag_seconds: Some(7.0),
+            eta_seconds: Some(30.0),
+            ..LogStatus::default()
+        };
+        let table = TableStatus::default();
+        let text = |table: &TableStatus, log: &LogStatus| {
+            let (behind, eta) = behind(table, log);
+            format!("{behind}; {eta}")
+        };
+        assert_eq!(text(&table, &log), "up to 2 kB, 7.0 s; 30.0 s");
+        let rows = |n| TableStatus {
+            lag_rows: Some(n),
+            ..TableStatus::default()
+        };
+        assert_eq!(text(&rows(12), &log), "about 12 rows; 30.0 s");
+        assert_eq!(text(&rows(0), &log), "nothing; -");
+        let loading = TableStatus {
+            backfill: Some(BackfillStatus {
+                eta_seconds: Some(90.0),
+                ..BackfillStatus::default()
+            }),
+            ..rows(12)
+        };
+        assert_eq!(text(&loading, &log), "about 12 rows; 1m 30s");
+        let out = TableStatus {
+            absent: Some("dropped".into()),
+            ..rows(12)
+        };
+        assert_eq!(text(&out, &log), "-; -");
+    }
 
     #[test]
     fn keys_are_read_as_people_write_them() {

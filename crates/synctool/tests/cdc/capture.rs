@@ -152,6 +152,62 @@ on_servers! {
         assert!(said.contains("public.visit"), "it is told which table: {said}");
     }
 
+    /// A table that leaves the publication while it is followed is told, and shown; a named one is put back by the next
+    /// start and compared, one of all is left out.
+    fn a_table_that_leaves_is_told(version: PgVersion) {
+        for (tables, all) in [("tables: [users, restaurant, visit]", false), ("schema: public", true)] {
+            let stage = Stage::new(version);
+            stage.from.psql("CREATE PUBLICATION synctool_shop FOR TABLE users, restaurant, visit");
+            stage.pipeline(tables, "");
+            let running = stage.start();
+            stage.until_equal(&running);
+            stage.from.psql("ALTER PUBLICATION synctool_shop DROP TABLE visit; DELETE FROM visit WHERE user_id % 5 = 0");
+            let of_visit = |what: &str| {
+                let status = stage.status();
+                let tables = status["tables"].as_array().expect("tables");
+                let visit = tables.iter().find(|t| t["table"] == "public.visit").expect("it is shown");
+                visit[what].as_str().map(str::to_owned)
+            };
+            wait_for("the table to be told", PATIENCE, || match (of_visit("absent"), running.stderr()) {
+                (Some(why), said) if why.contains("ALTER PUBLICATION") && said.contains("public.visit") => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+            stage.from.psql("UPDATE users SET first_name = 'on' WHERE id = 3");
+            wait_for("the others to go on", PATIENCE, || stage.different(&["users", "restaurant"]).is_empty());
+            stop(running);
+            let text = stage.ok(&["cdc", "status", "shop.yaml"]);
+            assert!(text.contains("absent, see below") && text.contains("copy grows old"), "{text}");
+            let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+            assert_eq!(code, 0, "{err}");
+            let published = stage.from.psql("SELECT count(*) FROM pg_publication_tables WHERE tablename = 'visit'");
+            match all {
+                false => {
+                    assert_eq!(published, "1");
+                    assert!(err.contains("it is compared"), "{err}");
+                }
+                true => {
+                    assert_eq!(published, "0");
+                    assert!(err.contains("public.visit") && err.contains("copy grows old"), "{err}");
+                    assert_eq!(stage.different(TABLES), ["visit"]);
+                    let verified = stage.ok(&["verify", "shop.yaml"]);
+                    assert!(verified.contains("public.visit: not compared"), "{verified}");
+                    let running = stage.start();
+                    stage.until_seen(&running);
+                    stage.from.psql("ALTER PUBLICATION synctool_shop ADD TABLE visit");
+                    stage.until_equal(&running);
+                    stop(running);
+                    stage.from.psql("DROP TABLE visit; UPDATE users SET first_name = 'still on' WHERE id = 3");
+                    stage.catch_up();
+                    assert_eq!(stage.different(&["users", "restaurant"]), [""; 0]);
+                    assert_ne!(stage.to.psql("SELECT count(*) FROM visit"), "0", "its copy stays");
+                }
+            }
+            if !all {
+                stage.assert_equal("put back");
+            }
+        }
+    }
+
     /// A new table without a key does not end the others' capture, neither while it goes on nor at its next start; with
     /// a key it is followed.
     fn a_new_table_without_a_key_waits_for_one(version: PgVersion) {

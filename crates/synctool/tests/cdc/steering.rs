@@ -97,6 +97,38 @@ on_servers! {
         assert_eq!(stage.status()["waiting"].as_array().map(Vec::len), Some(0));
     }
 
+    /// A first load that is given up is told as long as rows are missing, whoever looks and whatever restarts.
+    fn a_load_that_is_given_up_is_told(version: PgVersion) {
+        let stage = Stage::new(version);
+        stage.ok(&["cdc", "pause", "shop.yaml", "--backfill"]);
+        let running = stage.start();
+        stage.until_seen(&running);
+        stage.ok(&["cdc", "refresh", "shop.yaml", "users", "--cancel"]);
+        let cancelled = |state: &str| {
+            wait_for("the load to be given up", PATIENCE, || {
+                let (_, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+                let users = &status["tables"][0];
+                let told = status["state"] == state && users["backfill"].is_null() && users["cancelled"]["kind"] == "load"
+                    && status["waiting"].as_array().is_some_and(Vec::is_empty);
+                if told { Ok(()) } else { Err(format!("{status:#}")) }
+            });
+            let (_, text, _) = stage.run(&["cdc", "status", "shop.yaml"]);
+            assert!(text.contains("load cancelled after 0 rows") && text.contains("cdc refresh shop public.users"), "{text}");
+        };
+        cancelled("running");
+        stage.ok(&["cdc", "resume", "shop.yaml"]);
+        wait_for("the others to be loaded", PATIENCE, || stage.different(&["restaurant", "visit"]).is_empty());
+        stop(running);
+        cancelled("stopped");
+        stage.catch_up();
+        cancelled("stopped");
+        assert_eq!(stage.to.psql("SELECT count(*) FROM users"), "0");
+        stage.ok(&["cdc", "refresh", "shop.yaml", "users"]);
+        stage.catch_up();
+        stage.assert_equal("read again");
+        assert!(stage.status()["tables"][0]["cancelled"].is_null());
+    }
+
     /// What is compared are the columns as they are now: those that came, under the names that they have, and without
     /// those that the policy let go. One that only the source has is a difference.
     fn a_verification_knows_the_columns_of_now(version: PgVersion) {

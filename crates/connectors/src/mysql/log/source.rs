@@ -271,7 +271,7 @@ impl BinlogSource {
             let after = BackfillPosition {
                 log: Some(position.encode()),
                 pending: pending.collect(),
-                taken: Vec::new(),
+                ..BackfillPosition::default()
             };
             return Ok(GoesOn {
                 dump,
@@ -304,6 +304,7 @@ impl BinlogSource {
                     log: Some(position.encode()),
                     pending: keyed().map(|f| Pending::resync(f.read.table.clone())).collect(),
                     taken: stored.taken,
+                    cancelled: stored.cancelled,
                 };
                 Ok(GoesOn {
                     dump,
@@ -337,7 +338,7 @@ impl BinlogSource {
         // Where no chunk follows, nothing but this keeps the place.
         let keeps_place = after.is_none() && started.after.pending.is_empty();
         let (dump, mut position) = (started.dump, started.position);
-        self.steering.opened(standing(&position), &started.after.pending);
+        self.steering.opened(standing(&position), &started.after);
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
             let name = f.read.table.to_string();
@@ -399,7 +400,7 @@ impl BinlogSource {
         Ok(at_rest(
             plan,
             &self.options,
-            stored.map(|p| p.pending),
+            stored.as_ref(),
             log.as_ref().map(standing),
             (end.ordinal(), &files),
             shown,
@@ -436,15 +437,21 @@ fn standing(position: &LogPosition) -> Standing {
     }
 }
 
-/// Refuses a server whose log cannot be followed.
-pub(super) async fn check_server(session: &mut Session) -> Result<()> {
-    if !session.flavor().mariadb {
-        return Err(Error::new(
+/// Refuses MySQL itself, by name.
+fn check_mariadb(mariadb: bool) -> Result<()> {
+    match mariadb {
+        true => Ok(()),
+        false => Err(Error::new(
             code::UNSUPPORTED,
             "the log of MySQL itself is not followed yet, MariaDB's is",
         )
-        .hint("read its tables by a delta or hash strategy"));
+        .hint("read its tables by a delta or hash strategy")),
     }
+}
+
+/// Refuses a server whose log cannot be followed.
+pub(super) async fn check_server(session: &mut Session) -> Result<()> {
+    check_mariadb(session.flavor().mariadb)?;
     let row = session
         .row(
             "SELECT @@log_bin, @@global.binlog_format, @@global.binlog_row_image",
@@ -575,5 +582,20 @@ impl Source for BinlogSource {
         let mut found = examine::reading(&self.database, tables, false).await;
         found.extend(self.examine_log(tables).await);
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mysql_itself_is_refused_by_name() {
+        assert!(check_mariadb(true).is_ok());
+        let e = check_mariadb(false).expect_err("refused");
+        assert!(
+            e.code() == code::UNSUPPORTED && e.message().contains("MySQL") && e.next_step().is_some(),
+            "{e}"
+        );
     }
 }

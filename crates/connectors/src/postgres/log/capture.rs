@@ -6,7 +6,7 @@ use super::super::slices::{self, Orders};
 use super::slot::Missing;
 use super::source::LogSource;
 use super::{identity, membership, shape, slot};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::backfill::{BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Strategy, Verify};
@@ -81,11 +81,7 @@ impl CaptureRequest {
         if self.keyless {
             return Ok(());
         }
-        Err(Error::new(
-            code::KEY_MISSING,
-            format!("{table} has no key: its rows from before cannot be read beside its log, nor found again"),
-        )
-        .hint(format!(
+        Err(without_key(table).hint(format!(
             "ALTER TABLE {table} ADD PRIMARY KEY (…); or allow tables without a key, which follows only what comes from now on"
         )))
     }
@@ -164,6 +160,18 @@ impl CaptureRequest {
             "bare": self.bare,
         })
     }
+}
+
+pub(super) fn without_key(table: &TableId) -> Error {
+    Error::new(
+        code::KEY_MISSING,
+        format!("{table} has no key: its rows from before cannot be read beside its log, nor found again"),
+    )
+}
+
+/// Whether a plan has all tables of the publication, not named ones.
+pub(crate) fn follows_all(plan: &Plan) -> bool {
+    plan.semantics["tables"].as_array().is_some_and(Vec::is_empty)
 }
 
 /// Under which name a plan remembers where its log goes on, if another plan read it before.
@@ -247,12 +255,20 @@ fn go_on(stored: &Plan, mut plan: Plan, position: Option<Position>) -> Result<Pl
         return Ok(plan);
     };
     let mut position = BackfillPosition::parse(&position)?;
-    position
-        .pending
-        .retain(|p| plan.tables.iter().any(|t| t.read.table == p.table));
+    let mut left: BTreeSet<String> = stored
+        .remember
+        .keys()
+        .filter(|k| k.starts_with(LEFT))
+        .cloned()
+        .collect();
+    let has = |table: &TableId| plan.tables.iter().any(|t| t.read.table == *table);
+    position.pending.retain(|p| has(&p.table));
+    position.cancelled.retain(|c| has(&c.table));
     for table in plan.tables.iter().filter(|t| known(&t.read.table).is_none()) {
         let read = &table.read.table;
         match Remembered::of(&plan, read).initial {
+            // Its copy has rows of then.
+            Initial::Load if left.contains(&left_name(read)) => position.pending.push(Pending::resync(read.clone())),
             Initial::Load => position.pending.push(Pending::load(read.clone())),
             Initial::Resync => position.pending.push(Pending::resync(read.clone())),
             Initial::Skip => {}
@@ -266,10 +282,20 @@ fn go_on(stored: &Plan, mut plan: Plan, position: Option<Position>) -> Result<Pl
             plan.reasons.push(format!(
                 "{read}: not followed any more; its rows at the destination stay"
             ));
+            left.insert(left_name(read));
         }
     }
+    left.retain(|name| !plan.tables.iter().any(|t| left_name(&t.read.table) == *name));
+    plan.remember.extend(left.into_iter().map(|name| (name, String::new())));
     plan.remember.insert(FROM.into(), position.encode().0);
     Ok(plan)
+}
+
+/// Under which names a plan remembers tables that were followed once.
+const LEFT: &str = "log:left:";
+
+fn left_name(table: &TableId) -> String {
+    format!("{LEFT}{table}")
 }
 
 /// Where a plan's log begins, if another plan read it before.
@@ -594,7 +620,11 @@ pub(crate) async fn expected_rows(connection: &Connection, oid: u32) -> Result<O
 }
 
 /// The columns by which changes find their row: those of the replica identity.
-async fn key(connection: &Connection, described: &Described, reasons: &mut Vec<String>) -> Result<Vec<String>> {
+pub(super) async fn key(
+    connection: &Connection,
+    described: &Described,
+    reasons: &mut Vec<String>,
+) -> Result<Vec<String>> {
     const SQL: &str = "
         SELECT c.relreplident::text,
                ARRAY(SELECT a.attname::text

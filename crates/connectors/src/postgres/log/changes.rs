@@ -20,17 +20,19 @@
 //!
 //! Row by row there are [`Changes::next_change`] and [`Changes::into_stream`], a [`Handler`](super::consume::Handler) and
 //! a [`Batcher`](super::consume::Batcher). Tables, or rows by key, are read again while changes go on
-//! ([`Changes::refresh`]); [`Changes::steering`] pauses, resumes, and tells how far the log is.
+//! ([`Changes::refresh`]). [`Changes::control`] does that, pauses, resumes, and tells how far the log is, while somebody
+//! else takes the changes.
 
 use super::super::PostgresConfig;
-use super::super::catalog;
-use super::super::client::Postgres;
+use super::super::catalog::{self, Described};
+use super::super::client::{Connection, Postgres};
+use super::capture;
 use super::consume::{Change, Keys};
 use super::shape::{self, Followed, Initial};
 use super::slot::Missing;
 use super::source::LogSource;
 use super::status::{LogStatus, Steering, Watched};
-use super::{LogOptions, slot};
+use super::{LogOptions, identity, slot};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -50,6 +52,7 @@ pub struct ChangesBuilder {
     options: LogOptions,
     tables: Vec<String>,
     initial: Initial,
+    keyless: bool,
     context: ReadContext,
 }
 
@@ -57,13 +60,61 @@ pub struct ChangesBuilder {
 /// log, then every change.
 pub struct Changes {
     reader: Box<dyn Reader>,
-    source: LogSource,
-    keys: Keys,
-    watched: Vec<Watched>,
-    asked: AtomicU64,
-    instance: u64,
+    control: Control,
     /// Rows that are taken apart and not handed out yet.
     pub(super) changes: VecDeque<Change>,
+}
+
+/// Steers changes from beside whoever takes them; clones may be anywhere.
+#[derive(Debug, Clone)]
+pub struct Control {
+    source: Arc<LogSource>,
+    keys: Arc<Keys>,
+    watched: Arc<[Watched]>,
+    asked: Arc<AtomicU64>,
+    instance: u64,
+}
+
+impl Control {
+    /// Reads rows again while changes go on: a whole table, or the rows of some keys. What was read comes as
+    /// [`Change::Refresh`]; keys that are not there come as deletes.
+    pub async fn refresh(&self, selection: Selection) -> Result<()> {
+        let table = TableId::parse(&selection.table)?;
+        let pending = self.source.refresh(&table, &selection.keys).await?;
+        let wish = Wish::Read(Pending {
+            replace: false,
+            ..pending
+        });
+        self.ask(wish);
+        Ok(())
+    }
+
+    /// Gives up what is still to be read of a table. [`Control::status`] tells it until the table is refreshed.
+    pub fn cancel(&self, table: &str) -> Result<()> {
+        let parsed = TableId::parse(table)?;
+        let known = self
+            .keys
+            .keys()
+            .find(|t| t.name == parsed.name && (parsed.schema.is_none() || t.schema == parsed.schema));
+        let known = known.ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{table} is not followed")))?;
+        self.ask(Wish::Cancel(known.clone()));
+        Ok(())
+    }
+
+    fn ask(&self, wish: Wish) {
+        let id = format!("{:016x}", self.asked.fetch_add(1, Ordering::Relaxed) ^ self.instance);
+        self.source.steering().requests().ask(Request { id, wish });
+    }
+
+    /// Holds changes still, or only the reading of tables; or lets them go on.
+    pub fn pause(&self, pause: Pause) {
+        self.source.steering().requests().pause(pause);
+    }
+
+    /// How far the log is, per table, too.
+    pub fn status(&self) -> LogStatus {
+        self.source.steering().status_of(&self.watched, self.source.options())
+    }
 }
 
 impl std::fmt::Debug for Changes {
@@ -80,6 +131,7 @@ impl Changes {
             options: LogOptions::default(),
             tables: Vec::new(),
             initial: Initial::Load,
+            keyless: false,
             context: ReadContext::default(),
         }
     }
@@ -122,63 +174,48 @@ impl Changes {
         Ok(builder)
     }
 
-    /// Reads rows again while changes go on: a whole table, or the rows of some keys. What was read comes as
-    /// [`Change::Refresh`]; keys that are not there come as deletes.
+    /// What steers these changes while somebody else takes them: get it before [`Changes::handle`],
+    /// [`Changes::batches`] or [`Changes::into_stream`] takes the changes themselves.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// [`Control::refresh`].
     pub async fn refresh(&self, selection: Selection) -> Result<()> {
-        let table = TableId::parse(&selection.table)?;
-        let pending = self.source.refresh(&table, &selection.keys).await?;
-        let wish = Wish::Read(Pending {
-            replace: false,
-            ..pending
-        });
-        self.ask(wish);
-        Ok(())
+        self.control.refresh(selection).await
     }
 
-    /// Gives up what is still to be read of a table.
+    /// [`Control::cancel`].
     pub fn cancel(&self, table: &str) -> Result<()> {
-        let parsed = TableId::parse(table)?;
-        let known = self
-            .keys
-            .keys()
-            .find(|t| t.name == parsed.name && (parsed.schema.is_none() || t.schema == parsed.schema));
-        let known = known.ok_or_else(|| Error::new(code::TABLE_MISSING, format!("{table} is not followed")))?;
-        self.ask(Wish::Cancel(known.clone()));
-        Ok(())
+        self.control.cancel(table)
     }
 
-    fn ask(&self, wish: Wish) {
-        let id = format!("{:016x}", self.asked.fetch_add(1, Ordering::Relaxed) ^ self.instance);
-        self.source.steering().requests().ask(Request { id, wish });
-    }
-
-    /// Holds changes still, or only the reading of tables; or lets them go on. Another task may do so, too, by a clone of
-    /// [`Changes::steering`].
+    /// [`Control::pause`].
     pub fn pause(&self, pause: Pause) {
-        self.source.steering().requests().pause(pause);
+        self.control.pause(pause);
     }
 
     /// What steers the log, to be shared.
     pub fn steering(&self) -> Arc<Steering> {
-        self.source.steering().clone()
+        self.control.source.steering().clone()
     }
 
-    /// How far the log is, per table, too.
+    /// [`Control::status`].
     pub fn status(&self) -> LogStatus {
-        self.source.steering().status_of(&self.watched, self.source.options())
+        self.control.status()
     }
 
     /// The names of the columns that find a table's rows.
     pub(super) fn key_of(&self, table: &TableId) -> &[String] {
-        self.keys.get(table).map_or(&[], Vec::as_slice)
+        self.control.keys.get(table).map_or(&[], Vec::as_slice)
     }
 
     /// Ends the log; the server has heard what was acknowledged.
     pub async fn close(self) -> Result<()> {
         drop(self.reader);
-        let database = self.source.database();
-        let connection = database.connect().await?;
-        let options = self.source.options();
+        let source = &self.control.source;
+        let connection = source.database().connect().await?;
+        let options = source.options();
         slot::wait_free(&connection, &options.slot, options.status_interval).await?;
         connection.recycle();
         Ok(())
@@ -238,6 +275,13 @@ impl ChangesBuilder {
         self
     }
 
+    /// Whether tables without a key are followed, too: their rows from before do not come, and updates and deletes of
+    /// them need REPLICA IDENTITY FULL. Without it such a table is refused.
+    pub fn keyless(mut self, keyless: bool) -> Self {
+        self.keyless = keyless;
+        self
+    }
+
     /// What is done with rows that are there already.
     pub fn initial(mut self, initial: Initial) -> Self {
         self.initial = initial;
@@ -255,12 +299,16 @@ impl ChangesBuilder {
         let database = Postgres::open(self.config)?;
         let source = database.log(self.options)?;
         let schema = database.config().schema.clone();
-        let tables: Vec<TableId> = self.tables.iter().map(|t| TableId::parse(t)).collect::<Result<_>>()?;
+        let mut tables: Vec<TableId> = self.tables.iter().map(|t| TableId::parse(t)).collect::<Result<_>>()?;
         let connection = database.connect().await?;
         slot::check_server(&connection).await?;
+        let all = tables.is_empty();
+        for table in &tables {
+            // Before anything is made for it.
+            found_by(&connection, table, &schema, self.keyless).await?;
+        }
         let publication = slot::publication(&connection, source.options(), &tables, &schema, Missing::Make).await?;
-        let mut tables = tables;
-        if tables.is_empty() {
+        if all {
             let marks = source.options().watermark_table();
             tables.extend(
                 publication
@@ -272,7 +320,7 @@ impl ChangesBuilder {
         }
         let mut followed = Vec::with_capacity(tables.len());
         for table in tables {
-            let described = catalog::describe(&connection, &table, &schema).await?;
+            let (described, key) = found_by(&connection, &table, &schema, self.keyless).await?;
             let published = publication.tables.iter().find(|p| p.table == described.table);
             let columns = published.and_then(|p| p.columns.as_ref());
             let may = connection.version() >= 180_000;
@@ -284,7 +332,7 @@ impl ChangesBuilder {
             all.retain(|c| comes(&c.name, c.generated));
             followed.push(Followed {
                 read: ReadSpec::all(described.table, &all),
-                key: described.schema.key,
+                key,
                 by_bytes: Vec::new(),
                 known: now.columns,
                 oid: described.oid,
@@ -296,22 +344,44 @@ impl ChangesBuilder {
             });
         }
         connection.recycle();
-        let keys = followed.iter().map(|f| (f.read.table.clone(), f.key.clone())).collect();
+        let keys: Keys = followed.iter().map(|f| (f.read.table.clone(), f.key.clone())).collect();
         let watched = followed.iter().map(|f| Watched::same(&f.read.table)).collect();
-        source.follow_tables(followed);
+        source.follow_tables(followed, all);
         let read = ReadSpec::of(TableId::bare(""), Vec::new());
         let reader = source
             .open(&read, &LogSource::partition(), after, &self.context)
             .await?;
         Ok(Changes {
             reader,
-            source,
-            keys,
-            watched,
+            control: Control {
+                source: Arc::new(source),
+                keys: Arc::new(keys),
+                watched,
+                asked: Arc::default(),
+                instance: RandomState::new().build_hasher().finish(),
+            },
             changes: VecDeque::new(),
-            asked: AtomicU64::new(0),
-            instance: RandomState::new().build_hasher().finish(),
         })
+    }
+}
+
+/// A table as the catalog has it, and the columns by which its changes find their rows. Refuses what cannot be followed,
+/// and a table without such columns where nobody asked for it.
+async fn found_by(
+    connection: &Connection,
+    table: &TableId,
+    schema: &str,
+    keyless: bool,
+) -> Result<(Described, Vec<String>)> {
+    let described = catalog::describe(connection, table, schema).await?;
+    let key = capture::key(connection, &described, &mut Vec::new()).await?;
+    identity::check_followable(connection, &described, &key).await?;
+    match key.is_empty() && !keyless {
+        true => Err(capture::without_key(table).hint(format!(
+            "ALTER TABLE {table} ADD PRIMARY KEY (…); or ask for it by ChangesBuilder::keyless, which follows only what \
+             comes from now on"
+        ))),
+        false => Ok((described, key)),
     }
 }
 

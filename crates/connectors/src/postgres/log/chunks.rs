@@ -504,6 +504,10 @@ impl ChunkSource for Chunks {
         })
     }
 
+    fn follows(&self, table: &TableId) -> bool {
+        self.shapes.find(|s| *s.table == *table).is_some()
+    }
+
     fn refill(&self, change: &SchemaChange) -> Option<Pending> {
         let shape = self.shapes.find(|s| s.table == change.table)?;
         if shape.key.is_empty() {

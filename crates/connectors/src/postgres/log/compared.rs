@@ -2,7 +2,8 @@
 
 use super::super::catalog;
 use super::Drift;
-use super::capture::position_of;
+use super::capture::{follows_all, position_of};
+use super::membership::{self, Absent};
 use super::position::LogPosition;
 use super::shape::{Followed, Shape};
 use super::slot::{self, Publication};
@@ -11,13 +12,15 @@ use synctool_core::backfill::BackfillPosition;
 use synctool_core::error::Result;
 use synctool_core::plan::Plan;
 use synctool_core::progress::Position;
+use synctool_core::schema::TableId;
 
 /// A column's names: at the source, and at the destination.
 pub type Names = (String, String);
 
 impl LogSource {
     /// The columns of each table of a plan as they are now: those of the plan by the names that they have by now, without
-    /// those that the policy let go, and those that came since, whether the log has shown them or not.
+    /// those that the policy let go, and those that came since, whether the log has shown them or not. None of a table
+    /// that is left out of the log.
     pub async fn columns(&self, plan: &Plan, position: Option<&Position>) -> Result<Vec<Vec<Names>>> {
         let stored = position_of(plan, position.cloned());
         let stored = stored.as_ref().map(BackfillPosition::parse).transpose()?;
@@ -36,8 +39,15 @@ impl LogSource {
             tables: Vec::new(),
             via_root: true,
         });
+        let names: Vec<TableId> = plan.tables.iter().map(|t| t.read.table.clone()).collect();
+        let mut out = membership::absent(&connection, &self.options().publication, &names, schema).await?;
+        out.retain(|(_, why)| follows_all(plan) || *why == Absent::Gone);
         let mut tables = Vec::with_capacity(plan.tables.len());
         for table in &plan.tables {
+            if out.iter().any(|(out, _)| *out == table.read.table) {
+                tables.push(Vec::new());
+                continue;
+            }
             let followed = Followed::of(plan, table);
             let shape = Shape::load(
                 &connection,

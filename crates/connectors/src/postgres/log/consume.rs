@@ -152,6 +152,10 @@ pub trait Handler: Send {
 }
 
 /// Takes net changes of some transactions at a time, per table. An error ends it, and the batch comes again.
+///
+/// A batch that outgrows [`BatchLimits`] within one transaction comes in parts: `truncate`, `upsert` and `delete` are
+/// called again, each part is the net of what happened since the one before it, and `commit` follows the last one. Only
+/// there a transaction is whole: what is to be seen by others is shown then.
 #[async_trait]
 pub trait Batcher: Send {
     /// Rows are like this now. Absent cells keep what is held; a row whose key changed is told by `moved`, from the key
@@ -169,6 +173,9 @@ pub trait Batcher: Send {
 #[derive(Debug, Clone, Copy)]
 pub struct BatchLimits {
     /// A batch ends with the first transaction after so many rows …
+    ///
+    /// One transaction that brings more than ten times as many is handed over in parts of about that, so that no more is
+    /// held in memory.
     pub rows: usize,
     /// … or so much time, so that nothing waits on an idle database.
     pub wait: Duration,
@@ -180,6 +187,13 @@ impl Default for BatchLimits {
             rows: 1000,
             wait: Duration::from_millis(500),
         }
+    }
+}
+
+impl BatchLimits {
+    /// How many rows are held at most within a transaction.
+    fn part(&self) -> usize {
+        self.rows.max(1).saturating_mul(10)
     }
 }
 
@@ -366,6 +380,9 @@ impl Changes {
                 Some(change) => {
                     boundary = None;
                     batch.add(change)?;
+                    if batch.rows >= limits.part() {
+                        std::mem::take(&mut batch).tell(batcher).await?;
+                    }
                 }
                 None => {
                     if let Some(position) = boundary.take() {
@@ -379,25 +396,7 @@ impl Changes {
 
     /// Hands a batch over; says whether it is enough.
     async fn hand_over(&mut self, batch: &mut Batch, batcher: &mut impl Batcher, position: &Position) -> Result<bool> {
-        let batch = std::mem::take(batch);
-        for table in batch.tables {
-            if table.emptied {
-                batcher.truncate(&table.table).await?;
-            }
-            let (mut rows, mut gone) = (Vec::new(), Vec::new());
-            for state in table.order.iter().filter_map(|key| table.rows.get(key)) {
-                match state {
-                    State::Is(row) => rows.push(row.clone()),
-                    State::Gone(row) => gone.push(row.clone()),
-                }
-            }
-            if !rows.is_empty() {
-                batcher.upsert(&table.table, rows, table.moved).await?;
-            }
-            if !gone.is_empty() {
-                batcher.delete(&table.table, gone).await?;
-            }
-        }
+        std::mem::take(batch).tell(batcher).await?;
         Ok(match batcher.commit(position).await? {
             Safe::NotYet => false,
             Safe::Yes => {
@@ -433,6 +432,29 @@ enum State {
 }
 
 impl Batch {
+    /// Tells a batcher all of it.
+    async fn tell(self, batcher: &mut impl Batcher) -> Result<()> {
+        for mut table in self.tables {
+            if table.emptied {
+                batcher.truncate(&table.table).await?;
+            }
+            let (mut rows, mut gone) = (Vec::new(), Vec::new());
+            for state in table.order.iter().filter_map(|key| table.rows.remove(key)) {
+                match state {
+                    State::Is(row) => rows.push(row),
+                    State::Gone(row) => gone.push(row),
+                }
+            }
+            if !rows.is_empty() {
+                batcher.upsert(&table.table, rows, table.moved).await?;
+            }
+            if !gone.is_empty() {
+                batcher.delete(&table.table, gone).await?;
+            }
+        }
+        Ok(())
+    }
+
     fn table(&mut self, table: &Arc<TableId>) -> &mut TableBatch {
         let at = self.tables.iter().position(|t| t.table == *table).unwrap_or_else(|| {
             self.tables.push(TableBatch {

@@ -199,13 +199,21 @@ async fn plugins(connection: &Connection) -> Option<Finding> {
     const SQL: &str = "SELECT pg_catalog.current_setting('output_plugin_libraries', true)";
     let row = connection.query_one(SQL, &[]).await.ok()?;
     let allowed: String = row.get::<_, Option<String>>(0)?;
-    let ours = allowed.split(',').any(|name| name.trim() == "pgoutput");
     Some(finding(
         "output plugins",
-        ours,
+        allows_ours(&allowed),
         format!("output_plugin_libraries: {allowed}"),
         format!("ALTER SYSTEM SET output_plugin_libraries = {allowed}, pgoutput; then SELECT pg_reload_conf();"),
     ))
+}
+
+/// Whether a list of libraries has ours, whatever stands around its name.
+fn allows_ours(list: &str) -> bool {
+    let bare = |name: &str| name.trim().trim_matches(['"', '\'']).trim().to_owned();
+    list.split(',').map(bare).any(|name| {
+        let name = name.strip_prefix("$libdir/").unwrap_or(&name);
+        name == "pgoutput" || name == "pgoutput.so"
+    })
 }
 
 /// Whether there is room for a slot and a sender more.
@@ -269,4 +277,31 @@ async fn identity(connection: &Connection, table: &TableId, schema: &str) -> Res
             alter("ADD PRIMARY KEY (…); or, with `keyless: true`, REPLICA IDENTITY FULL;"),
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::allows_ours;
+
+    #[test]
+    fn a_list_of_plugins_is_read() {
+        for list in [
+            "pgoutput",
+            "wal2json, pgoutput",
+            " test_decoding ,\"pgoutput\"",
+            "$libdir/pgoutput",
+            "a,pgoutput.so",
+        ] {
+            assert!(allows_ours(list), "{list}");
+        }
+        for list in [
+            "",
+            "wal2json",
+            "pgoutput2",
+            "my_pgoutput, test_decoding",
+            "pgoutput wal2json",
+        ] {
+            assert!(!allows_ours(list), "{list}");
+        }
+    }
 }

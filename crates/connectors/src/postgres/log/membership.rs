@@ -3,7 +3,7 @@
 
 use super::super::catalog::rows;
 use super::super::client::Connection;
-use super::super::sql::table as quoted;
+use super::super::sql::{ident, table as quoted};
 use postgres_types::{ToSql, Type};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -88,6 +88,66 @@ pub(super) async fn memberships(
         });
     }
     Ok(found)
+}
+
+/// What a position keeps in the place of a membership while a table is left out: whatever it comes back by, it is
+/// compared.
+pub(super) const OUT: &str = "-";
+
+/// Why changes of a followed table do not come any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Absent {
+    /// No table has its name.
+    Gone,
+    /// The publication does not have it.
+    Unpublished,
+}
+
+impl Absent {
+    /// The same for people; `all`: the tables are those of the publication, not named ones.
+    pub(super) fn told(self, table: &TableId, publication: &str, schema: &str, all: bool) -> String {
+        let leave = if all { "" } else { ", or take it out of `tables`" };
+        match self {
+            Absent::Gone if all => {
+                "no table has its name at the source any more (dropped, or renamed): without it the next start leaves it out, \
+                 and its copy stays as it is"
+                    .into()
+            }
+            Absent::Gone => {
+                "no table has its name at the source any more (dropped, or renamed), and the next start ends at that: take it \
+                 out of `tables` (its copy stays as it is), or make it again"
+                    .into()
+            }
+            Absent::Unpublished => format!(
+                "it is not in the publication {publication} any more, so its changes do not come and its copy grows old: \
+                 ALTER PUBLICATION {} ADD TABLE {}; has it followed again, and compared first{leave}",
+                ident(publication),
+                quoted(table, schema)
+            ),
+        }
+    }
+}
+
+/// Those of the followed tables whose changes do not come any more.
+pub(super) async fn absent(
+    connection: &Connection,
+    publication: &str,
+    tables: &[TableId],
+    schema: &str,
+) -> Result<Vec<(TableId, Absent)>> {
+    const THERE: &str = "SELECT pg_catalog.to_regclass(name) IS NOT NULL FROM pg_catalog.unnest($1::text[]) \
+        WITH ORDINALITY AS n(name, place) ORDER BY place";
+    let members = memberships(connection, publication, tables, schema).await?;
+    let out = tables.iter().zip(members).filter(|(_, member)| member.is_none());
+    let out: Vec<TableId> = out.map(|(table, _)| table.clone()).collect();
+    if out.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = names(&out, schema);
+    let params: &[(&(dyn ToSql + Sync), Type)] = &[(&names, Type::TEXT_ARRAY)];
+    let there = rows(connection, THERE, params, "looking for the followed tables").await?;
+    let why = |there: bool| if there { Absent::Unpublished } else { Absent::Gone };
+    Ok(out.into_iter().zip(there.iter().map(|r| why(r.get(0)))).collect())
 }
 
 /// Under which name a position keeps what [`kinds`] says; no table has it.

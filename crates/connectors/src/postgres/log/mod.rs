@@ -83,6 +83,8 @@ pub struct LogOptions {
     pub status_interval: Duration,
     /// A longer backlog is peeked by SQL, which is faster than streaming it; `None` always streams.
     pub catch_up_bytes: Option<u64>,
+    /// How often a stream looks whether the backlog is so long by now.
+    pub lag_check: Duration,
     /// Changes per peek.
     pub peek_changes: u32,
     /// Bytes of the log that wait for the reader.
@@ -143,6 +145,7 @@ impl Default for LogOptions {
             heartbeat: Some(Duration::from_secs(10)),
             status_interval: Duration::from_secs(5),
             catch_up_bytes: Some(256 << 20),
+            lag_check: Duration::from_secs(15),
             peek_changes: 200_000,
             queue_bytes: 8 << 20,
             together: false,

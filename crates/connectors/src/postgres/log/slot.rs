@@ -124,7 +124,7 @@ pub(super) async fn publication(
                 create_publication(name, &all, connection.version()),
             ));
         }
-        if all.is_empty() {
+        if wanted.is_empty() {
             return Err(wrong(
                 format!("the publication {name} does not exist, and no tables are named that it could have"),
                 "name the tables to capture",
@@ -151,6 +151,13 @@ pub(super) async fn publication(
                 format!("the publication {name} does not have {}", names(&missing)),
                 format!("{add};"),
             ));
+        }
+        if !act.only_tells() {
+            tracing::info!(
+                publication = name,
+                tables = names(&missing),
+                "adding tables to the publication"
+            );
         }
         act.run(connection, add, "adding tables to the publication").await?;
         if act.only_tells() {
@@ -497,36 +504,47 @@ pub(super) async fn end_reader(connection: &Connection, name: &str) -> Result<()
 
 /// Waits until nobody reads the slot. A session of ours that does not answer any more is ended: whoever comes here has
 /// taken over the partition at the destination.
+///
+/// A reader tells by its own clock when it answered last (`reply_time`), so that is no measure: whose answer does not
+/// change while we look does not answer. How often others answer nobody knows, so they are never ended.
 pub(super) async fn wait_free(connection: &Connection, name: &str, status_interval: Duration) -> Result<()> {
     const HOLDER: &str = "
-        SELECT s.active_pid, a.application_name, coalesce(a.client_addr::text, 'a local socket'),
-               extract(epoch FROM clock_timestamp() - r.reply_time)::float8
+        SELECT s.active_pid,
+               CASE WHEN a.application_name = pg_catalog.current_setting('application_name') THEN r.reply_time::text END,
+               a.application_name, coalesce(a.client_addr::text, 'a local socket')
         FROM pg_catalog.pg_replication_slots s
         LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
         LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid
         WHERE s.slot_name = $1::text AND s.active_pid IS NOT NULL";
+    let patience = status_interval * 3 + Duration::from_secs(1);
+    let mut waiting = SLOT_WAIT;
     let begun = Instant::now();
+    let mut seen: Option<(i32, Option<String>, Instant)> = None;
     loop {
         let holder = connection
             .query_opt(HOLDER, &[&name])
             .await
             .map_err(|e| connection.error(e, "looking who reads the slot"))?;
         let Some(holder) = holder else { return Ok(()) };
-        let pid: i32 = holder.get(0);
-        let silent: Option<f64> = holder.get(3);
-        if silent.is_some_and(|s| s > status_interval.as_secs_f64() * 3.0 + 1.0) {
-            tracing::warn!(
-                slot = name,
-                pid,
-                "a session that reads the slot does not answer any more and is ended"
-            );
-            connection
-                .query("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid])
-                .await
-                .map_err(|e| connection.error(e, "ending the session that reads the slot"))?;
+        let (pid, reply): (i32, Option<String>) = (holder.get(0), holder.get(1));
+        match &seen {
+            Some((known, last, since)) if *known == pid && *last == reply => {
+                if reply.is_some() && since.elapsed() > patience {
+                    end_silent(connection, name, pid).await?;
+                    (seen, waiting) = (None, begun.elapsed() + SLOT_WAIT);
+                }
+            }
+            // One that answers is not waited for any longer.
+            Some((known, ..)) if *known == pid => waiting = SLOT_WAIT,
+            _ => {
+                if reply.is_some() {
+                    waiting = waiting.max(begun.elapsed() + patience + SLOT_WAIT);
+                }
+                seen = Some((pid, reply, Instant::now()));
+            }
         }
-        if begun.elapsed() > SLOT_WAIT {
-            let (application, address): (Option<String>, String) = (holder.get(1), holder.get(2));
+        if begun.elapsed() > waiting {
+            let (application, address): (Option<String>, String) = (holder.get(2), holder.get(3));
             return Err(Error::new(
                 code::CONFLICT,
                 format!(
@@ -538,6 +556,19 @@ pub(super) async fn wait_free(connection: &Connection, name: &str, status_interv
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+async fn end_silent(connection: &Connection, slot: &str, pid: i32) -> Result<()> {
+    tracing::warn!(
+        slot,
+        pid,
+        "a session that reads the slot does not answer any more and is ended"
+    );
+    connection
+        .query("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid])
+        .await
+        .map(|_| ())
+        .map_err(|e| connection.error(e, "ending the session that reads the slot"))
 }
 
 /// The statements that take away everything that was made at the source for a pipeline.

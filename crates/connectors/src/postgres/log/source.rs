@@ -12,7 +12,7 @@ use super::position::{self, LogPosition, Origin, SlotState};
 use super::reader::{LogReader, World};
 use super::shape::{Followed, Initial, Shape, Shapes};
 use super::slot::Missing;
-use super::status::Steering;
+use super::status::{Steering, Watch, told_absent};
 use super::transport::{Feed, Route, end_of_log};
 use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, capture::CaptureRequest, identity, membership, slot};
 use crate::logs;
@@ -44,6 +44,8 @@ pub struct LogSource {
     tables: PostgresSource,
     options: LogOptions,
     followed: Mutex<Vec<Followed>>,
+    /// Whether they are all tables of the publication, not named ones: what leaves it is left out then, not put back.
+    all: AtomicBool,
     /// Where the log begins for a plan that goes on where another stood.
     from: Mutex<Option<Position>>,
     as_text: Arc<AtomicBool>,
@@ -76,6 +78,16 @@ struct Started {
     repaired: bool,
 }
 
+/// What a log does not have of the followed tables.
+struct Missed {
+    /// Tables that it did not have all the time: they are compared.
+    missed: Vec<TableId>,
+    /// Those that are published as a whole, not partition by partition.
+    whole: BTreeSet<TableId>,
+    /// Those that are not published, or not there: they are left out.
+    out: BTreeSet<TableId>,
+}
+
 /// Whether a log goes on where it stands.
 #[derive(Debug)]
 pub enum Outlook {
@@ -104,6 +116,7 @@ impl Postgres {
             tables: self.source(),
             options,
             followed: Mutex::default(),
+            all: AtomicBool::default(),
             from: Mutex::default(),
             as_text: Arc::default(),
             steering: Arc::default(),
@@ -133,10 +146,12 @@ impl LogSource {
     /// Follows the tables of a plan that [`super::capture`] made. To be called before the engine opens the log.
     pub fn follow(&self, plan: &Plan) {
         *self.from.lock().expect("nothing panics while holding it") = capture::from_of(plan);
-        self.follow_tables(plan.tables.iter().map(|t| Followed::of(plan, t)).collect());
+        let tables = plan.tables.iter().map(|t| Followed::of(plan, t)).collect();
+        self.follow_tables(tables, capture::follows_all(plan));
     }
 
-    pub(super) fn follow_tables(&self, tables: Vec<Followed>) {
+    pub(super) fn follow_tables(&self, tables: Vec<Followed>, all: bool) {
+        self.all.store(all, Ordering::Relaxed);
         *self.followed.lock().expect("nothing panics while holding it") = tables;
     }
 
@@ -229,6 +244,17 @@ impl LogSource {
             return Err(Error::new(code::TABLE_MISSING, format!("{table} is not followed"))
                 .hint(format!("followed are: {}", names.join(", "))));
         };
+        let members = self.members.lock().expect("nothing panics while holding it").clone();
+        if members
+            .get(&followed.read.table)
+            .is_some_and(|by| by == membership::OUT)
+        {
+            return Err(Error::new(
+                code::TABLE_MISSING,
+                format!("{table} is left out: the publication does not have it"),
+            )
+            .hint("put it back into the publication: it is compared then by itself"));
+        }
         // Says whether there is a key, too.
         let keys = chunks::canonical_keys(&self.database, &followed.read, &followed.key, keys).await?;
         Ok(match keys.is_empty() {
@@ -333,17 +359,13 @@ impl LogSource {
     ) -> Result<Started> {
         let name = &self.options.slot;
         let keyed = || followed.iter().filter(|f| !f.key.is_empty());
-        let at = |log: LogPosition, pending: Vec<Pending>, taken: Vec<String>| {
-            let position = BackfillPosition {
+        let at = |log: LogPosition, beside: BackfillPosition| Started {
+            after: BackfillPosition {
                 log: Some(log.encode()),
-                pending,
-                taken,
-            };
-            Started {
-                position: log,
-                after: position,
-                repaired: false,
-            }
+                ..beside
+            },
+            position: log,
+            repaired: false,
         };
         let Some(after) = after else {
             let (_, origin) = self.origin(connection, link).await?;
@@ -368,16 +390,16 @@ impl LogSource {
                 Initial::Resync => Some(Pending::resync(f.read.table.clone())),
                 Initial::Skip => None,
             });
-            return Ok(at(LogPosition::new(lsn, origin), pending.collect(), Vec::new()));
+            let beside = BackfillPosition {
+                pending: pending.collect(),
+                ..BackfillPosition::default()
+            };
+            return Ok(at(LogPosition::new(lsn, origin), beside));
         };
         let judged = self.judge(connection, link, after).await?;
         let (stored, origin) = (judged.stored, judged.origin);
         match judged.verdict {
-            Ok(()) => Ok(at(
-                LogPosition { origin, ..stored },
-                judged.after.pending,
-                judged.after.taken,
-            )),
+            Ok(()) => Ok(at(LogPosition { origin, ..stored }, judged.after)),
             Err(e) if self.options.repair.holds() => {
                 tracing::warn!(error = %e, "the log is made good by a new slot and a comparison of every table");
                 if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
@@ -395,10 +417,13 @@ impl LogSource {
                     slot::drop(connection, name).await?;
                 }
                 let lsn = slot::create(connection, &self.options).await?;
-                let pending = keyed().map(|f| Pending::resync(f.read.table.clone())).collect();
+                let beside = BackfillPosition {
+                    pending: keyed().map(|f| Pending::resync(f.read.table.clone())).collect(),
+                    ..judged.after
+                };
                 Ok(Started {
                     repaired: true,
-                    ..at(LogPosition { lsn, origin, ..stored }, pending, judged.after.taken)
+                    ..at(LogPosition { lsn, origin, ..stored }, beside)
                 })
             }
             Err(e) => Err(e),
@@ -406,7 +431,8 @@ impl LogSource {
     }
 
     async fn open_log(&self, after: Option<&Position>, context: &ReadContext) -> Result<Box<dyn Reader>> {
-        let followed = self.followed.lock().expect("nothing panics while holding it").clone();
+        let mut followed = self.followed.lock().expect("nothing panics while holding it").clone();
+        let all = self.all.load(Ordering::Relaxed);
         if followed.is_empty() {
             return Err(Error::bug(
                 "a log is opened before it is known which tables it is about",
@@ -424,7 +450,14 @@ impl LogSource {
             .hint("use watermarks by table"));
         }
         let names: Vec<TableId> = followed.iter().map(|f| f.read.table.clone()).collect();
-        let publication = slot::publication(&connection, &self.options, &names, &config.schema, Missing::Make).await?;
+        // What somebody took out of the publication is their word, where it says what is followed.
+        let wanted = if all { &[] } else { names.as_slice() };
+        let publication = slot::publication(&connection, &self.options, wanted, &config.schema, Missing::Make)
+            .await
+            .map_err(|e| match e.code() == code::TABLE_MISSING {
+                true => e.hint_instead("take it out of `tables` (its copy at the destination stays), or make it again"),
+                false => e,
+            })?;
         let mut link = Replication::connect(&self.database).await?;
         let from = self.from.lock().expect("nothing panics while holding it").clone();
         let after = after.or(from.as_ref());
@@ -433,7 +466,11 @@ impl LogSource {
             after: mut start,
             repaired,
         } = self.start(&connection, &mut link, after, &followed).await?;
-        let (missed, whole) = self.missed(&connection, &mut position, &followed, repaired).await?;
+        let Missed { missed, whole, out } = self.missed(&connection, &mut position, &followed, repaired).await?;
+        followed.retain(|f| !out.contains(&f.read.table));
+        start.pending.retain(|p| !out.contains(&p.table));
+        let absent = told_absent(&connection, &self.options.publication, &names, &config.schema, all).await?;
+        self.steering.absent(absent);
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
             let table = &f.read.table;
@@ -463,7 +500,7 @@ impl LogSource {
             shapes.push(loaded.shape);
         }
         start.log = Some(position.encode());
-        self.steering.opened(position.standing(), &start.pending);
+        self.steering.opened(position.standing(), &start);
         // A type without a binary form here may be in any published table: then everything comes as text.
         let binary = messages && !self.as_text.load(Ordering::Relaxed) && shapes.iter().all(Shape::is_binary);
         slot::wait_free(&connection, &self.options.slot, self.options.status_interval).await?;
@@ -491,6 +528,8 @@ impl LogSource {
             queue_bytes: self.options.queue_bytes,
             max_row_bytes: context.max_row_bytes,
             status_interval: self.options.status_interval,
+            lag_check: self.options.lag_check,
+            steering: self.steering.clone(),
         };
         let world = World {
             database: self.database.clone(),
@@ -524,7 +563,13 @@ impl LogSource {
         );
         let inner = Backfill::new(Box::new(log), chunks, start, self.options.chunk_rows)
             .hearing(self.steering.requests().clone());
-        let watch = LogSource::watch(self.database.clone(), self.steering.clone(), WATCH);
+        let watch = Watch {
+            database: self.database.clone(),
+            steering: self.steering.clone(),
+            publication: self.options.publication.clone(),
+            tables: (names, all),
+        };
+        let watch = watch.run(WATCH);
         Ok(Box::new(logs::Follow::new(
             inner,
             self.steering.clone(),
@@ -534,20 +579,20 @@ impl LogSource {
     }
 
     /// Notes by what the tables are in the publication. Says which of them were taken out of it and put back since that
-    /// was noted last: the log does not have what happened to them meanwhile; and which are published as a whole, not
-    /// partition by partition.
+    /// was noted last: the log does not have what happened to them meanwhile; which are published as a whole, not
+    /// partition by partition; and which are left out.
     async fn missed(
         &self,
         connection: &Connection,
         position: &mut LogPosition,
         followed: &[Followed],
         repaired: bool,
-    ) -> Result<(Vec<TableId>, BTreeSet<TableId>)> {
+    ) -> Result<Missed> {
         let schema = &self.database.config().schema;
         let names: Vec<TableId> = followed.iter().map(|f| f.read.table.clone()).collect();
         let now = membership::memberships(connection, &self.options.publication, &names, schema).await?;
         let (mut members, mut noted, mut missed) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let mut whole = BTreeSet::new();
+        let (mut whole, mut out) = (BTreeSet::new(), BTreeSet::new());
         let kinds = membership::kinds(connection, &self.options.publication).await?;
         let switched = position
             .members
@@ -567,7 +612,12 @@ impl LogSource {
         for (f, now) in followed.iter().zip(now) {
             let table = &f.read.table;
             let name = table.to_string();
-            let Some(now) = now else { continue };
+            let Some(now) = now else {
+                members.insert(name, membership::OUT.to_owned());
+                noted.insert(table.clone(), membership::OUT.to_owned());
+                out.insert(table.clone());
+                continue;
+            };
             whole.extend(now.whole.then(|| table.clone()));
             let now = now.by;
             let then = position.members.get(&name).or(f.member.as_ref());
@@ -586,7 +636,7 @@ impl LogSource {
         membership::settle_all(connection, &missed, schema).await?;
         position.members = members;
         *self.members.lock().expect("nothing panics while holding it") = noted;
-        Ok((missed, whole))
+        Ok(Missed { missed, whole, out })
     }
 
     /// Writes into the log now and then, so that the slot of an idle database moves on; ends when dropped.

@@ -1,8 +1,9 @@
 //! The picture of a log: how far it is and what is still read beside it, while it is followed and at rest; and the way
 //! in which it is steered from outside.
 
-use super::super::client::Postgres;
-use super::capture::{Initial, initial_of, position_of};
+use super::super::client::{Connection, Postgres};
+use super::capture::{Initial, follows_all, initial_of, position_of};
+use super::membership::{self, Absent};
 use super::pgoutput::Lsn;
 use super::position::LogPosition;
 use super::source::LogSource;
@@ -11,9 +12,10 @@ use super::{LogOptions, slot};
 use crate::logs::bytes_between;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use synctool_core::backfill::{BackfillPosition, Pause, Pending, Requests};
+use synctool_core::backfill::{Backfill, BackfillPosition, Cancelled, Pause, Pending, Requests};
 use synctool_core::change::{Event, Op};
 use synctool_core::error::Result;
 use synctool_core::plan::Plan;
@@ -75,6 +77,22 @@ pub struct TableStatus {
     pub lag_rows: Option<u64>,
     /// What is still read of it beside the log.
     pub backfill: Option<BackfillStatus>,
+    /// What was given up of reading it: until it is refreshed, its copy may not be what the source has.
+    pub cancelled: Option<CancelledStatus>,
+    /// Why its changes do not come any more, if they do not: it was dropped, or taken out of the publication.
+    pub absent: Option<String>,
+}
+
+/// What was given up of reading a table, and not read since.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CancelledStatus {
+    /// `load` (rows are missing), `resync` (the rest was not compared) or `keys`.
+    pub kind: String,
+    /// Rows read before that.
+    pub rows: u64,
+    /// Keys that were not read.
+    pub keys: u64,
 }
 
 /// What is still read of a table beside its log.
@@ -155,6 +173,9 @@ struct Picture {
     pace: VecDeque<(Instant, u64, u64)>,
     counts: BTreeMap<String, Counts>,
     pending: Vec<Pending>,
+    cancelled: Vec<Cancelled>,
+    /// Followed tables whose changes do not come any more, and why.
+    absent: BTreeMap<String, String>,
     /// Rows of the active backfill of late.
     rate: VecDeque<(Instant, u64)>,
     /// How people write a place.
@@ -175,6 +196,8 @@ impl Default for Picture {
             pace: VecDeque::new(),
             counts: BTreeMap::new(),
             pending: Vec::new(),
+            cancelled: Vec::new(),
+            absent: BTreeMap::new(),
             rate: VecDeque::new(),
             shown: lsn,
             files: Vec::new(),
@@ -192,12 +215,22 @@ pub(crate) fn lsn(at: u64) -> String {
 pub struct Steering {
     requests: Arc<Requests>,
     picture: Mutex<Picture>,
+    peeked: AtomicU64,
 }
 
 impl Steering {
     /// Where requests are left.
     pub fn requests(&self) -> &Arc<Requests> {
         &self.requests
+    }
+
+    /// How often a part of a backlog was peeked by SQL instead of being streamed.
+    pub fn peeked(&self) -> u64 {
+        self.peeked.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn peeks(&self) {
+        self.peeked.fetch_add(1, Ordering::Relaxed);
     }
 
     fn picture(&self) -> MutexGuard<'_, Picture> {
@@ -212,14 +245,15 @@ impl Steering {
     }
 
     /// A log is opened at this position.
-    pub(crate) fn opened(&self, position: Standing, pending: &[Pending]) {
+    pub(crate) fn opened(&self, position: Standing, beside: &BackfillPosition) {
         let mut picture = self.picture();
         (picture.reached, picture.read) = (position.at, position.at);
         picture.durable = Some(position);
         (picture.opened, picture.rows) = (position.at, 0);
         picture.pace.clear();
         picture.counts.values_mut().for_each(|c| c.logged = 0);
-        picture.pending = pending.to_vec();
+        picture.pending.clone_from(&beside.pending);
+        picture.cancelled.clone_from(&beside.cancelled);
         picture.rate.clear();
     }
 
@@ -233,12 +267,36 @@ impl Steering {
         (picture.read, picture.reached) = (lsn, picture.reached.max(lsn));
     }
 
+    /// The followed tables whose changes do not come any more, and why; each is told once.
+    pub(crate) fn absent(&self, now: BTreeMap<String, String>) {
+        let mut picture = self.picture();
+        for (table, why) in now
+            .iter()
+            .filter(|(table, why)| picture.absent.get(*table) != Some(why))
+        {
+            tracing::warn!(table, "{why}");
+        }
+        picture.absent = now;
+    }
+
     pub(crate) fn durable(&self, position: Standing) {
         self.picture().durable = Some(position);
     }
 
-    pub(crate) fn pending(&self, pending: &[Pending]) {
+    /// What is still to be read, and what was given up.
+    pub(crate) fn backfill(&self, backfill: &Backfill) {
+        let (pending, cancelled) = (backfill.pending(), backfill.cancelled());
         let mut picture = self.picture();
+        if picture.cancelled != cancelled {
+            for table in cancelled
+                .iter()
+                .filter(|c| !picture.cancelled.contains(c))
+                .map(|c| &c.table)
+            {
+                tracing::warn!(%table, "reading the table was given up: its copy may not be whole until it is refreshed");
+            }
+            picture.cancelled = cancelled.to_vec();
+        }
         let active = |p: &[Pending]| p.first().map(|p| (p.table.clone(), p.rows));
         let (before, now) = (active(&picture.pending), active(pending));
         if before == now {
@@ -336,11 +394,12 @@ impl Steering {
             eta_seconds: None,
             applied_up_to: picture.durable.as_ref().and_then(|p| p.committed_at),
             paused: self.requests.paused(),
-            tables: tables(watched, &picture.pending),
+            tables: tables(watched, &picture.pending, &picture.cancelled),
         };
         status.lag_rows = status.lag_bytes.and_then(|lag| picture.rows_in(lag));
         status.eta_seconds = status.lag_bytes.and_then(|lag| picture.eta(lag));
         for table in &mut status.tables {
+            table.absent = picture.absent.get(&table.table).cloned();
             if let Some(counts) = picture.counts.get(&table.table) {
                 let share = counts.logged as f64 / picture.rows.max(1) as f64;
                 table.lag_rows = status.lag_rows.map(|rows| (rows as f64 * share).round() as u64);
@@ -426,7 +485,20 @@ impl Watched {
     }
 }
 
-fn tables(watched: &[Watched], pending: &[Pending]) -> Vec<TableStatus> {
+fn tables(watched: &[Watched], pending: &[Pending], cancelled: &[Cancelled]) -> Vec<TableStatus> {
+    let given_up = |w: &Watched| {
+        let c = cancelled.iter().find(|c| c.table == w.table)?;
+        Some(CancelledStatus {
+            kind: match (c.load, c.keys) {
+                (true, _) => "load",
+                (false, 0) => "resync",
+                (false, _) => "keys",
+            }
+            .into(),
+            rows: c.rows,
+            keys: c.keys,
+        })
+    };
     let backfill = |w: &Watched| {
         let at = pending.iter().position(|p| p.table == w.table)?;
         let p = &pending[at];
@@ -448,6 +520,7 @@ fn tables(watched: &[Watched], pending: &[Pending]) -> Vec<TableStatus> {
         table: w.table.to_string(),
         destination: w.destination.to_string(),
         backfill: backfill(w),
+        cancelled: given_up(w),
         ..TableStatus::default()
     };
     watched.iter().map(one).collect()
@@ -457,7 +530,7 @@ fn tables(watched: &[Watched], pending: &[Pending]) -> Vec<TableStatus> {
 pub(crate) fn at_rest(
     plan: &Plan,
     options: &LogOptions,
-    pending: Option<Vec<Pending>>,
+    beside: Option<&BackfillPosition>,
     standing: Option<Standing>,
     (end, files): (u64, &[(u64, u64)]),
     shown: fn(u64) -> String,
@@ -482,7 +555,10 @@ pub(crate) fn at_rest(
         eta_seconds: None,
         applied_up_to: committed_at,
         paused: Pause::None,
-        tables: tables(&Watched::of(plan), &pending.unwrap_or_else(|| first_pending(plan))),
+        tables: match beside {
+            Some(beside) => tables(&Watched::of(plan), &beside.pending, &beside.cancelled),
+            None => tables(&Watched::of(plan), &first_pending(plan), &[]),
+        },
     }
 }
 
@@ -500,20 +576,60 @@ fn first_pending(plan: &Plan) -> Vec<Pending> {
     plan.tables.iter().filter_map(one).collect()
 }
 
-impl LogSource {
-    /// Looks at the end of the log as long as the token lives.
-    pub(super) async fn watch(database: Postgres, steering: Arc<Steering>, every: Duration) {
+/// How often it is looked whether every followed table is in the publication.
+const MEMBERS: Duration = Duration::from_secs(10);
+
+/// Looks at the source for those who ask how far its log is.
+pub(super) struct Watch {
+    pub(super) database: Postgres,
+    pub(super) steering: Arc<Steering>,
+    pub(super) publication: String,
+    /// The followed tables, and whether they are all of the publication.
+    pub(super) tables: (Vec<TableId>, bool),
+}
+
+impl Watch {
+    /// Looks again and again, as long as it is awaited.
+    pub(super) async fn run(self, every: Duration) {
+        let mut members: Option<Instant> = None;
         loop {
-            if let Ok(connection) = database.connect().await
+            let due = members.is_none_or(|then| then.elapsed() >= MEMBERS);
+            if let Ok(connection) = self.database.connect().await
                 && let Ok(end) = end_of_log(&connection).await
             {
+                self.steering.ends(end);
+                if due && self.look_at_members(&connection).await.is_ok() {
+                    members = Some(Instant::now());
+                }
                 connection.recycle();
-                steering.ends(end);
             }
             tokio::time::sleep(every).await;
         }
     }
 
+    async fn look_at_members(&self, connection: &Connection) -> Result<()> {
+        let schema = &self.database.config().schema;
+        let (tables, all) = &self.tables;
+        let absent = told_absent(connection, &self.publication, tables, schema, *all).await?;
+        self.steering.absent(absent);
+        Ok(())
+    }
+}
+
+/// The tables whose changes do not come any more, with the reason for people.
+pub(super) async fn told_absent(
+    connection: &Connection,
+    publication: &str,
+    tables: &[TableId],
+    schema: &str,
+    all: bool,
+) -> Result<BTreeMap<String, String>> {
+    let absent = membership::absent(connection, publication, tables, schema).await?;
+    let told = |(table, why): (TableId, Absent)| (table.to_string(), why.told(&table, publication, schema, all));
+    Ok(absent.into_iter().map(told).collect())
+}
+
+impl LogSource {
     /// How far a log is that nobody follows at the moment, by the position that the destination holds.
     pub async fn at_rest(&self, plan: &Plan, position: Option<&Position>) -> Result<LogStatus> {
         let stored = position_of(plan, position.cloned());
@@ -524,10 +640,19 @@ impl LogSource {
         };
         let connection = self.database().connect().await?;
         let end = end_of_log(&connection).await?;
+        let names: Vec<TableId> = plan.tables.iter().map(|t| t.read.table.clone()).collect();
+        let (publication, schema) = (&self.options().publication, &self.database().config().schema);
+        let mut absent = match &stored {
+            Some(_) => told_absent(&connection, publication, &names, schema, follows_all(plan)).await?,
+            None => BTreeMap::new(),
+        };
         connection.recycle();
         let standing = log.as_ref().map(LogPosition::standing);
-        let pending = stored.map(|stored| stored.pending);
-        Ok(at_rest(plan, self.options(), pending, standing, (end, &[]), lsn))
+        let mut status = at_rest(plan, self.options(), stored.as_ref(), standing, (end, &[]), lsn);
+        for table in &mut status.tables {
+            table.absent = absent.remove(&table.table);
+        }
+        Ok(status)
     }
 
     /// The replication slots of the server.

@@ -9,6 +9,7 @@ use super::super::copy::{self, Found, Frame};
 use super::super::sql::{ident, literal};
 use super::client::{Frames, Replication};
 use super::pgoutput::Lsn;
+use super::status::Steering;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
@@ -22,9 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Tuples of a peek are passed on in pieces of about this size.
 const PIECE: usize = 256 << 10;
-
-/// How often a stream looks whether it is so far behind that peeking is better.
-const LAG_CHECK: Duration = Duration::from_secs(15);
 
 /// A server that answered none of so many calls in a row is gone.
 const PATIENCE: u32 = 12;
@@ -52,6 +50,10 @@ pub(super) struct Route {
     pub(super) queue_bytes: usize,
     pub(super) max_row_bytes: usize,
     pub(super) status_interval: Duration,
+    /// How often a stream looks whether it is so far behind that peeking is better.
+    pub(super) lag_check: Duration,
+    /// Who is told of peeks.
+    pub(super) steering: Arc<Steering>,
 }
 
 impl Route {
@@ -254,6 +256,8 @@ trait Transport: Send {
 
 enum Next {
     Stream,
+    /// Stream, because the server has no room for a peek, nor will have.
+    StreamOn,
     Peek,
     Over,
 }
@@ -283,7 +287,7 @@ impl Line {
     }
 }
 
-async fn drive(route: Route, mut line: Line, link: Replication, peek_first: bool) {
+async fn drive(mut route: Route, mut line: Line, link: Replication, peek_first: bool) {
     let mut first = Some(link);
     let mut peeking = peek_first;
     loop {
@@ -300,6 +304,7 @@ async fn drive(route: Route, mut line: Line, link: Replication, peek_first: bool
         };
         match next {
             Ok(Next::Stream) => peeking = false,
+            Ok(Next::StreamOn) => (peeking, route.catch_up_bytes) = (false, None),
             Ok(Next::Peek) => peeking = true,
             Ok(Next::Over) => return,
             Err(e) => {
@@ -386,7 +391,7 @@ impl Streaming {
             return Ok(false);
         };
         // A full queue says that we are the slow ones.
-        if !self.between || line.room.available_permits() == 0 || self.checked.elapsed() < LAG_CHECK {
+        if !self.between || line.room.available_permits() == 0 || self.checked.elapsed() < self.route.lag_check {
             return Ok(false);
         }
         self.checked = Instant::now();
@@ -503,9 +508,13 @@ impl Transport for Peeking {
             advance(&connection, &self.route.slot, sent).await?;
             let end = end_of_log(&connection).await?;
             let over = line.end.clone();
+            self.route.steering.peeks();
             let peeked = tokio::select! {
                 peeked = self.peek(&connection, line) => peeked?,
                 () = over.cancelled() => return Ok(Next::Over),
+            };
+            let Some(peeked) = peeked else {
+                return Ok(Next::StreamOn);
             };
             let whole = peeked < u64::from(self.route.peek_changes);
             if whole {
@@ -522,8 +531,9 @@ impl Transport for Peeking {
 }
 
 impl Peeking {
-    /// Sends a part of the backlog, which ends with a transaction; says how many messages it had.
-    async fn peek(&self, connection: &Connection, line: &mut Line) -> Result<u64> {
+    /// Sends a part of the backlog, which ends with a transaction; says how many messages it had. `None` where the server
+    /// lacks the room to peek: it keeps the whole part in a temporary file before it sends the first message.
+    async fn peek(&self, connection: &Connection, line: &mut Line) -> Result<Option<u64>> {
         let what = format!("peeking into slot {}", self.route.slot);
         let stream = connection
             .copy_out(&self.route.peek()?)
@@ -533,7 +543,15 @@ impl Peeking {
         let (mut frame, mut input, mut tuples) = (Frame::new(1), BytesMut::new(), BytesMut::new());
         let mut count = 0;
         while let Some(bytes) = stream.next().await {
-            input.extend_from_slice(&bytes.map_err(|e| connection.error(e, &what))?);
+            match bytes {
+                Ok(bytes) => input.extend_from_slice(&bytes),
+                Err(e) if count == 0 && lacks_room(&e) => {
+                    let e = connection.error(e, &what);
+                    tracing::warn!(error = %e, "the backlog cannot be peeked and is streamed");
+                    return Ok(None);
+                }
+                Err(e) => return Err(connection.error(e, &what)),
+            }
             loop {
                 match frame.next(&input)? {
                     Found::More => break,
@@ -577,8 +595,13 @@ impl Peeking {
             let room = line.room(tuples.len()).await;
             line.send(Form::Tuples, tuples.freeze(), room);
         }
-        Ok(count)
+        Ok(Some(count))
     }
+}
+
+/// Whether the server ran out of something: `temp_file_limit`, disk, memory.
+fn lacks_room(e: &tokio_postgres::Error) -> bool {
+    e.code().is_some_and(|code| code.code().starts_with("53"))
 }
 
 /// Lets the server forget the log up to a place.

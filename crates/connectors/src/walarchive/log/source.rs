@@ -222,7 +222,7 @@ impl ArchiveLog {
             let after = BackfillPosition {
                 log: Some(position.encode()),
                 pending: pending.collect(),
-                taken: Vec::new(),
+                ..BackfillPosition::default()
             };
             return Ok((Found { position, begun: None }, after));
         };
@@ -258,6 +258,7 @@ impl ArchiveLog {
                     log: Some(position.encode()),
                     pending: keyed().map(|f| Pending::resync(f.read.table.clone())).collect(),
                     taken: after.taken,
+                    cancelled: after.cancelled,
                 };
                 Ok((Found { position, begun: None }, after))
             }
@@ -287,7 +288,7 @@ impl ArchiveLog {
         // A position of another plan, or of a repair, is not at the destination yet.
         let durable =
             after.is_some() && beside.log == after.map(BackfillPosition::parse).transpose()?.and_then(|p| p.log);
-        self.steering.opened(position.standing(), &beside.pending);
+        self.steering.opened(position.standing(), &beside);
         let shapes = self.shapes(&followed, &position).await?;
         tracing::info!(from = %position.at, "following the archived log");
         let shared = Shared {
@@ -366,9 +367,15 @@ impl ArchiveLog {
         };
         let at = log.as_ref().map_or(Lsn(0), |p| p.at);
         let end = self.world.end().unwrap_or_default().max(at);
-        let pending = stored.map(|stored| stored.pending);
         let standing = log.as_ref().map(LogPosition::standing);
-        Ok(at_rest(plan, &self.options, pending, standing, (end.0, &[]), lsn))
+        Ok(at_rest(
+            plan,
+            &self.options,
+            stored.as_ref(),
+            standing,
+            (end.0, &[]),
+            lsn,
+        ))
     }
 }
 

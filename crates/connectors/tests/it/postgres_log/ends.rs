@@ -249,6 +249,30 @@ on_servers! {
     }
 }
 
+on_servers! {
+    /// F20: the same database is busy with a table that nobody follows: its log is not kept.
+    async fn a_busy_table_that_nobody_follows_holds_no_log(version: PgVersion) {
+        for heartbeat in [None, Some(Duration::from_millis(100))] {
+            let mut c = Capture::new(version, &["t"], &format!("{T}; CREATE TABLE busy (t text)"));
+            c.options.heartbeat = heartbeat;
+            c.options.status_interval = Duration::from_millis(200);
+            let running = Following::start(&c).await;
+            shapes::until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+            for _ in 0..5 {
+                c.from.psql("INSERT INTO busy SELECT repeat(md5(i::text), 30) FROM generate_series(1, 2000) i; DELETE FROM busy");
+            }
+            let there = c.from.psql("SELECT pg_current_wal_lsn()");
+            synctool_testkit::eventually("the slot to move on", Duration::from_secs(60), async || {
+                c.from.psql(&format!("SELECT '{}'::pg_lsn >= '{there}'::pg_lsn", c.confirmed())) == "t"
+            })
+            .await;
+            c.from.psql("UPDATE t SET a = 'after' WHERE id = 5");
+            shapes::until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+            running.stop().await.unwrap();
+        }
+    }
+}
+
 /// F13: the log was given up because nobody read it for a while (18).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_was_idle_for_too_long() {

@@ -2,7 +2,8 @@
 
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
-use synctool_connectors::postgres::log::capture::extend;
+use synctool_connectors::postgres::log::capture::{Initial, extend};
+use synctool_core::backfill::{Pending, Request, Wish};
 use synctool_core::plan::PlannedTable;
 
 const T: &str =
@@ -93,6 +94,86 @@ on_servers! {
             c.assert_equal(&["t"]);
             assert_eq!(next.accounts.written.rows - ledger.accounts.written.rows, 1, "{case}: compared once");
         }
+    }
+
+    /// F50: where all tables of the publication are followed, one that is taken out of it, or dropped for good, is left
+    /// out: it is not put back, the others go on, and its copy stays. If it comes back it is compared first.
+    async fn a_table_that_leaves_all_is_left_out(version: PgVersion) {
+        for (leave, back) in [
+            ("ALTER PUBLICATION synctool DROP TABLE t2", "ALTER PUBLICATION synctool ADD TABLE t2"),
+            ("DROP TABLE t2", "CREATE TABLE t2 (id int PRIMARY KEY, a text); INSERT INTO t2 VALUES (7, 'again'); ALTER PUBLICATION synctool ADD TABLE t2"),
+        ] {
+            let mut c = Capture::new(version, &[], &format!("{T}; CREATE TABLE t2 (id int PRIMARY KEY, a text);
+                INSERT INTO t2 SELECT i, 'b' || i FROM generate_series(1, 50) i; CREATE PUBLICATION synctool FOR TABLE t, t2"));
+            c.request.initial = Some(Initial::Load);
+            c.catch_up().await.unwrap();
+            let copy = c.to.psql("SELECT * FROM t2 ORDER BY 1");
+            c.from.psql("UPDATE t2 SET a = 'unread' WHERE id = 3");
+            c.from.psql(leave);
+            c.from.psql("UPDATE t SET a = 'on' WHERE id = 4");
+            c.from.try_psql("DELETE FROM t2 WHERE id < 10; INSERT INTO t2 VALUES (70, 'unseen')").ok();
+            // Whoever asks for it while it is out, asks in vain.
+            let source = c.source(LogOptions { until_now: true, ..c.options.clone() });
+            source.steering().requests().ask(Request { id: "r".into(), wish: Wish::Read(Pending::resync(TableId::new("public", "t2"))) });
+            follow(source.clone(), source.clone(), c.destination().await, &c.request).await.unwrap_or_else(|e| panic!("{leave}: {e}"));
+            c.assert_equal(&["t"]);
+            assert_eq!(c.to.psql("SELECT * FROM t2 ORDER BY 1"), copy, "{leave}");
+            assert_eq!(c.from.psql("SELECT string_agg(tablename, ' ') FROM pg_publication_tables"), "t", "{leave}");
+            let destination = c.destination().await;
+            let plan = destination.stored_plan("capture").await.unwrap().unwrap().plan;
+            let position = destination.checkpoint(&plan).await.unwrap().into_values().next().unwrap().position;
+            let told = source.at_rest(&plan, position.as_ref()).await.unwrap().tables;
+            assert!(told[0].absent.is_none() && told[1].absent.is_some(), "{told:?}");
+            assert!(source.columns(&plan, position.as_ref()).await.unwrap()[1].is_empty(), "{leave}");
+            let e = source.refresh(&TableId::new("public", "t2"), &[]).await.unwrap_err();
+            assert!(e.message().contains("left out"), "{e}");
+            c.from.psql(back);
+            c.from.psql("UPDATE t2 SET a = 'later' WHERE id > 60");
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["t", "t2"]);
+            // A plan that was made without it knows that there is a copy, and compares it, too.
+            c.from.psql("ALTER PUBLICATION synctool DROP TABLE t2; CREATE TABLE t3 (id int PRIMARY KEY); ALTER PUBLICATION synctool ADD TABLE t3");
+            assert_eq!(extended(&c).await.unwrap(), ["t", "t3"]);
+            c.from.psql("DELETE FROM t2 WHERE id = 7; DELETE FROM t2 WHERE id = 70; INSERT INTO t2 VALUES (71, 'x')");
+            c.from.psql("ALTER PUBLICATION synctool ADD TABLE t2");
+            assert_eq!(extended(&c).await.unwrap(), ["t", "t2", "t3"]);
+            c.assert_equal(&["t", "t2", "t3"]);
+        }
+    }
+
+    /// A table that is named, followed and dropped for good ends the log with what to do; without it the others go on.
+    async fn a_named_table_that_is_gone_is_told(version: PgVersion) {
+        let mut c = Capture::new(version, &["t", "t2"], &format!("{T}; CREATE TABLE t2 (id int PRIMARY KEY); INSERT INTO t2 VALUES (1)"));
+        c.catch_up().await.unwrap();
+        c.from.psql("DROP TABLE t2; UPDATE t SET a = 'on' WHERE id = 4");
+        let e = c.catch_up().await.unwrap_err();
+        assert_eq!(e.code(), synctool_core::error::code::TABLE_MISSING, "{e}");
+        assert!(e.next_step().is_some_and(|n| n.contains("take it out of `tables`")), "{e}");
+        c.request.tables.pop();
+        assert_eq!(extended(&c).await.unwrap(), ["t"]);
+        c.assert_equal(&["t"]);
+        assert_eq!(c.to.psql("SELECT count(*) FROM t2"), "1");
+    }
+
+    /// A table that leaves while it is followed is told with what to do, and the others go on; put back, it is compared.
+    async fn a_table_that_leaves_is_told_meanwhile(version: PgVersion) {
+        let c = Capture::new(version, &["t", "t2", "t3"], &format!("{T}; CREATE TABLE t2 (id int PRIMARY KEY); CREATE TABLE t3 (id int PRIMARY KEY); INSERT INTO t2 VALUES (1); INSERT INTO t3 VALUES (1)"));
+        let source = c.source(c.options.clone());
+        let running = Following::of(&c, source.clone()).await;
+        shapes::until_equal(&c, "SELECT * FROM t3", "SELECT * FROM t3").await;
+        let plan = c.destination().await.stored_plan("capture").await.unwrap().unwrap().plan;
+        c.from.psql("ALTER PUBLICATION synctool DROP TABLE t2; INSERT INTO t3 VALUES (2); DROP TABLE t3; INSERT INTO t2 VALUES (2)");
+        synctool_testkit::eventually("both to be told", Duration::from_secs(60), async || {
+            let told = source.steering().status(&plan, source.options()).tables;
+            let says = |n: usize, what: &str| told[n].absent.as_ref().is_some_and(|why| why.contains(what));
+            (told[0].absent.is_none() && says(1, "ADD TABLE \"public\".\"t2\"") && says(2, "dropped, or renamed")).then_some(()).ok_or(format!("{told:?}"))
+        }).await;
+        c.from.psql("INSERT INTO t VALUES (5000, 'on')");
+        shapes::until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+        running.stop().await.unwrap();
+        c.from.psql("CREATE TABLE t3 (id int PRIMARY KEY); INSERT INTO t3 VALUES (9)");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t", "t2", "t3"]);
     }
 
     /// F50: partitions that are published one by one: rows that one of them got before it was published.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::large_futures, reason = "a test waits for one at a time")]
 
+mod doctor;
 mod drift;
 mod ends;
 mod faults;

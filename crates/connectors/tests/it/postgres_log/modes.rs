@@ -84,7 +84,9 @@ on_servers! {
         c.from.psql("INSERT INTO by_enum SELECT 'glad', 20000 + i, i FROM generate_series(1, 5000) i");
         c.options.catch_up_bytes = Some(1 << 16);
         c.options.peek_changes = 500;
-        c.catch_up().await.unwrap();
+        let source = c.source(LogOptions { until_now: true, ..c.options.clone() });
+        follow(source.clone(), source.clone(), c.destination().await, &c.request).await.unwrap();
+        assert!(source.steering().peeked() > 1, "{} peeks", source.steering().peeked());
         c.assert_equal(TABLES);
         assert_ne!(c.confirmed(), before);
         // And with traffic beside it, so that both ways are taken in one run.
@@ -96,6 +98,47 @@ on_servers! {
             shapes::until_equal(&c, &sql, &sql).await;
         }
         running.stop().await.unwrap();
+    }
+
+    /// A stream that falls behind peeks by itself, and streams again; the same rows, none twice.
+    async fn a_stream_that_falls_behind_peeks(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, a text)");
+        (c.options.catch_up_bytes, c.options.lag_check) = (Some(1 << 16), Duration::ZERO);
+        c.options.status_interval = Duration::from_millis(20);
+        let source = c.source(c.options.clone());
+        let running = Following::of(&c, source.clone()).await;
+        c.from.psql("INSERT INTO t (a) VALUES ('first')");
+        let sum = "SELECT count(*), sum(id), md5(string_agg(a, '' ORDER BY id)) FROM t";
+        shapes::until_equal(&c, sum, sum).await;
+        let reader = format!("SELECT backend_type FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE slot_name = '{}'", c.options.slot);
+        let streams = async || synctool_testkit::eventually("a stream", Duration::from_secs(60), async || c.from.psql(&reader) == "walsender").await;
+        streams().await;
+        let before = source.steering().peeked();
+        synctool_testkit::eventually("a peek", Duration::from_secs(60), async || {
+            c.from.psql("INSERT INTO t (a) SELECT repeat(md5(i::text), 20) FROM generate_series(1, 5000) i");
+            source.steering().peeked() > before
+        }).await;
+        shapes::until_equal(&c, sum, sum).await;
+        streams().await;
+        c.from.psql("INSERT INTO t (a) VALUES ('last')");
+        shapes::until_equal(&c, sum, sum).await;
+        running.stop().await.unwrap();
+    }
+
+    /// A server without room for a peek (it spools what it decodes to a temporary file) has its backlog streamed.
+    async fn a_backlog_that_cannot_be_peeked_is_streamed(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (0, 'first')");
+        c.catch_up().await.unwrap();
+        c.from.psql("INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 5000) i");
+        c.from.psql("UPDATE t SET a = 'later' WHERE id % 7 = 0");
+        c.from.psql(&format!("ALTER DATABASE {0} SET temp_file_limit = '64kB'; ALTER DATABASE {0} SET work_mem = '64kB'", c.from.name()));
+        c.options.catch_up_bytes = Some(0);
+        let source = c.source(LogOptions { until_now: true, ..c.options.clone() });
+        let done = follow(source.clone(), source.clone(), c.destination().await, &c.request);
+        tokio::time::timeout(Duration::from_secs(120), done).await.expect("it does not try for ever").unwrap();
+        assert!(source.steering().peeked() > 0);
+        c.from.psql(&format!("ALTER DATABASE {} RESET ALL", c.from.name()));
+        c.assert_equal(&["t"]);
     }
 
     /// What came is seen as soon as nothing more is at hand, however long commits may wait for more.

@@ -248,22 +248,161 @@ on_servers! {
         }
     }
 
+    /// A table without a key is followed only where that is asked for: its rows from before do not come.
+    async fn a_table_without_a_key_is_asked_for(version: PgVersion) {
+        for all in [false, true] {
+            let ddl = "CREATE TABLE bare (a int); INSERT INTO bare VALUES (1); ALTER TABLE bare REPLICA IDENTITY FULL";
+            let c = Capture::new(version, &["bare"], ddl);
+            let bare = || {
+                let named = Changes::of(PostgresConfig::from_url(&c.url).unwrap()).for_tables((!all).then_some("bare"));
+                named.slot(&c.options.slot).options(|o| o.heartbeat = None)
+            };
+            if all {
+                c.from.psql("CREATE PUBLICATION synctool FOR TABLE bare");
+            }
+            let e = bare().open(None).await.unwrap_err();
+            assert_eq!(e.code(), synctool_core::error::code::KEY_MISSING, "{e}");
+            assert!(e.next_step().is_some_and(|n| n.contains("keyless")), "{e}");
+            let made = "SELECT (SELECT count(*) FROM pg_publication) || ' ' || (SELECT count(*) FROM pg_replication_slots \
+                WHERE database = current_database())";
+            assert_eq!(c.from.psql(made), if all { "1 0" } else { "0 0" }, "nothing is made");
+            let mut changes = bare().keyless(true).open(None).await.unwrap();
+            c.from.psql("INSERT INTO bare VALUES (2); DELETE FROM bare WHERE a = 1");
+            let seen = until(&mut changes, |c| matches!(c, Change::Delete(r) if r.get("a") == Some("1"))).await;
+            let rows = seen.iter().filter(|c| matches!(c, Change::Insert(_) | Change::Refresh(_)));
+            assert_eq!(rows.count(), 1, "{seen:?}");
+        }
+    }
+
+    /// Rows are found by the columns of the replica identity, which are all that the log tells of deleted ones.
+    async fn the_key_is_that_of_the_replica_identity(version: PgVersion) {
+        let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL UNIQUE, a text);
+            INSERT INTO t SELECT i, 'c' || i, 'a' FROM generate_series(1, 30) i; ALTER TABLE t REPLICA IDENTITY USING INDEX t_code_key");
+        let mut changes = builder(&c).open(None).await.unwrap();
+        let seen = until(&mut changes, |c| matches!(c, Change::Refresh(r) if r.get("code") == Some("c9"))).await;
+        let keys = seen.iter().filter_map(|c| match c { Change::Refresh(r) => Some(r.key_values()), _ => None });
+        assert!(keys.into_iter().all(|k| k.len() == 1 && k[0].starts_with('c')), "{seen:?}");
+        c.from.psql("UPDATE t SET code = 'moved' WHERE id = 3; DELETE FROM t WHERE id = 4");
+        let seen = until(&mut changes, |c| matches!(c, Change::Delete(r) if r.key_values() == ["c4"])).await;
+        let moved = |c: &Change| matches!(c, Change::Update { row, before: Some(b) } if row.key_values() == ["moved"] && b.key_values() == ["c3"]);
+        assert!(seen.iter().any(moved), "{seen:?}");
+    }
+
+    /// While a handler, a batcher or a stream has the changes, others steer them: read again, give up, pause, look.
+    async fn changes_are_steered_from_beside(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        let changes = builder(&c).open(None).await.unwrap();
+        let control = changes.control();
+        let mut copy = Held { until: Some(Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()]))), ..Held::default() };
+        let handled = changes.handle(&mut copy);
+        let beside = async {
+            let loaded = |n| { let control = control.clone(); move || control.status().tables[0].put >= n };
+            synctool_testkit::eventually("the load", Duration::from_secs(30), async || loaded(50)()).await;
+            control.refresh(Selection::keys("t", [["3", "k"]])).await.unwrap();
+            synctool_testkit::eventually("a row again", Duration::from_secs(30), async || loaded(51)()).await;
+            control.pause(Pause::Chunks);
+            control.refresh(Selection::table("t")).await.unwrap();
+            synctool_testkit::eventually("the request to be heard", Duration::from_secs(30), async || {
+                c.from.psql("UPDATE t SET a = a WHERE id = 1");
+                control.clone().status().tables[0].backfill.is_some()
+            }).await;
+            control.cancel("t").unwrap();
+            synctool_testkit::eventually("the end of it to be told", Duration::from_secs(30), async || {
+                c.from.psql("UPDATE t SET a = a WHERE id = 1");
+                let table = control.status().tables.remove(0);
+                table.backfill.is_none() && table.cancelled.is_some()
+            }).await;
+            control.pause(Pause::None);
+            control.refresh(Selection::table("t")).await.unwrap();
+            synctool_testkit::eventually("all of it", Duration::from_secs(30), async || {
+                c.from.psql("UPDATE t SET a = a WHERE id = 1");
+                let table = control.status().tables.remove(0);
+                table.backfill.is_none() && table.cancelled.is_none()
+            }).await;
+            c.from.psql("INSERT INTO t VALUES (1000, 'end', '', '')");
+        };
+        let (handled, ()) = tokio::join!(handled, beside);
+        handled.unwrap();
+        copy.same(&c);
+        // A stream takes them away as well.
+        let changes = builder(&c).open(copy.last.as_ref()).await.unwrap();
+        let control = changes.control();
+        let (stream, _) = changes.into_stream();
+        let mut stream = std::pin::pin!(stream);
+        control.refresh(Selection::keys("t", [["1000", "end"]])).await.unwrap();
+        let next = async { loop {
+            let change = stream.next().await.expect("without end").unwrap();
+            if matches!(&change, Change::Refresh(r) if r.get("id") == Some("1000")) { break; }
+        } };
+        tokio::time::timeout(Duration::from_secs(30), next).await.expect("in time");
+    }
+
+    /// A load that is given up is known as such, also to a later life of the program, until it is read anew.
+    async fn a_load_that_is_given_up_is_known(version: PgVersion) {
+        let c = Capture::new(version, &["t"], T);
+        let mut changes = builder(&c).open(None).await.unwrap();
+        until(&mut changes, |c| matches!(c, Change::Refresh(_))).await;
+        changes.cancel("t").unwrap();
+        let cancelled = |changes: &Changes| changes.status().tables[0].cancelled.clone();
+        let last = loop {
+            c.from.psql("UPDATE t SET a = a WHERE id = 50");
+            let seen = until(&mut changes, |c| matches!(c, Change::Commit { .. })).await;
+            if let (Some(Change::Commit { position, .. }), Some(_)) = (seen.last(), cancelled(&changes)) {
+                break position.clone();
+            }
+        };
+        let told = cancelled(&changes).unwrap();
+        assert!(told.kind == "load" && told.rows < 50, "{told:?}");
+        changes.acknowledge(&last).await.unwrap();
+        changes.close().await.unwrap();
+        let mut changes = builder(&c).open(Some(&last)).await.unwrap();
+        assert_eq!(cancelled(&changes), Some(told));
+        changes.refresh(Selection::table("t")).await.unwrap();
+        until(&mut changes, |c| matches!(c, Change::Refresh(r) if r.get("id") == Some("50"))).await;
+        until(&mut changes, |c| matches!(c, Change::Commit { .. })).await;
+        assert_eq!(cancelled(&changes), None);
+    }
+
+    /// A transaction larger than a batch may be comes in parts, and commits once.
+    async fn a_large_transaction_comes_in_parts(version: PgVersion) {
+        struct Parts { inner: Held, sizes: Vec<usize>, since: usize, most: usize }
+        #[async_trait]
+        impl Batcher for Parts {
+            async fn upsert(&mut self, table: &TableId, rows: Vec<Row>, moved: Vec<(Row, Row)>) -> Result<()> {
+                self.since += 1;
+                self.sizes.push(rows.len());
+                self.inner.upsert(table, rows, moved).await
+            }
+            async fn delete(&mut self, table: &TableId, rows: Vec<Row>) -> Result<()> {
+                Batcher::delete(&mut self.inner, table, rows).await
+            }
+            async fn truncate(&mut self, table: &TableId) -> Result<()> {
+                Batcher::truncate(&mut self.inner, table).await
+            }
+            async fn commit(&mut self, position: &Position) -> Result<Safe> {
+                (self.most, self.since) = (self.most.max(self.since), 0);
+                Batcher::commit(&mut self.inner, position).await
+            }
+        }
+        let c = Capture::new(version, &["t"], T);
+        let limits = BatchLimits { rows: 10, wait: Duration::from_millis(100) };
+        let enough: Enough = Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()]));
+        let mut copy = Parts { inner: Held { until: Some(enough), ..Held::default() }, sizes: Vec::new(), since: 0, most: 0 };
+        let changes = builder(&c).open(None).await.unwrap();
+        let (handled, ()) = tokio::join!(changes.batches(&mut copy, limits), async {
+            c.from.psql("BEGIN; INSERT INTO t SELECT i, 'k', 'n', repeat('b', 3000) FROM generate_series(2001, 2500) i;
+                UPDATE t SET k = 'moved', a = 'x' WHERE id > 2100; DELETE FROM t WHERE id > 2300; UPDATE t SET a = 'y' WHERE id > 2050; COMMIT");
+            c.from.psql("INSERT INTO t VALUES (1000, 'end', '', '')");
+        });
+        handled.unwrap();
+        copy.inner.same(&c);
+        assert!(copy.most >= 5 && copy.sizes.iter().all(|n| *n <= 100), "{} parts, {:?}", copy.most, copy.sizes);
+    }
+
     /// Tables, and rows by key, are read again while changes go on; a pause holds them.
     async fn a_program_reads_again_and_pauses(version: PgVersion) {
         let c = Capture::new(version, &["t"], T);
         let mut changes = builder(&c).open(None).await.unwrap();
-        async fn until(changes: &mut Changes, enough: impl Fn(&Change) -> bool) -> Vec<Change> {
-            let mut seen = Vec::new();
-            loop {
-                let next = tokio::time::timeout(Duration::from_secs(30), changes.next_change()).await;
-                let change = next.expect("in time").unwrap().expect("without end");
-                let over = enough(&change);
-                seen.push(change);
-                if over {
-                    return seen;
-                }
-            }
-        }
         let refreshed = |seen: &[Change]| seen.iter().filter(|c| matches!(c, Change::Refresh(_))).count();
         let is_row = |id: &'static str| move |c: &Change| matches!(c, Change::Refresh(r) if r.get("id") == Some(id));
         let seen = until(&mut changes, is_row("50")).await;
@@ -286,6 +425,20 @@ on_servers! {
         changes.pause(Pause::None);
         until(&mut changes, |c| matches!(c, Change::Insert(r) if r.get("id") == Some("60"))).await;
         changes.close().await.unwrap();
+    }
+}
+
+/// Takes changes up to one that is enough.
+async fn until(changes: &mut Changes, enough: impl Fn(&Change) -> bool) -> Vec<Change> {
+    let mut seen = Vec::new();
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(30), changes.next_change()).await;
+        let change = next.expect("in time").unwrap().expect("without end");
+        let over = enough(&change);
+        seen.push(change);
+        if over {
+            return seen;
+        }
     }
 }
 

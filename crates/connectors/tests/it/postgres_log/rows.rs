@@ -37,6 +37,22 @@ on_servers! {
         c.catch_up().await.unwrap();
     }
 
+    /// A snapshot of the destination that is older than a TRUNCATE and looks at the table later sees it empty, as with
+    /// PostgreSQL's own TRUNCATE; everybody else sees the rows of before or those of after.
+    async fn a_snapshot_older_than_a_truncate_sees_nothing(version: PgVersion) {
+        let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+        c.catch_up().await.unwrap();
+        let (client, connection) = tokio_postgres::connect(&c.to.url(), tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+        c.from.psql("BEGIN; TRUNCATE t; INSERT INTO t VALUES (2), (3); COMMIT");
+        c.catch_up().await.unwrap();
+        let count = async || client.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0);
+        assert_eq!(count().await, 0);
+        client.batch_execute("COMMIT").await.unwrap();
+        assert_eq!(count().await, 2);
+    }
+
     /// F37 (FULL, INDEX, NOTHING), F41.
     async fn every_replica_identity_works(version: PgVersion) {
         let mut c = Capture::new(version, &["full_key", "by_index", "bag", "insert_only"], "

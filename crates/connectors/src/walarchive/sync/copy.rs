@@ -108,14 +108,20 @@ impl DataSync {
                 Ok(()) => self.copy_beside(session, table, at).await,
                 Err(_) => Ok(None),
             };
+            let staged = match staged {
+                Err(e) if is_its_own(&e) => {
+                    self.abandon().await?;
+                    Err(e)
+                }
+                other => Ok(other?),
+            };
             self.begin().await?;
             match staged {
                 Ok(staging) => {
                     let work = staging.as_deref().map_or(Work::Whole, Work::Staged);
                     self.bring(session, table, local, work, at, at, false).await?;
                 }
-                Err(e) if is_its_own(&e) => self.pause(table, &e, at, at).await?,
-                Err(e) => return Err(e),
+                Err(e) => self.pause(table, &e, at, at).await?,
             }
             failpoint("datasync.table_copied")?;
             self.commit("storing a copied table").await?;

@@ -67,6 +67,9 @@ struct Plan {
     /// The timeline at its end; one that an older version stored does not say.
     #[serde(default)]
     timeline: Option<u32>,
+    /// What its log holds ([`Batch::log`]); one that an older version stored does not say.
+    #[serde(default)]
+    log: Option<u64>,
     /// Whether every table is read whole: of the rows before the batch nothing is known.
     #[serde(default)]
     whole: bool,
@@ -251,6 +254,8 @@ impl DataSync {
             if let Some(why) = self.replay.take_up_to(known).await? {
                 return Ok(Step::Idle(why));
             }
+            let planned = self.stored_plan().await?;
+            self.replay.check_log(planned.and_then(|plan| plan.log))?;
             self.replay.check_backup()?;
             self.replay.passed(applied);
         }
@@ -287,6 +292,7 @@ impl DataSync {
         self.begin().await?;
         let plan = Plan {
             timeline: Some(self.replay.follower.timeline()),
+            log: Some(batch.log),
             whole: true,
             files,
             shapes: Vec::new(),
@@ -406,6 +412,7 @@ impl DataSync {
         let shapes = there.tables.into_iter().map(|(name, table)| (name, table.shape()));
         let plan = Plan {
             timeline: Some(self.replay.follower.timeline()),
+            log: Some(batch.log),
             whole: false,
             files: files.collect(),
             shapes: shapes.collect(),
@@ -539,6 +546,12 @@ impl DataSync {
         }
         let done = self.local.batch_execute(&format!("ANALYZE {table}")).await;
         done.map_err(|e| self.local.error(e, "looking at the rows of a batch"))
+    }
+
+    /// Ends the transaction in which something failed; where none is open, nothing happens.
+    async fn abandon(&self) -> Result<()> {
+        let done = self.local.batch_execute("ROLLBACK").await;
+        done.map_err(|e| self.local.error(e, "ending a transaction that failed"))
     }
 
     async fn commit(&self, what: &str) -> Result<()> {

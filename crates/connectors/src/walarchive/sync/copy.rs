@@ -108,20 +108,14 @@ impl DataSync {
                 Ok(()) => self.copy_beside(session, table, at).await,
                 Err(_) => Ok(None),
             };
-            let staged = match staged {
-                Err(e) if is_its_own(&e) => {
-                    self.abandon().await?;
-                    Err(e)
-                }
-                other => Ok(other?),
-            };
             self.begin().await?;
             match staged {
                 Ok(staging) => {
                     let work = staging.as_deref().map_or(Work::Whole, Work::Staged);
                     self.bring(session, table, local, work, at, at, false).await?;
                 }
-                Err(e) => self.pause(table, &e, at, at).await?,
+                Err(e) if is_its_own(&e) => self.pause(table, &e, at, at).await?,
+                Err(e) => return Err(e),
             }
             failpoint("datasync.table_copied")?;
             self.commit("storing a copied table").await?;
@@ -155,7 +149,11 @@ impl DataSync {
         if blocks <= width {
             return Ok(None);
         }
-        let staging = self.begin_copy(table, at, blocks, width).await?;
+        let begun = self.begin_copy(table, at, blocks, width).await;
+        if begun.is_err() {
+            self.abandon().await;
+        }
+        let staging = begun?;
         let open = self.local.query(sql::OPEN_RANGES, &[schema, name]).await;
         let open = open.map_err(|e| self.local.error(e, &what))?;
         let open: VecDeque<Range> = open.iter().map(|row| (row.get(0), row.get(1))).collect();

@@ -25,6 +25,7 @@ use super::replay::{Replay, ReplayConfig, Stored, by_address};
 use super::scratch::{Hold, Scratch, blamed};
 use super::sql;
 use super::tables::{self, Found, Name};
+use crate::postgres::sql::ident;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
 use settle::{Counted, Phases};
@@ -533,9 +534,15 @@ impl DataSync {
         let sql = "BEGIN; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = '60s'";
         let done = self.local.batch_execute(sql).await;
         done.map_err(|e| {
-            self.local
-                .error(e, "beginning the local transaction")
-                .hint("session_replication_role needs superuser or SET privilege on the local server")
+            let error = self.local.error(e, "beginning the local transaction");
+            match error.code() == code::PERMISSION {
+                true => error.hint_instead(format!(
+                    "session_replication_role needs superuser or SET privilege on the local server: \
+                     GRANT SET ON PARAMETER session_replication_role TO {}",
+                    ident(&self.config.local.user)
+                )),
+                false => error,
+            }
         })
     }
 
@@ -548,10 +555,9 @@ impl DataSync {
         done.map_err(|e| self.local.error(e, "looking at the rows of a batch"))
     }
 
-    /// Ends the transaction in which something failed; where none is open, nothing happens.
-    async fn abandon(&self) -> Result<()> {
-        let done = self.local.batch_execute("ROLLBACK").await;
-        done.map_err(|e| self.local.error(e, "ending a transaction that failed"))
+    /// Ends the transaction in which something failed. Where that cannot be done the session is gone, and it with it.
+    async fn abandon(&self) {
+        let _ = self.local.batch_execute("ROLLBACK").await;
     }
 
     async fn commit(&self, what: &str) -> Result<()> {

@@ -122,24 +122,13 @@ async fn periods_of(version: PgVersion) {
     assert!(of("border", "window").contains("2024-12-30 00 12-30 06: 6,"));
 
     // The rest adds up too; of the lag the largest stays, and what is incomplete stays so.
-    let whole = |lag: f64, incomplete: bool| Tallies {
-        operations: Counts {
-            inserted: 1,
-            updated: 2,
-            deleted: 3,
-        },
-        net: Net {
-            added: 4,
-            updated: 5,
-            deleted: 6,
-        },
-        batches: 7,
-        transactions: 8,
-        segments: 9,
-        bytes: 10,
-        errors: 11,
-        lag: Some(lag),
-        incomplete,
+    let whole = |lag: f64, incomplete: bool| {
+        let mut all = inserted(1);
+        (all.operations.updated, all.operations.deleted) = (2, 3);
+        (all.net.added, all.net.updated, all.net.deleted) = (4, 5, 6);
+        (all.batches, all.transactions, all.segments, all.bytes, all.errors) = (7, 8, 9, 10, 11);
+        (all.lag, all.incomplete) = (Some(lag), incomplete);
+        all
     };
     for (lag, incomplete) in [(3.5, false), (9.25, true), (0.5, false)] {
         let tallies = whole(lag, incomplete);

@@ -95,3 +95,32 @@ fn the_tests_of_the_list_of_faults_exist() {
     assert!(missing.is_empty(), "no line for F{missing:?}");
     assert!(tests > 50, "only {tests} tests are named");
 }
+
+/// Every test that the page of Data Sync names exists, where it says; with **15**, for that version too.
+#[test]
+fn the_tests_of_data_sync_exist() {
+    let crates = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let page = std::fs::read_to_string(crates.join("../docs/data-sync.md")).expect("docs/data-sync.md");
+    let (_, shown) = page.split_once("## What shows it").expect("the table");
+    let mut tests = 0;
+    for part in shown.split(" `").skip(1) {
+        let (code, rest) = part.split_once('`').expect("the end of a name");
+        let folder = match code.split_once('/') {
+            Some(("ds", file)) => crates.join("synctool/tests/datasync").join(file),
+            Some(("wa", file)) => crates.join("connectors/tests/it/walarchive").join(file),
+            _ => continue,
+        };
+        let folder = folder.to_string_lossy().into_owned();
+        let (file, name) = folder.split_once("::").map_or((&*folder, None), |(f, n)| (f, Some(n)));
+        let text = std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{code}: {e}"));
+        let has = |name: &str| text.contains(&format!("fn {name}()"));
+        let Some(name) = name else { continue };
+        assert!(has(name), "there is no test {code}");
+        if rest.starts_with(" (**15**)") {
+            let other = format!("{}_15", name.trim_end_matches("_18"));
+            assert!(has(&other), "there is no test {other} beside {code}");
+        }
+        tests += 1;
+    }
+    assert!(tests > 35, "only {tests} tests are named");
+}

@@ -37,6 +37,7 @@ pub(crate) struct Header {
     pub(crate) previous: Lsn,
     info: u8,
     rmgr: Rmgr,
+    checksum: u32,
 }
 
 impl Header {
@@ -61,6 +62,7 @@ impl Header {
             previous: Lsn(u64::from(u32_at(12)) << 32 | u64::from(u32_at(8))),
             info: head[16],
             rmgr,
+            checksum: found,
         })
     }
 
@@ -137,6 +139,12 @@ impl<'a> Record<'a> {
     /// What kind of record it is, in PostgreSQL's word.
     pub fn kind(&self) -> Cow<'static, str> {
         kind(self.major, self.header.rmgr, self.info())
+    }
+
+    /// Its checksum, which is that of its content and of its place among the others.
+    #[inline]
+    pub fn checksum(&self) -> u32 {
+        self.header.checksum
     }
 
     /// All its bytes, header included.

@@ -5,7 +5,8 @@ use super::touched::{self, Addresses, Elsewhere, Room, Spill};
 use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{
-    Committed, Counts, Decoder, Event, Identity, Lsn, Meaning, Parameters, RelFile, Row, Scanner, Timestamp, WalLevel,
+    Committed, Counts, Decoder, Event, Identity, Lsn, Meaning, Parameters, Record, RelFile, Row, Scanner, Timestamp,
+    WalLevel,
 };
 
 const HOUR_MICROS: i64 = 3_600_000_000;
@@ -47,6 +48,8 @@ pub struct Batch {
     pub files: BTreeMap<RelFile, Changes>,
     /// Production's settings, if they changed: the scratch server's must not be lower.
     pub parameters: Option<Parameters>,
+    /// What the log between the two places holds, in one number: another log of the same length has another.
+    pub log: u64,
 }
 
 /// Reads admitted segments in order and collects batches.
@@ -110,6 +113,11 @@ impl Scan {
         self.batch.parameters.as_ref()
     }
 
+    /// What was read since the last batch ([`Batch::log`]).
+    pub fn log(&self) -> u64 {
+        self.batch.log
+    }
+
     /// Goes over to another timeline's copy of the log, which is the same up to our place.
     pub fn change_timeline(&mut self) {
         self.decoder = Decoder::at(*self.decoder.identity(), self.decoder.position());
@@ -126,6 +134,7 @@ impl Scan {
         };
         let mut feed = self.decoder.feed(segment.start, &segment.bytes).map_err(damaged)?;
         while let Some(record) = feed.next().map_err(damaged)? {
+            self.batch.read(&record);
             let event = self.scanner.take(&record).map_err(damaged)?;
             if self.scanner.is_full() {
                 for overflow in self.scanner.overflow() {
@@ -216,6 +225,15 @@ impl Batch {
             hours: BTreeSet::new(),
             files: BTreeMap::new(),
             parameters: None,
+            log: 0,
+        }
+    }
+
+    /// Remembers a record of the batch by its checksum.
+    fn read(&mut self, record: &Record<'_>) {
+        if record.end() > self.from {
+            let sum = u64::from(record.checksum());
+            self.log = (self.log.rotate_left(5) ^ sum).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         }
     }
 

@@ -60,9 +60,11 @@ pub struct MetricsFilter {
 /// Makes the local tables, if they are not there.
 pub async fn create(local: &Connection) -> Result<()> {
     let run = |e| {
-        local
-            .error(e, "making the tables of Data Sync in the local database")
-            .hint("the role needs CREATE on the database and on its schema public")
+        let error = local.error(e, "making the tables of Data Sync in the local database");
+        match error.code() == code::PERMISSION {
+            true => error.hint_instead("the role needs CREATE on the database and on its schema public"),
+            false => error,
+        }
     };
     let exists: bool = local.query_one(ddl::EXISTS, &[]).await.map_err(run)?.get(0);
     match exists {

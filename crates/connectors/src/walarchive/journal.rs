@@ -3,7 +3,7 @@
 use super::sql;
 use crate::postgres::Connection;
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use synctool_core::error::{Error, Result};
 use synctool_pgwal::{Counts, Lsn};
 
@@ -160,6 +160,17 @@ pub struct Tallies {
 
 /// The row of `data_sync_metrics` that counts the whole.
 pub const ALL: &str = "*";
+
+/// Counts a fault of this moment, a table's or [`ALL`].
+pub async fn count_error(local: &Connection, table: &str, window_hours: u32) -> Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let hour = i64::try_from(now.unwrap_or_default().as_secs() / 3600).unwrap_or_default();
+    let tallies = Tallies {
+        errors: 1,
+        ..Tallies::default()
+    };
+    count(local, table, hour, window_hours, &tallies).await
+}
 
 /// Adds to the window, the week and the month of an hour (since 1970, UTC).
 pub async fn count(local: &Connection, table: &str, hour: i64, window_hours: u32, tallies: &Tallies) -> Result<()> {

@@ -142,14 +142,19 @@ impl Replay {
         let found = self.scan.position();
         match found == at {
             true => Ok(None),
-            false => Err(Error::new(
-                code::WAL_DAMAGED,
-                format!(
-                    "the archive holds another log than the one that was followed: it comes to {found} and not to {at}"
-                ),
-            )
-            .at("lsn", at.to_string())
-            .hint("put back the segments as production archived them, or start over from a base backup")),
+            false => Err(another_log(&format!("it comes to {found} and not to {at}"), at)),
+        }
+    }
+
+    /// Fails if a batch that was planned is read again and its log is another one by now: what was read of the rows
+    /// before it belongs to the other. A plan of an older version does not say.
+    pub(super) fn check_log(&self, planned: Option<u64>) -> Result<()> {
+        match planned.is_none_or(|log| log == self.scan.log()) {
+            true => Ok(()),
+            false => Err(another_log(
+                "it comes to the same place with other changes",
+                self.scan.position(),
+            )),
         }
     }
 
@@ -350,6 +355,13 @@ pub(super) async fn by_address(session: &Connection, on: bool) -> Result<()> {
     };
     let done = session.batch_execute(set).await;
     done.map_err(|e| session.error(e, "preparing a session of the scratch server"))
+}
+
+fn another_log(how: &str, at: Lsn) -> Error {
+    let what = format!("the archive holds another log than the one that was followed: {how}");
+    Error::new(code::WAL_DAMAGED, what)
+        .at("lsn", at.to_string())
+        .hint("put back the segments as production archived them, or start over from a base backup")
 }
 
 /// Whose log it must be.

@@ -126,7 +126,10 @@ impl Table {
         };
         if !local.ordinary {
             let what = format!("table {table} is no ordinary table locally");
-            return Err(Error::new(code::SCHEMA_MISMATCH, what).at("table", table));
+            let next = format!(
+                "put an ordinary table in its place, as it is in production, then: synctool datasync resync {table}"
+            );
+            return Err(Error::new(code::SCHEMA_MISMATCH, what).at("table", table).hint(next));
         }
         let sorted = |t: &Table| {
             let mut columns = t.columns.clone();

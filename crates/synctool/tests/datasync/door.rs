@@ -2,7 +2,7 @@
 
 use super::{PATIENCE, SECRET, World, files, followed, kill};
 use std::fs;
-use synctool_testkit::{PgVersion, wait_for};
+use synctool_testkit::{PgVersion, Postgres, wait_for};
 
 const SCHEMA: &str = "
 CREATE TABLE orders (id int PRIMARY KEY, total numeric(10,2), note text);
@@ -270,6 +270,22 @@ fn doctor_tells_what_is_missing_and_how_to_mend_it() {
     world.run(&["stop"]).ok();
     // Another server's archive, and one that does not reach back far enough.
     fs::remove_dir_all(world.path("scratch")).unwrap();
+    let other = Postgres::shared(PgVersion::V18);
+    let theirs = other.psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
+    let system = |server: &Postgres| server.psql("SELECT system_identifier FROM pg_control_system()");
+    fs::create_dir(world.path("foreign")).unwrap();
+    let segment = other.data_directory().join("pg_wal").join(&theirs);
+    fs::copy(segment, world.path("foreign").join(&theirs)).unwrap();
+    world.reconfigure("ARCHIVE_DIR = \"archive\"", "ARCHIVE_DIR = \"foreign\"");
+    let says = format!(
+        "base backup was taken from system id {}, archive has {}",
+        system(&world.production),
+        system(other)
+    );
+    world
+        .run(&["doctor"])
+        .fails(1, &[&says, "name the archive and a base backup of the same server"]);
+    world.reconfigure("ARCHIVE_DIR = \"foreign\"", "ARCHIVE_DIR = \"archive\"");
     let mut segments: Vec<_> = files(&world.path("archive"));
     segments.sort();
     for segment in segments

@@ -1,8 +1,7 @@
 //! The local server goes down at any step, and disks are full: rows are right afterwards, and nothing is lost or counted
 //! twice.
 
-use super::World;
-use synctool_testkit::kill::{Action, Failpoint};
+use super::{World, stopped_at};
 use synctool_testkit::{PgVersion, Postgres, SmallDisk};
 
 const SCHEMA: &str = "CREATE TABLE acc (id int PRIMARY KEY, n int, body text); CREATE TABLE nokey (a int, b text)";
@@ -42,14 +41,10 @@ fn a_local_server_that_is_killed_at_any_step_has_the_right_rows_afterwards() {
         "datasync.committed",
     ];
     for (round, point) in (1..).zip(points) {
-        let nth = Failpoint {
-            name: point.into(),
-            nth: 1,
-        };
         if ["datasync.table_copied", "datasync.answered"].contains(&point) {
             world.run(&["resync", "--wait", "0", "acc"]).ok();
         }
-        let mut run = world.once().accident(&nth, Action::Stop).start();
+        let mut run = stopped_at(&world.once(), point, 1).start();
         run.wait_stopped();
         // Half of the times it is there again when the program goes on, half of the times not yet.
         server.kill9();

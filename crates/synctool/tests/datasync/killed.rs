@@ -1,9 +1,9 @@
 //! Killed with -9 at any step, the local tables equal production at the stored place.
 
-use super::{World, kill};
+use super::{PATIENCE, World, kill, stopped_at};
 use std::collections::BTreeSet;
-use synctool_testkit::kill::{Action, Failpoint};
-use synctool_testkit::{KillRun, PgVersion};
+use std::fs;
+use synctool_testkit::{KillRun, PgVersion, wait_for};
 
 const SCHEMA: &str = "
 CREATE TABLE acc (id int PRIMARY KEY, n int, body text);
@@ -70,6 +70,126 @@ fn a_kill_at_any_step_of_a_batch_changes_nothing() {
 #[test]
 fn a_kill_at_any_step_of_a_batch_changes_nothing_15() {
     killed_anywhere(PgVersion::V15);
+}
+
+/// The scratch server dies at any step of a batch, and the service that uses it lives: it goes on by itself.
+#[test]
+fn a_scratch_server_that_dies_at_any_step_changes_nothing() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.backup();
+    world.add(TABLES);
+    load(&world, 0);
+    let points = [
+        ("datasync.first_copy", 1),
+        ("datasync.before_commit", 1),
+        ("datasync.before_plan", 1),
+        ("datasync.planned", 1),
+        ("datasync.replayed", 1),
+        ("datasync.before_commit", 1),
+        ("datasync.committed", 1),
+        ("datasync.table_copied", 1),
+        ("datasync.answered", 1),
+    ];
+    for (round, (point, nth)) in (1..).zip(points) {
+        if ["datasync.table_copied", "datasync.answered"].contains(&point) {
+            world.run(&["resync", "--wait", "0", "nokey"]).ok();
+        }
+        let mut service = stopped_at(&world.service(), point, nth).start();
+        service.wait_stopped();
+        let pid = world.scratch_pid().expect("it runs");
+        kill("-9", &pid);
+        service.resume();
+        world.eventually_same(TABLES);
+        // And on, from where it stands now.
+        load(&world, round);
+        world.eventually_same(TABLES);
+        world.run(&["verify"]).ok();
+        service.interrupt();
+        service.wait().assert_success();
+        load(&world, round + 100);
+    }
+    world.run(&["run-once"]).ok();
+    world.same(TABLES);
+    let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
+    assert_eq!(world.local.psql(wrong), "");
+}
+
+/// Between the plan and its batch all that the scratch server was is lost. What the rows were before is stored, and is
+/// not read again: the server that is made anew is asked for the rows behind the batch only.
+#[test]
+fn a_scratch_directory_that_is_removed_within_a_batch_changes_nothing() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.backup();
+    world.add(TABLES);
+    load(&world, 0);
+    world.run(&["run-once"]).ok();
+    let stored = || {
+        let plan = "SELECT plan_lsn, xmin FROM synctool.datasync_plan";
+        let before = "SELECT count(*) > 0, min(xmin::text), max(xmin::text) FROM synctool.datasync_pre";
+        (world.local.psql(plan), world.local.psql(before))
+    };
+    for (round, point) in (1..).zip(["datasync.planned", "datasync.replayed", "datasync.before_commit"]) {
+        load(&world, round);
+        world.once().at(point, 1).run().assert_killed();
+        let planned = stored();
+        assert!(planned.1.starts_with("t|"), "{planned:?}");
+        kill("-INT", &world.scratch_pid().expect("it runs"));
+        wait_for("the end of the scratch server", PATIENCE, || {
+            world.scratch_pid().is_none()
+        });
+        fs::remove_dir_all(world.path("scratch")).unwrap();
+        // There is more to come by now.
+        load(&world, round + 100);
+        world.once().at("datasync.before_commit", 1).run().assert_killed();
+        assert_eq!(stored(), planned, "nothing is planned twice");
+        world.run(&["run-once"]).ok();
+        world.same(TABLES);
+        world.run(&["verify"]).ok();
+    }
+    let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
+    assert_eq!(world.local.psql(wrong), "");
+}
+
+/// Whoever asks for an end while there is much to do gets it at the end of the batch at hand.
+#[test]
+fn a_stop_with_a_backlog_ends_at_the_end_of_a_batch() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1");
+    world.backup();
+    world.add(TABLES);
+    load(&world, 0);
+    world.run(&["run-once"]).ok();
+    let batches = || -> u32 {
+        let sql = "SELECT count(*) FROM data_sync_logs WHERE event = 'batch'";
+        world.local.psql(sql).parse().unwrap()
+    };
+    let behind = |world: &World| world.json(&["status"]).1["segments_behind"].as_u64().unwrap();
+    (1..=6).for_each(|round| load(&world, round));
+    for point in ["datasync.planned", "datasync.replayed", "datasync.before_commit"] {
+        let (before, backlog) = (batches(), behind(&world));
+        assert!(backlog > 1);
+        let mut service = stopped_at(&world.service(), point, 1).start();
+        service.wait_stopped();
+        match point {
+            "datasync.planned" => drop(world.run(&["stop", "--wait", "0"]).ok()),
+            _ => service.interrupt(),
+        }
+        service.resume();
+        service.wait().assert_success();
+        assert_eq!(batches(), before + 1, "the one at hand, at {point}");
+        assert!((1..backlog).contains(&behind(&world)));
+        let open =
+            "SELECT (SELECT count(*) FROM synctool.datasync_plan) + (SELECT count(*) FROM synctool.datasync_pre)";
+        assert_eq!(world.local.psql(open), "0");
+        assert_eq!(
+            world.local.psql("SELECT state FROM synctool.datasync_service"),
+            "stopped"
+        );
+        assert!(world.scratch_pid().is_none(), "the scratch server runs");
+        world.run(&["verify"]).ok();
+    }
+    world.run(&["run-once"]).ok();
+    world.same(TABLES);
 }
 
 #[test]
@@ -203,12 +323,7 @@ fn a_copy_that_is_asked_to_stop_ends_at_a_range_and_goes_on_there() {
         world.local.psql(sql)
     };
     for round in 1..=2 {
-        let point = Failpoint {
-            name: "datasync.range_copied".into(),
-            nth: 1,
-        };
-        let serve = KillRun::new(&world.command(&["start", "--foreground"])).accident(&point, Action::Stop);
-        let mut running = serve.start();
+        let mut running = stopped_at(&world.service(), "datasync.range_copied", 1).start();
         running.wait_stopped();
         match round {
             1 => {

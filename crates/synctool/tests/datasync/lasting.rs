@@ -4,7 +4,7 @@ use super::{PATIENCE, World, kill};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use synctool_testkit::PgVersion;
+use synctool_testkit::{PgVersion, Postgres, wait_for};
 
 #[test]
 fn a_million_changes_arrive_at_once() {
@@ -36,6 +36,7 @@ CREATE TABLE parted (id int, side int, PRIMARY KEY (id, side)) PARTITION BY LIST
 CREATE TABLE leaf_1 PARTITION OF parted FOR VALUES IN (1);
 CREATE TABLE leaf_2 PARTITION OF parted FOR VALUES IN (2);";
 const TABLES: &[&str] = &["acc", "nokey", "swap", "wide", "leaf_1", "leaf_2"];
+const SELECTED: &[&str] = &["acc", "nokey", "swap", "wide", "parted"];
 
 const WRITE: &str = "
 DO $$ BEGIN FOR i IN 1..40 LOOP
@@ -75,6 +76,18 @@ const CHORES: &[&str] = &[
     "BEGIN; UPDATE swap SET u = -u; COMMIT; REINDEX TABLE acc; SELECT pg_switch_wal()",
 ];
 
+/// Leaves a request beside the load: a table that is copied anew, taken off the list, or put on it again.
+fn ask(world: &World, what: u64) {
+    let request: &[&str] = match what {
+        0 => &["resync", "--wait", "0", "acc", "parted"],
+        1 => &["remove-tables", "--wait", "0", "nokey"],
+        2 => &["add-tables", "--wait", "0", "nokey"],
+        _ => &["clear", "--yes", "--wait", "0"],
+    };
+    // One that is not on the list is refused.
+    let _ = world.run(request);
+}
+
 /// The service under load, with its processes killed at random; after every pause both sides are equal.
 #[test]
 #[allow(clippy::print_stdout, reason = "a soak says how much it did")]
@@ -88,14 +101,16 @@ fn random_load_and_random_kills() {
         true => Duration::from_secs(60 * minutes.clamp(1, 30)),
         false => Duration::from_secs(40),
     };
-    let world = World::new(PgVersion::V18, SCHEMA);
+    // A server of its own here, that may be killed as well.
+    let server = Postgres::start(PgVersion::V18);
+    let world = World::between(PgVersion::V18, SCHEMA, |p| p, server.database("datasync"));
     world.production.psql(
         "INSERT INTO acc SELECT g, 0, repeat('x', g % 300) FROM generate_series(1, 1000) g; INSERT INTO swap SELECT g, -g FROM generate_series(1, 50) g;
          INSERT INTO nokey SELECT g % 20, NULLIF('v' || g % 3, 'v0') FROM generate_series(1, 300) g; INSERT INTO parted SELECT g, 1 + g % 2 FROM generate_series(1, 200) g;
          INSERT INTO wide (body) SELECT repeat(md5(g::text), 200) FROM generate_series(1, 40) g",
     );
     world.ready();
-    world.add(&["acc", "nokey", "swap", "wide", "parted"]);
+    world.add(SELECTED);
     world.run(&["start"]).ok();
     // The next of a sequence that a seed determines.
     let mut state: u64 = std::env::var("SYNCTOOL_TEST_SEED")
@@ -137,16 +152,27 @@ fn random_load_and_random_kills() {
                 let chore = CHORES[random(CHORES.len() as u64) as usize];
                 let _ = world.production.try_psql(&format!("SET lock_timeout = '2s'; {chore}"));
                 world.archived();
-                match random(4) {
-                    0 => {
+                match random(8) {
+                    0 | 1 => {
                         let pid = world.local.psql("SELECT pid FROM synctool.datasync_service");
                         kill("-9", &pid);
                         kills += 1;
-                        synctool_testkit::wait_for("the end of the killed service", PATIENCE, || {
+                        wait_for("the end of the killed service", PATIENCE, || {
                             world.run(&["start"]).code == 0
                         });
                     }
-                    1 => {
+                    2 => {
+                        server.kill9();
+                        server.restart();
+                        kills += 1;
+                        // What it has lost with its session it takes up again.
+                        wait_for("the service", PATIENCE, || {
+                            let working = "SELECT state IN ('working', 'waiting') FROM synctool.datasync_service";
+                            world.local.psql(working) == "t"
+                        });
+                    }
+                    3 => ask(&world, random(4)),
+                    4 | 5 => {
                         if let Some(pid) = world.scratch_pid() {
                             let _ = std::process::Command::new("kill").args(["-9", &pid]).status();
                             kills += 1;
@@ -155,6 +181,7 @@ fn random_load_and_random_kills() {
                     _ => {}
                 }
             }
+            ask(&world, random(4));
             // Wherever the service stands by now, both sides are equal there.
             let (_, proof) = world.json(&["verify"]);
             for table in proof["tables"].as_array().expect("tables") {
@@ -166,6 +193,7 @@ fn random_load_and_random_kills() {
         });
         let _ = world.production.try_psql("COMMIT PREPARED 'held'");
         world.archived();
+        world.add(SELECTED);
         world.eventually_same(TABLES);
         world.run(&["verify"]).ok();
         let paused = world

@@ -8,6 +8,7 @@ mod down;
 mod killed;
 mod lasting;
 mod overflow;
+mod rights;
 mod shapes;
 mod tables;
 mod troubles;
@@ -16,10 +17,12 @@ mod types;
 use ran::{Ran, program};
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
+use synctool_testkit::kill::{Action, Failpoint};
 use synctool_testkit::{KillRun, PgVersion, Postgres, PostgresBuilder, TestDb, wait_for};
 use tempfile::TempDir;
 
@@ -168,6 +171,11 @@ impl World {
         KillRun::new(&self.command(&["run-once"]))
     }
 
+    /// The service in the foreground.
+    fn service(&self) -> KillRun {
+        KillRun::new(&self.command(&["start", "--foreground"]))
+    }
+
     #[track_caller]
     fn same(&self, tables: &[&str]) {
         for table in tables {
@@ -201,6 +209,45 @@ impl World {
     fn scratch_pid(&self) -> Option<String> {
         let text = fs::read_to_string(self.path("scratch/data/postmaster.pid")).ok()?;
         text.lines().next().map(str::to_owned)
+    }
+}
+
+/// A session of production that stays open.
+struct Session {
+    client: Child,
+    ask: ChildStdin,
+    says: BufReader<ChildStdout>,
+}
+
+impl Session {
+    fn open(server: &Postgres) -> Self {
+        let mut client = Command::new(server.tool("psql"))
+            .args(["-qXAt", "-v", "ON_ERROR_STOP=1", &server.url("postgres")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("psql");
+        let ask = client.stdin.take().expect("stdin");
+        let says = BufReader::new(client.stdout.take().expect("stdout"));
+        Session { client, ask, says }
+    }
+
+    /// Waits until it is done.
+    #[track_caller]
+    fn run(&mut self, sql: &str) {
+        writeln!(self.ask, "{sql};\n\\echo done").expect("psql listens");
+        let mut line = String::new();
+        while line.trim() != "done" {
+            line.clear();
+            assert_ne!(self.says.read_line(&mut line).expect("psql speaks"), 0, "{sql}");
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
     }
 }
 
@@ -250,6 +297,12 @@ fn rows(table: &str) -> String {
     format!(
         "SELECT count(*)::text || ' ' || coalesce(md5(string_agg(t::text, ',' ORDER BY t::text COLLATE \"C\")), '') FROM ONLY {table} t"
     )
+}
+
+/// The nth time that a run comes to a place, it stops there until it is told to go on.
+fn stopped_at(run: &KillRun, name: &str, nth: u32) -> KillRun {
+    run.clone()
+        .accident(&Failpoint { name: name.into(), nth }, Action::Stop)
 }
 
 fn kill(signal: &str, pid: &str) {

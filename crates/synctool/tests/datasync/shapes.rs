@@ -3,13 +3,14 @@
 use super::{World, followed, rows};
 use synctool_testkit::PgVersion;
 
-#[test]
-fn a_long_transaction_over_many_segments_arrives_when_it_commits() {
-    let world = followed(
-        "CREATE TABLE t (id int PRIMARY KEY, n int)",
-        "INSERT INTO t SELECT g, 0 FROM generate_series(1, 100) g",
-        &["t"],
-    );
+fn a_long_transaction_arrives_when_it_commits(version: PgVersion) {
+    let world = World::new(version, "CREATE TABLE t (id int PRIMARY KEY, n int)");
+    world
+        .production
+        .psql("INSERT INTO t SELECT g, 0 FROM generate_series(1, 100) g");
+    world.ready();
+    world.add(&["t"]);
+    world.run(&["run-once"]).ok();
     world.production.psql("BEGIN; UPDATE t SET n = 1 WHERE id < 50; SAVEPOINT a; DELETE FROM t WHERE id > 90; ROLLBACK TO a; DELETE FROM t WHERE id = 60; PREPARE TRANSACTION 'long'");
     let mut needed = Vec::new();
     for round in 0..4 {
@@ -32,8 +33,17 @@ fn a_long_transaction_over_many_segments_arrives_when_it_commits() {
 }
 
 #[test]
-fn transactions_that_are_open_at_the_backup_are_not_lost() {
-    let world = World::new(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int)");
+fn a_long_transaction_over_many_segments_arrives_when_it_commits() {
+    a_long_transaction_arrives_when_it_commits(PgVersion::V18);
+}
+
+#[test]
+fn a_long_transaction_over_many_segments_arrives_when_it_commits_15() {
+    a_long_transaction_arrives_when_it_commits(PgVersion::V15);
+}
+
+fn open_at_the_backup(version: PgVersion) {
+    let world = World::new(version, "CREATE TABLE t (id int PRIMARY KEY, n int)");
     world.production.psql("INSERT INTO t SELECT g, 0 FROM generate_series(1, 50) g; BEGIN; UPDATE t SET n = 1 WHERE id < 9; PREPARE TRANSACTION 'early'");
     world.backup();
     world.add(&["t"]);
@@ -48,6 +58,16 @@ fn transactions_that_are_open_at_the_backup_are_not_lost() {
         .psql("COMMIT PREPARED 'early'; UPDATE t SET n = 2 WHERE id = 30; CHECKPOINT; INSERT INTO other VALUES (1)");
     world.sync();
     world.same(&["t"]);
+}
+
+#[test]
+fn transactions_that_are_open_at_the_backup_are_not_lost() {
+    open_at_the_backup(PgVersion::V18);
+}
+
+#[test]
+fn transactions_that_are_open_at_the_backup_are_not_lost_15() {
+    open_at_the_backup(PgVersion::V15);
 }
 
 #[test]
@@ -83,8 +103,7 @@ fn unique_swaps_exclusions_foreign_keys_and_triggers_do_not_stand_in_the_way() {
     world.same(&tables);
 }
 
-#[test]
-fn values_of_every_kind_arrive_letter_by_letter() {
+fn values_arrive_letter_by_letter(version: PgVersion) {
     let schema = "
         CREATE TYPE pair AS (a int, b text); CREATE DOMAIN word AS text CHECK (length(VALUE) < 100);
         CREATE TABLE kinds (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, f float8, r real, d numeric, t timestamptz, i interval,
@@ -103,7 +122,7 @@ fn values_of_every_kind_arrive_letter_by_letter() {
         INSERT INTO loose SELECT f, d, j, E'tab\\tnew\\nline \\\\N', p FROM kinds; INSERT INTO loose SELECT * FROM loose LIMIT 5; INSERT INTO loose VALUES (NULL), (NULL);
         INSERT INTO \"Odd \"\"name\" VALUES ('', NULL), ('a', ''), ('ä\"', '\\N')";
     let tables = ["kinds", "toasted", "loose", "\"Odd \"\"name\""];
-    let world = World::new(PgVersion::V18, schema);
+    let world = World::new(version, schema);
     world.production.psql(fill);
     world.ready();
     world.add(&["kinds", "toasted", "loose", "Odd \"name"]);
@@ -129,13 +148,25 @@ fn values_of_every_kind_arrive_letter_by_letter() {
 }
 
 #[test]
-fn rewrites_and_truncations_committed_and_rolled_back() {
+fn values_of_every_kind_arrive_letter_by_letter() {
+    values_arrive_letter_by_letter(PgVersion::V18);
+}
+
+#[test]
+fn values_of_every_kind_arrive_letter_by_letter_15() {
+    values_arrive_letter_by_letter(PgVersion::V15);
+}
+
+fn rewrites_and_truncations(version: PgVersion) {
     let tables = ["t", "u", "nokey"];
-    let world = followed(
-        "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int PRIMARY KEY, n int); CREATE TABLE nokey (a int)",
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int PRIMARY KEY, n int); CREATE TABLE nokey (a int)";
+    let world = World::new(version, schema);
+    world.production.psql(
         "INSERT INTO t SELECT g, g FROM generate_series(1, 500) g; INSERT INTO u SELECT g, g FROM generate_series(1, 500) g; INSERT INTO nokey SELECT 1 FROM generate_series(1, 100)",
-        &tables,
     );
+    world.ready();
+    world.add(&tables);
+    world.run(&["run-once"]).ok();
     for change in [
         "TRUNCATE t; INSERT INTO t VALUES (1, 1)",
         "BEGIN; TRUNCATE u; INSERT INTO u VALUES (1, 1); ROLLBACK; UPDATE u SET n = 2",
@@ -155,6 +186,16 @@ fn rewrites_and_truncations_committed_and_rolled_back() {
         .psql("TRUNCATE t, u, nokey; VACUUM FULL t; INSERT INTO t VALUES (5, 5); BEGIN; TRUNCATE t; ROLLBACK");
     world.sync();
     world.same(&tables);
+}
+
+#[test]
+fn rewrites_and_truncations_committed_and_rolled_back() {
+    rewrites_and_truncations(PgVersion::V18);
+}
+
+#[test]
+fn rewrites_and_truncations_committed_and_rolled_back_15() {
+    rewrites_and_truncations(PgVersion::V15);
 }
 
 /// Nothing touches the old rows, and the column looks as it did.
@@ -243,4 +284,67 @@ fn metrics_are_productions_operations_by_the_time_of_their_commit() {
         .find(|t| t["table_name"] == "public.unseen")
         .unwrap();
     assert_eq!(unseen["state"], "not selected");
+
+    // The current periods, and those that are over; what is over stays as it was.
+    let now = "SELECT table_name, period, added, updated, deleted, net_added, net_updated, net_deleted, incomplete FROM data_sync_metrics_now
+        WHERE table_name = 'public.b' AND period = 'month'";
+    assert_eq!(world.local.psql(now), "public.b|month|22|0|1|21|0|0|f");
+    assert_eq!(world.local.psql("SELECT count(*) FROM data_sync_metrics_closed"), "0");
+    world.local.psql(
+        "UPDATE data_sync_metrics SET starts_at = starts_at - interval '1 year', ends_at = ends_at - interval '1 year' WHERE table_name = 'public.b'",
+    );
+    assert_eq!(world.local.psql(now), "");
+    assert_eq!(
+        world
+            .local
+            .psql("SELECT DISTINCT table_name, added, deleted, net_added FROM data_sync_metrics_closed"),
+        "public.b|22|1|21"
+    );
+    let (_, shown) = world.json(&["metrics", "--table", "b", "--period", "month"]);
+    assert_eq!(
+        (shown[0]["closed"].as_bool(), shown[0]["added"].as_u64()),
+        (Some(true), Some(22))
+    );
+    world.run(&["metrics", "--table", "b"]).fails(0, &["closed"]);
+    world.production.psql("DELETE FROM b WHERE id = 100");
+    world.sync();
+    assert_eq!(world.local.psql(now), "public.b|month|0|0|1|0|0|1|f");
+    // The service as one row.
+    let status = "SELECT s.state, s.applied_lsn = t.applied_lsn, s.rows_as_of = t.last_commit, s.last_batch_at = t.updated_at,
+        tables_synced, tables_waiting, tables_in_trouble, error IS NULL, beat_at >= started_at FROM data_sync_status s, synctool.datasync_state t";
+    assert_eq!(world.local.psql(status), "stopped|t|t|t|2|0|0|t|t");
+    world
+        .local
+        .psql("INSERT INTO tables_to_sync VALUES ('nowhere'), ('unseen')");
+    world.local.psql("DROP TABLE unseen");
+    world.run(&["run-once"]).ok();
+    assert_eq!(world.local.psql(status), "stopped|t|t|t|2|0|2|t|t");
+}
+
+/// Lines of the log that are old enough go, and so do requests that were answered then.
+#[test]
+fn old_lines_of_the_log_are_removed() {
+    let world = followed(
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        "INSERT INTO t VALUES (1)",
+        &["t"],
+    );
+    let old = "INSERT INTO data_sync_logs (at, level, event, message) SELECT now() - d * interval '1 day', 'info', 'old', d FROM unnest('{1,29,31,100}'::int[]) d;
+        INSERT INTO synctool.datasync_requests (at, kind, done_at, ok) SELECT now() - d * interval '1 day', 'verify', now() - d * interval '1 day', true FROM unnest('{29,31}'::int[]) d";
+    world.local.psql(old);
+    let left = |world: &World| {
+        let lines = "SELECT string_agg(message, ',' ORDER BY at DESC) FROM data_sync_logs WHERE event = 'old'";
+        let requests = "SELECT count(*) FROM synctool.datasync_requests WHERE kind = 'verify'";
+        format!("{} {}", world.local.psql(lines), world.local.psql(requests))
+    };
+    world.configure("LOG_RETENTION_DAYS = 0\n");
+    world.run(&["run-once"]).ok();
+    assert_eq!(left(&world), "1,29,31,100 2");
+    // Without a word it is 90 days.
+    world.configure("");
+    world.run(&["run-once"]).ok();
+    assert_eq!(left(&world), "1,29,31 2");
+    world.configure("LOG_RETENTION_DAYS = \"30\"\n");
+    world.run(&["run-once"]).ok();
+    assert_eq!(left(&world), "1,29 1");
 }

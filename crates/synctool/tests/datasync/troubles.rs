@@ -1,9 +1,10 @@
 //! What goes wrong around the service, and that it goes on afterwards.
 
-use super::{PATIENCE, SECRET, World, files, followed, kill};
+use super::{PATIENCE, Ran, SECRET, World, files, followed, kill};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use synctool_testkit::{PgVersion, Postgres, S3, wait_for};
 
@@ -31,9 +32,8 @@ fn told(world: &World, part: &str) {
     });
 }
 
-#[test]
-fn a_missing_segment_is_told_and_once_it_is_back_all_goes_on() {
-    let world = running(PgVersion::V18);
+fn a_missing_segment_is_told(version: PgVersion) {
+    let world = running(version);
     // The segment is taken away before it is seen.
     world.run(&["stop"]).ok();
     let name = world
@@ -66,8 +66,32 @@ fn a_missing_segment_is_told_and_once_it_is_back_all_goes_on() {
 }
 
 #[test]
-fn a_damaged_segment_never_reaches_the_tables() {
-    let world = running(PgVersion::V18);
+fn a_missing_segment_is_told_and_once_it_is_back_all_goes_on() {
+    a_missing_segment_is_told(PgVersion::V18);
+}
+
+#[test]
+fn a_missing_segment_is_told_and_once_it_is_back_all_goes_on_15() {
+    a_missing_segment_is_told(PgVersion::V15);
+}
+
+/// Runs once, again and again, until it is told.
+fn told_by_runs(world: &World, waits: &str) -> Ran {
+    for _ in 0..3 {
+        world.run(&["run-once"]).fails(0, &[waits]);
+    }
+    // Looks that follow each other at once count as one.
+    for _ in 0..10 {
+        let ran = world.run(&["run-once"]);
+        if ran.code != 0 {
+            return ran;
+        }
+    }
+    panic!("nothing was told");
+}
+
+fn a_damaged_segment(version: PgVersion) {
+    let world = running(version);
     world.run(&["stop"]).ok();
     let name = world
         .production
@@ -81,16 +105,147 @@ fn a_damaged_segment_never_reaches_the_tables() {
     broken[200] ^= 0xff;
     fs::write(&path, &broken).unwrap();
     let before = world.local.psql("SELECT sum(n) FROM acc");
-    for _ in 0..2 {
-        world.run(&["run-once"]);
-        assert_eq!(world.local.psql("SELECT sum(n) FROM acc"), before);
-    }
+    let text = format!("WAL segment {name} cannot be used: ");
+    told_by_runs(&world, &format!("segment {name} cannot be taken yet: ")).fails(
+        1,
+        &[
+            "ST-WAL-002",
+            &text,
+            " is damaged: ",
+            "copy the segment again from production",
+        ],
+    );
+    assert_eq!(world.local.psql("SELECT sum(n) FROM acc"), before);
+    let told = "SELECT error_code, message FROM data_sync_errors ORDER BY id DESC LIMIT 1";
+    assert!(world.local.psql(told).starts_with(&format!("ST-WAL-002|{text}")));
+    assert_eq!(world.json(&["status"]).1["last_error"]["code"], "ST-WAL-002");
+    assert!(!world.path("scratch/gate").join(&name).exists(), "it came to the gate");
+    let counted = "SELECT errors > 0 FROM data_sync_metrics WHERE table_name = '*' AND period = 'month'";
+    assert_eq!(world.local.psql(counted), "t");
     // Half of it is waited for, the whole of it is taken.
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
     world.run(&["run-once"]).fails(0, &["cannot be taken yet"]);
     fs::write(&path, &whole).unwrap();
     world.run(&["run-once"]).ok();
     world.same(&["acc"]);
+    assert!(world.json(&["status"]).1["last_error"].is_null());
+}
+
+#[test]
+fn a_damaged_segment_never_reaches_the_tables() {
+    a_damaged_segment(PgVersion::V18);
+}
+
+#[test]
+fn a_damaged_segment_never_reaches_the_tables_15() {
+    a_damaged_segment(PgVersion::V15);
+}
+
+/// Somebody let the scratch server have more than was asked for: it stands at no known place any more.
+#[test]
+fn a_scratch_server_beyond_its_place_is_made_anew() {
+    let world = running(PgVersion::V18);
+    world.run(&["stop"]).ok();
+    world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1");
+    let gate = world.path("scratch/gate");
+    let owner = fs::metadata(&gate).unwrap();
+    let mut ahead = Vec::new();
+    for round in 1..=3 {
+        let sql = "SELECT pg_walfile_name(pg_current_wal_lsn() + 1)";
+        ahead.push(world.production.psql(sql));
+        world.production.psql(&format!(
+            "UPDATE acc SET n = n + {round}; DELETE FROM acc WHERE id = {round}"
+        ));
+        world.archived();
+    }
+    for name in &ahead {
+        let to = gate.join(name);
+        fs::copy(world.path("archive").join(name), &to).unwrap();
+        std::os::unix::fs::chown(&to, Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
+    let before = world.local.psql("SELECT sum(n) FROM acc");
+    world
+        .run(&["run-once"])
+        .fails(1, &["ST-WAL-005", "the scratch server stands at ", ", beyond "]);
+    assert_eq!(world.local.psql("SELECT sum(n) FROM acc"), before);
+    world.run(&["start"]).ok();
+    world.eventually_same(&["acc"]);
+    world.run(&["verify"]).ok();
+    let rebuilt = "SELECT count(*) FROM data_sync_logs WHERE event = 'scratch_rebuilt'";
+    assert_eq!(world.local.psql(rebuilt), "1");
+    let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
+    assert_eq!(world.local.psql(wrong), "");
+}
+
+/// Production was set back to a copy of its disk, and archives another log under the names of the one that was followed.
+#[test]
+fn another_log_under_the_same_names_is_refused() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    let data = world.production.data_directory();
+    world.production.stop();
+    let copy = world.path("copy");
+    let duplicate = |from: &Path, to: &Path| {
+        let _ = fs::remove_dir_all(to);
+        let status = Command::new("cp").arg("-a").args([from, to]).status();
+        assert!(status.is_ok_and(|status| status.success()));
+    };
+    duplicate(&data, &copy);
+    world.production.restart();
+    let name = world
+        .production
+        .psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
+    world.production.psql("UPDATE acc SET n = 1");
+    world.archived();
+    world.once().at("datasync.planned", 1).run().assert_killed();
+    let (archive, aside) = (world.path("archive"), world.path("aside"));
+    fs::create_dir(&aside).unwrap();
+    let newer = || {
+        let mut all = files(&archive);
+        all.retain(|path| *path.file_name().unwrap() >= *name);
+        all
+    };
+    world.production.stop();
+    for path in newer() {
+        fs::rename(&path, aside.join(path.file_name().unwrap())).unwrap();
+    }
+    // Other changes up to the same place, and up to another.
+    for (other, says) in [
+        (
+            "UPDATE acc SET n = 2 WHERE id < 9",
+            "it comes to the same place with other changes",
+        ),
+        (
+            "INSERT INTO acc SELECT g, 2 FROM generate_series(1000, 30000) g",
+            "and not to ",
+        ),
+    ] {
+        duplicate(&copy, &data);
+        world.production.restart();
+        world.production.psql(other);
+        world.archived();
+        assert!(archive.join(&name).is_file(), "it archives under the same name");
+        let known = "the archive holds another log than the one that was followed: ";
+        for _ in 0..2 {
+            world.run(&["run-once"]).fails(
+                1,
+                &[
+                    "ST-WAL-002",
+                    known,
+                    says,
+                    "put back the segments as production archived them",
+                ],
+            );
+        }
+        assert_eq!(world.local.psql("SELECT max(n) FROM acc"), "100");
+        world.production.stop();
+        newer().iter().for_each(|path| fs::remove_file(path).unwrap());
+    }
+    // What was followed is put back.
+    for path in files(&aside) {
+        fs::rename(&path, archive.join(path.file_name().unwrap())).unwrap();
+    }
+    world.run(&["run-once"]).ok();
+    assert_eq!(world.local.psql("SELECT min(n), max(n), count(*) FROM acc"), "1|1|100");
 }
 
 #[test]
@@ -452,19 +607,7 @@ fn a_missing_segment_is_told_by_runs_that_look_once() {
     world.archived();
     let (from, to) = (world.path("archive").join(&name), world.path("aside"));
     fs::rename(&from, &to).unwrap();
-    for _ in 0..3 {
-        world.run(&["run-once"]).fails(0, &["is missing, though"]);
-    }
-    // Looks that follow each other at once count as one.
-    let mut runs = 0;
-    let told = loop {
-        let ran = world.run(&["run-once"]);
-        runs += 1;
-        if ran.code != 0 || runs > 10 {
-            break ran;
-        }
-    };
-    told.fails(
+    told_by_runs(&world, "is missing, though").fails(
         1,
         &[
             &format!("WAL segment {name} is missing from the archive but"),

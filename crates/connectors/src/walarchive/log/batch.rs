@@ -248,6 +248,7 @@ async fn keep(
         to: batch.to,
         timeline: replay.follower.timeline(),
         restart: batch.restart,
+        log: Some(batch.log),
         tables: all,
     };
     failpoint("archive.before_kept")?;

@@ -32,6 +32,10 @@ pub(super) struct Kept {
     pub(super) timeline: u32,
     #[serde(with = "text")]
     pub(super) restart: Lsn,
+    /// What the log of the batch holds ([`Batch::log`](super::super::Batch::log)); None of one that an older version
+    /// kept, or where nothing was read.
+    #[serde(default)]
+    pub(super) log: Option<u64>,
     /// Every followed table.
     pub(super) tables: Vec<KeptTable>,
 }
@@ -89,6 +93,7 @@ impl Kept {
             to: stored.at,
             timeline: stored.timeline,
             restart: stored.restart,
+            log: None,
             tables: Vec::new(),
         }
     }

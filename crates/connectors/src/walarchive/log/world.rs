@@ -171,6 +171,7 @@ impl World {
         scratch.within(stored.furthest)?;
         let mut next = Replay::begin(self.config.clone(), scratch, Some(stored)).await?;
         reached(next.take_up_to(stored.furthest).await?)?;
+        next.check_log(begun.as_ref().and_then(|k| k.log))?;
         next.check_backup()?;
         let owner = self.owner()?;
         begun = self.arrive(&mut next, names, owner, position.at).await?.or(begun);
@@ -236,6 +237,7 @@ impl World {
             to: batch.to,
             timeline: replay.follower.timeline(),
             restart: batch.restart,
+            log: Some(batch.log),
             tables: Vec::new(),
         };
         kept.store(&self.directory())?;

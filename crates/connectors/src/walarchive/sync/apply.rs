@@ -229,6 +229,9 @@ impl DataSync {
             ..Row::new("paused")
         };
         self.set(table, &row).await?;
+        for counted in [name.as_str(), journal::ALL] {
+            journal::count_error(&self.local, counted, self.config.metric_hours).await?;
+        }
         let mut entry = Entry::of_error("error", "paused", trouble).table(name);
         (entry.from, entry.to) = (Some(from), Some(to));
         journal::log(&self.local, &entry).await

@@ -149,7 +149,11 @@ impl DataSync {
         if blocks <= width {
             return Ok(None);
         }
-        let staging = self.begin_copy(table, at, blocks, width).await?;
+        let begun = self.begin_copy(table, at, blocks, width).await;
+        if begun.is_err() {
+            self.abandon().await;
+        }
+        let staging = begun?;
         let open = self.local.query(sql::OPEN_RANGES, &[schema, name]).await;
         let open = open.map_err(|e| self.local.error(e, &what))?;
         let open: VecDeque<Range> = open.iter().map(|row| (row.get(0), row.get(1))).collect();

@@ -25,6 +25,7 @@ use super::replay::{Replay, ReplayConfig, Stored, by_address};
 use super::scratch::{Hold, Scratch, blamed};
 use super::sql;
 use super::tables::{self, Found, Name};
+use crate::postgres::sql::ident;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
 use settle::{Counted, Phases};
@@ -67,6 +68,9 @@ struct Plan {
     /// The timeline at its end; one that an older version stored does not say.
     #[serde(default)]
     timeline: Option<u32>,
+    /// What its log holds ([`Batch::log`]); one that an older version stored does not say.
+    #[serde(default)]
+    log: Option<u64>,
     /// Whether every table is read whole: of the rows before the batch nothing is known.
     #[serde(default)]
     whole: bool,
@@ -251,6 +255,8 @@ impl DataSync {
             if let Some(why) = self.replay.take_up_to(known).await? {
                 return Ok(Step::Idle(why));
             }
+            let planned = self.stored_plan().await?;
+            self.replay.check_log(planned.and_then(|plan| plan.log))?;
             self.replay.check_backup()?;
             self.replay.passed(applied);
         }
@@ -287,6 +293,7 @@ impl DataSync {
         self.begin().await?;
         let plan = Plan {
             timeline: Some(self.replay.follower.timeline()),
+            log: Some(batch.log),
             whole: true,
             files,
             shapes: Vec::new(),
@@ -406,6 +413,7 @@ impl DataSync {
         let shapes = there.tables.into_iter().map(|(name, table)| (name, table.shape()));
         let plan = Plan {
             timeline: Some(self.replay.follower.timeline()),
+            log: Some(batch.log),
             whole: false,
             files: files.collect(),
             shapes: shapes.collect(),
@@ -526,9 +534,15 @@ impl DataSync {
         let sql = "BEGIN; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = '60s'";
         let done = self.local.batch_execute(sql).await;
         done.map_err(|e| {
-            self.local
-                .error(e, "beginning the local transaction")
-                .hint("session_replication_role needs superuser or SET privilege on the local server")
+            let error = self.local.error(e, "beginning the local transaction");
+            match error.code() == code::PERMISSION {
+                true => error.hint_instead(format!(
+                    "session_replication_role needs superuser or SET privilege on the local server: \
+                     GRANT SET ON PARAMETER session_replication_role TO {}",
+                    ident(&self.config.local.user)
+                )),
+                false => error,
+            }
         })
     }
 
@@ -539,6 +553,11 @@ impl DataSync {
         }
         let done = self.local.batch_execute(&format!("ANALYZE {table}")).await;
         done.map_err(|e| self.local.error(e, "looking at the rows of a batch"))
+    }
+
+    /// Ends the transaction in which something failed. Where that cannot be done the session is gone, and it with it.
+    async fn abandon(&self) {
+        let _ = self.local.batch_execute("ROLLBACK").await;
     }
 
     async fn commit(&self, what: &str) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod archive;
 mod batch;
+mod counts;
 mod failover;
 mod scratch;
 mod sync;

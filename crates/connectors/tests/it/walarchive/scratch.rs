@@ -236,6 +236,28 @@ async fn base_backups_come_in_several_forms() {
     let restored = command(format!("cp -a {}/. %p/", backup.display())).unwrap();
     assert_eq!(*restored.label(), label);
 
+    // One with a tablespace, as a directory and as the map that comes with a tar.
+    let spaced = |name: &str, spoil: &dyn Fn(&Path)| {
+        let copy = place.path().join(format!("spaced {name}"));
+        let status = Command::new("cp").arg("-a").args([&backup, &copy]).status();
+        assert!(status.unwrap().success());
+        spoil(&copy);
+        let error = made(name, &copy).unwrap_err();
+        assert_eq!(error.code(), code::UNSUPPORTED, "{error}");
+        assert_eq!(
+            error.message(),
+            "the base backup has tablespaces, which cannot be used yet"
+        );
+        assert!(error.next_step().unwrap().contains("default tablespace"), "{error}");
+        assert!(!place.path().join(name).join("scratch/finished").exists());
+    };
+    spaced("h", &|copy| {
+        std::os::unix::fs::symlink("/somewhere", copy.join("pg_tblspc/16400")).unwrap();
+    });
+    spaced("i", &|copy| {
+        fs::write(copy.join("tablespace_map"), "16400 /somewhere\n").unwrap()
+    });
+
     let backup = Backup::from(backup);
     let other = Postgres::shared(PgVersion::V15);
     let directory = place.path().join("f");

@@ -326,14 +326,14 @@ impl LastWords {
 
     /// Reads to the end and keeps what came last.
     async fn hear(&mut self, says: &mut tokio::process::ChildStderr) -> io::Result<()> {
-        while {
+        loop {
             self.0.reserve(Self::KEPT);
-            says.read_buf(&mut self.0).await? > 0
-        } {
+            if says.read_buf(&mut self.0).await? == 0 {
+                return Ok(());
+            }
             let beyond = self.0.len().saturating_sub(Self::KEPT);
             self.0.drain(..beyond);
         }
-        Ok(())
     }
 
     /// Its last lines in one.

@@ -28,9 +28,7 @@ impl Backup {
             Backup::Command(_) => "what base_restore_command restored".into(),
         }
     }
-}
 
-impl Backup {
     /// Bytes that it will take at least, as far as that is known before it is unpacked.
     pub(super) fn size(&self) -> u64 {
         match self {

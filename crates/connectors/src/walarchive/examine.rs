@@ -11,7 +11,7 @@ use super::sync::SyncConfig;
 use super::tables::{self, Name, Table};
 use crate::postgres::{Connection, Postgres};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use synctool_core::error::{Error, Result};
 use synctool_core::source::Finding;
 use synctool_pgwal::{SegmentName, WalLevel};
@@ -92,22 +92,22 @@ pub async fn examine(config: &SyncConfig) -> Vec<Finding> {
 
 fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Production> {
     let directory = &config.scratch.directory;
-    let read = |label: PathBuf, data: PathBuf| -> Result<(Label, Control)> {
+    let read = |label: PathBuf, control: Result<Control>| -> Result<(Label, Control)> {
         let text = std::fs::read_to_string(&label).map_err(|e| {
             archive::file_error(&label, &e).hint("a base backup made by pg_basebackup or the like has a backup_label")
         })?;
         let label = Label::parse(&text).ok_or_else(|| Error::bug("a backup_label that cannot be understood"))?;
-        Ok((label, Control::read(&data)?))
+        Ok((label, control?))
     };
     let (what, read, size) = match &config.backup {
         _ if Scratch::exists(&config.scratch) => (
             "scratch server",
-            read(directory.join("backup_label"), directory.join("data")),
+            read(directory.join("backup_label"), Scratch::control_of(&config.scratch)),
             None,
         ),
         Backup::Files(path) if path.join("PG_VERSION").is_file() => (
             "base backup",
-            read(path.join("backup_label"), path.clone()),
+            read(path.join("backup_label"), Control::read(path)),
             Some(bytes_below(path)),
         ),
         Backup::Files(path) => {

@@ -458,13 +458,13 @@ impl Scratch {
 /// read: it is made again.
 pub(super) fn blamed(error: Error) -> Error {
     let state = error.context().iter().find(|(key, _)| *key == "sqlstate");
-    let damaged = match state.map(|(_, state)| state.as_str()) {
+    let is_damaged = match state.map(|(_, state)| state.as_str()) {
         Some("XX001" | "XX002" | "58030") => true,
         // A library that is not installed is no file of the data.
         Some("58P01") => !error.message().contains("could not access file"),
         _ => false,
     };
-    if !damaged {
+    if !is_damaged {
         return error;
     }
     damaged(error.message()).caused_by(error)

@@ -3,6 +3,7 @@
 use super::bucket::Bucket;
 use super::compression::{self, Compression};
 use super::names::{self, Kind};
+use super::room;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
@@ -13,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal as pgwal;
 use synctool_pgwal::{History, Identity, Lsn, SegmentName, SegmentSize};
+use tokio::io::AsyncReadExt;
 
 /// No segment is larger.
 const LARGEST: u64 = 1 << 30;
@@ -156,6 +158,17 @@ impl Drop for Fetched {
     }
 }
 
+/// What asking for a file by its name brought.
+#[derive(Debug, Default)]
+pub struct Brought {
+    /// The file, if there is one.
+    pub file: Option<Fetched>,
+    /// Segments behind the one that was asked for, where the archive can tell: of those that come next, a bounded number.
+    pub later: BTreeSet<SegmentName>,
+    /// What the command said that brought none.
+    pub said: Option<String>,
+}
+
 /// Why a file cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
@@ -191,13 +204,30 @@ impl Archive {
         matches!(self, Archive::Directory(_))
     }
 
-    /// Fetches a file by its name; None if there is none, or what is there is listed.
-    pub async fn fetch(&self, file: &str) -> Result<Option<Fetched>> {
-        Ok(match self {
-            Archive::Directory(_) => None,
+    /// Fails if a segment that is to be fetched would not find room.
+    pub(super) fn room_to_fetch(&self, name: SegmentName, size: SegmentSize) -> Result<()> {
+        match self {
+            Archive::Directory(_) => Ok(()),
+            Archive::Command { scratch, .. } | Archive::Bucket { scratch, .. } => {
+                room::for_segment(scratch, name, size)
+            }
+        }
+    }
+
+    /// Fetches a file by its name. A directory brings none: what is there is listed.
+    pub async fn fetch(&self, file: &str) -> Result<Brought> {
+        match self {
+            Archive::Directory(_) => Ok(Brought::default()),
             Archive::Bucket { bucket, scratch } => {
                 let fetched = Fetched::to(scratch, file)?;
-                bucket.fetch(file, fetched.path()).await?.then_some(fetched)
+                let later = bucket.fetch(file, fetched.path()).await?;
+                Ok(match later {
+                    None => Brought::of(fetched),
+                    Some(later) => Brought {
+                        later,
+                        ..Brought::default()
+                    },
+                })
             }
             Archive::Command {
                 command,
@@ -205,43 +235,120 @@ impl Archive {
                 timeout,
             } => {
                 let fetched = Fetched::to(scratch, file)?;
-                run(command, *timeout, file, fetched.path()).await?.then_some(fetched)
+                let said = run(command, *timeout, file, fetched.path()).await?;
+                Ok(match said {
+                    None => Brought::of(fetched),
+                    said => Brought {
+                        said,
+                        ..Brought::default()
+                    },
+                })
             }
-        })
+        }
     }
 }
 
-/// Runs a command that fetches a file to a path; whether there is one.
-async fn run(command: &str, timeout: Duration, file: &str, path: &Path) -> Result<bool> {
+impl Brought {
+    fn of(fetched: Fetched) -> Self {
+        Brought {
+            file: Some(fetched),
+            ..Brought::default()
+        }
+    }
+}
+
+/// Runs a command that fetches a file to a path. Where it brings none, this is how it ended and what it said: nobody but
+/// its owner knows whether there is no such file or it could not ask.
+async fn run(command: &str, timeout: Duration, file: &str, path: &Path) -> Result<Option<String>> {
     let line = names::command(command, file, &path.display().to_string())?;
     let mut shell = tokio::process::Command::new("/bin/sh");
     shell
         .args(["-c", &line])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
     let failed = |what: String| {
         Error::new(code::FILE, what)
             .at("file", file)
             .hint("run wal_fetch_command by hand with %f and %p filled in")
     };
-    let status = match tokio::time::timeout(timeout, shell.status()).await {
-        Err(_) => {
-            return Err(failed(format!(
-                "wal_fetch_command did not end within {} s",
-                timeout.as_secs()
-            )));
-        }
-        Ok(Err(e)) => return Err(failed("wal_fetch_command cannot be run".into()).caused_by(e)),
-        Ok(Ok(status)) => status,
+    let mut words = LastWords::default();
+    let ended = match tokio::time::timeout(timeout, words.listen(&mut shell)).await {
+        Err(_) => Err(failed(format!(
+            "wal_fetch_command did not end within {} s",
+            timeout.as_secs()
+        ))),
+        Ok(Err(e)) => Err(failed("wal_fetch_command cannot be run".into()).caused_by(e)),
+        Ok(Ok(status)) => match status.code() {
+            Some(0) if path.is_file() => return Ok(None),
+            Some(0) => Ok("it ended well and brought no file".to_owned()),
+            // 126 and 127 are the shell's own: the command is not there, or may not be run.
+            Some(126 | 127) => Err(failed("wal_fetch_command is not a program that can be run".into())),
+            None => Err(failed("wal_fetch_command was ended by a signal".into())),
+            Some(code) => Ok(format!("exit status {code}")),
+        },
     };
-    // 126 and 127 are the shell's own: the command is not there, or may not be run.
-    match status.code() {
-        Some(0) => Ok(path.is_file()),
-        Some(126 | 127) => Err(failed("wal_fetch_command is not a program that can be run".into())),
-        None => Err(failed("wal_fetch_command was ended by a signal".into())),
-        Some(_) => Ok(false),
+    match (ended, words.text()) {
+        (Ok(how), None) => Ok(Some(how)),
+        (Ok(how), Some(words)) => Ok(Some(format!("{how}: {words}"))),
+        (Err(e), None) => Err(e),
+        (Err(e), Some(words)) => Err(e.at("last words", words)),
+    }
+}
+
+/// The end of what a command says on its standard error.
+#[derive(Default)]
+struct LastWords(Vec<u8>);
+
+impl LastWords {
+    /// Bytes that are kept.
+    const KEPT: usize = 2048;
+    /// Lines that are shown, and letters of them together.
+    const SHOWN: (usize, usize) = (3, 400);
+    /// How long is listened behind its end: somebody that it left behind may hold the pipe open.
+    const ECHO: Duration = Duration::from_millis(200);
+
+    /// Runs a command to its end.
+    async fn listen(&mut self, command: &mut tokio::process::Command) -> io::Result<std::process::ExitStatus> {
+        let mut child = command.spawn()?;
+        let Some(mut says) = child.stderr.take() else {
+            return child.wait().await;
+        };
+        let status = tokio::select! {
+            status = child.wait() => status,
+            // It may say nothing more long before it ends.
+            heard = self.hear(&mut says) => { heard?; child.wait().await }
+        }?;
+        let _ = tokio::time::timeout(Self::ECHO, self.hear(&mut says)).await;
+        Ok(status)
+    }
+
+    /// Reads to the end and keeps what came last.
+    async fn hear(&mut self, says: &mut tokio::process::ChildStderr) -> io::Result<()> {
+        loop {
+            self.0.reserve(Self::KEPT);
+            if says.read_buf(&mut self.0).await? == 0 {
+                return Ok(());
+            }
+            let beyond = self.0.len().saturating_sub(Self::KEPT);
+            self.0.drain(..beyond);
+        }
+    }
+
+    /// Its last lines in one.
+    fn text(&self) -> Option<String> {
+        let (lines, letters) = Self::SHOWN;
+        let text = String::from_utf8_lossy(&self.0);
+        let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let said: Vec<&str> = said.collect();
+        let last = said[said.len().saturating_sub(lines)..].join("; ");
+        let shown = last
+            .chars()
+            .filter(|c| !c.is_control() && *c != char::REPLACEMENT_CHARACTER);
+        let shown: Vec<char> = shown.collect();
+        let shown: String = shown[shown.len().saturating_sub(letters)..].iter().collect();
+        (!shown.is_empty()).then_some(shown)
     }
 }
 
@@ -383,7 +490,7 @@ impl HistoryFile {
             }
             command => {
                 let found = command.fetch(&format!("{timeline:08X}.history")).await?;
-                found.map(HistoryFile::Fetched)
+                found.file.map(HistoryFile::Fetched)
             }
         })
     }
@@ -430,6 +537,35 @@ pub(crate) fn file_error(path: &Path, error: &io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Says what a command that brings nothing says at its end, however much that is.
+    #[tokio::test]
+    async fn a_command_that_brings_nothing_is_listened_to() {
+        let place = tempfile::tempdir().unwrap();
+        let ran = async |command: &str| {
+            let path = place.path().join("x");
+            run(command, Duration::from_secs(60), "x", &path).await
+        };
+        let said = async |command: &str| ran(command).await.unwrap().unwrap();
+        assert_eq!(said("exit 3").await, "exit status 3");
+        assert_eq!(
+            said("echo looking >&2; echo; echo 'the token has expired' >&2; exit 1").await,
+            "exit status 1: looking; the token has expired"
+        );
+        assert_eq!(said("true").await, "it ended well and brought no file");
+        let much = "i=0; while [ $i -lt 20000 ]; do echo \"line $i of many\" >&2; i=$((i+1)); done; exit 2";
+        assert_eq!(
+            said(much).await,
+            "exit status 2: line 19997 of many; line 19998 of many; line 19999 of many"
+        );
+        let long = said("head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1").await;
+        assert!(long.len() < 500 && long.ends_with("xxx"), "{long}");
+        // Whoever it leaves behind is not waited for.
+        assert_eq!(said("echo begun >&2; sleep 5 & exit 1").await, "exit status 1: begun");
+        assert_eq!(ran("touch %p").await.unwrap(), None);
+        let error = ran("echo gone >&2; exit 127").await.unwrap_err();
+        assert!(error.to_string().contains("gone"), "{error}");
+    }
 
     #[test]
     fn a_listing_is_made_anew_when_something_came() {

@@ -28,6 +28,25 @@ impl Backup {
             Backup::Command(_) => "what base_restore_command restored".into(),
         }
     }
+
+    /// Bytes that it will take at least, as far as that is known before it is unpacked.
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Backup::Command(_) => 0,
+            Backup::Files(path) => match tar_file(path) {
+                Ok(Some(tar)) => fs::metadata(tar).map_or(0, |meta| meta.len()),
+                _ => bytes_below(path),
+            },
+        }
+    }
+
+    /// What it says of its server, where it is a plain directory: there it need not be unpacked to be asked.
+    pub(super) fn control(&self) -> Option<Control> {
+        match self {
+            Backup::Files(path) => Control::read(path).ok(),
+            Backup::Command(_) => None,
+        }
+    }
 }
 
 impl From<PathBuf> for Backup {
@@ -128,6 +147,18 @@ fn restore(command: &str, data: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Bytes of all files below a directory.
+pub(super) fn bytes_below(path: &Path) -> u64 {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
 }
 
 fn tar_file(backup: &Path) -> Result<Option<PathBuf>> {

@@ -7,7 +7,7 @@ use super::sql;
 use super::tables;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use serde_json::Value;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::Lsn;
 
@@ -33,6 +33,26 @@ pub struct Answer {
     pub ok: bool,
     /// What it says.
     pub text: String,
+}
+
+/// What was being done when an error came.
+#[derive(Debug, Clone, Default)]
+pub struct UnderWay {
+    /// The stored place.
+    pub from: Option<Lsn>,
+    /// The end of the batch, as far as it was read.
+    pub to: Option<Lsn>,
+    /// Its first and its last segment.
+    pub segments: Option<(String, String)>,
+}
+
+/// How long the archive has brought nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quiet {
+    /// For so long the same segment is awaited.
+    pub lasts: Duration,
+    /// Whether that was told.
+    pub told: bool,
 }
 
 /// Which lines of the log.
@@ -236,12 +256,20 @@ impl Board {
     }
 
     /// Stores an error, counts it and writes it down; the same one again is only stored.
-    pub async fn failed(&self, error: &Error, window_hours: u32) -> Result<()> {
+    pub async fn failed(&self, error: &Error, under_way: UnderWay, window_hours: u32) -> Result<()> {
         let (id, message, next) = (error.code().id, error.message(), error.next_step());
         let row = self.local.query_opt(sql::FAILED, &[&id, &message, &next]).await;
         let news = row.map_err(|e| self.local.error(e, "storing an error"))?;
         if news.is_none_or(|row| row.get(0)) {
-            journal::log(&self.local, &Entry::of_error("error", "error", error)).await?;
+            let mut entry = Entry::of_error("error", "error", error);
+            entry.from = match under_way.from {
+                None => self.applied().await?,
+                from => from,
+            };
+            entry.to = under_way.to.or(entry.to);
+            // The one that is the trouble says more than those of the batch.
+            entry.segments = entry.segments.or(under_way.segments);
+            journal::log(&self.local, &entry).await?;
         }
         let tallies = Tallies {
             errors: 1,
@@ -252,6 +280,22 @@ impl Board {
             .unwrap_or_default();
         let hour = i64::try_from(now.as_secs() / 3600).unwrap_or_default();
         journal::count(&self.local, journal::ALL, hour, window_hours, &tallies).await
+    }
+
+    /// The archive was looked at and did not bring this segment; says for how long it has not.
+    pub async fn looked(&self, awaited: &str, said: Option<&str>) -> Result<Quiet> {
+        let row = self.local.query_one(sql::LOOKED, &[&awaited, &said]).await;
+        let row = row.map_err(|e| self.local.error(e, "storing what the archive lacks"))?;
+        Ok(Quiet {
+            lasts: Duration::try_from_secs_f64(row.get(0)).unwrap_or_default(),
+            told: row.get(1),
+        })
+    }
+
+    /// That it is silent was told.
+    pub async fn silence_is_told(&self) -> Result<()> {
+        let done = self.local.batch_execute(sql::SILENCE_TOLD).await;
+        done.map_err(|e| self.local.error(e, "storing what was told"))
     }
 
     /// There is no error any more.

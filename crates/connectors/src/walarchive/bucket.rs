@@ -7,16 +7,28 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path as Key;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
+use synctool_pgwal::SegmentName;
 use tokio::io::AsyncWriteExt;
 
 /// How long the store is asked again before an error is told.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(60);
+/// Names that are looked at: the first answer of a listing holds so many.
+const LOOKED_AT: usize = 1000;
+
+/// What a listing shows of a file.
+enum Found {
+    /// It is there.
+    Object(Key),
+    /// It is not, and these come behind it.
+    Later(BTreeSet<SegmentName>),
+}
 
 /// Where a bucket is, and who may read it.
 #[derive(Debug, Clone, Default)]
@@ -88,15 +100,16 @@ impl Bucket {
         &self.url
     }
 
-    /// Fetches a file by its name to a place; whether there is one.
-    pub(super) async fn fetch(&self, file: &str, to: &Path) -> Result<bool> {
-        let Some(key) = self.find(file).await? else {
-            return Ok(false);
+    /// Fetches a file by its name to a place. If there is none, these are segments that come behind it.
+    pub(super) async fn fetch(&self, file: &str, to: &Path) -> Result<Option<BTreeSet<SegmentName>>> {
+        let key = match self.find(file).await? {
+            Found::Object(key) => key,
+            Found::Later(later) => return Ok(Some(later)),
         };
         let found = match self.store.get(&key).await {
             Ok(found) => found,
             // It went since it was listed.
-            Err(object_store::Error::NotFound { .. }) => return Ok(false),
+            Err(object_store::Error::NotFound { .. }) => return Ok(Some(BTreeSet::new())),
             Err(e) => return Err(self.error(e)),
         };
         let failed = |e: std::io::Error| super::archive::file_error(to, &e);
@@ -106,13 +119,15 @@ impl Bucket {
             out.write_all(&piece).await.map_err(failed)?;
         }
         out.flush().await.map_err(failed)?;
-        Ok(true)
+        Ok(None)
     }
 
-    /// The object that is a file, by its name and perhaps a compression's ending.
-    async fn find(&self, file: &str) -> Result<Option<Key>> {
+    /// The object that is a file, by its name and perhaps a compression's ending. The listing that shows that there is
+    /// none shows what comes behind it, too.
+    async fn find(&self, file: &str) -> Result<Found> {
+        let mut later = BTreeSet::new();
         let Some(wanted) = Kind::of(file) else {
-            return Ok(None);
+            return Ok(Found::Later(later));
         };
         let folder = match file.len() >= 24 {
             true => Some(self.prefix.clone().join(&file[..16])),
@@ -121,20 +136,32 @@ impl Bucket {
         for folder in [Some(self.prefix.clone()), folder].into_iter().flatten() {
             // Names are listed from right before the file's own on.
             let before = folder.clone().join(&file[..file.len() - 1]);
-            let mut listed = self.store.list_with_offset(Some(&folder), &before);
+            let listed = self.store.list_with_offset(Some(&folder), &before);
+            let mut listed = listed.take(LOOKED_AT);
             while let Some(object) = listed.next().await {
                 let key = object.map_err(|e| self.error(e))?.location;
                 let name = key.filename().unwrap_or_default();
                 let stands_here = key.prefix_matches(&folder) && key.parts_count() == folder.parts_count() + 1;
-                if stands_here && Kind::of(name) == Some(wanted) {
-                    return Ok(Some(key));
-                }
-                if key.as_ref() > folder.clone().join(file).as_ref() && !name.starts_with(file) {
-                    break;
+                let is_beyond = key.as_ref() > folder.clone().join(file).as_ref() && !name.starts_with(file);
+                match (Kind::of(name), wanted) {
+                    (Some(kind), _) if stands_here && kind == wanted => return Ok(Found::Object(key)),
+                    (Some(Kind::Segment(other)), Kind::Segment(_)) if is_beyond && self.is_file(&key, name) => {
+                        later.insert(other);
+                    }
+                    (_, Kind::Segment(_)) => {}
+                    _ if is_beyond => break,
+                    _ => {}
                 }
             }
         }
-        Ok(None)
+        Ok(Found::Later(later))
+    }
+
+    /// Whether a segment stands where one is looked for.
+    fn is_file(&self, key: &Key, name: &str) -> bool {
+        let folder = key.parts().nth(self.prefix.parts_count());
+        let depth = key.parts_count() - self.prefix.parts_count();
+        depth == 1 || depth == 2 && folder.is_some_and(|folder| name.starts_with(folder.as_ref()))
     }
 
     fn error(&self, e: object_store::Error) -> Error {

@@ -4,7 +4,7 @@
 /// Whether everything is there: the column that came last, and the view that is made last.
 pub const EXISTS: &str = "
 SELECT to_regclass('public.data_sync_errors') IS NOT NULL AND EXISTS (SELECT FROM pg_catalog.pg_attribute
-    WHERE attrelid = to_regclass('public.data_sync_metrics') AND attname = 'incomplete')";
+    WHERE attrelid = to_regclass('public.data_sync_metrics') AND attname = 'rows_as_of')";
 
 /// Makes it, as one transaction: of two programs that begin at once, the second waits.
 pub const CREATE: &str = "
@@ -65,6 +65,9 @@ CREATE TABLE IF NOT EXISTS public.data_sync_metrics (
 ALTER TABLE public.data_sync_metrics ADD COLUMN IF NOT EXISTS incomplete boolean NOT NULL DEFAULT false;
 COMMENT ON COLUMN public.data_sync_metrics.incomplete IS
     'Not everything of this time could be counted row by row: production rewrote the table, or it was read whole.';
+ALTER TABLE public.data_sync_metrics ADD COLUMN IF NOT EXISTS rows_as_of timestamptz;
+COMMENT ON COLUMN public.data_sync_metrics.rows_as_of IS
+    'How fresh this is: the newest commit of production that the last batch brought which was counted here. At or after ends_at nothing more will come.';
 COMMENT ON TABLE public.data_sync_metrics IS
     'Records added, updated and deleted in production per table, by the time of their commit: per window of METRIC_FREQ hours, ISO week and month, in UTC. The table_name * counts the whole.';
 CREATE TABLE IF NOT EXISTS synctool.datasync_state (
@@ -116,6 +119,14 @@ CREATE TABLE IF NOT EXISTS synctool.datasync_waited (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     waited text NOT NULL
 );
+CREATE TABLE IF NOT EXISTS synctool.datasync_archive (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    awaited text NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    looked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    said text,
+    told boolean NOT NULL DEFAULT false
+);
 CREATE TABLE IF NOT EXISTS synctool.datasync_pre (
     schema_name text NOT NULL,
     table_name text NOT NULL,
@@ -148,7 +159,10 @@ CREATE TABLE IF NOT EXISTS synctool.datasync_service (
     error_at timestamptz
 );
 CREATE OR REPLACE VIEW public.data_sync_status AS
-SELECT v.state, v.waiting_for, s.applied_lsn, s.last_commit AS rows_as_of, s.updated_at AS last_batch_at,
+SELECT CASE WHEN v.beat_at < clock_timestamp() - interval '30 seconds' AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l
+            JOIN pg_catalog.pg_database d ON d.oid = l.database WHERE l.locktype = 'advisory' AND l.classid = 1
+                AND l.objid = 3231508046 AND l.objsubid = 1 AND l.granted AND d.datname = current_database())
+        THEN 'stopped' ELSE v.state END AS state, v.waiting_for, s.applied_lsn, s.last_commit AS rows_as_of, s.updated_at AS last_batch_at,
     (SELECT count(*) FROM synctool.datasync_tables WHERE state = 'synced') AS tables_synced,
     (SELECT count(*) FROM synctool.datasync_tables WHERE state = 'waiting') AS tables_waiting,
     (SELECT count(*) FROM synctool.datasync_tables WHERE state = 'paused')
@@ -164,10 +178,10 @@ UNION ALL
 SELECT table_name, table_name, 'unknown', NULL, NULL, 'there is no such table in production', NULL, NULL, NULL
 FROM synctool.datasync_selected WHERE NOT found;
 CREATE OR REPLACE VIEW public.data_sync_metrics_now AS
-SELECT table_name, period, starts_at, ends_at, added, updated, deleted, net_added, net_updated, net_deleted, incomplete
+SELECT table_name, period, starts_at, ends_at, added, updated, deleted, net_added, net_updated, net_deleted, incomplete, rows_as_of
 FROM public.data_sync_metrics WHERE starts_at <= now() AND ends_at > now();
 CREATE OR REPLACE VIEW public.data_sync_metrics_closed AS
-SELECT table_name, period, starts_at, ends_at, added, updated, deleted, net_added, net_updated, net_deleted, incomplete
+SELECT table_name, period, starts_at, ends_at, added, updated, deleted, net_added, net_updated, net_deleted, incomplete, rows_as_of
 FROM public.data_sync_metrics WHERE ends_at <= now();
 CREATE OR REPLACE VIEW public.data_sync_errors AS
 SELECT id, at, level, event, table_name, error_code, message, details FROM public.data_sync_logs

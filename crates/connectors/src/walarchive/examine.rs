@@ -1,16 +1,17 @@
 //! What must be right before Data Sync can work: each looked at, with its fix. Nothing is changed.
 
 use super::archive::{self, Archive, Listing};
-use super::base::{Backup, Label};
+use super::base::{Backup, Label, bytes_below};
 use super::control::Control;
 use super::replay::ReplayConfig;
+use super::room;
 use super::scratch::{self, Scratch, ScratchConfig};
 use super::sql;
 use super::sync::SyncConfig;
-use super::tables::{self, Table};
+use super::tables::{self, Name, Table};
 use crate::postgres::{Connection, Postgres};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use synctool_core::error::{Error, Result};
 use synctool_core::source::Finding;
 use synctool_pgwal::{SegmentName, WalLevel};
@@ -91,22 +92,22 @@ pub async fn examine(config: &SyncConfig) -> Vec<Finding> {
 
 fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Production> {
     let directory = &config.scratch.directory;
-    let read = |label: PathBuf, data: PathBuf| -> Result<(Label, Control)> {
+    let read = |label: PathBuf, control: Result<Control>| -> Result<(Label, Control)> {
         let text = std::fs::read_to_string(&label).map_err(|e| {
             archive::file_error(&label, &e).hint("a base backup made by pg_basebackup or the like has a backup_label")
         })?;
         let label = Label::parse(&text).ok_or_else(|| Error::bug("a backup_label that cannot be understood"))?;
-        Ok((label, Control::read(&data)?))
+        Ok((label, control?))
     };
     let (what, read, size) = match &config.backup {
         _ if Scratch::exists(&config.scratch) => (
             "scratch server",
-            read(directory.join("backup_label"), directory.join("data")),
+            read(directory.join("backup_label"), Scratch::control_of(&config.scratch)),
             None,
         ),
         Backup::Files(path) if path.join("PG_VERSION").is_file() => (
             "base backup",
-            read(path.join("backup_label"), path.clone()),
+            read(path.join("backup_label"), Control::read(path)),
             Some(bytes_below(path)),
         ),
         Backup::Files(path) => {
@@ -137,11 +138,7 @@ fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Productio
                 ),
             ));
             match control.parameters.wal_level {
-                Some(WalLevel::Minimal) => all.push(bad(
-                    "wal_level",
-                    "production wal_level is minimal: not enough for replay (replica or logical needed)",
-                    "ALTER SYSTEM SET wal_level = 'replica' in production, restart it, take a new base backup",
-                )),
+                Some(WalLevel::Minimal) => all.push(bad("wal_level", scratch::MINIMAL, scratch::NOT_MINIMAL)),
                 _ => all.push(good("wal_level", "enough for replay")),
             }
             Some(Production { label, control, size })
@@ -151,17 +148,6 @@ fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Productio
             None
         }
     }
-}
-
-fn bytes_below(path: &Path) -> u64 {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 fn programs(config: &ReplayConfig, production: Option<&Production>, all: &mut Vec<Finding>) {
@@ -187,12 +173,8 @@ fn programs(config: &ReplayConfig, production: Option<&Production>, all: &mut Ve
         Err(e) => all.push(failed("scratch user", &e)),
     }
     let needed = production.and_then(|p| p.size);
-    let above = directory
-        .ancestors()
-        .find(|path| path.is_dir())
-        .unwrap_or(Path::new("/"));
     let gb = |bytes: u64| bytes.div_ceil(1 << 30);
-    match (needed, free_bytes(above)) {
+    match (needed, room::free(directory)) {
         (Some(needed), Some(free)) if free < needed + needed / 10 => all.push(bad(
             "scratch space",
             format!(
@@ -200,22 +182,17 @@ fn programs(config: &ReplayConfig, production: Option<&Production>, all: &mut Ve
                 gb(needed),
                 gb(free)
             ),
-            format!("free space in {} or set SCRATCH_DIR to a larger disk", above.display()),
+            format!(
+                "free space in {} or set SCRATCH_DIR to a larger disk",
+                directory.display()
+            ),
         )),
         (_, Some(free)) => all.push(good(
             "scratch space",
-            format!("{} GB free in {}", gb(free), above.display()),
+            format!("{} GB free in {}", gb(free), directory.display()),
         )),
         (_, None) => {}
     }
-}
-
-/// What `df` says.
-fn free_bytes(path: &Path) -> Option<u64> {
-    let output = Command::new("df").args(["-Pk"]).arg(path).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let kilobytes: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 async fn log_archive(config: &ReplayConfig, production: Option<&Production>, all: &mut Vec<Finding>) {
@@ -235,10 +212,16 @@ async fn log_archive(config: &ReplayConfig, production: Option<&Production>, all
                 ),
             };
             match by_name.fetch(&p.label.segment.to_string()).await {
-                Ok(Some(_)) => all.push(good(what, format!("{who} has the first segment"))),
-                Ok(None) => all.push(bad(
+                Ok(brought) if brought.file.is_some() => {
+                    all.push(good(what, format!("{who} has the first segment")));
+                }
+                Ok(brought) => all.push(bad(
                     what,
-                    format!("{who} has no segment {}, from which replay begins", p.label.segment),
+                    format!(
+                        "{who} has no segment {}, from which replay begins{}",
+                        p.label.segment,
+                        brought.said.map_or_else(String::new, |said| format!(" ({said})"))
+                    ),
                     fix,
                 )),
                 Err(e) => all.push(failed(what, &e)),
@@ -453,14 +436,35 @@ async fn both(local: &Connection, there: &Connection, all: &mut Vec<Finding>) ->
             "use the same operating system's collations if the order matters",
         )),
     }
+    let selected = local.query(sql::SELECTED, &[]).await;
+    let selected = selected.map_err(|e| local.error(e, "reading tables_to_sync"))?;
+    let selected: Vec<String> = selected.iter().map(|row| row.get(0)).collect();
+    let synced = tables::find(there, selected.iter().map(String::as_str)).await?.tables;
+    let synced: BTreeSet<Name> = synced.into_keys().collect();
     let rows = there.query(sql::MISSING_EXTENSIONS, &[]).await;
     for row in rows.map_err(|e| there.error(e, "reading extensions"))? {
-        let name: String = row.get(0);
-        all.push(bad(
-            "extension",
-            format!("extension {name} is missing in the scratch installation; tables with its types cannot be read"),
-            format!("install the package of {name} for the programs in PG_BIN_DIR"),
-        ));
+        let (name, schemas, tables): (String, Vec<String>, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+        let using: Vec<Name> = schemas.into_iter().zip(tables).collect();
+        all.push(missing_extension(&name, &using, &synced));
     }
     Ok(())
+}
+
+/// Without its files no value of its types can be read, which matters where one is synced.
+fn missing_extension(name: &str, using: &[Name], synced: &BTreeSet<Name>) -> Finding {
+    let (ours, others): (Vec<&Name>, Vec<&Name>) = using.iter().partition(|table| synced.contains(*table));
+    let names = |tables: &[&Name]| match tables {
+        [one] => format!("table {} uses its type", tables::display(one)),
+        several => {
+            let names: Vec<String> = several.iter().map(|name| tables::display(name)).collect();
+            format!("tables {} use its types", names.join(", "))
+        }
+    };
+    let missing = format!("extension {name} is missing in the scratch installation");
+    let fix = format!("install the package of {name} for the programs in PG_BIN_DIR");
+    match (&ours[..], &others[..]) {
+        ([], []) => note("extension", format!("{missing}; no table uses a type of it"), fix),
+        ([], others) => note("extension", format!("{missing}; {}, not selected", names(others)), fix),
+        (ours, _) => bad("extension", format!("{missing}; {}", names(ours)), fix),
+    }
 }

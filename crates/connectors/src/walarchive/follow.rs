@@ -1,8 +1,8 @@
 //! Segment after segment: each handed on only when it is whole, checked and in sequence.
 
-use super::archive::{self, Archive, Listed, Listing, Segment, Trouble};
+use super::archive::{self, Archive, Brought, Listed, Listing, Segment, Trouble};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -25,6 +25,8 @@ pub struct Follower {
     /// A look counts if the one before was so long ago.
     pace: Duration,
     waited: Option<Waited>,
+    /// What the command said that did not bring the next segment.
+    said: Option<String>,
 }
 
 /// What the archive gave.
@@ -110,6 +112,7 @@ impl Follower {
             patience,
             pace: Duration::ZERO,
             waited: None,
+            said: None,
         }
     }
 
@@ -123,6 +126,11 @@ impl Follower {
     /// The trouble that it sees, and how often it did.
     pub fn waited(&self) -> Option<&Waited> {
         self.waited.as_ref()
+    }
+
+    /// What the command said that did not bring the next segment, where the archive is one.
+    pub fn said(&self) -> Option<&str> {
+        self.said.as_deref()
     }
 
     /// Goes on counting what somebody saw before.
@@ -165,16 +173,20 @@ impl Follower {
         let left = self.find_timeline(&listing).await?;
         let name = self.awaited();
         let standing = listing.segments.get(&name).cloned().unwrap_or_default();
-        let fetched = match standing.is_empty() {
-            true => self.archive.fetch(&name.to_string()).await?,
-            false => None,
+        let brought = match standing.is_empty() {
+            true => {
+                self.archive.room_to_fetch(name, self.identity.segment_size)?;
+                self.archive.fetch(&name.to_string()).await?
+            }
+            false => Brought::default(),
         };
-        let candidates = match &fetched {
+        self.said.clone_from(&brought.said);
+        let candidates = match &brought.file {
             Some(file) => vec![file.path().to_owned()],
             None => standing.clone(),
         };
         let waiting = match candidates.is_empty() {
-            true => match (self.absent(name, &listing), left) {
+            true => match (self.absent(name, &listing, &brought.later), left) {
                 (Waiting::NotYet(awaited) | Waiting::Partial(awaited), Some((timeline, at))) => {
                     Waiting::Forked { awaited, timeline, at }
                 }
@@ -193,11 +205,11 @@ impl Follower {
         self.wait(name, waiting, &standing)
     }
 
-    fn absent(&self, name: SegmentName, listing: &Listing) -> Waiting {
+    fn absent(&self, name: SegmentName, listing: &Listing, behind: &BTreeSet<SegmentName>) -> Waiting {
         let size = self.identity.segment_size;
         let number = name.number(size);
         // Only what belongs to this history proves a gap; an abandoned timeline may have more.
-        let later = listing.segments.keys().copied().find(|other| {
+        let later = listing.segments.keys().chain(behind).copied().find(|other| {
             let n = other.number(size);
             n > number && n.is_some_and(|n| archive::segment_name(&self.history, n, size) == *other)
         });
@@ -331,6 +343,7 @@ impl Follower {
                 code::WAL_MISSING,
                 format!("WAL segment {missing} is missing from the archive but {later} exists"),
             )
+            .at("segment", missing.to_string())
             .at("lsn", self.position().to_string())
             .hint("put the segment back, or take a new base backup and start over")),
             Waiting::Forked { timeline, at, .. } => {
@@ -355,9 +368,8 @@ impl Follower {
         }
         if !self.archive.lists() {
             for timeline in self.history.timeline() + 1.. {
-                let Some(file) = self.archive.fetch(&format!("{timeline:08X}.history")).await? else {
-                    break;
-                };
+                let history = self.archive.fetch(&format!("{timeline:08X}.history")).await?;
+                let Some(file) = history.file else { break };
                 newer.push(archive::read_history(timeline, file.path())?);
             }
         }

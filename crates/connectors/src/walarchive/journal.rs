@@ -67,15 +67,19 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// A line about an error.
+    /// A line about an error, with what it says of its place.
     pub fn of_error(level: &'a str, event: &'a str, error: &Error) -> Self {
         let context: serde_json::Map<String, Value> = error
             .context()
             .iter()
             .map(|(k, v)| ((*k).to_owned(), v.as_str().into()))
             .collect();
+        let told = |key: &str| context.get(key).and_then(Value::as_str).map(str::to_owned);
         Entry {
             code: Some(error.code().id),
+            table: told("table"),
+            to: told("lsn").and_then(|lsn| lsn.parse().ok()),
+            segments: told("segment").map(|segment| (segment.clone(), segment)),
             details: Some(serde_json::json!({ "at": context, "next": error.next_step() })),
             ..Entry::new(level, event, error.message())
         }
@@ -154,6 +158,8 @@ pub struct Tallies {
     pub errors: u64,
     /// How far the rows were behind, at most.
     pub lag: Option<f64>,
+    /// The newest commit of production that was brought then, in seconds since 1970.
+    pub rows_as_of: Option<f64>,
     /// Not everything could be counted.
     pub incomplete: bool,
 }
@@ -183,6 +189,7 @@ pub async fn count(local: &Connection, table: &str, hour: i64, window_hours: u32
         bytes,
         errors,
         lag,
+        rows_as_of,
         incomplete,
     } = *tallies;
     let numbers: Vec<i64> = [
@@ -203,7 +210,10 @@ pub async fn count(local: &Connection, table: &str, hour: i64, window_hours: u32
     .collect();
     let (seconds, hours) = (hour as f64 * 3600.0, f64::from(window_hours));
     local
-        .execute(sql::COUNT, &[&table, &seconds, &hours, &numbers, &lag, &incomplete])
+        .execute(
+            sql::COUNT,
+            &[&table, &seconds, &hours, &numbers, &lag, &incomplete, &rows_as_of],
+        )
         .await
         .map(drop)
         .map_err(|e| local.error(e, "writing data_sync_metrics"))

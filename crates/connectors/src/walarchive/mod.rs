@@ -21,13 +21,14 @@ pub mod log;
 pub mod names;
 mod readable;
 pub mod replay;
+mod room;
 pub mod scratch;
 mod sql;
 pub mod sync;
 mod tables;
 pub mod touched;
 
-pub use archive::{Archive, Listing, Segment, Trouble};
+pub use archive::{Archive, Brought, Listing, Segment, Trouble};
 pub use base::Backup;
 pub use batch::{Batch, Changes, Scan};
 pub use board::Board;

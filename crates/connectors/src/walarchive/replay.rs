@@ -7,7 +7,8 @@ use super::batch::{Batch, Scan};
 use super::control::Control;
 use super::follow::{Follower, Next, Waiting};
 use super::readable::Readable;
-use super::scratch::{Scratch, ScratchConfig, blamed};
+use super::room;
+use super::scratch::{OLDER_BACKUP, Scratch, ScratchConfig, blamed};
 use super::tables::{self, Name};
 use super::touched::Room;
 use crate::postgres::Connection;
@@ -121,9 +122,10 @@ impl Replay {
                     self.scan.change_timeline();
                     self.readable.change_timeline();
                 }
+                let ready = self.ready();
+                room::for_segment(&ready, segment.name, segment.identity.segment_size)?;
                 self.scan.take(&segment)?;
                 self.taken.push(segment.name);
-                let ready = self.ready();
                 std::fs::create_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
                 let file = ready.join(segment.name.to_string());
                 std::fs::write(&file, &segment.bytes).map_err(|e| archive::file_error(&file, &e))?;
@@ -242,8 +244,7 @@ impl Replay {
             label.start,
             self.scan.position()
         );
-        Err(Error::new(code::CONFIG_INVALID, what)
-            .hint("use an older base backup, or start over: synctool datasync clear --rebuild"))
+        Err(Error::new(code::CONFIG_INVALID, what).hint(OLDER_BACKUP))
     }
 
     /// Where segments wait until the gate is opened for them.
@@ -269,6 +270,10 @@ impl Replay {
             Err(_) => Vec::new(),
         };
         files.sort();
+        if !files.is_empty() {
+            let size = self.scratch.control().segment_size.bytes();
+            room::check(&ready, size, "what the scratch server is to replay")?;
+        }
         for file in files {
             let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
             self.scratch.admit_file(&name, &file)?;
@@ -330,7 +335,7 @@ impl Replay {
 
     /// Segments before the place from which the scratch server would replay are not needed any more.
     pub(super) fn tidy(&self) -> Result<()> {
-        let control = Control::read(&self.config.scratch.directory.join("data"))?;
+        let control = Scratch::control_of(&self.config.scratch)?;
         let size = control.segment_size;
         let first = size.number(control.redo);
         self.scratch.forget(|name| {

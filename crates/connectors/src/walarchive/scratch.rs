@@ -7,6 +7,7 @@
 use super::archive::file_error;
 use super::base::{self, Backup, Label};
 use super::control::Control;
+use super::room;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use std::fs;
 use std::io::Write as _;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result, code};
-use synctool_pgwal::{Lsn, Parameters, SegmentName};
+use synctool_pgwal::{Lsn, Parameters, SegmentName, WalLevel};
 
 /// How a scratch server is run.
 #[derive(Debug, Clone)]
@@ -89,6 +90,13 @@ struct Server {
 /// Written last: before, the directory is not finished.
 const FINISHED: &str = "finished";
 const LABEL: &str = "backup_label";
+/// How many faults there were in a row.
+const FAULTS: &str = "faults";
+/// So many, and it is made again.
+const MOST_FAULTS: u32 = 3;
+/// What to do where the only base backup is too young.
+pub(super) const OLDER_BACKUP: &str =
+    "use an older base backup and remove the scratch directory, or start over: synctool datasync clear --rebuild";
 /// It listens only on its own socket, so that any number will do.
 pub const PORT: u16 = 5432;
 /// How often a server that waits is told that there may be something.
@@ -115,34 +123,16 @@ impl Scratch {
             .at("directory", directory.display().to_string())
             .hint("choose a directory with a path of less than 80 bytes"));
         }
-        if !directory.join(FINISHED).is_file() {
-            // What an interrupted attempt left is worth nothing.
-            for part in ["data", "gate", "socket"] {
-                let path = directory.join(part);
-                if path.exists() {
-                    fs::remove_dir_all(&path).map_err(|e| file_error(&path, &e))?;
-                }
-            }
-            let data = directory.join("data");
-            let (_, control) = base::unpack(backup, &data)?;
-            check_version(&control, version)?;
-            for part in ["gate", "socket"] {
-                let path = directory.join(part);
-                fs::create_dir_all(&path).map_err(|e| file_error(&path, &e))?;
-            }
-            settle(&config, &data, &control)?;
-            // The server renames the label when it is done with it; where the scan begins must be known longer.
-            let (from, to) = (data.join("backup_label"), directory.join(LABEL));
-            fs::copy(&from, &to).map_err(|e| file_error(&to, &e))?;
-            own(directory, account)?;
-            put(&directory.join(FINISHED), b"", account)?;
+        match Scratch::exists(&config) {
+            true => mend(directory, account)?,
+            false => make(&config, backup, account, version)?,
         }
         let label = directory.join(LABEL);
-        let text = fs::read_to_string(&label).map_err(|e| file_error(&label, &e))?;
-        let label = Label::parse(&text)
-            .ok_or_else(|| Error::new(code::SCRATCH, "the scratch server's backup_label was changed"))?;
-        let control = Control::read(&directory.join("data"))?;
+        let text = fs::read_to_string(&label).map_err(|e| lost(&label, &e))?;
+        let label = Label::parse(&text).ok_or_else(|| damaged("its backup_label was changed"))?;
+        let control = Scratch::control_of(&config)?;
         check_version(&control, version)?;
+        check_wal_level(&control)?;
         Ok(Scratch {
             server: Server {
                 config: config.clone(),
@@ -152,6 +142,11 @@ impl Scratch {
             control,
             label,
         })
+    }
+
+    /// What the data directory says by now. That it cannot be read is the scratch server's trouble.
+    pub(super) fn control_of(config: &ScratchConfig) -> Result<Control> {
+        Control::read(&config.directory.join("data")).map_err(|e| damaged(e.message()).caused_by(e))
     }
 
     /// What its data directory said when it was opened.
@@ -198,18 +193,18 @@ impl Scratch {
         (!holds).then_some(from)
     }
 
-    /// Fails if it was made from a base backup that ends behind the stored place: it can never stand there.
+    /// Fails if it was made from a base backup that begins behind the stored place: it can never stand there.
     pub fn within(&self, at: Lsn) -> Result<()> {
         match self.label.start <= at {
             true => Ok(()),
             false => Err(Error::new(
-                code::SCRATCH,
+                code::CONFIG_INVALID,
                 format!(
                     "the base backup begins at {}, behind the stored place {at}",
                     self.label.start
                 ),
             )
-            .hint("use an older base backup, or start over: synctool datasync clear --rebuild")),
+            .hint(OLDER_BACKUP)),
         }
     }
 
@@ -233,7 +228,43 @@ impl Scratch {
             config: config.clone(),
         };
         server.stop().await?;
-        fs::remove_file(&finished).map_err(|e| file_error(&finished, &e))
+        fs::remove_file(&finished).map_err(|e| file_error(&finished, &e))?;
+        Scratch::is_well(config);
+        Ok(())
+    }
+
+    /// Counts a fault of it, for whoever is started next as well.
+    pub fn had_fault(config: &ScratchConfig) {
+        let file = config.directory.join(FAULTS);
+        let faults = Scratch::faults(config).saturating_add(1).to_string();
+        let counted = fs::create_dir_all(&config.directory).and_then(|()| fs::write(&file, faults));
+        if let Err(error) = counted {
+            tracing::warn!("{}: {error}", file.display());
+        }
+    }
+
+    fn faults(config: &ScratchConfig) -> u32 {
+        let text = fs::read_to_string(config.directory.join(FAULTS));
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+    }
+
+    /// Whether it is to be made again: it had too many faults in a row, whoever met them, and can be made.
+    pub fn is_hopeless(config: &ScratchConfig, backup: &Backup) -> bool {
+        let can_be_made = match backup {
+            Backup::Files(path) => path.exists(),
+            Backup::Command(_) => true,
+        };
+        can_be_made && Scratch::faults(config) >= MOST_FAULTS
+    }
+
+    /// It works: earlier faults count no more.
+    pub fn is_well(config: &ScratchConfig) {
+        let file = config.directory.join(FAULTS);
+        if let Err(error) = fs::remove_file(&file)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("{}: {error}", file.display());
+        }
     }
 
     /// Stops one that may run, where nobody can wait for it.
@@ -256,7 +287,7 @@ impl Scratch {
     /// Production's settings rose: ours must not be lower, or replay stops.
     pub async fn raise(&self, parameters: &Parameters) -> Result<()> {
         let file = self.data().join("postgresql.conf");
-        let text = fs::read_to_string(&file).map_err(|e| file_error(&file, &e))?;
+        let text = fs::read_to_string(&file).map_err(|e| lost(&file, &e))?;
         let current = |name: &str| -> i32 {
             let value = |line: &str| -> Option<i32> {
                 line.strip_prefix(name)?
@@ -285,12 +316,13 @@ impl Scratch {
 
     /// Lets it see a file of the log: a segment or a history. The file appears there whole.
     pub fn admit(&self, name: &str, content: &[u8]) -> Result<()> {
-        put(&self.gate().join(name), content, self.server.account)
+        let path = self.gate().join(name);
+        write(&path, content, self.server.account).map_err(|e| lost(&path, &e))
     }
 
     /// The same with a file beside the gate, which moves there.
     pub fn admit_file(&self, name: &str, file: &Path) -> Result<()> {
-        let failed = |e: std::io::Error| file_error(file, &e);
+        let failed = |e: std::io::Error| lost(file, &e);
         let open = fs::File::open(file).map_err(failed)?;
         settle_file(&open, file, self.server.account).map_err(failed)?;
         fs::rename(file, self.gate().join(name)).map_err(failed)
@@ -304,9 +336,9 @@ impl Scratch {
     /// Takes back segments that it needs no more.
     pub fn forget(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let gate = self.gate();
-        for entry in fs::read_dir(&gate).map_err(|e| file_error(&gate, &e))?.flatten() {
+        for entry in fs::read_dir(&gate).map_err(|e| lost(&gate, &e))?.flatten() {
             if entry.file_name().to_str().is_some_and(|name| !wanted(name)) {
-                fs::remove_file(entry.path()).map_err(|e| file_error(&entry.path(), &e))?;
+                fs::remove_file(entry.path()).map_err(|e| lost(&entry.path(), &e))?;
             }
         }
         Ok(())
@@ -426,19 +458,75 @@ impl Scratch {
 /// read: it is made again.
 pub(super) fn blamed(error: Error) -> Error {
     let state = error.context().iter().find(|(key, _)| *key == "sqlstate");
-    let damaged = match state.map(|(_, state)| state.as_str()) {
+    let is_damaged = match state.map(|(_, state)| state.as_str()) {
         Some("XX001" | "XX002" | "58030") => true,
         // A library that is not installed is no file of the data.
         Some("58P01") => !error.message().contains("could not access file"),
         _ => false,
     };
-    if !damaged {
+    if !is_damaged {
         return error;
     }
-    let what = format!("the scratch server's data is damaged: {}", error.message());
-    Error::new(code::SCRATCH, what).caused_by(error).hint(
+    damaged(error.message()).caused_by(error)
+}
+
+/// Something of it is not as it was made. Nothing in it is worth more than the base backup.
+fn damaged(what: &str) -> Error {
+    let what = format!("the scratch server's data is damaged: {what}");
+    Error::new(code::SCRATCH, what).hint(
         "after the third time it is made anew from the base backup; if the backup is damaged too, take another one",
     )
+}
+
+/// A file of it that cannot be read or written. A full disk is no fault of its own.
+fn lost(path: &Path, error: &std::io::Error) -> Error {
+    match file_error(path, error) {
+        full if full.code() == code::DISK_FULL => full,
+        other => damaged(other.message()).caused_by(other),
+    }
+}
+
+/// Makes one from a base backup.
+fn make(config: &ScratchConfig, backup: &Backup, account: Option<(u32, u32)>, version: u32) -> Result<()> {
+    let directory = &config.directory;
+    // What an interrupted attempt left is worth nothing.
+    for part in ["data", "gate", "socket"] {
+        let path = directory.join(part);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(|e| file_error(&path, &e))?;
+        }
+    }
+    if let Some(control) = backup.control() {
+        check_version(&control, version)?;
+        check_wal_level(&control)?;
+    }
+    room::check(directory, backup.size(), "the scratch server")?;
+    let data = directory.join("data");
+    let (_, control) = base::unpack(backup, &data)?;
+    check_version(&control, version)?;
+    check_wal_level(&control)?;
+    for part in ["gate", "socket"] {
+        let path = directory.join(part);
+        fs::create_dir_all(&path).map_err(|e| file_error(&path, &e))?;
+    }
+    settle(config, &data, &control)?;
+    // The server renames the label when it is done with it; where the scan begins must be known longer.
+    let (from, to) = (data.join("backup_label"), directory.join(LABEL));
+    fs::copy(&from, &to).map_err(|e| file_error(&to, &e))?;
+    own(directory, account)?;
+    put(&directory.join(FINISHED), b"", account)
+}
+
+/// Gate and socket hold nothing that is not given again.
+fn mend(directory: &Path, account: Option<(u32, u32)>) -> Result<()> {
+    for part in ["gate", "socket"] {
+        let path = directory.join(part);
+        if !path.is_dir() {
+            fs::create_dir_all(&path).map_err(|e| lost(&path, &e))?;
+            own(&path, account)?;
+        }
+    }
+    Ok(())
 }
 
 impl Server {
@@ -549,7 +637,7 @@ pub fn account(user: Option<&str>) -> Result<Option<(u32, u32)>> {
     if id(&["-u"]) != Some(0) {
         return Ok(None);
     }
-    let Some(user) = user else {
+    let Some(user) = user.filter(|user| !["", "root"].contains(user)) else {
         return Err(
             Error::new(code::CONFIG_INVALID, "scratch cannot run as root; set scratch_user")
                 .hint("any user that is not root, such as postgres"),
@@ -592,6 +680,20 @@ fn check_version(control: &Control, version: u32) -> Result<()> {
         .hint("install the major version that the base backup is from")),
     }
 }
+
+/// Without what a standby needs in it, the log cannot be replayed.
+fn check_wal_level(control: &Control) -> Result<()> {
+    match control.parameters.wal_level {
+        Some(WalLevel::Minimal) => Err(Error::new(code::LOG_SETUP, MINIMAL).hint(NOT_MINIMAL)),
+        _ => Ok(()),
+    }
+}
+
+/// What is told of a production that writes too little.
+pub(super) const MINIMAL: &str = "production wal_level is minimal: not enough for replay (replica or logical needed)";
+/// What to do about it.
+pub(super) const NOT_MINIMAL: &str =
+    "ALTER SYSTEM SET wal_level = 'replica' in production, restart it, take a new base backup";
 
 /// What a standby must not have less of than production; and a few sessions for us.
 fn limits(parameters: &Parameters) -> [(&'static str, i32); 5] {
@@ -664,12 +766,15 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
 
 /// Writes a file so that it is there whole or not at all, for its owner alone.
 fn put(path: &Path, content: &[u8], account: Option<(u32, u32)>) -> Result<()> {
+    write(path, content, account).map_err(|e| file_error(path, &e))
+}
+
+fn write(path: &Path, content: &[u8], account: Option<(u32, u32)>) -> std::io::Result<()> {
     let draft = path.with_extension("draft");
-    let failed = |e: std::io::Error| file_error(path, &e);
-    let mut file = fs::File::create(&draft).map_err(failed)?;
-    file.write_all(content).map_err(failed)?;
-    settle_file(&file, &draft, account).map_err(failed)?;
-    fs::rename(&draft, path).map_err(failed)
+    let mut file = fs::File::create(&draft)?;
+    file.write_all(content)?;
+    settle_file(&file, &draft, account)?;
+    fs::rename(&draft, path)
 }
 
 /// A file is on the disk, and its owner's alone.

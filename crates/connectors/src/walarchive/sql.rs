@@ -28,9 +28,9 @@ ON CONFLICT (one) DO UPDATE SET timeline = excluded.timeline, database_name = ex
 /// Counts what belongs to an hour in its window, week and month.
 pub const COUNT: &str = "
 INSERT INTO public.data_sync_metrics AS m (table_name, period, starts_at, ends_at, added, updated, deleted,
-    net_added, net_updated, net_deleted, batches, transactions, segments, wal_bytes, errors, max_lag_seconds, incomplete)
+    net_added, net_updated, net_deleted, batches, transactions, segments, wal_bytes, errors, max_lag_seconds, incomplete, rows_as_of)
 SELECT $1::text, p.period, p.starts AT TIME ZONE 'UTC', (p.starts + p.length) AT TIME ZONE 'UTC',
-    c.n[1], c.n[2], c.n[3], c.n[4], c.n[5], c.n[6], c.n[7], c.n[8], c.n[9], c.n[10], c.n[11], $5::float8, $6::boolean
+    c.n[1], c.n[2], c.n[3], c.n[4], c.n[5], c.n[6], c.n[7], c.n[8], c.n[9], c.n[10], c.n[11], $5::float8, $6::boolean, to_timestamp($7::float8)
 FROM (SELECT to_timestamp($2::float8) AT TIME ZONE 'UTC' AS hour) h, (SELECT $4::bigint[] AS n) c, LATERAL (VALUES
     ('window', to_timestamp(floor($2::float8 / ($3::float8 * 3600)) * $3::float8 * 3600) AT TIME ZONE 'UTC', $3::float8 * interval '1 hour'),
     ('week', date_trunc('week', h.hour), interval '1 week'),
@@ -42,7 +42,7 @@ ON CONFLICT (table_name, period, starts_at, ends_at) DO UPDATE SET
     transactions = m.transactions + excluded.transactions, segments = m.segments + excluded.segments,
     wal_bytes = m.wal_bytes + excluded.wal_bytes, errors = m.errors + excluded.errors,
     max_lag_seconds = greatest(m.max_lag_seconds, excluded.max_lag_seconds), incomplete = m.incomplete OR excluded.incomplete,
-    updated_at = now()";
+    rows_as_of = greatest(m.rows_as_of, excluded.rows_as_of), updated_at = now()";
 
 /// Writes a line of the log.
 pub const LOG: &str = "
@@ -448,6 +448,8 @@ SELECT json_build_object(
         'rows_as_of', last_commit, 'last_batch_at', updated_at,
         'age_seconds', extract(epoch FROM clock_timestamp() - last_commit))
         FROM synctool.datasync_state),
+    'archive', (SELECT json_build_object('awaited', awaited, 'said', said,
+        'quiet_seconds', extract(epoch FROM looked_at - since)) FROM synctool.datasync_archive),
     'requests_waiting', (SELECT count(*) FROM synctool.datasync_requests WHERE done_at IS NULL),
     'errors_last_day', (SELECT count(*) FROM public.data_sync_logs WHERE level = 'error' AND at > now() - interval '1 day')
 )::text";
@@ -523,7 +525,8 @@ DO $$ DECLARE beside text; BEGIN
     END LOOP;
 END $$;
 DELETE FROM synctool.datasync_copies; DELETE FROM synctool.datasync_state; DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre;
-DELETE FROM synctool.datasync_tables; DELETE FROM synctool.datasync_selected; DELETE FROM synctool.datasync_waited; COMMIT";
+DELETE FROM synctool.datasync_tables; DELETE FROM synctool.datasync_selected; DELETE FROM synctool.datasync_waited;
+DELETE FROM synctool.datasync_archive; COMMIT";
 
 /// How often the same trouble of the archive was seen.
 pub const WAITED: &str = "SELECT waited FROM synctool.datasync_waited";
@@ -534,6 +537,18 @@ INSERT INTO synctool.datasync_waited (waited) VALUES ($1) ON CONFLICT (one) DO U
 
 /// Forgets it.
 pub const NOT_WAITED: &str = "DELETE FROM synctool.datasync_waited";
+
+/// Stores which segment is awaited, since when, and what the command says that does not bring it; gives how long it has been
+/// awaited, and whether that was told.
+pub const LOOKED: &str = "
+INSERT INTO synctool.datasync_archive AS a (awaited, said) VALUES ($1, $2)
+ON CONFLICT (one) DO UPDATE SET awaited = excluded.awaited, said = excluded.said, looked_at = excluded.looked_at,
+    since = CASE WHEN a.awaited = excluded.awaited THEN a.since ELSE excluded.since END,
+    told = a.told AND a.awaited = excluded.awaited
+RETURNING extract(epoch FROM looked_at - since)::float8, told";
+
+/// That its silence was told.
+pub const SILENCE_TOLD: &str = "UPDATE synctool.datasync_archive SET told = true";
 
 /// The names that are selected.
 pub const SELECTED: &str = "SELECT table_name FROM public.tables_to_sync ORDER BY 1";
@@ -567,7 +582,23 @@ pub const COLLATION: &str = "
 SELECT concat_ws(' ', datlocprovider, datcollate, datcollversion) FROM pg_catalog.pg_database
 WHERE datname = current_database()";
 
-/// Extensions of the database whose files are not installed.
+/// Extensions of the database whose files are not installed, each with the tables that use a type of it, or one that is
+/// made of such a type, however deep.
 pub const MISSING_EXTENSIONS: &str = "
-SELECT extname FROM pg_catalog.pg_extension
-WHERE extname NOT IN (SELECT name FROM pg_catalog.pg_available_extensions)";
+WITH RECURSIVE missing AS (SELECT oid, extname FROM pg_catalog.pg_extension
+    WHERE extname NOT IN (SELECT name FROM pg_catalog.pg_available_extensions)),
+made AS (SELECT e.oid AS extension, d.objid AS type FROM missing e JOIN pg_catalog.pg_depend d ON d.refobjid = e.oid
+        AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
+        AND d.deptype = 'e'
+    UNION SELECT m.extension, n.type FROM made m, LATERAL (
+        SELECT t.oid AS type FROM pg_catalog.pg_type t WHERE t.typelem = m.type AND t.typcategory = 'A' OR t.typbasetype = m.type
+        UNION ALL SELECT t.oid FROM pg_catalog.pg_type t JOIN pg_catalog.pg_attribute f ON f.attrelid = t.typrelid
+            WHERE t.typtype = 'c' AND f.atttypid = m.type AND NOT f.attisdropped
+        UNION ALL SELECT u.oid FROM pg_catalog.pg_range r, LATERAL (VALUES (r.rngtypid), (r.rngmultitypid)) u (oid)
+            WHERE r.rngsubtype = m.type) n),
+used AS (SELECT DISTINCT m.extension, s.nspname::text AS schema_name, c.relname::text AS table_name
+    FROM made m JOIN pg_catalog.pg_attribute a ON a.atttypid = m.type AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace)
+SELECT e.extname::text, coalesce(array_agg(u.schema_name ORDER BY u.schema_name, u.table_name) FILTER (WHERE u.table_name IS NOT NULL), '{}'),
+    coalesce(array_agg(u.table_name ORDER BY u.schema_name, u.table_name) FILTER (WHERE u.table_name IS NOT NULL), '{}')
+FROM missing e LEFT JOIN used u ON u.extension = e.oid GROUP BY e.extname ORDER BY 1";

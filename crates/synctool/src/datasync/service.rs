@@ -2,11 +2,12 @@
 //! whatever passes. What happened stands in the local database.
 
 use super::{host, local, settings};
-use crate::config::DataSync as Config;
-use std::time::{Duration, Instant, SystemTime};
+use crate::config::{ArchivePlace, DataSync as Config};
+use std::time::{Duration, Instant};
+use synctool_connectors::walarchive::board::Quiet;
 use synctool_connectors::walarchive::journal::Entry;
 use synctool_connectors::walarchive::{
-    Archive, Backup, Board, Claim, DataSync, Listing, Scratch, Step, SyncConfig, Waiting,
+    Board, Claim, DataSync, Listing, ReplayConfig, Scratch, Step, SyncConfig, Waiting,
 };
 use synctool_core::error::{Error, Result, code};
 use tokio_util::sync::CancellationToken;
@@ -15,8 +16,6 @@ use tokio_util::sync::CancellationToken;
 const TICK: Duration = Duration::from_secs(1);
 /// The longest pause after a fault that passes by itself.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// So many faults of the scratch server in a row, and it is made again.
-const SCRATCH_FAULTS: u32 = 3;
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// What a look at the archive brought.
@@ -34,10 +33,6 @@ pub struct Service {
     stop: CancellationToken,
     board: Option<Board>,
     sync: Option<DataSync>,
-    /// Faults of the scratch server in a row.
-    scratch_faults: u32,
-    /// The newest file about which silence was told.
-    silence_told: Option<SystemTime>,
     tidied: Option<Instant>,
 }
 
@@ -50,8 +45,6 @@ impl Service {
             stop,
             board: Some(board),
             sync: None,
-            scratch_faults: 0,
-            silence_told: None,
             tidied: None,
         };
         let settings = service.settings()?;
@@ -231,79 +224,104 @@ impl Service {
     }
 
     async fn well(&mut self, waiting: Option<&Waiting>) {
-        self.scratch_faults = 0;
+        if let Ok(settings) = settings(&self.config) {
+            Scratch::is_well(&settings.replay.scratch);
+        }
         let text = waiting.map(ToString::to_string);
         self.beat("waiting", text.as_deref()).await;
-        let silent = self.silence();
+        self.tell_silence().await;
         let tidy = self.config.log_days > 0 && self.tidied.is_none_or(|at| at.elapsed() > DAY);
-        let (days, interval) = (self.config.log_days, self.config.archive_interval.as_secs());
+        let days = self.config.log_days;
         let Ok(board) = self.board().await else { return };
         // Trouble with the next file is told once it has lasted; until it is over, nothing is well.
         if !waiting.is_some_and(Waiting::is_trouble) {
             let _ = board.well_again().await;
-        }
-        if let Some(age) = silent {
-            let text = format!(
-                "the newest file of the archive is {} s old, expected is one every {interval} s: production is idle, or archives no more",
-                age.as_secs()
-            );
-            tracing::warn!("{text}");
-            let _ = board.log(&Entry::new("warn", "archive_silent", text)).await;
         }
         if tidy && board.forget_older(days).await.is_ok() {
             self.tidied = Some(Instant::now());
         }
     }
 
-    /// How long the archive has been silent, if that is news.
-    fn silence(&mut self) -> Option<Duration> {
-        let Ok(Archive::Directory(directory)) = settings(&self.config).map(|s| s.replay.archive) else {
-            return None;
+    /// Says once that the archive is silent: it brought no segment for longer than it should.
+    async fn tell_silence(&mut self) {
+        let Some(sync) = &self.sync else { return };
+        let (awaited, said) = sync.awaited();
+        let said = said.map(str::to_owned);
+        let Ok(board) = self.board().await else { return };
+        let Ok(quiet) = board.looked(&awaited, said.as_deref()).await else {
+            return;
         };
-        let newest = Listing::of(&directory).ok()?.newest?;
-        let age = newest.elapsed().ok()?;
-        if age < self.config.archive_interval * 3 || self.silence_told == Some(newest) {
-            return None;
+        let Some(text) = self.silence(quiet, said.as_deref()).filter(|_| !quiet.told) else {
+            return;
+        };
+        tracing::warn!("{text}");
+        let Ok(board) = self.board().await else { return };
+        if board.log(&Entry::new("warn", "archive_silent", text)).await.is_ok() {
+            let _ = board.silence_is_told().await;
         }
-        self.silence_told = Some(newest);
-        Some(age)
+    }
+
+    /// What is to be told of an archive that has been silent for too long.
+    fn silence(&self, quiet: Quiet, said: Option<&str>) -> Option<String> {
+        let interval = self.config.archive_interval;
+        let is_long = |age: &Duration| *age >= interval * 3;
+        let expected = format!("expected is one every {} s", interval.as_secs());
+        let idle = "production is idle, or archives no more";
+        match &self.config.wal.archive {
+            ArchivePlace::Directory(directory) => {
+                let newest = Listing::of(directory).ok()?.newest?;
+                let age = newest.elapsed().ok().filter(is_long)?.as_secs();
+                Some(format!(
+                    "the newest file of the archive is {age} s old, {expected}: {idle}"
+                ))
+            }
+            place => {
+                let age = Some(quiet.lasts).filter(is_long)?.as_secs();
+                let told = format!("no segment was taken for {age} s, {expected}: {idle}");
+                Some(match (place, said) {
+                    (ArchivePlace::Command(_), Some(said)) => {
+                        format!("{told}, or wal_fetch_command cannot ask ({said})")
+                    }
+                    (ArchivePlace::Command(_), None) => format!("{told}, or wal_fetch_command cannot ask"),
+                    _ => told,
+                })
+            }
+        }
     }
 
     async fn failed(&mut self, error: &Error) {
         tracing::error!("{error}");
         // What is stored says where things stand: it is opened anew.
-        self.sync = None;
+        let under_way = self.sync.take().map(|sync| sync.under_way()).unwrap_or_default();
         let hours = self.config.metric_hours;
         if let Ok(board) = self.board().await {
             let _ = board.beat("failed", None).await;
-            if board.failed(error, hours).await.is_err() {
+            if board.failed(error, under_way, hours).await.is_err() {
                 self.board = None;
             }
         }
-        if error.code() == code::SCRATCH {
-            self.scratch_faults += 1;
-            if self.scratch_faults >= SCRATCH_FAULTS {
-                self.scratch_faults = 0;
-                self.rebuild_scratch().await;
+        if error.code() == code::SCRATCH
+            && let Ok(SyncConfig { replay, .. }) = settings(&self.config)
+        {
+            Scratch::had_fault(&replay.scratch);
+            if Scratch::is_hopeless(&replay.scratch, &replay.backup) {
+                self.rebuild_scratch(&replay).await;
             }
         }
     }
 
     /// It holds nothing that could not be made again from the base backup and the archive.
-    async fn rebuild_scratch(&mut self) {
-        let Ok(settings) = settings(&self.config) else { return };
-        if let Backup::Files(path) = &settings.replay.backup
-            && !path.exists()
-        {
-            return;
-        }
-        let done = Scratch::discard(&settings.replay.scratch).await;
+    async fn rebuild_scratch(&mut self, replay: &ReplayConfig) {
+        let done = Scratch::discard(&replay.scratch).await;
         let entry = match &done {
-            Ok(()) => Entry::new(
-                "warn",
-                "scratch_rebuilt",
-                "the scratch server is made again from the base backup",
-            ),
+            Ok(()) => {
+                Scratch::is_well(&replay.scratch);
+                Entry::new(
+                    "warn",
+                    "scratch_rebuilt",
+                    "the scratch server is made again from the base backup",
+                )
+            }
             Err(error) => Entry::of_error("error", "scratch_rebuilt", error),
         };
         tracing::warn!("{}", entry.message);

@@ -665,3 +665,25 @@ fn another_log_is_refused() {
         assert_eq!(stage.to.psql(&rows), stranger.production.psql(&rows), "{table}");
     }
 }
+
+/// Runs that meet a damaged scratch server fail, and then it is made anew.
+#[test]
+fn a_damaged_scratch_server_is_made_anew() {
+    let stage = Stage::new(PgVersion::V18);
+    stage.backup();
+    stage.catch_up();
+    stage.happens(&change(1));
+    std::fs::write(stage.path("scratch/data/global/pg_control"), b"nothing").expect("written");
+    let says = "the scratch server's data is damaged";
+    let run = || stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    let failed = (0..4).take_while(|_| match run() {
+        (0, ..) => false,
+        (code, _, err) => {
+            assert!(code == 1 && err.contains(says), "{code}: {err}");
+            true
+        }
+    });
+    assert!((1..4).contains(&failed.count()));
+    stage.catch_up();
+    stage.same("after it was made anew");
+}

@@ -137,3 +137,68 @@ fn a_full_disk_of_the_scratch_server_is_told_and_nothing_is_lost() {
     }
     world.run(&["verify"]).ok();
 }
+
+#[test]
+fn a_base_backup_that_does_not_fit_is_not_unpacked() {
+    let disk = SmallDisk::new(30);
+    let world = World::new(PgVersion::V18, SCHEMA);
+    let scratch = disk.folder("scratch");
+    world.reconfigure(
+        "SCRATCH_DIR = \"scratch\"",
+        &format!("SCRATCH_DIR = \"{}\"", scratch.display()),
+    );
+    world.ready();
+    world.add(TABLES);
+    for command in [["run-once"].as_slice(), &["start"]] {
+        world.run(command).fails(
+            1,
+            &[
+                "no space is left for the scratch server",
+                "MB are needed in",
+                "set scratch_dir to a larger disk",
+            ],
+        );
+        assert!(!scratch.join("data").exists());
+    }
+    disk.resize(400);
+    world.run(&["run-once"]).ok();
+    world.same(TABLES);
+}
+
+#[test]
+fn a_segment_that_does_not_fit_is_not_fetched() {
+    let disk = SmallDisk::new(400);
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.reconfigure(
+        "SCRATCH_DIR = \"scratch\"",
+        &format!("SCRATCH_DIR = \"{}\"", disk.folder("scratch").display()),
+    );
+    let (archive, asked) = (world.path("archive"), world.path("asked"));
+    let fetch = format!(
+        "WAL_FETCH_COMMAND = \"echo %f >> {}; cp {}/%f %p\"",
+        asked.display(),
+        archive.display()
+    );
+    world.reconfigure("ARCHIVE_DIR = \"archive\"", &fetch);
+    world.ready();
+    world.add(TABLES);
+    world.run(&["run-once"]).ok();
+    load(&world, 1);
+    let segments = || {
+        let asked = std::fs::read_to_string(&asked).unwrap();
+        asked.lines().filter(|name| !name.ends_with(".history")).count()
+    };
+    let (before, rows) = (segments(), world.local.psql("SELECT count(*) FROM acc"));
+    let filler = disk.fill(40_000);
+    world.run(&["run-once"]).fails(
+        1,
+        &["ST-IO-001", "no space is left for WAL segment", "nothing was lost"],
+    );
+    assert_eq!(
+        (segments(), world.local.psql("SELECT count(*) FROM acc")),
+        (before, rows)
+    );
+    std::fs::remove_file(filler).unwrap();
+    world.run(&["run-once"]).ok();
+    world.same(TABLES);
+}

@@ -148,7 +148,7 @@ impl LogReader {
             if done.is_err() {
                 shared.rows.world.is(Place::Lost);
             }
-            done
+            shared.rows.world.judged(done)
         };
         self.phase = Phase::Working(AbortOnDropHandle::new(tokio::spawn(work)));
     }
@@ -185,6 +185,9 @@ impl LogReader {
                 tracing::debug!(%why, "nothing new in the archive");
                 let passing = why.is_trouble();
                 self.ended = !passing;
+                if self.ended {
+                    self.shared.rows.world.is_well();
+                }
                 let pause = match passing && self.shared.options.until_now {
                     true => SOON.min(self.shared.frequency),
                     false => self.shared.frequency,
@@ -245,7 +248,7 @@ impl LogReader {
                 }
                 Job::Reshaped(..) | Job::Emptied(_) => Hold::default(),
             };
-            let (event, done) = shared.event(job, hold).await?;
+            let (event, done) = shared.rows.world.judged(shared.event(job, hold).await)?;
             if done {
                 difference.jobs.pop_front();
             }

@@ -150,12 +150,40 @@ impl World {
         Ok((scratch, kept))
     }
 
+    /// Counts it if the scratch server is at fault.
+    pub(super) fn judged<T>(&self, done: Result<T>) -> Result<T> {
+        if done.as_ref().is_err_and(|e| e.code() == code::SCRATCH) {
+            Scratch::had_fault(&self.config.scratch);
+        }
+        done
+    }
+
+    /// The scratch server did what it should: earlier faults count no more.
+    pub(super) fn is_well(&self) {
+        Scratch::is_well(&self.config.scratch);
+    }
+
+    /// Throws away a scratch server that has had too many faults in a row: it is made anew.
+    async fn renew(&self) -> Result<()> {
+        if self.owner.is_none() || !Scratch::is_hopeless(&self.config.scratch, &self.config.backup) {
+            return Ok(());
+        }
+        tracing::warn!("the scratch server is made again from the base backup");
+        self.take()?;
+        Scratch::discard_held(&self.config.scratch).await
+    }
+
     /// Brings the scratch server to where a position stands; or, if a batch was begun from there, makes ready to go on
     /// with it. These names are what will be looked at.
     pub(super) async fn go_on(&self, position: &LogPosition, names: &[Name]) -> Result<Found> {
+        self.judged(self.try_to_go_on(position, names).await)
+    }
+
+    async fn try_to_go_on(&self, position: &LogPosition, names: &[Name]) -> Result<Found> {
         let mut replay = self.replay.lock().await;
         *replay = None;
         self.is(Place::Moving);
+        self.renew().await?;
         let (scratch, kept) = self.open()?;
         check_system(position, scratch.control().system)?;
         // What the rows were is known then: it need not stand where the batch begins.
@@ -246,9 +274,14 @@ impl World {
 
     /// Brings the scratch server to where it stood last, or to the first place at which it can be looked at.
     pub(super) async fn begin(&self) -> Result<LogPosition> {
+        self.judged(self.try_to_begin().await)
+    }
+
+    async fn try_to_begin(&self) -> Result<LogPosition> {
         let mut replay = self.replay.lock().await;
         *replay = None;
         self.is(Place::Moving);
+        self.renew().await?;
         let (scratch, kept) = self.open()?;
         let system = scratch.control().system;
         let owner = match &kept {
@@ -351,11 +384,7 @@ impl World {
     /// What the scratch server's data says of production, or the base backup; none while neither can be looked at.
     pub(super) fn control(&self) -> Option<Control> {
         let scratch = Control::read(&self.config.scratch.directory.join("data"));
-        let backup = match &self.config.backup {
-            super::super::base::Backup::Files(path) => Control::read(path).ok(),
-            super::super::base::Backup::Command(_) => None,
-        };
-        scratch.ok().or(backup)
+        scratch.ok().or_else(|| self.config.backup.control())
     }
 
     /// Where the archive ends, as its names say.

@@ -198,6 +198,7 @@ impl DataSync {
                     let mut entry = Entry::of_error("warn", "healed", &trouble).table(table.display());
                     entry.message = format!("{}; it was copied anew", trouble.message());
                     (entry.from, entry.to) = (Some(from), Some(to));
+                    entry.segments = self.segments();
                     journal::log(&self.local, &entry).await?;
                     return Ok(net);
                 }
@@ -234,6 +235,7 @@ impl DataSync {
         }
         let mut entry = Entry::of_error("error", "paused", trouble).table(name);
         (entry.from, entry.to) = (Some(from), Some(to));
+        entry.segments = self.segments();
         journal::log(&self.local, &entry).await
     }
 

@@ -112,10 +112,11 @@ impl DataSync {
             match staged {
                 Ok(staging) => {
                     let work = staging.as_deref().map_or(Work::Whole, Work::Staged);
-                    self.bring(session, table, local, work, at, at, false).await?;
+                    let brought = self.bring(session, table, local, work, at, at, false).await;
+                    brought.map_err(|e| e.at("table", table.display()))?;
                 }
                 Err(e) if is_its_own(&e) => self.pause(table, &e, at, at).await?,
-                Err(e) => return Err(e),
+                Err(e) => return Err(e.at("table", table.display())),
             }
             failpoint("datasync.table_copied")?;
             self.commit("storing a copied table").await?;

@@ -17,7 +17,8 @@ mod verify;
 pub use verify::Compared;
 
 use super::batch::Batch;
-use super::board;
+use super::board::{self, UnderWay};
+use super::control::Control;
 use super::follow::{Waited, Waiting};
 use super::journal::{self, Entry, Net};
 use super::readable::UNREADABLE;
@@ -142,8 +143,13 @@ impl DataSync {
     async fn open_on(local: Connection, config: SyncConfig) -> Result<DataSync> {
         let run = |e| local.error(e, "reading the state");
         let hold = Hold::take(&config.replay.scratch)?;
+        // What can be seen before the base backup is unpacked is told before.
+        if let Some(control) = config.replay.backup.control() {
+            check_local(&control, &local)?;
+        }
         let scratch = Replay::create(&config.replay)?;
         let control = scratch.control();
+        check_local(control, &local)?;
         let state = local.query_opt(sql::STATE, &[]).await.map_err(run)?;
         let mut stored = None;
         if let Some(row) = state {
@@ -215,6 +221,31 @@ impl DataSync {
     /// The scratch server, for comparing.
     pub fn scratch(&self) -> &Scratch {
         &self.replay.scratch
+    }
+
+    /// What is being done, as far as it is known.
+    pub fn under_way(&self) -> UnderWay {
+        let to = self.planned.or_else(|| {
+            let read = !self.replay.taken.is_empty();
+            read.then(|| self.replay.scan.position())
+        });
+        UnderWay {
+            from: self.applied,
+            to,
+            segments: self.segments(),
+        }
+    }
+
+    /// The first and the last segment of the batch.
+    fn segments(&self) -> Option<(String, String)> {
+        let taken = &self.replay.taken;
+        Some((taken.first()?.to_string(), taken.last()?.to_string()))
+    }
+
+    /// The segment that comes next, and what the command said that did not bring it.
+    pub fn awaited(&self) -> (String, Option<&str>) {
+        let follower = &self.replay.follower;
+        (follower.awaited().to_string(), follower.said())
     }
 
     /// Does the next batch, if there is one.
@@ -404,7 +435,8 @@ impl DataSync {
             };
             let what = format!("reading {} before the batch", table.display());
             by_address(&session, true).await?;
-            rows += tables::copy_each(&session, next, &self.local, sql::WRITE_PRE, &what).await?;
+            let read = tables::copy_each(&session, next, &self.local, sql::WRITE_PRE, &what).await;
+            rows += read.map_err(|e| e.at("table", table.display()))?;
             by_address(&session, false).await?;
         }
         self.tell_planner("synctool.datasync_pre", rows).await?;
@@ -483,8 +515,8 @@ impl DataSync {
             let local = here.tables.get(name);
             let net = self
                 .bring(&session, table, local, work, batch.from, batch.to, healed)
-                .await?;
-            match net {
+                .await;
+            match net.map_err(|e| e.at("table", table.display()))? {
                 Some(net) if net != Net::default() => {
                     nets.insert(name.clone(), net);
                 }
@@ -565,6 +597,19 @@ impl DataSync {
             .batch_execute("COMMIT")
             .await
             .map_err(|e| self.local.error(e, what))
+    }
+}
+
+/// Rows of one major version may mean something else to another.
+fn check_local(production: &Control, local: &Connection) -> Result<()> {
+    let (theirs, ours) = (production.major, local.version() / 10_000);
+    match theirs == ours {
+        true => Ok(()),
+        false => Err(Error::new(
+            code::SERVER_VERSION,
+            format!("base backup PG_VERSION is {theirs}, local server is {ours}"),
+        )
+        .hint(format!("use a local PostgreSQL {theirs}"))),
     }
 }
 

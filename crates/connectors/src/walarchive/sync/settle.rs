@@ -43,6 +43,7 @@ impl DataSync {
     ) -> Result<()> {
         let run = |e| self.local.error(e, "storing the new place");
         let hours = self.config.metric_hours;
+        let commit = batch.last_commit.map(|at| at.unix_micros() as f64 / 1e6);
         let mut all = Tallies::default();
         for (file, changes) in &batch.files {
             let Some(name) = names.get(file) else { continue };
@@ -50,6 +51,7 @@ impl DataSync {
             for (hour, counts) in &changes.hours {
                 let tallies = Tallies {
                     operations: *counts,
+                    rows_as_of: commit,
                     ..Tallies::default()
                 };
                 journal::count(&self.local, &table, *hour, hours, &tallies).await?;
@@ -57,12 +59,12 @@ impl DataSync {
             }
             all.operations.add(changes.counts());
         }
-        let commit = batch.last_commit.map(|at| at.unix_micros() as f64 / 1e6);
         if let Some(commit) = commit {
             let hour = (commit / 3600.0).floor() as i64;
             for (name, net) in &counted.nets {
                 let tallies = Tallies {
                     net: *net,
+                    rows_as_of: Some(commit),
                     ..Tallies::default()
                 };
                 journal::count(&self.local, &tables::display(name), hour, hours, &tallies).await?;
@@ -80,12 +82,14 @@ impl DataSync {
                 bytes: batch.to.0.saturating_sub(batch.from.0),
                 errors: 0,
                 lag: Some((now.as_secs_f64() - commit).max(0.0)),
+                rows_as_of: Some(commit),
                 incomplete: false,
             };
             journal::count(&self.local, journal::ALL, hour, hours, &whole).await?;
         }
         let incomplete = Tallies {
             incomplete: true,
+            rows_as_of: commit,
             ..Tallies::default()
         };
         let doubtful = counted.uncounted.iter().map(tables::display);
@@ -122,7 +126,7 @@ impl DataSync {
             .map_err(run)?;
         let clear = "DELETE FROM synctool.datasync_plan; TRUNCATE synctool.datasync_pre";
         self.local.batch_execute(clear).await.map_err(run)?;
-        let segments = self.replay.taken.first().map(|first| (first.to_string(), last));
+        let segments = self.segments();
         let entry = Entry {
             from: Some(batch.from),
             to: Some(batch.to),

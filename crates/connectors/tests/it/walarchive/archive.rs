@@ -425,3 +425,75 @@ async fn a_history_that_leads_elsewhere_does_not_stop_a_timeline_that_lives() {
     // What was fetched is gone again.
     assert_eq!(fs::read_dir(fetched.path()).unwrap().count(), 0);
 }
+
+/// Nobody lists a bucket for it: what comes behind a name that is not there is in the same answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_in_a_bucket_is_told() {
+    let production = Production::start(PgVersion::V18);
+    (0..3).for_each(|_| production.work());
+    let finished = production.finished();
+    assert!(finished.len() > 6, "{}", finished.len());
+    let fetched = tempfile::tempdir().unwrap();
+    let server = S3::shared();
+    // Flat, and one folder deeper, where base backups stand beside.
+    for (layout, folder) in [("flat", None), ("deep", Some(&finished[0].0[..16]))] {
+        let bucket = server.bucket(&format!("gap-{layout}"));
+        let put = |key: &str, content: &[u8]| {
+            let put = server.request("PUT", &format!("/{bucket}/wal/{key}"), content);
+            assert_eq!(put.unwrap().0, 200, "{key}");
+        };
+        let add = |nth: usize| {
+            let (name, path) = &finished[nth];
+            let folder = folder.map_or_else(String::new, |folder| format!("{folder}/"));
+            put(&format!("{folder}{name}"), &fs::read(path).unwrap());
+        };
+        let archive = Archive::Bucket {
+            bucket: Bucket::new(&BucketConfig {
+                url: format!("s3://{bucket}/wal"),
+                endpoint: Some(server.endpoint()),
+                region: Some(S3::REGION.into()),
+                keys: Some((S3::ACCESS_KEY.into(), S3::SECRET_KEY.into())),
+            })
+            .unwrap(),
+            scratch: fetched.path().into(),
+        };
+        // Neither of these comes behind the segment that is awaited.
+        put("base/00000001000000000000FFFF", b"of a backup");
+        put("00000009000000000000FFFF", b"of another timeline");
+        (0..2).for_each(add);
+        let mut follower = follower(archive, &finished[0].1, 2);
+        let (names, why) = drain(&mut follower).await.unwrap();
+        assert_eq!((names.len(), why), (2, Waiting::NotYet(follower.awaited())), "{layout}");
+        add(4);
+        for _ in 0..2 {
+            let why = drain(&mut follower).await.unwrap().1;
+            assert!(
+                matches!(why, Waiting::Gap { missing, later } if missing.to_string() == finished[2].0 && later.to_string() == finished[4].0),
+                "{layout}: {why:?}"
+            );
+        }
+        let error = drain(&mut follower).await.unwrap_err();
+        assert_eq!(error.code(), code::WAL_MISSING, "{layout}: {error}");
+        (2..4).for_each(add);
+        assert_eq!(drain(&mut follower).await.unwrap().0.len(), 3, "{layout}");
+    }
+}
+
+/// Whether there is no such file or nobody could ask, only the command knows: what it says is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_says_that_brings_nothing_is_kept() {
+    let production = Production::start(PgVersion::V18);
+    production.work();
+    let (finished, fetched) = (production.finished(), tempfile::tempdir().unwrap());
+    let archive = Archive::Command {
+        command: "! echo %f has expired >&2".into(),
+        scratch: fetched.path().into(),
+        timeout: Duration::from_secs(30),
+    };
+    let mut follower = follower(archive, &finished[0].1, 1);
+    for _ in 0..3 {
+        assert!(matches!(drain(&mut follower).await, Ok((none, Waiting::NotYet(_))) if none.is_empty()));
+        let said = format!("exit status 1: {} has expired", follower.awaited());
+        assert_eq!(follower.said(), Some(said.as_str()));
+    }
+}

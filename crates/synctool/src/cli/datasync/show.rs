@@ -39,8 +39,8 @@ pub(super) async fn status(config: &Config, all: bool) -> Result<Reply> {
     let last = place["last_segment"].as_str();
     let archive = match &config.wal.archive {
         ArchivePlace::Directory(directory) => archive(directory, last, config),
-        ArchivePlace::Command(_) => json!({ "place": "wal_fetch_command" }),
-        ArchivePlace::Bucket(bucket) => json!({ "place": bucket.url }),
+        ArchivePlace::Command(_) => asked_by_name("wal_fetch_command", &told["archive"], config),
+        ArchivePlace::Bucket(bucket) => asked_by_name(&bucket.url, &told["archive"], config),
     };
     if all {
         let counted = board
@@ -97,13 +97,22 @@ pub(super) async fn status(config: &Config, all: bool) -> Result<Reply> {
             format!("{}, {}", out::count(behind as usize, "segment"), out::duration(lag)),
         );
     }
+    let silent = match archive["silent"] == true {
+        true => " (SILENT: idle, or archives no more)",
+        false => "",
+    };
     if let Some(age) = archive["newest_file_age_seconds"].as_f64() {
-        let silent = if archive["silent"] == true {
-            " (SILENT: idle, or archives no more)"
-        } else {
-            ""
-        };
         line("newest file", format!("{} old{silent}", out::duration(age)));
+    }
+    if let Some(age) = archive["quiet_seconds"].as_f64() {
+        let awaited = text(&archive["awaited"]);
+        line(
+            "archive",
+            format!("{awaited} is awaited for {}{silent}", out::duration(age)),
+        );
+    }
+    if let Some(said) = archive["said"].as_str() {
+        line("fetch says", said.into());
     }
     if let Some(error) = service["error"]["message"].as_str() {
         line("error", format!("{error} [{}]", text(&service["error"]["code"])));
@@ -171,6 +180,16 @@ fn archive(directory: &Path, last: Option<&str>, config: &Config) -> Value {
     json!({
         "place": directory, "segments": listing.segments.len(), "segments_behind": newer.len(),
         "lag_seconds": oldest.map_or(0.0, age), "newest_file_age_seconds": newest, "silent": silent,
+    })
+}
+
+/// What is known of an archive that is asked for one file after the other.
+fn asked_by_name(place: &str, told: &Value, config: &Config) -> Value {
+    let longest = config.archive_interval.as_secs_f64() * 3.0;
+    let silent = told["quiet_seconds"].as_f64().is_some_and(|age| age > longest);
+    json!({
+        "place": place, "awaited": told["awaited"], "quiet_seconds": told["quiet_seconds"], "silent": silent,
+        "said": told["said"],
     })
 }
 

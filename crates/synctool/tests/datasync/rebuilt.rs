@@ -1,0 +1,114 @@
+//! The scratch server is worth nothing that could not be made again, and is made again when it has to be, and only then.
+
+use super::{World, followed};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+const SCHEMA: &str = "CREATE TABLE acc (id int PRIMARY KEY, n int)";
+const ROWS: &str = "INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g";
+const REBUILT: &str = "SELECT count(*) FROM data_sync_logs WHERE event = 'scratch_rebuilt' AND level = 'warn'";
+
+fn change(world: &World, n: usize) {
+    world.production.psql(&format!("UPDATE acc SET n = {n}"));
+    world.archived();
+}
+
+/// Whatever is lost of it: the third run that meets it throws it away, and the next one makes it anew.
+#[test]
+fn what_is_lost_of_a_scratch_server_is_made_anew() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    let data = || world.path("scratch/data");
+    let damages: [&dyn Fn(); 4] = [
+        &|| fs::remove_dir_all(data()).unwrap(),
+        &|| fs::write(data().join("global/pg_control"), b"nothing").unwrap(),
+        &|| fs::remove_file(data().join("PG_VERSION")).unwrap(),
+        &|| fs::remove_file(world.path("scratch/backup_label")).unwrap(),
+    ];
+    for (round, damage) in (1..).zip(damages) {
+        change(&world, round);
+        damage();
+        for _ in 0..3 {
+            world.run(&["run-once"]).fails(
+                1,
+                &[
+                    "ST-WAL-005",
+                    "the scratch server's data is damaged",
+                    "after the third time",
+                ],
+            );
+        }
+        assert_eq!(world.local.psql(REBUILT), round.to_string());
+        world.run(&["run-once"]).ok();
+        world.same(&["acc"]);
+    }
+    // What is in the gate is given again.
+    change(&world, 10);
+    fs::remove_dir_all(world.path("scratch/gate")).unwrap();
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+    assert_eq!(world.local.psql(REBUILT), "4");
+}
+
+/// Faults before and after one that works are not in a row.
+#[test]
+fn a_fault_that_passed_counts_no_more() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    let (control, aside) = (world.path("scratch/data/global/pg_control"), world.path("aside"));
+    for n in 0..2 {
+        change(&world, n);
+        fs::rename(&control, &aside).unwrap();
+        for _ in 0..2 {
+            world.run(&["run-once"]).fails(1, &["ST-WAL-005"]);
+        }
+        fs::rename(&aside, &control).unwrap();
+        world.run(&["run-once"]).ok();
+        world.same(&["acc"]);
+    }
+    assert_eq!(world.local.psql(REBUILT), "0");
+}
+
+/// As systemd starts it again and again.
+#[test]
+fn a_service_that_cannot_begin_makes_its_scratch_server_anew_too() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    change(&world, 7);
+    fs::write(world.path("scratch/data/global/pg_control"), b"nothing").unwrap();
+    for _ in 0..3 {
+        world.run(&["start", "--foreground"]).fails(1, &["ST-WAL-005"]);
+    }
+    assert_eq!(world.local.psql(REBUILT), "1");
+    world.run(&["start"]).ok();
+    world.eventually_same(&["acc"]);
+}
+
+/// Unpacking it again would not help.
+#[test]
+fn a_backup_that_begins_behind_the_stored_place_is_refused_for_good() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    change(&world, 7);
+    world.production.base_backup(&world.path("late"));
+    world.archived();
+    fs::remove_dir_all(world.path("scratch")).unwrap();
+    world.reconfigure("BASE_BACKUP = \"backup\"", "BASE_BACKUP = \"late\"");
+    let refused = || {
+        world.run(&["run-once"]).fails(
+            2,
+            &[
+                "the base backup begins at",
+                "behind the stored place",
+                "use an older base backup and remove the scratch directory",
+            ],
+        );
+    };
+    refused();
+    let unpacked = || fs::metadata(world.path("scratch/finished")).unwrap().ino();
+    let first = unpacked();
+    for _ in 0..4 {
+        refused();
+    }
+    assert_eq!((unpacked(), world.local.psql(REBUILT)), (first, "0".into()));
+    fs::remove_dir_all(world.path("scratch")).unwrap();
+    world.reconfigure("BASE_BACKUP = \"late\"", "BASE_BACKUP = \"backup\"");
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+}

@@ -247,8 +247,11 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         if kind.is_dir() {
             fs::create_dir_all(&target).map_err(|e| file_error(&target, &e))?;
             copy(&source, &target)?;
-        } else if kind.is_symlink() && fs::metadata(&source).is_ok_and(|meta| meta.is_dir()) {
-            // pg_wal may be a link; a tablespace always is, and is seen by what it leaves here.
+        } else if kind.is_symlink()
+            && (from.ends_with("pg_tblspc") || fs::metadata(&source).is_ok_and(|meta| meta.is_dir()))
+        {
+            // pg_wal may be a link; a tablespace always is, often to a place of another machine, and is seen by what it
+            // leaves here.
             fs::create_dir_all(&target).map_err(|e| file_error(&target, &e))?;
         } else {
             fs::copy(&source, &target).map_err(|e| file_error(&target, &e))?;

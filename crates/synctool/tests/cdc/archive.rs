@@ -687,3 +687,42 @@ fn a_damaged_scratch_server_is_made_anew() {
     stage.catch_up();
     stage.same("after it was made anew");
 }
+
+/// Production was set back to a copy of its disk, and archives another log under the names of the one of which a batch was
+/// kept.
+#[test]
+fn another_log_under_the_same_names_is_refused() {
+    let stage = Stage::new(PgVersion::V18);
+    stage.backup();
+    stage.catch_up();
+    let (data, copy) = (stage.production.data_directory(), stage.path("copy"));
+    let duplicate = |from: &Path, to: &Path| {
+        let _ = std::fs::remove_dir_all(to);
+        let status = Command::new("cp").arg("-a").args([from, to]).status();
+        assert!(status.is_ok_and(|status| status.success()));
+    };
+    stage.production.stop();
+    duplicate(&data, &copy);
+    stage.production.restart();
+    let name = stage
+        .production
+        .psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)");
+    stage.happens("UPDATE users SET amount = 1");
+    stage.once().at("archive.kept", 1).run().assert_killed();
+    let (segment, aside) = (stage.path("archive").join(name), stage.path("aside"));
+    std::fs::rename(&segment, &aside).expect("put aside");
+    stage.production.stop();
+    duplicate(&copy, &data);
+    stage.production.restart();
+    stage.happens("DELETE FROM pair WHERE a < 50");
+    stage.fails(
+        &["run", "shop.yaml", "--until-caught-up"],
+        1,
+        "the archive holds another log than the one that was followed: it comes to the same place with other changes",
+    );
+    // What was followed is put back, and nothing of the other has arrived.
+    std::fs::rename(&aside, &segment).expect("put back");
+    stage.catch_up();
+    let rows = "SELECT (SELECT count(*) FROM users WHERE amount = 1), (SELECT count(*) FROM pair)";
+    assert_eq!(stage.to.psql(rows), "900|300");
+}

@@ -386,7 +386,8 @@ on_servers! {
         }
         let c = Capture::new(version, &["t"], T);
         let limits = BatchLimits { rows: 10, wait: Duration::from_millis(100) };
-        let enough: Enough = Box::new(|rows| rows.contains_key(&vec!["1000".into(), "end".into()]));
+        // Both the load and the log are through.
+        let enough: Enough = Box::new(|rows| rows.len() == 351 && rows.contains_key(&vec!["1000".into(), "end".into()]));
         let mut copy = Parts { inner: Held { until: Some(enough), ..Held::default() }, sizes: Vec::new(), since: 0, most: 0 };
         let changes = builder(&c).open(None).await.unwrap();
         let (handled, ()) = tokio::join!(changes.batches(&mut copy, limits), async {

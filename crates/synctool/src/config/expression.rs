@@ -152,7 +152,7 @@ fn understood<T>(expression: &str, written: &At<T>) -> Result<(), ConfigError> {
         let error = written.error(format!("the expression is not understood {place}: {}", e.message));
         match e.hint {
             Some(hint) => error.with_help(hint),
-            None => error,
+            None => error.with_help("write SQL over the row's columns, or a lambda such as lambda x: x['a'] + x['b']"),
         }
     })
 }

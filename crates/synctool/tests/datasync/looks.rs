@@ -150,7 +150,10 @@ fn doctor_names_the_tables_that_use_a_missing_extension() {
     world.ready();
     world.add(&["t", "plain"]);
     world.run(&["start"]).ok();
-    world.eventually_same(&["t"]);
+    // It looks into the scratch server once that runs.
+    wait_for("what doctor says", PATIENCE, || {
+        world.run(&["doctor"]).stdout.contains("extension absent")
+    });
     let (code, report) = world.json(&["doctor"]);
     let text = report.to_string();
     for part in [

@@ -189,7 +189,7 @@ fn a_segment_that_does_not_fit_is_not_fetched() {
         asked.lines().filter(|name| !name.ends_with(".history")).count()
     };
     let (before, rows) = (segments(), world.local.psql("SELECT count(*) FROM acc"));
-    let filler = disk.fill(40_000);
+    let filler = disk.fill(20_000);
     world.run(&["run-once"]).fails(
         1,
         &["ST-IO-001", "no space is left for WAL segment", "nothing was lost"],

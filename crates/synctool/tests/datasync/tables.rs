@@ -198,7 +198,13 @@ fn a_users_write_is_healed_once_and_then_the_table_is_paused() {
     assert_eq!(lines(&["--level", "warn", "--table", "wider"]), [""; 0]);
     assert_eq!(
         lines(&["--table", "public.good"]),
-        ["info copied public.good", "info copied public.good", healed, paused]
+        [
+            "info copied public.good",
+            "info request public.good",
+            "info copied public.good",
+            healed,
+            paused
+        ]
     );
     assert_eq!(lines(&["--table", "wider"]), ["info copied public.wider"]);
     assert!(lines(&[]).iter().any(|line| line.starts_with("info batch")));

@@ -703,6 +703,8 @@ fn rejected(accounts: &Accounts) -> u64 {
 struct Writing {
     id: PartitionId,
     sink: Box<dyn Sink>,
+    /// Where the sink stood when it was opened: perhaps of another log than the one that is read now.
+    found: Option<Position>,
     /// Where the sink stands.
     committed: Option<Position>,
     /// Accounts up to the last event written.
@@ -748,11 +750,11 @@ impl Writing {
         Ok(applied)
     }
 
-    /// Tells the reader what is durable; where that is not all, the sink is asked again.
+    /// Tells the reader what is durable of this run; where that is not all, the sink is asked again.
     fn acknowledge(&mut self, durable: &Checkpoint, flow: &Flow) {
         let position = durable.get(&self.id).and_then(|s| s.position.clone());
         self.ask = (position != self.committed).then(|| Instant::now() + ASK_AGAIN);
-        if let Some(position) = position {
+        if let Some(position) = position.filter(|p| self.found.as_ref() != Some(p)) {
             flow.acknowledge(position);
         }
     }
@@ -902,6 +904,7 @@ async fn write_partition(
     let mut w = Writing {
         id: id.clone(),
         sink,
+        found: state.position.clone(),
         committed: state.position,
         rejects: Vec::new(),
         rejected: rejected(&state.accounts),

@@ -430,8 +430,11 @@ fn as_many_partitions_at_once_as_is_said() {
             n if n == wanted => Ok(()),
             n => Err(format!("{n} wait, and {wanted} should")),
         });
-        // Whoever would come too many had time to.
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        // Whoever would come too many has time to.
+        let begun = std::time::Instant::now();
+        synctool_testkit::wait_for("a moment to pass", std::time::Duration::from_secs(60), || {
+            begun.elapsed() > std::time::Duration::from_millis(500)
+        });
         assert_eq!(gate.waiting(), wanted, "{of_pipeline} {of_strategy} {arguments:?}");
         gate.open();
         assert!(run.wait().expect("its end").success());

@@ -91,7 +91,17 @@ impl Capture {
             ..self.options.clone()
         };
         let source = self.source(options);
-        follow(source.clone(), source, destination, &self.request).await
+        let done = follow(source.clone(), source, destination, &self.request).await?;
+        // The server notices a moment later that its reader has left.
+        let held = format!(
+            "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}' AND active",
+            self.options.slot
+        );
+        synctool_testkit::eventually("the slot to be let go", Duration::from_secs(20), async || {
+            !synctool_testkit::psql_url(&self.url, &held).is_ok_and(|held| held != "0")
+        })
+        .await;
+        Ok(done)
     }
 
     /// Both ends have the same rows in these tables.

@@ -206,7 +206,10 @@ fn a_users_write_is_healed_once_and_then_the_table_is_paused() {
             paused
         ]
     );
-    assert_eq!(lines(&["--table", "wider"]), ["info copied public.wider"]);
+    assert_eq!(
+        lines(&["--table", "wider"]),
+        ["info copied public.wider", "info request public.wider"]
+    );
     assert!(lines(&[]).iter().any(|line| line.starts_with("info batch")));
     assert_eq!(
         world.local.psql("SELECT level, event, table_name, error_code IS NOT NULL, details IS NOT NULL FROM data_sync_errors WHERE table_name <> '' ORDER BY id"),

@@ -785,37 +785,24 @@ impl Table {
         many: &[bool],
         opening: &mut Option<String>,
     ) -> Result<Vec<Vec<bool>>, Failed> {
-        let setup = match (self.made, self.staged) {
+        let mut setup = match (self.made, self.staged) {
             (false, _) => after(opening, &self.stage.create()),
             (true, true) => after(opening, &self.stage.clear()),
             (true, false) => opening.take().unwrap_or_default(),
         };
-        if !self.made || self.copies.staged.is_none() {
+        if !self.made {
+            // What is prepared below needs the table.
             counts(session, &setup).await?;
-            (self.made, self.staged) = (true, true);
-            prepared(session, &mut self.copies.staged, &self.stage.copy).await?;
-            return self.stage_rows(session, pending, changes, many, "").await;
+            setup.clear();
         }
-        self.staged = true;
-        self.stage_rows(session, pending, changes, many, &setup).await
-    }
-
-    /// Copies changes into the staging table behind `setup`, which travels with it.
-    async fn stage_rows(
-        &mut self,
-        session: &Connection,
-        pending: &Pending,
-        changes: &[Change],
-        many: &[bool],
-        setup: &str,
-    ) -> Result<Vec<Vec<bool>>, Failed> {
+        (self.made, self.staged) = (true, true);
         let (batch, patterns) = self.staged_rows(pending, changes, many)?;
         let rows = (0..batch.num_rows()).map(|row| (0, row));
         let copy = prepared(session, &mut self.copies.staged, &self.stage.copy).await?;
         let ready = async {
             match setup.is_empty() {
                 true => Ok(()),
-                false => counts(session, setup).await.map(drop),
+                false => counts(session, &setup).await.map(drop),
             }
         };
         let (ready, copy) = join(ready, session.copy_in(copy)).await;

@@ -270,32 +270,20 @@ impl Control {
         .transpose()
     }
 
-    /// Holds the pipeline's generation until the transaction ends, and refuses if it is not the plan's.
+    /// Holds the pipeline's generation until the transaction ends. One that is not the plan's is the server's to refuse: the
+    /// transaction fails, so that COMMIT may follow at once.
     pub(super) async fn hold_generation(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
-        let row = tx
-            .query_typed_opt(
-                &format!(
-                    "SELECT generation FROM {}.generation WHERE pipeline = $1 FOR SHARE",
-                    self.schema
-                ),
-                &[(&plan.pipeline, Type::TEXT)],
-            )
-            .await
-            .map_err(|e| self.permission(map_error(e, "checking the generation")))?;
-        let now = row.map(|r| Generation(r.get(0)));
-        if now == Some(plan.generation) {
-            return Ok(());
-        }
-        Err(Error::new(
-            code::FENCED,
-            format!(
-                "run {} has generation {}, the destination is at {}: a newer run has taken over",
-                plan.run_id,
-                plan.generation,
-                now.map_or("none".into(), |g| g.to_string())
+        tx.execute_typed(
+            &format!(
+                "SELECT 1 / pg_catalog.count(*) FROM (SELECT FROM {}.generation \
+                 WHERE pipeline = $1 AND generation = $2 FOR SHARE) AS held",
+                self.schema
             ),
+            &[(&plan.pipeline, Type::TEXT), (&plan.generation.0, Type::INT8)],
         )
-        .at("pipeline", &plan.pipeline))
+        .await
+        .map_err(|e| self.refused(e, "checking the generation", || superseded(plan)))?;
+        Ok(())
     }
 
     /// Locks the plan's row and says how far it is.
@@ -585,22 +573,6 @@ impl Control {
         )
         .await
         .map_err(|e| self.permission(map_error(e, "keeping rejected rows")))?;
-        Ok(())
-    }
-
-    /// Holds the pipeline's generation as [`Control::hold_generation`] does, but a wrong one is the server's to refuse: the
-    /// transaction fails, so that COMMIT may follow at once.
-    pub(super) async fn insist_on_generation(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
-        tx.execute_typed(
-            &format!(
-                "SELECT 1 / pg_catalog.count(*) FROM (SELECT FROM {}.generation \
-                 WHERE pipeline = $1 AND generation = $2 FOR SHARE) AS held",
-                self.schema
-            ),
-            &[(&plan.pipeline, Type::TEXT), (&plan.generation.0, Type::INT8)],
-        )
-        .await
-        .map_err(|e| self.refused(e, "checking the generation", || superseded(plan)))?;
         Ok(())
     }
 

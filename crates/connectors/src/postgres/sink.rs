@@ -197,7 +197,7 @@ impl PgSink {
             Ok(Some((row.get(0), row.get(1))))
         };
         // Each is sent when it is first polled, and they are polled in this order.
-        let ((), (), place) = try_join3(control.insist_on_generation(session, plan), moved, async {
+        let ((), (), place) = try_join3(control.hold_generation(session, plan), moved, async {
             committed.await.map_err(|e| map_error(e, "committing"))
         })
         .await?;

@@ -28,11 +28,13 @@ use arrow_select::filter::filter_record_batch;
 use arrow_select::interleave::interleave;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The prefix of the messages that carry watermarks.
 pub const WATERMARK_PREFIX: &str = "synctool.watermark";
@@ -89,6 +91,12 @@ pub trait ChunkSource: Send + Sync {
 
     /// Reads the rows of these keys.
     async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk>;
+
+    /// Whether the log is read on while a chunk is: its watermarks come in the log by themselves. Where they are put into
+    /// it at the place of the chunk's snapshot, the log must not be beyond that place already.
+    fn beside_log(&self) -> bool {
+        false
+    }
 
     /// Whether this table is followed now. What is asked of another one is not read.
     fn follows(&self, table: &TableId) -> bool {
@@ -371,12 +379,51 @@ struct Touch {
     unknown: bool,
 }
 
+/// Transactions whose commit the log showed, the latest of them.
+#[derive(Default)]
+struct Commits {
+    /// The how manieth each was.
+    numbers: HashMap<u64, u64>,
+    order: VecDeque<u64>,
+    seen: u64,
+}
+
+impl Commits {
+    fn saw(&mut self, tx: u64) {
+        if let Entry::Vacant(new) = self.numbers.entry(tx) {
+            new.insert(self.seen);
+            self.order.push_back(tx);
+        }
+        self.seen += 1;
+    }
+
+    fn forget_old(&mut self) {
+        while self.order.len() > REMEMBERED_COMMITS
+            && let Some(old) = self.order.pop_front()
+        {
+            self.numbers.remove(&old);
+        }
+    }
+
+    /// Trap 3: whether the log showed a commit before its `low` first ones were over that a chunk could not see.
+    fn were_missed_by(&self, chunk: &Chunk, low: u64) -> bool {
+        let early = |tx: &u64| self.numbers.get(tx).is_some_and(|n| *n < low);
+        chunk.in_progress.iter().any(early)
+            || chunk
+                .future
+                .is_some_and(|f| self.numbers.iter().any(|(tx, n)| *tx >= f && *n < low))
+    }
+}
+
 struct Window {
     token: String,
-    chunk: Chunk,
+    /// The chunk on its way, with its watermarks.
+    reading: Option<AbortOnDropHandle<Result<Chunk>>>,
+    chunk: Option<Chunk>,
     /// Which pending keys were asked for; `None` for a chunk in key order.
     keys: Option<Vec<Vec<String>>>,
-    open: bool,
+    /// Open since the log had shown so many commits.
+    low: Option<u64>,
     closed: bool,
     /// The chunk missed a transaction or cannot be completed: read it again.
     redo: bool,
@@ -393,7 +440,7 @@ impl Window {
             // They are newer than the chunk and go to the sink before it.
             self.redo = true;
         }
-        if !self.open || self.redo {
+        if self.low.is_none() || self.redo {
             return None;
         }
         self.bytes += rows.get_array_memory_size();
@@ -408,8 +455,7 @@ impl Window {
 
     /// The chunk's rows with what the events of the window said of them. `anew`: rows that came whole are given again;
     /// `all`: those that the chunk does not have, too.
-    fn merged(&self, key: &[usize], columns: usize, all: bool, anew: bool) -> Result<RecordBatch> {
-        let chunk = &self.chunk.rows;
+    fn merged(&self, chunk: &RecordBatch, key: &[usize], columns: usize, all: bool, anew: bool) -> Result<RecordBatch> {
         let mut untouched = Vec::with_capacity(chunk.num_rows());
         // Where each cell of each other row comes from: batch 0 is the chunk, the others are the window's.
         let mut rows: Vec<Vec<(usize, usize)>> = Vec::new();
@@ -458,6 +504,13 @@ struct Vain {
     until: Instant,
 }
 
+/// The end of a transaction.
+struct End {
+    position: Position,
+    committed_at: Option<i64>,
+    tx: Option<u64>,
+}
+
 /// A log reader with a backfill beside it.
 pub struct Backfill {
     log: Box<dyn Reader>,
@@ -466,7 +519,7 @@ pub struct Backfill {
     schema: Option<(TableId, TableSchema, Vec<usize>)>,
     window: Option<Window>,
     chunk_rows: usize,
-    committed: (HashSet<u64>, VecDeque<u64>),
+    commits: Commits,
     /// In progress when the first chunk was read, and not seen to commit since.
     unsettled: Option<HashSet<u64>>,
     out: VecDeque<Event>,
@@ -474,6 +527,8 @@ pub struct Backfill {
     vain: Option<Vain>,
     /// A change of shape that went by and is still to be looked at.
     reshaped: Option<SchemaChange>,
+    /// A transaction's end that was read and not passed on yet.
+    end: Option<End>,
     tokens: u64,
     instance: String,
     requests: Arc<Requests>,
@@ -498,11 +553,12 @@ impl Backfill {
             schema: None,
             window: None,
             chunk_rows: chunk_rows.max(1),
-            committed: Default::default(),
+            commits: Commits::default(),
             unsettled: None,
             out: VecDeque::new(),
             vain: None,
             reshaped: None,
+            end: None,
             tokens: 0,
             instance,
             requests: Arc::default(),
@@ -603,45 +659,60 @@ impl Backfill {
         Ok(())
     }
 
-    /// Starts the next window if there is work and none is open.
-    async fn start_window(&mut self) -> Result<()> {
+    /// Starts the next window if there is work: its chunk is read in a task of its own, which a dropped call does not
+    /// interrupt.
+    fn start_window(&mut self) {
         let Some(pending) = self.position.pending.first().cloned() else {
-            return Ok(());
+            return;
         };
         self.tokens += 1;
         let token = format!("{}:{}", self.instance, self.tokens);
-        self.source.write_watermark(&format!("low {token}")).await?;
         let some = || Vec::from_iter(pending.keys.iter().take(KEYS_AT_ONCE).cloned());
         let keys = (pending.through || !pending.keys.is_empty()).then(some);
-        let chunk = match &keys {
-            Some(keys) => self.source.read_keys(&pending.table, keys).await,
-            None => {
-                let from = pending.from.as_deref();
-                self.source.read_chunk(&pending.table, from, self.chunk_rows).await
-            }
-        };
-        let chunk = match chunk {
-            // The table is ahead of the log, which will show what was done to it.
-            Err(e) if e.kind() == ErrorKind::Conflict => {
-                self.put_off(&[], Some(&e));
-                return Ok(());
-            }
-            other => other?,
-        };
-        self.unsettled
-            .get_or_insert_with(|| chunk.in_progress.iter().copied().collect());
-        self.source.write_watermark(&format!("high {token}")).await?;
+        let reading = read_chunk(
+            self.source.clone(),
+            token.clone(),
+            pending,
+            keys.clone(),
+            self.chunk_rows,
+        );
         self.window = Some(Window {
             token,
-            chunk,
+            reading: Some(AbortOnDropHandle::new(tokio::spawn(reading))),
+            chunk: None,
             keys,
-            open: false,
+            low: None,
             closed: false,
             redo: false,
             touched: HashMap::new(),
             batches: Vec::new(),
             bytes: 0,
         });
+    }
+
+    fn is_reading(&self) -> bool {
+        self.window.as_ref().is_some_and(|w| w.reading.is_some())
+    }
+
+    /// Takes the chunk that was read, or could not be.
+    fn take_chunk(&mut self, read: Result<Chunk>) -> Result<()> {
+        let chunk = match read {
+            // The table is ahead of the log, which will show what was done to it.
+            Err(e) if e.kind() == ErrorKind::Conflict => {
+                self.window = None;
+                self.put_off(&[], Some(&e));
+                return Ok(());
+            }
+            read => read?,
+        };
+        let numbers = &self.commits.numbers;
+        self.unsettled.get_or_insert_with(|| {
+            let unseen = chunk.in_progress.iter().filter(|tx| !numbers.contains_key(tx));
+            unseen.copied().collect()
+        });
+        if let Some(w) = &mut self.window {
+            (w.reading, w.chunk) = (None, Some(chunk));
+        }
         Ok(())
     }
 
@@ -649,11 +720,7 @@ impl Backfill {
         let Some(w) = &mut self.window else { return };
         let text = String::from_utf8_lossy(content);
         if text == format!("low {}", w.token) {
-            w.open = true;
-            // Trap 3.
-            let committed = &self.committed.0;
-            w.redo |= w.chunk.in_progress.iter().any(|tx| committed.contains(tx))
-                || w.chunk.future.is_some_and(|f| committed.iter().any(|tx| *tx >= f));
+            w.low = Some(self.commits.seen);
         } else if text == format!("high {}", w.token) {
             w.closed = true;
         }
@@ -663,14 +730,10 @@ impl Backfill {
         if let Some(unsettled) = &mut self.unsettled {
             unsettled.remove(&tx);
         }
-        let (set, order) = &mut self.committed;
-        if set.insert(tx) {
-            order.push_back(tx);
-            if order.len() > REMEMBERED_COMMITS
-                && let Some(old) = order.pop_front()
-            {
-                set.remove(&old);
-            }
+        self.commits.saw(tx);
+        // Which of them a chunk on its way could see is still to be told.
+        if self.window.is_none() {
+            self.commits.forget_old();
         }
     }
 
@@ -762,18 +825,21 @@ impl Backfill {
 
     /// The chunk's rows as they are now, given what the window said; `None` if it must be read again.
     fn close(&mut self) -> Result<Option<Vec<Event>>> {
-        let w = self.window.as_mut().expect("a window is open");
+        let w = self.window.as_ref().expect("a window is open");
+        let (Some(chunk), Some(low)) = (&w.chunk, w.low) else {
+            return Ok(None);
+        };
         let (table, schema, key) = self.schema.as_ref().expect("a window has a schema");
         let replace = self.position.pending[0].replace && w.keys.is_none();
         let unsettled = |tx: &u64| self.unsettled.as_ref().is_some_and(|u| u.contains(tx));
-        if w.redo || w.chunk.in_progress.iter().any(unsettled) {
+        if w.redo || self.commits.were_missed_by(chunk, low) || chunk.in_progress.iter().any(unsettled) {
             return Ok(None);
         }
         // Keys that were asked for and are not there, nor came in the window.
         let mut found = HashSet::new();
-        let rows_of_keys = w.keys.as_ref().map_or(0, |_| w.chunk.rows.num_rows());
+        let rows_of_keys = w.keys.as_ref().map_or(0, |_| chunk.rows.num_rows());
         for row in 0..rows_of_keys {
-            found.insert(row_key(&w.chunk.rows, key, row)?);
+            found.insert(row_key(&chunk.rows, key, row)?);
         }
         let gone: Vec<Key> = (w.keys.iter().flatten())
             .map(|k| k.iter().cloned().map(Some).collect::<Key>())
@@ -785,18 +851,18 @@ impl Backfill {
             return Ok(None);
         }
         let rows = match w.touched.is_empty() {
-            true => w.chunk.rows.clone(),
-            false => w.merged(key, schema.columns.len(), replace, anew)?,
+            true => chunk.rows.clone(),
+            false => w.merged(&chunk.rows, key, schema.columns.len(), replace, anew)?,
         };
         let table = Arc::new(table.clone());
         if replace {
-            let range = w.chunk.range.clone();
+            let range = chunk.range.clone();
             return Ok(Some(vec![Event::ReplaceRange { table, range, rows }]));
         }
         let batch = |rows, op| ChangeBatch::new(table.clone(), rows, Ops::All(op), None, None, Hold::none());
         let mut events = Vec::new();
         if !gone.is_empty() {
-            let rows = key_rows(schema, key, &gone, w.chunk.rows.schema())?;
+            let rows = key_rows(schema, key, &gone, chunk.rows.schema())?;
             events.push(Event::Rows(batch(rows, Op::Delete)?));
         }
         if rows.num_rows() > 0 || events.is_empty() {
@@ -813,7 +879,9 @@ impl Backfill {
     fn redo(&mut self) {
         let Some(w) = self.window.take() else { return };
         let open = |tx: &u64| self.unsettled.as_ref().is_some_and(|u| u.contains(tx));
-        let waits_for: Vec<u64> = w.chunk.in_progress.into_iter().filter(open).collect();
+        let waits_for: Vec<u64> = (w.chunk.iter().flat_map(|c| &c.in_progress).copied())
+            .filter(open)
+            .collect();
         self.put_off(&waits_for, None);
     }
 
@@ -850,20 +918,28 @@ impl Backfill {
     fn advance(&mut self) {
         self.vain = None;
         self.requests.state().held_up = None;
-        let w = self.window.take().expect("a window is open");
+        let Some(Window {
+            keys,
+            touched,
+            chunk: Some(chunk),
+            ..
+        }) = self.window.take()
+        else {
+            return;
+        };
         let pending = &mut self.position.pending[0];
-        match w.keys {
+        match keys {
             Some(keys) => {
                 let keys: HashSet<Vec<String>> = keys.into_iter().collect();
                 pending.keys.retain(|k| {
                     let key: Key = k.iter().cloned().map(Some).collect();
-                    !keys.contains(k) || w.touched.get(&key).is_some_and(|t| t.unknown)
+                    !keys.contains(k) || touched.get(&key).is_some_and(|t| t.unknown)
                 });
             }
             None => {
-                pending.through = w.chunk.next.is_none();
-                pending.from = w.chunk.next;
-                pending.rows += w.chunk.rows.num_rows() as u64;
+                pending.through = chunk.next.is_none();
+                pending.from = chunk.next;
+                pending.rows += chunk.rows.num_rows() as u64;
                 if pending.through {
                     let table = pending.table.clone();
                     self.is_whole(&table);
@@ -897,8 +973,50 @@ impl Backfill {
         Ok(())
     }
 
+    /// Passes on a transaction's end, and just before it the rows of the chunk whose window it closes.
+    async fn pass_end(&mut self) -> Result<()> {
+        if self.end.is_none() {
+            return Ok(());
+        }
+        if let Some(w) = self.window.as_mut().filter(|w| w.closed)
+            && w.reading.is_some()
+        {
+            let read = chunk_of(Some(w)).await;
+            self.take_chunk(read)?;
+        }
+        let Some(End {
+            position,
+            committed_at,
+            tx,
+        }) = self.end.take()
+        else {
+            return Ok(());
+        };
+        self.position.log = Some(position);
+        if self.window.as_ref().is_some_and(|w| w.closed) {
+            match self.close()? {
+                Some(rows) => {
+                    self.out.extend(rows);
+                    self.advance();
+                    self.tell_left();
+                }
+                None => self.redo(),
+            }
+        }
+        self.out.push_back(Event::Boundary {
+            position: self.position.encode(),
+            committed_at,
+            tx,
+        });
+        Ok(())
+    }
+
     async fn pull(&mut self) -> Result<Option<()>> {
         self.reshape().await?;
+        self.pass_end().await?;
+        if !self.out.is_empty() {
+            return Ok(Some(()));
+        }
         self.take_requests();
         self.know_table().await?;
         let requests = self.requests.clone();
@@ -907,18 +1025,33 @@ impl Backfill {
             requests.changed.notified().await;
             return Ok(Some(()));
         }
-        if pause == Pause::None && self.window.is_none() && self.waits_until().is_none() {
-            self.start_window().await?;
-        }
+        // Asked once: between two looks at the clock a wait may end, and nobody would read the next chunk.
         let wait = self.waits_until().filter(|_| pause == Pause::None);
+        if pause == Pause::None && self.window.is_none() && wait.is_none() {
+            self.start_window();
+        }
+        if self.is_reading() && !self.source.beside_log() {
+            let read = chunk_of(self.window.as_mut()).await;
+            self.take_chunk(read)?;
+        }
+        let reading = self.is_reading();
         let event = tokio::select! {
             biased;
+            read = chunk_of(self.window.as_mut()), if reading => {
+                self.take_chunk(read)?;
+                return Ok(Some(()));
+            }
             event = self.log.next() => event?,
             () = requests.changed.notified() => return Ok(Some(())),
             () = tokio::time::sleep_until(wait.unwrap_or_else(Instant::now)), if wait.is_some() => return Ok(Some(())),
         };
         let Some(event) = event else {
             // A log that ends where nothing more was written goes on with the next watermark.
+            if reading {
+                let read = chunk_of(self.window.as_mut()).await;
+                self.take_chunk(read)?;
+                return Ok(Some(()));
+            }
             let Some(until) = wait else { return Ok(None) };
             tokio::time::sleep_until(until).await;
             return Ok(Some(()));
@@ -966,19 +1099,8 @@ impl Backfill {
                 if let Some(tx) = tx {
                     self.saw_commit(tx);
                 }
-                self.position.log = Some(position);
-                if self.window.as_ref().is_some_and(|w| w.closed) {
-                    match self.close()? {
-                        Some(rows) => {
-                            self.out.extend(rows);
-                            self.advance();
-                            self.tell_left();
-                        }
-                        None => self.redo(),
-                    }
-                }
-                self.out.push_back(Event::Boundary {
-                    position: self.position.encode(),
+                self.end = Some(End {
+                    position,
                     committed_at,
                     tx,
                 });
@@ -1009,6 +1131,33 @@ impl Reader for Backfill {
             Some(log) => self.log.acknowledge(&log).await,
             None => Ok(()),
         }
+    }
+}
+
+/// A chunk between its watermarks.
+async fn read_chunk(
+    source: Arc<dyn ChunkSource>,
+    token: String,
+    pending: Pending,
+    keys: Option<Vec<Vec<String>>>,
+    limit: usize,
+) -> Result<Chunk> {
+    source.write_watermark(&format!("low {token}")).await?;
+    let chunk = match &keys {
+        Some(keys) => source.read_keys(&pending.table, keys).await,
+        None => source.read_chunk(&pending.table, pending.from.as_deref(), limit).await,
+    }?;
+    source.write_watermark(&format!("high {token}")).await?;
+    Ok(chunk)
+}
+
+/// The chunk of a window that is being read. Cancel safe.
+async fn chunk_of(window: Option<&mut Window>) -> Result<Chunk> {
+    match window.and_then(|w| w.reading.as_mut()) {
+        Some(task) => task
+            .await
+            .unwrap_or_else(|e| Err(Error::bug(format!("reading a chunk died: {e}")))),
+        None => std::future::pending().await,
     }
 }
 

@@ -11,6 +11,7 @@
 //! name. Nothing here trusts a length: a wrong byte is an [`Error`], never a panic.
 
 mod bytes;
+mod checksum;
 mod decode;
 mod error;
 mod lsn;

@@ -1,6 +1,7 @@
 //! A record: its header, its block references, its data.
 
 use crate::bytes::Bytes;
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
 use crate::meaning::RelFile;
@@ -48,8 +49,10 @@ impl Header {
         };
         let u32_at = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
         let found = u32_at(20);
-        // The server sums the data first, then the header up to the checksum.
-        let expected = crc32c::crc32c_append(crc32c::crc32c(rest), &head[..20]);
+        let summed = head
+            .first_chunk()
+            .ok_or_else(|| Error::record(at, "it is shorter than its header"))?;
+        let expected = checksum::of_record(summed, rest);
         if expected != found {
             return Err(Error::Checksum { at, found, expected });
         }

@@ -317,6 +317,7 @@ class LogDrainStream(Case):
 
     name, title, kind = "log-drain-stream", f"a log's backlog streamed as typed Arrow, to nowhere: {MIXED}", "mixed"
     way, limit, rss_limit = "stream", 0.95, 100
+    peer = True
 
     def contenders(self):
         self.logs = Logs(self.bench, self.kind)
@@ -324,7 +325,18 @@ class LogDrainStream(Case):
         return {
             f"synctool's library, {self.way}": lambda: self.logs.drain(self.way),
             **self.yardsticks({"pg_recvlogical to /dev/null": self.logs.recvlogical, "decoding alone (SQL peek)": self.logs.peek}),
+            **({"Debezium Engine": self.logs.debezium} if self.peer and self.bench.has_debezium() else {}),
         }
+
+    def gates(self, samples):
+        yield from super().gates(samples)
+        if "Debezium Engine" not in samples:
+            if self.peer:
+                self.notes.append("Java or Debezium Engine is not installed: not compared")
+            return
+        yield Gate("wall time / Debezium's", "×", 1 / 2.5, self.ratios(samples, 3))
+        ours, theirs = next(iter(samples.values())), samples["Debezium Engine"]
+        yield Gate("RSS / Debezium's", "×", 1 / 20, [a.rss / b.rss for a, b in zip(ours, theirs)])
 
     def yardsticks(self, both):
         """The first is judged by."""
@@ -344,7 +356,7 @@ class LogDrainCatchUp(LogDrainStream):
     """By SQL, as a long backlog is read."""
 
     name, title, kind = "log-drain-catch-up", f"a log's backlog read by SQL as typed Arrow, to nowhere: {MIXED}", "mixed"
-    way, limit = "catch-up", 1.3
+    way, limit, peer = "catch-up", 1.3, False
 
     def yardsticks(self, both):
         return dict(reversed(both.items()))
@@ -512,7 +524,12 @@ class DataSyncSmall(OfArchives):
 
     def contenders(self):
         self.archives.service()
-        return {"synctool, the batch": self.archives.small_batch, "by hand: UPDATE": self.archives.small_by_hand}
+        return {"synctool, the batch": self.ours, "by hand: UPDATE": self.archives.small_by_hand}
+
+    def ours(self):
+        sample = self.archives.small_batch()
+        self.notes.append(f"of the batch: {self.archives.phases()}")
+        return sample
 
     def finish(self):
         self.idle, scratch = self.archives.idle(self.window)

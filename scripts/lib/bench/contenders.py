@@ -299,6 +299,10 @@ class Bench:
     def has_reladiff():
         return shutil.which("reladiff") is not None
 
+    @staticmethod
+    def has_debezium():
+        return shutil.which("javac") is not None and "SYNCTOOL_DEBEZIUM" in os.environ
+
     # Parquet.
 
     def to_parquet(self):

@@ -178,6 +178,25 @@ class Logs:
         ]  # fmt: skip
         return self.bench.runner.measure(lambda: self.run(command))
 
+    def debezium(self):
+        """Debezium Engine: the same slot as JSON, counted and thrown away, until as many row events came as happened."""
+        self.prepare()
+        jars = os.path.join(os.environ["SYNCTOOL_DEBEZIUM"], "*")
+        classes = os.path.join(self.bench.directory, "debezium")
+        if not os.path.exists(classes):
+            source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "DebeziumDrain.java")
+            self.run(["javac", "-cp", jars, "-d", classes, source])
+        command = [
+            "java", "-cp", f"{classes}{os.pathsep}{jars}", "DebeziumDrain",
+            str(self.source.port), "bench", SLOT, PUBLICATION, str(self.events()),
+        ]  # fmt: skip
+        return self.bench.runner.measure(lambda: self.run(command))
+
+    def events(self):
+        """Rows that the workload changes."""
+        rows = self.bench.rows // 5
+        return rows if self.kind == "inserts" else rows // 10 + rows // 2
+
     def finish(self):
         for slot in (SLOT, BASE):
             self.drop(slot)

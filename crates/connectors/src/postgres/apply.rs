@@ -223,9 +223,6 @@ impl Applier {
 
     /// Takes one event. The transaction begins with the first that has something to do.
     pub(super) async fn write(&mut self, session: &Connection, event: Event) -> Result<()> {
-        if !matches!(event, Event::Rows(_) | Event::Net { .. }) {
-            self.begin(session).await?;
-        }
         match event {
             Event::Rows(batch) => {
                 let i = self.index(&batch.table)?;
@@ -242,6 +239,7 @@ impl Applier {
                 Ok(())
             }
             Event::ReplaceRange { table, range, rows } => {
+                self.begin(session).await?;
                 let i = self.index(&table)?;
                 self.adopt(session, i, &rows).await?;
                 self.replace(session, i, &range, rows).await
@@ -250,8 +248,14 @@ impl Applier {
                 tables,
                 restart_identity,
                 ..
-            } => self.truncate(session, &tables, restart_identity).await,
-            Event::Schema(change) => self.reshape(session, change).await,
+            } => {
+                self.begin(session).await?;
+                self.truncate(session, &tables, restart_identity).await
+            }
+            Event::Schema(change) => {
+                self.begin(session).await?;
+                self.reshape(session, change).await
+            }
             Event::Raw { .. } => Err(Error::bug("changes do not come undecoded")),
             Event::Begin(_) | Event::Message { .. } | Event::Compared(_) | Event::Boundary { .. } => Ok(()),
         }

@@ -504,6 +504,11 @@ impl ChunkSource for Chunks {
         })
     }
 
+    /// Watermarks are written into the log, or put where it has not come to yet.
+    fn beside_log(&self) -> bool {
+        true
+    }
+
     fn follows(&self, table: &TableId) -> bool {
         self.shapes.find(|s| *s.table == *table).is_some()
     }

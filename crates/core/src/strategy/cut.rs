@@ -261,6 +261,17 @@ pub async fn by_dimensions(
     most: usize,
     reasons: &mut Vec<String>,
 ) -> Result<Option<Vec<Piece>>> {
+    by_dimensions_asking(source, resolved, levels, (most, QUESTIONS), reasons).await
+}
+
+/// The same, with so many questions at most for where each dimension's values lie.
+pub(super) async fn by_dimensions_asking(
+    source: &dyn Source,
+    resolved: &Resolved,
+    levels: &[Vec<Dimension>],
+    (most, questions): (usize, usize),
+    reasons: &mut Vec<String>,
+) -> Result<Option<Vec<Piece>>> {
     let mut finest: Vec<Dimension> = Vec::new();
     for dimension in levels.iter().flatten() {
         let same = |d: &&mut Dimension| d.term == dimension.term && !matches!(d.by, By::List(_));
@@ -291,7 +302,7 @@ pub async fn by_dimensions(
         destination: Some(Cut::default()),
     }];
     for dimension in &finest {
-        let mut tests = tests(source, resolved, dimension).await?;
+        let mut tests = tests(source, resolved, dimension, questions).await?;
         let count = pieces.len().saturating_mul(tests.len());
         if count > MAX_PARTITIONS && pieces.len() == 1 {
             return Err(too_many(dimension, count));
@@ -412,12 +423,12 @@ fn readable(value: &str) -> String {
     text
 }
 
-async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
+async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension, questions: usize) -> Result<Vec<Test>> {
     let mut tests = match &dimension.by {
         By::List(values) => values.iter().map(|v| Test::In(vec![v.clone()])).collect(),
         By::Values => values(source, resolved, dimension).await?,
         By::Whole => between(dimension.start.clone(), Vec::new(), dimension.end.clone()),
-        _ => ranges(source, resolved, dimension).await?,
+        _ => ranges(source, resolved, dimension, questions).await?,
     };
     let limited = dimension.start.is_some() || dimension.end.is_some();
     if dimension.nullable && !limited && !matches!(dimension.by, By::List(_)) {
@@ -488,8 +499,14 @@ async fn values(source: &dyn Source, resolved: &Resolved, dimension: &Dimension)
     Ok(tests)
 }
 
-/// Ranges of a dimension's steps, where it has values; what lies between them belongs to the one before.
-pub(super) async fn ranges(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
+/// Ranges of a dimension's steps, where it has values; what lies between them belongs to the one before. `questions` is how
+/// often the source may be asked where they lie.
+pub(super) async fn ranges(
+    source: &dyn Source,
+    resolved: &Resolved,
+    dimension: &Dimension,
+    questions: usize,
+) -> Result<Vec<Test>> {
     // No step leads to infinity: such rows are in the first and the last range, which are open.
     let mut beyond = Vec::new();
     let extent = loop {
@@ -511,7 +528,7 @@ pub(super) async fn ranges(source: &dyn Source, resolved: &Resolved, dimension: 
                 term: &dimension.term,
                 slice: within(dimension, &beyond),
             };
-            stepped(dimension, extent, &values).await?
+            stepped(dimension, extent, &values, questions).await?
         }
         None => Vec::new(),
     };
@@ -549,7 +566,7 @@ impl Values for ValuesOf<'_> {
 const FEW: usize = 100;
 
 /// So many questions are asked at most: fewer than there are partitions that may turn out empty.
-const QUESTIONS: usize = 64;
+pub(super) const QUESTIONS: usize = 64;
 
 /// A stretch of steps, and where the values inside it begin and end.
 struct Stretch {
@@ -561,7 +578,7 @@ struct Stretch {
 /// The bounds of steps between two values. Where they are many, most may hold nothing, because one value is far from all
 /// others (a date of the year 9999): the widest stretch is halved, and what lies between the values of both halves is not
 /// cut.
-async fn stepped(dimension: &Dimension, extent: Extent, values: &dyn Values) -> Result<Vec<String>> {
+async fn stepped(dimension: &Dimension, extent: Extent, values: &dyn Values, questions: usize) -> Result<Vec<String>> {
     let steps = |s: &Stretch| Steps::of(dimension, &s.extent.min, &s.extent.max);
     let mut stretches = vec![Stretch {
         lower: None,
@@ -570,7 +587,7 @@ async fn stepped(dimension: &Dimension, extent: Extent, values: &dyn Values) -> 
     }];
     let can_be_sparse = matches!(dimension.by, By::Step(_) | By::Time { .. });
     let mut asked = 0;
-    while can_be_sparse && asked < QUESTIONS {
+    while can_be_sparse && asked < questions {
         let counts = stretches.iter().map(|s| steps(s).map(|s| s.count()));
         let counts = counts.collect::<Result<Vec<_>>>()?;
         let widest = (0..counts.len())
@@ -912,9 +929,14 @@ mod tests {
     async fn too_small_a_step_is_refused() {
         let everywhere = Known((0..=150_000).collect(), ColumnType::Int64, Default::default());
         let extent = everywhere.extent_of(everywhere.0.clone()).unwrap();
-        let e = stepped(&dimension(ColumnType::Int64, By::Step(1)), extent, &everywhere)
-            .await
-            .unwrap_err();
+        let e = stepped(
+            &dimension(ColumnType::Int64, By::Step(1)),
+            extent,
+            &everywhere,
+            QUESTIONS,
+        )
+        .await
+        .unwrap_err();
         assert!(e.to_string().contains("partitions"), "{e}");
     }
 
@@ -948,7 +970,7 @@ mod tests {
         async fn bounds(&self, by: By) -> Vec<i64> {
             let extent = self.extent_of(self.0.clone()).unwrap();
             let dimension = dimension(self.1.clone(), by);
-            let bounds = stepped(&dimension, extent, self).await.unwrap();
+            let bounds = stepped(&dimension, extent, self, QUESTIONS).await.unwrap();
             bounds.iter().map(|b| self.read(b)).collect()
         }
     }

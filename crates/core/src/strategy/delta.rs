@@ -585,7 +585,7 @@ pub(super) async fn pieces(
     }
     let mut tests = match &request.window {
         // Where it has values: a window of years that holds one busy hour is not cut into thousands.
-        Some(_) => cut::ranges(source, resolved, &cursor).await?,
+        Some(_) => cut::ranges(source, resolved, &cursor, cut::QUESTIONS).await?,
         None => vec![Test::Range {
             lower: window.lower.clone(),
             upper: window.upper.clone(),
@@ -609,7 +609,8 @@ pub(super) async fn pieces(
             term: request.cursor.clone(),
             test: test.clone(),
         }));
-        match cut::by_dimensions(source, &inside, &others, MAX_PARTITIONS, &mut told).await? {
+        // To ask in every window would take longer than partitions without rows.
+        match cut::by_dimensions_asking(source, &inside, &others, (MAX_PARTITIONS, 0), &mut told).await? {
             None => pieces.push(piece),
             Some(cuts) => pieces.extend(cuts.into_iter().map(|c| Piece {
                 label: format!("{}__{}", piece.label, c.label),

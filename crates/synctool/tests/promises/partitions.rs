@@ -203,10 +203,12 @@ fn every_row_of(from: &End, name: &str) {
         place.json(&["run", "p.yaml", "--strategy", strategy], 0)["inserted"].to_string()
     };
     for _ in 0..3 {
-        let [primary, secondary] = [1, 0].map(|least| {
-            let level = level(&mut numbers, least);
-            level.iter().map(still).collect::<Vec<_>>().join(", ")
-        });
+        let primary = still(&dimension(&mut numbers, false));
+        // Files are read once per partition: not by too many.
+        let secondary = match primary.contains("column: flag") {
+            true => "",
+            false => "{column: flag, type: value, step: -1, immutable: true}",
+        };
         let strategy = numbers.of(&["hash", "full"]);
         let levels = format!("primary_partitions: [{primary}], secondary_partitions: [{secondary}]");
         assert_eq!(run(&levels, strategy), count("true"), "{strategy}: {levels}");
@@ -586,7 +588,7 @@ fn a_value_far_from_all_others_makes_no_crowd_of_partitions() {
                 let plan = place.json(&["plan", "p.yaml"], 0);
                 let pieces = plan["partitions"].as_array().map_or(0, Vec::len);
                 assert!(
-                    (least..=250).contains(&pieces),
+                    (least..=600).contains(&pieces),
                     "{strategy}: {dimension}: {pieces} partitions"
                 );
                 place.json(&["run", "p.yaml"], 0);

@@ -3,7 +3,7 @@
 use super::matrix::{End, folder};
 use super::*;
 
-/// Its mapping stands in line 8 from character 33 on.
+/// Its mapping stands in line 8 from character 32 on.
 fn mapped(column: &str, value: &str) -> String {
     format!(
         "name: p\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: copies}}\n\
@@ -31,7 +31,7 @@ fn what_is_no_value_of_the_column_is_a_mistake_of_the_file() {
             }
             for command in ["plan", "run"] {
                 let refused = place.json(&[command, "p.yaml"], 2).to_string();
-                assert!(refused.contains("p.yaml:8:33: value_map"), "{column}: {refused}");
+                assert!(refused.contains("p.yaml:8:32: value_map"), "{column}: {refused}");
                 assert!(refused.contains(&format!("column {column}")), "{refused}");
             }
         }
@@ -81,6 +81,6 @@ fn a_text_has_room_for_what_stands_for_it() {
         let said = "columns: [id, {source: state, data_type: varchar, length: 3}]\n";
         place.write("p.yaml", &format!("{}{said}", mapped("state", "delivered")));
         let refused = place.json(&["plan", "p.yaml"], 2).to_string();
-        assert!(refused.contains("p.yaml:8:33: value_map"), "{refused}");
+        assert!(refused.contains("p.yaml:8:32: value_map"), "{refused}");
     }
 }

@@ -58,6 +58,9 @@ pub struct PlannedTable {
     /// Whether columns that the destination lacks are added to it.
     #[serde(default)]
     pub evolve: bool,
+    /// Columns of the destination that get a wider type before rows are written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub widen: Vec<Widening>,
     /// How the table is compared, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compare: Option<CompareSpec>,
@@ -67,6 +70,17 @@ pub struct PlannedTable {
     /// The column that keeps each row's hash, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_hash: Option<StoredHash>,
+}
+
+/// A column of an existing table that gets a wider type when the plan is prepared: no value of its own is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Widening {
+    /// Its name.
+    pub column: String,
+    /// The type that it gets, as the destination's DDL writes it.
+    pub type_name: String,
+    /// The statement that gives it.
+    pub statement: String,
 }
 
 /// A column that keeps the hash of each row: computed here, as the last thing before the row is written.

@@ -225,6 +225,21 @@ impl Column {
         self
     }
 
+    /// Whether it would keep all its values as a column of another type of the same kind that holds more: more digits, more
+    /// characters. Of times only the engine knows which type keeps more digits of a second.
+    pub fn widens_to(&self, wanted: &Column) -> bool {
+        use ColumnType::*;
+        let same_kind = match (&self.ty, &wanted.ty) {
+            (Time | Timestamp | TimestampTz, to) => return self.ty == *to && self.source_type != wanted.source_type,
+            (from, to) if from.is_integer() => to.is_integer() || matches!(to, Decimal { .. } | Numeric),
+            (Decimal { .. }, to) => matches!(to, Decimal { .. } | Numeric),
+            (Float32, to) => *to == Float64,
+            (Text { max: Some(_) }, to) => matches!(to, Text { .. }),
+            _ => false,
+        };
+        same_kind && self.ty != wanted.ty && self.ty.fits(&wanted.ty)
+    }
+
     /// The Arrow type its values travel in.
     pub fn arrow_type(&self) -> DataType {
         if self.carrier == Carrier::Text {

@@ -116,6 +116,14 @@ pub trait Destination: Send + Sync {
         Ok(false)
     }
 
+    /// The statement that gives a column of an existing table the wider type of `wanted`, so that it keeps every value it has
+    /// and takes every one of `wanted`; `None` where it would not become wider, or cannot. An error names what stands in
+    /// the way of a statement that would do it ([`not_widened`]).
+    async fn widen(&self, table: &TableId, there: &Column, wanted: &Column) -> Result<Option<String>> {
+        let _ = (table, there, wanted);
+        Ok(None)
+    }
+
     /// Why an existing table cannot be swapped without losing something (incoming foreign keys, user triggers, row
     /// security, extra columns); empty if it can.
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>>;
@@ -226,6 +234,20 @@ pub trait Sink: Send {
 
     /// Lets go of partitions, so that another writer need not end this one first.
     async fn release(&mut self, partitions: &[PartitionId]) -> Result<()>;
+}
+
+/// Says what stands in the way of a statement that would widen a column.
+pub fn not_widened(table: &TableId, there: &Column, obstacles: &[String], statement: &str) -> Error {
+    let has = there.source_type.clone().unwrap_or_else(|| there.ty.to_string());
+    Error::new(
+        code::SCHEMA_MISMATCH,
+        format!(
+            "column {} of {table} is {has} and has to become wider, but {}",
+            there.name,
+            obstacles.join("; ")
+        ),
+    )
+    .hint(format!("remove that, run `{statement}`, and make it again"))
 }
 
 /// What each advanced partition is credited with, of what was done per table (by its place in the plan). Rows of a load

@@ -102,6 +102,12 @@ pub trait Stages: Send + Sync {
         let _ = column;
         !self.is_empty()
     }
+
+    /// Where the user wrote the values that this column gets, if they stand in a file.
+    fn written_at(&self, column: &str) -> Option<String> {
+        let _ = column;
+        None
+    }
 }
 
 /// No stages at all.

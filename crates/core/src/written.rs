@@ -1,7 +1,7 @@
 //! Values as people write them in files and commands, as canonical text.
 
-use crate::schema::ColumnType;
-use crate::text as t;
+use crate::schema::{Column, ColumnType};
+use crate::text::{self as t, ColumnBuilder};
 
 /// A value that a person wrote, as canonical text of the type; dates stand for their midnight. `None` if it is no value
 /// of the type.
@@ -38,4 +38,66 @@ pub fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
         _ => out = text.into(),
     }
     Some(out)
+}
+
+/// Whether a text is a value of the type, whatever it travels in. What only an engine can judge is let through.
+pub fn is_value(text: &str, ty: &ColumnType) -> bool {
+    let as_long_as = |max: u32| text.chars().count() <= max as usize;
+    let column = Column::new("", ty.clone());
+    match ty {
+        ColumnType::Text { max } => max.is_none_or(as_long_as),
+        ColumnType::Char { length } => as_long_as(*length),
+        ColumnType::Json | ColumnType::Jsonb => serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(),
+        ColumnType::Numeric => text.parse::<f64>().is_ok(),
+        // PostgreSQL keeps it in a decimal of any size.
+        ColumnType::Decimal { .. } if text == "NaN" => true,
+        ColumnType::Decimal { .. } if column.arrow_type() == arrow_schema::DataType::Utf8 => {
+            text.parse::<f64>().is_ok()
+        }
+        _ => ColumnBuilder::new(&column).append_text(text).is_ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_told_from_other_texts_whatever_they_travel_in() {
+        use ColumnType as T;
+        let text = |max| T::Text { max };
+        for (ty, values, others) in [
+            (T::Int16, &["-7", "32767"][..], &["many", "32768", "1.5", ""][..]),
+            (T::Numeric, &["1.50", "-1e400", "NaN"], &["1,5", "one", ""]),
+            (
+                T::Decimal { precision: 4, scale: 2 },
+                &["12.5", "NaN"],
+                &["123.4", "1.234", "x"],
+            ),
+            (
+                T::Decimal {
+                    precision: 90,
+                    scale: 2,
+                },
+                &["12.5"],
+                &["x"],
+            ),
+            (T::Bool, &["true", "no"], &["perhaps"]),
+            (T::Date, &["2024-02-29", "infinity"], &["2023-02-29", "today"]),
+            (
+                T::TimestampTz,
+                &["2024-01-01 00:00:00+00"],
+                &["2024-01-01 00:00:00", "now"],
+            ),
+            (T::Json, &["{}", "1"], &["{", ""]),
+            (text(Some(3)), &["", "äöü"], &["abcd"]),
+            (text(None), &["of any length"], &[]),
+            (T::Char { length: 2 }, &["ab"], &["abc"]),
+            (T::Uuid, &["12345678-9abc-def0-1234-56789abcdef0"], &["12345678"]),
+            (T::Native, &["anything"], &[]),
+        ] {
+            assert!(values.iter().all(|v| is_value(v, &ty)), "{ty}");
+            assert!(!others.iter().any(|v| is_value(v, &ty)), "{ty}");
+        }
+    }
 }

@@ -222,6 +222,7 @@ fn log_plan(tables: &[TableId]) -> Plan {
             .map(|t| PlannedTable {
                 changes: None,
                 evolve: false,
+                widen: Vec::new(),
                 compare: None,
                 own: false,
                 row_hash: None,

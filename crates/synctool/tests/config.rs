@@ -100,7 +100,7 @@ fn quick_start_of_the_brief_as_printed() {
     assert_eq!(delta.cron.as_ref().unwrap().as_str(), "0 * * * *");
     assert_eq!(delta.page_size.as_deref(), Some(&1000));
     let told: Vec<&str> = p.not_yet.iter().map(|n| n.key.as_str()).collect();
-    assert_eq!(told, ["page_size"], "what has no effect is told");
+    assert_eq!(told, ["page_size", "cron"], "what has no effect is told");
     let Connection::Postgres(source) = &loaded.source().unwrap().connection else {
         panic!()
     };
@@ -188,6 +188,8 @@ fn what_has_no_effect_is_told() {
         ("type: full, max_retry_on_lock_failure: 3", "max_retry_on_lock_failure"),
         ("type: full, max_consecutive_failures: 3", "max_consecutive_failures"),
         ("type: full, page_size: 3", "page_size"),
+        ("type: full, cron: 0 * * * *", "cron"),
+        ("type: full, cron: 0 * * * *}, {type: hash, cron: 5 * * * *", "cron"),
     ] {
         let told = of(strategy);
         let wanted = |one: &String| one.contains(":5:") && one.contains(&format!(" {key} has no effect"));

@@ -36,6 +36,12 @@ pub trait Step: Send + Sync {
         Vec::new()
     }
 
+    /// Where the values that a column gets are written, if they stand in a file.
+    fn written_at(&self, column: &str) -> Option<String> {
+        let _ = column;
+        None
+    }
+
     /// Whether only what it reads goes on.
     fn narrows(&self) -> bool {
         false
@@ -150,7 +156,12 @@ async fn step(name: &str, spec: StageSpec, key: &Arc<[String]>, sources: &dyn So
             return Err(Error::new(synctool_core::error::code::UNSUPPORTED, MISSING).hint(HINT));
         }
         StageSpec::Cast { casts } => Arc::new(Cast::new(name, casts, key)),
-        StageSpec::ValueMap { column, mapping } => Arc::new(ValueMap::new(column, mapping.into_iter().collect())),
+        StageSpec::ValueMap {
+            column,
+            mapping,
+            places,
+            fixed,
+        } => Arc::new(ValueMap::new(column, mapping.into_iter().collect()).written(places, fixed)),
         StageSpec::Dedup(spec) => Arc::new(Dedup::new(name, spec)?),
         StageSpec::Enrich(spec) => {
             let source = sources.source(&spec.datastore).await?;
@@ -199,6 +210,10 @@ impl Stages for Chain {
         self.0
             .iter()
             .any(|link| link.step.makes().iter().any(|made| made == column))
+    }
+
+    fn written_at(&self, column: &str) -> Option<String> {
+        self.0.iter().rev().find_map(|link| link.step.written_at(column))
     }
 }
 

@@ -50,6 +50,12 @@ pub enum StageSpec {
         column: String,
         /// Canonical texts and what stands for them; `None` is NULL. Others stay.
         mapping: BTreeMap<String, Option<String>>,
+        /// Where what stands for a text is written, for messages.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        places: BTreeMap<String, String>,
+        /// Whether the column's length was said, so that no value may be longer.
+        #[serde(default)]
+        fixed: bool,
     },
     /// Lets one row per key through.
     Dedup(DedupSpec),

@@ -3,19 +3,24 @@
 use crate::chain::Step;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use async_trait::async_trait;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use synctool_core::change::ChangeBatch;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::schema::{Column, META_COLUMN, TableSchema};
+use synctool_core::schema::{Column, ColumnType, META_COLUMN, TableSchema};
 use synctool_core::stage::{Stage, Staged};
 use synctool_core::text::{self, ColumnBuilder};
+use synctool_core::written::is_value;
 
 /// Values of one column and what stands for them; others stay. Values are canonical texts ([`synctool_core::text`]).
 #[derive(Debug, Clone)]
 pub struct ValueMap {
     column: String,
     mapping: Arc<HashMap<String, Option<String>>>,
+    /// Where what stands for a value is written.
+    places: Arc<BTreeMap<String, String>>,
+    /// Whether the column may not become longer.
+    fixed: bool,
 }
 
 impl ValueMap {
@@ -24,7 +29,35 @@ impl ValueMap {
         ValueMap {
             column: column.into(),
             mapping: Arc::new(mapping),
+            places: Arc::default(),
+            fixed: false,
         }
+    }
+
+    /// The same, with the places of what stands for values, and whether the column's length was said.
+    #[must_use]
+    pub fn written(self, places: BTreeMap<String, String>, fixed: bool) -> Self {
+        ValueMap {
+            places: Arc::new(places),
+            fixed,
+            ..self
+        }
+    }
+
+    /// Says that what stands for a value has no place in the column.
+    fn misfit(&self, value: &str, column: &Column) -> Error {
+        let place = self
+            .places
+            .get(value)
+            .map_or(String::new(), |place| format!("{place}: "));
+        Error::new(
+            code::CONFIG_TYPE,
+            format!(
+                "{place}value_map: this is no value of column {}, which is {}",
+                self.column, column.ty
+            ),
+        )
+        .hint("write a value of the column's type, or give the column one that has room for it (data_type: text)")
     }
 
     fn map(&self, array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
@@ -49,7 +82,9 @@ impl ValueMap {
 
 impl Step for ValueMap {
     fn output(&self, input: &TableSchema) -> Result<TableSchema> {
-        let column = input.column(&self.column).ok_or_else(|| {
+        let mut output = input.clone();
+        let found = output.columns.iter_mut().find(|c| c.name == self.column);
+        let column = found.ok_or_else(|| {
             let known: Vec<&str> = input.columns.iter().map(|c| c.name.as_str()).collect();
             Error::new(
                 code::COLUMN_MISSING,
@@ -67,12 +102,20 @@ impl Step for ValueMap {
             ));
         }
         // Every new value must have a place in the column.
-        let mut builder = ColumnBuilder::new(column);
-        self.mapping
-            .values()
-            .flatten()
-            .try_for_each(|to| builder.append_text(to))?;
-        Ok(input.clone())
+        let mut all: Vec<(&String, &String)> = self
+            .mapping
+            .iter()
+            .filter_map(|(k, to)| Some((k, to.as_ref()?)))
+            .collect();
+        all.sort_unstable();
+        for (value, to) in all {
+            match with_room(&column.ty, to) {
+                Some(ty) if ty == column.ty => {}
+                Some(ty) if !self.fixed => (column.ty, column.source_type) = (ty, None),
+                _ => return Err(self.misfit(value, column)),
+            }
+        }
+        Ok(output)
     }
 
     fn open(&self) -> Result<Box<dyn Stage>> {
@@ -85,6 +128,22 @@ impl Step for ValueMap {
 
     fn makes(&self) -> Vec<String> {
         self.reads()
+    }
+
+    fn written_at(&self, column: &str) -> Option<String> {
+        (self.column == column).then(|| self.places.values().next().cloned())?
+    }
+}
+
+/// The type that has room for what a column holds and for this: a text may become longer. `None` where it is no value of
+/// its kind.
+fn with_room(ty: &ColumnType, value: &str) -> Option<ColumnType> {
+    let length = u32::try_from(value.chars().count()).unwrap_or(u32::MAX);
+    match ty {
+        ColumnType::Text { max: Some(max) } | ColumnType::Char { length: max } if length > *max => {
+            Some(ColumnType::Text { max: Some(length) })
+        }
+        _ => is_value(value, ty).then(|| ty.clone()),
     }
 }
 
@@ -159,6 +218,34 @@ mod tests {
         let code_of = |spec: ValueMap| spec.output(&schema()).unwrap_err().code();
         assert_eq!(code_of(ValueMap::new("stat", to("2"))), code::COLUMN_MISSING);
         assert_eq!(code_of(ValueMap::new("id", to("2"))), code::CONFIG_INVALID);
-        assert_eq!(code_of(ValueMap::new("state", to("many"))), code::VALUE_MALFORMED);
+        assert_eq!(code_of(ValueMap::new("state", to("many"))), code::CONFIG_TYPE);
+    }
+
+    /// The same whatever form the column travels in, with the place of the first one.
+    #[test]
+    fn what_is_no_value_is_told_at_its_place() {
+        let map = HashMap::from(["1", "2"].map(|k| (k.to_string(), Some("many".to_string()))));
+        let places = BTreeMap::from([("1", "p.yaml:3:9"), ("2", "p.yaml:3:18")].map(|(k, p)| (k.into(), p.into())));
+        let mut schema = schema();
+        schema.columns[1] = text::as_text(Column::new("state", ColumnType::Numeric));
+        let e = ValueMap::new("state", map)
+            .written(places, false)
+            .output(&schema)
+            .unwrap_err();
+        assert!(e.message().starts_with("p.yaml:3:9: value_map:"), "{e}");
+        assert!(!e.to_string().contains("many"), "{e}");
+    }
+
+    #[test]
+    fn a_text_becomes_longer_unless_its_length_was_said() {
+        let map = || HashMap::from([("A".to_string(), Some("active".to_string()))]);
+        let mut schema = schema();
+        for short in [ColumnType::Text { max: Some(1) }, ColumnType::Char { length: 1 }] {
+            schema.columns[1] = Column::new("state", short);
+            let output = ValueMap::new("state", map()).output(&schema).unwrap();
+            assert_eq!(output.columns[1].ty, ColumnType::Text { max: Some(6) });
+            let fixed = ValueMap::new("state", map()).written(BTreeMap::new(), true);
+            assert_eq!(fixed.output(&schema).unwrap_err().code(), code::CONFIG_TYPE);
+        }
     }
 }

@@ -244,10 +244,19 @@ class Aggregate(OfPipelines):
     limit, rss_limit = 1.2, 64
 
     def contenders(self):
-        pipeline = self.pipelines.write(
-            "groups",
+        pipeline = self.pipeline("groups")
+        return {
+            "synctool run, aggregate": lambda: self.ours(pipeline),
+            "by hand: the changed groups": lambda: self.pipelines.totals_by_hand(pipeline),
+            "by hand: all groups anew": lambda: self.pipelines.totals_anew(pipeline),
+        }
+
+    def pipeline(self, name, table="items"):
+        return self.pipelines.write(
+            name,
             [{"name": "delta", "type": "delta", "column": "updated_at"}],
             copy="totals",
+            source={"datastore": "from", "table": table},
             sync_type="aggregate",
             group_by=["day"],
             columns=[
@@ -257,30 +266,45 @@ class Aggregate(OfPipelines):
                 {"dest": "newest", "expr": "max(updated_at)"},
             ],
         )
-        return {
-            "synctool run, aggregate": lambda: self.ours(pipeline),
-            "by hand: the changed groups": lambda: self.pipelines.totals_by_hand(pipeline),
-            "by hand: all groups anew": lambda: self.pipelines.totals_anew(pipeline),
-        }
 
-    def ours(self, pipeline):
-        sample, summary = self.pipelines.totals(pipeline)
-        self.notes.append(f"{summary['updated']} groups updated, {summary['unchanged']} unchanged")
+    def ours(self, pipeline, table="items"):
+        sample, summary = self.pipelines.totals(pipeline, table)
+        self.notes.append(f"{table}: {summary['updated']} groups updated, {summary['unchanged']} unchanged")
         return sample
 
 
+class AggregateScale(Aggregate):
+    """The same groups, changed alike, in the table and in a tenth of it: the time follows them, not the table's size."""
+
+    name, title = "aggregate-scale", "40 groups refreshed: of 4,000, and of 400 in a tenth of the table"
+    limit, rss_limit = 2, None
+
+    def contenders(self):
+        self.pipelines.prepare_tenth_of_days()
+        whole, tenth = self.pipeline("groups"), self.pipeline("groups_of_tenth", "items_days")
+        return {
+            "synctool run, 4,000 groups": lambda: self.ours(whole),
+            "synctool run, 400 groups": lambda: self.ours(tenth, "items_days"),
+        }
+
+
 class Idle(OfPipelines):
-    """Nothing to do."""
+    """Nothing to do; and the start of the program alone."""
 
     name, title = "idle", "a delta that is up to date"
-    extra = 0.1
+    extra, start_limit = 0.1, 0.05
 
     def contenders(self):
         pipeline = self.pipelines.write("idle", [{"name": "delta", "type": "delta", "column": "updated_at"}])
-        return {"synctool run, nothing to do": lambda: self.pipelines.idle(pipeline), "two connections": self.pipelines.connect}
+        return {
+            "synctool run, nothing to do": lambda: self.pipelines.idle(pipeline),
+            "two connections": self.pipelines.connect,
+            "synctool --version": self.pipelines.start_up,
+        }
 
     def gates(self, samples):
         yield Gate("wall time over connecting", "s", self.extra, self.ratios(samples))
+        yield Gate("start-up", "s", self.start_limit, [s.wall for s in samples["synctool --version"]])
 
     def ratios(self, samples, over=1):
         ours, others = list(samples.values())[0], list(samples.values())[over]
@@ -546,7 +570,7 @@ ALL = {
     case.name: case
     for case in (
         Copy1, Copy2, CopyStages, Parquet, Upsert, Resume, Scale, HashDiff, HashDiffCanonical, Idle, Delta, Aggregate,
-        LogInserts, LogMixed, LogDrainStream, LogDrainStreamInserts, LogDrainCatchUp, LogDrainCatchUpInserts, LogLive,
-        LogLiveInserts, LogLatency, LogHuge, Backfill, BackfillLoad, WalStats, DataSync, DataSyncSmall,
+        AggregateScale, LogInserts, LogMixed, LogDrainStream, LogDrainStreamInserts, LogDrainCatchUp, LogDrainCatchUpInserts,
+        LogLive, LogLiveInserts, LogLatency, LogHuge, Backfill, BackfillLoad, WalStats, DataSync, DataSyncSmall,
     )
 }  # fmt: skip

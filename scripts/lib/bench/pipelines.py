@@ -204,38 +204,50 @@ class Pipelines:
 
         return self.runner.measure(work)
 
-    # Totals of 4,000 days, of which 40 changed.
+    # Totals of 4,000 days, of which 40 changed; in a tenth of the table the same 40 of 400.
 
-    def prepare_groups(self, pipeline):
-        if "groups" in self.marks:
+    def prepare_tenth_of_days(self):
+        """A table of the first 400 days: as many rows in each group, and a tenth of all."""
+        if "tenth of days" in self.marks:
             return
-        self.source.psql("CREATE INDEX IF NOT EXISTS items_day ON items (day)")
+        self.source.psql(
+            "CREATE TABLE items_days (LIKE items INCLUDING ALL);"
+            "INSERT INTO items_days SELECT * FROM items WHERE day < date '2015-01-01' + 400"
+        )
+        self.source.psql("VACUUM (ANALYZE, FREEZE) items_days")
+        self.marks["tenth of days"] = True
+
+    def prepare_groups(self, pipeline, table="items"):
+        if f"groups of {table}" in self.marks:
+            return
+        self.source.psql(f"CREATE INDEX IF NOT EXISTS {table}_day ON {table} (day)")
         self.bench.reset()
         self.run(pipeline, "delta")
-        self.keep("totals_before")
+        self.keep(f"{table}_totals")
         self.settle()
         mark = self.source.psql("SELECT now()")
         self.source.psql(
-            "UPDATE items SET price = price + 1, updated_at = now()"
+            f"UPDATE {table} SET price = price + 1, updated_at = now()"
             " WHERE day < date '2015-01-01' + 40 AND (id / 4000) % 10 = 0"
         )
-        self.source.psql("VACUUM (ANALYZE) items")
+        self.source.psql(f"VACUUM (ANALYZE) {table}")
         self.settle()
-        self.bench.learn("items")
-        self.marks["groups"] = mark
+        self.bench.learn(table)
+        self.marks[f"groups of {table}"] = mark
 
-    def totals(self, pipeline):
-        self.prepare_groups(pipeline)
-        self.begin("totals_before")
+    def totals(self, pipeline, table="items"):
+        self.prepare_groups(pipeline, table)
+        self.begin(f"{table}_totals")
         sample, summary = self.measured(pipeline, "delta")
-        self.check_totals()
+        self.check_totals(table)
         return sample, summary
 
     def totals_by_hand(self, pipeline):
         """The groups of changed rows computed by one query, and INSERT ON CONFLICT."""
         self.prepare_groups(pipeline)
-        self.begin("totals_before")
-        changed = f"(SELECT * FROM items WHERE day IN (SELECT day FROM items WHERE updated_at >= '{self.marks['groups']}')) i"
+        self.begin("items_totals")
+        mark = self.marks["groups of items"]
+        changed = f"(SELECT * FROM items WHERE day IN (SELECT day FROM items WHERE updated_at >= '{mark}')) i"
         apply = [
             "-c", "CREATE TEMP TABLE changed (LIKE totals)",
             "-c", "COPY changed FROM STDIN",
@@ -249,15 +261,15 @@ class Pipelines:
     def totals_anew(self, pipeline):
         """All groups, computed anew by one query."""
         self.prepare_groups(pipeline)
-        self.begin("totals_before")
+        self.begin("items_totals")
         self.destination.psql("TRUNCATE totals")
         sample = self.piped(f"COPY ({TOTALS.format('items')}) TO STDOUT", ["-c", "COPY totals FROM STDIN"])
         self.check_totals()
         return sample
 
-    def check_totals(self):
+    def check_totals(self, table="items"):
         sql = "SELECT md5(string_agg(concat_ws(' ', day, n, total, newest), ',' ORDER BY day)) FROM {} t"
-        there = self.source.psql(sql.format(f"({TOTALS.format('items')})"))
+        there = self.source.psql(sql.format(f"({TOTALS.format(table)})"))
         if self.destination.psql(sql.format("totals")) != there:
             raise Wrong("the totals are not those of the source")
 
@@ -280,6 +292,16 @@ class Pipelines:
         if summary["read"]:
             raise Wrong(f"{summary['read']} rows were read where nothing had changed")
         return sample
+
+    def start_up(self):
+        """The program alone: started, and over."""
+
+        def work():
+            done = [self.runner.start([self.bench.binary, "--version"])]
+            self.runner.wait(done)
+            return done
+
+        return self.runner.measure(work)
 
     def connect(self):
         """A connection to each server, one after the other, as the program needs them."""

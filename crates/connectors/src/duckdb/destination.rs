@@ -17,7 +17,7 @@ use synctool_core::ledger::Applied;
 use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish};
 use synctool_core::progress::{Checkpoint, Generation};
 use synctool_core::schema::{Column, TableId, TableSchema};
-use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan};
+use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan, not_widened};
 use synctool_core::source::{Finding, Source};
 use tokio::sync::OnceCell;
 
@@ -58,6 +58,7 @@ impl DuckDbDestination {
         match describe(&self.duckdb, &t.destination).await? {
             None if direct => statements.push(create_table(&t.destination, t, true)),
             Some(existing) if !matches!(t.publish, Publish::Create | Publish::Swap) => {
+                statements.extend(t.widen.iter().map(|w| w.statement.clone()));
                 let has = |name: &str| existing.columns.iter().any(|c| c.name.eq_ignore_ascii_case(name));
                 for column in t.schema.columns.iter().filter(|c| !has(&c.name)) {
                     if !t.evolve || t.schema.key.contains(&column.name) {
@@ -80,6 +81,18 @@ impl DuckDbDestination {
             }
             statements
         }))
+    }
+
+    /// What would not let a column have another type: indexes of its table, and keys that it is part of.
+    async fn held_by(&self, table: &TableId, column: &str) -> Result<Vec<String>> {
+        let schema = table.schema.as_deref().unwrap_or("main");
+        let sql = "SELECT 'index ' || index_name || ' depends on the table' FROM duckdb_indexes() \
+                   WHERE database_name = current_database() AND schema_name = ?1 AND table_name = ?2 \
+                   UNION ALL SELECT 'its ' || lower(constraint_type) || ' holds it' FROM duckdb_constraints() \
+                   WHERE database_name = current_database() AND schema_name = ?1 AND table_name = ?2 \
+                   AND constraint_type NOT IN ('CHECK', 'NOT NULL') AND list_contains(constraint_column_names, ?3)";
+        let found = self.control().await?.rows(sql, &[schema, &table.name, column]).await?;
+        Ok(found.into_iter().flatten().flatten().collect())
     }
 
     /// Runs `work` in one transaction.
@@ -385,6 +398,23 @@ impl Destination for DuckDbDestination {
     async fn made_here(&self, table: &TableId) -> Result<bool> {
         let sql = "SELECT run_id FROM main._synctool_history WHERE table_name = ? LIMIT 1";
         Ok(!self.control().await?.rows(sql, &[&table_name(table)]).await?.is_empty())
+    }
+
+    async fn widen(&self, table: &TableId, there: &Column, wanted: &Column) -> Result<Option<String>> {
+        let type_name = store_as(wanted).type_name;
+        if there.ty == wanted.ty || type_name == "VARCHAR" {
+            return Ok(None);
+        }
+        let statement = format!(
+            "ALTER TABLE {} ALTER COLUMN {} SET DATA TYPE {type_name}",
+            table_name(table),
+            quote(&there.name)
+        );
+        let obstacles = self.held_by(table, &there.name).await?;
+        match obstacles.is_empty() {
+            true => Ok(Some(statement)),
+            false => Err(not_widened(table, there, &obstacles, &statement)),
+        }
     }
 
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {

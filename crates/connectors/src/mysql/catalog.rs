@@ -290,6 +290,30 @@ pub(super) async fn triggers(session: &mut Session, table: &TableId) -> Result<V
     Ok(rows.iter().filter_map(|r| text(r, 0)).collect())
 }
 
+/// Foreign keys that a column is part of, or that refer to it, in words.
+pub(super) async fn foreign_keys_of(session: &mut Session, table: &TableId, column: &str) -> Result<Vec<String>> {
+    let table = qualified(session, table);
+    let schema = literal(table.schema.as_deref().unwrap_or_default());
+    let (name, column) = (literal(&table.name), literal(column));
+    let rows = session
+        .rows(
+            &format!(
+                "SELECT DISTINCT CONSTRAINT_NAME, TABLE_SCHEMA, TABLE_NAME FROM information_schema.KEY_COLUMN_USAGE \
+                 WHERE REFERENCED_TABLE_NAME IS NOT NULL \
+                 AND ((TABLE_SCHEMA = {schema} AND TABLE_NAME = {name} AND COLUMN_NAME = {column}) \
+                 OR (REFERENCED_TABLE_SCHEMA = {schema} AND REFERENCED_TABLE_NAME = {name} AND REFERENCED_COLUMN_NAME = {column})) \
+                 ORDER BY 1"
+            ),
+            "reading the foreign keys",
+        )
+        .await?;
+    let word = |r, i| text(r, i).unwrap_or_default();
+    Ok(rows
+        .iter()
+        .map(|r| format!("foreign key {} of {}.{} holds it", word(r, 0), word(r, 1), word(r, 2)))
+        .collect())
+}
+
 /// Foreign keys of a table, and of others that refer to it, in words.
 pub(super) async fn foreign_keys(session: &mut Session, table: &TableId) -> Result<Vec<String>> {
     let table = qualified(session, table);

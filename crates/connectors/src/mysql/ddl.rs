@@ -1,14 +1,15 @@
 //! Tables we make: from a plan's schema, or with the definition of the table they will replace or be merged into.
 
 use super::ENGINE;
-use super::catalog::{CatalogColumn, CatalogTable, OURS};
-use super::client::Flavor;
+use super::catalog::{self, CatalogColumn, CatalogTable, OURS};
+use super::client::{Flavor, Session, text};
 use super::sql::{check_ident, ident, list, literal, table as quoted};
 use super::types::{self, Declared, store_as};
 use std::collections::HashMap;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{PlannedTable, Publish};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
+use synctool_core::sink::not_widened;
 
 /// The bytes of a key that InnoDB allows.
 const MAX_KEY: usize = 3072;
@@ -278,6 +279,86 @@ pub(super) fn evolve(flavor: &Flavor, planned: &PlannedTable, existing: &mut Cat
     Ok(statements)
 }
 
+/// The statement that gives a column a wider type and leaves the rest of its definition as it is; `None` where it would not
+/// become wider, or would become something else.
+pub(super) async fn widen(
+    session: &mut Session,
+    table: &TableId,
+    there: &Column,
+    wanted: &Column,
+) -> Result<Option<String>> {
+    let (Some(has), Some(gets)) = (&there.source_type, &wanted.source_type) else {
+        return Ok(None);
+    };
+    let same = there.ty == wanted.ty;
+    let wider = match same {
+        true => base(has) == base(gets) && second_digits(has) < second_digits(gets),
+        // A number kept as a text, or a text that only a comment calls another type, is not the same kind.
+        false => types::comment(gets, &wanted.ty).is_none() && !(there.ty.is_integer() && gets.ends_with("text")),
+    };
+    if !wider {
+        return Ok(None);
+    }
+    let existing = catalog::must_find(session, table).await?;
+    let is_key = existing.indexes.iter().any(|i| i.columns.contains(&there.name));
+    if is_key && gets.ends_with("text") {
+        return Ok(None);
+    }
+    check_type(gets, &there.name)?;
+    let rows = session
+        .rows(
+            &format!("SHOW CREATE TABLE {}", quoted(table)),
+            "reading the table's definition",
+        )
+        .await?;
+    let create = rows.first().and_then(|r| text(r, 1)).unwrap_or_default();
+    let Some(rest) = definition(&create, &there.name).and_then(|d| d.strip_prefix(has.as_str())) else {
+        return Ok(None);
+    };
+    let statement = format!(
+        "ALTER TABLE {} MODIFY COLUMN {} {gets}{rest}",
+        quoted(table),
+        ident(&there.name)
+    );
+    let obstacles = catalog::foreign_keys_of(session, table, &there.name).await?;
+    match obstacles.is_empty() {
+        true => Ok(Some(statement)),
+        false => Err(not_widened(table, there, &obstacles, &statement)),
+    }
+}
+
+/// A column's definition behind its name, as `SHOW CREATE TABLE` has it.
+fn definition<'a>(create: &'a str, column: &str) -> Option<&'a str> {
+    let begin = format!("{} ", ident(column));
+    let line = create.lines().find_map(|line| line.trim().strip_prefix(&begin))?;
+    Some(line.strip_suffix(',').unwrap_or(line))
+}
+
+fn base(type_name: &str) -> &str {
+    type_name.split('(').next().unwrap_or_default()
+}
+
+/// The digits of a second that a type of times keeps.
+fn second_digits(type_name: &str) -> u8 {
+    let said = type_name.split_once('(').and_then(|(_, rest)| rest.split(')').next());
+    said.and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// Gives a table's entry the types that its columns are widened to; the statements that do it.
+pub(super) fn widened(planned: &PlannedTable, existing: &mut CatalogTable) -> Vec<String> {
+    for widened in &planned.widen {
+        let there = existing.columns.iter_mut().filter(|c| c.column.name == widened.column);
+        there.for_each(|c| {
+            c.declared.column_type.clone_from(&widened.type_name);
+            c.column.source_type = Some(widened.type_name.clone());
+            if let Some(wanted) = planned.schema.column(&widened.column) {
+                c.column.ty = wanted.ty.clone();
+            }
+        });
+    }
+    planned.widen.iter().map(|w| w.statement.clone()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +370,14 @@ mod tests {
             max_packet: 1 << 24,
             local_infile: true,
         }
+    }
+
+    #[test]
+    fn a_definition_is_found_by_its_column() {
+        let create = "CREATE TABLE `t` (\n  `id` int(11) NOT NULL,\n  `i` varchar(9) DEFAULT 'a,' COMMENT 'x',\n  PRIMARY KEY (`id`)\n)";
+        assert_eq!(definition(create, "id"), Some("int(11) NOT NULL"));
+        assert_eq!(definition(create, "i"), Some("varchar(9) DEFAULT 'a,' COMMENT 'x'"));
+        assert_eq!(definition(create, "d"), None);
     }
 
     #[test]

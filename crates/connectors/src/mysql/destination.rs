@@ -159,6 +159,7 @@ impl MysqlDestination {
         let mut existing = catalog::find(session, &table).await?;
         if let Some(existing) = &mut existing {
             statements.extend(ddl::evolve(&self.flavor, planned, existing)?);
+            statements.extend(ddl::widened(planned, existing));
         }
         let load = self.load_table(plan, index);
         let wrong = |code, text: String, hint: &str| Err(Error::new(code, text).hint(hint.to_string()));
@@ -305,6 +306,13 @@ impl Destination for MysqlDestination {
             self.control.exists(&mut session).await? && self.control.made(&mut session, &self.qualified(table)).await?;
         session.recycle();
         Ok(made)
+    }
+
+    async fn widen(&self, table: &TableId, there: &Column, wanted: &Column) -> Result<Option<String>> {
+        let mut session = self.database.connect().await?;
+        let statement = ddl::widen(&mut session, &self.qualified(table), there, wanted).await?;
+        session.recycle();
+        Ok(statement)
     }
 
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {

@@ -58,6 +58,38 @@ fn without_modifier(printed: &str) -> String {
     out
 }
 
+/// The statement that gives a column a wider type; `None` for one of the user's own types, and where it would not become
+/// wider.
+pub(super) fn widen(id: &TableId, there: &Column, wanted: &Column) -> Option<String> {
+    const OWN: [&str; 9] = [
+        "smallint",
+        "integer",
+        "bigint",
+        "numeric",
+        "real",
+        "character varying",
+        "time without time zone",
+        "timestamp without time zone",
+        "timestamp with time zone",
+    ];
+    let (has, gets) = (there.source_type.as_deref()?, wanted.source_type.as_deref()?);
+    let kind = without_modifier(has);
+    let wider = there.ty != wanted.ty || (kind == without_modifier(gets) && second_digits(has) < second_digits(gets));
+    (wider && OWN.contains(&kind.as_str())).then(|| {
+        format!(
+            "ALTER TABLE {} ALTER COLUMN {} TYPE {gets}",
+            quoted(id),
+            ident(&there.name)
+        )
+    })
+}
+
+/// The digits of a second that a type of times keeps.
+fn second_digits(printed: &str) -> u8 {
+    let said = printed.split_once('(').and_then(|(_, rest)| rest.split(')').next());
+    said.and_then(|n| n.parse().ok()).unwrap_or(6)
+}
+
 /// How a source column is stored here.
 pub(super) fn store_as(known: &KnownTypes, source_engine: &str, column: &Column) -> StoredAs {
     let own = source_engine == ENGINE;

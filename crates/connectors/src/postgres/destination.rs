@@ -18,10 +18,10 @@ use std::time::Duration;
 use synctool_core::change::RawFormat;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
-use synctool_core::plan::{Plan, PlannedTable, Publish, short_hash};
+use synctool_core::plan::{Plan, PlannedTable, Publish, Widening, short_hash};
 use synctool_core::progress::Checkpoint;
 use synctool_core::schema::{Column, TableId, TableSchema};
-use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan};
+use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan, not_widened};
 use synctool_core::source::{Finding, Source};
 
 /// How rows are written to a PostgreSQL database.
@@ -76,6 +76,8 @@ pub(super) struct Target {
     pub(super) publish: Publish,
     /// Whether columns that the table lacks are added to it.
     evolve: bool,
+    /// The columns that get a wider type; none where the table is replaced.
+    widen: Vec<Widening>,
     /// Whether the table is one of our own.
     pub(super) own: bool,
 }
@@ -152,6 +154,10 @@ impl PostgresDestination {
             schema: planned.schema.clone(),
             publish: planned.publish.clone(),
             evolve: planned.evolve,
+            widen: match planned.publish {
+                Publish::Create | Publish::Swap => Vec::new(),
+                _ => planned.widen.clone(),
+            },
             own: planned.own,
         })
     }
@@ -305,30 +311,30 @@ impl PostgresDestination {
         Ok(statements)
     }
 
-    /// The statements that add planned columns to a table that lacks them, if the plan says so. A mapping that cannot
-    /// work is told now, not by the first row.
+    /// The statements that widen columns of a table and add planned ones that it lacks, if the plan says so. A mapping that
+    /// cannot work is told now, not by the first row.
     async fn missing_columns(&self, client: &Connection, target: &Target, oid: u32) -> Result<Vec<String>> {
         let added = self.added(target, &columns_of(&**client, oid).await?)?;
         self.mapping(client, target, oid).await?;
+        let mut statements: Vec<String> = target.widen.iter().map(|w| w.statement.clone()).collect();
         if added.is_empty() {
-            return Ok(Vec::new());
+            return Ok(statements);
         }
         // Rows from before have no value for them. Nothing is rewritten, so the lock is short, once it is there.
         let columns: Vec<String> = added
             .iter()
             .map(|c| format!("ADD COLUMN IF NOT EXISTS {} {}", ident(&c.name), c.type_name))
             .collect();
-        Ok(vec![format!(
-            "ALTER TABLE {} {}",
-            quoted(&target.table),
-            columns.join(", ")
-        )])
+        statements.push(format!("ALTER TABLE {} {}", quoted(&target.table), columns.join(", ")));
+        Ok(statements)
     }
 
-    /// Whether the plan adds columns to the table as it is now.
+    /// Whether the plan alters the table as it is now.
     async fn evolves(&self, client: &Connection, target: &Target) -> Result<bool> {
         Ok(match oid_of(&**client, &target.table).await? {
-            Some((oid, _)) => !self.added(target, &columns_of(&**client, oid).await?)?.is_empty(),
+            Some((oid, _)) => {
+                !target.widen.is_empty() || !self.added(target, &columns_of(&**client, oid).await?)?.is_empty()
+            }
             None => false,
         })
     }
@@ -373,6 +379,10 @@ impl PostgresDestination {
     pub(super) async fn mapping(&self, client: &Connection, target: &Target, oid: u32) -> Result<Mapping> {
         let mut existing = columns_of(&**client, oid).await?;
         existing.extend(self.added(target, &existing)?);
+        for widened in &target.widen {
+            let there = existing.iter_mut().filter(|e| e.name == widened.column);
+            there.for_each(|e| e.type_name.clone_from(&widened.type_name));
+        }
         let mapping = Mapping::new(&target.table, &target.schema, &target.types, &existing)?;
         if target.publish != Publish::Append {
             mapping.check_updatable(&target.table)?;
@@ -444,6 +454,20 @@ impl Destination for PostgresDestination {
         };
         client.recycle();
         Ok(made)
+    }
+
+    async fn widen(&self, table: &TableId, there: &Column, wanted: &Column) -> Result<Option<String>> {
+        let table = self.qualified(table);
+        let Some(statement) = ddl::widen(&table, there, wanted) else {
+            return Ok(None);
+        };
+        let client = self.database.connect().await?;
+        let obstacles = super::merge::held_by(&*client, &table, &there.name).await?;
+        client.recycle();
+        match obstacles.is_empty() {
+            true => Ok(Some(statement)),
+            false => Err(not_widened(&table, there, &obstacles, &statement)),
+        }
     }
 
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {

@@ -74,6 +74,24 @@ pub(super) async fn columns_of(client: &impl GenericClient, oid: u32) -> Result<
         .collect())
 }
 
+/// What would not let a column of a table have another type: views, policies and triggers that name it.
+pub(super) async fn held_by(client: &impl GenericClient, table: &TableId, column: &str) -> Result<Vec<String>> {
+    let rows = client
+        .query(
+            "SELECT DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) || ' depends on it' \
+             FROM pg_catalog.pg_depend d \
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
+             JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND n.nspname = $1 AND c.relname = $2 AND a.attname = $3 \
+             AND d.classid IN ('pg_catalog.pg_rewrite'::regclass, 'pg_catalog.pg_policy'::regclass, 'pg_catalog.pg_trigger'::regclass) \
+             ORDER BY 1",
+            &[&table.schema.as_deref().unwrap_or_default(), &table.name, &column],
+        )
+        .await
+        .map_err(|e| map_error(e, "looking for what depends on a column").at("table", table.to_string()))?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
 /// One column to write.
 #[derive(Debug, Clone)]
 pub(super) struct Pair {

@@ -7,7 +7,7 @@ use super::types;
 use rusqlite::Connection;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{PlannedTable, Publish};
-use synctool_core::schema::TableSchema;
+use synctool_core::schema::{Column, ColumnType, TableSchema};
 
 /// SQLite's own limit, unless somebody compiled it differently.
 const MAX_COLUMNS: usize = 2000;
@@ -151,13 +151,66 @@ fn renamed(sql: &str, name: &str) -> Option<String> {
 }
 
 /// `ALTER TABLE … ADD COLUMN`. NOT NULL would need a default, so a new column takes NULL.
-pub(super) fn add_column(table: &str, column: &synctool_core::schema::Column) -> String {
+pub(super) fn add_column(table: &str, column: &Column) -> String {
     format!(
         "ALTER TABLE {} ADD COLUMN {} {}",
         quote(table),
         quote(&column.name),
         types::declared(&column.ty)
     )
+}
+
+/// The declared type that is as wide as a type, for a column that is there. `INTEGER` would make a key another thing.
+fn wider(ty: &ColumnType) -> String {
+    match ty {
+        ColumnType::Int64 => "INT64BIT".into(),
+        ty => types::declared(ty),
+    }
+}
+
+/// The statement that declares a column wider: values are stored as they were, because both names have one affinity. SQLite
+/// has no ALTER for that and describes this way; `None` where the definition is not as we would write it.
+pub(super) fn widen(conn: &Connection, table: &str, there: &Column, wanted: &Column) -> Result<Option<String>> {
+    let has = there.source_type.as_deref().unwrap_or_default();
+    let gets = wider(&wanted.ty);
+    if there.ty == wanted.ty || types::affinity(has) != types::affinity(&gets) {
+        return Ok(None);
+    }
+    let (old, new) = (
+        format!("{} {has}", quote(&there.name)),
+        format!("{} {gets}", quote(&there.name)),
+    );
+    if table_sql(conn, table)?.matches(&old).count() != 1 {
+        return Ok(None);
+    }
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    Ok(Some(format!(
+        "PRAGMA writable_schema = ON; \
+         UPDATE sqlite_master SET sql = replace(sql, {}, {}) WHERE type = 'table' AND name = {}; \
+         PRAGMA writable_schema = RESET",
+        literal(&old),
+        literal(&new),
+        literal(table)
+    )))
+}
+
+/// Gives a table's entry the types that its columns are widened to; the statements that do it.
+pub(super) fn widened(planned: &PlannedTable, existing: &mut CatalogTable) -> Vec<String> {
+    for widened in &planned.widen {
+        let there = existing.columns.iter_mut().filter(|c| c.name == widened.column);
+        let wanted = planned.schema.column(&widened.column);
+        there.zip(wanted).for_each(|(c, wanted)| c.declared = wider(&wanted.ty));
+    }
+    planned.widen.iter().map(|w| w.statement.clone()).collect()
+}
+
+/// Has connections that know the definitions read them again.
+pub(super) fn tell_others(conn: &Connection) -> Result<()> {
+    let version: i64 = conn
+        .pragma_query_value(None, "schema_version", |r| r.get(0))
+        .map_err(failed(|| "reading the version of the definitions".into()))?;
+    conn.pragma_update(None, "schema_version", version + 1)
+        .map_err(failed(|| "raising the version of the definitions".into()))
 }
 
 /// Names of the load tables of a pipeline: all of them, whichever generation.

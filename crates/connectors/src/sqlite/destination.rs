@@ -98,6 +98,12 @@ impl Destination for SqliteDestination {
         self.read(move |conn| control::made_here(conn, &name)).await
     }
 
+    async fn widen(&self, table: &TableId, there: &Column, wanted: &Column) -> Result<Option<String>> {
+        let name = catalog::table_name(table)?.to_string();
+        let (there, wanted) = (there.clone(), wanted.clone());
+        self.read(move |conn| ddl::widen(conn, &name, &there, &wanted)).await
+    }
+
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {
         let (table, wanted) = (table.clone(), wanted.clone());
         self.read(move |conn| {
@@ -371,6 +377,9 @@ fn prepare(conn: &Connection, mut plan: Plan) -> Result<Plan> {
             conn.execute_batch(&sql)
                 .map_err(failed(|| format!("preparing {}", planned.destination)))?;
         }
+        if !planned.widen.is_empty() {
+            ddl::tell_others(conn)?;
+        }
     }
     Ok(plan)
 }
@@ -407,9 +416,10 @@ fn load_statements(
             format!("the destination is a {}, which cannot be written", existing.kind),
             "name a table",
         ),
-        (publish, Some(existing)) => {
+        (publish, Some(mut existing)) => {
             let mut statements = Vec::new();
             if *publish != Publish::Swap {
+                statements.extend(ddl::widened(planned, &mut existing));
                 let missing = planned
                     .schema
                     .columns

@@ -103,6 +103,7 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
             own: false,
             row_hash: None,
             evolve: false,
+            widen: Vec::new(),
             read: ReadSpec::all(TableId::bare(table), &schema.columns),
             destination: TableId::bare(table),
             schema: schema.clone(),

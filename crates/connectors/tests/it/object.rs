@@ -112,6 +112,7 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
         tables: vec![PlannedTable {
             changes: None,
             evolve: false,
+            widen: Vec::new(),
             compare: None,
             own: false,
             row_hash: None,

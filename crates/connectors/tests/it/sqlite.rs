@@ -99,6 +99,7 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         tables: vec![PlannedTable {
             changes: None,
             evolve: false,
+            widen: Vec::new(),
             compare: None,
             own: false,
             row_hash: None,

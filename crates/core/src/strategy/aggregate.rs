@@ -483,6 +483,7 @@ fn direct(read: ReadSpec, destination: TableId, schema: TableSchema) -> PlannedT
         publish: Publish::Direct,
         changes: None,
         evolve: false,
+        widen: Vec::new(),
         compare: None,
         own: true,
         row_hash: None,
@@ -532,6 +533,7 @@ fn compare_keys(source: &dyn Source, destination: &dyn Destination, keys: &Plann
         existing: Some(schema.clone()),
         schema,
         row_hash: None,
+        widen: Vec::new(),
         reasons: Vec::new(),
     };
     hash::compare_keys(source, destination, &resolved, &mut Vec::new())

@@ -11,8 +11,9 @@ use crate::plan::{Partition, Slice, Work};
 use crate::progress::PartitionId;
 use crate::query::{Condition, Cut, Term, Test};
 use crate::schema::ColumnType;
-use crate::source::Source;
+use crate::source::{Extent, Source};
 use crate::text;
+use async_trait::async_trait;
 use chrono::{DateTime, Offset, TimeZone};
 
 /// More partitions than this are a mistake in a step.
@@ -43,6 +44,12 @@ pub struct Dimension {
     pub end: Option<String>,
     /// Whether the user says that no row ever changes the term's value.
     pub immutable: bool,
+}
+
+impl Dimension {
+    fn is_text(&self) -> bool {
+        matches!(self.ty, ColumnType::Text { .. })
+    }
 }
 
 /// How a dimension is cut.
@@ -254,6 +261,17 @@ pub async fn by_dimensions(
     most: usize,
     reasons: &mut Vec<String>,
 ) -> Result<Option<Vec<Piece>>> {
+    by_dimensions_asking(source, resolved, levels, (most, QUESTIONS), reasons).await
+}
+
+/// The same, with so many questions at most for where each dimension's values lie.
+pub(super) async fn by_dimensions_asking(
+    source: &dyn Source,
+    resolved: &Resolved,
+    levels: &[Vec<Dimension>],
+    (most, questions): (usize, usize),
+    reasons: &mut Vec<String>,
+) -> Result<Option<Vec<Piece>>> {
     let mut finest: Vec<Dimension> = Vec::new();
     for dimension in levels.iter().flatten() {
         let same = |d: &&mut Dimension| d.term == dimension.term && !matches!(d.by, By::List(_));
@@ -284,7 +302,7 @@ pub async fn by_dimensions(
         destination: Some(Cut::default()),
     }];
     for dimension in &finest {
-        let mut tests = tests(source, resolved, dimension).await?;
+        let mut tests = tests(source, resolved, dimension, questions).await?;
         let count = pieces.len().saturating_mul(tests.len());
         if count > MAX_PARTITIONS && pieces.len() == 1 {
             return Err(too_many(dimension, count));
@@ -405,12 +423,12 @@ fn readable(value: &str) -> String {
     text
 }
 
-async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
+async fn tests(source: &dyn Source, resolved: &Resolved, dimension: &Dimension, questions: usize) -> Result<Vec<Test>> {
     let mut tests = match &dimension.by {
         By::List(values) => values.iter().map(|v| Test::In(vec![v.clone()])).collect(),
         By::Values => values(source, resolved, dimension).await?,
         By::Whole => between(dimension.start.clone(), Vec::new(), dimension.end.clone()),
-        _ => ranges(source, resolved, dimension).await?,
+        _ => ranges(source, resolved, dimension, questions).await?,
     };
     let limited = dimension.start.is_some() || dimension.end.is_some();
     if dimension.nullable && !limited && !matches!(dimension.by, By::List(_)) {
@@ -481,7 +499,14 @@ async fn values(source: &dyn Source, resolved: &Resolved, dimension: &Dimension)
     Ok(tests)
 }
 
-async fn ranges(source: &dyn Source, resolved: &Resolved, dimension: &Dimension) -> Result<Vec<Test>> {
+/// Ranges of a dimension's steps, where it has values; what lies between them belongs to the one before. `questions` is how
+/// often the source may be asked where they lie.
+pub(super) async fn ranges(
+    source: &dyn Source,
+    resolved: &Resolved,
+    dimension: &Dimension,
+    questions: usize,
+) -> Result<Vec<Test>> {
     // No step leads to infinity: such rows are in the first and the last range, which are open.
     let mut beyond = Vec::new();
     let extent = loop {
@@ -495,17 +520,106 @@ async fn ranges(source: &dyn Source, resolved: &Resolved, dimension: &Dimension)
             break Some(found);
         }
     };
-    let (min, max) = match &extent {
-        Some(extent) => (extent.min.as_str(), extent.max.as_str()),
-        None => {
-            return Ok(vec![Test::Range {
-                lower: dimension.start.clone(),
-                upper: dimension.end.clone(),
-            }]);
+    let inner = match extent {
+        Some(extent) => {
+            let values = ValuesOf {
+                source,
+                resolved,
+                term: &dimension.term,
+                slice: within(dimension, &beyond),
+            };
+            stepped(dimension, extent, &values, questions).await?
         }
+        None => Vec::new(),
     };
-    let inner = inner_bounds(dimension, min, max)?;
     Ok(between(dimension.start.clone(), inner, dimension.end.clone()))
+}
+
+/// Where values lie.
+#[async_trait]
+trait Values: Sync {
+    /// The least and the greatest value inside a range.
+    async fn extent(&self, range: Test) -> Result<Option<Extent>>;
+}
+
+/// The values of a source's term in a slice.
+struct ValuesOf<'a> {
+    source: &'a dyn Source,
+    resolved: &'a Resolved,
+    term: &'a Term,
+    slice: Slice,
+}
+
+#[async_trait]
+impl Values for ValuesOf<'_> {
+    async fn extent(&self, range: Test) -> Result<Option<Extent>> {
+        let condition = Condition {
+            term: self.term.clone(),
+            test: range,
+        };
+        let slice = slice_within(&self.slice, condition);
+        self.source.extent(&self.resolved.read, self.term, &slice).await
+    }
+}
+
+/// So many steps are taken without asking whether there are values in all of them.
+const FEW: usize = 100;
+
+/// So many questions are asked at most: fewer than there are partitions that may turn out empty.
+pub(super) const QUESTIONS: usize = 64;
+
+/// A stretch of steps, and where the values inside it begin and end.
+struct Stretch {
+    lower: Option<String>,
+    upper: Option<String>,
+    extent: Extent,
+}
+
+/// The bounds of steps between two values. Where they are many, most may hold nothing, because one value is far from all
+/// others (a date of the year 9999): the widest stretch is halved, and what lies between the values of both halves is not
+/// cut.
+async fn stepped(dimension: &Dimension, extent: Extent, values: &dyn Values, questions: usize) -> Result<Vec<String>> {
+    let steps = |s: &Stretch| Steps::of(dimension, &s.extent.min, &s.extent.max);
+    let mut stretches = vec![Stretch {
+        lower: None,
+        upper: None,
+        extent,
+    }];
+    let can_be_sparse = matches!(dimension.by, By::Step(_) | By::Time { .. });
+    let mut asked = 0;
+    while can_be_sparse && asked < questions {
+        let counts = stretches.iter().map(|s| steps(s).map(|s| s.count()));
+        let counts = counts.collect::<Result<Vec<_>>>()?;
+        let widest = (0..counts.len())
+            .max_by_key(|i| counts[*i])
+            .filter(|i| counts[*i] > FEW);
+        let Some(at) = widest else { break };
+        let Some(middle) = steps(&stretches[at])?.middle() else {
+            break;
+        };
+        let whole = stretches.remove(at);
+        let halves = [(whole.lower, Some(middle.clone())), (Some(middle), whole.upper)];
+        for (lower, upper) in halves.into_iter().rev() {
+            asked += 1;
+            let range = Test::Range {
+                lower: lower.clone(),
+                upper: upper.clone(),
+            };
+            if let Some(extent) = values.extent(range).await? {
+                stretches.insert(at, Stretch { lower, upper, extent });
+            }
+        }
+    }
+    let all = stretches.iter().map(steps).collect::<Result<Vec<_>>>()?;
+    let count = all.iter().fold(0, |n: usize, s| n.saturating_add(s.count()));
+    if count > MAX_PARTITIONS {
+        return Err(too_many(dimension, count));
+    }
+    let bounds = all.iter().enumerate().flat_map(|(i, s)| {
+        let begin = if i > 0 { s.begin(s.first - 1) } else { None };
+        begin.into_iter().chain(s.inner())
+    });
+    Ok(bounds.collect())
 }
 
 /// Values of numbers and times that no step leads to.
@@ -530,79 +644,111 @@ pub fn between(first: Option<String>, inner: Vec<String>, last: Option<String>) 
     tests
 }
 
-/// The bounds of steps that lie behind `min` and not behind `max`.
-pub fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<String>> {
-    let unreadable = || {
-        Error::new(
-            code::CONFIG_TYPE,
-            format!(
-                "{} ({}) cannot be cut by steps of its kind",
-                dimension.name, dimension.ty
-            ),
-        )
-        .hint("give data_type and step as the column's own type needs them")
-    };
-    let steps = |low: i64, high: i64, step: u64| -> Result<std::ops::RangeInclusive<i64>> {
-        let step = i64::try_from(step.max(1)).map_err(|_| unreadable())?;
-        let (first, last) = (low.div_euclid(step) + 1, high.div_euclid(step));
-        let count = last.saturating_sub(first).saturating_add(2);
-        if count > MAX_PARTITIONS as i64 {
-            return Err(too_many(dimension, usize::try_from(count).unwrap_or(usize::MAX)));
-        }
-        Ok(first..=last)
-    };
-    match &dimension.by {
-        By::Step(step) => {
-            let (low, high) = (whole(min).ok_or_else(unreadable)?, whole(max).ok_or_else(unreadable)?);
-            let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
-            Ok(steps(low, high, *step)?
-                .filter_map(|n| n.checked_mul(size))
-                .map(|b| b.to_string())
-                .collect())
-        }
-        By::Time { step, unit, zone } => {
-            let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
-            let zone = match dimension.ty {
-                ColumnType::TimestampTz => *zone,
-                _ => Zone::UTC,
+/// The steps of a dimension between two values, by their numbers.
+struct Steps<'a> {
+    dimension: &'a Dimension,
+    size: i64,
+    zone: Zone,
+    /// Both values as positions: whole numbers, microseconds, or the first 32 bits of a uuid.
+    low: i64,
+    high: i64,
+    /// The steps that begin behind the first value and not behind the last.
+    first: i64,
+    last: i64,
+}
+
+impl<'a> Steps<'a> {
+    fn of(dimension: &'a Dimension, min: &str, max: &str) -> Result<Self> {
+        let unreadable = || {
+            Error::new(
+                code::CONFIG_TYPE,
+                format!(
+                    "{} ({}) cannot be cut by steps of its kind",
+                    dimension.name, dimension.ty
+                ),
+            )
+            .hint("give data_type and step as the column's own type needs them")
+        };
+        let (By::Step(step) | By::Time { step, .. } | By::UuidPrefix(step)) = &dimension.by else {
+            return Err(Error::bug("what is not cut by steps has none"));
+        };
+        let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
+        let zone = match &dimension.by {
+            By::Time { zone, .. } if dimension.ty == ColumnType::TimestampTz => *zone,
+            _ => Zone::UTC,
+        };
+        let at = |value: &str, otherwise: u32| {
+            let at = match &dimension.by {
+                By::Time { .. } => time(&dimension.ty, value),
+                // A text may be no uuid; digits come before letters in every order of texts.
+                By::UuidPrefix(_) => prefix(value).or(dimension.is_text().then_some(otherwise.into())),
+                _ => whole(value),
             };
-            let (low, high) = (
-                time(&dimension.ty, min).ok_or_else(unreadable)?,
-                time(&dimension.ty, max).ok_or_else(unreadable)?,
-            );
-            let (first, last) = (unit.index(zone.local(low)), unit.index(zone.local(high)));
-            let mut begins: Vec<i64> = steps(first, last, *step)?
-                .filter_map(|n| zone.instant(unit.begins(n.checked_mul(size)?)?))
-                // Where clocks are set back, an hour that is shown twice begins once.
-                .filter(|t| low < *t && *t <= high)
-                .collect();
-            begins.dedup();
-            Ok(begins
-                .into_iter()
-                .filter_map(|t| write_time(&dimension.ty, t))
-                .collect())
-        }
-        By::UuidPrefix(step) => {
-            let prefix = |v: &str| {
-                let digits: String = v.chars().filter(|c| *c != '-').take(8).collect();
-                i64::from_str_radix(&digits, 16).ok()
-            };
-            // A text may be no uuid; digits come before letters in every order of texts.
-            let is_text = matches!(dimension.ty, ColumnType::Text { .. });
-            let or = |found: Option<i64>, end: u32| found.or(is_text.then_some(end.into())).ok_or_else(unreadable);
-            let (low, high) = (or(prefix(min), 0)?, or(prefix(max), u32::MAX)?);
-            let size = i64::try_from((*step).max(1)).map_err(|_| unreadable())?;
-            Ok(steps(low, high, *step)?
-                .filter_map(|n| n.checked_mul(size))
-                .filter(|b| *b <= i64::from(u32::MAX))
-                .map(|b| match is_text {
-                    true => format!("{b:08x}"),
-                    false => format!("{b:08x}-0000-0000-0000-000000000000"),
-                })
-                .collect())
-        }
-        By::Values | By::List(_) | By::Whole => Err(Error::bug("what is not cut by steps has none")),
+            at.ok_or_else(unreadable)
+        };
+        let (low, high) = (at(min, 0)?, at(max, u32::MAX)?);
+        let number = |at: i64| match &dimension.by {
+            By::Time { unit, .. } => unit.index(zone.local(at)).div_euclid(size),
+            _ => at.div_euclid(size),
+        };
+        Ok(Steps {
+            dimension,
+            size,
+            zone,
+            low,
+            high,
+            first: number(low).saturating_add(1),
+            last: number(high),
+        })
     }
+
+    /// How many pieces they make.
+    fn count(&self) -> usize {
+        let count = self.last.saturating_sub(self.first).saturating_add(2);
+        usize::try_from(count.max(1)).unwrap_or(usize::MAX)
+    }
+
+    fn at(&self, number: i64) -> Option<i64> {
+        let number = number.checked_mul(self.size)?;
+        match &self.dimension.by {
+            By::Time { unit, .. } => self.zone.instant(unit.begins(number)?),
+            _ => Some(number),
+        }
+    }
+
+    fn write(&self, at: i64) -> Option<String> {
+        match &self.dimension.by {
+            By::Time { .. } => write_time(&self.dimension.ty, at),
+            By::UuidPrefix(_) if self.dimension.is_text() => Some(format!("{at:08x}")),
+            By::UuidPrefix(_) => Some(format!("{at:08x}-0000-0000-0000-000000000000")),
+            _ => Some(at.to_string()),
+        }
+    }
+
+    /// Where a step begins.
+    fn begin(&self, number: i64) -> Option<String> {
+        self.write(self.at(number)?)
+    }
+
+    /// Where about half of the steps are over.
+    fn middle(&self) -> Option<String> {
+        self.begin(self.first / 2 + self.last / 2)
+    }
+
+    /// Where the steps begin that lie behind the first value and not behind the last.
+    fn inner(&self) -> Vec<String> {
+        let begins = (self.first..=self.last).filter_map(|n| self.at(n));
+        let mut begins: Vec<i64> = begins.filter(|t| self.low < *t && *t <= self.high).collect();
+        // Where clocks are set back, an hour that is shown twice begins once.
+        begins.dedup();
+        begins.into_iter().filter_map(|t| self.write(t)).collect()
+    }
+}
+
+/// The first 32 bits of a uuid.
+fn prefix(value: &str) -> Option<i64> {
+    let digits: String = value.chars().filter(|c| *c != '-').take(8).collect();
+    i64::from_str_radix(&digits, 16).ok()
 }
 
 /// Where the step begins that ends at a value, not aligned; `None` where steps have no width.
@@ -680,6 +826,11 @@ mod tests {
             end: None,
             immutable: false,
         }
+    }
+
+    /// The bounds of steps that lie behind `min` and not behind `max`.
+    fn inner_bounds(dimension: &Dimension, min: &str, max: &str) -> Result<Vec<String>> {
+        Ok(Steps::of(dimension, min, max)?.inner())
     }
 
     fn by_time(unit: Unit, step: u64, offset_minutes: i32) -> By {
@@ -774,10 +925,108 @@ mod tests {
         assert_eq!(label("id", &Test::Null), "id_null");
     }
 
-    #[test]
-    fn too_small_a_step_is_refused() {
-        let e = inner_bounds(&dimension(ColumnType::Int64, By::Step(1)), "0", "1000000").unwrap_err();
+    #[tokio::test]
+    async fn too_small_a_step_is_refused() {
+        let everywhere = Known((0..=150_000).collect(), ColumnType::Int64, Default::default());
+        let extent = everywhere.extent_of(everywhere.0.clone()).unwrap();
+        let e = stepped(
+            &dimension(ColumnType::Int64, By::Step(1)),
+            extent,
+            &everywhere,
+            QUESTIONS,
+        )
+        .await
+        .unwrap_err();
         assert!(e.to_string().contains("partitions"), "{e}");
+    }
+
+    /// Values of a test's own, and how often they were asked for.
+    struct Known(Vec<i64>, ColumnType, std::sync::atomic::AtomicUsize);
+
+    impl Known {
+        fn read(&self, text: &str) -> i64 {
+            match &self.1 {
+                ty @ ColumnType::TimestampTz => time(ty, text).unwrap(),
+                _ => text.parse().unwrap(),
+            }
+        }
+
+        fn write(&self, value: i64) -> String {
+            match &self.1 {
+                ty @ ColumnType::TimestampTz => write_time(ty, value).unwrap(),
+                _ => value.to_string(),
+            }
+        }
+
+        fn extent_of(&self, mut values: Vec<i64>) -> Option<Extent> {
+            values.sort_unstable();
+            Some(Extent {
+                min: self.write(*values.first()?),
+                max: self.write(*values.last()?),
+            })
+        }
+
+        /// The bounds of steps between all of them.
+        async fn bounds(&self, by: By) -> Vec<i64> {
+            let extent = self.extent_of(self.0.clone()).unwrap();
+            let dimension = dimension(self.1.clone(), by);
+            let bounds = stepped(&dimension, extent, self, QUESTIONS).await.unwrap();
+            bounds.iter().map(|b| self.read(b)).collect()
+        }
+    }
+
+    #[async_trait]
+    impl Values for Known {
+        async fn extent(&self, range: Test) -> Result<Option<Extent>> {
+            self.2.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let Test::Range { lower, upper } = range else {
+                return Err(Error::bug("another question"));
+            };
+            let [lower, upper] = [lower, upper].map(|end| end.map(|end| self.read(&end)));
+            let inside = |v: &i64| lower.is_none_or(|l| *v >= l) && upper.is_none_or(|u| *v < u);
+            Ok(self.extent_of(self.0.iter().copied().filter(inside).collect()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_value_far_from_all_others_makes_no_crowd_of_pieces() {
+        let times = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|t| time(&ColumnType::TimestampTz, t).unwrap())
+                .collect()
+        };
+        let known = |values, ty| Known(values, ty, Default::default());
+        let mut years: Vec<i64> = times(&["0001-01-01 00:00:00+00", "9999-12-31 23:59:59+00"]);
+        years.extend((0..24).map(|n| 1_700_000_000_000_000 + n * 30 * DAY));
+        let far = known(years, ColumnType::TimestampTz);
+        for (unit, most) in [
+            (Unit::Year, 110),
+            (Unit::Month, 110),
+            (Unit::Day, 900),
+            (Unit::Hour, 2_000),
+        ] {
+            let bounds = far.bounds(by_time(unit, 1, 0)).await;
+            assert!(bounds.len() < most, "{unit:?}: {}", bounds.len());
+            // The months of the others are cut as ever.
+            let usual = bounds
+                .iter()
+                .filter(|b| (1_700_000_000_000_000..1_760_000_000_000_000).contains(*b))
+                .count();
+            assert!(usual >= if unit == Unit::Year { 2 } else { 22 }, "{unit:?}: {usual}");
+        }
+        let numbers = known(
+            [5, 17, 1_000_000_000_000, 1_000_000_000_007, -3_000_000_000].into(),
+            ColumnType::Int64,
+        );
+        assert!(numbers.bounds(By::Step(1)).await.len() < 60);
+        // Where there are values everywhere, all of it is cut, and few questions are asked.
+        let dense = known((0..50_000).collect(), ColumnType::Int64);
+        assert_eq!(dense.bounds(By::Step(1)).await.len(), 49_999);
+        assert!(dense.2.into_inner() <= QUESTIONS);
+        let few = known((0..90).collect(), ColumnType::Int64);
+        assert_eq!(few.bounds(By::Step(1)).await.len(), 89);
+        assert_eq!(few.2.into_inner(), 0);
     }
 
     fn holds(test: &Test, value: i64) -> bool {
@@ -800,6 +1049,28 @@ mod tests {
             let tests = between(None, inner_bounds(&d, &min.to_string(), &max.to_string()).unwrap(), None);
             for v in values.iter().chain([&outside]) {
                 prop_assert_eq!(tests.iter().filter(|t| holds(t, *v)).count(), 1);
+            }
+        }
+
+        #[test]
+        fn every_number_is_in_exactly_one_range_however_far_apart_they_are(
+            values in prop::collection::vec(any::<i32>().prop_map(i64::from), 1..40),
+            outside in any::<i64>(),
+            step in 50_000u64..2_000_000_000,
+        ) {
+            let known = Known(values, ColumnType::Int64, Default::default());
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let bounds = runtime.block_on(known.bounds(By::Step(step)));
+            prop_assert!(bounds.windows(2).all(|w| w[0] < w[1]), "bounds grow");
+            let tests = between(None, bounds.iter().map(ToString::to_string).collect(), None);
+            for v in known.0.iter().chain([&outside]) {
+                prop_assert_eq!(tests.iter().filter(|t| holds(t, *v)).count(), 1);
+            }
+            // Values of two steps are never together.
+            let step = step as i64;
+            for pair in bounds.windows(2) {
+                let steps = known.0.iter().filter(|v| (pair[0]..pair[1]).contains(*v)).map(|v| v.div_euclid(step));
+                prop_assert!(steps.collect::<std::collections::BTreeSet<_>>().len() <= 1);
             }
         }
 

@@ -136,6 +136,12 @@ impl DeltaRequest {
         }
     }
 
+    /// Whether rows whose cursor is NULL are read: by every window, and by a backfill that gives the cursor no range.
+    fn reads_null(&self, cursor: &Column) -> bool {
+        let open = |(lower, upper): &(Option<String>, Option<String>)| lower.is_none() && upper.is_none();
+        cursor.nullable && self.bounds.as_ref().is_none_or(open)
+    }
+
     /// The table that has the cursor.
     fn stamped_table(&self) -> &TableId {
         let joined = self.joined.iter().find(|j| j.cursor == self.cursor);
@@ -571,20 +577,21 @@ pub(super) async fn pieces(
     };
     if request.whole {
         let (lower, upper) = (window.lower.clone(), window.upper.clone());
-        let test = match column.nullable && request.bounds.is_none() {
+        let test = match request.reads_null(column) {
             true => Test::NullOrRange { lower, upper },
             false => Test::Range { lower, upper },
         };
         return Ok(vec![cut::narrowed(&whole, &cursor, &test)]);
     }
     let mut tests = match &request.window {
-        Some(_) => along(source, resolved, &cursor).await?,
+        // Where it has values: a window of years that holds one busy hour is not cut into thousands.
+        Some(_) => cut::ranges(source, resolved, &cursor, cut::QUESTIONS).await?,
         None => vec![Test::Range {
             lower: window.lower.clone(),
             upper: window.upper.clone(),
         }],
     };
-    if column.nullable && request.bounds.is_none() {
+    if request.reads_null(column) {
         tests.push(Test::Null);
     }
     let others: Vec<Vec<Dimension>> = request
@@ -602,7 +609,8 @@ pub(super) async fn pieces(
             term: request.cursor.clone(),
             test: test.clone(),
         }));
-        match cut::by_dimensions(source, &inside, &others, MAX_PARTITIONS, &mut told).await? {
+        // To ask in every window would take longer than partitions without rows.
+        match cut::by_dimensions_asking(source, &inside, &others, (MAX_PARTITIONS, 0), &mut told).await? {
             None => pieces.push(piece),
             Some(cuts) => pieces.extend(cuts.into_iter().map(|c| Piece {
                 label: format!("{}__{}", piece.label, c.label),
@@ -622,24 +630,4 @@ pub(super) async fn pieces(
     // Every window of the cursor would say it.
     reasons.extend(told.into_iter().next());
     Ok(pieces)
-}
-
-/// Ranges along the cursor where it has values: a window of years that holds one busy hour is not cut into thousands.
-async fn along(source: &dyn Source, resolved: &Resolved, cursor: &Dimension) -> Result<Vec<Test>> {
-    let inside = Slice::Cut(Cut {
-        conditions: vec![Condition {
-            term: cursor.term.clone(),
-            test: Test::Range {
-                lower: cursor.start.clone(),
-                upper: cursor.end.clone(),
-            },
-        }],
-        key: None,
-    });
-    let extent = source.extent(&resolved.read, &cursor.term, &inside).await?;
-    let inner = match extent {
-        Some(extent) => cut::inner_bounds(cursor, &extent.min, &extent.max)?,
-        None => Vec::new(),
-    };
-    Ok(cut::between(cursor.start.clone(), inner, cursor.end.clone()))
 }

@@ -3,7 +3,7 @@
 use super::cut::Dimension;
 use crate::change::RawFormat;
 use crate::error::{Error, Result, code};
-use crate::plan::{DeleteGuard, PlannedTable, Publish, ReadColumn, ReadSpec, StoredForm, StoredHash};
+use crate::plan::{DeleteGuard, PlannedTable, Publish, ReadColumn, ReadSpec, StoredForm, StoredHash, Widening};
 use crate::query::{Condition, Filter, Join, Term};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity};
@@ -100,6 +100,8 @@ pub struct TableRequest {
     pub partition_bytes: u64,
     /// Whether columns that the destination lacks are added to it.
     pub evolve: bool,
+    /// Whether columns of the destination get a wider type where the source's values need it.
+    pub widen: bool,
     /// Whether rows are only added: those whose keys the destination has stay as they are, and nothing is deleted.
     pub append_only: bool,
     /// Whether rows are only compared: then a column of the destination need not hold every value of the source's.
@@ -135,6 +137,7 @@ impl TableRequest {
             raw: true,
             partition_bytes: 256 << 20,
             evolve: false,
+            widen: false,
             append_only: false,
             compare_only: false,
             one_partition: false,
@@ -166,6 +169,8 @@ pub struct Resolved {
     pub existing: Option<TableSchema>,
     /// The column that keeps each row's hash.
     pub row_hash: Option<StoredHash>,
+    /// The columns of what is there that get a wider type.
+    pub widen: Vec<Widening>,
     /// What is worth telling.
     pub reasons: Vec<String>,
 }
@@ -183,6 +188,7 @@ impl Resolved {
             own: false,
             row_hash: self.row_hash.clone(),
             evolve: request.evolve,
+            widen: self.widen.clone(),
         }
     }
 
@@ -281,7 +287,17 @@ pub async fn resolve(
     let mut unwritten: Vec<String> = Vec::new();
     // Columns that do not fit as they are read, and that a stage may make fit.
     let mut unfit: BTreeMap<String, Error> = BTreeMap::new();
+    let mut widen = Vec::new();
     for (choice, column) in &columns {
+        let widens = request.widen && !request.compare_only && choice.written && !stages.changes(&choice.destination);
+        let narrow = existing.iter_mut().flat_map(|e| &mut e.columns);
+        let mut narrow = narrow.filter(|c| widens && c.name == choice.destination);
+        // What cannot be carried at all is told where its way is decided.
+        if let Some(there) = narrow.next()
+            && let Ok((_, wanted)) = carry(source, destination, choice, column, None)
+        {
+            widen.extend(widened(destination, &request.destination, wanted, there).await?);
+        }
         let there = existing.as_ref().and_then(|e| e.column(&choice.destination));
         let must_fit = there.filter(|_| !request.compare_only);
         let mut written = choice.written;
@@ -327,12 +343,31 @@ pub async fn resolve(
     for column in &mut schema.columns {
         let passed = before.column(&column.name).is_some_and(|b| b.ty == column.ty);
         if !passed {
+            let mut narrow = existing.iter_mut().flat_map(|e| &mut e.columns);
+            let narrow = narrow.find(|c| request.widen && !request.compare_only && c.name == column.name);
+            let mut wanted = column.clone();
+            if let Some(there) = narrow
+                && store_made(destination, &mut wanted, None).is_ok()
+            {
+                widen.extend(widened(destination, &request.destination, wanted, there).await?);
+            }
             let there = existing.as_ref().and_then(|e| e.column(&column.name));
-            store_made(destination, column, there.filter(|_| !request.compare_only))?;
+            let made = store_made(destination, column, there.filter(|_| !request.compare_only));
+            made.map_err(|e| match stages.written_at(&column.name) {
+                Some(place) => e.at("written at", place),
+                None => e,
+            })?;
         } else if let Some(e) = unfit.remove(&column.name) {
             return Err(e);
         }
     }
+    reasons.extend(widen.iter().map(|w: &Widening| {
+        let (column, type_name) = (&w.column, &w.type_name);
+        format!(
+            "column {column} becomes {type_name} at the destination, to hold every value: {}",
+            w.statement
+        )
+    }));
     let row_hash = match &request.row_hash {
         Some(choice) => stored_hash(
             destination,
@@ -368,8 +403,32 @@ pub async fn resolve(
         schema,
         existing,
         row_hash,
+        widen,
         reasons,
     })
+}
+
+/// Has a column of the destination become as wide as what is stored in it, where the destination can: from here on it is
+/// of that type.
+async fn widened(
+    destination: &dyn Destination,
+    table: &TableId,
+    wanted: Column,
+    there: &mut Column,
+) -> Result<Option<Widening>> {
+    if there.generated || !there.widens_to(&wanted) {
+        return Ok(None);
+    }
+    let statement = destination.widen(table, there, &wanted).await?;
+    Ok(statement.map(|statement| {
+        there.ty = wanted.ty;
+        there.source_type.clone_from(&wanted.source_type);
+        Widening {
+            column: there.name.clone(),
+            type_name: wanted.source_type.unwrap_or_default(),
+            statement,
+        }
+    }))
 }
 
 /// Adds the column that keeps rows' hashes to what is written.
@@ -595,7 +654,7 @@ fn does_not_fit(there: &Column, wanted: &str) -> Error {
             describe_type(there),
         ),
     )
-    .hint("change the destination's column, or map to another one")
+    .hint("change the destination's column (where it only has to become wider, `schema_drift: evolve` does), or map to another one")
 }
 
 /// A column that stages made: stored as the destination stores its type.

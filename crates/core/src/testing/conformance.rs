@@ -107,6 +107,7 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
         tables: vec![PlannedTable {
             changes: None,
             evolve: false,
+            widen: Vec::new(),
             compare: None,
             own: false,
             row_hash: None,
@@ -622,6 +623,7 @@ async fn follow(s: &Subject, log: &MemoryLog, tables: &[TableId], faults: &Fault
         .map(|t| PlannedTable {
             changes: None,
             evolve: false,
+            widen: Vec::new(),
             compare: None,
             own: false,
             row_hash: None,

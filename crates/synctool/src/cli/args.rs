@@ -239,7 +239,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub(super) strategy: Option<String>,
     /// Only rows inside these bounds, as JSON: '[{"column": "id", "start": 100, "end": 200}]' (end not included; either
-    /// may be left out) or '[{"column": "region", "value": ["eu", "us"]}]'. Rows outside stay as they are, nothing is deleted.
+    /// may be left out) or '[{"column": "region", "value": ["eu", "us"]}]'; "null": true names rows without a value, alone
+    /// or beside these. Rows outside stay as they are, nothing is deleted.
     #[arg(long, value_name = "JSON")]
     pub(super) bounds: Option<String>,
     /// Follow a log to where it ends now, once every table is loaded, and stop there.

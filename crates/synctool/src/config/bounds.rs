@@ -15,6 +15,8 @@ struct Written {
     end: Option<Value>,
     value: Option<Value>,
     values: Option<Value>,
+    /// Rows whose column is NULL too, or alone.
+    null: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -25,8 +27,9 @@ enum OneOrMore {
 }
 
 /// Reads `[{"column": "id", "start": 100, "end": 200}, {"column": "region", "value": ["eu", "us"]}]` as conditions that
-/// a row must meet, all of them: ranges from their start to before their end, and lists of values. A column may carry
-/// the alias of its table. The error is a sentence that goes on after `--bounds`.
+/// a row must meet, all of them: ranges from their start to before their end, and lists of values. Rows without a value are
+/// in none of these; `"null": true` names them, alone or beside a range or list. A column may carry the alias of its table.
+/// The error is a sentence that goes on after `--bounds`.
 pub fn parse_bounds(text: &str) -> Result<Vec<Condition>, String> {
     let written: OneOrMore = serde_json::from_str(text).map_err(|e| format!("is not JSON: {e}"))?;
     let written = match written {
@@ -49,7 +52,7 @@ pub fn parse_bounds(text: &str) -> Result<Vec<Condition>, String> {
 }
 
 fn condition(bound: Written) -> Result<Condition, String> {
-    let column = bound.column;
+    let (column, null) = (bound.column, bound.null == Some(true));
     if column.trim().is_empty() {
         return Err("has a column without a name".into());
     }
@@ -77,11 +80,18 @@ fn condition(bound: Written) -> Result<Condition, String> {
                 return Err(format!("has an empty list of values for {column}"));
             }
             let texts = items.iter().map(|item| {
-                moment::text(item).ok_or_else(|| format!("has a value of {column} that is neither a number nor a text"))
+                moment::text(item).ok_or_else(|| {
+                    let why = format!("has a value of {column} that is neither a number nor a text");
+                    match item {
+                        Value::Null => format!("{why}: say \"null\": true for rows without a value"),
+                        _ => why,
+                    }
+                })
             });
             Test::In(texts.collect::<Result<_, _>>()?)
         }
-        (None, None, None) => return Err(format!("has neither start, end nor value for {column}")),
+        (None, None, None) if null => Test::Null,
+        (None, None, None) => return Err(format!("has neither start, end, value nor null for {column}")),
         (None, Some(lower), Some(upper)) if is_empty(lower, upper) => {
             return Err(format!(
                 "has an empty range for {column}: its end must be behind its start"
@@ -91,7 +101,11 @@ fn condition(bound: Written) -> Result<Condition, String> {
     };
     Ok(Condition {
         term: term(&column),
-        test,
+        test: match test {
+            Test::Range { lower, upper } if null => Test::NullOrRange { lower, upper },
+            Test::In(values) if null => Test::NullOrIn(values),
+            test => test,
+        },
     })
 }
 
@@ -136,12 +150,35 @@ mod tests {
     }
 
     #[test]
+    fn rows_without_a_value_are_named_by_themselves() {
+        let test = |text: &str| parse_bounds(text).unwrap().remove(0).test;
+        assert_eq!(test(r#"{"column": "id", "null": true}"#), Test::Null);
+        assert_eq!(
+            test(r#"{"column": "id", "null": true, "start": 5}"#),
+            Test::NullOrRange {
+                lower: Some("5".into()),
+                upper: None
+            }
+        );
+        assert_eq!(
+            test(r#"{"column": "id", "null": true, "value": [5]}"#),
+            Test::NullOrIn(vec!["5".into()])
+        );
+        assert_eq!(
+            test(r#"{"column": "id", "null": false, "value": 5}"#),
+            Test::In(vec!["5".into()])
+        );
+        let why = parse_bounds(r#"{"column": "id", "value": [5, null]}"#).unwrap_err();
+        assert!(why.contains(r#""null": true"#), "{why}");
+    }
+
+    #[test]
     fn mistakes_are_told_by_column() {
         for (text, why) in [
             ("", "is not JSON"),
             ("[]", "names no column"),
             (r#"[{"start": 1}]"#, "missing field `column`"),
-            (r#"[{"column": "id"}]"#, "neither start, end nor value for id"),
+            (r#"[{"column": "id"}]"#, "neither start, end, value nor null for id"),
             (r#"[{"column": "id", "start": 1, "value": [2]}]"#, "a range and a list"),
             (r#"[{"column": "id", "start": 5, "end": 5}]"#, "an empty range for id"),
             (r#"[{"column": "id", "value": []}]"#, "an empty list"),

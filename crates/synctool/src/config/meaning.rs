@@ -167,7 +167,10 @@ fn stage_semantics(stage: &Stage) -> Option<Value> {
     let text = |value: &Option<At<String>>| value.as_ref().map(meaning);
     let sized = |value: &Option<At<SizedType>>| value.as_ref().map(|t| t.to_string());
     let work = match &stage.work {
-        StageWork::ValueMap(map) => json!({"column": meaning(&map.column), "mapping": map.mapping}),
+        StageWork::ValueMap(map) => {
+            let mapping: BTreeMap<&String, Option<String>> = map.mapping.iter().map(|(k, to)| (k, text(to))).collect();
+            json!({"column": meaning(&map.column), "mapping": mapping})
+        }
         StageWork::Compute(columns) => columns
             .iter()
             .map(|c| json!({"name": meaning(&c.name), "expression": meaning(&c.expression), "column": text(&c.column), "data_type": sized(&c.data_type)}))

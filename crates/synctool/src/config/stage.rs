@@ -159,7 +159,7 @@ pub struct ValueMap {
     /// The column, as it is called on the way.
     pub column: At<String>,
     /// Value to new value; null = NULL.
-    pub mapping: BTreeMap<String, Option<String>>,
+    pub mapping: BTreeMap<String, Option<At<String>>>,
 }
 
 /// Columns of another table that are added to rows.

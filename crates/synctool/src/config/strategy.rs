@@ -74,7 +74,7 @@ pub struct Strategy {
     /// How a log is followed.
     #[serde(flatten)]
     pub log: LogSettings,
-    /// When a scheduler runs it.
+    /// When a scheduler runs it. Without effect: this version has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cron: Option<At<String>>,
     /// Whether it may run.

@@ -80,6 +80,7 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
         }
     }
     table.evolve |= accepted;
+    table.widen = accepted || *policy == SchemaDrift::Evolve;
     let text = serde_json::to_string(&now).map_err(|e| Error::bug(format!("columns as text: {e}")))?;
     watched.remember.insert(COLUMNS.into(), text);
     Ok(watched)

@@ -96,8 +96,13 @@ impl Group {
         if same(&self.term, &bound.term) {
             return true;
         }
-        let (Some(unit), Test::Range { lower, upper }) = (self.unit_of(&bound.term), &bound.test) else {
+        let Some(unit) = self.unit_of(&bound.term) else {
             return false;
+        };
+        let (lower, upper) = match &bound.test {
+            Test::Range { lower, upper } | Test::NullOrRange { lower, upper } => (lower, upper),
+            // What begins no unit is a group of its own.
+            test => return *test == Test::Null,
         };
         const TIMES: [ColumnType; 3] = [ColumnType::Date, ColumnType::Timestamp, ColumnType::TimestampTz];
         let mut ends = [lower, upper].into_iter().flatten();

@@ -162,7 +162,7 @@ fn bounds(said: &[Condition], names: &Names, at_source: &TableSchema, table: &Ta
                 None => error,
             }
         })?;
-        let value = |text: &String| {
+        let value = |text: &str| {
             canonical(text, &column.ty).ok_or_else(|| {
                 Error::new(
                     code::CONFIG_INVALID,
@@ -170,14 +170,20 @@ fn bounds(said: &[Condition], names: &Names, at_source: &TableSchema, table: &Ta
                 )
             })
         };
-        let test = match &condition.test {
-            Test::Range { lower, upper } => Test::Range {
-                lower: lower.as_ref().map(value).transpose()?,
-                upper: upper.as_ref().map(value).transpose()?,
-            },
-            Test::In(values) => Test::In(values.iter().map(value).collect::<Result<_>>()?),
-            other => other.clone(),
-        };
+        let mut test = condition.test.clone();
+        match &mut test {
+            Test::Range { lower, upper } | Test::NullOrRange { lower, upper } => {
+                for end in [lower, upper].into_iter().flatten() {
+                    *end = value(end)?;
+                }
+            }
+            Test::In(values) | Test::NullOrIn(values) => {
+                for one in values {
+                    *one = value(one)?;
+                }
+            }
+            _ => {}
+        }
         Ok(Condition { term, test })
     };
     said.iter().map(one).collect()

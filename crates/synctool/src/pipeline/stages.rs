@@ -149,10 +149,7 @@ fn specs(loaded: &Loaded, stage: &Stage, run: Option<&str>) -> Result<Vec<StageS
             computes(columns.iter().map(one).collect::<Result<Vec<_>>>()?)
         }
         StageWork::Cast(wanted) => casts(wanted.iter().map(|(column, to)| (column.clone(), to.clone()))),
-        StageWork::ValueMap(map) => vec![StageSpec::ValueMap {
-            column: map.column.to_string(),
-            mapping: map.mapping.clone(),
-        }],
+        StageWork::ValueMap(map) => vec![value_map(loaded, map)],
         StageWork::Filter(filters) => filters
             .iter()
             .map(|f| {
@@ -174,6 +171,22 @@ fn specs(loaded: &Loaded, stage: &Stage, run: Option<&str>) -> Result<Vec<StageS
             target_rows: **rows as usize,
         }],
     })
+}
+
+fn value_map(loaded: &Loaded, map: &config::ValueMap) -> StageSpec {
+    let written = map.mapping.iter().filter_map(|(value, to)| Some((value, to.as_ref()?)));
+    let places = written.filter_map(|(value, to)| Some((value.clone(), to.origin()?.to_string())));
+    let said = loaded.pipeline.column(&map.column);
+    StageSpec::ValueMap {
+        column: map.column.to_string(),
+        places: places.collect(),
+        mapping: map
+            .mapping
+            .iter()
+            .map(|(value, to)| (value.clone(), to.as_deref().cloned()))
+            .collect(),
+        fixed: said.is_some_and(|c| c.data_type.is_some() && c.length.is_some()),
+    }
 }
 
 fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich, run: Option<&str>) -> Result<Vec<StageSpec>> {

@@ -295,3 +295,169 @@ fn a_column_of_another_type_is_drift_too() {
         assert_eq!(to.psql("SELECT v FROM copies WHERE id = 2").trim(), "2", "{policy}");
     }
 }
+
+const WIDTHS: &str = "SELECT string_agg(format_type(atttypid, atttypmod), ', ' ORDER BY attnum) FROM pg_attribute
+    WHERE attrelid = 'copies'::regclass AND attnum > 0 AND NOT attisdropped";
+
+/// The source's columns became wider: those of the destination do too, whatever the strategy, and every row arrives.
+#[test]
+fn a_column_that_became_wider_is_widened_in_every_engine() {
+    let strategies = [
+        "{name: s, type: hash}",
+        "{name: s, type: full, full_mode: upsert}",
+        "{name: s, type: full}",
+        "{name: s, type: delta, column: at, margin: 1ms}",
+    ];
+    for (number, strategy) in strategies.into_iter().enumerate() {
+        let mut all = vec![
+            End::Postgres(database("wider_to")),
+            End::Maria(MariaDb::shared().database("wider_to")),
+            End::Sqlite(folder()),
+        ];
+        #[cfg(feature = "duckdb")]
+        all.push(End::DuckDb(folder()));
+        // A comparison in every engine, each other way in half of them.
+        for (_, to) in all
+            .into_iter()
+            .enumerate()
+            .filter(|(i, _)| number == 0 || (i + number) % 2 == 0)
+        {
+            let from = End::Postgres(database("wider_from"));
+            from.change(
+                "CREATE TABLE items(id int PRIMARY KEY, n int, name varchar(10), price numeric(6,2), at timestamptz NOT NULL);
+                 INSERT INTO items SELECT i, i, 'n' || i, i, now() - interval '1 hour' FROM generate_series(1, 20) i",
+            );
+            let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: p\nschema_drift: evolve\nsource: {{datastore: from, table: items}}\n\
+                     destination: {{datastore: to, table: copies}}\nstrategies: [{strategy}, {{name: check, type: hash}}]\n"
+                ),
+            );
+            let run = ["run", "p.yaml", "--strategy", "s"];
+            place.json(&run, 0);
+            from.change(
+                "ALTER TABLE items ALTER n TYPE bigint, ALTER name TYPE varchar(50), ALTER price TYPE numeric(12,2);
+                 UPDATE items SET n = 5000000000, name = 'a name that is longer than ten', price = 12345678.25, at = now() WHERE id = 7",
+            );
+            let ends_equal = || {
+                place.json(&run, 0);
+                let verified = place.synctool(&["verify", "p.yaml", "--strategy", "check"]);
+                verified.status.success()
+            };
+            synctool_testkit::wait_for("equal ends", std::time::Duration::from_secs(30), ends_equal);
+            if let End::Postgres(db) = &to {
+                assert_eq!(
+                    db.psql(WIDTHS).trim(),
+                    "integer, bigint, character varying(50), numeric(12,2), timestamp with time zone",
+                    "{strategy}"
+                );
+            }
+            // What became narrower again is left as it is.
+            from.change("UPDATE items SET n = 7, at = now() WHERE id = 7");
+            synctool_testkit::wait_for("equal ends", std::time::Duration::from_secs(30), ends_equal);
+            from.change("ALTER TABLE items ALTER n TYPE int");
+            let plan = place.json(&["plan", "p.yaml", "--strategy", "s"], 0).to_string();
+            assert!(!plan.contains("becomes"), "{plan}");
+        }
+    }
+}
+
+/// Digits of a second and keys; what else is said of a column stays.
+#[test]
+fn a_widened_column_keeps_the_rest_of_its_definition() {
+    let (from, to) = (database("wider_rest_from"), database("wider_rest_to"));
+    let maria = MariaDb::shared().database("wider_rest");
+    from.psql("CREATE TABLE items(id bigint PRIMARY KEY, at timestamp, n bigint, d numeric(9,0)); INSERT INTO items VALUES (5000000000, '2024-01-01 00:00:00.123456', 6000000000, 123456789)");
+    to.psql(
+        "CREATE TABLE copies(id int PRIMARY KEY, at timestamp(0) NOT NULL DEFAULT now(), n int DEFAULT 3, d smallint)",
+    );
+    maria.sql("CREATE TABLE copies(id int PRIMARY KEY, at datetime NOT NULL DEFAULT '2024-01-01', n int DEFAULT 3 COMMENT 'kept, and more', d smallint)");
+    let place = Place::new(&[
+        ("from", postgres(&from)),
+        ("to", postgres(&to)),
+        ("maria", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
+    ]);
+    for end in ["to", "maria"] {
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nschema_drift: evolve\nsource: {{datastore: from, table: items}}\n\
+                 destination: {{datastore: {end}, table: copies}}\nstrategies: [{{type: hash}}]\n"
+            ),
+        );
+        let plan = place.json(&["plan", "p.yaml"], 0);
+        assert!(
+            plan["reasons"].to_string().contains("column n becomes bigint"),
+            "{plan}"
+        );
+        place.json(&["run", "p.yaml"], 0);
+    }
+    let row = "5000000000 2024-01-01 00:00:00.123456 6000000000 123456789";
+    assert_eq!(to.psql("SELECT concat_ws(' ', id, at, n, d) FROM copies").trim(), row);
+    assert_eq!(maria.sql("SELECT concat_ws(' ', id, at, n, d) FROM copies").trim(), row);
+    let of_to = "SELECT string_agg(concat_ws(' ', column_default, is_nullable), ', ' ORDER BY ordinal_position)
+        FROM information_schema.columns WHERE table_name = 'copies'";
+    assert_eq!(to.psql(of_to).trim(), "NO, now() NO, 3 YES, YES");
+    let defined = maria.sql("SHOW CREATE TABLE copies");
+    for kept in [
+        "`id` bigint",
+        "`at` datetime(6) NOT NULL DEFAULT",
+        "DEFAULT 3 COMMENT 'kept, and more'",
+        "PRIMARY KEY (`id`)",
+    ] {
+        assert!(defined.contains(kept), "{kept}: {defined}");
+    }
+}
+
+/// Where something depends on the column, the statement to run is named, and nothing is changed. Without a word nothing is
+/// widened either.
+#[test]
+fn what_stands_in_the_way_of_a_wider_column_is_named() {
+    let (from, to) = (database("wider_held_from"), database("wider_held_to"));
+    let maria = MariaDb::shared().database("wider_held");
+    from.psql("CREATE TABLE items(id int PRIMARY KEY, n bigint); INSERT INTO items VALUES (1, 6000000000)");
+    to.psql("CREATE TABLE copies(id int PRIMARY KEY, n int); CREATE VIEW of_copies AS SELECT n FROM copies");
+    maria.sql(
+        "CREATE TABLE others(n int PRIMARY KEY);
+         CREATE TABLE copies(id int PRIMARY KEY, n int, CONSTRAINT of_others FOREIGN KEY (n) REFERENCES others(n))",
+    );
+    let place = Place::new(&[
+        ("from", postgres(&from)),
+        ("to", postgres(&to)),
+        ("maria", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
+    ]);
+    for (policy, end, holder, statement) in [
+        (
+            "schema_drift: evolve\n",
+            "to",
+            "view public.of_copies",
+            "ALTER COLUMN \\\"n\\\" TYPE bigint",
+        ),
+        (
+            "schema_drift: evolve\n",
+            "maria",
+            "of_others",
+            "MODIFY COLUMN `n` bigint",
+        ),
+        ("", "to", "bigint", "schema_drift: evolve"),
+        ("schema_drift: freeze\n", "to", "bigint", "schema_drift: evolve"),
+    ] {
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\n{policy}source: {{datastore: from, table: items}}\ndestination: {{datastore: {end}, table: copies}}\n\
+                 strategies: [{{type: hash}}]\n"
+            ),
+        );
+        for command in ["plan", "run"] {
+            let refused = place.json(&[command, "p.yaml"], 2).to_string();
+            assert!(
+                refused.contains(holder) && refused.contains(statement),
+                "{policy}{end}: {refused}"
+            );
+        }
+    }
+    assert_eq!(to.psql(WIDTHS).trim(), "integer, integer");
+}

@@ -174,9 +174,13 @@ fn rejected_rows_are_kept_with_their_reason() {
         ("postgres", postgres(&other)),
         ("maria", format!("{{type: mysql, url: \"{}\"}}", maria.url())),
         ("lite", "{type: sqlite, path: copy.db}".into()),
+        ("duck", "{type: duckdb, path: copy.duckdb}".into()),
     ]);
     let columns = "partition, stage, reason, column_name, row_key";
-    for to in ["postgres", "maria", "lite"] {
+    let mut ends = vec!["postgres", "maria", "lite"];
+    #[cfg(feature = "duckdb")]
+    ends.push("duck");
+    for to in ends {
         let pipeline = |limit: u32| {
             format!(
                 "name: to_{to}\nsource: {{datastore: from, table: public.people}}\ndestination: {{datastore: {to}, table: copies}}\n\
@@ -198,6 +202,18 @@ fn rejected_rows_are_kept_with_their_reason() {
             )),
             "maria" => maria
                 .sql("SELECT `partition`, stage, reason, column_name, row_key FROM _synctool_rejects ORDER BY row_key"),
+            "duck" => {
+                let into = "{datastore: postgres, table: public.of_duckdb}";
+                place.write(
+                    "rejects.yaml",
+                    &format!(
+                        "name: rejects\nsource: {{datastore: duck, table: _synctool_rejects}}\ndestination: {into}\n\
+                         columns: [stage, reason, column_name, row_key]\nstrategies: [{{type: full}}]\n"
+                    ),
+                );
+                place.json(&["run", "rejects.yaml"], 0);
+                other.psql("SELECT * FROM of_duckdb ORDER BY row_key")
+            }
             _ => {
                 let lite = rusqlite::Connection::open(place.path().join("copy.db")).expect("opens");
                 let mut found = lite
@@ -262,6 +278,54 @@ fn a_delta_keeps_the_rows_that_it_rejects() {
     assert_eq!(db.psql(rows).trim(), "7 7,8 8,9 99", "what was there stays");
     let idle = place.json(&["run", "p.yaml"], 0);
     assert_eq!(idle["read"], 0, "{idle}");
+}
+
+/// A group that a stage rejects is put aside like any row: the others are brought up to date, it stays as it was, and comes
+/// once its rows are right.
+#[test]
+fn an_aggregate_keeps_the_groups_that_it_rejects() {
+    let db = database("group_rejects");
+    db.psql(
+        "CREATE TABLE orders(id int PRIMARY KEY, who int NOT NULL, amount text NOT NULL, at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+         INSERT INTO orders(id, who, amount) SELECT i, i % 5, '1' FROM generate_series(1, 50) i",
+    );
+    let place = here(&db);
+    let pipeline = |limit: u32| {
+        format!(
+            "name: p\nsource: {{datastore: from, table: public.orders}}\ndestination: {{datastore: to, table: totals}}\n\
+             sync_type: aggregate\ngroup_by: [who]\ncolumns:\n  - who\n  - {{dest: n, expr: count(*)}}\n  - {{dest: most, expr: max(amount)}}\n\
+             transform: [{{name: numbers, cast: {{most: int}}}}]\nwrite: {{reject_limit: {limit}}}\n\
+             strategies: [{{name: delta, type: delta, column: at, margin: 1ms}}, {{name: hash, type: hash}}]\n"
+        )
+    };
+    let run = ["run", "p.yaml", "--strategy", "delta"];
+    let found = || {
+        let rows = db.psql("SELECT string_agg(concat_ws(' ', who, n, most), ',' ORDER BY who) FROM totals");
+        rows.trim().to_owned()
+    };
+    place.write("p.yaml", &pipeline(0));
+    place.json(&run, 0);
+    assert_eq!(found(), "0 10 1,1 10 1,2 10 1,3 10 1,4 10 1");
+    db.psql("UPDATE orders SET amount = 'many', at = now() WHERE id = 3; UPDATE orders SET amount = '7', at = now() WHERE id = 4");
+    let failed = loop {
+        let run = place.synctool(&run);
+        if !run.status.success() {
+            break run;
+        }
+    };
+    let told = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(told.contains("reject") && !told.contains("many"), "{told}");
+    place.write("p.yaml", &pipeline(5));
+    place.until(&run, found, "0 10 1,1 10 1,2 10 1,3 10 1,4 10 7");
+    let kept = db.psql("SELECT DISTINCT concat_ws(' ', stage, reason, column_name, row_key) FROM synctool.rejects");
+    assert_eq!(kept.trim(), "numbers bad_cast most {\"who\":\"3\"}");
+    // A comparison cannot leave a group out: it would be missing at one end for ever.
+    let refused = place.synctool(&["run", "p.yaml", "--strategy", "hash"]);
+    assert!(!refused.status.success(), "{refused:?}");
+    db.psql("UPDATE orders SET amount = '9', at = now() WHERE id = 3");
+    let last = ["run", "p.yaml", "--strategy", "delta", "--restart"];
+    place.until(&last, found, "0 10 1,1 10 1,2 10 1,3 10 9,4 10 7");
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
 }
 
 /// A stage is for strategies of some types, for some of their names, or for both.

@@ -26,6 +26,7 @@ mod place;
 mod proofs;
 mod ranges;
 mod uuids;
+mod value_maps;
 mod verifying;
 
 use place::{Place, postgres};

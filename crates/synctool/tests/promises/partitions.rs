@@ -79,6 +79,15 @@ fn bounds(bounded: bool, start: &str, end: &str) -> String {
     }
 }
 
+/// What a bounded dimension leaves. A zone moves where days begin; bounds written as dates are midnights of UTC all the same.
+fn between(dimension: &str) -> &'static str {
+    match dimension {
+        d if d.contains("column: small") => "small >= -20 AND small < 50",
+        d if d.contains("column: at") => "at >= '2023-11-30 00:00+00' AND at < '2024-06-01 00:00+00'",
+        _ => "day >= '2024-01-15' AND day < '2024-03-01'",
+    }
+}
+
 const ITEMS: &str = "CREATE TABLE items(id bigint PRIMARY KEY, small int, price numeric(8,2), at timestamptz, naive timestamp, day date,
         token uuid, kind text, flag boolean);
     INSERT INTO items SELECT i * 3 - 1000, nullif((random() * 150 - 70)::int, 5), (random() * 600 - 200)::numeric(8,2),
@@ -140,12 +149,7 @@ fn bounds_hold_exactly_what_is_between_them() {
     let place = here(&db);
     for round in 0..9 {
         let one = dimension(&mut numbers, true);
-        // A zone moves where days begin; bounds written as dates are midnights of UTC all the same.
-        let condition = match &one {
-            d if d.contains("column: small") => "small >= -20 AND small < 50",
-            d if d.contains("column: at") => "at >= '2023-11-30 00:00+00' AND at < '2024-06-01 00:00+00'",
-            _ => "day >= '2024-01-15' AND day < '2024-03-01'",
-        };
+        let condition = between(&one);
         let file = format!("p{round}.yaml");
         place.write(
             &file,
@@ -160,6 +164,100 @@ fn bounds_hold_exactly_what_is_between_them() {
         let other = format!("SELECT count(*) FROM copies{round} WHERE ({condition}) IS NOT TRUE");
         assert_eq!(db.psql(&other).trim(), "0", "{one}");
     }
+}
+
+/// The same from another engine than PostgreSQL: random rows in it, cut by random dimensions, and between random bounds.
+fn every_row_of(from: &End, name: &str) {
+    let seed = std::env::var("PROPTEST_RNG_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1);
+    let mut numbers = Numbers(seed ^ name.len() as u64);
+    let db = database(name);
+    // Infinity and NaN are no values of every engine.
+    db.psql(&format!(
+        "SELECT setseed(0.{}); {ITEMS}; DELETE FROM items WHERE NOT isfinite(at) OR NOT isfinite(naive) OR NOT isfinite(day) OR price = 'NaN' OR id % 3 = 0",
+        seed % 1000
+    ));
+    let count = |condition: &str| {
+        let found = db.psql(&format!("SELECT count(*) FROM items WHERE {condition}"));
+        found.trim().to_owned()
+    };
+    let place = Place::new(&[("base", postgres(&db)), ("from", from.entry()), ("to", postgres(&db))]);
+    place.write(
+        "load.yaml",
+        "name: load\nsource: {datastore: base, table: public.items}\ndestination: {datastore: from, table: items}\nstrategies: [{type: full}]\n",
+    );
+    place.json(&["run", "load.yaml"], 0);
+    // Rows stay as they are here, so every engine may cut by any column.
+    let still = |dimension: &String| format!("{}, immutable: true}}", dimension.trim_end_matches('}'));
+    let run = |levels: &str, strategy: &str| {
+        db.psql("DROP TABLE IF EXISTS copies; DROP SCHEMA IF EXISTS synctool CASCADE");
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: public.copies}}\n\
+                 strategies: [{{name: hash, type: hash, {levels}}}, {{name: full, type: full, {levels}}}]\n"
+            ),
+        );
+        place.json(&["run", "p.yaml", "--strategy", strategy], 0)["inserted"].to_string()
+    };
+    for _ in 0..3 {
+        let primary = still(&dimension(&mut numbers, false));
+        // Files are read once per partition: not by too many.
+        let secondary = match primary.contains("column: flag") {
+            true => "",
+            false => "{column: flag, type: value, step: -1, immutable: true}",
+        };
+        let strategy = numbers.of(&["hash", "full"]);
+        let levels = format!("primary_partitions: [{primary}], secondary_partitions: [{secondary}]");
+        assert_eq!(run(&levels, strategy), count("true"), "{strategy}: {levels}");
+        let equal = place.json(&["verify", "p.yaml", "--strategy", "hash"], 0);
+        assert_eq!(
+            equal["compared"]["source"].to_string(),
+            count("true"),
+            "{levels}: {equal}"
+        );
+        assert_eq!(
+            equal["compared"]["destination"].to_string(),
+            count("true"),
+            "{levels}: {equal}"
+        );
+    }
+    for _ in 0..2 {
+        let one = still(&dimension(&mut numbers, true));
+        let condition = between(&one);
+        let strategy = numbers.of(&["hash", "full"]);
+        assert_eq!(
+            run(&format!("primary_partitions: [{one}]"), strategy),
+            count(condition),
+            "{strategy}: {one}"
+        );
+    }
+}
+
+#[test]
+fn every_row_of_mariadb_is_in_exactly_one_partition() {
+    every_row_of(
+        &End::Maria(MariaDb::shared().database("any_partitions")),
+        "any_of_maria",
+    );
+}
+
+#[test]
+fn every_row_of_sqlite_is_in_exactly_one_partition() {
+    every_row_of(&End::Sqlite(folder()), "any_of_sqlite");
+}
+
+#[test]
+fn every_row_of_files_is_in_exactly_one_partition() {
+    every_row_of(&End::Parquet(folder()), "any_of_files");
+}
+
+#[cfg(feature = "duckdb")]
+#[test]
+fn every_row_of_duckdb_is_in_exactly_one_partition() {
+    every_row_of(&End::DuckDb(folder()), "any_of_duckdb");
 }
 
 /// The key that most tables of MySQL have is unsigned.
@@ -439,5 +537,68 @@ fn as_many_partitions_at_once_as_is_said() {
         gate.open();
         assert!(run.wait().expect("its end").success());
         assert_eq!(db.psql("SELECT count(*) FROM copies").trim(), "80");
+    }
+}
+
+/// A date of the year 9999 or 1, a number far from all others: as many partitions as there are steps with rows, about.
+#[test]
+fn a_value_far_from_all_others_makes_no_crowd_of_partitions() {
+    const COLUMNS: &[&str] = &["id", "n"];
+    for from in [
+        End::Postgres(database("far_from")),
+        End::Maria(MariaDb::shared().database("far_from")),
+        End::Sqlite(folder()),
+    ] {
+        let rows: Vec<String> = (0..60)
+            .map(|i| {
+                format!(
+                    "({i}, {}, '2023-{:02}-10', '2024-{:02}-10 12:00:00')",
+                    i * 7,
+                    i % 12 + 1,
+                    i % 12 + 1
+                )
+            })
+            .chain(["(100, 900000000000, '9999-12-31', '9999-12-31 23:59:59')".into()])
+            .chain(["(101, -900000000000, '0001-01-01', '0001-01-01 00:00:00')".into()])
+            .collect();
+        let stamp = if matches!(from, End::Maria(_)) {
+            "datetime"
+        } else {
+            "timestamp"
+        };
+        from.change(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, n bigint NOT NULL, day date NOT NULL, at {stamp} NOT NULL); INSERT INTO items VALUES {}",
+            rows.join(", ")
+        ));
+        let to = End::Postgres(database("far_to"));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        for (dimension, least) in [
+            ("column: at, step: 1, step_unit: month", 12),
+            ("column: day, step: 1, step_unit: day", 12),
+            ("column: n, step: 20", 20),
+        ] {
+            for strategy in ["full", "hash"] {
+                place.write(
+                    "p.yaml",
+                    &format!(
+                        "name: p\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: items}}\nstrategies:\n  \
+                         - {{type: {strategy}, primary_partitions: [{{{dimension}, immutable: true}}]}}\n"
+                    ),
+                );
+                let plan = place.json(&["plan", "p.yaml"], 0);
+                let pieces = plan["partitions"].as_array().map_or(0, Vec::len);
+                assert!(
+                    (least..=600).contains(&pieces),
+                    "{strategy}: {dimension}: {pieces} partitions"
+                );
+                place.json(&["run", "p.yaml"], 0);
+                assert_eq!(
+                    to.lines("items", COLUMNS),
+                    from.lines("items", COLUMNS),
+                    "{strategy}: {dimension}"
+                );
+                to.change("DELETE FROM items WHERE id > 50");
+            }
+        }
     }
 }

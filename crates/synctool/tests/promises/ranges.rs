@@ -1,6 +1,7 @@
 //! Strategies whose partitions have a start, an end or values are about these rows alone: nothing outside is touched, and
 //! no watermark passes what was not read.
 
+use super::matrix::{End, folder};
 use super::*;
 
 const ITEMS: &str = "CREATE TABLE items(id int PRIMARY KEY, day date NOT NULL, kind text NOT NULL, v int NOT NULL, updated_at timestamptz NOT NULL);
@@ -304,5 +305,68 @@ fn bounds_of_a_delta_read_rows_again() {
             "{bounds}"
         );
         assert_eq!(mark(), before, "{bounds}");
+    }
+}
+
+/// Rows without a value are in no range and no list: they have a name of their own.
+#[test]
+fn bounds_name_rows_without_a_value() {
+    const COLUMNS: &[&str] = &["id", "v"];
+    for from in [
+        End::Postgres(database("null_bounds_from")),
+        End::Maria(MariaDb::shared().database("null_bounds_from")),
+        End::Sqlite(folder()),
+    ] {
+        let rows: Vec<String> = (0..120)
+            .map(|i| {
+                let or_null = |text: String, n: i32| if i % n == 0 { "NULL".into() } else { text };
+                let at = or_null(format!("'2024-01-01 00:{:02}:00'", i % 60), 5);
+                format!("({i}, {}, 0, {at})", or_null(format!("'k{}'", i % 4), 3))
+            })
+            .collect();
+        let stamp = if matches!(from, End::Maria(_)) {
+            "datetime"
+        } else {
+            "timestamp"
+        };
+        from.change(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, kind varchar(9), v int NOT NULL, at {stamp}); INSERT INTO items VALUES {}",
+            rows.join(", ")
+        ));
+        let to = End::Postgres(database("null_bounds_to"));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: items}\nstrategies:\n  \
+             - {name: all, type: full, full_mode: upsert}\n  - {name: delta, type: delta, column: at, margin: 1ms}\n  - {name: hash, type: hash}\n",
+        );
+        place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+        for (bounds, inside) in [
+            (r#"{"column": "kind", "null": true}"#, "kind IS NULL"),
+            (r#"{"column": "at", "null": true}"#, "at IS NULL"),
+            (
+                r#"{"column": "kind", "null": true, "value": ["k1"]}"#,
+                "(kind IS NULL OR kind = 'k1')",
+            ),
+            (
+                r#"[{"column": "at", "null": true, "start": "2024-01-01 00:40:00"}, {"column": "id", "end": 90}]"#,
+                "(at IS NULL OR at >= '2024-01-01 00:40:00') AND id < 90",
+            ),
+            (r#"{"column": "kind", "value": "k2"}"#, "kind = 'k2'"),
+        ] {
+            for strategy in ["all", "delta", "hash"] {
+                from.change("UPDATE items SET v = v + 1");
+                let rest = to.lines(&format!("items WHERE ({inside}) IS NOT TRUE"), COLUMNS);
+                place.json(&["run", "p.yaml", "--strategy", strategy, "--bounds", bounds], 0);
+                let told = format!("{strategy}: {bounds}");
+                let within = format!("items WHERE {inside}");
+                assert_eq!(to.lines(&within, COLUMNS), from.lines(&within, COLUMNS), "{told}");
+                assert_eq!(
+                    to.lines(&format!("items WHERE ({inside}) IS NOT TRUE"), COLUMNS),
+                    rest,
+                    "{told}: the rest stays"
+                );
+            }
+        }
     }
 }

@@ -151,3 +151,33 @@ fn what_is_no_uuid_is_rejected() {
         assert_eq!(reasons.trim(), "bad_cast u", "{columns} {cast}");
     }
 }
+
+/// The original made CHAR(32) and CHAR(36): such tables are filled and compared as they are.
+#[test]
+fn columns_of_the_original_are_taken_as_they_are() {
+    for to in [
+        End::Postgres(database("uuid_chars_to")),
+        End::Maria(MariaDb::shared().database("uuid_chars_to")),
+    ] {
+        let db = database("uuid_chars_from");
+        db.psql(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, u uuid); INSERT INTO items VALUES (1, '{ONE}'), (2, '{}')",
+            uuid(2)
+        ));
+        to.change("CREATE TABLE copies(id int PRIMARY KEY, u char(32), d char(36))");
+        let place = Place::new(&[("from", postgres(&db)), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\ncolumns:\n  - id\n  \
+             - {source: u, data_type: uuid_text}\n  - {source: u, dest: d, data_type: uuid_text_dash}\n\
+             strategies: [{name: full, type: full, full_mode: upsert}, {name: hash, type: hash}]\n",
+        );
+        let wanted = format!("1 {} {ONE}\n2 {} {}", digits(ONE), digits(&uuid(2)), uuid(2));
+        for strategy in ["full", "hash"] {
+            place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+            assert_eq!(to.lines("copies", &["id", "u", "d"]), wanted, "{strategy}");
+            place.json(&["verify", "p.yaml"], 0);
+            to.change("DELETE FROM copies WHERE id = 2");
+        }
+    }
+}

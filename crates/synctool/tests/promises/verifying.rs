@@ -219,3 +219,35 @@ fn a_run_that_leaves_a_difference_says_so() {
     place.json(&["run", "p.yaml", "--strategy", "mend"], 0);
     place.json(&changes, 0);
 }
+
+/// `verify: after_run` is about the strategy's own range, the whole of it; after a backfill nothing is compared.
+#[test]
+fn what_is_compared_after_a_run_is_what_its_strategy_covers() {
+    let db = database("verify_range");
+    db.psql(ITEMS);
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        &format!(
+            "{ENDS}strategies:\n  - {{name: all, type: full, full_mode: upsert}}\n  \
+             - {{name: part, type: full, verify: after_run, primary_partitions: [{{column: id, step: 20, start: 1, end: 100}}]}}\n"
+        ),
+    );
+    let part = ["run", "p.yaml", "--strategy", "part"];
+    place.json(&["run", "p.yaml", "--strategy", "all"], 0);
+    db.psql("DELETE FROM copies WHERE id = 200; DELETE FROM items WHERE id = 250");
+    place.json(&part, 0);
+    // A run over a range deletes nothing.
+    db.psql("DELETE FROM items WHERE id = 50");
+    let bounds = r#"{"column": "id", "start": 40, "end": 60}"#;
+    let backfill = place.json(&[&part[..], &["--bounds", bounds]].concat(), 0);
+    assert!(
+        backfill["reasons"].to_string().contains("nothing is compared"),
+        "{backfill}"
+    );
+    let found = place.json(&part, 3).to_string();
+    assert!(found.contains("1 are too many"), "{found}");
+    place.json(&["repair", "p.yaml", "--strategy", "part"], 0);
+    place.json(&part, 0);
+    place.json(&["verify", "p.yaml"], 3);
+}

@@ -25,6 +25,7 @@ pub(crate) fn plan(pipeline: &str, run_id: &str, publish: Publish, partitions: &
         tables: vec![PlannedTable {
             changes: None,
             evolve: false,
+            widen: Vec::new(),
             compare: None,
             own: false,
             row_hash: None,

@@ -142,6 +142,8 @@ async fn the_briefs_example_is_computed_enriched_and_proved() {
         StageSpec::ValueMap {
             column: "state".into(),
             mapping: [("1".to_string(), Some("open".to_string())), ("9".into(), None)].into(),
+            places: Default::default(),
+            fixed: false,
         }
         .into(),
         compute(&[

@@ -114,6 +114,8 @@ async fn a_chain_says_what_it_needs_and_books_every_stage_apart() {
     let map = |column: &str| StageSpec::ValueMap {
         column: column.into(),
         mapping: BTreeMap::from([("1".into(), Some("one".into()))]),
+        places: BTreeMap::new(),
+        fixed: false,
     };
     let schema = table(&[("id", ColumnType::Int64), ("a", TEXT), ("b", TEXT)], &["id"]);
     let stages = vec![

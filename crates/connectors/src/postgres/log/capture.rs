@@ -598,6 +598,7 @@ pub(crate) fn planned(read: ReadSpec, destination: TableId, schema: TableSchema)
         publish: Publish::Direct,
         changes: None,
         evolve: false,
+        widen: Vec::new(),
         compare: None,
         own: false,
         row_hash: None,

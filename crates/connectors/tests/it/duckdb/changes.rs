@@ -75,6 +75,7 @@ fn plan(schema: &TableSchema, evolve: bool) -> Plan {
             schema: schema.clone(),
             publish: Publish::Direct,
             evolve,
+            widen: Vec::new(),
         }],
         phases: vec![Phase {
             name: "delta".into(),

@@ -120,6 +120,7 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
         tables: vec![PlannedTable {
             changes: None,
             evolve: false,
+            widen: Vec::new(),
             compare: None,
             own: false,
             row_hash: None,

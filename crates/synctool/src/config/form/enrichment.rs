@@ -116,7 +116,7 @@ pub(in super::super) struct TransformationFile {
     /// For column_cast: column to type.
     casts: Option<BTreeMap<String, At<SizedType>>>,
     /// For value_map: value to new value.
-    mapping: Option<BTreeMap<String, Option<String>>>,
+    mapping: Option<BTreeMap<String, Option<At<String>>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]

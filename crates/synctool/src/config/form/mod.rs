@@ -312,6 +312,8 @@ pub(super) fn resolve(
     log::check(&pipeline, errors);
     let unheard = strategies::unheard_algorithms(&pipeline);
     pipeline.not_yet.extend(unheard);
+    let schedule = strategies::unheard_schedule(&pipeline);
+    pipeline.not_yet.extend(schedule);
     pipeline
 }
 

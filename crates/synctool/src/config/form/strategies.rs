@@ -92,7 +92,7 @@ pub(in super::super) struct StrategyFile {
     pub(in super::super) wal_budget: Option<At<ByteSize>>,
     /// log: what is done beyond wal_budget: warn (the default), or drop the slot to save the source's disk.
     pub(in super::super) over_budget: Option<At<OverBudget>>,
-    /// When a scheduler runs it: minute, hour, day of month, month, day of week.
+    /// When a scheduler runs it: minute, hour, day of month, month, day of week. Has no effect: this version has none.
     pub(in super::super) cron: Option<At<String>>,
     /// Default: true.
     pub(in super::super) enabled: Option<At<bool>>,
@@ -473,6 +473,17 @@ pub(super) fn unheard_algorithms(pipeline: &Pipeline) -> Vec<Notice> {
         Notice::at(said, "hash_algo", message)
     };
     pipeline.strategies.iter().filter_map(notice).collect()
+}
+
+/// Nobody starts runs by a schedule: told once, at the first one.
+pub(super) fn unheard_schedule(pipeline: &Pipeline) -> Option<Notice> {
+    let cron = pipeline.strategies.iter().find_map(|s| s.cron.as_ref())?;
+    let message = format!(
+        "cron has no effect: this version has no scheduler, and a run follows the strategy that is named or chosen; start \
+         `synctool run {} --strategy …` from cron, a timer or a job",
+        pipeline.name.shown()
+    );
+    Notice::at(cron, "cron", message)
 }
 
 /// Dimensions of a delta that say something else than `group_by` does.

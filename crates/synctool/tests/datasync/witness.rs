@@ -11,7 +11,7 @@ use synctool_testkit::{Postgres, wait_for};
 /// rows arrive, when other triggers rest.
 const WATCH: &str = r#"
 CREATE TABLE seen (lsn pg_lsn, table_name text, held text, proved boolean);
-CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
 DECLARE it record; held text;
 BEGIN
   IF TG_TABLE_NAME = 'datasync_state' THEN
@@ -115,7 +115,7 @@ impl Witness {
 
     /// Lets the standby replay to the end of the segment in which the place is: it is where that ends.
     fn stand_at(&self, world: &World, place: &str) {
-        let segment = world.production.psql(&format!("SELECT pg_walfile_name('{place}')"));
+        let segment = world.production.psql(&format!("SELECT pg_walfile_name('{place}'::pg_lsn - 1)"));
         fs::write(&self.limit, segment).expect("the limit");
         wait_for(&format!("a standby at {place}"), PATIENCE, || {
             let stands = self.standby.psql("SELECT pg_last_wal_replay_lsn()");

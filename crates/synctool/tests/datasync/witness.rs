@@ -115,7 +115,9 @@ impl Witness {
 
     /// Lets the standby replay to the end of the segment in which the place is: it is where that ends.
     fn stand_at(&self, world: &World, place: &str) {
-        let segment = world.production.psql(&format!("SELECT pg_walfile_name('{place}'::pg_lsn - 1)"));
+        let segment = world
+            .production
+            .psql(&format!("SELECT pg_walfile_name('{place}'::pg_lsn - 1)"));
         fs::write(&self.limit, segment).expect("the limit");
         wait_for(&format!("a standby at {place}"), PATIENCE, || {
             let stands = self.standby.psql("SELECT pg_last_wal_replay_lsn()");

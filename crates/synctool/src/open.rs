@@ -103,7 +103,7 @@ pub fn log(datastore: &Datastore, options: LogOptions, workers: usize) -> Result
         }
         Connection::WalArchive(a) => replay(&a.wal, &a.database)
             .and_then(|replay| ArchiveLog::new(replay, a.schema.as_str(), a.frequency.0, options))
-            .map(|log| Log::Archive(Arc::new(log))),
+            .map(|log| Log::Archive(Arc::new(log.expecting(a.archive_interval.0)))),
         other => Err(Error::new(
             code::UNSUPPORTED,
             format!("the log of {} cannot be followed", other.type_name()),

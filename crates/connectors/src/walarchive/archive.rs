@@ -6,18 +6,19 @@ use super::names::{self, Kind};
 use super::room;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal as pgwal;
-use synctool_pgwal::{History, Identity, Lsn, SegmentName, SegmentSize};
+use synctool_pgwal::{History, Identity, Lsn, PageHeader, SegmentName, SegmentSize};
 use tokio::io::AsyncReadExt;
 
-/// No segment is larger.
-const LARGEST: u64 = 1 << 30;
+/// So much of a segment is in memory at once: all of one that has the usual size.
+pub const PIECE: usize = 16 << 20;
 /// A timeline's history is a few lines.
 const LARGEST_HISTORY: u64 = 1 << 20;
 
@@ -116,7 +117,7 @@ fn changed(folder: &Path) -> Option<SystemTime> {
 }
 
 /// A whole segment, unpacked. Who wrote it and where it belongs agree with its name; its records were not looked at.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Segment {
     /// Its name.
     pub name: SegmentName,
@@ -124,20 +125,126 @@ pub struct Segment {
     pub identity: Identity,
     /// Its first address.
     pub start: Lsn,
-    /// Its content.
-    pub bytes: Vec<u8>,
     /// How it was compressed.
     pub compression: Compression,
     /// Where it was found.
     pub path: PathBuf,
+    content: Content,
 }
 
-/// A file that a command brought; it is removed when it is let go.
+/// What a segment holds. It is ours: whatever becomes of the archive's file, what was checked is what is used.
+#[derive(Debug)]
+enum Content {
+    /// In memory.
+    Memory(Vec<u8>),
+    /// Where that would be too much, in a file of our own.
+    File(Fetched),
+}
+
+impl Segment {
+    /// Hands over the content piece by piece: whole pages, [`PIECE`] bytes of them at most, and their address. The outer
+    /// error is that of reading them.
+    pub fn read<E>(&self, mut take: impl FnMut(Lsn, &[u8]) -> Result<(), E>) -> io::Result<Result<(), E>> {
+        match &self.content {
+            Content::Memory(bytes) => Ok(take(self.start, bytes)),
+            Content::File(file) => in_pieces(File::open(file.path())?, self.start, take),
+        }
+    }
+
+    /// Whether its content stands in a file, beside which it is stored without more room.
+    pub(super) fn is_in_a_file(&self) -> bool {
+        matches!(self.content, Content::File(_))
+    }
+
+    /// Puts the content into a file: in the directory that it was unpacked beside, if it is large.
+    pub fn store(self, path: &Path) -> Result<()> {
+        let stored = match self.content {
+            Content::Memory(bytes) => fs::write(path, bytes),
+            Content::File(file) => fs::rename(file.path(), path),
+        };
+        stored.map_err(|e| file_error(path, &e))
+    }
+
+    /// Whether another one holds the same.
+    pub(super) fn is_same(&self, other: &Segment) -> io::Result<bool> {
+        let (ours, theirs) = match (&self.content, &other.content) {
+            (Content::Memory(ours), Content::Memory(theirs)) => return Ok(ours == theirs),
+            (Content::File(ours), Content::File(theirs)) => (ours, theirs),
+            _ => return Ok(false),
+        };
+        let (mut ours, mut theirs) = (File::open(ours.path())?, File::open(theirs.path())?);
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        loop {
+            fill(&mut ours, &mut a)?;
+            fill(&mut theirs, &mut b)?;
+            if a != b || a.is_empty() {
+                return Ok(a == b);
+            }
+        }
+    }
+}
+
+impl Content {
+    /// For a segment of this size; a large one is kept in a directory.
+    fn new(name: SegmentName, size: SegmentSize, beside: &Path) -> Result<Self> {
+        // Several files may claim to be one segment.
+        static COPIES: AtomicU64 = AtomicU64::new(0);
+        if size.bytes() <= PIECE as u64 {
+            return Ok(Content::Memory(Vec::new()));
+        }
+        let copy = COPIES.fetch_add(1, Ordering::Relaxed);
+        Ok(Content::File(Fetched::to(beside, &format!("{name}.{copy}"))?))
+    }
+
+    /// Keeps one more piece, and leaves memory for the next.
+    fn keep(&mut self, piece: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Content::Memory(bytes) if bytes.is_empty() => {
+                std::mem::swap(bytes, piece);
+                Ok(())
+            }
+            // There is more than a segment can hold: it will not be used.
+            Content::Memory(_) => Ok(()),
+            Content::File(file) => {
+                let open = File::options().create(true).append(true).open(file.path());
+                let kept = open.and_then(|mut open| open.write_all(piece));
+                kept.map_err(|e| file_error(file.path(), &e))
+            }
+        }
+    }
+}
+
+/// Reads the next piece, in place of what is there. An empty one is the end.
+fn fill(content: &mut impl Read, piece: &mut Vec<u8>) -> io::Result<()> {
+    piece.clear();
+    content.take(PIECE as u64).read_to_end(piece).map(drop)
+}
+
+/// Hands over a segment's unpacked content from its beginning, piece by piece.
+pub(super) fn in_pieces<E>(
+    mut content: impl Read,
+    start: Lsn,
+    mut take: impl FnMut(Lsn, &[u8]) -> Result<(), E>,
+) -> io::Result<Result<(), E>> {
+    let (mut piece, mut at) = (Vec::new(), start);
+    loop {
+        fill(&mut content, &mut piece)?;
+        if piece.is_empty() {
+            return Ok(Ok(()));
+        }
+        if let Err(e) = take(at, &piece) {
+            return Ok(Err(e));
+        }
+        at = Lsn(at.0 + piece.len() as u64);
+    }
+}
+
+/// A file that is ours for a while; it is removed when it is let go.
 #[derive(Debug)]
 pub struct Fetched(PathBuf);
 
 impl Fetched {
-    /// The place for a file that is not fetched yet.
+    /// The place for a file that is not there yet.
     fn to(scratch: &Path, file: &str) -> Result<Self> {
         fs::create_dir_all(scratch).map_err(|e| file_error(scratch, &e))?;
         // Whoever only looks may fetch the same at the same time.
@@ -170,7 +277,7 @@ pub struct Brought {
 }
 
 /// Why a file cannot be taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Trouble {
     /// It may be on its way: look again later.
     #[error("{0}")]
@@ -178,6 +285,9 @@ pub enum Trouble {
     /// It will never be right.
     #[error("{0}")]
     Foreign(String),
+    /// It may be right; there is no room for it here, say.
+    #[error("{0}")]
+    Ours(Error),
 }
 
 impl Archive {
@@ -392,73 +502,117 @@ impl Listing {
     }
 }
 
-/// Reads a segment and checks that it is whole and that it is what its name says.
-pub fn read_segment(name: SegmentName, path: &Path) -> Result<Segment, Trouble> {
+/// Reads a segment and checks that it is whole and that it is what its name says. A large one is unpacked into a file in
+/// the directory `beside`.
+pub fn read_segment(name: SegmentName, path: &Path, beside: &Path) -> Result<Segment, Trouble> {
     let unready = |what: String| Trouble::Unready(format!("{} {what}", path.display()));
-    let file = File::open(path).map_err(|e| unready(format!("cannot be read: {}", e.kind())))?;
-    let (compression, bytes) = match compression::unpack(file, LARGEST) {
-        Ok(read) => read,
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(unready("may not be read".into()));
-        }
-        Err(_) => return Err(unready("is not whole, or its compression is damaged".into())),
+    let foreign = |what: String| Trouble::Foreign(format!("{} {what}", path.display()));
+    let unreadable = |e: io::Error| match e.kind() {
+        io::ErrorKind::PermissionDenied => unready("may not be read".into()),
+        _ => unready("is not whole, or its compression is damaged".into()),
     };
-    let page = bytes
+    let file = File::open(path).map_err(|e| unready(format!("cannot be read: {}", e.kind())))?;
+    let (compression, mut unpacked) = compression::unpacked(file).map_err(unreadable)?;
+    let mut piece = Vec::new();
+    fill(&mut unpacked, &mut piece).map_err(unreadable)?;
+    let page = piece
         .get(..pgwal::PAGE_SIZE)
-        .ok_or_else(|| unready(format!("has only {} bytes", bytes.len())))?;
-    // The address stands in the page itself; whether it is the right one is seen next.
-    let address = Lsn(u64::from_le_bytes(page[8..16].try_into().unwrap_or_default()));
-    let (identity, header) = match Identity::read(address, page) {
+        .ok_or_else(|| unready(format!("has only {} bytes", piece.len())))?;
+    let (identity, start, header) = match first_page(page) {
         Ok(read) => read,
         Err(e @ pgwal::Error::EndOfLog { .. }) => return Err(unready(format!("is empty: {e}"))),
         Err(e) => return Err(Trouble::Foreign(format!("{}: {e}", path.display()))),
     };
     let size = identity.segment_size;
-    let foreign = |what: String| Err(Trouble::Foreign(format!("{} {what}", path.display())));
-    match name.start(size) {
-        Some(start) if start == address => {}
-        _ => {
-            let number = size.number(address);
-            let other = SegmentName::new(header.timeline, number, size);
-            return foreign(format!("holds segment {other}, not what its name says"));
-        }
+    if name.start(size) != Some(start) {
+        let other = SegmentName::new(header.timeline, size.number(start), size);
+        return Err(foreign(format!("holds segment {other}, not what its name says")));
     }
     if header.timeline > name.timeline() {
-        return foreign(format!("is of timeline {}, not {}", header.timeline, name.timeline()));
+        let what = format!("is of timeline {}, not {}", header.timeline, name.timeline());
+        return Err(foreign(what));
     }
-    match (bytes.len() as u64).cmp(&size.bytes()) {
-        std::cmp::Ordering::Less => Err(unready(format!(
-            "has {} bytes, a segment has {}",
-            bytes.len(),
+    let mut content = Content::new(name, size, beside).map_err(Trouble::Ours)?;
+    let mut length = 0;
+    while !piece.is_empty() && length <= size.bytes() {
+        length += piece.len() as u64;
+        content.keep(&mut piece).map_err(Trouble::Ours)?;
+        fill(&mut unpacked, &mut piece).map_err(unreadable)?;
+    }
+    match length.cmp(&size.bytes()) {
+        std::cmp::Ordering::Less => Err(unready(format!("has {length} bytes, a segment has {}", size.bytes()))),
+        std::cmp::Ordering::Greater => Err(foreign(format!(
+            "has more than the {} bytes of a segment",
             size.bytes()
         ))),
-        std::cmp::Ordering::Greater => foreign(format!("has {} bytes, a segment has {}", bytes.len(), size.bytes())),
         std::cmp::Ordering::Equal => Ok(Segment {
             name,
             identity,
-            start: address,
-            bytes,
+            start,
             compression,
             path: path.to_owned(),
+            content,
         }),
     }
 }
 
-/// Reads what there is of a segment that need not be whole, for looking at it, into the memory of another one.
-pub fn read_part(path: &Path, other: Vec<u8>) -> Result<(Identity, Lsn, Vec<u8>)> {
-    let file = File::open(path).map_err(|e| file_error(path, &e))?;
-    let malformed = |what: &str| {
-        Error::new(code::FILE_MALFORMED, format!("{} {what}", path.display())).at("file", path.display().to_string())
-    };
-    let (_, bytes) = compression::unpack_into(file, LARGEST, other)
-        .map_err(|e| malformed("is damaged, or only a part of it is there").caused_by(e))?;
-    let page = bytes
-        .get(..pgwal::PAGE_SIZE)
-        .ok_or_else(|| malformed("is too short for a segment"))?;
-    let address = Lsn(u64::from_le_bytes(page[8..16].try_into().unwrap_or_default()));
-    let (identity, _) =
-        Identity::read(address, page).map_err(|e| malformed(&format!("is no segment: {e}")).caused_by(e))?;
-    Ok((identity, address, bytes))
+/// Who wrote a segment, and where it begins: its first page says both. Whether that is where it belongs is seen later.
+fn first_page(page: &[u8]) -> pgwal::Result<(Identity, Lsn, PageHeader)> {
+    let address = page.get(8..16).and_then(|bytes| bytes.try_into().ok());
+    let start = Lsn(u64::from_le_bytes(address.unwrap_or_default()));
+    let (identity, header) = Identity::read(start, page)?;
+    Ok((identity, start, header))
+}
+
+/// What there is of a segment that need not be whole, for looking at it.
+pub struct Part {
+    /// Who wrote it.
+    pub identity: Identity,
+    /// Its first address.
+    pub start: Lsn,
+    path: PathBuf,
+    unpacked: Box<dyn Read + Send>,
+    /// The address of the next piece.
+    at: Lsn,
+}
+
+impl Part {
+    /// Opens it and looks at its first page.
+    pub fn open(path: &Path) -> Result<Part> {
+        let file = File::open(path).map_err(|e| file_error(path, &e))?;
+        let damaged = |e: io::Error| damaged_part(path, e);
+        let (_, mut unpacked) = compression::unpacked(file).map_err(damaged)?;
+        let mut page = Vec::new();
+        let read = (&mut unpacked).take(pgwal::PAGE_SIZE as u64).read_to_end(&mut page);
+        if read.map_err(damaged)? < pgwal::PAGE_SIZE {
+            return Err(malformed(path, "is too short for a segment"));
+        }
+        let (identity, start, _) =
+            first_page(&page).map_err(|e| malformed(path, &format!("is no segment: {e}")).caused_by(e))?;
+        Ok(Part {
+            identity,
+            start,
+            path: path.to_owned(),
+            unpacked: Box::new(Read::chain(io::Cursor::new(page), unpacked)),
+            at: start,
+        })
+    }
+
+    /// Reads the next piece, in place of what is there; gives its address, or None at the end.
+    pub fn next(&mut self, piece: &mut Vec<u8>) -> Result<Option<Lsn>> {
+        fill(&mut self.unpacked, piece).map_err(|e| damaged_part(&self.path, e))?;
+        let at = self.at;
+        self.at = Lsn(at.0.saturating_add(piece.len() as u64));
+        Ok((!piece.is_empty()).then_some(at))
+    }
+}
+
+fn malformed(path: &Path, what: &str) -> Error {
+    Error::new(code::FILE_MALFORMED, format!("{} {what}", path.display())).at("file", path.display().to_string())
+}
+
+fn damaged_part(path: &Path, error: io::Error) -> Error {
+    malformed(path, "is damaged, or only a part of it is there").caused_by(error)
 }
 
 /// The text of a timeline's history, unpacked.

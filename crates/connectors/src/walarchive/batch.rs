@@ -1,12 +1,12 @@
 //! What committed between two places of the log: which rows to read again, and what to count.
 
-use super::archive::Segment;
+use super::archive::{self, Segment};
 use super::touched::{self, Addresses, Elsewhere, Room, Spill};
 use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{
-    Committed, Counts, Decoder, Event, Identity, Lsn, Meaning, Parameters, Record, RelFile, Row, Scanner, Timestamp,
-    WalLevel,
+    Committed, Counts, Decoder, Event, Identity, Lsn, Meaning, Parameters, Record, RelFile, Row, Scanner, SegmentName,
+    Timestamp, WalLevel,
 };
 
 const HOUR_MICROS: i64 = 3_600_000_000;
@@ -125,14 +125,20 @@ impl Scan {
 
     /// Takes the next segment.
     pub fn take(&mut self, segment: &Segment) -> Result<()> {
+        let read = segment.read(|at, piece| self.take_piece(segment.name, at, piece));
+        read.map_err(|e| archive::file_error(&segment.path, &e))??;
+        for xid in self.scanner.withdrawn() {
+            self.elsewhere.forget(xid);
+        }
+        Ok(())
+    }
+
+    fn take_piece(&mut self, name: SegmentName, at: Lsn, piece: &[u8]) -> Result<()> {
         let damaged = |e: synctool_pgwal::Error| {
-            Error::new(
-                code::WAL_DAMAGED,
-                format!("WAL segment {} cannot be read: {e}", segment.name),
-            )
-            .at("segment", segment.name.to_string())
+            Error::new(code::WAL_DAMAGED, format!("WAL segment {name} cannot be read: {e}"))
+                .at("segment", name.to_string())
         };
-        let mut feed = self.decoder.feed(segment.start, &segment.bytes).map_err(damaged)?;
+        let mut feed = self.decoder.feed(at, piece).map_err(damaged)?;
         while let Some(record) = feed.next().map_err(damaged)? {
             self.batch.read(&record);
             let event = self.scanner.take(&record).map_err(damaged)?;
@@ -187,9 +193,6 @@ impl Scan {
                 Some(Event::Note(Meaning::BackupEnd(_))) => self.backup_ended = true,
                 _ => {}
             }
-        }
-        for xid in self.scanner.withdrawn() {
-            self.elsewhere.forget(xid);
         }
         Ok(())
     }

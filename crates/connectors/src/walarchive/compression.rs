@@ -67,12 +67,7 @@ pub fn unpacked<'a>(mut file: impl Read + Send + 'a) -> io::Result<(Compression,
 
 /// The whole content, unpacked; more than `limit` bytes are an error.
 pub fn unpack(file: impl Read + Send, limit: u64) -> io::Result<(Compression, Vec<u8>)> {
-    unpack_into(file, limit, Vec::new())
-}
-
-/// The same in the memory of something that is needed no more.
-pub fn unpack_into(file: impl Read + Send, limit: u64, mut bytes: Vec<u8>) -> io::Result<(Compression, Vec<u8>)> {
-    bytes.clear();
+    let mut bytes = Vec::new();
     let (compression, content) = unpacked(file)?;
     content.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {

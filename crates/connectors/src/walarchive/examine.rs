@@ -1,6 +1,6 @@
 //! What must be right before Data Sync can work: each looked at, with its fix. Nothing is changed.
 
-use super::archive::{self, Archive, Listing};
+use super::archive::{self, Archive, Listing, Part};
 use super::base::{Backup, Label, bytes_below};
 use super::control::Control;
 use super::replay::ReplayConfig;
@@ -245,7 +245,8 @@ async fn log_archive(config: &ReplayConfig, production: Option<&Production>, all
         format!("{} segments in {}", listing.segments.len(), directory.display()),
     ));
     let Some(p) = production else { return };
-    if let Some((identity, _, _)) = paths.first().and_then(|path| archive::read_part(path, Vec::new()).ok()) {
+    if let Some(part) = paths.first().and_then(|path| Part::open(path).ok()) {
+        let identity = part.identity;
         if identity.system != p.control.system {
             all.push(bad(
                 "archive's server",

@@ -1,6 +1,7 @@
 //! Segment after segment: each handed on only when it is whole, checked and in sequence.
 
 use super::archive::{self, Archive, Brought, Listed, Listing, Segment, Trouble};
+use super::room;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,6 +16,8 @@ use synctool_pgwal::{Decoder, History, Identity, Lsn, SegmentName};
 pub struct Follower {
     archive: Archive,
     listed: Listed,
+    /// Large segments are unpacked here.
+    beside: PathBuf,
     identity: Identity,
     history: History,
     decoder: Decoder,
@@ -105,6 +108,7 @@ impl Follower {
         Follower {
             archive,
             listed: Listed::default(),
+            beside: std::env::temp_dir(),
             identity,
             decoder: Decoder::at(identity, from),
             history,
@@ -120,6 +124,13 @@ impl Follower {
     #[must_use]
     pub fn at_pace(mut self, pace: Duration) -> Self {
         self.pace = pace;
+        self
+    }
+
+    /// Segments that are too large for memory are unpacked in this directory.
+    #[must_use]
+    pub fn unpacking_in(mut self, directory: PathBuf) -> Self {
+        self.beside = directory;
         self
     }
 
@@ -222,30 +233,26 @@ impl Follower {
 
     /// Checks the candidates for a segment. The inner error may pass.
     fn admit(&mut self, name: SegmentName, candidates: &[PathBuf]) -> Result<Result<Segment, String>> {
+        let size = self.identity.segment_size;
+        if size.bytes() > archive::PIECE as u64 {
+            room::for_segment(&self.beside, name, size)?;
+        }
         let mut why = String::new();
         let mut foreign = None;
         let mut good: Option<(Segment, Decoder)> = None;
         for path in candidates {
-            let checked = archive::read_segment(name, path).and_then(|segment| {
+            let checked = archive::read_segment(name, path, &self.beside).and_then(|segment| {
                 let decoder = self.check(&segment)?;
                 Ok((segment, decoder))
             });
             match checked {
                 Ok((segment, decoder)) => match &good {
-                    Some((first, _)) if first.bytes != segment.bytes => {
-                        return Err(Error::new(
-                            code::WAL_DAMAGED,
-                            format!("two different files claim to be WAL segment {name}"),
-                        )
-                        .at("file", first.path.display().to_string())
-                        .at("other", path.display().to_string())
-                        .hint("remove the one that production did not archive"));
-                    }
-                    Some(_) => {}
+                    Some((first, _)) => only_one(first, &segment)?,
                     None => good = Some((segment, decoder)),
                 },
                 Err(Trouble::Unready(what)) => why = what,
                 Err(Trouble::Foreign(what)) => foreign = Some((what, path)),
+                Err(Trouble::Ours(e)) => return Err(e),
             }
         }
         if let Some((segment, decoder)) = good {
@@ -290,12 +297,12 @@ impl Follower {
             );
         }
         let mut decoder = self.decoder.clone();
-        let mut work = || -> pgwal::Result<()> {
-            let mut feed = decoder.feed(segment.start, &segment.bytes)?;
+        let read = segment.read(|at, piece| -> pgwal::Result<()> {
+            let mut feed = decoder.feed(at, piece)?;
             while feed.next()?.is_some() {}
             Ok(())
-        };
-        match work() {
+        });
+        match read.map_err(|e| Trouble::Ours(archive::file_error(&segment.path, &e)))? {
             Ok(()) => Ok(decoder),
             Err(e @ pgwal::Error::Foreign { .. }) => Err(Trouble::Foreign(format!("{path}: {e}"))),
             Err(e @ pgwal::Error::EndOfLog { .. }) => Err(Trouble::Unready(format!("{path} is not whole: {e}"))),
@@ -390,6 +397,21 @@ impl Follower {
             let left = history.left(ours).or_else(|| history.forks().last().map(|f| f.at));
             (history.timeline(), left.unwrap_or_default())
         }))
+    }
+}
+
+/// Fails if two files that claim to be the same segment are not.
+fn only_one(first: &Segment, other: &Segment) -> Result<()> {
+    match first.is_same(other) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::new(
+            code::WAL_DAMAGED,
+            format!("two different files claim to be WAL segment {}", first.name),
+        )
+        .at("file", first.path.display().to_string())
+        .at("other", other.path.display().to_string())
+        .hint("remove the one that production did not archive")),
+        Err(e) => Err(archive::file_error(&first.path, &e)),
     }
 }
 

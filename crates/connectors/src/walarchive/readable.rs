@@ -3,6 +3,7 @@
 //! then has ended. Whoever shuts the gate before that has a scratch server that nobody can ask.
 
 use super::archive;
+use std::fs::File;
 use std::path::PathBuf;
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{Decoder, History, Identity, Lsn, Meaning, Parts, Running};
@@ -48,8 +49,11 @@ impl Readable {
             let Some(path) = file(&archive::segment_name(history, number, size).to_string()) else {
                 return Ok(true);
             };
-            let bytes = std::fs::read(&path).map_err(|e| archive::file_error(&path, &e))?;
-            self.learn(size.start(number), &bytes).map_err(|e| {
+            let read = File::open(&path);
+            let read =
+                read.and_then(|file| archive::in_pieces(file, size.start(number), |at, piece| self.learn(at, piece)));
+            let learned = read.map_err(|e| archive::file_error(&path, &e))?;
+            learned.map_err(|e| {
                 let what = format!("{} cannot be read: {e}", path.display());
                 Error::new(code::SCRATCH, what)
                     .hint("remove the scratch directory: it is made again from the base backup")

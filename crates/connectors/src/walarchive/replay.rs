@@ -72,7 +72,7 @@ impl Replay {
     pub(super) fn create(config: &ReplayConfig) -> Result<Scratch> {
         let scratch = Scratch::create(config.scratch.clone(), &config.backup)?;
         // What an earlier attempt got ready may not be what this one will want.
-        let ready = config.scratch.directory.join("ready");
+        let ready = ready(config);
         if ready.exists() {
             std::fs::remove_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
         }
@@ -100,6 +100,7 @@ impl Replay {
         let applied = stored.map_or(start, |s| s.at);
         let follower =
             Follower::new(config.archive.clone(), identity, history, start, config.patience).at_pace(config.pace);
+        let follower = follower.unpacking_in(ready(&config));
         Ok(Replay {
             follower: follower.staying_until(stored.map_or(start, |s| s.furthest)),
             scan: Scan::new(identity, None, start, applied, room),
@@ -123,12 +124,15 @@ impl Replay {
                     self.readable.change_timeline();
                 }
                 let ready = self.ready();
-                room::for_segment(&ready, segment.name, segment.identity.segment_size)?;
+                // Room for one that stands here already was looked for before.
+                if !segment.is_in_a_file() {
+                    room::for_segment(&ready, segment.name, segment.identity.segment_size)?;
+                }
                 self.scan.take(&segment)?;
                 self.taken.push(segment.name);
                 std::fs::create_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
                 let file = ready.join(segment.name.to_string());
-                std::fs::write(&file, &segment.bytes).map_err(|e| archive::file_error(&file, &e))?;
+                segment.store(&file)?;
                 Ok(None)
             }
         }
@@ -249,7 +253,7 @@ impl Replay {
 
     /// Where segments wait until the gate is opened for them.
     fn ready(&self) -> PathBuf {
-        self.config.scratch.directory.join("ready")
+        ready(&self.config)
     }
 
     /// The scratch server runs and stands here.
@@ -265,8 +269,12 @@ impl Replay {
         }
         self.admit_histories().await?;
         let ready = self.ready();
+        let is_segment = |path: &PathBuf| {
+            let name = path.file_name().and_then(|n| n.to_str());
+            name.and_then(SegmentName::parse).is_some()
+        };
         let mut files: Vec<PathBuf> = match std::fs::read_dir(&ready) {
-            Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
+            Ok(entries) => entries.flatten().map(|e| e.path()).filter(is_segment).collect(),
             Err(_) => Vec::new(),
         };
         files.sort();
@@ -343,6 +351,11 @@ impl Replay {
             number.is_none_or(|number| number >= first)
         })
     }
+}
+
+/// Where segments wait until the gate is opened for them, and where large ones are unpacked.
+pub(super) fn ready(config: &ReplayConfig) -> PathBuf {
+    config.scratch.directory.join("ready")
 }
 
 /// Locks that production holds are not waited for long.

@@ -711,6 +711,10 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
     let gate = config.directory.join("gate").display().to_string();
     let socket = config.directory.join("socket").display().to_string();
     let limits = limits(&control.parameters);
+    // PostgreSQL's own defaults, but at least two segments: with less a server of large ones does not start.
+    let megabytes = control.segment_size.bytes() >> 20;
+    let least_wal = format!("{}MB", (2 * megabytes).max(80));
+    let most_wal = format!("{}MB", (4 * megabytes).max(1024));
     // %% so that a percent sign of the path is not taken for a placeholder; quotes for the shell.
     let shell = format!("'{}'", gate.replace('%', "%%").replace('\'', r"'\''"));
     // A file that is not there is asked for again and again, without a word in the log; one that cannot be read is told.
@@ -727,6 +731,8 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
         // It is told when there is something: looking again and again costs, and fills its log.
         ("wal_retrieve_retry_interval", "1min"),
         ("archive_mode", "off"),
+        ("min_wal_size", &least_wal),
+        ("max_wal_size", &most_wal),
         ("max_standby_archive_delay", "-1"),
         ("max_standby_streaming_delay", "-1"),
         ("autovacuum", "off"),

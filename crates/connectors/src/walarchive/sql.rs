@@ -400,29 +400,56 @@ pub fn delete_by_row(schema: &str, name: &str, columns: &[&str]) -> Result<Strin
     ))
 }
 
-/// The unique constraints of a table that the server checks late, which it does not while triggers are off: their
-/// names, their columns, and whether NULLs count as equal.
+/// Constraints of a table that the server does not look at while triggers are off: the deferrable ones. Each with what its
+/// index holds, and the operators by which rows exclude each other, where it is more than being equal.
 pub const DEFERRABLE: &str = "
-SELECT x.relname::text, (SELECT array_agg(a.attname::text ORDER BY k.nth)
-        FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, nth)
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.nth <= i.indnkeyatts), i.indnullsnotdistinct
+SELECT x.relname::text,
+    ARRAY(SELECT pg_catalog.pg_get_indexdef(x.oid, nth, false) FROM generate_series(1, i.indnkeyatts::int) nth ORDER BY nth),
+    ARRAY(SELECT format('OPERATOR(%I.%s)', s.nspname, o.oprname) FROM unnest(k.conexclop) WITH ORDINALITY AS e (oid, nth)
+        JOIN pg_catalog.pg_operator o ON o.oid = e.oid JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace ORDER BY e.nth),
+    i.indnullsnotdistinct, pg_catalog.pg_get_expr(i.indpred, i.indrelid)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisunique AND NOT i.indimmediate
+JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND NOT i.indimmediate
 JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = x.oid AND k.conrelid = c.oid AND k.conexclop IS NOT NULL
 WHERE n.nspname = $1 AND c.relname = $2 ORDER BY 1";
 
-/// Whether several rows share a value of such a constraint.
-pub fn is_doubled(schema: &str, name: &str, columns: &[&str], nulls_too: bool) -> String {
-    let values: Vec<String> = columns.iter().map(|c| format!("{} IS NOT NULL", ident(c))).collect();
-    let only = match nulls_too {
-        true => String::new(),
-        false => format!(" WHERE {}", values.join(" AND ")),
-    };
-    format!(
-        "SELECT EXISTS (SELECT FROM ONLY {}{only} GROUP BY {} HAVING count(*) > 1)",
-        table(schema, name),
-        idents(columns)
-    )
+/// A deferrable constraint.
+#[derive(Debug, Clone, Default)]
+pub struct Deferrable {
+    /// What its index holds: columns, and expressions.
+    pub values: Vec<String>,
+    /// How two rows exclude each other, one operator for each value; none where equal values do.
+    pub operators: Vec<String>,
+    /// Whether NULLs are equal, too.
+    pub nulls_too: bool,
+    /// Only rows that meet this.
+    pub only: Option<String>,
+}
+
+impl Deferrable {
+    /// Whether rows break it. Of those that exclude each other one came in this transaction.
+    pub fn is_broken(&self, schema: &str, name: &str) -> String {
+        let from = table(schema, name);
+        if self.operators.is_empty() {
+            let values: Vec<String> = self.values.iter().map(|v| format!("{v} IS NOT NULL")).collect();
+            let only = match self.nulls_too {
+                true => String::new(),
+                false => format!(" WHERE {}", values.join(" AND ")),
+            };
+            let values = self.values.join(", ");
+            return format!("SELECT EXISTS (SELECT FROM ONLY {from}{only} GROUP BY {values} HAVING count(*) > 1)");
+        }
+        let numbered = |what: &dyn Fn(usize) -> String| (0..self.values.len()).map(what).collect::<Vec<_>>();
+        let values = numbered(&|n| format!("({}) AS v{n}", self.values[n])).join(", ");
+        let exclude = numbered(&|n| format!("a.v{n} {} b.v{n}", self.operators[n])).join(" AND ");
+        let only = self.only.as_ref().map_or_else(String::new, |p| format!(" WHERE {p}"));
+        let rows = format!("SELECT ctid AS place, xmin AS since, {values} FROM ONLY {from}{only}");
+        format!(
+            "SELECT EXISTS (SELECT FROM ({rows}) a JOIN ({rows}) b ON a.place <> b.place AND {exclude} \
+             WHERE pg_catalog.age(a.since) <= pg_catalog.age(pg_catalog.pg_current_xact_id()::xid))"
+        )
+    }
 }
 
 /// Puts rows of another table in as they are, identities and all.

@@ -206,6 +206,10 @@ fn report_text(report: &LogReport) -> String {
             text.push_str(&format!("{}: {why}\n", table.table));
         }
     }
+    if let Some(status) = &report.status {
+        text.extend(status.silent.iter().map(|silent| format!("SILENT: {silent}\n")));
+        text.extend(status.said.iter().map(|said| format!("fetch says: {said}\n")));
+    }
     for id in &report.waiting {
         text.push_str(&format!("waiting: refresh {id}\n"));
     }

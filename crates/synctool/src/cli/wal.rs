@@ -5,9 +5,9 @@ use super::out::{self, Reply};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{BufWriter, Write as _};
-use std::path::PathBuf;
-use std::sync::mpsc;
-use synctool_connectors::walarchive::archive::{self, Listing};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use synctool_connectors::walarchive::archive::{Listing, Part};
 use synctool_connectors::walarchive::names::Kind;
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{
@@ -165,40 +165,41 @@ fn walk(range: &WalRange, mut each: impl FnMut(&Record<'_>) -> Result<bool>) -> 
         notes: Vec::new(),
     };
     let files = segments(&range.paths)?;
-    // The next segment is read while this one is looked into.
+    // The next piece is read while this one is looked into.
     let (send, read) = mpsc::sync_channel(1);
     let (give_back, spare) = mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
-            for (_, path) in files {
-                let part = archive::read_part(&path, spare.try_recv().unwrap_or_default());
-                // Nobody wants more.
-                if send.send((path, part)).is_err() {
-                    return;
-                }
-            }
-        });
+        scope.spawn(move || read_ahead(files, &send, &spare));
         let mut decoder: Option<Decoder> = None;
-        for (path, part) in read {
-            let (identity, start, bytes) = part?;
+        for piece in read {
+            let Piece {
+                path,
+                identity,
+                start,
+                at,
+                bytes,
+            } = piece?;
             let end = Lsn(start.0.saturating_add(identity.segment_size.bytes()));
             if end <= from || start >= to {
                 continue;
             }
-            walk.segments += 1;
-            walk.identity = Some(identity);
-            let follows = decoder
-                .as_ref()
-                .is_some_and(|d| d.needs() == start && *d.identity() == identity);
-            if !follows && decoder.is_some() {
-                walk.notes
-                    .push(format!("{} does not follow what was read before", path.display()));
+            if at == start {
+                walk.segments += 1;
+                walk.identity = Some(identity);
+                let follows = decoder
+                    .as_ref()
+                    .is_some_and(|d| d.needs() == start && *d.identity() == identity);
+                if !follows {
+                    if decoder.is_some() {
+                        let note = format!("{} does not follow what was read before", path.display());
+                        walk.notes.push(note);
+                    }
+                    decoder = Some(Decoder::seek(identity, start));
+                }
             }
-            let current = match decoder.as_mut().filter(|_| follows) {
-                Some(current) => current,
-                None => decoder.insert(Decoder::seek(identity, start)),
-            };
-            match records(current, start, &bytes, from, to, &mut walk, &mut each) {
+            // Where the log ended within a file, the rest of it means nothing.
+            let Some(current) = &mut decoder else { continue };
+            match records(current, at, &bytes, from, to, &mut walk, &mut each) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(Stopped::Log(pgwal::Error::EndOfLog { at })) => {
@@ -219,6 +220,56 @@ fn walk(range: &WalRange, mut each: impl FnMut(&Record<'_>) -> Result<bool>) -> 
     Ok(walk)
 }
 
+/// A part of a segment.
+struct Piece {
+    path: Arc<Path>,
+    identity: Identity,
+    /// Where the segment begins.
+    start: Lsn,
+    at: Lsn,
+    bytes: Vec<u8>,
+}
+
+/// Reads segments piece by piece, until that fails or nobody wants more.
+fn read_ahead(
+    files: Vec<(Option<SegmentName>, PathBuf)>,
+    send: &mpsc::SyncSender<Result<Piece>>,
+    spare: &mpsc::Receiver<Vec<u8>>,
+) {
+    let mut memory = Vec::new();
+    for (_, path) in files {
+        match read_file(&path, send, spare, &mut memory) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return drop(send.send(Err(error))),
+        }
+    }
+}
+
+/// Says whether somebody wants more.
+fn read_file(
+    path: &Path,
+    send: &mpsc::SyncSender<Result<Piece>>,
+    spare: &mpsc::Receiver<Vec<u8>>,
+    memory: &mut Vec<u8>,
+) -> Result<bool> {
+    let mut part = Part::open(path)?;
+    let path: Arc<Path> = path.into();
+    while let Some(at) = part.next(memory)? {
+        let piece = Piece {
+            path: path.clone(),
+            identity: part.identity,
+            start: part.start,
+            at,
+            bytes: std::mem::replace(memory, spare.try_recv().unwrap_or_default()),
+        };
+        if send.send(Ok(piece)).is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 enum Stopped {
     Log(pgwal::Error),
     Us(Error),
@@ -226,14 +277,14 @@ enum Stopped {
 
 fn records(
     decoder: &mut Decoder,
-    start: Lsn,
+    at: Lsn,
     bytes: &[u8],
     from: Lsn,
     to: Lsn,
     walk: &mut Walk,
     each: &mut impl FnMut(&Record<'_>) -> Result<bool>,
 ) -> Result<bool, Stopped> {
-    let mut feed = decoder.feed(start, bytes).map_err(Stopped::Log)?;
+    let mut feed = decoder.feed(at, bytes).map_err(Stopped::Log)?;
     while let Some(record) = feed.next().map_err(Stopped::Log)? {
         if record.lsn() >= to {
             return Ok(false);

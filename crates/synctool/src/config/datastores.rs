@@ -175,6 +175,8 @@ pub struct Archived {
     pub schema: At<String>,
     /// How often the archive is looked at.
     pub frequency: Span,
+    /// How often it should bring something.
+    pub archive_interval: Span,
 }
 
 /// How to reach a MySQL or MariaDB server.
@@ -588,6 +590,8 @@ pub(super) struct WalArchiveEntry {
     schema: Option<At<String>>,
     /// How often the archive is looked at. Default: 10s.
     frequency: Option<At<Span>>,
+    /// T: an archive that brought nothing for three times as long is told. Default: 10m.
+    archive_interval: Option<At<Span>>,
     /// The directory into which production archives its log; paths are relative to this file.
     archive_dir: Option<At<PathBuf>>,
     /// In place of archive_dir: a command that fetches the file %f to %p, and fails if there is none.
@@ -785,6 +789,7 @@ fn datastore(
             };
             about = (entry.description, entry.tags);
             let frequency = span(entry.frequency, 10, "frequency", errors);
+            let archive_interval = span(entry.archive_interval, 600, "archive_interval", errors);
             if entry.dbname.is_none() {
                 errors.push(missing("dbname", "name production's database"));
             }
@@ -800,6 +805,7 @@ fn datastore(
                 database,
                 schema: entry.schema.unwrap_or_else(|| "public".into()),
                 frequency,
+                archive_interval,
             }))
         }
         DatastoreEntry::ClickHouse(_) => Connection::NotYet {

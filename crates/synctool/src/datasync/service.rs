@@ -2,12 +2,12 @@
 //! whatever passes. What happened stands in the local database.
 
 use super::{host, local, settings};
-use crate::config::{ArchivePlace, DataSync as Config};
+use crate::config::DataSync as Config;
 use std::time::{Duration, Instant};
 use synctool_connectors::walarchive::board::Quiet;
 use synctool_connectors::walarchive::journal::Entry;
 use synctool_connectors::walarchive::{
-    Board, Claim, DataSync, Listing, ReplayConfig, Scratch, Step, SyncConfig, Waiting,
+    Board, Claim, DataSync, ReplayConfig, Scratch, Step, SyncConfig, Waiting, silence,
 };
 use synctool_core::error::{Error, Result, code};
 use tokio_util::sync::CancellationToken;
@@ -263,30 +263,8 @@ impl Service {
 
     /// What is to be told of an archive that has been silent for too long.
     fn silence(&self, quiet: Quiet, said: Option<&str>) -> Option<String> {
-        let interval = self.config.archive_interval;
-        let is_long = |age: &Duration| *age >= interval * 3;
-        let expected = format!("expected is one every {} s", interval.as_secs());
-        let idle = "production is idle, or archives no more";
-        match &self.config.wal.archive {
-            ArchivePlace::Directory(directory) => {
-                let newest = Listing::of(directory).ok()?.newest?;
-                let age = newest.elapsed().ok().filter(is_long)?.as_secs();
-                Some(format!(
-                    "the newest file of the archive is {age} s old, {expected}: {idle}"
-                ))
-            }
-            place => {
-                let age = Some(quiet.lasts).filter(is_long)?.as_secs();
-                let told = format!("no segment was taken for {age} s, {expected}: {idle}");
-                Some(match (place, said) {
-                    (ArchivePlace::Command(_), Some(said)) => {
-                        format!("{told}, or wal_fetch_command cannot ask ({said})")
-                    }
-                    (ArchivePlace::Command(_), None) => format!("{told}, or wal_fetch_command cannot ask"),
-                    _ => told,
-                })
-            }
-        }
+        let archive = settings(&self.config).ok()?.replay.archive;
+        silence(&archive, self.config.archive_interval, quiet.lasts, said)
     }
 
     async fn failed(&mut self, error: &Error) {

@@ -579,6 +579,52 @@ fn a_table_without_a_key_is_followed_where_that_is_wished() {
 }
 
 /// What is not the log that was followed is refused, and changes nothing.
+/// An archive that brings nothing any more looks like a production in which nothing happens: it is told, with what the
+/// command says.
+#[test]
+fn a_command_that_cannot_ask_any_more_is_told() {
+    let stage = Stage::new(PgVersion::V18);
+    let script = "if [ -e \"$0.broken\" ]; then echo 'the token has expired' >&2; exit 1; fi; exec cp \"$(dirname \"$0\")/archive/$1\" \"$2\"";
+    std::fs::write(stage.path("fetch"), script).expect("written");
+    let file = stage.path("shop.yaml");
+    let text = std::fs::read_to_string(&file).expect("the pipeline");
+    let fetch = format!(
+        "wal_fetch_command: sh {} %f %p\n    archive_interval: 200ms",
+        stage.path("fetch").display()
+    );
+    std::fs::write(&file, text.replace("archive_dir: archive", &fetch)).expect("written");
+    stage.backup();
+    stage.catch_up();
+    let running = stage.start();
+    let status = || {
+        let (_, out, _) = stage.run(&["cdc", "status", "shop.yaml", "--output", "json"]);
+        serde_json::from_str::<Value>(&out).expect("JSON")
+    };
+    std::fs::write(stage.path("fetch.broken"), "").expect("written");
+    let says = "exit status 1: the token has expired";
+    wait_for("a word about the silence", PATIENCE, || {
+        let status = status();
+        match status["silent"].as_str().is_some_and(|text| text.contains(says)) {
+            true => Ok(()),
+            false => Err(format!("{status:#}")),
+        }
+    });
+    let (_, out, err) = stage.run(&["cdc", "status", "shop.yaml"]);
+    for part in [
+        "SILENT: no segment was taken for",
+        "wal_fetch_command cannot ask",
+        "fetch says: exit status 1",
+    ] {
+        assert!(out.contains(part), "no {part:?} in\n{out}\n{err}");
+    }
+    // Once it can ask again, there is nothing to tell.
+    std::fs::remove_file(stage.path("fetch.broken")).expect("removed");
+    stage.happens(&change(1));
+    wait_for("the rows", PATIENCE, || stage.different().is_empty());
+    stop(running);
+    stage.same("after all");
+}
+
 #[test]
 fn another_log_is_refused() {
     let stage = Stage::new(PgVersion::V18);

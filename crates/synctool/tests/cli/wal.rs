@@ -5,11 +5,17 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
-use synctool_testkit::{PgVersion, Postgres};
+use synctool_testkit::{PgVersion, Postgres, PostgresBuilder};
 
 /// A directory with the log of a server, the table's file, and what pg_waldump counts.
 fn log(home: &Home, version: PgVersion) -> (Postgres, String, BTreeMap<String, u64>) {
-    let server = Postgres::builder(version).setting("wal_keep_size", "1GB").start();
+    log_of(home, Postgres::builder(version), "")
+}
+
+/// The same of a server that is unlike others, and has done more.
+fn log_of(home: &Home, builder: PostgresBuilder, more: &str) -> (Postgres, String, BTreeMap<String, u64>) {
+    let server = builder.setting("wal_keep_size", "1GB").start();
+    server.psql(more);
     server.psql(
         "CREATE TABLE t (id int PRIMARY KEY, body text);
          INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 5000) g; CHECKPOINT;
@@ -46,17 +52,23 @@ fn log(home: &Home, version: PgVersion) -> (Postgres, String, BTreeMap<String, u
     (server, file, counts)
 }
 
-fn the_counts_are_those_of_pg_waldump(version: PgVersion) {
-    let home = Home::new();
-    let (_server, file, expected) = log(&home, version);
-    let ran = home.run(&["wal", "stats", "archive", "--output", "json"]);
+/// What we count in a directory, and what else we say of it.
+fn counted(home: &Home, directory: &str) -> (BTreeMap<String, u64>, Value) {
+    let ran = home.run(&["wal", "stats", directory, "--output", "json"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
     let rmgrs = json["rmgrs"].as_array().unwrap();
-    let found: BTreeMap<String, u64> = rmgrs
+    let found = rmgrs
         .iter()
         .map(|r| (r["rmgr"].as_str().unwrap().into(), r["records"].as_u64().unwrap()))
         .collect();
+    (found, json)
+}
+
+fn the_counts_are_those_of_pg_waldump(version: PgVersion) {
+    let home = Home::new();
+    let (_server, file, expected) = log(&home, version);
+    let (found, json) = counted(&home, "archive");
     assert_eq!(found, expected);
     assert_eq!(json["server"]["major"], version.major());
 
@@ -151,6 +163,44 @@ fn the_log_of_postgresql_15_is_read() {
 #[test]
 fn the_log_of_postgresql_18_is_read() {
     the_counts_are_those_of_pg_waldump(PgVersion::V18);
+}
+
+/// Segments that are not read whole into memory: records lie across the borders of their pieces.
+#[test]
+fn large_segments_are_counted_as_pg_waldump_counts_them() {
+    let home = Home::new();
+    let large = Postgres::builder(PgVersion::V18).initdb("--wal-segsize=64");
+    let fill = "CREATE TABLE wide (id int PRIMARY KEY, body text);
+        INSERT INTO wide SELECT g, repeat(md5(g::text), 50) FROM generate_series(1, 25000) g; SELECT pg_switch_wal();
+        INSERT INTO wide SELECT g, repeat(md5(g::text), 50) FROM generate_series(25001, 50000) g";
+    let (_server, _, expected) = log_of(&home, large.setting("min_wal_size", "256MB"), fill);
+    let (found, json) = counted(&home, "archive");
+    assert_eq!(found, expected);
+    assert_eq!(json["server"]["segment_size"], 64 << 20);
+    // Packed the same, and the same in order: each record follows the one before.
+    fs::create_dir(home.path("packed")).unwrap();
+    for path in files_in(&home, "archive") {
+        let packed = Command::new("gzip").arg("-1c").arg(&path).output().unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        fs::write(home.path("packed").join(name + ".gz"), packed.stdout).unwrap();
+    }
+    let (packed, same) = counted(&home, "packed");
+    assert_eq!((packed, &same), (expected, &json));
+    // One that ends within a piece: what stands before is counted, and the rest is not looked at.
+    let mut names: Vec<_> = files_in(&home, "archive");
+    names.sort();
+    let mut cut = fs::read(&names[0]).unwrap();
+    cut[20 << 20..].fill(0);
+    fs::create_dir(home.path("cut")).unwrap();
+    fs::write(home.path("cut").join(names[0].file_name().unwrap()), cut).unwrap();
+    let (some, json) = counted(&home, "cut");
+    assert!(some["Heap"] > 5000 && some["Heap"] < 25000, "{some:?}");
+    assert_eq!(json["notes"].as_array().unwrap().len(), 1, "{json:#}");
+}
+
+fn files_in(home: &Home, directory: &str) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(home.path(directory)).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
 }
 
 #[test]

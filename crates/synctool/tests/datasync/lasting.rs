@@ -1,5 +1,6 @@
 //! Much at once, and for long.
 
+use super::witness::{Proved, Witness};
 use super::{PATIENCE, World, kill};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -88,7 +89,8 @@ fn ask(world: &World, what: u64) {
     let _ = world.run(request);
 }
 
-/// The service under load, with its processes killed at random; after every pause both sides are equal.
+/// The service under load, with its processes killed at random; at every stored place both sides are equal, as a standby
+/// and a trigger have it that know nothing of us.
 #[test]
 #[allow(clippy::print_stdout, reason = "a soak says how much it did")]
 fn random_load_and_random_kills() {
@@ -109,8 +111,10 @@ fn random_load_and_random_kills() {
          INSERT INTO nokey SELECT g % 20, NULLIF('v' || g % 3, 'v0') FROM generate_series(1, 300) g; INSERT INTO parted SELECT g, 1 + g % 2 FROM generate_series(1, 200) g;
          INSERT INTO wide (body) SELECT repeat(md5(g::text), 200) FROM generate_series(1, 40) g",
     );
+    let witness = Witness::of(&world);
     world.ready();
     world.add(SELECTED);
+    witness.watch(&world);
     world.run(&["start"]).ok();
     // The next of a sequence that a seed determines.
     let mut state: u64 = std::env::var("SYNCTOOL_TEST_SEED")
@@ -124,7 +128,7 @@ fn random_load_and_random_kills() {
         (state >> 33) % below
     };
     let end = Instant::now() + length;
-    let (mut rounds, mut kills, mut proved) = (0, 0, 0);
+    let (mut rounds, mut kills, mut proved, mut all) = (0, 0, 0, Proved::default());
     while Instant::now() < end {
         rounds += 1;
         let ended = AtomicBool::new(false);
@@ -200,11 +204,15 @@ fn random_load_and_random_kills() {
             .local
             .psql("SELECT table_name, why FROM data_sync_tables WHERE state <> 'synced'");
         assert_eq!(paused, "", "round {rounds}");
+        all.add(witness.prove(&world));
     }
     world.run(&["stop"]).ok();
+    all.add(witness.prove(&world));
+    assert_eq!(Witness::missed(&world), "", "a stored place that nobody looked at");
+    assert!(all.tables > all.locked, "{all:?}");
     let wrong = "SELECT message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
     assert_eq!(world.local.psql(wrong), "");
     assert!(proved > 0, "no table could be compared under load");
     assert!(!soak || kills > 0, "{rounds} rounds without a kill");
-    println!("{rounds} rounds, {kills} kills, {proved} tables equal under load");
+    println!("{rounds} rounds, {kills} kills, {proved} tables equal under load; {all:?}");
 }

@@ -5,6 +5,7 @@ mod ran;
 
 mod door;
 mod down;
+mod guide;
 mod killed;
 mod lasting;
 mod looks;
@@ -16,6 +17,7 @@ mod silent;
 mod tables;
 mod troubles;
 mod types;
+mod witness;
 
 use ran::{Ran, program};
 use serde_json::Value;

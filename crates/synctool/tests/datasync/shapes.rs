@@ -1,6 +1,7 @@
 //! Rows, transactions and tables of every shape arrive as they are.
 
-use super::{World, followed, rows};
+use super::{World, files, followed, rows};
+use std::process::Command;
 use synctool_testkit::PgVersion;
 
 fn a_long_transaction_arrives_when_it_commits(version: PgVersion) {
@@ -347,4 +348,38 @@ fn old_lines_of_the_log_are_removed() {
     world.configure("LOG_RETENTION_DAYS = \"30\"\n");
     world.run(&["run-once"]).ok();
     assert_eq!(left(&world), "1,29 1");
+}
+
+/// Segments that are too large for memory: copied, followed, packed, and found again after a kill.
+#[test]
+fn segments_of_another_size_are_followed() {
+    let world = World::with(
+        PgVersion::V18,
+        "CREATE TABLE t (id int PRIMARY KEY, body text)",
+        |production| production.initdb("--wal-segsize=64").setting("min_wal_size", "256MB"),
+    );
+    world
+        .production
+        .psql("INSERT INTO t SELECT g, repeat(md5(g::text), 50) FROM generate_series(1, 20000) g");
+    world.ready();
+    world.add(&["t"]);
+    world.run(&["run-once"]).ok();
+    world.same(&["t"]);
+    for round in 0..2 {
+        world.production.psql(&format!(
+            "INSERT INTO t SELECT g, repeat(md5(g::text), 50) FROM generate_series(100000 + {round} * 20000, 119999 + {round} * 20000) g;
+             DELETE FROM t WHERE id % 10 = {round}; UPDATE t SET body = 'changed' WHERE id % 10 = 5"
+        ));
+        world.archived();
+        let mut plain = files(&world.path("archive"));
+        plain.retain(|file| file.extension().is_none());
+        assert!(Command::new("gzip").arg("-1").args(&plain).status().unwrap().success());
+        world.once().at("datasync.planned", 1).run().assert_killed();
+        world.run(&["run-once"]).ok();
+        world.same(&["t"]);
+        assert!(files(&world.path("scratch/ready")).is_empty());
+    }
+    let (_, status) = world.json(&["status"]);
+    assert_eq!(status["archive"]["silent"], false, "{status:#}");
+    world.run(&["verify"]).ok();
 }

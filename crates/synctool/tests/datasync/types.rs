@@ -175,6 +175,67 @@ fn deferrable_keys_let_no_row_in_twice() {
     assert_eq!(world.local.psql("SELECT count(*) FROM loose"), "1");
 }
 
+/// Exclusions that are checked late: what changes hands within a transaction arrives, and rows that break one are found.
+#[test]
+fn deferrable_exclusions_let_no_row_in_that_breaks_them() {
+    let schema = "CREATE TABLE late (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&) DEFERRABLE INITIALLY DEFERRED);
+        CREATE TABLE odd (id int PRIMARY KEY, a int, b int, kind int NOT NULL, \"Room\" int4range DEFAULT '[1,2)',
+            EXCLUDE USING gist (int4range(a, b, '[]') WITH &&, \"Room\" WITH =) WHERE (kind > 0) DEFERRABLE INITIALLY DEFERRED);
+        CREATE TABLE plain (v int, n int, EXCLUDE USING btree (v WITH =) DEFERRABLE);
+        CREATE TABLE rooms (room int4range, during int4range, n int, PRIMARY KEY (room, during WITHOUT OVERLAPS));
+        CREATE TABLE good (id int PRIMARY KEY)";
+    let tables = ["late", "odd", "plain", "rooms", "good"];
+    let world = followed(
+        schema,
+        "INSERT INTO late SELECT g, int4range(g * 10, g * 10 + 10) FROM generate_series(1, 50) g;
+         INSERT INTO odd SELECT g, g * 10, g * 10 + 9, g % 2 FROM generate_series(1, 50) g; INSERT INTO plain SELECT g, g FROM generate_series(1, 50) g;
+         INSERT INTO rooms SELECT '[1,2)', int4range(g, g + 1), g FROM generate_series(1, 50) g",
+        &tables,
+    );
+    // Each row takes the place of another one: in between they are in each other's way.
+    world.production.psql(
+        "BEGIN; UPDATE late SET during = int4range(510 - id * 10, 520 - id * 10); UPDATE odd SET a = 510 - id * 10, b = 519 - id * 10 WHERE kind > 0;
+         SET CONSTRAINTS ALL DEFERRED; UPDATE plain SET v = 51 - v; COMMIT;
+         UPDATE odd SET kind = 0 WHERE id = 1; INSERT INTO odd VALUES (100, 495, 505, 1), (101, 0, 1000, 0);
+         BEGIN; DELETE FROM rooms WHERE n = 7; UPDATE rooms SET during = '[7,9)' WHERE n = 8; COMMIT",
+    );
+    world.sync();
+    world.same(&tables);
+    // Somebody was faster here: the table is copied anew, and the others go on.
+    world.local.psql(
+        "INSERT INTO late VALUES (200, '[1000,1010)'); INSERT INTO odd VALUES (200, 2000, 2010, 1); INSERT INTO plain VALUES (200, 0)",
+    );
+    world.production.psql(
+        "INSERT INTO late VALUES (201, '[1005,1006)'); INSERT INTO odd VALUES (201, 2010, 2020, 1); INSERT INTO plain VALUES (200, 1); INSERT INTO good VALUES (1)",
+    );
+    world.sync();
+    world.same(&tables);
+    let healed = "SELECT string_agg(table_name, ' ' ORDER BY table_name) FROM data_sync_logs WHERE event = 'healed' AND message LIKE '%break the constraint%'";
+    assert_eq!(world.local.psql(healed), "public.late public.odd public.plain");
+    world.run(&["verify"]).ok();
+    // One that only the local table has.
+    let world = followed(
+        "CREATE TABLE loose (id int PRIMARY KEY, during int4range)",
+        "INSERT INTO loose VALUES (1, '[1,10)')",
+        &["loose"],
+    );
+    world
+        .local
+        .psql("ALTER TABLE loose ADD EXCLUDE USING gist (during WITH &&) DEFERRABLE INITIALLY DEFERRED");
+    world.production.psql("INSERT INTO loose VALUES (2, '[5,6)')");
+    world.sync();
+    let state = world.state("public.loose");
+    assert!(
+        state.starts_with("paused: ") && state.contains("loose_during_excl") && state.contains("resync public.loose"),
+        "{state}"
+    );
+    assert_eq!(world.local.psql("SELECT count(*) FROM loose"), "1");
+    world.local.psql("ALTER TABLE loose DROP CONSTRAINT loose_during_excl");
+    world.run(&["resync", "--wait", "0", "loose"]).ok();
+    world.run(&["run-once"]).ok();
+    world.same(&["loose"]);
+}
+
 /// What cannot be counted row by row is said to be incomplete, and nothing else is.
 #[test]
 fn counts_that_are_not_whole_are_marked() {

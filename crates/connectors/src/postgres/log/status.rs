@@ -53,6 +53,10 @@ pub struct LogStatus {
     pub applied_up_to: Option<i64>,
     /// What holds still on request.
     pub paused: Pause,
+    /// What is to be told of an archive that has brought nothing for too long.
+    pub silent: Option<String>,
+    /// What the archive's command said that did not bring the next segment.
+    pub said: Option<String>,
     /// The tables that are followed.
     pub tables: Vec<TableStatus>,
 }
@@ -176,6 +180,8 @@ struct Picture {
     cancelled: Vec<Cancelled>,
     /// Followed tables whose changes do not come any more, and why.
     absent: BTreeMap<String, String>,
+    /// What is to be told of an archive that brings nothing, and what its command said.
+    quiet: (Option<String>, Option<String>),
     /// Rows of the active backfill of late.
     rate: VecDeque<(Instant, u64)>,
     /// How people write a place.
@@ -198,6 +204,7 @@ impl Default for Picture {
             pending: Vec::new(),
             cancelled: Vec::new(),
             absent: BTreeMap::new(),
+            quiet: (None, None),
             rate: VecDeque::new(),
             shown: lsn,
             files: Vec::new(),
@@ -277,6 +284,11 @@ impl Steering {
             tracing::warn!(table, "{why}");
         }
         picture.absent = now;
+    }
+
+    /// How an archive that was looked at is silent, and what its command said.
+    pub(crate) fn is_quiet(&self, silent: Option<String>, said: Option<String>) {
+        self.picture().quiet = (silent, said);
     }
 
     pub(crate) fn durable(&self, position: Standing) {
@@ -394,6 +406,8 @@ impl Steering {
             eta_seconds: None,
             applied_up_to: picture.durable.as_ref().and_then(|p| p.committed_at),
             paused: self.requests.paused(),
+            silent: picture.quiet.0.clone(),
+            said: picture.quiet.1.clone(),
             tables: tables(watched, &picture.pending, &picture.cancelled),
         };
         status.lag_rows = status.lag_bytes.and_then(|lag| picture.rows_in(lag));
@@ -555,6 +569,8 @@ pub(crate) fn at_rest(
         eta_seconds: None,
         applied_up_to: committed_at,
         paused: Pause::None,
+        silent: None,
+        said: None,
         tables: match beside {
             Some(beside) => tables(&Watched::of(plan), &beside.pending, &beside.cancelled),
             None => tables(&Watched::of(plan), &first_pending(plan), &[]),

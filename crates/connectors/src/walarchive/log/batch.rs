@@ -20,7 +20,7 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::schema::{Column, TableId};
 use synctool_core::text;
-use synctool_pgwal::RelFile;
+use synctool_pgwal::{RelFile, SegmentName};
 
 /// Addresses in one statement.
 const CHUNK: usize = 5_000;
@@ -30,7 +30,26 @@ pub(super) enum Step {
     /// A batch: the scratch server stands behind it.
     Batch(Box<Difference>),
     /// Nothing new.
-    Idle(Waiting),
+    Idle(Idle),
+}
+
+/// What a look at the archive saw that brought nothing.
+pub(super) struct Idle {
+    pub(super) why: Waiting,
+    /// The segment that is awaited.
+    pub(super) awaited: SegmentName,
+    /// What the command said that did not bring it.
+    pub(super) said: Option<String>,
+}
+
+impl Step {
+    fn idle(replay: &Replay, why: Waiting) -> Step {
+        Step::Idle(Idle {
+            why,
+            awaited: replay.follower.awaited(),
+            said: replay.follower.said().map(str::to_owned),
+        })
+    }
 }
 
 /// What is to be handed out of a batch.
@@ -149,12 +168,12 @@ pub(super) async fn step(rows: &Rows, shapes: &Shapes, position: &LogPosition, b
         }
         None if replay.passing.is_some() => match world.pass_over(replay, owner, position.at).await? {
             Ok(beyond) => beyond,
-            Err(why) => return Ok(Step::Idle(why)),
+            Err(why) => return Ok(Step::idle(replay, why)),
         },
         None => {
             let batch = match replay.take_next(position.at).await? {
                 Ok(batch) => batch,
-                Err(why) => return Ok(Step::Idle(why)),
+                Err(why) => return Ok(Step::idle(replay, why)),
             };
             world.is(Place::Moving);
             // The gate is still shut: the scratch server stands at the old place.
@@ -170,7 +189,7 @@ pub(super) async fn step(rows: &Rows, shapes: &Shapes, position: &LogPosition, b
         replay.scan.resume(batch);
         (batch, kept) = match world.pass_over(replay, owner, position.at).await? {
             Ok(beyond) => beyond,
-            Err(why) => return Ok(Step::Idle(why)),
+            Err(why) => return Ok(Step::idle(replay, why)),
         };
     }
     failpoint("archive.replayed")?;

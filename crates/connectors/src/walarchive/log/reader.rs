@@ -1,8 +1,8 @@
 //! The reader of the archived log: batch after batch, each as one transaction.
 
 use super::super::replay::by_address;
-use super::super::{sql, tables};
-use super::batch::{Difference, Job, Step, at_addresses, step};
+use super::super::{silence, sql, tables};
+use super::batch::{Difference, Idle, Job, Step, at_addresses, step};
 use super::chunks::{Marks, Rows};
 use super::kept::{self, Kept, Texts};
 use super::position::LogPosition;
@@ -26,7 +26,7 @@ use synctool_core::progress::Position;
 use synctool_core::schema::{Column, SchemaDifference};
 use synctool_core::source::{ReadContext, Reader};
 use synctool_core::text::ColumnBuilder;
-use synctool_pgwal::Lsn;
+use synctool_pgwal::{Lsn, SegmentName};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -48,6 +48,16 @@ pub(super) struct Shared {
     pub(super) options: LogOptions,
     /// How often the archive is looked at.
     pub(super) frequency: Duration,
+    /// How often it should bring something.
+    pub(super) interval: Duration,
+}
+
+/// A segment that is awaited.
+struct Quiet {
+    awaited: SegmentName,
+    since: Instant,
+    /// That it is awaited for too long was told.
+    told: bool,
 }
 
 enum Phase {
@@ -80,6 +90,7 @@ pub(super) struct LogReader {
     phase: Phase,
     /// The archive had nothing more when it was looked at last.
     ended: bool,
+    quiet: Option<Quiet>,
     out: VecDeque<Event>,
 }
 
@@ -101,6 +112,7 @@ impl LogReader {
             durable: durable.then_some(position.at),
             phase: Phase::Standing,
             ended: false,
+            quiet: None,
             shared,
             context,
             position,
@@ -179,11 +191,14 @@ impl LogReader {
         match step {
             Step::Batch(difference) => {
                 self.ended = false;
+                self.quiet = None;
+                self.shared.steering.is_quiet(None, None);
                 self.hand_out(difference);
             }
-            Step::Idle(why) => {
-                tracing::debug!(%why, "nothing new in the archive");
-                let passing = why.is_trouble();
+            Step::Idle(idle) => {
+                tracing::debug!(why = %idle.why, "nothing new in the archive");
+                let passing = idle.why.is_trouble();
+                self.listen(idle);
                 self.ended = !passing;
                 if self.ended {
                     self.shared.rows.world.is_well();
@@ -196,6 +211,31 @@ impl LogReader {
             }
         }
         Ok(())
+    }
+
+    /// Tells once for each segment that is awaited that the archive has brought nothing for too long.
+    fn listen(&mut self, idle: Idle) {
+        let quiet = match self.quiet.take().filter(|quiet| quiet.awaited == idle.awaited) {
+            Some(quiet) => quiet,
+            None => Quiet {
+                awaited: idle.awaited,
+                since: Instant::now(),
+                told: false,
+            },
+        };
+        let quiet = self.quiet.insert(quiet);
+        let archive = &self.shared.rows.world.config().archive;
+        let silent = silence(
+            archive,
+            self.shared.interval,
+            quiet.since.elapsed(),
+            idle.said.as_deref(),
+        );
+        if let Some(text) = silent.as_ref().filter(|_| !quiet.told) {
+            tracing::warn!("{text}");
+            quiet.told = true;
+        }
+        self.shared.steering.is_quiet(silent, idle.said);
     }
 
     /// Everything that was wanted is handed out.

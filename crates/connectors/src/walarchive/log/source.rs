@@ -2,7 +2,7 @@
 
 use super::super::examine;
 use super::super::follow::{Follower, Next, Waiting};
-use super::super::replay::{ReplayConfig, history, identity};
+use super::super::replay::{ReplayConfig, history, identity, ready};
 use super::super::{sql, tables};
 use super::batch::{first, is_parted, parts};
 use super::capture;
@@ -39,6 +39,9 @@ use synctool_pgwal::Lsn;
 /// What to do about a log that cannot be followed on.
 const REPAIR: &str = "with a base backup and an archive that reach on from now, run with --repair: every table is compared and made equal";
 
+/// How often an archive should bring something where nobody says it.
+const INTERVAL: Duration = Duration::from_secs(600);
+
 /// The archived log of a PostgreSQL server, and the tables of one of its databases.
 ///
 /// [`ArchiveLog::follow`] says which tables it is about, as the plan has them; then the engine follows it. Where the
@@ -49,6 +52,7 @@ pub struct ArchiveLog {
     tables: PostgresSource,
     schema: String,
     frequency: Duration,
+    interval: Duration,
     options: LogOptions,
     followed: Mutex<Vec<Followed>>,
     /// Where the log begins for a plan that goes on where another stood.
@@ -65,6 +69,13 @@ impl ArchiveLog {
         Ok(ArchiveLog::of(world, schema, frequency, options))
     }
 
+    /// How often the archive should bring something; one that brought nothing for three times as long is told.
+    #[must_use]
+    pub fn expecting(mut self, interval: Duration) -> ArchiveLog {
+        self.interval = interval;
+        self
+    }
+
     /// The tables where the scratch server stands, whoever follows the log.
     pub async fn standing(config: ReplayConfig, schema: &str) -> Result<ArchiveLog> {
         let world = World::new(config, None, schema)?;
@@ -79,6 +90,7 @@ impl ArchiveLog {
             world: Arc::new(world),
             schema: schema.into(),
             frequency,
+            interval: INTERVAL,
             options,
             followed: Mutex::default(),
             from: Mutex::default(),
@@ -202,7 +214,8 @@ impl ArchiveLog {
         check_system(stored, control.system)?;
         let archive = &self.world.config().archive;
         let history = history(archive, stored.timeline).await?;
-        let mut follower = Follower::new(archive.clone(), identity(&control)?, history, stored.at, 0);
+        let follower = Follower::new(archive.clone(), identity(&control)?, history, stored.at, 0);
+        let mut follower = follower.unpacking_in(ready(self.world.config()));
         match follower.next().await? {
             Next::Waiting(why @ Waiting::Gap { .. }) => Err(Error::new(code::WAL_MISSING, why.to_string())),
             Next::Segment(_) | Next::Waiting(_) => Ok(()),
@@ -301,6 +314,7 @@ impl ArchiveLog {
             steering: self.steering.clone(),
             options: self.options.clone(),
             frequency: self.frequency,
+            interval: self.interval,
         };
         let mut open = match begun {
             Some(kept) => Open::Begun(kept),

@@ -269,9 +269,9 @@ impl DataSync {
                 None
             }
         };
-        if let Some(constraint) = self.doubled(table).await? {
+        if let Some(constraint) = self.broken(table).await? {
             return Err(match work {
-                Work::Rows(_) => diverged(table, &format!("several rows share a value of {constraint}")),
+                Work::Rows(_) => diverged(table, &format!("rows break the constraint {constraint}")),
                 _ => {
                     let what = format!(
                         "rows of {} do not fit the local constraint {constraint}",
@@ -284,9 +284,8 @@ impl DataSync {
         Ok(net)
     }
 
-    /// A deferrable constraint of the local table of which several rows share a value: the server does not look while
-    /// triggers are off.
-    async fn doubled(&self, table: &Table) -> Result<Option<String>> {
+    /// A deferrable constraint of the local table that rows break: the server does not look while triggers are off.
+    async fn broken(&self, table: &Table) -> Result<Option<String>> {
         let (schema, name) = (&table.name.0, &table.name.1);
         let run = |e| {
             self.local
@@ -294,9 +293,13 @@ impl DataSync {
         };
         let constraints = self.local.query(sql::DEFERRABLE, &[schema, name]).await.map_err(run)?;
         for row in constraints {
-            let columns: Vec<String> = row.get(1);
-            let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-            let ask = sql::is_doubled(schema, name, &columns, row.get(2));
+            let constraint = sql::Deferrable {
+                values: row.get(1),
+                operators: row.get(2),
+                nulls_too: row.get(3),
+                only: row.get(4),
+            };
+            let ask = constraint.is_broken(schema, name);
             if self.local.query_one(&ask, &[]).await.map_err(run)?.get(0) {
                 return Ok(Some(row.get(0)));
             }

@@ -5,9 +5,11 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use synctool_connectors::walarchive::{Archive, Bucket, BucketConfig, Waiting};
+use synctool_connectors::walarchive::archive::PIECE;
+use synctool_connectors::walarchive::{Archive, Bucket, BucketConfig, Next, Waiting};
 use synctool_core::error::code;
-use synctool_testkit::{PgVersion, S3};
+use synctool_pgwal::{Lsn, PAGE_SIZE};
+use synctool_testkit::{PgVersion, Postgres, S3};
 
 /// Puts a file into the archive the way the nth tool would.
 fn archive(nth: usize, name: &str, content: &[u8], archive: &Path) {
@@ -263,6 +265,92 @@ async fn trouble_is_told_apart() {
     let error = drain(&mut follower).await.unwrap_err();
     assert_eq!(error.code(), code::WAL_DAMAGED);
     assert!(error.message().contains("two different files"), "{error}");
+}
+
+/// Of a segment that is larger than usual only a piece is in memory, however it is packed; it is checked as every other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_segment_is_never_in_memory_as_a_whole() {
+    let server = Postgres::builder(PgVersion::V18)
+        .initdb("--wal-segsize=64")
+        .setting("min_wal_size", "256MB")
+        .setting("wal_keep_size", "1GB")
+        .setting("autovacuum", "off")
+        .start();
+    server.psql("CREATE TABLE t (id serial PRIMARY KEY, body text)");
+    // Records lie across the borders of pieces.
+    for _ in 0..2 {
+        server.psql(
+            "INSERT INTO t (body) SELECT repeat(md5(g::text), 50) FROM generate_series(1, 25000) g; SELECT pg_switch_wal()",
+        );
+    }
+    let finished = super::finished(&server);
+    let [(first, path), (second, next)] = &finished[..2] else {
+        panic!("{finished:?}")
+    };
+    let (whole, other) = (fs::read(path).unwrap(), fs::read(next).unwrap());
+    let place = tempfile::tempdir().unwrap();
+    let (archived, ready) = (place.path().join("archive"), place.path().join("ready"));
+    let open = |patience| {
+        let follower = follower(Archive::Directory(archived.clone()), path, patience);
+        follower.unpacking_in(ready.clone())
+    };
+    let again = |nth: usize| {
+        let _ = fs::remove_dir_all(&archived);
+        archive(nth, first, &whole, &archived);
+    };
+    // Plain, and packed.
+    for nth in [0, 3] {
+        again(nth);
+        let Next::Segment(segment) = open(0).next().await.unwrap() else {
+            panic!("it is whole")
+        };
+        let (mut pieces, mut at) = (0, segment.start);
+        let read = segment.read(|from, piece| -> Result<(), ()> {
+            assert_eq!(from, at);
+            assert!(piece.len() <= PIECE && piece.len() % PAGE_SIZE == 0);
+            let offset = usize::try_from(from.0 - segment.start.0).unwrap();
+            assert!(piece == &whole[offset..][..piece.len()], "at {from}");
+            (pieces, at) = (pieces + 1, Lsn(from.0 + piece.len() as u64));
+            Ok(())
+        });
+        assert_eq!(read.unwrap(), Ok(()));
+        assert_eq!((pieces, at.0 - segment.start.0), (4, 64 << 20));
+        let stored = ready.join(first);
+        segment.store(&stored).unwrap();
+        assert!(fs::read(&stored).unwrap() == whole);
+        fs::remove_file(stored).unwrap();
+    }
+    // Half a one is waited for, and a damaged one is found wherever the damage is.
+    let put = |content: &[u8]| {
+        again(0);
+        fs::write(archived.join(first), content).unwrap();
+    };
+    let mut wrong = whole.clone();
+    wrong[21_000_000] ^= 0x40;
+    let packed = zstd::encode_all(&whole[..], 1).unwrap();
+    for half in [&whole[..40 << 20], &wrong[..], &packed[..packed.len() / 2]] {
+        put(half);
+        let waits = open(1).next().await.unwrap();
+        assert!(matches!(waits, Next::Waiting(Waiting::Unready(..))), "{waits:?}");
+    }
+    let mut long = whole.clone();
+    long.extend(&whole[..100]);
+    put(&long);
+    let error = open(0).next().await.unwrap_err();
+    assert!(error.message().contains("more than the 67108864 bytes"), "{error}");
+    // Two equal ones are one; two that differ where nothing is checked are told.
+    put(&whole);
+    archive(3, first, &whole, &archived);
+    archive(0, second, &other, &archived);
+    let mut follower = open(0);
+    let names = drain(&mut follower).await.unwrap().0;
+    assert_eq!(names, [first.clone(), second.clone()]);
+    let mut changed = whole.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    archive(3, first, &changed, &archived);
+    let error = open(0).next().await.unwrap_err();
+    assert!(error.message().contains("two different files"), "{error}");
+    assert_eq!(fs::read_dir(&ready).unwrap().count(), 0, "nothing is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

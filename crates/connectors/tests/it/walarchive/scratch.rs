@@ -50,8 +50,12 @@ fn follow(scratch: &Scratch, archive: &Path) -> Follower {
 
 /// Lets the scratch server have everything that is archived, and waits until it stands there.
 async fn catch_up(scratch: &Scratch, follower: &mut Follower) -> Lsn {
+    let ready = tempfile::tempdir().unwrap();
     while let Next::Segment(segment) = follower.next().await.unwrap() {
-        scratch.admit(&segment.name.to_string(), &segment.bytes).unwrap();
+        let name = segment.name.to_string();
+        let file = ready.path().join(&name);
+        segment.store(&file).unwrap();
+        scratch.admit_file(&name, &file).unwrap();
     }
     scratch.start().await.unwrap();
     scratch.wait_for(follower.position(), PATIENCE).await.unwrap();

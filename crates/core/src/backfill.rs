@@ -18,6 +18,7 @@
 use crate::budget::Hold;
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use crate::error::{Error, ErrorKind, Result, code};
+use crate::failpoint::failpoint;
 use crate::progress::Position;
 use crate::schema::{TableId, TableSchema};
 use crate::source::Reader;
@@ -611,6 +612,7 @@ impl Backfill {
         self.tokens += 1;
         let token = format!("{}:{}", self.instance, self.tokens);
         self.source.write_watermark(&format!("low {token}")).await?;
+        failpoint("backfill.low")?;
         let some = || Vec::from_iter(pending.keys.iter().take(KEYS_AT_ONCE).cloned());
         let keys = (pending.through || !pending.keys.is_empty()).then(some);
         let chunk = match &keys {
@@ -630,7 +632,9 @@ impl Backfill {
         };
         self.unsettled
             .get_or_insert_with(|| chunk.in_progress.iter().copied().collect());
+        failpoint("backfill.read")?;
         self.source.write_watermark(&format!("high {token}")).await?;
+        failpoint("backfill.high")?;
         self.window = Some(Window {
             token,
             chunk,
@@ -970,6 +974,7 @@ impl Backfill {
                 if self.window.as_ref().is_some_and(|w| w.closed) {
                     match self.close()? {
                         Some(rows) => {
+                            failpoint("backfill.close")?;
                             self.out.extend(rows);
                             self.advance();
                             self.tell_left();

@@ -57,7 +57,7 @@ impl Drift {
 }
 
 /// Refuses every change of columns but new ones.
-pub(crate) fn only_new(table: &TableId, difference: &SchemaDifference) -> Result<()> {
+fn only_new(table: &TableId, difference: &SchemaDifference) -> Result<()> {
     let gone = difference.extra.first().map(|c| format!("column {} is gone", c.name));
     let other = difference.retyped.first();
     let other = other.map(|(was, is)| format!("column {} was {} and is {}", was.name, was.ty, is.ty));

@@ -28,7 +28,7 @@ const BOOKS: &str = "
 fn rounds() -> u64 {
     match std::env::var_os("SYNCTOOL_SOAK") {
         Some(_) => 100,
-        None => 6,
+        None => 4,
     }
 }
 

@@ -83,7 +83,7 @@ fn write(world: &World, server: &MariaDb, database: &str, writer: u64, seed: u64
             .ok()
             .and_then(|n| n.parse::<u64>().ok())
         else {
-            std::thread::sleep(Duration::from_millis(20));
+            // The client has waited for the server already.
             continue;
         };
         // Some at a time: every client is a session of its own, which ends with its first error.

@@ -2,7 +2,8 @@
 //! them are kept in a second schema. It ends with a comparison.
 //!
 //! Needs a PostgreSQL server with `wal_level = logical`, named by POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER,
-//! POSTGRES_PASSWORD and POSTGRES_NAME (or by POSTGRES_CONNSTR):
+//! POSTGRES_PASSWORD and POSTGRES_NAME (or by POSTGRES_CONNSTR). Slot and publication are those that DBSYNC_REPLSLOT and
+//! DBSYNC_PUBNAME name, else dbsync_replslot and dbsync_mypub:
 //!
 //! ```text
 //! POSTGRES_NAME=postgres cargo run -p synctool-connectors --example users_restaurant_visit
@@ -16,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use synctool_connectors::postgres::log::LogOptions;
 use synctool_connectors::postgres::log::capture::{CaptureRequest, capture};
-use synctool_connectors::postgres::log::changes::Changes;
-use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination};
+use synctool_connectors::postgres::log::changes::{Changes, ChangesBuilder};
+use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresDestination};
 use synctool_core::change::{ChangeBatch, Op};
 use synctool_core::engine::Engine;
 use synctool_core::error::Result;
@@ -95,12 +96,10 @@ impl Stages for Print {
 }
 
 /// Follows the log to its present end; position and copies are one transaction each time.
-async fn follow(database: &Postgres, print: &Print) -> Result<()> {
+async fn follow(database: &Postgres, options: &LogOptions, print: &Print) -> Result<()> {
     let source = Arc::new(database.log(LogOptions {
-        slot: "dbsync_replslot".into(),
-        publication: "dbsync_mypub".into(),
         until_now: true,
-        ..LogOptions::default()
+        ..options.clone()
     })?);
     let destination = Arc::new(PostgresDestination::open(database.clone(), DestinationOptions::default()).await?);
     let mut request = CaptureRequest::new("users_restaurant_visit", "2026-01-01T00:00:00Z");
@@ -119,19 +118,20 @@ async fn follow(database: &Postgres, print: &Print) -> Result<()> {
     Ok(())
 }
 
-/// The whole walk: how many changes were seen, and whether every copy equals its table at the end.
-pub async fn run(config: PostgresConfig) -> Result<(u64, bool)> {
-    let database = Postgres::open(config)?;
+/// The whole walk of the database that a builder names, with its slot and publication: how many changes were seen, and
+/// whether every copy equals its table at the end.
+pub async fn run(named: &ChangesBuilder) -> Result<(u64, bool)> {
+    let (database, options) = (Postgres::open(named.config().clone())?, named.log_options());
     let session = database.connect().await?;
     let fail = |e| session.error(e, "running the example");
     session.batch_execute("SET search_path = public").await.map_err(fail)?;
     session.batch_execute(TABLES).await.map_err(fail)?;
     let print = Print::default();
     println!("-- the rows that are there");
-    follow(&database, &print).await?;
+    follow(&database, options, &print).await?;
     println!("-- what changes");
     session.batch_execute(CHANGES).await.map_err(fail)?;
-    follow(&database, &print).await?;
+    follow(&database, options, &print).await?;
     let mut all = true;
     for table in ["users", "restaurant", "visit"] {
         let row = session
@@ -154,7 +154,6 @@ pub async fn run(config: PostgresConfig) -> Result<(u64, bool)> {
 #[tokio::main]
 #[allow(dead_code, reason = "a test runs the example by itself")]
 async fn main() -> Result<()> {
-    let config = Changes::from_env()?.config().clone();
-    let (_, equal) = run(config).await?;
+    let (_, equal) = run(&Changes::from_env()?).await?;
     std::process::exit(i32::from(!equal));
 }

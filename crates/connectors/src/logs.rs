@@ -1,5 +1,10 @@
 //! What the logs of all databases have in common, whoever keeps them.
 
+mod drift;
+
+pub use drift::Drift;
+pub(crate) use drift::{Drifting, judge, widens};
+
 use crate::postgres::log::LogSource;
 use crate::postgres::log::status::{Standing, Steering};
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt8Array};
@@ -15,83 +20,13 @@ use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event, Op, Ops, Presence};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
 use synctool_core::progress::Position;
-use synctool_core::schema::{Column, SchemaDifference, TableId};
+use synctool_core::schema::TableId;
 use synctool_core::source::{Assignment, ReadContext, Reader};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
-
-/// What becomes of a log whose tables get other columns.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Drift {
-    /// New columns are followed; it ends before a row that lost a column or has another type.
-    #[default]
-    Added,
-    /// The destination follows: columns are added and widened, and keep what they have where the source drops them.
-    Evolve,
-    /// New columns stay behind.
-    Discard,
-    /// It ends before the first row that has other columns.
-    Freeze,
-    /// The same: somebody has to decide.
-    Pause,
-}
-
-impl Drift {
-    /// Whether the others go on where a column is gone.
-    pub(crate) fn lets_go(self) -> bool {
-        matches!(self, Drift::Evolve | Drift::Discard)
-    }
-
-    /// Whether columns may not change at all.
-    pub(crate) fn holds(self) -> bool {
-        matches!(self, Drift::Freeze | Drift::Pause)
-    }
-
-    /// Why a log ends here whose columns may not change.
-    pub(crate) fn refusal(self, table: &TableId, difference: &SchemaDifference, renamed: &[(String, String)]) -> Error {
-        let name = |c: &Column| c.source_type.clone().unwrap_or_else(|| c.ty.to_string());
-        let gone = difference.extra.iter().map(|c| format!("{} is gone", c.name));
-        let other = difference.retyped.iter();
-        let other = other.map(|(was, is)| format!("{} was {} and is {}", was.name, name(was), name(is)));
-        let new = difference
-            .missing
-            .iter()
-            .map(|c| format!("{} ({}) is new", c.name, name(c)));
-        let renamed = renamed.iter().map(|(from, to)| format!("{from} is called {to}"));
-        let all: Vec<String> = gone.chain(other).chain(renamed).chain(new).collect();
-        self.refuse(format!("the columns of {table} changed: {}", all.join(", ")))
-    }
-
-    /// The refusal of changes that were told, by the policies that refuse.
-    pub fn refuse(self, told: String) -> Error {
-        match self {
-            Drift::Pause => Error::new(code::REFUSED, format!("{told}, and the pipeline waits for a decision"))
-                .hint("run once with --accept-schema to go on with the new columns"),
-            _ => Error::new(code::SCHEMA_MISMATCH, format!("{told}, and schema_drift is freeze"))
-                .hint("run once with --accept-schema, or set schema_drift to evolve or discard_column"),
-        }
-    }
-}
-
-/// Refuses every change of columns but new ones.
-pub(crate) fn only_new(table: &TableId, difference: &SchemaDifference) -> Result<()> {
-    let gone = difference.extra.first().map(|c| format!("column {} is gone", c.name));
-    let other = difference.retyped.first();
-    let other = other.map(|(was, is)| format!("column {} was {} and is {}", was.name, was.ty, is.ty));
-    match gone.or(other) {
-        None => Ok(()),
-        Some(what) => Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{table} changed its shape: {what}; only new columns are followed"),
-        )
-        .hint(
-            "schema_drift: evolve goes on without dropped columns and with wider types (PostgreSQL's log); \
-             or change the destination table by hand and load it again",
-        )),
-    }
-}
 
 /// How often it is told what holds a backfill up.
 const TELL_EVERY: Duration = Duration::from_secs(30);
@@ -152,7 +87,9 @@ impl Reader for Follow {
         if let Some(log) = &BackfillPosition::parse(durable)?.log {
             self.steering.durable((self.standing)(log)?);
         }
-        self.inner.acknowledge(durable).await
+        failpoint("log.acknowledge.before")?;
+        self.inner.acknowledge(durable).await?;
+        failpoint("log.acknowledge.after")
     }
 }
 

@@ -18,6 +18,7 @@
 use crate::budget::Hold;
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use crate::error::{Error, ErrorKind, Result, code};
+use crate::failpoint::failpoint;
 use crate::progress::Position;
 use crate::schema::{TableId, TableSchema};
 use crate::source::Reader;
@@ -996,6 +997,7 @@ impl Backfill {
         if self.window.as_ref().is_some_and(|w| w.closed) {
             match self.close()? {
                 Some(rows) => {
+                    failpoint("backfill.close")?;
                     self.out.extend(rows);
                     self.advance();
                     self.tell_left();
@@ -1143,11 +1145,14 @@ async fn read_chunk(
     limit: usize,
 ) -> Result<Chunk> {
     source.write_watermark(&format!("low {token}")).await?;
+    failpoint("backfill.low")?;
     let chunk = match &keys {
         Some(keys) => source.read_keys(&pending.table, keys).await,
         None => source.read_chunk(&pending.table, pending.from.as_deref(), limit).await,
     }?;
+    failpoint("backfill.read")?;
     source.write_watermark(&format!("high {token}")).await?;
+    failpoint("backfill.high")?;
     Ok(chunk)
 }
 

@@ -102,30 +102,14 @@ pub(super) fn qualified(session: &Session, table: &TableId) -> TableId {
     }
 }
 
-/// Reads a table's or view's entry; `None` if there is none, or it may not be seen.
-pub(super) async fn find(session: &mut Session, table: &TableId) -> Result<Option<CatalogTable>> {
+/// Reads a table's columns, in order; none if there is no such table.
+pub(super) async fn columns(session: &mut Session, table: &TableId) -> Result<Vec<CatalogColumn>> {
     let table = qualified(session, table);
-    let what = format!("reading the catalog entry of {table}");
+    let what = format!("reading the columns of {table}");
     let (schema, name) = (
         literal(table.schema.as_deref().unwrap_or_default()),
         literal(&table.name),
     );
-    let of = format!("TABLE_SCHEMA = {schema} AND TABLE_NAME = {name}");
-    let found = session
-        .rows(
-            &format!(
-                "SELECT t.TABLE_TYPE, t.TABLE_ROWS, t.DATA_LENGTH, t.ENGINE, e.TRANSACTIONS \
-                 FROM information_schema.TABLES t LEFT JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE \
-                 WHERE {of}"
-            ),
-            &what,
-        )
-        .await?;
-    let Some(entry) = found.first() else { return Ok(None) };
-    let kind = match text(entry, 0).unwrap_or_default().as_str() {
-        "BASE TABLE" | "SYSTEM VERSIONED" => "table".to_string(),
-        other => other.to_lowercase(),
-    };
     let json: Vec<String> = if session.flavor().mariadb {
         session
             .rows(
@@ -147,7 +131,8 @@ pub(super) async fn find(session: &mut Session, table: &TableId) -> Result<Optio
             &format!(
                 "SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IS_NULLABLE, CHARACTER_MAXIMUM_LENGTH, NUMERIC_PRECISION, \
                  NUMERIC_SCALE, EXTRA, COLUMN_COMMENT, CHARACTER_SET_NAME, COLLATION_NAME \
-                 FROM information_schema.COLUMNS WHERE {of} ORDER BY ORDINAL_POSITION"
+                 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = {schema} AND TABLE_NAME = {name} \
+                 ORDER BY ORDINAL_POSITION"
             ),
             &what,
         )
@@ -179,6 +164,34 @@ pub(super) async fn find(session: &mut Session, table: &TableId) -> Result<Optio
             }
         })
         .collect();
+    Ok(columns)
+}
+
+/// Reads a table's or view's entry; `None` if there is none, or it may not be seen.
+pub(super) async fn find(session: &mut Session, table: &TableId) -> Result<Option<CatalogTable>> {
+    let table = qualified(session, table);
+    let what = format!("reading the catalog entry of {table}");
+    let (schema, name) = (
+        literal(table.schema.as_deref().unwrap_or_default()),
+        literal(&table.name),
+    );
+    let of = format!("TABLE_SCHEMA = {schema} AND TABLE_NAME = {name}");
+    let found = session
+        .rows(
+            &format!(
+                "SELECT t.TABLE_TYPE, t.TABLE_ROWS, t.DATA_LENGTH, t.ENGINE, e.TRANSACTIONS \
+                 FROM information_schema.TABLES t LEFT JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE \
+                 WHERE {of}"
+            ),
+            &what,
+        )
+        .await?;
+    let Some(entry) = found.first() else { return Ok(None) };
+    let kind = match text(entry, 0).unwrap_or_default().as_str() {
+        "BASE TABLE" | "SYSTEM VERSIONED" => "table".to_string(),
+        other => other.to_lowercase(),
+    };
+    let columns = columns(session, &table).await?;
     let parts = session
         .rows(
             &format!(

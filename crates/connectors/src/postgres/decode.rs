@@ -268,3 +268,113 @@ impl Decoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use synctool_core::schema::{Carrier, ColumnType};
+
+    /// Every type in each of its carriers.
+    fn columns() -> Vec<Column> {
+        use ColumnType::*;
+        let decimal = |precision, scale| Decimal { precision, scale };
+        let types = [
+            Bool,
+            Int8,
+            Int16,
+            Int32,
+            Int64,
+            UInt8,
+            UInt16,
+            UInt32,
+            UInt64,
+            decimal(9, 2),
+            decimal(38, 0),
+            decimal(38, 38),
+            decimal(60, 20),
+            Numeric,
+            Float32,
+            Float64,
+            Date,
+            Time,
+            TimeTz,
+            Timestamp,
+            TimestampTz,
+            Interval,
+            Text { max: None },
+            Text { max: Some(5) },
+            Char { length: 3 },
+            Bytes,
+            Uuid,
+            Json,
+            Jsonb,
+            Native,
+        ];
+        let each = types.into_iter().flat_map(|ty| {
+            [Carrier::Arrow, Carrier::Text].map(|carrier| Column {
+                carrier,
+                ..Column::new("c", ty.clone())
+            })
+        });
+        each.collect()
+    }
+
+    /// The room that 8 bytes of a numeric may take as a text: all the digits that its head may ask for.
+    const LONGEST: usize = 4 * 32_768 + 65_535 + 8;
+
+    /// Decodes a field as every column would; each gives a value or an error.
+    fn decode(bytes: &[u8]) {
+        for column in columns() {
+            let mut decoder = Decoder::new(&column);
+            let taken = decoder.extend([Some(bytes), None].into_iter());
+            let array = decoder.finish();
+            assert!(taken.is_err() || array.len() == 2, "{column:?}");
+            assert!(
+                array.get_array_memory_size() <= 4 * LONGEST + 64 * bytes.len(),
+                "{column:?}: {} bytes of {}",
+                array.get_array_memory_size(),
+                bytes.len()
+            );
+        }
+    }
+
+    #[test]
+    fn digits_that_are_none_are_refused() {
+        let column = Column::new("c", ColumnType::Numeric);
+        let digits = [0, 1, 0, 0, 0, 0, 0, 0, 0x27, 0x10];
+        assert!(Decoder::new(&column).extend([Some(&digits[..])].into_iter()).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn fields_of_any_bytes_never_panic(bytes in any::<Vec<u8>>()) {
+            decode(&bytes);
+        }
+
+        #[test]
+        fn fields_of_every_width_never_panic(bytes in any::<[u8; 16]>(), width in 0..17usize) {
+            decode(&bytes[..width]);
+        }
+
+        #[test]
+        fn damaged_numerics_never_panic(
+            head in (0..8u16, any::<i16>(), prop_oneof![Just(0u16), Just(0x4000), any::<u16>()], any::<u16>()),
+            digits in prop::collection::vec(prop_oneof![0..10_000u16, any::<u16>()], 0..8),
+            honest in any::<bool>(),
+        ) {
+            let (count, weight, sign, scale) = head;
+            let count = if honest { digits.len() as u16 } else { count };
+            let words = [count, weight as u16, sign, scale].into_iter().chain(digits);
+            let bytes: Vec<u8> = words.flat_map(u16::to_be_bytes).collect();
+            decode(&bytes);
+        }
+
+        #[test]
+        fn texts_of_any_words_never_panic(text in "(-?[0-9]{0,12}[-:. TZ+eE]?){0,5}( BC)?|\\PC{0,20}") {
+            decode(text.as_bytes());
+        }
+    }
+}

@@ -68,6 +68,9 @@ fn four(n: u16) -> [u8; 4] {
 /// Appends the text that PostgreSQL prints.
 pub fn write_text(out: &mut String, wire: &[u8]) -> Result<(), Unfit> {
     let p = Parts::read(wire).ok_or(Unfit::Malformed)?;
+    if (0..p.len()).any(|at| p.digit(at) > 9999) {
+        return Err(Unfit::Malformed);
+    }
     match p.sign {
         POSITIVE => {}
         NEGATIVE => out.push('-'),

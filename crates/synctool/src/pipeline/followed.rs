@@ -135,8 +135,7 @@ impl Log {
     pub(super) fn check_drift(&self) -> Result<()> {
         let drift = self.options().drift;
         let can = match self {
-            Log::Postgres(_) => true,
-            Log::Mysql(_) => drift != Drift::Discard,
+            Log::Postgres(_) | Log::Mysql(_) => true,
             Log::Archive(_) => matches!(drift, Drift::Added | Drift::Evolve),
         };
         match can {

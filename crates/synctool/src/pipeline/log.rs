@@ -644,7 +644,11 @@ impl LogPipeline {
                 let position = stored_position(&*destination, plan).await?;
                 log.columns(plan, position.as_ref()).await?
             }
-            Log::Mysql(_) | Log::Archive(_) => {
+            Log::Mysql(log) => {
+                let position = stored_position(&*destination, plan).await?;
+                log.columns(plan, position.as_ref()).await?
+            }
+            Log::Archive(_) => {
                 let source = self.pipeline.open_source().await?;
                 let mut tables = Vec::with_capacity(plan.tables.len());
                 for table in &plan.tables {

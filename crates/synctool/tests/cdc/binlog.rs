@@ -2,14 +2,18 @@
 //! PostgreSQL's is, and refused where it does not go on.
 
 mod ddl;
+mod drift;
 mod faults;
+mod storm;
 mod values;
 
-use super::{PATIENCE, Writer, command_in, finished, stop};
+use super::kills::{killed_while_it_streams, kills, wakes_up_and_does_no_harm};
+use super::steering::pauses_and_goes_on;
+use super::{PATIENCE, Shop, Writer, command_in, finished, stop};
 use serde_json::Value;
 use std::process::Command;
 use std::sync::atomic::Ordering;
-use synctool_testkit::kill::{Action, Failpoint, KillRun, Running};
+use synctool_testkit::kill::{Action, KillRun, Running};
 use synctool_testkit::{MariaDb, MariaDbDatabase, PgVersion, Postgres, TestDb, wait_for};
 use tempfile::TempDir;
 
@@ -186,12 +190,33 @@ fn writer(stage: &Stage) -> Writer {
     })
 }
 
-/// Kills per test.
-fn kills() -> usize {
-    if std::env::var_os("SYNCTOOL_SOAK").is_some() {
-        200
-    } else {
-        8
+impl Shop for Stage {
+    fn command(&self, arguments: &[&str]) -> Command {
+        Stage::command(self, arguments)
+    }
+
+    fn catch_up(&self) -> Value {
+        Stage::catch_up(self)
+    }
+
+    fn assert_equal(&self, case: &str) {
+        Stage::assert_equal(self, case);
+    }
+
+    fn until_equal(&self, running: &Running) {
+        Stage::until_equal(self, running);
+    }
+
+    fn writer(&self) -> Writer {
+        writer(self)
+    }
+
+    fn change(&self, sql: &str) {
+        self.from.sql(sql);
+    }
+
+    fn copy(&self, sql: &str) -> String {
+        self.to.psql(sql)
     }
 }
 
@@ -256,7 +281,7 @@ fn killed_anywhere_a_capture_ends_equal() {
     };
     let reached = run().failpoints_reached();
     stage.assert_equal("undisturbed");
-    let points = synctool_testkit::kill::spread(&reached, kills().div_ceil(2));
+    let points = synctool_testkit::kill::spread(&reached, kills().div_ceil(3));
     let mut killed = 0;
     for point in &points {
         reset();
@@ -285,29 +310,18 @@ fn killed_anywhere_a_capture_ends_equal() {
 
 #[test]
 fn killed_while_it_streams_a_capture_ends_equal() {
-    let stage = Stage::new();
-    stage.catch_up();
-    let writer = writer(&stage);
-    for round in 0..kills() as u32 {
-        let name = [
-            "engine.commit.before",
-            "engine.commit.after",
-            "sink.commit.after",
-            "sink.write",
-        ][round as usize % 4];
-        let point = Failpoint {
-            name: name.into(),
-            nth: 2 + round * 3,
-        };
-        let outcome = KillRun::new(&stage.command(&["run", "shop.yaml"]))
-            .accident(&point, Action::Kill)
-            .start()
-            .wait();
-        assert!(outcome.killed, "{point}: {}", outcome.stderr);
-    }
-    assert!(writer.end() > 10);
-    stage.catch_up();
-    stage.assert_equal("killed while it streams");
+    killed_while_it_streams(&Stage::new());
+}
+
+/// F2: fenced by its epoch, whoever it is that the server hands its log to.
+#[test]
+fn a_zombie_does_no_harm() {
+    wakes_up_and_does_no_harm(&Stage::new());
+}
+
+#[test]
+fn a_capture_pauses_and_goes_on() {
+    pauses_and_goes_on(&Stage::new());
 }
 
 #[test]

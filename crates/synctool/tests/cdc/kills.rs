@@ -4,8 +4,19 @@
 use super::*;
 use synctool_testkit::kill::{Action, Failpoint};
 
+/// The steps of streaming: rows, their position and the commit, and what the source is told of it.
+pub(super) const STEPS: [&str; 7] = [
+    "engine.commit.before",
+    "engine.commit.after",
+    "sink.commit.after",
+    "sink.write",
+    "sink.commit.before",
+    "log.acknowledge.before",
+    "log.acknowledge.after",
+];
+
 /// Kills per test.
-fn kills() -> usize {
+pub(super) fn kills() -> usize {
     if std::env::var_os("SYNCTOOL_SOAK").is_some() {
         200
     } else {
@@ -30,7 +41,11 @@ on_servers! {
         let reached = run().failpoints_reached();
         stage.assert_equal("undisturbed");
         let names: std::collections::BTreeSet<&str> = reached.iter().map(|p| p.name.as_str()).collect();
-        assert!(names.contains("engine.commit.after") && names.contains("sink.write"), "{names:?}");
+        let steps = [
+            "sink.write", "sink.commit.before", "sink.commit.after", "engine.commit.after", "log.acknowledge.before",
+            "log.acknowledge.after", "backfill.low", "backfill.read", "backfill.high", "backfill.close",
+        ];
+        assert!(steps.iter().all(|step| names.contains(step)), "{names:?}");
         let points = synctool_testkit::kill::spread(&reached, kills().div_ceil(4));
         let mut killed = 0;
         for point in &points {
@@ -54,36 +69,50 @@ on_servers! {
 
     /// Streaming: killed in its life, not at its beginning.
     fn killed_while_it_streams_a_capture_ends_equal(version: PgVersion) {
-        let stage = Stage::new(version);
-        stage.catch_up();
-        let writer = Writer::start(&stage);
-        for round in 0..kills() as u32 {
-            let name = ["engine.commit.before", "engine.commit.after", "sink.commit.after", "sink.write"][round as usize % 4];
-            let point = Failpoint { name: name.into(), nth: 2 + round * 3 };
-            let running = KillRun::new(&stage.command(&["run", "shop.yaml"])).accident(&point, Action::Kill).start();
-            let outcome = running.wait();
-            assert!(outcome.killed, "{point}: {}", outcome.stderr);
-        }
-        assert!(writer.end() > 10);
-        stage.catch_up();
-        stage.assert_equal("killed while it streams");
+        killed_while_it_streams(&Stage::new(version));
     }
 
     /// F2: a process that was suspended wakes up after another went on in its place, and does no harm.
     fn a_zombie_does_no_harm(version: PgVersion) {
-        let stage = Stage::new(version);
-        stage.catch_up();
-        let writer = Writer::start(&stage);
-        let point = Failpoint { name: "engine.commit.before".into(), nth: 2 };
-        let elsewhere = stage.command(&["run", "shop.yaml", "--data-dir", "other"]);
-        let mut zombie = KillRun::new(&elsewhere).accident(&point, Action::Stop).start();
-        zombie.wait_stopped();
-        stage.catch_up();
-        zombie.resume();
-        writer.end();
-        stage.until_equal(&zombie);
-        stop(zombie);
-        stage.catch_up();
-        stage.assert_equal("after the zombie");
+        wakes_up_and_does_no_harm(&Stage::new(version));
     }
+}
+
+/// A capture that streams while others write is killed at every step of it.
+pub(super) fn killed_while_it_streams(shop: &impl Shop) {
+    shop.catch_up();
+    let writer = shop.writer();
+    for round in 0..kills() as u32 {
+        let name = STEPS[round as usize % STEPS.len()];
+        let point = Failpoint {
+            name: name.into(),
+            nth: 2 + round * 3,
+        };
+        let running = KillRun::new(&shop.command(&["run", "shop.yaml"])).accident(&point, Action::Kill);
+        let outcome = running.start().wait();
+        assert!(outcome.killed, "{point}: {}", outcome.stderr);
+    }
+    assert!(writer.end() > 10);
+    shop.catch_up();
+    shop.assert_equal("killed while it streams");
+}
+
+/// A process is suspended before a commit while another one goes on in its place; then it wakes up.
+pub(super) fn wakes_up_and_does_no_harm(shop: &impl Shop) {
+    shop.catch_up();
+    let writer = shop.writer();
+    let point = Failpoint {
+        name: "engine.commit.before".into(),
+        nth: 2,
+    };
+    let elsewhere = shop.command(&["run", "shop.yaml", "--data-dir", "other"]);
+    let mut zombie = KillRun::new(&elsewhere).accident(&point, Action::Stop).start();
+    zombie.wait_stopped();
+    shop.catch_up();
+    zombie.resume();
+    writer.end();
+    shop.until_equal(&zombie);
+    stop(zombie);
+    shop.catch_up();
+    shop.assert_equal("after the zombie");
 }

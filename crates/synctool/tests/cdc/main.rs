@@ -193,6 +193,66 @@ impl Stage {
     }
 }
 
+/// A pipeline `shop` that people write to, whatever follows the log of what.
+trait Shop {
+    fn command(&self, arguments: &[&str]) -> Command;
+    fn catch_up(&self) -> Value;
+    fn assert_equal(&self, case: &str);
+    fn until_equal(&self, running: &Running);
+    /// What other people do meanwhile.
+    fn writer(&self) -> Writer;
+    /// SQL at the source.
+    fn change(&self, sql: &str);
+    /// SQL at the destination.
+    fn copy(&self, sql: &str) -> String;
+
+    /// Runs the program to its end, for its exit code and what it says in JSON.
+    #[track_caller]
+    fn answer(&self, arguments: &[&str]) -> (i32, Value) {
+        let (code, out, err) = finished(&self.command(&[arguments, &["--output", "json"]].concat()));
+        let json = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{arguments:?}: {e}\n{out}\n{err}"));
+        (code, json)
+    }
+
+    /// What `cdc status` says.
+    #[track_caller]
+    fn standing(&self) -> Value {
+        let (code, status) = self.answer(&["cdc", "status", "shop.yaml"]);
+        assert_eq!(code, 0, "{status:#}");
+        status
+    }
+}
+
+impl Shop for Stage {
+    fn command(&self, arguments: &[&str]) -> Command {
+        Stage::command(self, arguments)
+    }
+
+    fn catch_up(&self) -> Value {
+        Stage::catch_up(self)
+    }
+
+    fn assert_equal(&self, case: &str) {
+        Stage::assert_equal(self, case);
+    }
+
+    fn until_equal(&self, running: &Running) {
+        Stage::until_equal(self, running);
+    }
+
+    fn writer(&self) -> Writer {
+        Writer::start(self)
+    }
+
+    fn change(&self, sql: &str) {
+        self.from.psql(sql);
+    }
+
+    fn copy(&self, sql: &str) -> String {
+        self.to.psql(sql)
+    }
+}
+
 /// Ends a capture as Ctrl-C does.
 #[track_caller]
 fn stop(running: Running) -> String {

@@ -4,29 +4,7 @@ use super::*;
 
 on_servers! {
     fn a_capture_pauses_and_goes_on(version: PgVersion) {
-        let stage = Stage::new(version);
-        let running = stage.start();
-        stage.until_equal(&running);
-        let (_, said) = stage.json(&["cdc", "pause", "shop.yaml"]);
-        assert!(said["holder"].is_string(), "{said}");
-        wait_for("the capture to hold still", PATIENCE, || stage.status()["paused"] == "all");
-        stage.from.psql("UPDATE users SET first_name = 'paused' WHERE id = 5");
-        let kept = stage.status()["lag_bytes"].as_u64();
-        wait_for("the source to keep its log", PATIENCE, || stage.status()["lag_bytes"].as_u64() > kept.map(|n| n.min(1)));
-        assert_eq!(stage.to.psql("SELECT count(*) FROM users WHERE first_name = 'paused'"), "0");
-        let (code, _, err) = stage.run(&["run", "shop.yaml"]);
-        assert_eq!(code, 6, "{err}");
-        stage.ok(&["cdc", "resume", "shop.yaml"]);
-        stage.until_equal(&running);
-        stop(running);
-        // It holds for later runs, too.
-        stage.ok(&["cdc", "pause", "shop.yaml"]);
-        let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
-        assert_eq!(code, 4, "{err}");
-        assert!(err.contains("cdc resume"), "{err}");
-        assert_eq!(stage.status()["state"], "paused");
-        stage.ok(&["cdc", "resume", "shop.yaml"]);
-        stage.catch_up();
+        pauses_and_goes_on(&Stage::new(version));
     }
 
     fn a_backfill_pauses_while_the_log_goes_on(version: PgVersion) {
@@ -177,4 +155,40 @@ on_servers! {
         stage.ok(&["repair", "shop.yaml"]);
         stage.assert_equal("made again and repaired");
     }
+}
+
+/// A capture that is paused while it runs, and one that was paused before it runs.
+pub(super) fn pauses_and_goes_on(shop: &impl Shop) {
+    let ok = |arguments: &[&str]| {
+        let (code, out, err) = finished(&shop.command(arguments));
+        assert_eq!(code, 0, "{arguments:?}\n{out}\n{err}");
+    };
+    let running = KillRun::new(&shop.command(&["run", "shop.yaml"])).start();
+    shop.until_equal(&running);
+    let (_, said) = shop.answer(&["cdc", "pause", "shop.yaml"]);
+    assert!(said["holder"].is_string(), "{said}");
+    wait_for("the capture to hold still", PATIENCE, || {
+        shop.standing()["paused"] == "all"
+    });
+    shop.change("UPDATE users SET first_name = 'paused' WHERE id = 5");
+    let kept = shop.standing()["lag_bytes"].as_u64();
+    wait_for("the source to keep its log", PATIENCE, || {
+        shop.standing()["lag_bytes"].as_u64() > kept.map(|n| n.min(1))
+    });
+    let paused = "SELECT count(*) FROM users WHERE first_name = 'paused'";
+    assert_eq!(shop.copy(paused), "0");
+    let (code, _, err) = finished(&shop.command(&["run", "shop.yaml"]));
+    assert_eq!(code, 6, "{err}");
+    ok(&["cdc", "resume", "shop.yaml"]);
+    shop.until_equal(&running);
+    assert_eq!(shop.copy(paused), "1");
+    stop(running);
+    // It holds for later runs, too.
+    ok(&["cdc", "pause", "shop.yaml"]);
+    let (code, _, err) = finished(&shop.command(&["run", "shop.yaml", "--until-caught-up"]));
+    assert_eq!(code, 4, "{err}");
+    assert!(err.contains("cdc resume"), "{err}");
+    assert_eq!(shop.standing()["state"], "paused");
+    ok(&["cdc", "resume", "shop.yaml"]);
+    shop.catch_up();
 }

@@ -5,12 +5,10 @@
 
 #![allow(clippy::print_stdout, reason = "a storm says its seed and how much it did")]
 
-mod books;
+pub(super) mod books;
 
 use super::*;
 use books::{ALTERED, BOOKS, World, watch, write};
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 use synctool_testkit::proxy::Mode;
 use synctool_testkit::{Dice, FaultProxy};
@@ -87,15 +85,6 @@ impl Storm {
             stage.slot
         );
         std::fs::write(stage.home.path().join("shop.yaml"), ends).expect("written");
-        let world = World {
-            gate: tokio::sync::RwLock::default(),
-            over: AtomicBool::new(false),
-            made: AtomicU64::new(0),
-            unwatched: AtomicBool::new(false),
-            forgets,
-            looks: AtomicU64::new(0),
-            violation: Mutex::default(),
-        };
         Storm {
             from,
             to,
@@ -103,7 +92,7 @@ impl Storm {
             near,
             far,
             dice: Dice::new(seed),
-            world: Arc::new(world),
+            world: Arc::new(World::new(forgets)),
             running: None,
             extras: Vec::new(),
             late: Vec::new(),
@@ -314,15 +303,16 @@ impl Storm {
     }
 
     fn kill_at_a_failpoint(&mut self) {
-        const POINTS: [&str; 5] = [
+        const POINTS: [&str; 6] = [
             "engine.commit.before",
             "engine.commit.after",
             "sink.commit.after",
             "sink.write",
-            "engine.plan.after",
+            "log.acknowledge.before",
+            "log.acknowledge.after",
         ];
         let point = synctool_testkit::kill::Failpoint {
-            name: POINTS[self.dice.roll(5) as usize].into(),
+            name: POINTS[self.dice.roll(6) as usize].into(),
             nth: 1 + self.dice.roll(6) as u32,
         };
         self.tell(format!("the program is killed at {point}"));
@@ -529,7 +519,7 @@ impl Storm {
 }
 
 /// Tells everybody that it is over, whatever ended it.
-struct Over(Arc<World>);
+pub(super) struct Over(pub(super) Arc<World>);
 
 impl Drop for Over {
     fn drop(&mut self) {

@@ -41,6 +41,12 @@ pub(super) struct Cell {
     name: String,
 }
 
+/// A second has no more digits behind its point.
+const MAX_FRACTION: u8 = 6;
+
+/// A set has no more members.
+const MAX_MEMBERS: usize = 64;
+
 fn malformed(name: &str) -> Error {
     Error::new(
         code::VALUE_MALFORMED,
@@ -99,6 +105,11 @@ impl Cell {
             Wire::MYSQL_TYPE_DOUBLE => Form::Double,
             Wire::MYSQL_TYPE_YEAR => Form::Year,
             Wire::MYSQL_TYPE_NEWDATE => Form::Date,
+            Wire::MYSQL_TYPE_TIME2 | Wire::MYSQL_TYPE_DATETIME2 | Wire::MYSQL_TYPE_TIMESTAMP2
+                if column.meta[0] > MAX_FRACTION =>
+            {
+                return Err(malformed(name));
+            }
             Wire::MYSQL_TYPE_TIME2 => Form::Time,
             Wire::MYSQL_TYPE_DATETIME2 => Form::Datetime,
             Wire::MYSQL_TYPE_TIMESTAMP2 => Form::Timestamp,
@@ -134,6 +145,12 @@ impl Cell {
             form: Some(form),
             name: name.to_string(),
         })
+    }
+
+    /// Whether anybody wants its values.
+    #[cfg(test)]
+    pub(super) fn is_wanted(&self) -> bool {
+        self.form.is_some()
     }
 
     /// Takes a value's bytes from the front of a row.
@@ -261,7 +278,7 @@ impl Cell {
             Form::Set(members) => {
                 let chosen = little(value);
                 let mut first = true;
-                for (i, member) in members.iter().enumerate() {
+                for (i, member) in members.iter().take(MAX_MEMBERS).enumerate() {
                     if chosen >> i & 1 == 1 {
                         if !first {
                             out.push(b',');

@@ -4,12 +4,14 @@
 //! both watermarks stand there, and the reader of the log puts the chunk's rows where it comes to that place. A snapshot
 //! that does not have yet what the log has shown is taken again.
 
+use super::super::catalog;
 use super::super::client::{Mysql, Session, number, text};
 use super::super::source::texts;
 use super::super::sql::{self, hex_literal, ident};
 use super::super::types;
 use super::position::Place;
 use super::shape::{Followed, Shape, Shapes};
+use super::statements::is_same;
 use crate::logs::Widths;
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
@@ -134,17 +136,7 @@ impl Chunks {
             session.run("ROLLBACK", &what).await?;
             tokio::time::sleep(AGAIN).await;
         };
-        let columns: Vec<String> = shape
-            .columns
-            .iter()
-            .map(|c| {
-                let as_read = Column {
-                    source_type: Some(c.declared.clone()),
-                    ..c.column.clone()
-                };
-                types::select(&format!("{}.{}", ident(&shape.full.name), ident(&c.source)), &as_read)
-            })
-            .collect();
+        let columns = selected(&mut session, shape, &what).await?;
         let mut text = format!("SELECT {} FROM {}", columns.join(", "), sql::table(&shape.full));
         if !condition.is_empty() {
             text.push_str(&format!(" WHERE {condition}"));
@@ -153,14 +145,8 @@ impl Chunks {
         if let Some(limit) = limit {
             text.push_str(&format!(" LIMIT {limit}"));
         }
-        let rows = session.rows(&text, &what).await.map_err(|e| {
-            if e.code() == code::COLUMN_MISSING {
-                // The log has not shown the change yet; it is looked at again.
-                return Error::new(code::CONFLICT, format!("{what} failed: the table was altered just now"))
-                    .caused_by(e);
-            }
-            e.at("table", shape.table.to_string())
-        })?;
+        let rows = session.rows(&text, &what).await;
+        let rows = rows.map_err(|e| e.at("table", shape.table.to_string()))?;
         session.run("COMMIT", &what).await?;
         session.recycle();
         let (batch, bytes) = batch(shape, &rows)?;
@@ -170,13 +156,43 @@ impl Chunks {
     }
 }
 
-/// Rows of a query, in the shape's columns.
+/// What a chunk selects: the columns that are there, as the catalog has them by now. From here on nobody alters the table
+/// until the transaction ends. Where the catalog is ahead of the log, the chunk waits until the log shows what was done.
+async fn selected(session: &mut Session, shape: &Shape, what: &str) -> Result<Vec<String>> {
+    shape.check_whole()?;
+    let lock = format!("SELECT 1 FROM {} LIMIT 0", sql::table(&shape.full));
+    session.rows(&lock, what).await?;
+    let there = catalog::columns(session, &shape.full).await?;
+    let ahead = |column: &str| {
+        Error::new(
+            code::CONFLICT,
+            format!("{what} failed: its column {column} was altered, and the log does not say it yet"),
+        )
+    };
+    let ours = shape.columns.iter().filter(|c| c.is_there());
+    ours.map(|c| {
+        let mut found = there.iter().filter(|t| is_same(&t.column.name, &c.source));
+        let found = found
+            .find(|t| c.takes(t, shape.drift))
+            .ok_or_else(|| ahead(&c.source))?;
+        let name = format!("{}.{}", ident(&shape.full.name), ident(&c.source));
+        Ok(types::select(&name, &found.column))
+    })
+    .collect()
+}
+
+/// Rows of a query, in the shape's columns: those that are gone have nothing.
 fn batch(shape: &Shape, rows: &[Row]) -> Result<(RecordBatch, usize)> {
     let mut builders: Vec<ColumnBuilder> = shape.columns.iter().map(|c| ColumnBuilder::new(&c.column)).collect();
     let mut size = 0;
     for row in rows {
-        for (i, (column, builder)) in shape.columns.iter().zip(&mut builders).enumerate() {
-            match row.as_ref(i) {
+        let mut cells = 0..;
+        for (column, builder) in shape.columns.iter().zip(&mut builders) {
+            if !column.is_there() {
+                builder.append_null();
+                continue;
+            }
+            match cells.next().and_then(|i| row.as_ref(i)) {
                 Some(Value::Bytes(bytes)) => {
                     size += bytes.len();
                     types::read_cell(&column.column, builder, bytes)?;

@@ -258,7 +258,7 @@ fn malformed(e: std::io::Error) -> Error {
 }
 
 /// What an event says, as far as it says it itself.
-fn said(event: &Event) -> Result<Said> {
+pub(super) fn said(event: &Event) -> Result<Said> {
     let kind = event.header().event_type_raw();
     let is = |ty: EventType| kind == ty as u8;
     if kind == MARIADB_GTID {

@@ -1,11 +1,13 @@
 //! What the log says of a table before its rows: types always, names and the rest where the server is told to say them
 //! (`binlog_row_metadata = FULL`).
 
+use super::super::types::{self, Declared};
 use mysql_async::binlog::events::{OptionalMetaExtractor, OptionalMetadataField, TableMapEvent};
 use mysql_async::consts::ColumnType as Wire;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::schema::{Column, ColumnType};
 
 /// The texts of an enum or a set, as the log has them.
 pub(super) type Members = Arc<[Vec<u8>]>;
@@ -125,6 +127,45 @@ impl LoggedColumn {
     }
 }
 
+impl LoggedColumn {
+    /// The column as the log alone says it, where that is enough to know its type; it has no name.
+    pub(super) fn column(&self) -> Option<Column> {
+        let [first, second] = self.meta;
+        let of = |name: &str| (name.to_owned(), name.to_owned());
+        let fraction = |name: &str| match first {
+            0 => of(name),
+            digits => (name.to_owned(), format!("{name}({digits})")),
+        };
+        let (data_type, mut column_type) = match self.wire {
+            Wire::MYSQL_TYPE_TINY => of("tinyint"),
+            Wire::MYSQL_TYPE_SHORT => of("smallint"),
+            Wire::MYSQL_TYPE_INT24 => of("mediumint"),
+            Wire::MYSQL_TYPE_LONG => of("int"),
+            Wire::MYSQL_TYPE_LONGLONG => of("bigint"),
+            Wire::MYSQL_TYPE_FLOAT => of("float"),
+            Wire::MYSQL_TYPE_DOUBLE => of("double"),
+            Wire::MYSQL_TYPE_NEWDECIMAL => ("decimal".into(), format!("decimal({first},{second})")),
+            Wire::MYSQL_TYPE_NEWDATE => of("date"),
+            Wire::MYSQL_TYPE_TIME2 => fraction("time"),
+            Wire::MYSQL_TYPE_DATETIME2 => fraction("datetime"),
+            Wire::MYSQL_TYPE_TIMESTAMP2 => fraction("timestamp"),
+            _ => return None,
+        };
+        if self.wire.is_numeric_type() && self.unsigned? {
+            column_type.push_str(" unsigned");
+        }
+        let declared = Declared {
+            data_type,
+            precision: first.into(),
+            scale: second.into(),
+            column_type,
+            ..Declared::default()
+        };
+        let ty: ColumnType = types::column_type(&declared);
+        Some(Column::new("", ty).with_source_type(declared.column_type))
+    }
+}
+
 /// The name of a declared type, and what stands in its parentheses.
 pub(super) fn parts(declared: &str) -> (String, Vec<String>) {
     let base = declared
@@ -164,6 +205,44 @@ mod tests {
         );
         assert_eq!(parts("double"), ("double".into(), vec![]));
         assert_eq!(parts("decimal(10,2)").1, ["10", "2"]);
+    }
+
+    #[test]
+    fn plain_types_are_known_by_the_log_alone() {
+        let column = |wire, meta, unsigned| {
+            let logged = LoggedColumn {
+                name: None,
+                wire,
+                meta,
+                unsigned,
+                collation: None,
+                members: None,
+            };
+            logged.column().map(|c| (c.ty, c.source_type.unwrap_or_default()))
+        };
+        let some = |ty, declared: &str| Some((ty, declared.to_owned()));
+        assert_eq!(
+            column(Wire::MYSQL_TYPE_LONG, [0, 0], Some(true)),
+            some(ColumnType::UInt32, "int unsigned")
+        );
+        assert_eq!(
+            column(Wire::MYSQL_TYPE_LONG, [0, 0], None),
+            None,
+            "the log does not say its sign"
+        );
+        let decimal = ColumnType::Decimal {
+            precision: 10,
+            scale: 2,
+        };
+        assert_eq!(
+            column(Wire::MYSQL_TYPE_NEWDECIMAL, [10, 2], Some(false)),
+            some(decimal, "decimal(10,2)")
+        );
+        assert_eq!(
+            column(Wire::MYSQL_TYPE_DATETIME2, [6, 0], None),
+            some(ColumnType::Timestamp, "datetime(6)")
+        );
+        assert_eq!(column(Wire::MYSQL_TYPE_VARCHAR, [9, 0], None), None);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub mod capture;
 mod cells;
 mod charset;
 mod chunks;
+#[cfg(test)]
+mod decoding_tests;
 mod dump;
 mod examine;
 mod gtid;

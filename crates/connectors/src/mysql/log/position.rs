@@ -82,6 +82,32 @@ pub(super) struct Origin {
     pub(super) uid: Option<String>,
 }
 
+/// How a table differs from what the plan says, by the names of columns at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Beyond {
+    /// What the log calls columns that were renamed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) names: BTreeMap<String, String>,
+    /// Columns of the plan, or later ones, that the source has no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) gone: Vec<String>,
+    /// Types of columns that came later, or have a wider one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) types: BTreeMap<String, Typed>,
+    /// Columns that stay behind, by their names at the source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) left: Vec<String>,
+}
+
+/// A column's type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Typed {
+    /// As the server declares it.
+    pub(super) declared: String,
+    /// In core's words.
+    pub(super) ty: String,
+}
+
 /// A place in the log of one server, or of those that replicate it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LogPosition {
@@ -98,12 +124,29 @@ pub(super) struct LogPosition {
     /// Columns that went, by table: one that comes again under its name is another one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) dropped: BTreeMap<String, Vec<String>>,
+    /// What else of a table is another one than the plan says, by table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) tables: BTreeMap<String, Beyond>,
     /// When the last transaction before this place committed, microseconds UTC, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) committed_at: Option<i64>,
 }
 
 impl LogPosition {
+    /// Before anything was read.
+    pub(super) fn nowhere() -> Self {
+        LogPosition {
+            gtids: Gtids::default(),
+            place: Place::default(),
+            last: None,
+            origin: Origin::default(),
+            added: BTreeMap::new(),
+            dropped: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            committed_at: None,
+        }
+    }
+
     pub(super) fn parse(position: &Position) -> Result<Self> {
         serde_json::from_str(position.as_str())
             .map_err(|e| Error::new(code::STATE_STORE, "a stored position of the log cannot be read").caused_by(e))
@@ -139,6 +182,13 @@ mod tests {
             origin: Origin::default(),
             added: BTreeMap::new(),
             dropped: BTreeMap::from([("shop.t".into(), vec!["a".into()])]),
+            tables: BTreeMap::from([(
+                "shop.t".into(),
+                Beyond {
+                    names: BTreeMap::from([("a".into(), "b".into())]),
+                    ..Beyond::default()
+                },
+            )]),
             committed_at: Some(1),
         };
         assert_eq!(LogPosition::parse(&position.encode()).unwrap(), position);

@@ -1,5 +1,6 @@
 //! The reader of the log: events in, events of the engine out, one transaction after the other.
 
+use super::super::catalog::CatalogTable;
 use super::super::client::Mysql;
 use super::capture;
 use super::charset::Charsets;
@@ -8,8 +9,8 @@ use super::dump::{Change, Content, Dump, Group, Said};
 use super::logged::{self, LoggedColumn};
 use super::position::{Last, LogPosition, Place};
 use super::rows::{Rows, image};
-use super::shape::{Layout, Looked, Shapes};
-use super::statements::{Effect, Named, is_same};
+use super::shape::{Altered, Layout, Looked, Shape, Shapes};
+use super::statements::{Effect, Named};
 use crate::postgres::log::LogOptions;
 use crate::postgres::log::status::Steering;
 use async_trait::async_trait;
@@ -85,7 +86,8 @@ pub(super) struct LogReader {
     event: Option<Logged>,
     need: Option<Need>,
     looked: Option<Looked>,
-    checked: bool,
+    /// The tables of a statement as the catalog has them.
+    checked: Option<Vec<(usize, Option<CatalogTable>)>>,
     /// By the numbers of the log.
     tables: HashMap<u64, Entry>,
     /// By the index of the shape.
@@ -114,13 +116,11 @@ impl LogReader {
         let shapes = world.shapes.all();
         let mut out = VecDeque::new();
         // A sink that was opened anew knows the plan's columns only.
-        for shape in shapes.iter().filter(|s| !s.added_columns().is_empty()) {
-            let difference = SchemaDifference {
-                missing: shape.added_columns(),
-                ..SchemaDifference::default()
-            };
-            let table = shape.table.clone();
-            out.push_back(Event::Schema(SchemaChange { table, difference }));
+        for shape in &shapes {
+            let (table, difference) = (shape.table.clone(), shape.beyond_plan());
+            if difference != SchemaDifference::default() {
+                out.push_back(Event::Schema(SchemaChange { table, difference }));
+            }
         }
         if !out.is_empty() {
             out.push_back(Event::Boundary {
@@ -141,7 +141,7 @@ impl LogReader {
             event: None,
             need: None,
             looked: None,
-            checked: false,
+            checked: None,
             tables: HashMap::new(),
             current: None,
             hold: None,
@@ -182,9 +182,12 @@ impl LogReader {
             Said::Rows(change) => return self.rows(event, change),
             Said::Statement { effects, sql, schema } => {
                 let others = self.changed(&effects, &schema);
-                if !others.is_empty() && !std::mem::take(&mut self.checked) {
-                    return Ok(Some(Need::Check(others)));
-                }
+                let there = match (self.checked.take(), others.is_empty()) {
+                    (Some(there), _) => there,
+                    (None, true) => Vec::new(),
+                    (None, false) => return Ok(Some(Need::Check(others))),
+                };
+                self.alter(&effects, &schema, &there)?;
                 self.statement(&effects, &sql, &schema)?;
             }
             // The numbers of tables are those of a run of the server.
@@ -341,23 +344,55 @@ impl LogReader {
         let layout = looked.layout;
         self.tables.insert(table.table_id(), Entry::Table { index, layout });
         if let Some(shape) = looked.reshaped {
-            if !shape.added().is_empty() {
-                self.position.added.insert(shape.table.to_string(), shape.added());
-            }
-            self.builders[index] = None;
-            self.world.shapes.set(index, shape);
+            self.reshape(index, shape);
         }
         if let Some(difference) = looked.difference {
             let table = self.world.shapes.all()[index].table.clone();
-            let drift = self.world.options.drift;
-            if drift.holds() {
-                return Err(drift.refusal(&table, &difference, &[]));
-            }
-            crate::logs::only_new(&table, &difference)?;
             self.begin();
             self.out.push_back(Event::Schema(SchemaChange { table, difference }));
         }
         Ok(None)
+    }
+
+    /// A table has this shape from here on.
+    fn reshape(&mut self, index: usize, shape: Arc<Shape>) {
+        shape.note(&mut self.position);
+        self.builders[index] = None;
+        self.world.shapes.set(index, shape);
+    }
+
+    /// Follows what a statement does to the columns of tables, which the catalog has like this by now.
+    fn alter(&mut self, effects: &[Effect], schema: &str, there: &[(usize, Option<CatalogTable>)]) -> Result<()> {
+        for (index, shape) in self.world.shapes.all().iter().enumerate() {
+            let of_it = |named: &Named| {
+                let schema = named.schema.as_deref().unwrap_or(schema);
+                named.name == shape.full.name && shape.full.schema.as_deref() == Some(schema)
+            };
+            let of_it = |e: &&Effect| e.altered().is_some_and(of_it);
+            let effects: Vec<&Effect> = effects.iter().filter(of_it).collect();
+            let there = there.iter().find(|(i, _)| *i == index).and_then(|(_, t)| t.as_ref());
+            if effects.is_empty() {
+                continue;
+            }
+            let Some(Altered {
+                shape,
+                difference,
+                anew,
+            }) = shape.alter(&effects, there)?
+            else {
+                continue;
+            };
+            self.flush()?;
+            self.reshape(index, Arc::new(shape));
+            if let Some(why) = anew {
+                self.read_anew_or_refuse(index, &why, difference)?;
+            } else if difference != SchemaDifference::default() {
+                let table = self.world.shapes.all()[index].table.clone();
+                self.begin();
+                self.out.push_back(Event::Schema(SchemaChange { table, difference }));
+            }
+        }
+        Ok(())
     }
 
     fn rows(&mut self, event: &Logged, change: Change) -> Result<Option<Need>> {
@@ -452,7 +487,7 @@ impl LogReader {
             self.world.shapes.named(schema, &named.name)
         };
         let mut all = Vec::from_iter(effects.iter().filter_map(|e| match e {
-            Effect::Remade(named) | Effect::Redefined(named, _) => find(named),
+            Effect::Remade(named) | Effect::Redefined(named, _) | Effect::Added(named, _) => find(named),
             _ => None,
         }));
         all.dedup();
@@ -488,50 +523,16 @@ impl LogReader {
                         });
                     }
                 }
-                Effect::Remade(named) => {
-                    if let Some(index) = find(named) {
-                        self.read_anew_or_refuse(index, "was made anew")?;
-                    }
-                }
-                Effect::Redefined(named, column) => {
-                    if let Some(index) = find(named)
-                        && shapes[index].columns.iter().any(|c| is_same(&c.source, column))
-                    {
-                        let why =
-                            format!("has another definition of column {column}, which may have changed its values");
-                        self.read_anew_or_refuse(index, &why)?;
-                    }
-                }
                 Effect::Cascades(named, key) => {
                     if let Some(index) = find(named) {
                         self.make_good(&[index], capture::cascades(&shapes[index].table, key.as_deref()))?;
                     }
                 }
-                Effect::Dropped(named, column) => {
-                    if let Some(index) = find(named)
-                        && shapes[index].columns.iter().any(|c| is_same(&c.source, column))
-                    {
-                        let gone = self
-                            .position
-                            .dropped
-                            .entry(shapes[index].table.to_string())
-                            .or_default();
-                        gone.push(column.clone());
-                    }
-                }
-                Effect::Added(named, column) => {
-                    let Some(index) = find(named) else { continue };
-                    let table = shapes[index].table.to_string();
-                    if let Some(gone) = self.position.dropped.get_mut(&table)
-                        && let Some(at) = gone.iter().position(|c| is_same(c, column))
-                    {
-                        gone.swap_remove(at);
-                        if gone.is_empty() {
-                            self.position.dropped.remove(&table);
-                        }
-                        self.read_anew_or_refuse(index, &format!("lost column {column}, which was made again"))?;
-                    }
-                }
+                Effect::Remade(_)
+                | Effect::Redefined(..)
+                | Effect::Dropped(..)
+                | Effect::Renamed(..)
+                | Effect::Added(..) => {}
                 Effect::Rows => {
                     let mentioned = |i: &usize| sql.contains(&shapes[*i].full.name);
                     let mentioned: Vec<usize> = self.all().into_iter().filter(mentioned).collect();
@@ -553,7 +554,7 @@ impl LogReader {
     }
 
     /// Takes a table for one that must be read again from its beginning and made equal.
-    fn read_anew(&mut self, index: usize) {
+    fn read_anew(&mut self, index: usize, difference: SchemaDifference) {
         let table = self.world.shapes.all()[index].table.clone();
         tracing::warn!(%table, "a table holds other rows than its log says: it is read anew");
         let remade = TableId::clone(&table);
@@ -563,18 +564,17 @@ impl LogReader {
             .expect("nothing panics while holding it")
             .push(remade);
         self.begin();
-        let difference = SchemaDifference::default();
         self.out.push_back(Event::Schema(SchemaChange { table, difference }));
     }
 
     /// The same where the table has a key; without one it cannot be compared.
-    fn read_anew_or_refuse(&mut self, index: usize, why: &str) -> Result<()> {
+    fn read_anew_or_refuse(&mut self, index: usize, why: &str, difference: SchemaDifference) -> Result<()> {
         let shape = self.world.shapes.all()[index].clone();
         if shape.key.is_empty() {
             let why = format!("{} {why}, and without a key the table cannot be compared", shape.table);
             return Err(Error::new(code::KEY_MISSING, why).hint("start over: synctool state reset"));
         }
-        self.read_anew(index);
+        self.read_anew(index, difference);
         Ok(())
     }
 
@@ -590,7 +590,8 @@ impl LogReader {
         }
         tracing::warn!(%error, "what the log does not say is made good by comparing");
         self.flush()?;
-        tables.iter().for_each(|index| self.read_anew(*index));
+        let as_it_was = SchemaDifference::default;
+        tables.iter().for_each(|index| self.read_anew(*index, as_it_was()));
         Ok(())
     }
 
@@ -602,14 +603,15 @@ impl LogReader {
         Ok(looked)
     }
 
-    async fn check(&self, tables: &[usize]) -> Result<()> {
+    async fn check(&self, tables: &[usize]) -> Result<Vec<(usize, Option<CatalogTable>)>> {
         let shapes = self.world.shapes.all();
         let mut session = self.world.database.connect().await?;
+        let mut there = Vec::with_capacity(tables.len());
         for index in tables {
-            shapes[*index].check(&mut session).await?;
+            there.push((*index, shapes[*index].check(&mut session).await?));
         }
         session.recycle();
-        Ok(())
+        Ok(there)
     }
 
     fn is_over(&self) -> bool {
@@ -647,8 +649,8 @@ impl Reader for LogReader {
                 }
                 Some(Need::Check(tables)) => {
                     self.need = Some(Need::Check(tables.clone()));
-                    self.check(&tables).await?;
-                    (self.checked, self.need) = (true, None);
+                    self.checked = Some(self.check(&tables).await?);
+                    self.need = None;
                 }
                 None => {}
             }

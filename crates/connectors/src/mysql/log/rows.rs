@@ -18,13 +18,13 @@ pub(super) type Image<'a> = Vec<Value<'a>>;
 /// Takes one image of a row from the front of an event's rows. `present` has a bit for every column of the table.
 pub(super) fn image<'a>(layout: &Layout, width: usize, present: &[bool], rows: &mut &'a [u8]) -> Result<Image<'a>> {
     let short = || Error::new(code::VALUE_MALFORMED, "a row of the log is cut off");
-    let count = present.iter().filter(|p| **p).count();
+    let count = present.iter().take(layout.cells.len()).filter(|p| **p).count();
     let (nulls, rest) = rows.split_at_checked(count.div_ceil(8)).ok_or_else(short)?;
     *rows = rest;
     let mut image = vec![None; width];
     let mut at = 0;
     for (i, cell) in layout.cells.iter().enumerate() {
-        if !present[i] {
+        if present.get(i) != Some(&true) {
             continue;
         }
         let null = nulls[at / 8] >> (at % 8) & 1 == 1;

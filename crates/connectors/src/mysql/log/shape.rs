@@ -1,18 +1,27 @@
 //! What a followed table looks like at the place where the log is read: the plan's columns, and those that came since.
 
-use super::super::catalog::{self, CatalogColumn, CatalogTable};
+mod alter;
+
+pub(super) use alter::Altered;
+
+use super::super::catalog::{self, CatalogTable};
 use super::super::client::{Session, text};
 use super::super::sql::literal;
 use super::capture;
 use super::cells::Cell;
 use super::charset::{Charset, Charsets};
 use super::logged::LoggedColumn;
+use super::position::{Beyond, LogPosition, Typed};
+use super::statements::is_same;
+use crate::logs::{self, Drift, Drifting};
 use crate::postgres::log::capture::{Initial, Remembered};
+use crate::postgres::log::shape::travelling;
 use arrow_schema::SchemaRef;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, PlannedTable, ReadSpec};
-use synctool_core::schema::{Carrier, Column, ColumnType, SchemaDifference, TableId, TableSchema};
+use synctool_core::schema::{Column, ColumnType, SchemaDifference, TableId, TableSchema};
 
 /// A table to follow.
 #[derive(Debug, Clone)]
@@ -50,22 +59,36 @@ pub(super) struct Shape {
     pub(super) planned: usize,
     /// Columns of the table that nobody wants.
     others: Vec<String>,
+    /// New columns that stay behind.
+    left: Vec<String>,
+    /// What becomes of it when its columns change.
+    pub(super) drift: Drift,
     /// The places of the key's columns.
     pub(super) key: Vec<usize>,
     pub(super) arrow: SchemaRef,
 }
 
 /// A column of a [`Shape`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct ShapeColumn {
-    /// Its name at the source.
+    /// Its name at the source, at this place of the log.
     pub(super) source: String,
+    /// The same as somebody has it who knows the plan and the destination alone.
+    planned_source: String,
     /// As the server declares it at this place of the log, as far as is known.
     pub(super) declared: String,
     /// As it travels, in the destination's name.
     pub(super) column: Column,
     /// Whether its rows may have a value that no event brought (a default).
     pub(super) filled: bool,
+    /// A statement took it away, and no row has come since.
+    pub(super) lost: bool,
+    /// The source has it no more, and the policy goes on.
+    pub(super) gone: bool,
+    /// Whether the plan has it NOT NULL.
+    required: bool,
+    /// Whether it has another type than the plan says.
+    widened: bool,
 }
 
 /// The shapes of all followed tables.
@@ -98,48 +121,85 @@ pub(super) struct Looked {
     pub(super) difference: Option<SchemaDifference>,
 }
 
+impl ShapeColumn {
+    /// A column with what a position says of it.
+    fn noted(planned_source: &str, column: Column, noted: &Beyond, dropped: &[String]) -> Result<ShapeColumn> {
+        let source = noted.names.get(&column.name).map_or(planned_source, String::as_str);
+        let gone = noted.gone.contains(&column.name);
+        let mut known = ShapeColumn {
+            source: source.to_string(),
+            planned_source: planned_source.to_string(),
+            declared: column.source_type.clone().unwrap_or_default(),
+            filled: false,
+            lost: !gone && dropped.iter().any(|d| is_same(d, source)),
+            gone,
+            required: !column.nullable,
+            widened: false,
+            column,
+        };
+        known.column.nullable |= gone;
+        if let Some(typed) = noted.types.get(&known.column.name) {
+            let ty = typed.ty.parse()?;
+            known.widens(Column::new("", ty).with_source_type(&typed.declared));
+        }
+        Ok(known)
+    }
+
+    /// Whether the source has it.
+    pub(super) fn is_there(&self) -> bool {
+        !self.lost && !self.gone
+    }
+
+    /// Whether the source has it under this name.
+    fn is(&self, name: &str) -> bool {
+        self.is_there() && is_same(&self.source, name)
+    }
+
+    /// The change to another type.
+    fn retyped(&self, column: &Column) -> (Column, Column) {
+        let want = Column {
+            name: self.column.name.clone(),
+            ..column.clone()
+        };
+        (self.column.clone(), want)
+    }
+}
+
 impl Shape {
-    /// A followed table as the plan has it, with columns that came earlier (by source name). Where it was not
-    /// `followed_all_along`, those that came meanwhile are among them: the log does not tell their values.
+    /// A followed table at a position. Where it was not `followed_all_along`, what became of its columns meanwhile is
+    /// taken from the catalog: the log does not tell it.
     pub(super) async fn load(
         session: &mut Session,
         followed: &Followed,
-        added: &[String],
+        position: &LogPosition,
         followed_all_along: bool,
+        drift: Drift,
     ) -> Result<Shape> {
         let there = catalog::find(session, &followed.read.table).await?;
-        let now = |name: &str| there.as_ref().and_then(|t| t.column(name));
-        let mut columns = Vec::new();
-        for c in &followed.read.columns {
-            columns.push(ShapeColumn {
-                source: c.source.clone(),
-                declared: c.column.source_type.clone().unwrap_or_default(),
-                column: c.column.clone(),
-                filled: false,
-            });
-        }
+        let (name, nothing) = (followed.read.table.to_string(), Beyond::default());
+        let noted = position.tables.get(&name).unwrap_or(&nothing);
+        let dropped = position.dropped.get(&name).map_or(&[][..], Vec::as_slice);
+        let planned = followed.read.columns.iter();
+        let mut columns = planned
+            .map(|c| ShapeColumn::noted(&c.source, c.column.clone(), noted, dropped))
+            .collect::<Result<Vec<_>>>()?;
         let planned = columns.len();
-        let mut added = added.to_vec();
-        if !followed_all_along && !followed.known.is_empty() {
-            let all = there.iter().flat_map(|t| &t.columns).filter(|c| !c.column.generated);
-            let new = all.filter(|c| !followed.known.contains(&c.column.name) && !added.contains(&c.column.name));
-            let new = Vec::from_iter(new.map(|c| c.column.name.clone()));
-            added.extend(new);
+        let now = |name: &str| there.as_ref().and_then(|t| t.column(name));
+        for name in position.added.get(&name).into_iter().flatten() {
+            // One of an older position has no type there.
+            let typed = noted.types.get(name).map(|_| Column::new(name, ColumnType::Native));
+            let found = || now(name).map(|found| found.column.clone());
+            if let Some(column) = typed.or_else(found) {
+                columns.push(ShapeColumn::noted(name, travelling(column), noted, dropped)?);
+            }
         }
-        for name in &added {
-            let Some(found) = now(name) else { continue };
-            columns.push(ShapeColumn {
-                source: name.clone(),
-                declared: found.declared.column_type.clone(),
-                column: travelling(found.column.clone()),
-                filled: false,
-            });
-        }
-        let wanted = |name: &String| columns.iter().any(|c| c.source == *name);
+        let wanted = |name: &String| columns.iter().any(|c| c.planned_source == *name);
         let mut shape = Shape {
             table: Arc::new(followed.read.table.clone()),
             full: catalog::qualified(session, &followed.read.table),
             others: followed.known.iter().filter(|n| !wanted(n)).cloned().collect(),
+            left: noted.left.clone(),
+            drift,
             columns,
             planned,
             key: Vec::new(),
@@ -150,8 +210,48 @@ impl Shape {
             key: followed.key.clone(),
         }
         .key_indices()?;
+        if drift.lets_go() {
+            shape.settle()?;
+        }
+        if !followed_all_along
+            && !followed.known.is_empty()
+            && let Some(there) = &there
+        {
+            shape.catches_up(there)?;
+        }
         shape.rebuild();
         Ok(shape)
+    }
+
+    /// Takes what became of the columns in a part of the log that is lost. A name that is new may be that of a column
+    /// that was renamed: nobody can tell.
+    fn catches_up(&mut self, there: &CatalogTable) -> Result<()> {
+        let has = |c: &ShapeColumn| there.columns.iter().any(|t| is_same(&t.column.name, &c.source));
+        let (planned, added) = self.columns.split_at_mut(self.planned);
+        added.iter_mut().for_each(|c| c.gone |= !has(c));
+        let gone = planned.iter().filter(|c| !c.gone && !has(c));
+        let mut difference = SchemaDifference {
+            extra: gone.map(|c| c.column.clone()).collect(),
+            ..SchemaDifference::default()
+        };
+        planned
+            .iter_mut()
+            .filter(|c| has(c))
+            .for_each(|c| (c.gone, c.lost) = (false, false));
+        difference.retyped = self.other_types(Some(there)).retyped;
+        self.judge(&mut difference, &[])?;
+        for found in there.columns.iter().filter(|c| !c.column.generated) {
+            let name = &found.column.name;
+            if self.knows(name) || self.left.iter().any(|l| is_same(l, name)) {
+                continue;
+            }
+            match self.drift {
+                Drift::Discard => self.left.push(name.clone()),
+                _ if self.columns.iter().any(|c| c.column.name == *name) => return Err(self.name_taken(name)),
+                _ => self.columns.push(ShapeColumn::new(found.column.clone(), false)),
+            }
+        }
+        Ok(())
     }
 
     fn rebuild(&mut self) {
@@ -166,33 +266,89 @@ impl Shape {
         }
     }
 
-    /// The names of the columns that are not the plan's.
-    pub(super) fn added(&self) -> Vec<String> {
-        self.columns[self.planned..].iter().map(|c| c.source.clone()).collect()
-    }
-
-    /// The columns that are not the plan's, for a sink that does not know of them.
-    pub(super) fn added_columns(&self) -> Vec<Column> {
-        self.columns[self.planned..].iter().map(|c| c.column.clone()).collect()
-    }
-
-    /// Refuses a table that, as it is now, has changes that are not in its log, or values of other types. One that is
-    /// gone has none.
-    pub(super) async fn check(&self, session: &mut Session) -> Result<()> {
-        let Some(there) = catalog::find(session, &self.full).await? else {
-            return Ok(());
+    /// Has a position know how this table differs from the plan.
+    pub(super) fn note(&self, position: &mut LogPosition) {
+        fn put<T>(all: &mut BTreeMap<String, T>, table: &TableId, value: T, is_empty: bool) {
+            match is_empty {
+                true => all.remove(&table.to_string()),
+                false => all.insert(table.to_string(), value),
+            };
+        }
+        let added: Vec<String> = self.columns[self.planned..]
+            .iter()
+            .map(|c| c.column.name.clone())
+            .collect();
+        let lost: Vec<String> = self
+            .columns
+            .iter()
+            .filter(|c| c.lost)
+            .map(|c| c.source.clone())
+            .collect();
+        let renamed = self.columns.iter().filter(|c| c.source != c.planned_source);
+        let gone = self.columns.iter().filter(|c| c.gone);
+        let typed = |c: &ShapeColumn| Typed {
+            declared: c.declared.clone(),
+            ty: c.column.ty.to_string(),
         };
-        if there.kind != "table" {
-            return Ok(());
+        let of_its_own = self
+            .columns
+            .iter()
+            .enumerate()
+            .filter(|(at, c)| *at >= self.planned || c.widened);
+        let beyond = Beyond {
+            names: renamed.map(|c| (c.column.name.clone(), c.source.clone())).collect(),
+            gone: gone.map(|c| c.column.name.clone()).collect(),
+            types: of_its_own.map(|(_, c)| (c.column.name.clone(), typed(c))).collect(),
+            left: self.left.clone(),
+        };
+        let (no_added, no_lost, same) = (added.is_empty(), lost.is_empty(), beyond == Beyond::default());
+        put(&mut position.added, &self.table, added, no_added);
+        put(&mut position.dropped, &self.table, lost, no_lost);
+        put(&mut position.tables, &self.table, beyond, same);
+    }
+
+    /// What a sink must know that knows the plan's columns only.
+    pub(super) fn beyond_plan(&self) -> SchemaDifference {
+        let (planned, added) = self.columns.split_at(self.planned);
+        let column = |c: &ShapeColumn| c.column.clone();
+        let widened = planned.iter().filter(|c| c.widened);
+        SchemaDifference {
+            missing: added.iter().map(column).collect(),
+            extra: planned.iter().filter(|c| c.gone && c.required).map(column).collect(),
+            retyped: widened.map(|c| (c.column.clone(), c.column.clone())).collect(),
         }
-        capture::check_table(session, &there).await?;
-        let mut difference = SchemaDifference::default();
-        for c in &self.columns {
-            let found = there.column(&c.source);
-            let found = found.filter(|f| f.declared.column_type != c.declared && !keeps(&f.column.ty, &c.column.ty));
-            difference.retyped.extend(found.map(|f| c.retyped(f)));
+    }
+
+    /// Follows a difference as far as the policy lets it, or refuses it. What is left of it is the sink's to do.
+    pub(super) fn judge(&mut self, difference: &mut SchemaDifference, renamed: &[(String, String)]) -> Result<()> {
+        let key = self.schema().key;
+        logs::judge((&*self.table, self.drift), &key, &mut self.columns, difference, renamed)
+    }
+
+    /// Has the policy judge columns that went and that no row has shown yet.
+    fn settle(&mut self) -> Result<()> {
+        let lost = self.columns.iter().filter(|c| c.lost);
+        let mut difference = SchemaDifference {
+            extra: lost.map(|c| c.column.clone()).collect(),
+            ..SchemaDifference::default()
+        };
+        self.judge(&mut difference, &[])
+    }
+
+    /// Refuses a table that lost columns which the policy does not let go: what is read of it has nothing of them.
+    pub(super) fn check_whole(&self) -> Result<()> {
+        self.clone().settle()
+    }
+
+    /// The table as the catalog has it by now; refuses one that has changes which are not in its log. One that is gone
+    /// has none.
+    pub(super) async fn check(&self, session: &mut Session) -> Result<Option<CatalogTable>> {
+        let there = catalog::find(session, &self.full).await?;
+        let there = there.filter(|t| t.kind == "table");
+        if let Some(there) = &there {
+            capture::check_table(session, there).await?;
         }
-        crate::logs::only_new(&self.table, &difference)
+        Ok(there)
     }
 
     /// Fits the shape to what the log says of the table from here on, and says how its rows are taken.
@@ -205,104 +361,126 @@ impl Shape {
         let there = catalog::find(session, &self.full).await?;
         let names = self.names(logged, there.as_ref())?;
         let mut next = self.clone();
-        let (mut difference, mut changed) = (SchemaDifference::default(), false);
-        for c in &mut next.columns {
-            let Some(at) = names.iter().position(|n| *n == c.source) else {
-                if self.is_planned(c) {
-                    difference.extra.push(c.column.clone());
-                }
-                continue;
-            };
-            if logged[at].fits(&c.declared) {
-                continue;
+        let mut difference = SchemaDifference::default();
+        for (at, c) in next.columns.iter_mut().enumerate() {
+            let place = names.iter().position(|n| c.is(n));
+            match place.map(|place| &logged[place]) {
+                None if at < self.planned && !c.gone => difference.extra.push(c.column.clone()),
+                None => {}
+                Some(column) => difference
+                    .retyped
+                    .extend(c.follow(column, there.as_ref(), &self.table)?),
             }
-            // Altered: the catalog says to what, unless it was altered once more since.
-            let found = there.as_ref().and_then(|t| t.column(&c.source));
-            let found = found.filter(|f| logged[at].fits(&f.declared.column_type));
-            let Some(found) = found else {
-                return Err(Error::new(
-                    code::SCHEMA_MISMATCH,
-                    format!(
-                        "column {} of {} is {} for us, and the log has another type that the catalog does not have either",
-                        c.source, self.table, c.declared
-                    ),
-                )
-                .hint("it was altered more than once; run once with --restart to load the table anew"));
-            };
-            c.declared.clone_from(&found.declared.column_type);
-            changed = true;
-            if !keeps(&found.column.ty, &c.column.ty) {
-                difference.retyped.push(c.retyped(found));
-            }
+        }
+        if self.drift.lets_go() && !difference.extra.is_empty() && logged.iter().any(|c| c.name.is_none()) {
+            return Err(self.unnamed());
         }
         let defaults = match names.iter().all(|n| self.knows(n)) {
             true => Vec::new(),
             false => filled(session, &self.full).await?,
         };
-        for name in &names {
-            if self.knows(name) {
-                continue;
+        for name in names.iter().filter(|n| !self.knows(n)) {
+            let found = there.as_ref().and_then(|t| t.column(name)).map(|c| &c.column);
+            let left = next.left.iter().position(|l| is_same(l, name));
+            match found.filter(|_| self.drift != Drift::Discard) {
+                _ if found.is_some_and(|c| c.generated) => next.others.push(name.clone()),
+                Some(found) => {
+                    let new = ShapeColumn::new(found.clone(), left.is_some() || defaults.contains(name));
+                    if next.columns.iter().any(|c| c.column.name == new.column.name) {
+                        return Err(self.name_taken(name));
+                    }
+                    if let Some(at) = left {
+                        next.left.remove(at);
+                    }
+                    difference.missing.push(new.column.clone());
+                    next.columns.push(new);
+                }
+                None if left.is_some() => {}
+                None => {
+                    // One that went again before we came is no news, but it may have another name by now.
+                    if found.is_some() {
+                        tracing::warn!(table = %self.table, column = name, "a column came at the source: left behind");
+                    }
+                    next.left.push(name.clone());
+                }
             }
-            // One that went again before we came is no news.
-            let Some(found) = there.as_ref().and_then(|t| t.column(name)) else {
-                continue;
-            };
-            if found.column.generated {
-                next.others.push(name.clone());
-                continue;
-            }
-            let column = travelling(found.column.clone());
-            difference.missing.push(column.clone());
-            next.columns.push(ShapeColumn {
-                source: name.clone(),
-                declared: found.declared.column_type.clone(),
-                column,
-                filled: defaults.contains(name),
-            });
         }
+        next.judge(&mut difference, &[])?;
         next.rebuild();
+        let layout = next.layout(session, charsets, (logged, &names), there.as_ref()).await?;
+        let quiet = difference == SchemaDifference::default();
+        let same = quiet && next.columns == self.columns && (&next.others, &next.left) == (&self.others, &self.left);
+        Ok(Looked {
+            layout: Arc::new(layout),
+            reshaped: (!same).then(|| Arc::new(next)),
+            difference: (!quiet).then_some(difference),
+        })
+    }
+
+    /// How rows of these columns are laid out, and where they go.
+    async fn layout(
+        &self,
+        session: &mut Session,
+        charsets: &mut Charsets,
+        (logged, names): (&[LoggedColumn], &[String]),
+        there: Option<&CatalogTable>,
+    ) -> Result<Layout> {
         let mut layout = Layout {
             cells: Vec::with_capacity(logged.len()),
             places: Vec::with_capacity(logged.len()),
         };
-        for (column, name) in logged.iter().zip(&names) {
-            let place = next.columns.iter().position(|c| c.source == *name);
+        for (column, name) in logged.iter().zip(names) {
+            let place = self.columns.iter().position(|c| c.is(name));
             layout.places.push(place);
-            layout.cells.push(match place {
+            layout.cells.push(match place.map(|place| &self.columns[place]) {
                 None => Cell::skipped(column),
-                Some(place) => {
+                Some(ours) => {
                     let said = column.collation.and_then(|c| charsets.name(c)).map(str::to_string);
-                    let declared = there
-                        .as_ref()
-                        .and_then(|t| t.column(name))
-                        .and_then(|c| c.collation.clone());
+                    let declared = there.and_then(|t| t.column(name)).and_then(|c| c.collation.clone());
                     let charset = said.or(declared.map(|(charset, _)| charset));
-                    let is_bytes = matches!(next.columns[place].column.ty, ColumnType::Bytes);
+                    let is_bytes = matches!(ours.column.ty, ColumnType::Bytes);
                     let charset = match charset {
                         _ if is_bytes => Charset::Binary,
                         Some(charset) => charsets.reader(session, &charset).await?,
                         None => Charset::Utf8,
                     };
-                    Cell::new(column, name, &next.columns[place].declared, charset)
-                        .map_err(|e| e.at("table", self.table.to_string()))?
+                    let alone = column.column().filter(|_| !column.fits(&ours.declared));
+                    let alone = alone.and_then(|c| c.source_type);
+                    let cell = Cell::new(column, name, alone.as_ref().unwrap_or(&ours.declared), charset);
+                    cell.map_err(|e| e.at("table", self.table.to_string()))?
                 }
             });
         }
-        let quiet = difference == SchemaDifference::default();
-        let reshaped = (changed || !quiet || next.others.len() != self.others.len()).then(|| Arc::new(next));
-        Ok(Looked {
-            layout: Arc::new(layout),
-            reshaped,
-            difference: (!quiet).then_some(difference),
-        })
+        Ok(layout)
     }
 
-    fn is_planned(&self, column: &ShapeColumn) -> bool {
-        self.columns[..self.planned].iter().any(|c| c.source == column.source)
+    fn knows(&self, name: &str) -> bool {
+        let mut others = self.others.iter();
+        others.any(|o| is_same(o, name)) || self.columns.iter().any(|c| is_same(&c.source, name))
     }
 
-    fn knows(&self, name: &String) -> bool {
-        self.others.contains(name) || self.columns.iter().any(|c| c.source == *name)
+    fn name_taken(&self, name: &str) -> Error {
+        Error::new(
+            code::SCHEMA_MISMATCH,
+            format!(
+                "a new column {name} of {} has the name of one that was renamed, and the log does not say since when",
+                self.table
+            ),
+        )
+        .hint("run once with --restart to load the table anew")
+    }
+
+    fn unnamed(&self) -> Error {
+        Error::new(
+            code::LOG_SETUP,
+            format!(
+                "{} had other columns at this place of the log than it has now, and the log does not name them",
+                self.table
+            ),
+        )
+        .hint(
+            "SET GLOBAL binlog_row_metadata = 'FULL' for what is logged from now on, and start over: synctool state reset",
+        )
     }
 
     /// The names of the log's columns: what it says, or what the catalog says where that can be the same table.
@@ -316,28 +494,59 @@ impl Shape {
         });
         match fits {
             Some(t) => Ok(t.columns.iter().map(|c| c.column.name.clone()).collect()),
-            None => Err(Error::new(
-                code::LOG_SETUP,
-                format!(
-                    "{} had other columns at this place of the log than it has now, and the log does not name them",
-                    self.table
-                ),
-            )
-            .hint(
-                "SET GLOBAL binlog_row_metadata = 'FULL' for what is logged from now on, and start over: synctool state reset",
-            )),
+            None => Err(self.unnamed()),
         }
     }
 }
 
 impl ShapeColumn {
-    /// The change to what the catalog has now.
-    fn retyped(&self, found: &CatalogColumn) -> (Column, Column) {
-        let want = Column {
-            name: self.column.name.clone(),
-            ..found.column.clone()
+    /// A column that came. Its rows from before may have values where it is `filled`.
+    fn new(column: Column, filled: bool) -> ShapeColumn {
+        ShapeColumn {
+            source: column.name.clone(),
+            planned_source: column.name.clone(),
+            declared: column.source_type.clone().unwrap_or_default(),
+            column: travelling(column),
+            filled,
+            lost: false,
+            gone: false,
+            required: false,
+            widened: false,
+        }
+    }
+
+    /// Goes along with the log's column of its name: the change to another type, if that is one. The catalog says to
+    /// what, unless the column was altered once more since; then the log does, for types that it says whole.
+    fn follow(
+        &mut self,
+        logged: &LoggedColumn,
+        there: Option<&CatalogTable>,
+        table: &TableId,
+    ) -> Result<Option<(Column, Column)>> {
+        if logged.fits(&self.declared) {
+            return Ok(None);
+        }
+        let found = there.and_then(|t| t.column(&self.source)).map(|c| &c.column);
+        let found = found.filter(|f| logged.fits(f.source_type.as_deref().unwrap_or_default()));
+        let alone = logged.column();
+        let Some(is) = found.or(alone.as_ref()) else {
+            return Err(Error::new(
+                code::SCHEMA_MISMATCH,
+                format!(
+                    "column {} of {table} is {} for us, and the log has another type that the catalog does not have either",
+                    self.source, self.declared
+                ),
+            )
+            .hint("it was altered more than once; run once with --restart to load the table anew"));
         };
-        (self.column.clone(), want)
+        if self.widened && is.ty.fits(&self.column.ty) {
+            return Ok(None);
+        }
+        if keeps(&is.ty, &self.column.ty) {
+            self.declared = is.source_type.clone().unwrap_or_default();
+            return Ok(None);
+        }
+        Ok(Some(self.retyped(is)))
     }
 }
 
@@ -350,17 +559,6 @@ fn keeps(new: &ColumnType, was: &ColumnType) -> bool {
 fn same_carrier(a: &ColumnType, b: &ColumnType) -> bool {
     use ColumnType::{Char, Text};
     matches!((a, b), (Text { .. } | Char { .. }, Text { .. } | Char { .. }))
-}
-
-/// How a column travels that no plan has agreed on: decimals as text, so that every digit survives.
-fn travelling(mut column: Column) -> Column {
-    if matches!(column.ty, ColumnType::Decimal { .. } | ColumnType::Numeric) {
-        column.carrier = Carrier::Text;
-    }
-    column.nullable = true;
-    column.generated = false;
-    column.identity = false;
-    column
 }
 
 /// The columns that give a value to rows which say none.

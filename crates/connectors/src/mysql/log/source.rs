@@ -11,7 +11,8 @@ use super::gtid::Gtids;
 use super::position::{LogPosition, Origin, Place, REPAIR, shown};
 use super::reader::{LogReader, World};
 use super::shape::{Followed, Shape, Shapes};
-use crate::logs;
+use super::statements::is_same;
+use crate::logs::{self, Drift};
 use crate::postgres::log::capture::{self as plans, CaptureRequest, Initial};
 use crate::postgres::log::status::{LogStatus, Standing, Steering, at_rest};
 use crate::postgres::log::{LogOptions, Outlook, Watermarks};
@@ -247,11 +248,8 @@ impl BinlogSource {
         let position = LogPosition {
             gtids: gtids_at(session, &place).await?.unwrap_or_default(),
             place,
-            last: None,
             origin: origin(session).await?,
-            added: BTreeMap::new(),
-            dropped: BTreeMap::new(),
-            committed_at: None,
+            ..LogPosition::nowhere()
         };
         let dump = Dump::open(&self.database, id, &position.gtids, &position.place).await?;
         Ok((dump, position))
@@ -294,12 +292,17 @@ impl BinlogSource {
                     .hint("give it a primary key, or leave it out of the pipeline"));
                 }
                 let stored = BackfillPosition::parse(after)?;
-                let added = match &stored.log {
-                    Some(log) => LogPosition::parse(log)?.added,
-                    None => BTreeMap::new(),
+                let (added, dropped, tables) = match stored.log.as_ref().map(LogPosition::parse).transpose()? {
+                    Some(log) => (log.added, log.dropped, log.tables),
+                    None => Default::default(),
                 };
                 let (dump, position) = self.begin(session, id).await?;
-                let position = LogPosition { added, ..position };
+                let position = LogPosition {
+                    added,
+                    dropped,
+                    tables,
+                    ..position
+                };
                 let after = BackfillPosition {
                     log: Some(position.encode()),
                     pending: keyed().map(|f| Pending::resync(f.read.table.clone())).collect(),
@@ -341,13 +344,9 @@ impl BinlogSource {
         self.steering.opened(standing(&position), &started.after);
         let mut shapes = Vec::with_capacity(followed.len());
         for f in &followed {
-            let name = f.read.table.to_string();
-            let added = position.added.get(&name).map_or(&[][..], Vec::as_slice);
-            let shape = Shape::load(&mut session, f, added, !started.repaired).await?;
+            let shape = Shape::load(&mut session, f, &position, !started.repaired, self.options.drift).await?;
             shape.check(&mut session).await?;
-            if !shape.added().is_empty() {
-                position.added.insert(name, shape.added());
-            }
+            shape.note(&mut position);
             shapes.push(shape);
         }
         let charsets = Charsets::load(&mut session).await?;
@@ -405,6 +404,42 @@ impl BinlogSource {
             (end.ordinal(), &files),
             shown,
         ))
+    }
+}
+
+impl BinlogSource {
+    /// The columns of each table of a plan as they are now, by their names at the source and at the destination: those of
+    /// the plan by the names that they have by now, without those that the policy let go, and those that came since,
+    /// whether the log has shown them or not.
+    pub async fn columns(&self, plan: &Plan, position: Option<&Position>) -> Result<Vec<Vec<(String, String)>>> {
+        let stored = plans::position_of(plan, position.cloned());
+        let stored = stored.as_ref().map(BackfillPosition::parse).transpose()?;
+        let log = stored
+            .and_then(|p| p.log)
+            .as_ref()
+            .map(LogPosition::parse)
+            .transpose()?;
+        let log = log.unwrap_or_else(LogPosition::nowhere);
+        let mut session = self.database.connect().await?;
+        let drift = self.options.drift;
+        let mut tables = Vec::with_capacity(plan.tables.len());
+        for table in &plan.tables {
+            let shape = Shape::load(&mut session, &Followed::of(plan, table), &log, true, drift).await?;
+            let there = catalog::columns(&mut session, &table.read.table).await?;
+            let is_there = |name: &str| there.iter().any(|c| is_same(&c.column.name, name));
+            let ours = shape.columns.iter().filter(|c| c.is_there() && is_there(&c.source));
+            let mut columns: Vec<(String, String)> = ours.map(|c| (c.source.clone(), c.column.name.clone())).collect();
+            let plain = there.iter().map(|c| &c.column).filter(|c| !c.generated);
+            for column in plain.filter(|_| drift != Drift::Discard) {
+                let known = |(now, name): &(String, String)| is_same(now, &column.name) || *name == column.name;
+                if !columns.iter().any(known) {
+                    columns.push((column.name.clone(), column.name.clone()));
+                }
+            }
+            tables.push(columns);
+        }
+        session.recycle();
+        Ok(tables)
     }
 }
 

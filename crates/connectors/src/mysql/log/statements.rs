@@ -15,14 +15,35 @@ pub(super) enum Effect {
     Remade(Named),
     /// A column went.
     Dropped(Named, String),
-    /// A column came, or another one got this name.
+    /// A column came.
     Added(Named, String),
+    /// A column has another name. Columns may trade theirs in one statement.
+    Renamed(Named, String, String),
     /// A column has another definition, which may have changed its values.
     Redefined(Named, String),
     /// The table has a foreign key that changes its rows, which the log does not say; its name, if the statement says it.
     Cascades(Named, Option<String>),
     /// Rows of some table, as a statement.
     Rows,
+}
+
+impl Effect {
+    /// The table whose columns or rows are other ones from here on.
+    pub(super) fn altered(&self) -> Option<&Named> {
+        match self {
+            Effect::Remade(table)
+            | Effect::Dropped(table, _)
+            | Effect::Added(table, _)
+            | Effect::Renamed(table, ..)
+            | Effect::Redefined(table, _) => Some(table),
+            Effect::Commit
+            | Effect::Rollback
+            | Effect::Undone
+            | Effect::Emptied(_)
+            | Effect::Cascades(..)
+            | Effect::Rows => None,
+        }
+    }
 }
 
 /// A table, in its database if the statement says it.
@@ -127,8 +148,8 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
             }
             let cascades = cascading(cursor.tokens);
             let mut redefined = Vec::new();
-            // All of a statement's columns go before others come.
-            let (mut gone, mut come) = (Vec::new(), Vec::new());
+            // All of a statement's columns go, or get their names, before others come.
+            let (mut gone, mut renamed, mut come) = (Vec::new(), Vec::new(), Vec::new());
             let mut depth = 0;
             let mut begins = true;
             while let Some(token) = cursor.next() {
@@ -142,9 +163,9 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                 if token.is("RENAME") {
                     if cursor.eat("COLUMN") {
                         cursor.skip(&["IF", "EXISTS"]);
-                        gone.extend(cursor.name());
+                        let was = cursor.name();
                         cursor.skip(&["TO"]);
-                        come.extend(cursor.name());
+                        renamed.extend(was.zip(cursor.name()));
                     } else if !cursor.eat("INDEX") && !cursor.eat("KEY") {
                         cursor.skip(&["TO", "AS"]);
                         all.extend(cursor.table().map(Effect::Remade));
@@ -154,13 +175,9 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                     gone.extend(cursor.name());
                 } else if begun && token.is("CHANGE") {
                     cursor.skip(&["COLUMN", "IF", "EXISTS"]);
-                    let (was, is) = (cursor.name(), cursor.name());
-                    match (was, is) {
-                        (Some(was), Some(is)) if is_same(&was, &is) => redefined.push(was),
-                        (was, is) => {
-                            gone.extend(was);
-                            come.extend(is);
-                        }
+                    if let (Some(was), Some(is)) = (cursor.name(), cursor.name()) {
+                        redefined.push(is.clone());
+                        renamed.push((was, is));
                     }
                 } else if begun && token.is("MODIFY") {
                     cursor.skip(&["COLUMN", "IF", "EXISTS"]);
@@ -170,8 +187,11 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                     come.extend(cursor.columns());
                 }
             }
-            let columns = gone.into_iter().map(|c| Effect::Dropped(table.clone(), c));
-            all.extend(columns.chain(come.into_iter().map(|c| Effect::Added(table.clone(), c))));
+            let other = |(was, is): &(String, String)| !is_same(was, is);
+            all.extend(gone.into_iter().map(|c| Effect::Dropped(table.clone(), c)));
+            let renamed = renamed.into_iter().filter(other);
+            all.extend(renamed.map(|(was, is)| Effect::Renamed(table.clone(), was, is)));
+            all.extend(come.into_iter().map(|c| Effect::Added(table.clone(), c)));
             match below {
                 true => all.push(Effect::Remade(table.clone())),
                 false => all.extend(redefined.into_iter().map(|c| Effect::Redefined(table.clone(), c))),
@@ -462,10 +482,11 @@ mod tests {
         assert_eq!(effects("ALTER TABLE x RENAME TO t"), remade("t"));
         let gone = |c: &str| Effect::Dropped(named("t"), c.into());
         let come = |c: &str| Effect::Added(named("t"), c.into());
+        let renamed = |a: &str, b: &str| Effect::Renamed(named("t"), a.into(), b.into());
         let redefined = |c: &str| Effect::Redefined(named("t"), c.into());
         assert_eq!(
             effects("ALTER TABLE t RENAME COLUMN a TO b, ADD c int DEFAULT 'PARTITION'"),
-            [gone("a"), come("b"), come("c")]
+            [renamed("a", "b"), come("c")]
         );
         assert_eq!(
             effects(
@@ -483,14 +504,18 @@ mod tests {
             effects(
                 "ALTER TABLE t CHANGE a a bigint, CHANGE COLUMN b c int AFTER a, ALTER COLUMN d DROP DEFAULT, MODIFY e int"
             ),
-            [gone("b"), come("c"), redefined("a"), redefined("e")]
+            [renamed("b", "c"), redefined("a"), redefined("c"), redefined("e")]
         );
         assert_eq!(effects("ALTER TABLE t TRUNCATE PARTITION p0"), remade("t"));
         assert_eq!(effects("ALTER TABLE t CONVERT TO CHARACTER SET latin1"), remade("t"));
         assert_eq!(effects("ALTER IGNORE TABLE t ADD UNIQUE (a)"), remade("t"));
         assert_eq!(
             effects("ALTER TABLE t CHANGE `A` a int, MODIFY b int"),
-            [redefined("A"), redefined("b")]
+            [redefined("a"), redefined("b")]
+        );
+        assert_eq!(
+            effects("ALTER TABLE t RENAME COLUMN a TO b, RENAME COLUMN IF EXISTS `b` TO `a`, DROP c, ADD a2 int"),
+            [gone("c"), renamed("a", "b"), renamed("b", "a"), come("a2")]
         );
         assert_eq!(effects("TRUNCATE \"t\""), emptied("t"));
         assert_eq!(effects("-- x\nCOMMIT"), [Effect::Commit]);

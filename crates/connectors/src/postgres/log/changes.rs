@@ -239,6 +239,11 @@ impl ChangesBuilder {
         &self.config
     }
 
+    /// How the log is followed: the names of slot and publication, and everything else.
+    pub fn log_options(&self) -> &LogOptions {
+        &self.options
+    }
+
     /// The tables, `schema.table` or `table`. Without any, all of the publication.
     pub fn for_tables<S: Into<String>>(mut self, tables: impl IntoIterator<Item = S>) -> Self {
         self.tables.extend(tables.into_iter().map(Into::into));

@@ -15,7 +15,7 @@ use super::membership::short;
 use super::pgoutput::{Relation, RelationColumn};
 use super::position::LogPosition;
 use super::slot::{Publication, Published};
-use crate::logs::Drift;
+use crate::logs::{Drift, Drifting};
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
 use serde::{Deserialize, Serialize};

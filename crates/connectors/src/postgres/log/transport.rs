@@ -27,6 +27,9 @@ const PIECE: usize = 256 << 10;
 /// A server that answered none of so many calls in a row is gone.
 const PATIENCE: u32 = 12;
 
+/// Whoever had no room for a peek may have it after so long.
+const ROOM_AGAIN: Duration = Duration::from_secs(600);
+
 /// How long the server may take to let a slot go.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -147,7 +150,7 @@ impl Piece {
             Form::Frames => {
                 let (head, rest) = self.bytes.split_first_chunk::<5>().ok_or_else(broken)?;
                 let size = 1 + u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-                let body = rest.get(..size - 5).ok_or_else(broken)?;
+                let body = size.checked_sub(5).and_then(|n| rest.get(..n)).ok_or_else(broken)?;
                 let wal = match body.first() {
                     Some(b'w') if body.len() >= 25 => Wal::Change(&body[25..]),
                     Some(b'k') if body.len() == 18 => Wal::Reached(end_of(body)),
@@ -256,7 +259,7 @@ trait Transport: Send {
 
 enum Next {
     Stream,
-    /// Stream, because the server has no room for a peek, nor will have.
+    /// Stream, because the server has no room to peek at this backlog.
     StreamOn,
     Peek,
     Over,
@@ -287,15 +290,15 @@ impl Line {
     }
 }
 
-async fn drive(mut route: Route, mut line: Line, link: Replication, peek_first: bool) {
+async fn drive(route: Route, mut line: Line, link: Replication, peek_first: bool) {
     let mut first = Some(link);
-    let mut peeking = peek_first;
+    let (mut peeking, mut no_room) = (peek_first, None);
     loop {
         let next = if peeking {
             first = None;
             Peeking { route: route.clone() }.run(&mut line).await
         } else {
-            let mut streaming = Streaming::new(route.clone(), first.take());
+            let mut streaming = Streaming::new(route.clone(), first.take(), no_room.take());
             let next = streaming.run(&mut line).await;
             if let (Ok(_), Some(link)) = (&next, streaming.link) {
                 link.end(FAREWELL).await;
@@ -304,7 +307,7 @@ async fn drive(mut route: Route, mut line: Line, link: Replication, peek_first: 
         };
         match next {
             Ok(Next::Stream) => peeking = false,
-            Ok(Next::StreamOn) => (peeking, route.catch_up_bytes) = (false, None),
+            Ok(Next::StreamOn) => (peeking, no_room) = (false, Some(Instant::now())),
             Ok(Next::Peek) => peeking = true,
             Ok(Next::Over) => return,
             Err(e) => {
@@ -332,11 +335,15 @@ struct Streaming {
     checked: Instant,
     /// When the server was last heard of.
     heard: Instant,
+    /// When the server had no room to peek at the backlog that is streamed. One that comes later, or after a while, is
+    /// tried again.
+    no_room: Option<Instant>,
 }
 
 impl Streaming {
-    fn new(route: Route, link: Option<Replication>) -> Self {
+    fn new(route: Route, link: Option<Replication>, no_room: Option<Instant>) -> Self {
         Streaming {
+            no_room,
             route,
             link,
             received: 0,
@@ -352,7 +359,7 @@ impl Streaming {
         let mut answer = false;
         while let Some((head, body)) = rest.split_first_chunk::<5>() {
             let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-            let body_end = (length - 4).min(body.len());
+            let body_end = length.saturating_sub(4).min(body.len());
             let frame = &body[..body_end];
             match frame.first() {
                 Some(b'w') => {
@@ -398,7 +405,9 @@ impl Streaming {
         let connection = self.route.database.connect().await?;
         let end = end_of_log(&connection).await?;
         connection.recycle();
-        Ok(end.saturating_sub(line.sent.max(self.received)) > limit)
+        let behind = end.saturating_sub(line.sent.max(self.received)) > limit;
+        self.no_room = self.no_room.filter(|since| behind && since.elapsed() < ROOM_AGAIN);
+        Ok(behind && self.no_room.is_none())
     }
 }
 

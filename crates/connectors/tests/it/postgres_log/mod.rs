@@ -5,6 +5,7 @@
 mod doctor;
 mod drift;
 mod ends;
+mod events;
 mod faults;
 mod identity;
 mod members;

@@ -141,6 +141,31 @@ on_servers! {
         c.assert_equal(&["t"]);
     }
 
+    /// Where there was no room to peek at one backlog, the next one is tried again.
+    async fn a_backlog_is_peeked_again_after_one_without_room(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, a text)");
+        c.catch_up().await.unwrap();
+        (c.options.catch_up_bytes, c.options.lag_check) = (Some(1 << 16), Duration::ZERO);
+        c.options.status_interval = Duration::from_millis(20);
+        let more = "INSERT INTO t (a) SELECT repeat(md5(i::text), 30) FROM generate_series(1, 5000) i";
+        c.from.psql(more);
+        c.from.psql(&format!("ALTER DATABASE {0} SET temp_file_limit = '64kB'; ALTER DATABASE {0} SET work_mem = '64kB'", c.from.name()));
+        let source = c.source(c.options.clone());
+        let running = Following::of(&c, source.clone()).await;
+        // Without room there is none to sort, either.
+        let sum = "SELECT count(*), sum(id), sum(length(a)) FROM t";
+        shapes::until_equal(&c, sum, sum).await;
+        c.from.psql(&format!("ALTER DATABASE {} RESET ALL", c.from.name()));
+        let before = source.steering().peeked();
+        assert!(before > 0);
+        synctool_testkit::eventually("another peek", Duration::from_secs(60), async || {
+            c.from.psql(more);
+            source.steering().peeked() > before
+        }).await;
+        shapes::until_equal(&c, sum, sum).await;
+        running.stop().await.unwrap();
+    }
+
     /// What came is seen as soon as nothing more is at hand, however long commits may wait for more.
     async fn what_came_is_seen_soon(version: PgVersion) {
         let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (0)");

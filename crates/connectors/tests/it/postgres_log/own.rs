@@ -447,9 +447,19 @@ async fn until(changes: &mut Changes, enough: impl Fn(&Change) -> bool) -> Vec<C
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_restaurant_and_visit() {
     let db = Postgres::shared(PgVersion::V15).database("walk");
-    let config = || PostgresConfig::from_url(&db.url()).unwrap();
-    let (seen, equal) = example::run(config()).await.unwrap();
+    let (url, slot) = (db.url(), format!("walk_{}", db.name()));
+    // Slot and publication are those that the environment names.
+    let named = Changes::from_variables(|variable| match variable {
+        "POSTGRES_CONNSTR" => Some(url.clone()),
+        "DBSYNC_REPLSLOT" => Some(slot.clone()),
+        "DBSYNC_PUBNAME" => Some("walked".into()),
+        _ => None,
+    });
+    let named = named.unwrap();
+    let (seen, equal) = example::run(&named).await.unwrap();
     assert!(equal && seen >= 2 + 6, "{seen} changes");
-    let (_, equal) = example::run(config()).await.unwrap();
+    let made = db.psql("SELECT slot_name || ' ' || pubname FROM pg_replication_slots, pg_publication WHERE database = current_database()");
+    assert_eq!(made, format!("{slot} walked"));
+    let (_, equal) = example::run(&named).await.unwrap();
     assert!(equal, "a second walk goes on");
 }

@@ -170,39 +170,27 @@ fn columns_that_are_made_again_are_read_again() {
     }
 }
 
-/// F46: columns that were dropped or renamed while nobody followed are refused by name, and nothing is lost.
+/// F46: a column that was dropped while nobody followed is refused by name, and nothing is lost.
 #[test]
 fn columns_that_went_meanwhile_are_refused_by_name() {
-    for (ddl, column) in [
-        ("ALTER TABLE restaurant DROP COLUMN rating", "rating"),
-        ("ALTER TABLE restaurant CHANGE rating stars int", "rating"),
-    ] {
-        let stage = Stage::new();
-        stage.catch_up();
-        stage.from.sql("UPDATE restaurant SET name = 'before' WHERE id = 'r1'");
-        stage.from.sql(ddl);
-        stage.from.sql(
-            "UPDATE restaurant SET name = 'after' WHERE id = 'r2'; UPDATE users SET first_name = 'beside' WHERE id = 1",
-        );
-        for _ in 0..2 {
-            let (code, why) = stage.refused();
-            assert!(
-                why.contains(column) && why.contains("restaurant"),
-                "{ddl} {code}: {why}"
-            );
-        }
-        // With the column there again, everything is followed from where it stopped.
-        let again = match ddl.contains("DROP") {
-            true => "ALTER TABLE restaurant ADD COLUMN rating int",
-            false => "ALTER TABLE restaurant CHANGE stars rating int",
-        };
-        stage.from.sql(again);
-        let (code, summary) = stage.json(&["run", "shop.yaml", "--until-caught-up", "--repair"]);
-        if code == 0 {
-            stage.assert_equal(ddl);
-        } else {
-            assert!(summary.to_string().contains(column), "{ddl}: {summary:#}");
-        }
+    let stage = Stage::new();
+    stage.catch_up();
+    stage.from.sql("UPDATE restaurant SET name = 'before' WHERE id = 'r1'");
+    stage.from.sql("ALTER TABLE restaurant DROP COLUMN rating");
+    stage.from.sql(
+        "UPDATE restaurant SET name = 'after' WHERE id = 'r2'; UPDATE users SET first_name = 'beside' WHERE id = 1",
+    );
+    for _ in 0..2 {
+        let (code, why) = stage.refused();
+        assert!(why.contains("rating") && why.contains("restaurant"), "{code}: {why}");
+    }
+    // With the column there again, everything is followed from where it stopped.
+    stage.from.sql("ALTER TABLE restaurant ADD COLUMN rating int");
+    let (code, summary) = stage.json(&["run", "shop.yaml", "--until-caught-up", "--repair"]);
+    if code == 0 {
+        stage.assert_equal("dropped");
+    } else {
+        assert!(summary.to_string().contains("rating"), "{summary:#}");
     }
 }
 

@@ -8,7 +8,7 @@ use synctool_testkit::Dice;
 use tokio_postgres::NoTls;
 
 /// Money that only moves between wallets and accounts, children that are counted, and a history that says every transfer.
-pub(super) const BOOKS: &str = "
+pub(crate) const BOOKS: &str = "
     CREATE TABLE wallet (name text PRIMARY KEY, v bigint NOT NULL, version bigint NOT NULL, note text); ALTER TABLE wallet ALTER note SET STORAGE EXTERNAL;
     CREATE TABLE account (region text, id int, v bigint NOT NULL, version bigint NOT NULL, PRIMARY KEY (region, id));
     CREATE TABLE parent (id int PRIMARY KEY, children int NOT NULL);
@@ -21,7 +21,7 @@ pub(super) const BOOKS: &str = "
     CREATE PUBLICATION synctool_shop FOR TABLE wallet, account, parent, child, history, era";
 
 /// Tables whose columns come and go, and those that every one of them has.
-pub(super) const ALTERED: [(&str, &str); 4] = [
+pub(crate) const ALTERED: [(&str, &str); 4] = [
     ("wallet", "name, v, version, note"),
     ("account", "region, id, v, version"),
     ("parent", "id, children"),
@@ -98,22 +98,37 @@ fn transaction(dice: &mut Dice, writer: u64, n: u64) -> String {
 }
 
 /// What everybody in the storm shares.
-pub(super) struct World {
+pub(crate) struct World {
     /// Held by writers for each transaction: who has it alone has silence.
-    pub(super) gate: tokio::sync::RwLock<()>,
-    pub(super) over: AtomicBool,
+    pub(crate) gate: tokio::sync::RwLock<()>,
+    pub(crate) over: AtomicBool,
     /// Transactions that writers made.
-    pub(super) made: AtomicU64,
+    pub(crate) made: AtomicU64,
     /// While tables are compared after a gap, what is seen is of several places of the log.
-    pub(super) unwatched: AtomicBool,
+    pub(crate) unwatched: AtomicBool,
     /// Whether the destination may forget in a crash what it has not flushed; it comes again.
-    pub(super) forgets: bool,
-    pub(super) looks: AtomicU64,
-    pub(super) violation: Mutex<Option<String>>,
+    pub(crate) forgets: bool,
+    pub(crate) looks: AtomicU64,
+    pub(crate) violation: Mutex<Option<String>>,
+}
+
+impl World {
+    /// A storm before it begins; whether the destination may forget in it.
+    pub(crate) fn new(forgets: bool) -> World {
+        World {
+            gate: tokio::sync::RwLock::default(),
+            over: AtomicBool::new(false),
+            made: AtomicU64::new(0),
+            unwatched: AtomicBool::new(false),
+            forgets,
+            looks: AtomicU64::new(0),
+            violation: Mutex::default(),
+        }
+    }
 }
 
 /// Writes until it is over, whatever happens to the server; each transaction once.
-pub(super) async fn write(world: &World, url: &str, writer: u64, seed: u64) {
+pub(crate) async fn write(world: &World, url: &str, writer: u64, seed: u64) {
     let mut dice = Dice::new(seed ^ (writer << 40));
     let mut n = 1;
     while !world.over.load(Ordering::Relaxed) {
@@ -166,7 +181,7 @@ async fn differing(client: &tokio_postgres::Client) -> String {
 }
 
 /// Looks at the destination until it is over, and says what is wrong with what it sees.
-pub(super) async fn watch(world: &World, url: &str) {
+pub(crate) async fn watch(world: &World, url: &str) {
     let mut seen: BTreeMap<String, u64> = BTreeMap::new();
     let (mut age, mut length) = (-1, 0);
     while !world.over.load(Ordering::Relaxed) {

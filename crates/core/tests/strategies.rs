@@ -229,8 +229,8 @@ where
     Fut: Future<Output = Result<Report>>,
 {
     let undisturbed = FaultPlan::none();
-    let w = world().await;
-    let report = run(w.clone(), undisturbed.clone())
+    let w = Box::pin(world()).await;
+    let report = Box::pin(run(w.clone(), undisturbed.clone()))
         .await
         .expect("an undisturbed run succeeds");
     report.ledger.check().unwrap();
@@ -241,11 +241,11 @@ where
         for when in [When::Before, When::After] {
             for looks in [Looks::Transient, Looks::Fatal] {
                 let case = format!("call {at} of {calls} fails {when:?}, {looks:?}");
-                let w = world().await;
+                let w = Box::pin(world()).await;
                 let faults = FaultPlan::fail(at, when, looks);
-                if let Err(e) = run(w.clone(), faults.clone()).await {
+                if let Err(e) = Box::pin(run(w.clone(), faults.clone())).await {
                     assert!(faults.calls() >= at, "{case}: failed without a fault: {e}");
-                    run(w.clone(), FaultPlan::none())
+                    Box::pin(run(w.clone(), FaultPlan::none()))
                         .await
                         .unwrap_or_else(|e| panic!("{case}: the next run failed: {e}"));
                 }

@@ -19,6 +19,8 @@ use tokio::io::AsyncReadExt;
 
 /// So much of a segment is in memory at once: all of one that has the usual size.
 pub const PIECE: usize = 16 << 20;
+/// What is only looked at comes in smaller pieces, which stay in the processor's cache.
+const PART: usize = 1 << 20;
 /// A timeline's history is a few lines.
 const LARGEST_HISTORY: u64 = 1 << 20;
 
@@ -175,8 +177,8 @@ impl Segment {
         let (mut ours, mut theirs) = (File::open(ours.path())?, File::open(theirs.path())?);
         let (mut a, mut b) = (Vec::new(), Vec::new());
         loop {
-            fill(&mut ours, &mut a)?;
-            fill(&mut theirs, &mut b)?;
+            fill(&mut ours, &mut a, PIECE)?;
+            fill(&mut theirs, &mut b, PIECE)?;
             if a != b || a.is_empty() {
                 return Ok(a == b);
             }
@@ -215,9 +217,9 @@ impl Content {
 }
 
 /// Reads the next piece, in place of what is there. An empty one is the end.
-fn fill(content: &mut impl Read, piece: &mut Vec<u8>) -> io::Result<()> {
+fn fill(content: &mut impl Read, piece: &mut Vec<u8>, most: usize) -> io::Result<()> {
     piece.clear();
-    content.take(PIECE as u64).read_to_end(piece).map(drop)
+    content.take(most as u64).read_to_end(piece).map(drop)
 }
 
 /// Hands over a segment's unpacked content from its beginning, piece by piece.
@@ -228,7 +230,7 @@ pub(super) fn in_pieces<E>(
 ) -> io::Result<Result<(), E>> {
     let (mut piece, mut at) = (Vec::new(), start);
     loop {
-        fill(&mut content, &mut piece)?;
+        fill(&mut content, &mut piece, PIECE)?;
         if piece.is_empty() {
             return Ok(Ok(()));
         }
@@ -514,7 +516,7 @@ pub fn read_segment(name: SegmentName, path: &Path, beside: &Path) -> Result<Seg
     let file = File::open(path).map_err(|e| unready(format!("cannot be read: {}", e.kind())))?;
     let (compression, mut unpacked) = compression::unpacked(file).map_err(unreadable)?;
     let mut piece = Vec::new();
-    fill(&mut unpacked, &mut piece).map_err(unreadable)?;
+    fill(&mut unpacked, &mut piece, PIECE).map_err(unreadable)?;
     let page = piece
         .get(..pgwal::PAGE_SIZE)
         .ok_or_else(|| unready(format!("has only {} bytes", piece.len())))?;
@@ -537,7 +539,7 @@ pub fn read_segment(name: SegmentName, path: &Path, beside: &Path) -> Result<Seg
     while !piece.is_empty() && length <= size.bytes() {
         length += piece.len() as u64;
         content.keep(&mut piece).map_err(Trouble::Ours)?;
-        fill(&mut unpacked, &mut piece).map_err(unreadable)?;
+        fill(&mut unpacked, &mut piece, PIECE).map_err(unreadable)?;
     }
     match length.cmp(&size.bytes()) {
         std::cmp::Ordering::Less => Err(unready(format!("has {length} bytes, a segment has {}", size.bytes()))),
@@ -600,7 +602,7 @@ impl Part {
 
     /// Reads the next piece, in place of what is there; gives its address, or None at the end.
     pub fn next(&mut self, piece: &mut Vec<u8>) -> Result<Option<Lsn>> {
-        fill(&mut self.unpacked, piece).map_err(|e| damaged_part(&self.path, e))?;
+        fill(&mut self.unpacked, piece, PART).map_err(|e| damaged_part(&self.path, e))?;
         let at = self.at;
         self.at = Lsn(at.0.saturating_add(piece.len() as u64));
         Ok((!piece.is_empty()).then_some(at))

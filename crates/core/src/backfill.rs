@@ -383,7 +383,7 @@ struct Touch {
 /// Transactions whose commit the log showed, the latest of them.
 #[derive(Default)]
 struct Commits {
-    /// The how manieth each was.
+    /// How many came before each of them.
     numbers: HashMap<u64, u64>,
     order: VecDeque<u64>,
     seen: u64,
@@ -406,7 +406,7 @@ impl Commits {
         }
     }
 
-    /// Trap 3: whether the log showed a commit before its `low` first ones were over that a chunk could not see.
+    /// Trap 3: whether one of the first `low` commits that the log showed is one that a chunk could not see.
     fn were_missed_by(&self, chunk: &Chunk, low: u64) -> bool {
         let early = |tx: &u64| self.numbers.get(tx).is_some_and(|n| *n < low);
         chunk.in_progress.iter().any(early)
@@ -666,6 +666,7 @@ impl Backfill {
         let Some(pending) = self.position.pending.first().cloned() else {
             return;
         };
+        self.commits.forget_old();
         self.tokens += 1;
         let token = format!("{}:{}", self.instance, self.tokens);
         let some = || Vec::from_iter(pending.keys.iter().take(KEYS_AT_ONCE).cloned());
@@ -732,7 +733,7 @@ impl Backfill {
             unsettled.remove(&tx);
         }
         self.commits.saw(tx);
-        // Which of them a chunk on its way could see is still to be told.
+        // Which of them the window's chunk could see is still to be told.
         if self.window.is_none() {
             self.commits.forget_old();
         }
@@ -1229,4 +1230,43 @@ fn split_moves(batch: ChangeBatch, split: &[bool]) -> Result<Vec<Event>> {
     }
     plain(at, split.len(), &mut out);
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow_schema::Schema;
+
+    fn chunk(in_progress: &[u64], future: Option<u64>) -> Chunk {
+        Chunk {
+            rows: RecordBatch::new_empty(Arc::new(Schema::empty())),
+            range: KeyRange::default(),
+            next: None,
+            in_progress: in_progress.to_vec(),
+            future,
+        }
+    }
+
+    #[test]
+    fn a_commit_before_the_window_that_the_chunk_could_not_see_is_missed() {
+        let mut commits = Commits::default();
+        (1..=9).for_each(|tx| commits.saw(tx * 10));
+        assert!(commits.were_missed_by(&chunk(&[30], None), 3));
+        assert!(!commits.were_missed_by(&chunk(&[30], None), 2), "it came in the window");
+        assert!(!commits.were_missed_by(&chunk(&[35], None), 9), "it did not commit");
+        assert!(commits.were_missed_by(&chunk(&[], Some(30)), 3));
+        assert!(!commits.were_missed_by(&chunk(&[], Some(31)), 3));
+    }
+
+    #[test]
+    fn commits_are_forgotten_between_windows() {
+        let mut commits = Commits::default();
+        let all = REMEMBERED_COMMITS as u64 + 10;
+        (0..all).for_each(|tx| commits.saw(tx));
+        assert!(commits.were_missed_by(&chunk(&[3], None), all));
+        commits.forget_old();
+        assert_eq!(commits.numbers.len(), REMEMBERED_COMMITS);
+        assert!(!commits.were_missed_by(&chunk(&[3], None), all));
+        assert!(commits.were_missed_by(&chunk(&[10], None), all));
+    }
 }

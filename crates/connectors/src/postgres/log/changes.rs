@@ -227,7 +227,8 @@ impl Changes {
     }
 
     /// Everything up to this boundary's position is safe: the database may forget its log, and whoever opens at this
-    /// position goes on right behind it.
+    /// position goes on right behind it. A long backlog is read part by part (`catch_up_bytes`), each when the one before it
+    /// is safe: whoever acknowledges nothing waits there for ever.
     pub async fn acknowledge(&mut self, position: &Position) -> Result<()> {
         self.reader.acknowledge(position).await
     }

@@ -229,6 +229,8 @@ on_servers! {
                         Event::Rows(b) => told.push(format!("{} rows", b.len())),
                         Event::Boundary { position, .. } => {
                             told.push("end".into());
+                            // A part of the backlog is read when the one before it is safe.
+                            changes.acknowledge(&position).await.unwrap();
                             last = Some(position);
                         }
                         _ => {}

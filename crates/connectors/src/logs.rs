@@ -3,7 +3,7 @@
 mod drift;
 
 pub use drift::Drift;
-pub(crate) use drift::{Drifting, judge, widens};
+pub(crate) use drift::{Drifting, beyond_plan, judge, widens};
 
 use crate::postgres::log::LogSource;
 use crate::postgres::log::status::{Standing, Steering};

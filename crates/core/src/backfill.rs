@@ -696,6 +696,16 @@ impl Backfill {
         self.window.as_ref().is_some_and(|w| w.reading.is_some())
     }
 
+    fn is_closed(&self) -> bool {
+        self.window.as_ref().is_some_and(|w| w.closed)
+    }
+
+    /// Waits for the chunk that is being read. Cancel safe.
+    async fn await_chunk(&mut self) -> Result<()> {
+        let read = chunk_of(self.window.as_mut()).await;
+        self.take_chunk(read)
+    }
+
     /// Takes the chunk that was read, or could not be.
     fn take_chunk(&mut self, read: Result<Chunk>) -> Result<()> {
         let chunk = match read {
@@ -980,11 +990,8 @@ impl Backfill {
         if self.end.is_none() {
             return Ok(());
         }
-        if let Some(w) = self.window.as_mut().filter(|w| w.closed)
-            && w.reading.is_some()
-        {
-            let read = chunk_of(Some(w)).await;
-            self.take_chunk(read)?;
+        if self.is_closed() && self.is_reading() {
+            self.await_chunk().await?;
         }
         let Some(End {
             position,
@@ -995,7 +1002,7 @@ impl Backfill {
             return Ok(());
         };
         self.position.log = Some(position);
-        if self.window.as_ref().is_some_and(|w| w.closed) {
+        if self.is_closed() {
             match self.close()? {
                 Some(rows) => {
                     failpoint("backfill.close")?;
@@ -1034,8 +1041,7 @@ impl Backfill {
             self.start_window();
         }
         if self.is_reading() && !self.source.beside_log() {
-            let read = chunk_of(self.window.as_mut()).await;
-            self.take_chunk(read)?;
+            self.await_chunk().await?;
         }
         let reading = self.is_reading();
         let event = tokio::select! {
@@ -1051,8 +1057,7 @@ impl Backfill {
         let Some(event) = event else {
             // A log that ends where nothing more was written goes on with the next watermark.
             if reading {
-                let read = chunk_of(self.window.as_mut()).await;
-                self.take_chunk(read)?;
+                self.await_chunk().await?;
                 return Ok(Some(()));
             }
             let Some(until) = wait else { return Ok(None) };

@@ -311,6 +311,11 @@ impl TableSchema {
         self.columns.iter().find(|c| c.name == name)
     }
 
+    /// Finds a column by its exact name, to change it.
+    pub fn column_mut(&mut self, name: &str) -> Option<&mut Column> {
+        self.columns.iter_mut().find(|c| c.name == name)
+    }
+
     /// The place of a column.
     pub fn index_of(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|c| c.name == name)

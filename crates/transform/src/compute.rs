@@ -89,7 +89,7 @@ impl Step for Compute {
         let plan = self.plan(input.columns.clone())?;
         let mut output = input.clone();
         for ready in plan.columns {
-            match output.columns.iter_mut().find(|c| c.name == ready.output.name) {
+            match output.column_mut(&ready.output.name) {
                 Some(column) => *column = ready.output,
                 None => output.columns.push(ready.output),
             }

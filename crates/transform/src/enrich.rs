@@ -126,7 +126,7 @@ impl Step for Enrich {
         inner.plan(input.columns.clone())?;
         let mut output = input.clone();
         for field in &inner.fields {
-            match output.columns.iter_mut().find(|c| c.name == field.name) {
+            match output.column_mut(&field.name) {
                 Some(column) => *column = field.clone(),
                 None => output.columns.push(field.clone()),
             }

@@ -83,8 +83,7 @@ impl ValueMap {
 impl Step for ValueMap {
     fn output(&self, input: &TableSchema) -> Result<TableSchema> {
         let mut output = input.clone();
-        let found = output.columns.iter_mut().find(|c| c.name == self.column);
-        let column = found.ok_or_else(|| {
+        let column = output.column_mut(&self.column).ok_or_else(|| {
             let known: Vec<&str> = input.columns.iter().map(|c| c.name.as_str()).collect();
             Error::new(
                 code::COLUMN_MISSING,

@@ -80,6 +80,10 @@ pub(crate) trait Drifting {
     fn column(&self) -> &Column;
     /// Whether the plan has it NOT NULL.
     fn is_required(&self) -> bool;
+    /// Whether the source has it no more, and the policy goes on.
+    fn is_gone(&self) -> bool;
+    /// Whether it has another type than the plan says.
+    fn is_widened(&self) -> bool;
     /// The source has it no more; the destination keeps what it has.
     fn goes(&mut self);
     /// It has a wider type from here on.
@@ -91,6 +95,19 @@ pub(crate) fn widens(was: &ColumnType, is: &ColumnType, is_key: bool) -> bool {
     let integers = was.is_integer() && is.is_integer();
     // Another order of keys would mean other ranges.
     was != is && was.fits(is) && (integers || !is_key)
+}
+
+/// What a sink must know of these columns, the first of which are those of the plan, that knows nothing else.
+pub(crate) fn beyond_plan<C: Drifting>(columns: &[C], planned: usize) -> SchemaDifference {
+    let (planned, added) = columns.split_at(planned);
+    let column = |c: &C| c.column().clone();
+    let gone = planned.iter().filter(|c| c.is_gone() && c.is_required());
+    let widened = planned.iter().filter(|c| c.is_widened());
+    SchemaDifference {
+        missing: added.iter().map(column).collect(),
+        extra: gone.map(column).collect(),
+        retyped: widened.map(|c| (column(c), column(c))).collect(),
+    }
 }
 
 /// Follows a difference of a table with this key as far as the policy lets it, or refuses it. What is left of it is the

@@ -102,14 +102,19 @@ pub(super) fn qualified(session: &Session, table: &TableId) -> TableId {
     }
 }
 
+/// Its database and its name, as SQL has them.
+fn literals(table: &TableId) -> (String, String) {
+    (
+        literal(table.schema.as_deref().unwrap_or_default()),
+        literal(&table.name),
+    )
+}
+
 /// Reads a table's columns, in order; none if there is no such table.
 pub(super) async fn columns(session: &mut Session, table: &TableId) -> Result<Vec<CatalogColumn>> {
     let table = qualified(session, table);
     let what = format!("reading the columns of {table}");
-    let (schema, name) = (
-        literal(table.schema.as_deref().unwrap_or_default()),
-        literal(&table.name),
-    );
+    let (schema, name) = literals(&table);
     let json: Vec<String> = if session.flavor().mariadb {
         session
             .rows(
@@ -171,10 +176,7 @@ pub(super) async fn columns(session: &mut Session, table: &TableId) -> Result<Ve
 pub(super) async fn find(session: &mut Session, table: &TableId) -> Result<Option<CatalogTable>> {
     let table = qualified(session, table);
     let what = format!("reading the catalog entry of {table}");
-    let (schema, name) = (
-        literal(table.schema.as_deref().unwrap_or_default()),
-        literal(&table.name),
-    );
+    let (schema, name) = literals(&table);
     let of = format!("TABLE_SCHEMA = {schema} AND TABLE_NAME = {name}");
     let found = session
         .rows(
@@ -306,8 +308,7 @@ pub(super) async fn triggers(session: &mut Session, table: &TableId) -> Result<V
 /// Foreign keys that a column is part of, or that refer to it, in words.
 pub(super) async fn foreign_keys_of(session: &mut Session, table: &TableId, column: &str) -> Result<Vec<String>> {
     let table = qualified(session, table);
-    let schema = literal(table.schema.as_deref().unwrap_or_default());
-    let (name, column) = (literal(&table.name), literal(column));
+    let ((schema, name), column) = (literals(&table), literal(column));
     let rows = session
         .rows(
             &format!(
@@ -330,10 +331,7 @@ pub(super) async fn foreign_keys_of(session: &mut Session, table: &TableId, colu
 /// Foreign keys of a table, and of others that refer to it, in words.
 pub(super) async fn foreign_keys(session: &mut Session, table: &TableId) -> Result<Vec<String>> {
     let table = qualified(session, table);
-    let (schema, name) = (
-        literal(table.schema.as_deref().unwrap_or_default()),
-        literal(&table.name),
-    );
+    let (schema, name) = literals(&table);
     let rows = session
         .rows(
             &format!(

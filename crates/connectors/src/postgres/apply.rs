@@ -518,7 +518,7 @@ impl Applier {
                 let done = session.batch_execute(&sql).await;
                 done.map_err(|e| session.error(e, "altering a column").at("column", gone.name.clone()))?;
             }
-            let planned = target.schema.columns.iter_mut().find(|c| c.name == gone.name);
+            let planned = target.schema.column_mut(&gone.name);
             planned.into_iter().for_each(|c| c.nullable = true);
         }
         for (_, want) in &change.difference.retyped {

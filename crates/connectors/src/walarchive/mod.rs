@@ -39,6 +39,6 @@ pub use log::ArchiveLog;
 pub use names::Kind;
 pub use replay::ReplayConfig;
 pub use scratch::{Scratch, ScratchConfig};
-pub use silence::silence;
+use silence::silence;
 pub use sync::{Claim, Compared, DataSync, Step, SyncConfig};
 pub use touched::Room;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// What is to be told of an archive that has brought nothing for three times as long as it should: the same segment is
 /// awaited for so long (`lasts`), and this is what its command said (`said`).
-pub fn silence(archive: &Archive, interval: Duration, lasts: Duration, said: Option<&str>) -> Option<String> {
+pub(super) fn silence(archive: &Archive, interval: Duration, lasts: Duration, said: Option<&str>) -> Option<String> {
     let is_long = |age: &Duration| *age >= interval * 3;
     let expected = format!("expected is one every {} s", interval.as_secs());
     let idle = "production is idle, or archives no more";

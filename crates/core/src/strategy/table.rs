@@ -288,12 +288,13 @@ pub async fn resolve(
     // Columns that do not fit as they are read, and that a stage may make fit.
     let mut unfit: BTreeMap<String, Error> = BTreeMap::new();
     let mut widen = Vec::new();
+    let may_widen = request.widen && !request.compare_only;
     for (choice, column) in &columns {
-        let widens = request.widen && !request.compare_only && choice.written && !stages.changes(&choice.destination);
-        let narrow = existing.iter_mut().flat_map(|e| &mut e.columns);
-        let mut narrow = narrow.filter(|c| widens && c.name == choice.destination);
+        let as_read = choice.written && !stages.changes(&choice.destination);
         // What cannot be carried at all is told where its way is decided.
-        if let Some(there) = narrow.next()
+        if may_widen
+            && as_read
+            && let Some(there) = existing.as_mut().and_then(|e| e.column_mut(&choice.destination))
             && let Ok((_, wanted)) = carry(source, destination, choice, column, None)
         {
             widen.extend(widened(destination, &request.destination, wanted, there).await?);
@@ -343,10 +344,9 @@ pub async fn resolve(
     for column in &mut schema.columns {
         let passed = before.column(&column.name).is_some_and(|b| b.ty == column.ty);
         if !passed {
-            let mut narrow = existing.iter_mut().flat_map(|e| &mut e.columns);
-            let narrow = narrow.find(|c| request.widen && !request.compare_only && c.name == column.name);
             let mut wanted = column.clone();
-            if let Some(there) = narrow
+            if may_widen
+                && let Some(there) = existing.as_mut().and_then(|e| e.column_mut(&column.name))
                 && store_made(destination, &mut wanted, None).is_ok()
             {
                 widen.extend(widened(destination, &request.destination, wanted, there).await?);

@@ -4,11 +4,8 @@
 use super::{host, local, settings};
 use crate::config::DataSync as Config;
 use std::time::{Duration, Instant};
-use synctool_connectors::walarchive::board::Quiet;
 use synctool_connectors::walarchive::journal::Entry;
-use synctool_connectors::walarchive::{
-    Board, Claim, DataSync, ReplayConfig, Scratch, Step, SyncConfig, Waiting, silence,
-};
+use synctool_connectors::walarchive::{Board, Claim, DataSync, ReplayConfig, Scratch, Step, SyncConfig, Waiting};
 use synctool_core::error::{Error, Result, code};
 use tokio_util::sync::CancellationToken;
 
@@ -251,7 +248,9 @@ impl Service {
         let Ok(quiet) = board.looked(&awaited, said.as_deref()).await else {
             return;
         };
-        let Some(text) = self.silence(quiet, said.as_deref()).filter(|_| !quiet.told) else {
+        let interval = self.config.archive_interval;
+        let silent = self.sync.as_ref().and_then(|sync| sync.silence(interval, quiet.lasts));
+        let Some(text) = silent.filter(|_| !quiet.told) else {
             return;
         };
         tracing::warn!("{text}");
@@ -259,12 +258,6 @@ impl Service {
         if board.log(&Entry::new("warn", "archive_silent", text)).await.is_ok() {
             let _ = board.silence_is_told().await;
         }
-    }
-
-    /// What is to be told of an archive that has been silent for too long.
-    fn silence(&self, quiet: Quiet, said: Option<&str>) -> Option<String> {
-        let archive = settings(&self.config).ok()?.replay.archive;
-        silence(&archive, self.config.archive_interval, quiet.lasts, said)
     }
 
     async fn failed(&mut self, error: &Error) {

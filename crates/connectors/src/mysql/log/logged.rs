@@ -125,9 +125,7 @@ impl LoggedColumn {
         // A year is unsigned by itself.
         self.wire == wire && size && (signs || wire == Wire::MYSQL_TYPE_YEAR)
     }
-}
 
-impl LoggedColumn {
     /// The column as the log alone says it, where that is enough to know its type; it has no name.
     pub(super) fn column(&self) -> Option<Column> {
         let [first, second] = self.meta;
@@ -196,6 +194,17 @@ pub(super) fn parts(declared: &str) -> (String, Vec<String>) {
 mod tests {
     use super::*;
 
+    fn logged(wire: Wire, meta: [u8; 2], unsigned: Option<bool>) -> LoggedColumn {
+        LoggedColumn {
+            name: None,
+            wire,
+            meta,
+            unsigned,
+            collation: None,
+            members: None,
+        }
+    }
+
     #[test]
     fn declarations_are_taken_apart() {
         assert_eq!(parts("bigint(20) unsigned"), ("bigint".into(), vec!["20".into()]));
@@ -210,15 +219,8 @@ mod tests {
     #[test]
     fn plain_types_are_known_by_the_log_alone() {
         let column = |wire, meta, unsigned| {
-            let logged = LoggedColumn {
-                name: None,
-                wire,
-                meta,
-                unsigned,
-                collation: None,
-                members: None,
-            };
-            logged.column().map(|c| (c.ty, c.source_type.unwrap_or_default()))
+            let column = logged(wire, meta, unsigned).column();
+            column.map(|c| (c.ty, c.source_type.unwrap_or_default()))
         };
         let some = |ty, declared: &str| Some((ty, declared.to_owned()));
         assert_eq!(
@@ -247,21 +249,13 @@ mod tests {
 
     #[test]
     fn columns_of_the_log_fit_declarations() {
-        let column = |wire, meta, unsigned| LoggedColumn {
-            name: None,
-            wire,
-            meta,
-            unsigned,
-            collation: None,
-            members: None,
-        };
-        let n = column(Wire::MYSQL_TYPE_LONG, [0, 0], Some(true));
+        let n = logged(Wire::MYSQL_TYPE_LONG, [0, 0], Some(true));
         assert!(n.fits("int(10) unsigned") && !n.fits("int(11)") && !n.fits("bigint(20) unsigned"));
-        let n = column(Wire::MYSQL_TYPE_NEWDECIMAL, [10, 2], None);
+        let n = logged(Wire::MYSQL_TYPE_NEWDECIMAL, [10, 2], None);
         assert!(n.fits("decimal(10,2)") && !n.fits("decimal(12,2)"));
-        let n = column(Wire::MYSQL_TYPE_BIT, [1, 1], None);
+        let n = logged(Wire::MYSQL_TYPE_BIT, [1, 1], None);
         assert!(n.fits("bit(9)") && !n.fits("bit(8)"));
-        let n = column(Wire::MYSQL_TYPE_DATETIME2, [0, 0], None);
+        let n = logged(Wire::MYSQL_TYPE_DATETIME2, [0, 0], None);
         assert!(n.fits("datetime") && !n.fits("datetime(6)"));
     }
 }

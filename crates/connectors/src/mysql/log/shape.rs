@@ -309,14 +309,7 @@ impl Shape {
 
     /// What a sink must know that knows the plan's columns only.
     pub(super) fn beyond_plan(&self) -> SchemaDifference {
-        let (planned, added) = self.columns.split_at(self.planned);
-        let column = |c: &ShapeColumn| c.column.clone();
-        let widened = planned.iter().filter(|c| c.widened);
-        SchemaDifference {
-            missing: added.iter().map(column).collect(),
-            extra: planned.iter().filter(|c| c.gone && c.required).map(column).collect(),
-            retyped: widened.map(|c| (c.column.clone(), c.column.clone())).collect(),
-        }
+        logs::beyond_plan(&self.columns, self.planned)
     }
 
     /// Follows a difference as far as the policy lets it, or refuses it. What is left of it is the sink's to do.

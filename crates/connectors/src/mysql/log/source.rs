@@ -405,9 +405,7 @@ impl BinlogSource {
             shown,
         ))
     }
-}
 
-impl BinlogSource {
     /// The columns of each table of a plan as they are now, by their names at the source and at the destination: those of
     /// the plan by the names that they have by now, without those that the policy let go, and those that came since,
     /// whether the log has shown them or not.

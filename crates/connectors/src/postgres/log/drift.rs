@@ -16,11 +16,6 @@ impl ShapeColumn {
             ..travelling(column)
         };
     }
-
-    /// Whether every value that the column has fits into another type, so that the destination's can be altered.
-    pub(super) fn widens_to(&self, column: &Column, is_key: bool) -> bool {
-        logs::widens(&self.column.ty, &column.ty, is_key)
-    }
 }
 
 impl Drifting for ShapeColumn {
@@ -30,6 +25,14 @@ impl Drifting for ShapeColumn {
 
     fn is_required(&self) -> bool {
         self.required
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    fn is_widened(&self) -> bool {
+        self.widened
     }
 
     fn goes(&mut self) {

@@ -15,7 +15,7 @@ use super::membership::short;
 use super::pgoutput::{Relation, RelationColumn};
 use super::position::LogPosition;
 use super::slot::{Publication, Published};
-use crate::logs::{Drift, Drifting};
+use crate::logs::{self, Drift, Drifting};
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
 use serde::{Deserialize, Serialize};
@@ -343,7 +343,7 @@ impl Shape {
             let ahead = retyped.filter(|_| drift == Drift::Evolve && !followed.key.is_empty());
             if let Some(a) = ahead
                 && let Some(column) = described.schema.column(&a.name)
-                && known.widens_to(column, is_key)
+                && logs::widens(&known.column.ty, &column.ty, is_key)
             {
                 (known.type_oid, known.modifier, known.written) = (a.type_oid, a.modifier, a.written);
                 (known.widened, rewritten) = (true, true);
@@ -555,14 +555,7 @@ impl Shape {
 
     /// What a sink must know that knows the plan's columns only.
     pub(super) fn beyond_plan(&self) -> SchemaDifference {
-        let (planned, added) = self.columns.split_at(self.planned);
-        let column = |c: &ShapeColumn| c.column.clone();
-        let widened = planned.iter().filter(|c| c.widened);
-        SchemaDifference {
-            missing: added.iter().map(column).collect(),
-            extra: planned.iter().filter(|c| c.gone && c.required).map(column).collect(),
-            retyped: widened.map(|c| (c.column.clone(), c.column.clone())).collect(),
-        }
+        logs::beyond_plan(&self.columns, self.planned)
     }
 
     /// Whether every value can come as its type sends it.

@@ -24,6 +24,7 @@ use super::journal::{self, Entry, Net};
 use super::readable::UNREADABLE;
 use super::replay::{Replay, ReplayConfig, Stored, by_address};
 use super::scratch::{Hold, Scratch, blamed};
+use super::silence;
 use super::sql;
 use super::tables::{self, Found, Name};
 use crate::postgres::sql::ident;
@@ -246,6 +247,13 @@ impl DataSync {
     pub fn awaited(&self) -> (String, Option<&str>) {
         let follower = &self.replay.follower;
         (follower.awaited().to_string(), follower.said())
+    }
+
+    /// What is to be told of an archive that has not brought that segment for so long, where one is expected as often as
+    /// `interval` says.
+    pub fn silence(&self, interval: Duration, lasts: Duration) -> Option<String> {
+        let archive = &self.config.replay.archive;
+        silence(archive, interval, lasts, self.replay.follower.said())
     }
 
     /// Does the next batch, if there is one.

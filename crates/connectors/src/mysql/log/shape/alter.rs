@@ -189,6 +189,14 @@ impl logs::Drifting for ShapeColumn {
         self.required
     }
 
+    fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    fn is_widened(&self) -> bool {
+        self.widened
+    }
+
     fn goes(&mut self) {
         (self.gone, self.lost) = (true, false);
         self.column.nullable = true;

@@ -56,9 +56,7 @@ pub fn failpoint(name: &str) -> Result<()> {
         "error" => Err(Error::new(code::INJECTED, format!("failpoint {name}"))),
         action => {
             let signal = if action == "stop" { "-STOP" } else { "-KILL" };
-            let _ = std::process::Command::new("kill")
-                .args([signal, &std::process::id().to_string()])
-                .status();
+            let _ = std::process::Command::new("kill").args([signal, &this_thread()]).status();
             if action != "stop" {
                 // The signal is on its way; nothing may happen after this place.
                 loop {
@@ -66,6 +64,72 @@ pub fn failpoint(name: &str) -> Result<()> {
                 }
             }
             Ok(())
+        }
+    }
+}
+
+/// The number of this thread, by which Linux knows the whole process as well.
+///
+/// A signal sent to the number of the process may be taken by any thread of it, and until that one runs this one goes
+/// on behind the failpoint. Sent to this number it is taken before the thread leaves the system call in which it waits
+/// for the sender to end.
+fn this_thread() -> String {
+    std::fs::read_link("/proc/thread-self")
+        .ok()
+        .and_then(|link| Some(link.file_name()?.to_str()?.to_string()))
+        .unwrap_or_else(|| std::process::id().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    const BEHIND: &str = "SYNCTOOL_TEST_BEHIND_FAILPOINT";
+
+    /// Runs in a process of its own: passes an armed failpoint beside busy threads and tells that it went on.
+    #[test]
+    #[ignore = "is run by the test below"]
+    fn passes_a_failpoint_beside_busy_threads() {
+        let file = std::env::var(BEHIND).expect("the file to write");
+        for _ in 0..3 {
+            std::thread::spawn(|| {
+                loop {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        failpoint("test.stop").expect("it stops and does not fail");
+        std::fs::write(file, "on").expect("the file");
+    }
+
+    /// Whoever sees the program stopped may rely on nothing having been done behind the failpoint.
+    #[test]
+    fn a_stopped_thread_goes_not_a_step_further() {
+        let directory = std::env::temp_dir();
+        for round in 0..60 {
+            let file = directory.join(format!("synctool-failpoint-{}-{round}", std::process::id()));
+            let mut child = Command::new(std::env::current_exe().expect("this test"))
+                .args(["--exact", "failpoint::tests::passes_a_failpoint_beside_busy_threads"])
+                .args(["--ignored", "--test-threads", "1"])
+                .env("SYNCTOOL_FAILPOINT", "test.stop:1=stop")
+                .env(BEHIND, &file)
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("this test again");
+            let status = format!("/proc/{}/status", child.id());
+            while !std::fs::read_to_string(&status).is_ok_and(|s| s.contains("State:\tT")) {
+                let ended = child.try_wait().expect("its state");
+                assert!(ended.is_none(), "it ended ({ended:?}) and was not stopped");
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            std::thread::park_timeout(Duration::from_millis(3));
+            let went_on = file.exists();
+            child.kill().expect("to kill it");
+            child.wait().expect("its end");
+            let _ = std::fs::remove_file(&file);
+            assert!(!went_on, "round {round}: it was stopped behind the failpoint");
         }
     }
 }

@@ -22,8 +22,3 @@ pub fn check(text: &str, columns: &[Column]) -> Result<ColumnType, ExprError> {
     let _ = columns;
     check_syntax(text).map(|()| ColumnType::Native)
 }
-
-/// The columns that an expression names.
-pub(crate) fn columns_of(text: &str) -> Result<Vec<String>, ExprError> {
-    check_syntax(text).map(|()| Vec::new())
-}

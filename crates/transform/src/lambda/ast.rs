@@ -83,6 +83,7 @@ pub(crate) enum Style {
 
 impl Node {
     /// The columns it reads.
+    #[cfg(feature = "datafusion")]
     pub(crate) fn columns(&self, into: &mut Vec<String>) {
         match &self.kind {
             Kind::None | Kind::Bool(_) | Kind::Int(_) | Kind::Float(_) | Kind::Text(_) => {}

@@ -5,6 +5,7 @@
 
 use super::client::map_error;
 use super::sql::{check_ident, ident, literal};
+use futures::future::try_join3;
 use std::collections::{BTreeMap, HashMap};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::{Accounts, Applied};
@@ -14,7 +15,7 @@ use synctool_core::schema::TableId;
 use synctool_core::sink::StoredPlan;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{Json, Type};
-use tokio_postgres::{Client, GenericClient, Row};
+use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 /// The version of these tables. A newer one in the database is refused.
 const FORMAT_VERSION: i32 = 3;
@@ -48,6 +49,55 @@ pub(super) struct Outcome {
     /// `create`, `swap`, `merge`, `append` or `direct`.
     pub(super) publish: &'static str,
     pub(super) applied: Applied,
+}
+
+/// What every commit of a session says, prepared by the server.
+#[derive(Clone)]
+pub(super) struct Moves {
+    control: Control,
+    hold: Statement,
+    advance: Statement,
+    /// Where the WAL is written, and where it is flushed.
+    pub(super) flushed: Statement,
+}
+
+impl Moves {
+    /// The same as [`Control::hold_generation`].
+    pub(super) async fn hold_generation(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
+        self.control.hold_by(tx, &self.hold, plan).await
+    }
+
+    /// Moves a partition from one position to the next; where it does not stand at the first one any more, the server
+    /// refuses and the transaction fails, so that COMMIT may follow at once. This is the last thing before it.
+    pub(super) async fn advance(
+        &self,
+        tx: &impl GenericClient,
+        plan: &Plan,
+        epoch: Epoch,
+        advance: &Advance,
+        applied: Applied,
+    ) -> Result<()> {
+        let from = advance.from.as_ref().map(Position::as_str);
+        let moved = tx
+            .execute(
+                &self.advance,
+                &[
+                    &plan.pipeline,
+                    &plan.generation.0,
+                    &advance.partition.as_str(),
+                    &epoch.0,
+                    &advance.to.as_str(),
+                    &advance.done,
+                    &Json(&advance.accounts),
+                    &Json(applied),
+                    &from,
+                ],
+            )
+            .await;
+        let overtaken = || overtaken(plan, &advance.partition);
+        moved.map_err(|e| self.control.refused(e, "moving the checkpoint", overtaken))?;
+        Ok(())
+    }
 }
 
 impl Control {
@@ -273,17 +323,27 @@ impl Control {
     /// Holds the pipeline's generation until the transaction ends. One that is not the plan's is the server's to refuse: the
     /// transaction fails, so that COMMIT may follow at once.
     pub(super) async fn hold_generation(&self, tx: &impl GenericClient, plan: &Plan) -> Result<()> {
-        tx.execute_typed(
-            &format!(
-                "SELECT 1 / pg_catalog.count(*) FROM (SELECT FROM {}.generation \
-                 WHERE pipeline = $1 AND generation = $2 FOR SHARE) AS held",
-                self.schema
-            ),
-            &[(&plan.pipeline, Type::TEXT), (&plan.generation.0, Type::INT8)],
-        )
-        .await
-        .map_err(|e| self.refused(e, "checking the generation", || superseded(plan)))?;
+        let hold = self.prepare(tx, &self.hold()).await?;
+        self.hold_by(tx, &hold, plan).await
+    }
+
+    async fn hold_by(&self, tx: &impl GenericClient, hold: &Statement, plan: &Plan) -> Result<()> {
+        let held = tx.execute(hold, &[&plan.pipeline, &plan.generation.0]).await;
+        held.map_err(|e| self.refused(e, "checking the generation", || superseded(plan)))?;
         Ok(())
+    }
+
+    fn hold(&self) -> String {
+        format!(
+            "SELECT 1 / pg_catalog.count(*) FROM (SELECT FROM {}.generation \
+             WHERE pipeline = $1 AND generation = $2 FOR SHARE) AS held",
+            self.schema
+        )
+    }
+
+    async fn prepare(&self, client: &impl GenericClient, statement: &str) -> Result<Statement> {
+        let prepared = client.prepare(statement).await;
+        prepared.map_err(|e| self.permission(map_error(e, "preparing a statement of the control tables")))
     }
 
     /// Locks the plan's row and says how far it is.
@@ -576,38 +636,28 @@ impl Control {
         Ok(())
     }
 
-    /// Moves a partition from one position to the next; where it does not stand at the first one any more, the server
-    /// refuses and the transaction fails, so that COMMIT may follow at once. This is the last thing before it.
-    pub(super) async fn advance(
-        &self,
-        tx: &impl GenericClient,
-        plan: &Plan,
-        epoch: Epoch,
-        advance: &Advance,
-        applied: Applied,
-    ) -> Result<()> {
-        tx.execute_typed(
-            &format!(
-                "WITH moved AS (UPDATE {}.checkpoint SET position = $5, done = $6, accounts = $7, applied = $8, \
-                 updated_at = now() WHERE pipeline = $1 AND generation = $2 AND partition = $3 AND epoch = $4 \
-                 AND position IS NOT DISTINCT FROM $9 RETURNING 1) SELECT 1 / pg_catalog.count(*) FROM moved",
-                self.schema
-            ),
-            &[
-                (&plan.pipeline, Type::TEXT),
-                (&plan.generation.0, Type::INT8),
-                (&advance.partition.as_str(), Type::TEXT),
-                (&epoch.0, Type::INT8),
-                (&advance.to.as_str(), Type::TEXT),
-                (&advance.done, Type::BOOL),
-                (&Json(&advance.accounts), Type::JSON),
-                (&Json(applied), Type::JSON),
-                (&advance.from.as_ref().map(Position::as_str), Type::TEXT),
-            ],
+    /// Gets ready what every commit of a session says: to plan it anew costs the server more than to do it.
+    pub(super) async fn moves(&self, client: &impl GenericClient) -> Result<Moves> {
+        let advance = format!(
+            "WITH moved AS (UPDATE {}.checkpoint SET position = $5, done = $6, accounts = $7, applied = $8, \
+             updated_at = now() WHERE pipeline = $1 AND generation = $2 AND partition = $3 AND epoch = $4 \
+             AND position IS NOT DISTINCT FROM $9 RETURNING 1) SELECT 1 / pg_catalog.count(*) FROM moved",
+            self.schema
+        );
+        const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn()";
+        let hold = self.hold();
+        let (hold, advance, flushed) = try_join3(
+            self.prepare(client, &hold),
+            self.prepare(client, &advance),
+            self.prepare(client, FLUSHED),
         )
-        .await
-        .map_err(|e| self.refused(e, "moving the checkpoint", || overtaken(plan, &advance.partition)))?;
-        Ok(())
+        .await?;
+        Ok(Moves {
+            control: self.clone(),
+            hold,
+            advance,
+            flushed,
+        })
     }
 
     /// What a statement that divides by what it found says.

@@ -3,7 +3,7 @@
 
 use super::apply::Applier;
 use super::client::{Connection, map_error};
-use super::control::{Control, end_sessions, whoami};
+use super::control::{Control, Moves, end_sessions, whoami};
 use super::rows::{CopyForm, RowEncoder};
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use async_trait::async_trait;
@@ -23,7 +23,7 @@ use synctool_core::progress::{Advance, Checkpoint, Epoch, PartitionId};
 use synctool_core::schema::TableId;
 use synctool_core::sink::Sink;
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{CopyInSink, Statement};
+use tokio_postgres::CopyInSink;
 
 /// Bytes per CopyData message: large enough that a message costs nothing, small enough that reading goes on meanwhile.
 const CHUNK: usize = 256 << 10;
@@ -73,8 +73,8 @@ pub(super) struct PgSink {
     unflushed: VecDeque<(PgLsn, Checkpoint)>,
     durable: Checkpoint,
     flush: Flush,
-    /// The question where the WAL is written and flushed, prepared; and when it was asked last.
-    where_flushed: Option<Statement>,
+    moves: Moves,
+    /// When it was asked last what is flushed.
     asked: Instant,
 }
 
@@ -128,6 +128,7 @@ impl PgSink {
     pub(super) async fn open(session: Connection, control: Control, plan: Arc<Plan>, mut mode: Mode) -> Result<Self> {
         let writer = whoami(&*session).await?;
         let flush = Flush::of(&session, &plan).await?;
+        let moves = control.moves(&*session).await?;
         if let Mode::Direct(applier) = &mut mode {
             applier.begins_with(flush.begin());
         }
@@ -145,7 +146,7 @@ impl PgSink {
             unflushed: VecDeque::new(),
             durable: Checkpoint::new(),
             flush,
-            where_flushed: None,
+            moves,
             asked: Instant::now(),
         })
     }
@@ -175,29 +176,29 @@ impl PgSink {
         };
         let question = match self.flush {
             Flush::AtCommit => None,
-            Flush::Later | Flush::LaterForLogs => Some(self.where_flushed().await?),
+            Flush::Later | Flush::LaterForLogs => Some(&self.moves.flushed),
         };
-        let (control, session, plan) = (&self.control, &*self.session, &*self.plan);
+        let (ours, session, plan) = (&self.moves, &*self.session, &*self.plan);
         for (epoch, advance, applied) in earlier {
-            control.advance(session, plan, *epoch, advance, *applied).await?;
-            control.keep_rejects(session, plan, advance).await?;
+            ours.advance(session, plan, *epoch, advance, *applied).await?;
+            self.control.keep_rejects(session, plan, advance).await?;
         }
         let moved = async {
             match last {
-                Some((epoch, advance, applied)) => control.advance(session, plan, *epoch, advance, *applied).await,
+                Some((epoch, advance, applied)) => ours.advance(session, plan, *epoch, advance, *applied).await,
                 None => Ok(()),
             }
         };
         let committed = async {
             let commit = session.batch_execute("COMMIT");
-            let Some(question) = &question else {
+            let Some(question) = question else {
                 return commit.await.map(|()| None);
             };
             let ((), row) = try_join(commit, session.query_one(question, &[])).await?;
             Ok(Some((row.get(0), row.get(1))))
         };
         // Each is sent when it is first polled, and they are polled in this order.
-        let ((), (), place) = try_join3(control.hold_generation(session, plan), moved, async {
+        let ((), (), place) = try_join3(ours.hold_generation(session, plan), moved, async {
             committed.await.map_err(|e| map_error(e, "committing"))
         })
         .await?;
@@ -211,21 +212,8 @@ impl PgSink {
         Ok(())
     }
 
-    /// The question where the WAL is written, and where flushed. It is prepared before it is needed: a failed transaction
-    /// answers nothing.
-    async fn where_flushed(&mut self) -> Result<Statement> {
-        if let Some(known) = &self.where_flushed {
-            return Ok(known.clone());
-        }
-        const SQL: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn()";
-        let statement = self.session.prepare(SQL).await;
-        let statement = statement.map_err(|e| map_error(e, "asking what is flushed"))?;
-        Ok(self.where_flushed.insert(statement).clone())
-    }
-
     async fn ask(&mut self) -> Result<()> {
-        let question = self.where_flushed().await?;
-        let row = self.session.query_one(&question, &[]).await;
+        let row = self.session.query_one(&self.moves.flushed, &[]).await;
         let row = row.map_err(|e| map_error(e, "asking what is flushed"))?;
         self.flushed_to(row.get(1));
         Ok(())

@@ -3,12 +3,12 @@
 use crate::blocks::{digest, push_field};
 use crate::change::{ChangeBatch, Op, Ops, Presence};
 use crate::error::{Error, Result};
-use crate::plan::{Changes, PlannedTable, StoredForm, StoredHash};
+use crate::plan::{PlannedTable, StoredForm, StoredHash};
+use crate::query::Test;
 use crate::schema::{Column, ColumnType, TableSchema};
+use crate::strategy::delta;
 use crate::text::{self, ColumnBuilder};
-use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch, UInt8Array};
-use arrow_schema::DataType;
 
 /// Whether rows of this table need anything done to them at all.
 pub fn is_needed(table: &PlannedTable, staged: bool) -> bool {
@@ -139,50 +139,114 @@ pub fn carried(array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
 }
 
 /// Makes changes of rows that were read: inserts become upserts, and rows that are gone become deletes.
-pub fn as_changes(batch: ChangeBatch, changes: &Changes) -> Result<ChangeBatch> {
+pub fn as_changes(batch: ChangeBatch, table: &PlannedTable) -> Result<ChangeBatch> {
+    let Some(changes) = &table.changes else {
+        return Ok(batch);
+    };
     let Ops::All(Op::Insert) = batch.ops else {
         return Ok(batch);
     };
-    let column = |name: &Option<String>| -> Result<Option<ArrayRef>> {
-        name.as_ref()
-            .map(|name| {
-                batch
-                    .rows
-                    .column_by_name(name)
-                    .cloned()
-                    .ok_or_else(|| Error::bug(format!("column {name} was lost on the way")))
-            })
-            .transpose()
-    };
-    let ops = match column(&changes.tombstone)? {
+    let ops = match &changes.tombstone {
         None => Ops::All(Op::Upsert),
-        Some(tombstone) => Ops::Each(UInt8Array::from_iter_values((0..batch.len()).map(
-            |row| match says_gone(&tombstone, row, changes.tombstone_value.as_deref()) {
-                true => Op::Delete as u8,
-                false => Op::Upsert as u8,
-            },
-        ))),
+        Some(name) => tombstones(&batch, table, name, changes.tombstone_value.as_deref())?,
     };
     Ok(ChangeBatch { ops, ..batch })
 }
 
-fn says_true(array: &ArrayRef, row: usize) -> bool {
-    match array.data_type() {
-        DataType::Boolean => array.is_valid(row) && array.as_boolean().value(row),
-        _ => matches!(text::cell(array.as_ref(), row), Ok(Some(v)) if matches!(v.as_str(), "true" | "t" | "1")),
+/// What a tombstone column says of each row. Its cells are judged by the type it has at the source, whatever form they
+/// travel in, and by the condition that living rows meet there.
+fn tombstones(batch: &ChangeBatch, table: &PlannedTable, name: &str, value: Option<&str>) -> Result<Ops> {
+    let lost = || Error::bug(format!("column {name} was lost on the way"));
+    let cells = batch.rows.column_by_name(name).ok_or_else(lost)?;
+    let read = table.read.columns.iter().find(|c| c.column.name == name);
+    let ty = &read.ok_or_else(lost)?.column.ty;
+    let living = delta::living(ty, value)?;
+    let op = |row| -> Result<u8> {
+        let cell = text::cell(cells.as_ref(), row)?;
+        Ok(match cell.is_some_and(|cell| is_gone(&cell, ty, &living)) {
+            true => Op::Delete as u8,
+            false => Op::Upsert as u8,
+        })
+    };
+    let ops: Vec<u8> = (0..batch.len()).map(op).collect::<Result<_>>()?;
+    Ok(Ops::Each(UInt8Array::from(ops)))
+}
+
+/// Whether a cell that is not NULL is none that living rows have.
+fn is_gone(cell: &str, ty: &ColumnType, living: &Test) -> bool {
+    let among = |values: &[String]| values.iter().any(|value| is_same(value, cell, ty));
+    match living {
+        Test::NullOrIn(values) => !among(values),
+        Test::NullOrNotIn(values) => among(values),
+        _ => true,
     }
 }
 
-/// The value that was named; else true, a number that is not zero, or anything else but NULL.
-fn says_gone(array: &ArrayRef, row: usize, named: Option<&str>) -> bool {
-    match array.data_type() {
-        _ if named.is_some() => {
-            let cell = text::cell(array.as_ref(), row).ok().flatten();
-            named.zip(cell).is_some_and(|(named, cell)| named == cell)
+/// Whether two texts are one value of a type: `0.00` is `0`, and blanks behind a char are no part of it. What is no value
+/// of its type (MariaDB's booleans may be 2) is only equal to itself.
+fn is_same(a: &str, b: &str, ty: &ColumnType) -> bool {
+    let form = |value: &str| {
+        let mut form = Vec::new();
+        push_field(&mut form, ty, Some(value)).ok().map(|()| form)
+    };
+    match (form(a), form(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a cell of a type says that its row is gone, in whatever form it travels.
+    fn gone(ty: ColumnType, value: Option<&str>, cell: &str) -> bool {
+        let living = delta::living(&ty, value).unwrap();
+        is_gone(cell, &ty, &living)
+    }
+
+    #[test]
+    fn a_tombstone_is_judged_by_its_type() {
+        use ColumnType::*;
+        let decimal = Decimal { precision: 3, scale: 2 };
+        for (ty, living, dead) in [
+            (Bool, &["false", "f", "0"][..], &["true", "t", "1", "2", "-1"][..]),
+            (UInt8, &["0"], &["1", "255"]),
+            (Int32, &["0"], &["1", "-1"]),
+            (UInt64, &["0"], &["18446744073709551615"]),
+            (decimal, &["0", "0.00", "-0.00"], &["0.01", "1.00", "NaN"]),
+            (Numeric, &["0", "0.000"], &["0.001", "NaN"]),
+            (Float64, &["0", "-0", "0.0"], &["1", "0.5", "NaN", "Infinity"]),
+            (Float32, &["0"], &["1e-30"]),
+            (Text { max: None }, &[], &["", "0", "no"]),
+            (TimestampTz, &[], &["2026-01-01 00:00:00+00"]),
+        ] {
+            assert!(living.iter().all(|cell| !gone(ty.clone(), None, cell)), "{ty}");
+            assert!(dead.iter().all(|cell| gone(ty.clone(), None, cell)), "{ty}");
         }
-        DataType::Boolean => says_true(array, row),
-        _ if array.is_null(row) => false,
-        t if t.is_numeric() => matches!(text::cell(array.as_ref(), row), Ok(Some(v)) if v != "0"),
-        _ => true,
+    }
+
+    #[test]
+    fn a_tombstone_s_own_value_is_known_in_every_form() {
+        use ColumnType::*;
+        let decimal = Decimal { precision: 3, scale: 2 };
+        for (ty, value, dead, living) in [
+            (Bool, "true", &["true", "t", "1"][..], &["false", "0", "2"][..]),
+            (Bool, "no", &["false", "f", "0"], &["true", "1"]),
+            (UInt8, "09", &["9"], &["0", "1"]),
+            (decimal, "1", &["1", "1.00"], &["0.00", "1.01"]),
+            (
+                Char { length: 10 },
+                "deleted",
+                &["deleted", "deleted   "],
+                &["active    ", ""],
+            ),
+            (Date, "2026-01-31", &["2026-01-31"], &["0000-00-00"]),
+            (Text { max: None }, "z", &["z"], &["z ", "Z"]),
+        ] {
+            let value = Some(value);
+            assert!(dead.iter().all(|cell| gone(ty.clone(), value, cell)), "{ty}");
+            assert!(living.iter().all(|cell| !gone(ty.clone(), value, cell)), "{ty}");
+        }
     }
 }

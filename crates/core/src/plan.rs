@@ -109,7 +109,7 @@ pub enum StoredForm {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Changes {
-    /// A column read whose value says that the row is gone: true, or anything but NULL where it is no boolean.
+    /// A column read whose value says that the row is gone: true, a number that is not zero, anything else but NULL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tombstone: Option<String>,
     /// The value that says so, where it is not the usual one.
@@ -426,8 +426,8 @@ pub enum Repair {
     Inserts,
     /// Only keys are compared; those that only the destination has are counted.
     Find,
-    /// Those that only the destination has are deleted: the ones an earlier phase found, or, after a crash, by comparing
-    /// keys again.
+    /// Those that only the destination has are deleted: the ones an earlier phase found, or, after a crash, those that are
+    /// found again before this one begins.
     Deletes,
 }
 

@@ -443,6 +443,55 @@ async fn mass_deletes_are_refused_before_the_first_one() {
     assert_eq!(empty.copy().len(), 5);
 }
 
+/// Ends a run at every call, and empties the source before the next one goes on.
+async fn emptied_in_between<F, Fut>(world: impl AsyncFn() -> World, run: F)
+where
+    F: Fn(World, FaultPlan) -> Fut,
+    Fut: Future<Output = Result<Report>>,
+{
+    for at in 1.. {
+        for when in [When::Before, When::After] {
+            let case = format!("call {at} fails {when:?}");
+            let w = Box::pin(world()).await;
+            let rows = w.source.table(&items()).unwrap().rows;
+            let faults = FaultPlan::fail(at, when, Looks::Fatal);
+            let ended = Box::pin(run(w.clone(), faults.clone())).await;
+            let before = w.copy();
+            w.change(Rows::clear);
+            let e = Box::pin(run(w.clone(), FaultPlan::none())).await.expect_err(&case);
+            assert_eq!(e.code(), code::MASS_DELETE, "{case}: {e}");
+            assert_eq!(w.copy(), before, "{case}: nothing was deleted");
+            w.change(|all| all.extend(rows));
+            Box::pin(run(w.clone(), FaultPlan::none()))
+                .await
+                .unwrap_or_else(|e| panic!("{case}: the rows are back: {e}"));
+            if faults.calls() < at {
+                ended.expect("nothing failed");
+                return;
+            }
+        }
+    }
+}
+
+/// What an earlier process found is not what this one would delete: it counts for itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_goes_on_judges_the_deletes_it_finds() {
+    emptied_in_between(
+        async || {
+            let world = World::new(some_rows(20));
+            world.destination.put(&copies(), schema(), some_rows(23));
+            world
+        },
+        |w, faults| async move { hash_run(&w, &faults, None).await },
+    )
+    .await;
+    emptied_in_between(
+        || changed_since(Deletes::AntiJoin),
+        |w, faults| async move { delta_run(&w, &faults, &by_stamp(Deletes::AntiJoin)).await },
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aggregate_follows_rows_that_move() {
     every_fault(

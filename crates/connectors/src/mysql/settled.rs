@@ -9,6 +9,9 @@
 //!   (a SELECT stamps nothing, and a read-only transaction, such as our readers', commits nothing);
 //! - prepared XA transactions stay after their session is gone. After a restart of the server nobody knows when they
 //!   stamped.
+//!
+//! A stamp is cut off to the digits that its column keeps, and `NOW()` without digits has whole seconds in any column: one
+//! that is made later in the second of the bound may stand at its beginning. So the bound has whole seconds, too.
 
 use super::client::{Session, number, text};
 use super::sql::literal;
@@ -22,6 +25,7 @@ use synctool_core::text::{parse_timestamp, write_timestamp};
 
 /// What a clock read to the millisecond, and the moments between our statements, may hide.
 const GRAIN_MICROS: i64 = 200_000;
+const SECOND_MICROS: i64 = 1_000_000;
 /// The server fills its list of transactions anew after a tenth of a second without readers.
 const LIST_IDLE: Duration = Duration::from_millis(110);
 /// Looks at the list before we give up.
@@ -62,7 +66,7 @@ pub(super) async fn settled(
             held_by = Some(holder);
         }
     }
-    let bound = oldest - i64::try_from(margin.as_micros()).unwrap_or(i64::MAX / 4);
+    let bound = whole_second(oldest - i64::try_from(margin.as_micros()).unwrap_or(i64::MAX / 4));
     let mut utc = String::new();
     write_timestamp(&mut utc, bound, false);
     let bound = match fixed {
@@ -78,6 +82,11 @@ pub(super) async fn settled(
             .filter(|h| now - GRAIN_MICROS - h.since > i64::try_from(margin.as_micros()).unwrap_or(i64::MAX))
             .map(|h| h.words(now)),
     })
+}
+
+/// The beginning of a moment's second.
+fn whole_second(micros: i64) -> i64 {
+    micros.div_euclid(SECOND_MICROS) * SECOND_MICROS
 }
 
 fn micros(text: Option<String>) -> Result<i64> {

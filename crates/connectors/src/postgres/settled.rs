@@ -6,11 +6,13 @@
 //! a transaction's start and the server's telling of it, and small steps of the clock.
 //!
 //! Nobody may be overlooked. A transaction that is not seen (no right to see it, statistics off, prepared and so
-//! without a session, or on the primary of a standby) makes this an error, never a guess.
+//! without a session, on the primary of a standby, or at the publisher of a subscription) makes this an error, never a
+//! guess.
 
 use super::source::READING;
 use super::sql::literal;
 use super::{Connection, Postgres, catalog};
+use postgres_types::{ToSql, Type};
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, TableId};
@@ -27,6 +29,9 @@ pub(super) async fn bound(
     let place = |e: Error| e.at("table", table.to_string()).at("column", column.name.clone());
     let connection = database.connect().await?;
     connection.working(true);
+    let (schema, name) = (table.schema.as_ref(), &table.name);
+    let schema = schema.unwrap_or(&database.config().schema);
+    refuse_subscribed(&connection, schema, name).await.map_err(place)?;
     let settled = settle(&connection, column, zone, margin).await.map_err(place)?;
     connection.working(false);
     connection.recycle();
@@ -204,6 +209,50 @@ fn span(seconds: f64) -> String {
         s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
         s => format!("{:.1} days", s / 86_400.0),
     }
+}
+
+/// A subscription brings rows with the stamps of their publisher, in transactions that begin here later. One that is
+/// disabled is refused, too: what it brings once it is enabled again was stamped long before.
+async fn refuse_subscribed(connection: &Connection, schema: &str, name: &str) -> Result<()> {
+    // The table, what is read through it (partitions, children, tables of a view), and whose partitions all these are:
+    // a subscription names either. Its own catalog hides the connection from most roles, the view shows names to all.
+    const SQL: &str = "
+        WITH RECURSIVE seen(oid) AS (
+            SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+            WHERE n.nspname = $1 AND c.relname = $2
+            UNION
+            SELECT below.oid FROM seen, LATERAL (
+                SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = seen.oid
+                UNION ALL
+                SELECT d.refobjid FROM pg_catalog.pg_rewrite w JOIN pg_catalog.pg_depend d ON d.objid = w.oid
+                WHERE w.ev_class = seen.oid AND w.ev_type = '1'
+                  AND d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+            ) AS below(oid)
+        )
+        SELECT l.srrelid::regclass::text,
+               (SELECT min(s.subname::text) FROM pg_catalog.pg_stat_subscription s WHERE s.subid = l.srsubid)
+        FROM pg_catalog.pg_subscription_rel l
+        WHERE l.srrelid IN (
+            SELECT oid FROM seen
+            UNION
+            SELECT a.relid::oid FROM seen, LATERAL pg_catalog.pg_partition_ancestors(seen.oid::regclass) AS a(relid))
+        LIMIT 1";
+    let params: &[(&(dyn ToSql + Sync), Type)] = &[(&schema, Type::TEXT), (&name, Type::TEXT)];
+    let rows = catalog::rows(connection, SQL, params, "looking for subscriptions").await?;
+    let Some(row) = rows.first() else { return Ok(()) };
+    let (table, subscription): (String, Option<String>) = (row.get(0), row.get(1));
+    Err(Error::new(
+        code::UNSUPPORTED,
+        format!(
+            "subscription {} writes {table}, where transactions of its publisher arrive late: nobody knows here which rows \
+             have settled",
+            subscription.unwrap_or_default()
+        ),
+    )
+    .hint(
+        "read from the publisher, or set `stamped_by: app` with a lag; where nothing comes from the subscription any more, \
+         drop it",
+    ))
 }
 
 /// A prepared transaction has no session any more, and nothing tells when it began: its rows may have any stamp.

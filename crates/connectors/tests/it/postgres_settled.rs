@@ -202,6 +202,51 @@ async fn who_is_not_seen_is_never_overlooked() {
     );
 }
 
+/// Rows of a subscription have stamps of another server and commit here later: no transaction of this one tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_a_subscription_do_not_settle() {
+    // Slots and roles belong to the whole server.
+    let server = Server::start(PgVersion::V15);
+    let (publisher, db) = (server.database("publisher"), server.database("subscriber"));
+    const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, at timestamptz); CREATE TABLE own (LIKE t);
+        CREATE TABLE parts (id int, at timestamptz) PARTITION BY RANGE (id);
+        CREATE TABLE part PARTITION OF parts FOR VALUES FROM (0) TO (10);
+        CREATE TABLE root (id int, at timestamptz) PARTITION BY RANGE (id);
+        CREATE TABLE leaf PARTITION OF root FOR VALUES FROM (0) TO (10);";
+    publisher.psql(TABLES);
+    publisher.psql(
+        "CREATE PUBLICATION p FOR TABLE t, part; CREATE PUBLICATION q FOR TABLE root WITH (publish_via_partition_root)",
+    );
+    publisher.psql("SELECT pg_create_logical_replication_slot('lagging', 'pgoutput')");
+    db.psql(TABLES);
+    db.psql("CREATE VIEW shown AS SELECT * FROM t; CREATE ROLE reader LOGIN; GRANT pg_read_all_stats TO reader");
+    db.psql(&format!(
+        "CREATE SUBSCRIPTION lagging CONNECTION '{}' PUBLICATION p, q WITH (create_slot = false, copy_data = false)",
+        publisher.url()
+    ));
+    let of = async |table: &str| {
+        let source = open(&db.url_as("reader")).source();
+        source.settled(&TableId::bare(table), &stamp(), None, SECOND).await
+    };
+    let of_subscribed = async |when: &str| {
+        for table in ["t", "parts", "part", "root", "leaf", "shown"] {
+            let e = of(table).await.expect_err(table);
+            assert_eq!(e.code(), code::UNSUPPORTED, "{table}, {when}: {e}");
+            assert!(
+                e.to_string().contains("subscription lagging") && e.to_string().contains("stamped_by: app"),
+                "{table}, {when}: {e}"
+            );
+        }
+    };
+    of_subscribed("enabled").await;
+    of("own").await.unwrap();
+    db.psql("ALTER SUBSCRIPTION lagging DISABLE");
+    of_subscribed("disabled").await;
+    db.psql("DROP SUBSCRIPTION lagging");
+    of("t").await.unwrap();
+    of("shown").await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_bound_is_a_value_of_the_column() {
     let db = Server::shared(PgVersion::V15).database("settled");

@@ -369,10 +369,7 @@ impl Transform {
             }
             return self.items(vec![batch], accounts, Vec::new());
         };
-        let batch = match &self.tables[place].changes {
-            Some(changes) => as_changes(batch, changes)?,
-            None => batch,
-        };
+        let batch = as_changes(batch, &self.tables[place])?;
         let mut rejects = Vec::new();
         let batches = self.through(0, vec![batch], &mut accounts, &mut rejects).await?;
         self.items(batches, accounts, rejects)

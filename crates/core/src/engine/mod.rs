@@ -13,8 +13,8 @@ pub use progress::{Observer, PartitionStatus, PartitionView, Progress, RunEvent,
 use crate::budget::Budget;
 use crate::error::{Error, Result, code};
 use crate::failpoint::failpoint;
-use crate::ledger::{Accounts, Applied, Ledger, Tally};
-use crate::plan::{Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Repair, Slice, Verify, Work};
+use crate::ledger::{Accounts, Applied, Compared, Ledger, Tally};
+use crate::plan::{Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Repair, Slice, Verify, Work};
 use crate::progress::{Advance, Checkpoint, PartitionId, PartitionState, Position};
 use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink, StoredPlan};
@@ -403,24 +403,24 @@ impl Engine {
         let plan = &shared.plan;
         let compares = |p: &Partition| matches!(&p.work, Work::Compare(c) if c.repair == Repair::Deletes);
         let groups = |p: &Partition| matches!(&p.work, Work::Recompute { deletes: true, .. });
-        let of_groups = phase.partitions.iter().any(groups);
-        if !of_groups && !phase.partitions.iter().any(compares) {
-            return Ok(());
-        }
-        let compared = self.retry("guard", || self.ledger(plan)).await?.accounts.compared;
-        let deleted = compared.only_destination;
-        let (before, after) = match of_groups {
-            true if deleted == 0 || plan.guard.allow => return Ok(()),
-            // Groups are not compared: how many there are is asked as far as the answer matters.
-            true => {
-                let enough = match deleted > plan.guard.max_rows {
-                    true => u64::MAX,
-                    false => deleted + 1,
-                };
-                let before = self.retry("guard", || self.groups(shared, enough)).await?;
-                (before, before.saturating_sub(deleted))
+        let (before, deleted, after) = if phase.partitions.iter().any(groups) {
+            let ledger = self.retry("guard", || self.ledger(plan)).await?;
+            let deleted = ledger.accounts.compared.only_destination;
+            if deleted == 0 || plan.guard.allow {
+                return Ok(());
             }
-            false => (compared.destination, compared.source),
+            // Groups are not compared: how many there are is asked as far as the answer matters.
+            let enough = match deleted > plan.guard.max_rows {
+                true => u64::MAX,
+                false => deleted + 1,
+            };
+            let before = self.retry("guard", || self.groups(shared, enough)).await?;
+            (before, deleted, before.saturating_sub(deleted))
+        } else if phase.partitions.iter().any(compares) {
+            let found = self.found(shared, phase).await?;
+            (found.destination, found.only_destination, found.source)
+        } else {
+            return Ok(());
         };
         if plan.guard.allows(before, deleted, after) {
             return Ok(());
@@ -437,6 +437,57 @@ impl Engine {
         )
         .at("pipeline", &plan.pipeline)
         .hint("look at the source; if the deletes are meant, run again with --allow-mass-delete"))
+    }
+
+    /// What was found of the slices of a phase that deletes. Of those that this process did not see from their beginning
+    /// nobody knows the keys, and the source may be another by now: they are looked at again.
+    async fn found(&self, shared: &Shared, phase: &Phase) -> Result<Compared> {
+        let plan = &shared.plan;
+        let checkpoint = self.retry("guard", || self.destination.checkpoint(plan)).await?;
+        let mut earlier: HashMap<&str, Compared> = HashMap::new();
+        for partition in plan.partitions() {
+            if let (Work::Compare(compare), Some(state)) = (&partition.work, checkpoint.get(&partition.id))
+                && compare.repair != Repair::Deletes
+            {
+                *earlier.entry(hash::label_of(&partition.id)).or_default() += state.accounts.compared;
+            }
+        }
+        let (mut found, mut again) = (Compared::default(), Vec::new());
+        for partition in &phase.partitions {
+            let Work::Compare(compare) = &partition.work else {
+                continue;
+            };
+            let label = hash::label_of(&partition.id);
+            if shared.deferred.knows(label) {
+                found += earlier.get(label).copied().unwrap_or_default();
+                continue;
+            }
+            // What an earlier process deleted counts, too.
+            let deleted = checkpoint.get(&partition.id).map_or(0, |s| s.applied.deleted);
+            found.destination += deleted;
+            found.only_destination += deleted;
+            again.push((label.to_string(), compare.clone()));
+        }
+        let table = phase.partitions.first().and_then(|p| plan.tables.get(p.table));
+        let Some(table) = table.filter(|_| !again.is_empty()) else {
+            return Ok(found);
+        };
+        let comparing = &comparing(shared, table)?;
+        let look = |(label, compare): (String, Compare)| async move {
+            let found = || hash::find_again(comparing, &label, &compare);
+            self.retry("guard", found).await
+        };
+        let looks = again.into_iter().map(look);
+        let mut looks = futures::stream::iter(looks).buffer_unordered(self.workers(plan));
+        loop {
+            tokio::select! {
+                () = shared.stop.cancelled() => return Err(interrupted()),
+                looked = looks.next() => match looked {
+                    Some(counts) => found += counts?,
+                    None => return Ok(found),
+                }
+            }
+        }
     }
 
     /// How many groups an aggregate's destination has; not counted beyond `enough`.
@@ -779,6 +830,24 @@ fn stored(destination: &dyn Destination) -> Result<Arc<dyn Source>> {
     })
 }
 
+/// Both ends of a table that is compared.
+fn comparing(shared: &Shared, table: &PlannedTable) -> Result<hash::Comparing> {
+    let engine = &shared.engine;
+    let pair = hash::Pair::new(
+        engine.source.clone(),
+        stored(&*engine.destination)?,
+        engine.stages.clone(),
+        table,
+        &shared.context,
+    )?;
+    Ok(hash::Comparing {
+        pair: Arc::new(pair),
+        deferred: shared.deferred.clone(),
+        // A group that came back does so with rows that the next delta sees.
+        as_found: shared.plan.strategy == crate::plan::Strategy::Aggregate,
+    })
+}
+
 /// The stages that a partition's rows pass: the pipeline's, and of a run that only adds rows a last one.
 async fn open_stages(shared: &Shared, table: &PlannedTable, work: &Work) -> Result<Vec<Box<dyn Stage>>> {
     let mut stages = shared.engine.stages.open_for(&table.staged())?;
@@ -804,22 +873,7 @@ async fn open_reader(
             unmatched::open(engine.source.clone(), table, partition, &shared.context).await
         }
         Work::Read(_) | Work::Log => engine.source.open(&table.read, partition, after, &shared.context).await,
-        Work::Compare(compare) => {
-            let pair = hash::Pair::new(
-                engine.source.clone(),
-                destination()?,
-                engine.stages.clone(),
-                table,
-                &shared.context,
-            )?;
-            let comparing = hash::Comparing {
-                pair: Arc::new(pair),
-                deferred: shared.deferred.clone(),
-                // A group that came back does so with rows that the next delta sees.
-                as_found: shared.plan.strategy == crate::plan::Strategy::Aggregate,
-            };
-            Ok(hash::open(&comparing, &partition.id, compare, after))
-        }
+        Work::Compare(compare) => Ok(hash::open(&comparing(shared, table)?, &partition.id, compare, after)),
         Work::Touch { .. } | Work::Vanished(_) | Work::Recompute { .. } | Work::Regroup { .. } | Work::Clear => {
             let groups = regroup::Groups {
                 source: engine.source.clone(),

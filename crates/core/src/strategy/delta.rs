@@ -60,15 +60,19 @@ pub enum Deletes {
 pub struct Tombstone {
     /// Its name at the source.
     pub column: String,
-    /// The value that says so, in any form that a column of its type may be written; `None`: true, or anything but NULL.
+    /// The value that says so, in any form that a column of its type may be written; `None`: true, a number that is not
+    /// zero, or anything else but NULL.
     pub value: Option<String>,
 }
 
-/// The condition that rows meet which a tombstone column of this type does not call gone.
+/// The condition that rows meet which a tombstone column of this type does not call gone. The source is asked for it, and
+/// the cells of a delta are judged by it.
 pub fn living(ty: &ColumnType, value: Option<&str>) -> Result<Test> {
+    use ColumnType::*;
     Ok(match (value, ty) {
         (Some(value), ty) => Test::NullOrNotIn(vec![tombstone_value(value, ty)?]),
-        (None, ColumnType::Bool) => Test::NullOrIn(vec!["false".into()]),
+        (None, Bool) => Test::NullOrIn(vec!["false".into()]),
+        (None, Decimal { .. } | Numeric | Float32 | Float64) => Test::NullOrIn(vec!["0".into()]),
         (None, ty) if ty.is_integer() => Test::NullOrIn(vec!["0".into()]),
         (None, _) => Test::Null,
     })

@@ -1004,8 +1004,7 @@ impl Comparison {
     }
 }
 
-/// Deletes that one phase found and a later one makes, as long as the process lives; after a crash they are found
-/// again.
+/// Deletes that one phase found and a later one makes, as long as the process lives; another process finds them again.
 #[derive(Debug, Default)]
 pub struct Deferred(Mutex<HashMap<String, Vec<Key>>>);
 
@@ -1023,6 +1022,12 @@ impl Deferred {
             true => all.insert(label.to_string(), Vec::new()),
             false => all.remove(label),
         };
+    }
+
+    /// Whether a slice was looked at from its beginning.
+    pub(crate) fn knows(&self, label: &str) -> bool {
+        let all = self.0.lock().expect("no thread dies while it holds this");
+        all.contains_key(label)
     }
 
     /// Whether a slice was looked at from its beginning, and nothing was found.
@@ -1043,6 +1048,20 @@ pub(crate) struct Comparing {
     pub(crate) deferred: Arc<Deferred>,
     /// Whether what was found to be gone is deleted even if it came back since, because a later run brings it.
     pub(crate) as_found: bool,
+}
+
+/// Finds again what only the destination has of a slice, for the phase that deletes it, and counts it: what is judged then
+/// is what is deleted.
+pub(crate) async fn find_again(comparing: &Comparing, label: &str, compare: &Compare) -> Result<Compared> {
+    let mut comparison = Comparison::start(comparing.pair.clone(), compare, true, None).await?;
+    let (mut counts, mut keys) = (comparison.equal, Vec::new());
+    while let Some(group) = comparison.next().await? {
+        counts += group.counts;
+        keys.extend(group.only_destination);
+    }
+    comparing.deferred.start(label, true);
+    comparing.deferred.add(label, keys);
+    Ok(counts)
 }
 
 /// The part of a partition's id that its twins in other phases have too.
@@ -1066,6 +1085,7 @@ pub(crate) fn open(
         after: after.and_then(|p| p.as_str().strip_prefix("block ")?.parse().ok()),
         resumed: after.is_some(),
         comparison: None,
+        deleted: false,
         ready: VecDeque::new(),
     }))
 }
@@ -1080,6 +1100,8 @@ struct CompareSteps {
     after: Option<i64>,
     resumed: bool,
     comparison: Option<Comparison>,
+    /// Whether what was found is deleted.
+    deleted: bool,
     ready: VecDeque<Event>,
 }
 
@@ -1094,17 +1116,8 @@ impl Steps for CompareSteps {
 impl CompareSteps {
     /// One step; false at the end.
     async fn advance(&mut self) -> Result<bool> {
-        if self.compare.repair == Repair::Deletes
-            && self.comparison.is_none()
-            && let Some(keys) = self.deferred.get(&self.label)
-        {
-            if std::mem::replace(&mut self.resumed, true) {
-                return Ok(false);
-            }
-            for keys in keys.chunks(self.pair.fetched_at_once()) {
-                self.delete(keys).await?;
-            }
-            return Ok(true);
+        if self.compare.repair == Repair::Deletes {
+            return self.delete_found().await;
         }
         let Some(comparison) = &mut self.comparison else {
             let keys_only = !matches!(self.compare.repair, Repair::Upserts);
@@ -1112,9 +1125,7 @@ impl CompareSteps {
             if !self.resumed {
                 self.ready.push_back(Event::Compared(comparison.equal));
             }
-            if self.compare.repair != Repair::Deletes {
-                self.deferred.start(&self.label, !self.resumed);
-            }
+            self.deferred.start(&self.label, !self.resumed);
             self.comparison = Some(comparison);
             return Ok(true);
         };
@@ -1136,17 +1147,26 @@ impl CompareSteps {
                 self.ready.push_back(Event::Compared(group.counts));
                 self.defer(group.only_destination);
             }
-            Repair::Deletes => {
-                for keys in group.only_destination.chunks(self.pair.fetched_at_once()) {
-                    self.delete(keys).await?;
-                }
-            }
+            Repair::Deletes => return Err(Error::bug("deletes are made of what was found")),
         }
         self.ready.push_back(Event::Boundary {
             position: Position(format!("block {}", group.through)),
             committed_at: None,
             tx: None,
         });
+        Ok(true)
+    }
+
+    /// The deletes of the slice, all in one step: they were found, and judged, before this phase.
+    async fn delete_found(&mut self) -> Result<bool> {
+        if std::mem::replace(&mut self.deleted, true) {
+            return Ok(false);
+        }
+        let found = self.deferred.get(&self.label);
+        let keys = found.ok_or_else(|| Error::bug("deletes of a slice that nobody looked at"))?;
+        for keys in keys.chunks(self.pair.fetched_at_once()) {
+            self.delete(keys).await?;
+        }
         Ok(true)
     }
 

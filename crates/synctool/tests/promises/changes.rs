@@ -51,6 +51,52 @@ fn a_tombstone_counts_in_every_strategy() {
     }
 }
 
+/// A tombstone is judged by its column's type, in whatever form that travels between two engines.
+#[test]
+fn a_tombstone_means_the_same_between_all_engines() {
+    let maria = || End::Maria(MariaDb::shared().database("tombstone"));
+    let pg = || End::Postgres(database("tombstone"));
+    let (truth, one) = ("{column: gone, value: \"true\"}", "{column: gone, value: 1}");
+    let word = "{column: gone, value: deleted}";
+    for (from, to, ty, said, gone, alive) in [
+        (maria(), maria(), "tinyint(1) NOT NULL", "gone", "1", "0"),
+        (maria(), maria(), "tinyint(1)", truth, "1", "0"),
+        (maria(), pg(), "tinyint unsigned", "gone", "1", "0"),
+        (maria(), pg(), "int unsigned", "gone", "7", "0"),
+        (maria(), pg(), "decimal(3,1)", "gone", "1", "0"),
+        (pg(), pg(), "numeric(1)", "gone", "1", "0"),
+        (pg(), pg(), "numeric(3,2)", one, "1", "0"),
+        (pg(), maria(), "double precision", "gone", "0.5", "0"),
+        (pg(), pg(), "char(10)", word, "'deleted'", "'active'"),
+        (pg(), maria(), "char(10)", word, "'deleted'", "'active'"),
+    ] {
+        let stamp = match from {
+            End::Maria(_) => "timestamp(6)",
+            _ => "timestamptz",
+        };
+        from.change(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, v int, gone {ty}, updated_at {stamp} NOT NULL);
+             INSERT INTO items VALUES (1, 1, {alive}, NOW), (2, 2, {alive}, NOW), (3, 3, {alive}, NOW), (4, 4, {gone}, NOW)"
+        ));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: copies}}\n\
+                 strategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms, deletes: {{tombstone: {said}}}}}]\n"
+            ),
+        );
+        let rows = || to.lines("copies", &["id", "v"]);
+        place.until(&["run", "p.yaml"], rows, "1 1\n2 2\n3 3");
+        from.change(&format!(
+            "UPDATE items SET v = 20, updated_at = NOW WHERE id = 2;
+             UPDATE items SET gone = {gone}, updated_at = NOW WHERE id = 3"
+        ));
+        place.until(&["run", "p.yaml"], rows, "1 1\n2 20");
+        place.json(&["verify", "p.yaml"], 0);
+    }
+}
+
 /// A change of a joined table alone reaches the rows that show it, each cursor with a watermark of its own.
 #[test]
 fn joined_tables_are_followed_by_their_own_cursors() {

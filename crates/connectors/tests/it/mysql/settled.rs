@@ -108,6 +108,37 @@ async fn nothing_that_is_open_is_before_the_bound() {
     assert!(earlier.bound < now.bound && earlier.held_by.is_none());
 }
 
+/// A column without digits cuts its stamps off, and `now()` without digits cuts them off for any column: whatever is
+/// stamped after the bound was taken is not below it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stamp_that_is_cut_to_its_second_is_not_below_the_bound() {
+    let db = Db::new().await;
+    db.sql(
+        "CREATE TABLE t (id int AUTO_INCREMENT PRIMARY KEY, cut timestamp NOT NULL DEFAULT current_timestamp, \
+         fine timestamp(6) NULL, plain datetime)",
+    );
+    let mut writer = session(&db).await;
+    for _ in 0..8 {
+        for (name, ty) in [
+            ("cut", ColumnType::TimestampTz),
+            ("fine", ColumnType::TimestampTz),
+            ("plain", ColumnType::Timestamp),
+        ] {
+            let column = Column::new(name, ty);
+            let (source, table) = (db.source(), TableId::bare("t"));
+            let settled = source.settled(&table, &column, Some("UTC"), Duration::ZERO).await;
+            let bound = settled.unwrap().bound;
+            let stamps = "INSERT INTO t (fine, plain) VALUES (now(), utc_timestamp())";
+            writer.query_drop(stamps).await.unwrap();
+            let newest = format!("SELECT DATE_FORMAT({name}, '%Y-%m-%d %H:%i:%s') FROM t ORDER BY id DESC LIMIT 1");
+            let stamp: String = writer.query_first(newest.as_str()).await.unwrap().unwrap();
+            let bound = bound.trim_end_matches("+00");
+            assert!(bound <= stamp.as_str(), "{name}: {stamp} lies below {bound}");
+            assert!(!bound.contains('.'), "{name}: {bound}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_column_without_a_zone_has_its_bound_in_its_zone() {
     let db = Db::new().await;

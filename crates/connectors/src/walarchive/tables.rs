@@ -43,6 +43,10 @@ pub struct Table {
     pub ordinary: bool,
     /// Whether its changes are in the log.
     pub logged: bool,
+    /// By which access method it keeps its rows; a view has none.
+    pub method: Option<String>,
+    /// A table that inherits from it, if there is one; partitions do not count.
+    pub heir: Option<String>,
 }
 
 /// What stands behind selected names.
@@ -93,24 +97,37 @@ impl Table {
         format!("{:?} {:?}", self.columns, self.numbers)
     }
 
+    /// Why the log does not have its rows and their changes, and what to do.
+    pub fn refused(&self) -> Option<(String, &'static str)> {
+        if !self.ordinary {
+            let why = "is no table with rows of its own";
+            return Some((why.into(), "name the tables that hold the rows"));
+        }
+        if !self.logged {
+            let why = "is unlogged in production: its changes are not in WAL";
+            return Some((why.into(), "ALTER TABLE … SET LOGGED in production, or leave it out"));
+        }
+        // Judged by its name, also where it has the handler of heap: others log in ways of their own, and say so nowhere.
+        if let Some(method) = self.method.as_deref().filter(|method| *method != "heap") {
+            let why = format!("has the access method {method}: its changes are not logged as rows");
+            return Some((why, "ALTER TABLE … SET ACCESS METHOD heap in production, or leave it out"));
+        }
+        let heir = self.heir.as_ref()?;
+        let why = format!(
+            "has tables that inherit from it ({heir}): it shows their rows as its own, and their changes come under their own \
+             names"
+        );
+        let next = "make it a partitioned table; or leave it out, and name the tables that inherit from it";
+        Some((why, next))
+    }
+
     /// The local table must be as production's; the order of the columns does not matter.
     pub fn fits(&self, local: Option<&Table>) -> Result<()> {
         let table = self.display();
         if is_own(&self.name) {
             return Err(own(&table));
         }
-        let refused = match (self.ordinary, self.logged) {
-            (false, _) => Some((
-                "is no table with rows of its own",
-                "select the tables that hold the rows",
-            )),
-            (_, false) => Some((
-                "is unlogged in production: its changes are not in WAL",
-                "ALTER TABLE … SET LOGGED in production, or remove it from tables_to_sync",
-            )),
-            _ => None,
-        };
-        if let Some((why, next)) = refused {
+        if let Some((why, next)) = self.refused() {
             return Err(Error::new(code::UNSUPPORTED, format!("table {table} {why}"))
                 .at("table", table)
                 .hint(next));
@@ -249,6 +266,8 @@ pub async fn find_named(session: &Connection, selected: Vec<String>, names: Vec<
             numbers: Vec::new(),
             ordinary: kind == "r",
             logged: persistence == "p",
+            method: row.get(11),
+            heir: row.get(12),
         });
         // One that was asked for twice is listed under the first name.
         if let (Some(column), true) = (row.get::<_, Option<String>>(5), table.selected == *text) {

@@ -618,11 +618,21 @@ fn partitions_come_go_and_move_rows() {
         .psql("ALTER TABLE parted DETACH PARTITION p2; DELETE FROM p2 WHERE id % 3 = 0; DELETE FROM p1 WHERE id > 80");
     world.sync();
     world.same(&["p1", "p3"]);
+    // Here it is a partition still, and its rows are seen in the table: that is told until both sides agree.
+    let apart = "paused: table public.parted has other partitions here than in production";
+    let told = format!("{apart} (only here: public.p2) -> here, as in production: DETACH or DROP public.p2; it is");
+    let state = world.state("public.parted");
+    assert!(state.starts_with(&told), "{state}");
+    world
+        .run(&["verify"])
+        .fails(3, &["table public.parted has other partitions here than in production"]);
     world
         .production
         .psql("ALTER TABLE parted ATTACH PARTITION p2 FOR VALUES IN (2)");
     world.sync();
     world.same(&["p1", "p2", "p3"]);
+    assert_eq!(world.state("public.parted"), "");
+    world.run(&["verify"]).ok();
     world.run(&["resync", "--wait", "0", "parted"]).ok();
     world.run(&["run-once"]).ok();
     assert_eq!(
@@ -631,4 +641,25 @@ fn partitions_come_go_and_move_rows() {
             .psql("SELECT count(*) FROM data_sync_logs WHERE event = 'request' AND message LIKE '%3 tables copied%'"),
         "1"
     );
+    // One that is dropped there, one that is none here, and one that is made ahead: that shows no rows.
+    world.local.psql(
+        "CREATE TABLE p4 (id int, side int, body text, PRIMARY KEY (id, side)); CREATE TABLE p5 PARTITION OF parted FOR VALUES IN (5)",
+    );
+    world.production.psql(
+        "DROP TABLE p3; CREATE TABLE p4 PARTITION OF parted FOR VALUES IN (4); INSERT INTO parted VALUES (400, 4, 'b')",
+    );
+    world.sync();
+    world.same(&["p1", "p2", "p4"]);
+    let told = format!("{apart} (only here: public.p3; only there: public.p4) -> ");
+    let state = world.state("public.parted");
+    assert!(state.starts_with(&told), "{state}");
+    world
+        .local
+        .psql("ALTER TABLE parted DETACH PARTITION p3; ALTER TABLE parted ATTACH PARTITION p4 FOR VALUES IN (4)");
+    world.production.psql("DELETE FROM parted WHERE id = 400");
+    world.sync();
+    assert_eq!(world.state("public.parted"), "");
+    let all = "SELECT count(*), sum(id) FROM parted";
+    assert_eq!(world.local.psql(all), world.production.psql(all));
+    assert_eq!(world.local.psql("SELECT count(*) > 0 FROM p3"), "t");
 }

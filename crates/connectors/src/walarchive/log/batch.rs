@@ -113,7 +113,7 @@ impl Tables {
 /// The tables that hold the rows of a followed one.
 pub(super) fn parts<'a>(found: &'a tables::Found, table: &TableId) -> Result<Vec<&'a Table>> {
     let name = table.to_string();
-    if !found.names.contains(&name) {
+    if !found.names.contains_key(&name) {
         return Err(Error::new(
             code::TABLE_MISSING,
             format!("there is no table {table} in production any more"),

@@ -345,7 +345,7 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
         return Ok(());
     }
     let here = tables::find(local, names.iter().map(String::as_str)).await?;
-    for name in names.iter().filter(|name| !here.names.contains(*name)) {
+    for name in names.iter().filter(|name| !here.names.contains_key(*name)) {
         let name = tables::display(&tables::parse_name(name));
         all.push(bad(
             "table",
@@ -355,7 +355,7 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
     }
     if let Some(there) = there {
         let theirs = tables::find(there, names.iter().map(String::as_str)).await?;
-        for name in names.iter().filter(|name| !theirs.names.contains(*name)) {
+        for name in names.iter().filter(|name| !theirs.names.contains_key(*name)) {
             let name = tables::display(&tables::parse_name(name));
             all.push(bad(
                 "table",
@@ -368,6 +368,9 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
                 Ok(()) => all.push(good("table", format!("{} is alike on both sides", table.display()))),
                 Err(e) => all.push(failed("table", &e)),
             }
+        }
+        for (_, trouble) in tables::misparted(local, &theirs, &here).await?.values() {
+            all.push(failed("partitions", trouble));
         }
     } else {
         all.push(good(

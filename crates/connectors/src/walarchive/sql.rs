@@ -102,9 +102,10 @@ pub const ANSWER: &str = "
 UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = $2, answer = $3 WHERE id = $1";
 
 /// The tables behind selected names, with everything that must be alike on both sides: the table itself, or the leaves
-/// of a partitioned one. How a type is made includes the types that it is made of, however deep. One line per column; a
-/// table without columns has one, and so has a name without a table. No lock is taken: one that production holds here
-/// never ends here. The expression of a computed column needs one, and is not told while there is another.
+/// of a partitioned one. How a type is made includes the types that it is made of, however deep. At the end: by which access
+/// method the table keeps its rows, and a table that inherits from it. One line per column; a table without columns has one,
+/// and so has a name without a table. No lock is taken: one that production holds here never ends here. The expression of a
+/// computed column needs one, and is not told while there is another.
 pub const TABLES: &str = "
 WITH RECURSIVE wanted AS (SELECT w.* FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema_name, table_name, nth)),
 top AS (SELECT w.nth, t.oid, t.relkind FROM wanted w JOIN pg_catalog.pg_namespace s ON s.nspname = w.schema_name
@@ -142,7 +143,11 @@ SELECT top.nth, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, a
         CASE WHEN a.attgenerated = '' THEN NULL WHEN a.attrelid IN (SELECT relation FROM locked) THEN 'locked'
             ELSE (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid)
             FROM pg_catalog.pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END,
-        m.how), a.attnum
+        m.how), a.attnum,
+    (SELECT am.amname FROM pg_catalog.pg_am am WHERE am.oid = c.relam),
+    (SELECT min(format('%s.%s', hn.nspname, h.relname)) FROM pg_catalog.pg_inherits i
+        JOIN pg_catalog.pg_class h ON h.oid = i.inhrelid JOIN pg_catalog.pg_namespace hn ON hn.oid = h.relnamespace
+        WHERE i.inhparent = c.oid AND NOT h.relispartition)
 FROM top LEFT JOIN leaf l ON l.nth = top.nth
 LEFT JOIN pg_catalog.pg_class c ON c.oid = l.oid
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

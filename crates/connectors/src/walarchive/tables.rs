@@ -29,7 +29,7 @@ pub struct Column {
 }
 
 /// A table that holds rows itself.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Table {
     /// Schema and name.
     pub name: Name,
@@ -43,6 +43,10 @@ pub struct Table {
     pub ordinary: bool,
     /// Whether its changes are in the log.
     pub logged: bool,
+    /// By which access method it keeps its rows; a view has none.
+    pub method: Option<String>,
+    /// A table that inherits from it, if there is one; partitions do not count.
+    pub heir: Option<String>,
 }
 
 /// What stands behind selected names.
@@ -52,9 +56,12 @@ pub struct Found {
     pub asked: Vec<String>,
     /// The tables, each once.
     pub tables: BTreeMap<Name, Table>,
-    /// The selected names that mean something.
-    pub names: BTreeSet<String>,
+    /// The selected names that mean something, each with the tables that hold its rows.
+    pub names: BTreeMap<String, BTreeSet<Name>>,
 }
+
+/// Selected tables whose partitions here are not production's, and how they differ.
+pub type Misparted = BTreeMap<Name, (Table, Error)>;
 
 impl Table {
     /// The columns that are written.
@@ -93,24 +100,38 @@ impl Table {
         format!("{:?} {:?}", self.columns, self.numbers)
     }
 
+    /// Why the log does not have its rows and their changes, and what to do.
+    pub fn refused(&self) -> Option<(String, &'static str)> {
+        if !self.ordinary {
+            let why = "is no table with rows of its own";
+            return Some((why.into(), "name the tables that hold the rows"));
+        }
+        if !self.logged {
+            let why = "is unlogged in production: its changes are not in WAL";
+            return Some((why.into(), "ALTER TABLE … SET LOGGED in production, or leave it out"));
+        }
+        // Judged by its name, so that nothing is followed by mistake: how a method logs stands nowhere.
+        if let Some(method) = self.method.as_deref().filter(|method| *method != "heap") {
+            let why = format!("has the access method {method}: its changes are not logged as rows");
+            let next = "ALTER TABLE … SET ACCESS METHOD heap in production, or leave it out";
+            return Some((why, next));
+        }
+        let heir = self.heir.as_ref()?;
+        let why = format!(
+            "has tables that inherit from it ({heir}): it shows their rows as its own, and their changes come under \
+             their own names"
+        );
+        let next = "make it a partitioned table; or leave it out, and name the tables that inherit from it";
+        Some((why, next))
+    }
+
     /// The local table must be as production's; the order of the columns does not matter.
     pub fn fits(&self, local: Option<&Table>) -> Result<()> {
         let table = self.display();
         if is_own(&self.name) {
             return Err(own(&table));
         }
-        let refused = match (self.ordinary, self.logged) {
-            (false, _) => Some((
-                "is no table with rows of its own",
-                "select the tables that hold the rows",
-            )),
-            (_, false) => Some((
-                "is unlogged in production: its changes are not in WAL",
-                "ALTER TABLE … SET LOGGED in production, or remove it from tables_to_sync",
-            )),
-            _ => None,
-        };
-        if let Some((why, next)) = refused {
+        if let Some((why, next)) = self.refused() {
             return Err(Error::new(code::UNSUPPORTED, format!("table {table} {why}"))
                 .at("table", table)
                 .hint(next));
@@ -237,18 +258,22 @@ pub async fn find_named(session: &Connection, selected: Vec<String>, names: Vec<
         let Some(text) = usize::try_from(nth - 1).ok().and_then(|nth| selected.get(nth)) else {
             continue;
         };
-        found.names.insert(text.clone());
+        let holders = found.names.entry(text.clone()).or_default();
         let (Some(schema), Some(name)) = (row.get::<_, Option<String>>(1), row.get(2)) else {
             continue;
         };
+        let name: Name = (schema, name);
+        holders.insert(name.clone());
         let (kind, persistence): (String, String) = (row.get(3), row.get(4));
-        let table = found.tables.entry((schema, name)).or_insert_with_key(|name| Table {
+        let table = found.tables.entry(name).or_insert_with_key(|name| Table {
             name: name.clone(),
             selected: text.clone(),
             columns: Vec::new(),
             numbers: Vec::new(),
             ordinary: kind == "r",
             logged: persistence == "p",
+            method: row.get(11),
+            heir: row.get(12),
         });
         // One that was asked for twice is listed under the first name.
         if let (Some(column), true) = (row.get::<_, Option<String>>(5), table.selected == *text) {
@@ -263,6 +288,63 @@ pub async fn find_named(session: &Connection, selected: Vec<String>, names: Vec<
         }
     }
     Ok(found)
+}
+
+/// The selected tables that show other rows here than in production although all that is followed is equal, because
+/// their partitions are others.
+pub async fn misparted(local: &Connection, there: &Found, here: &Found) -> Result<Misparted> {
+    let mut all = Misparted::new();
+    for (selected, theirs) in &there.names {
+        let name = parse_name(selected);
+        // A plain table holds its rows itself.
+        let Some(ours) = here.names.get(selected).filter(|_| !there.tables.contains_key(&name)) else {
+            continue;
+        };
+        let mut gone = Vec::new();
+        for leaf in ours.difference(theirs) {
+            // One that was made ahead of production's shows nothing yet.
+            if is_used(local, leaf).await? {
+                gone.push(display(leaf));
+            }
+        }
+        // One that is not here at all is told under its own name.
+        let new = theirs.difference(ours).filter(|leaf| here.tables.contains_key(*leaf));
+        let new: Vec<String> = new.map(display).collect();
+        if gone.is_empty() && new.is_empty() {
+            continue;
+        }
+        let told = |of_gone: &str, of_new: &str| {
+            let both = [(of_gone, &gone), (of_new, &new)];
+            let each = both.iter().filter(|(_, leaves)| !leaves.is_empty());
+            let each = each.map(|(what, leaves)| format!("{what} {}", leaves.join(", ")));
+            each.collect::<Vec<_>>().join("; ")
+        };
+        let table = display(&name);
+        let what = format!(
+            "table {table} has other partitions here than in production ({})",
+            told("only here:", "only there:")
+        );
+        let next = format!(
+            "here, as in production: {}; it is looked at again with the next batch, and by: synctool datasync verify",
+            told("DETACH or DROP", "ATTACH")
+        );
+        let trouble = Error::new(code::SCHEMA_MISMATCH, what).at("table", table).hint(next);
+        let table = Table {
+            name: name.clone(),
+            selected: selected.clone(),
+            ..Table::default()
+        };
+        all.insert(name, (table, trouble));
+    }
+    Ok(all)
+}
+
+/// Whether a table had rows since it was made or emptied, as its size tells: that needs no right to read it.
+async fn is_used(local: &Connection, name: &Name) -> Result<bool> {
+    let row = local.query_opt(sql::BLOCKS, &[&name.0, &name.1]).await;
+    let row = row.map_err(|e| local.error(e, &format!("reading {}", display(name))))?;
+    let blocks = row.and_then(|row| row.get::<_, Option<i64>>(0));
+    Ok(blocks.is_some_and(|blocks| blocks > 0))
 }
 
 /// The file of every table.

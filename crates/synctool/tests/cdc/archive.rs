@@ -578,6 +578,24 @@ fn a_table_without_a_key_is_followed_where_that_is_wished() {
     same();
 }
 
+/// A table that shows rows of others, and one whose rows are logged in a way of their own, are refused.
+#[test]
+fn tables_whose_rows_the_log_does_not_have_are_refused() {
+    let stage = Stage::of(
+        PgVersion::V18,
+        "CREATE TABLE other (id int); CREATE TABLE base (id int PRIMARY KEY); CREATE TABLE heir () INHERITS (base);
+         CREATE ACCESS METHOD other_heap TYPE TABLE HANDLER heap_tableam_handler; CREATE TABLE kept (id int PRIMARY KEY) USING other_heap",
+    );
+    stage.backup();
+    for (table, says) in [
+        ("base", "public.base has tables that inherit from it (public.heir)"),
+        ("kept", "public.kept has the access method other_heap"),
+    ] {
+        stage.pipeline(&format!("tables: [{table}]"), "");
+        stage.fails(&["run", "shop.yaml", "--until-caught-up"], 2, says);
+    }
+}
+
 /// What is not the log that was followed is refused, and changes nothing.
 /// An archive that brings nothing any more looks like a production in which nothing happens: it is told, with what the
 /// command says.

@@ -19,6 +19,10 @@ CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY);
 CREATE TABLE absent (id int PRIMARY KEY);
 CREATE TABLE strict (id int PRIMARY KEY, n int);
 CREATE TABLE looked (id int PRIMARY KEY);
+CREATE TABLE base (id int PRIMARY KEY);
+CREATE TABLE heir (note text) INHERITS (base);
+CREATE ACCESS METHOD other_heap TYPE TABLE HANDLER heap_tableam_handler;
+CREATE TABLE kept (id int PRIMARY KEY) USING other_heap;
 CREATE VIEW seen AS SELECT * FROM good;";
 
 fn filled(version: PgVersion) -> World {
@@ -27,7 +31,7 @@ fn filled(version: PgVersion) -> World {
         "INSERT INTO good SELECT g, g FROM generate_series(1, 100) g; INSERT INTO moody SELECT g, 'low' FROM generate_series(1, 10) g;
          INSERT INTO smalls SELECT g, g FROM generate_series(1, 10) g; INSERT INTO wider SELECT g, g FROM generate_series(1, 10) g;
          INSERT INTO keyed SELECT g, g FROM generate_series(1, 10) g; INSERT INTO strict SELECT g, g FROM generate_series(1, 10) g;
-         INSERT INTO absent VALUES (1)",
+         INSERT INTO absent VALUES (1); INSERT INTO base VALUES (1); INSERT INTO heir VALUES (2, 'h'); INSERT INTO kept VALUES (1)",
     );
     world
 }
@@ -36,7 +40,8 @@ fn ddl_pauses_only_the_table_concerned(version: PgVersion) {
     let world = filled(version);
     world.ready();
     world.add(&[
-        "good", "moody", "smalls", "wider", "keyed", "fleeting", "absent", "strict", "seen", "looked",
+        "good", "moody", "smalls", "wider", "keyed", "fleeting", "absent", "strict", "seen", "looked", "base", "heir",
+        "kept",
     ]);
     world.local.psql(
         "DROP TABLE absent, looked; CREATE VIEW looked AS SELECT 1 AS id; INSERT INTO tables_to_sync VALUES ('nothing'); ALTER TABLE strict ADD CHECK (n < 10)",
@@ -55,6 +60,20 @@ fn ddl_pauses_only_the_table_concerned(version: PgVersion) {
             .contains("is unlogged in production: its changes are not in WAL")
     );
     assert!(world.state("public.seen").contains("is no table with rows of its own"));
+    // One that shows rows of others, and one whose rows are logged in a way of their own.
+    let heirs = "paused: table public.base has tables that inherit from it (public.heir): it shows their rows as its own";
+    assert!(
+        world.state("public.base").starts_with(heirs),
+        "{}",
+        world.state("public.base")
+    );
+    world.same(&["heir"]);
+    let method = "paused: table public.kept has the access method other_heap: its changes are not logged as rows -> ALTER TABLE";
+    assert!(
+        world.state("public.kept").starts_with(method),
+        "{}",
+        world.state("public.kept")
+    );
     assert!(
         world
             .state("public.strict")
@@ -72,11 +91,11 @@ fn ddl_pauses_only_the_table_concerned(version: PgVersion) {
     let (code, status) = world.json(&["status"]);
     assert_eq!((code, status["well"].as_bool()), (1, Some(false)));
 
-    // A column with a default, a renamed label, another rule of a domain, another key: none of them touches a row.
+    // A column with a default, a renamed label, another rule of a domain, another key, an heir: none of them touches a row.
     world.production.psql(
         "ALTER TABLE wider ADD COLUMN w int DEFAULT 7; ALTER TYPE mood RENAME VALUE 'low' TO 'lowest';
          ALTER DOMAIN small DROP CONSTRAINT small_check; ALTER TABLE keyed DROP CONSTRAINT keyed_pkey, ADD PRIMARY KEY (alt);
-         UPDATE good SET n = n + 1",
+         CREATE TABLE late () INHERITS (heir); UPDATE good SET n = n + 1",
     );
     world.sync();
     world.same(&["good"]);
@@ -85,6 +104,7 @@ fn ddl_pauses_only_the_table_concerned(version: PgVersion) {
         ("moody", "['lowest', 'high']"),
         ("smalls", "columns of public.smalls differ"),
         ("keyed", "alt integer key 1"),
+        ("heir", "has tables that inherit from it (public.late)"),
     ] {
         let state = world.state(&format!("public.{table}"));
         assert!(state.starts_with("paused: ") && state.contains(says), "{state}");
@@ -598,11 +618,21 @@ fn partitions_come_go_and_move_rows() {
         .psql("ALTER TABLE parted DETACH PARTITION p2; DELETE FROM p2 WHERE id % 3 = 0; DELETE FROM p1 WHERE id > 80");
     world.sync();
     world.same(&["p1", "p3"]);
+    // Here it is a partition still, and its rows are seen in the table: that is told until both sides agree.
+    let apart = "paused: table public.parted has other partitions here than in production";
+    let told = format!("{apart} (only here: public.p2) -> here, as in production: DETACH or DROP public.p2; it is");
+    let state = world.state("public.parted");
+    assert!(state.starts_with(&told), "{state}");
+    world
+        .run(&["verify"])
+        .fails(3, &["table public.parted has other partitions here than in production"]);
     world
         .production
         .psql("ALTER TABLE parted ATTACH PARTITION p2 FOR VALUES IN (2)");
     world.sync();
     world.same(&["p1", "p2", "p3"]);
+    assert_eq!(world.state("public.parted"), "");
+    world.run(&["verify"]).ok();
     world.run(&["resync", "--wait", "0", "parted"]).ok();
     world.run(&["run-once"]).ok();
     assert_eq!(
@@ -611,4 +641,25 @@ fn partitions_come_go_and_move_rows() {
             .psql("SELECT count(*) FROM data_sync_logs WHERE event = 'request' AND message LIKE '%3 tables copied%'"),
         "1"
     );
+    // One that is dropped there, one that is none here, and one that is made ahead: that shows no rows.
+    world.local.psql(
+        "CREATE TABLE p4 (id int, side int, body text, PRIMARY KEY (id, side)); CREATE TABLE p5 PARTITION OF parted FOR VALUES IN (5)",
+    );
+    world.production.psql(
+        "DROP TABLE p3; CREATE TABLE p4 PARTITION OF parted FOR VALUES IN (4); INSERT INTO parted VALUES (400, 4, 'b')",
+    );
+    world.sync();
+    world.same(&["p1", "p2", "p4"]);
+    let told = format!("{apart} (only here: public.p3; only there: public.p4) -> ");
+    let state = world.state("public.parted");
+    assert!(state.starts_with(&told), "{state}");
+    world
+        .local
+        .psql("ALTER TABLE parted DETACH PARTITION p3; ALTER TABLE parted ATTACH PARTITION p4 FOR VALUES IN (4)");
+    world.production.psql("DELETE FROM parted WHERE id = 400");
+    world.sync();
+    assert_eq!(world.state("public.parted"), "");
+    let all = "SELECT count(*), sum(id) FROM parted";
+    assert_eq!(world.local.psql(all), world.production.psql(all));
+    assert_eq!(world.local.psql("SELECT count(*) > 0 FROM p3"), "t");
 }

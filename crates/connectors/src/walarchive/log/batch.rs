@@ -113,7 +113,7 @@ impl Tables {
 /// The tables that hold the rows of a followed one.
 pub(super) fn parts<'a>(found: &'a tables::Found, table: &TableId) -> Result<Vec<&'a Table>> {
     let name = table.to_string();
-    if !found.names.contains(&name) {
+    if !found.names.contains_key(&name) {
         return Err(Error::new(
             code::TABLE_MISSING,
             format!("there is no table {table} in production any more"),
@@ -123,16 +123,9 @@ pub(super) fn parts<'a>(found: &'a tables::Found, table: &TableId) -> Result<Vec
     }
     let parts: Vec<&Table> = found.tables.values().filter(|t| t.selected == name).collect();
     for part in &parts {
-        let (what, next) = match (part.ordinary, part.logged) {
-            (false, _) => ("is no table with rows of its own", "name the tables that hold the rows"),
-            (_, false) => (
-                "is unlogged in production: its changes are not in WAL",
-                "ALTER TABLE … SET LOGGED in production, or leave it out of the pipeline",
-            ),
-            _ => continue,
-        };
+        let Some((why, next)) = part.refused() else { continue };
         return Err(
-            Error::new(code::UNSUPPORTED, format!("table {} {what}", part.display()))
+            Error::new(code::UNSUPPORTED, format!("table {} {why}", part.display()))
                 .at("table", name)
                 .hint(next),
         );

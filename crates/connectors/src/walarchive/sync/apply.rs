@@ -4,7 +4,7 @@
 use super::super::journal::{self, Entry, Net};
 use super::super::replay::by_address;
 use super::super::sql;
-use super::super::tables::{self, Found, Name, Table};
+use super::super::tables::{self, Found, Misparted, Name, Table};
 use super::super::touched::Addresses;
 use super::{CHUNK, DataSync};
 use crate::postgres::Connection;
@@ -115,7 +115,7 @@ impl DataSync {
     pub(super) async fn note_selected(&self, there: &Found) -> Result<()> {
         let run = |e| self.local.error(e, "writing the state");
         for name in &there.asked {
-            let found = there.names.contains(name);
+            let found = there.names.contains_key(name);
             let news = self
                 .local
                 .query_opt(sql::NOTE_SELECTED, &[name, &found])
@@ -128,6 +128,18 @@ impl DataSync {
             }
         }
         self.local.batch_execute(sql::FORGET_SELECTED).await.map_err(run)
+    }
+
+    /// Puts tables aside whose partitions here are not production's. What holds their rows goes on.
+    pub(super) async fn note_partitions(&self, misparted: &Misparted, from: Lsn, to: Lsn) -> Result<()> {
+        let known = self.known().await?;
+        for (name, (table, trouble)) in misparted {
+            let told = known.get(name).and_then(|k| k.why.as_deref());
+            if told != Some(trouble.message()) {
+                self.pause(table, trouble, from, to).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The table is to be copied.

@@ -46,6 +46,8 @@ impl DataSync {
         for table in there.tables.values() {
             self.set_waiting(table, COPYING).await?;
         }
+        let misparted = tables::misparted(&self.local, &there, &here).await?;
+        self.note_partitions(&misparted, batch.to, batch.to).await?;
         self.note_selected(&there).await?;
         let phases = Phases {
             began,

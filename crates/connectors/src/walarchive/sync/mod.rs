@@ -388,7 +388,8 @@ impl DataSync {
         let selected = self.selected().await?;
         let there = tables::find(session, selected.iter().map(String::as_str)).await;
         let there = there.map_err(blamed)?;
-        let names: Vec<String> = there.tables.keys().map(tables::display).collect();
+        // Selected tables may have other partitions here.
+        let names: BTreeSet<String> = there.tables.keys().map(tables::display).chain(selected).collect();
         let here = tables::find(&self.local, names.iter().map(String::as_str)).await?;
         Ok((there, here))
     }
@@ -534,10 +535,13 @@ impl DataSync {
                 _ => {}
             }
         }
+        let misparted = tables::misparted(&self.local, &there, &here).await?;
         // A table that is selected no more keeps its rows.
-        for name in known.keys().filter(|name| !there.tables.contains_key(*name)) {
+        let followed = |name: &Name| there.tables.contains_key(name) || misparted.contains_key(name);
+        for name in known.keys().filter(|name| !followed(name)) {
             self.forget(name).await?;
         }
+        self.note_partitions(&misparted, batch.from, batch.to).await?;
         self.note_selected(&there).await?;
         let mut names: BTreeMap<RelFile, Name> = BTreeMap::new();
         names.extend(before.into_iter().chain(after).map(|(name, file)| (file, name)));

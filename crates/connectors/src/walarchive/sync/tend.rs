@@ -64,11 +64,12 @@ impl DataSync {
             proof = Some(self.compare(&session, &there, &here, at).await?);
         }
         self.begin().await?;
+        let misparted = tables::misparted(&self.local, &there, &here).await?;
         for (name, known) in self
             .known()
             .await?
             .iter()
-            .filter(|(name, _)| !there.tables.contains_key(*name))
+            .filter(|(name, _)| !there.tables.contains_key(*name) && !misparted.contains_key(*name))
         {
             self.forget(name).await?;
             if !there.asked.contains(&known.selected_as) {
@@ -77,6 +78,7 @@ impl DataSync {
                 journal::log(&self.local, &entry).await?;
             }
         }
+        self.note_partitions(&misparted, at, at).await?;
         self.note_selected(&there).await?;
         let known = self.known().await?;
         for request in &requests {
@@ -128,7 +130,7 @@ fn answer(request: &Request, there: &Found, known: &BTreeMap<Name, Known>) -> (b
     if let Some(table) = &request.table {
         let asked = tables::parse_name(table);
         let selected = there.asked.iter().any(|text| tables::parse_name(text) == asked);
-        let names = there.names.iter().any(|text| tables::parse_name(text) == asked);
+        let names = there.names.keys().any(|text| tables::parse_name(text) == asked);
         let is_leaf = there.tables.contains_key(&asked);
         if !selected && !is_leaf {
             return (false, "it is not in tables_to_sync".into());

@@ -23,7 +23,7 @@ const BLOCK_ROWS: u64 = 4096;
 const LOOKED_AT: u64 = 100_000;
 
 /// A table of both sides, compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Compared {
     /// The table.
     pub table: String,
@@ -134,11 +134,7 @@ impl DataSync {
         for (name, table) in &there.tables {
             let mut one = Compared {
                 table: table.display(),
-                equal: false,
-                production_rows: None,
-                local_rows: None,
-                different_rows: None,
-                skipped: None,
+                ..Compared::default()
             };
             match known.get(name) {
                 Some(k) if k.state == State::Synced => {}
@@ -157,6 +153,13 @@ impl DataSync {
                 self.compare_one(session, table, &mut one).await?;
             }
             all.push(one);
+        }
+        for (table, trouble) in tables::misparted(&self.local, there, here).await?.values() {
+            all.push(Compared {
+                table: table.display(),
+                skipped: Some(trouble.message().to_owned()),
+                ..Compared::default()
+            });
         }
         let different: Vec<&str> = all
             .iter()

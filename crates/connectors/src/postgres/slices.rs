@@ -154,16 +154,18 @@ pub(super) async fn text_order(connection: &Connection) -> Result<Option<String>
         .map_err(|e| connection.error(e, "reading the database's collation"))
 }
 
-/// By what order ranges of keys have some columns of a table, as [`Source::key_orders`] names it, where texts are UTF-8.
+/// By what order ranges of keys have some columns of a table, as [`Source::key_orders`] names it. `utf8` says whether
+/// texts are UTF-8 there: by other bytes they may have another order.
 ///
 /// [`Source::key_orders`]: synctool_core::source::Source::key_orders
 pub(super) async fn key_orders(
     connection: &Connection,
+    utf8: bool,
     table: &TableId,
     default_schema: &str,
     columns: &[Column],
 ) -> Result<Vec<Option<String>>> {
-    let is_text = |c: &Column| matches!(c.ty, ColumnType::Text { .. });
+    let is_text = |c: &Column| matches!(c.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
     let mut found = columns
         .iter()
         .map(|c| c.ty.shared_order().map(str::to_string))
@@ -179,13 +181,19 @@ pub(super) async fn key_orders(
     let default = text_order(connection).await?;
     for (column, order) in columns.iter().zip(&mut found) {
         let printed = column.source_type.as_deref().and_then(unmodified);
-        // What looks like a text may be of another type, with blanks that do not count or an order of its own.
-        let texts = matches!(printed.as_deref(), Some("text" | "character varying"));
-        if texts && orders.by_bytes.contains(&column.name) {
-            *order = Some(BYTES.into());
-        } else if texts && orders.by_default.contains(&column.name) {
-            *order = default.as_ref().map(|d| format!("postgresql {d}"));
-        }
+        let padded = match printed.as_deref() {
+            Some("text" | "character varying") => "",
+            // Blanks at the end do not count.
+            Some("bpchar") => " padded",
+            // Others may look like texts and have an order of their own.
+            _ => continue,
+        };
+        *order = match &column.name {
+            name if orders.by_bytes.contains(name) && padded.is_empty() => utf8.then(|| BYTES.into()),
+            name if orders.by_bytes.contains(name) => utf8.then(|| format!("postgresql by bytes{padded}")),
+            name if orders.by_default.contains(name) => default.as_ref().map(|d| format!("postgresql {d}{padded}")),
+            _ => None,
+        };
     }
     Ok(found)
 }

@@ -25,7 +25,7 @@ use synctool_core::query::{Condition, Term};
 use synctool_core::rowhash;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{
-    BYTES, Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
+    Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
 };
 use tokio::sync::Mutex;
 use tokio_postgres::{CopyOutStream, SimpleQueryMessage, Statement};
@@ -315,12 +315,11 @@ impl Source for PostgresSource {
 
     async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
         let connection = self.database.connect().await?;
-        let orders = slices::key_orders(&connection, table, self.schema(), columns).await?;
-        connection.recycle();
-        // By other bytes than those of UTF-8, texts may have another order.
+        // Known as soon as anything was asked of the server.
         let utf8 = self.database.server().is_some_and(|server| server.utf8);
-        let known = |order: &String| utf8 || order != BYTES;
-        Ok(orders.into_iter().map(|order| order.filter(known)).collect())
+        let orders = slices::key_orders(&connection, utf8, table, self.schema(), columns).await?;
+        connection.recycle();
+        Ok(orders)
     }
 
     fn raw_format(&self, columns: &[(String, Column)]) -> Option<RawFormat> {

@@ -388,6 +388,23 @@ impl ColumnType {
         matches!(self, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64)
     }
 
+    /// What names the order of values that is the same in every engine that stores them as what they are; `None` where
+    /// there is none, as of texts.
+    pub fn shared_order(&self) -> Option<&'static str> {
+        use ColumnType::*;
+        match self {
+            Decimal { .. } | Numeric => Some("numbers"),
+            integer if integer.is_integer() => Some("numbers"),
+            Date => Some("dates"),
+            Time => Some("times"),
+            Timestamp => Some("timestamps"),
+            TimestampTz => Some("instants"),
+            Uuid => Some("uuids"),
+            Bytes => Some("strings of bytes"),
+            _ => None,
+        }
+    }
+
     /// Whether every value of this type has a place in `to`, in the same form or as text.
     pub fn fits(&self, to: &ColumnType) -> bool {
         use ColumnType::*;

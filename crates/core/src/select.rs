@@ -122,6 +122,11 @@ impl Value {
     }
 }
 
+/// How two canonical texts of a type compare; `None` where one of them is no value of it.
+pub(crate) fn compared(ty: &ColumnType, a: &str, b: &str) -> Option<Ordering> {
+    Some(Value::new(ty, a).ok()?.compare(&Value::new(ty, b).ok()?))
+}
+
 fn decimal(value: &str) -> Option<Value> {
     match value {
         "NaN" => return Some(Value::Decimal(3, 0, Vec::new())),

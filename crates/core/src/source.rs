@@ -53,6 +53,9 @@ pub struct PlannedSlice {
     pub bytes: u64,
 }
 
+/// The order of texts by their bytes in UTF-8, as [`Source::key_orders`] names it.
+pub const BYTES: &str = "texts by bytes";
+
 /// What the planner asks a source to cut a table into.
 #[derive(Debug, Clone)]
 pub struct SliceRequest {
@@ -233,6 +236,17 @@ pub trait Source: Send + Sync {
             code::UNSUPPORTED,
             format!("{} is not read by slices", self.engine()),
         ))
+    }
+
+    /// By what order a range of keys here has each of these columns of a table (named as here): a name that is equal
+    /// wherever the order is, [`BYTES`] for texts that go by their bytes in UTF-8. Two ends that give a column one name
+    /// have the same rows between two values of it. `None` where that is not known.
+    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+        let _ = table;
+        Ok(columns
+            .iter()
+            .map(|c| c.ty.shared_order().map(str::to_string))
+            .collect())
     }
 
     /// The wire format in which rows of these columns could pass undecoded, if there is one. The first is the column's

@@ -23,6 +23,7 @@ use draft::Ends;
 use followed::Log;
 use log::{Desk, LogPipeline, LogPreview, Stopped};
 pub(crate) use request::{table_id, tables};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,10 +36,11 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Ledger;
 use synctool_core::plan::{Plan, Publish, Strategy, Verify};
 use synctool_core::progress::Checkpoint;
-use synctool_core::query::Condition;
+use synctool_core::query::{Condition, Term};
 use synctool_core::retry::RetryPolicy;
 use synctool_core::sink::{Destination, Guarantee, StoredAs};
 use synctool_core::source::{Finding, Source};
+use synctool_core::strategy::delta;
 use synctool_core::strategy::full::FullMode;
 use synctool_transform::Chain;
 use tokio::task::JoinHandle;
@@ -388,7 +390,11 @@ impl Pipeline {
                 let known = definition::known(destination, pipeline, &written).await?;
                 Facts {
                     empty: known.empty,
-                    remembered: known.counts,
+                    watermarks: self
+                        .watermarks(candidates.iter().copied(), &known.counts)?
+                        .into_iter()
+                        .map(|(strategy, _, through)| (strategy.name.to_string(), through))
+                        .collect(),
                     doubt: known.doubt,
                     history,
                     now: Some(state::now()),
@@ -397,6 +403,22 @@ impl Pipeline {
         };
         let (strategy, reason) = choose::cheapest(&candidates, &facts);
         Ok(chosen(strategy, reason))
+    }
+
+    /// Where those of some strategies go on that have a cursor and a watermark among what is remembered.
+    fn watermarks<'a>(
+        &self,
+        strategies: impl Iterator<Item = &'a config::Strategy>,
+        remembered: &BTreeMap<String, String>,
+    ) -> Result<Vec<(&'a config::Strategy, Term, String)>> {
+        let names = request::Names::of(&self.loaded, &tables(&self.loaded)?.0)?;
+        let mark = |strategy: &'a config::Strategy| {
+            let cursor = request::cursor(&self.loaded.pipeline, strategy, &names);
+            let cursor = cursor.filter(|_| strategy.kind.has_cursor())?;
+            let through = remembered.get(&delta::watermark_name(&cursor))?;
+            Some((strategy, cursor, through.clone()))
+        };
+        Ok(strategies.filter_map(mark).collect())
     }
 
     /// Its latest runs, where there is a memory of them.

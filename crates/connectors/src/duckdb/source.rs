@@ -17,7 +17,7 @@ use synctool_core::progress::Position;
 use synctool_core::query::{Condition, JoinKind, Term};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::{
-    Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
+    BYTES, Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
 };
 use synctool_core::text;
 
@@ -267,6 +267,24 @@ impl Source for DuckDbSource {
             bytes: 0,
         };
         Ok(edges.windows(2).map(slice).collect())
+    }
+
+    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+        let session = self.0.database.session().await?;
+        let made = session
+            .rows(
+                "SELECT sql FROM duckdb_tables() WHERE database_name = current_database() AND schema_name = ? \
+                 AND table_name = ? AND current_setting('default_collation') = ''",
+                &[table.schema.as_deref().unwrap_or("main"), &table.name],
+            )
+            .await?;
+        let made = made.first().and_then(|row| row[0].as_deref());
+        let by_bytes = made.is_some_and(|sql| !sql.to_ascii_uppercase().contains("COLLATE"));
+        let order = |c: &Column| match c.ty {
+            ColumnType::Text { .. } => by_bytes.then_some(BYTES),
+            _ => c.ty.shared_order(),
+        };
+        Ok(columns.iter().map(|c| order(c).map(str::to_string)).collect())
     }
 
     async fn open(

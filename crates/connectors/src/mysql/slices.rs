@@ -3,15 +3,15 @@
 //! A sole integer key is cut by probes into the key's index at many places, without counting, where the rows are spread
 //! evenly enough for that. Any other key, and any integer key with clusters and gaps, is walked once in key order.
 
-use super::catalog::{CatalogTable, must_find};
-use super::client::{Session, number, signed};
+use super::catalog::{CatalogColumn, CatalogTable, must_find};
+use super::client::{Flavor, Session, number, signed};
 use super::sql::{self, ident, list};
 use super::types;
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{ReadSpec, Slice};
-use synctool_core::schema::Column;
-use synctool_core::source::{PlannedSlice, SliceRequest};
+use synctool_core::schema::{Column, ColumnType};
+use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
 
 /// A smaller table is read in one go.
 const WORTH_BYTES: u64 = 8 << 20;
@@ -109,6 +109,30 @@ pub(super) async fn cut(session: &mut Session, read: &ReadSpec, request: &SliceR
     let step = rows.div_ceil(count_for(rows) as u64).max(1);
     let bounds = walk(session, &table, &key, step).await?;
     Ok(ranges(&key, None, bounds, rows, rows * row_bytes))
+}
+
+/// By what order ranges have a column, as [`Source::key_orders`] names it.
+///
+/// [`Source::key_orders`]: synctool_core::source::Source::key_orders
+pub(super) fn order(flavor: &Flavor, column: &CatalogColumn) -> Option<String> {
+    let shared = column.column.ty.shared_order().map(str::to_string);
+    let declared = column.declared.data_type.as_str();
+    match (&column.collation, &column.column.ty) {
+        // MariaDB's own uuids go by their last bytes first.
+        (None, ColumnType::Uuid) if declared == "uuid" => None,
+        (None, _) | (_, ColumnType::Uuid) => shared,
+        // They go by the place of their value in a list.
+        _ if ["enum", "set"].contains(&declared) => None,
+        (Some((charset, collation)), ColumnType::Text { .. } | ColumnType::Char { .. }) => {
+            let by_bytes = ["_nopad_bin", "_0900_bin"].iter().any(|end| collation.ends_with(*end));
+            let pads = matches!(column.column.ty, ColumnType::Char { .. });
+            Some(match by_bytes && charset.starts_with("utf8") && !pads {
+                true => BYTES.into(),
+                false => format!("{} {collation}", if flavor.mariadb { "mariadb" } else { "mysql" }),
+            })
+        }
+        _ => None,
+    }
 }
 
 async fn edges(session: &mut Session, name: &str, column: &str) -> Result<Option<(i128, i128)>> {
@@ -298,7 +322,6 @@ fn ranges(key: &[Column], first: Option<i128>, bounds: Vec<Vec<String>>, rows: u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use synctool_core::schema::ColumnType;
 
     #[test]
     fn ranges_have_no_gap() {
@@ -321,5 +344,45 @@ mod tests {
             })
             .collect();
         assert_eq!(quantiles(&strata, 5), [600, 700, 800, 900]);
+    }
+
+    #[test]
+    fn an_order_is_named_where_another_end_may_have_it() {
+        let flavor = Flavor {
+            mariadb: true,
+            version: "11.4".into(),
+            max_packet: 1 << 20,
+            local_infile: true,
+        };
+        let named = |data_type: &str, ty: ColumnType, collation: Option<&str>| {
+            let column = CatalogColumn {
+                column: Column::new("k", ty),
+                declared: types::Declared {
+                    data_type: data_type.into(),
+                    column_type: data_type.into(),
+                    precision: 0,
+                    scale: 0,
+                    characters: 36,
+                    comment: String::new(),
+                    json: false,
+                },
+                collation: collation.map(|c| (c.split('_').next().unwrap_or_default().into(), c.into())),
+            };
+            order(&flavor, &column)
+        };
+        let text = || ColumnType::Text { max: Some(36) };
+        assert_eq!(named("bigint", ColumnType::UInt64, None).as_deref(), Some("numbers"));
+        assert_eq!(
+            named("varchar", text(), Some("utf8mb4_nopad_bin")).as_deref(),
+            Some(BYTES)
+        );
+        let folded = named("varchar", text(), Some("utf8mb4_general_ci"));
+        assert_eq!(folded.as_deref(), Some("mariadb utf8mb4_general_ci"));
+        // Blanks at the end: `a` is as large as `a `, and larger than `a` with a tab behind it.
+        assert_ne!(named("varchar", text(), Some("utf8mb4_bin")).as_deref(), Some(BYTES));
+        assert_eq!(named("enum", text(), Some("utf8mb4_nopad_bin")), None);
+        assert_eq!(named("uuid", ColumnType::Uuid, None), None);
+        let written = named("char", ColumnType::Uuid, Some("ascii_bin"));
+        assert_eq!(written.as_deref(), Some("uuids"));
     }
 }

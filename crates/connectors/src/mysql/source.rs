@@ -165,6 +165,22 @@ impl Source for MysqlSource {
         Ok(found)
     }
 
+    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+        let mut session = self.database.connect().await?;
+        let there = catalog::columns(&mut session, table).await?;
+        let flavor = session.flavor();
+        session.recycle();
+        let order = |column: &Column| {
+            let found = there.iter().find(|c| c.column.name.eq_ignore_ascii_case(&column.name));
+            match found {
+                Some(found) => slices::order(&flavor, found),
+                // A table that is not there has no row in another order.
+                None => column.ty.shared_order().map(str::to_string),
+            }
+        };
+        Ok(columns.iter().map(order).collect())
+    }
+
     async fn open(
         &self,
         read: &ReadSpec,

@@ -8,8 +8,8 @@ use postgres_types::{ToSql, Type};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::Slice;
-use synctool_core::schema::{Column, ColumnType};
-use synctool_core::source::{PlannedSlice, SliceRequest};
+use synctool_core::schema::{Column, ColumnType, TableId};
+use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
 
 /// A smaller table is read in one go.
 const WORTH_CUTTING: u64 = 32 << 20;
@@ -154,6 +154,50 @@ pub(super) async fn text_order(connection: &Connection) -> Result<Option<String>
         .map_err(|e| connection.error(e, "reading the database's collation"))
 }
 
+/// By what order ranges of keys have some columns of a table, as [`Source::key_orders`] names it. `utf8` says whether
+/// texts are UTF-8 there: by other bytes they may have another order.
+///
+/// [`Source::key_orders`]: synctool_core::source::Source::key_orders
+pub(super) async fn key_orders(
+    connection: &Connection,
+    utf8: bool,
+    table: &TableId,
+    default_schema: &str,
+    columns: &[Column],
+) -> Result<Vec<Option<String>>> {
+    let is_text = |c: &Column| matches!(c.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
+    let mut found = columns
+        .iter()
+        .map(|c| c.ty.shared_order().map(str::to_string))
+        .collect::<Vec<_>>();
+    if !columns.iter().any(is_text) {
+        return Ok(found);
+    }
+    let Some(described) = catalog::find(connection, table, default_schema).await? else {
+        return Ok(found);
+    };
+    let names: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
+    let orders = Orders::of(connection, described.oid, &names).await?;
+    let default = text_order(connection).await?;
+    for (column, order) in columns.iter().zip(&mut found) {
+        let printed = column.source_type.as_deref().and_then(unmodified);
+        let padded = match printed.as_deref() {
+            Some("text" | "character varying") => "",
+            // Blanks at the end do not count.
+            Some("bpchar") => " padded",
+            // Others may look like texts and have an order of their own.
+            _ => continue,
+        };
+        *order = match &column.name {
+            name if orders.by_bytes.contains(name) && padded.is_empty() => utf8.then(|| BYTES.into()),
+            name if orders.by_bytes.contains(name) => utf8.then(|| format!("postgresql by bytes{padded}")),
+            name if orders.by_default.contains(name) => default.as_ref().map(|d| format!("postgresql {d}{padded}")),
+            _ => None,
+        };
+    }
+    Ok(found)
+}
+
 /// The condition of a range, where `name` stands for each key column; empty for a range without bounds. The literals are
 /// left untyped, so that the server takes them as the columns' own types and compares in the columns' own order.
 pub(super) fn condition(range: &KeyRange, name: impl Fn(&str) -> String) -> Result<String> {
@@ -209,19 +253,23 @@ type Bounds = Vec<Vec<String>>;
 
 fn ranges(key: &[&Column], bounds: Bounds, size: Estimate) -> Vec<PlannedSlice> {
     let columns: Vec<String> = key.iter().map(|c| c.name.clone()).collect();
-    let name = columns.join("-");
     let count = bounds.len() + 1;
-    let show = |bound: Option<&Vec<String>>, open: &str| match bound {
-        Some(values) => shorten(&values.join("-")),
-        None => open.to_string(),
+    let number = match key {
+        [one] if is_integer(one) => Some(shorten(&one.name)),
+        _ => None,
     };
+    let show = |bound: Option<&Vec<String>>, open: &str| bound.map_or(open.to_string(), |values| values.join("-"));
     let mut seen = std::collections::HashSet::new();
     (0..count)
         .map(|i| {
             let lower = (i > 0).then(|| &bounds[i - 1]);
             let upper = bounds.get(i);
-            let mut label = format!("{}_{}_{}", shorten(&name), show(lower, "min"), show(upper, "max"));
-            // Long keys may look alike once shortened.
+            // Names go into logs and state; what people's keys hold stays out of them.
+            let mut label = match &number {
+                Some(name) => format!("{name}_{}_{}", show(lower, "min"), show(upper, "max")),
+                None => format!("part_{:04}_of_{count:04}", i + 1),
+            };
+            // A column that is no key may give one bound several times.
             if !seen.insert(label.clone()) {
                 label = format!("{label}_{i}");
                 seen.insert(label.clone());
@@ -240,8 +288,8 @@ fn ranges(key: &[&Column], bounds: Bounds, size: Estimate) -> Vec<PlannedSlice> 
         .collect()
 }
 
-fn shorten(text: &str) -> String {
-    text.chars()
+fn shorten(name: &str) -> String {
+    name.chars()
         .map(|c| {
             if c.is_alphanumeric() || "-.:+".contains(c) {
                 c
@@ -387,11 +435,27 @@ mod tests {
     }
 
     #[test]
+    fn values_of_keys_stay_out_of_labels() {
+        let column = |name: &str, ty: ColumnType| Column::new(name, ty);
+        let text = column("mail", ColumnType::Text { max: None });
+        let (day, number) = (column("born", ColumnType::Date), column("n", ColumnType::Int64));
+        let labels = |key: &[&Column], bounds: [&[&str]; 2]| -> Vec<String> {
+            let owned = |b: &&[&str]| b.iter().map(|v| v.to_string()).collect();
+            let all = ranges(key, bounds.iter().map(owned).collect(), Estimate::default());
+            all.into_iter().map(|s| s.label).collect()
+        };
+        let parts = ["part_0001_of_0003", "part_0002_of_0003", "part_0003_of_0003"];
+        assert_eq!(labels(&[&text], [&["anna@x.org"], &["otto@x.org"]]), parts);
+        assert_eq!(labels(&[&day], [&["1970-01-01"], &["1980-01-01"]]), parts);
+        assert_eq!(labels(&[&number, &text], [&["1", "anna"], &["2", "otto"]]), parts);
+        assert_eq!(labels(&[&number], [&["7"], &["7"]]), ["n_min_7", "n_7_7", "n_7_max"]);
+    }
+
+    #[test]
     fn labels_stay_apart() {
-        let key = Column::new("k", ColumnType::Text { max: None });
-        let long = |end: &str| vec![format!("{}{end}", "x".repeat(50))];
-        let all = ranges(&[&key], vec![long("a"), long("b"), long("c")], Estimate::default());
+        let n = Column::new("n", ColumnType::Int64);
+        let all = ranges(&[&n], vec![vec!["7".into()]; 4], Estimate::default());
         let labels: std::collections::HashSet<_> = all.iter().map(|s| &s.label).collect();
-        assert_eq!(labels.len(), 4);
+        assert_eq!(labels.len(), 5);
     }
 }

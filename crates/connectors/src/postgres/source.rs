@@ -313,6 +313,15 @@ impl Source for PostgresSource {
         Ok(slices)
     }
 
+    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+        let connection = self.database.connect().await?;
+        // Known as soon as anything was asked of the server.
+        let utf8 = self.database.server().is_some_and(|server| server.utf8);
+        let orders = slices::key_orders(&connection, utf8, table, self.schema(), columns).await?;
+        connection.recycle();
+        Ok(orders)
+    }
+
     fn raw_format(&self, columns: &[(String, Column)]) -> Option<RawFormat> {
         types::raw_format(columns)
     }

@@ -14,7 +14,8 @@ use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result};
 use synctool_core::plan::{ReadSpec, Slice};
 use synctool_core::query::JoinKind;
-use synctool_core::source::{PlannedSlice, SliceRequest};
+use synctool_core::schema::{Column, ColumnType, TableId};
+use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
 
 /// Fewer rows or bytes than this are one slice.
 const WORTH_ROWS: u64 = 20_000;
@@ -97,6 +98,40 @@ pub(super) fn cut(conn: &Connection, read: &ReadSpec, request: &SliceRequest) ->
         return Ok(whole(rows));
     };
     Ok(ranges(&table, &request.key, None, bounds, rows, row_bytes))
+}
+
+/// By what order ranges have some columns, as [`Source::key_orders`] names it. They compare what is stored: times and
+/// decimals are texts.
+///
+/// [`Source::key_orders`]: synctool_core::source::Source::key_orders
+pub(super) fn key_orders(conn: &Connection, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+    let named = |order: Option<&str>| order.map(str::to_string);
+    let Some(table) = catalog::find(conn, catalog::table_name(table)?)? else {
+        // Nothing is there in another order.
+        return Ok(columns.iter().map(|c| named(c.ty.shared_order())).collect());
+    };
+    let encoding: String = conn
+        .query_row("PRAGMA encoding", [], |r| r.get(0))
+        .map_err(failed(|| "reading the encoding of texts".into()))?;
+    let order = |column: &Column| {
+        let column = table.column(&column.name)?;
+        let (ty, store) = (types::column_type(&column.declared), types::store(&column.declared));
+        match (store, &ty) {
+            (Store::Integer | Store::Unsigned, _) => ty.shared_order(),
+            (Store::Text, ColumnType::Text { .. })
+                if encoding == "UTF-8"
+                    && table.kind == "table"
+                    && !column.folds
+                    && types::affinity(&column.declared) == Affinity::Text =>
+            {
+                Some(BYTES)
+            }
+            // Ours, in its canonical form.
+            (Store::Text, ColumnType::Uuid) if column.declared == "UUID_TEXT" && !column.folds => ty.shared_order(),
+            _ => None,
+        }
+    };
+    Ok(columns.iter().map(|c| named(order(c))).collect())
 }
 
 /// An upper limit of the number of rows that costs nothing: the largest rowid. Only rowids from 1 on say so.

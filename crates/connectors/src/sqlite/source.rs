@@ -134,6 +134,11 @@ impl Source for SqliteSource {
         self.read(move |conn| slices::cut(conn, &read, &request)).await
     }
 
+    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+        let (table, columns) = (table.clone(), columns.to_vec());
+        self.read(move |conn| slices::key_orders(conn, &table, &columns)).await
+    }
+
     async fn open(
         &self,
         read: &ReadSpec,

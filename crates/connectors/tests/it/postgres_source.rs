@@ -13,7 +13,7 @@ use synctool_core::error::{ErrorKind, Result, code};
 use synctool_core::ledger::Tally;
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
-use synctool_core::source::{PlannedSlice, ReadContext, SliceRequest, Source};
+use synctool_core::source::{BYTES, PlannedSlice, ReadContext, SliceRequest, Source};
 use synctool_core::text;
 use synctool_testkit::proxy::Mode;
 use synctool_testkit::{FaultProxy, PgVersion, Postgres as Server, TestDb, eventually};
@@ -614,6 +614,32 @@ async fn text_keys_are_cut_in_the_databases_own_order() {
     );
     let source = postgres.source();
     balanced(&cut(&db, &source, "words", &["w"], &request(&["w"])).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_is_named_where_another_end_may_have_it() {
+    let (db, postgres) = database(PgVersion::V15);
+    db.psql(
+        r#"CREATE TYPE mood AS ENUM ('so', 'la');
+         CREATE TABLE ranks (n numeric, i int, c varchar(9) COLLATE "C", d text, w text COLLATE "und-x-icu", b char(5), u uuid, m mood);"#,
+    );
+    let source = postgres.source();
+    let read = spec(&source, "ranks").await;
+    let columns: Vec<Column> = read.columns.iter().map(|c| c.column.clone()).collect();
+    let orders = source.key_orders(&read.table, &columns).await.unwrap();
+    let numbers = Some("numbers");
+    // The database's own order is C.UTF-8.
+    let wanted = [
+        numbers,
+        numbers,
+        Some(BYTES),
+        Some(BYTES),
+        None,
+        Some("postgresql by bytes padded"),
+        Some("uuids"),
+        None,
+    ];
+    assert_eq!(orders.iter().map(Option::as_deref).collect::<Vec<_>>(), wanted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,6 +23,7 @@ use crate::plan::{Changes, Phase, Plan, Publish, ReadColumn, Slice, Strategy, Ve
 use crate::progress::Generation;
 use crate::query::{Condition, Cut, Filter, Join, JoinKind, Term, Test};
 use crate::schema::{Column, ColumnType, TableId};
+use crate::select::compared;
 use crate::sink::Destination;
 use crate::source::{Settled, Source};
 use crate::stage::Stages;
@@ -289,7 +290,7 @@ fn is_time(ty: &ColumnType) -> bool {
     matches!(ty, ColumnType::Date | ColumnType::Timestamp | ColumnType::TimestampTz)
 }
 
-/// Whether `a` lies behind `b`; texts of other types are compared as numbers, and as texts where they are none.
+/// Whether `a` lies behind `b`, by the order of their type; what is no value of it is compared as text.
 fn later(ty: &ColumnType, a: &str, b: &str) -> bool {
     if is_time(ty)
         && let (Some(a), Some(b)) = (cut::time(ty, a), cut::time(ty, b))
@@ -298,7 +299,7 @@ fn later(ty: &ColumnType, a: &str, b: &str) -> bool {
     }
     match (a.parse::<i128>(), b.parse::<i128>()) {
         (Ok(a), Ok(b)) => a > b,
-        _ => a > b,
+        _ => compared(ty, a, b).unwrap_or_else(|| a.cmp(b)).is_gt(),
     }
 }
 
@@ -634,4 +635,27 @@ pub(super) async fn pieces(
     // Every window of the cursor would say it.
     reasons.extend(told.into_iter().next());
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_lies_before_a_watermark_by_its_type() {
+        let decimal = ColumnType::Decimal { precision: 9, scale: 2 };
+        for (ty, value, watermark) in [
+            (&decimal, "9.50", "10.50"),
+            (&decimal, "-10.50", "-9.50"),
+            (&ColumnType::Numeric, "9.5", "10"),
+            (&ColumnType::Float64, "9.5", "1e1"),
+            (&ColumnType::Int64, "9", "10"),
+            (&ColumnType::Native, "9", "10"),
+            (&ColumnType::Text { max: None }, "a", "b"),
+        ] {
+            assert!(is_before(ty, value, watermark), "{ty}: {value} {watermark}");
+            assert!(!is_before(ty, watermark, value), "{ty}: {watermark} {value}");
+            assert!(!is_before(ty, value, value), "{ty}: {value}");
+        }
+    }
 }

@@ -388,7 +388,8 @@ pub async fn prepare(
         &request.form,
         &mut reasons,
     )?;
-    let mut compares = slices(source, table, &resolved, &spec, &mut reasons).await?;
+    let ends = (source, &*at_destination);
+    let mut compares = slices(ends, table, &resolved, &spec, &mut reasons).await?;
     for (_, compare) in &mut compares {
         for condition in &table.bounds {
             compare.source = cut::slice_within(&compare.source, condition.clone());
@@ -455,7 +456,8 @@ pub(super) async fn anti_join(
         // A delta's partitions have no say in which keys there are.
         table.dimensions.clear();
     }
-    let compares = slices(source, &table, &resolved, &spec, reasons).await?;
+    let at_destination = destination_source(destination)?;
+    let compares = slices((source, &*at_destination), &table, &resolved, &spec, reasons).await?;
     let phases = vec![
         Phase {
             name: "find deletes".into(),
@@ -487,7 +489,7 @@ pub(super) fn partitions(prefix: &str, compares: &[(String, Compare)], repair: R
 
 /// The same slices at both ends: by the user's dimensions, else by ranges of the key.
 async fn slices(
-    source: &dyn Source,
+    (source, at_destination): (&dyn Source, &dyn Source),
     table: &TableRequest,
     resolved: &Resolved,
     spec: &CompareSpec,
@@ -547,7 +549,10 @@ async fn slices(
             rows: 0,
             bytes: 0,
         }],
-        false => full::slices(source, resolved, table, false).await?,
+        false => {
+            let cut = full::slices(source, resolved, table, false).await?;
+            ordered_alike(cut, (source, at_destination), table, resolved, spec, reasons).await?
+        }
     };
     let divides = match &spec.key[..] {
         // Blocks of numbers are counted with a sign.
@@ -572,8 +577,9 @@ async fn slices(
             let (source, destination, range) = match &s.slice {
                 Slice::All => (Slice::All, Slice::All, KeyRange::default()),
                 Slice::Key(range) => {
+                    let named = resolved.schema.key.iter().take(range.columns.len());
                     let at_destination = KeyRange {
-                        columns: resolved.schema.key.clone(),
+                        columns: named.cloned().collect(),
                         ..range.clone()
                     };
                     (s.slice.clone(), Slice::Key(at_destination), range.clone())
@@ -609,6 +615,78 @@ async fn slices(
         })
         .collect::<Result<Vec<_>>>()
         .map(whole_files_once)
+}
+
+/// The source's slices, by as many of the key's columns, from the first on, as both ends order alike: in another order
+/// other rows lie between two keys.
+async fn ordered_alike(
+    cut: Vec<PlannedSlice>,
+    (source, at_destination): (&dyn Source, &dyn Source),
+    table: &TableRequest,
+    resolved: &Resolved,
+    spec: &CompareSpec,
+    reasons: &mut Vec<String>,
+) -> Result<Vec<PlannedSlice>> {
+    if !cut.iter().any(|s| matches!(s.slice, Slice::Key(_))) {
+        return Ok(cut);
+    }
+    let mut ours = Vec::with_capacity(spec.key.len());
+    for (key, name) in spec.key.iter().zip(resolved.source_key()) {
+        let read = resolved.read.columns.iter().find(|c| c.column.name == key.stored.name);
+        let read = read.ok_or_else(|| Error::bug("a key column that is not read"))?;
+        ours.push(Column {
+            name,
+            ..read.column.clone()
+        });
+    }
+    let stored: Vec<Column> = spec.key.iter().map(|k| k.stored.clone()).collect();
+    let (here, there) = futures::try_join!(
+        source.key_orders(&table.source, &ours),
+        at_destination.key_orders(&table.destination, &stored)
+    )?;
+    let alike = here.iter().zip(&there).take_while(|(a, b)| a.is_some() && a == b);
+    let alike = alike.count();
+    if let Some(other) = stored.get(alike) {
+        let ranges = match alike {
+            0 => "the table is compared in one piece".to_string(),
+            n => format!("ranges of {} alone are compared", resolved.schema.key[..n].join(", ")),
+        };
+        let other = &other.name;
+        reasons.push(format!(
+            "both ends may order values of {other} differently, so {ranges}"
+        ));
+    }
+    Ok(by_first_columns(cut, alike))
+}
+
+/// Ranges of a key as ranges of its first columns: a slice that begins and ends with one value of them is part of the next.
+fn by_first_columns(cut: Vec<PlannedSlice>, columns: usize) -> Vec<PlannedSlice> {
+    if columns == 0 {
+        return vec![PlannedSlice {
+            label: "all".into(),
+            slice: Slice::All,
+            rows: cut.iter().map(|s| s.rows).sum(),
+            bytes: cut.iter().map(|s| s.bytes).sum(),
+        }];
+    }
+    let mut kept = Vec::with_capacity(cut.len());
+    let (mut rows, mut bytes) = (0, 0);
+    for mut slice in cut {
+        rows += slice.rows;
+        bytes += slice.bytes;
+        if let Slice::Key(range) = &mut slice.slice {
+            range.columns.truncate(columns);
+            for bound in [&mut range.lower, &mut range.upper].into_iter().flatten() {
+                bound.truncate(columns);
+            }
+            if range.upper.is_some() && range.lower == range.upper {
+                continue;
+            }
+        }
+        (slice.rows, slice.bytes) = (std::mem::take(&mut rows), std::mem::take(&mut bytes));
+        kept.push(slice);
+    }
+    kept
 }
 
 /// Several slices that all mean the whole table are one.
@@ -1468,4 +1546,60 @@ pub async fn differences(
         found.add(label, slice, &judging);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(lower: Option<[&str; 2]>, upper: Option<[&str; 2]>) -> PlannedSlice {
+        let bound = |b: Option<[&str; 2]>| b.map(|b| b.map(str::to_string).to_vec());
+        PlannedSlice {
+            label: format!("{lower:?}"),
+            slice: Slice::Key(KeyRange {
+                columns: vec!["a".into(), "b".into()],
+                lower: bound(lower),
+                upper: bound(upper),
+            }),
+            rows: 10,
+            bytes: 100,
+        }
+    }
+
+    #[test]
+    fn ranges_of_the_first_columns_have_no_gap() {
+        let cut = || {
+            let bounds = [["1", "x"], ["2", "k"], ["2", "K"], ["3", "a"]].map(Some);
+            let lower = [&[None][..], &bounds].concat();
+            let upper = [&bounds[..], &[None]].concat();
+            lower
+                .into_iter()
+                .zip(upper)
+                .map(|(l, u)| slice(l, u))
+                .collect::<Vec<_>>()
+        };
+        let ranges = |columns| {
+            let ranges = by_first_columns(cut(), columns).into_iter().map(|s| match s.slice {
+                Slice::Key(range) => (range.lower.unwrap_or_default(), range.upper.unwrap_or_default(), s.rows),
+                other => panic!("{other:?}"),
+            });
+            ranges.collect::<Vec<_>>()
+        };
+        let bound = |values: &[&str]| values.iter().map(|v| v.to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            ranges(1),
+            [
+                (bound(&[]), bound(&["1"]), 10),
+                (bound(&["1"]), bound(&["2"]), 10),
+                (bound(&["2"]), bound(&["3"]), 20),
+                (bound(&["3"]), bound(&[]), 10),
+            ]
+        );
+        assert_eq!(ranges(2).len(), 5);
+        let whole = by_first_columns(cut(), 0);
+        assert_eq!(
+            (whole.len(), &whole[0].slice, whole[0].rows, whole[0].bytes),
+            (1, &Slice::All, 50, 500)
+        );
+    }
 }

@@ -143,6 +143,10 @@ impl<S: Source + ?Sized> Source for FaultySource<S> {
         self.0.slices(read, request).await
     }
 
+    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+        self.0.key_orders(table, columns).await
+    }
+
     fn raw_format(&self, columns: &[(String, Column)]) -> Option<RawFormat> {
         self.0.raw_format(columns)
     }

@@ -11,7 +11,6 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::Strategy as Kind;
 use synctool_core::progress::PartitionState;
 use synctool_core::sink::{Destination, StoredPlan};
-use synctool_core::strategy::delta;
 
 /// Runs of the past that are looked at.
 pub(super) const HISTORY: usize = 200;
@@ -21,8 +20,8 @@ pub(super) const HISTORY: usize = 200;
 pub(super) struct Facts {
     /// Whether the destination has no rows, or no table.
     pub(super) empty: bool,
-    /// What the destination remembers of the pipeline.
-    pub(super) remembered: BTreeMap<String, String>,
+    /// The watermarks that it remembers, by the names of the strategies that go on from them.
+    pub(super) watermarks: BTreeMap<String, String>,
     /// Why a watermark that it remembers does not count.
     pub(super) doubt: Option<&'static str>,
     /// Its latest runs, newest first.
@@ -167,15 +166,8 @@ pub(super) fn cheapest<'a>(candidates: &[&'a Strategy], facts: &Facts) -> (&'a S
             return only(first, "the destination is empty, so everything is loaded");
         }
     }
-    let watermark = delta.and_then(|d| {
-        let cursor = d.column.as_deref()?;
-        facts
-            .remembered
-            .iter()
-            .find(|(name, _)| cursor_of(name).is_some_and(|c| c == cursor.rsplit('.').next().unwrap_or(cursor)))
-            .map(|(_, value)| value.clone())
-    });
-    if let (Some(delta), None) = (delta, &watermark)
+    let watermark = delta.and_then(|d| facts.watermarks.get(d.name.as_str()));
+    if let (Some(delta), None) = (delta, watermark)
         && let Some(hash) = hash
     {
         let unknown = format!(
@@ -184,10 +176,7 @@ pub(super) fn cheapest<'a>(candidates: &[&'a Strategy], facts: &Facts) -> (&'a S
         );
         return only(hash, facts.doubt.unwrap_or(&unknown));
     }
-    let gap = watermark
-        .as_deref()
-        .zip(facts.now)
-        .and_then(|(w, now)| seconds_since(w, now));
+    let gap = watermark.zip(facts.now).and_then(|(w, now)| seconds_since(w, now));
     let mut estimates: Vec<(&'a Strategy, f64, String)> = Vec::new();
     for strategy in [delta, hash, full].into_iter().flatten() {
         if let Some((seconds, how)) = estimate(strategy, gap, &facts.history) {
@@ -213,12 +202,6 @@ pub(super) fn cheapest<'a>(candidates: &[&'a Strategy], facts: &Facts) -> (&'a S
             },
         ),
     }
-}
-
-/// The column of a remembered watermark, without a table's alias.
-fn cursor_of(name: &str) -> Option<&str> {
-    let cursor = name.strip_prefix(delta::WATERMARK)?;
-    Some(cursor.rsplit('.').next().unwrap_or(cursor))
 }
 
 fn seconds_since(watermark: &str, now: Time) -> Option<f64> {
@@ -341,7 +324,7 @@ mod tests {
         let mark = (now() - chrono::Duration::seconds(watermark_age)).format("%Y-%m-%d %H:%M:%S+00");
         Facts {
             empty: false,
-            remembered: [("delta:o.updated_at".to_string(), mark.to_string())].into(),
+            watermarks: [("delta".to_string(), mark.to_string())].into(),
             history,
             doubt: None,
             now: Some(now()),

@@ -293,7 +293,8 @@ impl Ends<'_> {
 
     fn delta_request(&self, strategy: &Strategy, mut table: TableRequest) -> Result<DeltaRequest> {
         let pipeline = &self.loaded.pipeline;
-        let Some(column) = &strategy.column else {
+        let names = request::Names::of(self.loaded, &table.source)?;
+        let Some(cursor) = request::cursor(pipeline, strategy, &names) else {
             return Err(strategy
                 .name
                 .error(format!(
@@ -303,7 +304,6 @@ impl Ends<'_> {
                 .with_help("name it with `column`")
                 .into());
         };
-        let names = request::Names::of(self.loaded, &table.source)?;
         let joined = strategy
             .cursor_tables
             .iter()
@@ -325,16 +325,6 @@ impl Ends<'_> {
                 }
             })
             .collect::<Result<Vec<_>>>()?;
-        // An aggregate may be called like the column that it is made of; what changes is a row of the source.
-        let of_rows = |c: &&config::ColumnMapping| {
-            table.group_by.is_empty() || c.expr.is_none() || table.group_by.contains(&*c.dest)
-        };
-        let named = pipeline.column(column).filter(of_rows);
-        let cursor = match named.map(|c| (c.source.as_ref(), c.expr.as_ref())) {
-            Some((Some(source), _)) => names.term(source),
-            Some((None, Some(expr))) => Term::Sql(expr.to_string()),
-            _ => names.term(column),
-        };
         let same = |c: &Condition| c.term == cursor;
         let bounds = table.bounds.iter().find(|c| same(c)).and_then(|c| match &c.test {
             Test::Range { lower, upper } => Some((lower.clone(), upper.clone())),

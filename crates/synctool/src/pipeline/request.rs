@@ -241,6 +241,20 @@ impl Names {
     }
 }
 
+/// The column or expression that says when a row changed, where a strategy names one.
+pub(crate) fn cursor(pipeline: &config::Pipeline, strategy: &Strategy, names: &Names) -> Option<Term> {
+    let column = strategy.column.as_ref()?;
+    let grouped = *pipeline.sync_type == SyncType::Aggregate && !pipeline.group_by.is_empty();
+    // An aggregate may be called like the column that it is made of; what changes is a row of the source.
+    let of_rows = |c: &&ColumnMapping| !grouped || c.expr.is_none() || pipeline.groups().any(|g| *g.dest == *c.dest);
+    let named = pipeline.column(column).filter(of_rows);
+    Some(match named.map(|c| (c.source.as_ref(), c.expr.as_ref())) {
+        Some((Some(source), _)) => names.term(source),
+        Some((None, Some(expr))) => Term::Sql(expr.to_string()),
+        _ => names.term(column),
+    })
+}
+
 /// The conditions on a dimension's rows, which stand alone in their query.
 pub(crate) fn dimension_filters(written: &[At<Filter>]) -> Vec<query::Filter> {
     let alone = Names {

@@ -212,15 +212,12 @@ impl Pipeline {
         let pair = Arc::new(Pair::new(source.clone(), back, Arc::new(chain), &planned, &context)?);
         let slices = compares.len();
         let remembered = destination.remembered(self.name()).await?;
-        let watermark = self.watermark(&remembered);
-        let waiting: Option<Box<dyn hash::Waiting + '_>> = match &watermark {
-            None => None,
-            Some((cursor, through)) if planned.compare.as_ref().is_some_and(|c| c.made_key) => Some(Box::new(
-                WrittenLater::of(self, pair.clone(), &planned, cursor, through)?,
-            )),
-            Some((cursor, through)) => Some(Box::new(
-                Waiting::of(self, &source, &planned, cursor, through, &context).await?,
-            )),
+        let marks = self.marks(strategy, &remembered)?;
+        let made_key = planned.compare.as_ref().is_some_and(|c| c.made_key);
+        let waiting: Option<Box<dyn hash::Waiting + '_>> = match &marks[..] {
+            [] => None,
+            marks if made_key => Some(Box::new(WrittenLater::of(pair.clone(), marks))),
+            marks => Some(Box::new(Waiting::of(&source, &planned, marks, &context).await?)),
         };
         let judging = Judging {
             keys: options.keys,
@@ -230,7 +227,8 @@ impl Pipeline {
         };
         let found = hash::differences(pair, compares, judging, workers).await?;
         let proved = found.is_equal() && missing_columns.is_empty() && scope.is_none();
-        let through = watermark.map(|(_, through)| through).filter(|_| proved);
+        // What lies before any of them does not wait for all of them.
+        let through = marks.into_iter().next().map(|(_, through)| through).filter(|_| proved);
         let report = VerifyReport {
             pipeline: self.name().to_string(),
             source: format!("{}:{}", *loaded.pipeline.source.datastore, planned.read.table),
@@ -275,18 +273,18 @@ impl Pipeline {
         Ok(table)
     }
 
-    /// The delta's own watermark, as column and value.
-    fn watermark(&self, remembered: &BTreeMap<String, String>) -> Option<(String, String)> {
-        let strategies = &self.config().pipeline.strategies;
-        let joined: Vec<String> = strategies
-            .iter()
-            .flat_map(|s| &s.cursor_tables)
-            .map(|c| format!("{}.{}", *c.table, *c.column))
-            .collect();
-        remembered.iter().find_map(|(name, value)| {
-            let cursor = name.strip_prefix(delta::WATERMARK)?;
-            (!joined.iter().any(|j| j == cursor)).then(|| (cursor.to_string(), value.clone()))
-        })
+    /// Where the next deltas begin: the cursors of those that are enabled, or by whose way is compared, each with its
+    /// watermark. Tables read along have others, which say nothing of a row of the table itself.
+    fn marks(&self, by: &Strategy, remembered: &BTreeMap<String, String>) -> Result<Vec<(Term, String)>> {
+        let strategies = self.config().pipeline.strategies.iter();
+        let meant = strategies.filter(|s| *s.enabled || *s.name == *by.name);
+        let mut marks: Vec<(Term, String)> = Vec::new();
+        for (_, cursor, through) in self.watermarks(meant, remembered)? {
+            if !marks.iter().any(|(known, _)| *known == cursor) {
+                marks.push((cursor, through));
+            }
+        }
+        Ok(marks)
     }
 }
 
@@ -298,27 +296,24 @@ fn scope(strategy: &Strategy, table: &TableRequest) -> Option<String> {
 }
 
 /// Tells rows that differ from rows that only wait for the next delta: those whose cursor lies at or behind the
-/// watermark at the source.
+/// watermark at the source; where there are several deltas, behind that of each.
 struct Waiting<'a> {
     source: &'a Arc<dyn Source>,
     table: &'a PlannedTable,
     read: ReadSpec,
     terms: Vec<Term>,
-    cursor: ColumnType,
-    through: String,
+    /// The types of the cursors, which are read after the key, and their watermarks.
+    marks: Vec<(ColumnType, String)>,
     context: &'a ReadContext,
 }
 
 impl<'a> Waiting<'a> {
     async fn of(
-        pipeline: &Pipeline,
         source: &'a Arc<dyn Source>,
         table: &'a PlannedTable,
-        cursor: &str,
-        through: &str,
+        marks: &[(Term, String)],
         context: &'a ReadContext,
     ) -> Result<Self> {
-        let names = request::Names::of(pipeline.config(), &table.read.table)?;
         let mut columns: Vec<ReadColumn> = Vec::new();
         for key in &table.schema.key {
             let read = table.read.columns.iter().find(|c| c.column.name == *key);
@@ -327,12 +322,12 @@ impl<'a> Waiting<'a> {
                     .ok_or_else(|| Error::bug("a key column that is not read"))?,
             );
         }
-        let terms = columns.iter().map(ReadColumn::term).collect();
-        columns.push(ReadColumn {
+        let terms: Vec<Term> = columns.iter().map(ReadColumn::term).collect();
+        columns.extend(marks.iter().enumerate().map(|(i, (cursor, _))| ReadColumn {
             source: cursor.to_string(),
-            term: Some(names.term(cursor)),
-            column: Column::new("cursor", ColumnType::Native),
-        });
+            term: Some(cursor.clone()),
+            column: Column::new(format!("cursor{i}"), ColumnType::Native),
+        }));
         let mut read = request::plain_if_possible(ReadSpec {
             alias: table.read.alias.clone(),
             joins: table.read.joins.clone(),
@@ -342,25 +337,24 @@ impl<'a> Waiting<'a> {
         for (column, found) in read.columns.iter_mut().zip(described) {
             column.column = found;
         }
-        let cursor = read
-            .columns
-            .last()
-            .map(|c| c.column.ty.clone())
-            .unwrap_or(ColumnType::Native);
+        let types = read.columns.iter().skip(terms.len()).map(|c| c.column.ty.clone());
+        let marks = types.zip(marks.iter().map(|(_, through)| through.clone())).collect();
         Ok(Waiting {
             source,
             table,
             read,
             terms,
-            cursor,
-            through: through.to_string(),
+            marks,
             context,
         })
     }
 
     /// A row without a cursor is read by every delta, so it may be newer than the last one.
-    fn waits(&self, cursor: Option<&str>) -> bool {
-        cursor.is_none_or(|c| !delta::is_before(&self.cursor, c, &self.through))
+    fn waits(&self, cursors: &[Option<String>]) -> bool {
+        self.marks
+            .iter()
+            .zip(cursors)
+            .all(|((ty, through), cursor)| cursor.as_ref().is_none_or(|c| !delta::is_before(ty, c, through)))
     }
 
     /// Which keys have a row that waits; a group has several rows.
@@ -381,11 +375,11 @@ impl<'a> Waiting<'a> {
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };
             for row in 0..batch.len() {
-                let key = (0..width)
+                let mut key = (0..width + self.marks.len())
                     .map(|i| text::cell(batch.rows.column(i).as_ref(), row))
                     .collect::<Result<Key>>()?;
-                let cursor = text::cell(batch.rows.column(width).as_ref(), row)?;
-                if self.waits(cursor.as_deref()) {
+                let cursors = key.split_off(width);
+                if self.waits(&cursors) {
                     found.insert(key);
                 }
             }
@@ -412,19 +406,19 @@ struct WrittenLater {
 }
 
 impl WrittenLater {
-    fn of(pipeline: &Pipeline, pair: Arc<Pair>, table: &PlannedTable, cursor: &str, through: &str) -> Result<Self> {
-        let names = request::Names::of(pipeline.config(), &table.read.table)?;
+    fn of(pair: Arc<Pair>, marks: &[(Term, String)]) -> Self {
+        let behind = |(cursor, through): &(Term, String)| Condition {
+            term: cursor.clone(),
+            test: Test::NullOrRange {
+                lower: Some(through.clone()),
+                upper: None,
+            },
+        };
         let later = Slice::Cut(Cut {
-            conditions: vec![Condition {
-                term: names.term(cursor),
-                test: Test::NullOrRange {
-                    lower: Some(through.to_string()),
-                    upper: None,
-                },
-            }],
+            conditions: marks.iter().map(behind).collect(),
             key: None,
         });
-        Ok(WrittenLater { pair, later })
+        WrittenLater { pair, later }
     }
 }
 

@@ -20,6 +20,7 @@ mod hashes;
 mod joins;
 mod keys;
 mod matrix;
+mod orders;
 mod partitions;
 #[path = "../place/mod.rs"]
 mod place;

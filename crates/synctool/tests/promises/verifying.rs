@@ -251,3 +251,98 @@ fn what_is_compared_after_a_run_is_what_its_strategy_covers() {
     place.json(&part, 0);
     place.json(&["verify", "p.yaml"], 3);
 }
+
+/// Rows wait for the deltas that the pipeline has, and for all of them; not for one that it had once.
+#[test]
+fn rows_wait_for_no_delta_that_is_gone() {
+    let db = database("verify_gone");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int NOT NULL, created_at timestamptz NOT NULL, updated_at timestamptz NOT NULL);
+         INSERT INTO items SELECT i, i, now() - interval '1 hour', now() - interval '1 hour' FROM generate_series(1, 100) i",
+    );
+    let place = here(&db);
+    let file = |strategies: &[&str]| {
+        place.write(
+            "p.yaml",
+            &format!("{ENDS}columns: [id, v]\nstrategies: [{}]\n", strategies.join(", ")),
+        );
+    };
+    let created = "{name: created, type: delta, column: created_at, margin: 1ms}";
+    let disabled = "{name: created, type: delta, column: created_at, margin: 1ms, enabled: false}";
+    let updated = "{name: updated, type: delta, column: updated_at, margin: 1ms}";
+    let compare = "{name: compare, type: hash}";
+    file(&[created]);
+    place.json(&["run", "p.yaml"], 0);
+    // Behind the watermark of the first delta, before that of the second.
+    db.psql(
+        "INSERT INTO items SELECT i, i, now() + interval '1 hour', now() - interval '1 hour' FROM generate_series(101, 110) i",
+    );
+    file(&[updated]);
+    place.json(&["run", "p.yaml"], 0);
+    db.psql(
+        "UPDATE copies SET v = 0 WHERE id = 105;
+         UPDATE items SET v = -v, updated_at = now() + interval '1 hour' WHERE id = 106",
+    );
+    let proved = || db.psql("SELECT count(*) FROM synctool.memory WHERE fact LIKE 'verified%'");
+    for (strategies, differing, pending) in [
+        (&[updated][..], 1, 1),
+        (&[compare][..], 2, 0),
+        (&[disabled, compare][..], 2, 0),
+        (&[created, updated][..], 1, 1),
+        (&[compare, updated, created][..], 1, 1),
+    ] {
+        file(strategies);
+        let found = place.json(&["verify", "p.yaml"], 3);
+        assert_eq!(
+            (&found["compared"]["differing"], &found["pending"]),
+            (&differing.into(), &pending.into()),
+            "{strategies:?}: {found}"
+        );
+        assert_eq!(proved().trim(), "0", "{strategies:?}");
+    }
+    file(&[created]);
+    let found = place.json(&["verify", "p.yaml"], 0);
+    assert_eq!(found["pending"], 2, "{found}");
+    // What the first delta knew is gone at the source, too.
+    file(&[updated]);
+    db.psql("ALTER TABLE items DROP COLUMN created_at");
+    let found = place.json(&["verify", "p.yaml"], 3);
+    assert_eq!(found["pending"], 1, "{found}");
+}
+
+/// A delta whose cursor is an expression is one like any other: rows wait for it, and it is chosen.
+#[test]
+fn a_cursor_may_be_an_expression() {
+    let db = database("verify_expression");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int NOT NULL, created_at timestamptz NOT NULL, updated_at timestamptz);
+         INSERT INTO items SELECT i, i, now() - interval '1 hour' FROM generate_series(1, 100) i",
+    );
+    let place = here(&db);
+    place.write(
+        "p.yaml",
+        &format!(
+            "{ENDS}columns: [id, v, {{dest: changed, expr: \"coalesce(updated_at, created_at)\"}}]\nstrategies:\n  \
+             - {{name: changes, type: delta, column: changed, margin: 1ms, verify: after_run}}\n  - {{name: compare, type: hash}}\n"
+        ),
+    );
+    for _ in 0..2 {
+        let run = place.json(&["run", "p.yaml"], 0);
+        assert_eq!(run["strategy"], "changes", "{run}");
+    }
+    assert_eq!(place.json(&["plan", "p.yaml"], 0)["strategy"], "delta");
+    db.psql("UPDATE items SET v = -v, updated_at = now() + interval '1 hour' WHERE id = 7");
+    let found = place.json(&["verify", "p.yaml"], 0);
+    assert_eq!(
+        (&found["pending"], &found["verified_through"].is_string()),
+        (&1.into(), &true),
+        "{found}"
+    );
+    db.psql("UPDATE copies SET v = 0 WHERE id = 8");
+    let found = place.json(&["verify", "p.yaml"], 3);
+    assert_eq!(
+        (&found["pending"], &found["compared"]["differing"]),
+        (&1.into(), &1.into()),
+        "{found}"
+    );
+}

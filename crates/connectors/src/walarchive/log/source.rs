@@ -446,6 +446,10 @@ impl Source for ArchiveLog {
         self.tables.slices(read, request).await
     }
 
+    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+        self.tables.key_orders(table, columns).await
+    }
+
     async fn assignments(&self) -> Result<BoxStream<'static, Assignment>> {
         Ok(logs::assignments(self.options.until_now))
     }

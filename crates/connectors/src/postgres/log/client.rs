@@ -43,6 +43,9 @@ pub(super) struct System {
     pub(super) timeline: u32,
 }
 
+/// So much of a transaction waits for its end.
+const GATHERED: usize = 4 << 10;
+
 /// What stands at the beginning of the input.
 pub(super) enum Frames {
     /// Whole CopyData frames, one after the other.
@@ -51,6 +54,12 @@ pub(super) enum Frames {
     More,
     /// The server ended the stream.
     End,
+}
+
+/// Whether nothing of a transaction need follow a frame: it ends one, or stands outside of any. A message may, and is never
+/// kept waiting.
+fn is_an_end(frame: &[u8]) -> bool {
+    frame.get(5) != Some(&b'w') || !matches!(frame.get(30), Some(change) if !b"CM".contains(change))
 }
 
 fn lost(e: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -383,15 +392,21 @@ impl Replication {
 
     /// The whole frames at hand. A frame of more than `most` bytes is refused before it is here.
     pub(super) fn frames(&mut self, most: usize) -> Result<Frames> {
-        let mut end = 0;
+        let (mut end, mut last) = (0, 0);
         while self.input.get(end) == Some(&b'd') {
             match self.frame_end(end)? {
-                Some(next) => end = next,
+                Some(next) => (last, end) = (end, next),
                 None => break,
             }
         }
         if end > 0 {
-            return Ok(Frames::Data(self.input.split_to(end).freeze()));
+            // The server sends each message of a transaction by itself, and whoever takes it has to be woken: a small
+            // transaction goes on when it is whole.
+            let waits = end < GATHERED && end == self.input.len() && !is_an_end(&self.input[last..end]);
+            return Ok(match waits {
+                true => Frames::More,
+                false => Frames::Data(self.input.split_to(end).freeze()),
+            });
         }
         if self.input.first() == Some(&b'd')
             && let Some(length) = self.input.get(1..).and_then(|b| b.first_chunk())
@@ -475,6 +490,50 @@ fn answer(body: &[u8], what: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_small_transaction_comes_whole() {
+        let change = |tag: u8, size: usize| {
+            let mut frame = vec![b'd'];
+            frame.extend((size as u32 + 30).to_be_bytes());
+            frame.push(b'w');
+            frame.extend([0; 24]);
+            frame.push(tag);
+            frame.extend(vec![7; size]);
+            frame
+        };
+        let keepalive = [b"d\x00\x00\x00\x16k".as_slice(), &[0; 17]].concat();
+        let (ours, mut server) = tokio::io::duplex(1 << 20);
+        let mut link = Replication {
+            socket: Box::new(ours),
+            input: BytesMut::new(),
+            server: "a test".into(),
+        };
+        let mut comes = async |frame: &[u8]| {
+            server.write_all(frame).await.unwrap();
+            link.fill().await.unwrap();
+            match link.frames(1 << 20).unwrap() {
+                Frames::Data(bytes) => bytes.len(),
+                Frames::More => 0,
+                Frames::End => panic!("nothing ended"),
+            }
+        };
+        let (begin, row, commit) = (change(b'B', 20), change(b'I', 40), change(b'C', 25));
+        assert_eq!(comes(&begin).await, 0);
+        assert_eq!(comes(&row).await, 0);
+        assert_eq!(comes(&commit).await, begin.len() + row.len() + commit.len());
+        // What stands outside of a transaction, or says that the server is well, keeps nobody waiting.
+        let message = change(b'M', 9);
+        assert_eq!(comes(&message).await, message.len());
+        assert_eq!(comes(&keepalive).await, keepalive.len());
+        assert_eq!(comes(&begin).await, 0);
+        assert_eq!(comes(&keepalive).await, begin.len() + keepalive.len());
+        // A large one comes as it comes, and a part of a row lets go what is before it.
+        let large = change(b'I', GATHERED);
+        assert_eq!(comes(&large).await, large.len());
+        assert_eq!(comes(&begin).await, 0);
+        assert_eq!(comes(&large[..9]).await, begin.len());
+    }
 
     #[tokio::test]
     async fn frames_that_come_one_by_one_share_their_memory() {

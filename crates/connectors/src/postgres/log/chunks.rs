@@ -104,12 +104,16 @@ impl Chunks {
 
     /// A column is not there under its name: one that was renamed is asked for by its new name from here on, one that came
     /// later and is gone is not asked for, and one of the plan that is gone ends the log, which would show it only with
-    /// the table's next row.
+    /// the table's next row. A filter has the names of when the log was opened.
     async fn altered(&self, shape: &Shape) -> Result<Error> {
         let connection = self.database.connect().await?;
         let now = look(&connection, shape.oid, &[]).await?;
         connection.recycle();
         Ok(match shape.as_named(&now.columns) {
+            Ok(_) if shape.filter.is_some() => Error::new(
+                code::SERVER_BUSY,
+                format!("a column of {} has another name: its log is opened again", shape.table),
+            ),
             Ok(renamed) => {
                 self.shapes.replace(renamed, |s| s.table == shape.table);
                 Error::new(

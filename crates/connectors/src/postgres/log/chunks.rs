@@ -1,5 +1,6 @@
 //! Tables as they stand, in chunks by key beside their log, and the marks that say when.
 
+use super::super::catalog;
 use super::super::client::{Connection, Postgres};
 use super::super::copy::{self, Found, Frame};
 use super::super::slices;
@@ -399,22 +400,38 @@ impl Snapshot {
     }
 
     /// Forgets transactions that are idle or prepared even now: they had not committed when the snapshot was taken,
-    /// so the log will show them. One that is at work may be past its commit record and not visible yet.
+    /// so the log will show them. One that is at work may be past its commit record and not visible yet; so may a prepared
+    /// one while a session ends it, for as long as that waits for a synchronous standby.
     async fn forget_idle(&mut self, connection: &Connection) -> Result<()> {
+        // Who ends a prepared transaction has no number of its own. What a session does that is not shown to us is not
+        // known, but without synchronous standbys nobody waits there.
+        const IDLE: &str = "
+            SELECT backend_xid::text FROM pg_catalog.pg_stat_activity
+            WHERE backend_xid IS NOT NULL AND state IN ('idle in transaction', 'idle in transaction (aborted)')
+               OR backend_xid IS NULL AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
+                  AND (wait_event = 'SyncRep' OR state = 'active' AND query ILIKE '%prepared%'
+                       OR state IS NULL AND pg_catalog.current_setting('synchronous_standby_names') <> '')";
+        const PREPARED: &str = "SELECT transaction::text FROM pg_catalog.pg_prepared_xacts";
         if self.in_progress.is_empty() {
             return Ok(());
         }
-        const SQL: &str = "
-            SELECT backend_xid::text FROM pg_catalog.pg_stat_activity
-            WHERE backend_xid IS NOT NULL AND state IN ('idle in transaction', 'idle in transaction (aborted)')
-            UNION ALL SELECT transaction::text FROM pg_catalog.pg_prepared_xacts";
-        let rows = connection
-            .query(SQL, &[])
-            .await
-            .map_err(|e| connection.error(e, "looking at open transactions"))?;
-        let idle: Vec<u32> = rows.iter().filter_map(|r| r.get::<_, &str>(0).parse().ok()).collect();
-        self.in_progress.retain(|xid| !idle.contains(&(*xid as u32)));
+        let idle = self.forget(connection, IDLE).await?;
+        // Looked at after the sessions: who ends one of these since was not at it when the snapshot was taken.
+        if idle && !self.in_progress.is_empty() {
+            self.forget(connection, PREPARED).await?;
+        }
         Ok(())
+    }
+
+    /// Forgets the transactions that a query gives; says whether it gave nothing else.
+    async fn forget(&mut self, connection: &Connection, sql: &str) -> Result<bool> {
+        let rows = catalog::rows(connection, sql, &[], "looking at open transactions").await?;
+        let found: Vec<Option<u32>> = rows
+            .iter()
+            .map(|r| r.get::<_, Option<&str>>(0).and_then(|xid| xid.parse().ok()))
+            .collect();
+        self.in_progress.retain(|xid| !found.contains(&Some(*xid as u32)));
+        Ok(!found.contains(&None))
     }
 }
 

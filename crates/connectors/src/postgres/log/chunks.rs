@@ -165,7 +165,7 @@ impl Chunks {
         let snapshot = snapshot.ok_or_else(|| Error::bug("the server showed no snapshot"))?;
         let read = shape.read();
         let table = quoted(&read.table, &self.database.config().schema);
-        let mut from = table;
+        let mut from = table.clone();
         if !condition.is_empty() {
             from.push_str(" WHERE ");
             from.push_str(condition);
@@ -180,6 +180,13 @@ impl Chunks {
         };
         let (rows, bytes) = select(connection, &read, &there.arrow_schema(), &from, &what, &fail).await?;
         let rows = complete(shape, rows)?;
+        // The table may have been waited for since the snapshot.
+        if catalog::is_written_anew(connection, &[table]).await? {
+            return Err(Error::new(
+                code::CONFLICT,
+                format!("{what} failed: a statement wrote its rows anew just now"),
+            ));
+        }
         connection.batch_execute("COMMIT").await.map_err(fail)?;
         self.widths.saw(&shape.table, rows.num_rows(), bytes);
         Ok((rows, snapshot))

@@ -37,6 +37,20 @@ on_servers! {
         assert!(e.to_string().contains("column b is gone") && e.next_step().is_some(), "{e}");
     }
 
+    /// A chunk that waits for a statement that writes all rows anew: to its snapshot they are not there, and they are not
+    /// lost, whether the table is loaded or compared.
+    async fn a_table_that_is_written_anew_before_a_chunk_keeps_its_rows(version: PgVersion) {
+        for compared in [false, true] {
+            let c = Capture::new(version, &["t"], T);
+            if compared {
+                c.to.psql(&format!("{T}; UPDATE t SET a = 'other'"));
+            }
+            let following = c.while_a_chunk_waits("ALTER TABLE t ALTER b TYPE int USING b + 0").await;
+            until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+            following.stop().await.unwrap();
+        }
+    }
+
     /// F46 (add, in one transaction with rows, and while we are down), F47 (defaults of rows that nobody touched).
     async fn new_columns_are_followed_with_their_defaults(version: PgVersion) {
         let c = Capture::new(version, &["t"], T);

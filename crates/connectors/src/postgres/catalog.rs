@@ -316,7 +316,7 @@ pub(super) async fn is_written_anew(connection: &Connection, tables: &[String]) 
                 SELECT FROM pg_catalog.pg_class c
                 WHERE c.oid = seen.oid
                   AND (c.relkind <> 'r' OR c.relfilenode IN (0, pg_catalog.pg_relation_filenode(c.oid)))))";
-    let found = rows(connection, SQL, &[(&tables, Type::TEXT_ARRAY)], "looking at a table's files").await?;
+    let found = rows(connection, SQL, &[(&tables, Type::TEXT_ARRAY)], "looking at tables").await?;
     Ok(found.first().is_some_and(|r| r.get(0)))
 }
 

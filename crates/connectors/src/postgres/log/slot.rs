@@ -63,8 +63,9 @@ impl Publication {
             None => Ok(first),
             Some(other) => Err(wrong(
                 format!(
-                    "the partitions of {table} are published with different filters or columns ({} is published otherwise)",
-                    other.table
+                    "partitions of {table} are published with different filters or columns: {} and {}",
+                    other.table,
+                    first.map_or(table, |first| &first.table)
                 ),
                 format!("publish them alike; or {table} itself, with publish_via_partition_root = true"),
             )),

@@ -51,6 +51,7 @@ impl BlockHashes for PostgresSource {
         let scan = Scan::new(self, request, version)?;
         let sql = scan.blocks()?;
         let rows = scan.run(&session, &sql).await?;
+        self.check_snapshot(&session, &request.read).await?;
         PostgresSource::end_reading(session).await?;
         let mut blocks = BTreeMap::new();
         for row in &rows {
@@ -83,6 +84,7 @@ impl BlockHashes for PostgresSource {
                 });
             }
         }
+        self.check_snapshot(&session, &request.read).await?;
         PostgresSource::end_reading(session).await?;
         Ok(found)
     }

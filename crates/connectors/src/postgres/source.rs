@@ -197,6 +197,29 @@ impl PostgresSource {
         ))
     }
 
+    /// Refuses a snapshot that is older than a statement which wrote the rows of a table anew: they are not there to it. To
+    /// be asked where the table is locked already, by a statement that was prepared or has run.
+    pub(super) async fn check_snapshot(&self, connection: &Connection, read: &ReadSpec) -> Result<()> {
+        let tables = std::iter::once(&read.table).chain(read.joins.iter().map(|j| &j.table));
+        let names: Vec<String> = tables.map(|t| super::sql::table(t, self.schema())).collect();
+        if !catalog::is_written_anew(connection, &names).await? {
+            return Ok(());
+        }
+        let why = format!(
+            "a statement wrote the rows of {} anew since the snapshot was taken",
+            read.table
+        );
+        if read.one_snapshot {
+            return Err(Error::new(code::SNAPSHOT_LOST, why).hint("run it again: it starts over"));
+        }
+        // The rest of the readers share a newer one.
+        let mut snapshot = self.snapshot.lock().await;
+        if matches!(&*snapshot, Snapshot::Exported { .. }) {
+            *snapshot = Snapshot::Untaken;
+        }
+        Err(Error::new(code::CONFLICT, why))
+    }
+
     async fn forget(&self, lost: &str) {
         let mut snapshot = self.snapshot.lock().await;
         if matches!(&*snapshot, Snapshot::Exported { id, .. } if id == lost) {
@@ -360,7 +383,7 @@ impl Source for PostgresSource {
                 true => self.begin_only(&connection).await?,
                 false => self.begin(&connection).await?,
             }
-            CopyReader::start(connection, read, &select, context).await
+            CopyReader::start(self, connection, read, &select, context).await
         };
         // The server may work long before it has the first row of a view.
         let reader = tokio::select! {
@@ -419,6 +442,7 @@ enum Rows {
 
 impl CopyReader {
     async fn start(
+        source: &PostgresSource,
         connection: Connection,
         read: &ReadSpec,
         select: &Text,
@@ -438,6 +462,7 @@ impl CopyReader {
             }
             Some(_) => check_names(&connection, &statement, read).await?,
         }
+        source.check_snapshot(&connection, read).await?;
         let stream = connection
             .copy_out(&format!("COPY ({}) TO STDOUT (FORMAT binary)", select.sql()))
             .await

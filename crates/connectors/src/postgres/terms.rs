@@ -100,6 +100,7 @@ impl PostgresSource {
             .query(sql.sql(), &[])
             .await
             .map_err(|e| sql.error(&connection, e, &what))?;
+        self.check_snapshot(&connection, read).await?;
         PostgresSource::end_reading(connection).await?;
         Ok(rows)
     }

@@ -713,6 +713,37 @@ async fn readers_of_a_source_share_one_snapshot() {
     assert_eq!(texts(&source, &read, Slice::All).await.len(), 50);
 }
 
+/// To a snapshot that is older than a statement which writes all rows anew they are not there: a newer one is taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_written_anew_is_not_taken_for_empty() {
+    for version in BOTH {
+        let (db, postgres) = database(version);
+        db.psql(
+            "CREATE TABLE other (id int); CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100);
+             CREATE VIEW v AS SELECT * FROM t; CREATE TABLE p (id int) PARTITION BY RANGE (id);
+             CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (1000); INSERT INTO p SELECT generate_series(1, 100)",
+        );
+        for (table, of) in [("t", "t"), ("v", "t"), ("p", "p")] {
+            let source = postgres.source();
+            let mut planned = spec(&source, table).await;
+            let other = spec(&source, "other").await;
+            texts(&source, &other, Slice::All).await;
+            let anew = |n: i32| db.psql(&format!("ALTER TABLE {of} ADD {table}{n} uuid DEFAULT gen_random_uuid()"));
+            anew(1);
+            let context = ReadContext::default();
+            let e = read(&source, &planned, Slice::All, &context).await.unwrap_err();
+            assert_eq!(e.code(), code::CONFLICT, "{table}: {e}");
+            assert_eq!(texts(&source, &planned, Slice::All).await.len(), 100, "{table}");
+            // Where one snapshot is all there may be, the load starts over.
+            planned.one_snapshot = true;
+            assert_eq!(texts(&source, &planned, Slice::All).await.len(), 100, "{table}");
+            anew(2);
+            let e = read(&source, &planned, Slice::All, &context).await.unwrap_err();
+            assert_eq!(e.code(), code::SNAPSHOT_LOST, "{table}: {e}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_reader_leaves_nothing_running() {
     let (db, postgres) = database(PgVersion::V18);

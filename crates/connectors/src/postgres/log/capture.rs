@@ -462,11 +462,8 @@ async fn draft(
     let members = membership::memberships(&connection, &source.options().publication, &wanted, &config.schema).await?;
     for (table, member) in wanted.into_iter().zip(members) {
         let described = catalog::describe(&connection, &table, &config.schema).await?;
-        let mut published = publication.tables.iter().find(|p| p.table == described.table);
         let leaves = slot::leaves(&connection, described.oid).await?;
-        if let (None, Some((_, leaf))) = (published, leaves.first()) {
-            published = publication.tables.iter().find(|p| p.table == *leaf);
-        }
+        let published = publication.entry(&described.table, &leaves)?;
         let columns = published.and_then(|p| p.columns.as_deref());
         if published.is_some_and(|p| p.filter.is_some()) {
             plan.reasons.push(format!(

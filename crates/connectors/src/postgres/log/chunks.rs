@@ -1,5 +1,6 @@
 //! Tables as they stand, in chunks by key beside their log, and the marks that say when.
 
+use super::super::catalog;
 use super::super::client::{Connection, Postgres};
 use super::super::copy::{self, Found, Frame};
 use super::super::slices;
@@ -104,12 +105,16 @@ impl Chunks {
 
     /// A column is not there under its name: one that was renamed is asked for by its new name from here on, one that came
     /// later and is gone is not asked for, and one of the plan that is gone ends the log, which would show it only with
-    /// the table's next row.
+    /// the table's next row. A filter has the names of when the log was opened.
     async fn altered(&self, shape: &Shape) -> Result<Error> {
         let connection = self.database.connect().await?;
         let now = look(&connection, shape.oid, &[]).await?;
         connection.recycle();
         Ok(match shape.as_named(&now.columns) {
+            Ok(_) if shape.filter.is_some() => Error::new(
+                code::SERVER_BUSY,
+                format!("a column of {} has another name: its log is opened again", shape.table),
+            ),
             Ok(renamed) => {
                 self.shapes.replace(renamed, |s| s.table == shape.table);
                 Error::new(
@@ -160,7 +165,7 @@ impl Chunks {
         let snapshot = snapshot.ok_or_else(|| Error::bug("the server showed no snapshot"))?;
         let read = shape.read();
         let table = quoted(&read.table, &self.database.config().schema);
-        let mut from = table;
+        let mut from = table.clone();
         if !condition.is_empty() {
             from.push_str(" WHERE ");
             from.push_str(condition);
@@ -175,6 +180,13 @@ impl Chunks {
         };
         let (rows, bytes) = select(connection, &read, &there.arrow_schema(), &from, &what, &fail).await?;
         let rows = complete(shape, rows)?;
+        // The table may have been waited for since the snapshot.
+        if catalog::is_written_anew(connection, &[table]).await? {
+            return Err(Error::new(
+                code::CONFLICT,
+                format!("{what} failed: a statement wrote its rows anew just now"),
+            ));
+        }
         connection.batch_execute("COMMIT").await.map_err(fail)?;
         self.widths.saw(&shape.table, rows.num_rows(), bytes);
         Ok((rows, snapshot))
@@ -395,22 +407,38 @@ impl Snapshot {
     }
 
     /// Forgets transactions that are idle or prepared even now: they had not committed when the snapshot was taken,
-    /// so the log will show them. One that is at work may be past its commit record and not visible yet.
+    /// so the log will show them. One that is at work may be past its commit record and not visible yet; so may a prepared
+    /// one while a session ends it, for as long as that waits for a synchronous standby.
     async fn forget_idle(&mut self, connection: &Connection) -> Result<()> {
+        // Who ends a prepared transaction has no number of its own. What a session does that is not shown to us is not
+        // known, but without synchronous standbys nobody waits there.
+        const IDLE: &str = "
+            SELECT backend_xid::text FROM pg_catalog.pg_stat_activity
+            WHERE backend_xid IS NOT NULL AND state IN ('idle in transaction', 'idle in transaction (aborted)')
+               OR backend_xid IS NULL AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
+                  AND (wait_event = 'SyncRep' OR state = 'active' AND query ILIKE '%prepared%'
+                       OR state IS NULL AND pg_catalog.current_setting('synchronous_standby_names') <> '')";
+        const PREPARED: &str = "SELECT transaction::text FROM pg_catalog.pg_prepared_xacts";
         if self.in_progress.is_empty() {
             return Ok(());
         }
-        const SQL: &str = "
-            SELECT backend_xid::text FROM pg_catalog.pg_stat_activity
-            WHERE backend_xid IS NOT NULL AND state IN ('idle in transaction', 'idle in transaction (aborted)')
-            UNION ALL SELECT transaction::text FROM pg_catalog.pg_prepared_xacts";
-        let rows = connection
-            .query(SQL, &[])
-            .await
-            .map_err(|e| connection.error(e, "looking at open transactions"))?;
-        let idle: Vec<u32> = rows.iter().filter_map(|r| r.get::<_, &str>(0).parse().ok()).collect();
-        self.in_progress.retain(|xid| !idle.contains(&(*xid as u32)));
+        let idle = self.forget(connection, IDLE).await?;
+        // Looked at after the sessions: who ends one of these since was not at it when the snapshot was taken.
+        if idle && !self.in_progress.is_empty() {
+            self.forget(connection, PREPARED).await?;
+        }
         Ok(())
+    }
+
+    /// Forgets the transactions that a query gives; says whether it gave nothing else.
+    async fn forget(&mut self, connection: &Connection, sql: &str) -> Result<bool> {
+        let rows = catalog::rows(connection, sql, &[], "looking at open transactions").await?;
+        let found: Vec<Option<u32>> = rows
+            .iter()
+            .map(|r| r.get::<_, Option<&str>>(0).and_then(|xid| xid.parse().ok()))
+            .collect();
+        self.in_progress.retain(|xid| !found.contains(&Some(*xid as u32)));
+        Ok(!found.contains(&None))
     }
 }
 

@@ -152,18 +152,14 @@ impl Rows {
     /// Adds a row that came or changed.
     pub(super) fn put(&mut self, op: Op, new: Tuple<'_>, old: Option<Old<'_>>, places: &Places) -> Result<()> {
         let mut cells = self.cells(new, places)?;
-        if let Some(Old::Row(old)) = old {
-            // The whole old row has what the new one leaves out.
-            for (cell, old) in cells.iter_mut().zip(self.cells(old, places)?) {
-                if *cell == Some(Cell::Unchanged) {
-                    *cell = old;
-                }
+        let before = old.map(|old| self.cells(old.tuple(), places)).transpose()?;
+        // The old row has what the new one leaves out: all of it, or its key, where a value of that is stored out of line.
+        let whole = matches!(old, Some(Old::Row(_)));
+        for (i, (cell, old)) in cells.iter_mut().zip(before.iter().flatten()).enumerate() {
+            if *cell == Some(Cell::Unchanged) && (whole || self.shape.key.contains(&i)) {
+                *cell = *old;
             }
         }
-        let before = match old {
-            Some(old) => Some(self.cells(old.tuple(), places)?),
-            None => None,
-        };
         self.add(
             op,
             &cells,

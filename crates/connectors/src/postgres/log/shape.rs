@@ -14,7 +14,7 @@ use super::super::types::Wire;
 use super::membership::short;
 use super::pgoutput::{Relation, RelationColumn};
 use super::position::LogPosition;
-use super::slot::{Publication, Published};
+use super::slot::Publication;
 use crate::logs::{self, Drift, Drifting};
 use arrow_schema::SchemaRef;
 use postgres_types::Type;
@@ -356,21 +356,19 @@ impl Shape {
             columns.push(known);
         }
         let planned = columns.len();
-        let mut published: Option<&Published> = publication.tables.iter().find(|p| p.table == described.table);
+        let by_itself = publication.tables.iter().any(|p| p.table == described.table);
         let ways = Ways {
             whole,
-            by_root: publication.via_root && published.is_some(),
+            by_root: publication.via_root && by_itself,
         };
         let noted_parts = position.parts.get(&name).or(followed.parts.as_ref());
         let noted_parts = noted_parts.filter(|_| followed_all_along);
         let missed = noted_parts.and_then(|noted| noted.missed(&parts, ways));
-        let leaves = match published {
-            Some(_) => Vec::new(),
-            None => super::slot::leaves(connection, described.oid).await?,
+        let leaves = match by_itself {
+            true => Vec::new(),
+            false => super::slot::leaves(connection, described.oid).await?,
         };
-        if let Some((_, leaf)) = leaves.first() {
-            published = publication.tables.iter().find(|p| p.table == *leaf);
-        }
+        let published = publication.entry(&described.table, &leaves)?;
         let mut added = position.added.get(&name).cloned().unwrap_or_default();
         let mut left = position.left.get(&name).cloned().unwrap_or_default();
         if !followed_all_along && !followed.known.is_empty() {

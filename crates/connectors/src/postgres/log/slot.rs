@@ -40,6 +40,39 @@ pub(super) struct Publication {
     pub(super) via_root: bool,
 }
 
+impl Published {
+    /// Whether it lets through what another table's entry does.
+    fn is_like(&self, other: &Published) -> bool {
+        let mut columns = [self, other].map(|p| p.columns.clone().unwrap_or_default());
+        columns.iter_mut().for_each(|c| c.sort_unstable());
+        self.filter == other.filter && columns[0] == columns[1]
+    }
+}
+
+impl Publication {
+    /// By which entry a table is published: its own, or that of its partitions (the `leaves`). Whoever reads the table has
+    /// one filter and one list of columns, so theirs must be the same.
+    pub(super) fn entry(&self, table: &TableId, leaves: &[(u32, TableId)]) -> Result<Option<&Published>> {
+        let find = |table: &TableId| self.tables.iter().find(|p| p.table == *table);
+        if let Some(own) = find(table) {
+            return Ok(Some(own));
+        }
+        let mut parts = leaves.iter().filter_map(|(_, leaf)| find(leaf));
+        let first = parts.next();
+        match parts.find(|part| first.is_some_and(|first| !part.is_like(first))) {
+            None => Ok(first),
+            Some(other) => Err(wrong(
+                format!(
+                    "partitions of {table} are published with different filters or columns: {} and {}",
+                    other.table,
+                    first.map_or(table, |first| &first.table)
+                ),
+                format!("publish them alike; or {table} itself, with publish_via_partition_root = true"),
+            )),
+        }
+    }
+}
+
 fn wrong(why: impl Into<String>, fix: impl Into<String>) -> Error {
     Error::new(code::LOG_SETUP, why).hint(fix)
 }

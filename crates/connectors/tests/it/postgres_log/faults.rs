@@ -2,6 +2,7 @@
 //! both ends are equal.
 
 use super::*;
+use synctool_core::backfill::{Pending, Request, Wish};
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
 use synctool_testkit::FaultProxy;
 use synctool_testkit::proxy::Mode;
@@ -193,6 +194,37 @@ on_servers! {
         c.from.psql(&format!("ROLLBACK PREPARED '{gid}_2'"));
         c.catch_up().await.unwrap();
         c.assert_equal(TABLES);
+    }
+
+    /// A COMMIT PREPARED that waits for a synchronous standby is in the log, and in no snapshot yet: chunks wait for it.
+    async fn a_commit_that_waits_for_a_standby_is_not_lost(version: PgVersion) {
+        let patience = Duration::from_secs(30);
+        let server = Postgres::builder(version).setting("synchronous_standby_names", "nobody").setting("synchronous_commit", "local").start();
+        let c = Capture::on(&server, &["t"], "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 0)");
+        c.catch_up().await.unwrap();
+        c.from.psql("BEGIN; UPDATE t SET v = 1; PREPARE TRANSACTION 'waits'");
+        let source = c.source(c.options.clone());
+        let running = Following::of(&c, source.clone()).await;
+        let other = c.from.connect().await;
+        other.batch_execute("SET synchronous_commit = on").await.unwrap();
+        let commit = tokio::spawn(async move { other.batch_execute("COMMIT PREPARED 'waits'").await });
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        synctool_testkit::eventually("it to wait", patience, async || c.from.psql(waiting) == "1").await;
+        synctool_testkit::eventually("the log to show it", patience, async || c.to.psql("SELECT v FROM t") == "1").await;
+        let next = || c.from.psql("SELECT txid_snapshot_xmax(txid_current_snapshot())").parse::<u64>().unwrap();
+        let before = next();
+        source.steering().requests().ask(Request {
+            id: "again".into(),
+            wish: Wish::Read(Pending::resync(TableId::new("public", "t"))),
+        });
+        // Each time has two marks.
+        synctool_testkit::eventually("the chunk to be read again and again", patience, async || next() > before + 6).await;
+        c.from.psql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+        commit.await.unwrap().unwrap();
+        synctool_testkit::eventually("the end of it", patience, async || source.steering().requests().left() == 0).await;
+        c.from.psql("INSERT INTO t VALUES (2, 2)");
+        shapes::until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+        running.stop().await.unwrap();
     }
 
     /// F28 (bounded): one transaction far larger than the memory for rows.

@@ -22,6 +22,7 @@ use std::time::Duration;
 use synctool_connectors::postgres::log::capture::{CaptureRequest, capture};
 use synctool_connectors::postgres::log::{LogOptions, LogSource, Repair};
 use synctool_connectors::postgres::{DestinationOptions, Postgres as Database, PostgresConfig, PostgresDestination};
+use synctool_core::backfill::Pause;
 use synctool_core::engine::{Engine, Options};
 use synctool_core::error::Result;
 use synctool_core::ledger::Ledger;
@@ -137,6 +138,24 @@ impl Capture {
                 );
             }
         }
+    }
+
+    /// Follows the log; while its first chunk of `t` waits for the table, another session does this to it and commits.
+    async fn while_a_chunk_waits(&self, sql: &str) -> Following {
+        let source = self.source(self.options.clone());
+        source.steering().requests().pause(Pause::Chunks);
+        let following = Following::of(self, source.clone()).await;
+        let slot = &self.options.slot;
+        let is_read = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
+        let patience = Duration::from_secs(30);
+        synctool_testkit::eventually("the log to be read", patience, async || self.from.psql(&is_read) == "t").await;
+        let other = self.from.connect().await;
+        other.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        source.steering().requests().pause(Pause::None);
+        let waits = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
+        synctool_testkit::eventually("a chunk to wait", patience, async || self.from.psql(waits) == "t").await;
+        other.batch_execute(&format!("{sql}; COMMIT")).await.unwrap();
+        following
     }
 
     /// Up to where the server may forget its log.

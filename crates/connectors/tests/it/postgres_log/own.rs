@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use synctool_connectors::postgres::log::Watermarks;
 use synctool_connectors::postgres::log::changes::{Changes, ChangesBuilder, Selection};
 use synctool_connectors::postgres::log::consume::{BatchLimits, Batcher, Cell, Change, Handler, Row, Safe};
-use synctool_core::backfill::Pause;
 use synctool_core::change::Event;
 use synctool_core::progress::Position;
 

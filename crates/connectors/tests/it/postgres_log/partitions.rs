@@ -145,6 +145,31 @@ on_servers! {
         following.stop().await.unwrap();
     }
 
+    /// Chunks read all partitions by one filter and one list of columns: partitions that are published one by one must have
+    /// the same ones, at the first start and at every other one.
+    async fn partitions_that_are_published_differently_are_refused(version: PgVersion) {
+        let refused = async |c: &Capture, published: &str| {
+            let e = c.catch_up().await.unwrap_err();
+            assert_eq!(e.code(), synctool_core::error::code::LOG_SETUP, "{published}: {e}");
+            assert!(e.message().contains("published with different") && e.next_step().is_some(), "{published}: {e}");
+        };
+        for first in ["p1 WHERE (id % 2 = 0)", "p1 (id)"] {
+            let c = Capture::new(version, &["p"], P);
+            let published = format!("{first}, p2, p31, p32");
+            c.from.psql(&format!("CREATE PUBLICATION synctool FOR TABLE {published}"));
+            refused(&c, &published).await;
+        }
+        let c = Capture::new(version, &["p"], P);
+        let all = ["p1", "p2", "p31", "p32"].map(|p| format!("{p} (a, id) WHERE (id > 50)")).join(", ");
+        c.from.psql(&format!("CREATE PUBLICATION synctool FOR TABLE {all}"));
+        c.catch_up().await.unwrap();
+        let over = "SELECT count(*) FROM p WHERE id > 50";
+        assert_eq!(c.to.psql("SELECT count(*) FROM p"), c.from.psql(over));
+        let published = all.replacen("50", "60", 1);
+        c.from.psql(&format!("ALTER PUBLICATION synctool SET TABLE {published}"));
+        refused(&c, &published).await;
+    }
+
     /// Without a key nothing can be compared, so it is refused by name.
     async fn partitions_of_a_table_without_a_key_are_refused(version: PgVersion) {
         for sql in ["CREATE TABLE k2 (n int); INSERT INTO k2 VALUES (150); ALTER TABLE k2 REPLICA IDENTITY FULL; ALTER TABLE k ATTACH PARTITION k2 FOR VALUES FROM (100) TO (200)", "ALTER TABLE k DETACH PARTITION k1", "TRUNCATE k1"] {

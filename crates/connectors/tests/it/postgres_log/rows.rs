@@ -82,6 +82,26 @@ on_servers! {
         assert!(reasons.contains("insert_only has REPLICA IDENTITY NOTHING") && reasons.contains("bag has no key"), "{reasons}");
     }
 
+    /// A value of the key that is stored out of line comes with the old row alone: beside a chunk it is no other row.
+    async fn a_key_that_is_stored_out_of_line_is_not_lost(version: PgVersion) {
+        const LONG: &str = "repeat('k', 2100) || i";
+        for (columns, change) in [
+            ("k text PRIMARY KEY, n int", "n = n + 1"),
+            ("k text, n int, PRIMARY KEY (k, n)", "n = n + 1000"),
+            ("k text NOT NULL UNIQUE, n int PRIMARY KEY", "n = n + 1000"),
+        ] {
+            let mut c = Capture::new(version, &["t"], &format!("CREATE TABLE t ({columns}); ALTER TABLE t ALTER k SET STORAGE EXTERNAL;
+                INSERT INTO t SELECT {LONG}, i FROM generate_series(1, 30) i"));
+            if columns.contains("UNIQUE") {
+                c.from.psql("ALTER TABLE t REPLICA IDENTITY USING INDEX t_k_key");
+            }
+            c.options.chunk_rows = 100;
+            let following = c.while_a_chunk_waits(&format!("UPDATE t SET {change}")).await;
+            shapes::until_equal(&c, "SELECT md5(k), n FROM t", "SELECT md5(k), n FROM t").await;
+            following.stop().await.unwrap();
+        }
+    }
+
     /// F35: TRUNCATE … CASCADE takes every table that refers to the one named, followed or not.
     async fn a_truncate_that_cascades(version: PgVersion) {
         let c = Capture::new(version, &["parent", "child"], "

@@ -1,7 +1,6 @@
 //! Shapes: tables that are altered, renamed, dropped and made again while their log is followed.
 
 use super::*;
-use synctool_core::backfill::Pause;
 use synctool_core::error::code;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, a text, b int); INSERT INTO t SELECT i, 'a' || i, i FROM generate_series(1, 50) i";
@@ -10,8 +9,8 @@ on_servers! {
     /// F46: a column that goes while chunks are still to be read is told at once, not tried for ever; one that gets
     /// another name is read by it.
     async fn columns_that_change_before_a_chunk(version: PgVersion) {
-        async fn altered(version: PgVersion, ddl: &str) -> (Capture, Following) {
-            let c = Capture::new(version, &["t"], T);
+        async fn altered(version: PgVersion, made: &str, ddl: &str) -> (Capture, Following) {
+            let c = Capture::new(version, &["t"], made);
             let source = c.source(c.options.clone());
             source.steering().requests().pause(Pause::Chunks);
             let following = Following::of(&c, source.clone()).await;
@@ -21,15 +20,35 @@ on_servers! {
             source.steering().requests().pause(Pause::None);
             (c, following)
         }
-        let (c, following) = altered(version, "ALTER TABLE t RENAME COLUMN a TO renamed").await;
+        let (c, following) = altered(version, T, "ALTER TABLE t RENAME COLUMN a TO renamed").await;
         until_equal(&c, "SELECT id, renamed FROM t", "SELECT id, a FROM t").await;
         following.stop().await.unwrap();
 
-        let (_c, following) = altered(version, "ALTER TABLE t DROP COLUMN b").await;
+        // The publication's filter names it, too.
+        let made = format!("{T}; CREATE PUBLICATION synctool FOR TABLE t WHERE (id > 25)");
+        let (c, following) = altered(version, &made, "ALTER TABLE t RENAME COLUMN id TO no").await;
+        until_equal(&c, "SELECT no, a, b FROM t WHERE no > 25", "SELECT id, a, b FROM t").await;
+        following.stop().await.unwrap();
+
+        let (_c, following) = altered(version, T, "ALTER TABLE t DROP COLUMN b").await;
         let ended = tokio::time::timeout(Duration::from_secs(30), following.task).await;
         let e = ended.expect("it does not go on for ever").unwrap().unwrap_err();
         assert_eq!(e.code(), code::UNSUPPORTED, "{e}");
         assert!(e.to_string().contains("column b is gone") && e.next_step().is_some(), "{e}");
+    }
+
+    /// A chunk that waits for a statement that writes all rows anew: to its snapshot they are not there, and they are not
+    /// lost, whether the table is loaded or compared.
+    async fn a_table_that_is_written_anew_before_a_chunk_keeps_its_rows(version: PgVersion) {
+        for compared in [false, true] {
+            let c = Capture::new(version, &["t"], T);
+            if compared {
+                c.to.psql(&format!("{T}; UPDATE t SET a = 'other'"));
+            }
+            let following = c.while_a_chunk_waits("ALTER TABLE t ALTER b TYPE int USING b + 0").await;
+            until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+            following.stop().await.unwrap();
+        }
     }
 
     /// F46 (add, in one transaction with rows, and while we are down), F47 (defaults of rows that nobody touched).

@@ -601,17 +601,21 @@ impl Backfill {
 
     /// Takes what was asked meanwhile. It is safe once a position that has it is.
     fn take_requests(&mut self) {
-        for request in self.requests.take() {
+        let new = self.requests.take();
+        let came = !new.is_empty();
+        for request in new {
             if self.position.taken.contains(&request.id) {
                 continue;
             }
             self.position.taken.push(request.id);
-            self.requests.forget(&mut self.position.taken);
             match request.wish {
                 Wish::Read(wanted) if self.source.follows(&wanted.table) => self.read_besides(wanted),
                 Wish::Read(_) => {}
                 Wish::Cancel(table) => self.give_up(&table),
             }
+        }
+        if came {
+            self.requests.forget(&mut self.position.taken);
         }
         self.tell_left();
     }

@@ -59,8 +59,12 @@ const WINDOW_KEYS: usize = 200_000;
 /// Keys that are fetched at once.
 const KEYS_AT_ONCE: usize = 1_000;
 
-/// How many requests are remembered as taken: whoever keeps them forgets them long before.
+/// How many requests a position remembers as taken, besides those that no durable one has yet: whoever keeps them forgets
+/// them long before.
 const REMEMBERED_REQUESTS: usize = 64;
+
+/// How many are told to be safe: more than anybody hands over between two looks at them.
+const TOLD_REQUESTS: usize = 4096;
 
 /// Rows of one table, read in one snapshot.
 #[derive(Debug, Clone)]
@@ -333,7 +337,22 @@ impl Requests {
     fn accept(&self, taken: Vec<String>) {
         let mut state = self.state();
         state.taken.retain(|r| !taken.contains(&r.id));
-        state.accepted = taken;
+        state.accepted.retain(|id| !taken.contains(id));
+        state.accepted.extend(taken);
+        let excess = state.accepted.len().saturating_sub(TOLD_REQUESTS);
+        state.accepted.drain(..excess);
+    }
+
+    /// Forgets the oldest names that a position has. One that no durable position has yet stays: only by it does anybody
+    /// learn that the request is safe.
+    fn forget(&self, names: &mut Vec<String>) {
+        let mut excess = names.len().saturating_sub(REMEMBERED_REQUESTS);
+        let state = self.state();
+        names.retain(|id| {
+            let forgotten = excess > 0 && state.taken.iter().all(|r| r.id != *id);
+            excess -= usize::from(forgotten);
+            !forgotten
+        });
     }
 }
 
@@ -582,18 +601,21 @@ impl Backfill {
 
     /// Takes what was asked meanwhile. It is safe once a position that has it is.
     fn take_requests(&mut self) {
-        for request in self.requests.take() {
+        let new = self.requests.take();
+        let came = !new.is_empty();
+        for request in new {
             if self.position.taken.contains(&request.id) {
                 continue;
             }
             self.position.taken.push(request.id);
-            let excess = self.position.taken.len().saturating_sub(REMEMBERED_REQUESTS);
-            self.position.taken.drain(..excess);
             match request.wish {
                 Wish::Read(wanted) if self.source.follows(&wanted.table) => self.read_besides(wanted),
                 Wish::Read(_) => {}
                 Wish::Cancel(table) => self.give_up(&table),
             }
+        }
+        if came {
+            self.requests.forget(&mut self.position.taken);
         }
         self.tell_left();
     }

@@ -576,6 +576,34 @@ async fn a_load_that_is_given_up_is_remembered_until_it_is_read_anew() {
     assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()));
 }
 
+/// However many requests are taken at once, whoever keeps them hears that each is safe. What is remembered of them stays
+/// short.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_requests_each_is_accepted() {
+    let log = MemoryLog::new(1);
+    log.create(&items(), schema());
+    let log = log.with_backfill(vec![Pending::load(items())], 2);
+    let destination = Memory::default();
+    let asked: Vec<String> = (0..100).map(|n| format!("r{n}")).collect();
+    let ask = |id: &String| {
+        let (id, wish) = (id.clone(), Wish::Cancel(items()));
+        log.requests().ask(Request { id, wish });
+    };
+    let run = async || {
+        log.begin(0).put(&items(), row(&["0001", "a", "b"])).commit();
+        log_run(&log, &destination, &FaultPlan::none(), &[items()])
+            .await
+            .unwrap();
+    };
+    asked.iter().for_each(ask);
+    run().await;
+    assert_eq!(log.requests().accepted(), asked);
+    ask(&"last".into());
+    run().await;
+    assert!(log.requests().accepted().contains(&"last".into()));
+    assert_eq!(standing(&destination).await.taken.len(), 64);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Put(u8, u8),

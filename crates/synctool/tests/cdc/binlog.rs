@@ -539,6 +539,15 @@ fn missing_rights_and_settings_are_named() {
     assert!(code == "ST-LOG-005" && why.contains("users"), "{why}");
     stage.repair();
     stage.assert_equal("what was logged as a statement is compared");
+    let file = server.sql("SELECT concat(@@datadir, 'loaded')");
+    stage.from.sql(&format!(
+        "SELECT 'loaded' INTO OUTFILE '{file}';
+         SET SESSION binlog_format = 'STATEMENT'; LOAD DATA INFILE '{file}' INTO TABLE users (first_name)"
+    ));
+    let (code, why) = stage.refused();
+    assert!(code == "ST-LOG-005" && why.contains("users"), "{why}");
+    stage.repair();
+    stage.assert_equal("what was loaded as a statement is compared");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::position::{Last, Place};
 use super::statements::{Effect, effects};
 use futures::StreamExt;
 use mysql_async::binlog::EventType;
-use mysql_async::binlog::events::{Event, EventData, QueryEvent, RotateEvent};
+use mysql_async::binlog::events::{Event, EventData, ExecuteLoadQueryEvent, QueryEvent, RotateEvent};
 use mysql_async::{BinlogStream, Error as Wire};
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
@@ -22,6 +22,25 @@ const SILENCE: Duration = Duration::from_secs(120);
 // What MariaDB has beside MySQL's events.
 const MARIADB_GTID: u8 = 162;
 const MARIADB_COMPRESSED: std::ops::RangeInclusive<u8> = 165..=171;
+/// The text of a statement for people, a mark for recovery, the transactions before a file, how a file is encrypted.
+const MARIADB_QUIET: [u8; 4] = [160, 161, 163, 164];
+
+/// Events that change no row: they frame files, or prepare what the statement behind them does.
+const QUIET: [EventType; 10] = [
+    EventType::FORMAT_DESCRIPTION_EVENT,
+    EventType::STOP_EVENT,
+    EventType::IGNORABLE_EVENT,
+    EventType::ROWS_QUERY_EVENT,
+    EventType::INTVAR_EVENT,
+    EventType::RAND_EVENT,
+    EventType::USER_VAR_EVENT,
+    EventType::BEGIN_LOAD_QUERY_EVENT,
+    EventType::APPEND_BLOCK_EVENT,
+    EventType::DELETE_FILE_EVENT,
+];
+
+/// A replica may pass over the event.
+const IGNORABLE: u16 = 0x80;
 
 const STANDALONE: u8 = 1;
 
@@ -64,6 +83,7 @@ impl Content {
     pub(super) fn add(&mut self, event: &Event) -> Result<()> {
         let kind = event.header().event_type_raw();
         let told = kind == EventType::QUERY_EVENT as u8
+            || kind == EventType::EXECUTE_LOAD_QUERY_EVENT as u8
             || (EventType::WRITE_ROWS_EVENT_V1 as u8..=EventType::DELETE_ROWS_EVENT_V1 as u8).contains(&kind)
             || (EventType::WRITE_ROWS_EVENT as u8..=EventType::DELETE_ROWS_EVENT as u8).contains(&kind);
         if !told {
@@ -72,6 +92,7 @@ impl Content {
         match event.read_data().map_err(malformed)? {
             Some(EventData::RowsEvent(rows)) => self.0.update(rows.rows_data()),
             Some(EventData::QueryEvent(query)) => self.0.update(query.query_raw()),
+            Some(EventData::ExecuteLoadQueryEvent(load)) => self.0.update(load.query_raw()),
             _ => {}
         }
         Ok(())
@@ -296,12 +317,12 @@ pub(super) fn said(event: &Event) -> Result<Said> {
         }
         _ if is(EventType::QUERY_EVENT) => {
             let query: QueryEvent<'_> = event.read_event().map_err(malformed)?;
-            let sql = query.query().into_owned();
-            Said::Statement {
-                effects: effects(&sql),
-                schema: query.schema().into_owned(),
-                sql,
-            }
+            statement(query.query().into_owned(), query.schema().into_owned())
+        }
+        // LOAD DATA that is logged as a statement, behind the events that bring its file.
+        _ if is(EventType::EXECUTE_LOAD_QUERY_EVENT) => {
+            let load: ExecuteLoadQueryEvent<'_> = event.read_event().map_err(malformed)?;
+            statement(load.query().into_owned(), load.schema().into_owned())
         }
         _ if is(EventType::HEARTBEAT_EVENT) => Said::Waiting,
         _ if is(EventType::XID_EVENT) => Said::Commit,
@@ -310,8 +331,27 @@ pub(super) fn said(event: &Event) -> Result<Said> {
         _ if is(EventType::WRITE_ROWS_EVENT) || is(EventType::WRITE_ROWS_EVENT_V1) => Said::Rows(Change::Insert),
         _ if is(EventType::UPDATE_ROWS_EVENT) || is(EventType::UPDATE_ROWS_EVENT_V1) => Said::Rows(Change::Update),
         _ if is(EventType::DELETE_ROWS_EVENT) || is(EventType::DELETE_ROWS_EVENT_V1) => Said::Rows(Change::Delete),
-        _ => Said::Other,
+        _ if QUIET.iter().any(|quiet| is(*quiet)) || MARIADB_QUIET.contains(&kind) => Said::Other,
+        _ if event.header().flags_raw() & IGNORABLE != 0 => Said::Other,
+        // It may change rows, and a replica that does not know it stops, too.
+        _ => {
+            return Err(Error::new(
+                code::LOG_SETUP,
+                format!("the log holds an event of a kind that is not read here ({kind})"),
+            )
+            .hint(
+                "docs/mysql.md says which versions of the server are tested; behind the event: synctool state reset",
+            ));
+        }
     })
+}
+
+fn statement(sql: String, schema: String) -> Said {
+    Said::Statement {
+        effects: effects(&sql),
+        sql,
+        schema,
+    }
 }
 
 /// Why the server does not hand out its log.

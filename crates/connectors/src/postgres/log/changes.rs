@@ -28,6 +28,7 @@ use super::super::catalog::{self, Described};
 use super::super::client::{Connection, Postgres};
 use super::capture;
 use super::consume::{Change, Keys};
+use super::position::LogPosition;
 use super::shape::{self, Followed, Initial};
 use super::slot::Missing;
 use super::source::LogSource;
@@ -37,7 +38,7 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use synctool_core::backfill::{Pause, Pending, Request, Wish};
+use synctool_core::backfill::{BackfillPosition, Pause, Pending, Request, Wish};
 use synctool_core::change::Event;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::ReadSpec;
@@ -324,6 +325,9 @@ impl ChangesBuilder {
                     .filter(|t| *t != marks),
             );
         }
+        let stored = after.map(BackfillPosition::parse).transpose()?;
+        let stored = stored.and_then(|stored| stored.log);
+        let stored = stored.as_ref().map(LogPosition::parse).transpose()?;
         let mut followed = Vec::with_capacity(tables.len());
         for table in tables {
             let (described, key) = found_by(&connection, &table, &schema, self.keyless).await?;
@@ -334,16 +338,21 @@ impl ChangesBuilder {
                 columns.map_or(!generated, |c| (may || !generated) && c.iter().any(|c| c == name))
             };
             let now = shape::look(&connection, described.oid, &[]).await?;
+            let known = match &stored {
+                Some(stored) => shape::planned_at(stored, &described.table, &now.columns),
+                None => now.columns,
+            };
+            let planned = |name: &String| key.contains(name) || known.iter().any(|a| a.name == *name);
             let mut all = described.schema.columns;
-            all.retain(|c| comes(&c.name, c.generated));
+            all.retain(|c| comes(&c.name, c.generated) && planned(&c.name));
             followed.push(Followed {
                 read: ReadSpec::all(described.table, &all),
                 key,
                 by_bytes: Vec::new(),
-                known: now.columns,
-                oid: described.oid,
-                files: now.files,
+                known,
                 // Nobody keeps this plan: positions say it.
+                oid: 0,
+                files: String::new(),
                 parts: None,
                 member: None,
                 initial: self.initial,

@@ -27,6 +27,7 @@ pub(crate) mod shape;
 mod slot;
 mod source;
 pub mod status;
+mod timeline;
 mod transport;
 
 pub use source::{LogSource, Outlook};

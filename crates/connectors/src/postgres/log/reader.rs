@@ -10,6 +10,7 @@ use super::pgoutput::{Cell, Lsn, Message, Old, Tuple};
 use super::position::LogPosition;
 use super::shape::{Look, Shapes};
 use super::status::Steering;
+use super::timeline::Timeline;
 use super::transport::{EPOCH, Feed, Piece, Wal};
 use super::{HEARTBEAT_PREFIX, Watermarks};
 use async_trait::async_trait;
@@ -118,6 +119,8 @@ pub(super) struct LogReader {
     /// Transactions whose end was read, for a backfill.
     ended: Vec<u64>,
     position: LogPosition,
+    /// What says the timeline of a standby.
+    timeline: Option<Timeline>,
     /// A transaction number of about now, with the epoch that the log leaves out.
     xid_near: u64,
     until: Option<Lsn>,
@@ -134,6 +137,7 @@ impl LogReader {
         feed: Feed,
         binary: bool,
         position: LogPosition,
+        timeline: Option<Timeline>,
         xid_near: u64,
         until: Option<Lsn>,
         heartbeat: DropGuard,
@@ -178,6 +182,7 @@ impl LogReader {
             joined: None,
             ended: Vec::new(),
             position,
+            timeline,
             xid_near,
             until,
             quiet_since: Instant::now(),
@@ -311,6 +316,28 @@ impl LogReader {
             committed_at: tx.as_ref().map(|t| t.committed_at),
             tx: tx.map(|t| t.xid),
         });
+    }
+
+    /// Has the boundaries at hand say the timeline that they are on, where that may be another one by now.
+    async fn settle_timeline(&mut self) -> Result<()> {
+        let Some(timeline) = &mut self.timeline else {
+            return Ok(());
+        };
+        let before = self.position.origin.timeline;
+        let now = timeline.at(self.position.lsn, before).await?;
+        if now == before {
+            return Ok(());
+        }
+        tracing::info!(before, now, "the log goes on, on another timeline");
+        self.position.origin.timeline = now;
+        for event in &mut self.out {
+            if let Event::Boundary { position, .. } = event {
+                let mut stands = LogPosition::parse(position)?;
+                stands.origin.timeline = now;
+                *position = stands.encode();
+            }
+        }
+        Ok(())
     }
 
     /// Emits the rows at hand, and says that the transactions they are of are at their end.
@@ -537,6 +564,9 @@ impl LogReader {
 impl Reader for LogReader {
     async fn next(&mut self) -> Result<Option<Event>> {
         loop {
+            if let Some(Event::Boundary { .. }) = self.out.front() {
+                self.settle_timeline().await?;
+            }
             if let Some(event) = self.out.pop_front() {
                 return Ok(Some(event));
             }

@@ -36,7 +36,7 @@ pub(super) struct Followed {
     /// The columns in the catalog when the plan was made: they tell a renamed column from a new one, and a type that
     /// was altered since.
     pub(super) known: Vec<Attribute>,
-    /// The table's number then.
+    /// The table's number then; 0 if nobody keeps the plan, and positions say everything.
     pub(super) oid: u32,
     /// In which files its rows were then, if the plan says.
     pub(super) files: String,
@@ -401,6 +401,10 @@ impl Shape {
             let Some(column) = described.schema.column(&there.name) else {
                 continue;
             };
+            // Where the plan is made anew at each start, it may have it by another name.
+            if columns.iter().any(|c| c.number == there.number) {
+                continue;
+            }
             rewritten |= moved && there.is_written_since(written(name).unwrap_or_default());
             columns.push(ShapeColumn {
                 source: source.to_string(),
@@ -425,7 +429,7 @@ impl Shape {
         let list = published.and_then(|p| p.columns.as_deref());
         let plain = described.schema.columns.iter().filter(|c| !c.generated);
         let listed = list.is_some_and(|l| plain.clone().any(|c| !l.contains(&c.name)));
-        let highest = match followed.oid == described.oid {
+        let highest = match followed.oid == described.oid || followed.oid == 0 {
             true => followed.known.iter().map(|a| a.number).max().unwrap_or_default(),
             false => 0,
         };
@@ -614,7 +618,7 @@ pub(crate) fn travelling(mut column: Column) -> Column {
 /// A column in the catalog.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Attribute {
-    name: String,
+    pub(super) name: String,
     number: i16,
     type_oid: u32,
     modifier: i32,
@@ -629,6 +633,31 @@ impl Attribute {
     /// Whether it was altered since a transaction wrote it, if that is known.
     fn is_written_since(&self, before: u32) -> bool {
         before != 0 && self.written != before
+    }
+}
+
+/// Those of a table's columns that were there when its log was opened first, where nobody keeps the plan of then and
+/// positions say all numbers. Others come by the log, at their place.
+pub(super) fn planned_at(position: &LogPosition, table: &TableId, now: &[Attribute]) -> Vec<Attribute> {
+    let name = table.to_string();
+    let (numbers, added) = (position.numbers.get(&name), position.added.get(&name));
+    let is_planned = |column: &String| added.is_none_or(|added| !added.contains(column));
+    let planned = numbers.into_iter().flatten().filter(|(column, _)| is_planned(column));
+    let planned: Vec<(&String, &i16)> = planned.collect();
+    let is_it = |a: &&Attribute| {
+        planned
+            .iter()
+            .any(|(column, number)| match now.iter().any(|o| o.number == **number) {
+                true => a.number == **number,
+                // It was made again.
+                false => a.name == **column,
+            })
+    };
+    let found: Vec<Attribute> = now.iter().filter(is_it).cloned().collect();
+    match found.is_empty() {
+        // A position from before tables said it, or a table that it does not have.
+        true => now.to_vec(),
+        false => found,
     }
 }
 

@@ -13,6 +13,7 @@ use super::reader::{LogReader, World};
 use super::shape::{Followed, Initial, Shape, Shapes};
 use super::slot::Missing;
 use super::status::{Steering, Watch, told_absent};
+use super::timeline::Timeline;
 use super::transport::{Feed, Route, end_of_log};
 use super::{HEARTBEAT_PREFIX, LogOptions, Watermarks, capture::CaptureRequest, identity, membership, slot};
 use crate::logs;
@@ -441,6 +442,7 @@ impl LogSource {
         let config = self.database.config();
         let connection = self.database.connect().await?;
         slot::check_server(&connection).await?;
+        let timeline = Timeline::of(&connection, &self.database).await?;
         let messages = connection.version() >= 140_000;
         if !messages && self.options.watermarks == Watermarks::Message {
             return Err(Error::new(
@@ -557,6 +559,7 @@ impl LogSource {
             feed,
             binary,
             position,
+            timeline,
             xid_near,
             until,
             heartbeat,

@@ -364,6 +364,45 @@ on_servers! {
         assert_eq!(cancelled(&changes), None);
     }
 
+    /// Whoever opens again goes on with the columns that there were; what came and was rewritten meanwhile is seen.
+    async fn columns_that_change_between_two_lives_are_seen(version: PgVersion) {
+        let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text, b int); INSERT INTO t VALUES (1, 'one', 1), (2, 'two', 2)");
+        let mut last = None;
+        let mut life = async || {
+            let mut changes = builder(&c).options(|o| o.until_now = true).open(last.as_ref()).await.unwrap();
+            let mut rows = Vec::new();
+            while let Some(change) = changes.next_change().await.unwrap() {
+                match change {
+                    Change::Insert(row) | Change::Refresh(row) => {
+                        let cell = |c: &String| format!("{c} {}", row.get(c).unwrap_or("-"));
+                        rows.push(row.columns.iter().map(cell).collect::<Vec<_>>().join(", "));
+                    }
+                    Change::Commit { position, .. } => {
+                        changes.acknowledge(&position).await.unwrap();
+                        last = Some(position);
+                    }
+                    _ => {}
+                }
+            }
+            changes.close().await.unwrap();
+            rows
+        };
+        assert_eq!(life().await, ["id 1, a one, b 1", "id 2, a two, b 2"]);
+        c.from.psql("INSERT INTO t VALUES (3, 'three', 3); ALTER TABLE t ADD c int; INSERT INTO t VALUES (4, 'four', 4, 44)");
+        assert_eq!(life().await, ["id 3, a three, b 3", "id 4, a four, b 4, c 44"]);
+        c.from.psql("INSERT INTO t VALUES (5, 'five', 5, 55)");
+        assert_eq!(life().await, ["id 5, a five, b 5, c 55"]);
+        // The log says nothing of either.
+        c.from.psql("ALTER TABLE t ALTER a TYPE text USING upper(a)");
+        let upper = ["id 1, a ONE, b 1, c -", "id 2, a TWO, b 2, c -", "id 3, a THREE, b 3, c -", "id 4, a FOUR, b 4, c 44", "id 5, a FIVE, b 5, c 55"];
+        assert_eq!(life().await, upper);
+        c.from.psql("ALTER TABLE t DROP b, ADD b int DEFAULT 7");
+        let again = ["id 1, a ONE, b 7, c -", "id 2, a TWO, b 7, c -", "id 3, a THREE, b 7, c -", "id 4, a FOUR, b 7, c 44", "id 5, a FIVE, b 7, c 55"];
+        assert_eq!(life().await, again);
+        c.from.psql("INSERT INTO t (id, a, b, c) VALUES (6, 'six', 6, 66)");
+        assert_eq!(life().await, ["id 6, a six, b 6, c 66"]);
+    }
+
     /// A transaction larger than a batch may be comes in parts, and commits once.
     async fn a_large_transaction_comes_in_parts(version: PgVersion) {
         struct Parts { inner: Held, sizes: Vec<usize>, since: usize, most: usize }

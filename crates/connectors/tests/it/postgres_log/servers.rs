@@ -148,17 +148,16 @@ async fn a_slot_that_goes_along_pg18() {
     a_slot_that_goes_along(PgVersion::V18).await;
 }
 
-/// F27, F61: a standby is followed and read (16 and newer), and nothing is written anywhere at the source.
-async fn a_standby_is_followed(version: PgVersion) {
+/// A primary's table, and its standby, at which it is followed and has been read.
+async fn at_a_standby(primary: &Postgres) -> (Capture, Postgres) {
     use synctool_connectors::postgres::log::Watermarks;
-    let primary = Postgres::start(version);
-    let mut c = Capture::on(&primary, &["t"], T);
+    let mut c = Capture::on(primary, &["t"], T);
     c.from.psql("CREATE PUBLICATION synctool FOR TABLE t");
     let standby = primary.standby_with(&[("hot_standby_feedback", "on")]);
     c.url = standby.url(c.from.name());
     c.options.watermarks = Watermarks::ReadOnly;
     c.options.chunk_rows = 17;
-    until_replayed(&primary, &standby);
+    until_replayed(primary, &standby);
     // A slot of a standby begins where its primary tells of the transactions that are open.
     let telling = eventually("the slot to be made", PATIENCE, async || {
         primary.psql("SELECT pg_log_standby_snapshot()").is_empty()
@@ -168,6 +167,13 @@ async fn a_standby_is_followed(version: PgVersion) {
         () = telling => {}
     }
     assert_same(&c);
+    (c, standby)
+}
+
+/// F27, F61: a standby is followed and read (16 and newer), and nothing is written anywhere at the source.
+async fn a_standby_is_followed(version: PgVersion) {
+    let primary = Postgres::start(version);
+    let (c, standby) = at_a_standby(&primary).await;
     for round in 0..4 {
         c.from.psql(&format!(
             "{}; UPDATE t SET a = a || '{round}' WHERE id % 7 = {round}",
@@ -202,4 +208,35 @@ async fn a_standby_is_followed_pg16() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_is_followed_pg18() {
     a_standby_is_followed(PgVersion::V18).await;
+}
+
+/// F23: a standby that is followed takes over meanwhile. What is read then is of its new timeline, on which the next start
+/// goes on.
+async fn a_standby_takes_over_while_it_is_followed(version: PgVersion) {
+    let primary = Postgres::start(version);
+    let (mut c, standby) = at_a_standby(&primary).await;
+    let running = Following::start(&c).await;
+    c.from.psql("INSERT INTO t VALUES (500, 'before')");
+    until_replayed(&primary, &standby);
+    primary.stop();
+    promote(&mut c, &standby);
+    psql_url(&c.url, GAP).unwrap();
+    eventually("both ends to be equal", PATIENCE, async || {
+        c.to.psql(ROWS) == psql_url(&c.url, ROWS).unwrap()
+    })
+    .await;
+    running.stop().await.unwrap();
+    psql_url(&c.url, "INSERT INTO t VALUES (-1, 'after')").unwrap();
+    c.catch_up().await.unwrap();
+    assert_same(&c);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_takes_over_while_it_is_followed_pg16() {
+    a_standby_takes_over_while_it_is_followed(PgVersion::new(16)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_takes_over_while_it_is_followed_pg18() {
+    a_standby_takes_over_while_it_is_followed(PgVersion::V18).await;
 }

@@ -231,9 +231,10 @@ impl Replay {
 
     /// Whether the base backup ended in what was taken.
     fn backup_ended(&self) -> bool {
-        match self.scratch.label().from_standby {
+        let label = self.scratch.label();
+        match label.from_standby {
             true => self.scan.position() >= self.scratch.control().min_recovery,
-            false => self.scan.backup_ended(),
+            false => self.scan.backup_ended(label.start),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What goes wrong around the service, and that it goes on afterwards.
 
-use super::{PATIENCE, Ran, SECRET, World, files, followed, kill};
+use super::{PATIENCE, Ran, SECRET, Session, World, files, followed, kill};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -474,6 +474,33 @@ fn backup_by_hand(world: &World) {
         }
     }
     fs::write(backup.join("backup_label"), label + "\n").unwrap();
+}
+
+/// A nightly backup begins before ours and ends within it: that is not the end of ours.
+#[test]
+fn the_end_of_another_backup_is_not_the_end_of_ours() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.production.psql(ROWS);
+    let (data, backup) = (world.production.data_directory(), world.path("backup"));
+    let (mut nightly, mut ours) = (Session::open(&world.production), Session::open(&world.production));
+    nightly.run("SELECT pg_backup_start('nightly', true)");
+    ours.run("SELECT pg_backup_start('ours', true)");
+    let copied = Command::new("cp").arg("-a").args([&data, &backup]).status();
+    assert!(copied.is_ok() && backup.join("PG_VERSION").is_file());
+    // Everything that a first copy needs, but the end of ours.
+    world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+    nightly.run("SELECT pg_backup_stop()");
+    world.production.psql("UPDATE acc SET n = n + 1");
+    world.archived();
+    let label = backup.join("backup_label");
+    ours.run(&format!(
+        "SELECT labelfile FROM pg_backup_stop() \\g '{}'\nSELECT 1",
+        label.display()
+    ));
+    world.archived();
+    world.add(&["acc"]);
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
 }
 
 /// The versions between: they differ in what their control file says.

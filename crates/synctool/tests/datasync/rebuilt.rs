@@ -3,6 +3,7 @@
 use super::{World, followed};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use synctool_testkit::PgVersion;
 
 const SCHEMA: &str = "CREATE TABLE acc (id int PRIMARY KEY, n int)";
 const ROWS: &str = "INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g";
@@ -79,6 +80,22 @@ fn a_service_that_cannot_begin_makes_its_scratch_server_anew_too() {
     assert_eq!(world.local.psql(REBUILT), "1");
     world.run(&["start"]).ok();
     world.eventually_same(&["acc"]);
+}
+
+/// Whether it runs is seen by the path that it was started with.
+#[test]
+fn a_scratch_directory_with_dots_in_its_path_is_like_any_other() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.reconfigure("SCRATCH_DIR = \"scratch\"", "SCRATCH_DIR = \"aside/../scratch\"");
+    world.production.psql(ROWS);
+    world.ready();
+    world.add(&["acc"]);
+    for n in 0..2 {
+        change(&world, n);
+        world.run(&["run-once"]).ok();
+        world.same(&["acc"]);
+        assert!(world.scratch_pid().is_none(), "it runs");
+    }
 }
 
 /// Unpacking it again would not help.

@@ -267,6 +267,25 @@ impl Scratch {
         }
     }
 
+    /// Stops one that runs and is used by nobody any more: whoever started it had a fault, or was killed. Says whether
+    /// there was one.
+    pub async fn stop_left(config: &ScratchConfig) -> Result<bool> {
+        if !Scratch::exists(config) {
+            return Ok(false);
+        }
+        let _held = match Hold::take(config) {
+            Err(e) if e.code() == code::LOCKED => return Ok(false),
+            held => held?,
+        };
+        let server = Server {
+            account: account(config.user.as_deref())?,
+            config: config.clone(),
+        };
+        let runs = server.is_running()?;
+        server.stop().await?;
+        Ok(runs)
+    }
+
     /// Stops one that may run, where nobody can wait for it.
     pub(super) fn halt(config: &ScratchConfig) {
         let Ok(account) = account(config.user.as_deref()) else {

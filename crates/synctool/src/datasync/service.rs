@@ -311,8 +311,12 @@ impl Service {
     }
 
     async fn end(mut self) -> Result<()> {
-        if let Some(sync) = self.sync.take() {
-            sync.close().await?;
+        match self.sync.take() {
+            Some(sync) => sync.close().await?,
+            // What held it went with a fault; it runs on, for whoever would have opened it again.
+            None => {
+                Scratch::stop_left(&settings(&self.config)?.replay.scratch).await?;
+            }
         }
         let board = self.board().await?;
         let mut entry = Entry::new("info", "stopped", format!("pid {} ended", std::process::id()));

@@ -59,7 +59,11 @@ fn a_missing_segment_is_told(version: PgVersion) {
             .psql("SELECT count(*) FROM data_sync_logs WHERE error_code = 'ST-WAL-001'"),
         "1"
     );
+    // A service that waits for help can be stopped, and leaves no scratch server behind.
+    world.run(&["stop"]).ok();
+    assert!(world.scratch_pid().is_none(), "the scratch server runs");
     fs::rename(&to, &from).unwrap();
+    world.run(&["start"]).ok();
     world.eventually_same(&["acc"]);
     told(&world, "is not archived yet");
     assert!(world.json(&["status"]).1["last_error"].is_null());
@@ -283,6 +287,20 @@ fn a_scratch_server_that_is_killed_or_lost_is_there_again() {
             .psql("SELECT count(*) FROM data_sync_logs WHERE event = 'scratch_rebuilt'"),
         "1"
     );
+}
+
+#[test]
+fn a_scratch_server_that_somebody_left_who_was_killed_is_stopped() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    world.production.psql("UPDATE acc SET n = 1");
+    world.archived();
+    world.once().at("datasync.planned", 1).run().assert_killed();
+    assert!(world.scratch_pid().is_some(), "it lives on");
+    world.run(&["stop"]).ok();
+    assert!(world.scratch_pid().is_none(), "the scratch server runs");
+    world.run(&["stop"]).fails(4, &["not running"]);
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
 }
 
 #[test]
@@ -642,6 +660,7 @@ fn a_missing_segment_is_told_by_runs_that_look_once() {
         ],
     );
     world.run(&["run-once"]).fails(1, &["ST-WAL-001"]);
+    assert!(world.scratch_pid().is_none(), "the scratch server runs");
     fs::rename(&to, &from).unwrap();
     world.run(&["run-once"]).ok();
     world.same(&["acc"]);

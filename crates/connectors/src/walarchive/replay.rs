@@ -40,6 +40,46 @@ pub struct ReplayConfig {
     pub touched_rows: usize,
 }
 
+impl ReplayConfig {
+    /// Counts a fault of the scratch server, and gives it back as it is to be told.
+    pub fn had_fault(&self, fault: Error) -> Error {
+        Scratch::had_fault(&self.scratch);
+        let lacks = Scratch::is_hopeless(&self.scratch).then(|| self.lacks()).flatten();
+        let Some(lacks) = lacks else { return fault };
+        let what = format!("{}; it cannot be made anew: {lacks}", fault.message());
+        let told = Error::new(code::SCRATCH, what).hint(
+            "put back what is missing, or start over from a new base backup: synctool datasync clear --rebuild (a pipeline: run --repair)",
+        );
+        let told = fault.context().iter().fold(told, |told, &(key, ref value)| told.at(key, value.as_str()));
+        told.caused_by(fault)
+    }
+
+    /// Whether the scratch server is to be thrown away: it had too many faults in a row, and can be made anew.
+    pub fn is_hopeless(&self) -> bool {
+        Scratch::is_hopeless(&self.scratch) && self.lacks().is_none()
+    }
+
+    /// What is gone without which the scratch server cannot be made anew, as far as that can be seen.
+    fn lacks(&self) -> Option<String> {
+        if let Backup::Files(path) = &self.backup
+            && !path.exists()
+        {
+            return Some(format!("the base backup {} is not there", path.display()));
+        }
+        let first = Scratch::begins(&self.scratch, &self.backup)?.segment.to_string();
+        if !self.archive.lists() {
+            return None;
+        }
+        let Ok(listing) = self.archive.list() else {
+            return Some("the archive cannot be read".into());
+        };
+        // Another timeline has a copy of the segment in which it began.
+        let is_first = |name: &SegmentName| name.to_string()[8..] == first[8..];
+        let is_there = listing.segments.keys().any(is_first);
+        (!is_there).then(|| format!("the archive holds no segment {first}, with which the base backup begins"))
+    }
+}
+
 /// A place of the log at which everything committed before is known elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stored {

@@ -15,7 +15,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{Lsn, Parameters, SegmentName, WalLevel};
 
@@ -234,7 +234,7 @@ impl Scratch {
     }
 
     /// Counts a fault of it, for whoever is started next as well.
-    pub fn had_fault(config: &ScratchConfig) {
+    pub(super) fn had_fault(config: &ScratchConfig) {
         let file = config.directory.join(FAULTS);
         let faults = Scratch::faults(config).saturating_add(1).to_string();
         let counted = fs::create_dir_all(&config.directory).and_then(|()| fs::write(&file, faults));
@@ -248,13 +248,19 @@ impl Scratch {
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
     }
 
-    /// Whether it is to be made again: it had too many faults in a row, whoever met them, and can be made.
-    pub fn is_hopeless(config: &ScratchConfig, backup: &Backup) -> bool {
-        let can_be_made = match backup {
-            Backup::Files(path) => path.exists(),
-            Backup::Command(_) => true,
+    /// Whether it is to be made again: it had too many faults in a row, whoever met them.
+    pub(super) fn is_hopeless(config: &ScratchConfig) -> bool {
+        Scratch::faults(config) >= MOST_FAULTS
+    }
+
+    /// Where the backup begins from which it would be made again, as far as that can be seen without unpacking it.
+    pub(super) fn begins(config: &ScratchConfig, backup: &Backup) -> Option<Label> {
+        let of = |directory: &Path| Label::parse(&fs::read_to_string(directory.join(LABEL)).ok()?);
+        let backup = match backup {
+            Backup::Files(path) => of(path),
+            Backup::Command(_) => None,
         };
-        can_be_made && Scratch::faults(config) >= MOST_FAULTS
+        backup.or_else(|| of(&config.directory))
     }
 
     /// It works: earlier faults count no more.
@@ -432,16 +438,29 @@ impl Scratch {
         lsn.transpose()
     }
 
+    /// When it came to a segment last: the only sign of one that replays and cannot be asked yet.
+    fn turned(&self) -> Option<SystemTime> {
+        let files = fs::read_dir(self.data().join("pg_wal")).into_iter().flatten().flatten();
+        let segments = files.filter(|file| file.file_name().to_str().and_then(SegmentName::parse).is_some());
+        segments.filter_map(|file| file.metadata().ok()?.modified().ok()).max()
+    }
+
     /// Waits until it stands exactly at `lsn`. Further is fatal: then its rows are not those of any known place.
     pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
-        let mut last = (None, Instant::now());
+        let (mut last, mut since) = (None, Instant::now());
         let mut session = None;
         let (mut told, mut pause) = (None, TELL);
         loop {
             let at = self.ask(&mut session).await?;
+            let turned = match at {
+                Some(_) => None,
+                None => self.turned(),
+            };
+            let sign = Some((at, turned));
+            let moves = std::mem::replace(&mut last, sign) != sign;
             // A server that waits for its log looks again when its settings are read again.
             let rests = told.is_some_and(|told: Instant| told.elapsed() < pause);
-            if at != Some(lsn) && at == last.0 && !rests {
+            if at != Some(lsn) && !moves && !rests {
                 self.server.pg_ctl(&["reload", "-s"]).await?;
                 (told, pause) = (Some(Instant::now()), (pause * 2).min(LONGEST_TELL));
             }
@@ -456,11 +475,11 @@ impl Scratch {
                 }
                 _ => {}
             }
-            if at != last.0 {
-                last = (at, Instant::now());
+            if moves {
+                since = Instant::now();
             }
-            if last.1.elapsed() > patience {
-                let at = last.0.map_or_else(|| "an unknown place".into(), |at| at.to_string());
+            if since.elapsed() > patience {
+                let at = at.map_or_else(|| "an unknown place".into(), |at| at.to_string());
                 return Err(self
                     .server
                     .failed(&format!("the scratch server should replay to {lsn} and stays at {at}")));

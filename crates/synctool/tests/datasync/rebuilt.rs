@@ -68,6 +68,56 @@ fn a_fault_that_passed_counts_no_more() {
     assert_eq!(world.local.psql(REBUILT), "0");
 }
 
+/// Nor are those of several batches: one that is applied shows that it works, however many are waiting.
+#[test]
+fn a_batch_that_is_applied_ends_a_row_of_faults() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1");
+    (1..3).for_each(|n| change(&world, n));
+    let faults = world.path("scratch/faults");
+    fs::write(&faults, "2").unwrap();
+    world.once().at("datasync.planned", 2).run().assert_killed();
+    assert!(!faults.exists());
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+}
+
+/// What could not be made again is kept, and it is told what is missing.
+#[test]
+fn a_scratch_server_is_kept_where_the_log_behind_its_backup_is_gone() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    let label = fs::read_to_string(world.path("scratch/backup_label")).unwrap();
+    let first = label.split_once("(file ").unwrap().1.split_once(')').unwrap().0;
+    let (segment, aside) = (world.path("archive").join(first), world.path("aside"));
+    fs::rename(&segment, &aside).unwrap();
+    change(&world, 7);
+    let (control, hidden) = (world.path("scratch/data/global/pg_control"), world.path("control"));
+    fs::rename(&control, &hidden).unwrap();
+    for _ in 0..2 {
+        world.run(&["run-once"]).fails(1, &["ST-WAL-005", "after the third time"]);
+    }
+    let says = format!("it cannot be made anew: the archive holds no segment {first}");
+    for _ in 0..2 {
+        world
+            .run(&["run-once"])
+            .fails(1, &["ST-WAL-005", &says, "put back what is missing"]);
+    }
+    assert_eq!(world.local.psql(REBUILT), "0");
+    // It may be well again, and otherwise what is missing is put back.
+    fs::rename(&hidden, &control).unwrap();
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+    fs::rename(&aside, &segment).unwrap();
+    change(&world, 8);
+    fs::remove_file(&control).unwrap();
+    for _ in 0..3 {
+        world.run(&["run-once"]).fails(1, &["ST-WAL-005", "after the third time"]);
+    }
+    assert_eq!(world.local.psql(REBUILT), "1");
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+}
+
 /// As systemd starts it again and again.
 #[test]
 fn a_service_that_cannot_begin_makes_its_scratch_server_anew_too() {

@@ -9,6 +9,7 @@ use super::base::{self, Backup, Label};
 use super::control::Control;
 use super::room;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -181,15 +182,17 @@ impl Scratch {
         self.config.directory.join("gate")
     }
 
-    /// From where it will replay, if it does not hold the log from there on: it was made anew since.
-    pub fn lacks(&self) -> Option<Lsn> {
+    /// From where it will replay, if it does not hold the log from there up to this place: it was made anew since, or did
+    /// not come so far.
+    pub(super) fn lacks(&self, until: Lsn) -> Option<Lsn> {
         let from = self.replays_from();
         let size = self.control.segment_size;
-        let gate = fs::read_dir(self.gate());
-        let holds = gate.into_iter().flatten().flatten().any(|entry| {
-            let name = entry.file_name().to_str().and_then(SegmentName::parse);
-            name.and_then(|name| name.number(size)) == Some(size.number(from))
-        });
+        let gate = fs::read_dir(self.gate()).into_iter().flatten().flatten();
+        let held: BTreeSet<u64> = gate
+            .filter_map(|entry| entry.file_name().to_str().and_then(SegmentName::parse)?.number(size))
+            .collect();
+        let first = size.number(from);
+        let holds = held.contains(&first) && (first..size.number(until)).all(|number| held.contains(&number));
         (!holds).then_some(from)
     }
 
@@ -243,7 +246,7 @@ impl Scratch {
         }
     }
 
-    fn faults(config: &ScratchConfig) -> u32 {
+    pub(super) fn faults(config: &ScratchConfig) -> u32 {
         let text = fs::read_to_string(config.directory.join(FAULTS));
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
     }

@@ -1,6 +1,6 @@
 //! The scratch server is worth nothing that could not be made again, and is made again when it has to be, and only then.
 
-use super::{World, followed};
+use super::{World, files, followed};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use synctool_testkit::PgVersion;
@@ -94,7 +94,9 @@ fn a_scratch_server_is_kept_where_the_log_behind_its_backup_is_gone() {
     let (control, hidden) = (world.path("scratch/data/global/pg_control"), world.path("control"));
     fs::rename(&control, &hidden).unwrap();
     for _ in 0..2 {
-        world.run(&["run-once"]).fails(1, &["ST-WAL-005", "after the third time"]);
+        world
+            .run(&["run-once"])
+            .fails(1, &["ST-WAL-005", "after the third time"]);
     }
     let says = format!("it cannot be made anew: the archive holds no segment {first}");
     for _ in 0..2 {
@@ -111,11 +113,33 @@ fn a_scratch_server_is_kept_where_the_log_behind_its_backup_is_gone() {
     change(&world, 8);
     fs::remove_file(&control).unwrap();
     for _ in 0..3 {
-        world.run(&["run-once"]).fails(1, &["ST-WAL-005", "after the third time"]);
+        world
+            .run(&["run-once"])
+            .fails(1, &["ST-WAL-005", "after the third time"]);
     }
     assert_eq!(world.local.psql(REBUILT), "1");
     world.run(&["run-once"]).ok();
     world.same(&["acc"]);
+}
+
+/// It follows while its log is read again: all of that would not find room at once.
+#[test]
+fn a_scratch_server_that_is_made_anew_comes_along() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1");
+    (1..6).for_each(|n| change(&world, n));
+    world.run(&["run-once"]).ok();
+    fs::remove_dir_all(world.path("scratch")).unwrap();
+    world.once().at("archive.came_along", 2).run().assert_killed();
+    assert!(world.scratch_pid().is_some(), "it runs");
+    assert!(files(&world.path("scratch/ready")).is_empty());
+    // Broken off on the way, it goes on from there.
+    change(&world, 7);
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+    world.run(&["verify"]).ok();
+    let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
+    assert_eq!(world.local.psql(wrong), "");
 }
 
 /// As systemd starts it again and again.

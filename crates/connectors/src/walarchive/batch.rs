@@ -63,7 +63,8 @@ pub struct Scan {
     held: usize,
     spill: Spill,
     elsewhere: Elsewhere,
-    backup_ended: bool,
+    /// Where base backups began that ended in what was read.
+    backups: BTreeSet<Lsn>,
 }
 
 impl Scan {
@@ -78,7 +79,7 @@ impl Scan {
             held: 0,
             spill: Spill::default(),
             elsewhere: Elsewhere::default(),
-            backup_ended: false,
+            backups: BTreeSet::new(),
         }
     }
 
@@ -103,9 +104,9 @@ impl Scan {
         self.scanner.is_complete()
     }
 
-    /// Whether a base backup ended in what was read.
-    pub fn backup_ended(&self) -> bool {
-        self.backup_ended
+    /// Whether the base backup that began here ended in what was read. Others may be made at the same time.
+    pub fn backup_ended(&self, begun: Lsn) -> bool {
+        self.backups.contains(&begun)
     }
 
     /// Production's settings, if they changed in what was read since the last batch.
@@ -190,7 +191,9 @@ impl Scan {
                     .at("lsn", record.lsn().to_string())
                     .hint("tablespaces cannot be followed: move the tables back and drop it in production, then take a new base backup"));
                 }
-                Some(Event::Note(Meaning::BackupEnd(_))) => self.backup_ended = true,
+                Some(Event::Note(Meaning::BackupEnd(begun))) => {
+                    self.backups.insert(begun);
+                }
                 _ => {}
             }
         }

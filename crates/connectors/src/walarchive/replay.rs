@@ -15,6 +15,7 @@ use crate::postgres::Connection;
 use std::path::PathBuf;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::failpoint::failpoint;
 use synctool_pgwal::{History, Identity, Lsn, Major, Parameters, SegmentName};
 
 /// Where production's log and a base backup are, and how a scratch server follows them.
@@ -40,6 +41,47 @@ pub struct ReplayConfig {
     pub touched_rows: usize,
 }
 
+impl ReplayConfig {
+    /// Counts a fault of the scratch server, and gives it back as it is to be told.
+    pub fn had_fault(&self, fault: Error) -> Error {
+        Scratch::had_fault(&self.scratch);
+        let lacks = Scratch::is_hopeless(&self.scratch).then(|| self.lacks()).flatten();
+        let Some(lacks) = lacks else { return fault };
+        let what = format!("{}; it cannot be made anew: {lacks}", fault.message());
+        let told = Error::new(code::SCRATCH, what).hint(
+            "put back what is missing, or start over from a new base backup: synctool datasync clear --rebuild (a pipeline: run --repair)",
+        );
+        let context = fault.context().iter();
+        let told = context.fold(told, |told, &(key, ref value)| told.at(key, value.as_str()));
+        told.caused_by(fault)
+    }
+
+    /// Whether the scratch server is to be thrown away: it had too many faults in a row, and can be made anew.
+    pub fn is_hopeless(&self) -> bool {
+        Scratch::is_hopeless(&self.scratch) && self.lacks().is_none()
+    }
+
+    /// What is gone without which the scratch server cannot be made anew, as far as that can be seen.
+    fn lacks(&self) -> Option<String> {
+        if let Backup::Files(path) = &self.backup
+            && !path.exists()
+        {
+            return Some(format!("the base backup {} is not there", path.display()));
+        }
+        let first = Scratch::begins(&self.scratch, &self.backup)?.segment.to_string();
+        if !self.archive.lists() {
+            return None;
+        }
+        let Ok(listing) = self.archive.list() else {
+            return Some("the archive cannot be read".into());
+        };
+        // Another timeline has a copy of the segment in which it began.
+        let is_first = |name: &SegmentName| name.to_string()[8..] == first[8..];
+        let is_there = listing.segments.keys().any(is_first);
+        (!is_there).then(|| format!("the archive holds no segment {first}, with which the base backup begins"))
+    }
+}
+
 /// A place of the log at which everything committed before is known elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stored {
@@ -61,6 +103,8 @@ pub(super) struct Replay {
     readable: Readable,
     /// Where the scan began.
     start: Lsn,
+    /// Everything that committed before is known elsewhere.
+    applied: Lsn,
     /// What the scan holds beyond the last batch.
     pub(super) taken: Vec<SegmentName>,
     /// The scratch server cannot be looked at here: the batch goes on to where it can.
@@ -88,7 +132,7 @@ impl Replay {
         let mut start = stored.map_or(label.start, |s| s.restart);
         if stored.is_some()
             // One that was made anew has to be given what it replays from its base backup on.
-            && let Some(from) = scratch.lacks()
+            && let Some(from) = scratch.lacks(start)
         {
             start = start.min(from);
         }
@@ -106,6 +150,7 @@ impl Replay {
             scan: Scan::new(identity, None, start, applied, room),
             readable: Readable::new(identity, scratch.replays_from()),
             start,
+            applied,
             config,
             scratch,
             taken: Vec::new(),
@@ -138,11 +183,21 @@ impl Replay {
         }
     }
 
-    /// Takes segments until the scan stands at a place that was known before. The same log comes to the same place.
+    /// Takes segments until the scan stands at a place that was known before. The same log comes to the same place. From
+    /// the base backup on it may be more than the disk holds: the scratch server comes along.
     pub(super) async fn take_up_to(&mut self, at: Lsn) -> Result<Option<Waiting>> {
+        let mut ready = 0;
         while self.scan.position() < at {
             if let Some(why) = self.take().await? {
                 return Ok(Some(why));
+            }
+            ready += 1;
+            if ready >= self.config.batch_segments && self.may_come_along().await? {
+                let parameters = self.scan.parameters().cloned();
+                self.open_gate(self.scan.position(), parameters.as_ref()).await?;
+                self.tidy()?;
+                failpoint("archive.came_along")?;
+                ready = 0;
             }
         }
         let found = self.scan.position();
@@ -150,6 +205,21 @@ impl Replay {
             true => Ok(None),
             false => Err(another_log(&format!("it comes to {found} and not to {at}"), at)),
         }
+    }
+
+    /// Whether the scratch server can stand where the scan does, on its way to the stored place.
+    async fn may_come_along(&mut self) -> Result<bool> {
+        let at = self.scan.position();
+        let is_whole = self.start > self.scratch.label().start || self.backup_ended();
+        // An earlier attempt may have let more through.
+        let next = self.follower.awaited().to_string();
+        Ok(at < self.applied
+            && is_whole
+            && at >= self.scratch.control().min_recovery
+            && !self.scratch.admitted(&next)
+            // It may be that nobody gets in here, for a lock of production: the next attempt goes by without a stop.
+            && Scratch::faults(&self.config.scratch) == 0
+            && self.is_readable().await?)
     }
 
     /// Fails if a batch that was planned is read again and its log is another one by now: what was read of the rows
@@ -231,9 +301,10 @@ impl Replay {
 
     /// Whether the base backup ended in what was taken.
     fn backup_ended(&self) -> bool {
-        match self.scratch.label().from_standby {
+        let label = self.scratch.label();
+        match label.from_standby {
             true => self.scan.position() >= self.scratch.control().min_recovery,
-            false => self.scan.backup_ended(),
+            false => self.scan.backup_ended(label.start),
         }
     }
 

@@ -9,13 +9,14 @@ use super::base::{self, Backup, Label};
 use super::control::Control;
 use super::room;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{Lsn, Parameters, SegmentName, WalLevel};
 
@@ -181,15 +182,17 @@ impl Scratch {
         self.config.directory.join("gate")
     }
 
-    /// From where it will replay, if it does not hold the log from there on: it was made anew since.
-    pub fn lacks(&self) -> Option<Lsn> {
+    /// From where it will replay, if it does not hold the log from there up to this place: it was made anew since, or did
+    /// not come so far.
+    pub(super) fn lacks(&self, until: Lsn) -> Option<Lsn> {
         let from = self.replays_from();
         let size = self.control.segment_size;
-        let gate = fs::read_dir(self.gate());
-        let holds = gate.into_iter().flatten().flatten().any(|entry| {
-            let name = entry.file_name().to_str().and_then(SegmentName::parse);
-            name.and_then(|name| name.number(size)) == Some(size.number(from))
-        });
+        let gate = fs::read_dir(self.gate()).into_iter().flatten().flatten();
+        let held: BTreeSet<u64> = gate
+            .filter_map(|entry| entry.file_name().to_str().and_then(SegmentName::parse)?.number(size))
+            .collect();
+        let first = size.number(from);
+        let holds = held.contains(&first) && (first..size.number(until)).all(|number| held.contains(&number));
         (!holds).then_some(from)
     }
 
@@ -234,7 +237,7 @@ impl Scratch {
     }
 
     /// Counts a fault of it, for whoever is started next as well.
-    pub fn had_fault(config: &ScratchConfig) {
+    pub(super) fn had_fault(config: &ScratchConfig) {
         let file = config.directory.join(FAULTS);
         let faults = Scratch::faults(config).saturating_add(1).to_string();
         let counted = fs::create_dir_all(&config.directory).and_then(|()| fs::write(&file, faults));
@@ -243,18 +246,24 @@ impl Scratch {
         }
     }
 
-    fn faults(config: &ScratchConfig) -> u32 {
+    pub(super) fn faults(config: &ScratchConfig) -> u32 {
         let text = fs::read_to_string(config.directory.join(FAULTS));
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
     }
 
-    /// Whether it is to be made again: it had too many faults in a row, whoever met them, and can be made.
-    pub fn is_hopeless(config: &ScratchConfig, backup: &Backup) -> bool {
-        let can_be_made = match backup {
-            Backup::Files(path) => path.exists(),
-            Backup::Command(_) => true,
+    /// Whether it is to be made again: it had too many faults in a row, whoever met them.
+    pub(super) fn is_hopeless(config: &ScratchConfig) -> bool {
+        Scratch::faults(config) >= MOST_FAULTS
+    }
+
+    /// Where the backup begins from which it would be made again, as far as that can be seen without unpacking it.
+    pub(super) fn begins(config: &ScratchConfig, backup: &Backup) -> Option<Label> {
+        let of = |directory: &Path| Label::parse(&fs::read_to_string(directory.join(LABEL)).ok()?);
+        let backup = match backup {
+            Backup::Files(path) => of(path),
+            Backup::Command(_) => None,
         };
-        can_be_made && Scratch::faults(config) >= MOST_FAULTS
+        backup.or_else(|| of(&config.directory))
     }
 
     /// It works: earlier faults count no more.
@@ -265,6 +274,25 @@ impl Scratch {
         {
             tracing::warn!("{}: {error}", file.display());
         }
+    }
+
+    /// Stops one that runs and is used by nobody any more: whoever started it had a fault, or was killed. Says whether
+    /// there was one.
+    pub async fn stop_left(config: &ScratchConfig) -> Result<bool> {
+        if !Scratch::exists(config) {
+            return Ok(false);
+        }
+        let _held = match Hold::take(config) {
+            Err(e) if e.code() == code::LOCKED => return Ok(false),
+            held => held?,
+        };
+        let server = Server {
+            account: account(config.user.as_deref())?,
+            config: config.clone(),
+        };
+        let runs = server.is_running()?;
+        server.stop().await?;
+        Ok(runs)
     }
 
     /// Stops one that may run, where nobody can wait for it.
@@ -413,16 +441,29 @@ impl Scratch {
         lsn.transpose()
     }
 
+    /// When it came to a segment last: the only sign of one that replays and cannot be asked yet.
+    fn turned(&self) -> Option<SystemTime> {
+        let files = fs::read_dir(self.data().join("pg_wal")).into_iter().flatten().flatten();
+        let segments = files.filter(|file| file.file_name().to_str().and_then(SegmentName::parse).is_some());
+        segments.filter_map(|file| file.metadata().ok()?.modified().ok()).max()
+    }
+
     /// Waits until it stands exactly at `lsn`. Further is fatal: then its rows are not those of any known place.
     pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
-        let mut last = (None, Instant::now());
+        let (mut last, mut since) = (None, Instant::now());
         let mut session = None;
         let (mut told, mut pause) = (None, TELL);
         loop {
             let at = self.ask(&mut session).await?;
+            let turned = match at {
+                Some(_) => None,
+                None => self.turned(),
+            };
+            let sign = Some((at, turned));
+            let moves = std::mem::replace(&mut last, sign) != sign;
             // A server that waits for its log looks again when its settings are read again.
             let rests = told.is_some_and(|told: Instant| told.elapsed() < pause);
-            if at != Some(lsn) && at == last.0 && !rests {
+            if at != Some(lsn) && !moves && !rests {
                 self.server.pg_ctl(&["reload", "-s"]).await?;
                 (told, pause) = (Some(Instant::now()), (pause * 2).min(LONGEST_TELL));
             }
@@ -437,11 +478,11 @@ impl Scratch {
                 }
                 _ => {}
             }
-            if at != last.0 {
-                last = (at, Instant::now());
+            if moves {
+                since = Instant::now();
             }
-            if last.1.elapsed() > patience {
-                let at = last.0.map_or_else(|| "an unknown place".into(), |at| at.to_string());
+            if since.elapsed() > patience {
+                let at = at.map_or_else(|| "an unknown place".into(), |at| at.to_string());
                 return Err(self
                     .server
                     .failed(&format!("the scratch server should replay to {lsn} and stays at {at}")));

@@ -313,6 +313,14 @@ mod tests {
     }
 
     #[test]
+    fn a_scratch_directory_is_spelled_as_postgresql_does() {
+        for spelled in ["/srv/other/../scratch", "//srv/./scratch/", "/../srv//scratch"] {
+            let config = load(&format!("{LEAST}SCRATCH_DIR = \"{spelled}\"\n")).unwrap();
+            assert_eq!(config.wal.scratch_dir.as_os_str(), "/srv/scratch", "{spelled}");
+        }
+    }
+
+    #[test]
     fn numbers_may_stand_in_quotes_and_keys_in_small_letters() {
         let text =
             format!("{LEAST}PG_PORT = \"6543\"\nDATA_SYNC_FREQ = \"30\"\nmetric_freq = 6\nARCHIVE_INTERVAL = 1_000\n");

@@ -1,7 +1,7 @@
 //! An archive of production's log with a base backup, and the scratch server that replays it: what Data Sync and
 //! pipelines say alike.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 use std::time::Duration;
@@ -217,6 +217,20 @@ pub(super) fn span(value: Option<At<Span>>, default: u64, key: &str, errors: &mu
     }
 }
 
+/// Spelled as PostgreSQL's programs do, by which a running server is known: without `..` and a second slash in front.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            part => plain.push(part),
+        }
+    }
+    plain
+}
+
 impl Keys {
     /// None where something is missing.
     pub(super) fn resolve(self, speech: Speech<'_>, errors: &mut Vec<ConfigError>) -> Option<WalArchive> {
@@ -287,6 +301,7 @@ impl Keys {
             }
         };
         let scratch_dir = self.scratch_dir.map(place).or(speech.scratch_dir);
+        let scratch_dir = scratch_dir.map(|path| plain(&path));
         if scratch_dir.is_none() {
             let help = "name a directory as large as production's data, for the scratch server";
             errors.push(missing(&spell("scratch_dir"), help));

@@ -64,7 +64,7 @@ impl Service {
             }
             // What is wrong before anything was done is told to whoever started it.
             Err(error) => {
-                service.failed(&error).await;
+                let error = service.failed(error).await;
                 service.board().await?.stopped().await?;
                 Err(error)
             }
@@ -85,7 +85,7 @@ impl Service {
                 Err(error) if error.code() == code::LOCKED => return Err(error),
                 Err(error) => {
                     faults += 1;
-                    self.failed(&error).await;
+                    let error = self.failed(error).await;
                     self.pause_after(&error, faults)
                 }
             };
@@ -98,11 +98,13 @@ impl Service {
 
     /// Applies everything that is there.
     pub async fn once(mut self) -> Result<Served> {
-        let served = self.look().await;
-        match &served {
-            Ok(served) => self.well(served.waiting.as_ref()).await,
-            Err(error) => self.failed(error).await,
-        }
+        let served = match self.look().await {
+            Ok(served) => {
+                self.well(served.waiting.as_ref()).await;
+                Ok(served)
+            }
+            Err(error) => Err(self.failed(error).await),
+        };
         let ended = Box::pin(self.end()).await;
         let served = served?;
         ended.map(|()| served)
@@ -140,7 +142,10 @@ impl Service {
                 other => other?,
             };
             match step {
-                Step::Applied(_) => batches += 1,
+                Step::Applied(_) => {
+                    batches += 1;
+                    self.scratch_is_well();
+                }
                 Step::Idle(why) => {
                     return Ok(Served {
                         batches,
@@ -176,7 +181,7 @@ impl Service {
                 if error.code() == code::INTERRUPTED {
                     return true;
                 }
-                self.failed(&error).await;
+                self.failed(error).await;
                 return false;
             }
             self.beat_again().await;
@@ -220,10 +225,15 @@ impl Service {
         }
     }
 
-    async fn well(&mut self, waiting: Option<&Waiting>) {
+    /// It did what it should.
+    fn scratch_is_well(&self) {
         if let Ok(settings) = settings(&self.config) {
             Scratch::is_well(&settings.replay.scratch);
         }
+    }
+
+    async fn well(&mut self, waiting: Option<&Waiting>) {
+        self.scratch_is_well();
         let text = waiting.map(ToString::to_string);
         self.beat("waiting", text.as_deref()).await;
         self.tell_silence().await;
@@ -260,25 +270,27 @@ impl Service {
         }
     }
 
-    async fn failed(&mut self, error: &Error) {
+    /// Tells an error, and gives it back as it was told.
+    async fn failed(&mut self, mut error: Error) -> Error {
+        let at_fault = (error.code() == code::SCRATCH).then(|| settings(&self.config).ok());
+        let replay = at_fault.flatten().map(|settings| settings.replay);
+        if let Some(replay) = &replay {
+            error = replay.had_fault(error);
+        }
         tracing::error!("{error}");
         // What is stored says where things stand: it is opened anew.
         let under_way = self.sync.take().map(|sync| sync.under_way()).unwrap_or_default();
         let hours = self.config.metric_hours;
         if let Ok(board) = self.board().await {
             let _ = board.beat("failed", None).await;
-            if board.failed(error, under_way, hours).await.is_err() {
+            if board.failed(&error, under_way, hours).await.is_err() {
                 self.board = None;
             }
         }
-        if error.code() == code::SCRATCH
-            && let Ok(SyncConfig { replay, .. }) = settings(&self.config)
-        {
-            Scratch::had_fault(&replay.scratch);
-            if Scratch::is_hopeless(&replay.scratch, &replay.backup) {
-                self.rebuild_scratch(&replay).await;
-            }
+        if let Some(replay) = replay.filter(ReplayConfig::is_hopeless) {
+            self.rebuild_scratch(&replay).await;
         }
+        error
     }
 
     /// It holds nothing that could not be made again from the base backup and the archive.
@@ -311,8 +323,12 @@ impl Service {
     }
 
     async fn end(mut self) -> Result<()> {
-        if let Some(sync) = self.sync.take() {
-            sync.close().await?;
+        match self.sync.take() {
+            Some(sync) => sync.close().await?,
+            // What held it went with a fault; it runs on, for whoever would have opened it again.
+            None => {
+                Scratch::stop_left(&settings(&self.config)?.replay.scratch).await?;
+            }
         }
         let board = self.board().await?;
         let mut entry = Entry::new("info", "stopped", format!("pid {} ended", std::process::id()));

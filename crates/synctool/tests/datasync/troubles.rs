@@ -1,6 +1,6 @@
 //! What goes wrong around the service, and that it goes on afterwards.
 
-use super::{PATIENCE, Ran, SECRET, World, files, followed, kill};
+use super::{PATIENCE, Ran, SECRET, Session, World, files, followed, kill};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -59,7 +59,11 @@ fn a_missing_segment_is_told(version: PgVersion) {
             .psql("SELECT count(*) FROM data_sync_logs WHERE error_code = 'ST-WAL-001'"),
         "1"
     );
+    // A service that waits for help can be stopped, and leaves no scratch server behind.
+    world.run(&["stop"]).ok();
+    assert!(world.scratch_pid().is_none(), "the scratch server runs");
     fs::rename(&to, &from).unwrap();
+    world.run(&["start"]).ok();
     world.eventually_same(&["acc"]);
     told(&world, "is not archived yet");
     assert!(world.json(&["status"]).1["last_error"].is_null());
@@ -286,6 +290,20 @@ fn a_scratch_server_that_is_killed_or_lost_is_there_again() {
 }
 
 #[test]
+fn a_scratch_server_that_somebody_left_who_was_killed_is_stopped() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    world.production.psql("UPDATE acc SET n = 1");
+    world.archived();
+    world.once().at("datasync.planned", 1).run().assert_killed();
+    assert!(world.scratch_pid().is_some(), "it lives on");
+    world.run(&["stop"]).ok();
+    assert!(world.scratch_pid().is_none(), "the scratch server runs");
+    world.run(&["stop"]).fails(4, &["not running"]);
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+}
+
+#[test]
 fn settings_of_production_that_rise_are_followed() {
     let world = running(PgVersion::V18);
     world
@@ -476,6 +494,33 @@ fn backup_by_hand(world: &World) {
     fs::write(backup.join("backup_label"), label + "\n").unwrap();
 }
 
+/// A nightly backup begins before ours and ends within it: that is not the end of ours.
+#[test]
+fn the_end_of_another_backup_is_not_the_end_of_ours() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.production.psql(ROWS);
+    let (data, backup) = (world.production.data_directory(), world.path("backup"));
+    let (mut nightly, mut ours) = (Session::open(&world.production), Session::open(&world.production));
+    nightly.run("SELECT pg_backup_start('nightly', true)");
+    ours.run("SELECT pg_backup_start('ours', true)");
+    let copied = Command::new("cp").arg("-a").args([&data, &backup]).status();
+    assert!(copied.is_ok() && backup.join("PG_VERSION").is_file());
+    // Everything that a first copy needs, but the end of ours.
+    world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+    nightly.run("SELECT pg_backup_stop()");
+    world.production.psql("UPDATE acc SET n = n + 1");
+    world.archived();
+    let label = backup.join("backup_label");
+    ours.run(&format!(
+        "SELECT labelfile FROM pg_backup_stop() \\g '{}'\nSELECT 1",
+        label.display()
+    ));
+    world.archived();
+    world.add(&["acc"]);
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
+}
+
 /// The versions between: they differ in what their control file says.
 #[test]
 fn the_other_versions_are_followed() {
@@ -615,6 +660,7 @@ fn a_missing_segment_is_told_by_runs_that_look_once() {
         ],
     );
     world.run(&["run-once"]).fails(1, &["ST-WAL-001"]);
+    assert!(world.scratch_pid().is_none(), "the scratch server runs");
     fs::rename(&to, &from).unwrap();
     world.run(&["run-once"]).ok();
     world.same(&["acc"]);

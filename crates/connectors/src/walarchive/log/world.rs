@@ -152,10 +152,10 @@ impl World {
 
     /// Counts it if the scratch server is at fault.
     pub(super) fn judged<T>(&self, done: Result<T>) -> Result<T> {
-        if done.as_ref().is_err_and(|e| e.code() == code::SCRATCH) {
-            Scratch::had_fault(&self.config.scratch);
-        }
-        done
+        done.map_err(|e| match e.code() == code::SCRATCH {
+            true => self.config.had_fault(e),
+            false => e,
+        })
     }
 
     /// The scratch server did what it should: earlier faults count no more.
@@ -165,7 +165,7 @@ impl World {
 
     /// Throws away a scratch server that has had too many faults in a row: it is made anew.
     async fn renew(&self) -> Result<()> {
-        if self.owner.is_none() || !Scratch::is_hopeless(&self.config.scratch, &self.config.backup) {
+        if self.owner.is_none() || !self.config.is_hopeless() {
             return Ok(());
         }
         tracing::warn!("the scratch server is made again from the base backup");

@@ -2,6 +2,7 @@
 
 use super::{Place, Production, bin_dir, scratch_config};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -189,6 +190,59 @@ async fn a_scratch_server_stands_at_the_border_of_two_segments() {
     assert_eq!(Some(catch_up(&scratch, &mut follower).await), end);
     assert!(follower.awaited().start(scratch.control().segment_size) > end);
     scratch.stop().await.unwrap();
+}
+
+/// Nobody can ask it before the end of its base backup, and each segment takes a second: it gets on all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scratch_server_that_cannot_be_asked_yet_gets_on() {
+    let production = Production::start(PgVersion::V18);
+    let server = &production.server;
+    let place = Place::new();
+    let (data, backup) = (server.data_directory(), place.path().join("backup"));
+    let owner = fs::metadata(&data).unwrap();
+    fs::create_dir(&backup).unwrap();
+    std::os::unix::fs::chown(&backup, Some(owner.uid()), Some(owner.gid())).unwrap();
+    let label = server.psql(&format!(
+        "SELECT pg_backup_start('long', true) IS NULL; COPY (SELECT 1) TO PROGRAM 'cp -a {}/. {}/';
+         INSERT INTO t (body) SELECT repeat(md5(g::text), 5) FROM generate_series(1, 45000) g;
+         SELECT labelfile FROM pg_backup_stop(false)",
+        data.display(),
+        backup.display()
+    ));
+    let label: Vec<&str> = label.lines().filter(|line| line.contains(": ")).collect();
+    fs::write(backup.join("backup_label"), label.join("\n") + "\n").unwrap();
+    production.work();
+    let archived = place.path().join("archive");
+    fs::create_dir(&archived).unwrap();
+    archive(&production, &archived);
+    let config = scratch_config(&bin_dir(server), place.path());
+    // It is not waited for while it starts.
+    let hasty = ScratchConfig {
+        patience: Duration::from_secs(1),
+        ..config.clone()
+    };
+    let scratch = Scratch::create(hasty, &backup.clone().into()).unwrap();
+    let gate = place.path().join("scratch/gate");
+    let slow = format!("restore_command = 'sleep 1; cp {}/%f %p'\n", gate.display());
+    let conf = place.path().join("scratch/data/postgresql.conf");
+    let text = fs::read_to_string(&conf).unwrap();
+    fs::write(&conf, text + &slow).unwrap();
+    let mut follower = follow(&scratch, &archived);
+    let mut segments = 0;
+    while let Next::Segment(segment) = follower.next().await.unwrap() {
+        segments += 1;
+        let file = place.path().join("segment");
+        let name = segment.name.to_string();
+        segment.store(&file).unwrap();
+        scratch.admit_file(&name, &file).unwrap();
+    }
+    let patience = 7;
+    assert!(segments > patience + 2, "{segments}");
+    scratch.start().await.unwrap();
+    let patience = Duration::from_secs(patience);
+    scratch.wait_for(follower.position(), patience).await.unwrap();
+    assert_eq!(rows(&scratch).await, server.psql(ROWS));
+    Scratch::create(config, &backup.into()).unwrap().stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

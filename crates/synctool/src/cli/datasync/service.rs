@@ -11,6 +11,7 @@ use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use synctool_connectors::walarchive::Scratch;
 use synctool_core::error::{Error, Result, code};
 
 /// How long is waited for the service to begin its work.
@@ -140,11 +141,26 @@ fn code_of(id: Option<&str>) -> &'static synctool_core::error::Code {
     known.copied().unwrap_or(code::REFUSED)
 }
 
+/// Stops a scratch server that a service left which was killed. Where its settings are of no use, none was made by them.
+async fn stop_left(config: &Config) -> Result<bool> {
+    match datasync::settings(config) {
+        Ok(settings) => Scratch::stop_left(&settings.replay.scratch).await,
+        Err(_) => Ok(false),
+    }
+}
+
 /// `synctool datasync stop`.
 pub(super) async fn stop(config: &Config, patience: Patience) -> Result<Reply> {
     let board = board(config).await?;
     if !is_running(&board).await? {
-        return Err(not_running());
+        if !stop_left(config).await? {
+            return Err(not_running());
+        }
+        let lsn = board.applied().await?.map(|lsn| lsn.to_string());
+        return Ok(Reply::new(
+            json!({ "status": "stopped", "applied_lsn": lsn }),
+            "Data Sync was not running; the scratch server that it had left was stopped\n",
+        ));
     }
     let request = board.request("stop", None).await?;
     let answered = answers(&board, &[request], patience).await?;
@@ -157,6 +173,7 @@ pub(super) async fn stop(config: &Config, patience: Patience) -> Result<Reply> {
     let lsn = board.applied().await?.map(|lsn| lsn.to_string());
     match (done, is_running(&board).await?) {
         (Some(_), _) | (None, false) => {
+            stop_left(config).await?;
             let place = lsn.as_deref().unwrap_or("no place yet");
             Ok(Reply::new(
                 json!({ "status": "stopped", "applied_lsn": lsn }),

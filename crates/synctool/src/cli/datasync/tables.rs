@@ -154,8 +154,10 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
         }
         false => {
             let mut sync = Box::pin(DataSync::open(datasync::settings(config)?)).await?;
-            let (lsn, tables) = Box::pin(sync.verify()).await?;
-            sync.close().await?;
+            let proof = Box::pin(sync.verify()).await;
+            let closed = sync.close().await;
+            let (lsn, tables) = proof?;
+            closed?;
             json!({ "lsn": lsn.to_string(), "tables": tables })
         }
     };

@@ -56,7 +56,9 @@ pub fn failpoint(name: &str) -> Result<()> {
         "error" => Err(Error::new(code::INJECTED, format!("failpoint {name}"))),
         action => {
             let signal = if action == "stop" { "-STOP" } else { "-KILL" };
-            let _ = std::process::Command::new("kill").args([signal, &this_thread()]).status();
+            let _ = std::process::Command::new("kill")
+                .args([signal, &this_thread()])
+                .status();
             if action != "stop" {
                 // The signal is on its way; nothing may happen after this place.
                 loop {

@@ -489,7 +489,8 @@ class BackfillLoad(Backfill):
 
     def contenders(self):
         self.lags = []
-        return super().contenders()
+        self.live = Live(self.bench, "")
+        return {"synctool run": self.ours, "psql | psql beside the same load": self.live.pipe_under_load}
 
     def ours(self):
         sample, (_, _, meanwhile), (count, _, afterwards) = self.live.backfill_under_load()

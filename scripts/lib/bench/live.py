@@ -40,6 +40,14 @@ WATCH = """
     FROM (SELECT ms, row_number() OVER (ORDER BY at) AS i, count(*) OVER () AS all FROM seen) s WHERE i > s.all / 10"""
 
 
+# Until the table has as many new rows; its statistics are a second old at most.
+LOADED = """DO $$ BEGIN
+    WHILE coalesce((SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'items'), 0) < {rows} LOOP
+      PERFORM pg_sleep(0.2), pg_stat_clear_snapshot();
+    END LOOP;
+END $$"""
+
+
 class Live(Logs):
     """Somebody follows the log, and meanwhile it is written."""
 
@@ -183,12 +191,12 @@ class Live(Logs):
     def backfill_under_load(self):
         """The same while the table and another one are written; how late the log is meanwhile, and afterwards."""
         self.beats("items")
-        pipeline = self.pipeline(["items", "log_beats"])
         load = self.load(3600, touch=True)
         watching = self.watch()
-        sample = self.bench.runner.measure(lambda: self.run([*pipeline, "--until-caught-up"]))
+        self.follow(self.pipeline(["items", "log_beats"]))
+        loaded = LOADED.format(rows=self.bench.rows)
+        sample = self.beside(lambda: self.run(self.destination.psql_command(loaded)))
         meanwhile = self.watched(watching)
-        self.follow(pipeline)
         watching = self.watch()
         time.sleep(self.seconds())
         self.bench.runner.kill(load)
@@ -197,6 +205,15 @@ class Live(Logs):
         self.check_items()
         self.leave()
         return sample, meanwhile, afterwards
+
+    def pipe_under_load(self):
+        """What a pipe needs for the table while the same is written, and nobody reads the log."""
+        self.beats("items")
+        load = self.load(3600, touch=True)
+        sample = self.bench.one_pipe()
+        self.bench.runner.kill(load)
+        self.drop(SLOT)
+        return sample
 
     def check_items(self):
         """Its rows; a copy that follows a log has no NOT NULL beyond its key."""

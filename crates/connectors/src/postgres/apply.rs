@@ -8,18 +8,18 @@ use super::client::Connection;
 use super::destination::{PostgresDestination, Target};
 use super::fold::{Cells, Change, Key, Net, New, Pending, Place, is_exact, one_form, pattern_of};
 use super::integrity::{Integrity, may_replicate};
-use super::merge::{Mapping, columns_of, oid_of};
+use super::merge::{Existing, Mapping, columns_of, oid_of};
 use super::rows::{CopyForm, RowEncoder};
 use super::slices::{self, Order};
 use super::sql::ident;
-use super::stage::{Batch, Count, Failed, Kind, Stage, counts, upserted};
+use super::stage::{Batch, Count, Failed, Kind, Stage, Straight, counts, upserted};
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
 use arrow_row::{RowConverter, SortField};
 use arrow_select::interleave::interleave;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
-use futures::future::join;
+use futures::future::{join, join3};
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{self, ToSql, Type};
 use tokio_postgres::{CopyInSink, Statement};
 
 /// Gathered changes are applied when they hold so many bytes.
@@ -42,6 +43,9 @@ const DETOUR: u32 = 32;
 const WORTH: usize = 256;
 /// Encoded rows go to the server in pieces of this size.
 const PIECE: usize = 128 << 10;
+/// So few new rows, of so many bytes, are one INSERT: it needs one answer of the server where COPY needs two.
+const FEW: usize = 128;
+const LITTLE: usize = 256 << 10;
 /// A table is loaded as long as there was a fresh batch among so many.
 const LOADING: u32 = 1_000;
 
@@ -57,11 +61,12 @@ pub(super) struct Applier {
     applied: Applied,
 }
 
-/// The statements of COPY that the server has prepared.
+/// The statements of a table that the server has prepared.
 #[derive(Default)]
-struct Copies {
+struct Prepared {
     staged: Option<Statement>,
     straight: Option<Statement>,
+    insert: Option<Statement>,
 }
 
 struct Table {
@@ -69,7 +74,9 @@ struct Table {
     /// The table as the source calls it.
     source: TableId,
     stage: Stage,
-    copies: Copies,
+    prepared: Prepared,
+    /// The types of arrays of its columns' values, if a few rows can be given as such.
+    arrays: Option<Vec<Type>>,
     staged: bool,
     made: bool,
     /// Whether the transaction has applied some.
@@ -159,9 +166,13 @@ impl Applier {
         let keys = target.schema.key_indices()?;
         let keys: Vec<&Column> = keys.iter().map(|&i| &target.schema.columns[i]).collect();
         let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
+        let stage = Stage::new(&target, &mapping, number)?;
+        let binary = |straight: &Straight| straight.encoder.form() == CopyForm::Binary;
+        let binary = stage.straight.as_ref().is_some_and(binary);
         Ok(Table {
-            stage: Stage::new(&target, &mapping, number)?,
-            copies: Copies::default(),
+            stage,
+            arrays: arrays_of(&target.schema, &existing).filter(|_| binary),
+            prepared: Prepared::default(),
             exact: keys.iter().all(|c| is_exact(c)) && !mapping.key.iter().any(|p| p.folds),
             fragile: facts.get::<_, i64>(0) > 1,
             unique: facts.get(1),
@@ -677,6 +688,16 @@ async fn reordered(
     Ok(reordered)
 }
 
+/// The types of arrays of a table's columns, where each is one of the server's own: an array of another may be taken apart
+/// where a row of it is wanted.
+fn arrays_of(schema: &TableSchema, existing: &[Existing]) -> Option<Vec<Type>> {
+    let array = |column: &Column| {
+        let there = existing.iter().find(|e| e.name == column.name)?;
+        Type::from_oid(there.array).filter(|ty| matches!(ty.kind(), types::Kind::Array(_)))
+    };
+    schema.columns.iter().map(array).collect()
+}
+
 fn arrow(e: arrow_schema::ArrowError) -> Error {
     Error::bug(format!("gathering changes: {e}"))
 }
@@ -802,7 +823,7 @@ impl Table {
         (self.made, self.staged) = (true, true);
         let (batch, patterns) = self.staged_rows(pending, changes, many)?;
         let rows = (0..batch.num_rows()).map(|row| (0, row));
-        let copy = prepared(session, &mut self.copies.staged, &self.stage.copy).await?;
+        let copy = prepared(session, &mut self.prepared.staged, &self.stage.copy, &[]).await?;
         let ready = async {
             match setup.is_empty() {
                 true => Ok(()),
@@ -858,23 +879,23 @@ impl Table {
         };
         let rows: Vec<(usize, usize)> = new.iter().filter_map(place).collect();
         let written = rows.len() as u64;
-        let copy = prepared(session, &mut self.copies.straight, &straight.copy).await;
-        let copy = copy.map_err(|e| e.error(&self.target.table))?;
-        let done = async {
-            // The savepoint and what follows travel together, and so do the end of the rows and its release: after a
-            // failure the one that is behind it fails as well, and undoes nothing.
-            let savepoint = after(opening, "SAVEPOINT synctool_straight");
-            let (savepoint, copy) = join(run(session, &savepoint), session.copy_in(copy)).await;
-            savepoint?;
-            let mut copy = Box::pin(copy?);
-            feed(copy.as_mut(), &straight.encoder, &pending.batches, rows.into_iter()).await?;
-            let release = run(session, "RELEASE SAVEPOINT synctool_straight");
-            let (stored, released) = join(copy.as_mut().finish(), release).await;
-            stored?;
-            released?;
-            Ok(())
+        let few = rows.len() <= FEW && pending.bytes <= LITTLE;
+        let done = match self.arrays.as_deref().filter(|_| few) {
+            Some(types) => {
+                insert_few(
+                    session,
+                    &mut self.prepared.insert,
+                    straight,
+                    types,
+                    pending,
+                    &rows,
+                    opening,
+                )
+                .await
+            }
+            None => copy_straight(session, &mut self.prepared.straight, straight, pending, &rows, opening).await,
         };
-        match done.await {
+        match done {
             Ok(()) => Ok(Some(Applied {
                 written,
                 inserted: written,
@@ -1115,13 +1136,63 @@ async fn prepared<'a>(
     session: &Connection,
     known: &'a mut Option<Statement>,
     statement: &str,
+    types: &[Type],
 ) -> Result<&'a Statement, Failed> {
     if known.is_none() {
-        *known = Some(session.prepare(statement).await?);
+        *known = Some(session.prepare_typed(statement, types).await?);
     }
     known
         .as_ref()
         .ok_or_else(|| Failed::Other(Error::bug("a statement was not prepared")))
+}
+
+/// Copies rows into the table itself, behind a savepoint.
+async fn copy_straight(
+    session: &Connection,
+    known: &mut Option<Statement>,
+    straight: &Straight,
+    pending: &Pending,
+    rows: &[(usize, usize)],
+    opening: &mut Option<String>,
+) -> Result<(), Failed> {
+    let copy = prepared(session, known, &straight.copy, &[]).await?;
+    // The savepoint and what follows travel together, and so do the end of the rows and its release: after a failure the
+    // one that is behind it fails as well, and undoes nothing.
+    let savepoint = after(opening, "SAVEPOINT synctool_straight");
+    let (savepoint, copy) = join(run(session, &savepoint), session.copy_in(copy)).await;
+    savepoint?;
+    let mut copy = Box::pin(copy?);
+    feed(copy.as_mut(), &straight.encoder, &pending.batches, rows.iter().copied()).await?;
+    let release = run(session, "RELEASE SAVEPOINT synctool_straight");
+    let (stored, released) = join(copy.as_mut().finish(), release).await;
+    stored?;
+    Ok(released?)
+}
+
+/// The same with an INSERT, all of which travels together.
+async fn insert_few(
+    session: &Connection,
+    known: &mut Option<Statement>,
+    straight: &Straight,
+    types: &[Type],
+    pending: &Pending,
+    rows: &[(usize, usize)],
+    opening: &mut Option<String>,
+) -> Result<(), Failed> {
+    let insert = prepared(session, known, &straight.insert, types).await?;
+    let arrays = straight.encoder.arrays(&pending.batches, rows, types)?;
+    let arrays = arrays.ok_or_else(|| Error::bug("values without a binary form"))?;
+    let arrays: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|array| array as _).collect();
+    let savepoint = after(opening, "SAVEPOINT synctool_straight");
+    let (savepoint, stored, released) = join3(
+        run(session, &savepoint),
+        session.execute(insert, &arrays),
+        run(session, "RELEASE SAVEPOINT synctool_straight"),
+    )
+    .await;
+    savepoint?;
+    stored?;
+    Ok(released?)
 }
 
 /// Rows of batches as COPY takes them: while the server has some of them, the next ones are encoded.

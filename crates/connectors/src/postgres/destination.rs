@@ -369,6 +369,7 @@ impl PostgresDestination {
                 identity: false,
                 folds: false,
                 varies: false,
+                array: 0,
             });
         }
         Ok(added)

@@ -25,6 +25,8 @@ pub(super) struct Existing {
     pub(super) folds: bool,
     /// Whether it may call different values equal: 1 and 1.0, a day and 24 hours, and everything that `folds`.
     pub(super) varies: bool,
+    /// The type of arrays of its values, which are no arrays; 0 if there is none.
+    pub(super) array: u32,
 }
 
 /// The types whose equal values are identical, as far as their collation does not say otherwise.
@@ -51,7 +53,8 @@ pub(super) async fn columns_of(client: &impl GenericClient, oid: u32) -> Result<
             &format!("SELECT attname::text, pg_catalog.format_type(atttypid, atttypmod), attnotnull, atthasdef, \
              attgenerated <> '', attidentity = 'a', attidentity <> '', \
              t.typname = 'citext' OR COALESCE(NOT c.collisdeterministic, false), \
-             t.typtype <> 'e' AND COALESCE(NULLIF(t.typbasetype, 0), t.oid) <> ALL (ARRAY[{IDENTICAL}]::regtype[]::oid[]) \
+             t.typtype <> 'e' AND COALESCE(NULLIF(t.typbasetype, 0), t.oid) <> ALL (ARRAY[{IDENTICAL}]::regtype[]::oid[]), \
+             COALESCE(t.typarray, 0::oid) \
              FROM pg_catalog.pg_attribute LEFT JOIN pg_catalog.pg_type t ON t.oid = atttypid \
              LEFT JOIN pg_catalog.pg_collation c ON c.oid = attcollation WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum"),
             &[&oid],
@@ -70,6 +73,7 @@ pub(super) async fn columns_of(client: &impl GenericClient, oid: u32) -> Result<
             identity: r.get(6),
             folds: r.get(7),
             varies: r.get::<_, bool>(7) || r.get::<_, bool>(8),
+            array: r.get(9),
         })
         .collect())
 }

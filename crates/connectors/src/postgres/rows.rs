@@ -7,6 +7,7 @@ use arrow_array::{Array, RecordBatch};
 use bytes::{BufMut, BytesMut};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{Column, TableId};
+use tokio_postgres::types::{IsNull, Kind, ToSql, Type, to_sql_checked};
 
 /// The form of the rows of a COPY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +103,55 @@ impl RowEncoder {
             CopyForm::Text => Rows::Text(columns.map(AsRef::as_ref).collect()),
         })
     }
+
+    /// Rows, each of a batch, as one array per column: the form that parameters of these types have. `None` where values
+    /// have no binary form here.
+    pub(super) fn arrays(
+        &self,
+        batches: &[RecordBatch],
+        rows: &[(usize, usize)],
+        types: &[Type],
+    ) -> Result<Option<Vec<Parameter>>> {
+        let mut cells = Vec::with_capacity(batches.len());
+        for batch in batches {
+            match self.bind(batch)? {
+                Rows::Binary(columns) => cells.push(columns),
+                Rows::Text(_) => return Ok(None),
+            }
+        }
+        let array = |(column, ty): (usize, &Type)| -> Result<Parameter> {
+            let Kind::Array(element) = ty.kind() else {
+                return Err(Error::bug("a parameter that is no array"));
+            };
+            let mut out = BytesMut::new();
+            // One dimension that begins at 1, perhaps with NULLs.
+            for word in [1, 1, element.oid() as i32, rows.len() as i32, 1] {
+                out.put_i32(word);
+            }
+            for &(batch, row) in rows {
+                cells[batch][column].write(row, &mut out)?;
+            }
+            Ok(Parameter(out))
+        };
+        types.iter().enumerate().map(array).collect::<Result<_>>().map(Some)
+    }
+}
+
+/// A parameter that is in its binary form already.
+#[derive(Debug)]
+pub(super) struct Parameter(BytesMut);
+
+impl ToSql for Parameter {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&self.0);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
 }
 
 /// The rows of one batch.

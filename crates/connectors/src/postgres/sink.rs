@@ -22,8 +22,8 @@ use synctool_core::plan::{Plan, Work};
 use synctool_core::progress::{Advance, Checkpoint, Epoch, PartitionId};
 use synctool_core::schema::TableId;
 use synctool_core::sink::Sink;
-use tokio_postgres::types::PgLsn;
 use tokio_postgres::CopyInSink;
+use tokio_postgres::types::PgLsn;
 
 /// Bytes per CopyData message: large enough that a message costs nothing, small enough that reading goes on meanwhile.
 const CHUNK: usize = 256 << 10;

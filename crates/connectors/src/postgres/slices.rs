@@ -101,6 +101,26 @@ impl Order {
     }
 }
 
+/// Whether the database's own collation goes by bytes. Before 15 a database has no provider: it is the C library, whose
+/// C.UTF-8 goes by code points, as UTF-8 does.
+const DATABASE: &str = "(SELECT CASE coalesce(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') WHEN 'b' THEN true \
+    WHEN 'c' THEN d.datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8') ELSE false END AS bytes \
+    FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) d";
+
+/// Types of the server's own, besides those of which other engines have the same order, that it orders the same
+/// everywhere.
+const OF_EVERY_SERVER: [&str; 9] = [
+    "boolean",
+    "real",
+    "double precision",
+    "inet",
+    "cidr",
+    "macaddr",
+    "interval",
+    "oid",
+    "time with time zone",
+];
+
 /// How some columns of a table order their values.
 pub(super) struct Orders {
     /// Those whose own order is that of the bytes of their texts.
@@ -110,18 +130,31 @@ pub(super) struct Orders {
 }
 
 impl Orders {
+    /// Of columns that are still to be made.
+    async fn to_be_made(connection: &Connection, columns: &[String]) -> Result<Orders> {
+        let row = connection
+            .query_one(&format!("SELECT d.bytes FROM {DATABASE}"), &[])
+            .await;
+        let row = row.map_err(|e| connection.error(e, "reading the database's collation"))?;
+        Ok(Orders {
+            by_bytes: match row.get(0) {
+                true => columns.to_vec(),
+                false => Vec::new(),
+            },
+            by_default: columns.to_vec(),
+        })
+    }
+
     pub(super) async fn of(connection: &Connection, oid: u32, columns: &[String]) -> Result<Orders> {
         // 100 is the database's own collation, 950 "C", 951 "POSIX", 962 ucs_basic, 811 pg_c_utf8 (pg_collation.dat).
-        // Before 15 a database has no provider: it is the C library, whose C.UTF-8 goes by code points, as UTF-8 does.
         let row = connection
             .query_one(
-                "SELECT ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 \
-                   AND a.attname::text = ANY ($2) AND (a.attcollation IN (950, 951, 962, 811) OR a.attcollation = 100 AND d.bytes)), \
-                 ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 \
-                   AND a.attname::text = ANY ($2) AND a.attcollation = 100) \
-                 FROM (SELECT CASE coalesce(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') WHEN 'b' THEN true \
-                     WHEN 'c' THEN d.datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8') ELSE false END AS bytes \
-                   FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) d",
+                &format!(
+                    "SELECT ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 \
+                       AND a.attname::text = ANY ($2) AND (a.attcollation IN (950, 951, 962, 811) OR a.attcollation = 100 AND d.bytes)), \
+                     ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 \
+                       AND a.attname::text = ANY ($2) AND a.attcollation = 100) FROM {DATABASE}"
+                ),
                 &[&oid, &columns],
             )
             .await
@@ -166,21 +199,33 @@ pub(super) async fn key_orders(
     columns: &[Column],
 ) -> Result<Vec<Option<String>>> {
     let is_text = |c: &Column| matches!(c.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
+    let printed = |c: &Column| c.source_type.as_deref().and_then(unmodified);
+    let own = |c: &Column| {
+        let name = printed(c).filter(|name| OF_EVERY_SERVER.contains(&name.as_str()))?;
+        Some(format!("postgresql {name}"))
+    };
     let mut found = columns
         .iter()
-        .map(|c| c.ty.shared_order().map(str::to_string))
+        .map(|c| c.ty.shared_order().map(str::to_string).or_else(|| own(c)))
         .collect::<Vec<_>>();
     if !columns.iter().any(is_text) {
         return Ok(found);
     }
-    let Some(described) = catalog::find(connection, table, default_schema).await? else {
-        return Ok(found);
-    };
     let names: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
-    let orders = Orders::of(connection, described.oid, &names).await?;
+    let described = catalog::find(connection, table, default_schema).await?;
+    let orders = match &described {
+        Some(described) => Orders::of(connection, described.oid, &names).await?,
+        None => Orders::to_be_made(connection, &names).await?,
+    };
     let default = text_order(connection).await?;
     for (column, order) in columns.iter().zip(&mut found) {
-        let printed = column.source_type.as_deref().and_then(unmodified);
+        let printed = match (&described, &column.ty) {
+            (Some(_), _) => printed(column),
+            // The name of its type is still the other end's.
+            (None, ColumnType::Text { .. }) => Some("text".into()),
+            (None, ColumnType::Char { .. }) => Some("bpchar".into()),
+            (None, _) => None,
+        };
         let padded = match printed.as_deref() {
             Some("text" | "character varying") => "",
             // Blanks at the end do not count.

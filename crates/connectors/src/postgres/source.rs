@@ -462,6 +462,11 @@ impl CopyReader {
             }
             Some(_) => check_names(&connection, &statement, read).await?,
         }
+        // Partitions and heirs are locked by whoever plans their reading, and not before.
+        connection
+            .batch_execute(&format!("EXPLAIN {}", select.sql()))
+            .await
+            .map_err(|e| select.error(&connection, e, &what))?;
         source.check_snapshot(&connection, read).await?;
         let stream = connection
             .copy_out(&format!("COPY ({}) TO STDOUT (FORMAT binary)", select.sql()))

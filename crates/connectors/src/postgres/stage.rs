@@ -9,7 +9,7 @@ use super::destination::Target;
 use super::fold::is_exact;
 use super::merge::Mapping;
 use super::rows::RowEncoder;
-use super::sql::ident;
+use super::sql::{ident, idents};
 use std::collections::HashSet;
 use synctool_core::error::{Error, Result};
 use synctool_core::ledger::Applied;
@@ -65,11 +65,13 @@ pub(super) struct Stage {
     pub(super) straight: Option<Straight>,
 }
 
-/// COPY into the table itself.
+/// The ways into the table itself.
 #[derive(Debug)]
 pub(super) struct Straight {
     pub(super) encoder: RowEncoder,
     pub(super) copy: String,
+    /// An INSERT that takes an array of values for each column.
+    pub(super) insert: String,
 }
 
 impl Stage {
@@ -115,9 +117,18 @@ impl Stage {
         let straight = match columns.iter().all(|c| c.written && c.cast.is_none()) {
             true => {
                 let encoder = RowEncoder::new(&schema.columns, &target.types, None)?;
-                let names = schema.columns.iter().map(|c| &c.name);
+                let names: Vec<&String> = schema.columns.iter().map(|c| &c.name).collect();
+                let arrays = (1..=names.len()).map(|n| format!("pg_catalog.unnest(${n})"));
+                let arrays: Vec<String> = arrays.collect();
                 Some(Straight {
-                    copy: encoder.copy_statement(&target.table, names),
+                    copy: encoder.copy_statement(&target.table, &names),
+                    // As COPY does, it writes identities that are always generated.
+                    insert: format!(
+                        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT * FROM ROWS FROM ({}) AS r",
+                        quoted(&target.table),
+                        idents(&names),
+                        arrays.join(", ")
+                    ),
                     encoder,
                 })
             }

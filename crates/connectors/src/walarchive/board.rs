@@ -151,7 +151,11 @@ impl Board {
     /// Whether these tables exist here: those that do not are told.
     pub async fn missing(&self, names: &[String]) -> Result<Vec<String>> {
         let found = tables::find(&self.local, names.iter().map(String::as_str)).await?;
-        Ok(names.iter().filter(|n| !found.names.contains_key(*n)).cloned().collect())
+        Ok(names
+            .iter()
+            .filter(|n| !found.names.contains_key(*n))
+            .cloned()
+            .collect())
     }
 
     /// The names that are selected.

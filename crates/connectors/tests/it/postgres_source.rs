@@ -728,7 +728,11 @@ async fn a_table_that_is_written_anew_is_not_taken_for_empty() {
             let mut planned = spec(&source, table).await;
             let other = spec(&source, "other").await;
             texts(&source, &other, Slice::All).await;
-            let anew = |n: i32| db.psql(&format!("ALTER TABLE {of} ADD {table}{n} uuid DEFAULT gen_random_uuid()"));
+            let anew = |n: i32| {
+                db.psql(&format!(
+                    "ALTER TABLE {of} ADD {table}{n} uuid DEFAULT gen_random_uuid()"
+                ))
+            };
             anew(1);
             let context = ReadContext::default();
             let e = read(&source, &planned, Slice::All, &context).await.unwrap_err();
@@ -741,6 +745,24 @@ async fn a_table_that_is_written_anew_is_not_taken_for_empty() {
             let e = read(&source, &planned, Slice::All, &context).await.unwrap_err();
             assert_eq!(e.code(), code::SNAPSHOT_LOST, "{table}: {e}");
         }
+        // A partition alone, which whoever reads its table meets only when the reading is planned.
+        let source = postgres.source();
+        let planned = spec(&source, "p").await;
+        let other = spec(&source, "other").await;
+        texts(&source, &other, Slice::All).await;
+        let held = postgres.connect().await.unwrap();
+        let anew = "BEGIN; TRUNCATE p1; INSERT INTO p SELECT generate_series(1, 100)";
+        held.batch_execute(anew).await.unwrap();
+        let reading = tokio::spawn(async move { read(&source, &planned, Slice::All, &ReadContext::default()).await });
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("the reader to wait", Duration::from_secs(20), async || {
+            db.psql(waits) == "1"
+        })
+        .await;
+        held.batch_execute("COMMIT").await.unwrap();
+        let e = reading.await.unwrap().unwrap_err();
+        assert_eq!(e.code(), code::CONFLICT, "{e}");
     }
 }
 

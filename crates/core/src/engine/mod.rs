@@ -67,7 +67,7 @@ impl Default for Options {
             max_row_bytes: 256 << 20,
             retry: RetryPolicy::default(),
             commit_bytes: 64 << 20,
-            commit_interval: Duration::from_millis(500),
+            commit_interval: Duration::from_millis(100),
             commit_when_idle: false,
             load_commit_interval: Duration::from_secs(30),
             grace: Duration::from_secs(10),
@@ -458,12 +458,14 @@ impl Engine {
                 continue;
             };
             let label = hash::label_of(&partition.id);
-            if shared.deferred.knows(label) {
+            let state = checkpoint.get(&partition.id);
+            // Where everything is deleted already, nothing more will be.
+            if shared.deferred.knows(label) || state.is_some_and(|s| s.done) {
                 found += earlier.get(label).copied().unwrap_or_default();
                 continue;
             }
             // What an earlier process deleted counts, too.
-            let deleted = checkpoint.get(&partition.id).map_or(0, |s| s.applied.deleted);
+            let deleted = state.map_or(0, |s| s.applied.deleted);
             found.destination += deleted;
             found.only_destination += deleted;
             again.push((label.to_string(), compare.clone()));

@@ -33,6 +33,10 @@ use std::sync::{Arc, Mutex};
 const BLOCK_ROWS: u64 = 512;
 /// Differing blocks are looked at row by row together while they hold so many rows.
 const GROUP_ROWS: u64 = 20_000;
+/// Where blocks are no ranges, each group costs a scan of the slice: no more groups than these, while they hold at most so
+/// many rows.
+const GROUPS: u64 = 64;
+const GROUP_ROWS_AT_MOST: u64 = 300_000;
 /// Rows fetched by key in one query.
 const FETCH_ROWS: usize = 1000;
 
@@ -984,6 +988,8 @@ pub struct Comparison {
     at_destination: HashRequest,
     /// Blocks that differ, with their rows at both ends.
     differing: VecDeque<(i64, u64)>,
+    /// Rows of differing blocks that are looked at together.
+    together: u64,
     /// Rows in blocks that are equal.
     pub equal: Compared,
 }
@@ -1016,7 +1022,15 @@ impl Comparison {
             }
         }
         differing.retain(|id, _| after.is_none_or(|a| *id > a));
+        let together = match (&compare.source, compare.blocks) {
+            (Slice::All, Blocks::Spread { .. }) => {
+                let rows: u64 = differing.values().sum();
+                (rows / GROUPS).clamp(GROUP_ROWS, GROUP_ROWS_AT_MOST)
+            }
+            _ => GROUP_ROWS,
+        };
         Ok(Comparison {
+            together,
             pair,
             at_source,
             at_destination,
@@ -1030,7 +1044,7 @@ impl Comparison {
         let mut ids = Vec::new();
         let mut rows = 0;
         while let Some((id, size)) = self.differing.front().copied() {
-            if !ids.is_empty() && rows + size > GROUP_ROWS {
+            if !ids.is_empty() && rows + size > self.together {
                 break;
             }
             ids.push(id);

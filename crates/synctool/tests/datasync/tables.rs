@@ -61,14 +61,16 @@ fn ddl_pauses_only_the_table_concerned(version: PgVersion) {
     );
     assert!(world.state("public.seen").contains("is no table with rows of its own"));
     // One that shows rows of others, and one whose rows are logged in a way of their own.
-    let heirs = "paused: table public.base has tables that inherit from it (public.heir): it shows their rows as its own";
+    let heirs =
+        "paused: table public.base has tables that inherit from it (public.heir): it shows their rows as its own";
     assert!(
         world.state("public.base").starts_with(heirs),
         "{}",
         world.state("public.base")
     );
     world.same(&["heir"]);
-    let method = "paused: table public.kept has the access method other_heap: its changes are not logged as rows -> ALTER TABLE";
+    let method =
+        "paused: table public.kept has the access method other_heap: its changes are not logged as rows -> ALTER TABLE";
     assert!(
         world.state("public.kept").starts_with(method),
         "{}",

@@ -416,7 +416,7 @@ impl Snapshot {
             SELECT backend_xid::text FROM pg_catalog.pg_stat_activity
             WHERE backend_xid IS NOT NULL AND state IN ('idle in transaction', 'idle in transaction (aborted)')
                OR backend_xid IS NULL AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
-                  AND (wait_event = 'SyncRep' OR state = 'active' AND query ILIKE '%prepared%'
+                  AND (wait_event = 'SyncRep' OR state = 'active' AND query ~* 'commit\\s+prepared'
                        OR state IS NULL AND pg_catalog.current_setting('synchronous_standby_names') <> '')";
         const PREPARED: &str = "SELECT transaction::text FROM pg_catalog.pg_prepared_xacts";
         if self.in_progress.is_empty() {

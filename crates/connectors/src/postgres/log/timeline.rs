@@ -6,6 +6,7 @@ use super::client::Replication;
 use super::pgoutput::Lsn;
 use synctool_core::error::{Error, Result, code};
 use tokio_postgres::types::PgLsn;
+use tokio_util::task::AbortOnDropHandle;
 
 const WHAT: &str = "asking for the standby's timeline";
 
@@ -14,8 +15,19 @@ pub(super) struct Timeline {
     database: Postgres,
     /// Kept open: each place beyond what is known asks again.
     link: Option<Replication>,
+    /// A question under way: it outlives the call that asked it, so that whoever is interrupted asks no second time.
+    asking: Option<AbortOnDropHandle<Result<Answer>>>,
     /// Up to here the log is on the timeline that was told last.
     known: Lsn,
+}
+
+struct Answer {
+    link: Replication,
+    timeline: u32,
+    /// Up to where the log is surely on it.
+    known: Lsn,
+    /// Where the timeline of before was left, if it is another.
+    left: Option<Lsn>,
 }
 
 impl Timeline {
@@ -28,40 +40,64 @@ impl Timeline {
         Ok(row.get::<_, bool>(0).then(|| Timeline {
             database: database.clone(),
             link: None,
+            asking: None,
             known: 0,
         }))
     }
 
-    /// The timeline of a place that was read, given that of what was read before.
+    /// The timeline of a place that was read, given that of what was read before. Cancel safe.
     pub(super) async fn at(&mut self, lsn: Lsn, before: u32) -> Result<u32> {
-        if lsn <= self.known {
-            return Ok(before);
-        }
-        // Whoever drops this call drops the link, too: an answer may be on its way.
-        let mut kept = None;
-        if let Some(mut link) = self.link.take() {
-            kept = told(&mut link).await.ok().map(|told| (link, told));
-        }
-        let (mut link, (now, known)) = match kept {
-            Some(kept) => kept,
-            None => {
-                let mut link = Replication::connect(&self.database).await?;
-                let told = told(&mut link).await?;
-                (link, told)
+        while lsn > self.known {
+            // An answer to an earlier call may be about less.
+            let asked_now = self.asking.is_none();
+            let link = &mut self.link;
+            let asking = self.asking.get_or_insert_with(|| {
+                let question = ask(self.database.clone(), link.take(), before);
+                AbortOnDropHandle::new(tokio::spawn(question))
+            });
+            let answer = asking.await;
+            self.asking = None;
+            let answer = answer.map_err(|e| Error::bug(format!("{WHAT}: {e}")))??;
+            self.link = Some(answer.link);
+            if let Some(left) = answer.left.filter(|left| lsn <= *left) {
+                self.known = left;
+                return Ok(before);
             }
-        };
-        self.known = known;
-        let mut timeline = now;
-        if now != before {
-            let history = link.history(now).await?;
-            let left = history.into_iter().find(|(t, left)| *t == before && lsn <= *left);
-            if let Some((_, left)) = left {
-                (self.known, timeline) = (left, before);
+            if answer.timeline != before || asked_now {
+                self.known = answer.known;
+                return Ok(answer.timeline);
             }
+            self.known = answer.known;
         }
-        self.link = Some(link);
-        Ok(timeline)
+        Ok(before)
     }
+}
+
+/// Asks over a link that is there already, or over a new one where that is broken.
+async fn ask(database: Postgres, kept: Option<Replication>, before: u32) -> Result<Answer> {
+    let mut told_by = None;
+    if let Some(mut link) = kept {
+        told_by = told(&mut link).await.ok().map(|told| (link, told));
+    }
+    let (mut link, (timeline, known)) = match told_by {
+        Some(told_by) => told_by,
+        None => {
+            let mut link = Replication::connect(&database).await?;
+            let told = told(&mut link).await?;
+            (link, told)
+        }
+    };
+    let mut left = None;
+    if timeline != before {
+        let history = link.history(timeline).await?;
+        left = history.into_iter().find(|(t, _)| *t == before).map(|(_, left)| left);
+    }
+    Ok(Answer {
+        link,
+        timeline,
+        known,
+        left,
+    })
 }
 
 /// The timeline of a server, and up to where its log is surely on it. That is asked first: what was replayed before the

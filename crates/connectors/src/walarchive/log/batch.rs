@@ -124,11 +124,9 @@ pub(super) fn parts<'a>(found: &'a tables::Found, table: &TableId) -> Result<Vec
     let parts: Vec<&Table> = found.tables.values().filter(|t| t.selected == name).collect();
     for part in &parts {
         let Some((why, next)) = part.refused() else { continue };
-        return Err(
-            Error::new(code::UNSUPPORTED, format!("table {} {why}", part.display()))
-                .at("table", name)
-                .hint(next),
-        );
+        return Err(Error::new(code::UNSUPPORTED, format!("table {} {why}", part.display()))
+            .at("table", name)
+            .hint(next));
     }
     Ok(parts)
 }

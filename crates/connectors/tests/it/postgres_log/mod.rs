@@ -150,7 +150,10 @@ impl Capture {
         let patience = Duration::from_secs(30);
         synctool_testkit::eventually("the log to be read", patience, async || self.from.psql(&is_read) == "t").await;
         let other = self.from.connect().await;
-        other.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        other
+            .batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+            .await
+            .unwrap();
         source.steering().requests().pause(Pause::None);
         let waits = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
         synctool_testkit::eventually("a chunk to wait", patience, async || self.from.psql(waits) == "t").await;

@@ -25,6 +25,7 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
         }
         ConfigCommand::Show { pipeline } if pipeline.said().is_none() => {
             let global = globals.loader().global()?;
+            global.not_yet.iter().for_each(|n| globals.note(&n.to_string()));
             let from = global
                 .file
                 .as_ref()

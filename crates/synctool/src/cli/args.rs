@@ -10,13 +10,16 @@ use synctool_pgwal::Lsn;
 #[command(
     name = "synctool",
     version,
-    about = "Keeps tables in one place equal to tables in another: by query or by file, resumable, verified.",
+    about = "Keeps tables in one place equal to tables in another: by query, by log or by file, resumable, verified.",
     after_help = "Examples:
   synctool copy sqlite:shop.db orders orders.csv orders       copy one table, no files needed
   synctool init postgresql://me@db/shop orders sqlite:x.db    write a pipeline from the live catalog
   synctool doctor orders.yaml                                 check every prerequisite, with fixes
   synctool plan orders.yaml                                   what a run would do
   synctool run orders.yaml                                    do it; again after any interruption
+  synctool verify orders.yaml                                 prove that both ends hold the same rows
+  synctool cdc status shop_log.yaml                           how far a pipeline that follows a log is
+  synctool datasync status                                    the same of Data Sync, which follows archived WAL
 
 Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences found, 4 refused by policy,
 5 transient (retry), 6 already running, 130 interrupted (state saved).",
@@ -228,6 +231,7 @@ pub(super) struct Doing {
   synctool run orders.yaml
   synctool run --config orders.yaml --strategy nightly --output json
   synctool run orders.yaml --dry-run
+  synctool run orders.yaml --bounds '[{\"column\": \"id\", \"start\": 100, \"end\": 200}]'
   synctool run shop_log.yaml --until-caught-up
 
 A pipeline that follows a log runs until it is stopped. A run that was stopped, killed or failed is taken up by running the same command again:
@@ -329,8 +333,8 @@ pub(super) struct DiffArgs {
   synctool copy orders.csv orders sqlite:shop.db orders --save orders.yaml
 
 A password may stand in the URI, but better in a pipeline as ${NAME}: --save writes one.
-Connections: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE, csv:FILE_OR_FOLDER,
-parquet:FILE_OR_FOLDER, or a path that ends in .csv, .parquet, .db or .sqlite.")]
+Connections: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, mysql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE,
+duckdb:FILE, csv:FILE_OR_FOLDER, parquet:FILE_OR_FOLDER, or a path that ends in .csv, .parquet, .db, .sqlite or .duckdb.")]
 pub(super) struct CopyArgs {
     /// Where rows come from.
     #[arg(value_name = "SRC_URI")]
@@ -726,11 +730,13 @@ pub(super) enum DatasyncCommand {
     #[command(after_help = "Example:\n  synctool datasync run-once")]
     RunOnce,
     /// Stop the service at the end of its batch.
+    #[command(after_help = "Examples:\n  synctool datasync stop\n  synctool datasync stop --wait 0")]
     Stop {
         #[command(flatten)]
         patience: Patience,
     },
     /// Show the service, its place, the archive and every table. Exit 0: it runs and all is well; 1: something is to be done.
+    #[command(after_help = "Examples:\n  synctool datasync status\n  synctool datasync status --all --output json")]
     Status {
         /// Also tables that are not synced, with production's operations of this month.
         #[arg(long)]
@@ -775,6 +781,7 @@ pub(super) enum DatasyncCommand {
         patience: Patience,
     },
     /// Prove that the local tables are production's as of the stored place; exit 3 if one is not.
+    #[command(after_help = "Example:\n  synctool datasync verify")]
     Verify {
         #[command(flatten)]
         patience: Patience,
@@ -808,6 +815,7 @@ pub(super) enum DatasyncCommand {
         period: Option<PeriodArg>,
     },
     /// Check every prerequisite; each problem comes with its fix.
+    #[command(after_help = "Example:\n  synctool datasync doctor --config /etc/synctool/datasync.toml")]
     Doctor,
 }
 

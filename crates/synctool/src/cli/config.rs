@@ -56,6 +56,7 @@ fn migrate(file: &Path, to: Option<PathBuf>, in_place: bool, globals: &Globals) 
     let unwritten = |path: &Path, error: &std::io::Error| {
         Error::new(code::CONFIG_INVALID, format!("{} cannot be written", path.display()))
             .at("reason", error.kind().to_string())
+            .hint("name another file: --to FILE")
     };
     let target = match (&to, in_place) {
         (Some(target), _) => {

@@ -287,6 +287,9 @@ fn runs_and_state() {
         log.lines()
             .all(|line| serde_json::from_str::<Value>(line).is_ok_and(|l| l["run_id"] == *ids[0]))
     );
+    std::fs::remove_file(home.path(&format!("data/logs/items/{}.log", ids[0]))).expect("the log");
+    let next = format!("next: what is still known of it: synctool runs show {}", ids[0]);
+    home.run(&["runs", "logs", &ids[0]]).fails(2, &["is gone", &next]);
 
     let (_, state) = home.json(&["state", "show", "items"]);
     assert_eq!(

@@ -149,8 +149,11 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
                 Error::new(code::SERVER_BUSY, "the service has not answered yet")
                     .hint("it answers between batches; synctool datasync status says what it does")
             })?;
-            serde_json::from_str(&answer.text)
-                .map_err(|e| Error::new(code::STATE_STORE, "the service's answer cannot be read").caused_by(e))?
+            serde_json::from_str(&answer.text).map_err(|e| {
+                Error::new(code::STATE_STORE, "the service's answer cannot be read")
+                    .hint("it may be of another version: synctool datasync stop; synctool datasync start")
+                    .caused_by(e)
+            })?
         }
         false => {
             let mut sync = Box::pin(DataSync::open(datasync::settings(config)?)).await?;

@@ -608,6 +608,7 @@ Without a pipeline, all of this folder that follow a log. A log that nobody foll
   synctool cdc refresh shop_log.yaml users
   synctool cdc refresh shop_log.yaml public.visit --keys '[[1, \"corner\"], [2, \"corner\"]]' --wait
   synctool cdc refresh shop_log.yaml users --cancel
+  synctool cdc refresh shop_log.yaml users --dry-run
 
 Rows that differ are written, missing ones inserted, and those that the source does not have deleted. The request is
 heard within a second by the process that follows the log, or waits for the next run.")]
@@ -627,6 +628,9 @@ heard within a second by the process that follows the log, or waits for the next
         /// Wait until it is done.
         #[arg(long, conflicts_with = "cancel")]
         wait: bool,
+        /// Show what would be asked; nothing is asked.
+        #[arg(long, conflicts_with = "wait")]
+        dry_run: bool,
     },
     /// List the replication slots of a source, with what they keep of its log.
     #[command(after_help = "Examples:
@@ -745,20 +749,29 @@ pub(super) enum DatasyncCommand {
     /// Copy all selected tables anew from the scratch server; they can be read all the time.
     #[command(after_help = "Examples:
   synctool datasync clear
+  synctool datasync clear --dry-run
   synctool datasync clear --rebuild    begin anew from the base backup; the service must be stopped")]
     Clear {
         /// Also forget the place: the next start begins anew from the base backup.
         #[arg(long)]
         rebuild: bool,
+        /// Show what would be copied and forgotten; nothing is done.
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         patience: Patience,
     },
     /// Copy tables anew from the scratch server, where they stand; the way out for a table that is paused.
-    #[command(after_help = "Example:\n  synctool datasync resync public.orders")]
+    #[command(
+        after_help = "Examples:\n  synctool datasync resync public.orders\n  synctool datasync resync public.orders --dry-run"
+    )]
     Resync {
         /// The tables.
         #[arg(value_name = "TABLE", required = true)]
         tables: Vec<String>,
+        /// Show what would be copied; nothing is asked.
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         patience: Patience,
     },

@@ -494,7 +494,7 @@ fn datastores_are_looked_up_in_order() {
 #[test]
 fn the_global_file_of_the_brief_and_its_defaults() {
     let global = |loader: Loader| loader.global().unwrap();
-    let told = |global: &Global| -> Vec<String> { global.not_yet.iter().map(|n| n.key.clone()).collect() };
+    let told = |notices: &[Notice]| -> Vec<String> { notices.iter().map(|n| n.key.clone()).collect() };
     let brief = global(loader().global_config(Some(format!("{BRIEF}/global_config.yaml").into())));
     assert_eq!(brief.redis.url.reveal(), "redis://localhost:6379");
     assert_eq!(brief.scheduler.slot_definitions["high_priority"], 5.into());
@@ -506,7 +506,7 @@ fn the_global_file_of_the_brief_and_its_defaults() {
         Path::new("./examples/configs/datastores.yaml")
     );
     assert_eq!(*brief.build_system.ddl_check_on_build, DdlCheck::Required);
-    assert_eq!(told(&brief), ["scheduler", "worker", "build_system"]);
+    assert_eq!(told(&brief.not_yet), ["scheduler", "worker", "build_system"]);
     assert!(
         brief
             .not_yet
@@ -539,7 +539,7 @@ fn the_global_file_of_the_brief_and_its_defaults() {
     );
     assert_eq!((*file.redis.db, *file.scheduler.check_interval), (3, Span::seconds(10)));
     assert_eq!(
-        told(&file),
+        told(&file.not_yet),
         [
             "scheduler",
             "worker",

@@ -246,6 +246,38 @@ fn keys_of_datastores_are_those_of_the_brief() {
     );
     let errors = datastores("", "").unwrap_err().to_string();
     assert!(errors.contains("missing key \"database\""), "{errors}");
+
+    let file = "name: p\nsource: {datastore: a, table: t}\ndestination: {datastore: a, table: u}\n\
+                datastores: {a: {type: postgres, connection: {host: h, user: u, dbname: d, min_connections: 2}}}\n";
+    let loaded = from_text(file).unwrap();
+    let told: Vec<String> = loaded.notices().map(|n| n.message.clone()).collect();
+    assert_eq!(
+        told,
+        ["datastores.a.connection.min_connections has no effect in this version yet"]
+    );
+}
+
+/// Rows are read in an order of the program's; who asks for another one is told, once, however he says it.
+#[test]
+fn an_order_of_rows_is_told_to_have_no_effect() {
+    for column in [
+        "{source: id, order_column: true}",
+        "{source: id, roles: [order]}",
+        "{source: id, roles: [order_column], direction: desc}",
+        "{source: id, direction: desc}",
+    ] {
+        let loaded = from_text(&format!(
+            "name: p\nsource: {{datastore: a, table: t}}\ndestination: {{datastore: b, table: u}}\n\
+             datastores: {{a: {{type: sqlite, path: a.db}}, b: {{type: sqlite, path: b.db}}}}\n\
+             columns: [{column}, {{source: v, order_column: true}}]\n"
+        ))
+        .unwrap();
+        let told: Vec<String> = loaded.notices().map(ToString::to_string).collect();
+        let wanted = |one: &String| one.contains(":5:11: order_column and direction have no effect");
+        assert!(matches!(&told[..], [one] if wanted(one)), "{column}: {told:?}");
+    }
+    let told = good("second_dialect.yaml").pipeline.not_yet;
+    assert!(told.iter().any(|n| n.key == "order_column"), "{told:?}");
 }
 
 #[test]
@@ -462,6 +494,7 @@ fn datastores_are_looked_up_in_order() {
 #[test]
 fn the_global_file_of_the_brief_and_its_defaults() {
     let global = |loader: Loader| loader.global().unwrap();
+    let told = |notices: &[Notice]| -> Vec<String> { notices.iter().map(|n| n.key.clone()).collect() };
     let brief = global(loader().global_config(Some(format!("{BRIEF}/global_config.yaml").into())));
     assert_eq!(brief.redis.url.reveal(), "redis://localhost:6379");
     assert_eq!(brief.scheduler.slot_definitions["high_priority"], 5.into());
@@ -473,7 +506,15 @@ fn the_global_file_of_the_brief_and_its_defaults() {
         Path::new("./examples/configs/datastores.yaml")
     );
     assert_eq!(*brief.build_system.ddl_check_on_build, DdlCheck::Required);
-    assert!(brief.not_yet.is_empty());
+    assert_eq!(told(&brief.not_yet), ["scheduler", "worker", "build_system"]);
+    assert!(
+        brief
+            .not_yet
+            .iter()
+            .all(|n| n.message.contains("no effect") && n.message.ends_with("with a later version")),
+        "{:?}",
+        brief.not_yet
+    );
 
     let defaults = global(loader());
     assert_eq!(
@@ -498,14 +539,69 @@ fn the_global_file_of_the_brief_and_its_defaults() {
     );
     assert_eq!((*file.redis.db, *file.scheduler.check_interval), (3, Span::seconds(10)));
     assert_eq!(
-        file.not_yet.iter().map(|n| n.key.as_str()).collect::<Vec<_>>(),
-        ["config_manager"]
+        told(&file.not_yet),
+        [
+            "scheduler",
+            "worker",
+            "http",
+            "log_batching",
+            "config_manager",
+            "build_system"
+        ]
     );
 
     // The command line's folder outranks every place the file names.
     let moved = global(full().data_dir(Some("/tmp/d".into())));
     assert_eq!(moved.storage.logs_dir.as_path(), Path::new("/tmp/d/logs"));
     assert_eq!(moved.data_dir.as_path(), Path::new("/tmp/d"));
+}
+
+/// The database of Redis may stand in its URL or beside it, and not differently in both.
+#[test]
+fn the_database_of_redis_is_heard() {
+    let folder = tempfile::tempdir().unwrap();
+    let global = |redis: &str| {
+        std::fs::write(folder.path().join("synctool.yaml"), format!("redis: {{{redis}}}\n")).unwrap();
+        loader().folder(folder.path()).global()
+    };
+    for (redis, url, db) in [
+        ("url: \"redis://h:6379\"", "redis://h:6379", 0),
+        ("url: \"redis://h\", db: 0", "redis://h", 0),
+        ("db: 3", "redis://localhost:6379/3", 3),
+        ("url: \"redis://:pw@h:6379/\", database: 3", "redis://:pw@h:6379/3", 3),
+        ("url: \"redis://h/3\"", "redis://h/3", 3),
+        ("url: \"redis://h/3\", db: 3", "redis://h/3", 3),
+        (
+            "url: \"rediss://h?protocol=resp3#insecure\", db: 2",
+            "rediss://h/2?protocol=resp3#insecure",
+            2,
+        ),
+        (
+            "url: \"redis+unix:///run/r.sock\", db: 2",
+            "redis+unix:///run/r.sock?db=2",
+            2,
+        ),
+        (
+            "url: \"unix:///run/r.sock?user=u\", db: 2",
+            "unix:///run/r.sock?db=2&user=u",
+            2,
+        ),
+        ("url: \"unix:///run/r.sock?db=4\"", "unix:///run/r.sock?db=4", 4),
+    ] {
+        let global = global(redis).unwrap_or_else(|errors| panic!("{redis}: {errors}"));
+        assert_eq!(
+            (global.redis.url_of_database().as_str(), *global.redis.db),
+            (url, db),
+            "{redis}"
+        );
+        assert!(global.not_yet.is_empty(), "{:?}", global.not_yet);
+    }
+    let refused = global("url: \"redis://:hunter2@h/3\", db: 0").unwrap_err().to_string();
+    assert!(
+        refused.contains("synctool.yaml:1:42: redis.db is 0, and redis.url names database 3; name it in one place"),
+        "{refused}"
+    );
+    assert!(!refused.contains(SENTINEL), "{refused}");
 }
 
 #[test]

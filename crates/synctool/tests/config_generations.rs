@@ -756,7 +756,14 @@ fn the_first_generation_in_both_dialects() {
 fn the_current_form_says_it_all() {
     let p = example("enhanced_pipeline_example.yaml").pipeline;
     let told: Vec<&str> = p.not_yet.iter().map(|n| n.key.as_str()).collect();
-    assert_eq!(told, ["page_size", "max_consecutive_failures", "deletes", "cron"]);
+    let wanted = [
+        "order_column",
+        "page_size",
+        "max_consecutive_failures",
+        "deletes",
+        "cron",
+    ];
+    assert_eq!(told, wanted);
     let delta = p.strategy("incremental").unwrap();
     assert_eq!(delta.stamped_by.as_deref(), Some(&StampedBy::App));
     assert_eq!(delta.lag.as_deref(), Some(&Span::seconds(300)));

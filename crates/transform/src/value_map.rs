@@ -98,7 +98,8 @@ impl Step for ValueMap {
                     "value_map: column {} is part of the key, and two rows could get the same one",
                     self.column
                 ),
-            ));
+            )
+            .hint("compute another column from it, or name a `key` without it"));
         }
         // Every new value must have a place in the column.
         let mut all: Vec<(&String, &String)> = self
@@ -214,7 +215,11 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_when_planned() {
         let to = |text: &str| HashMap::from([("1".to_string(), Some(text.to_string()))]);
-        let code_of = |spec: ValueMap| spec.output(&schema()).unwrap_err().code();
+        let code_of = |spec: ValueMap| {
+            let error = spec.output(&schema()).unwrap_err();
+            assert!(error.next_step().is_some(), "{error}");
+            error.code()
+        };
         assert_eq!(code_of(ValueMap::new("stat", to("2"))), code::COLUMN_MISSING);
         assert_eq!(code_of(ValueMap::new("id", to("2"))), code::CONFIG_INVALID);
         assert_eq!(code_of(ValueMap::new("state", to("many"))), code::CONFIG_TYPE);

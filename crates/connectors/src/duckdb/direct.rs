@@ -198,7 +198,8 @@ impl Target {
             return Err(Error::new(
                 code::COLUMN_MISSING,
                 format!("rows have a column {} that table {} has not", unknown.name(), self.name),
-            ));
+            )
+            .hint("add the column at the destination, or leave it out of the pipeline"));
         }
         Ok(self.columns.iter().map(|c| schema.index_of(&c.name).ok()).collect())
     }

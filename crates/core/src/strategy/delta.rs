@@ -85,6 +85,7 @@ fn tombstone_value(value: &str, ty: &ColumnType) -> Result<String> {
             code::CONFIG_INVALID,
             format!("the value of the tombstone column is no {ty}"),
         )
+        .hint("write a value of the column's type")
     })
 }
 
@@ -502,10 +503,12 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
             None => {
                 let at_source = source.describe(&request.table.source).await?;
                 let column = at_source.column(name).ok_or_else(|| {
+                    let known: Vec<&str> = at_source.columns.iter().map(|c| c.name.as_str()).collect();
                     Error::new(
                         code::COLUMN_MISSING,
                         format!("the tombstone column {name} is not in {}", request.table.source),
                     )
+                    .hint(format!("it has: {}", known.join(", ")))
                 })?;
                 resolved.read.columns.push(ReadColumn::plain(name, column.clone()));
                 name.clone()

@@ -220,7 +220,8 @@ fn within(bounds: &[Condition], key: &[String], slices: Vec<PlannedSlice>) -> Re
         return Err(Error::new(
             code::UNSUPPORTED,
             "files are not read by key, so bounds cannot choose their rows",
-        ));
+        )
+        .hint("leave the bounds out, or say in `filters` which rows the table is to hold"));
     }
     let label = |c: &Condition| cut::label(&c.term.to_string(), &c.test);
     let slice = match (bounds, key) {

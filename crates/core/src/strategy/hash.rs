@@ -122,6 +122,7 @@ pub fn compare_spec(
                 code::COLUMN_MISSING,
                 format!("column {name} is not among the columns written"),
             )
+            .hint("write the column too")
         })?;
         let own = resolved.read.columns.iter().find(|c| c.column.name == name);
         let own = own.filter(|_| !staged).map_or(&written.ty, |c| &c.column.ty);
@@ -160,6 +161,7 @@ pub fn compare_spec(
                 code::SCHEMA_MISMATCH,
                 format!("the destination has no key column {name}, so its rows cannot be told apart"),
             )
+            .hint("add the column at the destination, or name as `key` columns that it has")
         })?);
     }
     if !absent.is_empty() {
@@ -415,6 +417,7 @@ fn destination_source(destination: &dyn Destination) -> Result<Arc<dyn Source>> 
                 destination.engine()
             ),
         )
+        .hint("use strategy full")
     })
 }
 

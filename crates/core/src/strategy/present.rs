@@ -42,6 +42,7 @@ impl Present {
                         code::COLUMN_MISSING,
                         format!("{table} has no column {name}, by which its rows are told apart"),
                     )
+                    .hint("add the column at the destination, or name as `key` columns that it has")
                 })
             })
             .collect::<Result<_>>()?;

@@ -236,6 +236,7 @@ impl Resolved {
                     condition.term
                 ),
             )
+            .hint("write the column too, or bound it by one that is written")
         })?;
         if self.changed.contains(&column.column.name) {
             return Err(Error::new(
@@ -244,7 +245,8 @@ impl Resolved {
                     "a stage changes {}, so it cannot bound a comparison: both ends have other values",
                     column.column.name
                 ),
-            ));
+            )
+            .hint("leave the bounds out, or bound it by a column that no stage changes"));
         }
         Ok(Condition {
             term: Term::column(&column.column.name),
@@ -383,7 +385,8 @@ pub async fn resolve(
         return Err(Error::new(
             code::COLUMN_MISSING,
             format!("key column {lost} is not among the columns written"),
-        ));
+        )
+        .hint("write the column too, or name as `key` columns that are written"));
     }
     // Times that are stored as we would store instants are read back as what was written.
     for there in existing.iter_mut().flat_map(|e| &mut e.columns) {
@@ -663,7 +666,8 @@ fn store_made(destination: &dyn Destination, column: &mut Column, there: Option<
     let stored = destination.store_as(ENGINE, column);
     if let Fidelity::Refused(why) = &stored.fidelity {
         let why = format!("{} cannot store it: {why}", destination.engine());
-        return Err(refused(&column.name, &column.ty.to_string(), why));
+        return Err(refused(&column.name, &column.ty.to_string(), why)
+            .hint("give the column a `data_type` that is stored there, such as text"));
     }
     if let Some(there) = there
         && there.ty != column.ty

@@ -10,13 +10,16 @@ use synctool_pgwal::Lsn;
 #[command(
     name = "synctool",
     version,
-    about = "Keeps tables in one place equal to tables in another: by query or by file, resumable, verified.",
+    about = "Keeps tables in one place equal to tables in another: by query, by log or by file, resumable, verified.",
     after_help = "Examples:
   synctool copy sqlite:shop.db orders orders.csv orders       copy one table, no files needed
   synctool init postgresql://me@db/shop orders sqlite:x.db    write a pipeline from the live catalog
   synctool doctor orders.yaml                                 check every prerequisite, with fixes
   synctool plan orders.yaml                                   what a run would do
   synctool run orders.yaml                                    do it; again after any interruption
+  synctool verify orders.yaml                                 prove that both ends hold the same rows
+  synctool cdc status shop_log.yaml                           how far a pipeline that follows a log is
+  synctool datasync status                                    the same of Data Sync, which follows archived WAL
 
 Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences found, 4 refused by policy,
 5 transient (retry), 6 already running, 130 interrupted (state saved).",
@@ -228,6 +231,7 @@ pub(super) struct Doing {
   synctool run orders.yaml
   synctool run --config orders.yaml --strategy nightly --output json
   synctool run orders.yaml --dry-run
+  synctool run orders.yaml --bounds '[{\"column\": \"id\", \"start\": 100, \"end\": 200}]'
   synctool run shop_log.yaml --until-caught-up
 
 A pipeline that follows a log runs until it is stopped. A run that was stopped, killed or failed is taken up by running the same command again:
@@ -329,8 +333,8 @@ pub(super) struct DiffArgs {
   synctool copy orders.csv orders sqlite:shop.db orders --save orders.yaml
 
 A password may stand in the URI, but better in a pipeline as ${NAME}: --save writes one.
-Connections: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE, csv:FILE_OR_FOLDER,
-parquet:FILE_OR_FOLDER, or a path that ends in .csv, .parquet, .db or .sqlite.")]
+Connections: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, mysql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE,
+duckdb:FILE, csv:FILE_OR_FOLDER, parquet:FILE_OR_FOLDER, or a path that ends in .csv, .parquet, .db, .sqlite or .duckdb.")]
 pub(super) struct CopyArgs {
     /// Where rows come from.
     #[arg(value_name = "SRC_URI")]
@@ -604,6 +608,7 @@ Without a pipeline, all of this folder that follow a log. A log that nobody foll
   synctool cdc refresh shop_log.yaml users
   synctool cdc refresh shop_log.yaml public.visit --keys '[[1, \"corner\"], [2, \"corner\"]]' --wait
   synctool cdc refresh shop_log.yaml users --cancel
+  synctool cdc refresh shop_log.yaml users --dry-run
 
 Rows that differ are written, missing ones inserted, and those that the source does not have deleted. The request is
 heard within a second by the process that follows the log, or waits for the next run.")]
@@ -623,6 +628,9 @@ heard within a second by the process that follows the log, or waits for the next
         /// Wait until it is done.
         #[arg(long, conflicts_with = "cancel")]
         wait: bool,
+        /// Show what would be asked; nothing is asked.
+        #[arg(long, conflicts_with = "wait")]
+        dry_run: bool,
     },
     /// List the replication slots of a source, with what they keep of its log.
     #[command(after_help = "Examples:
@@ -726,11 +734,13 @@ pub(super) enum DatasyncCommand {
     #[command(after_help = "Example:\n  synctool datasync run-once")]
     RunOnce,
     /// Stop the service at the end of its batch.
+    #[command(after_help = "Examples:\n  synctool datasync stop\n  synctool datasync stop --wait 0")]
     Stop {
         #[command(flatten)]
         patience: Patience,
     },
     /// Show the service, its place, the archive and every table. Exit 0: it runs and all is well; 1: something is to be done.
+    #[command(after_help = "Examples:\n  synctool datasync status\n  synctool datasync status --all --output json")]
     Status {
         /// Also tables that are not synced, with production's operations of this month.
         #[arg(long)]
@@ -739,20 +749,29 @@ pub(super) enum DatasyncCommand {
     /// Copy all selected tables anew from the scratch server; they can be read all the time.
     #[command(after_help = "Examples:
   synctool datasync clear
+  synctool datasync clear --dry-run
   synctool datasync clear --rebuild    begin anew from the base backup; the service must be stopped")]
     Clear {
         /// Also forget the place: the next start begins anew from the base backup.
         #[arg(long)]
         rebuild: bool,
+        /// Show what would be copied and forgotten; nothing is done.
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         patience: Patience,
     },
     /// Copy tables anew from the scratch server, where they stand; the way out for a table that is paused.
-    #[command(after_help = "Example:\n  synctool datasync resync public.orders")]
+    #[command(
+        after_help = "Examples:\n  synctool datasync resync public.orders\n  synctool datasync resync public.orders --dry-run"
+    )]
     Resync {
         /// The tables.
         #[arg(value_name = "TABLE", required = true)]
         tables: Vec<String>,
+        /// Show what would be copied; nothing is asked.
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         patience: Patience,
     },
@@ -775,6 +794,7 @@ pub(super) enum DatasyncCommand {
         patience: Patience,
     },
     /// Prove that the local tables are production's as of the stored place; exit 3 if one is not.
+    #[command(after_help = "Example:\n  synctool datasync verify")]
     Verify {
         #[command(flatten)]
         patience: Patience,
@@ -808,6 +828,7 @@ pub(super) enum DatasyncCommand {
         period: Option<PeriodArg>,
     },
     /// Check every prerequisite; each problem comes with its fix.
+    #[command(after_help = "Example:\n  synctool datasync doctor --config /etc/synctool/datasync.toml")]
     Doctor,
 }
 

@@ -35,9 +35,14 @@ pub(super) async fn cdc(command: CdcCommand, globals: &Globals) -> Result<Reply>
             keys,
             cancel,
             wait,
+            dry_run,
         } => {
             let keys = keys.as_deref().map(self::keys).transpose()?.unwrap_or_default();
-            refresh(&PipelineArg::of(pipeline), &table, keys, cancel, wait, globals).await
+            let pipeline = PipelineArg::of(pipeline);
+            match dry_run {
+                true => would_refresh(&pipeline, &table, &keys, cancel, globals).await,
+                false => refresh(&pipeline, &table, keys, cancel, wait, globals).await,
+            }
         }
         CdcCommand::Slots { what } => slots(what.as_deref(), globals).await,
     }
@@ -315,6 +320,50 @@ async fn hold(said: &PipelineArg, pause: Pause, globals: &Globals) -> Result<Rep
         "pipeline": name, "paused": pause, "holder": holder.map(|h| h.to_string()),
     });
     Ok(Reply::new(json, format!("{name} {what} ({when})\n")))
+}
+
+/// What a refresh would ask for; nothing is asked.
+async fn would_refresh(
+    said: &PipelineArg,
+    table: &str,
+    keys: &[Vec<String>],
+    cancel: bool,
+    globals: &Globals,
+) -> Result<Reply> {
+    let pipeline = find::pipeline(said, globals)?;
+    let name = pipeline.name();
+    let would = LogPipeline::of(&pipeline)?.would_refresh(table, keys).await?;
+    let mut text = match (cancel, would.keys) {
+        (true, _) => format!(
+            "{name}: what is still to be read of {} would be given up; what was read stays\n",
+            would.table
+        ),
+        (false, keys) => {
+            let rows = keys.map_or_else(
+                || "every row".into(),
+                |n| format!("the rows of {}", out::count(n, "key")),
+            );
+            format!(
+                "{name}: {rows} of {} would be read again: those that differ written, missing ones inserted, and those that the \
+                 source does not have deleted\n",
+                would.table
+            )
+        }
+    };
+    if !would.followed {
+        text.push_str("its log was not followed yet: the first run reads every table\n");
+    }
+    text.push_str(&match &would.holder {
+        Some(holder) => format!("it would be heard within a second by {holder}\n"),
+        None => "it would wait for the next run\n".into(),
+    });
+    text.push_str("nothing was asked\n");
+    let json = json!({
+        "pipeline": name, "table": would.table.to_string(), "dry_run": true, "keys": would.keys, "cancel": cancel,
+        "deletes": !cancel, "followed": would.followed, "holder": would.holder.map(|h| h.to_string()),
+        "state": "not asked",
+    });
+    Ok(Reply::new(json, text))
 }
 
 async fn refresh(

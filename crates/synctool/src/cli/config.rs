@@ -25,6 +25,7 @@ pub(super) fn config(command: ConfigCommand, globals: &Globals) -> Result<Reply>
         }
         ConfigCommand::Show { pipeline } if pipeline.said().is_none() => {
             let global = globals.loader().global()?;
+            global.not_yet.iter().for_each(|n| globals.note(&n.to_string()));
             let from = global
                 .file
                 .as_ref()
@@ -55,6 +56,7 @@ fn migrate(file: &Path, to: Option<PathBuf>, in_place: bool, globals: &Globals) 
     let unwritten = |path: &Path, error: &std::io::Error| {
         Error::new(code::CONFIG_INVALID, format!("{} cannot be written", path.display()))
             .at("reason", error.kind().to_string())
+            .hint("name another file: --to FILE")
     };
     let target = match (&to, in_place) {
         (Some(target), _) => {

@@ -141,7 +141,8 @@ async fn tables(datastore: &Datastore, schema: Option<&str>) -> Result<Reply> {
 
 async fn columns(datastore: &Datastore, table: &str) -> Result<Reply> {
     let table = match datastore.connection.has_schemas() {
-        true => TableRef::parse(table).map_err(|why| Error::new(code::CONFIG_INVALID, why))?,
+        true => TableRef::parse(table)
+            .map_err(|why| Error::new(code::CONFIG_INVALID, why).hint("name it as TABLE or SCHEMA.TABLE"))?,
         false => TableRef {
             schema: None,
             name: table.into(),

@@ -104,7 +104,10 @@ pub(super) fn model(from: &Datastore, read: &str, to: &Datastore, written: &str)
 
 /// Writes a file that must not be there yet, unless it is meant.
 pub(super) fn write_new(file: &Path, text: &str, globals: &Globals) -> Result<()> {
-    let failed = |e: std::io::Error| Error::new(code::FILE, format!("{} cannot be written: {e}", file.display()));
+    let failed = |e: std::io::Error| {
+        Error::new(code::FILE, format!("{} cannot be written: {e}", file.display()))
+            .hint("name a file in a folder that you may write to")
+    };
     if std::fs::read_to_string(file).is_ok_and(|there| there == text) {
         return Ok(());
     }

@@ -15,7 +15,8 @@ pub(super) async fn init(args: InitArgs, globals: &Globals) -> Result<Reply> {
     let (from, to) = ends(&args.source, &args.destination)?;
     let written = &destination_table(args.destination_table, &from, &args.source_table, &to);
     let parse = |text: &str, datastore: &Datastore| match datastore.connection.has_schemas() {
-        true => TableRef::parse(text).map_err(|why| Error::new(code::CONFIG_INVALID, why)),
+        true => TableRef::parse(text)
+            .map_err(|why| Error::new(code::CONFIG_INVALID, why).hint("name it as TABLE or SCHEMA.TABLE")),
         false => Ok(TableRef {
             schema: None,
             name: text.into(),

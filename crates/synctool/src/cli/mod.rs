@@ -175,4 +175,48 @@ mod tests {
         }
         walk(&Cli::command(), "");
     }
+
+    #[test]
+    fn every_command_has_examples_that_parse() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = examples(&help);
+            let own = examples.iter().any(|words| words.join(" ").starts_with(path.trim()));
+            assert!(own || command.has_subcommands(), "{path} has no example");
+            for words in examples {
+                if let Err(error) = Cli::try_parse_from(&words) {
+                    panic!("{path}: {words:?}: {error}");
+                }
+            }
+            command.get_subcommands().for_each(|c| walk(c, &path));
+        }
+        walk(&Cli::command(), "");
+    }
+
+    /// The commands among the examples of a help.
+    fn examples(help: &str) -> Vec<Vec<String>> {
+        let lines = help.lines().filter(|line| line.starts_with("  "));
+        let commands = lines.flat_map(|line| line.trim().split(" && "));
+        commands.filter(|c| c.starts_with("synctool ")).map(words).collect()
+    }
+
+    /// A command as its words. What stands behind two spaces explains, and what stands behind `>` is a file.
+    fn words(command: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut quote = None;
+        for c in command.chars() {
+            let word = words.last_mut().expect("one at least");
+            match (quote, c) {
+                (None, '\'' | '"') => quote = Some(c),
+                (Some(open), c) if c == open => quote = None,
+                (None, '>') => break,
+                (None, ' ') if word.is_empty() => break,
+                (None, ' ') => words.push(String::new()),
+                _ => word.push(c),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
 }

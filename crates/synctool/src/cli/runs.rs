@@ -105,7 +105,9 @@ async fn find(memory: Option<&Memory>, run_id: &str) -> Result<Run> {
     };
     if run_id == "latest" {
         let newest = memory.store.runs(None, 1).await?.into_iter().next();
-        return newest.ok_or_else(|| Error::new(code::RUN_UNKNOWN, "no pipeline has run yet"));
+        return newest.ok_or_else(|| {
+            Error::new(code::RUN_UNKNOWN, "no pipeline has run yet").hint("run one: synctool run orders.yaml")
+        });
     }
     memory.store.run(run_id).await.map_err(|e| e.hint("synctool runs list"))
 }
@@ -183,10 +185,10 @@ fn logs(memory: &Option<Memory>, run: &Run) -> Result<Reply> {
         None => Vec::new(),
     };
     if lines.is_empty() {
-        return Err(Error::new(
-            code::RUN_UNKNOWN,
-            format!("the log of run {} is gone", run.run_id),
-        ));
+        return Err(
+            Error::new(code::RUN_UNKNOWN, format!("the log of run {} is gone", run.run_id))
+                .hint(format!("what is still known of it: synctool runs show {}", run.run_id)),
+        );
     }
     let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
     Ok(Reply::new(serde_json::to_value(&lines).unwrap_or(Value::Null), text))

@@ -208,7 +208,9 @@ fn walk(range: &WalRange, mut each: impl FnMut(&Record<'_>) -> Result<bool>) -> 
                 }
                 Err(Stopped::Log(error)) => {
                     let what = format!("{} cannot be read further: {error}", path.display());
-                    return Err(Error::new(code::WAL_DAMAGED, what).at("file", path.display().to_string()));
+                    return Err(Error::new(code::WAL_DAMAGED, what)
+                        .at("file", path.display().to_string())
+                        .hint("copy the file again from where it was written"));
                 }
                 Err(Stopped::Us(error)) => return Err(error),
             }

@@ -479,8 +479,8 @@ pub(super) struct PostgresConnection {
     pub(super) connect_timeout: Option<At<Span>>,
     /// Default: the server's.
     pub(super) statement_timeout: Option<At<Span>>,
-    /// Default: 1.
-    pub(super) min_connections: Option<At<u32>>,
+    /// Has no effect in this version yet.
+    pub(super) min_connections: Option<Later<At<u32>>>,
     /// Default: 10.
     pub(super) max_connections: Option<At<u32>>,
     /// Default: synctool.
@@ -903,7 +903,7 @@ fn postgres(
     if let Some(timeout) = keys.connect_timeout {
         base.connect_timeout = timeout;
     }
-    if let Some(n) = keys.min_connections {
+    if let Some(Later(n)) = keys.min_connections {
         base.min_connections = n;
     }
     if let Some(n) = keys.max_connections {

@@ -197,11 +197,15 @@ pub(super) struct GlobalFile {
     datastores_path: Option<At<PathBuf>>,
     storage: StorageFile,
     redis: RedisFile,
-    scheduler: SchedulerFile,
-    worker: WorkerFile,
+    /// The scheduler. Has no effect: it comes with a later version.
+    scheduler: Option<Later<SchedulerFile>>,
+    /// Workers of the queue. Has no effect: they come with a later version.
+    worker: Option<Later<WorkerFile>>,
     build_system: BuildSystemFile,
-    http: HttpFile,
-    log_batching: LogBatchingFile,
+    /// Calls to the scheduler. Has no effect: it comes with a later version.
+    http: Option<Later<HttpFile>>,
+    /// How workers send their log. Has no effect: they come with a later version.
+    log_batching: Option<Later<LogBatchingFile>>,
     config_manager: Option<Later<Anything>>,
 }
 
@@ -254,7 +258,7 @@ struct StorageFile {
 struct RedisFile {
     /// Default: redis://localhost:6379.
     url: Option<At<SecretUrl>>,
-    /// Number of the database. Default: 0.
+    /// Number of the database. Default: that of the URL, else 0.
     db: Option<At<u32>>,
     /// Another name of `db`.
     database: Option<At<u32>>,
@@ -292,7 +296,7 @@ struct WorkerFile {
     health_check_interval: Option<At<Span>>,
 }
 
-/// Building and deploying pipelines.
+/// Building and deploying pipelines: comes with a later version. `user_config_dir` and `datastores_path` count already.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[serde(default)]
@@ -339,17 +343,93 @@ struct LogBatchingFile {
     flush_interval: Option<At<Span>>,
 }
 
+/// One notice for all keys of `build_system` that nothing uses yet.
+fn unheard_build(file: &BuildSystemFile) -> Option<super::decode::Notice> {
+    let unheard = [
+        file.built_config_dir.as_ref().map(|key| key.with(())),
+        file.auto_build_on_startup.as_ref().map(|key| key.with(())),
+        file.ddl_check_on_build.as_ref().map(|key| key.with(())),
+        file.on_build_failure.as_ref().map(|key| key.with(())),
+        file.remove_orphaned_configs.as_ref().map(|key| key.with(())),
+        file.allow_empty_source_dir.as_ref().map(|key| key.with(())),
+        file.build_lock_timeout.as_ref().map(|key| key.with(())),
+    ];
+    let first = unheard.into_iter().flatten().next()?;
+    let message = "build_system has no effect but for user_config_dir and datastores_path: building and deploying \
+                   pipelines comes with a later version";
+    super::decode::Notice::at(&first, "build_system", message.into())
+}
+
+/// Where the queue is. Its database may stand in the URL or beside it, and not differently in both.
+fn redis(file: RedisFile, errors: &mut Vec<ConfigError>) -> Redis {
+    let url = file
+        .url
+        .unwrap_or_else(|| SecretUrl::new("redis://localhost:6379").into());
+    let of_url = database_of(url.reveal());
+    let said = file.db.or(file.database);
+    if let (Some(said), Some(named)) = (&said, of_url)
+        && **said != named
+    {
+        errors.push(
+            said.error(format!(
+                "redis.db is {}, and redis.url names database {named}",
+                said.shown()
+            ))
+            .with_help("name it in one place"),
+        );
+    }
+    let db = said.or_else(|| of_url.map(|named| url.with(named))).unwrap_or_default();
+    Redis { url, db }
+}
+
+/// The number of the database that a URL of Redis names.
+fn database_of(url: &str) -> Option<u32> {
+    let url = url.split_once('#').map_or(url, |(url, _)| url);
+    let (place, query) = url.split_once('?').unwrap_or((url, ""));
+    let (scheme, rest) = place.split_once("://")?;
+    let named = match scheme.ends_with("unix") {
+        true => query.split('&').find_map(|pair| pair.strip_prefix("db="))?,
+        false => rest.split_once('/')?.1.trim_matches('/'),
+    };
+    named.parse().ok()
+}
+
+impl Redis {
+    /// The URL with the number of the database in it.
+    pub fn url_of_database(&self) -> String {
+        let url = self.url.reveal();
+        if *self.db == 0 || database_of(url).is_some() {
+            return url.to_owned();
+        }
+        let (place, more) = url.split_at(url.find(['?', '#']).unwrap_or(url.len()));
+        let of_socket = place
+            .split_once("://")
+            .is_some_and(|(scheme, _)| scheme.ends_with("unix"));
+        match (of_socket, more.strip_prefix('?')) {
+            (false, _) => format!("{}/{}{more}", place.trim_end_matches('/'), *self.db),
+            (true, Some(query)) => format!("{place}?db={}&{query}", *self.db),
+            (true, None) => format!("{place}?db={}{more}", *self.db),
+        }
+    }
+}
+
 /// Fills in the defaults. `data_dir` is the command line's and outranks everything the file places.
 pub(super) fn resolve(
     file: GlobalFile,
     path: Option<PathBuf>,
     data_dir: Option<&Path>,
-    not_yet: Vec<super::decode::Notice>,
+    mut not_yet: Vec<super::decode::Notice>,
     errors: &mut Vec<ConfigError>,
 ) -> Global {
     fn or<T>(value: Option<At<T>>, default: T) -> At<T> {
         value.unwrap_or_else(|| default.into())
     }
+    fn heard<T: Default>(section: Option<Later<T>>) -> T {
+        section.map_or_else(T::default, |section| section.0)
+    }
+    let (scheduler, worker) = (heard(file.scheduler), heard(file.worker));
+    let (http, log_batching) = (heard(file.http), heard(file.log_batching));
+    not_yet.extend(unheard_build(&file.build_system));
     let from_command_line = data_dir.is_some();
     let data_dir = match data_dir {
         Some(dir) => dir.to_owned().into(),
@@ -398,8 +478,8 @@ pub(super) fn resolve(
             "redis.db and redis.database",
         ),
         (
-            file.scheduler.schedule_interval.as_ref().map(|p| p.with(())),
-            file.scheduler.check_interval.is_some(),
+            scheduler.schedule_interval.as_ref().map(|p| p.with(())),
+            scheduler.check_interval.is_some(),
             "scheduler.check_interval and scheduler.schedule_interval",
         ),
     ] {
@@ -407,7 +487,7 @@ pub(super) fn resolve(
             errors.push(place.error(format!("{names} are the same key")));
         }
     }
-    for (key, value) in [("workers", &file.workers), ("worker.max_jobs", &file.worker.max_jobs)] {
+    for (key, value) in [("workers", &file.workers), ("worker.max_jobs", &worker.max_jobs)] {
         if let Some(zero) = value.as_ref().filter(|n| ***n == 0) {
             errors.push(zero.error(format!("{key} must be at least 1")));
         }
@@ -415,6 +495,7 @@ pub(super) fn resolve(
     if let Some(memory) = file.memory.as_ref().filter(|m| m.0 < 16 << 20) {
         errors.push(memory.error("memory must be at least 16MiB"));
     }
+    let redis = redis(file.redis, errors);
     Global {
         file: path,
         state,
@@ -427,24 +508,21 @@ pub(super) fn resolve(
             metrics_dir: below(file.storage.metrics_dir, "metrics"),
             max_runs_per_strategy: or(file.storage.max_runs_per_strategy, 50),
         },
-        redis: Redis {
-            url: or(file.redis.url, SecretUrl::new("redis://localhost:6379")),
-            db: or(file.redis.db.or(file.redis.database), 0),
-        },
+        redis,
         scheduler: Scheduler {
-            enabled: or(file.scheduler.enabled, true),
-            http_port: or(file.scheduler.http_port, 8001),
+            enabled: or(scheduler.enabled, true),
+            http_port: or(scheduler.http_port, 8001),
             check_interval: or(
-                file.scheduler.check_interval.or(file.scheduler.schedule_interval),
+                scheduler.check_interval.or(scheduler.schedule_interval),
                 Span::seconds(60),
             ),
-            lock_timeout: or(file.scheduler.lock_timeout, Span::seconds(3600)),
-            slot_definitions: file.scheduler.slot_definitions,
+            lock_timeout: or(scheduler.lock_timeout, Span::seconds(3600)),
+            slot_definitions: scheduler.slot_definitions,
         },
         worker: Worker {
-            max_jobs: or(file.worker.max_jobs, 4),
-            job_timeout: or(file.worker.job_timeout, Span::seconds(3600)),
-            health_check_interval: or(file.worker.health_check_interval, Span::seconds(30)),
+            max_jobs: or(worker.max_jobs, 4),
+            job_timeout: or(worker.job_timeout, Span::seconds(3600)),
+            health_check_interval: or(worker.health_check_interval, Span::seconds(30)),
         },
         build_system: BuildSystem {
             user_config_dir: or(file.build_system.user_config_dir, "./pipelines".into()),
@@ -457,12 +535,12 @@ pub(super) fn resolve(
             build_lock_timeout: or(file.build_system.build_lock_timeout, Span::seconds(30)),
         },
         http: Http {
-            timeout: or(file.http.timeout, Span::seconds(5)),
-            max_retries: or(file.http.max_retries, 3),
+            timeout: or(http.timeout, Span::seconds(5)),
+            max_retries: or(http.max_retries, 3),
         },
         log_batching: LogBatching {
-            batch_size: or(file.log_batching.batch_size, 50),
-            flush_interval: or(file.log_batching.flush_interval, Span::seconds(2)),
+            batch_size: or(log_batching.batch_size, 50),
+            flush_interval: or(log_batching.flush_interval, Span::seconds(2)),
         },
         data_dir,
         not_yet,

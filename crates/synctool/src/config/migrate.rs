@@ -50,7 +50,7 @@ impl Loader {
             }
             let mut yaml = heading(file, generation, &root, &secrets.variables);
             for notice in &pipeline.not_yet {
-                yaml.push_str(&format!("# line {}, left out: {}\n", notice.line, notice.message));
+                yaml.push_str(&format!("# line {}: {}\n", notice.line, notice.message));
             }
             emit_with(&tree, 0, &mut yaml, Style::Written);
             Some(Migrated {

@@ -45,6 +45,18 @@ pub struct LogPipeline {
     pipeline: Pipeline,
 }
 
+/// What a request to read a table again would ask for.
+pub struct WouldRefresh {
+    /// The table, as the log knows it.
+    pub table: TableId,
+    /// Of how many keys the rows would be read; `None`: all of the table.
+    pub keys: Option<usize>,
+    /// Whether the log was followed before; if not, the first run reads every table anyway.
+    pub followed: bool,
+    /// Who would hear of it now.
+    pub holder: Option<Holder>,
+}
+
 /// What a run would do at the source, and how far the log is.
 pub struct LogPreview {
     /// What would be run at the source.
@@ -739,25 +751,47 @@ impl LogPipeline {
         memory.store.holder(self.pipeline.name()).await
     }
 
-    /// Asks for a table to be read again and made equal while its log goes on: all of it, or the rows of some keys; or
-    /// for its chunks to be given up. Returns the request's id, and who will hear of it now.
-    pub async fn refresh(&self, table: &str, keys: Vec<Vec<String>>, cancel: bool) -> Result<(String, Option<Holder>)> {
-        let loaded = &self.pipeline.loaded;
-        let from = loaded.source()?;
+    /// The table that is meant, and what is to be read of it where the log was followed before. What cannot be done is
+    /// refused now, not when nobody looks.
+    async fn meant(&self, table: &str, keys: &[Vec<String>]) -> Result<(TableId, Option<Pending>)> {
+        let from = self.pipeline.loaded.source()?;
         let parsed = TableId::parse(table)?;
         let table = TableId {
             schema: parsed.schema.or_else(|| default_schema(from)),
             name: parsed.name,
         };
         let log = self.log()?;
-        // What cannot be done is refused now, not when nobody looks.
         let destination = self.pipeline.open_destination().await;
+        let mut pending = None;
         if let Ok(destination) = destination
             && let Some(stored) = destination.stored_plan(self.pipeline.name()).await?
         {
             log.follow(&stored.plan);
-            log.refresh(&table, &keys).await?;
+            pending = Some(log.refresh(&table, keys).await?);
         }
+        Ok((table, pending))
+    }
+
+    /// What [`LogPipeline::refresh`] would ask for. Refuses what that refuses, and leaves no request.
+    pub async fn would_refresh(&self, table: &str, keys: &[Vec<String>]) -> Result<WouldRefresh> {
+        let (table, pending) = self.meant(table, keys).await?;
+        let loaded = &self.pipeline.loaded;
+        let holder = match open::memory_if_any(&loaded.global, &loaded.datastores).await? {
+            Some(memory) => memory.store.holder(self.pipeline.name()).await?,
+            None => None,
+        };
+        Ok(WouldRefresh {
+            keys: (!keys.is_empty()).then_some(keys.len()),
+            followed: pending.is_some(),
+            table: pending.map_or(table, |pending| pending.table),
+            holder,
+        })
+    }
+
+    /// Asks for a table to be read again and made equal while its log goes on: all of it, or the rows of some keys; or
+    /// for its chunks to be given up. Returns the request's id, and who will hear of it now.
+    pub async fn refresh(&self, table: &str, keys: Vec<Vec<String>>, cancel: bool) -> Result<(String, Option<Holder>)> {
+        let (table, _) = self.meant(table, &keys).await?;
         let memory = self.memory().await?;
         let id = state::new_run_id();
         let kept = serde_json::to_vec(&Kept { table, keys, cancel }).map_err(|e| Error::bug(e.to_string()))?;

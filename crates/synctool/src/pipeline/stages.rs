@@ -258,7 +258,7 @@ fn cache(loaded: &Loaded, enrich: &config::Enrich, run: Option<&str>) -> CacheSp
         (CacheStore::Redis, Some(run)) => {
             let url = match &cache.url {
                 Some(url) => url.reveal().to_owned(),
-                None => loaded.global.redis.url.reveal().to_owned(),
+                None => loaded.global.redis.url_of_database(),
             };
             let mut redis = RedisSpec::new(url);
             if let Some(prefix) = &cache.key_prefix {

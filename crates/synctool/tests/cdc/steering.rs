@@ -60,6 +60,16 @@ on_servers! {
             assert!(err.contains(says), "no {says:?} in {err}");
         }
         stop(running);
+        // What would be asked is told, and nothing is asked.
+        let told = stage.ok(&["cdc", "refresh", "shop.yaml", "restaurant", "--dry-run"]);
+        for says in ["every row of public.restaurant would be read again", "does not have deleted", "wait for the next run", "nothing was asked"] {
+            assert!(told.contains(says), "no {says:?} in {told}");
+        }
+        let (code, told) = stage.json(&["cdc", "refresh", "shop.yaml", "users", "--keys", "7,9", "--dry-run"]);
+        assert_eq!((code, told["keys"].as_u64(), told["state"].as_str()), (0, Some(2), Some("not asked")), "{told}");
+        let (code, _, err) = stage.run(&["cdc", "refresh", "shop.yaml", "nothing", "--dry-run"]);
+        assert!(code == 2 && err.contains("not followed"), "{code}: {err}");
+        assert_eq!(stage.status()["waiting"].as_array().map(Vec::len), Some(0));
         // Asked while nobody follows, it waits for the next run.
         stage.to.psql("SET session_replication_role = replica; UPDATE restaurant SET name = 'wrong'");
         let (_, said) = stage.json(&["cdc", "refresh", "shop.yaml", "restaurant"]);

@@ -287,6 +287,9 @@ fn runs_and_state() {
         log.lines()
             .all(|line| serde_json::from_str::<Value>(line).is_ok_and(|l| l["run_id"] == *ids[0]))
     );
+    std::fs::remove_file(home.path(&format!("data/logs/items/{}.log", ids[0]))).expect("the log");
+    let next = format!("next: what is still known of it: synctool runs show {}", ids[0]);
+    home.run(&["runs", "logs", &ids[0]]).fails(2, &["is gone", &next]);
 
     let (_, state) = home.json(&["state", "show", "items"]);
     assert_eq!(
@@ -382,12 +385,18 @@ fn every_command_explains_itself() {
         "run",
         "copy",
         "plan",
+        "verify",
+        "repair",
+        "diff",
         "init",
         "doctor",
         "config",
         "state",
         "runs",
         "conns",
+        "datasync",
+        "cdc",
+        "wal",
         "completions",
     ] {
         assert!(top.contains(command));
@@ -397,16 +406,35 @@ fn every_command_explains_itself() {
             "{command}: {help}"
         );
     }
-    for (group, command) in [
-        ("config", "validate"),
-        ("state", "reset"),
-        ("runs", "show"),
-        ("conns", "discover"),
+    for commands in [
+        "run",
+        "copy",
+        "plan",
+        "verify",
+        "repair",
+        "diff",
+        "init",
+        "doctor",
+        "completions",
+        "config validate show list migrate schema",
+        "state show reset cleanup",
+        "runs list show logs",
+        "conns list test discover",
+        "datasync start run-once stop status clear resync add-tables remove-tables verify logs metrics doctor",
+        "cdc status pause resume refresh slots",
+        "wal dump stats",
     ] {
-        assert!(
-            home.run(&[group, command, "--help"]).ok().stdout.contains("Example"),
-            "{group} {command}"
-        );
+        let (first, below) = commands.split_once(' ').unwrap_or((commands, ""));
+        let mut all: Vec<Vec<&str>> = below.split_whitespace().map(|c| vec![first, c]).collect();
+        if all.is_empty() {
+            all.push(vec![first]);
+        }
+        for mut command in all {
+            let example = format!("  synctool {}", command.join(" "));
+            command.push("--help");
+            let help = home.run(&command).ok().stdout;
+            assert!(help.contains("Example") && help.contains(&example), "{help}");
+        }
     }
     assert!(home.run(&["--version"]).ok().stdout.starts_with("synctool "));
 }

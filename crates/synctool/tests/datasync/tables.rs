@@ -258,6 +258,29 @@ fn added_removed_and_copied_anew(version: PgVersion) {
     world.local.psql("INSERT INTO tables_to_sync VALUES ('moody')");
     world.eventually_same(&["moody"]);
     world.local.psql("DELETE FROM wider; UPDATE good SET n = 0");
+    // What would be done is told, and nothing is done.
+    let requests = "SELECT count(*) FROM synctool.datasync_requests";
+    let before = world.local.psql(requests);
+    world.run(&["resync", "wider", "--dry-run"]).fails(
+        0,
+        &[
+            "public.wider: every row would be copied anew",
+            "rows that production did not have at",
+            "the service would do it between batches",
+            "nothing was asked",
+        ],
+    );
+    let (code, told) = world.json(&["clear", "--dry-run"]);
+    assert_eq!((code, told["request"].as_str()), (0, Some("clear")), "{told}");
+    assert_eq!(told["tables"].as_array().map(Vec::len), Some(4), "{told}");
+    world
+        .run(&["resync", "smalls", "--dry-run"])
+        .fails(2, &["table public.smalls is not in tables_to_sync"]);
+    world
+        .run(&["clear", "--rebuild", "--dry-run"])
+        .fails(6, &["already running"]);
+    assert_eq!(world.local.psql(requests), before);
+    assert_eq!(world.local.psql("SELECT count(*) FROM wider"), "0");
     world.run(&["resync", "wider"]).fails(0, &["10 rows"]);
     world.same(&["wider"]);
     world.run(&["clear"]).fails(4, &["Nobody is there to answer"]);
@@ -286,6 +309,11 @@ fn added_removed_and_copied_anew(version: PgVersion) {
     let (code, _) = world.json(&["verify"]);
     assert_eq!(code, 0);
     world.run(&["stop"]).ok();
+    let place = "SELECT count(*) FROM synctool.datasync_state";
+    world
+        .run(&["clear", "--rebuild", "--dry-run"])
+        .fails(0, &["would be forgotten", "public.good", "scratch", "nothing was done"]);
+    assert_eq!(world.local.psql(place), "1", "the place stays");
     // Everything anew, from a new base backup.
     fs::remove_dir_all(world.path("backup")).unwrap();
     world

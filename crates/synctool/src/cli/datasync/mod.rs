@@ -26,8 +26,14 @@ pub(super) async fn datasync(args: DatasyncArgs, globals: &Globals, interrupt: I
         DatasyncCommand::RunOnce => service::run_once(config, interrupt).await,
         DatasyncCommand::Stop { patience } => service::stop(&config, patience).await,
         DatasyncCommand::Status { all } => show::status(&config, all).await,
-        DatasyncCommand::Clear { rebuild, patience } => tables::clear(&config, rebuild, patience, globals).await,
-        DatasyncCommand::Resync { tables, patience } => tables::resync(&config, tables, patience).await,
+        DatasyncCommand::Clear {
+            rebuild, dry_run: true, ..
+        } => tables::would_clear(&config, rebuild).await,
+        DatasyncCommand::Clear { rebuild, patience, .. } => tables::clear(&config, rebuild, patience, globals).await,
+        DatasyncCommand::Resync {
+            tables, dry_run: true, ..
+        } => tables::would_resync(&config, &tables).await,
+        DatasyncCommand::Resync { tables, patience, .. } => tables::resync(&config, tables, patience).await,
         DatasyncCommand::AddTables { tables, patience } => tables::add(&config, tables, patience).await,
         DatasyncCommand::RemoveTables { tables, patience } => tables::remove(&config, tables, patience).await,
         DatasyncCommand::Verify { patience } => tables::verify(&config, patience).await,
@@ -71,6 +77,11 @@ async fn answers(board: &Board, requests: &[i64], patience: Patience) -> Result<
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+fn already_running() -> Error {
+    Error::new(code::LOCKED, "Data Sync is already running on this local database")
+        .hint("synctool datasync status; synctool datasync stop")
 }
 
 fn not_running() -> Error {

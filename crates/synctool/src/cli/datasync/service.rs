@@ -3,7 +3,7 @@
 use super::super::args::{Globals, Patience};
 use super::super::out::{self, Reply};
 use super::super::signals::Interrupt;
-use super::{answers, board, is_running, not_running};
+use super::{already_running, answers, board, is_running, not_running};
 use crate::config::DataSync as Config;
 use crate::datasync::{self, Service};
 use serde_json::json;
@@ -51,10 +51,7 @@ pub(super) async fn run_once(config: Config, interrupt: Interrupt) -> Result<Rep
 pub(super) async fn start(config: &Config, globals: &Globals) -> Result<Reply> {
     let board = board(config).await?;
     if is_running(&board).await? {
-        return Err(
-            Error::new(code::LOCKED, "Data Sync is already running on this local database")
-                .hint("synctool datasync status; synctool datasync stop"),
-        );
+        return Err(already_running());
     }
     // What is wrong with the configuration is told here, not in a file.
     datasync::settings(config)?;

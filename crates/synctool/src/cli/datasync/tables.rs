@@ -2,7 +2,7 @@
 
 use super::super::args::{Globals, Patience};
 use super::super::out::{self, Reply};
-use super::{answers, board, is_running};
+use super::{already_running, answers, board, is_running};
 use crate::config::DataSync as Config;
 use crate::config::error::nearest;
 use crate::datasync;
@@ -14,10 +14,23 @@ use synctool_core::error::{Error, Result, code};
 /// `synctool datasync resync`.
 pub(super) async fn resync(config: &Config, tables: Vec<String>, patience: Patience) -> Result<Reply> {
     let board = board(config).await?;
+    check_known(&board, &tables).await?;
+    asked(&board, "resync", &tables, patience).await
+}
+
+/// `synctool datasync resync --dry-run`.
+pub(super) async fn would_resync(config: &Config, tables: &[String]) -> Result<Reply> {
+    let board = board(config).await?;
+    check_known(&board, tables).await?;
+    let names: Vec<String> = tables.iter().map(|name| full_name(name)).collect();
+    would_copy(&board, "resync", &names).await
+}
+
+/// Refuses names that are neither selected nor hold rows of what is.
+async fn check_known(board: &Board, tables: &[String]) -> Result<()> {
     let mut known = board.selected().await?;
     known.extend(board.followed().await?);
-    check_selected(&tables, &known)?;
-    asked(&board, "resync", &tables, patience).await
+    check_selected(tables, &known)
 }
 
 /// Refuses names that are not selected, before anything is done.
@@ -99,6 +112,61 @@ pub(super) async fn clear(config: &Config, rebuild: bool, patience: Patience, gl
     ))
 }
 
+/// `synctool datasync clear --dry-run`.
+pub(super) async fn would_clear(config: &Config, rebuild: bool) -> Result<Reply> {
+    let board = board(config).await?;
+    let tables = board.selected().await?;
+    if !rebuild {
+        return would_copy(&board, "clear", &tables).await;
+    }
+    if board.is_locked().await? {
+        return Err(already_running());
+    }
+    let settings = datasync::settings(config)?;
+    let scratch = &settings.replay.scratch.directory;
+    let lsn = board.applied().await?.map(|lsn| lsn.to_string());
+    let text = format!(
+        "the place ({}) and the scratch server in {} would be forgotten\n\
+         the next start would begin anew from the base backup and copy every selected table: {}\n\
+         rows stay until then; those that production does not have are deleted then\nnothing was done\n",
+        lsn.as_deref().unwrap_or("no place yet"),
+        scratch.display(),
+        match &tables[..] {
+            [] => "none is selected".to_owned(),
+            tables => tables.join(", "),
+        }
+    );
+    let json = json!({
+        "dry_run": true, "request": "clear --rebuild", "tables": tables, "applied_lsn": lsn, "scratch_dir": scratch,
+        "deletes": true,
+    });
+    Ok(Reply::new(json, text))
+}
+
+/// What a request to copy tables anew would do; nothing is asked.
+async fn would_copy(board: &Board, kind: &str, tables: &[String]) -> Result<Reply> {
+    let lsn = board.applied().await?.map(|lsn| lsn.to_string());
+    let running = is_running(board).await?;
+    let mut text: String = tables
+        .iter()
+        .map(|name| format!("{name}: every row would be copied anew from the scratch server\n"))
+        .collect();
+    text.push_str(&match (&lsn, tables.is_empty()) {
+        (_, true) => "no table is selected\n".to_owned(),
+        (Some(lsn), _) => format!("rows that production did not have at {lsn} would be deleted\n"),
+        (None, _) => "there is no place yet: the first start copies every selected table\n".to_owned(),
+    });
+    text.push_str(match running {
+        true => "the service would do it between batches\n",
+        false => "it would wait until the service starts\n",
+    });
+    text.push_str("nothing was asked\n");
+    let json = json!({
+        "dry_run": true, "request": kind, "tables": tables, "applied_lsn": lsn, "running": running, "deletes": true,
+    });
+    Ok(Reply::new(json, text))
+}
+
 /// Leaves a request for each table, and waits for the answers.
 async fn asked(board: &Board, kind: &str, tables: &[String], patience: Patience) -> Result<Reply> {
     let names: Vec<String> = tables.iter().map(|name| full_name(name)).collect();
@@ -149,8 +217,11 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
                 Error::new(code::SERVER_BUSY, "the service has not answered yet")
                     .hint("it answers between batches; synctool datasync status says what it does")
             })?;
-            serde_json::from_str(&answer.text)
-                .map_err(|e| Error::new(code::STATE_STORE, "the service's answer cannot be read").caused_by(e))?
+            serde_json::from_str(&answer.text).map_err(|e| {
+                Error::new(code::STATE_STORE, "the service's answer cannot be read")
+                    .hint("it may be of another version: synctool datasync stop; synctool datasync start")
+                    .caused_by(e)
+            })?
         }
         false => {
             let mut sync = Box::pin(DataSync::open(datasync::settings(config)?)).await?;

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::super::at::At;
+use super::super::decode::Notice;
 use super::super::error::{ConfigError, nearest};
 use super::super::pipeline::{ColumnMapping, Direction, Roles, find_column};
 use super::super::types::{DataType, SizedType};
@@ -125,7 +126,7 @@ pub(in super::super) enum Role {
     Partition,
     /// The same as partition.
     PartitionColumn,
-    /// Rows are ordered by it.
+    /// Has no effect, like order_column.
     Order,
     /// The same as order.
     OrderColumn,
@@ -139,7 +140,11 @@ pub(in super::super) enum Role {
     EnrichedKey,
 }
 
-pub(super) fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Option<ColumnMapping> {
+pub(super) fn column(
+    entry: ColumnEntry,
+    notices: &mut Vec<Notice>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<ColumnMapping> {
     let file = match entry {
         ColumnEntry::Name(name) => return Some(ColumnMapping::same(name)),
         ColumnEntry::Mapping(file) => *file,
@@ -149,6 +154,10 @@ pub(super) fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Optio
     let is_virtual = file.is_virtual.unwrap_or(false);
     let roles_say = |plain: Role, long: Role| file.roles.iter().any(|r| **r == plain || **r == long);
     let hash_key = roles_say(Role::HashKey, Role::HashKey) || file.hash_key == Some(true);
+    let ordered = roles_say(Role::Order, Role::OrderColumn) || file.order_column == Some(true);
+    if ordered || file.direction.is_some() {
+        unheard_order(&place, notices);
+    }
     let said = match (file.source, file.src) {
         (SourceName::Column(_) | SourceName::Made, SourceName::Column(_) | SourceName::Made) => {
             errors.push(place.error("source and src of a column are the same key"));
@@ -250,8 +259,7 @@ pub(super) fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Optio
     let roles = Roles {
         unique: has(Role::Unique, Role::UniqueColumn) || file.unique_column == Some(true),
         partition: has(Role::Partition, Role::PartitionColumn) || file.partition_column == Some(true),
-        order: (has(Role::Order, Role::OrderColumn) || file.order_column == Some(true))
-            .then(|| file.direction.unwrap_or_default()),
+        order: ordered.then(|| file.direction.unwrap_or_default()),
         delta: has(Role::Delta, Role::DeltaColumn) || file.delta_column == Some(true),
         hash_key,
         enriched: has(Role::EnrichedKey, Role::EnrichedKey),
@@ -273,6 +281,16 @@ pub(super) fn column(entry: ColumnEntry, errors: &mut Vec<ConfigError>) -> Optio
         insert: file.insert.unwrap_or(true),
         hashed: file.hash_column,
     })
+}
+
+/// An order of columns is told once, at the first column that has one.
+fn unheard_order(column: &At<()>, notices: &mut Vec<Notice>) {
+    let key = "order_column";
+    if notices.iter().all(|n| n.key != key) {
+        let message = "order_column and direction have no effect: rows are read in the order in which a run can go on after an \
+                       interruption";
+        notices.extend(Notice::at(column, key, message.into()));
+    }
 }
 
 /// `o.id` → `id`.

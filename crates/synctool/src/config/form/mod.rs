@@ -252,7 +252,8 @@ pub(super) fn resolve(
     let mut columns = match file.columns {
         None | Some(ColumnsFile::All(_)) => Columns::All,
         Some(ColumnsFile::Listed(entries)) => {
-            Columns::Listed(entries.into_iter().filter_map(|entry| column(entry, errors)).collect())
+            let read = |entry| column(entry, &mut not_yet, errors);
+            Columns::Listed(entries.into_iter().filter_map(read).collect())
         }
     };
     if let Columns::Listed(listed) = &mut columns {

@@ -90,7 +90,8 @@ pub(in super::super) struct StrategyFile {
     pub(in super::super) keyless: Option<At<bool>>,
     /// log: bytes of log that the source may keep for this pipeline. Default: any.
     pub(in super::super) wal_budget: Option<At<ByteSize>>,
-    /// log: what is done beyond wal_budget: warn (the default), or drop the slot to save the source's disk.
+    /// log: what is done beyond wal_budget: warn (the default), pause what is read beside the log until the source keeps
+    /// less, or drop the slot to save the source's disk.
     pub(in super::super) over_budget: Option<At<OverBudget>>,
     /// When a scheduler runs it: minute, hour, day of month, month, day of week. Has no effect: this version has none.
     pub(in super::super) cron: Option<At<String>>,

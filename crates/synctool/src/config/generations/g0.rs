@@ -126,7 +126,7 @@ struct ProviderConnection {
     dbname: Option<At<String>>,
     database: Option<At<String>>,
     schema: Option<At<String>>,
-    min_connections: Option<At<u32>>,
+    min_connections: Option<Later<At<u32>>>,
     max_connections: Option<At<u32>>,
     /// A folder of this machine, in place of a bucket.
     path: Option<At<PathBuf>>,
@@ -166,7 +166,7 @@ struct OldColumn {
     insert: Option<bool>,
     /// Part of what identifies a row.
     unique_key: Option<bool>,
-    /// Rows are ordered by it.
+    /// Has no effect: rows are read in the order in which a run can go on after an interruption.
     order_key: Option<bool>,
     /// Runs are cut along it.
     partition_key: Option<bool>,

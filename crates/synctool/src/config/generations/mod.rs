@@ -66,6 +66,9 @@ pub(super) fn later(path: &str) -> String {
         "data_column" => "has no effect: every column that is listed is fetched",
         "strategies" => "has no effect in a stage: strategies stand at the top of the file",
         "max_concurrent_batches" => "has no effect: batches on their way are bounded by the memory budget",
+        "scheduler" | "worker" | "http" | "log_batching" => {
+            "has no effect: the scheduler and its workers come with a later version"
+        }
         _ => "has no effect in this version yet",
     };
     if what.starts_with(key) {

@@ -85,9 +85,9 @@ struct G2Column {
     hash_column: Option<bool>,
     /// Part of what identifies a row.
     unique_column: Option<bool>,
-    /// Rows are ordered by it.
+    /// Has no effect: rows are read in the order in which a run can go on after an interruption.
     order_column: Option<bool>,
-    /// Up or down, for the order column.
+    /// Has no effect, like order_column.
     direction: Option<Direction>,
     /// Runs are cut into partitions along it.
     partition_column: Option<bool>,

@@ -500,6 +500,33 @@ fn a_hash_run_killed_anywhere_ends_equal() {
     );
 }
 
+/// A comparison after a first run: rows that changed without a new stamp, came and went.
+fn a_later_hash_run(to: &To) {
+    killed_everywhere(
+        to,
+        kills() / 12,
+        &Killed {
+            pipeline: rows_by("type: hash"),
+            prepare: &|_, _| (),
+            changes: Some(
+                "UPDATE items SET v = -1 WHERE id % 89 = 0; DELETE FROM items WHERE id % 97 = 0; INSERT INTO items SELECT i, 1, i FROM generate_series(501, 510) i",
+            ),
+            columns: ROWS,
+            wanted: "SELECT * FROM items",
+        },
+    );
+}
+
+#[test]
+fn a_hash_run_into_mariadb_killed_anywhere_ends_equal() {
+    a_later_hash_run(&To::Maria(MariaDb::shared().database("killed_to")));
+}
+
+#[test]
+fn a_hash_run_into_sqlite_killed_anywhere_ends_equal() {
+    a_later_hash_run(&To::Sqlite(tempfile::tempdir().expect("a folder")));
+}
+
 const DELTA: &str = "type: delta, column: updated_at, deletes: anti_join, margin: 1ms";
 
 #[test]
@@ -557,10 +584,10 @@ fn a_delta_into_files_killed_anywhere_ends_equal() {
     a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
 }
 
-fn an_aggregate(to: &To, changes: Option<&str>) {
+fn an_aggregate(to: &To, kills: usize, changes: Option<&str>) {
     killed_everywhere(
         to,
-        kills() / 3,
+        kills,
         &Killed {
             pipeline: rows_by(DELTA).replace(
                 "strategies",
@@ -576,24 +603,34 @@ fn an_aggregate(to: &To, changes: Option<&str>) {
 
 #[test]
 fn a_first_aggregate_killed_anywhere_ends_equal() {
-    an_aggregate(&to_postgres(), None);
+    an_aggregate(&to_postgres(), kills() / 3, None);
 }
 
 /// Groups that rows moved to and from, that came, and that lost all their rows by moves or deletes.
-fn a_later_aggregate(to: &To) {
+fn a_later_aggregate(to: &To, kills: usize) {
     let changes = "UPDATE items SET grp = grp + 1, updated_at = now() WHERE grp IN (3, 7) AND id % 3 = 0; UPDATE items SET grp = 30, updated_at = now() WHERE grp = 11;
          DELETE FROM items WHERE grp IN (5, 6); DELETE FROM items WHERE grp = 8 AND id > 100; UPDATE items SET v = v + 1, updated_at = now() WHERE id = 9;
          INSERT INTO items SELECT i, 40, i FROM generate_series(501, 520) i";
-    an_aggregate(to, Some(changes));
+    an_aggregate(to, kills, Some(changes));
 }
 
 #[test]
 fn an_aggregate_killed_anywhere_ends_equal() {
-    a_later_aggregate(&to_postgres());
+    a_later_aggregate(&to_postgres(), kills() / 3);
+}
+
+#[test]
+fn an_aggregate_into_mariadb_killed_anywhere_ends_equal() {
+    a_later_aggregate(&To::Maria(MariaDb::shared().database("killed_to")), kills() / 12);
+}
+
+#[test]
+fn an_aggregate_into_sqlite_killed_anywhere_ends_equal() {
+    a_later_aggregate(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills() / 12);
 }
 
 /// Groups, key map and position are files, and one commit all the same.
 #[test]
 fn an_aggregate_into_files_killed_anywhere_ends_equal() {
-    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")));
+    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
 }

@@ -527,6 +527,38 @@ fn a_hash_run_into_sqlite_killed_anywhere_ends_equal() {
     a_later_hash_run(&To::Sqlite(tempfile::tempdir().expect("a folder")));
 }
 
+/// A newer program's control tables are refused, and nothing beside them is touched.
+#[test]
+fn control_tables_of_a_newer_version_are_left_alone() {
+    let source = Postgres::shared(PgVersion::V18).database("newer_from");
+    source.psql("CREATE TABLE items(id bigint PRIMARY KEY, v int); INSERT INTO items SELECT i, i FROM generate_series(1, 50) i");
+    for to in [
+        to_postgres(),
+        To::Maria(MariaDb::shared().database("newer_to")),
+        To::Sqlite(tempfile::tempdir().expect("a folder")),
+    ] {
+        let place = Place::new(&[("from", postgres(&source)), ("to", to.entry())]);
+        place.write("newer.yaml", &rows_by("type: hash"));
+        place.json(&["run", "newer.yaml"], 0);
+        let before = to.rows(&["id", "v"]);
+        match &to {
+            To::Postgres(db) => drop(db.psql("UPDATE synctool.format_version SET version = 99")),
+            To::Maria(db) => drop(db.sql("UPDATE _synctool_format_version SET version = 99")),
+            To::Sqlite(folder) => rusqlite::Connection::open(folder.path().join("to.db"))
+                .expect("opens")
+                .execute_batch("UPDATE _synctool_format_version SET version = 99")
+                .expect("changed"),
+            To::Csv(_) => unreachable!("files have no control tables"),
+        }
+        source.psql("UPDATE items SET v = v + 1");
+        let refused = place.synctool(&["run", "newer.yaml"]);
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{told}");
+        assert!(told.contains("ST-STA-001") && told.contains("99"), "{told}");
+        assert_eq!(to.rows(&["id", "v"]), before, "{told}");
+    }
+}
+
 const DELTA: &str = "type: delta, column: updated_at, deletes: anti_join, margin: 1ms";
 
 #[test]

@@ -369,6 +369,23 @@ impl Stage {
     }
 }
 
+/// F78. The state store is lost, and then set back to an older one: position and rows are the destination's.
+#[test]
+fn a_state_that_is_lost_or_set_back_changes_nothing() {
+    let stage = Stage::new(PgVersion::V15);
+    let (state, old) = (stage.home.path().join("data"), stage.home.path().join("old"));
+    stage.catch_up();
+    std::fs::rename(&state, &old).expect("it is lost");
+    stage.from.psql(&change(1));
+    stage.catch_up();
+    stage.assert_equal("lost");
+    std::fs::remove_dir_all(&state).expect("a new one was made");
+    std::fs::rename(&old, &state).expect("it is set back");
+    stage.from.psql(&change(2));
+    stage.catch_up();
+    stage.assert_equal("set back");
+}
+
 /// What does not belong in a pipeline that follows a log is said with its place.
 #[test]
 fn mistakes_are_told_with_their_place() {

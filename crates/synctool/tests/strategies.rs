@@ -531,7 +531,9 @@ fn a_hash_run_into_sqlite_killed_anywhere_ends_equal() {
 #[test]
 fn control_tables_of_a_newer_version_are_left_alone() {
     let source = Postgres::shared(PgVersion::V18).database("newer_from");
-    source.psql("CREATE TABLE items(id bigint PRIMARY KEY, v int); INSERT INTO items SELECT i, i FROM generate_series(1, 50) i");
+    source.psql(
+        "CREATE TABLE items(id bigint PRIMARY KEY, v int); INSERT INTO items SELECT i, i FROM generate_series(1, 50) i",
+    );
     for to in [
         to_postgres(),
         To::Maria(MariaDb::shared().database("newer_to")),

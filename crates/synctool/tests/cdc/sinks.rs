@@ -385,7 +385,8 @@ fn columns_that_a_log_adds_in_mariadb_are_those_of_a_fresh_load() {
     assert!(added.1 == loaded.1, "values differ");
 }
 
-/// A value that the destination's type does not hold: the step that is told is one that helps.
+/// F74. A value that the destination's type does not hold ends the log before its transaction; the step that is told is one
+/// that helps.
 #[test]
 fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
     let stage = Stage::new(PgVersion::V15);
@@ -398,10 +399,16 @@ fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
     stage
         .from
         .psql("INSERT INTO odd VALUES (2, 'NaN', '2024-01-01'), (3, 1.5, '0044-03-15 BC')");
+    stage.from.psql("UPDATE odd SET n = 2 WHERE id = 1");
     let (code, summary) = stage.json(&["run", "shop.yaml", "--until-caught-up"]);
     let told = summary.to_string();
     assert!(code != 0 && told.contains("synctool state reset"), "{told}");
     assert!(!told.contains("as_text"), "{told}");
+    assert_eq!(
+        to.sql("SELECT id, n FROM odd"),
+        "1\t1.00",
+        "nothing of it, nor behind it"
+    );
     to.sql("ALTER TABLE odd MODIFY n longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin, MODIFY d longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin");
     stage.ok(&["state", "reset", "shop.yaml", "--yes"]);
     stage
@@ -410,7 +417,7 @@ fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
     stage.catch_up();
     assert_eq!(
         to.sql("SELECT id, n, d FROM odd ORDER BY id"),
-        "1\t1.00\t2024-01-01\n2\tNaN\t2024-01-01\n3\t1.50\t0044-03-15 BC"
+        "1\t2.00\t2024-01-01\n2\tNaN\t2024-01-01\n3\t1.50\t0044-03-15 BC"
     );
 }
 

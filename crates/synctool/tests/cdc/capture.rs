@@ -369,6 +369,28 @@ impl Stage {
     }
 }
 
+/// F5. The disk of the state store is full: it is told, and with room the same command goes on.
+#[test]
+fn a_state_without_room_is_told() {
+    let stage = Stage::new(PgVersion::V15);
+    let disk = synctool_testkit::SmallDisk::new(8);
+    let state = disk.path().join("state").display().to_string();
+    let run = || stage.run(&["run", "shop.yaml", "--until-caught-up", "--data-dir", &state]);
+    assert_eq!(run().0, 0);
+    let filler = disk.fill(4);
+    stage.from.psql(&change(1));
+    let (code, _, err) = run();
+    assert!(
+        code != 0 && (err.contains("ST-IO-001") || err.contains("ST-STA-001")),
+        "exit code {code}: {err}"
+    );
+    std::fs::remove_file(filler).expect("room is made");
+    stage.from.psql(&change(2));
+    let (code, _, err) = run();
+    assert_eq!(code, 0, "{err}");
+    stage.assert_equal("with room");
+}
+
 /// F78. The state store is lost, and then set back to an older one: position and rows are the destination's.
 #[test]
 fn a_state_that_is_lost_or_set_back_changes_nothing() {

@@ -219,7 +219,10 @@ fn set_back(
     stage.from.psql(&change(3));
     let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
     assert_eq!(code, 4, "{err}");
-    assert!(err.contains("ST-LOG-003") && err.contains("--repair"), "{err}");
+    assert!(
+        err.contains("ST-LOG-003") && err.contains("set back") && err.contains("--repair"),
+        "{err}"
+    );
     assert_eq!(rows(), before, "nothing is written");
     stage.ok(&["run", "shop.yaml", "--until-caught-up", "--repair"]);
     same("repaired");
@@ -271,6 +274,27 @@ fn a_file_of_sqlite_that_was_set_back_is_refused_and_repaired() {
         },
         |case| same_by_diff(&stage, &uri, case),
     );
+}
+
+/// F79. A log goes no further where a newer program made the control tables its own.
+#[test]
+fn a_log_ends_before_newer_control_tables_of_sqlite() {
+    let stage = Stage::new(PgVersion::V15);
+    let file = into_file(&stage, "sqlite", "restaurant");
+    stage.catch_up();
+    let db = rusqlite::Connection::open(&file).expect("the copy");
+    let best = || -> i64 {
+        let sql = "SELECT count(*) FROM restaurant WHERE rating = 5";
+        db.query_row(sql, [], |row| row.get(0)).expect("a count")
+    };
+    let before = best();
+    db.execute_batch("UPDATE _synctool_format_version SET version = 99")
+        .expect("a newer version");
+    stage.from.psql("UPDATE restaurant SET rating = 5");
+    let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("ST-STA-001") && err.contains("99"), "{err}");
+    assert_eq!(best(), before, "nothing is written");
 }
 
 /// F77. Somebody alters the copy by hand. What rows do not need is left alone; what they need, or do not fit into, is told

@@ -500,6 +500,67 @@ fn a_hash_run_killed_anywhere_ends_equal() {
     );
 }
 
+/// A comparison after a first run: rows that changed without a new stamp, came and went.
+fn a_later_hash_run(to: &To) {
+    killed_everywhere(
+        to,
+        kills() / 12,
+        &Killed {
+            pipeline: rows_by("type: hash"),
+            prepare: &|_, _| (),
+            changes: Some(
+                "UPDATE items SET v = -1 WHERE id % 89 = 0; DELETE FROM items WHERE id % 97 = 0; INSERT INTO items SELECT i, 1, i FROM generate_series(501, 510) i",
+            ),
+            columns: ROWS,
+            wanted: "SELECT * FROM items",
+        },
+    );
+}
+
+#[test]
+fn a_hash_run_into_mariadb_killed_anywhere_ends_equal() {
+    a_later_hash_run(&To::Maria(MariaDb::shared().database("killed_to")));
+}
+
+#[test]
+fn a_hash_run_into_sqlite_killed_anywhere_ends_equal() {
+    a_later_hash_run(&To::Sqlite(tempfile::tempdir().expect("a folder")));
+}
+
+/// A newer program's control tables are refused, and nothing beside them is touched.
+#[test]
+fn control_tables_of_a_newer_version_are_left_alone() {
+    let source = Postgres::shared(PgVersion::V18).database("newer_from");
+    source.psql(
+        "CREATE TABLE items(id bigint PRIMARY KEY, v int); INSERT INTO items SELECT i, i FROM generate_series(1, 50) i",
+    );
+    for to in [
+        to_postgres(),
+        To::Maria(MariaDb::shared().database("newer_to")),
+        To::Sqlite(tempfile::tempdir().expect("a folder")),
+    ] {
+        let place = Place::new(&[("from", postgres(&source)), ("to", to.entry())]);
+        place.write("newer.yaml", &rows_by("type: hash"));
+        place.json(&["run", "newer.yaml"], 0);
+        let before = to.rows(&["id", "v"]);
+        match &to {
+            To::Postgres(db) => drop(db.psql("UPDATE synctool.format_version SET version = 99")),
+            To::Maria(db) => drop(db.sql("UPDATE _synctool_format_version SET version = 99")),
+            To::Sqlite(folder) => rusqlite::Connection::open(folder.path().join("to.db"))
+                .expect("opens")
+                .execute_batch("UPDATE _synctool_format_version SET version = 99")
+                .expect("changed"),
+            To::Csv(_) => unreachable!("files have no control tables"),
+        }
+        source.psql("UPDATE items SET v = v + 1");
+        let refused = place.synctool(&["run", "newer.yaml"]);
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{told}");
+        assert!(told.contains("ST-STA-001") && told.contains("99"), "{told}");
+        assert_eq!(to.rows(&["id", "v"]), before, "{told}");
+    }
+}
+
 const DELTA: &str = "type: delta, column: updated_at, deletes: anti_join, margin: 1ms";
 
 #[test]
@@ -557,10 +618,10 @@ fn a_delta_into_files_killed_anywhere_ends_equal() {
     a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
 }
 
-fn an_aggregate(to: &To, changes: Option<&str>) {
+fn an_aggregate(to: &To, kills: usize, changes: Option<&str>) {
     killed_everywhere(
         to,
-        kills() / 3,
+        kills,
         &Killed {
             pipeline: rows_by(DELTA).replace(
                 "strategies",
@@ -576,24 +637,34 @@ fn an_aggregate(to: &To, changes: Option<&str>) {
 
 #[test]
 fn a_first_aggregate_killed_anywhere_ends_equal() {
-    an_aggregate(&to_postgres(), None);
+    an_aggregate(&to_postgres(), kills() / 3, None);
 }
 
 /// Groups that rows moved to and from, that came, and that lost all their rows by moves or deletes.
-fn a_later_aggregate(to: &To) {
+fn a_later_aggregate(to: &To, kills: usize) {
     let changes = "UPDATE items SET grp = grp + 1, updated_at = now() WHERE grp IN (3, 7) AND id % 3 = 0; UPDATE items SET grp = 30, updated_at = now() WHERE grp = 11;
          DELETE FROM items WHERE grp IN (5, 6); DELETE FROM items WHERE grp = 8 AND id > 100; UPDATE items SET v = v + 1, updated_at = now() WHERE id = 9;
          INSERT INTO items SELECT i, 40, i FROM generate_series(501, 520) i";
-    an_aggregate(to, Some(changes));
+    an_aggregate(to, kills, Some(changes));
 }
 
 #[test]
 fn an_aggregate_killed_anywhere_ends_equal() {
-    a_later_aggregate(&to_postgres());
+    a_later_aggregate(&to_postgres(), kills() / 3);
+}
+
+#[test]
+fn an_aggregate_into_mariadb_killed_anywhere_ends_equal() {
+    a_later_aggregate(&To::Maria(MariaDb::shared().database("killed_to")), kills() / 12);
+}
+
+#[test]
+fn an_aggregate_into_sqlite_killed_anywhere_ends_equal() {
+    a_later_aggregate(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills() / 12);
 }
 
 /// Groups, key map and position are files, and one commit all the same.
 #[test]
 fn an_aggregate_into_files_killed_anywhere_ends_equal() {
-    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")));
+    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
 }

@@ -152,7 +152,7 @@ impl Mapping {
             }
             let pair = Pair {
                 name: ident(&c.name),
-                cast: (there.type_name != *ty).then(|| there.type_name.clone()),
+                cast: (there.type_name != *ty).then(|| uncut(&there.type_name)),
                 identity_always: there.identity_always,
                 folds: there.folds,
                 varies: there.varies,
@@ -278,6 +278,21 @@ impl Mapping {
     }
 }
 
+/// A type as a cast that cuts nothing: an explicit one to `character varying(9)` cuts silently, where writing what is too
+/// long into such a column is refused.
+fn uncut(type_name: &str) -> String {
+    for varying in ["character varying", "bit varying"] {
+        if let Some((_, end)) = type_name
+            .strip_prefix(varying)
+            .and_then(|length| length.strip_prefix('('))
+            .and_then(|length| length.split_once(')'))
+        {
+            return format!("{varying}{end}");
+        }
+    }
+    type_name.to_owned()
+}
+
 /// The image of the row in `t` is not that of the loaded one.
 pub(super) fn differs(pairs: &[Pair], loaded: &str) -> String {
     let there: Vec<String> = pairs.iter().map(|p| format!("t.{}", p.name)).collect();
@@ -287,4 +302,24 @@ pub(super) fn differs(pairs: &[Pair], loaded: &str) -> String {
         there.join(", "),
         new.join(", ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cast_cuts_nothing() {
+        for (there, cast) in [
+            ("character varying(9)", "character varying"),
+            ("character varying(9)[]", "character varying[]"),
+            ("bit varying(3)", "bit varying"),
+            ("character varying", "character varying"),
+            ("character(5)", "character(5)"),
+            ("numeric(10,2)", "numeric(10,2)"),
+            ("\"character varying(9)\"", "\"character varying(9)\""),
+        ] {
+            assert_eq!(uncut(there), cast);
+        }
+    }
 }

@@ -79,9 +79,25 @@ pub(super) fn transaction<T>(conn: &mut Connection, work: impl FnOnce(&Connectio
     result
 }
 
-/// Whether the control tables are there.
+/// Whether the control tables are there, in the version that we know.
 pub(super) fn exist(conn: &Connection) -> Result<bool> {
-    Ok(catalog::find(conn, "_synctool_generation")?.is_some())
+    Ok(catalog::find(conn, "_synctool_generation")?.is_some() && version(conn)?.is_some())
+}
+
+/// The version of the control tables, which are there; another one than ours is refused.
+fn version(conn: &Connection) -> Result<Option<i64>> {
+    let found: Option<i64> = conn
+        .query_row("SELECT version FROM \"_synctool_format_version\"", [], |r| r.get(0))
+        .optional()
+        .map_err(failed(|| "reading the version of the control tables".into()))?;
+    match found {
+        Some(v) if v != FORMAT => Err(Error::new(
+            code::STATE_STORE,
+            format!("the control tables have format {v}; this SyncTool knows {FORMAT}"),
+        )
+        .hint("use the SyncTool that wrote them, or a newer one")),
+        known => Ok(known),
+    }
 }
 
 /// Creates the control tables; inside the caller's write transaction.
@@ -90,21 +106,12 @@ pub(super) fn create(conn: &Connection) -> Result<()> {
     for sql in DDL {
         conn.execute_batch(sql).map_err(failed(doing))?;
     }
-    let found: Option<i64> = conn
-        .query_row("SELECT version FROM \"_synctool_format_version\"", [], |r| r.get(0))
-        .optional()
-        .map_err(failed(doing))?;
-    match found {
+    match version(conn)? {
+        Some(_) => Ok(()),
         None => conn
             .execute("INSERT INTO \"_synctool_format_version\" VALUES (?1)", [FORMAT])
             .map(|_| ())
             .map_err(failed(doing)),
-        Some(FORMAT) => Ok(()),
-        Some(v) => Err(Error::new(
-            code::STATE_STORE,
-            format!("the control tables have format {v}; this SyncTool knows {FORMAT}"),
-        )
-        .hint("use the SyncTool that wrote them, or a newer one")),
     }
 }
 

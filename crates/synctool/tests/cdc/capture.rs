@@ -369,6 +369,45 @@ impl Stage {
     }
 }
 
+/// F5. The disk of the state store is full: it is told, and with room the same command goes on.
+#[test]
+fn a_state_without_room_is_told() {
+    let stage = Stage::new(PgVersion::V15);
+    let disk = synctool_testkit::SmallDisk::new(8);
+    let state = disk.path().join("state").display().to_string();
+    let run = || stage.run(&["run", "shop.yaml", "--until-caught-up", "--data-dir", &state]);
+    assert_eq!(run().0, 0);
+    let filler = disk.fill(4);
+    stage.from.psql(&change(1));
+    let (code, _, err) = run();
+    assert!(
+        code != 0 && (err.contains("ST-IO-001") || err.contains("ST-STA-001")),
+        "exit code {code}: {err}"
+    );
+    std::fs::remove_file(filler).expect("room is made");
+    stage.from.psql(&change(2));
+    let (code, _, err) = run();
+    assert_eq!(code, 0, "{err}");
+    stage.assert_equal("with room");
+}
+
+/// F78. The state store is lost, and then set back to an older one: position and rows are the destination's.
+#[test]
+fn a_state_that_is_lost_or_set_back_changes_nothing() {
+    let stage = Stage::new(PgVersion::V15);
+    let (state, old) = (stage.home.path().join("data"), stage.home.path().join("old"));
+    stage.catch_up();
+    std::fs::rename(&state, &old).expect("it is lost");
+    stage.from.psql(&change(1));
+    stage.catch_up();
+    stage.assert_equal("lost");
+    std::fs::remove_dir_all(&state).expect("a new one was made");
+    std::fs::rename(&old, &state).expect("it is set back");
+    stage.from.psql(&change(2));
+    stage.catch_up();
+    stage.assert_equal("set back");
+}
+
 /// What does not belong in a pipeline that follows a log is said with its place.
 #[test]
 fn mistakes_are_told_with_their_place() {

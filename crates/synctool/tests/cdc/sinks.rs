@@ -2,6 +2,7 @@
 
 use super::*;
 use std::path::PathBuf;
+use synctool_testkit::kill::Action;
 
 /// What a copy holds, as the source would say it: one line per row of three tables.
 const LINES: [(&str, &str); 3] = [
@@ -35,20 +36,42 @@ fn into_file(stage: &Stage, engine: &str, tables: &str) -> PathBuf {
     file
 }
 
-/// Loads, makes some changes, catches up; between the two the program is killed at a point of a commit.
-fn follows(stage: &Stage, changes: u64, point: &str, same: impl Fn(&str)) {
+/// Loads, makes some changes, catches up; meanwhile the program is killed at everything that it does in a run.
+fn follows(stage: &Stage, changes: u64, same: impl Fn(&str)) {
     stage.catch_up();
     same("the first load");
-    for n in 1..changes {
-        stage.from.psql(&change(n));
-    }
+    let mut n = 0;
+    let mut change_some = |some: u64| {
+        for _ in 0..some {
+            n += 1;
+            stage.from.psql(&change(n));
+        }
+    };
+    change_some(changes);
     stage
         .from
         .psql("UPDATE users SET id = -id WHERE id > 880 AND id NOT IN (SELECT user_id FROM visit)");
-    let killed = KillRun::new(&stage.command(&["run", "shop.yaml", "--until-caught-up"]))
-        .at(point, 1)
-        .run();
-    killed.assert_killed();
+    let run = || KillRun::new(&stage.command(&["run", "shop.yaml", "--until-caught-up"]));
+    let reached = run().failpoints_reached();
+    let points = synctool_testkit::kill::spread(&reached, (kills::kills() / 8).max(1));
+    for name in kills::STEPS {
+        assert!(
+            points.iter().any(|p| p.name == name),
+            "{name} is not reached: {points:?}"
+        );
+    }
+    let mut killed = 0;
+    for point in &points {
+        change_some(3);
+        let outcome = run().accident(point, Action::Kill).run();
+        killed += usize::from(outcome.killed);
+        assert!(outcome.killed || outcome.code == Some(0), "{point}: {}", outcome.stderr);
+    }
+    assert!(
+        killed * 10 >= points.len() * 8,
+        "only {killed} of {} kills struck",
+        points.len()
+    );
     stage.catch_up();
     same("what changed");
     stage
@@ -83,7 +106,7 @@ fn sqlite_follows_a_log() {
         rows.sort_unstable();
         rows
     };
-    follows(&stage, 60, "sink.commit.before", |case| {
+    follows(&stage, 60, |case| {
         for (table, columns) in LINES {
             let (wanted, found) = (wanted(&stage.from, table, columns), found(table, columns));
             assert_eq!(found.len(), wanted.len(), "{case}: {table}");
@@ -96,15 +119,18 @@ fn sqlite_follows_a_log() {
 }
 
 /// Both ends are compared by hashes of every row.
-fn follows_by_diff(stage: &Stage, uri: &str) {
+#[track_caller]
+fn same_by_diff(stage: &Stage, uri: &str, case: &str) {
     let from = stage.from.url();
-    follows(stage, 40, "sink.commit.after", |case| {
-        for (table, columns) in LINES {
-            let columns = columns.replace(", ", ",");
-            let (code, out, err) = stage.run(&["diff", &from, table, uri, table, "--columns", &columns]);
-            assert_eq!(code, 0, "{case}: {table}\n{out}\n{err}");
-        }
-    });
+    for (table, columns) in LINES {
+        let columns = columns.replace(", ", ",");
+        let (code, out, err) = stage.run(&["diff", &from, table, uri, table, "--columns", &columns]);
+        assert_eq!(code, 0, "{case}: {table}\n{out}\n{err}");
+    }
+}
+
+fn follows_by_diff(stage: &Stage, uri: &str) {
+    follows(stage, 40, |case| same_by_diff(stage, uri, case));
     let (code, status) = stage.json(&["cdc", "status", "shop.yaml"]);
     assert_eq!((code, status["state"].as_str()), (0, Some("stopped")), "{status:#}");
 }
@@ -170,6 +196,161 @@ fn a_repair_of_mariadb_lets_unique_values_wander() {
     });
 }
 
+/// F75. The destination, its position with it, is set back to a copy of itself from before, while the source has let go of
+/// the log since: nothing is written until somebody allows a comparison, and that makes it equal.
+fn set_back(
+    stage: &Stage,
+    keep: impl FnOnce(),
+    put_back: impl FnOnce(),
+    rows: impl Fn() -> String,
+    same: impl Fn(&str),
+) {
+    stage.catch_up();
+    keep();
+    // The second run tells the source that what the first one wrote is durable.
+    for n in 1..3 {
+        stage.from.psql(&change(n));
+        stage.from.psql(&format!("DELETE FROM visit WHERE user_id = 500 + {n}"));
+        stage.catch_up();
+    }
+    same("before it is set back");
+    put_back();
+    let before = rows();
+    stage.from.psql(&change(3));
+    let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    assert_eq!(code, 4, "{err}");
+    assert!(
+        err.contains("ST-LOG-003") && err.contains("set back") && err.contains("--repair"),
+        "{err}"
+    );
+    assert_eq!(rows(), before, "nothing is written");
+    stage.ok(&["run", "shop.yaml", "--until-caught-up", "--repair"]);
+    same("repaired");
+    stage.from.psql(&change(4));
+    stage.catch_up();
+    same("afterwards");
+}
+
+#[test]
+fn a_postgres_that_was_set_back_is_refused_and_repaired() {
+    let stage = Stage::new(PgVersion::V18);
+    let name = stage.to.name().to_owned();
+    // Both databases are of one server.
+    let server = |sql: String| drop(stage.from.psql(&sql));
+    set_back(
+        &stage,
+        || server(format!("CREATE DATABASE {name}_old TEMPLATE {name}")),
+        || {
+            server(format!(
+                "DROP DATABASE {name} WITH (FORCE); ALTER DATABASE {name}_old RENAME TO {name}"
+            ))
+        },
+        || Stage::rows(&stage.to, "users"),
+        |case| stage.assert_equal(case),
+    );
+}
+
+#[test]
+fn a_file_of_sqlite_that_was_set_back_is_refused_and_repaired() {
+    let stage = Stage::new(PgVersion::V15);
+    let file = into_file(&stage, "sqlite", "users, restaurant, visit");
+    let (uri, old) = (format!("sqlite:{}", file.display()), file.with_extension("old"));
+    let open = || rusqlite::Connection::open(&file).expect("the copy");
+    set_back(
+        &stage,
+        || {
+            let done = open().execute("VACUUM INTO ?1", [old.to_str().expect("a path")]);
+            done.expect("a backup");
+        },
+        || {
+            for end in ["", "-wal", "-shm"] {
+                let _ = std::fs::remove_file(format!("{}{end}", file.display()));
+            }
+            std::fs::rename(&old, &file).expect("the backup");
+        },
+        || {
+            let sql = "SELECT group_concat(first_name) FROM (SELECT first_name FROM users ORDER BY id)";
+            open().query_row(sql, [], |row| row.get(0)).expect("rows")
+        },
+        |case| same_by_diff(&stage, &uri, case),
+    );
+}
+
+/// F79. A log goes no further where a newer program made the control tables its own.
+#[test]
+fn a_log_ends_before_newer_control_tables_of_sqlite() {
+    let stage = Stage::new(PgVersion::V15);
+    let file = into_file(&stage, "sqlite", "restaurant");
+    stage.catch_up();
+    let db = rusqlite::Connection::open(&file).expect("the copy");
+    let best = || -> i64 {
+        let sql = "SELECT count(*) FROM restaurant WHERE rating = 5";
+        db.query_row(sql, [], |row| row.get(0)).expect("a count")
+    };
+    let before = best();
+    db.execute_batch("UPDATE _synctool_format_version SET version = 99")
+        .expect("a newer version");
+    stage.from.psql("UPDATE restaurant SET rating = 5");
+    let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("ST-STA-001") && err.contains("99"), "{err}");
+    assert_eq!(best(), before, "nothing is written");
+}
+
+/// F77. Somebody alters the copy by hand. What rows do not need is left alone; what they need, or do not fit into, is told
+/// and nothing is written; and when that is mended as told, both ends are equal.
+#[test]
+fn a_copy_that_somebody_alters_is_told_and_mended() {
+    let stage = Stage::new(PgVersion::V18);
+    stage.catch_up();
+    let told = |n: u64, says: &str| {
+        stage.from.psql(&change(n));
+        let before = Stage::rows(&stage.to, "restaurant");
+        let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+        assert!(code != 0 && err.contains(says), "no {says:?}, exit code {code}: {err}");
+        assert_eq!(Stage::rows(&stage.to, "restaurant"), before, "nothing is written");
+    };
+    stage
+        .to
+        .psql("ALTER TABLE users ADD COLUMN theirs text DEFAULT 'theirs'");
+    stage.from.psql(&change(1));
+    stage.catch_up();
+    assert_eq!(
+        stage.to.psql("SELECT count(*) FROM users WHERE theirs = 'theirs'"),
+        stage.from.psql("SELECT count(*) FROM users")
+    );
+    stage
+        .to
+        .psql("ALTER TABLE users DROP COLUMN theirs, DROP COLUMN interests");
+    told(2, "users has no column interests");
+    stage.to.psql("ALTER TABLE users ADD COLUMN interests text[]");
+    stage.ok(&["cdc", "refresh", "shop.yaml", "users"]);
+    stage.catch_up();
+    stage.assert_equal("with its column again");
+    // A text that is too long is not cut.
+    stage
+        .to
+        .psql("ALTER TABLE restaurant ALTER COLUMN name TYPE varchar(9)");
+    stage
+        .from
+        .psql("UPDATE restaurant SET name = 'a longer name' WHERE id = 'r7'");
+    told(3, "too long");
+    stage
+        .to
+        .psql("ALTER TABLE restaurant ALTER COLUMN name TYPE varchar(255)");
+    stage.catch_up();
+    stage.assert_equal("wide enough again");
+    stage.to.psql("DROP TABLE visit");
+    told(4, "visit does not exist at the destination any more");
+    stage.to.psql(
+        "CREATE TABLE visit (user_id int, restaurant_id varchar(255), amount_spent numeric(10, 2) NOT NULL, visit_rating int, \
+         PRIMARY KEY (user_id, restaurant_id))",
+    );
+    stage.catch_up();
+    stage.ok(&["repair", "shop.yaml"]);
+    stage.assert_equal("made again and filled");
+}
+
 /// A destination that cannot take changes says so.
 #[test]
 fn files_do_not_take_changes() {
@@ -228,7 +409,8 @@ fn columns_that_a_log_adds_in_mariadb_are_those_of_a_fresh_load() {
     assert!(added.1 == loaded.1, "values differ");
 }
 
-/// A value that the destination's type does not hold: the step that is told is one that helps.
+/// F74. A value that the destination's type does not hold ends the log before its transaction; the step that is told is one
+/// that helps.
 #[test]
 fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
     let stage = Stage::new(PgVersion::V15);
@@ -241,10 +423,16 @@ fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
     stage
         .from
         .psql("INSERT INTO odd VALUES (2, 'NaN', '2024-01-01'), (3, 1.5, '0044-03-15 BC')");
+    stage.from.psql("UPDATE odd SET n = 2 WHERE id = 1");
     let (code, summary) = stage.json(&["run", "shop.yaml", "--until-caught-up"]);
     let told = summary.to_string();
     assert!(code != 0 && told.contains("synctool state reset"), "{told}");
     assert!(!told.contains("as_text"), "{told}");
+    assert_eq!(
+        to.sql("SELECT id, n FROM odd"),
+        "1\t1.00",
+        "nothing of it, nor behind it"
+    );
     to.sql("ALTER TABLE odd MODIFY n longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin, MODIFY d longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin");
     stage.ok(&["state", "reset", "shop.yaml", "--yes"]);
     stage
@@ -253,7 +441,7 @@ fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
     stage.catch_up();
     assert_eq!(
         to.sql("SELECT id, n, d FROM odd ORDER BY id"),
-        "1\t1.00\t2024-01-01\n2\tNaN\t2024-01-01\n3\t1.50\t0044-03-15 BC"
+        "1\t2.00\t2024-01-01\n2\tNaN\t2024-01-01\n3\t1.50\t0044-03-15 BC"
     );
 }
 

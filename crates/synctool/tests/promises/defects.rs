@@ -362,7 +362,7 @@ fn a_table_of_keys_alone_is_kept_equal() {
     }
 }
 
-/// 14. Whatever moment a process dies in, every file of its state can be read.
+/// 14. Whatever failpoint a process dies at, every file of its state can be read (`state/killed.rs`: at any moment).
 #[test]
 fn no_state_file_is_torn() {
     let db = database("torn");

@@ -243,7 +243,8 @@ pub(super) fn check(
         ),
         Some(confirmed) if confirmed > stored.lsn => {
             let why = format!(
-                "the slot was confirmed up to {} by somebody else or made again: changes since the position would be skipped",
+                "the slot was confirmed up to {} by somebody else or made again, or the destination was set back: changes \
+                 since the position would be skipped",
                 PgLsn::from(confirmed)
             );
             refuse(code::LOG_SKIPPED, why)

@@ -245,6 +245,39 @@ on_servers! {
         }
     }
 
+    /// F62: types of extensions (15, whose servers have some) and of one name in two schemas, where the destination has them
+    /// and where it keeps their text.
+    async fn types_of_extensions_and_of_one_name_arrive(version: PgVersion) {
+        let (extensions, columns, cells) = match version {
+            PgVersion::V15 => (
+                "CREATE SCHEMA ext; CREATE EXTENSION hstore SCHEMA ext; CREATE EXTENSION citext SCHEMA ext;",
+                ", h ext.hstore, w ext.citext",
+                ", 'a=>1, b=>NULL', 'Word'",
+            ),
+            _ => ("", "", ""),
+        };
+        let own = format!("{extensions} CREATE SCHEMA one; CREATE SCHEMA two; CREATE TYPE one.mood AS ENUM ('sad', 'ok');
+            CREATE TYPE two.mood AS ENUM ('ok', 'fine'); CREATE TYPE two.pair AS (a one.mood, b two.mood);");
+        for known in [true, false] {
+            let c = Capture::new(version, &["t"], &format!("{own} CREATE TABLE t (id int PRIMARY KEY, a one.mood, b two.mood, many two.mood[], p two.pair{columns})"));
+            if known {
+                c.to.psql(&own);
+            }
+            let fill = |from: i32| {
+                c.from.psql(&format!("INSERT INTO t VALUES ({from}, 'sad', 'fine', '{{ok,NULL}}', '(sad,fine)'{cells});
+                    INSERT INTO t (id, a, b, p) VALUES ({from} + 1, 'ok', 'ok', '(ok,ok)'); INSERT INTO t (id) VALUES ({from} + 2)"));
+            };
+            fill(0);
+            c.catch_up().await.unwrap();
+            fill(10);
+            c.from.psql("UPDATE t SET a = 'ok', b = 'ok' WHERE id = 0; UPDATE t SET p = '(,ok)', many = '{fine}' WHERE id = 1");
+            c.catch_up().await.unwrap();
+            c.assert_equal(&["t"]);
+            let stored = c.to.psql("SELECT string_agg(format_type(atttypid, atttypmod), ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 't'::regclass AND attname IN ('a', 'b')");
+            assert_eq!(stored, if known { "one.mood two.mood" } else { "text text" });
+        }
+    }
+
     /// F48: a generated column is left out, unless the server publishes it (18).
     async fn generated_columns_come_where_they_are_published(version: PgVersion) {
         let c = Capture::new(version, &["g"], "CREATE TABLE g (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED); INSERT INTO g VALUES (1, 1)");

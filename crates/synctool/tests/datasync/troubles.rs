@@ -408,9 +408,8 @@ impl Held {
     }
 }
 
-#[test]
-fn a_failover_is_followed_where_it_forked_behind_us() {
-    let world = World::with(PgVersion::V18, SCHEMA, |p| p.setting("wal_keep_size", "1GB"));
+fn a_failover_behind_us_is_followed(version: PgVersion) {
+    let world = World::with(version, SCHEMA, |p| p.setting("wal_keep_size", "1GB"));
     world.production.psql(ROWS);
     world.ready();
     world.add(&["acc"]);
@@ -442,6 +441,16 @@ fn a_failover_is_followed_where_it_forked_behind_us() {
     world.production.psql("INSERT INTO acc VALUES (501, 1)");
     world.sync();
     world.same(&["acc"]);
+}
+
+#[test]
+fn a_failover_is_followed_where_it_forked_behind_us() {
+    a_failover_behind_us_is_followed(PgVersion::V18);
+}
+
+#[test]
+fn a_failover_is_followed_where_it_forked_behind_us_15() {
+    a_failover_behind_us_is_followed(PgVersion::V15);
 }
 
 #[test]
@@ -885,9 +894,8 @@ fn damaged_data_of_the_scratch_server_is_made_anew_and_no_table_is_blamed() {
     assert_eq!(world.local.psql(blamed), "0");
 }
 
-#[test]
-fn an_idle_production_is_no_error_and_its_silence_is_told() {
-    let world = running(PgVersion::V18);
+fn an_idle_production_is_no_error(version: PgVersion) {
+    let world = running(version);
     world.run(&["stop"]).ok();
     world.reconfigure("ARCHIVE_INTERVAL = 3600", "ARCHIVE_INTERVAL = \"100ms\"");
     world.run(&["start"]).ok();
@@ -898,4 +906,14 @@ fn an_idle_production_is_no_error_and_its_silence_is_told() {
     world.production.psql("UPDATE acc SET n = 1");
     world.archived();
     world.eventually_same(&["acc"]);
+}
+
+#[test]
+fn an_idle_production_is_no_error_and_its_silence_is_told() {
+    an_idle_production_is_no_error(PgVersion::V18);
+}
+
+#[test]
+fn an_idle_production_is_no_error_and_its_silence_is_told_15() {
+    an_idle_production_is_no_error(PgVersion::V15);
 }

@@ -20,6 +20,8 @@ readonly DUCKDB_BINDINGS=1.5.6-r.1
 declare -rA NPM_POSTGRES=(
   [12]=12.22.0-beta.15 [13]=13.23.0-beta.16 [14]=14.23.0-beta.17
   [15]=15.18.0-beta.17 [16]=16.14.0-beta.17 [17]=17.10.0-beta.17
+  # An older minor version than EMBEDDED_POSTGRES has.
+  [18.1]=18.1.0-beta.16
 )
 
 install_log=$SYNCTOOL_CACHE/install.log
@@ -161,7 +163,7 @@ ensure_postgres_user() {
   fi
 }
 
-# install_servers NAME...: postgres-12 … postgres-18, libduckdb, openssl, mariadb, redis, kafka, s3, clickhouse.
+# install_servers NAME...: postgres-12 … postgres-18, postgres-18.1, libduckdb, openssl, mariadb, redis, kafka, s3, clickhouse.
 install_servers() {
   mkdir -p "$SYNCTOOL_CACHE/markers"
   # Two runs on one machine must not write the cache at once.

@@ -173,14 +173,15 @@ fn programs(config: &ReplayConfig, production: Option<&Production>, all: &mut Ve
         Err(e) => all.push(failed("scratch user", &e)),
     }
     let needed = production.and_then(|p| p.size);
-    let gb = |bytes: u64| bytes.div_ceil(1 << 30);
+    // More is needed than there is, also where both are less than one.
+    let (least, most) = (|bytes: u64| bytes.div_ceil(1 << 30), |bytes: u64| bytes >> 30);
     match (needed, room::free(directory)) {
         (Some(needed), Some(free)) if free < needed + needed / 10 => all.push(bad(
             "scratch space",
             format!(
                 "scratch needs about {} GB (size of production cluster), {} GB free",
-                gb(needed),
-                gb(free)
+                least(needed),
+                most(free)
             ),
             format!(
                 "free space in {} or set SCRATCH_DIR to a larger disk",
@@ -189,7 +190,7 @@ fn programs(config: &ReplayConfig, production: Option<&Production>, all: &mut Ve
         )),
         (_, Some(free)) => all.push(good(
             "scratch space",
-            format!("{} GB free in {}", gb(free), directory.display()),
+            format!("{} GB free in {}", most(free), directory.display()),
         )),
         (_, None) => {}
     }

@@ -353,9 +353,12 @@ impl Replay {
             let size = self.scratch.control().segment_size.bytes();
             room::check(&ready, size, "what the scratch server is to replay")?;
         }
-        for file in files {
-            let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            self.scratch.admit_file(&name, &file)?;
+        for (nth, file) in files.iter().enumerate() {
+            let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            self.scratch.admit_file(name, file)?;
+            if nth == 0 {
+                failpoint("archive.half_open")?;
+            }
         }
         self.stand(to).await
     }

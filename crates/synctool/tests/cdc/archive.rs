@@ -347,6 +347,7 @@ fn killed_anywhere(version: PgVersion) {
         ("engine.commit.after", 3),
         ("archive.before_kept", 1),
         ("archive.kept", 1),
+        ("archive.half_open", 1),
         ("archive.replayed", 1),
         ("sink.write", 2),
         ("archive.handed", 1),

@@ -13,20 +13,45 @@ use std::time::Instant;
 use synctool_testkit::proxy::Mode;
 use synctool_testkit::{Dice, FaultProxy};
 
-/// Rounds of a test, with a disturbance or some in each; a soak goes on until its time is over.
+fn is_soak() -> bool {
+    std::env::var_os("SYNCTOOL_SOAK").is_some()
+}
+
+/// Rounds of a test, with a disturbance or some in each. All of them are done, whatever time was asked for.
 fn rounds() -> u64 {
-    match std::env::var_os("SYNCTOOL_SOAK") {
-        Some(_) => 200,
-        None => 10,
-    }
+    if is_soak() { 200 } else { 10 }
 }
 
 /// How long a test may take altogether, less than its runner allows.
 fn most() -> Duration {
-    let minutes = std::env::var("SYNCTOOL_SOAK_MINUTES").ok().and_then(|m| m.parse().ok());
-    match std::env::var_os("SYNCTOOL_SOAK") {
-        Some(_) => Duration::from_secs(60 * u64::clamp(minutes.unwrap_or(50), 1, 50)),
-        None => Duration::from_secs(200),
+    Duration::from_secs(if is_soak() { 55 * 60 } else { 200 })
+}
+
+/// One round of a soak, with a seed of its own: the first has that of the run, so that a run that is given another one's
+/// seed begins with its accidents. It is told if the round fails.
+struct Round {
+    nth: u64,
+    seed: u64,
+}
+
+impl Round {
+    fn new(nth: u64, seed: u64) -> Round {
+        let seed = match nth {
+            0 => seed,
+            _ => Dice::new(seed ^ (nth << 40)).roll(u64::MAX),
+        };
+        Round { nth, seed }
+    }
+}
+
+impl Drop for Round {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!(
+                "round {} failed, SYNCTOOL_TEST_SEED={} begins with it",
+                self.nth, self.seed
+            );
+        }
     }
 }
 
@@ -555,6 +580,11 @@ fn storm(version: PgVersion) {
     let over = Over(storm.world.clone());
     let mut done = 0;
     while done < rounds() && begun.elapsed() < most() {
+        // A test goes on with the run's own.
+        let round = is_soak().then(|| Round::new(done, seed));
+        if let Some(round) = &round {
+            storm.dice = Dice::new(round.seed);
+        }
         let things = 1 + storm.dice.roll(4);
         storm.tell(format!("round {done}"));
         for _ in 0..things {
@@ -577,11 +607,8 @@ fn storm(version: PgVersion) {
         storm.kills,
         begun.elapsed()
     );
-    // A soak ends with its rounds or with its time; a test does all of its rounds.
-    let soaked = std::env::var_os("SYNCTOOL_SOAK").is_some() && begun.elapsed() >= most();
-    let due = if soaked { 10 } else { rounds() };
     assert!(
-        done >= due,
+        done >= rounds(),
         "{done} of {} rounds in {:?} of {:?}",
         rounds(),
         begun.elapsed(),

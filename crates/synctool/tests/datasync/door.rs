@@ -238,6 +238,37 @@ fn tables_of_data_sync_itself_are_never_synced() {
     assert_eq!(world.local.psql(selected), "data_sync_logs,good,tables_to_sync");
 }
 
+/// Texts are the same in whatever order a database has them: another one is told, and in nobody's way.
+#[test]
+fn another_collation_is_told_and_does_not_stand_in_the_way() {
+    let local = Postgres::shared(PgVersion::V15).database_in_language("datasync", "en-US");
+    let schema = "CREATE TABLE words (word text PRIMARY KEY, n int); CREATE TABLE loose (word text)";
+    let world = World::between(PgVersion::V15, schema, |p| p, local);
+    world.production.psql(
+        "INSERT INTO words SELECT chr(97 - g % 2 * 32) || ' ä-' || g, g FROM generate_series(1, 300) g; INSERT INTO loose SELECT word FROM words",
+    );
+    world.ready();
+    world.add(&["words", "loose"]);
+    // It looks into the scratch server if that runs.
+    world.run(&["start"]).ok();
+    world.eventually_same(&["words", "loose"]);
+    wait_for("what doctor says", PATIENCE, || {
+        let ran = world.run(&["doctor"]);
+        let says = "collation or its version differs: production c C.UTF-8, local i C";
+        match ran.code == 0 && ran.stdout.contains(says) && ran.stdout.contains("only the order of text is concerned") {
+            true => Ok(()),
+            false => Err(ran.stdout),
+        }
+    });
+    world.production.psql(
+        "UPDATE words SET word = lower(word) || '!' WHERE n % 5 = 0; UPDATE words SET n = -n WHERE word < 'b'; DELETE FROM words WHERE n > 290;
+         DELETE FROM loose WHERE word > 'a'; INSERT INTO loose VALUES ('B'), ('a'), (NULL)",
+    );
+    world.archived();
+    world.eventually_same(&["words", "loose"]);
+    world.run(&["verify"]).ok();
+}
+
 #[test]
 fn doctor_tells_what_is_missing_and_how_to_mend_it() {
     let schema = "CREATE TABLE ok (id int PRIMARY KEY); CREATE TABLE loose (a int, j json); CREATE TABLE gone (id int PRIMARY KEY)";

@@ -149,6 +149,15 @@ fn a_base_backup_that_does_not_fit_is_not_unpacked() {
     );
     world.ready();
     world.add(TABLES);
+    let filler = disk.fill(8 << 10);
+    world.run(&["doctor"]).fails(
+        1,
+        &[
+            "scratch needs about 1 GB (size of production cluster), 0 GB free",
+            "or set SCRATCH_DIR to a larger disk",
+        ],
+    );
+    std::fs::remove_file(filler).unwrap();
     for command in [["run-once"].as_slice(), &["start"]] {
         world.run(command).fails(
             1,

@@ -1,6 +1,6 @@
 //! Killed with -9 at any step, the local tables equal production at the stored place.
 
-use super::{PATIENCE, World, kill, stopped_at};
+use super::{PATIENCE, World, files, kill, stopped_at};
 use std::collections::BTreeSet;
 use std::fs;
 use synctool_testkit::{KillRun, PgVersion, wait_for};
@@ -34,6 +34,7 @@ fn killed_anywhere(version: PgVersion) {
         ("datasync.before_commit", 1),
         ("datasync.before_plan", 1),
         ("datasync.planned", 1),
+        ("archive.half_open", 1),
         ("datasync.replayed", 1),
         ("datasync.before_commit", 1),
         ("datasync.committed", 1),
@@ -57,7 +58,7 @@ fn killed_anywhere(version: PgVersion) {
         // Two batches, so that the second pass of a point is reached.
         load(&world, round + 100);
     }
-    assert_eq!(killed.len(), 6);
+    assert_eq!(killed.len(), 7);
     run.run().assert_success();
     world.same(TABLES);
 }
@@ -110,6 +111,50 @@ fn a_scratch_server_that_dies_at_any_step_changes_nothing() {
     }
     world.run(&["run-once"]).ok();
     world.same(TABLES);
+    let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
+    assert_eq!(world.local.psql(wrong), "");
+}
+
+/// The scratch server has got one segment of a batch that was planned, and not the others.
+#[test]
+fn a_kill_while_the_gate_is_half_open_changes_nothing() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.backup();
+    world.add(TABLES);
+    load(&world, 0);
+    world.run(&["run-once"]).ok();
+    let is_planned = || world.local.psql("SELECT count(*) FROM synctool.datasync_plan") == "1";
+    for round in 1..=3 {
+        // Several segments, of one batch.
+        (0..3).for_each(|more| load(&world, round * 10 + more));
+        // What was open at the stored place may be let through once more before the batch is planned.
+        for nth in 1..=2 {
+            world.once().at("archive.half_open", nth).run().assert_killed();
+            if is_planned() {
+                break;
+            }
+        }
+        assert!(is_planned());
+        assert!(
+            !files(&world.path("scratch/ready")).is_empty(),
+            "all of it was let through"
+        );
+        let pid = world.scratch_pid().expect("it runs");
+        match round {
+            1 => {}
+            2 => kill("-9", &pid),
+            _ => {
+                kill("-INT", &pid);
+                wait_for("the end of the scratch server", PATIENCE, || {
+                    world.scratch_pid().is_none()
+                });
+                fs::remove_dir_all(world.path("scratch")).unwrap();
+            }
+        }
+        world.run(&["run-once"]).ok();
+        world.same(TABLES);
+        world.run(&["verify"]).ok();
+    }
     let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
     assert_eq!(world.local.psql(wrong), "");
 }

@@ -288,7 +288,12 @@ impl Ran {
 
 /// A world whose tables were copied once.
 fn followed(schema: &str, fill: &str, tables: &[&str]) -> World {
-    let world = World::new(PgVersion::V18, schema);
+    followed_on(PgVersion::V18, schema, fill, tables)
+}
+
+/// The same with servers of this version.
+fn followed_on(version: PgVersion, schema: &str, fill: &str, tables: &[&str]) -> World {
+    let world = World::new(version, schema);
     world.production.psql(fill);
     world.ready();
     world.add(tables);

@@ -1,6 +1,6 @@
 //! Rows, transactions and tables of every shape arrive as they are.
 
-use super::{World, files, followed, rows};
+use super::{World, files, followed, followed_on, rows};
 use std::process::Command;
 use synctool_testkit::PgVersion;
 
@@ -71,8 +71,7 @@ fn transactions_that_are_open_at_the_backup_are_not_lost_15() {
     open_at_the_backup(PgVersion::V15);
 }
 
-#[test]
-fn unique_swaps_exclusions_foreign_keys_and_triggers_do_not_stand_in_the_way() {
+fn constraints_do_not_stand_in_the_way(version: PgVersion) {
     let schema = "
         CREATE TABLE swap (id int PRIMARY KEY, u int UNIQUE);
         CREATE TABLE deferred (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED);
@@ -83,7 +82,8 @@ fn unique_swaps_exclusions_foreign_keys_and_triggers_do_not_stand_in_the_way() {
         CREATE FUNCTION bang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.n := NEW.n + 1000; RETURN NEW; END $$;
         CREATE TRIGGER bang BEFORE INSERT OR UPDATE ON fired FOR EACH ROW EXECUTE FUNCTION bang();";
     let tables = ["swap", "deferred", "spans", "parent", "child", "fired"];
-    let world = followed(
+    let world = followed_on(
+        version,
         schema,
         "INSERT INTO swap SELECT g, g FROM generate_series(1, 20) g; INSERT INTO deferred SELECT g, g FROM generate_series(1, 20) g;
          INSERT INTO spans SELECT g, int4range(g * 10, g * 10 + 10) FROM generate_series(1, 20) g;
@@ -102,6 +102,16 @@ fn unique_swaps_exclusions_foreign_keys_and_triggers_do_not_stand_in_the_way() {
     world.run(&["resync", "--wait", "0", "parent", "fired"]).ok();
     world.run(&["run-once"]).ok();
     world.same(&tables);
+}
+
+#[test]
+fn unique_swaps_exclusions_foreign_keys_and_triggers_do_not_stand_in_the_way() {
+    constraints_do_not_stand_in_the_way(PgVersion::V18);
+}
+
+#[test]
+fn unique_swaps_exclusions_foreign_keys_and_triggers_do_not_stand_in_the_way_15() {
+    constraints_do_not_stand_in_the_way(PgVersion::V15);
 }
 
 fn values_arrive_letter_by_letter(version: PgVersion) {
@@ -217,9 +227,8 @@ fn a_column_that_is_dropped_and_made_again_brings_its_default() {
     assert_eq!(world.local.psql(copied), "1");
 }
 
-#[test]
-fn a_production_with_logical_level_is_followed_too() {
-    let world = World::with(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int)", |p| {
+fn logical_level_is_followed(version: PgVersion) {
+    let world = World::with(version, "CREATE TABLE t (id int PRIMARY KEY, n int)", |p| {
         p.setting("wal_level", "logical")
     });
     world
@@ -233,6 +242,16 @@ fn a_production_with_logical_level_is_followed_too() {
         .psql("UPDATE t SET n = 0 WHERE id < 50; TRUNCATE other; DELETE FROM t WHERE id = 100");
     world.sync();
     world.same(&["t"]);
+}
+
+#[test]
+fn a_production_with_logical_level_is_followed_too() {
+    logical_level_is_followed(PgVersion::V18);
+}
+
+#[test]
+fn a_production_with_logical_level_is_followed_too_15() {
+    logical_level_is_followed(PgVersion::V15);
 }
 
 #[test]

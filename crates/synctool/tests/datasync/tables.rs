@@ -160,9 +160,8 @@ fn ddl_in_production_pauses_only_the_table_concerned_15() {
     ddl_pauses_only_the_table_concerned(PgVersion::V15);
 }
 
-#[test]
-fn a_users_write_is_healed_once_and_then_the_table_is_paused() {
-    let world = filled(PgVersion::V18);
+fn a_users_write_is_healed_once(version: PgVersion) {
+    let world = filled(version);
     world.ready();
     world.add(&["good", "wider", "strict"]);
     world.run(&["run-once"]).ok();
@@ -242,6 +241,16 @@ fn a_users_write_is_healed_once_and_then_the_table_is_paused() {
     world.sync();
     world.same(&["good", "wider", "strict"]);
     world.run(&["verify"]).ok();
+}
+
+#[test]
+fn a_users_write_is_healed_once_and_then_the_table_is_paused() {
+    a_users_write_is_healed_once(PgVersion::V18);
+}
+
+#[test]
+fn a_users_write_is_healed_once_and_then_the_table_is_paused_15() {
+    a_users_write_is_healed_once(PgVersion::V15);
 }
 
 fn added_removed_and_copied_anew(version: PgVersion) {
@@ -625,11 +634,10 @@ fn requests_that_are_left_while_batches_run_are_done_between_them() {
     assert_eq!(world.local.psql(wrong), "");
 }
 
-#[test]
-fn partitions_come_go_and_move_rows() {
+fn partitions_come_and_go(version: PgVersion) {
     let schema = "CREATE TABLE parted (id int, side int, body text, PRIMARY KEY (id, side)) PARTITION BY LIST (side);
         CREATE TABLE p1 PARTITION OF parted FOR VALUES IN (1); CREATE TABLE p2 PARTITION OF parted FOR VALUES IN (2);";
-    let world = World::new(PgVersion::V18, schema);
+    let world = World::new(version, schema);
     world
         .production
         .psql("INSERT INTO parted SELECT g, 1 + g % 2, 'b' FROM generate_series(1, 100) g");
@@ -692,4 +700,14 @@ fn partitions_come_go_and_move_rows() {
     let all = "SELECT count(*), sum(id) FROM parted";
     assert_eq!(world.local.psql(all), world.production.psql(all));
     assert_eq!(world.local.psql("SELECT count(*) > 0 FROM p3"), "t");
+}
+
+#[test]
+fn partitions_come_go_and_move_rows() {
+    partitions_come_and_go(PgVersion::V18);
+}
+
+#[test]
+fn partitions_come_go_and_move_rows_15() {
+    partitions_come_and_go(PgVersion::V15);
 }

@@ -408,9 +408,8 @@ impl Held {
     }
 }
 
-#[test]
-fn a_failover_is_followed_where_it_forked_behind_us() {
-    let world = World::with(PgVersion::V18, SCHEMA, |p| p.setting("wal_keep_size", "1GB"));
+fn a_failover_behind_us_is_followed(version: PgVersion) {
+    let world = World::with(version, SCHEMA, |p| p.setting("wal_keep_size", "1GB"));
     world.production.psql(ROWS);
     world.ready();
     world.add(&["acc"]);
@@ -442,6 +441,16 @@ fn a_failover_is_followed_where_it_forked_behind_us() {
     world.production.psql("INSERT INTO acc VALUES (501, 1)");
     world.sync();
     world.same(&["acc"]);
+}
+
+#[test]
+fn a_failover_is_followed_where_it_forked_behind_us() {
+    a_failover_behind_us_is_followed(PgVersion::V18);
+}
+
+#[test]
+fn a_failover_is_followed_where_it_forked_behind_us_15() {
+    a_failover_behind_us_is_followed(PgVersion::V15);
 }
 
 #[test]
@@ -540,6 +549,54 @@ fn the_other_versions_are_followed() {
         world.sync();
         world.same(&["acc"]);
     }
+}
+
+/// The scratch server is of another minor version than production; it says so itself.
+fn another_minor_version(production: PgVersion, scratch: PgVersion) {
+    let schema = "CREATE TABLE acc (id int PRIMARY KEY, n int); CREATE TABLE wide (a int, body text)";
+    let local = Postgres::shared(PgVersion::V18).database("datasync");
+    let world = World::between(production, schema, |p| p, local);
+    let programs = |version: PgVersion| format!("PG_BIN_DIR = \"{}\"", version.programs().display());
+    world.reconfigure(&programs(production), &programs(scratch));
+    world.production.psql(&format!(
+        "{ROWS}; ALTER TABLE wide ALTER body SET STORAGE EXTERNAL;
+         INSERT INTO wide SELECT g, repeat(md5(g::text), 100) FROM generate_series(1, 40) g"
+    ));
+    backup_by_hand(&world);
+    world.production.psql("CHECKPOINT; INSERT INTO other VALUES (1)");
+    world.archived();
+    world.run(&["doctor"]).ok();
+    let tables = ["acc", "wide"];
+    world.add(&tables);
+    world.run(&["run-once"]).ok();
+    world.same(&tables);
+    let theirs = world.production.psql("SHOW server_version");
+    let log = fs::read_to_string(world.path("scratch/log")).unwrap();
+    let is_another =
+        log.contains("starting PostgreSQL 18.") && !log.contains(&format!("starting PostgreSQL {theirs} "));
+    assert!(is_another, "production is {theirs}\n{log}");
+    for change in [
+        "UPDATE acc SET n = n + 1; DELETE FROM acc WHERE id < 9; UPDATE wide SET body = body || 'x' WHERE a % 3 = 0; DELETE FROM wide WHERE a = 7",
+        "BEGIN; UPDATE acc SET n = 0 WHERE id > 50; SAVEPOINT s; DELETE FROM acc; ROLLBACK TO s; PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'; REINDEX TABLE acc",
+        "TRUNCATE wide; INSERT INTO wide SELECT g, repeat('w', g * 100) FROM generate_series(1, 90) g; VACUUM FULL acc; INSERT INTO acc VALUES (500, 5)",
+    ] {
+        world.production.psql(change);
+        world.sync();
+        world.same(&tables);
+    }
+    world.run(&["verify"]).ok();
+}
+
+/// The scratch server is the newer one, as PostgreSQL asks of standbys.
+#[test]
+fn another_minor_version_replays() {
+    another_minor_version(PgVersion::V18_1, PgVersion::V18);
+}
+
+/// Production was updated first.
+#[test]
+fn an_older_minor_version_replays() {
+    another_minor_version(PgVersion::V18, PgVersion::V18_1);
 }
 
 /// Its files would be written at the same place of this machine, whatever is there.
@@ -837,9 +894,8 @@ fn damaged_data_of_the_scratch_server_is_made_anew_and_no_table_is_blamed() {
     assert_eq!(world.local.psql(blamed), "0");
 }
 
-#[test]
-fn an_idle_production_is_no_error_and_its_silence_is_told() {
-    let world = running(PgVersion::V18);
+fn an_idle_production_is_no_error(version: PgVersion) {
+    let world = running(version);
     world.run(&["stop"]).ok();
     world.reconfigure("ARCHIVE_INTERVAL = 3600", "ARCHIVE_INTERVAL = \"100ms\"");
     world.run(&["start"]).ok();
@@ -850,4 +906,14 @@ fn an_idle_production_is_no_error_and_its_silence_is_told() {
     world.production.psql("UPDATE acc SET n = 1");
     world.archived();
     world.eventually_same(&["acc"]);
+}
+
+#[test]
+fn an_idle_production_is_no_error_and_its_silence_is_told() {
+    an_idle_production_is_no_error(PgVersion::V18);
+}
+
+#[test]
+fn an_idle_production_is_no_error_and_its_silence_is_told_15() {
+    an_idle_production_is_no_error(PgVersion::V15);
 }

@@ -40,32 +40,61 @@ const SETTINGS: &[(&str, &str)] = &[
 
 const HBA: &str = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n";
 
-/// A major version of PostgreSQL.
+/// A major version of PostgreSQL, or a minor one of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PgVersion(u8);
+pub struct PgVersion {
+    major: u8,
+    /// One that is installed beside the usual one of its major version.
+    minor: Option<u8>,
+}
 
 impl PgVersion {
     /// PostgreSQL 15, tested in full.
-    pub const V15: Self = Self(15);
+    pub const V15: Self = Self::new(15);
     /// PostgreSQL 18, tested in full.
-    pub const V18: Self = Self(18);
+    pub const V18: Self = Self::new(18);
+    /// An older minor version of 18, only a server.
+    pub const V18_1: Self = Self {
+        major: 18,
+        minor: Some(1),
+    };
     /// Every version that is supported, the oldest first.
-    pub const ALL: [Self; 7] = [Self(12), Self(13), Self(14), Self(15), Self(16), Self(17), Self(18)];
+    pub const ALL: [Self; 7] = [
+        Self::new(12),
+        Self::new(13),
+        Self::new(14),
+        Self::V15,
+        Self::new(16),
+        Self::new(17),
+        Self::V18,
+    ];
 
     /// Any other version by its number.
     pub const fn new(major: u8) -> Self {
-        Self(major)
+        Self { major, minor: None }
     }
 
     /// The number.
     pub const fn major(self) -> u8 {
-        self.0
+        self.major
+    }
+
+    /// Where its programs are.
+    ///
+    /// # Panics
+    /// If it is not installed.
+    #[track_caller]
+    pub fn programs(self) -> PathBuf {
+        install::cached(&format!("postgres-{self}/bin")).unwrap_or_else(|e| panic!("{e:#}"))
     }
 }
 
 impl fmt::Display for PgVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        match self.minor {
+            Some(minor) => write!(f, "{}.{minor}", self.major),
+            None => write!(f, "{}", self.major),
+        }
     }
 }
 

@@ -68,9 +68,8 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
     all
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn files_of_every_kind_are_admitted_in_sequence() {
-    let production = Production::start(PgVersion::V18);
+async fn files_of_every_kind(version: PgVersion) {
+    let production = Production::start(version);
     (0..3).for_each(|_| production.work());
     let finished = production.finished();
     assert!(finished.len() > 10, "{}", finished.len());
@@ -152,6 +151,16 @@ async fn files_of_every_kind_are_admitted_in_sequence() {
     let error = drain(&mut broken).await.unwrap_err();
     assert_eq!(error.code(), code::FILE);
     assert!(error.message().contains("wal_fetch_command"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_every_kind_are_admitted_in_sequence() {
+    files_of_every_kind(PgVersion::V18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_every_kind_are_admitted_in_sequence_15() {
+    files_of_every_kind(PgVersion::V15).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

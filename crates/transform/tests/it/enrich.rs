@@ -139,7 +139,7 @@ async fn fields_are_joined_renamed_and_typed() {
 /// PostgreSQL gives a char with the blanks that pad it, and a dimension may have the same value as a text.
 #[tokio::test]
 async fn blanks_that_pad_a_char_do_not_count() {
-    let db = Db::with("CREATE TABLE codes (code TEXT PRIMARY KEY, label TEXT); INSERT INTO codes VALUES ('ab', 'one');");
+    let db = Db::with("CREATE TABLE codes (code TEXT, label TEXT); INSERT INTO codes VALUES ('ab', 'one');");
     for (ty, wanted) in [(ColumnType::Char { length: 4 }, "1|ab  |one"), (TEXT, "1|ab  |-")] {
         let schema = table(&[("id", ColumnType::Int64), ("code", ty)], &["id"]);
         let spec = EnrichSpec {
@@ -154,11 +154,9 @@ async fn blanks_that_pad_a_char_do_not_count() {
         let chain = build(vec![StageSpec::Enrich(spec)], &["id"], &db.stores())
             .await
             .unwrap();
-        let rows = synctool_core::testing::rows::batch(
-            &schema,
-            &[vec![Some("1".to_string()), Some("ab  ".to_string())]],
-        );
-        let batch = ChangeBatch::inserts(Arc::new(TableId::bare("t")), rows.unwrap(), Hold::none());
+        let row = vec![Some("1".to_string()), Some("ab  ".to_string())];
+        let rows = synctool_core::testing::rows::batch(&schema, &[row]).unwrap();
+        let batch = ChangeBatch::inserts(Arc::new(TableId::bare("t")), rows, Hold::none());
         let made = run(&chain, vec![batch]).await.unwrap();
         assert_eq!(made.rows(), [wanted]);
     }

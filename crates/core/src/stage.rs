@@ -72,11 +72,27 @@ pub trait Stage: Send {
     /// Takes a batch, gives any number back and accounts for every row.
     async fn apply(&mut self, batch: ChangeBatch) -> Result<Staged>;
 
-    /// Gives up what it held back. Called before anything but rows passes and at the end, so that no row is left behind
-    /// a boundary.
+    /// Gives up what it held back. Called before anything but rows passes, so that no row is left behind a boundary, unless
+    /// no commit is made there ([`Written`]).
     async fn flush(&mut self) -> Result<Staged> {
         Ok(Staged::default())
     }
+
+    /// The rows have ended: gives up all that is left.
+    async fn finish(&mut self) -> Result<Staged> {
+        self.flush().await
+    }
+}
+
+/// How the rows of a partition are written when they have passed the stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// With commits at boundaries, behind which no row may wait.
+    Stepwise,
+    /// In their order: a later row takes the place of an earlier one with its key. Where stages remember, with one commit.
+    InOrder,
+    /// Loaded, added or compared: there is no place for a second row with a key. Where stages remember, with one commit.
+    Once,
 }
 
 /// Makes the stages of a pipeline, one set per partition.
@@ -89,9 +105,15 @@ pub trait Stages: Send + Sync {
 
     /// Fresh stages for a partition whose rows must come out in the columns of the plan, in the types and forms on which
     /// the destination agreed.
-    fn open_for(&self, planned: &TableSchema) -> Result<Vec<Box<dyn Stage>>> {
-        let _ = planned;
+    fn open_for(&self, planned: &TableSchema, written: Written) -> Result<Vec<Box<dyn Stage>>> {
+        let _ = (planned, written);
         self.open()
+    }
+
+    /// Whether what becomes of a row depends on rows before it. A partition whose rows are read then has one commit, at its
+    /// end: whoever begins in its middle knows nothing of them.
+    fn remembers(&self) -> bool {
+        false
     }
 
     /// Whether there are none, so that rows may pass undecoded.

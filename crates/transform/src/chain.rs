@@ -13,7 +13,7 @@ use synctool_core::change::ChangeBatch;
 use synctool_core::error::{Error, Result};
 use synctool_core::schema::TableSchema;
 use synctool_core::source::Source;
-use synctool_core::stage::{Stage, Staged, Stages};
+use synctool_core::stage::{Stage, Staged, Stages, Written};
 
 #[cfg(feature = "datafusion")]
 use crate::{compute::Compute, filter::Filter};
@@ -25,6 +25,17 @@ pub trait Step: Send + Sync {
 
     /// A fresh stage.
     fn open(&self) -> Result<Box<dyn Stage>>;
+
+    /// The same for rows that end in the columns of a plan, as [`Stages::open_for`] says.
+    fn open_for(&self, planned: &TableSchema, written: Written) -> Result<Box<dyn Stage>> {
+        let _ = (planned, written);
+        self.open()
+    }
+
+    /// Whether what becomes of a row depends on rows before it.
+    fn remembers(&self) -> bool {
+        false
+    }
 
     /// The columns it reads.
     fn reads(&self) -> Vec<String> {
@@ -126,6 +137,20 @@ impl Chain {
         self.0.iter().any(|l| l.step.narrows())
     }
 
+    /// All stages under their names.
+    fn opened(&self, open: impl Fn(&dyn Step) -> Result<Box<dyn Stage>>) -> Result<Vec<Box<dyn Stage>>> {
+        self.0
+            .iter()
+            .map(|link| {
+                let named = Named {
+                    name: link.name.clone(),
+                    stage: open(&*link.step)?,
+                };
+                Ok(Box::new(named) as Box<dyn Stage>)
+            })
+            .collect()
+    }
+
     /// The ledger books by name, so no two stages share one.
     fn unique(&self, name: &str) -> Arc<str> {
         let taken = |n: &str| self.0.iter().any(|l| l.name.as_ref() == n);
@@ -180,26 +205,21 @@ impl Stages for Chain {
     }
 
     fn open(&self) -> Result<Vec<Box<dyn Stage>>> {
-        self.0
-            .iter()
-            .map(|link| {
-                let named = Named {
-                    name: link.name.clone(),
-                    stage: link.step.open()?,
-                };
-                Ok(Box::new(named) as Box<dyn Stage>)
-            })
-            .collect()
+        self.opened(|step| step.open())
     }
 
-    fn open_for(&self, planned: &TableSchema) -> Result<Vec<Box<dyn Stage>>> {
-        let mut stages = self.open()?;
+    fn open_for(&self, planned: &TableSchema, written: Written) -> Result<Vec<Box<dyn Stage>>> {
+        let mut stages = self.opened(|step| step.open_for(planned, written))?;
         if !stages.is_empty() {
             let name = self.unique("output");
             let stage = Project::planned(&name, planned).open()?;
             stages.push(Box::new(Named { name, stage }));
         }
         Ok(stages)
+    }
+
+    fn remembers(&self) -> bool {
+        self.0.iter().any(|link| link.step.remembers())
     }
 
     fn is_empty(&self) -> bool {
@@ -249,6 +269,15 @@ impl Stage for Named {
         let staged = self
             .stage
             .flush()
+            .await
+            .map_err(|e| e.at("stage", self.name.as_ref()))?;
+        Ok(self.signed(staged))
+    }
+
+    async fn finish(&mut self) -> Result<Staged> {
+        let staged = self
+            .stage
+            .finish()
             .await
             .map_err(|e| e.at("stage", self.name.as_ref()))?;
         Ok(self.signed(staged))

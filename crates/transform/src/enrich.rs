@@ -153,7 +153,8 @@ impl Step for Enrich {
 }
 
 struct Plan {
-    on: Vec<usize>,
+    /// The columns that are looked up, and whether blanks pad their values.
+    on: Vec<(usize, bool)>,
     /// The column compared with validity, and its type.
     as_of: Option<(usize, ColumnType)>,
     /// All columns that a row must have for a lookup.
@@ -167,7 +168,10 @@ impl Inner {
             .spec
             .on
             .iter()
-            .map(|o| place(&columns, &o.column))
+            .map(|o| {
+                let at = place(&columns, &o.column)?;
+                Ok((at, matches!(columns[at].ty, ColumnType::Char { .. })))
+            })
             .collect::<Result<Vec<_>>>()?;
         let as_of = match (&self.spec.as_of, &self.validity) {
             (Some(as_of), Some((from, to))) => {
@@ -187,7 +191,8 @@ impl Inner {
             }
             _ => None,
         };
-        let inputs = on.iter().copied().chain(as_of.as_ref().map(|(at, _)| *at)).collect();
+        let looked_up = on.iter().map(|(at, _)| *at);
+        let inputs = looked_up.chain(as_of.as_ref().map(|(at, _)| *at)).collect();
         for field in &self.fields {
             match columns.iter_mut().find(|c| c.name == field.name) {
                 Some(column) => *column = field.clone(),
@@ -203,11 +208,14 @@ impl Inner {
     }
 
     /// The key of a row, if the dimension may have it.
-    fn key_of(&self, batch: &ChangeBatch, on: &[usize], row: usize) -> Result<Option<Key>> {
+    fn key_of(&self, batch: &ChangeBatch, on: &[(usize, bool)], row: usize) -> Result<Option<Key>> {
         let mut key = Vec::with_capacity(on.len());
-        for (at, form) in on.iter().zip(&self.forms) {
+        for ((at, padded), form) in on.iter().zip(&self.forms) {
             let cell = text::cell(batch.rows.column(*at), row)?;
-            match cell.and_then(|c| form.text(&c)) {
+            let value = cell
+                .as_deref()
+                .map(|c| if *padded { c.trim_end_matches(' ') } else { c });
+            match value.and_then(|c| form.text(c)) {
                 Some(text) => key.push(text),
                 None => return Ok(None),
             }

@@ -150,10 +150,17 @@ pub struct DedupSpec {
     /// So many keys at most are remembered; more stop the run.
     #[serde(default = "max_keys")]
     pub max_keys: usize,
+    /// So many bytes of rows at most are held until no better one can come.
+    #[serde(default = "max_bytes")]
+    pub max_bytes: usize,
 }
 
 fn max_keys() -> usize {
     20_000_000
+}
+
+fn max_bytes() -> usize {
+    512 << 20
 }
 
 impl DedupSpec {
@@ -165,6 +172,7 @@ impl DedupSpec {
             descending: false,
             keep: Keep::Last,
             max_keys: max_keys(),
+            max_bytes: max_bytes(),
         }
     }
 }

@@ -70,7 +70,12 @@ impl ValueMap {
             }
             cell.clear();
             text::write_cell(&mut cell, array, row)?;
-            match self.mapping.get(&cell) {
+            // Nobody need write the blanks that pad a char.
+            let unpadded = || match column.ty {
+                ColumnType::Char { .. } => self.mapping.get(cell.trim_end_matches(' ')),
+                _ => None,
+            };
+            match self.mapping.get(&cell).or_else(unpadded) {
                 None => builder.append_text(&cell)?,
                 Some(Some(to)) => builder.append_text(to)?,
                 Some(None) => builder.append_null(),
@@ -210,6 +215,30 @@ mod tests {
             .collect();
         assert_eq!(found, [Some("10".to_string()), None, Some("3".to_string()), None]);
         assert_eq!((account.rows_in, account.rows_out), (4, 4));
+    }
+
+    /// PostgreSQL gives a char with the blanks that pad it; a value that stays keeps them.
+    #[tokio::test]
+    async fn blanks_that_pad_a_char_do_not_count() {
+        let map = HashMap::from([("active".to_string(), Some("A".to_string()))]);
+        for (ty, wanted) in [
+            (ColumnType::Char { length: 10 }, "A"),
+            (ColumnType::Text { max: None }, "active    "),
+        ] {
+            let mut schema = schema();
+            schema.columns[1] = Column::new("state", ty);
+            let rows = ["active    ", "gone      "].map(|state| vec![Some("1".to_string()), Some(state.to_string())]);
+            let batch = batch(&schema, &rows).unwrap();
+            let batch = ChangeBatch::inserts(Arc::new(TableId::bare("t")), batch, Hold::none());
+            let mut stage = ValueMap::new("state", map.clone()).open().unwrap();
+            let staged = stage.apply(batch).await.unwrap();
+            let found: Vec<_> = texts(&staged.batches[0].rows)
+                .unwrap()
+                .into_iter()
+                .map(|r| r[1].clone())
+                .collect();
+            assert_eq!(found, [Some(wanted.to_string()), Some("gone      ".to_string())]);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::change::{ChangeBatch, Event};
 use crate::conform::{as_changes, conform, is_needed};
 use crate::error::{Error, Result, code};
-use crate::ledger::{Accounts, Tally};
+use crate::ledger::{Accounts, StageAccount, Tally};
 use crate::plan::{PlannedTable, Verify};
 use crate::progress::{PartitionId, Position};
 use crate::rowhash::RowHasher;
@@ -213,7 +213,7 @@ impl Transform {
     async fn run(mut self, mut from: mpsc::Receiver<Result<Option<Event>>>, to: mpsc::Sender<Result<Item>>) {
         while let Some(next) = from.recv().await {
             let items = match next {
-                Ok(None) => self.flush().await.map(|mut items| {
+                Ok(None) => self.flush(true).await.map(|mut items| {
                     items.push(Item {
                         event: None,
                         accounts: Accounts::default(),
@@ -222,7 +222,7 @@ impl Transform {
                     items
                 }),
                 Ok(Some(event @ Event::Rows(_))) => self.event(event).await,
-                Ok(Some(event)) => match self.flush().await {
+                Ok(Some(event)) => match self.flush(false).await {
                     Ok(mut items) => self.event(event).await.map(|event| {
                         items.extend(event);
                         items
@@ -253,15 +253,20 @@ impl Transform {
         }
     }
 
-    /// What stages held back, to the end of the chain.
-    async fn flush(&mut self) -> Result<Vec<Item>> {
+    /// What stages held back, to the end of the chain; all of it where nothing more comes.
+    async fn flush(&mut self, last: bool) -> Result<Vec<Item>> {
         let (mut accounts, mut rejects, mut batches) = (Accounts::default(), Vec::new(), Vec::new());
         for at in 0..self.stages.len() {
-            let held = self.stages[at].flush().await?;
+            let held = match last {
+                true => self.stages[at].finish().await?,
+                false => self.stages[at].flush().await?,
+            };
             let held = take(self.stages[at].name(), held, &mut accounts, &mut rejects);
             batches.extend(self.through(at + 1, held, &mut accounts, &mut rejects).await?);
         }
-        if batches.is_empty() && rejects.is_empty() {
+        // A later stage may have dropped all of it: that is booked, too.
+        let nothing = accounts.stages.iter().all(|(_, s)| *s == StageAccount::default());
+        if batches.is_empty() && rejects.is_empty() && nothing {
             return Ok(Vec::new());
         }
         self.items(batches, accounts, rejects)

@@ -19,7 +19,7 @@ use crate::progress::{Advance, Checkpoint, PartitionId, PartitionState, Position
 use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink, StoredPlan};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
-use crate::stage::{Reject, Stage, Stages};
+use crate::stage::{Reject, Stage, Stages, Written};
 use crate::strategy::present::{OnlyNew, Present};
 use crate::strategy::{hash, regroup, unmatched};
 use departures::Departures;
@@ -852,8 +852,14 @@ fn comparing(shared: &Shared, table: &PlannedTable) -> Result<hash::Comparing> {
 
 /// The stages that a partition's rows pass: the pipeline's, and of a run that only adds rows a last one.
 async fn open_stages(shared: &Shared, table: &PlannedTable, work: &Work) -> Result<Vec<Box<dyn Stage>>> {
-    let mut stages = shared.engine.stages.open_for(&table.staged())?;
-    if matches!(work, Work::Read(_)) && table.changes.as_ref().is_some_and(|c| c.only_new) {
+    let adds = matches!(work, Work::Read(_)) && table.changes.as_ref().is_some_and(|c| c.only_new);
+    let written = match work {
+        Work::Read(_) if adds || table.publish != Publish::Direct => Written::Once,
+        Work::Read(_) => Written::InOrder,
+        _ => Written::Stepwise,
+    };
+    let mut stages = shared.engine.stages.open_for(&table.staged(), written)?;
+    if adds {
         let destination = stored(&*shared.engine.destination)?;
         let present = Present::of(destination, &table.destination, &table.schema.key, &shared.context);
         stages.push(Box::new(OnlyNew(present.await?)));
@@ -975,6 +981,8 @@ async fn write_partition(
         applied: Applied::default(),
     };
     let endless = partition.work == Work::Log;
+    // What stages remember is lost with them, so such a partition is committed as a whole.
+    let whole = matches!(partition.work, Work::Read(_)) && engine.stages.remembers();
     let interval = if endless {
         engine.options.commit_interval
     } else {
@@ -1021,6 +1029,7 @@ async fn write_partition(
             w.rejects.extend(item.rejects);
         }
         match item.event {
+            Some(crate::change::Event::Boundary { .. }) if whole => w.pending = true,
             Some(crate::change::Event::Boundary { position, .. }) => {
                 w.boundary = Some(position.clone());
                 w.waits.get_or_insert_with(Instant::now);

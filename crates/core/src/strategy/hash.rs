@@ -21,7 +21,7 @@ use crate::query::{Filter, KeyList, Term};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::{PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
-use crate::stage::{Stage, Stages};
+use crate::stage::{Stage, Stages, Written};
 use crate::text::ColumnBuilder;
 use arrow_array::{RecordBatch, UInt32Array};
 use async_trait::async_trait;
@@ -1340,7 +1340,7 @@ impl Source for StagedSource {
         };
         Ok(Box::new(StagedReader {
             reader: self.source.open(&read, partition, after, context).await?,
-            stages: self.stages.open_for(&self.table.staged())?,
+            stages: self.stages.open_for(&self.table.staged(), Written::Once)?,
             table: self.table.clone(),
             ready: VecDeque::new(),
         }))
@@ -1368,7 +1368,10 @@ impl Reader for StagedReader {
                 other => {
                     let mut held = Vec::new();
                     for place in 0..self.stages.len() {
-                        let given = self.stages[place].flush().await?;
+                        let given = match other {
+                            Some(_) => self.stages[place].flush().await?,
+                            None => self.stages[place].finish().await?,
+                        };
                         refuse_rejects(&given)?;
                         held.extend(self.through(place + 1, given.batches).await?);
                     }

@@ -71,14 +71,16 @@ impl SecretUrl {
         let Some((scheme, rest)) = self.0.split_once("://") else {
             return MASK.into();
         };
-        let (rest, query) = match rest.split_once('?') {
-            Some((rest, _)) => (rest, "?***"),
+        let (before, query) = match rest.split_once('?') {
+            // Whether the password holds the ? or the query the @ cannot be told: nothing is shown.
+            Some((_, query)) if query.contains('@') => return format!("{scheme}://{MASK}"),
+            Some((before, _)) => (before, "?***"),
             None => (rest, ""),
         };
         // The last @ ends the user part: passwords with an unescaped @ are common.
-        match rest.rsplit_once('@') {
+        match before.rsplit_once('@') {
             Some((_, host)) => format!("{scheme}://{MASK}@{host}{query}"),
-            None => format!("{scheme}://{rest}{query}"),
+            None => format!("{scheme}://{before}{query}"),
         }
     }
 }
@@ -124,4 +126,25 @@ pub(super) fn is_secret_key(key: &str) -> bool {
     ]
     .iter()
     .any(|word| key.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SecretUrl;
+
+    #[test]
+    fn no_part_of_a_password_is_shown() {
+        for (url, shown) in [
+            ("redis://queue:6379/3", "redis://queue:6379/3"),
+            ("redis://:hunter2@queue:6379", "redis://***@queue:6379"),
+            ("redis://u:hunt@er2@queue:6379", "redis://***@queue:6379"),
+            ("redis://:hunt?er2@queue:6379", "redis://***"),
+            ("redis://u:hunt@er?2@queue:6379/?a=b", "redis://***"),
+            ("redis://queue:6379?password=hunt@er2", "redis://***"),
+            ("redis://:hunter2@queue:6379?password=hunter2", "redis://***@queue:6379?***"),
+            ("hunter2", "***"),
+        ] {
+            assert_eq!(SecretUrl::new(url).masked(), shown);
+        }
+    }
 }

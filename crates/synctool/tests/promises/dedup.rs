@@ -1,6 +1,6 @@
 //! Dedup looks at a delta's whole window, however the strategy cuts it.
 
-use super::matrix::{End, folder};
+use super::matrix::{End, ends, folder};
 use super::*;
 use synctool_testkit::MariaDb;
 
@@ -183,5 +183,48 @@ fn full_and_hash_have_one_winner_per_key() {
         place.write("p.yaml", &part);
         let refused = place.json(&["run", "p.yaml"], 2).to_string();
         assert!(refused.contains("a dedup has to see all rows"), "{refused}");
+    }
+}
+
+/// A batch has 2 MiB at most, and sources that can go on within a table give one at a time: whichever batch the best row
+/// comes in, each engine gets it, and it alone.
+#[test]
+fn the_winner_may_come_in_a_later_batch() {
+    for to in ends("dedup_batches") {
+        let from = End::Sqlite(folder());
+        from.change(
+            "CREATE TABLE events(id integer PRIMARY KEY, k int NOT NULL, v int NOT NULL, at timestamp NOT NULL, pad text NOT NULL);
+             WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 39)
+             INSERT INTO events SELECT i, i % 5, i * 7 % 40, '2024-01-01 00:00:00', hex(zeroblob(150000)) FROM n",
+        );
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            "name: p\nsource: {datastore: from, table: events}\ndestination: {datastore: to, table: copies}\nkey: [k]\n\
+             columns: [k, v, at, pad]\ntransform: [{dedup: {keys: [k], by: v}}]\nstrategies:\n  - {name: full, type: full}\n  \
+             - {name: hash, type: hash}\n  - {name: delta, type: delta, column: at, stamped_by: app}\n",
+        );
+        for (strategy, change, wanted) in [
+            ("full", "", ["0 35", "1 37", "2 39", "3 36", "4 38"]),
+            (
+                "hash",
+                "UPDATE events SET v = 100 WHERE id = 39",
+                ["0 35", "1 37", "2 39", "3 36", "4 100"],
+            ),
+            (
+                "delta",
+                "UPDATE events SET v = 101, at = '2024-02-01 00:00:00' WHERE id = 38",
+                ["0 35", "1 37", "2 39", "3 101", "4 100"],
+            ),
+        ] {
+            if !change.is_empty() {
+                from.change(change);
+            }
+            let run = place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+            if to.is_read() {
+                assert_eq!(to.lines("copies", &["k", "v"]), wanted.join("\n"), "{strategy}: {run}");
+            }
+            place.json(&["verify", "p.yaml", "--strategy", "hash"], 0);
+        }
     }
 }

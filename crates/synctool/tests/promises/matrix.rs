@@ -46,7 +46,7 @@ impl End {
     }
 
     /// Whether rows can be read here without us.
-    fn is_read(&self) -> bool {
+    pub(super) fn is_read(&self) -> bool {
         match self {
             End::Parquet(_) => false,
             #[cfg(feature = "duckdb")]
@@ -169,7 +169,7 @@ fn pair(source: &End, destination: &End) {
     }
 }
 
-fn ends(name: &str) -> Vec<End> {
+pub(super) fn ends(name: &str) -> Vec<End> {
     vec![
         End::Postgres(database(name)),
         End::Maria(MariaDb::shared().database(name)),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use synctool_connectors::postgres::{Postgres, PostgresConfig};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
-use synctool_core::change::Op;
+use synctool_core::budget::Hold;
+use synctool_core::change::{ChangeBatch, Op};
 use synctool_core::error::code;
 use synctool_core::schema::{ColumnType, TableId};
 use synctool_core::source::Source;
@@ -133,6 +134,32 @@ async fn fields_are_joined_renamed_and_typed() {
     assert_eq!((made.rows()[2].as_str(), made.ops()), ("3|2|silver|-", ops.to_vec()));
     let present = made.batches[0].present.as_ref().unwrap();
     assert!(!present.has(2, 1) && !present.has(3, 1) && present.has(2, 2));
+}
+
+/// PostgreSQL gives a char with the blanks that pad it, and a dimension may have the same value as a text.
+#[tokio::test]
+async fn blanks_that_pad_a_char_do_not_count() {
+    let db = Db::with("CREATE TABLE codes (code TEXT PRIMARY KEY, label TEXT); INSERT INTO codes VALUES ('ab', 'x');");
+    for (ty, wanted) in [(ColumnType::Char { length: 4 }, "1|ab  |x"), (TEXT, "1|ab  |-")] {
+        let schema = table(&[("id", ColumnType::Int64), ("code", ty)], &["id"]);
+        let spec = EnrichSpec {
+            table: TableId::bare("codes"),
+            on: vec![JoinOn {
+                column: "code".into(),
+                key: "code".into(),
+            }],
+            fields: vec![field("label", "label")],
+            ..segments()
+        };
+        let chain = build(vec![StageSpec::Enrich(spec)], &["id"], &db.stores())
+            .await
+            .unwrap();
+        let row = vec![Some("1".to_string()), Some("ab  ".to_string())];
+        let rows = synctool_core::testing::rows::batch(&schema, &[row]).unwrap();
+        let batch = ChangeBatch::inserts(Arc::new(TableId::bare("t")), rows, Hold::none());
+        let made = run(&chain, vec![batch]).await.unwrap();
+        assert_eq!(made.rows(), [wanted]);
+    }
 }
 
 #[tokio::test]

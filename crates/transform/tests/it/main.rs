@@ -1,5 +1,6 @@
 //! Chains of stages over rows, against Python, databases, Redis and the engine.
 
+mod dedup;
 #[cfg(feature = "datafusion")]
 mod engine;
 mod enrich;
@@ -19,7 +20,7 @@ use synctool_core::error::Result;
 use synctool_core::ledger::StageAccount;
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::Source;
-use synctool_core::stage::{Reject, Stages};
+use synctool_core::stage::{Reject, Stage, Stages};
 use synctool_core::testing::rows::{Row, batch, texts};
 use synctool_transform::{Chain, NamedStage, StageSpec};
 
@@ -118,9 +119,12 @@ async fn build(stages: Vec<StageSpec>, key: &[&str], sources: &Datastores) -> Re
     Chain::build(stages.into_iter().map(NamedStage::from).collect(), &key, sources).await
 }
 
-/// Runs batches through a chain as the engine does, with a boundary at the end, and checks every account.
+/// Runs batches through a chain as the engine does and checks every account.
 async fn run(chain: &Chain, batches: Vec<ChangeBatch>) -> Result<Made> {
-    let mut stages = chain.open()?;
+    run_through(chain.open()?, batches).await
+}
+
+async fn run_through(mut stages: Vec<Box<dyn Stage>>, batches: Vec<ChangeBatch>) -> Result<Made> {
     let mut made = Made::default();
     let mut at = batches;
     for stage in &mut stages {
@@ -129,7 +133,7 @@ async fn run(chain: &Chain, batches: Vec<ChangeBatch>) -> Result<Made> {
         for batch in at {
             results.push(stage.apply(batch).await?);
         }
-        results.push(stage.flush().await?);
+        results.push(stage.finish().await?);
         let account = made.accounts.entry(stage.name().to_string()).or_default();
         for staged in results {
             *account += staged.account;

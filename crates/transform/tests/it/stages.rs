@@ -1,12 +1,12 @@
 //! Stages without expressions: casts, value maps, one row per key, batches, projections, and how a chain is put together.
 
-use crate::{Datastores, TEXT, absent, build, changes, decimal, inserts, run, table};
+use crate::{Datastores, TEXT, absent, build, changes, decimal, inserts, run, run_through, table};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use synctool_core::change::{ChangeBatch, Op};
 use synctool_core::error::code;
 use synctool_core::schema::{Carrier, ColumnType, TableSchema};
-use synctool_core::stage::Stages;
+use synctool_core::stage::{Stages, Written};
 use synctool_transform::{CastTo, Chain, DedupSpec, Keep, NamedStage, Projected, StageSpec};
 
 fn cast(casts: &[(&str, ColumnType)]) -> StageSpec {
@@ -100,7 +100,7 @@ async fn a_projection_chooses_renames_and_carries() {
     // The plan has the last word on how the columns travel.
     let mut planned = output.clone();
     planned.columns[0].carrier = Carrier::Text;
-    let mut stages = chain.open_for(&planned).unwrap();
+    let mut stages = chain.open_for(&planned, Written::InOrder).unwrap();
     let mut batch = inserts(&schema, &["7|1.50|x"]);
     for stage in &mut stages {
         batch = stage.apply(batch).await.unwrap().batches.remove(0);
@@ -207,6 +207,57 @@ async fn one_row_per_key_over_all_batches() {
     );
 }
 
+/// Where rows are loaded or compared, and where rows that are the same have keys of their own, each goes on once, when
+/// no better one can come.
+#[tokio::test]
+async fn rows_wait_until_no_better_one_can_come() {
+    let schema = orders();
+    let by_n = TableSchema {
+        key: vec!["n".into()],
+        ..orders()
+    };
+    let batches = || {
+        vec![
+            inserts(&schema, &["1|5|a", "2|1|b"]),
+            inserts(&schema, &["2|9|c", "3|1|d"]),
+            inserts(&schema, &["3|1|e", "1|4|f"]),
+        ]
+    };
+    let mut newest = DedupSpec::last(["id"]);
+    newest.order_by = Some("v".into());
+    for (planned, written) in [(&schema, Written::Once), (&by_n, Written::InOrder)] {
+        let chain = dedup(newest.clone()).await;
+        let stages = chain.open_for(planned, written).unwrap();
+        let made = run_through(stages, batches()).await.unwrap();
+        assert_eq!(made.rows(), ["1|5|a", "2|9|c", "3|1|e"]);
+        assert_eq!(made.ops(), [Op::Insert; 3]);
+        let account = made.accounts["dedup"];
+        assert_eq!((account.superseded, account.deduplicated), (2, 1));
+    }
+
+    // The first to come goes on at once: whatever follows, it stays.
+    let mut first = DedupSpec::last(["id"]);
+    (first.keep, first.max_bytes) = (Keep::First, 0);
+    let stages = dedup(first).await.open_for(&schema, Written::Once).unwrap();
+    let made = run_through(stages, batches()).await.unwrap();
+    assert_eq!(made.rows(), ["1|5|a", "2|1|b", "3|1|d"]);
+
+    // What has no room to wait goes on, too, and must not be replaced any more.
+    newest.max_bytes = 0;
+    let chain = dedup(newest).await;
+    let stages = || chain.open_for(&schema, Written::Once).unwrap();
+    let worse = vec![
+        inserts(&schema, &["1|5|a"]),
+        inserts(&schema, &["1|4|b", "2|1|c"]),
+    ];
+    let made = run_through(stages(), worse).await.unwrap();
+    assert_eq!(made.rows(), ["1|5|a", "2|1|c"]);
+    let e = run_through(stages(), batches()).await.unwrap_err();
+    assert_eq!(e.code(), code::UNSUPPORTED);
+    assert!(e.to_string().contains("a better row came"), "{e}");
+    assert!(e.next_step().is_some_and(|hint| hint.contains("one row per key")));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -215,7 +266,7 @@ proptest! {
     fn what_is_applied_in_order_ends_with_the_right_row(
         rows in prop::collection::vec((0u8..6, prop::option::of(-3i64..4)), 0..40),
         sizes in prop::collection::vec(1usize..9, 1..12),
-        last in any::<bool>(), ordered in any::<bool>(), descending in any::<bool>(),
+        last in any::<bool>(), ordered in any::<bool>(), descending in any::<bool>(), once in any::<bool>(),
     ) {
         let schema = orders();
         let lines: Vec<String> = rows.iter().enumerate()
@@ -236,7 +287,12 @@ proptest! {
             ..DedupSpec::last(["id"])
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let made = runtime.block_on(async { run(&dedup(spec).await, batches).await.unwrap() });
+        let written = if once { Written::Once } else { Written::InOrder };
+        let made = runtime.block_on(async {
+            let stages = dedup(spec).await.open_for(&schema, written).unwrap();
+            run_through(stages, batches).await.unwrap()
+        });
+        prop_assert!(!once || made.ops().iter().all(|op| *op == Op::Insert));
         let mut applied: BTreeMap<String, String> = BTreeMap::new();
         for (line, op) in made.rows().iter().zip(made.ops()) {
             let (key, _) = line.split_once('|').unwrap();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use synctool_core::change::{Op, Ops, Presence};
 use synctool_core::error::code;
-use synctool_core::query::{KeyList, Term};
+use synctool_core::query::{Condition, Cut, KeyList, Term, Test};
 
 type Row = Vec<Option<String>>;
 
@@ -510,6 +510,72 @@ async fn a_reader_keeps_the_files_it_began_with() {
     }
 }
 
+/// A load that must be read in one snapshot reads the files that it began with, or starts over: a row that moves from one
+/// partition to another meanwhile is read once.
+#[tokio::test]
+async fn a_load_of_one_snapshot_reads_one_state_of_the_files() {
+    let dir = scratch();
+    let cut = |name: &str| {
+        Slice::Cut(Cut {
+            conditions: vec![Condition {
+                term: Term::column("name"),
+                test: Test::In(vec![name.into()]),
+            }],
+            key: None,
+        })
+    };
+    let context = ReadContext::default();
+    let spec = |columns: &[Column]| ReadSpec {
+        one_snapshot: true,
+        ..ReadSpec::all(TableId::bare("t"), columns)
+    };
+    for (at, (files, name)) in ways(dir.path()).into_iter().enumerate() {
+        let (to, from) = (files.destination(), files.source());
+        let create = plan("first", name, &small_schema(), 1, Publish::Create);
+        let rows = pairs(&[("1".into(), "EU".into()), ("5".into(), "US".into())]);
+        load(&*to, create, &[vec![rows]]).await.unwrap();
+        assert!(from.shares_snapshot().await.unwrap());
+        let read = spec(&from.describe(&TableId::bare("t")).await.unwrap().columns);
+        let rows = |found: Vec<(RecordBatch, Position)>| -> Vec<Row> {
+            found.iter().flat_map(|(batch, _)| texts(batch)).collect()
+        };
+        let first = read_slice(&*from, &read, &cut("EU"), None, &context).await.unwrap();
+        assert_eq!(rows(first), [row(1, "EU")]);
+        let direct = to
+            .prepare(plan("p", name, &small_schema(), 1, Publish::Direct))
+            .await
+            .unwrap();
+        let mut sink = sink_for(&*to, &direct, 0).await;
+        let moved = [(Op::Upsert, row(5, "EU")), (Op::Upsert, row(6, "elsewhere"))];
+        commit(&mut *sink, &direct, 0, &moved).await.unwrap();
+        let second = read_slice(&*from, &read, &cut("US"), None, &context).await;
+        match at < 2 {
+            true => assert_eq!(rows(second.unwrap()), [row(5, "US")], "a folder keeps what is read"),
+            false => assert_eq!(second.unwrap_err().code(), code::SNAPSHOT_LOST),
+        }
+        let anew = files.source();
+        let now = read_slice(&*anew, &read, &cut("US"), None, &context).await.unwrap();
+        assert_eq!(rows(now), Vec::<Row>::new());
+    }
+    // A folder of somebody else, whose files are replaced or go.
+    fs::create_dir_all(dir.path().join("e/t")).unwrap();
+    let (a, b) = (dir.path().join("e/t/a.csv"), dir.path().join("e/t/b.csv"));
+    fs::write(&a, "id,name\n1,EU\n").unwrap();
+    fs::write(&b, "id,name\n5,US\n").unwrap();
+    let files = open(&dir.path().join("e"), csv_format());
+    let from = files.source();
+    let read = spec(&from.describe(&TableId::bare("t")).await.unwrap().columns);
+    read_slice(&*from, &read, &cut("EU"), None, &context).await.unwrap();
+    fs::write(&b, "id,name\n5,EU\n6,elsewhere\n").unwrap();
+    let e = read_slice(&*from, &read, &cut("US"), None, &context).await.unwrap_err();
+    assert_eq!(e.code(), code::SNAPSHOT_LOST, "{e}");
+    let from = files.source();
+    read_slice(&*from, &read, &cut("EU"), None, &context).await.unwrap();
+    fs::remove_file(&b).unwrap();
+    let e = read_slice(&*from, &read, &cut("US"), None, &context).await.unwrap_err();
+    assert_eq!(e.code(), code::SNAPSHOT_LOST, "{e}");
+}
+
 /// Files that cannot hold a touched key are neither read nor written.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_without_a_touched_key_stay_as_they_are() {
@@ -561,6 +627,7 @@ async fn files_without_a_touched_key_stay_as_they_are() {
             let slice = Slice::File {
                 path: p.file_name().unwrap().to_str().unwrap().into(),
                 groups: None,
+                stamp: None,
             };
             let read = ReadSpec::all(TableId::bare("t"), &small_schema().columns);
             let rows = futures_now(read_slice(&*from, &read, &slice, None, &ReadContext::default()));

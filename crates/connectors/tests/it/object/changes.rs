@@ -297,6 +297,49 @@ async fn columns_stay_and_come() {
     }
 }
 
+/// A load that is merged brings its new columns along, for all rows that it has; until it is published nobody sees them.
+#[tokio::test]
+async fn a_merged_load_brings_its_columns() {
+    let dir = scratch();
+    for (files, name) in ways(dir.path()) {
+        let to = files.destination();
+        let create = plan("first", name, &small_schema(), 1, Publish::Create);
+        load(&*to, create, &[vec![small_rows(0, 3)]]).await.unwrap();
+        let mut late = small_schema();
+        late.columns.push(Column::new("late", ColumnType::Int32));
+        let mut merge = plan("p", name, &late, 1, Publish::Merge { delete_missing: false });
+        let refused = to.prepare(merge.clone()).await;
+        assert_eq!(refused.unwrap_err().code(), code::SCHEMA_MISMATCH);
+        merge.tables[0].evolve = true;
+        let prepared = to.prepare(merge.clone()).await.unwrap();
+        let rows = batch(
+            &late,
+            &[
+                vec![Some("1"), Some("name 1"), Some("7")],
+                vec![Some("3"), Some("c"), Some("8")],
+            ],
+        );
+        write_partition(&*to, &prepared, 0, &[rows]).await;
+        to.seal(&prepared).await.unwrap();
+        assert_eq!(stored(&files).await, texts(&small_rows(0, 3)));
+        let applied = to.publish(&prepared).await.unwrap().applied;
+        assert_eq!((applied.inserted, applied.updated, applied.deleted), (1, 1, 0));
+        let there = |id: i64, name: &str, late: Option<&str>| [row(id, name), vec![late.map(str::to_string)]].concat();
+        let wanted = [
+            there(0, "name 0", None),
+            there(1, "name 1", Some("7")),
+            there(2, "name 2", None),
+            there(3, "c", Some("8")),
+        ];
+        assert_eq!(stored(&files).await, wanted);
+        // Once more, with nothing left to add.
+        let again = batch(&late, &[vec![Some("2"), Some("name 2"), Some("9")]]);
+        let applied = load(&*to, merge, &[vec![again]]).await.unwrap();
+        assert_eq!((applied.inserted, applied.updated, applied.deleted), (0, 1, 0));
+        assert_eq!(stored(&files).await[2], there(2, "name 2", Some("9")));
+    }
+}
+
 /// Writers of one run commit beside each other; none takes another's rows away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn writers_beside_each_other_lose_nothing() {

@@ -582,6 +582,25 @@ async fn rows_that_go_while_a_run_is_interrupted_are_not_forgotten() {
     .await;
 }
 
+/// Groups that go are judged together with those that the run had deleted before it was interrupted.
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_that_an_interrupted_run_deleted_are_not_missed_by_the_guard() {
+    every_fault(
+        async || {
+            let world = World::new(some_rows(14));
+            aggregate_run(&world, &FaultPlan::none()).await.unwrap();
+            world.change(|rows| rows.extend((0..14).map(|i| row(i, "u0", i, Some("2026-01-03")))));
+            world
+        },
+        |w, faults| async move { aggregate_run(&w, &faults).await },
+        |w, case| {
+            assert_eq!(w.copy(), recomputed(w), "{case}");
+            assert_eq!(w.copy().len(), 1, "{case}");
+        },
+    )
+    .await;
+}
+
 /// A run to which the source has no rows at two reads, the first of them the `from`th.
 async fn aggregate_without_rows(world: &World, from: usize, request: &AggregateRequest) -> Result<Report> {
     let rows = world.source.table(&items()).unwrap().rows;

@@ -81,7 +81,7 @@ impl Files {
         let located = self.locate(table).await?;
         let found = blocking(move || {
             let files = located.files.iter();
-            let stamps = files.map(|f| Ok((f.name.clone(), stamp_in(&located, &f.name)?)));
+            let stamps = files.map(|f| stamp_in(&located, &f.name).map(|stamp| (f.name.clone(), stamp)));
             let stamps = stamps.collect::<Result<Stamps>>()?;
             Ok((located, stamps))
         })

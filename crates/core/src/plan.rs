@@ -450,6 +450,9 @@ pub enum Slice {
         /// The half-open range of row groups.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         groups: Option<(usize, usize)>,
+        /// What the file was when the slice was made, where another in its place must not be read with the other slices.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stamp: Option<String>,
     },
 }
 

@@ -194,7 +194,10 @@ async fn aggregate_run(world: &World, faults: &FaultPlan) -> Result<Report> {
 }
 
 async fn aggregate_with(world: &World, faults: &FaultPlan, request: &AggregateRequest) -> Result<Report> {
-    let engine = world.engine(faults);
+    run_aggregate(&world.engine(faults), request).await
+}
+
+async fn run_aggregate(engine: &Arc<Engine>, request: &AggregateRequest) -> Result<Report> {
     let (source, destination) = (engine.source.clone(), engine.destination.clone());
     let draft = async {
         let remembered = destination.remembered("p").await?;
@@ -585,6 +588,74 @@ async fn rows_that_go_while_a_run_is_interrupted_are_not_forgotten() {
         },
     )
     .await;
+}
+
+/// Groups that go are judged together with those that the run had deleted before it was interrupted.
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_that_an_interrupted_run_deleted_are_not_missed_by_the_guard() {
+    every_fault(
+        async || {
+            let world = World::new(some_rows(14));
+            aggregate_run(&world, &FaultPlan::none()).await.unwrap();
+            world.change(|rows| rows.extend((0..14).map(|i| row(i, "u0", i, Some("2026-01-03")))));
+            world
+        },
+        |w, faults| async move { aggregate_run(&w, &faults).await },
+        |w, case| {
+            assert_eq!(w.copy(), recomputed(w), "{case}");
+            assert_eq!(w.copy().len(), 1, "{case}");
+        },
+    )
+    .await;
+}
+
+/// A run to which the source has no rows at two reads, the first of them the `from`th.
+async fn aggregate_without_rows(world: &World, from: usize, request: &AggregateRequest) -> Result<Report> {
+    let rows = world.source.table(&items()).unwrap().rows;
+    let (reads, changing, back) = (AtomicUsize::new(1), world.clone(), rows.clone());
+    let source = Busy {
+        tables: MemoryTables(world.source.clone()),
+        before_read: move || match reads.fetch_add(1, Ordering::SeqCst) {
+            read if read == from => changing.change(Rows::clear),
+            read if read == from + 2 => changing.change(|all| all.extend(back.clone())),
+            _ => {}
+        },
+    };
+    let mut engine = Arc::into_inner(world.engine(&FaultPlan::none())).unwrap();
+    engine.source = Arc::new(source);
+    let report = run_aggregate(&Arc::new(engine), request).await;
+    world.change(|all| all.extend(rows));
+    report
+}
+
+/// A table that is emptied and filled again, with the stamps that its rows had, while a run looks for rows that are gone:
+/// they stay in the key map, whether the run looked for them itself or goes on where another one ended.
+#[tokio::test]
+async fn rows_that_are_away_for_a_moment_are_not_forgotten() {
+    let request = totals(Deletes::AntiJoin);
+    for at in 0.. {
+        let mut calls = 0;
+        for from in 1..=6 {
+            let case = format!("call {at} fails, no rows from read {from} on");
+            // The last one alone is in the window of the next run.
+            let mut rows = some_rows(20);
+            rows.extend([row(50, "last", 1, Some("2026-01-02"))]);
+            let world = World::new(rows);
+            aggregate_with(&world, &FaultPlan::none(), &request).await.unwrap();
+            if at > 0 {
+                let faults = FaultPlan::fail(at, When::After, Looks::Fatal);
+                let _ = aggregate_with(&world, &faults, &request).await;
+                calls = faults.calls();
+            }
+            aggregate_without_rows(&world, from, &request).await.expect(&case);
+            aggregate_with(&world, &FaultPlan::none(), &request).await.expect(&case);
+            assert_eq!(world.copy(), recomputed(&world), "{case}");
+            assert_eq!(mapped(&world), keys(&world), "{case}");
+        }
+        if calls < at {
+            return;
+        }
+    }
 }
 
 /// The guard stops a run before the first group goes and before a row is forgotten; it goes on when the rows are back.

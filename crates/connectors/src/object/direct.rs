@@ -93,7 +93,8 @@ fn create(place: &Place, control: &Control, table: &PlannedTable) -> Result<()> 
     settle::tidy(&folder, &control.pipeline, 0)
 }
 
-fn extend(place: &Place, table: &PlannedTable, located: &Located) -> Result<()> {
+/// Gives a table its new columns, NULL in the files that are there, and a manifest. The table's lock is held.
+pub(super) fn extend(place: &Place, table: &PlannedTable, located: &Located) -> Result<()> {
     let mut schema = source::describe(located)?;
     let new: Vec<Column> = new_columns(&schema, table).cloned().collect();
     if new.is_empty() && (located.known.is_some() || located.shape == Shape::File) {

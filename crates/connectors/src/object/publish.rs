@@ -12,7 +12,7 @@ use super::sink::{create_part, extension, paths, unfinished};
 use super::source;
 use super::store::{self, Put, io_error};
 use super::table::{DataFile, Load, Located, Manifest, Place, Shape, manifest_name, newest_manifest};
-use super::{Format, csv, parquet, rewrite};
+use super::{Format, csv, direct, parquet, rewrite};
 use std::collections::HashMap;
 use std::path::Path;
 use synctool_core::change::Op;
@@ -297,6 +297,17 @@ impl Publishing<'_> {
         Ok((applied, replacing))
     }
 
+    /// The table with the columns that the plan adds.
+    fn extended(&self) -> Result<Option<Located>> {
+        match self.existing()? {
+            Some(located) if self.table.evolve => {
+                direct::extend(self.place, self.table, &located)?;
+                self.existing()
+            }
+            located => Ok(located),
+        }
+    }
+
     fn merged_prefix(&self) -> String {
         format!("{}merged-", self.prefix())
     }
@@ -316,7 +327,7 @@ impl Publishing<'_> {
         for name in left {
             store::remove(&dir.join(name))?;
         }
-        let (applied, replacing) = self.merged(existing, delete_missing)?;
+        let (applied, replacing) = self.merged(self.extended()?.as_ref(), delete_missing)?;
         failpoint("publish.moved")?;
         self.control.check_generation(self.plan)?;
         settle::put_in_place(self.place, self.control, self.plan.generation.0, &replacing)?;

@@ -8,7 +8,7 @@ use super::{Format, blocking, types};
 use arrow_array::{RecordBatch, RecordBatchOptions};
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use synctool_core::budget::Hold;
@@ -20,6 +20,7 @@ use synctool_core::query::Term;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::select::{Selection, columns_only, distinct_by_reading, extent_by_reading};
 use synctool_core::source::{Extent, Finding, PlannedSlice, ReadContext, Reader, SliceRequest, Source, TableInfo};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 /// A slice of a Parquet file is not cut smaller than this.
@@ -30,13 +31,22 @@ pub(super) struct Files {
     place: Arc<Place>,
     /// Finds one table instead of those of the datastore.
     load: Option<(TableId, Find)>,
+    /// Tables as readers of one snapshot first found them ([`ReadSpec::one_snapshot`]).
+    held: Mutex<BTreeMap<TableId, (Located, Stamps)>>,
 }
 
 type Find = Arc<dyn Fn() -> Result<Located> + Send + Sync>;
 
+/// What files must still be ([`stamp`]), by their names.
+type Stamps = BTreeMap<String, String>;
+
 impl Files {
     pub(super) fn of(place: Arc<Place>) -> Self {
-        Files { place, load: None }
+        Files {
+            place,
+            load: None,
+            held: Mutex::default(),
+        }
     }
 
     /// A source with one table, which `find` finds.
@@ -48,6 +58,7 @@ impl Files {
         Files {
             place,
             load: Some((table, Arc::new(find))),
+            held: Mutex::default(),
         }
     }
 
@@ -58,6 +69,25 @@ impl Files {
             _ => place.locate(&table)?.ok_or_else(|| place.missing(&table)),
         })
         .await
+    }
+
+    /// A table as it was when a reader of one snapshot was first opened: files that a manifest names stay as long as it is
+    /// held, others are known by their stamps.
+    async fn held(&self, table: &TableId) -> Result<(Located, Stamps)> {
+        let mut held = self.held.lock().await;
+        if let Some(known) = held.get(table) {
+            return Ok(known.clone());
+        }
+        let located = self.locate(table).await?;
+        let found = blocking(move || {
+            let files = located.files.iter();
+            let stamps = files.map(|f| stamp_in(&located, &f.name).map(|stamp| (f.name.clone(), stamp)));
+            let stamps = stamps.collect::<Result<Stamps>>()?;
+            Ok((located, stamps))
+        })
+        .await?;
+        held.insert(table.clone(), found.clone());
+        Ok(found)
     }
 }
 
@@ -124,7 +154,8 @@ impl Source for Files {
         self.place.config.format.name()
     }
 
-    /// Rows of files that are there do not change.
+    /// The files that the first reader found: those of a manifest stay while they are read, and others that were replaced
+    /// are refused.
     async fn shares_snapshot(&self) -> Result<bool> {
         Ok(true)
     }
@@ -207,16 +238,20 @@ impl Source for Files {
         after: Option<&Position>,
         context: &ReadContext,
     ) -> Result<Box<dyn Reader>> {
-        let located = self.locate(&read.table).await?;
         let Work::Read(slice) = &partition.work else {
             return Err(Error::new(code::UNSUPPORTED, "files have no log to follow"));
+        };
+        let (located, mut stamps) = match read.one_snapshot {
+            true => self.held(&read.table).await?,
+            false => (self.locate(&read.table).await?, Stamps::new()),
         };
         let files: VecDeque<(DataFile, Option<(usize, usize)>)> = match slice {
             // No index says where rows of a key or of a condition are: all files are read and looked through.
             Slice::All | Slice::Key(_) | Slice::Cut(_) | Slice::Keys(_) => {
                 located.files.iter().map(|f| (f.clone(), None)).collect()
             }
-            Slice::File { path, groups } => {
+            Slice::File { path, groups, stamp } => {
+                stamps.extend(stamp.clone().map(|stamp| (path.clone(), stamp)));
                 // The plan may be older than the newest manifest, so the file stands for itself.
                 let known = located.files.iter().find(|f| f.name == *path).cloned();
                 let file = known.unwrap_or_else(|| DataFile {
@@ -231,7 +266,10 @@ impl Source for Files {
         let whole = read.filters.is_empty() && matches!(slice, Slice::All | Slice::File { .. });
         let schema = match whole {
             true => TableSchema::default(),
-            false => self.describe(&read.table).await?,
+            false => {
+                let located = located.clone();
+                blocking(move || describe(&located)).await?
+            }
         };
         let selection = Selection::new(read, slice, &schema, self.engine())?;
         let mut scan = Scan {
@@ -241,6 +279,8 @@ impl Source for Files {
             max_row_bytes: context.max_row_bytes,
             place: partition.id.to_string(),
             located,
+            stamps,
+            one_snapshot: read.one_snapshot,
             files,
             open: None,
         };
@@ -291,6 +331,7 @@ fn slices(located: &Located, read: &ReadSpec, request: &SliceRequest) -> Result<
                     slice: Slice::File {
                         path: file.name.clone(),
                         groups: None,
+                        stamp: Some(stamp_in(located, &file.name)?),
                     },
                     rows: file.rows.unwrap_or(0),
                     bytes: file.bytes,
@@ -300,23 +341,28 @@ fn slices(located: &Located, read: &ReadSpec, request: &SliceRequest) -> Result<
         Format::Parquet(_) => {
             let mut footers = Vec::new();
             for file in &located.files {
+                let stamp = stamp_in(located, &file.name)?;
                 let footer = parquet::footer(&located.path(&file.name))?;
                 check_supported(&footer, read).map_err(|e| e.at("file", file.name.clone()))?;
-                footers.push((file, footer));
+                footers.push((file, stamp, footer));
             }
             let total: u64 = footers
                 .iter()
-                .flat_map(|(_, f)| f.row_groups())
+                .flat_map(|(_, _, f)| f.row_groups())
                 .map(|g| parquet::group_bytes(g, None))
                 .sum();
             let most = (total / request.min_slices.max(1) as u64)
                 .clamp(MIN_SLICE_BYTES.min(request.max_slice_bytes), request.max_slice_bytes);
-            for (file, footer) in footers {
-                slices.extend(cut(&file.name, &footer, most, request.step));
+            for (file, stamp, footer) in footers {
+                slices.extend(cut((&file.name, &stamp), &footer, most, request.step));
             }
         }
     }
     if slices.len() == 1 && !request.single {
+        // There is no other slice that it must belong to.
+        if let Some(Slice::File { stamp, .. }) = slices.first_mut().map(|s| &mut s.slice) {
+            *stamp = None;
+        }
         return Ok(slices);
     }
     if request.single || slices.is_empty() {
@@ -333,7 +379,7 @@ fn slices(located: &Located, read: &ReadSpec, request: &SliceRequest) -> Result<
 
 /// Row groups of a file, several together as long as they are small.
 fn cut(
-    name: &str,
+    (name, stamp): (&str, &str),
     footer: &::parquet::file::metadata::ParquetMetaData,
     most: u64,
     step: Option<u64>,
@@ -359,6 +405,7 @@ fn cut(
             slice: Slice::File {
                 path: name.to_string(),
                 groups: (!whole).then_some((from, to)),
+                stamp: Some(stamp.to_string()),
             },
             rows,
             bytes,
@@ -411,6 +458,9 @@ struct Scan {
     max_row_bytes: usize,
     /// The partition, for messages.
     place: String,
+    /// What the files were when the slice was planned, or the snapshot taken.
+    stamps: Stamps,
+    one_snapshot: bool,
     files: VecDeque<(DataFile, Option<(usize, usize)>)>,
     open: Option<OpenFile>,
 }
@@ -443,16 +493,13 @@ impl Scan {
             .and_then(|(rest, stamp)| rest.rsplit_once('#').map(|(name, place)| (name, place, stamp)))
             .ok_or_else(|| Error::bug(format!("position {position} is not one of files")))?;
         let Some(at) = self.files.iter().position(|(f, _)| f.name == name) else {
-            return Err(gone(name, &self.located));
+            return Err(self.gone(name));
         };
         self.files.drain(..at);
         let (file, groups) = self.files.pop_front().expect("found above");
         let open = self.open_file(&file, groups, Some(place))?;
         if open.stamp != stamp {
-            return Err(since(
-                format!("file {name} has changed since reading it began"),
-                &self.located,
-            ));
+            return Err(self.since(format!("file {name} has changed since reading it began")));
         }
         self.open = Some(open);
         Ok(())
@@ -465,7 +512,7 @@ impl Scan {
             Err(_) if store::exists(&self.located.kept_path(&file.name)) => {
                 self.open_at(self.located.kept_path(&file.name), file, groups, place)
             }
-            Err(_) if !store::exists(&self.located.path(&file.name)) => Err(gone(&file.name, &self.located)),
+            Err(_) if !store::exists(&self.located.path(&file.name)) => Err(self.gone(&file.name)),
             opened => opened,
         }
     }
@@ -492,6 +539,12 @@ impl Scan {
             max_row_bytes: self.max_row_bytes,
         };
         let stamp = stamp(&path)?;
+        if self.stamps.get(&file.name).is_some_and(|then| *then != stamp) {
+            let name = &file.name;
+            return Err(self.since(format!(
+                "file {name} is not the one that the other partitions are read from"
+            )));
+        }
         let rows: Box<dyn FileRows> = match &self.located.format {
             Format::Csv(options) => {
                 let known = self.located.known.as_ref().map(|k| {
@@ -570,6 +623,23 @@ impl Scan {
         }
     }
 
+    fn gone(&self, file: &str) -> Error {
+        self.since(format!(
+            "file {file} is no longer there: its table was changed since reading it began"
+        ))
+    }
+
+    /// The error for files that are not what they were. A load of one snapshot starts over by itself.
+    fn since(&self, what: String) -> Error {
+        let (code, next) = match self.one_snapshot {
+            true => (code::SNAPSHOT_LOST, "run it again: it starts over"),
+            false => (code::FILE, "start over: synctool state reset"),
+        };
+        Error::new(code, what)
+            .at("path", self.located.root.display().to_string())
+            .hint(next)
+    }
+
     fn check_rows(&self, rows: &RecordBatch) -> Result<()> {
         if rows.get_array_memory_size() <= self.max_row_bytes {
             return Ok(());
@@ -594,17 +664,9 @@ impl Scan {
     }
 }
 
-fn gone(file: &str, located: &Located) -> Error {
-    since(
-        format!("file {file} is no longer there: its table was changed since reading it began"),
-        located,
-    )
-}
-
-fn since(what: String, located: &Located) -> Error {
-    Error::new(code::FILE, what)
-        .at("path", located.root.display().to_string())
-        .hint("start over: synctool state reset")
+/// Size and time of change of a table's file, also where it lies under another name while it is read.
+fn stamp_in(located: &Located, file: &str) -> Result<String> {
+    stamp(&located.path(file)).or_else(|e| stamp(&located.kept_path(file)).map_err(|_| e))
 }
 
 fn stamp(path: &std::path::Path) -> Result<String> {

@@ -414,7 +414,11 @@ impl Engine {
                 true => u64::MAX,
                 false => deleted + 1,
             };
-            let before = self.retry("guard", || self.groups(shared, enough)).await?;
+            let checkpoint = self.retry("guard", || self.destination.checkpoint(plan)).await?;
+            let states = phase.partitions.iter().filter_map(|p| checkpoint.get(&p.id));
+            // Those that an earlier process deleted were there, too.
+            let earlier: u64 = states.map(|s| s.applied.deleted).sum();
+            let before = earlier + self.retry("guard", || self.groups(shared, enough)).await?;
             (before, deleted, before.saturating_sub(deleted))
         } else if phase.partitions.iter().any(compares) {
             let found = self.found(shared, phase).await?;

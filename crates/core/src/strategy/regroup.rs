@@ -63,24 +63,52 @@ impl Groups {
 
     /// The groups that rows of the table read are in now, by their keys; a row that is in none is not among them.
     async fn now(&self, keys: &BTreeSet<Vec<String>>) -> Result<BTreeMap<Vec<String>, BTreeSet<String>>> {
-        let read = self.table(KEYS)?.read.clone();
-        let terms: Vec<Term> = keys_alone(&read).columns.iter().map(ReadColumn::term).collect();
-        let all: Vec<Key> = keys.iter().map(|k| k.iter().cloned().map(Some).collect()).collect();
         let mut found: BTreeMap<Vec<String>, BTreeSet<String>> = BTreeMap::new();
+        for (key, group) in self.look_up(&self.table(KEYS)?.read, keys.iter()).await? {
+            found.entry(key).or_default().insert(group);
+        }
+        Ok(found)
+    }
+
+    /// What the source has now of rows of the table read, by their keys: each with what is read beside the key.
+    async fn look_up(
+        &self,
+        read: &ReadSpec,
+        keys: impl Iterator<Item = &Vec<String>>,
+    ) -> Result<Vec<(Vec<String>, String)>> {
+        let terms: Vec<Term> = keys_alone(read).columns.iter().map(ReadColumn::term).collect();
+        let all: Vec<Key> = keys.map(|k| k.iter().cloned().map(Some).collect()).collect();
+        let mut found = Vec::new();
         for keys in all.chunks(GROUPS) {
             let slice = Slice::Keys(KeyList {
                 terms: terms.clone(),
                 keys: keys.to_vec(),
             });
-            let mut reader = self.read(&self.source, &read, slice).await?;
+            let mut reader = self.read(&self.source, read, slice).await?;
             while let Some(event) = reader.next().await? {
                 let Event::Rows(batch) = event else { continue };
-                for (key, group) in rows_of_batch(&batch, terms.len())? {
-                    found.entry(key).or_default().insert(group);
-                }
+                found.extend(rows_of_batch(&batch, terms.len())?);
             }
         }
         Ok(found)
+    }
+
+    /// Forgets rows of the map that were found to be gone, if the source still does not have them. Groups of those that are
+    /// back may have been computed without them: they are left to the next run.
+    async fn forgotten(&self, mut gone: Vec<Vec<String>>) -> Result<Vec<Event>> {
+        let there = self.look_up(&keys_alone(&self.table(KEYS)?.read), gone.iter()).await?;
+        let back: BTreeSet<Vec<String>> = there.into_iter().map(|(key, _)| key).collect();
+        let mut events = Vec::new();
+        if !back.is_empty() {
+            events.push(self.left(self.groups_before(back.iter()).await?)?);
+            gone.retain(|key| !back.contains(key));
+        }
+        if !gone.is_empty() {
+            // Rows of the map, by their keys alone.
+            let map = gone.into_iter().map(|key| (key, String::new())).collect();
+            events.push(self.batch(KEYS, &key_rows(map), Op::Delete)?);
+        }
+        Ok(events)
     }
 
     /// How groups are computed.
@@ -338,14 +366,6 @@ struct Vanished {
     comparison: Option<Comparison>,
 }
 
-impl Vanished {
-    /// Rows of the map, by their keys alone.
-    fn forgotten(&self, gone: Vec<Vec<String>>) -> Result<Event> {
-        let map = gone.into_iter().map(|key| (key, String::new())).collect();
-        self.groups.batch(KEYS, &key_rows(map), Op::Delete)
-    }
-}
-
 fn whole_keys(keys: Vec<Key>) -> Vec<Vec<String>> {
     keys.into_iter().filter_map(|key| key.into_iter().collect()).collect()
 }
@@ -361,7 +381,7 @@ impl Steps for Vanished {
                     return Ok(None);
                 }
                 for keys in found.chunks(GROUPS) {
-                    events.push_back(self.forgotten(whole_keys(keys.to_vec()))?);
+                    events.extend(self.groups.forgotten(whole_keys(keys.to_vec())).await?);
                 }
                 return Ok(Some(events));
             }
@@ -382,7 +402,7 @@ impl Steps for Vanished {
         let groups = self.groups.groups_before(gone.iter()).await?;
         if forgets && !gone.is_empty() {
             events.push_back(self.groups.left(groups)?);
-            events.push_back(self.forgotten(gone)?);
+            events.extend(self.groups.forgotten(gone).await?);
         } else if !gone.is_empty() {
             let touched: Vec<Vec<String>> = groups.into_iter().map(|g| vec![g]).collect();
             events.push_back(self.groups.batch(TOUCHED, &touched, Op::Upsert)?);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use synctool_core::change::{Op, Ops, Presence};
 use synctool_core::error::code;
-use synctool_core::query::{KeyList, Term};
+use synctool_core::query::{Condition, Cut, KeyList, Term, Test};
 
 type Row = Vec<Option<String>>;
 
@@ -297,6 +297,49 @@ async fn columns_stay_and_come() {
     }
 }
 
+/// A load that is merged brings its new columns along, for all rows that it has; until it is published nobody sees them.
+#[tokio::test]
+async fn a_merged_load_brings_its_columns() {
+    let dir = scratch();
+    for (files, name) in ways(dir.path()) {
+        let to = files.destination();
+        let create = plan("first", name, &small_schema(), 1, Publish::Create);
+        load(&*to, create, &[vec![small_rows(0, 3)]]).await.unwrap();
+        let mut late = small_schema();
+        late.columns.push(Column::new("late", ColumnType::Int32));
+        let mut merge = plan("p", name, &late, 1, Publish::Merge { delete_missing: false });
+        let refused = to.prepare(merge.clone()).await;
+        assert_eq!(refused.unwrap_err().code(), code::SCHEMA_MISMATCH);
+        merge.tables[0].evolve = true;
+        let prepared = to.prepare(merge.clone()).await.unwrap();
+        let rows = batch(
+            &late,
+            &[
+                vec![Some("1"), Some("name 1"), Some("7")],
+                vec![Some("3"), Some("c"), Some("8")],
+            ],
+        );
+        write_partition(&*to, &prepared, 0, &[rows]).await;
+        to.seal(&prepared).await.unwrap();
+        assert_eq!(stored(&files).await, texts(&small_rows(0, 3)));
+        let applied = to.publish(&prepared).await.unwrap().applied;
+        assert_eq!((applied.inserted, applied.updated, applied.deleted), (1, 1, 0));
+        let there = |id: i64, name: &str, late: Option<&str>| [row(id, name), vec![late.map(str::to_string)]].concat();
+        let wanted = [
+            there(0, "name 0", None),
+            there(1, "name 1", Some("7")),
+            there(2, "name 2", None),
+            there(3, "c", Some("8")),
+        ];
+        assert_eq!(stored(&files).await, wanted);
+        // Once more, with nothing left to add.
+        let again = batch(&late, &[vec![Some("2"), Some("name 2"), Some("9")]]);
+        let applied = load(&*to, merge, &[vec![again]]).await.unwrap();
+        assert_eq!((applied.inserted, applied.updated, applied.deleted), (0, 1, 0));
+        assert_eq!(stored(&files).await[2], there(2, "name 2", Some("9")));
+    }
+}
+
 /// Writers of one run commit beside each other; none takes another's rows away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn writers_beside_each_other_lose_nothing() {
@@ -510,6 +553,72 @@ async fn a_reader_keeps_the_files_it_began_with() {
     }
 }
 
+/// A load that must be read in one snapshot reads the files that it began with, or starts over: a row that moves from one
+/// partition to another meanwhile is read once.
+#[tokio::test]
+async fn a_load_of_one_snapshot_reads_one_state_of_the_files() {
+    let dir = scratch();
+    let cut = |name: &str| {
+        Slice::Cut(Cut {
+            conditions: vec![Condition {
+                term: Term::column("name"),
+                test: Test::In(vec![name.into()]),
+            }],
+            key: None,
+        })
+    };
+    let context = ReadContext::default();
+    let spec = |columns: &[Column]| ReadSpec {
+        one_snapshot: true,
+        ..ReadSpec::all(TableId::bare("t"), columns)
+    };
+    for (at, (files, name)) in ways(dir.path()).into_iter().enumerate() {
+        let (to, from) = (files.destination(), files.source());
+        let create = plan("first", name, &small_schema(), 1, Publish::Create);
+        let rows = pairs(&[("1".into(), "EU".into()), ("5".into(), "US".into())]);
+        load(&*to, create, &[vec![rows]]).await.unwrap();
+        assert!(from.shares_snapshot().await.unwrap());
+        let read = spec(&from.describe(&TableId::bare("t")).await.unwrap().columns);
+        let rows = |found: Vec<(RecordBatch, Position)>| -> Vec<Row> {
+            found.iter().flat_map(|(batch, _)| texts(batch)).collect()
+        };
+        let first = read_slice(&*from, &read, &cut("EU"), None, &context).await.unwrap();
+        assert_eq!(rows(first), [row(1, "EU")]);
+        let direct = to
+            .prepare(plan("p", name, &small_schema(), 1, Publish::Direct))
+            .await
+            .unwrap();
+        let mut sink = sink_for(&*to, &direct, 0).await;
+        let moved = [(Op::Upsert, row(5, "EU")), (Op::Upsert, row(6, "elsewhere"))];
+        commit(&mut *sink, &direct, 0, &moved).await.unwrap();
+        let second = read_slice(&*from, &read, &cut("US"), None, &context).await;
+        match at < 2 {
+            true => assert_eq!(rows(second.unwrap()), [row(5, "US")], "a folder keeps what is read"),
+            false => assert_eq!(second.unwrap_err().code(), code::SNAPSHOT_LOST),
+        }
+        let anew = files.source();
+        let now = read_slice(&*anew, &read, &cut("US"), None, &context).await.unwrap();
+        assert_eq!(rows(now), Vec::<Row>::new());
+    }
+    // A folder of somebody else, whose files are replaced or go.
+    fs::create_dir_all(dir.path().join("e/t")).unwrap();
+    let (a, b) = (dir.path().join("e/t/a.csv"), dir.path().join("e/t/b.csv"));
+    fs::write(&a, "id,name\n1,EU\n").unwrap();
+    fs::write(&b, "id,name\n5,US\n").unwrap();
+    let files = open(&dir.path().join("e"), csv_format());
+    let from = files.source();
+    let read = spec(&from.describe(&TableId::bare("t")).await.unwrap().columns);
+    read_slice(&*from, &read, &cut("EU"), None, &context).await.unwrap();
+    fs::write(&b, "id,name\n5,EU\n6,elsewhere\n").unwrap();
+    let e = read_slice(&*from, &read, &cut("US"), None, &context).await.unwrap_err();
+    assert_eq!(e.code(), code::SNAPSHOT_LOST, "{e}");
+    let from = files.source();
+    read_slice(&*from, &read, &cut("EU"), None, &context).await.unwrap();
+    fs::remove_file(&b).unwrap();
+    let e = read_slice(&*from, &read, &cut("US"), None, &context).await.unwrap_err();
+    assert_eq!(e.code(), code::SNAPSHOT_LOST, "{e}");
+}
+
 /// Files that cannot hold a touched key are neither read nor written.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_without_a_touched_key_stay_as_they_are() {
@@ -561,6 +670,7 @@ async fn files_without_a_touched_key_stay_as_they_are() {
             let slice = Slice::File {
                 path: p.file_name().unwrap().to_str().unwrap().into(),
                 groups: None,
+                stamp: None,
             };
             let read = ReadSpec::all(TableId::bare("t"), &small_schema().columns);
             let rows = futures_now(read_slice(&*from, &read, &slice, None, &ReadContext::default()));

@@ -200,21 +200,16 @@ async fn a_reader_resumes_right_after_every_boundary() {
     }
 }
 
-#[tokio::test]
-async fn slices_cover_everything_once() {
-    let dir = scratch();
-    let files = open(
-        dir.path(),
-        Format::Parquet(ParquetOptions {
-            row_group_bytes: 64 << 10,
-            ..ParquetOptions::default()
-        }),
-    );
-    let schema = TableSchema {
+fn noise_schema() -> TableSchema {
+    TableSchema {
         columns: vec![Column::new("noise", ColumnType::Bytes)],
         key: Vec::new(),
-    };
-    let noise: Vec<String> = (0..400u64)
+    }
+}
+
+/// Rows of 2 KB that do not shrink.
+fn noise(count: u64) -> RecordBatch {
+    let noise: Vec<String> = (0..count)
         .map(|i| {
             let bytes: Vec<u8> = (0..250)
                 .flat_map(|j| xxhash_rust::xxh3::xxh3_64(&(i * 250 + j).to_le_bytes()).to_le_bytes())
@@ -225,7 +220,21 @@ async fn slices_cover_everything_once() {
         })
         .collect();
     let rows: Vec<Vec<Option<&str>>> = noise.iter().map(|s| vec![Some(s.as_str())]).collect();
-    let rows = batch(&schema, &rows);
+    batch(&noise_schema(), &rows)
+}
+
+#[tokio::test]
+async fn slices_cover_everything_once() {
+    let dir = scratch();
+    let files = open(
+        dir.path(),
+        Format::Parquet(ParquetOptions {
+            row_group_bytes: 64 << 10,
+            ..ParquetOptions::default()
+        }),
+    );
+    let rows = noise(400);
+    let schema = noise_schema();
     let batches: Vec<RecordBatch> = (0..40).map(|i| rows.slice(i * 10, 10)).collect();
     load(
         &*files.destination(),
@@ -295,6 +304,73 @@ async fn a_file_that_changed_is_not_resumed() {
         .await
         .unwrap_err();
     assert!(e.to_string().contains("no longer there"), "{e}");
+}
+
+/// Partitions are of one state of a file, whoever replaces it between them.
+#[tokio::test]
+async fn a_file_that_was_replaced_is_not_read_by_halves() {
+    let dir = scratch();
+    let small_groups = Format::Parquet(ParquetOptions {
+        row_group_bytes: 64 << 10,
+        ..ParquetOptions::default()
+    });
+    let request = SliceRequest {
+        key: Vec::new(),
+        step: None,
+        min_slices: 4,
+        max_slice_bytes: 100 << 10,
+        single: false,
+    };
+    let context = ReadContext::default();
+    let (one, other) = (dir.path().join("one/t.parquet"), dir.path().join("other/t.parquet"));
+    for (path, rows) in [(&one, 400), (&other, 300)] {
+        let to = open(path, small_groups.clone()).destination();
+        let create = plan("p", "t", &noise_schema(), 1, Publish::Create);
+        let rows = noise(rows);
+        let batches: Vec<RecordBatch> = (0..rows.num_rows() / 10).map(|i| rows.slice(i * 10, 10)).collect();
+        load(&*to, create, &[batches]).await.unwrap();
+    }
+    std::fs::create_dir_all(dir.path().join("csv/t")).unwrap();
+    let half = dir.path().join("csv/t/b.csv");
+    std::fs::write(dir.path().join("csv/t/a.csv"), "noise\n1\n").unwrap();
+    std::fs::write(&half, "noise\n2\n").unwrap();
+    let replaced = [
+        (open(&one, small_groups).source(), &one, std::fs::read(&other).unwrap()),
+        (
+            open(&dir.path().join("csv"), csv_format()).source(),
+            &half,
+            b"noise\n2\n1\n".to_vec(),
+        ),
+    ];
+    for (from, path, bytes) in replaced {
+        let table = TableId::bare("t");
+        let read = ReadSpec::all(table.clone(), &from.describe(&table).await.unwrap().columns);
+        let slices = from.slices(&read, &request).await.unwrap();
+        let (first, last) = (&slices[0].slice, &slices[slices.len() - 1].slice);
+        assert!(slices.len() > 1, "{slices:?}");
+        read_slice(&*from, &read, last, None, &context).await.unwrap();
+        read_slice(&*from, &read, first, None, &context).await.unwrap();
+        std::fs::write(path, bytes).unwrap();
+        let e = read_slice(&*from, &read, last, None, &context).await.unwrap_err();
+        assert!(
+            e.code() == code::FILE && e.to_string().contains("is not the one"),
+            "{e}"
+        );
+        assert!(e.next_step().is_some_and(|next| next.contains("start over")), "{e}");
+    }
+    // A plan of an earlier version does not say what the file was.
+    let from = open(&dir.path().join("csv"), csv_format()).source();
+    let old: Slice = serde_json::from_str(r#"{"file": {"path": "b.csv"}}"#).unwrap();
+    let read = ReadSpec::all(
+        TableId::bare("t"),
+        &from.describe(&TableId::bare("t")).await.unwrap().columns,
+    );
+    assert!(
+        !read_slice(&*from, &read, &old, None, &context)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]

@@ -141,7 +141,10 @@ mod tests {
             ("redis://:hunt?er2@queue:6379", "redis://***"),
             ("redis://u:hunt@er?2@queue:6379/?a=b", "redis://***"),
             ("redis://queue:6379?password=hunt@er2", "redis://***"),
-            ("redis://:hunter2@queue:6379?password=hunter2", "redis://***@queue:6379?***"),
+            (
+                "redis://:hunter2@queue:6379?password=hunter2",
+                "redis://***@queue:6379?***",
+            ),
             ("hunter2", "***"),
         ] {
             assert_eq!(SecretUrl::new(url).masked(), shown);

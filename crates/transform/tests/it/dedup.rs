@@ -157,7 +157,11 @@ fn world(by: By) -> (Memory, Memory) {
     from.set_clock("2026-01-02");
     if !matches!(by, By::Full) {
         let stale = |k: &str| (vec![k.to_string()], row(&[k, "-"]));
-        to.put(&copies(), text_schema(&["k", "v"], 1), [stale("k0"), stale("k2")].into());
+        to.put(
+            &copies(),
+            text_schema(&["k", "v"], 1),
+            [stale("k0"), stale("k2")].into(),
+        );
     }
     (from, to)
 }

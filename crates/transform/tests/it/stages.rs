@@ -246,10 +246,7 @@ async fn rows_wait_until_no_better_one_can_come() {
     newest.max_bytes = 0;
     let chain = dedup(newest).await;
     let stages = || chain.open_for(&schema, Written::Once).unwrap();
-    let worse = vec![
-        inserts(&schema, &["1|5|a"]),
-        inserts(&schema, &["1|4|b", "2|1|c"]),
-    ];
+    let worse = vec![inserts(&schema, &["1|5|a"]), inserts(&schema, &["1|4|b", "2|1|c"])];
     let made = run_through(stages(), worse).await.unwrap();
     assert_eq!(made.rows(), ["1|5|a", "2|1|c"]);
     let e = run_through(stages(), batches()).await.unwrap_err();

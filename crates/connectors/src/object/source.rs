@@ -331,7 +331,7 @@ fn slices(located: &Located, read: &ReadSpec, request: &SliceRequest) -> Result<
                     slice: Slice::File {
                         path: file.name.clone(),
                         groups: None,
-                        stamp: Some(stamp_in(located, &file.name)?),
+                        stamp: None,
                     },
                     rows: file.rows.unwrap_or(0),
                     bytes: file.bytes,
@@ -357,13 +357,6 @@ fn slices(located: &Located, read: &ReadSpec, request: &SliceRequest) -> Result<
                 slices.extend(cut((&file.name, &stamp), &footer, most, request.step));
             }
         }
-    }
-    if slices.len() == 1 && !request.single {
-        // There is no other slice that it must belong to.
-        if let Some(Slice::File { stamp, .. }) = slices.first_mut().map(|s| &mut s.slice) {
-            *stamp = None;
-        }
-        return Ok(slices);
     }
     if request.single || slices.is_empty() {
         let all = PlannedSlice {
@@ -405,7 +398,8 @@ fn cut(
             slice: Slice::File {
                 path: name.to_string(),
                 groups: (!whole).then_some((from, to)),
-                stamp: Some(stamp.to_string()),
+                // A whole file belongs to no other slice.
+                stamp: (!whole).then(|| stamp.to_string()),
             },
             rows,
             bytes,

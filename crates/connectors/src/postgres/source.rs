@@ -464,7 +464,10 @@ impl CopyReader {
         }
         // Partitions and heirs are locked by whoever plans their reading, and not before.
         connection
-            .batch_execute(&format!("EXPLAIN {}", select.sql()))
+            .batch_execute(&format!(
+                "DECLARE synctool_look NO SCROLL CURSOR FOR {}; CLOSE synctool_look",
+                select.sql()
+            ))
             .await
             .map_err(|e| select.error(&connection, e, &what))?;
         source.check_snapshot(&connection, read).await?;

@@ -14,11 +14,15 @@ use crate::source::{Reader, Source};
 use crate::stage::{Reject, Stage, Staged};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Events in flight between two steps. Their memory is bounded by the byte budget, not by this.
 const IN_FLIGHT: usize = 4;
+
+/// How long the reader may take with what it was told last.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// An event on its way to the sink, with the accounts of everything up to it since the item before.
 pub(super) struct Item {
@@ -151,6 +155,14 @@ impl Flow {
     pub(super) fn acknowledge(&self, position: Position) {
         let _ = self.durable.send(Some(position));
     }
+
+    /// Ends it once the reader has done what it was told.
+    pub(super) async fn end(mut self) {
+        self.items.close();
+        // Nothing more is told.
+        self.durable = watch::channel(None).0;
+        let _ = tokio::time::timeout(LAST_WORD, &mut self.tasks[0]).await;
+    }
 }
 
 async fn read(
@@ -176,21 +188,20 @@ async fn read(
             }
             next = reader.next() => next,
         };
-        let last = !matches!(next, Ok(Some(_)));
-        let ended_well = matches!(next, Ok(None));
-        if out.send(next).await.is_err() {
-            return;
-        }
-        if last {
-            // The last commit is still to be acknowledged.
-            while ended_well && acknowledged.changed().await.is_ok() {
-                let position = acknowledged.borrow_and_update().clone();
-                if let Some(p) = position
-                    && reader.acknowledge(&p).await.is_err()
-                {
-                    return;
-                }
+        let (last, failed) = (!matches!(next, Ok(Some(_))), next.is_err());
+        if out.send(next).await.is_err() || last {
+            if failed {
+                return;
             }
+            break;
+        }
+    }
+    // The last commit is still to be acknowledged.
+    while acknowledged.changed().await.is_ok() {
+        let position = acknowledged.borrow_and_update().clone();
+        if let Some(p) = position
+            && reader.acknowledge(&p).await.is_err()
+        {
             return;
         }
     }

@@ -993,6 +993,11 @@ async fn write_partition(
         engine.options.load_commit_interval
     };
     loop {
+        // A sink whose commits are dear makes fewer of them.
+        let interval = match endless {
+            true => interval.max(4 * w.took),
+            false => interval,
+        };
         // A finished boundary may be committed as long as nothing is written after it.
         let due = match w.waits {
             Some(waits) if endless && engine.options.commit_when_idle => (waits + w.took).min(w.since + interval),
@@ -1006,6 +1011,7 @@ async fn write_partition(
                     commit(shared, &mut w, &flow, to, false, moved).await?;
                 }
                 w.settle(&flow).await?;
+                flow.end().await;
                 w.sink.release(std::slice::from_ref(id)).await?;
                 return Err(interrupted());
             }
@@ -1060,6 +1066,7 @@ async fn write_partition(
                     return Err(Error::new(code::CONNECTION_LOST, "the log ended inside a transaction"));
                 }
                 w.settle(&flow).await?;
+                flow.end().await;
                 w.sink.release(std::slice::from_ref(id)).await?;
                 engine.progress.set_status(id, PartitionStatus::Done);
                 return Ok(());

@@ -1026,7 +1026,7 @@ impl Comparison {
         }
         differing.retain(|id, _| after.is_none_or(|a| *id > a));
         let together = match (&compare.source, compare.blocks) {
-            (Slice::All, Blocks::Spread { .. }) => {
+            (Slice::All, Blocks::Spread { .. }) if !pair.spec.made_key => {
                 let rows: u64 = differing.values().sum();
                 (rows / GROUPS).clamp(GROUP_ROWS, GROUP_ROWS_AT_MOST)
             }
@@ -1181,6 +1181,8 @@ pub(crate) fn open(
         resumed: after.is_some(),
         comparison: None,
         deleted: false,
+        fetching: VecDeque::new(),
+        behind: Vec::new(),
         ready: VecDeque::new(),
     }))
 }
@@ -1197,6 +1199,9 @@ struct CompareSteps {
     comparison: Option<Comparison>,
     /// Whether what was found is deleted.
     deleted: bool,
+    /// Keys of a group whose rows are still to be fetched, a part of them in each step, and what is said behind them.
+    fetching: VecDeque<Key>,
+    behind: Vec<Event>,
     ready: VecDeque<Event>,
 }
 
@@ -1214,6 +1219,10 @@ impl CompareSteps {
         if self.compare.repair == Repair::Deletes {
             return self.delete_found().await;
         }
+        if !self.fetching.is_empty() {
+            self.fetch_some().await?;
+            return Ok(true);
+        }
         let Some(comparison) = &mut self.comparison else {
             let keys_only = !matches!(self.compare.repair, Repair::Upserts);
             let comparison = Comparison::start(self.pair.clone(), &self.compare, keys_only, self.after).await?;
@@ -1229,27 +1238,36 @@ impl CompareSteps {
         };
         match self.compare.repair {
             Repair::Upserts | Repair::Inserts => {
-                let keys: Vec<Key> = [group.only_source, group.differing].concat();
-                for keys in keys.chunks(self.pair.fetched_at_once()) {
-                    for rows in self.pair.fetch(keys, &self.compare.source).await? {
-                        self.ready.push_back(Event::Rows(self.pair.batch(rows, Op::Upsert)));
-                    }
-                }
-                self.ready.push_back(Event::Compared(group.counts));
-                self.defer(group.only_destination);
+                self.fetching.extend(group.only_source);
+                self.fetching.extend(group.differing);
             }
-            Repair::Find => {
-                self.ready.push_back(Event::Compared(group.counts));
-                self.defer(group.only_destination);
-            }
+            Repair::Find => {}
             Repair::Deletes => return Err(Error::bug("deletes are made of what was found")),
         }
-        self.ready.push_back(Event::Boundary {
+        self.defer(group.only_destination);
+        self.behind.push(Event::Compared(group.counts));
+        self.behind.push(Event::Boundary {
             position: Position(format!("block {}", group.through)),
             committed_at: None,
             tx: None,
         });
+        self.fetch_some().await?;
         Ok(true)
+    }
+
+    /// The rows of the next keys; behind the last ones, what is said of their group.
+    async fn fetch_some(&mut self) -> Result<()> {
+        let count = self.pair.fetched_at_once().min(self.fetching.len());
+        let keys: Vec<Key> = self.fetching.drain(..count).collect();
+        if !keys.is_empty() {
+            for rows in self.pair.fetch(&keys, &self.compare.source).await? {
+                self.ready.push_back(Event::Rows(self.pair.batch(rows, Op::Upsert)));
+            }
+        }
+        if self.fetching.is_empty() {
+            self.ready.extend(self.behind.drain(..));
+        }
+        Ok(())
     }
 
     /// The deletes of the slice, all in one step: they were found, and judged, before this phase.

@@ -751,9 +751,9 @@ impl LogPipeline {
         memory.store.holder(self.pipeline.name()).await
     }
 
-    /// The table that is meant, and what is to be read of it where the log was followed before. What cannot be done is
-    /// refused now, not when nobody looks.
-    async fn meant(&self, table: &str, keys: &[Vec<String>]) -> Result<(TableId, Option<Pending>)> {
+    /// The table that is meant, and what is to be read of it where the log was followed before, as far as the destination
+    /// can be asked. What cannot be done is refused now, not when nobody looks.
+    async fn meant(&self, table: &str, keys: &[Vec<String>]) -> Result<(TableId, Result<Option<Pending>>)> {
         let from = self.pipeline.loaded.source()?;
         let parsed = TableId::parse(table)?;
         let table = TableId {
@@ -761,20 +761,22 @@ impl LogPipeline {
             name: parsed.name,
         };
         let log = self.log()?;
-        let destination = self.pipeline.open_destination().await;
+        let destination = match self.pipeline.open_destination().await {
+            Ok(destination) => destination,
+            Err(e) => return Ok((table, Err(e))),
+        };
         let mut pending = None;
-        if let Ok(destination) = destination
-            && let Some(stored) = destination.stored_plan(self.pipeline.name()).await?
-        {
+        if let Some(stored) = destination.stored_plan(self.pipeline.name()).await? {
             log.follow(&stored.plan);
             pending = Some(log.refresh(&table, keys).await?);
         }
-        Ok((table, pending))
+        Ok((table, Ok(pending)))
     }
 
     /// What [`LogPipeline::refresh`] would ask for. Refuses what that refuses, and leaves no request.
     pub async fn would_refresh(&self, table: &str, keys: &[Vec<String>]) -> Result<WouldRefresh> {
         let (table, pending) = self.meant(table, keys).await?;
+        let pending = pending?;
         let loaded = &self.pipeline.loaded;
         let holder = match open::memory_if_any(&loaded.global, &loaded.datastores).await? {
             Some(memory) => memory.store.holder(self.pipeline.name()).await?,

@@ -164,6 +164,7 @@ fn specs(loaded: &Loaded, stage: &Stage, run: Option<&str>) -> Result<Vec<StageS
                 config::Keep::Last => Keep::Last,
                 config::Keep::First => Keep::First,
             },
+            max_bytes: loaded.global.memory.0 as usize,
             ..DedupSpec::last(dedup.keys.iter().map(|k| k.to_string()))
         })],
         StageWork::Enrich(enrich) => enriched(loaded, &stage.name, enrich, run)?,

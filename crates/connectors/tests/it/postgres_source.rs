@@ -751,7 +751,7 @@ async fn a_table_that_is_written_anew_is_not_taken_for_empty() {
         let other = spec(&source, "other").await;
         texts(&source, &other, Slice::All).await;
         let held = postgres.connect().await.unwrap();
-        let anew = "BEGIN; TRUNCATE p1; INSERT INTO p SELECT generate_series(1, 100)";
+        let anew = "BEGIN; TRUNCATE public.p1; INSERT INTO public.p SELECT generate_series(1, 100)";
         held.batch_execute(anew).await.unwrap();
         let reading = tokio::spawn(async move { read(&source, &planned, Slice::All, &ReadContext::default()).await });
         let waits =

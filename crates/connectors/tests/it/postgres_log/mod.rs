@@ -146,7 +146,11 @@ impl Capture {
         source.steering().requests().pause(Pause::Chunks);
         let following = Following::of(self, source.clone()).await;
         let slot = &self.options.slot;
-        let is_read = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
+        // A slot that is still being made is active, too, and would wait for the other session's transaction.
+        let is_read = format!(
+            "SELECT count(*) > 0 FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid \
+             WHERE s.slot_name = '{slot}'"
+        );
         let patience = Duration::from_secs(30);
         synctool_testkit::eventually("the log to be read", patience, async || self.from.psql(&is_read) == "t").await;
         let other = self.from.connect().await;

@@ -8,11 +8,11 @@ use super::client::Connection;
 use super::destination::{PostgresDestination, Target};
 use super::fold::{Cells, Change, Key, Net, New, Pending, Place, is_exact, one_form, pattern_of};
 use super::integrity::{Integrity, may_replicate};
-use super::merge::{Existing, Mapping, columns_of, oid_of};
+use super::merge::{Mapping, columns_of, oid_of};
 use super::rows::{CopyForm, RowEncoder};
 use super::slices::{self, Order};
 use super::sql::ident;
-use super::stage::{Batch, Count, Failed, Kind, Stage, Straight, counts, upserted};
+use super::stage::{Batch, Count, Failed, Few, Kind, Stage, Straight, counts, upserted};
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
 use arrow_row::{RowConverter, SortField};
@@ -28,7 +28,7 @@ use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{self, ToSql, Type};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CopyInSink, Statement};
 
 /// Gathered changes are applied when they hold so many bytes.
@@ -75,8 +75,6 @@ struct Table {
     source: TableId,
     stage: Stage,
     prepared: Prepared,
-    /// The types of arrays of its columns' values, if a few rows can be given as such.
-    arrays: Option<Vec<Type>>,
     staged: bool,
     made: bool,
     /// Whether the transaction has applied some.
@@ -166,12 +164,8 @@ impl Applier {
         let keys = target.schema.key_indices()?;
         let keys: Vec<&Column> = keys.iter().map(|&i| &target.schema.columns[i]).collect();
         let fields = keys.iter().map(|c| SortField::new(c.arrow_type())).collect();
-        let stage = Stage::new(&target, &mapping, number)?;
-        let binary = |straight: &Straight| straight.encoder.form() == CopyForm::Binary;
-        let binary = stage.straight.as_ref().is_some_and(binary);
         Ok(Table {
-            stage,
-            arrays: arrays_of(&target.schema, &existing).filter(|_| binary),
+            stage: Stage::new(&target, &mapping, number)?,
             prepared: Prepared::default(),
             exact: keys.iter().all(|c| is_exact(c)) && !mapping.key.iter().any(|p| p.folds),
             fragile: facts.get::<_, i64>(0) > 1,
@@ -688,16 +682,6 @@ async fn reordered(
     Ok(reordered)
 }
 
-/// The types of arrays of a table's columns, where each is one of the server's own: an array of another may be taken apart
-/// where a row of it is wanted.
-fn arrays_of(schema: &TableSchema, existing: &[Existing]) -> Option<Vec<Type>> {
-    let array = |column: &Column| {
-        let there = existing.iter().find(|e| e.name == column.name)?;
-        Type::from_oid(there.array).filter(|ty| matches!(ty.kind(), types::Kind::Array(_)))
-    };
-    schema.columns.iter().map(array).collect()
-}
-
 fn arrow(e: arrow_schema::ArrowError) -> Error {
     Error::bug(format!("gathering changes: {e}"))
 }
@@ -879,21 +863,11 @@ impl Table {
         };
         let rows: Vec<(usize, usize)> = new.iter().filter_map(place).collect();
         let written = rows.len() as u64;
-        let few = rows.len() <= FEW && pending.bytes <= LITTLE;
-        let done = match self.arrays.as_deref().filter(|_| few) {
-            Some(types) => {
-                insert_few(
-                    session,
-                    &mut self.prepared.insert,
-                    straight,
-                    types,
-                    pending,
-                    &rows,
-                    opening,
-                )
-                .await
-            }
-            None => copy_straight(session, &mut self.prepared.straight, straight, pending, &rows, opening).await,
+        let is_little = rows.len() <= FEW && pending.bytes <= LITTLE;
+        let prepared = &mut self.prepared;
+        let done = match straight.few.as_ref().filter(|_| is_little) {
+            Some(few) => insert_few(session, &mut prepared.insert, (straight, few), pending, &rows, opening).await,
+            None => copy_straight(session, &mut prepared.straight, straight, pending, &rows, opening).await,
         };
         match done {
             Ok(()) => Ok(Some(Applied {
@@ -1173,15 +1147,13 @@ async fn copy_straight(
 async fn insert_few(
     session: &Connection,
     known: &mut Option<Statement>,
-    straight: &Straight,
-    types: &[Type],
+    (straight, few): (&Straight, &Few),
     pending: &Pending,
     rows: &[(usize, usize)],
     opening: &mut Option<String>,
 ) -> Result<(), Failed> {
-    let insert = prepared(session, known, &straight.insert, types).await?;
-    let arrays = straight.encoder.arrays(&pending.batches, rows, types)?;
-    let arrays = arrays.ok_or_else(|| Error::bug("values without a binary form"))?;
+    let insert = prepared(session, known, &few.insert, &few.types).await?;
+    let arrays = straight.encoder.arrays(&pending.batches, rows, &few.types)?;
     let arrays: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|array| array as _).collect();
     let savepoint = after(opening, "SAVEPOINT synctool_straight");
     let (savepoint, stored, released) = join3(

@@ -293,30 +293,34 @@ pub async fn estimate(connection: &Connection, table: &Described) -> Result<Esti
     })
 }
 
+/// The recursive part of a query for `seen(oid)`: what is read through the tables that it begins with (their partitions and
+/// heirs, and the tables of views).
+pub(super) const READ_THROUGH: &str = "
+    SELECT below.oid FROM seen, LATERAL (
+        SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = seen.oid
+        UNION ALL
+        SELECT d.refobjid FROM pg_catalog.pg_rewrite w JOIN pg_catalog.pg_depend d ON d.objid = w.oid
+        WHERE w.ev_class = seen.oid AND w.ev_type = '1'
+          AND d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+    ) AS below(oid)";
+
 /// Whether rows of these tables (quoted names; views stand for what they read) were written anew by statements that
 /// committed since the transaction's snapshot was taken, so that to it they are not there: only a table's file tells, and
 /// the catalog's functions know the newest one. To be asked where the tables are locked already. Some such statements
 /// (VACUUM FULL) keep the rows; they look the same.
 pub(super) async fn is_written_anew(connection: &Connection, tables: &[String]) -> Result<bool> {
-    const SQL: &str = "
-        WITH RECURSIVE seen(oid) AS (
+    let sql = format!(
+        "WITH RECURSIVE seen(oid) AS (
             SELECT pg_catalog.to_regclass(n.name)::oid FROM pg_catalog.unnest($1::text[]) AS n(name)
-            UNION
-            SELECT more.oid FROM seen, LATERAL (
-                SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = seen.oid
-                UNION ALL
-                SELECT d.refobjid FROM pg_catalog.pg_rewrite r
-                JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid
-                                           AND d.refclassid = 'pg_catalog.pg_class'::regclass
-                WHERE r.ev_class = seen.oid AND r.rulename = '_RETURN'
-            ) AS more(oid)
+            UNION {READ_THROUGH}
         )
         SELECT EXISTS (
             SELECT FROM seen WHERE pg_catalog.pg_relation_filenode(seen.oid) IS NOT NULL AND NOT EXISTS (
                 SELECT FROM pg_catalog.pg_class c
                 WHERE c.oid = seen.oid
-                  AND (c.relkind <> 'r' OR c.relfilenode IN (0, pg_catalog.pg_relation_filenode(c.oid)))))";
-    let found = rows(connection, SQL, &[(&tables, Type::TEXT_ARRAY)], "looking at tables").await?;
+                  AND (c.relkind <> 'r' OR c.relfilenode IN (0, pg_catalog.pg_relation_filenode(c.oid)))))"
+    );
+    let found = rows(connection, &sql, &[(&tables, Type::TEXT_ARRAY)], "looking at tables").await?;
     Ok(found.first().is_some_and(|r| r.get(0)))
 }
 

@@ -108,6 +108,8 @@ pub(super) struct Pair {
     pub(super) folds: bool,
     /// Whether different values in it may be equal, so that a row found by it may have to get it too.
     pub(super) varies: bool,
+    /// The destination's type of arrays of its values; 0 if there is none.
+    pub(super) array: u32,
 }
 
 impl Pair {
@@ -156,6 +158,7 @@ impl Mapping {
                 identity_always: there.identity_always,
                 folds: there.folds,
                 varies: there.varies,
+                array: there.array,
             };
             by_name.push((c.name.as_str(), pair));
         }

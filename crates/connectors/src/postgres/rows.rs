@@ -104,19 +104,18 @@ impl RowEncoder {
         })
     }
 
-    /// Rows, each of a batch, as one array per column: the form that parameters of these types have. `None` where values
-    /// have no binary form here.
+    /// Rows, each of a batch, as one array per column: the binary form that parameters of these types have.
     pub(super) fn arrays(
         &self,
         batches: &[RecordBatch],
         rows: &[(usize, usize)],
         types: &[Type],
-    ) -> Result<Option<Vec<Parameter>>> {
+    ) -> Result<Vec<Parameter>> {
         let mut cells = Vec::with_capacity(batches.len());
         for batch in batches {
             match self.bind(batch)? {
                 Rows::Binary(columns) => cells.push(columns),
-                Rows::Text(_) => return Ok(None),
+                Rows::Text(_) => return Err(Error::bug("arrays of values without a binary form")),
             }
         }
         let array = |(column, ty): (usize, &Type)| -> Result<Parameter> {
@@ -133,7 +132,7 @@ impl RowEncoder {
             }
             Ok(Parameter(out))
         };
-        types.iter().enumerate().map(array).collect::<Result<_>>().map(Some)
+        types.iter().enumerate().map(array).collect()
     }
 }
 

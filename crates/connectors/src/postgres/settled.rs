@@ -214,20 +214,12 @@ fn span(seconds: f64) -> String {
 /// A subscription brings rows with the stamps of their publisher, in transactions that begin here later. One that is
 /// disabled is refused, too: what it brings once it is enabled again was stamped long before.
 async fn refuse_subscribed(connection: &Connection, schema: &str, name: &str) -> Result<()> {
-    // The table, what is read through it (partitions, children, tables of a view), and whose partitions all these are:
-    // a subscription names either. Its own catalog hides the connection from most roles, the view shows names to all.
-    const SQL: &str = "
-        WITH RECURSIVE seen(oid) AS (
+    // The table, what is read through it, and whose partitions all these are: a subscription names either. Its own catalog hides the connection from most roles, the view shows names to all.
+    let sql = format!(
+        "WITH RECURSIVE seen(oid) AS (
             SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             WHERE n.nspname = $1 AND c.relname = $2
-            UNION
-            SELECT below.oid FROM seen, LATERAL (
-                SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = seen.oid
-                UNION ALL
-                SELECT d.refobjid FROM pg_catalog.pg_rewrite w JOIN pg_catalog.pg_depend d ON d.objid = w.oid
-                WHERE w.ev_class = seen.oid AND w.ev_type = '1'
-                  AND d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
-            ) AS below(oid)
+            UNION {}
         )
         SELECT l.srrelid::regclass::text,
                (SELECT min(s.subname::text) FROM pg_catalog.pg_stat_subscription s WHERE s.subid = l.srsubid)
@@ -236,9 +228,11 @@ async fn refuse_subscribed(connection: &Connection, schema: &str, name: &str) ->
             SELECT oid FROM seen
             UNION
             SELECT a.relid::oid FROM seen, LATERAL pg_catalog.pg_partition_ancestors(seen.oid::regclass) AS a(relid))
-        LIMIT 1";
+        LIMIT 1",
+        catalog::READ_THROUGH
+    );
     let params: &[(&(dyn ToSql + Sync), Type)] = &[(&schema, Type::TEXT), (&name, Type::TEXT)];
-    let rows = catalog::rows(connection, SQL, params, "looking for subscriptions").await?;
+    let rows = catalog::rows(connection, &sql, params, "looking for subscriptions").await?;
     let Some(row) = rows.first() else { return Ok(()) };
     let (table, subscription): (String, Option<String>) = (row.get(0), row.get(1));
     Err(Error::new(

@@ -374,7 +374,7 @@ impl Sink for PgSink {
         tx.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '10s'")
             .await
             .map_err(|e| map_error(e, "taking over partitions"))?;
-        self.control.hold_generation(&tx, &self.plan).await?;
+        self.moves.hold_generation(&tx, &self.plan).await?;
         let (checkpoint, epochs) = self
             .control
             .take_over(&tx, &self.plan, partitions, &self.writer)

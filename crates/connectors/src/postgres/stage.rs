@@ -7,15 +7,16 @@ use super::client::{Connection, map_error};
 use super::ddl::quoted;
 use super::destination::Target;
 use super::fold::is_exact;
-use super::merge::Mapping;
-use super::rows::RowEncoder;
-use super::sql::{ident, idents};
+use super::merge::{Mapping, Pair};
+use super::rows::{CopyForm, RowEncoder};
+use super::sql::ident;
 use std::collections::HashSet;
 use synctool_core::error::{Error, Result};
 use synctool_core::ledger::Applied;
 use synctool_core::schema::{Column, ColumnType, TableId};
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{self, Type};
 
 /// What a staged row does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +71,34 @@ pub(super) struct Stage {
 pub(super) struct Straight {
     pub(super) encoder: RowEncoder,
     pub(super) copy: String,
-    /// An INSERT that takes an array of values for each column.
+    /// The way of a few rows, if their values can be given as arrays.
+    pub(super) few: Option<Few>,
+}
+
+/// INSERT of rows that are given as one array per column.
+#[derive(Debug)]
+pub(super) struct Few {
     pub(super) insert: String,
+    /// The arrays' types.
+    pub(super) types: Vec<Type>,
+}
+
+impl Few {
+    /// Only where each type is one of the server's own: an array of another may be taken apart where a row of it is wanted.
+    fn into(target: &Target, mapping: &Mapping) -> Option<Few> {
+        let array = |pair: &Pair| Type::from_oid(pair.array).filter(|ty| matches!(ty.kind(), types::Kind::Array(_)));
+        let types = mapping.all.iter().map(array).collect::<Option<Vec<Type>>>()?;
+        let arrays: Vec<String> = (1..=types.len()).map(|n| format!("pg_catalog.unnest(${n})")).collect();
+        let names: Vec<&str> = mapping.all.iter().map(|pair| pair.name.as_str()).collect();
+        // As COPY does, it writes identities that are always generated.
+        let insert = format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT * FROM ROWS FROM ({}) AS r",
+            quoted(&target.table),
+            names.join(", "),
+            arrays.join(", ")
+        );
+        Some(Few { insert, types })
+    }
 }
 
 impl Stage {
@@ -117,18 +144,11 @@ impl Stage {
         let straight = match columns.iter().all(|c| c.written && c.cast.is_none()) {
             true => {
                 let encoder = RowEncoder::new(&schema.columns, &target.types, None)?;
-                let names: Vec<&String> = schema.columns.iter().map(|c| &c.name).collect();
-                let arrays = (1..=names.len()).map(|n| format!("pg_catalog.unnest(${n})"));
-                let arrays: Vec<String> = arrays.collect();
+                let few = Few::into(target, mapping).filter(|_| encoder.form() == CopyForm::Binary);
+                let names = schema.columns.iter().map(|c| &c.name);
                 Some(Straight {
-                    copy: encoder.copy_statement(&target.table, &names),
-                    // As COPY does, it writes identities that are always generated.
-                    insert: format!(
-                        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT * FROM ROWS FROM ({}) AS r",
-                        quoted(&target.table),
-                        idents(&names),
-                        arrays.join(", ")
-                    ),
+                    copy: encoder.copy_statement(&target.table, names),
+                    few,
                     encoder,
                 })
             }

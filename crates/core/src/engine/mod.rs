@@ -987,16 +987,11 @@ async fn write_partition(
     let endless = partition.work == Work::Log;
     // What stages remember is lost with them, so such a partition is committed as a whole.
     let whole = matches!(partition.work, Work::Read(_)) && engine.stages.remembers();
-    let interval = if endless {
-        engine.options.commit_interval
-    } else {
-        engine.options.load_commit_interval
-    };
     loop {
-        // A sink whose commits are dear makes fewer of them.
         let interval = match endless {
-            true => interval.max(4 * w.took),
-            false => interval,
+            // A sink whose commits are dear makes fewer of them.
+            true => engine.options.commit_interval.max(4 * w.took),
+            false => engine.options.load_commit_interval,
         };
         // A finished boundary may be committed as long as nothing is written after it.
         let due = match w.waits {

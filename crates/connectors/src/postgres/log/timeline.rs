@@ -59,15 +59,11 @@ impl Timeline {
             self.asking = None;
             let answer = answer.map_err(|e| Error::bug(format!("{WHAT}: {e}")))??;
             self.link = Some(answer.link);
-            if let Some(left) = answer.left.filter(|left| lsn <= *left) {
-                self.known = left;
-                return Ok(before);
-            }
-            if answer.timeline != before || asked_now {
-                self.known = answer.known;
+            let left = answer.left.filter(|left| lsn <= *left);
+            self.known = left.unwrap_or(answer.known);
+            if left.is_none() && (asked_now || answer.timeline != before) {
                 return Ok(answer.timeline);
             }
-            self.known = answer.known;
         }
         Ok(before)
     }

@@ -223,16 +223,28 @@ fn noise(count: u64) -> RecordBatch {
     batch(&noise_schema(), &rows)
 }
 
+/// Files that are cut into several slices by [`small_slices`].
+fn small_groups() -> Format {
+    Format::Parquet(ParquetOptions {
+        row_group_bytes: 64 << 10,
+        ..ParquetOptions::default()
+    })
+}
+
+fn small_slices() -> SliceRequest {
+    SliceRequest {
+        key: Vec::new(),
+        step: None,
+        min_slices: 4,
+        max_slice_bytes: 100 << 10,
+        single: false,
+    }
+}
+
 #[tokio::test]
 async fn slices_cover_everything_once() {
     let dir = scratch();
-    let files = open(
-        dir.path(),
-        Format::Parquet(ParquetOptions {
-            row_group_bytes: 64 << 10,
-            ..ParquetOptions::default()
-        }),
-    );
+    let files = open(dir.path(), small_groups());
     let rows = noise(400);
     let schema = noise_schema();
     let batches: Vec<RecordBatch> = (0..40).map(|i| rows.slice(i * 10, 10)).collect();
@@ -244,13 +256,7 @@ async fn slices_cover_everything_once() {
     .await
     .unwrap();
     let read = ReadSpec::all(TableId::bare("t"), &schema.columns);
-    let request = SliceRequest {
-        key: Vec::new(),
-        step: None,
-        min_slices: 4,
-        max_slice_bytes: 100 << 10,
-        single: false,
-    };
+    let request = small_slices();
     let from = files.source();
     let slices = from.slices(&read, &request).await.unwrap();
     assert!(slices.len() > 5, "{slices:?}");
@@ -310,27 +316,17 @@ async fn a_file_that_changed_is_not_resumed() {
 #[tokio::test]
 async fn a_file_that_was_replaced_is_not_read_by_halves() {
     let dir = scratch();
-    let small_groups = Format::Parquet(ParquetOptions {
-        row_group_bytes: 64 << 10,
-        ..ParquetOptions::default()
-    });
-    let request = SliceRequest {
-        key: Vec::new(),
-        step: None,
-        min_slices: 4,
-        max_slice_bytes: 100 << 10,
-        single: false,
-    };
+    let request = small_slices();
     let context = ReadContext::default();
     let (one, other) = (dir.path().join("one/t.parquet"), dir.path().join("other/t.parquet"));
     for (path, rows) in [(&one, 400), (&other, 300)] {
-        let to = open(path, small_groups.clone()).destination();
+        let to = open(path, small_groups()).destination();
         let create = plan("p", "t", &noise_schema(), 1, Publish::Create);
         let rows = noise(rows);
         let batches: Vec<RecordBatch> = (0..rows.num_rows() / 10).map(|i| rows.slice(i * 10, 10)).collect();
         load(&*to, create, &[batches]).await.unwrap();
     }
-    let from = open(&one, small_groups).source();
+    let from = open(&one, small_groups()).source();
     let table = TableId::bare("t");
     let read = ReadSpec::all(table.clone(), &from.describe(&table).await.unwrap().columns);
     let slices = from.slices(&read, &request).await.unwrap();

@@ -48,6 +48,11 @@ const FEW: usize = 128;
 const LITTLE: usize = 256 << 10;
 /// A table is loaded as long as there was a fresh batch among so many.
 const LOADING: u32 = 1_000;
+/// It may be that the first fresh one comes after so many.
+const EARLY: u32 = 100;
+/// So many keys are remembered at most while it is loaded, and before.
+const KNOWN: usize = 250_000;
+const FEW_KNOWN: usize = 25_000;
 
 /// Applies the changes of a direct plan.
 pub(super) struct Applier {
@@ -186,12 +191,25 @@ impl Applier {
             flushed: false,
             number,
             detour: 0,
-            loading: 0,
+            loading: EARLY,
             known: HashSet::new(),
             by_bytes,
             reordered,
             pending: Pending::default(),
         })
+    }
+
+    /// Takes a table in its new shape. What is known of its keys stays as long as they look alike.
+    async fn reopen(&mut self, session: &Connection, i: usize, target: Target) -> Result<()> {
+        let table = &self.tables[i];
+        let (source, number) = ((table.source.clone(), table.by_bytes.clone()), table.number);
+        let mut new = self.table(session, target, source, number).await?;
+        let old = &mut self.tables[i];
+        if key_types(&new.target.schema)? == key_types(&old.target.schema)? {
+            (new.loading, new.known) = (old.loading, std::mem::take(&mut old.known));
+        }
+        self.tables[i] = new;
+        Ok(())
     }
 
     fn index(&self, table: &TableId) -> Result<usize> {
@@ -539,9 +557,7 @@ impl Applier {
             target.schema.columns[at] = want.clone();
             target.types[at] = type_name;
         }
-        let table = &self.tables[i];
-        let (source, number) = ((table.source.clone(), table.by_bytes.clone()), table.number);
-        self.tables[i] = self.table(session, target, source, number).await?;
+        self.reopen(session, i, target).await?;
         self.add_columns(session, i, change.difference.missing).await
     }
 
@@ -621,9 +637,7 @@ impl Applier {
             target.schema.columns.push(c);
             target.types.push(type_name);
         }
-        let table = &self.tables[i];
-        let (source, number) = ((table.source.clone(), table.by_bytes.clone()), table.number);
-        self.tables[i] = self.table(session, target, source, number).await?;
+        self.reopen(session, i, target).await?;
         Ok(())
     }
 }
@@ -680,6 +694,11 @@ async fn reordered(
         }
     }
     Ok(reordered)
+}
+
+fn key_types(schema: &TableSchema) -> Result<Vec<&ColumnType>> {
+    let key = schema.key_indices()?;
+    Ok(key.into_iter().map(|i| &schema.columns[i].ty).collect())
 }
 
 fn arrow(e: arrow_schema::ArrowError) -> Error {
@@ -828,7 +847,12 @@ impl Table {
             return Vec::new();
         }
         let count = pending.changes.len();
-        let new = pending.take_new(&mut self.known, self.loading > 0);
+        let most = match self.loading {
+            0 => 0,
+            ..=EARLY => FEW_KNOWN,
+            _ => KNOWN,
+        };
+        let new = pending.take_new(&mut self.known, most);
         self.loading = self.loading.saturating_sub(1);
         if self.loading == 0 {
             self.known = HashSet::new();

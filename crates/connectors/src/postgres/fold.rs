@@ -12,9 +12,6 @@ use synctool_core::change::ChangeBatch;
 use synctool_core::ledger::Applied;
 use synctool_core::schema::{Column, ColumnType};
 
-/// So many keys are remembered at most.
-const KNOWN: usize = 250_000;
-
 /// A key's bytes.
 pub(super) type Key = Box<[u8]>;
 /// A row of a gathered batch.
@@ -93,14 +90,19 @@ impl Pending {
     }
 
     /// Takes out the rows that are new as far as is known: each the only change of its key, and of none that is `known`.
-    /// With `keep`, the keys that are not of a first load are known from here on. Nothing can be gathered afterwards.
-    pub(super) fn take_new(&mut self, known: &mut HashSet<Key>, keep: bool) -> Vec<Net> {
+    /// The keys that are not of a first load are known from here on, up to so many. Nothing can be gathered afterwards.
+    pub(super) fn take_new(&mut self, known: &mut HashSet<Key>, most: usize) -> Vec<Net> {
         let mut new = vec![false; self.nets.len()];
         for (key, at) in std::mem::take(&mut self.by_key) {
             let net = &self.nets[at];
             let alone = !net.many && net.change.cells.is_whole();
-            new[at] = alone && net.change.new != New::No && !known.contains(&key);
-            if keep && net.change.new != New::Loaded && known.len() < KNOWN {
+            let is_known = match net.change.new {
+                // Its chunk came, and no other will.
+                New::Loaded => known.remove(&key),
+                _ => known.contains(&key),
+            };
+            new[at] = alone && net.change.new != New::No && !is_known;
+            if net.change.new != New::Loaded && known.len() < most {
                 known.insert(key);
             }
         }

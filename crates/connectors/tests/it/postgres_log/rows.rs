@@ -146,6 +146,30 @@ on_servers! {
         }
     }
 
+    /// Rows that the log brought before their chunk are no reason to write the chunk twice.
+    async fn a_chunk_is_written_once(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text);
+            INSERT INTO t SELECT i, 'a' || i FROM generate_series(1, 3000) i");
+        c.options.chunk_rows = 1000;
+        let source = c.source(c.options.clone());
+        source.steering().requests().pause(Pause::Chunks);
+        let following = Following::of(&c, source.clone()).await;
+        c.from.psql("UPDATE t SET a = 'b' WHERE id IN (500, 2500)");
+        shapes::until_equal(&c, "SELECT id FROM t WHERE a = 'b'", "SELECT id FROM t").await;
+        c.from.psql("ALTER TABLE t ADD c int; UPDATE t SET c = 1, a = 'b' WHERE id = 1500");
+        shapes::until_equal(&c, "SELECT id FROM t WHERE a = 'b'", "SELECT id FROM t").await;
+        source.steering().requests().pause(Pause::None);
+        shapes::until_equal(&c, "SELECT id, a, c FROM t", "SELECT id, a, c FROM t").await;
+        following.stop().await.unwrap();
+        // Rows of what was undone are counted as well.
+        let written = "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 't'";
+        synctool_testkit::eventually("every row to be written once", Duration::from_secs(20), async || match c.to.psql(written) {
+            n if n == "3000" => Ok(()),
+            n => Err(n),
+        })
+        .await;
+    }
+
     /// F35: TRUNCATE … CASCADE takes every table that refers to the one named, followed or not.
     async fn a_truncate_that_cascades(version: PgVersion) {
         let c = Capture::new(version, &["parent", "child"], "

@@ -254,9 +254,9 @@ fn a_production_with_logical_level_is_followed_too_15() {
     logical_level_is_followed(PgVersion::V15);
 }
 
-#[test]
-fn metrics_are_productions_operations_by_the_time_of_their_commit() {
-    let world = followed(
+fn metrics_are_productions_operations(version: PgVersion) {
+    let world = followed_on(
+        version,
         "CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (id int PRIMARY KEY, n int); CREATE TABLE unseen (id int)",
         "INSERT INTO a SELECT g, g FROM generate_series(1, 100) g",
         &["a", "b"],
@@ -339,6 +339,16 @@ fn metrics_are_productions_operations_by_the_time_of_their_commit() {
     world.local.psql("DROP TABLE unseen");
     world.run(&["run-once"]).ok();
     assert_eq!(world.local.psql(status), "stopped|t|t|t|2|0|2|t|t");
+}
+
+#[test]
+fn metrics_are_productions_operations_by_the_time_of_their_commit() {
+    metrics_are_productions_operations(PgVersion::V18);
+}
+
+#[test]
+fn metrics_are_productions_operations_by_the_time_of_their_commit_15() {
+    metrics_are_productions_operations(PgVersion::V15);
 }
 
 /// Lines of the log that are old enough go, and so do requests that were answered then.

@@ -1,6 +1,6 @@
 //! Rows, transactions and tables of every shape arrive as they are.
 
-use super::{World, files, followed, followed_on, rows};
+use super::{Session, World, files, followed, followed_on, rows};
 use std::process::Command;
 use synctool_testkit::PgVersion;
 
@@ -46,14 +46,19 @@ fn a_long_transaction_over_many_segments_arrives_when_it_commits_15() {
 fn open_at_the_backup(version: PgVersion) {
     let world = World::new(version, "CREATE TABLE t (id int PRIMARY KEY, n int)");
     world.production.psql("INSERT INTO t SELECT g, 0 FROM generate_series(1, 50) g; BEGIN; UPDATE t SET n = 1 WHERE id < 9; PREPARE TRANSACTION 'early'");
+    let mut open = Session::open(&world.production);
+    open.run(
+        "BEGIN; UPDATE t SET n = 3 WHERE id BETWEEN 20 AND 25; SAVEPOINT s; DELETE FROM t WHERE id = 26; ROLLBACK TO s; INSERT INTO t VALUES (100, 3)",
+    );
     world.backup();
     world.add(&["t"]);
     world
         .production
         .psql("INSERT INTO other SELECT generate_series(1, 20000); CHECKPOINT");
     world.archived();
-    // While it is open there is no place to begin at, and that is waited for.
-    world.run(&["run-once"]).ok();
+    // While they are open there is no place to begin at, and that is waited for.
+    world.run(&["run-once"]).fails(0, &["no place yet"]);
+    open.run("UPDATE t SET n = 4 WHERE id = 20; COMMIT");
     world
         .production
         .psql("COMMIT PREPARED 'early'; UPDATE t SET n = 2 WHERE id = 30; CHECKPOINT; INSERT INTO other VALUES (1)");

@@ -148,6 +148,28 @@ fn ddl_pauses_only_the_table_concerned(version: PgVersion) {
     world.local.psql("ALTER TABLE wider ADD COLUMN z int");
     world.sync();
     world.same(&["wider"]);
+    // One that is dropped is told and keeps its rows here, and so does one that is not logged any more.
+    let kept = ["smalls", "strict"].map(|table| world.local.psql(&rows(table)));
+    world
+        .production
+        .psql("DROP TABLE smalls; ALTER TABLE strict SET UNLOGGED; UPDATE good SET n = n + 1");
+    world.sync();
+    world.same(&["good"]);
+    assert_eq!(world.state("smalls"), "unknown: there is no such table in production");
+    let unlogged = "paused: table public.strict is unlogged in production: its changes are not in WAL";
+    assert!(
+        world.state("public.strict").starts_with(unlogged),
+        "{}",
+        world.state("public.strict")
+    );
+    assert_eq!(["smalls", "strict"].map(|table| world.local.psql(&rows(table))), kept);
+    // Once they are there again they are copied: the one by itself, the other when it is asked for.
+    world.production.psql(
+        "CREATE TABLE smalls (id int PRIMARY KEY, s small); INSERT INTO smalls VALUES (77, 7); ALTER TABLE strict SET LOGGED",
+    );
+    world.run(&["resync", "strict"]).ok();
+    world.sync();
+    world.same(&["smalls", "strict", "good"]);
 }
 
 #[test]

@@ -115,7 +115,8 @@ fn a_label_that_is_renamed_deep_inside_a_type_pauses_the_table_15() {
 #[test]
 fn a_table_without_columns_is_followed_by_the_number_of_its_rows() {
     let world = followed(
-        "CREATE TABLE bare (); CREATE TABLE good (id int PRIMARY KEY); CREATE TABLE made (id int GENERATED ALWAYS AS (7) STORED)",
+        "CREATE TABLE bare (); CREATE TABLE good (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) VIRTUAL);
+         CREATE TABLE made (id int GENERATED ALWAYS AS (7) STORED)",
         "INSERT INTO bare DEFAULT VALUES; INSERT INTO bare DEFAULT VALUES; INSERT INTO bare DEFAULT VALUES; INSERT INTO good VALUES (1);
          INSERT INTO made DEFAULT VALUES",
         &["bare", "good", "made"],

@@ -291,6 +291,17 @@ fn metrics_are_productions_operations(version: PgVersion) {
     assert_eq!(world.local.psql(weeks), "t");
     let whole = "SELECT batches > 0, segments > 0, wal_bytes > 0, max_lag_seconds >= 0 FROM data_sync_metrics WHERE table_name = '*' AND period = 'month'";
     assert_eq!(world.local.psql(whole), "t|t|t|t");
+    // So is a batch in which nothing committed.
+    let batches = || -> u64 {
+        let sql = "SELECT sum(batches) FROM data_sync_metrics WHERE table_name = '*' AND period = 'month'";
+        world.local.psql(sql).parse().unwrap()
+    };
+    let before = batches();
+    world
+        .production
+        .psql("SELECT pg_logical_emit_message(false, 'nothing', 'committed')");
+    world.sync();
+    assert!(batches() > before);
     // Applied once and counted once, though it was killed on the way.
     world
         .production

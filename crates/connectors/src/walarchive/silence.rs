@@ -9,8 +9,9 @@ pub(super) fn silence(archive: &Archive, interval: Duration, lasts: Duration, sa
     let is_long = |age: &Duration| *age >= interval * 3;
     let expected = format!("expected is one every {} s", interval.as_secs());
     let idle = "production is idle, or archives no more";
-    if let Archive::Directory(directory) = archive {
-        let newest = Listing::of(directory).ok()?.newest?;
+    if let Archive::Directory(directory) = archive
+        && let Some(newest) = Listing::of(directory).ok()?.newest
+    {
         let age = newest.elapsed().ok().filter(is_long)?.as_secs();
         return Some(format!(
             "the newest file of the archive is {age} s old, {expected}: {idle}"
@@ -21,6 +22,7 @@ pub(super) fn silence(archive: &Archive, interval: Duration, lasts: Duration, sa
     Some(match (archive, said) {
         (Archive::Command { .. }, Some(said)) => format!("{told}, or wal_fetch_command cannot ask ({said})"),
         (Archive::Command { .. }, None) => format!("{told}, or wal_fetch_command cannot ask"),
+        (Archive::Directory(directory), _) => format!("{told}, or nothing is mounted in {}", directory.display()),
         _ => told,
     })
 }

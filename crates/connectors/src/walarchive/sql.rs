@@ -229,17 +229,18 @@ pub fn only(schema: &str, name: &str) -> Result<String> {
 }
 
 /// By which operators the unique indexes of a table find the values of its columns; that of a type of an extension may
-/// stand in any schema.
+/// stand in any schema. A key WITHOUT OVERLAPS has a GiST index, whose third operator may be another than equality.
 pub const EQUALS: &str = "
 SELECT DISTINCT ON (a.attname) a.attname::text, 'OPERATOR(' || quote_ident(s.nspname) || '.' || o.oprname || ')'
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisunique
 JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS k (attnum, class) ON k.class IS NOT NULL
 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-JOIN pg_catalog.pg_opclass p ON p.oid = k.class
+JOIN pg_catalog.pg_opclass p ON p.oid = k.class JOIN pg_catalog.pg_am m ON m.oid = p.opcmethod
 JOIN pg_catalog.pg_amop e ON e.amopfamily = p.opcfamily AND e.amoplefttype = p.opcintype AND e.amoprighttype = p.opcintype
-    AND e.amopstrategy = 3
-JOIN pg_catalog.pg_operator o ON o.oid = e.amopopr JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace
+    AND (e.amopstrategy = 3 OR e.amopstrategy = 18 AND m.amname = 'gist')
+JOIN pg_catalog.pg_operator o ON o.oid = e.amopopr AND (m.amname = 'btree' OR o.oprname = '=')
+JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace
 WHERE n.nspname = $1 AND c.relname = $2 ORDER BY a.attname, NOT i.indisprimary, i.indexrelid";
 
 /// A column of a key, its type, and the operator that finds it.

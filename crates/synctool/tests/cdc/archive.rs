@@ -597,7 +597,6 @@ fn tables_whose_rows_the_log_does_not_have_are_refused() {
     }
 }
 
-/// What is not the log that was followed is refused, and changes nothing.
 /// An archive that brings nothing any more looks like a production in which nothing happens: it is told, with what the
 /// command says.
 #[test]
@@ -644,6 +643,7 @@ fn a_command_that_cannot_ask_any_more_is_told() {
     stage.same("after all");
 }
 
+/// What is not the log that was followed is refused, and changes nothing.
 #[test]
 fn another_log_is_refused() {
     let stage = Stage::new(PgVersion::V18);

@@ -317,6 +317,8 @@ fn doctor_tells_what_is_missing_and_how_to_mend_it() {
         .run(&["doctor"])
         .fails(1, &[&says, "name the archive and a base backup of the same server"]);
     world.reconfigure("ARCHIVE_DIR = \"foreign\"", "ARCHIVE_DIR = \"archive\"");
+    let label = fs::read_to_string(world.path("backup/backup_label")).unwrap();
+    let first = label.split_once("(file ").unwrap().1.split_once(')').unwrap().0;
     let mut segments: Vec<_> = files(&world.path("archive"));
     segments.sort();
     for segment in segments
@@ -336,5 +338,11 @@ fn doctor_tells_what_is_missing_and_how_to_mend_it() {
     world.archived();
     world
         .run(&["doctor"])
-        .fails(1, &["WAL between them is gone, take a new base backup"]);
+        .fails(
+            1,
+            &[
+                &format!("base backup starts at segment {first} but the oldest archived file is "),
+                ": WAL between them is gone, take a new base backup",
+            ],
+        );
 }

@@ -73,29 +73,17 @@ fn a_kill_at_any_step_of_a_batch_changes_nothing_15() {
     killed_anywhere(PgVersion::V15);
 }
 
-/// The scratch server dies at any step of a batch, and the service that uses it lives: it goes on by itself.
-#[test]
-fn a_scratch_server_that_dies_at_any_step_changes_nothing() {
-    let world = World::new(PgVersion::V18, SCHEMA);
+/// The scratch server dies at these steps, and the service that uses it lives: it goes on by itself.
+fn the_scratch_server_dies(version: PgVersion, points: &[&str]) {
+    let world = World::new(version, SCHEMA);
     world.backup();
     world.add(TABLES);
     load(&world, 0);
-    let points = [
-        ("datasync.first_copy", 1),
-        ("datasync.before_commit", 1),
-        ("datasync.before_plan", 1),
-        ("datasync.planned", 1),
-        ("datasync.replayed", 1),
-        ("datasync.before_commit", 1),
-        ("datasync.committed", 1),
-        ("datasync.table_copied", 1),
-        ("datasync.answered", 1),
-    ];
-    for (round, (point, nth)) in (1..).zip(points) {
+    for (round, &point) in (1..).zip(points) {
         if ["datasync.table_copied", "datasync.answered"].contains(&point) {
             world.run(&["resync", "--wait", "0", "nokey"]).ok();
         }
-        let mut service = stopped_at(&world.service(), point, nth).start();
+        let mut service = stopped_at(&world.service(), point, 1).start();
         service.wait_stopped();
         let pid = world.scratch_pid().expect("it runs");
         kill("-9", &pid);
@@ -115,10 +103,32 @@ fn a_scratch_server_that_dies_at_any_step_changes_nothing() {
     assert_eq!(world.local.psql(wrong), "");
 }
 
-/// The scratch server has got one segment of a batch that was planned, and not the others.
 #[test]
-fn a_kill_while_the_gate_is_half_open_changes_nothing() {
-    let world = World::new(PgVersion::V18, SCHEMA);
+fn a_scratch_server_that_dies_at_any_step_changes_nothing() {
+    let points = [
+        "datasync.first_copy",
+        "datasync.before_commit",
+        "datasync.before_plan",
+        "datasync.planned",
+        "datasync.replayed",
+        "datasync.before_commit",
+        "datasync.committed",
+        "datasync.table_copied",
+        "datasync.answered",
+    ];
+    the_scratch_server_dies(PgVersion::V18, &points);
+}
+
+/// While the first copy is made, and on both sides of what a batch lets it replay.
+#[test]
+fn a_scratch_server_that_dies_beside_a_plan_changes_nothing_15() {
+    let points = ["datasync.first_copy", "datasync.planned", "datasync.replayed"];
+    the_scratch_server_dies(PgVersion::V15, &points);
+}
+
+/// The scratch server has got one segment of a batch that was planned, and not the others.
+fn killed_while_the_gate_is_half_open(version: PgVersion) {
+    let world = World::new(version, SCHEMA);
     world.backup();
     world.add(TABLES);
     load(&world, 0);
@@ -157,6 +167,16 @@ fn a_kill_while_the_gate_is_half_open_changes_nothing() {
     }
     let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
     assert_eq!(world.local.psql(wrong), "");
+}
+
+#[test]
+fn a_kill_while_the_gate_is_half_open_changes_nothing() {
+    killed_while_the_gate_is_half_open(PgVersion::V18);
+}
+
+#[test]
+fn a_kill_while_the_gate_is_half_open_changes_nothing_15() {
+    killed_while_the_gate_is_half_open(PgVersion::V15);
 }
 
 /// Between the plan and its batch all that the scratch server was is lost. What the rows were before is stored, and is

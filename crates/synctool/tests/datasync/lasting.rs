@@ -7,25 +7,37 @@ use std::thread;
 use std::time::{Duration, Instant};
 use synctool_testkit::{PgVersion, Postgres, wait_for};
 
-#[test]
-fn a_million_changes_arrive_at_once() {
-    let world = World::new(PgVersion::V18, "CREATE TABLE t (id int PRIMARY KEY, n int, body text)");
-    world
-        .production
-        .psql("INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series(1, 500000) g");
+/// Half of them are rows that come, the others change half of the rows.
+fn changes_arrive_at_once(version: PgVersion, changes: u32) {
+    let (half, all) = (changes / 2, changes);
+    let world = World::new(version, "CREATE TABLE t (id int PRIMARY KEY, n int, body text)");
+    world.production.psql(&format!(
+        "INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series(1, {half}) g"
+    ));
     world.ready();
     world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1000");
     world.add(&["t"]);
     world.run(&["run-once"]).ok();
-    world.production.psql(
-        "INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series(500001, 1000000) g;
-         UPDATE t SET n = 1 WHERE id % 5 < 2 AND id <= 1000000; DELETE FROM t WHERE id % 10 = 9",
-    );
+    world.production.psql(&format!(
+        "INSERT INTO t SELECT g, 0, md5(g::text) FROM generate_series({half} + 1, {all}) g;
+         UPDATE t SET n = 1 WHERE id % 5 < 2; DELETE FROM t WHERE id % 10 = 9"
+    ));
     world.archived();
     world.run(&["run-once"]).ok();
     world.same(&["t"]);
     let counted = "SELECT sum(added), sum(updated), sum(deleted) FROM data_sync_metrics WHERE table_name = 'public.t' AND period = 'month'";
-    assert_eq!(world.local.psql(counted), "500000|400000|100000");
+    let (updated, deleted) = (changes / 5 * 2, changes / 10);
+    assert_eq!(world.local.psql(counted), format!("{half}|{updated}|{deleted}"));
+}
+
+#[test]
+fn a_million_changes_arrive_at_once() {
+    changes_arrive_at_once(PgVersion::V18, 1_000_000);
+}
+
+#[test]
+fn a_hundred_thousand_changes_arrive_at_once_15() {
+    changes_arrive_at_once(PgVersion::V15, 100_000);
 }
 
 const SCHEMA: &str = "
@@ -91,9 +103,8 @@ fn ask(world: &World, what: u64) {
 
 /// The service under load, with its processes killed at random; at every stored place both sides are equal, as a standby
 /// and a trigger have it that know nothing of us.
-#[test]
 #[allow(clippy::print_stdout, reason = "a soak says how much it did")]
-fn random_load_and_random_kills() {
+fn under_random_load_and_kills(version: PgVersion, short: Duration) {
     let soak = std::env::var_os("SYNCTOOL_SOAK").is_some();
     let minutes: u64 = std::env::var("SYNCTOOL_SOAK_MINUTES")
         .ok()
@@ -101,17 +112,17 @@ fn random_load_and_random_kills() {
         .unwrap_or(60);
     let length = match soak {
         true => Duration::from_secs(60 * minutes.clamp(1, 30)),
-        false => Duration::from_secs(40),
+        false => short,
     };
     let seed: u64 = std::env::var("SYNCTOOL_TEST_SEED")
         .ok()
         .and_then(|s| s.parse().ok())
         .unwrap_or(42);
-    // Soaks draw their version.
-    let version = match soak && seed % 2 == 1 {
-        true => PgVersion::V15,
-        false => PgVersion::V18,
-    };
+    // Soaks draw their version: the machine is theirs alone.
+    let drawn = [PgVersion::V18, PgVersion::V15][(seed % 2) as usize];
+    if soak && drawn != version {
+        return println!("PostgreSQL {drawn} was drawn");
+    }
     println!("PostgreSQL {version}, SYNCTOOL_TEST_SEED={seed}");
     // A server of its own here, that may be killed as well.
     let server = Postgres::start(version);
@@ -234,4 +245,14 @@ fn random_load_and_random_kills() {
     assert!(proved > 0, "no table could be compared under load");
     assert!(!soak || kills > 0, "{rounds} rounds without a kill");
     println!("PostgreSQL {version}: {rounds} rounds, {kills} kills, {proved} tables equal under load; {all:?}");
+}
+
+#[test]
+fn random_load_and_random_kills() {
+    under_random_load_and_kills(PgVersion::V18, Duration::from_secs(40));
+}
+
+#[test]
+fn random_load_and_random_kills_15() {
+    under_random_load_and_kills(PgVersion::V15, Duration::from_secs(15));
 }

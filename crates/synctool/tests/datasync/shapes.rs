@@ -1,6 +1,6 @@
 //! Rows, transactions and tables of every shape arrive as they are.
 
-use super::{World, files, followed, followed_on, rows};
+use super::{Session, World, files, followed, followed_on, rows};
 use std::process::Command;
 use synctool_testkit::PgVersion;
 
@@ -46,14 +46,19 @@ fn a_long_transaction_over_many_segments_arrives_when_it_commits_15() {
 fn open_at_the_backup(version: PgVersion) {
     let world = World::new(version, "CREATE TABLE t (id int PRIMARY KEY, n int)");
     world.production.psql("INSERT INTO t SELECT g, 0 FROM generate_series(1, 50) g; BEGIN; UPDATE t SET n = 1 WHERE id < 9; PREPARE TRANSACTION 'early'");
+    let mut open = Session::open(&world.production);
+    open.run(
+        "BEGIN; UPDATE t SET n = 3 WHERE id BETWEEN 20 AND 25; SAVEPOINT s; DELETE FROM t WHERE id = 26; ROLLBACK TO s; INSERT INTO t VALUES (100, 3)",
+    );
     world.backup();
     world.add(&["t"]);
     world
         .production
         .psql("INSERT INTO other SELECT generate_series(1, 20000); CHECKPOINT");
     world.archived();
-    // While it is open there is no place to begin at, and that is waited for.
-    world.run(&["run-once"]).ok();
+    // While they are open there is no place to begin at, and that is waited for.
+    world.run(&["run-once"]).fails(0, &["no place yet"]);
+    open.run("UPDATE t SET n = 4 WHERE id = 20; COMMIT");
     world
         .production
         .psql("COMMIT PREPARED 'early'; UPDATE t SET n = 2 WHERE id = 30; CHECKPOINT; INSERT INTO other VALUES (1)");
@@ -254,9 +259,9 @@ fn a_production_with_logical_level_is_followed_too_15() {
     logical_level_is_followed(PgVersion::V15);
 }
 
-#[test]
-fn metrics_are_productions_operations_by_the_time_of_their_commit() {
-    let world = followed(
+fn metrics_are_productions_operations(version: PgVersion) {
+    let world = followed_on(
+        version,
         "CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (id int PRIMARY KEY, n int); CREATE TABLE unseen (id int)",
         "INSERT INTO a SELECT g, g FROM generate_series(1, 100) g",
         &["a", "b"],
@@ -286,6 +291,17 @@ fn metrics_are_productions_operations_by_the_time_of_their_commit() {
     assert_eq!(world.local.psql(weeks), "t");
     let whole = "SELECT batches > 0, segments > 0, wal_bytes > 0, max_lag_seconds >= 0 FROM data_sync_metrics WHERE table_name = '*' AND period = 'month'";
     assert_eq!(world.local.psql(whole), "t|t|t|t");
+    // So is a batch in which nothing committed.
+    let batches = || -> u64 {
+        let sql = "SELECT sum(batches) FROM data_sync_metrics WHERE table_name = '*' AND period = 'month'";
+        world.local.psql(sql).parse().unwrap()
+    };
+    let before = batches();
+    world
+        .production
+        .psql("SELECT pg_logical_emit_message(false, 'nothing', 'committed')");
+    world.sync();
+    assert!(batches() > before);
     // Applied once and counted once, though it was killed on the way.
     world
         .production
@@ -339,6 +355,16 @@ fn metrics_are_productions_operations_by_the_time_of_their_commit() {
     world.local.psql("DROP TABLE unseen");
     world.run(&["run-once"]).ok();
     assert_eq!(world.local.psql(status), "stopped|t|t|t|2|0|2|t|t");
+}
+
+#[test]
+fn metrics_are_productions_operations_by_the_time_of_their_commit() {
+    metrics_are_productions_operations(PgVersion::V18);
+}
+
+#[test]
+fn metrics_are_productions_operations_by_the_time_of_their_commit_15() {
+    metrics_are_productions_operations(PgVersion::V15);
 }
 
 /// Lines of the log that are old enough go, and so do requests that were answered then.

@@ -88,6 +88,28 @@ fn silence_is_told_once_however_often_somebody_looks() {
     world.same(&["acc"]);
 }
 
+/// A folder in which nothing is mounted has no newest file; that is silence, too.
+#[test]
+fn an_archive_without_a_segment_is_silent_as_well() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    world.reconfigure("ARCHIVE_INTERVAL = 3600", "ARCHIVE_INTERVAL = \"100ms\"");
+    fs::create_dir(world.path("empty")).unwrap();
+    world.reconfigure("ARCHIVE_DIR = \"archive\"", "ARCHIVE_DIR = \"empty\"");
+    silent(&world);
+    let says = "SELECT message FROM data_sync_logs WHERE event = 'archive_silent'";
+    let says = world.local.psql(says);
+    for part in ["no segment was taken for", "or nothing is mounted in ", "/empty"] {
+        assert!(says.contains(part), "no {part:?} in {says}");
+    }
+    let (_, status) = world.json(&["status"]);
+    assert_eq!(status["archive"]["silent"], true, "{status:#}");
+    world.run(&["status"]).fails(1, &["is awaited for", "SILENT"]);
+    world.reconfigure("ARCHIVE_DIR = \"empty\"", "ARCHIVE_DIR = \"archive\"");
+    world.production.psql("UPDATE acc SET n = 1");
+    world.sync();
+    world.same(&["acc"]);
+}
+
 #[test]
 fn a_segment_that_a_bucket_lacks_is_told_and_so_is_its_silence() {
     let world = World::new(PgVersion::V18, SCHEMA);

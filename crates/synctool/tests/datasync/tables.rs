@@ -148,6 +148,28 @@ fn ddl_pauses_only_the_table_concerned(version: PgVersion) {
     world.local.psql("ALTER TABLE wider ADD COLUMN z int");
     world.sync();
     world.same(&["wider"]);
+    // One that is dropped is told and keeps its rows here, and so does one that is not logged any more.
+    let kept = ["smalls", "strict"].map(|table| world.local.psql(&rows(table)));
+    world
+        .production
+        .psql("DROP TABLE smalls; ALTER TABLE strict SET UNLOGGED; UPDATE good SET n = n + 1");
+    world.sync();
+    world.same(&["good"]);
+    assert_eq!(world.state("smalls"), "unknown: there is no such table in production");
+    let unlogged = "paused: table public.strict is unlogged in production: its changes are not in WAL";
+    assert!(
+        world.state("public.strict").starts_with(unlogged),
+        "{}",
+        world.state("public.strict")
+    );
+    assert_eq!(["smalls", "strict"].map(|table| world.local.psql(&rows(table))), kept);
+    // Once they are there again they are copied: the one by itself, the other when it is asked for.
+    world.production.psql(
+        "CREATE TABLE smalls (id int PRIMARY KEY, s small); INSERT INTO smalls VALUES (77, 7); ALTER TABLE strict SET LOGGED",
+    );
+    world.run(&["resync", "strict"]).ok();
+    world.sync();
+    world.same(&["smalls", "strict", "good"]);
 }
 
 #[test]
@@ -555,9 +577,8 @@ fn tables_can_be_read_all_the_time_while_they_are_copied_anew() {
 }
 
 /// Requests that are left while a batch is under way are carried out once it has ended, and the batches behind follow.
-#[test]
-fn requests_that_are_left_while_batches_run_are_done_between_them() {
-    let world = World::new(PgVersion::V18, TOUCHED);
+fn requests_are_left_while_batches_run(version: PgVersion, rounds: usize) {
+    let world = World::new(version, TOUCHED);
     world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1");
     world.production.psql(
         "INSERT INTO first SELECT g, 0 FROM generate_series(1, 400) g; INSERT INTO wide SELECT g, 0, md5(g::text) FROM generate_series(1, 600) g;
@@ -585,7 +606,7 @@ fn requests_that_are_left_while_batches_run_are_done_between_them() {
         ("datasync.committed", 1),
     ];
     let mut followed = vec!["first", "wide", "nokey", "swap", "leaf_1", "leaf_2"];
-    for (round, (point, nth)) in (1..).zip(points) {
+    for (round, (point, nth)) in (1..=rounds).zip(points) {
         backlog(round);
         let mut service = stopped_at(&world.service(), point, nth).start();
         service.wait_stopped();
@@ -632,6 +653,17 @@ fn requests_that_are_left_while_batches_run_are_done_between_them() {
     assert_eq!(world.local.psql(refused), "");
     let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
     assert_eq!(world.local.psql(wrong), "");
+}
+
+#[test]
+fn requests_that_are_left_while_batches_run_are_done_between_them() {
+    requests_are_left_while_batches_run(PgVersion::V18, 5);
+}
+
+/// The rounds that add, remove and copy anew.
+#[test]
+fn requests_that_are_left_while_batches_run_are_done_between_them_15() {
+    requests_are_left_while_batches_run(PgVersion::V15, 3);
 }
 
 fn partitions_come_and_go(version: PgVersion) {

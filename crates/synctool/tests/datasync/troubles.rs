@@ -317,10 +317,9 @@ fn settings_of_production_that_rise_are_followed() {
     assert!(conf.contains("max_connections = '333'"), "{conf}");
 }
 
-#[test]
-fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on() {
+fn a_lock_makes_one_table_wait(version: PgVersion) {
     let schema = "CREATE TABLE acc (id int PRIMARY KEY, n int); CREATE TABLE held (id int PRIMARY KEY, n int)";
-    let world = World::new(PgVersion::V18, schema);
+    let world = World::new(version, schema);
     world
         .production
         .psql("INSERT INTO acc VALUES (1, 1); INSERT INTO held SELECT g, 1 FROM generate_series(1, 50) g");
@@ -345,6 +344,16 @@ fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on() {
     world.production.psql("UPDATE held SET n = 3 WHERE id < 10; CHECKPOINT");
     world.sync();
     world.same(&["acc", "held"]);
+}
+
+#[test]
+fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on() {
+    a_lock_makes_one_table_wait(PgVersion::V18);
+}
+
+#[test]
+fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on_15() {
+    a_lock_makes_one_table_wait(PgVersion::V15);
 }
 
 /// Not the table is locked, but the index of where its long values are.

@@ -59,34 +59,32 @@ impl DataSync {
             }
             all.operations.add(changes.counts());
         }
-        if let Some(commit) = commit {
-            let hour = (commit / 3600.0).floor() as i64;
-            for (name, net) in &counted.nets {
-                let tallies = Tallies {
-                    net: *net,
-                    rows_as_of: Some(commit),
-                    ..Tallies::default()
-                };
-                journal::count(&self.local, &tables::display(name), hour, hours, &tallies).await?;
-                all.net.add(*net);
-            }
-            let now = SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default();
-            let whole = Tallies {
-                operations: Default::default(),
-                net: all.net,
-                batches: 1,
-                transactions: batch.commits,
-                segments: self.replay.taken.len() as u64,
-                bytes: batch.to.0.saturating_sub(batch.from.0),
-                errors: 0,
-                lag: Some((now.as_secs_f64() - commit).max(0.0)),
-                rows_as_of: Some(commit),
-                incomplete: false,
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs_f64();
+        // A batch in which nothing committed is counted when it came.
+        let hour = (commit.unwrap_or(now) / 3600.0).floor() as i64;
+        for (name, net) in &counted.nets {
+            let tallies = Tallies {
+                net: *net,
+                rows_as_of: commit,
+                ..Tallies::default()
             };
-            journal::count(&self.local, journal::ALL, hour, hours, &whole).await?;
+            journal::count(&self.local, &tables::display(name), hour, hours, &tallies).await?;
+            all.net.add(*net);
         }
+        let whole = Tallies {
+            operations: Default::default(),
+            net: all.net,
+            batches: 1,
+            transactions: batch.commits,
+            segments: self.replay.taken.len() as u64,
+            bytes: batch.to.0.saturating_sub(batch.from.0),
+            errors: 0,
+            lag: commit.map(|commit| (now - commit).max(0.0)),
+            rows_as_of: commit,
+            incomplete: false,
+        };
+        journal::count(&self.local, journal::ALL, hour, hours, &whole).await?;
         let incomplete = Tallies {
             incomplete: true,
             rows_as_of: commit,

@@ -163,9 +163,8 @@ async fn files_of_every_kind_are_admitted_in_sequence_15() {
     files_of_every_kind(PgVersion::V15).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn trouble_is_told_apart() {
-    let production = Production::start(PgVersion::V18);
+async fn trouble_of_every_kind(version: PgVersion) {
+    let production = Production::start(version);
     (0..3).for_each(|_| production.work());
     let finished = production.finished();
     assert!(finished.len() > 6, "{}", finished.len());
@@ -274,6 +273,16 @@ async fn trouble_is_told_apart() {
     let error = drain(&mut follower).await.unwrap_err();
     assert_eq!(error.code(), code::WAL_DAMAGED);
     assert!(error.message().contains("two different files"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_is_told_apart() {
+    trouble_of_every_kind(PgVersion::V18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_is_told_apart_15() {
+    trouble_of_every_kind(PgVersion::V15).await;
 }
 
 /// Of a segment that is larger than usual only a piece is in memory, however it is packed; it is checked as every other.

@@ -6,6 +6,7 @@ use std::fs;
 use std::process::Command;
 use synctool_connectors::walarchive::{DataSync, ReplayConfig, Step, SyncConfig};
 use synctool_core::error::code;
+use synctool_testkit::PgVersion;
 
 /// Says it the first time.
 fn impatient(world: &World) -> SyncConfig {
@@ -36,8 +37,8 @@ async fn refused(world: &World) -> bool {
     applied
 }
 
-async fn fork_below_us(planned: bool) {
-    let world = World::new();
+async fn fork_below_us(version: PgVersion, planned: bool) {
+    let world = World::on(version);
     world.backup();
     drop(DataSync::open(world.config()).await.unwrap());
     select(&world.local);
@@ -89,10 +90,15 @@ async fn fork_below_us(planned: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fork_before_what_was_applied_is_refused_however_often_it_is_asked() {
-    fork_below_us(false).await;
+    fork_below_us(PgVersion::V18, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_before_what_was_applied_is_refused_however_often_it_is_asked_15() {
+    fork_below_us(PgVersion::V15, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fork_before_what_was_planned_is_refused_however_often_it_is_asked() {
-    fork_below_us(true).await;
+    fork_below_us(PgVersion::V18, true).await;
 }

@@ -34,9 +34,13 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> Self {
+        Self::on(PgVersion::V18)
+    }
+
+    pub(super) fn on(version: PgVersion) -> Self {
         let place = Place::new();
         let archive = place.path().join("archive");
-        let production = Postgres::builder(PgVersion::V18)
+        let production = Postgres::builder(version)
             .setting("wal_level", "replica")
             .archiving_to(&archive)
             .setting("autovacuum_naptime", "1s")
@@ -49,7 +53,7 @@ impl World {
              INSERT INTO wide (body) SELECT string_agg(md5((g * s)::text), '') FROM generate_series(1, 200) g, generate_series(1, 40) s GROUP BY s;
              INSERT INTO parted SELECT g, 1 + g % 2 FROM generate_series(1, 200) g;",
         );
-        let local = Postgres::shared(PgVersion::V18).database("datasync");
+        let local = Postgres::shared(version).database("datasync");
         local.psql(SCHEMA);
         World {
             production,

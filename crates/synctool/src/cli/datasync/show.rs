@@ -38,7 +38,7 @@ pub(super) async fn status(config: &Config, all: bool) -> Result<Reply> {
     };
     let last = place["last_segment"].as_str();
     let archive = match &config.wal.archive {
-        ArchivePlace::Directory(directory) => archive(directory, last, config),
+        ArchivePlace::Directory(directory) => archive(directory, last, &told["archive"], config),
         ArchivePlace::Command(_) => asked_by_name("wal_fetch_command", &told["archive"], config),
         ArchivePlace::Bucket(bucket) => asked_by_name(&bucket.url, &told["archive"], config),
     };
@@ -156,7 +156,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 /// What the archive holds beyond the last segment that was applied.
-fn archive(directory: &Path, last: Option<&str>, config: &Config) -> Value {
+fn archive(directory: &Path, last: Option<&str>, told: &Value, config: &Config) -> Value {
     let listing = match Listing::of(directory) {
         Ok(listing) => listing,
         Err(error) => return json!({ "place": directory, "error": error.message() }),
@@ -176,10 +176,14 @@ fn archive(directory: &Path, last: Option<&str>, config: &Config) -> Value {
     }
     let oldest = newer.values().flatten().min().copied();
     let newest = listing.newest.map(age);
-    let silent = newest.is_some_and(|age| age > config.archive_interval.as_secs_f64() * 3.0);
+    // Without a segment, as where nothing is mounted, it is silent for as long as one is awaited.
+    let quiet = told["quiet_seconds"].as_f64().filter(|_| newest.is_none());
+    let longest = config.archive_interval.as_secs_f64() * 3.0;
+    let silent = newest.or(quiet).is_some_and(|age| age > longest);
     json!({
         "place": directory, "segments": listing.segments.len(), "segments_behind": newer.len(),
-        "lag_seconds": oldest.map_or(0.0, age), "newest_file_age_seconds": newest, "silent": silent,
+        "lag_seconds": oldest.map_or(0.0, age), "newest_file_age_seconds": newest, "awaited": told["awaited"],
+        "quiet_seconds": quiet, "silent": silent,
     })
 }
 
@@ -321,7 +325,7 @@ pub(super) async fn doctor(config: &Config) -> Result<Reply> {
 }
 
 fn freshness(directory: &Path, config: &Config) -> Found {
-    let told = archive(directory, None, config);
+    let told = archive(directory, None, &Value::Null, config);
     let age = told["newest_file_age_seconds"].as_f64().map(out::duration);
     let mut found = doctor::good(
         "archive's freshness",

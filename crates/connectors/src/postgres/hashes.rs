@@ -346,11 +346,11 @@ impl<'a> Scan<'a> {
         })?;
         // Whatever the plan says of NULL, the table may have changed since. A composite of NULLs is called NULL, and its
         // text is not.
-        let tested = match column.ty {
-            ColumnType::Native => value.clone(),
-            _ => self.column(field.place),
-        };
-        let end = |end: &str| format!("CASE WHEN {tested} IS NULL THEN '~' ELSE '{end}' END");
+        let mut is_null = format!("{} IS NULL", self.column(field.place));
+        if column.ty == ColumnType::Native {
+            is_null.push_str(&format!(" AND {value} IS NULL"));
+        }
+        let end = |end: &str| format!("CASE WHEN {is_null} THEN '~' ELSE '{end}' END");
         Ok(match (is_long(&field.ty), self.utf8) {
             (false, _) => format!("{value}, {}", end(",")),
             (true, true) => format!("octet_length({value}), {}, {value}", end(":")),

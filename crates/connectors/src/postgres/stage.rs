@@ -64,6 +64,9 @@ pub(super) struct Stage {
     create: String,
     pub(super) encoder: RowEncoder,
     pub(super) copy: String,
+    /// The same for whole rows that need nothing beside their values ([`Stage::upsert`]).
+    pub(super) values: RowEncoder,
+    pub(super) copy_values: String,
     /// The way of whole rows straight into the table, where they need nothing on it.
     pub(super) straight: Option<Straight>,
 }
@@ -145,6 +148,7 @@ impl Stage {
         }
         let definition: Vec<String> = names.iter().zip(&types).map(|(n, t)| format!("{n} {t}")).collect();
         let encoder = RowEncoder::new(&staged, &types, None)?;
+        let values = RowEncoder::new(&schema.columns, &target.types, None)?;
         let straight = match columns.iter().all(|c| c.written && c.cast.is_none()) {
             true => {
                 let encoder = RowEncoder::new(&schema.columns, &target.types, None)?;
@@ -166,6 +170,8 @@ impl Stage {
                 definition.join(", ")
             ),
             copy: encoder.copy_statement(&id, &names),
+            copy_values: values.copy_statement(&id, (0..columns.len()).map(|i| format!("c{i}"))),
+            values,
             table: quoted(&target.table),
             name,
             columns,

@@ -814,9 +814,10 @@ impl Table {
     ) -> Result<(), Failed> {
         let setup = self.made_ready(session, opening).await?;
         let place = |change: &Change| change.cells.at(0).map(|(batch, row)| (batch as usize, row as usize));
-        let rows: Vec<(usize, usize)> = changes.iter().filter_map(place).collect();
+        let places: Vec<(usize, usize)> = changes.iter().filter_map(place).collect();
+        let rows = places.into_iter();
         let copy = prepared(session, &mut self.prepared.values, &self.stage.copy_values, &[]).await?;
-        fill(session, &setup, copy, &self.stage.values, &pending.batches, rows.into_iter()).await
+        fill(session, &setup, copy, &self.stage.values, &pending.batches, rows).await
     }
 
     /// Makes the staging table; says what the server is still to be told before rows come.

@@ -54,7 +54,7 @@ pub enum RowForm {
     /// MD5 of the canonical form.
     Canonical,
     /// A hash that is stored in this column (a name in [`ReadSpec::columns`]): an integer, or hexadecimal text of which
-    /// the first 16 digits count.
+    /// the first 16 digits count. Plans of older versions have it; it does not see that rows trade their hashes.
     Stored(String),
 }
 

@@ -118,6 +118,9 @@ pub struct Changes {
     /// Whether rows whose keys the destination has are left out: nothing is updated or deleted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub only_new: bool,
+    /// Whether nothing is deleted, whatever becomes of a row at the source or in a stage.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keeps: bool,
     /// Whether rows of a slice that do not meet the filters, or have no partner in a join that wants one, are deleted:
     /// they may have been written before they changed.
     pub unmatched: bool,

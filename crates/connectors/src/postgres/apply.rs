@@ -70,6 +70,7 @@ pub(super) struct Applier {
 #[derive(Default)]
 struct Prepared {
     staged: Option<Statement>,
+    values: Option<Statement>,
     straight: Option<Statement>,
     insert: Option<Statement>,
 }
@@ -813,32 +814,45 @@ impl Table {
         many: &[bool],
         opening: &mut Option<String>,
     ) -> Result<Vec<Vec<bool>>, Failed> {
+        let setup = self.made_ready(session, opening).await?;
+        let (batch, patterns) = self.staged_rows(pending, changes, many)?;
+        let rows = (0..batch.num_rows()).map(|row| (0, row));
+        let copy = prepared(session, &mut self.prepared.staged, &self.stage.copy, &[]).await?;
+        let batches = std::slice::from_ref(&batch);
+        fill(session, &setup, copy, &self.stage.encoder, batches, rows).await?;
+        Ok(patterns)
+    }
+
+    /// Writes whole rows into the staging table, and nothing beside their values.
+    async fn put_values(
+        &mut self,
+        session: &Connection,
+        pending: &Pending,
+        changes: &[Change],
+        opening: &mut Option<String>,
+    ) -> Result<(), Failed> {
+        let setup = self.made_ready(session, opening).await?;
+        let place = |change: &Change| change.cells.at(0).map(|(batch, row)| (batch as usize, row as usize));
+        let places: Vec<(usize, usize)> = changes.iter().filter_map(place).collect();
+        let rows = places.into_iter();
+        let copy = prepared(session, &mut self.prepared.values, &self.stage.copy_values, &[]).await?;
+        fill(session, &setup, copy, &self.stage.values, &pending.batches, rows).await
+    }
+
+    /// Makes the staging table; says what the server is still to be told before rows come.
+    async fn made_ready(&mut self, session: &Connection, opening: &mut Option<String>) -> Result<String, Failed> {
         let mut setup = match (self.made, self.staged) {
             (false, _) => after(opening, &self.stage.create()),
             (true, true) => after(opening, &self.stage.clear()),
             (true, false) => opening.take().unwrap_or_default(),
         };
         if !self.made {
-            // What is prepared below needs the table.
+            // What is prepared later needs the table.
             counts(session, &setup).await?;
             setup.clear();
         }
         (self.made, self.staged) = (true, true);
-        let (batch, patterns) = self.staged_rows(pending, changes, many)?;
-        let rows = (0..batch.num_rows()).map(|row| (0, row));
-        let copy = prepared(session, &mut self.prepared.staged, &self.stage.copy, &[]).await?;
-        let ready = async {
-            match setup.is_empty() {
-                true => Ok(()),
-                false => counts(session, &setup).await.map(drop),
-            }
-        };
-        let (ready, copy) = join(ready, session.copy_in(copy)).await;
-        ready?;
-        let mut copy = Box::pin(copy?);
-        feed(copy.as_mut(), &self.stage.encoder, std::slice::from_ref(&batch), rows).await?;
-        copy.as_mut().finish().await?;
-        Ok(patterns)
+        Ok(setup)
     }
 
     /// Takes out the rows that can go straight into the table.
@@ -1002,7 +1016,16 @@ impl Table {
             changes.push(net.change.clone());
             many.push(net.many);
         }
-        let patterns = self.put_staged(session, pending, &changes, &many, opening).await?;
+        // What most batches are: whole rows to be put, each of another key.
+        let is_row = |c: &Change| c.kind == Kind::Put && c.cells.is_whole();
+        let rows = self.unique && self.keys.is_some() && !many.contains(&true) && changes.iter().all(is_row);
+        let patterns = match rows {
+            true => {
+                self.put_values(session, pending, &changes, opening).await?;
+                vec![vec![true; self.stage.columns()]]
+            }
+            false => self.put_staged(session, pending, &changes, &many, opening).await?,
+        };
         let stage = &self.stage;
         let has = |kinds: &[Kind]| changes.iter().any(|c| kinds.contains(&c.kind));
         let pat = |p: usize| format!("s.pat = {p}");
@@ -1024,7 +1047,6 @@ impl Table {
         if has(&[Kind::Delete]) {
             batch.add(stage.delete("true"), Count::Deleted);
         }
-        // What most batches are: whole rows to be put, each of another key.
         let only_puts = changes.iter().all(|c| c.kind == Kind::Put) && patterns.len() == 1;
         let upsert = (self.unique && self.keys.is_some() && only_puts).then(|| stage.upsert());
         let patterns: &[Vec<bool>] = if upsert.is_some() { &[] } else { &patterns };
@@ -1142,6 +1164,29 @@ async fn prepared<'a>(
     known
         .as_ref()
         .ok_or_else(|| Failed::Other(Error::bug("a statement was not prepared")))
+}
+
+/// Copies rows into the staging table, which is ready after `setup`.
+async fn fill(
+    session: &Connection,
+    setup: &str,
+    copy: &Statement,
+    encoder: &RowEncoder,
+    batches: &[RecordBatch],
+    rows: impl Iterator<Item = (usize, usize)>,
+) -> Result<(), Failed> {
+    let ready = async {
+        match setup.is_empty() {
+            true => Ok(()),
+            false => counts(session, setup).await.map(drop),
+        }
+    };
+    let (ready, copy) = join(ready, session.copy_in(copy)).await;
+    ready?;
+    let mut copy = Box::pin(copy?);
+    feed(copy.as_mut(), encoder, batches, rows).await?;
+    copy.as_mut().finish().await?;
+    Ok(())
 }
 
 /// Copies rows into the table itself, behind a savepoint.

@@ -161,7 +161,7 @@ impl Cells {
         }
     }
 
-    fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         matches!(self, Cells::Whole(_))
     }
 

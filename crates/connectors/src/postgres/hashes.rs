@@ -319,10 +319,12 @@ impl<'a> Scan<'a> {
 
     /// The MD5 of the canonical form of some columns, as text.
     fn md5_of(&self, fields: &[Field]) -> Result<String> {
-        let parts: Vec<String> = fields.iter().map(|f| self.field(f)).collect::<Result<_>>()?;
-        let form = match parts.is_empty() {
+        let fields: Vec<String> = fields.iter().map(|f| self.field(f)).collect::<Result<_>>()?;
+        // One buffer for a row, instead of a longer copy per field. No function takes more than 100 arguments.
+        let parts = fields.chunks(33).map(|some| format!("concat({})", some.join(", ")));
+        let form = match fields.is_empty() {
             true => "''".to_string(),
-            false => parts.join(" || "),
+            false => parts.collect::<Vec<_>>().join(" || "),
         };
         Ok(match self.utf8 {
             true => format!("md5({form})"),
@@ -330,7 +332,7 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// A column's field in the canonical form.
+    /// A column's field in the canonical form, as arguments of `concat` (three at most), which leaves NULL out.
     fn field(&self, field: &Field) -> Result<String> {
         let column = &self.request.read.columns[field.place].column;
         let value = value(&self.column(field.place), column, &field.ty, self.version).ok_or_else(|| {
@@ -342,13 +344,17 @@ impl<'a> Scan<'a> {
                 ),
             )
         })?;
-        // Whatever the plan says of NULL, the table may have changed since.
+        // Whatever the plan says of NULL, the table may have changed since. A composite of NULLs is called NULL, and its
+        // text is not.
+        let mut is_null = format!("{} IS NULL", self.column(field.place));
+        if column.ty == ColumnType::Native {
+            is_null.push_str(&format!(" AND {value} IS NULL"));
+        }
+        let end = |end: &str| format!("CASE WHEN {is_null} THEN '~' ELSE '{end}' END");
         Ok(match (is_long(&field.ty), self.utf8) {
-            (false, _) => format!("coalesce({value} || ',', '~')"),
-            (true, true) => format!("coalesce(octet_length({value})::text || ':' || {value}, '~')"),
-            (true, false) => {
-                format!("coalesce(octet_length(convert_to({value}, 'UTF8'))::text || ':' || {value}, '~')")
-            }
+            (false, _) => format!("{value}, {}", end(",")),
+            (true, true) => format!("octet_length({value}), {}, {value}", end(":")),
+            (true, false) => format!("octet_length(convert_to({value}, 'UTF8')), {}, {value}", end(":")),
         })
     }
 
@@ -548,38 +554,35 @@ fn bytes_of_long(name: &str) -> Option<&'static str> {
     })
 }
 
-/// The text of a value in the canonical form, NULL for NULL; `None` where there is none.
+/// What prints as a value in the canonical form, and is text where that form is long; NULL for NULL. `None` where there
+/// is none.
 fn value(x: &str, stored: &Column, agreed: &ColumnType, version: u32) -> Option<String> {
     use ColumnType as T;
     Some(match (&stored.ty, agreed) {
-        (T::Bool, T::Bool) => format!("{x}::int4::text"),
-        (from, T::Bool) if from.is_integer() => format!("{x}::text"),
-        (from, to) if from.is_integer() && to.is_integer() => format!("{x}::text"),
-        (T::Decimal { scale, .. }, to) if *scale <= 0 && to.is_integer() => format!("{x}::text"),
+        (T::Bool, T::Bool) => format!("{x}::int4"),
+        (from, T::Bool) if from.is_integer() => x.to_string(),
+        (from, to) if from.is_integer() && to.is_integer() => x.to_string(),
+        (T::Decimal { scale, .. }, to) if *scale <= 0 && to.is_integer() => x.to_string(),
         (T::Decimal { scale: from, .. }, T::Decimal { scale: to, .. }) if (*from).max(0) == (*to).max(0) => {
-            format!("{x}::text")
+            x.to_string()
         }
-        (T::Decimal { scale: from, .. }, T::Decimal { scale: to, .. }) if from < to => {
-            format!("round({x}, {to})::text")
-        }
-        (from, T::Decimal { scale, .. }) if from.is_integer() => {
-            format!("round({x}::numeric, {})::text", (*scale).max(0))
-        }
+        (T::Decimal { scale: from, .. }, T::Decimal { scale: to, .. }) if from < to => format!("round({x}, {to})"),
+        (from, T::Decimal { scale, .. }) if from.is_integer() => format!("round({x}::numeric, {})", (*scale).max(0)),
         (T::Decimal { .. } | T::Numeric, T::Decimal { scale, .. }) => {
             // A value with more digits equals none that has fewer; the other end cannot hold it.
             let scale = (*scale).max(0);
-            format!("CASE WHEN {x} = round({x}, {scale}) THEN round({x}, {scale})::text ELSE {x}::text END")
+            format!("CASE WHEN {x} = round({x}, {scale}) THEN round({x}, {scale}) ELSE {x} END")
         }
-        (from, T::Numeric) if from.is_integer() => format!("{x}::text"),
-        (T::Decimal { scale, .. }, T::Numeric) if *scale <= 0 => format!("{x}::text"),
-        (T::Decimal { .. } | T::Numeric, T::Numeric) if version >= 130_000 => format!("trim_scale({x})::text"),
+        (from, T::Numeric) if from.is_integer() => x.to_string(),
+        (T::Decimal { scale, .. }, T::Numeric) if *scale <= 0 => x.to_string(),
+        (T::Decimal { .. } | T::Numeric, T::Numeric) if version >= 130_000 => format!("trim_scale({x})"),
         (T::Decimal { .. } | T::Numeric, T::Numeric) => {
             format!("CASE WHEN {x}::text LIKE '%.%' THEN rtrim(rtrim({x}::text, '0'), '.') ELSE {x}::text END")
         }
         (T::Date, T::Date) => {
             format!("CASE WHEN isfinite({x}) THEN ({x} - '1970-01-01'::date)::text ELSE {x}::text END")
         }
-        (T::Time, T::Time) => format!("(date_part('epoch', {x}) * 1000000)::int8::text"),
+        (T::Time, T::Time) => format!("(date_part('epoch', {x}) * 1000000)::int8"),
         (T::Timestamp, T::Timestamp) => microseconds(x, "timestamp"),
         (T::TimestampTz, T::TimestampTz) => microseconds(x, "timestamptz"),
         (T::Uuid, T::Uuid) => format!("encode(uuid_send({x}), 'hex')"),

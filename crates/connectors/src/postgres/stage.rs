@@ -46,6 +46,8 @@ struct Staged {
     fixed: bool,
     /// Whether a row to delete is found by its text too: an equal key may be another row's, or have come since.
     exactly: bool,
+    /// Whether it is a time at both ends.
+    timed: bool,
 }
 
 /// The staging table of one destination table. It is never analysed: without statistics the planner takes it for small
@@ -62,6 +64,9 @@ pub(super) struct Stage {
     create: String,
     pub(super) encoder: RowEncoder,
     pub(super) copy: String,
+    /// The same for whole rows that need nothing beside their values ([`Stage::upsert`]).
+    pub(super) values: RowEncoder,
+    pub(super) copy_values: String,
     /// The way of whole rows straight into the table, where they need nothing on it.
     pub(super) straight: Option<Straight>,
 }
@@ -125,6 +130,8 @@ impl Stage {
                     exactly: !keyless
                         && schema.key.contains(&c.name)
                         && pair.is_some_and(|p| p.folds || (p.varies && !is_exact(c))),
+                    timed: matches!(c.ty, ColumnType::Timestamp | ColumnType::TimestampTz)
+                        && pair.is_some_and(|p| p.cast.is_none()),
                     name,
                 }
             })
@@ -141,6 +148,7 @@ impl Stage {
         }
         let definition: Vec<String> = names.iter().zip(&types).map(|(n, t)| format!("{n} {t}")).collect();
         let encoder = RowEncoder::new(&staged, &types, None)?;
+        let values = RowEncoder::new(&schema.columns, &target.types, None)?;
         let straight = match columns.iter().all(|c| c.written && c.cast.is_none()) {
             true => {
                 let encoder = RowEncoder::new(&schema.columns, &target.types, None)?;
@@ -162,6 +170,8 @@ impl Stage {
                 definition.join(", ")
             ),
             copy: encoder.copy_statement(&id, &names),
+            copy_values: values.copy_statement(&id, (0..columns.len()).map(|i| format!("c{i}"))),
+            values,
             table: quoted(&target.table),
             name,
             columns,
@@ -271,14 +281,26 @@ impl Stage {
         if carried.is_empty() {
             return None;
         }
-        let there: Vec<String> = carried.iter().map(|&i| format!("t.{}", self.columns[i].name)).collect();
-        let new: Vec<String> = carried.iter().map(|&i| self.value("c", i)).collect();
-        Some(format!(
-            "{} AND pg_catalog.record_image_ne(ROW({}), ROW({}))",
-            self.set(&carried, kinds, filter),
-            there.join(", "),
-            new.join(", ")
-        ))
+        let differs = self.differs(&carried, |i| self.value("c", i));
+        Some(format!("{} AND {differs}", self.set(&carried, kinds, filter)))
+    }
+
+    /// The image of the row in `t` is not that of the new values. Most rows that changed have another time, which is
+    /// looked at first: to compare the images, both have to be made.
+    fn differs(&self, places: &[usize], new: impl Fn(usize) -> String) -> String {
+        let there = |i: usize| format!("t.{}", self.columns[i].name);
+        let list = |value: &dyn Fn(usize) -> String| places.iter().map(|&i| value(i)).collect::<Vec<_>>().join(", ");
+        let mut tests: Vec<String> = places
+            .iter()
+            .filter(|&&i| self.columns[i].timed)
+            .map(|&i| format!("{} IS DISTINCT FROM {}", there(i), new(i)))
+            .collect();
+        tests.push(format!(
+            "pg_catalog.record_image_ne(ROW({}), ROW({}))",
+            list(&there),
+            list(&new)
+        ));
+        format!("({})", tests.join(" OR "))
     }
 
     fn set(&self, carried: &[usize], kinds: &[Kind], filter: &str) -> String {
@@ -334,10 +356,9 @@ impl Stage {
         let otherwise = match rest.is_empty() {
             true => "NOTHING".to_string(),
             false => format!(
-                "UPDATE SET {set} WHERE pg_catalog.record_image_ne(ROW({there}), ROW({new}))",
+                "UPDATE SET {set} WHERE {differs}",
                 set = list(&rest, &|i| format!("{0} = excluded.{0}", self.columns[i].name)),
-                there = list(&rest, &|i| format!("t.{}", self.columns[i].name)),
-                new = list(&rest, &|i| format!("excluded.{}", self.columns[i].name)),
+                differs = self.differs(&rest, |i| format!("excluded.{}", self.columns[i].name)),
             ),
         };
         format!(

@@ -146,6 +146,8 @@ fn edges() -> Vec<(&'static str, Vec<&'static str>, Vec<ColumnType>)> {
         ("text[]", vec![r#"'{"a,b",NULL,""}'"#, "'{}'"], vec![]),
         ("inet", vec!["'192.168.1.5'", "'::1/64'"], vec![]),
         ("int4range", vec!["'[1,5)'", "'empty'"], vec![]),
+        // IS NULL is true of the first one.
+        ("pair", vec!["'(,)'", r#"'(1,"x,~")'"#], vec![]),
     ]
 }
 
@@ -158,7 +160,7 @@ fn table(db: &TestDb, n: usize) {
         .map(|(i, (ty, ..))| format!("e{i} {ty}"))
         .collect();
     let mut sql = format!(
-        "CREATE TABLE t (id bigint NOT NULL, k text NOT NULL, {}, PRIMARY KEY (id));\n",
+        "CREATE TYPE pair AS (a int, b text);\nCREATE TABLE t (id bigint NOT NULL, k text NOT NULL, {}, PRIMARY KEY (id));\n",
         columns.join(", ")
     );
     for row in 0..n {
@@ -259,6 +261,9 @@ async fn canonical_is_canonical(version: PgVersion) {
         use proptest::strategy::ValueTree;
         cases.push(case.new_tree(&mut runner).unwrap().current());
     }
+    // More columns than one call of `concat` takes.
+    let all = (0..columns).chain(0..columns).collect();
+    cases.push((all, Blocks::Spread { count: 7 }, (None, None), true));
     for (compared, blocks, (lower, upper), composite) in cases {
         let mut key = vec![field(&read, 0)];
         if composite {

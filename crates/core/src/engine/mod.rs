@@ -20,7 +20,7 @@ use crate::retry::RetryPolicy;
 use crate::sink::{Destination, Sink, StoredPlan};
 use crate::source::{Assignment, ReadContext, Reader, SliceRequest, Source};
 use crate::stage::{Reject, Stage, Stages, Written};
-use crate::strategy::present::{OnlyNew, Present};
+use crate::strategy::present::{Kept, OnlyNew, Present};
 use crate::strategy::{hash, regroup, unmatched};
 use departures::Departures;
 use flow::{Flow, Rejections, Rows};
@@ -858,9 +858,10 @@ fn comparing(shared: &Shared, table: &PlannedTable) -> Result<hash::Comparing> {
     })
 }
 
-/// The stages that a partition's rows pass: the pipeline's, and of a run that only adds rows a last one.
+/// The stages that a partition's rows pass: the pipeline's, and a last one of a run that only adds rows, or deletes none.
 async fn open_stages(shared: &Shared, table: &PlannedTable, work: &Work) -> Result<Vec<Box<dyn Stage>>> {
-    let adds = matches!(work, Work::Read(_)) && table.changes.as_ref().is_some_and(|c| c.only_new);
+    let changes = table.changes.as_ref().filter(|_| matches!(work, Work::Read(_)));
+    let adds = changes.is_some_and(|c| c.only_new);
     let written = match work {
         Work::Read(_) if adds || table.publish != Publish::Direct => Written::Once,
         Work::Read(_) => Written::InOrder,
@@ -871,6 +872,8 @@ async fn open_stages(shared: &Shared, table: &PlannedTable, work: &Work) -> Resu
         let destination = stored(&*shared.engine.destination)?;
         let present = Present::of(destination, &table.destination, &table.schema.key, &shared.context);
         stages.push(Box::new(OnlyNew(present.await?)));
+    } else if changes.is_some_and(|c| c.keeps) && !stages.is_empty() {
+        stages.push(Box::new(Kept));
     }
     Ok(stages)
 }

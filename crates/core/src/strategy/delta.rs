@@ -50,6 +50,8 @@ pub enum StampedBy {
 pub enum Deletes {
     /// They are not: a delta sees only rows that are there.
     Unseen,
+    /// Nothing is deleted, not even rows that do not meet the filters any more.
+    Never,
     /// By comparing the keys of both ends after each delta.
     AntiJoin,
     /// By a column that says that the row is gone; named as at the source.
@@ -490,6 +492,7 @@ fn told(request: &DeltaRequest, window: &Window) -> String {
 async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Resolved) -> Result<Changes> {
     let mut changes = Changes {
         only_new: request.table.append_only,
+        keeps: request.deletes == Deletes::Never,
         ..Changes::default()
     };
     if changes.only_new {
@@ -528,7 +531,8 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
     }
     // Filters and joins are evaluated after the cursor: a row that stopped matching is a delete, not a row unseen.
     let drops = |j: &Join| matches!(j.kind, JoinKind::Inner | JoinKind::Right);
-    changes.unmatched = !resolved.read.filters.is_empty() || resolved.read.joins.iter().any(drops);
+    let may_leave = !resolved.read.filters.is_empty() || resolved.read.joins.iter().any(drops);
+    changes.unmatched = may_leave && !changes.keeps;
     let read = |key: &&String| resolved.read.columns.iter().any(|c| c.column.name == **key);
     if let Some(made) = resolved
         .schema

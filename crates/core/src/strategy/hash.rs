@@ -135,16 +135,13 @@ pub fn compare_spec(
             ty,
         }))
     };
-    let mut names: Vec<String> = match tracked {
-        Some(tracked) => tracked.to_vec(),
-        None => resolved.schema.columns.iter().map(|c| c.name.clone()).collect(),
+    let names: Vec<String> = match (form, tracked) {
+        // Compared beside the key, as a column like others: hashes that know nothing of the key add up to the same where
+        // rows trade places.
+        (Form::Stored(column), _) => vec![column.clone()],
+        (_, Some(tracked)) => tracked.to_vec(),
+        (_, None) => resolved.schema.columns.iter().map(|c| c.name.clone()).collect(),
     };
-    // A stored hash is read at both ends, whatever else counts.
-    if let Form::Stored(column) = form
-        && !names.contains(column)
-    {
-        names.push(column.clone());
-    }
     let mut columns = Vec::new();
     let mut absent = Vec::new();
     let is_hash = |n: &String| resolved.row_hash.as_ref().is_some_and(|h| h.column == *n);
@@ -163,6 +160,13 @@ pub fn compare_spec(
             )
             .hint("add the column at the destination, or name as `key` columns that it has")
         })?);
+    }
+    if let (Form::Stored(column), false) = (form, absent.is_empty()) {
+        return Err(Error::new(
+            code::SCHEMA_MISMATCH,
+            format!("the destination has no column {column}, by whose hashes rows are compared"),
+        )
+        .hint("add the column at the destination, or take `hash_key` from it"));
     }
     if !absent.is_empty() {
         reasons.push(format!(
@@ -189,13 +193,9 @@ pub fn compare_spec(
     };
     let sides = Sides::new(resolved, &spec);
     if let Form::Stored(column) = form {
-        spec.form = RowForm::Stored(column.clone());
-        spec.at_source = !staged && source.block_hashes().is_some();
-        spec.at_destination = destination.block_hashes().is_some();
         reasons.push(format!("rows are compared by the hash stored in {column}"));
-        return Ok(spec);
     }
-    if !staged && *form == Form::Auto {
+    if !staged && *form != Form::Canonical {
         let fast = |engine: Option<&dyn BlockHashes>, side: &Side| {
             let places: Vec<usize> = side.key.iter().chain(&side.compared).map(|f| f.place).collect();
             engine.and_then(|e| e.fast_form(&side.read, &places))

@@ -2,7 +2,7 @@
 
 use super::hash::{Key, key_of, picked};
 use crate::blocks::push_field;
-use crate::change::{ChangeBatch, Event};
+use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
 use crate::ledger::StageAccount;
 use crate::plan::{Partition, ReadSpec, Slice, Work};
@@ -134,28 +134,50 @@ impl Stage for OnlyNew {
         let mut new = Vec::new();
         for (row, key) in keys.iter().enumerate() {
             // Of two rows with a new key the first is the new one.
-            if seen.insert(self.0.form(key)?) {
+            if batch.ops.get(row) != Op::Delete && seen.insert(self.0.form(key)?) {
                 new.push(row as u32);
             }
         }
-        let account = StageAccount {
-            rows_in: batch.len() as u64,
-            rows_out: new.len() as u64,
-            filtered: (batch.len() - new.len()) as u64,
-            ..StageAccount::default()
-        };
-        let batches = match new.len() {
-            0 => Vec::new(),
-            n if n == batch.len() => vec![batch],
-            _ => vec![ChangeBatch {
-                rows: picked(&batch.rows, new)?,
-                ..batch
-            }],
-        };
-        Ok(Staged {
-            batches,
-            account,
-            rejects: Vec::new(),
-        })
+        put(batch, new)
     }
+}
+
+/// The last stage of a run that deletes nothing: rows that left, also by a stage, go no further.
+pub(crate) struct Kept;
+
+#[async_trait]
+impl Stage for Kept {
+    fn name(&self) -> &str {
+        "kept"
+    }
+
+    async fn apply(&mut self, batch: ChangeBatch) -> Result<Staged> {
+        let stays = |row: &u32| batch.ops.get(*row as usize) != Op::Delete;
+        let staying = (0..batch.len() as u32).filter(stays).collect();
+        put(batch, staying)
+    }
+}
+
+/// Some rows of a batch of a delta, none of them a delete: they are put, and the others are filtered.
+fn put(batch: ChangeBatch, places: Vec<u32>) -> Result<Staged> {
+    let account = StageAccount {
+        rows_in: batch.len() as u64,
+        rows_out: places.len() as u64,
+        filtered: (batch.len() - places.len()) as u64,
+        ..StageAccount::default()
+    };
+    let batches = match places.len() {
+        0 => Vec::new(),
+        n if n == batch.len() => vec![batch],
+        _ => vec![ChangeBatch {
+            rows: picked(&batch.rows, places)?,
+            ops: Ops::All(Op::Upsert),
+            ..batch
+        }],
+    };
+    Ok(Staged {
+        batches,
+        account,
+        rejects: Vec::new(),
+    })
 }

@@ -54,13 +54,22 @@ impl Ends<'_> {
     async fn definition(&self, strategy: &Strategy, table: &TableRequest) -> Result<Option<String>> {
         let along = strategy.kind.has_cursor();
         let part = !table.bounds.is_empty() || !along && !cut::limits(&table.dimensions).is_empty();
+        let proves = !self.options.repair && !self.leaves_rows(strategy, table).await?;
         Ok(match part {
-            _ if self.options.repair => None,
+            _ if !proves => None,
             false => Some(definition::of(&self.loaded.pipeline)),
             true => definition::is_empty(self.destination, &table.destination)
                 .await?
                 .then(|| definition::PARTIAL.into()),
         })
+    }
+
+    /// Whether a load or a comparison leaves rows that the table is not to have: nothing proves then that a delta's work up
+    /// to now is done.
+    async fn leaves_rows(&self, strategy: &Strategy, table: &TableRequest) -> Result<bool> {
+        let keeps = matches!(strategy.deletes.as_deref(), Some(config::Deletes::None));
+        let all = matches!(*strategy.kind, StrategyKind::Full | StrategyKind::Hash);
+        Ok(keeps && all && !definition::is_empty(self.destination, &table.destination).await?)
     }
 
     async fn of_kind(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
@@ -74,7 +83,10 @@ impl Ends<'_> {
                     .await
             }
             StrategyKind::Full => {
-                let remember = self.watermark_of_others(strategy, &table).await;
+                let remember = match self.leaves_rows(strategy, &table).await? {
+                    true => BTreeMap::new(),
+                    false => self.watermark_of_others(strategy, &table).await,
+                };
                 self.full(strategy, self.living(table).await?, remember).await
             }
             StrategyKind::Hash if definition::is_empty(self.destination, &table.destination).await? => {
@@ -366,7 +378,8 @@ impl Ends<'_> {
             },
             zone: strategy.time_zone.as_deref().cloned(),
             deletes: match strategy.deletes.as_deref() {
-                None | Some(config::Deletes::None) => Deletes::Unseen,
+                None => Deletes::Unseen,
+                Some(config::Deletes::None) => Deletes::Never,
                 Some(config::Deletes::AntiJoin) => Deletes::AntiJoin,
                 Some(config::Deletes::Tombstone(tombstone)) => Deletes::Tombstone(delta::Tombstone {
                     column: match names.term(&tombstone.column) {

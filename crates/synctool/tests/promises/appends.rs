@@ -59,6 +59,30 @@ fn rows_are_only_added() {
     }
 }
 
+/// Rows that a stage drops and rows that are there already lie between new ones: these come, and no others.
+#[test]
+fn rows_that_a_stage_drops_are_not_taken_for_others() {
+    for end in [
+        End::Postgres(database("appends_dropped_to")),
+        End::Maria(MariaDb::shared().database("appends_dropped_to")),
+        End::Sqlite(folder()),
+    ] {
+        let from = database("appends_dropped_from");
+        from.psql(ITEMS);
+        let place = Place::new(&[("from", postgres(&from)), ("to", end.entry())]);
+        let file = pipeline("transform: [{filter: \"v % 2 = 0\"}]\n");
+        place.write("p.yaml", &file.replace(", deletes: {tombstone: gone}", ""));
+        let delta = ["run", "p.yaml", "--strategy", "delta"];
+        place.json(&delta, 0);
+        from.psql(
+            "UPDATE items SET updated_at = now() WHERE id % 3 = 0;
+             INSERT INTO items SELECT i, i, false, now() FROM generate_series(101, 120) i",
+        );
+        let even: Vec<String> = (1..=60).map(|i| format!("{0} {0}", i * 2)).collect();
+        place.until(&delta, || end.lines("copies", &["id", "v"]), &even.join("\n"));
+    }
+}
+
 #[test]
 fn what_cannot_be_only_added_is_refused() {
     let db = database("appends_refused");

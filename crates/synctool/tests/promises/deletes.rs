@@ -57,6 +57,63 @@ fn no_strategy_deletes_where_none_may_go() {
     }
 }
 
+/// Nor does a delta delete rows that leave by a filter, of the source or of a stage: they stay as they were.
+#[test]
+fn rows_that_leave_a_filter_stay_where_none_may_go() {
+    let filtered = ENDS.replace("table: items}", "table: items, filters: [\"v < 1000\"]}");
+    let staged = format!("{ENDS}transform: [{{filter: \"v < 1000\"}}]\n");
+    for file in [filtered, staged] {
+        let (from, to) = (
+            End::Postgres(database("leaving_from")),
+            End::Postgres(database("leaving_to")),
+        );
+        let place = place(&from, &to);
+        items(&from, 20);
+        place.write(
+            "p.yaml",
+            &format!("{file}strategies: [{{type: delta, column: updated_at, margin: 1ms, deletes: none}}]\n"),
+        );
+        place.json(&["run", "p.yaml"], 0);
+        from.change(
+            "UPDATE items SET v = v + 1000, updated_at = now() WHERE id = 6; UPDATE items SET v = -7, updated_at = now() WHERE id = 7;
+             INSERT INTO items VALUES (21, 21, now())",
+        );
+        let wanted: Vec<String> = (1..=21)
+            .map(|i| format!("{i} {}", if i == 7 { -7 } else { i }))
+            .collect();
+        let rows = || to.lines("copies", &["id", "v"]);
+        place.until(&["run", "p.yaml"], rows, &wanted.join("\n"));
+        assert_eq!(place.json(&["run", "p.yaml"], 0)["deleted"], 0, "{file}");
+        assert_eq!(rows(), wanted.join("\n"), "{file}");
+    }
+}
+
+/// What a delta is to delete is still its work after a load that deletes nothing.
+#[test]
+fn a_load_that_deletes_nothing_moves_no_watermark() {
+    let (from, to) = (
+        End::Postgres(database("still_to_go_from")),
+        End::Postgres(database("still_to_go_to")),
+    );
+    let place = place(&from, &to);
+    items(&from, 20);
+    let file = ENDS.replace("table: items}", "table: items, filters: [\"v < 1000\"]}");
+    place.write(
+        "p.yaml",
+        &format!(
+            "{file}strategies:\n  - {{name: changes, type: delta, column: updated_at, margin: 1ms}}\n  \
+             - {{name: all, type: full, full_mode: upsert, deletes: none}}\n"
+        ),
+    );
+    place.json(&["run", "p.yaml", "--strategy", "changes"], 0);
+    from.change("UPDATE items SET v = 1000, updated_at = now() WHERE id = 6");
+    place.json(&["run", "p.yaml", "--strategy", "all"], 0);
+    let ids = || to.lines("copies", &["id"]);
+    assert_eq!(ids().lines().count(), 20, "nothing is deleted");
+    let wanted: Vec<String> = (1..=20).filter(|i| *i != 6).map(|i| i.to_string()).collect();
+    place.until(&["run", "p.yaml", "--strategy", "changes"], ids, &wanted.join("\n"));
+}
+
 /// A swap would take rows away with the table.
 #[test]
 fn a_swap_where_none_may_go_is_refused() {

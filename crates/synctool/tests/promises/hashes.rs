@@ -1,5 +1,6 @@
 //! Hashes that the destination keeps, and what they decide.
 
+use super::matrix::{End, folder};
 use super::*;
 
 const PEOPLE: &str = "CREATE TABLE people(b int, a int, name text, price numeric(10,2), born date, seen timestamptz, ok boolean,
@@ -187,6 +188,36 @@ fn a_hash_of_the_source_is_compared_as_it_is() {
             .trim(),
         "6"
     );
+}
+
+/// Hashes that know nothing of the key: rows that trade all of their values are seen, whoever adds the hashes up.
+#[test]
+fn rows_that_trade_their_stored_hashes_are_seen() {
+    let from = database("traded_from");
+    from.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int NOT NULL, h bigint);
+         INSERT INTO items SELECT i, i, i * 7 FROM generate_series(1, 1000) i",
+    );
+    for to in [
+        End::Postgres(database("traded_to")),
+        End::Maria(MariaDb::shared().database("traded_to")),
+        End::Sqlite(folder()),
+    ] {
+        let place = Place::new(&[("from", postgres(&from)), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\n\
+             columns:\n  - {source: id}\n  - {source: v}\n  - {source: h, hash_key: true}\n\
+             strategies: [{name: hash, type: hash}]\n",
+        );
+        place.json(&["run", "p.yaml"], 0);
+        to.change("UPDATE copies SET v = 11 - v, h = 77 - h WHERE id IN (5, 6)");
+        let found = place.json(&["verify", "p.yaml"], 3);
+        assert_eq!(found["compared"]["differing"], 2, "{found}");
+        let mended = place.json(&["run", "p.yaml"], 0);
+        assert_eq!(mended["updated"], 2, "{mended}");
+        place.json(&["verify", "p.yaml"], 0);
+    }
 }
 
 /// A table that somebody made as we would have made it, only without the comment that says what its times mean.

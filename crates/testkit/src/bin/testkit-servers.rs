@@ -8,7 +8,7 @@ use std::any::Any;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use synctool_testkit::{ClickHouse, Kafka, MariaDb, PgVersion, Postgres, Redis, S3};
+use synctool_testkit::{ClickHouse, Kafka, MariaDb, PgVersion, Postgres, Prepared, Redis, S3};
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,6 +32,10 @@ fn main() -> Result<ExitCode> {
         command.env(variable, url);
         running.push(server);
     }
+    // Every other server that a test starts begins with a copy of what is in there.
+    let prepared = Prepared::new()?;
+    let (variable, directory) = prepared.variable();
+    command.env(variable, directory);
     let status = command
         .args(arguments)
         .status()

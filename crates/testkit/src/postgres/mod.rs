@@ -1,6 +1,7 @@
 //! PostgreSQL servers of every supported version.
 
 mod database;
+mod identity;
 
 use std::fmt;
 use std::fs;
@@ -19,7 +20,7 @@ pub use database::{Template, TestDb};
 use crate::daemon::{Daemon, Recipe, Shared};
 use crate::supervisor::Supervisor;
 use crate::tls::ServerCertificate;
-use crate::{Port, install, shared};
+use crate::{Port, install, prepared, shared};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -279,10 +280,14 @@ impl PostgresBuilder {
         let supervisor = Supervisor::new(&name, Some("postgres"), "QUIT")?;
         match self.primary {
             None => {
-                let options = "-D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 -N";
+                let options = "-U postgres -A trust -E UTF8 --locale=C.UTF-8 -N";
                 let mut options: Vec<&str> = options.split(' ').collect();
                 options.extend(self.initdb.iter().map(String::as_str));
-                supervisor.prepare(&initdb, &options)?;
+                let kind = shared::plain(&format!("{name}{}", self.initdb.concat()), 60);
+                let make = |data: &str| supervisor.prepare(&initdb, &[&["-D", data][..], &options[..]].concat());
+                if prepared::data(&supervisor, &kind, make)? {
+                    identity::renew(&supervisor.directory().join("data"))?;
+                }
             }
             Some(primary) => {
                 let options = format!("-D data -U postgres -h 127.0.0.1 -p {primary} -X stream -c fast -N");

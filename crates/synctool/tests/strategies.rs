@@ -600,7 +600,7 @@ fn a_later_delta(to: &To, kills: usize) {
 
 #[test]
 fn a_delta_killed_anywhere_ends_equal() {
-    a_later_delta(&to_postgres(), kills() / 3);
+    a_later_delta(&to_postgres(), kills() / 4);
 }
 
 #[test]
@@ -615,7 +615,7 @@ fn a_delta_into_sqlite_killed_anywhere_ends_equal() {
 
 #[test]
 fn a_delta_into_files_killed_anywhere_ends_equal() {
-    a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
+    a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 4);
 }
 
 fn an_aggregate(to: &To, kills: usize, changes: Option<&str>) {
@@ -637,7 +637,7 @@ fn an_aggregate(to: &To, kills: usize, changes: Option<&str>) {
 
 #[test]
 fn a_first_aggregate_killed_anywhere_ends_equal() {
-    an_aggregate(&to_postgres(), kills() / 3, None);
+    an_aggregate(&to_postgres(), kills() / 4, None);
 }
 
 /// Groups that rows moved to and from, that came, and that lost all their rows by moves or deletes.
@@ -650,7 +650,7 @@ fn a_later_aggregate(to: &To, kills: usize) {
 
 #[test]
 fn an_aggregate_killed_anywhere_ends_equal() {
-    a_later_aggregate(&to_postgres(), kills() / 3);
+    a_later_aggregate(&to_postgres(), kills() / 4);
 }
 
 #[test]
@@ -666,5 +666,5 @@ fn an_aggregate_into_sqlite_killed_anywhere_ends_equal() {
 /// Groups, key map and position are files, and one commit all the same.
 #[test]
 fn an_aggregate_into_files_killed_anywhere_ends_equal() {
-    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
+    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 4);
 }

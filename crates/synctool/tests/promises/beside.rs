@@ -118,7 +118,11 @@ fn beside_writers(from: &End, hold: &str) {
                     .for_each(|n| change(writer, n))
             });
         }
-        for _ in 0..30 {
+        let runs = match std::env::var_os("SYNCTOOL_SOAK") {
+            Some(_) => 100,
+            None => 20,
+        };
+        for _ in 0..runs {
             place.json(&run, 0);
         }
         stop.store(true, Ordering::Relaxed);

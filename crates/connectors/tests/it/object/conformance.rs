@@ -35,11 +35,11 @@ async fn csv_passes_the_suite() {
 #[tokio::test]
 async fn every_call_may_fail_with_parquet() {
     let dir = scratch();
-    conformance::crashes(&subject(dir.path(), parquet()), 5).await;
+    conformance::crashes(&subject(dir.path(), parquet()), 11).await;
 }
 
 #[tokio::test]
 async fn every_call_may_fail_with_csv() {
     let dir = scratch();
-    conformance::crashes(&subject(dir.path(), csv_format()), 7).await;
+    conformance::crashes(&subject(dir.path(), csv_format()), 13).await;
 }

@@ -135,11 +135,12 @@ fn late_commits(write: impl Fn(u32, u32) + Sync, sync: impl Fn() -> u64, rows: i
     (reads, rows())
 }
 
-/// How long a writer holds its transaction open: one in ten does, for 0.2 to 2 seconds.
+/// How long a writer holds its transaction open: one in ten does for 0.2 to 2 seconds. The others do for a moment, so that
+/// writers leave some of the processor to who reads.
 fn held(writer: u32, n: u32) -> f64 {
     match (writer + n).is_multiple_of(10) {
         true => 0.2 + f64::from(n % 7) * 0.3,
-        false => 0.0,
+        false => 0.03,
     }
 }
 

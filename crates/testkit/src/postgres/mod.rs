@@ -24,7 +24,7 @@ use crate::{Port, install, prepared, shared};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// What every test server has: logical decoding, and nothing spent on surviving a power cut.
+/// What every test server has: logical decoding, and nothing spent on surviving a power cut or on compiling queries.
 const SETTINGS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
     ("wal_level", "logical"),
@@ -33,6 +33,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_replication_slots", "40"),
     ("max_prepared_transactions", "20"),
     ("fsync", "off"),
+    ("jit", "off"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("password_encryption", "scram-sha-256"),
@@ -464,7 +465,8 @@ impl Postgres {
     #[track_caller]
     pub fn base_backup(&self, to: &Path) {
         let mut command = Command::new(self.tool("pg_basebackup"));
-        command.args(["-X", "none", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"]);
+        // Without waiting for the disk: nothing here is to survive a power cut.
+        command.args(["-X", "none", "-c", "fast", "-N", "-h", "127.0.0.1", "-U", "postgres"]);
         command.args(["-p", &self.port().to_string(), "-D"]).arg(to);
         let output = command.output().unwrap_or_else(|e| panic!("pg_basebackup: {e}"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

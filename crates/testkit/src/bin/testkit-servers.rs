@@ -71,7 +71,7 @@ fn start(name: &str) -> Result<(String, Box<dyn Any>)> {
         _ => {
             let major = name.strip_prefix("pg").and_then(|major| major.parse().ok());
             let major = major.with_context(|| format!("no server is called {name}"))?;
-            let server = Postgres::start(PgVersion::new(major));
+            let server = Postgres::start_shared(PgVersion::new(major));
             (server.admin_url(), Box::new(server))
         }
     })

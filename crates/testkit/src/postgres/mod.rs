@@ -418,6 +418,15 @@ impl Postgres {
         Self::builder(version).start()
     }
 
+    /// A server for many tests. Nobody crashes it, so its log is written at once, and who follows it waits for nothing.
+    ///
+    /// # Panics
+    /// If it is not installed or does not start.
+    #[track_caller]
+    pub fn start_shared(version: PgVersion) -> Self {
+        Self::builder(version).setting("wal_writer_delay", "10ms").start()
+    }
+
     /// The server of this version that the whole test run shares. Use a [`TestDb`] of it, and change nothing that
     /// other databases see.
     ///
@@ -441,7 +450,7 @@ impl Postgres {
                 daemon,
             }
         };
-        shared::instance(&RUNNING, &name, attach, || Self::start(version))
+        shared::instance(&RUNNING, &name, attach, || Self::start_shared(version))
     }
 
     /// Its version.

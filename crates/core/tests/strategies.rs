@@ -633,9 +633,14 @@ async fn aggregate_without_rows(world: &World, from: usize, request: &AggregateR
 #[tokio::test]
 async fn rows_that_are_away_for_a_moment_are_not_forgotten() {
     let request = totals(Deletes::AntiJoin);
+    let all = std::env::var_os("SYNCTOOL_SOAK").is_some();
     for at in 0.. {
         let mut calls = 0;
         for from in 1..=6 {
+            // Every other pair of a call and a read; a soak has all.
+            if !all && at > 0 && (at % 2 == 0) != (from % 2 == 0) {
+                continue;
+            }
             let case = format!("call {at} fails, no rows from read {from} on");
             // The last one alone is in the window of the next run.
             let mut rows = some_rows(20);

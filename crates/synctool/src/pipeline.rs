@@ -773,6 +773,7 @@ impl Task {
                 memory: options.memory.unwrap_or(loaded.global.memory.0) as usize,
                 // Who only catches up is seen at the end.
                 commit_when_idle: !options.until_caught_up,
+                retry: retries(&strategy.scheduling),
                 ..Options::default()
             };
             if waits {

@@ -135,11 +135,12 @@ fn late_commits(write: impl Fn(u32, u32) + Sync, sync: impl Fn() -> u64, rows: i
     (reads, rows())
 }
 
-/// How long a writer holds its transaction open: one in ten does, for 0.2 to 2 seconds.
+/// How long a writer holds its transaction open: one in ten does for 0.2 to 2 seconds. The others do for a moment, so that
+/// writers leave some of the processor to who reads.
 fn held(writer: u32, n: u32) -> f64 {
     match (writer + n).is_multiple_of(10) {
         true => 0.2 + f64::from(n % 7) * 0.3,
-        false => 0.0,
+        false => 0.03,
     }
 }
 
@@ -600,7 +601,7 @@ fn a_later_delta(to: &To, kills: usize) {
 
 #[test]
 fn a_delta_killed_anywhere_ends_equal() {
-    a_later_delta(&to_postgres(), kills() / 3);
+    a_later_delta(&to_postgres(), kills() / 4);
 }
 
 #[test]
@@ -615,7 +616,7 @@ fn a_delta_into_sqlite_killed_anywhere_ends_equal() {
 
 #[test]
 fn a_delta_into_files_killed_anywhere_ends_equal() {
-    a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
+    a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 4);
 }
 
 fn an_aggregate(to: &To, kills: usize, changes: Option<&str>) {
@@ -637,7 +638,7 @@ fn an_aggregate(to: &To, kills: usize, changes: Option<&str>) {
 
 #[test]
 fn a_first_aggregate_killed_anywhere_ends_equal() {
-    an_aggregate(&to_postgres(), kills() / 3, None);
+    an_aggregate(&to_postgres(), kills() / 4, None);
 }
 
 /// Groups that rows moved to and from, that came, and that lost all their rows by moves or deletes.
@@ -650,7 +651,7 @@ fn a_later_aggregate(to: &To, kills: usize) {
 
 #[test]
 fn an_aggregate_killed_anywhere_ends_equal() {
-    a_later_aggregate(&to_postgres(), kills() / 3);
+    a_later_aggregate(&to_postgres(), kills() / 4);
 }
 
 #[test]
@@ -666,5 +667,5 @@ fn an_aggregate_into_sqlite_killed_anywhere_ends_equal() {
 /// Groups, key map and position are files, and one commit all the same.
 #[test]
 fn an_aggregate_into_files_killed_anywhere_ends_equal() {
-    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 3);
+    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 4);
 }

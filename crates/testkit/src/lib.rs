@@ -14,6 +14,8 @@
 //! skipped one. `scripts/test` installs the servers; the kit finds them in the cache directory that script fills
 //! (`SYNCTOOL_CACHE`).
 //!
+//! What a server begins with is made once per test run, where `testkit-servers` is around it, and copied ([`Prepared`]).
+//!
 //! A server never outlives its test process: a small shell supervises it and ends it, by its process id, when the
 //! pipe to the test closes, however the test ended.
 
@@ -28,6 +30,7 @@ pub mod kill;
 mod mariadb;
 mod port;
 mod postgres;
+mod prepared;
 mod process;
 pub mod proxy;
 mod redis;
@@ -47,6 +50,7 @@ pub use kill::KillRun;
 pub use mariadb::{MariaDb, MariaDbDatabase};
 pub use port::Port;
 pub use postgres::{PgVersion, Postgres, PostgresBuilder, Template, TestDb, psql_url};
+pub use prepared::Prepared;
 pub use proxy::FaultProxy;
 pub use redis::Redis;
 pub use s3::S3;

@@ -11,7 +11,7 @@ use anyhow::Result;
 use crate::daemon::{Daemon, Recipe, Shared};
 use crate::supervisor::Supervisor;
 use crate::tls::ServerCertificate;
-use crate::{Port, install, process, shared};
+use crate::{Port, install, prepared, process, shared};
 
 /// A MariaDB server on 127.0.0.1 with a row-based binary log and global transaction ids.
 #[derive(Debug)]
@@ -71,21 +71,21 @@ impl MariaDb {
     fn try_start(tls: Option<&ServerCertificate>, more: &[&str]) -> Result<Self> {
         let port = Port::free();
         let supervisor = Supervisor::new("mariadb", Some("mysql"), "KILL")?;
-        let options = [
-            "--no-defaults",
-            "--datadir=data",
-            // A server that starts removes the temporary tables of all others in its folder for them.
-            "--tmpdir=data/..",
-            "--auth-root-authentication-method=normal",
-            "--skip-test-db",
-        ];
-        // The installer looks for the data directory from its own place.
+        let installer = install::system("mariadb-install-db")?;
+        let temporary = supervisor.directory().display().to_string();
+        prepared::data(&supervisor, "mariadb", |data| {
+            let options = [
+                "--no-defaults",
+                // The installer looks for the data directory from its own place.
+                &format!("--datadir={data}"),
+                // A server that starts removes the temporary tables of all others in its folder for them.
+                &format!("--tmpdir={temporary}"),
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+            ];
+            supervisor.prepare(&installer, &options)
+        })?;
         let data = supervisor.directory().join("data").display().to_string();
-        let options = options.map(|option| option.replace("=data", &format!("={data}")));
-        supervisor.prepare(
-            &install::system("mariadb-install-db")?,
-            &options.each_ref().map(String::as_str),
-        )?;
         let number = port.number();
         let socket = supervisor.directory().join("s.sock").display().to_string();
         let arguments = format!(

@@ -4,6 +4,13 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long to rest before the next look: a tenth of what was waited already. A look may be a program or some, which take
+/// the processor from what is waited for.
+fn rest(waited: Duration) -> Duration {
+    (waited / 10).clamp(PAUSE, LONGEST_PAUSE)
+}
 
 /// What a condition says: done, or why not yet.
 pub trait Verdict {
@@ -35,10 +42,11 @@ impl<T, E: Display> Verdict for Result<T, E> {
 pub fn wait_for<V: Verdict>(what: &str, timeout: Duration, mut condition: impl FnMut() -> V) {
     let start = Instant::now();
     while let Err(reason) = condition().verdict() {
-        if start.elapsed() >= timeout {
+        let waited = start.elapsed();
+        if waited >= timeout {
             panic!("gave up after {timeout:?} waiting for {what}: {reason}");
         }
-        pause();
+        pause_for(rest(waited));
     }
 }
 
@@ -49,13 +57,14 @@ pub fn wait_for<V: Verdict>(what: &str, timeout: Duration, mut condition: impl F
 /// After `timeout`, naming what was awaited and the condition's last answer.
 pub async fn eventually<V: Verdict>(what: &str, timeout: Duration, mut condition: impl AsyncFnMut() -> V) {
     let mut reason = String::from("no answer yet");
+    let start = Instant::now();
     let wait = async {
         loop {
             match condition().await.verdict() {
                 Ok(()) => break,
                 Err(why) => reason = why,
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(rest(start.elapsed())).await;
         }
     };
     if tokio::time::timeout(timeout, wait).await.is_err() {
@@ -63,11 +72,15 @@ pub async fn eventually<V: Verdict>(what: &str, timeout: Duration, mut condition
     }
 }
 
-/// The breath between two looks at a condition.
+/// The breath between two looks at something that is looked at quickly.
+pub(crate) fn pause() {
+    pause_for(PAUSE);
+}
+
 #[allow(
     clippy::disallowed_methods,
     reason = "the one place that polls outside a runtime; callers have a deadline"
 )]
-pub(crate) fn pause() {
-    std::thread::sleep(PAUSE);
+fn pause_for(length: Duration) {
+    std::thread::sleep(length);
 }

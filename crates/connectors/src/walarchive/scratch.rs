@@ -100,6 +100,8 @@ pub(super) const OLDER_BACKUP: &str =
     "use an older base backup and remove the scratch directory, or start over: synctool datasync clear --rebuild";
 /// It listens only on its own socket, so that any number will do.
 pub const PORT: u16 = 5432;
+/// How long it may take to answer: it is on this machine, and what keeps it longer is a lock of production's catalog.
+const CONNECT: Duration = Duration::from_secs(5);
 /// How often a server that waits is told that there may be something.
 const TELL: Duration = Duration::from_millis(100);
 /// The same while it still does not get on.
@@ -390,7 +392,9 @@ impl Scratch {
     /// A session in one of its databases, where it must be read from. Fails with a transient error while it is not
     /// consistent yet.
     pub async fn connect(&self, database: &str) -> Result<Connection> {
-        Postgres::open(self.address(database))?.connect().await
+        let mut address = self.address(database);
+        address.connect_timeout = CONNECT;
+        Postgres::open(address)?.connect().await
     }
 
     /// Where one of its databases is found.

@@ -35,7 +35,7 @@ const REFUSED: &str = "refused/";
 
 /// How often the desk looks for requests and writes down how far the log is.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often it looks at the publication and at what the source keeps for us.
+/// How often it looks at the publication and at what the source keeps for us; oftener at first, as long as a log is set up.
 const ROUND: Duration = Duration::from_secs(10);
 /// A picture that is older was left by a process that is gone or stuck.
 const FRESH: i64 = 15;
@@ -481,6 +481,7 @@ impl DeskWork {
 
     async fn serve(self, stop: CancellationToken) {
         let mut told = false;
+        let begun = tokio::time::Instant::now();
         let mut rounds: Option<tokio::time::Instant> = None;
         loop {
             tokio::time::sleep(LOOK).await;
@@ -490,7 +491,8 @@ impl DeskWork {
                 told = true;
                 tracing::warn!(error = %e, "requests to the log cannot be looked for at the moment");
             }
-            if rounds.is_some_and(|then| then.elapsed() < ROUND) {
+            let pause = ROUND.min(begun.elapsed() / 4);
+            if rounds.is_some_and(|then| then.elapsed() < pause) {
                 continue;
             }
             rounds = Some(tokio::time::Instant::now());

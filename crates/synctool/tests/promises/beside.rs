@@ -91,10 +91,12 @@ fn beside_writers(from: &End, hold: &str) {
     let run = ["run", "p.yaml", "--strategy", "delta"];
     let change = |writer: u32, n: u32| {
         let id = 10_000 * (writer + 1) + n;
-        let held = match (writer + n).is_multiple_of(9) {
-            true => format!("SELECT {hold}({});", 0.1 + f64::from(n % 5) * 0.1),
-            false => String::new(),
+        // The others for a moment, so that writers leave some of the processor to who reads.
+        let length = match (writer + n).is_multiple_of(9) {
+            true => 0.1 + f64::from(n % 5) * 0.1,
+            false => 0.02,
         };
+        let held = format!("SELECT {hold}({length});");
         let sql = format!(
             "BEGIN; INSERT INTO orders VALUES ({id}, {}, {n}, NOW); {held} COMMIT;
              BEGIN; UPDATE orders SET grp = grp + 1, updated_at = NOW WHERE id = {}; COMMIT;
@@ -118,7 +120,11 @@ fn beside_writers(from: &End, hold: &str) {
                     .for_each(|n| change(writer, n))
             });
         }
-        for _ in 0..30 {
+        let runs = match std::env::var_os("SYNCTOOL_SOAK") {
+            Some(_) => 100,
+            None => 20,
+        };
+        for _ in 0..runs {
             place.json(&run, 0);
         }
         stop.store(true, Ordering::Relaxed);

@@ -544,11 +544,13 @@ fn as_many_partitions_at_once_as_is_said() {
 #[test]
 fn a_value_far_from_all_others_makes_no_crowd_of_partitions() {
     const COLUMNS: &[&str] = &["id", "n"];
-    for from in [
+    let all = std::env::var_os("SYNCTOOL_SOAK").is_some();
+    let sources = [
         End::Postgres(database("far_from")),
         End::Maria(MariaDb::shared().database("far_from")),
         End::Sqlite(folder()),
-    ] {
+    ];
+    for (engine, from) in sources.into_iter().enumerate() {
         let rows: Vec<String> = (0..60)
             .map(|i| {
                 format!(
@@ -572,12 +574,17 @@ fn a_value_far_from_all_others_makes_no_crowd_of_partitions() {
         ));
         let to = End::Postgres(database("far_to"));
         let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
-        for (dimension, least) in [
+        let dimensions = [
             ("column: at, step: 1, step_unit: month", 12),
             ("column: day, step: 1, step_unit: day", 12),
             ("column: n, step: 20", 20),
-        ] {
+        ];
+        for (kind, (dimension, least)) in dimensions.into_iter().enumerate() {
             for strategy in ["full", "hash"] {
+                // Loads of all; comparisons by each dimension from one engine. A soak has all.
+                if strategy == "hash" && kind != engine && !all {
+                    continue;
+                }
                 place.write(
                     "p.yaml",
                     &format!(

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use synctool_testkit::{ClickHouse, Kafka, MariaDb, PgVersion, Postgres, Redis, S3};
+use synctool_testkit::{ClickHouse, Kafka, MariaDb, PgVersion, Postgres, Prepared, Redis, S3};
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,6 +32,10 @@ fn main() -> Result<ExitCode> {
         command.env(variable, url);
         running.push(server);
     }
+    // Every other server that a test starts begins with a copy of what is in there.
+    let prepared = Prepared::new()?;
+    let (variable, directory) = prepared.variable();
+    command.env(variable, directory);
     let status = command
         .args(arguments)
         .status()
@@ -67,7 +71,7 @@ fn start(name: &str) -> Result<(String, Box<dyn Any>)> {
         _ => {
             let major = name.strip_prefix("pg").and_then(|major| major.parse().ok());
             let major = major.with_context(|| format!("no server is called {name}"))?;
-            let server = Postgres::start(PgVersion::new(major));
+            let server = Postgres::start_shared(PgVersion::new(major));
             (server.admin_url(), Box::new(server))
         }
     })

@@ -1,6 +1,7 @@
 //! PostgreSQL servers of every supported version.
 
 mod database;
+mod identity;
 
 use std::fmt;
 use std::fs;
@@ -19,11 +20,11 @@ pub use database::{Template, TestDb};
 use crate::daemon::{Daemon, Recipe, Shared};
 use crate::supervisor::Supervisor;
 use crate::tls::ServerCertificate;
-use crate::{Port, install, shared};
+use crate::{Port, install, prepared, shared};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// What every test server has: logical decoding, and nothing spent on surviving a power cut.
+/// What every test server has: logical decoding, and nothing spent on surviving a power cut or on compiling queries.
 const SETTINGS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
     ("wal_level", "logical"),
@@ -32,6 +33,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_replication_slots", "40"),
     ("max_prepared_transactions", "20"),
     ("fsync", "off"),
+    ("jit", "off"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("password_encryption", "scram-sha-256"),
@@ -279,10 +281,14 @@ impl PostgresBuilder {
         let supervisor = Supervisor::new(&name, Some("postgres"), "QUIT")?;
         match self.primary {
             None => {
-                let options = "-D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 -N";
+                let options = "-U postgres -A trust -E UTF8 --locale=C.UTF-8 -N";
                 let mut options: Vec<&str> = options.split(' ').collect();
                 options.extend(self.initdb.iter().map(String::as_str));
-                supervisor.prepare(&initdb, &options)?;
+                let kind = shared::plain(&format!("{name}{}", self.initdb.concat()), 60);
+                let make = |data: &str| supervisor.prepare(&initdb, &[&["-D", data][..], &options[..]].concat());
+                if prepared::data(&supervisor, &kind, make)? {
+                    identity::renew(&supervisor.directory().join("data"))?;
+                }
             }
             Some(primary) => {
                 let options = format!("-D data -U postgres -h 127.0.0.1 -p {primary} -X stream -c fast -N");
@@ -412,6 +418,15 @@ impl Postgres {
         Self::builder(version).start()
     }
 
+    /// A server for many tests. Nobody crashes it, so its log is written at once, and who follows it waits for nothing.
+    ///
+    /// # Panics
+    /// If it is not installed or does not start.
+    #[track_caller]
+    pub fn start_shared(version: PgVersion) -> Self {
+        Self::builder(version).setting("wal_writer_delay", "10ms").start()
+    }
+
     /// The server of this version that the whole test run shares. Use a [`TestDb`] of it, and change nothing that
     /// other databases see.
     ///
@@ -435,7 +450,7 @@ impl Postgres {
                 daemon,
             }
         };
-        shared::instance(&RUNNING, &name, attach, || Self::start(version))
+        shared::instance(&RUNNING, &name, attach, || Self::start_shared(version))
     }
 
     /// Its version.
@@ -459,7 +474,8 @@ impl Postgres {
     #[track_caller]
     pub fn base_backup(&self, to: &Path) {
         let mut command = Command::new(self.tool("pg_basebackup"));
-        command.args(["-X", "none", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"]);
+        // Without waiting for the disk: nothing here is to survive a power cut.
+        command.args(["-X", "none", "-c", "fast", "-N", "-h", "127.0.0.1", "-U", "postgres"]);
         command.args(["-p", &self.port().to_string(), "-D"]).arg(to);
         let output = command.output().unwrap_or_else(|e| panic!("pg_basebackup: {e}"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -56,6 +56,23 @@ fn a_template_is_prepared_once_and_copied() {
     assert_eq!(other.psql("SELECT to_regclass('seen') IS NULL"), "t");
 }
 
+/// They begin with copies of one directory, and are told apart as those of people are.
+#[test]
+fn servers_have_identities_of_their_own() {
+    for version in [PgVersion::V15, PgVersion::V18] {
+        let (one, two) = (Postgres::start(version), Postgres::start(version));
+        let identity = |server: &Postgres| server.psql("SELECT system_identifier FROM pg_control_system()");
+        let first = identity(&one);
+        assert_ne!(first, identity(&two));
+        // Its log is of the same cluster: a start behind a crash reads it.
+        one.psql("CREATE TABLE t (); SELECT pg_switch_wal(); INSERT INTO t DEFAULT VALUES");
+        one.kill9();
+        one.restart();
+        assert_eq!(one.psql("SELECT count(*) FROM t"), "1");
+        assert_eq!(identity(&one), first);
+    }
+}
+
 #[test]
 fn a_failing_statement_is_an_error_with_the_servers_words() {
     let error = Postgres::shared(PgVersion::V18)

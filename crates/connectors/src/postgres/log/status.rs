@@ -592,7 +592,7 @@ fn first_pending(plan: &Plan) -> Vec<Pending> {
     plan.tables.iter().filter_map(one).collect()
 }
 
-/// How often it is looked whether every followed table is in the publication.
+/// How often it is looked whether every followed table is in the publication; oftener at first, as long as a log is set up.
 const MEMBERS: Duration = Duration::from_secs(10);
 
 /// Looks at the source for those who ask how far its log is.
@@ -607,9 +607,11 @@ pub(super) struct Watch {
 impl Watch {
     /// Looks again and again, as long as it is awaited.
     pub(super) async fn run(self, every: Duration) {
+        let begun = Instant::now();
         let mut members: Option<Instant> = None;
         loop {
-            let due = members.is_none_or(|then| then.elapsed() >= MEMBERS);
+            let pause = MEMBERS.min(begun.elapsed() / 4);
+            let due = members.is_none_or(|then| then.elapsed() >= pause);
             if let Ok(connection) = self.database.connect().await
                 && let Ok(end) = end_of_log(&connection).await
             {

@@ -53,9 +53,14 @@ on_servers! {
         survives(&fresh(), counted.clone(), "undisturbed").await;
         let calls = counted.calls();
         assert!(calls > 30, "the matrix covers only {calls} calls");
+        // Each fault looks one way on one server and the other way on the other; a soak has both on both.
+        let all = std::env::var_os("SYNCTOOL_SOAK").is_some();
         for (i, at) in (1..=calls).step_by((calls / 10).max(1) as usize).enumerate() {
             let when = if i % 2 == 0 { When::Before } else { When::After };
-            for looks in [Looks::Transient, Looks::Fatal] {
+            for (n, looks) in [Looks::Transient, Looks::Fatal].into_iter().enumerate() {
+                if !all && ((i / 2 + n) % 2 == 0) == (version == PgVersion::V18) {
+                    continue;
+                }
                 let case = format!("call {at} of {calls} fails {when:?}, {looks:?}");
                 survives(&fresh(), FaultPlan::fail(at, when, looks), &case).await;
             }

@@ -140,6 +140,10 @@ install_libduckdb() {
 
 install_mariadb() { if [ ! -x /usr/sbin/mariadbd ]; then apt_install_stopped mariadb-server mariadb-client; fi; }
 install_redis() { if [ ! -x /usr/bin/redis-server ]; then apt_install_stopped redis-server; fi; }
+# Tools that keep backups: neither starts anything. Barman's line for cron finds no server to look after.
+install_pgbackrest() { if ! command -v pgbackrest >/dev/null; then apt_install_stopped pgbackrest; fi; }
+install_barman() { if ! command -v barman >/dev/null; then apt_install_stopped barman; fi; }
+
 install_openssl() { if ! command -v openssl >/dev/null; then apt_install openssl; fi; }
 install_curl() { if ! command -v curl >/dev/null; then apt_install curl; fi; }
 
@@ -163,7 +167,8 @@ ensure_postgres_user() {
   fi
 }
 
-# install_servers NAME...: postgres-12 … postgres-18, postgres-18.1, libduckdb, openssl, mariadb, redis, kafka, s3, clickhouse.
+# install_servers NAME...: postgres-12 … postgres-18, postgres-18.1, libduckdb, openssl, mariadb, redis, kafka, s3, clickhouse,
+# pgbackrest, barman.
 install_servers() {
   mkdir -p "$SYNCTOOL_CACHE/markers"
   # Two runs on one machine must not write the cache at once.
@@ -178,6 +183,8 @@ install_servers() {
     postgres-18) install_postgres_18 ;;
     postgres-*) install_postgres_npm "${name#postgres-}" ;;
     libduckdb) install_libduckdb ;;
+    pgbackrest) install_pgbackrest ;;
+    barman) install_barman ;;
     openssl) install_openssl ;;
     mariadb) install_mariadb ;;
     redis) install_redis ;;

@@ -409,6 +409,11 @@ async fn run(command: &str, timeout: Duration, file: &str, path: &Path) -> Resul
     }
 }
 
+/// The end of what a command said on its standard error, in one line.
+pub(super) fn last_words(said: Vec<u8>) -> Option<String> {
+    LastWords(said).text()
+}
+
 /// The end of what a command says on its standard error.
 #[derive(Default)]
 struct LastWords(Vec<u8>);

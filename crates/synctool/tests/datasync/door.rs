@@ -336,13 +336,11 @@ fn doctor_tells_what_is_missing_and_how_to_mend_it() {
         .production
         .psql("INSERT INTO other SELECT generate_series(1, 30000)");
     world.archived();
-    world
-        .run(&["doctor"])
-        .fails(
-            1,
-            &[
-                &format!("base backup starts at segment {first} but the oldest archived file is "),
-                ": WAL between them is gone, take a new base backup",
-            ],
-        );
+    world.run(&["doctor"]).fails(
+        1,
+        &[
+            &format!("base backup starts at segment {first} but the oldest archived file is "),
+            ": WAL between them is gone, take a new base backup",
+        ],
+    );
 }

@@ -15,6 +15,7 @@ mod rights;
 mod shapes;
 mod silent;
 mod tables;
+mod tools;
 mod troubles;
 mod types;
 mod witness;

@@ -289,8 +289,9 @@ async fn base_backups_come_in_several_forms() {
         fs::create_dir_all(&directory).unwrap();
         Scratch::create(scratch_config(&bin_dir(server), &directory), &Backup::Command(text))
     };
-    let error = command("exit 3".into()).unwrap_err();
+    let error = command("echo 'there is no stanza' >&2; exit 3".into()).unwrap_err();
     assert!(error.message().contains("base_restore_command failed"), "{error}");
+    assert!(error.to_string().contains("there is no stanza"), "{error}");
     let restored = command(format!("cp -a {}/. %p/", backup.display())).unwrap();
     assert_eq!(*restored.label(), label);
 

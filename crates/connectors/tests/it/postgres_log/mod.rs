@@ -140,25 +140,31 @@ impl Capture {
         }
     }
 
+    /// Waits until somebody reads the log.
+    async fn until_read(&self) {
+        // A slot that is still being made is active, too, and would wait for transactions that are open.
+        let is_read = format!(
+            "SELECT count(*) > 0 FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid \
+             WHERE s.slot_name = '{}'",
+            self.options.slot
+        );
+        let patience = Duration::from_secs(30);
+        synctool_testkit::eventually("the log to be read", patience, async || self.from.psql(&is_read) == "t").await;
+    }
+
     /// Follows the log; while its first chunk of `t` waits for the table, another session does this to it and commits.
     async fn while_a_chunk_waits(&self, sql: &str) -> Following {
         let source = self.source(self.options.clone());
         source.steering().requests().pause(Pause::Chunks);
         let following = Following::of(self, source.clone()).await;
-        let slot = &self.options.slot;
-        // A slot that is still being made is active, too, and would wait for the other session's transaction.
-        let is_read = format!(
-            "SELECT count(*) > 0 FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid \
-             WHERE s.slot_name = '{slot}'"
-        );
-        let patience = Duration::from_secs(30);
-        synctool_testkit::eventually("the log to be read", patience, async || self.from.psql(&is_read) == "t").await;
+        self.until_read().await;
         let other = self.from.connect().await;
         other
             .batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
             .await
             .unwrap();
         source.steering().requests().pause(Pause::None);
+        let patience = Duration::from_secs(30);
         let waits = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
         synctool_testkit::eventually("a chunk to wait", patience, async || self.from.psql(waits) == "t").await;
         other.batch_execute(&format!("{sql}; COMMIT")).await.unwrap();

@@ -154,6 +154,7 @@ on_servers! {
         let source = c.source(c.options.clone());
         source.steering().requests().pause(Pause::Chunks);
         let following = Following::of(&c, source.clone()).await;
+        c.until_read().await;
         c.from.psql("UPDATE t SET a = 'b' WHERE id IN (500, 2500)");
         shapes::until_equal(&c, "SELECT id FROM t WHERE a = 'b'", "SELECT id FROM t").await;
         c.from.psql("ALTER TABLE t ADD c int; UPDATE t SET c = 1, a = 'b' WHERE id = 1500");

@@ -14,8 +14,7 @@ on_servers! {
             let source = c.source(c.options.clone());
             source.steering().requests().pause(Pause::Chunks);
             let following = Following::of(&c, source.clone()).await;
-            let is_active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{}'", c.options.slot);
-            synctool_testkit::eventually("the log to be read", Duration::from_secs(30), async || c.from.psql(&is_active) == "t").await;
+            c.until_read().await;
             c.from.psql(ddl);
             source.steering().requests().pause(Pause::None);
             (c, following)

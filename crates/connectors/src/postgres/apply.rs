@@ -863,7 +863,7 @@ impl Table {
         let count = pending.changes.len();
         let most = match self.loading {
             0 => 0,
-            ..=EARLY => FEW_KNOWN,
+            1..=EARLY => FEW_KNOWN,
             _ => KNOWN,
         };
         let new = pending.take_new(&mut self.known, most);

@@ -53,9 +53,6 @@ pub enum RowForm {
     Fast(String),
     /// MD5 of the canonical form.
     Canonical,
-    /// A hash that is stored in this column (a name in [`ReadSpec::columns`]): an integer, or hexadecimal text of which
-    /// the first 16 digits count. Plans of older versions have it; it does not see that rows trade their hashes.
-    Stored(String),
 }
 
 /// How the rows of a slice are grouped into blocks. Both ends group by the same.
@@ -322,6 +319,9 @@ fn each_row(
     rows: &RecordBatch,
     take: &mut impl FnMut(i64, Vec<Option<String>>, u128),
 ) -> Result<()> {
+    if let RowForm::Fast(_) = request.form {
+        return Err(Error::bug("an engine's own hash cannot be made by reading rows"));
+    }
     let mut form = Vec::new();
     for row in 0..rows.num_rows() {
         form.clear();
@@ -332,46 +332,14 @@ fn each_row(
             key.push(value);
         }
         let block = block_of(request.blocks, key.first().and_then(Option::as_deref), &form)?;
-        let hash = match &request.form {
-            RowForm::Fast(_) => return Err(Error::bug("an engine's own hash cannot be made by reading rows")),
-            RowForm::Stored(column) => {
-                let place = request
-                    .read
-                    .columns
-                    .iter()
-                    .position(|c| c.column.name == *column)
-                    .ok_or_else(|| Error::bug("a stored hash that is not read"))?;
-                stored(text::cell(rows.column(place), row)?.as_deref())
-            }
-            RowForm::Canonical => {
-                form.clear();
-                for field in &request.compared {
-                    let value = text::cell(rows.column(field.place), row)?;
-                    push_field(&mut form, &field.ty, value.as_deref())?;
-                }
-                digest(&form)
-            }
-        };
-        take(block, key, hash);
+        form.clear();
+        for field in &request.compared {
+            let value = text::cell(rows.column(field.place), row)?;
+            push_field(&mut form, &field.ty, value.as_deref())?;
+        }
+        take(block, key, digest(&form));
     }
     Ok(())
-}
-
-/// The 128 bits that a stored hash stands for: an integer as it is (two's complement in 64 bits), the first 16 digits of
-/// hexadecimal text; NULL, and what is neither, count as no hash at all (all ones).
-pub fn stored(value: Option<&str>) -> u128 {
-    let Some(value) = value else { return u128::MAX };
-    if let Ok(n) = value.parse::<i64>() {
-        return u128::from(n as u64);
-    }
-    let digits = &value.as_bytes()[..value.len().min(16)];
-    match std::str::from_utf8(digits)
-        .ok()
-        .and_then(|d| u64::from_str_radix(d, 16).ok())
-    {
-        Some(n) => u128::from(n),
-        None => u128::MAX,
-    }
 }
 
 #[async_trait]

@@ -163,7 +163,14 @@ fn stored_plan(c: &mut ManagedConnection, pipeline: &str) -> Result<Option<(Stor
     let Some([Some(plan), finished, published]) = found.first().map(Vec::as_slice) else {
         return Ok(None);
     };
-    let bad = |e| Error::new(code::STATE_STORE, "a stored plan cannot be read").caused_by(e);
+    let bad = |e| {
+        Error::new(
+            code::STATE_STORE,
+            format!("the stored plan of pipeline {pipeline} cannot be read"),
+        )
+        .hint(format!("start over: synctool state reset {pipeline}"))
+        .caused_by(e)
+    };
     let applied: Applied = published
         .as_deref()
         .map(serde_json::from_str)
@@ -627,7 +634,8 @@ impl Destination for DuckDbDestination {
         let pipeline = pipeline.to_string();
         self.transaction(move |c| {
             raise_generation(c, &pipeline)?;
-            if let Some((old, _)) = stored_plan(c, &pipeline)? {
+            // A plan that cannot be read is what forgetting is for.
+            if let Ok(Some((old, _))) = stored_plan(c, &pipeline) {
                 drop_loads(c, &old.plan)?;
             }
             execute(c, "DELETE FROM main._synctool_plan WHERE pipeline = ?", &[&pipeline])?;

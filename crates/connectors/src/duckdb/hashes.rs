@@ -11,7 +11,6 @@ use synctool_core::schema::{Column, ColumnType};
 
 /// 2^64.
 const WHOLE: &str = "18446744073709551616::HUGEINT";
-const ALL_ONES: &str = "18446744073709551615::HUGEINT";
 
 /// The text of a value's field, without what ends or begins it; `None` where DuckDB has no way to it.
 fn field_text(v: &str, stored: &ColumnType, agreed: &ColumnType) -> Option<String> {
@@ -101,29 +100,10 @@ async fn hashed(
             form(&request.key)?
         ),
     };
-    let (hash, high, low) = match &request.form {
-        RowForm::Fast(_) => return Err(Error::bug("DuckDB has no hash of its own")),
-        RowForm::Canonical => (
-            format!("md5({})", form(&request.compared)?),
-            half("m", 1),
-            half("m", 17),
-        ),
-        RowForm::Stored(name) => {
-            let at = request.read.columns.iter().position(|c| c.column.name == *name);
-            let at = at.ok_or_else(|| Error::bug("a stored hash that is not read"))?;
-            let integer = "regexp_full_match(m, '[+-]?[0-9]{1,19}') AND TRY_CAST(m AS BIGINT) IS NOT NULL";
-            let hex = "regexp_full_match(substr(m, 1, 16), '[0-9a-fA-F]{1,16}')";
-            (
-                format!("CAST(v{at} AS VARCHAR)"),
-                format!("CASE WHEN m IS NOT NULL AND (({integer}) OR {hex}) THEN 0::HUGEINT ELSE {ALL_ONES} END"),
-                format!(
-                    "CASE WHEN m IS NULL THEN {ALL_ONES} \
-                     WHEN {integer} THEN (CAST(m AS BIGINT)::HUGEINT + {WHOLE}) % {WHOLE} \
-                     WHEN {hex} THEN CAST('0x' || substr(m, 1, 16) AS UBIGINT)::HUGEINT ELSE {ALL_ONES} END"
-                ),
-            )
-        }
-    };
+    if let RowForm::Fast(_) = request.form {
+        return Err(Error::bug("DuckDB has no hash of its own"));
+    }
+    let (row, high, low) = (form(&request.compared)?, half("m", 1), half("m", 17));
     let named: Vec<String> = values.iter().enumerate().map(|(i, v)| format!("{v} AS v{i}")).collect();
     let kept = match keys {
         true => request
@@ -135,7 +115,7 @@ async fn hashed(
         false => String::new(),
     };
     let sql = format!(
-        "(SELECT b, {high} AS h, {low} AS l{} FROM (SELECT {block} AS b, {hash} AS m{kept} FROM (SELECT {}{from}{filter}{})))",
+        "(SELECT b, {high} AS h, {low} AS l{} FROM (SELECT {block} AS b, md5({row}) AS m{kept} FROM (SELECT {}{from}{filter}{})))",
         match keys {
             true => (0..request.key.len()).map(|i| format!(", k{i}")).collect(),
             false => String::new(),

@@ -1,14 +1,13 @@
 //! Hashes of blocks of rows, computed by the server in the canonical form of [`synctool_core::blocks`].
 
 use super::client::{Mysql, Session, number, text};
-use super::source::{conditions, snapshot, texts};
+use super::source::{conditions, snapshot};
 use super::sql::{self, column_sql};
 use super::types;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use synctool_core::blocks::{self, Block, BlockHashes, Blocks, Field, HashRequest, RowForm, RowHash};
 use synctool_core::error::{Error, Result, code};
-use synctool_core::ledger::Tally;
 use synctool_core::plan::ReadSpec;
 use synctool_core::schema::{Column, ColumnType};
 
@@ -147,19 +146,12 @@ fn block(request: &HashRequest) -> Result<String> {
     }
 }
 
-fn no_fast_form() -> Error {
-    Error::bug("MySQL has no fast hash of whole records")
-}
-
-/// The place and expression of a stored hash.
-fn stored_hash(request: &HashRequest, column: &str) -> Result<(String, Column)> {
-    let found = request
-        .read
-        .columns
-        .iter()
-        .find(|c| c.column.name == column)
-        .ok_or_else(|| Error::bug("a stored hash that is not read"))?;
-    Ok((column_sql(&request.read, found), found.column.clone()))
+/// The hash of a row, as SQL.
+fn hash(request: &HashRequest) -> Result<String> {
+    match request.form {
+        RowForm::Fast(_) => Err(Error::bug("MySQL has no fast hash of whole records")),
+        RowForm::Canonical => Ok(format!("MD5({})", form(&request.read, &request.compared)?)),
+    }
 }
 
 #[async_trait]
@@ -175,34 +167,7 @@ impl BlockHashes for MysqlHashes {
     async fn blocks(&self, request: &HashRequest) -> Result<BTreeMap<i64, Block>> {
         let block = block(request)?;
         let what = format!("hashing {}", request.read.table);
-        if let RowForm::Stored(column) = &request.form {
-            // What a stored hash stands for is decided on our side; only block and hash travel.
-            let (expression, column) = stored_hash(request, column)?;
-            let shown = types::select(&expression, &column);
-            let (session, rest) = self.begin(request).await?;
-            let mut rows = session.stream(format!("SELECT {block}, {shown} {rest}"), &what).await?;
-            let mut found: BTreeMap<i64, Tally> = BTreeMap::new();
-            while let Some(row) = rows.next().await? {
-                let hash = shifted(&row, &column)?;
-                found
-                    .entry(number_of(&row, 0)?)
-                    .or_default()
-                    .add_row(blocks::stored(hash.as_deref()));
-            }
-            let whole = |(id, t): (i64, Tally)| {
-                let block = Block {
-                    rows: t.rows,
-                    high: t.hash_high,
-                    low: t.hash_low,
-                };
-                (id, block)
-            };
-            return Ok(found.into_iter().map(whole).collect());
-        }
-        if let RowForm::Fast(_) = request.form {
-            return Err(no_fast_form());
-        }
-        let hash = format!("MD5({})", form(&request.read, &request.compared)?);
+        let hash = hash(request)?;
         let half = |side: &str| format!("CAST(SUM(CAST(CONV({side}(h, 16), 16, 10) AS DECIMAL(20,0))) AS CHAR)");
         let (session, rest) = self.begin(request).await?;
         let mut rows = session
@@ -240,14 +205,7 @@ impl BlockHashes for MysqlHashes {
     async fn rows(&self, request: &HashRequest, wanted: &[i64]) -> Result<Vec<RowHash>> {
         let block = block(request)?;
         let what = format!("hashing rows of {}", request.read.table);
-        let (hash, stored) = match &request.form {
-            RowForm::Canonical => (format!("MD5({})", form(&request.read, &request.compared)?), None),
-            RowForm::Stored(column) => {
-                let (expression, column) = stored_hash(request, column)?;
-                (types::select(&expression, &column), Some(column))
-            }
-            RowForm::Fast(_) => return Err(no_fast_form()),
-        };
+        let hash = hash(request)?;
         let mut keys = Vec::new();
         let mut shown = vec![hash];
         for field in &request.key {
@@ -277,13 +235,8 @@ impl BlockHashes for MysqlHashes {
             );
             let mut rows = session.stream(sql, &what).await?;
             while let Some(mut row) = rows.next().await? {
-                let hash = match &stored {
-                    Some(column) => blocks::stored(texts(&row, std::slice::from_ref(column))?[0].as_deref()),
-                    None => match text(&row, 0).and_then(|t| u128::from_str_radix(&t, 16).ok()) {
-                        Some(hash) => hash,
-                        None => return Err(too_long()),
-                    },
-                };
+                let hash = text(&row, 0).and_then(|t| u128::from_str_radix(&t, 16).ok());
+                let hash = hash.ok_or_else(too_long)?;
                 let values: Vec<mysql_async::Value> = (1..shown.len())
                     .map(|i| row.take(i).unwrap_or(mysql_async::Value::NULL))
                     .collect();
@@ -299,11 +252,6 @@ impl BlockHashes for MysqlHashes {
         }
         Ok(found)
     }
-}
-
-/// The second cell of a row as canonical text.
-fn shifted(row: &mysql_async::Row, column: &Column) -> Result<Option<String>> {
-    cell(row.as_ref(1).cloned().unwrap_or(mysql_async::Value::NULL), column)
 }
 
 /// A cell as the canonical text of its column's Arrow form.

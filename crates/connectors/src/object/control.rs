@@ -103,7 +103,7 @@ impl Control {
     /// The newest plan.
     pub(super) fn plan(&self) -> Result<Option<Plan>> {
         let newest = self.generation()?;
-        let raised: Option<Raised> = store::read_json(&self.file("generation-", newest))?;
+        let raised: Option<Raised> = store::read_json(&self.file("generation-", newest)).map_err(|e| self.unread(e))?;
         match raised {
             Some(r) if r.pipeline != self.pipeline => Err(Error::bug(format!(
                 "pipelines {} and {} have the same control folder; rename one",
@@ -111,6 +111,20 @@ impl Control {
             ))),
             Some(r) => Ok(r.plan),
             None => Ok(None),
+        }
+    }
+
+    /// What is wrong with a plan that is no plan to us.
+    fn unread(&self, e: Error) -> Error {
+        let name = &self.pipeline;
+        match e.code() == code::FILE_MALFORMED {
+            true => Error::new(
+                code::STATE_STORE,
+                format!("the stored plan of pipeline {name} cannot be read"),
+            )
+            .hint(format!("start over: synctool state reset {name}"))
+            .caused_by(e),
+            false => e,
         }
     }
 

@@ -323,7 +323,11 @@ impl Destination for Folder {
         let (place, control) = (self.place.clone(), self.control(pipeline));
         blocking(move || {
             if control.generation()? > 0 {
-                let plan = control.plan()?;
+                let plan = match control.plan() {
+                    // A plan that cannot be read is what forgetting is for.
+                    Err(e) if e.code() == code::STATE_STORE => None,
+                    plan => plan?,
+                };
                 let _locked = settle::lock(&place, plan.iter().flat_map(settle::direct))?;
                 control.raise(None)?;
             }

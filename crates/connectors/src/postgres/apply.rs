@@ -12,7 +12,7 @@ use super::merge::{Mapping, columns_of, oid_of};
 use super::rows::{CopyForm, RowEncoder};
 use super::slices::{self, Order};
 use super::sql::ident;
-use super::stage::{Batch, Count, Failed, Few, Kind, Stage, Straight, counts, upserted};
+use super::stage::{Batch, Count, Failed, Few, Kind, Stage, counts, upserted};
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
 use arrow_row::{RowConverter, SortField};
@@ -902,10 +902,13 @@ impl Table {
         let rows: Vec<(usize, usize)> = new.iter().filter_map(place).collect();
         let written = rows.len() as u64;
         let is_little = rows.len() <= FEW && pending.bytes <= LITTLE;
-        let prepared = &mut self.prepared;
+        let (values, prepared) = (&self.stage.values, &mut self.prepared);
         let done = match straight.few.as_ref().filter(|_| is_little) {
-            Some(few) => insert_few(session, &mut prepared.insert, (straight, few), pending, &rows, opening).await,
-            None => copy_straight(session, &mut prepared.straight, straight, pending, &rows, opening).await,
+            Some(few) => insert_few(session, &mut prepared.insert, (values, few), pending, &rows, opening).await,
+            None => {
+                let copy = straight.copy.as_str();
+                copy_straight(session, &mut prepared.straight, (values, copy), pending, &rows, opening).await
+            }
         };
         match done {
             Ok(()) => Ok(Some(Applied {
@@ -1193,19 +1196,19 @@ async fn fill(
 async fn copy_straight(
     session: &Connection,
     known: &mut Option<Statement>,
-    straight: &Straight,
+    (values, copy): (&RowEncoder, &str),
     pending: &Pending,
     rows: &[(usize, usize)],
     opening: &mut Option<String>,
 ) -> Result<(), Failed> {
-    let copy = prepared(session, known, &straight.copy, &[]).await?;
+    let copy = prepared(session, known, copy, &[]).await?;
     // The savepoint and what follows travel together, and so do the end of the rows and its release: after a failure the
     // one that is behind it fails as well, and undoes nothing.
     let savepoint = after(opening, "SAVEPOINT synctool_straight");
     let (savepoint, copy) = join(run(session, &savepoint), session.copy_in(copy)).await;
     savepoint?;
     let mut copy = Box::pin(copy?);
-    feed(copy.as_mut(), &straight.encoder, &pending.batches, rows.iter().copied()).await?;
+    feed(copy.as_mut(), values, &pending.batches, rows.iter().copied()).await?;
     let release = run(session, "RELEASE SAVEPOINT synctool_straight");
     let (stored, released) = join(copy.as_mut().finish(), release).await;
     stored?;
@@ -1216,13 +1219,13 @@ async fn copy_straight(
 async fn insert_few(
     session: &Connection,
     known: &mut Option<Statement>,
-    (straight, few): (&Straight, &Few),
+    (values, few): (&RowEncoder, &Few),
     pending: &Pending,
     rows: &[(usize, usize)],
     opening: &mut Option<String>,
 ) -> Result<(), Failed> {
     let insert = prepared(session, known, &few.insert, &few.types).await?;
-    let arrays = straight.encoder.arrays(&pending.batches, rows, &few.types)?;
+    let arrays = values.arrays(&pending.batches, rows, &few.types)?;
     let arrays: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|array| array as _).collect();
     let savepoint = after(opening, "SAVEPOINT synctool_straight");
     let (savepoint, stored, released) = join3(

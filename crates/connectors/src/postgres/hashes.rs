@@ -123,10 +123,6 @@ fn hash_of(row: &Row, at: usize, form: &RowForm) -> Result<u128> {
     match form {
         RowForm::Canonical => u128::from_str_radix(row.get(at), 16).map_err(|_| Error::bug("an MD5 is no number")),
         RowForm::Fast(_) => Ok(u128::from(row.get::<_, i64>(at) as u64)),
-        RowForm::Stored(_) => {
-            let half = |i: usize| u128::from(row.get::<_, i64>(i) as u64);
-            Ok(half(at) << 64 | half(at + 1))
-        }
     }
 }
 
@@ -196,29 +192,17 @@ impl<'a> Scan<'a> {
     fn blocks(&self) -> Result<Text> {
         let block = self.block()?;
         let mut out = Text::default();
-        match &self.request.form {
-            RowForm::Fast(signature) => {
-                out.push("SELECT h.k, count(*), NULL::text, sum(h.h)::text FROM (");
-                // Computed below the grouping: a third cheaper than within it.
-                let list = format!("{block} AS k, {} AS h", self.fast(signature)?);
-                self.statement(&mut out, &list, &[], None)?;
-                out.push(" OFFSET 0) AS h");
-            }
-            RowForm::Canonical => {
-                out.push(
-                    "SELECT h.k, count(*), sum(h.h::bit(64)::int8)::text, sum((h.h << 64)::bit(64)::int8)::text FROM (",
-                );
-                let list = format!("{block} AS k, ('x' || {})::bit(128) AS h", self.md5()?);
-                self.statement(&mut out, &list, &[], None)?;
-                out.push(" OFFSET 0) AS h");
-            }
-            RowForm::Stored(column) => {
-                let (high, low) = self.stored(column)?;
-                let list = format!("{block}, count(*), sum({high})::text, sum({low})::text");
-                self.statement(&mut out, &list, &[], None)?;
-            }
-        }
-        out.push(" GROUP BY 1");
+        let (sums, hash) = match &self.request.form {
+            RowForm::Fast(signature) => ("NULL::text, sum(h.h)::text", self.fast(signature)?),
+            RowForm::Canonical => (
+                "sum(h.h::bit(64)::int8)::text, sum((h.h << 64)::bit(64)::int8)::text",
+                format!("('x' || {})::bit(128)", self.md5()?),
+            ),
+        };
+        // Hashed below the grouping: a third cheaper than within it.
+        out.push(&format!("SELECT h.k, count(*), {sums} FROM ("));
+        self.statement(&mut out, &format!("{block} AS k, {hash} AS h"), &[], None)?;
+        out.push(" OFFSET 0) AS h GROUP BY 1");
         Ok(out)
     }
 
@@ -233,14 +217,10 @@ impl<'a> Scan<'a> {
             .iter()
             .map(|f| as_text(&self.column(f.place), &self.request.read.columns[f.place].column))
             .collect();
-        match &self.request.form {
-            RowForm::Fast(signature) => list.push(self.fast(signature)?),
-            RowForm::Canonical => list.push(self.md5()?),
-            RowForm::Stored(column) => {
-                let (high, low) = self.stored(column)?;
-                list.extend([high, low]);
-            }
-        }
+        list.push(match &self.request.form {
+            RowForm::Fast(signature) => self.fast(signature)?,
+            RowForm::Canonical => self.md5()?,
+        });
         let list = list.join(", ");
         match self.request.blocks {
             Blocks::Divide { width } => {
@@ -356,39 +336,6 @@ impl<'a> Scan<'a> {
             (true, true) => format!("octet_length({value}), {}, {value}", end(":")),
             (true, false) => format!("octet_length(convert_to({value}, 'UTF8')), {}, {value}", end(":")),
         })
-    }
-
-    /// The halves that a stored hash stands for, as [`synctool_core::blocks::stored`] reads it.
-    fn stored(&self, name: &str) -> Result<(String, String)> {
-        let columns = &self.request.read.columns;
-        let place = columns
-            .iter()
-            .position(|c| c.column.name == name)
-            .ok_or_else(|| Error::bug("a stored hash that is not read"))?;
-        let (c, column) = (self.column(place), &columns[place].column);
-        if matches!(column.ty, ColumnType::Int16 | ColumnType::Int32 | ColumnType::Int64) {
-            return Ok((
-                format!("CASE WHEN {c} IS NULL THEN -1 ELSE 0 END::int8"),
-                format!("coalesce({c}, -1)::int8"),
-            ));
-        }
-        let text = as_text(&c, column);
-        let integer = format!(
-            "{text} ~ '^[+-]?[0-9]+$' AND {text}::numeric BETWEEN {} AND {}",
-            i64::MIN,
-            i64::MAX
-        );
-        // A shorter text counts as a whole.
-        let hex = format!(
-            "{text} ~ '^([0-9A-Fa-f]{{16}}|[0-9A-Fa-f]{{1,15}}$|[+][0-9A-Fa-f]{{15}}|[+][0-9A-Fa-f]{{1,14}}$)'"
-        );
-        Ok((
-            format!("CASE WHEN ({integer}) OR {hex} THEN 0 ELSE -1 END::int8"),
-            format!(
-                "CASE WHEN {integer} THEN {text}::numeric::int8 \
-                 WHEN {hex} THEN ('x' || lpad(ltrim(left({text}, 16), '+'), 16, '0'))::bit(64)::int8 ELSE -1 END::int8"
-            ),
-        ))
     }
 }
 

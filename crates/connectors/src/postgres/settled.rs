@@ -214,7 +214,8 @@ fn span(seconds: f64) -> String {
 /// A subscription brings rows with the stamps of their publisher, in transactions that begin here later. One that is
 /// disabled is refused, too: what it brings once it is enabled again was stamped long before.
 async fn refuse_subscribed(connection: &Connection, schema: &str, name: &str) -> Result<()> {
-    // The table, what is read through it, and whose partitions all these are: a subscription names either. Its own catalog hides the connection from most roles, the view shows names to all.
+    // The table, what is read through it, and whose partitions all these are: a subscription names either. Its own
+    // catalog hides the connection from most roles, the view shows names to all.
     let sql = format!(
         "WITH RECURSIVE seen(oid) AS (
             SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

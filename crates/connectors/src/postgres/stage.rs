@@ -64,7 +64,7 @@ pub(super) struct Stage {
     create: String,
     pub(super) encoder: RowEncoder,
     pub(super) copy: String,
-    /// The same for whole rows that need nothing beside their values ([`Stage::upsert`]).
+    /// The same for whole rows that need nothing beside their values ([`Stage::upsert`], [`Straight`]).
     pub(super) values: RowEncoder,
     pub(super) copy_values: String,
     /// The way of whole rows straight into the table, where they need nothing on it.
@@ -74,7 +74,6 @@ pub(super) struct Stage {
 /// The ways into the table itself.
 #[derive(Debug)]
 pub(super) struct Straight {
-    pub(super) encoder: RowEncoder,
     pub(super) copy: String,
     /// The way of a few rows, if their values can be given as arrays.
     pub(super) few: Option<Few>,
@@ -149,19 +148,11 @@ impl Stage {
         let definition: Vec<String> = names.iter().zip(&types).map(|(n, t)| format!("{n} {t}")).collect();
         let encoder = RowEncoder::new(&staged, &types, None)?;
         let values = RowEncoder::new(&schema.columns, &target.types, None)?;
-        let straight = match columns.iter().all(|c| c.written && c.cast.is_none()) {
-            true => {
-                let encoder = RowEncoder::new(&schema.columns, &target.types, None)?;
-                let few = Few::into(target, mapping).filter(|_| encoder.form() == CopyForm::Binary);
-                let names = schema.columns.iter().map(|c| &c.name);
-                Some(Straight {
-                    copy: encoder.copy_statement(&target.table, names),
-                    few,
-                    encoder,
-                })
-            }
-            false => None,
-        };
+        let needs_nothing = columns.iter().all(|c| c.written && c.cast.is_none());
+        let straight = needs_nothing.then(|| Straight {
+            copy: values.copy_statement(&target.table, schema.columns.iter().map(|c| &c.name)),
+            few: Few::into(target, mapping).filter(|_| values.form() == CopyForm::Binary),
+        });
         let name = quoted(&id);
         Ok(Stage {
             create: format!(

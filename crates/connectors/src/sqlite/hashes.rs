@@ -87,36 +87,18 @@ fn each(
     for (i, p) in query.parameters.iter().enumerate() {
         statement.raw_bind_parameter(i + 1, p).map_err(failed(doing))?;
     }
-    let stored = match &request.form {
-        RowForm::Fast(_) => return Err(Error::bug("SQLite has no hash of its own")),
-        RowForm::Canonical => None,
-        RowForm::Stored(name) => Some(
-            request
-                .read
-                .columns
-                .iter()
-                .position(|c| c.column.name == *name)
-                .ok_or_else(|| Error::bug("a stored hash that is not read"))?,
-        ),
-    };
+    if let RowForm::Fast(_) = request.form {
+        return Err(Error::bug("SQLite has no hash of its own"));
+    }
     let mut rows = statement.raw_query();
     let mut form = Vec::new();
     while let Some(row) = rows.next().map_err(failed(doing))? {
         let block = block(request, row, &mut form)?;
-        let hash = match stored {
-            Some(place) => {
-                let column = &request.read.columns[place].column;
-                blocks::stored(query::canonical(column, value(row, place)?)?.as_deref())
-            }
-            None => {
-                form.clear();
-                for f in &request.compared {
-                    field(&mut form, column(request, f), &f.ty, value(row, f.place)?)?;
-                }
-                blocks::digest(&form)
-            }
-        };
-        take(block, hash, row)?;
+        form.clear();
+        for f in &request.compared {
+            field(&mut form, column(request, f), &f.ty, value(row, f.place)?)?;
+        }
+        take(block, blocks::digest(&form), row)?;
     }
     Ok(())
 }

@@ -386,33 +386,6 @@ async fn joins_and_groups_are_hashed_as_they_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stored_hashes_are_taken_as_they_are() {
-    let db = Server::shared(PgVersion::V18).database("hashes");
-    db.psql(
-        "CREATE TABLE t (id int PRIMARY KEY, n bigint, h text);
-         INSERT INTO t VALUES (1, -5, 'd41d8cd98f00b204e9800998ecf8427e'), (2, NULL, NULL), (3, 9223372036854775807, ''),
-           (4, 0, '12345678901234567890123456789012'), (5, 1, '1234'), (6, 2, 'abc'), (7, 3, 'no hash'), (8, 4, '-77'),
-           (9, 5, '+ff'), (10, 6, 'FFFFFFFFFFFFFFFF'), (11, 7, 'ffffffffffffff-'), (12, 8, '9223372036854775807'),
-           (13, 9, '9223372036854775808'), (14, 10, '0000000000000000000000000000000000012'), (15, 11, 'äbc')",
-    );
-    let source: Arc<dyn Source> = Arc::new(open(&db).source());
-    let id = TableId::new("public", "t");
-    let schema = source.describe(&id).await.unwrap();
-    let read = ReadSpec::all(id, &schema.columns);
-    for column in ["n", "h"] {
-        let request = HashRequest {
-            compared: vec![],
-            key: vec![field(&read, 0)],
-            slice: Slice::All,
-            form: RowForm::Stored(column.into()),
-            blocks: Blocks::Divide { width: 1 },
-            read: read.clone(),
-        };
-        both(&source, &request).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_fast_form_is_the_same_on_two_servers_and_sees_every_change() {
     const ROWS: &str =
         "CREATE TABLE t (id bigint PRIMARY KEY, a int, n numeric(12,2), t text, c char(5), ok boolean, d date,

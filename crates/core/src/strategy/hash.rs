@@ -805,10 +805,7 @@ impl Pair {
             compared,
             key: side.key.clone(),
             slice: slice.clone(),
-            form: match keys_only {
-                true if matches!(self.spec.form, RowForm::Stored(_)) => RowForm::Canonical,
-                _ => self.spec.form.clone(),
-            },
+            form: self.spec.form.clone(),
             blocks,
         }
     }

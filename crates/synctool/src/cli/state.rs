@@ -7,7 +7,7 @@ use crate::pipeline::log::LogPipeline;
 use crate::state::{self, Retention, StateDocument, rfc3339};
 use serde_json::{Value, json};
 use std::path::Path;
-use synctool_core::error::{Error, Result};
+use synctool_core::error::{Error, Result, code};
 
 /// `synctool state …`.
 pub(super) async fn state(command: StateCommand, globals: &Globals) -> Result<Reply> {
@@ -84,9 +84,8 @@ async fn reset(said: &str, strategy: Option<&str>, globals: &Globals) -> Result<
     }
     let name = pipeline.name();
     let mut lost = Vec::new();
-    let stored = pipeline.stored().await?;
-    match &stored {
-        Some((plan, false, checkpoint)) => lost.push(format!(
+    match pipeline.stored().await {
+        Ok(Some((plan, false, checkpoint))) => lost.push(format!(
             "at the destination: run {} of {}, {} of {} partitions done, {} rows loaded beside the table",
             plan.run_id,
             plan.created_at,
@@ -94,11 +93,14 @@ async fn reset(said: &str, strategy: Option<&str>, globals: &Globals) -> Result<
             plan.partitions().count(),
             out::number(checkpoint.values().map(|s| s.applied.written).sum()),
         )),
-        Some((plan, true, _)) => lost.push(format!(
+        Ok(Some((plan, true, _))) => lost.push(format!(
             "at the destination: that run {} of {} is finished (nothing is in progress)",
             plan.run_id, plan.created_at
         )),
-        None => {}
+        Ok(None) => {}
+        // What cannot be read is what forgetting is for.
+        Err(e) if e.code() == code::STATE_STORE => lost.push(format!("at the destination: {}", e.message())),
+        Err(e) => return Err(e),
     }
     let memory = runs::memory(globals).await?;
     if let Some(memory) = &memory

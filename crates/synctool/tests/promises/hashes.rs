@@ -164,6 +164,11 @@ fn counts_are_compared_too() {
     }
 }
 
+/// Compared by a hash that the source stores itself.
+const HASHED: &str = "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\n\
+     columns:\n  - {source: id}\n  - {source: v}\n  - {source: h, hash_key: true}\n\
+     strategies: [{name: hash, type: hash}]\n";
+
 /// A hash that the source stores itself is compared in place of the columns.
 #[test]
 fn a_hash_of_the_source_is_compared_as_it_is() {
@@ -173,12 +178,7 @@ fn a_hash_of_the_source_is_compared_as_it_is() {
          INSERT INTO items SELECT i, i, i * 7 FROM generate_series(1, 1000) i",
     );
     let place = here(&db);
-    place.write(
-        "p.yaml",
-        "name: p\nsource: {datastore: from, table: public.items}\ndestination: {datastore: to, table: public.copies}\n\
-         columns:\n  - {source: id}\n  - {source: v}\n  - {source: h, hash_key: true}\n\
-         strategies: [{name: hash, type: hash}]\n",
-    );
+    place.write("p.yaml", HASHED);
     place.json(&["run", "p.yaml"], 0);
     db.psql("UPDATE items SET v = -1 WHERE id = 5; UPDATE items SET v = -1, h = -1 WHERE id = 6");
     let mended = place.json(&["run", "p.yaml"], 0);
@@ -204,12 +204,7 @@ fn rows_that_trade_their_stored_hashes_are_seen() {
         End::Sqlite(folder()),
     ] {
         let place = Place::new(&[("from", postgres(&from)), ("to", to.entry())]);
-        place.write(
-            "p.yaml",
-            "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\n\
-             columns:\n  - {source: id}\n  - {source: v}\n  - {source: h, hash_key: true}\n\
-             strategies: [{name: hash, type: hash}]\n",
-        );
+        place.write("p.yaml", HASHED);
         place.json(&["run", "p.yaml"], 0);
         to.change("UPDATE copies SET v = 11 - v, h = 77 - h WHERE id IN (5, 6)");
         let found = place.json(&["verify", "p.yaml"], 3);
@@ -217,6 +212,53 @@ fn rows_that_trade_their_stored_hashes_are_seen() {
         let mended = place.json(&["run", "p.yaml"], 0);
         assert_eq!(mended["updated"], 2, "{mended}");
         place.json(&["verify", "p.yaml"], 0);
+    }
+}
+
+/// Without the hash at the destination there is nothing to compare by.
+#[test]
+fn a_destination_without_the_hash_of_the_source_is_refused() {
+    let db = database("without_hash");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int, h bigint); INSERT INTO items VALUES (1, 1, 7);
+         CREATE TABLE copies(id int PRIMARY KEY, v int); INSERT INTO copies VALUES (2, 2)",
+    );
+    let place = here(&db);
+    place.write("p.yaml", HASHED);
+    let refused = place.synctool(&["run", "p.yaml"]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("no column h"), "{told}");
+    assert_eq!(db.psql("SELECT string_agg(id::text, ' ') FROM copies").trim(), "2");
+}
+
+/// Plans of older versions compare by a form that is not known any more: that is told, and forgotten unread.
+#[test]
+fn a_plan_that_cannot_be_read_is_told_and_forgotten() {
+    let from = database("unread_from");
+    from.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, v int NOT NULL, h bigint);
+         INSERT INTO items SELECT i, i, i * 7 FROM generate_series(1, 100) i",
+    );
+    let in_postgres = "UPDATE synctool.plan SET plan = jsonb_set(plan::jsonb, '{tables,0,compare,form}', '{\"stored\": \"h\"}')::json";
+    let elsewhere =
+        "UPDATE _synctool_plan SET plan = json_set(plan, '$.tables[0].compare.form', json_object('stored', 'h'))";
+    for (to, older) in [
+        (End::Postgres(database("unread_to")), in_postgres),
+        (End::Maria(MariaDb::shared().database("unread_to")), elsewhere),
+        (End::Sqlite(folder()), elsewhere),
+    ] {
+        let place = Place::new(&[("from", postgres(&from)), ("to", to.entry())]);
+        place.write("p.yaml", HASHED);
+        // The first run loads, and the next one compares.
+        place.json(&["run", "p.yaml"], 0);
+        place.json(&["run", "p.yaml"], 0);
+        to.change(older);
+        let told = place.json(&["run", "p.yaml"], 1).to_string();
+        assert!(told.contains("ST-STA-001") && told.contains("state reset"), "{told}");
+        let reset = place.json(&["state", "reset", "p", "--yes"], 0);
+        assert!(reset["forgotten"].to_string().contains("cannot be read"), "{reset}");
+        to.change("UPDATE copies SET h = 0 WHERE id = 5");
+        assert_eq!(place.json(&["run", "p.yaml"], 0)["updated"], 1);
     }
 }
 

@@ -143,20 +143,6 @@ async fn every_type_has_its_form() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stored_hashes_stand_for_themselves() {
-    let db = Db::new().await;
-    db.sql(
-        "CREATE TABLE t (id int PRIMARY KEY, h bigint, m char(32)); \
-         INSERT INTO t VALUES (1, -5, MD5('a')), (2, NULL, NULL), (3, 7, 'no hash'), (4, 9, '0000000000000012')",
-    );
-    for column in ["h", "m"] {
-        let mut r = request(&db, "t", &[("id", ColumnType::Int32)], Blocks::Divide { width: 2 }).await;
-        r.form = RowForm::Stored(column.into());
-        same(&db, &r).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_rows_sum_exactly() {
     let db = Db::new().await;
     db.sql(

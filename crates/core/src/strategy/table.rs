@@ -718,5 +718,5 @@ fn agree_on_raw(
 /// Says that something needs a key.
 pub fn no_key(table: &TableId, what: &str) -> Error {
     Error::new(code::KEY_MISSING, format!("{what} needs a key, and {table} has none"))
-        .hint("name the key columns (roles: [unique_column]), or choose full_mode: swap (replace all) or append")
+        .hint("name the key columns: `key: [id]` in a pipeline, `--key id` of a command")
 }

@@ -184,6 +184,12 @@ fn doctor_finds_what_is_wrong_and_says_what_to_do() {
             .iter()
             .any(|f| f["ok"] == false && f["fix"] != "")
     );
+    // Nobody answers, so nothing is connected.
+    let (code, found) = home.json(&["doctor", "postgresql://u@127.0.0.1:1/d"]);
+    let findings = found["findings"].as_array().expect("a list");
+    let connections = findings.iter().filter(|f| f["what"] == "connection");
+    let failed: Vec<bool> = connections.map(|f| f["ok"] == false).collect();
+    assert!(code == 1 && !failed.is_empty() && !failed.contains(&false), "{found}");
 }
 
 #[test]

@@ -34,6 +34,10 @@ fn an_unknown_command_or_option() {
         .fails(2, &["must be at least 16MiB"]);
     let (code, error) = home.json(&["rnu"]);
     assert_eq!((code, error["error"]["exit_code"].as_u64()), (2, Some(2)));
+    let says = |error: &serde_json::Value| error["error"]["message"].as_str().expect("a message").to_owned();
+    assert!(says(&error).contains("unrecognized subcommand 'rnu'"), "{error}");
+    let (_, error) = home.json(&["copy", "from.db"]);
+    assert!(says(&error).contains("not provided: <SRC_TABLE> <DST_URI>"), "{error}");
 }
 
 #[test]
@@ -241,8 +245,10 @@ fn a_log_for_programs_is_json_lines() {
             "{line}"
         );
     }
-    home.run(&["run", "items.yaml", "--log-level", "synctool=[["])
-        .fails(2, &["log level"]);
+    for level in ["synctool=[[", "warning", "verbose"] {
+        home.run(&["run", "items.yaml", "--log-level", level])
+            .fails(2, &["log level", "error, warn, info"]);
+    }
 }
 
 #[test]
@@ -278,6 +284,7 @@ fn secrets_stay_secret() {
         &["conns", "test"],
         &["config", "show", "pg.yaml"],
         &["plan", "pg.yaml"],
+        &["plan", "pg.yaml", &uri],
         &["run", "pg.yaml", "--log-level", "trace"],
         &["runs", "logs", "latest"],
         &["runs", "show", "latest"],

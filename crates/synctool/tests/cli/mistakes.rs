@@ -78,9 +78,28 @@ fn a_table_or_column_that_is_not_there() {
     home.run(&["copy", "sqlite:from.db", "items", "sqlite:to.db", "--columns", "id,nme"])
         .fails(2, &["column nme is not in items", "did you mean \"name\""]);
     home.run(&["copy", "sqlite:from.db", "items", "sqlite:to.db", "--key", "uid"])
-        .fails(2, &["uid"]);
+        .fails(2, &["uid", "columns that are written: id, name, price, note"]);
     home.run(&["conns", "discover", "sqlite:from.db", "itms"])
         .fails(2, &["itms"]);
+}
+
+#[test]
+fn a_key_that_is_none() {
+    let home = Home::new();
+    home.write("twice.csv", "id,name\n1,a\n1,b\n");
+    home.run(&["copy", "twice.csv", "twice", "sqlite:to.db", "--key", "id"])
+        .fails(
+            1,
+            &[
+                "two rows have the same key",
+                "code: ST-DAT-005",
+                "next: name as `key` all columns that identify a row",
+            ],
+        );
+    home.run(&["copy", "twice.csv", "twice", "sqlite:other.db"]).ok();
+    let ran = home.run(&["diff", "twice.csv", "twice", "sqlite:other.db"]);
+    assert!(!ran.stderr.contains("full_mode"), "{}", ran.stderr);
+    ran.fails(2, &["a comparison needs a key", "`--key id`"]);
 }
 
 #[test]

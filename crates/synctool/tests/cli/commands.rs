@@ -454,6 +454,13 @@ fn the_quick_start_of_the_readme() {
         home.write(&format!("quickstart/{file}"), &text);
     }
     home.write("quickstart/out/.gitignore", "*");
+    // Nobody knows yet how many rows the file has.
+    let plan = home.run(&["plan", "quickstart/pipeline.yaml"]).ok();
+    assert!(
+        plan.stdout.contains("1 partition, 60") && !plan.stdout.contains("0 rows"),
+        "{}",
+        plan.stdout
+    );
     let run = ["run", "--config", "quickstart/pipeline.yaml"];
     let (code, first) = home.json(&run);
     assert_eq!((code, first["inserted"].as_u64()), (0, Some(5000)), "{first}");

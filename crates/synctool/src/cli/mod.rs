@@ -190,6 +190,19 @@ mod tests {
         walk(&Cli::command(), "");
     }
 
+    /// clap wraps at 100 columns: a longer line would be broken in two, the second one short and ragged.
+    #[test]
+    fn no_line_of_a_help_is_wrapped() {
+        fn walk(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 100, "{}: {line}", command.get_name());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+
     #[test]
     fn every_command_has_examples_that_parse() {
         fn walk(command: &clap::Command, path: &str) {

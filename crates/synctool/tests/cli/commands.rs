@@ -479,6 +479,20 @@ fn the_quick_start_of_the_readme() {
 }
 
 #[test]
+fn the_pipeline_of_the_readme_is_valid() {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let readme = std::fs::read_to_string(readme).expect("the readme");
+    let (_, pipeline) = readme.split_once("```yaml\n").expect("a pipeline");
+    let (pipeline, _) = pipeline.split_once("```").expect("its end");
+    let home = Home::new();
+    home.write("orders.yaml", pipeline).write(
+        "datastores.yaml",
+        "datastores:\n  shop: {type: sqlite, path: shop.db}\n  copy: {type: sqlite, path: copy.db}\n",
+    );
+    home.run(&["config", "validate", "orders.yaml"]).ok();
+}
+
+#[test]
 fn a_run_within_bounds_leaves_the_rest_as_it_is() {
     let home = Home::new();
     home.items("from.db", 50).pipeline(10);

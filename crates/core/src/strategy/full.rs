@@ -398,6 +398,6 @@ async fn publish(
 /// Says that a load needs a key where it could do without one in another way.
 fn no_key_to_merge(table: &TableId, what: &str) -> Error {
     no_key(table, what).hint_instead(
-        "name the key columns: `key: [id]` in a pipeline, `--key id` of a command; or choose full_mode: swap (replace all) or append",
+        "name the key columns: `key: [id]` in a pipeline, `--key id` of a command; or replace all by full_mode: swap, or add rows by --full-mode append",
     )
 }

@@ -81,6 +81,14 @@ fn a_table_or_column_that_is_not_there() {
         .fails(2, &["uid", "columns that are written: id, name, price, note"]);
     home.run(&["conns", "discover", "sqlite:from.db", "itms"])
         .fails(2, &["itms"]);
+    home.write("t.csv", "id,name\n1,a\n").write(
+        "lost.yaml",
+        "name: lost\ndatastores: {from: {type: csv, path: t.csv}, to: {type: sqlite, path: to.db}}\n\
+         source: {datastore: from, table: t}\ndestination: {datastore: to, table: t}\nkey: [id]\n\
+         strategies: [{name: late, type: delta, column: updated_at}]\n",
+    );
+    home.run(&["run", "lost.yaml"])
+        .fails(2, &["column updated_at is not in t", "it has: id, name"]);
 }
 
 #[test]

@@ -450,7 +450,7 @@ pub(super) enum ConfigCommand {
     /// List the pipelines of a folder.
     #[command(after_help = "Example:\n  synctool config list --config-dir ./pipelines")]
     List {
-        /// The folder.
+        /// The folder. Default: the configured one (./pipelines), or this folder where there is none.
         #[arg(long, value_name = "DIR")]
         config_dir: Option<PathBuf>,
     },

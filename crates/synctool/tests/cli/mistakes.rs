@@ -128,6 +128,12 @@ fn a_datastore_that_is_not_there() {
         .fails(2, &["does not exist"]);
     home.run(&["copy", "sqlite:from.db", "items", "sqlite:./from.db"])
         .fails(2, &["source and destination are the same table"]);
+    home.run(&["init", "sqlite:from.db", "items", "sqlite:./from.db"])
+        .fails(2, &["source and destination are the same table"]);
+    assert!(
+        !home.path("datastores.yaml").exists(),
+        "files of a mistake were written"
+    );
     home.run(&["copy", "oracle://u:p@h/x", "t", "sqlite:to.db"])
         .fails(2, &["not a connection that SyncTool knows"]);
     home.run(&["copy", "clickhouse://u:p@h/x", "t", "sqlite:to.db"])

@@ -207,6 +207,16 @@ impl Error {
         self
     }
 
+    /// Adds what to do about loaded rows of one key, if that is what this error is about.
+    pub fn hint_of_doubles(self) -> Self {
+        match self.code() == code::DUPLICATE_KEY {
+            true => self.hint(
+                "name as `key` all columns that identify a row, or keep one row of each: `transform: [{dedup: [id]}]`",
+            ),
+            false => self,
+        }
+    }
+
     /// Puts a step in the place of the one that was given, for whom that one is no help.
     pub fn hint_instead(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());

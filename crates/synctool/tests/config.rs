@@ -679,7 +679,7 @@ fn files_that_cannot_be_read() {
     let message = |loader: Loader| loader.folder(folder.path()).pipeline(&file).unwrap_err().to_string();
     assert_eq!(
         message(loader()),
-        format!("{}: cannot be read: entity not found", file.display())
+        format!("{}: cannot be read: no such file or folder", file.display())
     );
     std::fs::write(&file, [b'n', 0xff, 0xfe]).unwrap();
     assert_eq!(
@@ -695,7 +695,7 @@ fn files_that_cannot_be_read() {
     let errors = message(loader().datastores(Some(missing.clone())));
     assert_eq!(
         errors,
-        format!("{}: cannot be read: entity not found", missing.display())
+        format!("{}: cannot be read: no such file or folder", missing.display())
     );
 }
 

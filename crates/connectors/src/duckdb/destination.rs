@@ -560,7 +560,8 @@ impl Destination for DuckDbDestination {
             check_generation(c, &plan)?;
             statements.iter().try_for_each(|sql| execute(c, sql, &[]).map(drop))
         })
-        .await?;
+        .await
+        .map_err(Error::hint_of_doubles)?;
         failpoint("seal.after")
     }
 

@@ -145,7 +145,8 @@ impl LoadTarget {
             code::DUPLICATE_KEY,
             format!("the server stored {stored} of {sent} rows: others with their keys are there"),
         )
-        .at("table", self.table.to_string()))
+        .at("table", self.table.to_string())
+        .hint_of_doubles())
     }
 
     /// The file's bytes are ours: as binary they are stored as they are, whatever the column.

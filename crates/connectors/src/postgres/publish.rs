@@ -59,7 +59,7 @@ pub(super) async fn seal(
     if !has_key && !target.schema.key.is_empty() {
         tx.batch_execute(&add_key(target))
             .await
-            .map_err(|e| at(map_error(e, "building the primary key")))?;
+            .map_err(|e| at(map_error(e, "building the primary key")).hint_of_doubles())?;
     }
     tx.commit().await.map_err(|e| at(map_error(e, "building the key")))?;
     if target.publish == Publish::Swap {

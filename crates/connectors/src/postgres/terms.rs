@@ -178,10 +178,12 @@ fn self_name(read: &ReadSpec) -> &String {
 /// A whole column of the table itself.
 fn own(read: &ReadSpec, schema: &TableSchema, c: &ReadColumn) -> Result<Column> {
     let found = schema.column(&c.source).ok_or_else(|| {
+        let known: Vec<&str> = schema.columns.iter().map(|c| c.name.as_str()).collect();
         Error::new(
             code::COLUMN_MISSING,
             format!("column {} is not in {}", c.source, read.table),
         )
+        .hint(format!("it has: {}", known.join(", ")))
     })?;
     Ok(Column {
         name: c.column.name.clone(),

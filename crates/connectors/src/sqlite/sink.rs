@@ -428,7 +428,7 @@ fn load(conn: &Connection, target: &Target, batch: &ChangeBatch) -> Result<Appli
                 .raw_bind_parameter(i + 1, input.cell(row)?)
                 .map_err(failed(writing))?;
         }
-        insert.raw_execute().map_err(failed(writing))?;
+        insert.raw_execute().map_err(|e| failed(writing)(e).hint_of_doubles())?;
     }
     Ok(Applied::inserts(batch.len() as u64))
 }

@@ -690,6 +690,8 @@ pub(crate) fn file_error(path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             return Error::new(code::DISK_FULL, format!("no space is left for {}", path.display()));
         }
+        // The standard library says "entity not found".
+        io::ErrorKind::NotFound => format!("{}: no such file or folder", path.display()),
         kind => format!("{}: {kind}", path.display()),
     };
     Error::new(code::FILE, what)

@@ -116,7 +116,11 @@ fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Productio
                     "base backup",
                     format!("{} is looked into when it is unpacked", path.display()),
                 )),
-                Err(e) => all.push(failed("base backup", &archive::file_error(path, &e))),
+                Err(e) => all.push(failed(
+                    "base backup",
+                    &archive::file_error(path, &e)
+                        .hint("the base backup must be there and readable; pg_basebackup makes one"),
+                )),
             }
             return None;
         }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, code};
 use crate::plan::{Partition, Phase, Plan, Publish, Slice, Strategy, Verify, Work};
 use crate::progress::{Generation, PartitionId};
 use crate::query::{Condition, Cut, Term, Test};
+use crate::schema::TableId;
 use crate::sink::Destination;
 use crate::source::{PlannedSlice, SliceRequest, Source};
 use crate::stage::Stages;
@@ -345,7 +346,7 @@ async fn publish(
             format!("{} cannot apply a difference in place", destination.engine()),
         )
         .hint("use full_mode: swap")),
-        FullMode::Upsert if wanted.key.is_empty() => Err(no_key(table, "full_mode: upsert")),
+        FullMode::Upsert if wanted.key.is_empty() => Err(no_key_to_merge(table, "full_mode: upsert")),
         FullMode::Upsert => {
             needs_columns("merging")?;
             reasons.push(format!(
@@ -379,7 +380,7 @@ async fn publish(
                     reasons.push(format!("{table} is empty: rows are added"));
                     return Ok(Publish::Append);
                 }
-                Err(no_key(table, "applying the difference"))
+                Err(no_key_to_merge(table, "applying the difference"))
             } else {
                 needs_columns("merging")?;
                 let why = match (request.deletes, ours) {
@@ -392,4 +393,11 @@ async fn publish(
             }
         }
     }
+}
+
+/// Says that a load needs a key where it could do without one in another way.
+fn no_key_to_merge(table: &TableId, what: &str) -> Error {
+    no_key(table, what).hint_instead(
+        "name the key columns: `key: [id]` in a pipeline, `--key id` of a command; or replace all by full_mode: swap, or add rows by --full-mode append",
+    )
 }

@@ -382,11 +382,15 @@ pub async fn resolve(
         None => None,
     };
     if let Some(lost) = schema.key.iter().find(|k| schema.column(k).is_none()) {
+        let written: Vec<&str> = schema.columns.iter().map(|c| c.name.as_str()).collect();
         return Err(Error::new(
             code::COLUMN_MISSING,
             format!("key column {lost} is not among the columns written"),
         )
-        .hint("write the column too, or name as `key` columns that are written"));
+        .hint(format!(
+            "write the column too, or name as `key` columns that are written: {}",
+            written.join(", ")
+        )));
     }
     // Times that are stored as we would store instants are read back as what was written.
     for there in existing.iter_mut().flat_map(|e| &mut e.columns) {
@@ -718,5 +722,5 @@ fn agree_on_raw(
 /// Says that something needs a key.
 pub fn no_key(table: &TableId, what: &str) -> Error {
     Error::new(code::KEY_MISSING, format!("{what} needs a key, and {table} has none"))
-        .hint("name the key columns (roles: [unique_column]), or choose full_mode: swap (replace all) or append")
+        .hint("name the key columns: `key: [id]` in a pipeline, `--key id` of a command")
 }

@@ -17,9 +17,9 @@ use synctool_pgwal::Lsn;
   synctool doctor orders.yaml                                 check every prerequisite, with fixes
   synctool plan orders.yaml                                   what a run would do
   synctool run orders.yaml                                    do it; again after any interruption
-  synctool verify orders.yaml                                 prove that both ends hold the same rows
-  synctool cdc status shop_log.yaml                           how far a pipeline that follows a log is
-  synctool datasync status                                    the same of Data Sync, which follows archived WAL
+  synctool verify orders.yaml                                 prove that both ends hold the same
+  synctool cdc status shop_log.yaml                           how far one that follows a log is
+  synctool datasync status                                    the same of Data Sync (archived WAL)
 
 Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences found, 4 refused by policy,
 5 transient (retry), 6 already running, 130 interrupted (state saved).",
@@ -234,8 +234,9 @@ pub(super) struct Doing {
   synctool run orders.yaml --bounds '[{\"column\": \"id\", \"start\": 100, \"end\": 200}]'
   synctool run shop_log.yaml --until-caught-up
 
-A pipeline that follows a log runs until it is stopped. A run that was stopped, killed or failed is taken up by running the same command again:
-finished partitions are not done again. Ctrl-C stops at the next boundary, a second one at once.")]
+A pipeline that follows a log runs until it is stopped. A run that was stopped, killed or failed
+is taken up by running the same command again: finished partitions are not done again.
+Ctrl-C stops at the next boundary, a second one at once.")]
 pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) pipeline: PipelineArg,
@@ -263,8 +264,9 @@ pub(super) struct RunArgs {
   synctool verify orders.yaml
   synctool verify orders.yaml --keys 100 --output json
 
-Both ends are compared by hashes of blocks of rows, computed inside the databases where they can; only blocks that
-differ are looked at row by row. Rows that changed after the last delta are told apart: they wait for the next one.
+Both ends are compared by hashes of blocks of rows, computed inside the databases where they can;
+only blocks that differ are looked at row by row. Rows that changed after the last delta are told
+apart: they wait for the next one.
 Exit codes: 0 equal, 3 different.")]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
@@ -282,8 +284,9 @@ pub(super) struct VerifyArgs {
   synctool repair orders.yaml --dry-run
   synctool repair orders.yaml
 
-Rows that differ are written, missing ones inserted, and those that the source does not have deleted (within the
-guard against mass deletes). --dry-run shows what would be mended, as `synctool verify` does.")]
+Rows that differ are written, missing ones inserted, and those that the source does not have
+deleted (within the guard against mass deletes). --dry-run shows what would be mended, as
+`synctool verify` does.")]
 pub(super) struct RepairArgs {
     #[command(flatten)]
     pub(super) pipeline: PipelineArg,
@@ -329,12 +332,13 @@ pub(super) struct DiffArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   synctool copy sqlite:shop.db orders postgresql://me@localhost/shop orders
-  synctool copy postgresql://me@db/shop public.orders sqlite:copy.db orders --columns id,total --key id
-  synctool copy orders.csv orders sqlite:shop.db orders --save orders.yaml
+  synctool copy postgresql://me@db/shop public.orders sqlite:copy.db orders --columns id,total
+  synctool copy orders.csv orders sqlite:shop.db orders --key id --save orders.yaml
 
 A password may stand in the URI, but better in a pipeline as ${NAME}: --save writes one.
-Connections: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, mysql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE,
-duckdb:FILE, csv:FILE_OR_FOLDER, parquet:FILE_OR_FOLDER, or a path that ends in .csv, .parquet, .db, .sqlite or .duckdb.")]
+Connections: postgresql://USER:PASSWORD@HOST:PORT/DATABASE,
+mysql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:FILE, duckdb:FILE, csv:FILE_OR_FOLDER,
+parquet:FILE_OR_FOLDER, or a path that ends in .csv, .parquet, .db, .sqlite or .duckdb.")]
 pub(super) struct CopyArgs {
     /// Where rows come from.
     #[arg(value_name = "SRC_URI")]
@@ -365,8 +369,8 @@ pub(super) struct CopyArgs {
 #[command(after_help = "Example:
   synctool plan orders.yaml
 
-Shows the strategy and why, the partitions, each column's type at both ends and how faithfully it arrives,
-how the rows are put in place, and the SQL with its locks.")]
+Shows the strategy and why, the partitions, each column's type at both ends and how faithfully it
+arrives, how the rows are put in place, and the SQL with its locks.")]
 pub(super) struct PlanArgs {
     #[command(flatten)]
     pub(super) pipeline: PipelineArg,
@@ -392,7 +396,8 @@ pub(super) struct PlanArgs {
   synctool init postgresql://me:secret@db/shop public.orders sqlite:copy.db --dir shop
   cd shop && synctool run orders.yaml
 
-Writes datastores.yaml and TABLE.yaml; passwords become ${NAME}. Existing files are kept unless --yes.")]
+Writes datastores.yaml and TABLE.yaml; passwords become ${NAME}.
+Existing files are kept unless --yes.")]
 pub(super) struct InitArgs {
     /// Where rows come from.
     #[arg(value_name = "SRC_URI")]
@@ -445,7 +450,7 @@ pub(super) enum ConfigCommand {
     /// List the pipelines of a folder.
     #[command(after_help = "Example:\n  synctool config list --config-dir ./pipelines")]
     List {
-        /// The folder.
+        /// The folder. Default: the configured one (./pipelines), or this folder where there is none.
         #[arg(long, value_name = "DIR")]
         config_dir: Option<PathBuf>,
     },
@@ -453,6 +458,7 @@ pub(super) enum ConfigCommand {
     #[command(after_help = "Examples:
   synctool config migrate old.yaml --to new.yaml
   synctool config migrate old.yaml --in-place
+
 Comments and the layout are left behind. Secrets that are written out in the file become variables,
 but with --in-place they stay.")]
     Migrate {
@@ -581,7 +587,8 @@ pub(super) enum CdcCommand {
   synctool cdc status shop_log.yaml
   synctool cdc status --output json
 
-Without a pipeline, all of this folder that follow a log. A log that nobody follows is looked at too.")]
+Without a pipeline, all of this folder that follow a log.
+A log that nobody follows is looked at too.")]
     Status {
         #[command(flatten)]
         pipeline: PipelineArg,
@@ -610,8 +617,9 @@ Without a pipeline, all of this folder that follow a log. A log that nobody foll
   synctool cdc refresh shop_log.yaml users --cancel
   synctool cdc refresh shop_log.yaml users --dry-run
 
-Rows that differ are written, missing ones inserted, and those that the source does not have deleted. The request is
-heard within a second by the process that follows the log, or waits for the next run.")]
+Rows that differ are written, missing ones inserted, and those that the source does not have
+deleted. The request is heard within a second by the process that follows the log, or waits for
+the next run.")]
     Refresh {
         /// The pipeline's file or name.
         #[arg(value_name = "FILE")]
@@ -665,7 +673,8 @@ pub(super) enum WalCommand {
   synctool wal dump /archive --from 0/3000028 --to 0/4000000 --relation 16384
   synctool wal dump /archive --xid 735 --output ndjson
 
-PostgreSQL 15 to 18, every segment size; plain, gzip, zstd, lz4, bzip2 and xz files, told by their content.")]
+PostgreSQL 15 to 18, every segment size; plain, gzip, zstd, lz4, bzip2 and xz files, told by their
+content.")]
     Dump {
         #[command(flatten)]
         range: WalRange,
@@ -750,7 +759,7 @@ pub(super) enum DatasyncCommand {
     #[command(after_help = "Examples:
   synctool datasync clear
   synctool datasync clear --dry-run
-  synctool datasync clear --rebuild    begin anew from the base backup; the service must be stopped")]
+  synctool datasync clear --rebuild    anew from the base backup; the service must be stopped")]
     Clear {
         /// Also forget the place: the next start begins anew from the base backup.
         #[arg(long)]

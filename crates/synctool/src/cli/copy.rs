@@ -9,6 +9,7 @@ use crate::pipeline::{Pipeline, tables};
 use std::path::Path;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::short_hash;
+use synctool_core::schema::TableId;
 
 /// `synctool copy`.
 pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt) -> Result<Reply> {
@@ -26,11 +27,7 @@ pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt
     let pipeline = Pipeline::from_parts(model.clone(), datastores, global);
     let (read, put) = tables(pipeline.config())?;
     if same_place && read == put {
-        return Err(
-            Error::new(code::CONFIG_INVALID, "source and destination are the same table")
-                .at("table", read.to_string())
-                .hint("name another table or datastore"),
-        );
+        return Err(same_table(&read));
     }
     if let Some(file) = &args.save {
         let saved = model.save(&[&from, &to]);
@@ -88,6 +85,13 @@ pub(super) fn destination_table(named: Option<String>, from: &Datastore, read: &
         _ => read.to_owned(),
     };
     named.or(of_file).unwrap_or_else(bare)
+}
+
+/// The mistake of naming one table as both ends.
+pub(super) fn same_table(table: &TableId) -> Error {
+    Error::new(code::CONFIG_INVALID, "source and destination are the same table")
+        .at("table", table.to_string())
+        .hint("name another table or datastore")
 }
 
 /// A pipeline for a copy. Its name is the same for the same ends and tables, so that a second call resumes the first.

@@ -111,8 +111,10 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
     match open::source(from, 1).await {
         Err(error) => found.push(failed("connection", &place, &error)),
         Ok(source) => {
-            found.push(good("connection", &place, from.display_uri()));
-            match source.describe(&read).await {
+            let described = source.describe(&read).await;
+            let examined = source.examine(std::slice::from_ref(&read)).await;
+            connected(found, &place, from, &examined);
+            match described {
                 Ok(schema) => found.push(good(
                     "table",
                     &place,
@@ -124,7 +126,7 @@ async fn pipeline(pipeline: &Pipeline, found: &mut Vec<Found>) {
                 )),
                 Err(error) => found.push(failed("table", &place, &error)),
             }
-            add(found, &place, source.examine(&[read]).await);
+            add(found, &place, examined);
         }
     }
     destination(loaded, to, &[written], found).await;
@@ -138,8 +140,9 @@ async fn destination(loaded: &Loaded, to: &Datastore, tables: &[TableId], found:
     match open::destination(to, control.map(String::as_str), 1).await {
         Err(error) => found.push(failed("connection", &place, &error)),
         Ok(destination) => {
-            found.push(good("connection", &place, to.display_uri()));
-            add(found, &place, destination.examine(tables).await);
+            let examined = destination.examine(tables).await;
+            connected(found, &place, to, &examined);
+            add(found, &place, examined);
         }
     }
 }
@@ -208,8 +211,10 @@ async fn datastore(datastore: &Datastore, found: &mut Vec<Found>) {
     match open::source(datastore, 1).await {
         Err(error) => return found.push(failed("connection", &place, &error)),
         Ok(source) => {
-            found.push(good("connection", &place, datastore.display_uri()));
-            match source.tables(None).await {
+            let tables = source.tables(None).await;
+            let examined = source.examine(&[]).await;
+            connected(found, &place, datastore, &examined);
+            match tables {
                 Ok(tables) => found.push(good(
                     "tables",
                     &place,
@@ -217,7 +222,7 @@ async fn datastore(datastore: &Datastore, found: &mut Vec<Found>) {
                 )),
                 Err(error) => found.push(failed("tables", &place, &error)),
             }
-            add(found, &format!("{place} as source"), source.examine(&[]).await);
+            add(found, &format!("{place} as source"), examined);
         }
     }
     match open::destination(datastore, None, 1).await {
@@ -227,6 +232,13 @@ async fn datastore(datastore: &Datastore, found: &mut Vec<Found>) {
             destination.examine(&[]).await,
         ),
         Err(error) => found.push(failed("destination", &place, &error)),
+    }
+}
+
+/// Says that an end is there. Opening one connects to nothing yet: what was looked at tells whether anybody answers.
+fn connected(found: &mut Vec<Found>, place: &str, end: &Datastore, examined: &[Finding]) {
+    if examined.iter().all(|f| f.ok || f.what != "connection") {
+        found.push(good("connection", place, end.display_uri()));
     }
 }
 

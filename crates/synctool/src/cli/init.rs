@@ -1,7 +1,7 @@
 //! `synctool init`: a pipeline and its datastores, from the live catalog.
 
 use super::args::{Globals, InitArgs};
-use super::copy::{destination_table, ends, model, write_new};
+use super::copy::{destination_table, ends, model, same_table, write_new};
 use super::out::Reply;
 use crate::config::{Datastore, TableRef};
 use crate::open;
@@ -23,6 +23,9 @@ pub(super) async fn init(args: InitArgs, globals: &Globals) -> Result<Reply> {
         }),
     };
     let table = table_id(parse(&args.source_table, &from)?, &from);
+    if from.connection == to.connection && table_id(parse(written, &to)?, &to) == table {
+        return Err(same_table(&table));
+    }
     let schema = open::source(&from, 1).await?.describe(&table).await?;
     // Whether the destination can be reached is worth knowing before anything is written.
     open::destination(&to, None, 1).await?;

@@ -5,6 +5,7 @@ use super::{live, out};
 use std::io::{IsTerminal, Write};
 use synctool_core::error::{Error, Result, code};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Writes a line at a time above the progress view.
@@ -30,6 +31,13 @@ impl<'a> MakeWriter<'a> for Above {
     }
 }
 
+/// Whether this is a word alone, and none for a level: a filter would take it for a module's name, and nothing be logged.
+fn is_no_level(said: &str) -> bool {
+    let said = said.trim();
+    let word = !said.is_empty() && said.chars().all(|c| c.is_ascii_alphabetic());
+    word && said.parse::<LevelFilter>().is_err()
+}
+
 /// What is logged: `--log-level` or `SYNCTOOL_LOG_LEVEL`, else `RUST_LOG`, else what fits.
 pub(super) fn install(globals: &Globals) -> Result<()> {
     let said = globals
@@ -53,10 +61,14 @@ pub(super) fn install(globals: &Globals) -> Result<()> {
         Some(filter) => filter,
         None => default.to_owned(),
     };
-    let filter = EnvFilter::builder().parse(&text).map_err(|_| {
+    let unreadable = || {
         Error::new(code::CONFIG_INVALID, "the log level cannot be read")
             .hint("write error, warn, info, debug, trace, or a filter such as synctool=debug")
-    })?;
+    };
+    if globals.log_level.as_deref().is_some_and(is_no_level) {
+        return Err(unreadable());
+    }
+    let filter = EnvFilter::builder().parse(&text).map_err(|_| unreadable())?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Above)

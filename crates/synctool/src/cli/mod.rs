@@ -22,6 +22,7 @@ mod verify;
 mod wal;
 
 use crate::config::Loader;
+use crate::state::redacted;
 use args::{Cli, Command, Format, Globals};
 use clap::{CommandFactory, Parser};
 use out::Reply;
@@ -83,10 +84,17 @@ fn completions(shell: clap_complete::Shell) -> Reply {
 
 /// Help and version go to stdout; a mistake is told by clap, and as JSON where that was asked for.
 fn usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
-    let _ = error.print();
     let exit = error.exit_code();
     if exit == 0 || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
         return exit as u8;
+    }
+    // A word that is not understood is repeated, and may be a URI with its password.
+    let told = error.render().to_string();
+    let clean = redacted(&told);
+    match clean == told {
+        true => drop(error.print()),
+        false => out::to_stderr(clean.trim_end()),
     }
     let said: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
     let wants_json = said.iter().enumerate().any(|(i, a)| {
@@ -94,15 +102,21 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
             || a == "--output" && said.get(i + 1).is_some_and(|f| f.contains("json"))
     });
     if wants_json {
-        let message = error.kind().to_string();
-        let error =
-            Error::new(code::CONFIG_INVALID, format!("the command line is wrong: {message}")).hint("synctool --help");
+        let message = format!("the command line is wrong: {}", first_paragraph(&clean));
+        let error = Error::new(code::CONFIG_INVALID, message).hint("synctool --help");
         out::to_stdout(&format!(
             "{}\n",
             serde_json::json!({ "status": "failed", "error": out::error_json(&error) })
         ));
     }
     2
+}
+
+/// What clap says in its first paragraph, as one line.
+fn first_paragraph(told: &str) -> String {
+    let lines = told.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let said = lines.collect::<Vec<_>>().join(" ");
+    said.strip_prefix("error: ").unwrap_or(&said).to_owned()
 }
 
 impl Globals {
@@ -174,6 +188,19 @@ mod tests {
                 .for_each(|c| walk(c, &path));
         }
         walk(&Cli::command(), "");
+    }
+
+    /// clap wraps at 100 columns: a longer line would be broken in two, the second one short and ragged.
+    #[test]
+    fn no_line_of_a_help_is_wrapped() {
+        fn walk(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 100, "{}: {line}", command.get_name());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
     }
 
     #[test]

@@ -256,10 +256,15 @@ fn text(preview: &Preview) -> String {
     let partitions: Vec<_> = plan.partitions().collect();
     let rows: u64 = partitions.iter().map(|p| p.estimated_rows).sum();
     let bytes: u64 = partitions.iter().map(|p| p.estimated_bytes).sum();
+    // How many rows a file has is not known before it is read.
+    let unknown = |rows: u64, bytes: u64| rows == 0 && bytes > 0;
+    let rows = match unknown(rows, bytes) {
+        true => String::new(),
+        false => format!("about {} rows, ", out::number(rows)),
+    };
     text.push_str(&format!(
-        "\n{}, about {} rows, {}\n",
+        "\n{}, {rows}{}\n",
         out::count(partitions.len(), "partition"),
-        out::number(rows),
         out::bytes(bytes as f64)
     ));
     let listed = partitions.iter().take(if partitions.len() > SHOWN + 1 {
@@ -273,7 +278,10 @@ fn text(preview: &Preview) -> String {
             .map(|p| {
                 vec![
                     p.id.to_string(),
-                    out::number(p.estimated_rows),
+                    match unknown(p.estimated_rows, p.estimated_bytes) {
+                        true => "?".into(),
+                        false => out::number(p.estimated_rows),
+                    },
                     out::number(p.estimated_bytes),
                 ]
             })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::at::At;
 use super::datastores::{self, Datastore, Datastores, DatastoresFile, FoundIn};
 use super::decode::{Notice, decode};
-use super::error::{ConfigError, ConfigErrors};
+use super::error::{ConfigError, ConfigErrors, io_reason};
 use super::form;
 use super::generations;
 use super::global::{self, Global, GlobalFile, State};
@@ -129,8 +129,7 @@ impl Loader {
 
     /// The pipelines of a folder, by file name. A name used twice is a mistake of the second file.
     pub fn pipelines_in(&self, folder: &Path) -> Result<Vec<Found>, ConfigErrors> {
-        let unreadable =
-            |error: std::io::Error| ConfigError::in_file(folder.display().to_string(), format!("{}", error.kind()));
+        let unreadable = |error: std::io::Error| ConfigError::in_file(folder.display().to_string(), io_reason(&error));
         let mut files = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
@@ -309,7 +308,10 @@ impl Loader {
                 return None;
             }
             Err(error) => {
-                errors.push(ConfigError::in_file(file, format!("cannot be read: {}", error.kind())));
+                errors.push(ConfigError::in_file(
+                    file,
+                    format!("cannot be read: {}", io_reason(&error)),
+                ));
                 return None;
             }
         };

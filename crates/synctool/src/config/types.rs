@@ -125,6 +125,13 @@ impl FromStr for SizedType {
             None => (text, None),
         };
         let Ok(data_type) = name.parse::<DataType>() else {
+            // Inside { } YAML ends a value at its comma.
+            if text.contains('(') && !text.contains(')') {
+                let example = "\"decimal(14,2)\"";
+                return Err(format!(
+                    "must be a type; one with a comma stands in quotes, such as {example}"
+                ));
+            }
             let names: Vec<&str> = SPELLINGS.iter().map(|(_, names)| names[0]).collect();
             let meant = super::error::nearest(name.trim(), DataType::all_names());
             let meant = meant.map(|m| format!("did you mean \"{m}\"? ")).unwrap_or_default();

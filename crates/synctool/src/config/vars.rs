@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::error::ConfigError;
+use super::error::{ConfigError, io_reason};
 use super::secret::is_secret_key;
 use super::text::{Kind, Node, Pos, Text};
 
@@ -107,7 +107,7 @@ impl Insertion<'_, '_> {
                 Ok(content) => out.push_str(content.trim_end_matches(['\n', '\r'])),
                 Err(error) => self.errors.push(self.text.error(
                     pos,
-                    format!("cannot read the file of ${{file:{path}}}: {}", error.kind()),
+                    format!("cannot read the file of ${{file:{path}}}: {}", io_reason(&error)),
                 )),
             }
             return;

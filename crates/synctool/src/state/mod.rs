@@ -20,6 +20,7 @@ mod sqlite;
 
 pub use documents::{MetricsDocument, PipelineMetrics, StateDocument, StrategyDocument};
 pub use log::{Level, LogLine, LogReader};
+pub(crate) use model::redacted;
 pub use model::{
     Holder, PartitionCounts, PartitionRecord, Proof, RowCounts, Run, RunError, RunStatus, Time, new_run_id, now,
     rfc3339,

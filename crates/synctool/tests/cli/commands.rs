@@ -184,6 +184,12 @@ fn doctor_finds_what_is_wrong_and_says_what_to_do() {
             .iter()
             .any(|f| f["ok"] == false && f["fix"] != "")
     );
+    // Nobody answers, so nothing is connected.
+    let (code, found) = home.json(&["doctor", "postgresql://u@127.0.0.1:1/d"]);
+    let findings = found["findings"].as_array().expect("a list");
+    let connections = findings.iter().filter(|f| f["what"] == "connection");
+    let failed: Vec<bool> = connections.map(|f| f["ok"] == false).collect();
+    assert!(code == 1 && !failed.is_empty() && !failed.contains(&false), "{found}");
 }
 
 #[test]
@@ -448,6 +454,13 @@ fn the_quick_start_of_the_readme() {
         home.write(&format!("quickstart/{file}"), &text);
     }
     home.write("quickstart/out/.gitignore", "*");
+    // Nobody knows yet how many rows the file has.
+    let plan = home.run(&["plan", "quickstart/pipeline.yaml"]).ok();
+    assert!(
+        plan.stdout.contains("1 partition, 60") && !plan.stdout.contains("0 rows"),
+        "{}",
+        plan.stdout
+    );
     let run = ["run", "--config", "quickstart/pipeline.yaml"];
     let (code, first) = home.json(&run);
     assert_eq!((code, first["inserted"].as_u64()), (0, Some(5000)), "{first}");
@@ -463,6 +476,20 @@ fn the_quick_start_of_the_readme() {
         (third["updated"].as_u64(), third["unchanged"].as_u64()),
         (Some(1), Some(4999))
     );
+}
+
+#[test]
+fn the_pipeline_of_the_readme_is_valid() {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let readme = std::fs::read_to_string(readme).expect("the readme");
+    let (_, pipeline) = readme.split_once("```yaml\n").expect("a pipeline");
+    let (pipeline, _) = pipeline.split_once("```").expect("its end");
+    let home = Home::new();
+    home.write("orders.yaml", pipeline).write(
+        "datastores.yaml",
+        "datastores:\n  shop: {type: sqlite, path: shop.db}\n  copy: {type: sqlite, path: copy.db}\n",
+    );
+    home.run(&["config", "validate", "orders.yaml"]).ok();
 }
 
 #[test]

@@ -34,6 +34,10 @@ fn an_unknown_command_or_option() {
         .fails(2, &["must be at least 16MiB"]);
     let (code, error) = home.json(&["rnu"]);
     assert_eq!((code, error["error"]["exit_code"].as_u64()), (2, Some(2)));
+    let says = |error: &serde_json::Value| error["error"]["message"].as_str().expect("a message").to_owned();
+    assert!(says(&error).contains("unrecognized subcommand 'rnu'"), "{error}");
+    let (_, error) = home.json(&["copy", "from.db"]);
+    assert!(says(&error).contains("not provided: <SRC_TABLE> <DST_URI>"), "{error}");
 }
 
 #[test]
@@ -74,9 +78,36 @@ fn a_table_or_column_that_is_not_there() {
     home.run(&["copy", "sqlite:from.db", "items", "sqlite:to.db", "--columns", "id,nme"])
         .fails(2, &["column nme is not in items", "did you mean \"name\""]);
     home.run(&["copy", "sqlite:from.db", "items", "sqlite:to.db", "--key", "uid"])
-        .fails(2, &["uid"]);
+        .fails(2, &["uid", "columns that are written: id, name, price, note"]);
     home.run(&["conns", "discover", "sqlite:from.db", "itms"])
         .fails(2, &["itms"]);
+    home.write("t.csv", "id,name\n1,a\n").write(
+        "lost.yaml",
+        "name: lost\ndatastores: {from: {type: csv, path: t.csv}, to: {type: sqlite, path: to.db}}\n\
+         source: {datastore: from, table: t}\ndestination: {datastore: to, table: t}\nkey: [id]\n\
+         strategies: [{name: late, type: delta, column: updated_at}]\n",
+    );
+    home.run(&["run", "lost.yaml"])
+        .fails(2, &["column updated_at is not in t", "it has: id, name"]);
+}
+
+#[test]
+fn a_key_that_is_none() {
+    let home = Home::new();
+    home.write("twice.csv", "id,name\n1,a\n1,b\n");
+    home.run(&["copy", "twice.csv", "twice", "sqlite:to.db", "--key", "id"])
+        .fails(
+            1,
+            &[
+                "two rows have the same key",
+                "code: ST-DAT-005",
+                "next: name as `key` all columns that identify a row",
+            ],
+        );
+    home.run(&["copy", "twice.csv", "twice", "sqlite:other.db"]).ok();
+    let ran = home.run(&["diff", "twice.csv", "twice", "sqlite:other.db"]);
+    assert!(!ran.stderr.contains("full_mode"), "{}", ran.stderr);
+    ran.fails(2, &["a comparison needs a key", "`--key id`"]);
 }
 
 #[test]
@@ -97,6 +128,12 @@ fn a_datastore_that_is_not_there() {
         .fails(2, &["does not exist"]);
     home.run(&["copy", "sqlite:from.db", "items", "sqlite:./from.db"])
         .fails(2, &["source and destination are the same table"]);
+    home.run(&["init", "sqlite:from.db", "items", "sqlite:./from.db"])
+        .fails(2, &["source and destination are the same table"]);
+    assert!(
+        !home.path("datastores.yaml").exists(),
+        "files of a mistake were written"
+    );
     home.run(&["copy", "oracle://u:p@h/x", "t", "sqlite:to.db"])
         .fails(2, &["not a connection that SyncTool knows"]);
     home.run(&["copy", "clickhouse://u:p@h/x", "t", "sqlite:to.db"])
@@ -241,8 +278,10 @@ fn a_log_for_programs_is_json_lines() {
             "{line}"
         );
     }
-    home.run(&["run", "items.yaml", "--log-level", "synctool=[["])
-        .fails(2, &["log level"]);
+    for level in ["synctool=[[", "warning", "verbose"] {
+        home.run(&["run", "items.yaml", "--log-level", level])
+            .fails(2, &["log level", "error, warn, info"]);
+    }
 }
 
 #[test]
@@ -278,6 +317,7 @@ fn secrets_stay_secret() {
         &["conns", "test"],
         &["config", "show", "pg.yaml"],
         &["plan", "pg.yaml"],
+        &["plan", "pg.yaml", &uri],
         &["run", "pg.yaml", "--log-level", "trace"],
         &["runs", "logs", "latest"],
         &["runs", "show", "latest"],

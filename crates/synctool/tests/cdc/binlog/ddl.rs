@@ -111,6 +111,28 @@ fn statements_behind_their_settings_are_followed() {
     same(&stage, "t", "id, v");
 }
 
+/// A table that trades its rows with a partition of another one has others, without a row in the log.
+#[test]
+fn rows_that_are_exchanged_with_a_partition_are_read_anew() {
+    for tables in ["t", "whole, t"] {
+        let stage = Stage::of(
+            "CREATE TABLE whole (id int PRIMARY KEY, v int) PARTITION BY RANGE (id)
+                 (PARTITION a VALUES LESS THAN (50), PARTITION b VALUES LESS THAN MAXVALUE);
+             INSERT INTO whole SELECT seq, seq FROM seq_1_to_100; CREATE TABLE t LIKE whole;
+             ALTER TABLE t REMOVE PARTITIONING; INSERT INTO t SELECT seq, -seq FROM seq_40_to_49",
+            &format!("tables: [{tables}]"),
+        );
+        stage.catch_up();
+        stage
+            .from
+            .sql("ALTER TABLE whole EXCHANGE PARTITION a WITH TABLE t; UPDATE t SET v = 0 WHERE id = 7");
+        stage.catch_up();
+        for table in tables.split(", ") {
+            same(&stage, table, "id, v");
+        }
+    }
+}
+
 /// A definition that changes values changes them behind the log: the table is compared.
 #[test]
 fn values_that_a_definition_rewrites_are_read_anew() {

@@ -73,7 +73,8 @@ impl Standing {
                 "{table} is an unlogged or temporary table: its changes are not in the log"
             ))
             .hint(format!(
-                "ALTER TABLE {table} SET LOGGED; or read it by another strategy (full, hash)"
+                "ALTER TABLE {table} SET LOGGED; and, where it was followed before, run synctool repair then, because what \
+                 changed meanwhile is in no log; or read it by another strategy (full, hash)"
             )));
         }
         if let Some(heir) = &self.heir {

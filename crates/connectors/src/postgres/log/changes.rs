@@ -456,7 +456,28 @@ mod tests {
             (b.options.slot.as_str(), b.options.publication.as_str()),
             ("my_slot", "my_pub")
         );
+        assert_eq!(
+            (b.options.control_schema.as_str(), b.options.watermark_table.as_str()),
+            ("dbsync_ctrl", "dbsync_wmtable")
+        );
         assert!(!format!("{b:?}").contains("sesame"));
+        let b = all(&[
+            ("POSTGRES_DB", "shop"),
+            ("DBSYNC_CTRL_NAMESPACE", "ctrl"),
+            ("DBSYNC_WM_TABLENAME", "marks"),
+        ])
+        .unwrap();
+        assert_eq!(b.config.server(), "localhost:5432/shop");
+        assert_eq!(
+            (b.options.slot.as_str(), b.options.publication.as_str()),
+            ("dbsync_replslot", "dbsync_mypub")
+        );
+        assert_eq!(
+            (b.options.control_schema.as_str(), b.options.watermark_table.as_str()),
+            ("ctrl", "marks")
+        );
+        let both = all(&[("POSTGRES_DB", "other"), ("POSTGRES_NAME", "shop")]).unwrap();
+        assert_eq!(both.config.server(), "localhost:5432/shop");
         let b = all(&[("POSTGRES_CONNSTR", "postgres://a@b:1/c"), ("POSTGRES_HOST", "other")]).unwrap();
         assert_eq!(b.config.server(), "b:1/c");
         assert!(all(&[("POSTGRES_PORT", "x")]).is_err());

@@ -266,6 +266,37 @@ on_servers! {
         assert_eq!(c.to.psql("SELECT count(*) FROM pg_attribute WHERE attrelid = 'items'::regclass AND attname = 'big'"), "0");
     }
 
+    /// F43: with the whole row before it, a filter may stand on any column, one that is NULL at times, too; what comes
+    /// into it brings large values that did not change.
+    async fn a_filter_on_another_column_than_the_key(version: PgVersion) {
+        let mut c = Capture::new(version, &["items"], ITEMS);
+        c.options.chunk_rows = 7;
+        c.from.psql("INSERT INTO items SELECT i, 'name ' || i, repeat('b', 3000) || i, nullif(i % 4, 0) FROM generate_series(1, 100) i;
+            ALTER TABLE items REPLICA IDENTITY FULL; CREATE PUBLICATION synctool FOR TABLE items WHERE (n > 1);
+            CREATE VIEW shown AS SELECT * FROM items WHERE n > 1");
+        c.catch_up().await.unwrap();
+        c.to.psql("CREATE VIEW shown AS SELECT * FROM items");
+        c.assert_equal(&["shown"]);
+        c.from.psql("UPDATE items SET n = 9 WHERE id % 10 = 1; UPDATE items SET n = NULL WHERE id % 10 = 2; UPDATE items SET n = 0, id = -id WHERE id % 10 = 3;
+            UPDATE items SET name = 'x' WHERE id % 3 = 0; UPDATE items SET id = id + 1000 WHERE id % 10 = 7; UPDATE items SET n = 5, id = id + 2000 WHERE id % 10 = 8;
+            DELETE FROM items WHERE id % 10 = 9");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["shown"]);
+    }
+
+    /// Rows that came to the source from another server, as its replication has them, arrive like its own.
+    async fn rows_of_another_origin_arrive(version: PgVersion) {
+        let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'own')");
+        c.catch_up().await.unwrap();
+        let origin = c.from.name();
+        c.from.psql(&format!("SELECT pg_replication_origin_create('{origin}'), pg_replication_origin_session_setup('{origin}');
+            BEGIN; SELECT pg_replication_origin_xact_setup('0/10', now()); INSERT INTO t VALUES (2, 'theirs'); UPDATE t SET a = 'changed' WHERE id = 1; COMMIT;
+            SELECT pg_replication_origin_session_reset(); SELECT pg_replication_origin_drop('{origin}')"));
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        assert_eq!(c.to.psql("SELECT count(*) FROM t"), "2");
+    }
+
     /// F62: each value of the conformance list is the same from a chunk and from the log.
     async fn a_log_gives_the_values_that_a_snapshot_gives(version: PgVersion) {
         let own = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (n int, t text); CREATE DOMAIN small AS int CHECK (VALUE < 100);";

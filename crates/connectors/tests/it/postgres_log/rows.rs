@@ -297,6 +297,35 @@ on_servers! {
         assert_eq!(c.to.psql("SELECT count(*) FROM t"), "2");
     }
 
+    /// Where the role may not switch foreign keys off, they are checked when a commit is made, whatever order its rows went
+    /// in; one that changes rows by itself is refused.
+    async fn foreign_keys_are_checked_at_the_end(version: PgVersion) {
+        const KIN: &str = "CONSTRAINT kin FOREIGN KEY (of) REFERENCES parent";
+        let tables = format!("CREATE TABLE parent (id int PRIMARY KEY, a text); CREATE TABLE child (id int PRIMARY KEY, of int);
+            ALTER TABLE child ADD {KIN} DEFERRABLE");
+        let c = Capture::new(version, &["parent", "child"], &tables);
+        let (name, role) = (c.to.name(), format!("poor_{}", c.to.name()));
+        c.to.psql(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {name} TO {role}; ALTER SCHEMA public OWNER TO {role};
+            SET ROLE {role}; {tables}"));
+        let poor = async || {
+            let opened = PostgresDestination::open(database(&c.to.url_as(&role)), DestinationOptions::default());
+            Arc::new(opened.await.unwrap())
+        };
+        c.from.psql("INSERT INTO parent SELECT i, 'a' FROM generate_series(1, 20) i; INSERT INTO child SELECT i, 1 + i % 20 FROM generate_series(1, 50) i");
+        c.catch_up_into(poor().await).await.unwrap();
+        c.from.psql("BEGIN; UPDATE child SET of = 2 WHERE of = 1; DELETE FROM parent WHERE id = 1; COMMIT;
+            BEGIN; SET CONSTRAINTS ALL DEFERRED; INSERT INTO child VALUES (100, 100); INSERT INTO parent VALUES (100, 'late');
+              DELETE FROM parent WHERE id = 3; INSERT INTO parent VALUES (3, 'again'); COMMIT;
+            BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE parent SET id = 200 WHERE id = 4; UPDATE child SET of = 200 WHERE of = 4; COMMIT");
+        c.catch_up_into(poor().await).await.unwrap();
+        c.assert_equal(&["parent", "child"]);
+        c.to.psql(&format!("ALTER TABLE child DROP CONSTRAINT kin, ADD {KIN} ON DELETE CASCADE DEFERRABLE"));
+        let e = c.catch_up_into(poor().await).await.unwrap_err();
+        assert_eq!(e.code(), synctool_core::error::code::REFUSED, "{e}");
+        assert!(e.message().contains("kin"), "{e}");
+        c.to.psql(&format!("REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}"));
+    }
+
     /// F62: each value of the conformance list is the same from a chunk and from the log.
     async fn a_log_gives_the_values_that_a_snapshot_gives(version: PgVersion) {
         let own = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (n int, t text); CREATE DOMAIN small AS int CHECK (VALUE < 100);";

@@ -91,6 +91,13 @@ impl Control {
         Ok(())
     }
 
+    /// Reads every followed table again that has a key, as [`Control::refresh`] reads one.
+    pub fn refresh_all(&self) {
+        for (table, _) in self.keys.iter().filter(|(_, key)| !key.is_empty()) {
+            self.ask(Wish::Read(Pending::load(table.clone())));
+        }
+    }
+
     /// Gives up what is still to be read of a table. [`Control::status`] tells it until the table is refreshed.
     pub fn cancel(&self, table: &str) -> Result<()> {
         let parsed = TableId::parse(table)?;
@@ -185,6 +192,11 @@ impl Changes {
     /// [`Control::refresh`].
     pub async fn refresh(&self, selection: Selection) -> Result<()> {
         self.control.refresh(selection).await
+    }
+
+    /// [`Control::refresh_all`].
+    pub fn refresh_all(&self) {
+        self.control.refresh_all();
     }
 
     /// [`Control::cancel`].

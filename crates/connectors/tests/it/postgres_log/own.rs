@@ -541,6 +541,9 @@ on_servers! {
         changes.refresh(Selection::table("public.t")).await.unwrap();
         let seen = until(&mut changes, is_row("50")).await;
         assert_eq!(refreshed(&seen), 50);
+        changes.refresh_all();
+        let seen = until(&mut changes, is_row("50")).await;
+        assert_eq!(refreshed(&seen), 50);
         changes.pause(Pause::All);
         c.from.psql("INSERT INTO t VALUES (60, 'k', 'after', '')");
         let drained = async { loop { changes.next_change().await.unwrap(); } };

@@ -167,8 +167,7 @@ pub trait Handler: Send {
 ///
 /// A batch that outgrows [`BatchLimits`] within one transaction, or has a `replace` in it, comes in parts: `truncate`,
 /// `upsert` and `delete` are called again, each part is the net of what happened since the one before it, and `commit`
-/// follows the last one. Only
-/// there a transaction is whole: what is to be seen by others is shown then.
+/// follows the last one. Only there a transaction is whole: what is to be seen by others is shown then.
 #[async_trait]
 pub trait Batcher: Send {
     /// Rows are like this now. Absent cells keep what is held; a row whose key changed is told by `moved`, from the key

@@ -731,13 +731,17 @@ impl Backfill {
     /// Takes the chunk that was read, or could not be.
     fn take_chunk(&mut self, read: Result<Chunk>) -> Result<()> {
         let chunk = match read {
-            // The table is ahead of the log, which will show what was done to it.
-            Err(e) if e.kind() == ErrorKind::Conflict => {
+            Ok(chunk) => chunk,
+            Err(e) => {
+                // Its task is over: whoever asks again begins another.
                 self.window = None;
+                if e.kind() != ErrorKind::Conflict {
+                    return Err(e);
+                }
+                // The table is ahead of the log, which will show what was done to it.
                 self.put_off(&[], Some(&e));
                 return Ok(());
             }
-            read => read?,
         };
         let numbers = &self.commits.numbers;
         self.unsettled.get_or_insert_with(|| {
@@ -1262,6 +1266,7 @@ fn split_moves(batch: ChangeBatch, split: &[bool]) -> Result<Vec<Event>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::{Column, ColumnType};
     use arrow_schema::Schema;
 
     fn chunk(in_progress: &[u64], future: Option<u64>) -> Chunk {
@@ -1283,6 +1288,51 @@ mod tests {
         assert!(!commits.were_missed_by(&chunk(&[35], None), 9), "it did not commit");
         assert!(commits.were_missed_by(&chunk(&[], Some(30)), 3));
         assert!(!commits.were_missed_by(&chunk(&[], Some(31)), 3));
+    }
+
+    /// A table that cannot be read, beside a log that says nothing.
+    struct Unreadable;
+
+    #[async_trait]
+    impl Reader for Unreadable {
+        async fn next(&mut self) -> Result<Option<Event>> {
+            std::future::pending().await
+        }
+    }
+
+    #[async_trait]
+    impl ChunkSource for Unreadable {
+        async fn write_watermark(&self, _: &str) -> Result<()> {
+            Ok(())
+        }
+
+        async fn schema(&self, _: &TableId) -> Result<TableSchema> {
+            Ok(TableSchema {
+                columns: vec![Column::new("id", ColumnType::Int64).not_null()],
+                key: vec!["id".into()],
+            })
+        }
+
+        async fn read_chunk(&self, _: &TableId, _: Option<&[String]>, _: usize) -> Result<Chunk> {
+            Err(Error::new(code::CONNECTION_LOST, "the table cannot be read"))
+        }
+
+        async fn read_keys(&self, _: &TableId, _: &[Vec<String>]) -> Result<Chunk> {
+            Err(Error::new(code::CONNECTION_LOST, "the table cannot be read"))
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_again_after_an_error_is_answered() {
+        let position = BackfillPosition {
+            pending: vec![Pending::load(TableId::bare("t"))],
+            ..BackfillPosition::default()
+        };
+        let mut backfill = Backfill::new(Box::new(Unreadable), Arc::new(Unreadable), position, 10);
+        for _ in 0..3 {
+            let e = backfill.next().await.unwrap_err();
+            assert_eq!(e.code(), code::CONNECTION_LOST, "{e}");
+        }
     }
 
     #[test]

@@ -15,7 +15,8 @@ use tokio_postgres::GenericClient;
 pub(super) struct Integrity {
     /// Enabled triggers that people made.
     pub(super) triggers: Vec<String>,
-    /// Foreign keys from or to the table that are checked at once.
+    /// Foreign keys from or to the table that are checked at once, or change rows when those of the table change: that is
+    /// done at once, whenever they are checked.
     pub(super) immediate: Vec<String>,
     /// Foreign keys that may be checked at commit.
     pub(super) deferrable: Vec<String>,
@@ -35,7 +36,9 @@ impl Integrity {
             .map_err(fail)?;
         let keys = client
             .query(
-                "SELECT conname::text, condeferrable FROM pg_catalog.pg_constraint \
+                "SELECT conname::text, \
+                 condeferrable AND (confrelid <> $1 OR (confdeltype = 'a' AND confupdtype = 'a')) \
+                 FROM pg_catalog.pg_constraint \
                  WHERE contype = 'f' AND (conrelid = $1 OR confrelid = $1) ORDER BY 1",
                 &[&oid],
             )
@@ -76,7 +79,8 @@ impl Integrity {
             why.push(format!("trigger {}", self.triggers.join(", ")));
         }
         if !self.immediate.is_empty() {
-            why.push(format!("foreign key {} (not deferrable)", self.immediate.join(", ")));
+            let keys = self.immediate.join(", ");
+            why.push(format!("foreign key {keys} (not deferrable, or with an action)"));
         }
         Err(Error::new(
             code::REFUSED,
@@ -87,7 +91,7 @@ impl Integrity {
         )
         .hint(
             "GRANT SET ON PARAMETER session_replication_role TO … (PostgreSQL 15 and later; a superuser before), \
-             make the foreign keys DEFERRABLE, or disable the triggers",
+             make the foreign keys DEFERRABLE and NO ACTION, or disable the triggers",
         ))
     }
 }

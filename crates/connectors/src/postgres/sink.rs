@@ -374,6 +374,12 @@ impl Sink for PgSink {
         tx.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '10s'")
             .await
             .map_err(|e| map_error(e, "taking over partitions"))?;
+        if self.flush == Flush::Later {
+            // What is found counts as durable: the source may forget it from here on, so it is on the disk first.
+            tx.batch_execute("SET LOCAL synchronous_commit = local")
+                .await
+                .map_err(|e| map_error(e, "taking over partitions"))?;
+        }
         self.moves.hold_generation(&tx, &self.plan).await?;
         let (checkpoint, epochs) = self
             .control

@@ -198,6 +198,8 @@ impl Writer {
         }
         let plan = self.plan.clone();
         let writer = format!("process {}, run {}", std::process::id(), plan.run_id);
+        // What is found counts as durable: the source may forget it from here on, so this commit presses it onto the disk.
+        self.press("FULL")?;
         let mine = control::transaction(&mut self.conn, |conn| {
             control::check_generation(conn, &plan)?;
             // A finished plan has folded its partitions: all of them are done.
@@ -227,10 +229,20 @@ impl Writer {
                 _ => e,
             }
         })?;
+        self.press("NORMAL")?;
         self.held.extend(mine.iter().cloned());
         let found: Checkpoint = mine.into_iter().map(|(p, (_, state))| (p, state)).collect();
         self.durable.extend(found.clone());
         Ok(found)
+    }
+
+    /// How hard the next commits are pressed onto the disk, where that is not always the same.
+    fn press(&self, synchronous: &str) -> Result<()> {
+        match self.synchronous {
+            Synchronous::Full => Ok(()),
+            Synchronous::Normal => (self.conn.pragma_update(None, "synchronous", synchronous))
+                .map_err(failed(|| "setting how commits reach the disk".into())),
+        }
     }
 
     fn begin(&mut self) -> Result<()> {

@@ -267,6 +267,27 @@ fn what_may_change_rows_is_not_passed_over() {
     }
 }
 
+#[test]
+fn an_alter_in_two_phases_counts_when_it_is_done() {
+    let is_undone = |flags: u8, more: &[u8]| {
+        let mut data = vec![0; 12];
+        data.push(flags);
+        data.extend(more);
+        data.resize(40, 0);
+        match said(&event(162, &data).unwrap()) {
+            Ok(Said::Begin(group)) => group.undone,
+            _ => panic!("a transaction begins"),
+        }
+    };
+    let (standalone, group_commit, prepared) = (1 | 32, 1 | 2 | 32, 64);
+    assert!(!is_undone(standalone, &[]));
+    assert!(is_undone(standalone, &[2]) && is_undone(standalone, &[8]), "it begins, it failed");
+    assert!(!is_undone(standalone, &[4]) && !is_undone(standalone, &[1, 2]), "it is done");
+    assert!(is_undone(group_commit, &[0, 0, 0, 0, 0, 0, 0, 0, 2]));
+    assert!(!is_undone(group_commit, &[2, 2, 2, 2, 2, 2, 2, 2, 4]));
+    assert!(!is_undone(prepared, &[1, 0, 0, 0, 1, 1, 2, 2]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 

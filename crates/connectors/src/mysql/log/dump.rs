@@ -42,7 +42,12 @@ const QUIET: [EventType; 10] = [
 /// A replica may pass over the event.
 const IGNORABLE: u16 = 0x80;
 
+// What the flags of a transaction say, and the byte behind them.
 const STANDALONE: u8 = 1;
+const GROUP_COMMIT: u8 = 2;
+const XA: u8 = 64 | 128;
+const START_ALTER: u8 = 2;
+const ROLLBACK_ALTER: u8 = 8;
 
 /// The log as it comes.
 pub(super) struct Dump {
@@ -72,6 +77,8 @@ pub(super) struct Group {
     pub(super) second: u32,
     /// One statement follows, and nothing says that it ends.
     pub(super) standalone: bool,
+    /// The statement does nothing: an ALTER that is logged in two phases (`binlog_alter_two_phase`) begins, or was undone.
+    pub(super) undone: bool,
 }
 
 /// What a transaction holds, as a hash: the rows however they are parted into events, and the statements.
@@ -299,6 +306,7 @@ pub(super) fn said(event: &Event) -> Result<Said> {
             },
             second: event.header().timestamp(),
             standalone: flags & STANDALONE != 0,
+            undone: is_undone(data, flags),
         }));
     }
     if MARIADB_COMPRESSED.contains(&kind) {
@@ -344,6 +352,21 @@ pub(super) fn said(event: &Event) -> Result<Said> {
             ));
         }
     })
+}
+
+/// Whether a transaction of these flags is an ALTER that only begins, or was undone. The byte that says so stands behind the
+/// number of a group commit and the name of a prepared transaction, where there are such.
+fn is_undone(data: &[u8], flags: u8) -> bool {
+    let mut at = 13;
+    if flags & GROUP_COMMIT != 0 {
+        at += 8;
+    }
+    if flags & XA != 0 {
+        let lengths = data.get(at + 4..at + 6).unwrap_or_default();
+        at += 6 + lengths.iter().map(|n| usize::from(*n)).sum::<usize>();
+    }
+    data.get(at)
+        .is_some_and(|more| more & (START_ALTER | ROLLBACK_ALTER) != 0)
 }
 
 fn statement(sql: String, schema: String) -> Said {

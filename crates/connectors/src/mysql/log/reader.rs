@@ -181,6 +181,10 @@ impl LogReader {
             Said::Table => return self.table(event),
             Said::Rows(change) => return self.rows(event, change),
             Said::Statement { effects, sql, schema } => {
+                let effects = match self.tx.as_ref().is_some_and(|tx| tx.group.undone) {
+                    true => Vec::new(),
+                    false => effects,
+                };
                 let others = self.changed(&effects, &schema);
                 let there = match (self.checked.take(), others.is_empty()) {
                     (Some(there), _) => there,

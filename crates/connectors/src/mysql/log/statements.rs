@@ -160,6 +160,10 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                 }
                 let begun = std::mem::replace(&mut begins, depth == 0 && token == Token::Sign(','));
                 below |= token.is("PARTITION") || token.is("TABLESPACE") || token.is("SYSTEM") || token.is("CONVERT");
+                if below && (token.is("WITH") || token.is("TO")) && cursor.eat("TABLE") {
+                    // EXCHANGE PARTITION … WITH TABLE, CONVERT PARTITION … TO TABLE: that one has other rows, too.
+                    all.extend(cursor.table().map(Effect::Remade));
+                }
                 if token.is("RENAME") {
                     if cursor.eat("COLUMN") {
                         cursor.skip(&["IF", "EXISTS"]);
@@ -507,6 +511,16 @@ mod tests {
             [renamed("b", "c"), redefined("a"), redefined("c"), redefined("e")]
         );
         assert_eq!(effects("ALTER TABLE t TRUNCATE PARTITION p0"), remade("t"));
+        let both = |other| [Effect::Remade(named(other)), Effect::Remade(named("t"))];
+        assert_eq!(
+            effects("ALTER TABLE t EXCHANGE PARTITION p0 WITH TABLE `s`.`o` WITHOUT VALIDATION"),
+            both("s.o")
+        );
+        assert_eq!(effects("ALTER TABLE t CONVERT PARTITION p0 TO TABLE o"), both("o"));
+        assert_eq!(
+            effects("ALTER TABLE t CONVERT TABLE o TO PARTITION p1 VALUES LESS THAN (9)"),
+            remade("t")
+        );
         assert_eq!(effects("ALTER TABLE t CONVERT TO CHARACTER SET latin1"), remade("t"));
         assert_eq!(effects("ALTER IGNORE TABLE t ADD UNIQUE (a)"), remade("t"));
         assert_eq!(

@@ -33,7 +33,8 @@ use super::shape::{self, Followed, Initial};
 use super::slot::Missing;
 use super::source::LogSource;
 use super::status::{LogStatus, Steering, Watched};
-use super::{LogOptions, identity, slot};
+use super::{LogOptions, identity, membership, slot};
+use crate::logs;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -88,6 +89,13 @@ impl Control {
         });
         self.ask(wish);
         Ok(())
+    }
+
+    /// Reads every followed table again that has a key, as [`Control::refresh`] reads one.
+    pub fn refresh_all(&self) {
+        for (table, _) in self.keys.iter().filter(|(_, key)| !key.is_empty()) {
+            self.ask(Wish::Read(Pending::load(table.clone())));
+        }
     }
 
     /// Gives up what is still to be read of a table. [`Control::status`] tells it until the table is refreshed.
@@ -184,6 +192,11 @@ impl Changes {
     /// [`Control::refresh`].
     pub async fn refresh(&self, selection: Selection) -> Result<()> {
         self.control.refresh(selection).await
+    }
+
+    /// [`Control::refresh_all`].
+    pub fn refresh_all(&self) {
+        self.control.refresh_all();
     }
 
     /// [`Control::cancel`].
@@ -301,7 +314,8 @@ impl ChangesBuilder {
         self
     }
 
-    /// Opens the log: at the beginning, or right behind the position of a boundary.
+    /// Opens the log: at the beginning, or right behind the position of a boundary. Tables that this position does not
+    /// know, because they are named or published since, are read from their beginning.
     pub async fn open(self, after: Option<&Position>) -> Result<Changes> {
         let database = Postgres::open(self.config)?;
         let source = database.log(self.options)?;
@@ -325,9 +339,9 @@ impl ChangesBuilder {
                     .filter(|t| *t != marks),
             );
         }
-        let stored = after.map(BackfillPosition::parse).transpose()?;
-        let stored = stored.and_then(|stored| stored.log);
-        let stored = stored.as_ref().map(LogPosition::parse).transpose()?;
+        let resumed = after.map(BackfillPosition::parse).transpose()?;
+        let stored = resumed.as_ref().and_then(|resumed| resumed.log.as_ref());
+        let stored = stored.map(LogPosition::parse).transpose()?;
         let mut followed = Vec::with_capacity(tables.len());
         for table in tables {
             let (described, key) = found_by(&connection, &table, &schema, self.keyless).await?;
@@ -358,13 +372,23 @@ impl ChangesBuilder {
                 initial: self.initial,
             });
         }
+        let mut after = after.cloned();
+        if let (Some(mut resumed), Some(stored)) = (resumed, &stored) {
+            let new = newcomers(stored, &followed, self.initial);
+            membership::settle_all(&connection, &new, &schema).await?;
+            resumed
+                .pending
+                .retain(|p| followed.iter().any(|f| f.read.table == p.table));
+            new.iter().for_each(|table| logs::compare(&mut resumed.pending, table));
+            after = Some(resumed.encode());
+        }
         connection.recycle();
         let keys: Keys = followed.iter().map(|f| (f.read.table.clone(), f.key.clone())).collect();
         let watched = followed.iter().map(|f| Watched::same(&f.read.table)).collect();
         source.follow_tables(followed, all);
         let read = ReadSpec::of(TableId::bare(""), Vec::new());
         let reader = source
-            .open(&read, &LogSource::partition(), after, &self.context)
+            .open(&read, &LogSource::partition(), after.as_ref(), &self.context)
             .await?;
         Ok(Changes {
             reader,
@@ -378,6 +402,17 @@ impl ChangesBuilder {
             changes: VecDeque::new(),
         })
     }
+}
+
+/// The followed tables that a position knows nothing of: what they had and what became of it is still to be told. Older
+/// positions do not say what they know.
+fn newcomers(stored: &LogPosition, followed: &[Followed], initial: Initial) -> Vec<TableId> {
+    if initial == Initial::Skip || stored.members.is_empty() {
+        return Vec::new();
+    }
+    let is_new = |f: &&Followed| !f.key.is_empty() && !stored.members.contains_key(&f.read.table.to_string());
+    let new = followed.iter().filter(is_new);
+    new.map(|f| f.read.table.clone()).collect()
 }
 
 /// A table as the catalog has it, and the columns by which its changes find their rows. Refuses what cannot be followed,
@@ -456,7 +491,28 @@ mod tests {
             (b.options.slot.as_str(), b.options.publication.as_str()),
             ("my_slot", "my_pub")
         );
+        assert_eq!(
+            (b.options.control_schema.as_str(), b.options.watermark_table.as_str()),
+            ("dbsync_ctrl", "dbsync_wmtable")
+        );
         assert!(!format!("{b:?}").contains("sesame"));
+        let b = all(&[
+            ("POSTGRES_DB", "shop"),
+            ("DBSYNC_CTRL_NAMESPACE", "ctrl"),
+            ("DBSYNC_WM_TABLENAME", "marks"),
+        ])
+        .unwrap();
+        assert_eq!(b.config.server(), "localhost:5432/shop");
+        assert_eq!(
+            (b.options.slot.as_str(), b.options.publication.as_str()),
+            ("dbsync_replslot", "dbsync_mypub")
+        );
+        assert_eq!(
+            (b.options.control_schema.as_str(), b.options.watermark_table.as_str()),
+            ("ctrl", "marks")
+        );
+        let both = all(&[("POSTGRES_DB", "other"), ("POSTGRES_NAME", "shop")]).unwrap();
+        assert_eq!(both.config.server(), "localhost:5432/shop");
         let b = all(&[("POSTGRES_CONNSTR", "postgres://a@b:1/c"), ("POSTGRES_HOST", "other")]).unwrap();
         assert_eq!(b.config.server(), "b:1/c");
         assert!(all(&[("POSTGRES_PORT", "x")]).is_err());

@@ -7,7 +7,7 @@ use futures::Stream;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use synctool_core::change::{ChangeBatch, Event, Op, Tx};
+use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Tx};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::progress::Position;
 use synctool_core::schema::TableId;
@@ -88,6 +88,16 @@ pub enum Change {
     Refresh(Row),
     /// A row went; its key is what counts.
     Delete(Row),
+    /// What is held of a range of keys goes: rows that are there follow as [`Change::Refresh`], before the next
+    /// [`Change::Commit`]. So a table is compared whose rows may have gone without a word in the log: with a partition, in
+    /// a gap, with the table that had the name before.
+    Replace {
+        /// The table.
+        table: Arc<TableId>,
+        /// Its keys, in the source's order, which for texts is that of its collation. Ranges come in that order, from one
+        /// without a lower end to one without an upper end.
+        range: KeyRange,
+    },
     /// A table was emptied.
     Truncate(Arc<TableId>),
     /// A table has other columns from here on.
@@ -135,6 +145,8 @@ pub trait Handler: Send {
     async fn delete(&mut self, row: Row) -> Result<()>;
     /// A row is like this, whether it was known or not.
     async fn refresh(&mut self, row: Row) -> Result<()>;
+    /// What is held of a range of keys goes: rows that are there follow by `refresh`, before `commit` ([`Change::Replace`]).
+    async fn replace(&mut self, table: &TableId, range: &KeyRange) -> Result<()>;
     /// A table was emptied.
     async fn truncate(&mut self, table: &TableId) -> Result<()>;
     /// A table has other columns from here on.
@@ -153,9 +165,9 @@ pub trait Handler: Send {
 
 /// Takes net changes of some transactions at a time, per table. An error ends it, and the batch comes again.
 ///
-/// A batch that outgrows [`BatchLimits`] within one transaction comes in parts: `truncate`, `upsert` and `delete` are
-/// called again, each part is the net of what happened since the one before it, and `commit` follows the last one. Only
-/// there a transaction is whole: what is to be seen by others is shown then.
+/// A batch that outgrows [`BatchLimits`] within one transaction, or has a `replace` in it, comes in parts: `truncate`,
+/// `upsert` and `delete` are called again, each part is the net of what happened since the one before it, and `commit`
+/// follows the last one. Only there a transaction is whole: what is to be seen by others is shown then.
 #[async_trait]
 pub trait Batcher: Send {
     /// Rows are like this now. Absent cells keep what is held; a row whose key changed is told by `moved`, from the key
@@ -163,6 +175,8 @@ pub trait Batcher: Send {
     async fn upsert(&mut self, table: &TableId, rows: Vec<Row>, moved: Vec<(Row, Row)>) -> Result<()>;
     /// Rows went.
     async fn delete(&mut self, table: &TableId, rows: Vec<Row>) -> Result<()>;
+    /// What is held of a range of keys goes: rows that are there follow by `upsert`, before `commit` ([`Change::Replace`]).
+    async fn replace(&mut self, table: &TableId, range: &KeyRange) -> Result<()>;
     /// A table was emptied.
     async fn truncate(&mut self, table: &TableId) -> Result<()>;
     /// The batch is complete: whether it is safe.
@@ -229,7 +243,11 @@ impl Changes {
         match event {
             Event::Begin(tx) => out.push_back(Change::Begin(tx)),
             Event::Rows(batch) => self.rows(&batch, out)?,
-            Event::ReplaceRange { table, rows, .. } => {
+            Event::ReplaceRange { table, range, rows } => {
+                out.push_back(Change::Replace {
+                    table: table.clone(),
+                    range,
+                });
                 for at in 0..rows.num_rows() {
                     out.push_back(Change::Refresh(self.row(&table, &rows, None, at)?));
                 }
@@ -331,6 +349,7 @@ impl Changes {
                 Change::Update { row, before } => handler.update(row, before).await?,
                 Change::Delete(row) => handler.delete(row).await?,
                 Change::Refresh(row) => handler.refresh(row).await?,
+                Change::Replace { table, range } => handler.replace(&table, &range).await?,
                 Change::Truncate(table) => handler.truncate(&table).await?,
                 Change::Schema(table) => handler.schema(&table).await?,
                 Change::Message { prefix, content } => handler.message(&prefix, &content).await?,
@@ -376,6 +395,12 @@ impl Changes {
                             return self.close().await;
                         }
                     }
+                }
+                Some(Change::Replace { table, range }) => {
+                    boundary = None;
+                    // What came before it is of the rows that go.
+                    std::mem::take(&mut batch).tell(batcher).await?;
+                    batcher.replace(&table, &range).await?;
                 }
                 Some(change) => {
                     boundary = None;
@@ -483,7 +508,11 @@ impl Batch {
                 (table.emptied, table.rows, table.order) = (true, HashMap::new(), Vec::new());
                 table.moved.clear();
             }
-            Change::Begin(_) | Change::Schema(_) | Change::Message { .. } | Change::Commit { .. } => {}
+            Change::Begin(_)
+            | Change::Schema(_)
+            | Change::Message { .. }
+            | Change::Replace { .. }
+            | Change::Commit { .. } => {}
         }
         Ok(())
     }

@@ -168,7 +168,8 @@ impl LogSource {
                     Some(found) => (
                         format!(
                             "SELECT pg_catalog.has_table_privilege({oid}, 'INSERT') \
-                             AND pg_catalog.has_table_privilege({oid}, 'DELETE')",
+                             AND pg_catalog.has_table_privilege({oid}, 'DELETE') \
+                             AND pg_catalog.has_table_privilege({oid}, 'SELECT')",
                             oid = found.oid
                         ),
                         "GRANT INSERT, DELETE, SELECT on the table of watermarks",

@@ -10,8 +10,8 @@ use synctool_core::schema::TableId;
 /// How a table tells its changes.
 #[derive(Debug, Clone)]
 pub(super) struct Standing {
-    /// Whether changes of its rows are in the log at all.
-    logged: bool,
+    /// What of it (the table, or a partition) has changes that are not in the log, if there is such a one.
+    silent: Option<String>,
     /// A table that inherits from it, if there is one; partitions do not count.
     heir: Option<String>,
     /// Its replica identity, as the catalog says it: `d`, `i`, `f` or `n`.
@@ -38,7 +38,10 @@ impl Standing {
                        END AS identified
                 FROM family f JOIN pg_catalog.pg_class c ON c.oid = f.relid WHERE c.relkind = 'r'
             )
-            SELECT c.relpersistence = 'p',
+            SELECT (SELECT pg_catalog.min(pg_catalog.format('%s.%s', n.nspname, p.relname))
+                    FROM family f JOIN pg_catalog.pg_class p ON p.oid = f.relid
+                    JOIN pg_catalog.pg_namespace n ON n.oid = p.relnamespace
+                    WHERE p.relpersistence <> 'p' OR p.relkind = 'f'),
                    (SELECT pg_catalog.min(pg_catalog.format('%s.%s', n.nspname, h.relname))
                     FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class h ON h.oid = i.inhrelid
                     JOIN pg_catalog.pg_namespace n ON n.oid = h.relnamespace
@@ -50,7 +53,7 @@ impl Standing {
         let what = "reading a table's replica identity";
         let rows = catalog::rows(connection, SQL, &[(&oid, Type::OID)], what).await?;
         Ok(rows.first().map(|row| Standing {
-            logged: row.get(0),
+            silent: row.get(0),
             heir: row.get(1),
             identity: row.get(2),
             primary: row.get(3),
@@ -68,12 +71,13 @@ impl Standing {
                     .hint("name the tables that its rows come from, or read it by another strategy (full, hash)"),
             );
         }
-        if !self.logged {
+        if let Some(silent) = &self.silent {
             return Err(refused(format!(
-                "{table} is an unlogged or temporary table: its changes are not in the log"
+                "changes of {table} are not in the log: {silent} is an unlogged, temporary or foreign table"
             ))
             .hint(format!(
-                "ALTER TABLE {table} SET LOGGED; or read it by another strategy (full, hash)"
+                "ALTER TABLE {silent} SET LOGGED; and, where it was followed before, run synctool repair then, because what \
+                 changed meanwhile is in no log; or read it by another strategy (full, hash)"
             )));
         }
         if let Some(heir) = &self.heir {

@@ -383,12 +383,13 @@ async fn watermark_table(connection: &Connection, marks: &TableId, act: &mut Mis
 pub(super) async fn find(connection: &Connection, name: &str) -> Result<Option<SlotState>> {
     let version = connection.version();
     let status = if version >= 130_000 { "wal_status" } else { "NULL::text" };
+    let two_phase = if version >= 140_000 { "two_phase" } else { "false" };
     let reason = invalidation(version);
     let row = connection
         .query_opt(
             &format!(
                 "SELECT plugin::text, slot_type, database::text, pg_catalog.current_database()::text, confirmed_flush_lsn, \
-                 {status}, {reason}, restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text"
+                 {status}, {reason}, {two_phase} FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text"
             ),
             &[&name],
         )
@@ -416,6 +417,12 @@ pub(super) async fn find(connection: &Connection, name: &str) -> Result<Option<S
         let database = database.unwrap_or_default();
         return Err(wrong(
             format!("the replication slot {name} is of database {database}, not of {here}"),
+            other,
+        ));
+    }
+    if row.get(7) {
+        return Err(wrong(
+            format!("the replication slot {name} shows transactions before their COMMIT PREPARED (two_phase)"),
             other,
         ));
     }

@@ -1,6 +1,7 @@
 //! What is told of a server before anything is made there: room, rights, settings.
 
 use super::*;
+use synctool_connectors::postgres::log::Watermarks;
 use synctool_core::source::Finding;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, a text)";
@@ -43,5 +44,16 @@ on_servers! {
         c.from.psql(&format!("{} {}", log.fix, read.fix));
         let findings = examine().await;
         assert!(found(&findings, "log of the server").ok && found(&findings, "right to read public.t").ok, "{findings:?}");
+        // Whoever takes a watermark away again has to find it.
+        c.from.psql("CREATE SCHEMA synctool; CREATE TABLE synctool.watermark (selectionid varchar(50) PRIMARY KEY, wm_type varchar(10) NOT NULL);
+            GRANT USAGE ON SCHEMA synctool TO guest; GRANT INSERT, DELETE ON synctool.watermark TO guest");
+        let marked = LogOptions { watermarks: Watermarks::Table, ..c.options.clone() };
+        let examine = async || c.source(marked.clone()).examine(&c.request.tables).await;
+        let findings = examine().await;
+        let marks = found(&findings, "watermarks");
+        assert!(!marks.ok && marks.fix.contains("SELECT"), "{marks:?}");
+        c.from.psql("GRANT SELECT ON synctool.watermark TO guest");
+        let findings = examine().await;
+        assert!(found(&findings, "watermarks").ok, "{findings:?}");
     }
 }

@@ -206,6 +206,8 @@ on_servers! {
         refused(&c, "test_decoding").await;
         c.from.psql(&format!("SELECT pg_drop_replication_slot('{slot}'); SELECT pg_create_physical_replication_slot('{slot}')"));
         refused(&c, "physical").await;
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{slot}'); SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput', false, true)"));
+        refused(&c, "two_phase").await;
         c.from.psql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
         c.to.psql(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
         refused(&c, "of database").await;

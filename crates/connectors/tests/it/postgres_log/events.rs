@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use synctool_connectors::postgres::log::capture::Initial;
 use synctool_connectors::postgres::log::changes::Changes;
 use synctool_connectors::postgres::log::consume::{Change, Handler, Row, Safe};
-use synctool_core::change::{Event, Tx};
+use synctool_core::change::{Event, KeyRange, Tx};
 use synctool_core::progress::Position;
 
 const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, a text); CREATE TABLE u (id int PRIMARY KEY, b text)";
@@ -76,6 +76,10 @@ impl Handler for Heard {
     }
     async fn refresh(&mut self, _: Row) -> Result<()> {
         self.0.push("refresh".into());
+        Ok(())
+    }
+    async fn replace(&mut self, table: &TableId, _: &KeyRange) -> Result<()> {
+        self.0.push(format!("replace {}", table.name));
         Ok(())
     }
     async fn truncate(&mut self, table: &TableId) -> Result<()> {

@@ -9,7 +9,7 @@ use synctool_core::error::code;
 const GOOD: &str = "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'a')";
 
 /// Tables named `bad` that cannot be followed, whether tables without a key are allowed, and what the refusal says.
-const BAD: [(&str, bool, &str); 9] = [
+const BAD: [(&str, bool, &str); 10] = [
     ("CREATE TABLE bad (id int, a text)", false, "it has no key"),
     ("CREATE TABLE bad (id int, a text)", true, "REPLICA IDENTITY FULL"),
     (
@@ -36,6 +36,12 @@ const BAD: [(&str, bool, &str); 9] = [
         "CREATE UNLOGGED TABLE bad (id int PRIMARY KEY, a text)",
         false,
         "SET LOGGED",
+    ),
+    (
+        "CREATE TABLE bad (id int PRIMARY KEY, a text) PARTITION BY RANGE (id);
+         CREATE UNLOGGED TABLE bad_1 PARTITION OF bad FOR VALUES FROM (0) TO (1000)",
+        false,
+        "bad_1 is an unlogged",
     ),
     (
         "CREATE TABLE bad (id int PRIMARY KEY, a text); CREATE TABLE heir () INHERITS (bad)",

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use synctool_connectors::postgres::log::Watermarks;
 use synctool_connectors::postgres::log::changes::{Changes, ChangesBuilder, Selection};
 use synctool_connectors::postgres::log::consume::{BatchLimits, Batcher, Cell, Change, Handler, Row, Safe};
-use synctool_core::change::Event;
+use synctool_core::change::{Event, KeyRange};
 use synctool_core::progress::Position;
 
 #[path = "../../../examples/users_restaurant_visit.rs"]
@@ -57,6 +57,16 @@ impl Held {
             }
         }
         self.rows.insert(key, cells);
+    }
+
+    /// Takes the rows of a range away; their key is a number and a text.
+    fn clear(&mut self, range: &KeyRange) {
+        let order = |key: &[String]| (key[0].parse::<i64>().unwrap(), key[1].clone());
+        let has = |key: &[String]| {
+            let key = order(key);
+            range.lower.as_ref().is_none_or(|l| order(l) <= key) && range.upper.as_ref().is_none_or(|u| key < order(u))
+        };
+        self.rows.retain(|key, _| !has(key));
     }
 
     fn says(&self) -> Safe {
@@ -109,6 +119,10 @@ impl Handler for Held {
         self.put(row, None);
         Ok(())
     }
+    async fn replace(&mut self, _: &TableId, range: &KeyRange) -> Result<()> {
+        self.clear(range);
+        Ok(())
+    }
     async fn truncate(&mut self, _: &TableId) -> Result<()> {
         self.rows.clear();
         Ok(())
@@ -136,6 +150,10 @@ impl Batcher for Held {
         for row in rows {
             self.rows.remove(&Held::key(&row));
         }
+        Ok(())
+    }
+    async fn replace(&mut self, _: &TableId, range: &KeyRange) -> Result<()> {
+        self.clear(range);
         Ok(())
     }
     async fn truncate(&mut self, _: &TableId) -> Result<()> {
@@ -183,6 +201,69 @@ on_servers! {
         handled.unwrap();
         copy.same(&c);
         assert!(copy.batches > 0);
+    }
+
+    /// Rows that went without a word in the log are told by the ranges of keys that are read anew.
+    async fn rows_that_went_unseen_are_told_by_their_range(version: PgVersion) {
+        let limits = BatchLimits { rows: 10, wait: Duration::from_millis(100) };
+        for batched in [false, true] {
+            let c = Capture::new(version, &["t"], T);
+            let mut copy = Held { until: Some(Box::new(|rows| rows.len() == 50)), ..Held::default() };
+            builder(&c).open(None).await.unwrap().handle(&mut copy).await.unwrap();
+            c.from.psql("ALTER PUBLICATION synctool DROP TABLE t; DELETE FROM t WHERE id % 3 = 0; UPDATE t SET a = 'unseen' WHERE id % 5 = 0;
+                ALTER PUBLICATION synctool ADD TABLE t; INSERT INTO t VALUES (1000, 'end', '', '')");
+            // All of them, and the last one.
+            copy.until = Some(Box::new(|rows| rows.len() == 35 && !rows.contains_key(&vec!["48".into(), "k".into()])));
+            let changes = builder(&c).open(copy.last.clone().as_ref()).await.unwrap();
+            let handled = async {
+                match batched {
+                    false => changes.handle(&mut copy).await,
+                    true => changes.batches(&mut copy, limits).await,
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), handled).await.expect("in time").unwrap();
+            copy.same(&c);
+        }
+    }
+
+    /// A table that is named later, or comes into the publication, brings the rows that it has, once.
+    async fn a_table_that_is_named_later_is_loaded(version: PgVersion) {
+        let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);
+            CREATE TABLE u (id int PRIMARY KEY, a text); INSERT INTO u VALUES (1, 'before'), (2, 'before')");
+        let named = |tables: &[&'static str]| {
+            let all = Changes::of(PostgresConfig::from_url(&c.url).unwrap()).for_tables(tables.iter().copied());
+            all.slot(&c.options.slot).options(|o| (o.heartbeat, o.until_now) = (None, true))
+        };
+        let mut last = None;
+        let mut life = async |tables: &[&'static str]| {
+            let mut changes = named(tables).open(last.as_ref()).await.unwrap();
+            let mut rows = Vec::new();
+            while let Some(change) = changes.next_change().await.unwrap() {
+                match change {
+                    Change::Insert(row) | Change::Refresh(row) => {
+                        rows.push(format!("{} {} {}", row.table.name, row.get("id").unwrap_or("-"), row.get("a").unwrap_or("-")));
+                    }
+                    Change::Commit { position, .. } => {
+                        changes.acknowledge(&position).await.unwrap();
+                        last = Some(position);
+                    }
+                    _ => {}
+                }
+            }
+            changes.close().await.unwrap();
+            rows
+        };
+        assert_eq!(life(&["t"]).await, ["t 1 -"]);
+        c.from.psql("UPDATE u SET a = 'unseen' WHERE id = 2");
+        assert_eq!(life(&["t", "u"]).await, ["u 1 before", "u 2 unseen"]);
+        assert!(life(&["t", "u"]).await.is_empty());
+        c.from.psql("CREATE TABLE v (id int PRIMARY KEY); INSERT INTO v VALUES (7); ALTER PUBLICATION synctool ADD TABLE v");
+        assert_eq!(life(&[]).await, ["v 7 -"]);
+        // One that was left out for a while may have missed something.
+        assert!(life(&["t", "v"]).await.is_empty());
+        c.from.psql("INSERT INTO u VALUES (3, 'missed')");
+        assert!(life(&["t", "v"]).await.is_empty());
+        assert_eq!(life(&["t", "u", "v"]).await, ["u 1 before", "u 2 unseen", "u 3 missed"]);
     }
 
     /// What a program did not acknowledge comes again; what it did, does not.
@@ -416,6 +497,9 @@ on_servers! {
             async fn delete(&mut self, table: &TableId, rows: Vec<Row>) -> Result<()> {
                 Batcher::delete(&mut self.inner, table, rows).await
             }
+            async fn replace(&mut self, table: &TableId, range: &KeyRange) -> Result<()> {
+                Batcher::replace(&mut self.inner, table, range).await
+            }
             async fn truncate(&mut self, table: &TableId) -> Result<()> {
                 Batcher::truncate(&mut self.inner, table).await
             }
@@ -455,6 +539,9 @@ on_servers! {
         assert!(changes.refresh(Selection::keys("t", [["3"]])).await.is_err());
         assert!(changes.refresh(Selection::table("nothing")).await.is_err());
         changes.refresh(Selection::table("public.t")).await.unwrap();
+        let seen = until(&mut changes, is_row("50")).await;
+        assert_eq!(refreshed(&seen), 50);
+        changes.refresh_all();
         let seen = until(&mut changes, is_row("50")).await;
         assert_eq!(refreshed(&seen), 50);
         changes.pause(Pause::All);

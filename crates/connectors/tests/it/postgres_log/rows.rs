@@ -266,6 +266,66 @@ on_servers! {
         assert_eq!(c.to.psql("SELECT count(*) FROM pg_attribute WHERE attrelid = 'items'::regclass AND attname = 'big'"), "0");
     }
 
+    /// F43: with the whole row before it, a filter may stand on any column, one that is NULL at times, too; what comes
+    /// into it brings large values that did not change.
+    async fn a_filter_on_another_column_than_the_key(version: PgVersion) {
+        let mut c = Capture::new(version, &["items"], ITEMS);
+        c.options.chunk_rows = 7;
+        c.from.psql("INSERT INTO items SELECT i, 'name ' || i, repeat('b', 3000) || i, nullif(i % 4, 0) FROM generate_series(1, 100) i;
+            ALTER TABLE items REPLICA IDENTITY FULL; CREATE PUBLICATION synctool FOR TABLE items WHERE (n > 1);
+            CREATE VIEW shown AS SELECT * FROM items WHERE n > 1");
+        c.catch_up().await.unwrap();
+        c.to.psql("CREATE VIEW shown AS SELECT * FROM items");
+        c.assert_equal(&["shown"]);
+        c.from.psql("UPDATE items SET n = 9 WHERE id % 10 = 1; UPDATE items SET n = NULL WHERE id % 10 = 2; UPDATE items SET n = 0, id = -id WHERE id % 10 = 3;
+            UPDATE items SET name = 'x' WHERE id % 3 = 0; UPDATE items SET id = id + 1000 WHERE id % 10 = 7; UPDATE items SET n = 5, id = id + 2000 WHERE id % 10 = 8;
+            DELETE FROM items WHERE id % 10 = 9");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["shown"]);
+    }
+
+    /// Rows that came to the source from another server, as its replication has them, arrive like its own.
+    async fn rows_of_another_origin_arrive(version: PgVersion) {
+        let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'own')");
+        c.catch_up().await.unwrap();
+        let origin = c.from.name();
+        c.from.psql(&format!("SELECT pg_replication_origin_create('{origin}'), pg_replication_origin_session_setup('{origin}');
+            BEGIN; SELECT pg_replication_origin_xact_setup('0/10', now()); INSERT INTO t VALUES (2, 'theirs'); UPDATE t SET a = 'changed' WHERE id = 1; COMMIT;
+            SELECT pg_replication_origin_session_reset(); SELECT pg_replication_origin_drop('{origin}')"));
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+        assert_eq!(c.to.psql("SELECT count(*) FROM t"), "2");
+    }
+
+    /// Where the role may not switch foreign keys off, they are checked when a commit is made, whatever order its rows went
+    /// in; one that changes rows by itself is refused.
+    async fn foreign_keys_are_checked_at_the_end(version: PgVersion) {
+        const KIN: &str = "CONSTRAINT kin FOREIGN KEY (of) REFERENCES parent";
+        let tables = format!("CREATE TABLE parent (id int PRIMARY KEY, a text); CREATE TABLE child (id int PRIMARY KEY, of int);
+            ALTER TABLE child ADD {KIN} DEFERRABLE");
+        let c = Capture::new(version, &["parent", "child"], &tables);
+        let (name, role) = (c.to.name(), format!("poor_{}", c.to.name()));
+        c.to.psql(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {name} TO {role}; ALTER SCHEMA public OWNER TO {role};
+            SET ROLE {role}; {tables}"));
+        let poor = async || {
+            let opened = PostgresDestination::open(database(&c.to.url_as(&role)), DestinationOptions::default());
+            Arc::new(opened.await.unwrap())
+        };
+        c.from.psql("INSERT INTO parent SELECT i, 'a' FROM generate_series(1, 20) i; INSERT INTO child SELECT i, 1 + i % 20 FROM generate_series(1, 50) i");
+        c.catch_up_into(poor().await).await.unwrap();
+        c.from.psql("BEGIN; UPDATE child SET of = 2 WHERE of = 1; DELETE FROM parent WHERE id = 1; COMMIT;
+            BEGIN; SET CONSTRAINTS ALL DEFERRED; INSERT INTO child VALUES (100, 100); INSERT INTO parent VALUES (100, 'late');
+              DELETE FROM parent WHERE id = 3; INSERT INTO parent VALUES (3, 'again'); COMMIT;
+            BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE parent SET id = 200 WHERE id = 4; UPDATE child SET of = 200 WHERE of = 4; COMMIT");
+        c.catch_up_into(poor().await).await.unwrap();
+        c.assert_equal(&["parent", "child"]);
+        c.to.psql(&format!("ALTER TABLE child DROP CONSTRAINT kin, ADD {KIN} ON DELETE CASCADE DEFERRABLE"));
+        let e = c.catch_up_into(poor().await).await.unwrap_err();
+        assert_eq!(e.code(), synctool_core::error::code::REFUSED, "{e}");
+        assert!(e.message().contains("kin"), "{e}");
+        c.to.psql(&format!("REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}"));
+    }
+
     /// F62: each value of the conformance list is the same from a chunk and from the log.
     async fn a_log_gives_the_values_that_a_snapshot_gives(version: PgVersion) {
         let own = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (n int, t text); CREATE DOMAIN small AS int CHECK (VALUE < 100);";

@@ -432,6 +432,34 @@ on_servers! {
         assert_eq!(f.db.psql("SELECT count(*), max(id) FROM items"), format!("{0}|{0}", number(&stands)));
     }
 
+    /// What a sink finds counts as durable, so it is on the disk, also where no commit of the server waits for that.
+    async fn what_a_sink_finds_survives_a_crash_of_the_server(version: PgVersion) {
+        let lazy = Postgres::builder(version).setting("wal_writer_delay", "10s").setting("synchronous_commit", "off");
+        let server = lazy.start();
+        let db = server.database("sink");
+        let f = Fixture { destination: open(&db.url(), DestinationOptions::default()).await, db };
+        let (table, p, mut s) = direct(&f, &items()).await;
+        let log = PartitionId::from("log");
+        let mut at: Option<String> = None;
+        for i in 1..=10 {
+            s.write(rows(&table, Op::Insert, item_rows([(i, "x", 1)]))).await.unwrap();
+            s.commit(&[advance("log", at.as_deref(), &i.to_string(), false)]).await.unwrap();
+            at = Some(i.to_string());
+        }
+        drop(s);
+        let mut s = f.destination.open_sink(&p).await.unwrap();
+        let found = s.recover(std::slice::from_ref(&log)).await.unwrap()[&log].position.clone();
+        assert_eq!(found, Some("10".into()));
+        server.kill9();
+        server.restart();
+        drop(s);
+        let fresh = open(&f.db.url(), DestinationOptions::default()).await;
+        let mut s = fresh.open_sink(&p).await.unwrap();
+        let stands = s.recover(std::slice::from_ref(&log)).await.unwrap()[&log].position.clone();
+        assert_eq!(stands, found, "the source was told that it may forget this");
+        assert_eq!(f.db.psql("SELECT count(*) FROM items"), "10");
+    }
+
     async fn a_direct_sink_is_fenced_too(version: PgVersion) {
         let f = fixture(version).await;
         let (table, p, mut old) = direct(&f, &items()).await;

@@ -149,6 +149,10 @@ on_servers! {
         assert_eq!(e.code(), code::REFUSED, "{e}");
         assert!(e.message().contains("shout") && e.message().contains("lines_item_fkey"), "{e}");
         f.db.psql("DROP TRIGGER shout ON items; ALTER TABLE lines ALTER CONSTRAINT lines_item_fkey DEFERRABLE; DELETE FROM lines");
+        // What a key does to rows it does at once, whenever it is checked.
+        let e = poor.prepare(p.clone()).await.unwrap_err();
+        assert_eq!(e.code(), code::REFUSED, "{e}");
+        f.db.psql("ALTER TABLE lines DROP CONSTRAINT lines_item_fkey, ADD CONSTRAINT lines_item_fkey FOREIGN KEY (item) REFERENCES items DEFERRABLE");
         run(&poor, p, [item_rows([(1, "deferred", 1), (3, "c", 3)])]).await.unwrap();
         assert_eq!(dump(&f.db, "items"), "(1,deferred,1)\n(3,c,3)");
         f.db.psql(&format!("REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}"));

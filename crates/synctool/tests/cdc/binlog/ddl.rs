@@ -111,6 +111,50 @@ fn statements_behind_their_settings_are_followed() {
     same(&stage, "t", "id, v");
 }
 
+/// An ALTER that is logged when it begins counts when it is done, and not at all where it fails.
+#[test]
+fn an_alter_in_two_phases_counts_once() {
+    const BOTH: &str = "SET SESSION binlog_alter_two_phase = ON";
+    let stage = Stage::of(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT seq, seq % 5 FROM seq_1_to_20",
+        "tables: [t]",
+    );
+    stage.catch_up();
+    stage.from.sql(&format!(
+        "{BOTH}; INSERT INTO t VALUES (100, 1); ALTER TABLE t ADD COLUMN w int DEFAULT 7; INSERT INTO t VALUES (101, 1, 1)"
+    ));
+    stage.catch_up();
+    same(&stage, "t", "id, v, w");
+    let failing = format!("{BOTH}; ALTER TABLE t DROP COLUMN w, ADD UNIQUE (v)");
+    let failed = MariaDb::shared().try_sql(stage.from.name(), &failing);
+    assert!(failed.is_err(), "values of v are there twice");
+    stage.from.sql("INSERT INTO t VALUES (102, 2, 2)");
+    stage.catch_up();
+    same(&stage, "t", "id, v, w");
+}
+
+/// A table that trades its rows with a partition of another one has others, without a row in the log.
+#[test]
+fn rows_that_are_exchanged_with_a_partition_are_read_anew() {
+    for tables in ["t", "whole, t"] {
+        let stage = Stage::of(
+            "CREATE TABLE whole (id int PRIMARY KEY, v int) PARTITION BY RANGE (id)
+                 (PARTITION a VALUES LESS THAN (50), PARTITION b VALUES LESS THAN MAXVALUE);
+             INSERT INTO whole SELECT seq, seq FROM seq_1_to_100; CREATE TABLE t LIKE whole;
+             ALTER TABLE t REMOVE PARTITIONING; INSERT INTO t SELECT seq, -seq FROM seq_40_to_49",
+            &format!("tables: [{tables}]"),
+        );
+        stage.catch_up();
+        stage
+            .from
+            .sql("ALTER TABLE whole EXCHANGE PARTITION a WITH TABLE t; UPDATE t SET v = 0 WHERE id = 7");
+        stage.catch_up();
+        for table in tables.split(", ") {
+            same(&stage, table, "id, v");
+        }
+    }
+}
+
 /// A definition that changes values changes them behind the log: the table is compared.
 #[test]
 fn values_that_a_definition_rewrites_are_read_anew() {

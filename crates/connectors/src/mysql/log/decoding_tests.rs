@@ -281,8 +281,14 @@ fn an_alter_in_two_phases_counts_when_it_is_done() {
     };
     let (standalone, group_commit, prepared) = (1 | 32, 1 | 2 | 32, 64);
     assert!(!is_undone(standalone, &[]));
-    assert!(is_undone(standalone, &[2]) && is_undone(standalone, &[8]), "it begins, it failed");
-    assert!(!is_undone(standalone, &[4]) && !is_undone(standalone, &[1, 2]), "it is done");
+    assert!(
+        is_undone(standalone, &[2]) && is_undone(standalone, &[8]),
+        "it begins, it failed"
+    );
+    assert!(
+        !is_undone(standalone, &[4]) && !is_undone(standalone, &[1, 2]),
+        "it is done"
+    );
     assert!(is_undone(group_commit, &[0, 0, 0, 0, 0, 0, 0, 0, 2]));
     assert!(!is_undone(group_commit, &[2, 2, 2, 2, 2, 2, 2, 2, 4]));
     assert!(!is_undone(prepared, &[1, 0, 0, 0, 1, 1, 2, 2]));

@@ -173,6 +173,15 @@ impl Error {
             .hint("remove all but one of them, and make the key unique there")
     }
 
+    /// A destination's stored plan is none to this version.
+    pub fn unreadable_plan(pipeline: &str) -> Self {
+        Error::new(
+            code::STATE_STORE,
+            format!("the stored plan of pipeline {pipeline} cannot be read"),
+        )
+        .hint(format!("start over: synctool state reset {pipeline}"))
+    }
+
     /// A table that a plan made is not there any more.
     pub fn gone_at_destination(table: &crate::schema::TableId) -> Self {
         Error::new(
@@ -273,6 +282,14 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_deref().map(|s| s as _)
+    }
+}
+
+/// Why a file cannot be read. Of one that is not there the standard library says "entity not found".
+pub fn io_reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file or folder".into(),
+        other => other.to_string(),
     }
 }
 

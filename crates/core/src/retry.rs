@@ -44,6 +44,12 @@ impl RetryPolicy {
     }
 }
 
+/// How long to pause between two looks at something that is looked at `every` so often, and oftener at first, as long as
+/// somebody sets it up: `since` is how long it goes on already.
+pub fn oftener_at_first(every: Duration, since: Duration) -> Duration {
+    every.min(since / 4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -321,6 +321,15 @@ impl TableSchema {
         self.columns.iter().position(|c| c.name == name)
     }
 
+    /// A column by name; the error of one that is not there names those that `table` has.
+    pub fn must_column(&self, name: &str, table: &TableId) -> Result<&Column> {
+        self.column(name).ok_or_else(|| {
+            let known: Vec<&str> = self.columns.iter().map(|c| c.name.as_str()).collect();
+            Error::new(code::COLUMN_MISSING, format!("column {name} is not in {table}"))
+                .hint(format!("it has: {}", known.join(", ")))
+        })
+    }
+
     /// The places of the key's columns; an error names one that is not there.
     pub fn key_indices(&self) -> Result<Vec<usize>> {
         self.key

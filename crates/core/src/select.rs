@@ -227,11 +227,7 @@ impl Selection {
         if let Some(at) = self.columns.iter().position(is) {
             return Ok((at, self.columns[at].column.ty.clone()));
         }
-        let found = table.column(name).ok_or_else(|| {
-            let known: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
-            Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", read.table))
-                .hint(format!("it has: {}", known.join(", ")))
-        })?;
+        let found = table.must_column(name, &read.table)?;
         self.columns.push(ReadColumn::plain(name, found.clone()));
         Ok((self.columns.len() - 1, found.ty.clone()))
     }

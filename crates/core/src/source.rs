@@ -154,17 +154,9 @@ pub trait Source: Send + Sync {
         read.columns
             .iter()
             .map(|c| {
-                let found = schema.column(&c.source).ok_or_else(|| {
-                    let known: Vec<&str> = schema.columns.iter().map(|c| c.name.as_str()).collect();
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("column {} is not in {}", c.source, read.table),
-                    )
-                    .hint(format!("it has: {}", known.join(", ")))
-                })?;
                 Ok(Column {
                     name: c.column.name.clone(),
-                    ..found.clone()
+                    ..schema.must_column(&c.source, &read.table)?.clone()
                 })
             })
             .collect()

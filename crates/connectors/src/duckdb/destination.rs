@@ -163,14 +163,7 @@ fn stored_plan(c: &mut ManagedConnection, pipeline: &str) -> Result<Option<(Stor
     let Some([Some(plan), finished, published]) = found.first().map(Vec::as_slice) else {
         return Ok(None);
     };
-    let bad = |e| {
-        Error::new(
-            code::STATE_STORE,
-            format!("the stored plan of pipeline {pipeline} cannot be read"),
-        )
-        .hint(format!("start over: synctool state reset {pipeline}"))
-        .caused_by(e)
-    };
+    let bad = |e| Error::unreadable_plan(pipeline).caused_by(e);
     let applied: Applied = published
         .as_deref()
         .map(serde_json::from_str)

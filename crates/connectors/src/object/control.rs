@@ -116,14 +116,8 @@ impl Control {
 
     /// What is wrong with a plan that is no plan to us.
     fn unread(&self, e: Error) -> Error {
-        let name = &self.pipeline;
         match e.code() == code::FILE_MALFORMED {
-            true => Error::new(
-                code::STATE_STORE,
-                format!("the stored plan of pipeline {name} cannot be read"),
-            )
-            .hint(format!("start over: synctool state reset {name}"))
-            .caused_by(e),
+            true => Error::unreadable_plan(&self.pipeline).caused_by(e),
             false => e,
         }
     }

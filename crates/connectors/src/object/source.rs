@@ -200,14 +200,9 @@ impl Source for Files {
                     Term::Column { name, .. } => name,
                     Term::Sql(_) => return Err(Error::bug("an expression was not refused")),
                 };
-                let found = schema.column(&name).ok_or_else(|| {
-                    let known: Vec<&str> = schema.columns.iter().map(|c| c.name.as_str()).collect();
-                    Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", read.table))
-                        .hint(format!("it has: {}", known.join(", ")))
-                })?;
                 Ok(Column {
                     name: c.column.name.clone(),
-                    ..found.clone()
+                    ..schema.must_column(&name, &read.table)?.clone()
                 })
             })
             .collect()

@@ -638,8 +638,7 @@ impl Applier {
             target.schema.columns.push(c);
             target.types.push(type_name);
         }
-        self.reopen(session, i, target).await?;
-        Ok(())
+        self.reopen(session, i, target).await
     }
 }
 
@@ -832,9 +831,7 @@ impl Table {
         opening: &mut Option<String>,
     ) -> Result<(), Failed> {
         let setup = self.made_ready(session, opening).await?;
-        let place = |change: &Change| change.cells.at(0).map(|(batch, row)| (batch as usize, row as usize));
-        let places: Vec<(usize, usize)> = changes.iter().filter_map(place).collect();
-        let rows = places.into_iter();
+        let rows = whole_rows(changes).into_iter();
         let copy = prepared(session, &mut self.prepared.values, &self.stage.copy_values, &[]).await?;
         fill(session, &setup, copy, &self.stage.values, &pending.batches, rows).await
     }
@@ -893,13 +890,7 @@ impl Table {
         let Some(straight) = self.stage.straight.as_ref().filter(|_| !new.is_empty()) else {
             return Ok(None);
         };
-        let place = |net: &Net| {
-            net.change
-                .cells
-                .at(0)
-                .map(|(batch, row)| (batch as usize, row as usize))
-        };
-        let rows: Vec<(usize, usize)> = new.iter().filter_map(place).collect();
+        let rows = whole_rows(new.iter().map(|net| &net.change));
         let written = rows.len() as u64;
         let is_little = rows.len() <= FEW && pending.bytes <= LITTLE;
         let (values, prepared) = (&self.stage.values, &mut self.prepared);
@@ -1020,8 +1011,8 @@ impl Table {
             many.push(net.many);
         }
         // What most batches are: whole rows to be put, each of another key.
-        let is_row = |c: &Change| c.kind == Kind::Put && c.cells.is_whole();
-        let rows = self.unique && self.keys.is_some() && !many.contains(&true) && changes.iter().all(is_row);
+        let puts = self.unique && self.keys.is_some() && changes.iter().all(|c| c.kind == Kind::Put);
+        let rows = puts && !many.contains(&true) && changes.iter().all(|c| c.cells.is_whole());
         let patterns = match rows {
             true => {
                 self.put_values(session, pending, &changes, opening).await?;
@@ -1050,8 +1041,7 @@ impl Table {
         if has(&[Kind::Delete]) {
             batch.add(stage.delete("true"), Count::Deleted);
         }
-        let only_puts = changes.iter().all(|c| c.kind == Kind::Put) && patterns.len() == 1;
-        let upsert = (self.unique && self.keys.is_some() && only_puts).then(|| stage.upsert());
+        let upsert = (puts && patterns.len() == 1).then(|| stage.upsert());
         let patterns: &[Vec<bool>] = if upsert.is_some() { &[] } else { &patterns };
         for (p, pattern) in patterns.iter().enumerate() {
             if has(&[Kind::Update, Kind::Put]) && self.keys.is_some() {
@@ -1167,6 +1157,12 @@ async fn prepared<'a>(
     known
         .as_ref()
         .ok_or_else(|| Failed::Other(Error::bug("a statement was not prepared")))
+}
+
+/// Where the rows of changes that carry whole ones stand: each in which batch.
+fn whole_rows<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Vec<(usize, usize)> {
+    let place = |change: &Change| change.cells.at(0).map(|(batch, row)| (batch as usize, row as usize));
+    changes.into_iter().filter_map(place).collect()
 }
 
 /// Copies rows into the staging table, which is ready after `setup`.

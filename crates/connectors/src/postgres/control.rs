@@ -305,13 +305,9 @@ impl Control {
             .await
             .map_err(|e| self.permission(map_error(e, "reading the stored plan")))?;
         row.map(|r| {
-            let Json(plan) = r.try_get::<_, Json<Plan>>(0).map_err(|_| {
-                Error::new(
-                    code::STATE_STORE,
-                    format!("the stored plan of pipeline {pipeline} cannot be read"),
-                )
-                .hint(format!("start over: synctool state reset {pipeline}"))
-            })?;
+            let Json(plan) = r
+                .try_get::<_, Json<Plan>>(0)
+                .map_err(|_| Error::unreadable_plan(pipeline))?;
             Ok(StoredPlan {
                 plan,
                 finished: r.get::<_, &str>(1) == "finished",

@@ -4,7 +4,7 @@ use super::catalog;
 use super::query::{Query, Text, as_text, canonical};
 use super::source::PostgresSource;
 use postgres_types::{ToSql, Type};
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::Result;
 use synctool_core::plan::{ReadColumn, ReadSpec, Slice};
 use synctool_core::query::{JoinKind, Term};
 use synctool_core::schema::{Column, ColumnType, TableSchema};
@@ -177,16 +177,8 @@ fn self_name(read: &ReadSpec) -> &String {
 
 /// A whole column of the table itself.
 fn own(read: &ReadSpec, schema: &TableSchema, c: &ReadColumn) -> Result<Column> {
-    let found = schema.column(&c.source).ok_or_else(|| {
-        let known: Vec<&str> = schema.columns.iter().map(|c| c.name.as_str()).collect();
-        Error::new(
-            code::COLUMN_MISSING,
-            format!("column {} is not in {}", c.source, read.table),
-        )
-        .hint(format!("it has: {}", known.join(", ")))
-    })?;
     Ok(Column {
         name: c.column.name.clone(),
-        ..found.clone()
+        ..schema.must_column(&c.source, &read.table)?.clone()
     })
 }

@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Error, Result, code, io_reason};
 use synctool_pgwal as pgwal;
 use synctool_pgwal::{History, Identity, Lsn, PageHeader, SegmentName, SegmentSize};
 use tokio::io::AsyncReadExt;
@@ -404,14 +404,20 @@ async fn run(command: &str, timeout: Duration, file: &str, path: &Path) -> Resul
     match (ended, words.text()) {
         (Ok(how), None) => Ok(Some(how)),
         (Ok(how), Some(words)) => Ok(Some(format!("{how}: {words}"))),
-        (Err(e), None) => Err(e),
-        (Err(e), Some(words)) => Err(e.at("last words", words)),
+        (Err(e), words) => Err(with_last_words(e, words)),
     }
 }
 
-/// The end of what a command said on its standard error, in one line.
-pub(super) fn last_words(said: Vec<u8>) -> Option<String> {
-    LastWords(said).text()
+/// A command failed, and said this on its standard error.
+pub(super) fn failed_saying(error: Error, said: Vec<u8>) -> Error {
+    with_last_words(error, LastWords(said).text())
+}
+
+fn with_last_words(error: Error, words: Option<String>) -> Error {
+    match words {
+        Some(words) => error.at("last words", words),
+        None => error,
+    }
 }
 
 /// The end of what a command says on its standard error.
@@ -686,15 +692,12 @@ pub fn segment_name(history: &History, number: u64, size: SegmentSize) -> Segmen
 
 /// An error about a file.
 pub(crate) fn file_error(path: &Path, error: &io::Error) -> Error {
-    let what = match error.kind() {
+    match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            return Error::new(code::DISK_FULL, format!("no space is left for {}", path.display()));
+            Error::new(code::DISK_FULL, format!("no space is left for {}", path.display()))
         }
-        // The standard library says "entity not found".
-        io::ErrorKind::NotFound => format!("{}: no such file or folder", path.display()),
-        kind => format!("{}: {kind}", path.display()),
-    };
-    Error::new(code::FILE, what)
+        _ => Error::new(code::FILE, format!("{}: {}", path.display(), io_reason(error))),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Base backups: where a scratch server begins.
 
-use super::archive::{file_error, last_words};
+use super::archive::{failed_saying, file_error};
 use super::compression;
 use super::control::Control;
 use super::names;
@@ -139,10 +139,7 @@ fn restore(command: &str, data: &Path) -> Result<()> {
         .map_err(|e| failed(format!("base_restore_command cannot be run: {}", e.kind())))?;
     if !output.status.success() {
         let failed = failed(format!("base_restore_command failed: {}", output.status));
-        return Err(match last_words(output.stderr) {
-            Some(words) => failed.at("last words", words),
-            None => failed,
-        });
+        return Err(failed_saying(failed, output.stderr));
     }
     for name in LEFT_OUT {
         let path = data.join(name);

@@ -505,14 +505,7 @@ async fn choose(
         return choices
             .into_iter()
             .map(|choice| {
-                let column = at_source.column(&choice.source).cloned().ok_or_else(|| {
-                    let known: Vec<&str> = at_source.columns.iter().map(|c| c.name.as_str()).collect();
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("column {} is not in {}", choice.source, request.source),
-                    )
-                    .hint(format!("it has: {}", known.join(", ")))
-                })?;
+                let column = at_source.must_column(&choice.source, &request.source)?.clone();
                 Ok((choice, column))
             })
             .collect();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::at::At;
 use super::datastores::{self, Datastore, Datastores, DatastoresFile, FoundIn};
 use super::decode::{Notice, decode};
-use super::error::{ConfigError, ConfigErrors, io_reason};
+use super::error::{ConfigError, ConfigErrors};
 use super::form;
 use super::generations;
 use super::global::{self, Global, GlobalFile, State};
@@ -16,6 +16,7 @@ use super::strategy::Strategy;
 use super::text::{self, Node, Text};
 use super::toml_text;
 use super::vars::Vars;
+use synctool_core::error::io_reason;
 
 type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 

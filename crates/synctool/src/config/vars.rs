@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::error::{ConfigError, io_reason};
+use super::error::ConfigError;
 use super::secret::is_secret_key;
 use super::text::{Kind, Node, Pos, Text};
+use synctool_core::error::io_reason;
 
 /// Where the values of variables come from.
 pub(super) struct Vars<'a> {

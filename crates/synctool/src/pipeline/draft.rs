@@ -37,8 +37,12 @@ impl Ends<'_> {
         let mut table =
             request::table_request(self.loaded, strategy, self.options, self.source, &needed, (run_id, now)).await?;
         let watched = drift::watch(self, &mut table).await?;
-        let definition = self.definition(strategy, &table).await?;
-        let mut plan = self.of_kind(strategy, table).await?;
+        let leaves = self.leaves_rows(strategy, &table).await?;
+        let definition = match self.options.repair || leaves {
+            true => None,
+            false => self.definition(strategy, &table).await?,
+        };
+        let mut plan = self.of_kind(strategy, table, leaves).await?;
         if *self.loaded.pipeline.sync_type == SyncType::Aggregate && plan.strategy != PlanStrategy::Aggregate {
             let remembered = self.destination.remembered(&plan.pipeline).await?;
             aggregate::written_by_another(&mut plan, &remembered);
@@ -54,9 +58,7 @@ impl Ends<'_> {
     async fn definition(&self, strategy: &Strategy, table: &TableRequest) -> Result<Option<String>> {
         let along = strategy.kind.has_cursor();
         let part = !table.bounds.is_empty() || !along && !cut::limits(&table.dimensions).is_empty();
-        let proves = !self.options.repair && !self.leaves_rows(strategy, table).await?;
         Ok(match part {
-            _ if !proves => None,
             false => Some(definition::of(&self.loaded.pipeline)),
             true => definition::is_empty(self.destination, &table.destination)
                 .await?
@@ -72,7 +74,7 @@ impl Ends<'_> {
         Ok(keeps && all && !definition::is_empty(self.destination, &table.destination).await?)
     }
 
-    async fn of_kind(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
+    async fn of_kind(&self, strategy: &Strategy, table: TableRequest, leaves: bool) -> Result<Plan> {
         let aggregate = *self.loaded.pipeline.sync_type == SyncType::Aggregate;
         if table.append_only {
             self.only_appends(strategy, aggregate)?;
@@ -83,7 +85,7 @@ impl Ends<'_> {
                     .await
             }
             StrategyKind::Full => {
-                let remember = match self.leaves_rows(strategy, &table).await? {
+                let remember = match leaves {
                     true => BTreeMap::new(),
                     false => self.watermark_of_others(strategy, &table).await,
                 };

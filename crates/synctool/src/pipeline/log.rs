@@ -21,6 +21,7 @@ use synctool_core::backfill::{Pause, Pending, Request, Wish};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, PlannedTable, short_hash};
 use synctool_core::progress::Position;
+use synctool_core::retry::oftener_at_first;
 use synctool_core::schema::{TableId, TableSchema};
 use synctool_core::sink::{Destination, StoredPlan};
 use tokio_util::sync::CancellationToken;
@@ -491,7 +492,7 @@ impl DeskWork {
                 told = true;
                 tracing::warn!(error = %e, "requests to the log cannot be looked for at the moment");
             }
-            let pause = ROUND.min(begun.elapsed() / 4);
+            let pause = oftener_at_first(ROUND, begun.elapsed());
             if rounds.is_some_and(|then| then.elapsed() < pause) {
                 continue;
             }

@@ -18,7 +18,7 @@ pub(super) fn renew(data: &Path) -> Result<()> {
     // SQL shows it as a signed number.
     let new = (rand::random::<u64>() >> 1).to_le_bytes();
     bytes[..8].copy_from_slice(&new);
-    let crc = crc32c(&bytes[..sum]).to_le_bytes();
+    let crc = crc32c::crc32c(&bytes[..sum]).to_le_bytes();
     bytes[sum..sum + 4].copy_from_slice(&crc);
     fs::write(&control, &bytes)?;
 
@@ -43,15 +43,5 @@ fn sum_at(bytes: &[u8]) -> Option<usize> {
     let end = bytes.len().min(512).saturating_sub(4);
     (8..end)
         .step_by(4)
-        .find(|at| bytes[*at..*at + 4] == crc32c(&bytes[..*at]).to_le_bytes()[..])
-}
-
-/// Bit by bit: it is of 300 bytes.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ if crc & 1 == 1 { 0x82F6_3B78 } else { 0 }
-        })
-    };
-    !bytes.iter().fold(!0, step)
+        .find(|at| bytes[*at..*at + 4] == crc32c::crc32c(&bytes[..*at]).to_le_bytes()[..])
 }

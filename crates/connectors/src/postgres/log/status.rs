@@ -20,6 +20,7 @@ use synctool_core::change::{Event, Op};
 use synctool_core::error::Result;
 use synctool_core::plan::Plan;
 use synctool_core::progress::Position;
+use synctool_core::retry::oftener_at_first;
 use synctool_core::schema::TableId;
 use tokio_postgres::types::PgLsn;
 
@@ -610,7 +611,7 @@ impl Watch {
         let begun = Instant::now();
         let mut members: Option<Instant> = None;
         loop {
-            let pause = MEMBERS.min(begun.elapsed() / 4);
+            let pause = oftener_at_first(MEMBERS, begun.elapsed());
             let due = members.is_none_or(|then| then.elapsed() >= pause);
             if let Ok(connection) = self.database.connect().await
                 && let Ok(end) = end_of_log(&connection).await

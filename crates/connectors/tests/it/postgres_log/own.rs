@@ -171,6 +171,24 @@ const CHANGES: &str = "
     BEGIN; UPDATE t SET a = 'x' WHERE id % 3 = 0; UPDATE t SET k = 'moved' WHERE id % 5 = 0; DELETE FROM t WHERE id = 8; COMMIT;
     INSERT INTO t VALUES (8, 'k', NULL, NULL), (100, 'k', 'new', ''); UPDATE t SET big = NULL WHERE id = 9";
 
+/// Follows a log from where it was left to its present end, acknowledging all of it; says the rows that came.
+async fn one_life(log: ChangesBuilder, last: &mut Option<Position>, shown: impl Fn(&Row) -> String) -> Vec<String> {
+    let mut changes = log.open(last.as_ref()).await.unwrap();
+    let mut rows = Vec::new();
+    while let Some(change) = changes.next_change().await.unwrap() {
+        match change {
+            Change::Insert(row) | Change::Refresh(row) => rows.push(shown(&row)),
+            Change::Commit { position, .. } => {
+                changes.acknowledge(&position).await.unwrap();
+                *last = Some(position);
+            }
+            _ => {}
+        }
+    }
+    changes.close().await.unwrap();
+    rows
+}
+
 on_servers! {
     async fn a_handler_keeps_a_copy(version: PgVersion) {
         let c = Capture::new(version, &["t"], T);
@@ -236,22 +254,8 @@ on_servers! {
         };
         let mut last = None;
         let mut life = async |tables: &[&'static str]| {
-            let mut changes = named(tables).open(last.as_ref()).await.unwrap();
-            let mut rows = Vec::new();
-            while let Some(change) = changes.next_change().await.unwrap() {
-                match change {
-                    Change::Insert(row) | Change::Refresh(row) => {
-                        rows.push(format!("{} {} {}", row.table.name, row.get("id").unwrap_or("-"), row.get("a").unwrap_or("-")));
-                    }
-                    Change::Commit { position, .. } => {
-                        changes.acknowledge(&position).await.unwrap();
-                        last = Some(position);
-                    }
-                    _ => {}
-                }
-            }
-            changes.close().await.unwrap();
-            rows
+            let shown = |row: &Row| format!("{} {} {}", row.table.name, row.get("id").unwrap_or("-"), row.get("a").unwrap_or("-"));
+            one_life(named(tables), &mut last, shown).await
         };
         assert_eq!(life(&["t"]).await, ["t 1 -"]);
         c.from.psql("UPDATE u SET a = 'unseen' WHERE id = 2");
@@ -450,23 +454,11 @@ on_servers! {
         let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text, b int); INSERT INTO t VALUES (1, 'one', 1), (2, 'two', 2)");
         let mut last = None;
         let mut life = async || {
-            let mut changes = builder(&c).options(|o| o.until_now = true).open(last.as_ref()).await.unwrap();
-            let mut rows = Vec::new();
-            while let Some(change) = changes.next_change().await.unwrap() {
-                match change {
-                    Change::Insert(row) | Change::Refresh(row) => {
-                        let cell = |c: &String| format!("{c} {}", row.get(c).unwrap_or("-"));
-                        rows.push(row.columns.iter().map(cell).collect::<Vec<_>>().join(", "));
-                    }
-                    Change::Commit { position, .. } => {
-                        changes.acknowledge(&position).await.unwrap();
-                        last = Some(position);
-                    }
-                    _ => {}
-                }
-            }
-            changes.close().await.unwrap();
-            rows
+            let shown = |row: &Row| {
+                let cell = |c: &String| format!("{c} {}", row.get(c).unwrap_or("-"));
+                row.columns.iter().map(cell).collect::<Vec<_>>().join(", ")
+            };
+            one_life(builder(&c).options(|o| o.until_now = true), &mut last, shown).await
         };
         assert_eq!(life().await, ["id 1, a one, b 1", "id 2, a two, b 2"]);
         c.from.psql("INSERT INTO t VALUES (3, 'three', 3); ALTER TABLE t ADD c int; INSERT INTO t VALUES (4, 'four', 4, 44)");

@@ -3,7 +3,8 @@
 //! After Andreakis and Papapanagiotou, "DBLog: A Watermark Based Change-Data-Capture Framework" (2020). A chunk is read
 //! between two watermarks that this reader writes into the log. When the log reaches the high one, the chunk's rows are
 //! emitted just before that transaction's boundary, except rows whose key was touched in the window: the log knows
-//! better. Three traps are handled beyond the paper:
+//! better. While the log is busy they are emitted in slices between its transactions, so that these do not wait for all of
+//! them. Three traps are handled beyond the paper:
 //!
 //! 1. A touched row may lack values (unchanged TOAST). The chunk supplies them: the emitted row is the chunk's with
 //!    everything the window's events carried laid over it.
@@ -55,6 +56,12 @@ const TELL_AFTER: Duration = Duration::from_secs(10);
 /// What the log says while a window is open is kept up to here; with more, the chunk is read again behind it.
 const WINDOW_BYTES: usize = 64 << 20;
 const WINDOW_KEYS: usize = 200_000;
+
+/// So many rows of a chunk are emitted at once while the log is busy: what it brings meanwhile waits for them.
+const SLICE: usize = 1_000;
+
+/// A log that always has more gives way to a slice so often.
+const PACE: Duration = Duration::from_millis(20);
 
 /// Keys that are fetched at once.
 const KEYS_AT_ONCE: usize = 1_000;
@@ -517,6 +524,56 @@ impl Window {
     }
 }
 
+/// What is left to emit of a chunk. The rows are the table's where the log is read; when it says something of one of them,
+/// that takes the row's place.
+struct Rest {
+    batch: ChangeBatch,
+    /// How many rows were emitted.
+    emitted: usize,
+    /// Where the rows stand, by their keys; made when it is needed first.
+    places: Option<HashMap<Key, usize>>,
+    overtaken: HashSet<usize>,
+    /// The chunk's end, and how many rows it had.
+    next: Option<Vec<String>>,
+    rows: u64,
+    since: Instant,
+}
+
+impl Rest {
+    /// The log has said all there is to say of a row.
+    fn overtake(&mut self, row: &Key, key: &[usize]) -> Result<()> {
+        if self.places.is_none() {
+            let rows = self.emitted..self.batch.len();
+            let places = rows.map(|at| Ok((row_key(&self.batch.rows, key, at)?, at)));
+            self.places = Some(places.collect::<Result<_>>()?);
+        }
+        let place = self.places.as_ref().and_then(|places| places.get(row));
+        self.overtaken.extend(place);
+        Ok(())
+    }
+
+    /// The next rows, at most so many.
+    fn slice(&mut self, most: usize) -> Result<ChangeBatch> {
+        let rows = most.min(self.batch.len() - self.emitted);
+        let places = self.emitted..self.emitted + rows;
+        let mut slice = self.batch.rows.slice(self.emitted, rows);
+        if !self.overtaken.is_empty() {
+            let stay = places.clone().map(|at| !self.overtaken.contains(&at));
+            slice = filter_record_batch(&slice, &BooleanArray::from_iter(stay.map(Some)))
+                .map_err(|e| Error::bug(format!("backfill: {e}")))?;
+        }
+        (self.emitted, self.since) = (places.end, Instant::now());
+        Ok(ChangeBatch {
+            rows: slice,
+            ..self.batch.clone()
+        })
+    }
+
+    fn is_due(&self) -> bool {
+        self.since.elapsed() >= PACE
+    }
+}
+
 /// Chunks that were read in vain, one after the other.
 struct Vain {
     since: Instant,
@@ -538,6 +595,9 @@ pub struct Backfill {
     position: BackfillPosition,
     schema: Option<(TableId, TableSchema, Vec<usize>)>,
     window: Option<Window>,
+    rest: Option<Rest>,
+    /// Whether the log brought rows since the last chunk.
+    busy: bool,
     chunk_rows: usize,
     commits: Commits,
     /// In progress when the first chunk was read, and not seen to commit since.
@@ -572,6 +632,8 @@ impl Backfill {
             position,
             schema: None,
             window: None,
+            rest: None,
+            busy: false,
             chunk_rows: chunk_rows.max(1),
             commits: Commits::default(),
             unsettled: None,
@@ -637,6 +699,7 @@ impl Backfill {
     fn forget_window(&mut self, table: &TableId) {
         if self.active(table) {
             self.window = None;
+            self.rest = None;
             self.schema = None;
         }
     }
@@ -685,9 +748,13 @@ impl Backfill {
     /// Starts the next window if there is work: its chunk is read in a task of its own, which a dropped call does not
     /// interrupt.
     fn start_window(&mut self) {
-        let Some(pending) = self.position.pending.first().cloned() else {
+        let Some(mut pending) = self.position.pending.first().cloned() else {
             return;
         };
+        if let Some(rest) = &self.rest {
+            let Some(next) = &rest.next else { return };
+            pending.from = Some(next.clone());
+        }
         self.commits.forget_old();
         self.tokens += 1;
         let token = format!("{}:{}", self.instance, self.tokens);
@@ -792,7 +859,7 @@ impl Backfill {
                 None => None,
             };
             let moved = old.as_ref().is_some_and(|old| *old != new);
-            let complete = (0..columns).all(|c| batch.present.as_ref().is_none_or(|p| p.has(c, row)));
+            let complete = is_complete(&batch, row);
             let op = batch.ops.get(row);
             // Trap 2: the sink may not have the row yet.
             ops.push(if op == Op::Update && complete && !moved {
@@ -803,6 +870,11 @@ impl Backfill {
             split.push(op == Op::Update && complete && moved);
             if op == Op::Update && moved && !complete {
                 fetch.push(new.iter().map(|v| v.clone().unwrap_or_default()).collect::<Vec<_>>());
+            }
+            if let Some(rest) = &mut self.rest {
+                for key_of_row in old.iter().chain([&new]) {
+                    rest.overtake(key_of_row, key)?;
+                }
             }
             let Some(stored) = stored else { continue };
             let w = self.window.as_mut().expect("open");
@@ -952,43 +1024,97 @@ impl Backfill {
         }
     }
 
-    /// Moves the backfill past a chunk that was emitted.
-    fn advance(&mut self) {
+    /// Emits what the window just closed has: all of it, or a first slice while the log is busy.
+    fn emit(&mut self, mut events: Vec<Event>) -> Result<()> {
         self.vain = None;
         self.requests.state().held_up = None;
-        let Some(Window {
-            keys,
-            touched,
-            chunk: Some(chunk),
-            ..
-        }) = self.window.take()
-        else {
-            return;
+        let busy = std::mem::take(&mut self.busy);
+        let Some(window) = self.window.take() else {
+            return Ok(());
         };
-        let pending = &mut self.position.pending[0];
-        match keys {
-            Some(keys) => {
-                let keys: HashSet<Vec<String>> = keys.into_iter().collect();
-                pending.keys.retain(|k| {
-                    let key: Key = k.iter().cloned().map(Some).collect();
-                    !keys.contains(k) || touched.get(&key).is_some_and(|t| t.unknown)
+        let Some(chunk) = window.chunk else { return Ok(()) };
+        let rows = chunk.rows.num_rows() as u64;
+        if let Some(keys) = window.keys {
+            self.out.extend(events);
+            let keys: HashSet<Vec<String>> = keys.into_iter().collect();
+            self.position.pending[0].keys.retain(|k| {
+                let key: Key = k.iter().cloned().map(Some).collect();
+                !keys.contains(k) || window.touched.get(&key).is_some_and(|t| t.unknown)
+            });
+            self.finish_table();
+            return Ok(());
+        }
+        match events.pop() {
+            Some(Event::Rows(batch)) if busy && batch.len() > SLICE => {
+                self.rest = Some(Rest {
+                    batch,
+                    emitted: 0,
+                    places: None,
+                    overtaken: HashSet::new(),
+                    next: chunk.next,
+                    rows,
+                    since: Instant::now(),
                 });
+                self.pass_slice(SLICE)
             }
-            None => {
-                pending.through = chunk.next.is_none();
-                pending.from = chunk.next;
-                pending.rows += chunk.rows.num_rows() as u64;
-                if pending.through {
-                    let table = pending.table.clone();
-                    self.is_whole(&table);
-                }
+            last => {
+                self.out.extend(events.into_iter().chain(last));
+                self.advance(chunk.next, rows);
+                Ok(())
             }
         }
+    }
+
+    /// Emits rows of the chunk that is being emitted, if there is one.
+    fn pass_slice(&mut self, most: usize) -> Result<()> {
+        let Some(rest) = &mut self.rest else { return Ok(()) };
+        let slice = rest.slice(most)?;
+        self.out.push_back(Event::Rows(slice));
+        if rest.emitted == rest.batch.len() {
+            let (next, rows) = (rest.next.take(), rest.rows);
+            self.rest = None;
+            self.advance(next, rows);
+        }
+        Ok(())
+    }
+
+    /// Emits all that is left of it.
+    fn pass_rest(&mut self) -> Result<()> {
+        self.pass_slice(usize::MAX)
+    }
+
+    /// Emits a slice between transactions.
+    fn pass_apart(&mut self) -> Result<()> {
+        self.pass_slice(SLICE)?;
+        self.out.push_back(Event::Boundary {
+            position: self.position.encode(),
+            committed_at: None,
+            tx: None,
+        });
+        Ok(())
+    }
+
+    /// Moves the backfill past a chunk that was emitted.
+    fn advance(&mut self, next: Option<Vec<String>>, rows: u64) {
+        let pending = &mut self.position.pending[0];
+        pending.through = next.is_none();
+        pending.from = next;
+        pending.rows += rows;
+        if pending.through {
+            let table = pending.table.clone();
+            self.is_whole(&table);
+        }
+        self.finish_table();
+    }
+
+    /// Goes on to the next table, if nothing is left to read of this one.
+    fn finish_table(&mut self) {
         let pending = &self.position.pending[0];
         if pending.through && pending.keys.is_empty() {
             self.position.pending.remove(0);
             self.schema = None;
         }
+        self.tell_left();
     }
 
     /// Takes a change of shape: what the open window has does not fit any more, and there may be more to read.
@@ -1029,15 +1155,17 @@ impl Backfill {
         };
         self.position.log = Some(position);
         if self.is_closed() {
+            // The rows of one chunk are all there before those of the next.
+            self.pass_rest()?;
             match self.close()? {
                 Some(rows) => {
                     failpoint("backfill.close")?;
-                    self.out.extend(rows);
-                    self.advance();
-                    self.tell_left();
+                    self.emit(rows)?;
                 }
                 None => self.redo(),
             }
+        } else if self.rest.as_ref().is_some_and(Rest::is_due) {
+            self.pass_slice(SLICE)?;
         }
         self.out.push_back(Event::Boundary {
             position: self.position.encode(),
@@ -1070,6 +1198,7 @@ impl Backfill {
             self.await_chunk().await?;
         }
         let reading = self.is_reading();
+        let between = self.rest.is_some() && !self.inside;
         let event = tokio::select! {
             biased;
             read = chunk_of(self.window.as_mut()), if reading => {
@@ -1079,8 +1208,17 @@ impl Backfill {
             event = self.log.next() => event?,
             () = requests.changed.notified() => return Ok(Some(())),
             () = tokio::time::sleep_until(wait.unwrap_or_else(Instant::now)), if wait.is_some() => return Ok(Some(())),
+            // The log has nothing at hand, not even where it only gave way to other tasks.
+            () = tokio::task::yield_now(), if between => {
+                self.pass_apart()?;
+                return Ok(Some(()));
+            }
         };
         let Some(event) = event else {
+            if between {
+                self.pass_apart()?;
+                return Ok(Some(()));
+            }
             // A log that ends where nothing more was written goes on with the next watermark.
             if reading {
                 self.await_chunk().await?;
@@ -1094,13 +1232,21 @@ impl Backfill {
             self.saw_commit(tx);
         }
         self.inside = !matches!(event, Event::Boundary { .. });
+        self.busy |= matches!(event, Event::Rows(_));
         match event {
             Event::Message { prefix, content } if prefix == WATERMARK_PREFIX => self.watermark(&content),
             Event::Rows(batch) if self.active(&batch.table) => {
+                if self.rest.is_some() && (0..batch.len()).any(|row| lacks_values(&batch, row)) {
+                    // What they lack is to be there before them.
+                    self.pass_rest()?;
+                }
                 let events = self.rows(batch)?;
                 self.out.extend(events);
             }
             Event::Schema(change) => {
+                if self.active(&change.table) {
+                    self.pass_rest()?;
+                }
                 self.reshaped = Some(change.clone());
                 self.out.push_back(Event::Schema(change));
             }
@@ -1110,6 +1256,7 @@ impl Backfill {
                 restart_identity,
             } => {
                 if tables.iter().any(|t| self.active(t)) {
+                    self.rest = None;
                     if let Some(w) = &mut self.window {
                         // Nothing of the chunk is left; what comes later is in later events or chunks.
                         w.redo = true;
@@ -1213,6 +1360,15 @@ fn key_rows(schema: &TableSchema, key: &[usize], keys: &[Key], arrow: arrow_sche
         columns.push(builder.finish());
     }
     RecordBatch::try_new(arrow, columns).map_err(|e| Error::bug(format!("keys do not fit their schema: {e}")))
+}
+
+fn is_complete(batch: &ChangeBatch, row: usize) -> bool {
+    let present = batch.present.as_ref();
+    present.is_none_or(|p| (0..batch.rows.num_columns()).all(|c| p.has(c, row)))
+}
+
+fn lacks_values(batch: &ChangeBatch, row: usize) -> bool {
+    batch.ops.get(row) != Op::Delete && !is_complete(batch, row)
 }
 
 fn row_key(rows: &RecordBatch, key: &[usize], row: usize) -> Result<Key> {

@@ -127,6 +127,14 @@ impl Applied {
         }
     }
 
+    /// Books as unchanged what was written and nothing was done for. An error if more was done than was written.
+    pub fn balance(&mut self) -> Result<()> {
+        let done = self.inserted + self.updated + self.deleted;
+        let unchanged = self.written.checked_sub(done);
+        self.unchanged = unchanged.ok_or_else(Error::doubled_at_destination)?;
+        Ok(())
+    }
+
     /// `rows` took the place of `before` ones, of which `deleted` have no successor of the same key. The others count as
     /// updated: nobody compared them.
     pub fn swapped(before: u64, deleted: u64, rows: u64) -> Self {

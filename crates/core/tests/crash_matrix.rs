@@ -3,6 +3,7 @@
 //! every row must have been counted once.
 
 use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng};
 use std::sync::Arc;
 use synctool_core::backfill::{BackfillPosition, Cancelled, Pending, Request, Wish};
 use synctool_core::engine::Engine;
@@ -434,12 +435,88 @@ async fn a_large_transaction_beside_a_chunk() {
     assert_eq!(ledger.accounts.read.rows, 2 * 70);
 }
 
+fn name(n: usize) -> String {
+    format!("{n:05}")
+}
+
+/// A log with so many rows, whose chunks meet other transactions: it is busy.
+fn busy_log(rows: usize) -> MemoryLog {
+    let log = MemoryLog::new(1);
+    log.create(&items(), schema());
+    let all = (0..rows).fold(log.begin(0), |tx, n| tx.put(&items(), row(&[&name(n), "a", "b"])));
+    all.commit();
+    log.between(|log| log.begin(0).put(&items(), row(&["x", "a", "b"])).commit());
+    log
+}
+
+/// While the log is busy, a chunk comes in slices; rows of which the log said something before their slice do not come.
+#[tokio::test]
+async fn rows_that_wait_for_their_slice_give_way_to_the_log() {
+    let log = busy_log(2_500);
+    log.behind(|log| {
+        let all = (0..2_500).fold(log.begin(0), |tx, n| tx.delete(&items(), &key(&name(n))));
+        all.commit();
+    });
+    let log = log.with_backfill(vec![Pending::load(items())], 3_000);
+    let destination = Memory::default();
+    let ledger = log_run(&log, &destination, &FaultPlan::none(), &[items()])
+        .await
+        .unwrap();
+    assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()));
+    // The row of the window, a first slice, and the deletes.
+    assert_eq!(ledger.accounts.read.rows, 1 + 1_000 + 2_500);
+}
+
+/// Whatever the log does to rows that wait for their slice: values that it does not bring, keys that change, rows that go and
+/// come again, an emptied table.
+#[tokio::test]
+async fn chunks_in_slices_end_equal() {
+    for seed in 0..6 {
+        let log = busy_log(3_000);
+        for chunk in 0..3 {
+            let work = move |log: &MemoryLog| {
+                let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed * 3 + chunk; 32]);
+                for n in 0..120 {
+                    let mut some = |most: u32| random.next_u32() % most;
+                    let at = key(&name(some(3_200) as usize));
+                    let tx = log.begin(0);
+                    let tx = match some(16) {
+                        0..6 => tx.put(&items(), row(&[&at[0], &format!("{n}"), "b"])),
+                        6..12 => tx.delete(&items(), &at),
+                        12..15 => {
+                            let other = name(some(3_200) as usize);
+                            tx.delete(&items(), &at)
+                                .put(&items(), row(&[&other, &format!("{n}"), "c"]))
+                        }
+                        // These end the waiting: most of the work is done while there is some.
+                        _ if seed % 3 == 0 || n < 100 => tx,
+                        _ if some(8) == 0 => tx.truncate(&items()),
+                        _ if some(2) == 0 => tx.update(&items(), &at, &[(1, Some("set".into()))]),
+                        _ => tx.update(&items(), &at, &[(0, Some(name(some(3_200) as usize)))]),
+                    };
+                    tx.commit();
+                }
+            };
+            match seed % 2 {
+                0 => log.behind(work),
+                _ => log.between(work),
+            }
+        }
+        let log = log.with_backfill(vec![Pending::load(items())], 1_600);
+        let destination = Memory::default();
+        log_run(&log, &destination, &FaultPlan::none(), &[items()])
+            .await
+            .unwrap();
+        let rows = destination.table(&items()).unwrap().rows;
+        assert!(rows == log.rows(&items()), "seed {seed}");
+    }
+}
+
 /// Keys that the log could not complete are fetched some at a time, each of them once.
 #[tokio::test]
 async fn many_keys_are_fetched_in_parts() {
     let log = MemoryLog::new(1);
     log.create(&items(), schema());
-    let name = |n: usize| format!("{n:05}");
     for n in 0..2_500 {
         log.begin(0).put(&items(), row(&[&name(n), "a", "b"])).commit();
     }

@@ -405,9 +405,7 @@ impl Target {
                 applied.inserted = session.run(&sql, writing()).await?;
             }
         }
-        applied.unchanged = written
-            .checked_sub(applied.inserted + applied.updated + applied.deleted)
-            .ok_or_else(Error::doubled_at_destination)?;
+        applied.balance()?;
         Ok(applied)
     }
 

@@ -9,20 +9,22 @@ use super::destination::{PostgresDestination, Target};
 use super::fold::{Cells, Change, Key, Net, New, Pending, Place, is_exact, one_form, pattern_of};
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
-use super::rows::{CopyForm, RowEncoder};
+use super::rows::{CopyForm, Parameter, RowEncoder};
 use super::slices::{self, Order};
 use super::sql::ident;
-use super::stage::{Batch, Count, Failed, Few, Kind, Stage, counts, upserted};
+use super::stage::{Batch, Count, Failed, Kind, Stage, counts, upserted};
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, new_null_array};
 use arrow_row::{RowConverter, SortField};
 use arrow_select::interleave::interleave;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
-use futures::future::{join, join3};
+use futures::future::{join, try_join};
 use std::collections::HashSet;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use synctool_core::change::{ChangeBatch, Event, KeyRange, Op, Ops, SchemaChange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
@@ -43,7 +45,8 @@ const DETOUR: u32 = 32;
 const WORTH: usize = 256;
 /// Encoded rows go to the server in pieces of this size.
 const PIECE: usize = 128 << 10;
-/// So few new rows, of so many bytes, are one INSERT: it needs one answer of the server where COPY needs two.
+/// So few changes, of so many bytes, travel as arrays: that needs one answer of the server where COPY needs two, and the
+/// staging table more.
 const FEW: usize = 128;
 const LITTLE: usize = 256 << 10;
 /// A table is loaded as long as there was a fresh batch among so many.
@@ -64,6 +67,40 @@ pub(super) struct Applier {
     begin: Option<&'static str>,
     begun: bool,
     applied: Applied,
+    /// All that a transaction does, if that is so little that it goes with its commit.
+    last: Option<Last>,
+}
+
+/// How a transaction begins, and what it does.
+struct Last {
+    opening: Option<String>,
+    asks: Vec<Ask>,
+    /// What that is, by table, in case it has to be done in another way.
+    taken: Vec<(usize, Taken)>,
+}
+
+/// What a statement does with its rows.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// None of them is there.
+    New,
+    Put,
+    Update,
+    Delete,
+}
+
+/// A statement with its rows.
+struct Ask {
+    table: usize,
+    way: Way,
+    statement: Statement,
+    arrays: Vec<Parameter>,
+}
+
+/// What was gathered for a table, and the rows of it that are new as far as is known.
+struct Taken {
+    pending: Pending,
+    new: Vec<Net>,
 }
 
 /// The statements of a table that the server has prepared.
@@ -73,6 +110,9 @@ struct Prepared {
     values: Option<Statement>,
     straight: Option<Statement>,
     insert: Option<Statement>,
+    upsert: Option<Statement>,
+    update: Option<Statement>,
+    delete: Option<Statement>,
 }
 
 struct Table {
@@ -123,6 +163,7 @@ impl Applier {
             begin: None,
             begun: false,
             applied: Applied::default(),
+            last: None,
         };
         for (target, source) in targets.into_iter().zip(sources) {
             let number = applier.tables.len();
@@ -285,21 +326,68 @@ impl Applier {
         }
     }
 
-    /// Applies what is left before a commit; says what was done since the last one.
-    pub(super) async fn finish(&mut self, session: &Connection) -> Result<Applied> {
+    /// Applies what is left before a commit; says what was done since the last one. If the transaction does nothing but put
+    /// a few new rows, and nothing but one move comes with its commit (`alone`), they are for [`Applier::send_last`].
+    pub(super) async fn finish(&mut self, session: &Connection, alone: bool) -> Result<Applied> {
+        self.last = None;
+        let mut little = Vec::new();
         for i in 0..self.tables.len() {
-            self.flush(session, i).await?;
+            match self.take(i) {
+                Some(taken) if self.tables[i].is_little(&taken) => little.push((i, taken)),
+                Some(taken) => {
+                    self.send(session, std::mem::take(&mut little)).await?;
+                    self.apply(session, i, taken).await?;
+                }
+                None => {}
+            }
             (self.tables[i].staged, self.tables[i].flushed) = (false, false);
         }
-        self.begin(session).await?;
+        let all_new = little.iter().all(|(_, taken)| taken.pending.nets.is_empty());
+        if alone && !self.begun && !little.is_empty() && all_new {
+            let mut asks = Vec::with_capacity(little.len());
+            for (i, taken) in &little {
+                let (table, rows) = (&mut self.tables[*i], taken.new.len() as u64);
+                asks.extend(table.ask(session, taken, Way::New).await?);
+                self.applied += table.booked(Applied::inserts(rows));
+            }
+            self.last = Some(Last {
+                opening: self.opening(),
+                asks,
+                taken: little,
+            });
+        } else {
+            self.send(session, little).await?;
+            self.begin(session).await?;
+        }
         self.begun = false;
         Ok(std::mem::take(&mut self.applied))
+    }
+
+    /// Sends the whole transaction but its end, if [`Applier::finish`] left it: what is polled next goes behind it. What is
+    /// refused as a conflict is to be done again ([`Applier::again`]).
+    pub(super) async fn send_last(&self, session: &Connection) -> Result<(), Failed> {
+        match &self.last {
+            Some(last) => ask_all(session, last.opening.as_deref(), &last.asks).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes back a transaction that was refused because a row was there already, to do it the longer way. `false` if there
+    /// is none.
+    pub(super) fn again(&mut self) -> bool {
+        let Some(last) = self.last.take() else { return false };
+        for (i, Taken { mut pending, new }) in last.taken {
+            pending.nets.extend(new);
+            (self.tables[i].pending, self.tables[i].detour) = (pending, DETOUR);
+        }
+        true
     }
 
     /// Forgets what was gathered; the transaction is gone, and with it staging tables that it made.
     pub(super) fn rolled_back(&mut self) {
         self.begun = false;
         self.applied = Applied::default();
+        self.last = None;
         for t in &mut self.tables {
             t.pending = Pending::default();
             (t.staged, t.made, t.flushed) = (false, false, false);
@@ -356,20 +444,69 @@ impl Applier {
 
     /// Applies what was gathered for a table.
     async fn flush(&mut self, session: &Connection, i: usize) -> Result<()> {
-        let mut pending = std::mem::take(&mut self.tables[i].pending);
-        if pending.changes.is_empty() {
-            return Ok(());
+        match self.take(i) {
+            Some(taken) if self.tables[i].is_little(&taken) => self.send(session, vec![(i, taken)]).await,
+            Some(taken) => self.apply(session, i, taken).await,
+            None => Ok(()),
         }
+    }
+
+    /// What was gathered for a table, if anything was.
+    fn take(&mut self, i: usize) -> Option<Taken> {
+        let table = &mut self.tables[i];
+        let mut pending = std::mem::take(&mut table.pending);
+        if pending.changes.is_empty() {
+            return None;
+        }
+        table.flushed = true;
+        let new = match table.in_order(&pending) {
+            true => Vec::new(),
+            false => table.take_new(&mut pending),
+        };
+        Some(Taken { pending, new })
+    }
+
+    /// Sends few changes of some tables, all in one round trip.
+    async fn send(&mut self, session: &Connection, little: Vec<(usize, Taken)>) -> Result<()> {
+        let (mut asks, mut written, mut fragile) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, taken) in little {
+            let table = &mut self.tables[i];
+            if table.fragile {
+                fragile.push((i, taken));
+                continue;
+            }
+            for way in [Way::Delete, Way::Update, Way::Put] {
+                asks.extend(table.ask(session, &taken, way).await?);
+            }
+            written.push((i, taken.pending.changes.len() as u64));
+        }
+        if let Some((first, _)) = written.first() {
+            let opening = self.opening();
+            let done = ask_all(session, opening.as_deref(), &asks).await;
+            let done = done.map_err(|e| e.error(&self.tables[*first].target.table))?;
+            for (i, written) in written {
+                let mut applied = Applied {
+                    written,
+                    ..Applied::default()
+                };
+                let ours = asks.iter().zip(&done).filter(|(ask, _)| ask.table == i);
+                ours.for_each(|(_, done)| applied += *done);
+                applied.balance()?;
+                self.applied += self.tables[i].booked(applied);
+            }
+        }
+        for (i, taken) in fragile {
+            self.apply(session, i, taken).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies changes of a table, however many they are.
+    async fn apply(&mut self, session: &Connection, i: usize, taken: Taken) -> Result<()> {
+        let Taken { mut pending, new } = taken;
         let mut opening = self.opening();
         let table = &mut self.tables[i];
-        table.flushed = true;
-        let in_order = if table.keys.is_none() {
-            pending.changes.iter().any(|c| c.kind != Kind::Put)
-        } else {
-            !table.exact
-        };
-        if !in_order {
-            let new = table.take_new(&mut pending);
+        if !table.in_order(&pending) {
             match table.straight(session, &pending, &new, &mut opening).await? {
                 Some(applied) => {
                     pending.done = new.len();
@@ -852,6 +989,71 @@ impl Table {
         Ok(setup)
     }
 
+    /// Whether changes have to be applied one after the other.
+    fn in_order(&self, pending: &Pending) -> bool {
+        match self.keys {
+            None => pending.changes.iter().any(|c| c.kind != Kind::Put),
+            Some(_) => !self.exact,
+        }
+    }
+
+    /// Whether changes are few, each the only one of its key, and none needs the staging table; where another unique index
+    /// could be broken on the way, only new rows.
+    fn is_little(&self, taken: &Taken) -> bool {
+        let Taken { pending, new } = taken;
+        let count = pending.nets.len() + new.len();
+        let has_way = self.stage.straight.as_ref().is_some_and(|s| s.few.is_some());
+        let plain = |net: &Net| !net.many && (net.change.cells.is_whole() || net.change.kind == Kind::Delete);
+        has_way
+            && self.unique
+            && count == pending.changes.len()
+            && count <= FEW
+            && pending.bytes <= LITTLE
+            && (!self.fragile || pending.nets.is_empty())
+            && pending.nets.iter().all(plain)
+    }
+
+    /// The statement for those of few changes that go this way; `None` if there is nothing to do.
+    async fn ask(&mut self, session: &Connection, taken: &Taken, way: Way) -> Result<Option<Ask>> {
+        let kind = match way {
+            Way::New | Way::Put => Kind::Put,
+            Way::Update => Kind::Update,
+            Way::Delete => Kind::Delete,
+        };
+        let changes = taken.pending.nets.iter().chain(&taken.new).map(|net| &net.change);
+        let changes: Vec<&Change> = changes.filter(|c| c.kind == kind).collect();
+        let few = self.stage.straight.as_ref().and_then(|s| s.few.as_ref());
+        let few = few.ok_or_else(|| Error::bug("changes have no way into their table"))?;
+        let all: Vec<usize> = (0..self.stage.columns()).collect();
+        let known = &mut self.prepared;
+        let (statement, known, columns) = match way {
+            Way::New => (Some(&few.insert), &mut known.insert, &all),
+            Way::Put => (Some(&few.upsert), &mut known.upsert, &all),
+            Way::Update => (few.update.as_ref(), &mut known.update, &all),
+            Way::Delete => (Some(&few.delete), &mut known.delete, &self.stage.found_by),
+        };
+        let Some(statement) = statement.filter(|_| !changes.is_empty()) else {
+            return Ok(None);
+        };
+        let types: Vec<Type> = columns.iter().map(|&c| few.types[c].clone()).collect();
+        let statement = prepared(session, known, statement, &types).await;
+        let statement = statement.map_err(|e| e.error(&self.target.table))?.clone();
+        let rows: Vec<(usize, usize)> = match way {
+            Way::Delete => changes.iter().map(|c| (c.old.0 as usize, c.old.1 as usize)).collect(),
+            _ => whole_rows(changes),
+        };
+        let arrays = self
+            .stage
+            .values
+            .arrays(&taken.pending.batches, &rows, columns, &few.types)?;
+        Ok(Some(Ask {
+            table: self.number,
+            way,
+            statement,
+            arrays,
+        }))
+    }
+
     /// Takes out the rows that can go straight into the table.
     fn take_new(&mut self, pending: &mut Pending) -> Vec<Net> {
         if !self.unique || self.stage.straight.is_none() {
@@ -891,22 +1093,10 @@ impl Table {
             return Ok(None);
         };
         let rows = whole_rows(new.iter().map(|net| &net.change));
-        let written = rows.len() as u64;
-        let is_little = rows.len() <= FEW && pending.bytes <= LITTLE;
-        let (values, prepared) = (&self.stage.values, &mut self.prepared);
-        let done = match straight.few.as_ref().filter(|_| is_little) {
-            Some(few) => insert_few(session, &mut prepared.insert, (values, few), pending, &rows, opening).await,
-            None => {
-                let copy = straight.copy.as_str();
-                copy_straight(session, &mut prepared.straight, (values, copy), pending, &rows, opening).await
-            }
-        };
+        let (values, known) = (&self.stage.values, &mut self.prepared.straight);
+        let done = copy_straight(session, known, (values, &straight.copy), pending, &rows, opening).await;
         match done {
-            Ok(()) => Ok(Some(Applied {
-                written,
-                inserted: written,
-                ..Applied::default()
-            })),
+            Ok(()) => Ok(Some(Applied::inserts(rows.len() as u64))),
             Err(Failed::Conflict(_)) => {
                 run(
                     session,
@@ -1081,10 +1271,7 @@ impl Table {
                 applied.updated -= 1;
             }
         }
-        applied.unchanged = applied
-            .written
-            .checked_sub(applied.inserted + applied.updated + applied.deleted)
-            .ok_or_else(Error::doubled_at_destination)?;
+        applied.balance()?;
         Ok(applied)
     }
 
@@ -1136,12 +1323,60 @@ impl Table {
                 .await
                 .map_err(|e| e.error(&self.target.table))?;
         }
-        applied.unchanged = applied
-            .written
-            .checked_sub(applied.inserted + applied.updated + applied.deleted)
-            .ok_or_else(Error::doubled_at_destination)?;
+        applied.balance()?;
         Ok(applied)
     }
+}
+
+impl Ask {
+    /// Runs it; says what was done.
+    async fn answered(&self, session: &Connection) -> Result<Applied, Failed> {
+        let arrays: Vec<&(dyn ToSql + Sync)> = self.arrays.iter().map(|array| array as _).collect();
+        let mut done = Applied::default();
+        match self.way {
+            Way::New => done.inserted = session.execute(&self.statement, &arrays).await?,
+            Way::Update => done.updated = session.execute(&self.statement, &arrays).await?,
+            Way::Delete => done.deleted = session.execute(&self.statement, &arrays).await?,
+            Way::Put => {
+                let row = session.query_one(&self.statement, &arrays).await?;
+                let number = |i: usize| row.get::<_, i64>(i) as u64;
+                (done.inserted, done.updated) = (number(0), number(1));
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Begins a transaction, where it has not begun, and runs statements in it, in one round trip; says what each did.
+async fn ask_all(session: &Connection, opening: Option<&str>, asks: &[Ask]) -> Result<Vec<Applied>, Failed> {
+    let begun = async {
+        match opening {
+            Some(opening) => Ok(run(session, opening).await?),
+            None => Ok(()),
+        }
+    };
+    let answers = in_order(asks.iter().map(|ask| ask.answered(session)).collect());
+    Ok(try_join(begun, answers).await?.1)
+}
+
+/// Waits for all, asking them in their order, so that what they send goes out in it. The first failure ends it.
+async fn in_order<T, E>(all: Vec<impl Future<Output = Result<T, E>>>) -> Result<Vec<T>, E> {
+    let mut all: Vec<_> = all.into_iter().map(|one| (Box::pin(one), None)).collect();
+    poll_fn(|cx| {
+        for (one, done) in all.iter_mut().filter(|(_, done)| done.is_none()) {
+            if let Poll::Ready(answer) = one.as_mut().poll(cx) {
+                match answer {
+                    Ok(answer) => *done = Some(answer),
+                    Err(e) => return Poll::Ready(Err(e)),
+                }
+            }
+        }
+        match all.iter().all(|(_, done)| done.is_some()) {
+            true => Poll::Ready(Ok(all.iter_mut().filter_map(|(_, done)| done.take()).collect())),
+            false => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// A statement that the server has by now.
@@ -1207,30 +1442,6 @@ async fn copy_straight(
     feed(copy.as_mut(), values, &pending.batches, rows.iter().copied()).await?;
     let release = run(session, "RELEASE SAVEPOINT synctool_straight");
     let (stored, released) = join(copy.as_mut().finish(), release).await;
-    stored?;
-    Ok(released?)
-}
-
-/// The same with an INSERT, all of which travels together.
-async fn insert_few(
-    session: &Connection,
-    known: &mut Option<Statement>,
-    (values, few): (&RowEncoder, &Few),
-    pending: &Pending,
-    rows: &[(usize, usize)],
-    opening: &mut Option<String>,
-) -> Result<(), Failed> {
-    let insert = prepared(session, known, &few.insert, &few.types).await?;
-    let arrays = values.arrays(&pending.batches, rows, &few.types)?;
-    let arrays: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|array| array as _).collect();
-    let savepoint = after(opening, "SAVEPOINT synctool_straight");
-    let (savepoint, stored, released) = join3(
-        run(session, &savepoint),
-        session.execute(insert, &arrays),
-        run(session, "RELEASE SAVEPOINT synctool_straight"),
-    )
-    .await;
-    savepoint?;
     stored?;
     Ok(released?)
 }

@@ -104,11 +104,12 @@ impl RowEncoder {
         })
     }
 
-    /// Rows, each of a batch, as one array per column: the binary form that parameters of these types have.
+    /// Rows, each of a batch, as one array for each of these columns: the binary form that parameters of their types have.
     pub(super) fn arrays(
         &self,
         batches: &[RecordBatch],
         rows: &[(usize, usize)],
+        columns: &[usize],
         types: &[Type],
     ) -> Result<Vec<Parameter>> {
         let mut cells = Vec::with_capacity(batches.len());
@@ -118,8 +119,8 @@ impl RowEncoder {
                 Rows::Text(_) => return Err(Error::bug("arrays of values without a binary form")),
             }
         }
-        let array = |(column, ty): (usize, &Type)| -> Result<Parameter> {
-            let Kind::Array(element) = ty.kind() else {
+        let array = |&column: &usize| -> Result<Parameter> {
+            let Kind::Array(element) = types[column].kind() else {
                 return Err(Error::bug("a parameter that is no array"));
             };
             let mut out = BytesMut::new();
@@ -132,7 +133,7 @@ impl RowEncoder {
             }
             Ok(Parameter(out))
         };
-        types.iter().enumerate().map(array).collect()
+        columns.iter().map(array).collect()
     }
 }
 

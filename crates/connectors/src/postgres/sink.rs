@@ -5,11 +5,12 @@ use super::apply::Applier;
 use super::client::{Connection, map_error};
 use super::control::{Control, Moves, end_sessions, whoami};
 use super::rows::{CopyForm, RowEncoder};
+use super::stage::Failed;
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
-use futures::future::{try_join, try_join3};
+use futures::future::{try_join, try_join4};
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -71,6 +72,8 @@ pub(super) struct PgSink {
     loaded: HashMap<usize, u64>,
     /// Commits that the server has not flushed yet, oldest first; unused while every commit waits for its flush.
     unflushed: VecDeque<(PgLsn, Checkpoint)>,
+    /// Whether something was committed since it was asked last where the WAL ends.
+    unasked: bool,
     durable: Checkpoint,
     flush: Flush,
     moves: Moves,
@@ -144,6 +147,7 @@ impl PgSink {
             in_transaction: false,
             loaded: HashMap::new(),
             unflushed: VecDeque::new(),
+            unasked: false,
             durable: Checkpoint::new(),
             flush,
             moves,
@@ -165,18 +169,22 @@ impl PgSink {
     }
 
     /// Moves the partitions and commits, in one round trip: where a partition or the generation is another one's by now,
-    /// the transaction has failed before COMMIT comes to it. Where that does not wait for the disk, the commit is remembered
-    /// with a place in the WAL that is not before it.
-    async fn end(&mut self, moves: &[(Epoch, &Advance, Applied)], standing: &Checkpoint) -> Result<()> {
+    /// the transaction has failed before COMMIT comes to it. Where that does not wait for the disk, now and then a place in
+    /// the WAL is asked for that is behind all that was committed.
+    async fn end(&mut self, moves: &[(Epoch, &Advance, Applied)], standing: &Checkpoint) -> Result<(), Failed> {
         // Rejected rows are kept only once it is sure that the partition is ours.
         let apart = moves.iter().any(|(_, advance, _)| !advance.rejects.is_empty());
         let (last, earlier) = match moves.split_last() {
             Some((last, earlier)) if !apart => (Some(last), earlier),
             _ => (None, moves),
         };
-        let question = match self.flush {
-            Flush::AtCommit => None,
-            Flush::Later | Flush::LaterForLogs => Some(&self.moves.flushed),
+        let later = self.flush != Flush::AtCommit;
+        let question = (later && self.asked.elapsed() >= ASK_AGAIN).then_some(&self.moves.flushed);
+        let rows = async {
+            match &self.mode {
+                Mode::Direct(applier) => applier.send_last(&self.session).await,
+                Mode::Load(_) => Ok(()),
+            }
         };
         let (ours, session, plan) = (&self.moves, &*self.session, &*self.plan);
         for (epoch, advance, applied) in earlier {
@@ -185,10 +193,11 @@ impl PgSink {
         }
         let moved = async {
             match last {
-                Some((epoch, advance, applied)) => ours.advance(session, plan, *epoch, advance, *applied).await,
+                Some((epoch, advance, applied)) => Ok(ours.advance(session, plan, *epoch, advance, *applied).await?),
                 None => Ok(()),
             }
         };
+        let held = async { Ok(ours.hold_generation(session, plan).await?) };
         let committed = async {
             let commit = session.batch_execute("COMMIT");
             let Some(question) = question else {
@@ -198,29 +207,44 @@ impl PgSink {
             Ok(Some((row.get(0), row.get(1))))
         };
         // Each is sent when it is first polled, and they are polled in this order.
-        let ((), (), place) = try_join3(ours.hold_generation(session, plan), moved, async {
-            committed.await.map_err(|e| map_error(e, "committing"))
-        })
-        .await?;
+        let committed = async { committed.await.map_err(|e| Failed::Other(map_error(e, "committing"))) };
+        let ((), (), (), place) = try_join4(rows, held, moved, committed).await?;
+        self.unasked = later;
         match place {
+            Some(place) => self.flushed_to(place, standing),
+            None if later => {}
             None => self.durable.clone_from(standing),
-            Some((end, flushed)) => {
-                self.unflushed.push_back((end, standing.clone()));
-                self.flushed_to(flushed);
-            }
         }
         Ok(())
+    }
+
+    /// Takes back what was to go with the commit; `false` if that was nothing.
+    fn again(&mut self) -> bool {
+        match &mut self.mode {
+            Mode::Direct(applier) => applier.again(),
+            Mode::Load(_) => false,
+        }
+    }
+
+    /// Whether not all that was committed is known to be durable.
+    fn is_behind(&self) -> bool {
+        self.unasked || !self.unflushed.is_empty()
     }
 
     async fn ask(&mut self) -> Result<()> {
         let row = self.session.query_one(&self.moves.flushed, &[]).await;
         let row = row.map_err(|e| map_error(e, "asking what is flushed"))?;
-        self.flushed_to(row.get(1));
+        let standing = self.standing.clone();
+        self.flushed_to((row.get(0), row.get(1)), &standing);
         Ok(())
     }
 
-    fn flushed_to(&mut self, flushed: PgLsn) {
+    /// All that was committed up to `standing` is before the `end` of the WAL, which is `flushed` up to there.
+    fn flushed_to(&mut self, (end, flushed): (PgLsn, PgLsn), standing: &Checkpoint) {
         self.asked = Instant::now();
+        if std::mem::take(&mut self.unasked) {
+            self.unflushed.push_back((end, standing.clone()));
+        }
         while self.unflushed.front().is_some_and(|(lsn, _)| *lsn <= flushed) {
             if let Some((_, checkpoint)) = self.unflushed.pop_front() {
                 self.durable = checkpoint;
@@ -282,6 +306,41 @@ impl PgSink {
         }
         *self.loaded.entry(copy.target).or_default() += stored;
         Ok(())
+    }
+
+    /// How far each partition moves, and where all stand then. Rows carry no partition: where several are committed together,
+    /// the first one of a table takes those of its load table, and the first of all what was done directly.
+    fn moves_of<'a>(
+        &self,
+        advances: &'a [Advance],
+        mut direct: Applied,
+        mut loaded: HashMap<usize, u64>,
+    ) -> Result<(Vec<(Epoch, &'a Advance, Applied)>, Checkpoint)> {
+        let mut after = self.standing.clone();
+        let mut moves = Vec::with_capacity(advances.len());
+        for advance in advances {
+            let epoch = *self
+                .epochs
+                .get(&advance.partition)
+                .ok_or_else(|| Error::bug(format!("partition {} was committed without recover", advance.partition)))?;
+            let state = after.entry(advance.partition.clone()).or_default();
+            let table = self
+                .plan
+                .partitions()
+                .find(|p| p.id == advance.partition)
+                .map(|p| p.table);
+            let rows = table.and_then(|t| loaded.remove(&t)).unwrap_or_default();
+            state.applied += Applied::inserts(rows);
+            state.applied += std::mem::take(&mut direct);
+            state.position = Some(advance.to.clone());
+            state.done = advance.done;
+            state.accounts = advance.accounts.clone();
+            moves.push((epoch, advance, state.applied));
+        }
+        match loaded.is_empty() {
+            true => Ok((moves, after)),
+            false => Err(Error::bug("rows of a table none of whose partitions is committed")),
+        }
     }
 
     fn target_of(&self, table: &TableId) -> Result<usize> {
@@ -410,40 +469,26 @@ impl Sink for PgSink {
     async fn commit(&mut self, advances: &[Advance]) -> Result<Applied> {
         self.end_copy().await?;
         self.begin().await?;
-        let mut shares = std::mem::take(&mut self.loaded);
-        let mut share = match &mut self.mode {
-            Mode::Load(_) => Applied::default(),
-            Mode::Direct(applier) => applier.finish(&self.session).await?,
+        let shares = std::mem::take(&mut self.loaded);
+        let alone = matches!(advances, [advance] if advance.rejects.is_empty());
+        let (applied, after) = loop {
+            let direct = match &mut self.mode {
+                Mode::Load(_) => Applied::default(),
+                Mode::Direct(applier) => applier.finish(&self.session, alone).await?,
+            };
+            failpoint("sink.commit.before")?;
+            let (moves, after) = self.moves_of(advances, direct, shares.clone())?;
+            match self.end(&moves, &after).await {
+                Ok(()) => {
+                    let mut applied = direct;
+                    shares.values().for_each(|rows| applied += Applied::inserts(*rows));
+                    break (applied, after);
+                }
+                // Nothing of it was done: COMMIT came to a transaction that had failed.
+                Err(Failed::Conflict(_)) if self.again() => {}
+                Err(Failed::Conflict(e) | Failed::Other(e)) => return Err(e),
+            }
         };
-        let mut applied = share;
-        shares.values().for_each(|rows| applied += Applied::inserts(*rows));
-        failpoint("sink.commit.before")?;
-        // Rows carry no partition: where several are committed together, the first one of a table takes its rows.
-        let mut after = self.standing.clone();
-        let mut moves = Vec::with_capacity(advances.len());
-        for advance in advances {
-            let epoch = *self
-                .epochs
-                .get(&advance.partition)
-                .ok_or_else(|| Error::bug(format!("partition {} was committed without recover", advance.partition)))?;
-            let state = after.entry(advance.partition.clone()).or_default();
-            let table = self
-                .plan
-                .partitions()
-                .find(|p| p.id == advance.partition)
-                .map(|p| p.table);
-            let rows = table.and_then(|t| shares.remove(&t)).unwrap_or_default();
-            state.applied += Applied::inserts(rows);
-            state.applied += std::mem::take(&mut share);
-            state.position = Some(advance.to.clone());
-            state.done = advance.done;
-            state.accounts = advance.accounts.clone();
-            moves.push((epoch, advance, state.applied));
-        }
-        if !shares.is_empty() {
-            return Err(Error::bug("rows of a table none of whose partitions is committed"));
-        }
-        self.end(&moves, &after).await?;
         self.session.working(false);
         self.in_transaction = false;
         self.standing = after;
@@ -453,14 +498,14 @@ impl Sink for PgSink {
 
     async fn durable(&mut self) -> Result<Checkpoint> {
         // A commit asks too.
-        if !self.unflushed.is_empty() && !self.in_transaction && self.asked.elapsed() >= ASK_AGAIN {
+        if self.is_behind() && !self.in_transaction && self.asked.elapsed() >= ASK_AGAIN {
             self.ask().await?;
         }
         Ok(self.durable.clone())
     }
 
     async fn settle(&mut self) -> Result<Checkpoint> {
-        if !self.unflushed.is_empty() && !self.in_transaction {
+        if self.is_behind() && !self.in_transaction {
             // A commit that waits for the disk takes along what was committed before it.
             self.control.touch(&*self.session, &self.plan).await?;
             self.ask().await?;

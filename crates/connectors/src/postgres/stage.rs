@@ -79,30 +79,19 @@ pub(super) struct Straight {
     pub(super) few: Option<Few>,
 }
 
-/// INSERT of rows that are given as one array per column.
+/// Statements for rows that are given as one array per column. None of them needs the staging table.
 #[derive(Debug)]
 pub(super) struct Few {
+    /// New rows; one that is there already is a conflict.
     pub(super) insert: String,
-    /// The arrays' types.
+    /// Rows, new or not; it says how many were inserted and how many updated.
+    pub(super) upsert: String,
+    /// Rows that are there; `None` where they are nothing but their key.
+    pub(super) update: Option<String>,
+    /// Rows by their key: its columns are all that it takes.
+    pub(super) delete: String,
+    /// The arrays' types, by column.
     pub(super) types: Vec<Type>,
-}
-
-impl Few {
-    /// Only where each type is one of the server's own: an array of another may be taken apart where a row of it is wanted.
-    fn into(target: &Target, mapping: &Mapping) -> Option<Few> {
-        let array = |pair: &Pair| Type::from_oid(pair.array).filter(|ty| matches!(ty.kind(), types::Kind::Array(_)));
-        let types = mapping.all.iter().map(array).collect::<Option<Vec<Type>>>()?;
-        let arrays: Vec<String> = (1..=types.len()).map(|n| format!("pg_catalog.unnest(${n})")).collect();
-        let names: Vec<&str> = mapping.all.iter().map(|pair| pair.name.as_str()).collect();
-        // As COPY does, it writes identities that are always generated.
-        let insert = format!(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT * FROM ROWS FROM ({}) AS r",
-            quoted(&target.table),
-            names.join(", "),
-            arrays.join(", ")
-        );
-        Some(Few { insert, types })
-    }
 }
 
 impl Stage {
@@ -151,10 +140,11 @@ impl Stage {
         let needs_nothing = columns.iter().all(|c| c.written && c.cast.is_none());
         let straight = needs_nothing.then(|| Straight {
             copy: values.copy_statement(&target.table, schema.columns.iter().map(|c| &c.name)),
-            few: Few::into(target, mapping).filter(|_| values.form() == CopyForm::Binary),
+            few: None,
         });
+        let is_binary = values.form() == CopyForm::Binary;
         let name = quoted(&id);
-        Ok(Stage {
+        let mut stage = Stage {
             create: format!(
                 "CREATE TEMPORARY TABLE {} ({}) ON COMMIT DELETE ROWS",
                 ident(&id.name),
@@ -170,6 +160,55 @@ impl Stage {
             keyless,
             encoder,
             straight,
+        };
+        let few = stage.few(mapping).filter(|_| is_binary);
+        if let Some(straight) = &mut stage.straight {
+            straight.few = few;
+        }
+        Ok(stage)
+    }
+
+    /// Only where each type is one of the server's own: an array of another may be taken apart where a row of it is wanted.
+    fn few(&self, mapping: &Mapping) -> Option<Few> {
+        let array = |pair: &Pair| Type::from_oid(pair.array).filter(|ty| matches!(ty.kind(), types::Kind::Array(_)));
+        let types = mapping.all.iter().map(array).collect::<Option<Vec<Type>>>()?;
+        let rows = |places: &[usize]| {
+            let arrays: Vec<String> = (1..=places.len()).map(|n| format!("pg_catalog.unnest(${n})")).collect();
+            let names: Vec<String> = places.iter().map(|i| format!("c{i}")).collect();
+            format!("ROWS FROM ({}) AS s({})", arrays.join(", "), names.join(", "))
+        };
+        let all: Vec<usize> = (0..self.columns.len()).collect();
+        let carried = self.carried(&vec![true; self.columns.len()], false);
+        let found = self.matched("t", "c");
+        Some(Few {
+            // As COPY does, it writes identities that are always generated.
+            insert: format!(
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
+                self.table,
+                list(&all, |i| self.columns[i].name.clone()),
+                list(&all, |i| self.value("c", i)),
+                rows(&all)
+            ),
+            upsert: self.upsert_from(&rows(&all)),
+            update: (!carried.is_empty()).then(|| {
+                format!(
+                    "UPDATE {} AS t SET {} FROM {} WHERE {found} AND {}",
+                    self.table,
+                    list(&carried, |i| format!(
+                        "{} = {}",
+                        self.columns[i].name,
+                        self.value("c", i)
+                    )),
+                    rows(&all),
+                    self.differs(&carried, |i| self.value("c", i))
+                )
+            }),
+            delete: format!(
+                "DELETE FROM {} AS t USING {} WHERE {found}",
+                self.table,
+                rows(&self.found_by)
+            ),
+            types,
         })
     }
 
@@ -202,10 +241,15 @@ impl Stage {
 
     /// The destination's row `alias` is the one a staged row is about.
     fn found(&self, alias: &str) -> String {
+        self.matched(alias, "o")
+    }
+
+    /// The destination's row `alias` has the key in these columns.
+    fn matched(&self, alias: &str, prefix: &str) -> String {
         let parts: Vec<String> = self
             .found_by
             .iter()
-            .map(|&i| format!("{alias}.{} = {}", self.columns[i].name, self.value("o", i)))
+            .map(|&i| format!("{alias}.{} = {}", self.columns[i].name, self.value(prefix, i)))
             .collect();
         parts.join(" AND ")
     }
@@ -280,7 +324,6 @@ impl Stage {
     /// looked at first: to compare the images, both have to be made.
     fn differs(&self, places: &[usize], new: impl Fn(usize) -> String) -> String {
         let there = |i: usize| format!("t.{}", self.columns[i].name);
-        let list = |value: &dyn Fn(usize) -> String| places.iter().map(|&i| value(i)).collect::<Vec<_>>().join(", ");
         let mut tests: Vec<String> = places
             .iter()
             .filter(|&&i| self.columns[i].timed)
@@ -288,22 +331,21 @@ impl Stage {
             .collect();
         tests.push(format!(
             "pg_catalog.record_image_ne(ROW({}), ROW({}))",
-            list(&there),
-            list(&new)
+            list(places, there),
+            list(places, &new)
         ));
         format!("({})", tests.join(" OR "))
     }
 
     fn set(&self, carried: &[usize], kinds: &[Kind], filter: &str) -> String {
-        let set: Vec<String> = carried
-            .iter()
-            .map(|&i| format!("{} = {}", self.columns[i].name, self.value("c", i)))
-            .collect();
+        let set = list(carried, |i| {
+            format!("{} = {}", self.columns[i].name, self.value("c", i))
+        });
         let kinds: Vec<String> = kinds.iter().map(|k| (*k as i32).to_string()).collect();
         format!(
             "UPDATE {} AS t SET {} FROM {} AS s WHERE s.kind IN ({}) AND {filter} AND {}",
             self.table,
-            set.join(", "),
+            set,
             self.name,
             kinds.join(", "),
             self.matches()
@@ -313,8 +355,6 @@ impl Stage {
     /// Inserts rows that are not there (all of them, where there is no key).
     pub(super) fn insert(&self, pattern: &[bool], filter: &str) -> String {
         let carried = self.carried(pattern, true);
-        let names: Vec<&str> = carried.iter().map(|&i| self.columns[i].name.as_str()).collect();
-        let values: Vec<String> = carried.iter().map(|&i| self.value("c", i)).collect();
         let missing = if self.keyless {
             String::new()
         } else {
@@ -327,8 +367,8 @@ impl Stage {
         format!(
             "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s WHERE s.kind IN ({}, {}) AND {filter}{missing}",
             self.table,
-            names.join(", "),
-            values.join(", "),
+            list(&carried, |i| self.columns[i].name.clone()),
+            list(&carried, |i| self.value("c", i)),
             self.name,
             Kind::Put as i32,
             Kind::Replace as i32
@@ -338,29 +378,29 @@ impl Stage {
     /// Inserts whole rows and updates those that are there and differ, looking each key up once; counts both. It needs a
     /// unique index of exactly the key.
     pub(super) fn upsert(&self) -> String {
+        self.upsert_from(&format!("{} AS s", self.name))
+    }
+
+    fn upsert_from(&self, rows: &str) -> String {
         let whole = vec![true; self.columns.len()];
         let (all, rest) = (self.carried(&whole, true), self.carried(&whole, false));
-        let list = |places: &[usize], show: &dyn Fn(usize) -> String| {
-            places.iter().map(|&i| show(i)).collect::<Vec<_>>().join(", ")
-        };
         let name = |i: usize| self.columns[i].name.clone();
         let otherwise = match rest.is_empty() {
             true => "NOTHING".to_string(),
             false => format!(
                 "UPDATE SET {set} WHERE {differs}",
-                set = list(&rest, &|i| format!("{0} = excluded.{0}", self.columns[i].name)),
+                set = list(&rest, |i| format!("{0} = excluded.{0}", self.columns[i].name)),
                 differs = self.differs(&rest, |i| format!("excluded.{}", self.columns[i].name)),
             ),
         };
         format!(
-            "WITH w AS (INSERT INTO {table} AS t ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {stage} AS s \
+            "WITH w AS (INSERT INTO {table} AS t ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {rows} \
              ON CONFLICT ({key}) DO {otherwise} RETURNING t.xmax = 0 AS fresh) \
              SELECT pg_catalog.count(*) FILTER (WHERE fresh), pg_catalog.count(*) FILTER (WHERE NOT fresh) FROM w",
             table = self.table,
-            stage = self.name,
-            names = list(&all, &name),
-            values = list(&all, &|i| self.value("c", i)),
-            key = list(&self.found_by, &name),
+            names = list(&all, name),
+            values = list(&all, |i| self.value("c", i)),
+            key = list(&self.found_by, name),
         )
     }
 
@@ -417,6 +457,11 @@ impl Stage {
             self.found("t")
         )
     }
+}
+
+/// What there is for each of these columns, as a list.
+fn list(places: &[usize], show: impl Fn(usize) -> String) -> String {
+    places.iter().map(|&i| show(i)).collect::<Vec<_>>().join(", ")
 }
 
 /// Why applying failed.

@@ -775,6 +775,8 @@ struct Writing {
     /// Written since the last commit.
     pending_bytes: u64,
     pending: bool,
+    /// Whether rows of a chunk are among it: what waits behind them waits no longer than for them.
+    fresh: bool,
     since: Instant,
     /// When the first boundary since the last commit was reached.
     waits: Option<Instant>,
@@ -806,6 +808,7 @@ impl Writing {
         self.committed = Some(to);
         self.boundary = None;
         (self.pending, self.pending_bytes, self.since) = (false, 0, Instant::now());
+        self.fresh = false;
         // A dear one among cheap ones, with the rows of a chunk say, says nothing of the next.
         (self.waits, self.took) = (None, begun.elapsed().min(2 * self.took.max(CHEAP)));
         Ok(applied)
@@ -984,6 +987,7 @@ async fn write_partition(
         accounts: state.accounts,
         pending_bytes: 0,
         pending: false,
+        fresh: false,
         since: Instant::now(),
         waits: None,
         took: Duration::ZERO,
@@ -1046,7 +1050,8 @@ async fn write_partition(
                 w.boundary = Some(position.clone());
                 w.waits.get_or_insert_with(Instant::now);
                 w.pending = true;
-                if w.pending_bytes >= engine.options.commit_bytes || w.since.elapsed() >= interval {
+                let soon = w.fresh && endless && engine.options.commit_when_idle;
+                if soon || w.pending_bytes >= engine.options.commit_bytes || w.since.elapsed() >= interval {
                     commit(shared, &mut w, &flow, position, false, moved).await?;
                 }
             }
@@ -1055,6 +1060,7 @@ async fn write_partition(
             Some(event) => {
                 if let crate::change::Event::Rows(batch) = &event {
                     shared.departures.judge(shared, table, id, batch).await?;
+                    w.fresh |= batch.fresh;
                 }
                 w.boundary = None;
                 w.pending = true;

@@ -24,6 +24,34 @@ fn a_wrong_path_and_a_wrong_name() {
         .fails(2, &["has no strategy", "did you mean \"nightly\""]);
 }
 
+/// Nobody knows which of two was meant: neither is taken.
+#[test]
+fn two_pipelines_of_one_name_are_told_with_both_places() {
+    let home = home();
+    let twin = home
+        .read("items.yaml")
+        .replace("name: items\n", "# a copy\nname: items\n");
+    home.write("twin.yaml", &twin);
+    let told = [
+        "two pipelines are named \"items\"",
+        "items.yaml:1:7",
+        "twin.yaml:2:7",
+        "ST-CFG-001",
+    ];
+    home.run(&["run", "items"]).fails(2, &told);
+    home.run(&["plan", "items"]).fails(2, &told);
+    // So is one of another folder; a file is always what it is.
+    std::fs::remove_file(home.path("twin.yaml")).expect("removed");
+    home.write("pipelines/twin.yaml", &twin);
+    home.run(&["run", "items"])
+        .fails(2, &["items.yaml:1:7", "pipelines/twin.yaml:2:7"]);
+    home.run(&["run", "items.yaml"]).ok();
+    // A name comes before the name of a file.
+    home.write("pipelines/items.yaml", &twin.replace("name: items\n", "name: others\n"));
+    home.write("pipelines/twin.yaml", "name: broken\n");
+    home.run(&["run", "items"]).ok();
+}
+
 #[test]
 fn an_unknown_command_or_option() {
     let home = home();
@@ -32,6 +60,8 @@ fn an_unknown_command_or_option() {
     home.run(&["run", "--stratgy", "x"]).fails(2, &["--strategy"]);
     home.run(&["run", "items.yaml", "--memory", "1MiB"])
         .fails(2, &["must be at least 16MiB"]);
+    home.run(&["runs", "list", "--limit", "0"])
+        .fails(2, &["'0' for '--limit <N>'", "0 is not in 1.."]);
     let (code, error) = home.json(&["rnu"]);
     assert_eq!((code, error["error"]["exit_code"].as_u64()), (2, Some(2)));
     let says = |error: &serde_json::Value| error["error"]["message"].as_str().expect("a message").to_owned();

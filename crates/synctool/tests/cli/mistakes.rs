@@ -117,8 +117,56 @@ fn a_table_or_column_that_is_not_there() {
          source: {datastore: from, table: t}\ndestination: {datastore: to, table: t}\nkey: [id]\n\
          strategies: [{name: late, type: delta, column: updated_at}]\n",
     );
-    home.run(&["run", "lost.yaml"])
-        .fails(2, &["column updated_at is not in t", "it has: id, name"]);
+    home.run(&["run", "lost.yaml"]).fails(
+        2,
+        &["column updated_at is not in t", "it has: id, name", "lost.yaml:6:"],
+    );
+}
+
+/// Stages name columns that only a look at the tables shows to be none: the place is told all the same.
+#[test]
+fn a_column_that_a_stage_misspells_is_told_at_its_place() {
+    let home = home();
+    home.sql("from.db", "CREATE TABLE kinds(id INTEGER PRIMARY KEY, label TEXT)");
+    let file = home.read("items.yaml");
+    let line = file.lines().count() + 2;
+    for (stage, said) in [
+        (
+            "compute: {name: more, expression: pirce * 2}",
+            &["column pirce is not in the pipeline"][..],
+        ),
+        ("filter: pirce > 1", &["column pirce is not in the pipeline"]),
+        (
+            "filter: [{column: pirce, value: 1}]",
+            &["column pirce is not in the pipeline"],
+        ),
+        ("cast: {nmae: text}", &["column nmae is not in the pipeline"]),
+        ("dedup: [nmae]", &["column nmae is not in the pipeline"]),
+        ("dedup: {keys: [id], by: nmae}", &["column nmae is not in the pipeline"]),
+        (
+            "value_map: {column: nmae, mapping: {a: b}}",
+            &["column nmae is not in the pipeline"],
+        ),
+        (
+            "enrich: {datastore: from, table: kinds, on: [{column: iid, key: id}], fields: [label]}",
+            &["column iid is not in the pipeline"],
+        ),
+        (
+            "enrich: {datastore: from, table: kinds, on: [{column: id, key: iid}], fields: [label]}",
+            &["column iid is not in kinds"],
+        ),
+        (
+            "enrich: {datastore: from, table: kinds, on: [id], fields: [lable]}",
+            &["column lable is not in kinds"],
+        ),
+    ] {
+        home.write("items.yaml", &format!("{file}transform:\n  - {stage}\n"));
+        let place = format!("items.yaml:{line}:");
+        for command in ["plan", "run"] {
+            home.run(&[command, "items.yaml"])
+                .fails(2, &[&[place.as_str(), "ST-CFG-011"], said].concat());
+        }
+    }
 }
 
 #[test]

@@ -80,16 +80,16 @@ impl Global {
     /// Of what this version does nothing with only what the file says is shown: a default would pass for something that runs.
     fn tree(&self) -> Value {
         let mut tree = value(self);
-        let Value::Object(sections) = &mut tree else {
-            return tree;
-        };
-        for name in UNUSED {
-            if let Some(Value::Object(keys)) = sections.get_mut(*name) {
-                keys.retain(|key, of| key == "user_config_dir" || is_said(of));
+        if let Value::Object(sections) = &mut tree {
+            for name in UNUSED {
+                if let Some(Value::Object(keys)) = sections.get_mut(*name) {
+                    keys.retain(|key, of| key == "user_config_dir" || is_said(of));
+                }
             }
+            sections.retain(|name, keys| {
+                !UNUSED.contains(&name.as_str()) || keys.as_object().is_none_or(|keys| !keys.is_empty())
+            });
         }
-        sections
-            .retain(|name, keys| !UNUSED.contains(&name.as_str()) || keys.as_object().is_none_or(|k| !k.is_empty()));
         tree
     }
 }

@@ -324,6 +324,56 @@ fn an_emptied_source_does_not_empty_the_destination() {
     assert_eq!(home.rows("to.db").len(), 0);
 }
 
+/// A file of which only the header is left has no types, and is as empty as any other source.
+#[test]
+fn a_file_emptied_to_its_header_does_not_empty_the_destination() {
+    const HEADER: &str = "id,name,price,at\n";
+    const ROWS: &str = "1,a,1.50,2024-01-31 10:00:00\n2,b,2,2024-02-01 00:00:00.5\n3,,,\n";
+    let listed = "[{source: id, data_type: bigint}, name, {source: price, data_type: decimal}, at]";
+    for columns in ["all", listed] {
+        let home = Home::new();
+        home.write("t.csv", &format!("{HEADER}{ROWS}")).write(
+            "t.yaml",
+            &format!(
+                "name: t\ndatastores: {{from: {{type: csv, path: t.csv}}, to: {{type: sqlite, path: to.db}}}}\n\
+                 source: {{datastore: from, table: t}}\ndestination: {{datastore: to, table: t}}\nkey: [id]\ncolumns: {columns}\n\
+                 schema_drift: freeze\nstrategies:\n  - {{name: swap, type: full, full_mode: swap}}\n  \
+                 - {{name: upsert, type: full, full_mode: upsert}}\n  \
+                 - {{name: hash, type: hash, primary_partitions: [{{column: id, step: 2}}]}}\n  \
+                 - {{name: keys, type: delta, column: at, stamped_by: app, lag: 1h, deletes: anti_join}}\n"
+            ),
+        );
+        let count = || {
+            let db = rusqlite::Connection::open(home.path("to.db")).expect("a database");
+            let query = "SELECT count(*) || ' ' || count(price) || ' ' || coalesce(sum(id), 0) FROM t";
+            db.query_row(query, [], |row| row.get::<_, String>(0)).expect("a table")
+        };
+        home.run(&["run", "t.yaml", "--strategy", "keys"]).ok();
+        for strategy in ["swap", "upsert", "hash", "keys"] {
+            assert_eq!(count(), "3 2 6", "{columns} {strategy}");
+            home.write("t.csv", HEADER);
+            let run = ["run", "t.yaml", "--strategy", strategy];
+            home.run(&run).fails(4, &["--allow-mass-delete", "ST-POL-002"]);
+            assert_eq!(count(), "3 2 6", "{columns} {strategy}");
+            home.run(&[&run[..], &["--allow-mass-delete"]].concat()).ok();
+            assert_eq!(count(), "0 0 0", "{columns} {strategy}");
+            home.write("t.csv", &format!("{HEADER}{ROWS}"));
+            home.run(&["run", "t.yaml", "--strategy", "upsert"]).ok();
+        }
+    }
+    // Into nothing it is a table of texts.
+    let home = Home::new();
+    home.write("t.csv", HEADER);
+    home.run(&["copy", "t.csv", "t", "sqlite:to.db", "--key", "id"]).ok();
+    let db = rusqlite::Connection::open(home.path("to.db")).expect("a database");
+    let types: String = db
+        .query_row("SELECT group_concat(type) FROM pragma_table_info('t')", [], |row| {
+            row.get(0)
+        })
+        .expect("a table");
+    assert_eq!(types, "TEXT,TEXT,TEXT,TEXT");
+}
+
 #[test]
 fn errors_for_programs_are_json_on_stdout() {
     let home = home();

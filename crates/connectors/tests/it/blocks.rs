@@ -295,11 +295,13 @@ fn finite(schema: &TableSchema, mut rows: Vec<Row>) -> Vec<Row> {
 #[tokio::test(flavor = "multi_thread")]
 async fn infinity_and_years_before_christ_hash_alike() {
     let (schema, rows) = edge_table(true);
-    let places: Vec<Place> = places()
+    let mut places: Vec<Place> = places()
         .await
         .into_iter()
         .filter(|p| matches!(p.name, "sqlite" | "duckdb"))
         .collect();
+    places.push(postgresql("postgresql 15", PgVersion::V15).await);
+    places.push(postgresql("postgresql 18", PgVersion::V18).await);
     agree(&places, &schema, &rows).await;
 }
 

@@ -199,7 +199,15 @@ pub struct Column {
     pub identity: bool,
 }
 
+/// The name of the type of a column that is guessed from its values and has none yet.
+pub const NO_VALUE: &str = "no value";
+
 impl Column {
+    /// Whether nobody can tell its type, because it has no value yet: any type holds all that it has.
+    pub fn has_no_value(&self) -> bool {
+        self.source_type.as_deref() == Some(NO_VALUE)
+    }
+
     /// A nullable column of a type.
     pub fn new(name: impl Into<String>, ty: ColumnType) -> Self {
         Column {

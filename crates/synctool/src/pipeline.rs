@@ -11,6 +11,7 @@ mod drift;
 pub mod followed;
 mod groups;
 pub mod log;
+mod misspelt;
 mod request;
 mod stages;
 mod verify;
@@ -452,7 +453,8 @@ impl Pipeline {
             chain,
             options,
         };
-        let mut plan = Box::pin(ends.plan(strategy, run_id, now)).await?;
+        let plan = Box::pin(ends.plan(strategy, run_id, now)).await;
+        let mut plan = plan.map_err(|e| misspelt::placed(e, &self.loaded, strategy))?;
         plan.reasons.insert(0, chosen.reason.clone());
         Ok(plan)
     }

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use synctool_core::error::{Error, Result, code};
-use synctool_core::schema::{Column, ColumnType, TableSchema};
+use synctool_core::schema::{Column, ColumnType, NO_VALUE, TableSchema};
 use synctool_core::text::{self, ColumnBuilder};
 
 const BUFFER: usize = 256 << 10;
@@ -117,7 +117,9 @@ pub(super) fn columns(path: &Path, options: &CsvOptions) -> Result<Vec<Column>> 
         .into_iter()
         .enumerate()
         .map(|(i, name)| match guesses.get(i) {
-            Some(g) if options.infer => Column::new(name, g.ty()),
+            Some(g) if options.infer && g.seen => Column::new(name, g.ty()),
+            // Nobody knows what will be there: a header alone says no types.
+            _ if options.infer => Column::new(name, ColumnType::Text { max: None }).with_source_type(NO_VALUE),
             _ => Column::new(name, ColumnType::Text { max: None }),
         })
         .collect())

@@ -1,9 +1,12 @@
 //! Block hashes: what engines compute inside is what is computed from the rows they give, and the same in every engine.
 
 use proptest::prelude::*;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use synctool_connectors::mysql::{Mysql, MysqlConfig};
 use synctool_connectors::object::{CsvOptions, Format, ObjectConfig, Objects, ParquetOptions};
+use synctool_connectors::postgres::{DestinationOptions, Postgres, PostgresConfig, PostgresDestination};
 use synctool_connectors::sqlite::{Sqlite, SqliteConfig};
 use synctool_core::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashes, RowForm};
 use synctool_core::engine::{Engine, Options};
@@ -18,12 +21,14 @@ use synctool_core::testing::conformance::edges;
 use synctool_core::testing::memory::Memory;
 use synctool_core::testing::memory_log::MemoryTables;
 use synctool_core::testing::rows::Row;
+use synctool_testkit::{MariaDb, PgVersion};
 
 struct Place {
     name: &'static str,
     destination: Arc<dyn Destination>,
     source: Arc<dyn Source>,
-    _folder: tempfile::TempDir,
+    /// Goes with it: a folder, or a database of a server.
+    _kept: Box<dyn Any>,
 }
 
 fn sqlite() -> Place {
@@ -33,7 +38,7 @@ fn sqlite() -> Place {
         name: "sqlite",
         destination: sqlite.destination(),
         source: sqlite.source(),
-        _folder: folder,
+        _kept: Box::new(folder),
     }
 }
 
@@ -48,7 +53,7 @@ fn files(name: &'static str, format: Format) -> Place {
         name,
         destination: files.destination(),
         source: files.source(),
-        _folder: folder,
+        _kept: Box::new(folder),
     }
 }
 
@@ -66,10 +71,37 @@ async fn duckdb() -> Place {
         name: "duckdb",
         destination: duckdb.destination(),
         source: duckdb.source(),
-        _folder: folder,
+        _kept: Box::new(folder),
     }
 }
 
+async fn postgresql(name: &'static str, version: PgVersion) -> Place {
+    let db = synctool_testkit::Postgres::shared(version).database("edges");
+    let postgres = Postgres::open(PostgresConfig::from_url(&db.url()).unwrap()).unwrap();
+    let destination = PostgresDestination::open(postgres.clone(), DestinationOptions::default())
+        .await
+        .unwrap();
+    Place {
+        name,
+        destination: Arc::new(destination),
+        source: Arc::new(postgres.live_source()),
+        _kept: Box::new(db),
+    }
+}
+
+async fn mariadb() -> Place {
+    let db = MariaDb::shared().database("edges");
+    let config = MysqlConfig::new("127.0.0.1", MariaDb::shared().port(), "root", db.name());
+    let mysql = Mysql::open(config).unwrap();
+    Place {
+        name: "mariadb",
+        destination: mysql.destination().await.unwrap(),
+        source: mysql.source(),
+        _kept: Box::new(db),
+    }
+}
+
+/// The engines that need no server.
 async fn places() -> Vec<Place> {
     let mut places = vec![sqlite()];
     #[cfg(feature = "duckdb")]
@@ -228,14 +260,48 @@ async fn every_engine_hashes_the_edges_alike() {
     assert!(compared["duckdb inside"] >= 36, "{compared:?}");
 }
 
+/// The same list: so rows that are equal hash alike in PostgreSQL and MariaDB, in SQLite and files, whichever two there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_server_hashes_the_edges_alike() {
+    let (schema, rows) = edge_table(false);
+    let postgres = [
+        postgresql("postgresql 15", PgVersion::V15).await,
+        postgresql("postgresql 18", PgVersion::V18).await,
+    ];
+    let compared = agree(&postgres, &schema, &rows).await;
+    // All but jsonb, which the server writes in a form of its own.
+    let columns = (schema.columns.len() - 1) * 2;
+    for way in ["15 inside", "15 read", "18 inside", "18 read"] {
+        assert_eq!(compared[&format!("postgresql {way}")], columns, "{compared:?}");
+    }
+    let compared = agree(&[mariadb().await], &schema, &finite(&schema, rows)).await;
+    assert_eq!(compared["mariadb read"], schema.columns.len() * 2, "{compared:?}");
+    assert!(compared["mariadb inside"] >= 36, "{compared:?}");
+}
+
+/// Without the floats that MySQL has not: such rows are refused there.
+fn finite(schema: &TableSchema, mut rows: Vec<Row>) -> Vec<Row> {
+    for row in &mut rows {
+        for (cell, column) in row.iter_mut().zip(&schema.columns) {
+            let lacks = |v: &str| matches!(v, "NaN" | "Infinity" | "-Infinity" | "-0");
+            if matches!(column.ty, ColumnType::Float32 | ColumnType::Float64) && cell.as_deref().is_some_and(lacks) {
+                *cell = None;
+            }
+        }
+    }
+    rows
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn infinity_and_years_before_christ_hash_alike() {
     let (schema, rows) = edge_table(true);
-    let places: Vec<Place> = places()
+    let mut places: Vec<Place> = places()
         .await
         .into_iter()
         .filter(|p| matches!(p.name, "sqlite" | "duckdb"))
         .collect();
+    places.push(postgresql("postgresql 15", PgVersion::V15).await);
+    places.push(postgresql("postgresql 18", PgVersion::V18).await);
     agree(&places, &schema, &rows).await;
 }
 

@@ -263,6 +263,8 @@ pub async fn window(
         StampedBy::App { lag } => {
             let read = relation(&request.table);
             let extent = source.extent(&read, &request.cursor, &Slice::All).await?;
+            // Where no row has a stamp there is none to read again, and a file's column no type to count in.
+            let lag = extent.as_ref().map_or(Duration::ZERO, |_| lag);
             let newest = extent.map(|e| sooner(&column.ty, e.max, request.last.as_ref()));
             let watermark = match (after, newest) {
                 (Some(after), Some(newest)) if later(&column.ty, after, &newest) => Some(after.to_string()),

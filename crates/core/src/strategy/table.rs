@@ -293,6 +293,8 @@ pub async fn resolve(
     let may_widen = request.widen && !request.compare_only;
     for (choice, column) in &columns {
         let as_read = choice.written && !stages.changes(&choice.destination);
+        let there = existing.as_ref().and_then(|e| e.column(&choice.destination));
+        let column = &told(column, choice, there.filter(|_| as_read));
         // What cannot be carried at all is told where its way is decided.
         if may_widen
             && as_read
@@ -413,6 +415,20 @@ pub async fn resolve(
         widen,
         reasons,
     })
+}
+
+/// A column with the type that it has to have where it shows no value to guess one from: what was asked for, or that of
+/// the column in which it is stored.
+fn told(column: &Column, choice: &ColumnChoice, there: Option<&Column>) -> Column {
+    if !column.has_no_value() {
+        return column.clone();
+    }
+    let there = there.map(|t| &t.ty).filter(|ty| **ty != ColumnType::Native);
+    Column {
+        ty: choice.ty.as_ref().or(there).unwrap_or(&column.ty).clone(),
+        source_type: None,
+        ..column.clone()
+    }
 }
 
 /// Has a column of the destination become as wide as what is stored in it, where the destination can: from here on it is

@@ -535,8 +535,8 @@ pub(super) enum RunsCommand {
         /// Only this pipeline's.
         pipeline: Option<String>,
         /// At most so many.
-        #[arg(long, default_value_t = 20, value_name = "N")]
-        limit: usize,
+        #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
     },
     /// Show a run with its partitions.
     #[command(after_help = "Example:\n  synctool runs show 20260115_140000_1a2b3c")]

@@ -1,8 +1,10 @@
 //! Which pipeline is meant: a file, or a name that a file of the usual folders has.
 
 use super::args::{Globals, PipelineArg};
-use crate::config::error::nearest;
+use crate::config::Found;
+use crate::config::error::{ConfigError, nearest};
 use crate::pipeline::Pipeline;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use synctool_core::error::{Error, Result, code};
 
@@ -10,7 +12,7 @@ use synctool_core::error::{Error, Result, code};
 pub(super) fn pipeline(argument: &PipelineArg, globals: &Globals) -> Result<Pipeline> {
     let Some(said) = argument.said() else {
         let mut error = Error::new(code::CONFIG_INVALID, "no pipeline was named");
-        let names = names(globals);
+        let names = words(&files(globals));
         if !names.is_empty() {
             error = error.hint(format!("name its file, or one of: {}", names.join(", ")));
         }
@@ -39,50 +41,82 @@ fn folders(globals: &Globals) -> Vec<PathBuf> {
     folders
 }
 
-/// Every pipeline of the usual folders: name and file. The file's stem is an alias.
-fn known(globals: &Globals) -> Vec<(String, PathBuf)> {
-    let mut known = Vec::new();
+/// The pipeline files of the usual folders, each once.
+fn files(globals: &Globals) -> Vec<Found> {
+    let mut seen = BTreeSet::new();
+    let mut files = Vec::new();
     for folder in folders(globals) {
         for found in globals.loader().pipelines_in(&folder).unwrap_or_default() {
-            let stem = found
-                .file
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            if let Ok(loaded) = &found.loaded {
-                known.push((loaded.pipeline.name.to_string(), found.file.clone()));
-            }
-            if !known.iter().any(|(name, _)| *name == stem) {
-                known.push((stem, found.file));
+            if seen.insert(found.file.canonicalize().unwrap_or_else(|_| found.file.clone())) {
+                files.push(found);
             }
         }
     }
-    known
+    files
 }
 
-fn names(globals: &Globals) -> Vec<String> {
-    let mut names: Vec<String> = known(globals).into_iter().map(|(name, _)| name).collect();
-    names.sort();
-    names.dedup();
-    names
+/// By what a pipeline may be called that is not named so: its file's stem.
+fn alias(found: &Found) -> String {
+    found
+        .file
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// All words that mean one of these.
+fn words(files: &[Found]) -> Vec<String> {
+    let named = |found: &Found| found.name.as_ref().map(|name| name.to_string());
+    let mut words: Vec<String> = files.iter().filter_map(named).chain(files.iter().map(alias)).collect();
+    words.sort();
+    words.dedup();
+    words
+}
+
+/// The one of these; an error that names both places where there are several, because nobody knows which was meant.
+fn only_one(text: &str, found: &[&Found]) -> Result<Option<PathBuf>> {
+    let (one, other) = match found {
+        [] => return Ok(None),
+        [one] => return Ok(Some(one.file.clone())),
+        [one, other, ..] => (one, other),
+    };
+    let message = format!("two pipelines are named \"{text}\"");
+    let first = one.name.as_ref().and_then(|name| name.origin());
+    let first = first.map_or_else(|| one.file.display().to_string(), ToString::to_string);
+    let error = match other.name.as_ref().filter(|name| name.origin().is_some()) {
+        Some(name) => name.error(message),
+        None => ConfigError::in_file(other.file.display().to_string(), message),
+    };
+    Err(error
+        .with_help(format!(
+            "the other is {first}: give one another name, or name the file that is meant"
+        ))
+        .into())
 }
 
 fn by_name(said: &Path, globals: &Globals) -> Result<PathBuf> {
     let text = said.to_string_lossy();
-    let known = known(globals);
-    if let Some((_, file)) = known.iter().find(|(name, _)| *name == *text) {
-        return Ok(file.clone());
+    let files = files(globals);
+    let named: Vec<&Found> = files
+        .iter()
+        .filter(|f| f.name.as_ref().is_some_and(|name| **name == *text))
+        .collect();
+    let called: Vec<&Found> = files.iter().filter(|f| alias(f) == text).collect();
+    for found in [named, called] {
+        if let Some(file) = only_one(&text, &found)? {
+            return Ok(file);
+        }
     }
     let looks_like_a_file = text.contains(['/', '\\']) || text.ends_with(".yaml") || text.ends_with(".yml");
     let what = match looks_like_a_file {
         true => format!("there is no file {text}"),
         false => format!("there is no pipeline and no file named {text}"),
     };
-    let mut candidates: Vec<String> = known.iter().map(|(name, _)| name.clone()).collect();
-    if looks_like_a_file {
-        candidates = siblings(said);
-    }
+    let mut candidates = match looks_like_a_file {
+        true => siblings(said),
+        false => words(&files),
+    };
     candidates.sort();
     candidates.dedup();
     let meant = nearest(&text, candidates.iter().map(String::as_str));

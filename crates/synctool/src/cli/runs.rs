@@ -60,11 +60,11 @@ pub(super) fn name_of(said: &str, globals: &Globals) -> Result<String> {
     }
 }
 
-async fn list(pipeline: Option<String>, limit: usize, globals: &Globals) -> Result<Reply> {
+async fn list(pipeline: Option<String>, limit: u32, globals: &Globals) -> Result<Reply> {
     let pipeline = pipeline.map(|said| name_of(&said, globals)).transpose()?;
     let memory = memory(globals).await?;
     let runs = match &memory {
-        Some(memory) => memory.store.runs(pipeline.as_deref(), limit).await?,
+        Some(memory) => memory.store.runs(pipeline.as_deref(), limit as usize).await?,
         None => Vec::new(),
     };
     if runs.is_empty() {

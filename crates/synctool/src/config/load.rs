@@ -48,6 +48,8 @@ pub struct Loaded {
 pub struct Found {
     /// The file.
     pub file: PathBuf,
+    /// The pipeline's name, where nothing else is wrong with the file.
+    pub name: Option<At<String>>,
     /// What is in it.
     pub loaded: Result<Loaded, ConfigErrors>,
 }
@@ -146,6 +148,7 @@ impl Loader {
         let mut found = Vec::with_capacity(files.len());
         for file in files {
             let mut loaded = self.pipeline(&file);
+            let name = loaded.as_ref().ok().map(|loaded| loaded.pipeline.name.clone());
             if let Ok(Loaded { pipeline, .. }) = &loaded {
                 let name = &pipeline.name;
                 match names.get(&**name) {
@@ -158,7 +161,7 @@ impl Loader {
                     }
                 }
             }
-            found.push(Found { file, loaded });
+            found.push(Found { file, name, loaded });
         }
         Ok(found)
     }

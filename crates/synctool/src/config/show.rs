@@ -68,13 +68,41 @@ impl Global {
     /// The global configuration, each value followed by its origin.
     pub fn to_yaml(&self) -> String {
         let mut out = String::new();
-        emit(&value(self), 0, &mut out);
+        emit(&self.tree(), 0, &mut out);
         out
     }
 
     /// The same as JSON: `resolved` holds the values, `origins` their places by path.
     pub fn to_json(&self) -> Value {
-        with_origins(&value(self))
+        with_origins(&self.tree())
+    }
+
+    /// Of what this version does nothing with only what the file says is shown: a default would pass for something that runs.
+    fn tree(&self) -> Value {
+        let mut tree = value(self);
+        if let Value::Object(sections) = &mut tree {
+            for name in UNUSED {
+                if let Some(Value::Object(keys)) = sections.get_mut(*name) {
+                    keys.retain(|key, of| key == "user_config_dir" || is_said(of));
+                }
+            }
+            sections.retain(|name, keys| {
+                !UNUSED.contains(&name.as_str()) || keys.as_object().is_none_or(|keys| !keys.is_empty())
+            });
+        }
+        tree
+    }
+}
+
+/// Sections of the global configuration of which this version uses no more than `user_config_dir`.
+const UNUSED: &[&str] = &["scheduler", "worker", "build_system", "http", "log_batching"];
+
+/// Whether a value, or one below it, stands in a file.
+fn is_said(tree: &Value) -> bool {
+    match part(tree) {
+        (_, Some(origin)) => !origin.is_null(),
+        (Value::Object(below), None) => below.values().any(is_said),
+        _ => false,
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
     let at_source = ends.source.describe(&table.source).await?;
     let mut watched = Watched::default();
     let all = matches!(pipeline.columns, Columns::All);
-    let now: BTreeMap<String, String> = at_source
+    let mut now: BTreeMap<String, String> = at_source
         .columns
         .iter()
         .filter(|c| all || pipeline.column(&c.name).is_some())
@@ -61,6 +61,13 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
     let before = remembered
         .get(COLUMNS)
         .and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(text).ok());
+    // A file's column that has no value now is of the type that it had.
+    for column in at_source.columns.iter().filter(|c| c.has_no_value()) {
+        let was = before.as_ref().and_then(|before| before.get(&column.name));
+        if let (Some(ty), Some(was)) = (now.get_mut(&column.name), was) {
+            ty.clone_from(was);
+        }
+    }
     let changes = before.map_or_else(Vec::new, |before| differences(&before, &now, all));
     if !changes.is_empty() {
         let told = format!("the columns of {} changed: {}", table.source, changes.join(", "));

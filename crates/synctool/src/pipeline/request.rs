@@ -576,7 +576,7 @@ async fn dimension(
     let by = match *written.kind {
         DimensionKind::Value => By::Values,
         DimensionKind::List => By::List(written.values.iter().map(|v| v.as_str().to_owned()).collect()),
-        DimensionKind::Range => match range(written, &column.ty, zone)? {
+        DimensionKind::Range => match ranges_of(written, &column, zone)? {
             Some(by) => by,
             None if written.start.is_none() && written.end.is_none() => return Ok(None),
             None => By::Whole,
@@ -625,6 +625,14 @@ pub(crate) fn plain_if_possible(mut spec: ReadSpec) -> ReadSpec {
         }
     }
     spec
+}
+
+/// How a column is cut; a file's that has no value yet is not.
+fn ranges_of(written: &config::Dimension, column: &Column, zone: Zone) -> Result<Option<By>> {
+    match column.has_no_value() {
+        true => Ok(None),
+        false => range(written, &column.ty, zone),
+    }
 }
 
 fn range(written: &config::Dimension, ty: &ColumnType, zone: Zone) -> Result<Option<By>> {
@@ -736,7 +744,7 @@ fn wanted_type(mapping: &ColumnMapping, column: &Column) -> Result<Option<Column
         Family::Source => return Ok(None),
         Family::Exactly(ty) => ty,
     };
-    if column.ty.fits(&wanted) {
+    if column.has_no_value() || column.ty.fits(&wanted) {
         return Ok(Some(wanted));
     }
     let fitting = match wide_enough(&column.ty) {

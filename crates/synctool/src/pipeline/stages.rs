@@ -1,5 +1,6 @@
 //! From the stages of a pipeline to the chain that rows pass.
 
+use super::misspelt;
 use super::request::{self, Names};
 use crate::config::{
     self, At, CacheStore, Cardinality, ColumnMapping, DataType, EnrichJoin, FieldSource, Loaded, Operator, SizedType,
@@ -42,7 +43,8 @@ pub(super) async fn chain(
     let texts = uuid_texts(loaded, source).await?;
     stages.extend(casts(texts).into_iter().map(|spec| named("uuids", spec)));
     let key: Vec<String> = loaded.pipeline.key.iter().map(|k| k.to_string()).collect();
-    Chain::build(stages, &key, &Dimensions(loaded)).await
+    let built = Chain::build(stages, &key, &Dimensions(loaded)).await;
+    built.map_err(|e| misspelt::placed(e, loaded, strategy))
 }
 
 /// The columns that are written as texts of uuids, as the last stage makes them. A uuid of the source is written with

@@ -1,7 +1,7 @@
 //! Proving that both ends hold the same rows, without changing any.
 
 use super::draft::Ends;
-use super::{Pipeline, RunOptions, choose, drift, request};
+use super::{Pipeline, RunOptions, choose, drift, misspelt, request};
 use crate::config::{Deletes, SchemaDrift, Strategy};
 use crate::state;
 use async_trait::async_trait;
@@ -191,7 +191,8 @@ impl Pipeline {
         let asked = ends
             .hash_request(strategy, ends.living(table).await?, true, BTreeMap::new())
             .await?;
-        let (planned, compares, reasons) = hash::prepare(&*source, &*destination, &chain, &asked).await?;
+        let prepared = hash::prepare(&*source, &*destination, &chain, &asked).await;
+        let (planned, compares, reasons) = prepared.map_err(|e| misspelt::placed(e, loaded, strategy))?;
         let missing = planned
             .schema
             .columns

@@ -246,6 +246,25 @@ fn config_commands() {
     assert_eq!(shown["resolved"]["name"], "items");
     let (_, global) = home.json(&["config", "show", "--data-dir", "elsewhere"]);
     assert_eq!(global["resolved"]["data_dir"], "elsewhere");
+    // No scheduler runs: none is shown, but for what the file says of it.
+    for unused in ["scheduler", "worker", "http", "log_batching"] {
+        assert!(global["resolved"].get(unused).is_none(), "{global}");
+    }
+    home.write(
+        "synctool.yaml",
+        "scheduler: {http_port: 8002, slot_definitions: {large: 2}}\n",
+    );
+    let (_, said) = home.json(&["config", "show"]);
+    let wanted = serde_json::json!({"http_port": 8002, "slot_definitions": {"large": 2}});
+    assert_eq!(said["resolved"]["scheduler"], wanted, "{said}");
+    assert_eq!(
+        said["resolved"]["build_system"],
+        serde_json::json!({"user_config_dir": "./pipelines"})
+    );
+    let ran = home.run(&["config", "show"]).ok();
+    assert!(!ran.stdout.contains("enabled"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("scheduler has no effect"), "{}", ran.stderr);
+    std::fs::remove_file(home.path("synctool.yaml")).expect("removed");
     let (_, list) = home.json(&["config", "list"]);
     assert_eq!(names(&list, "name"), ["items"]);
     assert!(home.run(&["config", "list"]).ok().stdout.contains("nightly"));

@@ -24,6 +24,34 @@ fn a_wrong_path_and_a_wrong_name() {
         .fails(2, &["has no strategy", "did you mean \"nightly\""]);
 }
 
+/// Nobody knows which of two was meant: neither is taken.
+#[test]
+fn two_pipelines_of_one_name_are_told_with_both_places() {
+    let home = home();
+    let twin = home
+        .read("items.yaml")
+        .replace("name: items\n", "# a copy\nname: items\n");
+    home.write("twin.yaml", &twin);
+    let told = [
+        "two pipelines are named \"items\"",
+        "items.yaml:1:7",
+        "twin.yaml:2:7",
+        "ST-CFG-001",
+    ];
+    home.run(&["run", "items"]).fails(2, &told);
+    home.run(&["plan", "items"]).fails(2, &told);
+    // So is one of another folder; a file is always what it is.
+    std::fs::remove_file(home.path("twin.yaml")).expect("removed");
+    home.write("pipelines/twin.yaml", &twin);
+    home.run(&["run", "items"])
+        .fails(2, &["items.yaml:1:7", "pipelines/twin.yaml:2:7"]);
+    home.run(&["run", "items.yaml"]).ok();
+    // A name comes before the name of a file.
+    home.write("pipelines/items.yaml", &twin.replace("name: items\n", "name: others\n"));
+    home.write("pipelines/twin.yaml", "name: broken\n");
+    home.run(&["run", "items"]).ok();
+}
+
 #[test]
 fn an_unknown_command_or_option() {
     let home = home();
@@ -32,6 +60,8 @@ fn an_unknown_command_or_option() {
     home.run(&["run", "--stratgy", "x"]).fails(2, &["--strategy"]);
     home.run(&["run", "items.yaml", "--memory", "1MiB"])
         .fails(2, &["must be at least 16MiB"]);
+    home.run(&["runs", "list", "--limit", "0"])
+        .fails(2, &["'0' for '--limit <N>'", "0 is not in 1.."]);
     let (code, error) = home.json(&["rnu"]);
     assert_eq!((code, error["error"]["exit_code"].as_u64()), (2, Some(2)));
     let says = |error: &serde_json::Value| error["error"]["message"].as_str().expect("a message").to_owned();
@@ -87,8 +117,56 @@ fn a_table_or_column_that_is_not_there() {
          source: {datastore: from, table: t}\ndestination: {datastore: to, table: t}\nkey: [id]\n\
          strategies: [{name: late, type: delta, column: updated_at}]\n",
     );
-    home.run(&["run", "lost.yaml"])
-        .fails(2, &["column updated_at is not in t", "it has: id, name"]);
+    home.run(&["run", "lost.yaml"]).fails(
+        2,
+        &["column updated_at is not in t", "it has: id, name", "lost.yaml:6:"],
+    );
+}
+
+/// Stages name columns that only a look at the tables shows to be none: the place is told all the same.
+#[test]
+fn a_column_that_a_stage_misspells_is_told_at_its_place() {
+    let home = home();
+    home.sql("from.db", "CREATE TABLE kinds(id INTEGER PRIMARY KEY, label TEXT)");
+    let file = home.read("items.yaml");
+    let line = file.lines().count() + 2;
+    for (stage, said) in [
+        (
+            "compute: {name: more, expression: pirce * 2}",
+            &["column pirce is not in the pipeline"][..],
+        ),
+        ("filter: pirce > 1", &["column pirce is not in the pipeline"]),
+        (
+            "filter: [{column: pirce, value: 1}]",
+            &["column pirce is not in the pipeline"],
+        ),
+        ("cast: {nmae: text}", &["column nmae is not in the pipeline"]),
+        ("dedup: [nmae]", &["column nmae is not in the pipeline"]),
+        ("dedup: {keys: [id], by: nmae}", &["column nmae is not in the pipeline"]),
+        (
+            "value_map: {column: nmae, mapping: {a: b}}",
+            &["column nmae is not in the pipeline"],
+        ),
+        (
+            "enrich: {datastore: from, table: kinds, on: [{column: iid, key: id}], fields: [label]}",
+            &["column iid is not in the pipeline"],
+        ),
+        (
+            "enrich: {datastore: from, table: kinds, on: [{column: id, key: iid}], fields: [label]}",
+            &["column iid is not in kinds"],
+        ),
+        (
+            "enrich: {datastore: from, table: kinds, on: [id], fields: [lable]}",
+            &["column lable is not in kinds"],
+        ),
+    ] {
+        home.write("items.yaml", &format!("{file}transform:\n  - {stage}\n"));
+        let place = format!("items.yaml:{line}:");
+        for command in ["plan", "run"] {
+            home.run(&[command, "items.yaml"])
+                .fails(2, &[&[place.as_str(), "ST-CFG-011"], said].concat());
+        }
+    }
 }
 
 #[test]
@@ -244,6 +322,56 @@ fn an_emptied_source_does_not_empty_the_destination() {
     assert_eq!(home.rows("to.db").len(), 30);
     home.run(&["run", "items.yaml", "--allow-mass-delete"]).ok();
     assert_eq!(home.rows("to.db").len(), 0);
+}
+
+/// A file of which only the header is left has no types, and is as empty as any other source.
+#[test]
+fn a_file_emptied_to_its_header_does_not_empty_the_destination() {
+    const HEADER: &str = "id,name,price,at\n";
+    const ROWS: &str = "1,a,1.50,2024-01-31 10:00:00\n2,b,2,2024-02-01 00:00:00.5\n3,,,\n";
+    let listed = "[{source: id, data_type: bigint}, name, {source: price, data_type: decimal}, at]";
+    for columns in ["all", listed] {
+        let home = Home::new();
+        home.write("t.csv", &format!("{HEADER}{ROWS}")).write(
+            "t.yaml",
+            &format!(
+                "name: t\ndatastores: {{from: {{type: csv, path: t.csv}}, to: {{type: sqlite, path: to.db}}}}\n\
+                 source: {{datastore: from, table: t}}\ndestination: {{datastore: to, table: t}}\nkey: [id]\ncolumns: {columns}\n\
+                 schema_drift: freeze\nstrategies:\n  - {{name: swap, type: full, full_mode: swap}}\n  \
+                 - {{name: upsert, type: full, full_mode: upsert}}\n  \
+                 - {{name: hash, type: hash, primary_partitions: [{{column: id, step: 2}}]}}\n  \
+                 - {{name: keys, type: delta, column: at, stamped_by: app, lag: 1h, deletes: anti_join}}\n"
+            ),
+        );
+        let count = || {
+            let db = rusqlite::Connection::open(home.path("to.db")).expect("a database");
+            let query = "SELECT count(*) || ' ' || count(price) || ' ' || coalesce(sum(id), 0) FROM t";
+            db.query_row(query, [], |row| row.get::<_, String>(0)).expect("a table")
+        };
+        home.run(&["run", "t.yaml", "--strategy", "keys"]).ok();
+        for strategy in ["swap", "upsert", "hash", "keys"] {
+            assert_eq!(count(), "3 2 6", "{columns} {strategy}");
+            home.write("t.csv", HEADER);
+            let run = ["run", "t.yaml", "--strategy", strategy];
+            home.run(&run).fails(4, &["--allow-mass-delete", "ST-POL-002"]);
+            assert_eq!(count(), "3 2 6", "{columns} {strategy}");
+            home.run(&[&run[..], &["--allow-mass-delete"]].concat()).ok();
+            assert_eq!(count(), "0 0 0", "{columns} {strategy}");
+            home.write("t.csv", &format!("{HEADER}{ROWS}"));
+            home.run(&["run", "t.yaml", "--strategy", "upsert"]).ok();
+        }
+    }
+    // Into nothing it is a table of texts.
+    let home = Home::new();
+    home.write("t.csv", HEADER);
+    home.run(&["copy", "t.csv", "t", "sqlite:to.db", "--key", "id"]).ok();
+    let db = rusqlite::Connection::open(home.path("to.db")).expect("a database");
+    let types: String = db
+        .query_row("SELECT group_concat(type) FROM pragma_table_info('t')", [], |row| {
+            row.get(0)
+        })
+        .expect("a table");
+    assert_eq!(types, "TEXT,TEXT,TEXT,TEXT");
 }
 
 #[test]

@@ -126,6 +126,67 @@ fn after_kill_9_finished_partitions_are_not_done_again() {
     );
 }
 
+/// A cell of the destination's own tables.
+#[track_caller]
+fn own<T: rusqlite::types::FromSql>(home: &Home, query: &str) -> T {
+    let db = rusqlite::Connection::open(home.path("to.db")).expect("a database");
+    db.query_row(query, [], |row| row.get(0)).expect(query)
+}
+
+const KEPT: &str = "SELECT count(*) FROM _synctool_checkpoint";
+
+/// What partitions did becomes one line of the history, whichever run finished them: nothing is kept of each.
+#[test]
+fn finished_partitions_fold_into_one_line() {
+    let home = home();
+    KillRun::new(&home.command(RUN))
+        .at("sink.commit.after", 5)
+        .run()
+        .assert_killed();
+    assert_eq!(own::<i64>(&home, &format!("{KEPT} WHERE done")), 5);
+    assert_eq!(own::<i64>(&home, "SELECT count(*) FROM _synctool_history"), 0);
+    goes_on(&home, 5);
+    assert_eq!(own::<i64>(&home, KEPT), 0, "folded away");
+    let line = "SELECT count(*) || ' ' || max(partitions) || ' ' || max(json_extract(applied, '$.inserted')) FROM _synctool_history";
+    assert_eq!(own::<String>(&home, line), "1 10 1000");
+}
+
+/// The watermark is the high-water mark of a window's partitions: it moves once, with the last of them, and takes the place of
+/// what was kept of each.
+#[test]
+fn finished_partitions_fold_into_the_watermark() {
+    let home = home();
+    let delta = "strategies:\n  - name: changes\n    type: delta\n    column: id\n    stamped_by: app\n    \
+         primary_partitions: [{column: id, step: 300}]\n";
+    let text = home.read("items.yaml");
+    let (head, _) = text.split_once("partitioning:").expect("a pipeline");
+    home.write("items.yaml", &format!("{head}{delta}"));
+    let watermark = || own::<String>(&home, "SELECT value FROM _synctool_memory WHERE fact LIKE 'delta:%'");
+    let (code, first) = home.json(&["run", "items.yaml"]);
+    assert_eq!((code, first["read"].as_u64()), (0, Some(1000)), "{first}");
+    assert_eq!((watermark().as_str(), own::<i64>(&home, KEPT)), ("2997", 0));
+
+    home.sql(
+        "from.db",
+        "INSERT INTO items SELECT id + 3000, name, price, note FROM items",
+    );
+    KillRun::new(&home.command(RUN))
+        .at("sink.commit.after", 2)
+        .run()
+        .assert_killed();
+    let done = own::<i64>(&home, &format!("{KEPT} WHERE done"));
+    assert!(done > 0, "a partition is finished");
+    assert_eq!(watermark(), "2997", "it does not move before the last one is");
+    let (code, rest) = home.json(&["run", "items.yaml"]);
+    assert_eq!((code, &rest["resumed"]), (0, &Value::Bool(true)), "{rest}");
+    assert_eq!(rest["skipped"].as_i64(), Some(done), "{rest}");
+    assert_eq!((watermark().as_str(), own::<i64>(&home, KEPT)), ("5997", 0));
+    assert_eq!(home.rows("from.db"), home.rows("to.db"));
+    // The next window begins there: one row is read, the one that has this value.
+    let (code, next) = home.json(&["run", "items.yaml"]);
+    assert_eq!((code, next["read"].as_u64()), (0, Some(1)), "{next}");
+}
+
 #[test]
 fn a_pipeline_runs_once_at_a_time() {
     let home = home();

@@ -1,7 +1,8 @@
 //! PostgreSQL at either end, and what goes wrong there.
 
 use crate::{Home, SECRET};
-use synctool_testkit::{PgVersion, Postgres};
+use std::time::Duration;
+use synctool_testkit::{PgVersion, Postgres, psql_url, wait_for};
 
 const ITEMS: &str = "
     CREATE TABLE items(id bigint PRIMARY KEY, name text NOT NULL, price double precision, note text);
@@ -119,4 +120,51 @@ fn the_brief_s_quick_start_runs_as_printed() {
     assert_eq!(db.psql("SELECT count(*) FROM users_copy"), "100");
     let types = "SELECT string_agg(data_type, ',' ORDER BY ordinal_position) FROM information_schema.columns WHERE table_name = 'users_copy'";
     assert_eq!(db.psql(types), "integer,text,text,timestamp with time zone");
+}
+
+/// Both blocks of the Quick Start as they are printed, with the role, the password and the databases that they name; but for
+/// the port, which is any here.
+#[test]
+fn the_brief_s_datastores_run_as_printed() {
+    let server = Postgres::builder(PgVersion::V15).password("of the superuser").start();
+    server.psql(
+        "CREATE ROLE your_user LOGIN PASSWORD 'your_password';
+         GRANT pg_read_all_stats TO your_user;
+         CREATE DATABASE source_database OWNER your_user;
+         CREATE DATABASE dest_database OWNER your_user;",
+    );
+    let port = server.port();
+    let sql = |database: &str, sql: &str| {
+        let url = format!("postgres://your_user:your_password@127.0.0.1:{port}/{database}");
+        psql_url(&url, sql).expect(sql)
+    };
+    sql(
+        "source_database",
+        "CREATE TABLE users(id int PRIMARY KEY, name text, email text, updated_at timestamptz);
+         INSERT INTO users SELECT i, 'n' || i, i || '@example.org', now() - interval '1 hour' FROM generate_series(1, 100) i",
+    );
+    let printed = include_str!("../config/brief/datastores.yaml");
+    let stores = printed.replace("port: 5432", &format!("port: {port}"));
+    let home = Home::new();
+    home.write("datastores.yaml", &stores.replace("your_password", "another"))
+        .write(
+            "pipelines/my_first_pipeline.yaml",
+            include_str!("../config/brief/my_first_pipeline.yaml"),
+        );
+    let run = ["run", "pipelines/my_first_pipeline.yaml"];
+    home.run(&run).fails(1, &["ST-AUT-001"]);
+    home.write("datastores.yaml", &stores).run(&run).ok();
+    let sum = "SELECT md5(string_agg(concat_ws(',', id, name, email, updated_at), ';' ORDER BY id)) FROM";
+    let (from, to) = (format!("{sum} users"), format!("{sum} users_copy"));
+    assert_eq!(sql("dest_database", &to), sql("source_database", &from));
+    sql(
+        "source_database",
+        "UPDATE users SET name = 'renamed', updated_at = now() WHERE id = 7;
+         INSERT INTO users VALUES (101, 'new', NULL, now())",
+    );
+    // What was stamped just now settles when its margin has passed.
+    wait_for("the changes", Duration::from_secs(30), || {
+        home.run(&run).ok();
+        sql("dest_database", &to) == sql("source_database", &from)
+    });
 }

@@ -14,6 +14,7 @@ mod deletes;
 mod doubled;
 mod enrichment;
 mod examples;
+mod files;
 mod fragments;
 mod gate;
 mod hashes;

@@ -123,6 +123,30 @@ async fn guessed_types_lose_nothing() {
     );
 }
 
+/// A column without a value is of no type yet: a text that has room in any other.
+#[tokio::test]
+async fn a_header_alone_says_no_types() {
+    let infer = CsvOptions {
+        infer: true,
+        ..CsvOptions::default()
+    };
+    let dir = scratch();
+    std::fs::write(dir.path().join("bare.csv"), "id,name\n").unwrap();
+    std::fs::write(dir.path().join("partly.csv"), "id,name\n1,\n2,\n").unwrap();
+    let from = open(dir.path(), with(infer)).source();
+    for (table, untold) in [("bare", [true, true]), ("partly", [false, true])] {
+        let columns = from.describe(&TableId::bare(table)).await.unwrap().columns;
+        let found: Vec<bool> = columns.iter().map(Column::has_no_value).collect();
+        assert_eq!(found, untold, "{table}");
+        assert_eq!(columns[1].ty, ColumnType::Text { max: None }, "{table}");
+    }
+    assert_eq!(read_table(&*from, "bare").await.unwrap().num_rows(), 0);
+    // Where nothing is guessed everything is a text, and is said to be.
+    let texts = open(dir.path(), with(CsvOptions::default())).source();
+    let columns = texts.describe(&TableId::bare("bare")).await.unwrap().columns;
+    assert!(columns.iter().all(|c| !c.has_no_value()), "{columns:?}");
+}
+
 /// Tables in all forms that can be read, 1,000 rows each.
 async fn tables(dir: &Path) -> Vec<(&'static str, Objects)> {
     let mut csv = "id,name\n".to_string();

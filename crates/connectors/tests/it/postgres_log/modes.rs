@@ -362,10 +362,12 @@ async fn an_encrypted_log() {
     let running = Following::of(&c, Arc::new(source.log(c.options.clone()).unwrap())).await;
     c.until_read().await;
     rotate(&ours);
-    for id in [20, 21] {
-        c.from.psql(&format!("INSERT INTO t VALUES ({id})"));
+    for sql in [
+        "INSERT INTO t VALUES (20)",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_replication; INSERT INTO t VALUES (21)",
+    ] {
+        c.from.psql(sql);
         shapes::until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
-        c.from.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication");
     }
     running.stop().await.unwrap();
     // Of another one: refused, until we know it.

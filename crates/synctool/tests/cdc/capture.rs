@@ -467,6 +467,80 @@ fn a_state_that_is_lost_or_set_back_changes_nothing() {
     stage.assert_equal("set back");
 }
 
+/// Copies stand in the schema that is named, a single one under its own name. Another place is another meaning: it is
+/// refused while the log is followed, until somebody starts over.
+#[test]
+fn copies_go_where_they_are_meant() {
+    let stage = Stage::new(PgVersion::V15);
+    let path = stage.home.path().join("shop.yaml");
+    let into = |place: &str| {
+        let text = std::fs::read_to_string(&path).expect("read");
+        let at = text.find("destination: {").expect("a destination");
+        let (before, rest) = text.split_at(at);
+        let (_, behind) = rest.split_once('\n').expect("a line");
+        let text = format!("{before}destination: {{datastore: to, {place}}}\n{behind}");
+        std::fs::write(&path, text).expect("written");
+    };
+    let same = |schema: &str| {
+        for table in TABLES {
+            let copy = Stage::rows(&stage.to, &format!("{schema}.{table}"));
+            assert_eq!(copy, Stage::rows(&stage.from, table), "{schema}.{table}");
+        }
+    };
+    stage.to.psql("CREATE SCHEMA copies; CREATE SCHEMA others");
+    into("schema: copies");
+    stage.catch_up();
+    same("copies");
+    let before = Stage::rows(&stage.to, "copies.users");
+    stage.from.psql(&change(1));
+    into("schema: others");
+    let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    assert!(code != 0 && err.contains("synctool state reset"), "{code}: {err}");
+    assert_eq!(
+        Stage::rows(&stage.to, "copies.users"),
+        before,
+        "nothing is written there"
+    );
+    into("schema: copies");
+    stage.catch_up();
+    same("copies");
+    stage.ok(&["state", "reset", "shop.yaml", "--yes"]);
+    let drop_slot = format!("SELECT pg_drop_replication_slot('{}')", stage.slot);
+    stage.from.psql(&drop_slot);
+    into("schema: others");
+    stage.catch_up();
+    same("others");
+    stage.ok(&["state", "reset", "shop.yaml", "--yes"]);
+    stage.from.psql(&drop_slot);
+    stage.pipeline("table: restaurant", "");
+    into("table: places");
+    stage.catch_up();
+    stage.from.psql("UPDATE restaurant SET rating = 7 WHERE id < 'r3'");
+    stage.catch_up();
+    assert_eq!(
+        Stage::rows(&stage.to, "places"),
+        Stage::rows(&stage.from, "restaurant")
+    );
+}
+
+/// A source that is away ends a run that is to end, with the code that says try again; whoever stays waits for it.
+#[test]
+fn a_source_that_is_away_is_a_matter_of_time() {
+    let server = Postgres::start(PgVersion::V15);
+    let stage = Stage::between(server.database("away"), Postgres::shared(PgVersion::V15));
+    stage.from.psql(SHOP);
+    stage.pipeline("tables: [users, restaurant, visit]", "");
+    stage.catch_up();
+    stage.from.psql(&change(1));
+    server.stop();
+    let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    assert_eq!(code, 5, "{err}");
+    let running = stage.start();
+    server.restart();
+    stage.until_equal(&running);
+    stop(running);
+}
+
 /// What does not belong in a pipeline that follows a log is said with its place.
 #[test]
 fn mistakes_are_told_with_their_place() {

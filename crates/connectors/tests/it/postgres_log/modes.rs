@@ -518,6 +518,8 @@ async fn texts_of_one_collation_need_no_bytes() {
         .unwrap();
         let cut = plan.columns_cut_by_bytes(&TableId::new("public", "t"));
         assert_eq!(cut.is_empty(), same, "{locale}: {cut:?}");
+        let told = |reason: &String| reason.contains("in the order of the bytes of k");
+        assert_eq!(plan.reasons.iter().any(told), !same, "{locale}: {:?}", plan.reasons);
         c.catch_up().await.unwrap();
         c.assert_equal(&["t"]);
     }

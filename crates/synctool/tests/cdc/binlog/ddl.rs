@@ -296,3 +296,32 @@ fn a_table_without_a_key_is_followed_from_its_first_start_and_never_compared() {
     let (_, why) = stage.refused();
     assert!(why.contains("without a key") && why.contains("column b"), "{why}");
 }
+
+/// What the log does not tell whole, or in a form that is not read, is refused by name, and nothing of it is written.
+#[test]
+fn what_is_not_read_is_refused_by_name() {
+    for (table, says) in [
+        ("(id int PRIMARY KEY, v varchar(20)) WITH SYSTEM VERSIONING", "version"),
+        (
+            "(id int PRIMARY KEY, v varchar(20) CHARACTER SET sjis)",
+            "character set sjis",
+        ),
+        ("(id int PRIMARY KEY, v text COMPRESSED)", "COMPRESSED"),
+    ] {
+        let stage = Stage::of(
+            &format!("CREATE TABLE odd {table}; INSERT INTO odd VALUES (1, 'x')"),
+            "tables: [odd]",
+        );
+        let (code, first) = stage.json(&["run", "shop.yaml", "--until-caught-up"]);
+        // At the start, or with the first row of the log.
+        let why = match code {
+            0 => {
+                stage.from.sql("UPDATE odd SET v = 'y'");
+                stage.refused().1
+            }
+            _ => first.to_string(),
+        };
+        assert!(why.contains(says), "{table}: no {says:?} in {why}");
+        assert_ne!(stage.found("odd", "id, v"), ["1|y"], "{table}");
+    }
+}

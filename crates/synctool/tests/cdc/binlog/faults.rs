@@ -50,6 +50,26 @@ fn several_domains_are_followed() {
     stage.assert_equal("after a restart");
 }
 
+/// F65: numbers with gaps, and transactions of other servers in one domain, as a server has them that follows another one.
+#[test]
+fn numbers_with_gaps_and_of_other_servers_are_followed() {
+    let server = MariaDb::start();
+    let stage = Stage::on(&server, SHOP, TABLES);
+    stage.catch_up();
+    for (n, (of, number)) in (1..).zip([(1, 500_000), (77, 500_100), (5, 9_000_000_000_u64)]) {
+        stage.from.sql(&format!(
+            "SET SESSION server_id = {of}, SESSION gtid_seq_no = {number}; UPDATE users SET first_name = 'gap {n}' WHERE id < 50"
+        ));
+        stage.catch_up();
+        stage.assert_equal(&format!("behind {of}-{number}"));
+        let again = stage.catch_up();
+        assert_eq!(again["read_now"].as_u64(), Some(0), "nothing twice: {again:#}");
+        stage.from.sql(&change(n));
+    }
+    stage.catch_up();
+    stage.assert_equal("at the end");
+}
+
 /// F66: compressed events are refused by name, before anything of them is written.
 #[test]
 fn compressed_events_are_refused_by_name() {

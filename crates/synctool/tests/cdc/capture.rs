@@ -425,10 +425,7 @@ fn a_state_store_that_is_cut_off_loses_nothing() {
     let stage = Stage::new(PgVersion::V15);
     let server = Postgres::shared(PgVersion::V15);
     let (state, proxy) = (server.database("cdc_state"), FaultProxy::to(server.port()));
-    let global = format!(
-        "state: {{type: postgres, url: \"{}\"}}\n",
-        proxy.through(&state.url())
-    );
+    let global = format!("state: {{type: postgres, url: \"{}\"}}\n", proxy.through(&state.url()));
     std::fs::write(stage.home.path().join("synctool.yaml"), global).expect("written");
     let running = stage.start();
     stage.until_equal(&running);
@@ -517,10 +514,7 @@ fn copies_go_where_they_are_meant() {
     stage.catch_up();
     stage.from.psql("UPDATE restaurant SET rating = 7 WHERE id < 'r3'");
     stage.catch_up();
-    assert_eq!(
-        Stage::rows(&stage.to, "places"),
-        Stage::rows(&stage.from, "restaurant")
-    );
+    assert_eq!(Stage::rows(&stage.to, "places"), Stage::rows(&stage.from, "restaurant"));
 }
 
 /// A source that is away ends a run that is to end, with the code that says try again; whoever stays waits for it.

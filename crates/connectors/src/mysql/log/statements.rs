@@ -543,7 +543,10 @@ mod tests {
         let engine = || Effect::Engine(named("t"));
         assert_eq!(effects("ALTER TABLE t ENGINE = InnoDB"), []);
         assert_eq!(effects("ALTER TABLE t ENGINE=MyISAM"), [engine()]);
-        assert_eq!(effects("ALTER TABLE t ADD engine int, Engine Aria"), [come("engine"), engine()]);
+        assert_eq!(
+            effects("ALTER TABLE t ADD engine int, Engine Aria"),
+            [come("engine"), engine()]
+        );
         assert_eq!(effects("TRUNCATE \"t\""), emptied("t"));
         assert_eq!(effects("-- x\nCOMMIT"), [Effect::Commit]);
         assert_eq!(effects("insert into t values ('x')"), [Effect::Rows]);

@@ -688,7 +688,10 @@ mod tests {
             (vec![keeps("1", "1.0")], "1.0=one 5=five"),
             (vec![keeps("1", "1.0"), keeps("1.0", "1")], "1=one 5=five"),
             (vec![keeps("1", "1.0"), gone("1.0")], "5=five"),
-            (vec![keeps("1", "1.0"), come("2"), keeps("2", "3")], "1.0=one 3=new 5=five"),
+            (
+                vec![keeps("1", "1.0"), come("2"), keeps("2", "3")],
+                "1.0=one 3=new 5=five",
+            ),
             (vec![gone("1"), come("1.0")], "1.0=new 5=five"),
             (vec![gone("1"), keeps("5", "1.0")], "1.0=five"),
             (vec![keeps("1", "2"), gone("5"), keeps("2", "5.0")], "5.0=one"),

@@ -288,6 +288,11 @@ impl Running {
         process::signal(self.pid(), Signal::INT);
     }
 
+    /// Sends it the signal by which services are stopped.
+    pub fn terminate(&self) {
+        process::signal(self.pid(), Signal::TERM);
+    }
+
     /// Kills it with signal 9.
     ///
     /// # Panics

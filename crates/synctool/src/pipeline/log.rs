@@ -33,6 +33,8 @@ const PAUSE: &str = "pause";
 const STATUS: &str = "status";
 const REQUEST: &str = "request/";
 const REFUSED: &str = "refused/";
+/// So many refusals are kept, the newest: whoever waits for one looks oftener than so many can come.
+const REFUSALS: usize = 100;
 
 /// How often the desk looks for requests and writes down how far the log is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -518,9 +520,14 @@ impl DeskWork {
         let accepted = requests.accepted();
         let mut changes = Vec::new();
         let mut pause = Pause::None;
+        let mut refused = Vec::new();
         for (key, value) in self.store.area_scan(&area, None, 1000).await? {
             if key == PAUSE {
                 pause = serde_json::from_slice(&value).unwrap_or_default();
+            }
+            if key.starts_with(REFUSED) {
+                refused.push(key);
+                continue;
             }
             let Some(id) = key.strip_prefix(REQUEST) else { continue };
             if accepted.iter().any(|a| a == id) {
@@ -551,6 +558,9 @@ impl DeskWork {
                 }
             }
         }
+        // The oldest come first: ids begin with their time.
+        refused.truncate(refused.len().saturating_sub(REFUSALS));
+        changes.extend(refused.into_iter().map(|key| (key, None)));
         let held = match self.crowded.load(Ordering::Relaxed) {
             true if pause == Pause::None => Pause::Chunks,
             _ => pause,

@@ -1,6 +1,8 @@
 //! From nothing to a running capture; what is refused, and what mends it.
 
 use super::*;
+use synctool_testkit::FaultProxy;
+use synctool_testkit::proxy::Mode;
 
 on_servers! {
     fn a_capture_from_nothing(version: PgVersion) {
@@ -75,6 +77,31 @@ on_servers! {
         stage.from.psql(&change(7777));
         stage.catch_up();
         stage.assert_equal("after the stop");
+    }
+
+    /// F3: stopped as services are, in the middle of a first load and of others' writing, again and again: it ends by
+    /// itself, lets the slot go, and the next one goes on.
+    fn a_capture_is_stopped_in_the_middle(version: PgVersion) {
+        let stage = Stage::new(version);
+        let writer = Writer::start(&stage);
+        let copy = "SELECT concat((SELECT md5(string_agg(u::text, '' ORDER BY id)) FROM users u), (SELECT md5(string_agg(v::text, '' ORDER BY v::text)) FROM visit v))";
+        let copied = || stage.to.try_psql(copy).unwrap_or_default();
+        for _ in 0..4 {
+            let before = copied();
+            let running = stage.start();
+            wait_for("something to be committed", PATIENCE, || match copied() != before {
+                true => Ok(()),
+                false => Err(running.stderr()),
+            });
+            running.terminate();
+            let outcome = running.wait();
+            assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+            let held = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}' AND active", stage.slot);
+            wait_for("the slot to be let go", PATIENCE, || stage.from.psql(&held) == "0");
+        }
+        assert!(writer.end() > 0);
+        stage.catch_up();
+        stage.assert_equal("stopped in the middle");
     }
 
     /// The slot is dropped behind our back: refused with a plan, nothing written; mended by difference while the log
@@ -391,6 +418,35 @@ fn a_state_without_room_is_told() {
     stage.assert_equal("with room");
 }
 
+/// F7. The state store is slow, and then cut off: a capture goes on, and then ends rather than run without its lock; with the
+/// store there again the next one goes on, and nothing is missing.
+#[test]
+fn a_state_store_that_is_cut_off_loses_nothing() {
+    let stage = Stage::new(PgVersion::V15);
+    let server = Postgres::shared(PgVersion::V15);
+    let (state, proxy) = (server.database("cdc_state"), FaultProxy::to(server.port()));
+    let global = format!("state: {{type: postgres, url: \"{}\"}}\n", proxy.through(&state.url()));
+    std::fs::write(stage.home.path().join("synctool.yaml"), global).expect("written");
+    let running = stage.start();
+    stage.until_equal(&running);
+    proxy.set(Mode::Delay(Duration::from_millis(200)));
+    stage.from.psql(&change(1));
+    stage.until_equal(&running);
+    proxy.set(Mode::Reset);
+    stage.from.psql(&change(2));
+    let outcome = running.wait();
+    assert!(
+        outcome.code.is_some_and(|code| code != 0) && !outcome.stderr.contains("panicked"),
+        "{:?}: {}",
+        outcome.code,
+        outcome.stderr
+    );
+    proxy.set(Mode::Forward);
+    stage.from.psql(&change(3));
+    stage.catch_up();
+    stage.assert_equal("with its state store again");
+}
+
 /// F78. The state store is lost, and then set back to an older one: position and rows are the destination's.
 #[test]
 fn a_state_that_is_lost_or_set_back_changes_nothing() {
@@ -406,6 +462,77 @@ fn a_state_that_is_lost_or_set_back_changes_nothing() {
     stage.from.psql(&change(2));
     stage.catch_up();
     stage.assert_equal("set back");
+}
+
+/// Copies stand in the schema that is named, a single one under its own name. Another place is another meaning: it is
+/// refused while the log is followed, until somebody starts over.
+#[test]
+fn copies_go_where_they_are_meant() {
+    let stage = Stage::new(PgVersion::V15);
+    let path = stage.home.path().join("shop.yaml");
+    let into = |place: &str| {
+        let text = std::fs::read_to_string(&path).expect("read");
+        let at = text.find("destination: {").expect("a destination");
+        let (before, rest) = text.split_at(at);
+        let (_, behind) = rest.split_once('\n').expect("a line");
+        let text = format!("{before}destination: {{datastore: to, {place}}}\n{behind}");
+        std::fs::write(&path, text).expect("written");
+    };
+    let same = |schema: &str| {
+        for table in TABLES {
+            let copy = Stage::rows(&stage.to, &format!("{schema}.{table}"));
+            assert_eq!(copy, Stage::rows(&stage.from, table), "{schema}.{table}");
+        }
+    };
+    stage.to.psql("CREATE SCHEMA copies; CREATE SCHEMA others");
+    into("schema: copies");
+    stage.catch_up();
+    same("copies");
+    let before = Stage::rows(&stage.to, "copies.users");
+    stage.from.psql(&change(1));
+    into("schema: others");
+    let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    assert!(code != 0 && err.contains("synctool state reset"), "{code}: {err}");
+    assert_eq!(
+        Stage::rows(&stage.to, "copies.users"),
+        before,
+        "nothing is written there"
+    );
+    into("schema: copies");
+    stage.catch_up();
+    same("copies");
+    stage.ok(&["state", "reset", "shop.yaml", "--yes"]);
+    let drop_slot = format!("SELECT pg_drop_replication_slot('{}')", stage.slot);
+    stage.from.psql(&drop_slot);
+    into("schema: others");
+    stage.catch_up();
+    same("others");
+    stage.ok(&["state", "reset", "shop.yaml", "--yes"]);
+    stage.from.psql(&drop_slot);
+    stage.pipeline("table: restaurant", "");
+    into("table: places");
+    stage.catch_up();
+    stage.from.psql("UPDATE restaurant SET rating = 7 WHERE id < 'r3'");
+    stage.catch_up();
+    assert_eq!(Stage::rows(&stage.to, "places"), Stage::rows(&stage.from, "restaurant"));
+}
+
+/// A source that is away ends a run that is to end, with the code that says try again; whoever stays waits for it.
+#[test]
+fn a_source_that_is_away_is_a_matter_of_time() {
+    let server = Postgres::start(PgVersion::V15);
+    let stage = Stage::between(server.database("away"), Postgres::shared(PgVersion::V15));
+    stage.from.psql(SHOP);
+    stage.pipeline("tables: [users, restaurant, visit]", "");
+    stage.catch_up();
+    stage.from.psql(&change(1));
+    server.stop();
+    let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    assert_eq!(code, 5, "{err}");
+    let running = stage.start();
+    server.restart();
+    stage.until_equal(&running);
+    stop(running);
 }
 
 /// What does not belong in a pipeline that follows a log is said with its place.

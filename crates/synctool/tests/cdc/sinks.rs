@@ -2,6 +2,7 @@
 
 use super::*;
 use std::path::PathBuf;
+use synctool_testkit::SmallDisk;
 use synctool_testkit::kill::Action;
 
 /// What a copy holds, as the source would say it: one line per row of three tables.
@@ -274,6 +275,60 @@ fn a_file_of_sqlite_that_was_set_back_is_refused_and_repaired() {
         },
         |case| same_by_diff(&stage, &uri, case),
     );
+}
+
+/// F5. The destination's disk is full in the middle of a transaction: it is told, nothing of it nor of what is behind it is
+/// there, and with room the log goes on.
+fn outgrows(stage: &Stage, disk: &SmallDisk, ratings: impl Fn() -> String, same: impl Fn(&str)) {
+    stage.catch_up();
+    same("with room");
+    let before = ratings();
+    stage.from.psql(
+        "INSERT INTO users (first_name, email, address) SELECT 'large', i || '@large',
+             (SELECT string_agg(md5(i || ' ' || j), '') FROM generate_series(1, 60) j) FROM generate_series(1, 12000) i",
+    );
+    stage.from.psql("UPDATE restaurant SET rating = 9");
+    let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("ST-IO-001"), "{err}");
+    disk.resize(200);
+    assert_eq!(ratings(), before, "nothing behind it is there");
+    stage.catch_up();
+    same("with room again");
+}
+
+#[test]
+fn a_postgres_without_room_is_told_and_goes_on() {
+    let disk = SmallDisk::new(12);
+    let server = Postgres::start(PgVersion::V15);
+    let space = disk.folder("space");
+    server.psql(&format!("CREATE TABLESPACE small LOCATION '{}'", space.display()));
+    let shared = Postgres::shared(PgVersion::V15);
+    let from = shared.database_from("cdc", &shared.template("cdc_shop", SHOP));
+    let stage = Stage::between(from, &server);
+    server.psql(&format!(
+        "ALTER DATABASE {} SET default_tablespace = 'small'",
+        stage.to.name()
+    ));
+    stage.pipeline("tables: [users, restaurant, visit]", "");
+    let ratings = || Stage::rows(&stage.to, "restaurant");
+    outgrows(&stage, &disk, ratings, |case| stage.assert_equal(case));
+}
+
+#[test]
+fn a_file_of_sqlite_without_room_is_told_and_goes_on() {
+    let disk = SmallDisk::new(12);
+    let stage = Stage::new(PgVersion::V18);
+    let file = disk.path().join("copy.db");
+    let to = format!("{{type: sqlite, connection: {{path: \"{}\"}}}}", file.display());
+    stage.pipeline_to(&to, "tables: [users, restaurant, visit]", "");
+    let ratings = || {
+        let db = rusqlite::Connection::open(&file).expect("the copy");
+        let sql = "SELECT group_concat(rating) FROM (SELECT rating FROM restaurant ORDER BY id)";
+        db.query_row(sql, [], |row| row.get(0)).expect("rows")
+    };
+    let uri = format!("sqlite:{}", file.display());
+    outgrows(&stage, &disk, ratings, |case| same_by_diff(&stage, &uri, case));
 }
 
 /// F79. A log goes no further where a newer program made the control tables its own.

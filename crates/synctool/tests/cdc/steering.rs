@@ -1,6 +1,7 @@
 //! A capture that is paused, resumed and asked to read tables again, while it runs and while it does not.
 
 use super::*;
+use synctool::state::{Area, SqliteStore, Store};
 
 on_servers! {
     fn a_capture_pauses_and_goes_on(version: PgVersion) {
@@ -165,6 +166,44 @@ on_servers! {
         stage.ok(&["repair", "shop.yaml"]);
         stage.assert_equal("made again and repaired");
     }
+}
+
+/// What was refused is kept for whoever waits for it, not for ever: the newest are, and they hold up no other request.
+#[test]
+fn refusals_are_forgotten_and_hold_up_nothing() {
+    let stage = Stage::new(PgVersion::V15);
+    // Before the first run nobody knows which tables are followed.
+    stage.ok(&["cdc", "refresh", "shop.yaml", "nothing"]);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let store = runtime
+        .block_on(SqliteStore::open(&stage.home.path().join("data")))
+        .expect("the state");
+    let area = Area {
+        pipeline: "shop".into(),
+        name: "cdc".into(),
+    };
+    let old: Vec<(String, Option<Vec<u8>>)> = (0..1200)
+        .map(|n| (format!("refused/20200101_000000_{n:06x}"), Some(b"old".to_vec())))
+        .collect();
+    runtime.block_on(store.area_put(&area, &old)).expect("written");
+    let running = stage.start();
+    wait_for("the request to be refused and old ones to go", PATIENCE, || {
+        let kept = runtime.block_on(store.area_scan(&area, None, 5000)).expect("read");
+        let refused: Vec<&str> = kept
+            .iter()
+            .filter_map(|(key, _)| key.strip_prefix("refused/"))
+            .collect();
+        match refused.len() <= 100 && refused.last().is_some_and(|id| !id.starts_with("2020")) {
+            true => Ok(()),
+            false => Err(format!("{} refusals, the last {:?}", refused.len(), refused.last())),
+        }
+    });
+    stage.until_equal(&running);
+    stage.ok(&["cdc", "refresh", "shop.yaml", "users", "--wait"]);
+    stop(running);
 }
 
 /// A capture that is paused while it runs, and one that was paused before it runs.

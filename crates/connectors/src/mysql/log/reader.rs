@@ -484,14 +484,16 @@ impl LogReader {
         Ok(None)
     }
 
-    /// The followed tables that a statement makes other ones.
+    /// The followed tables that a statement makes other ones: what they are now is looked at, and may be refused.
     fn changed(&self, effects: &[Effect], schema: &str) -> Vec<usize> {
         let find = |named: &Named| {
             let schema = named.schema.as_deref().unwrap_or(schema);
             self.world.shapes.named(schema, &named.name)
         };
         let mut all = Vec::from_iter(effects.iter().filter_map(|e| match e {
-            Effect::Remade(named) | Effect::Redefined(named, _) | Effect::Added(named, _) => find(named),
+            Effect::Remade(named) | Effect::Redefined(named, _) | Effect::Added(named, _) | Effect::Engine(named) => {
+                find(named)
+            }
             _ => None,
         }));
         all.dedup();
@@ -536,7 +538,8 @@ impl LogReader {
                 | Effect::Redefined(..)
                 | Effect::Dropped(..)
                 | Effect::Renamed(..)
-                | Effect::Added(..) => {}
+                | Effect::Added(..)
+                | Effect::Engine(_) => {}
                 Effect::Rows => {
                     let mentioned = |i: &usize| sql.contains(&shapes[*i].full.name);
                     let mentioned: Vec<usize> = self.all().into_iter().filter(mentioned).collect();

@@ -23,6 +23,8 @@ pub(super) enum Effect {
     Redefined(Named, String),
     /// The table has a foreign key that changes its rows, which the log does not say; its name, if the statement says it.
     Cascades(Named, Option<String>),
+    /// The table may have an engine without transactions.
+    Engine(Named),
     /// Rows of some table, as a statement.
     Rows,
 }
@@ -41,6 +43,7 @@ impl Effect {
             | Effect::Undone
             | Effect::Emptied(_)
             | Effect::Cascades(..)
+            | Effect::Engine(_)
             | Effect::Rows => None,
         }
     }
@@ -152,6 +155,7 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
             let (mut gone, mut renamed, mut come) = (Vec::new(), Vec::new(), Vec::new());
             let mut depth = 0;
             let mut begins = true;
+            let mut other_engine = false;
             while let Some(token) = cursor.next() {
                 match token {
                     Token::Sign('(') => depth += 1,
@@ -189,6 +193,10 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                 } else if begun && token.is("ADD") && !cursor.adds_other() {
                     cursor.skip(&["COLUMN", "IF", "NOT", "EXISTS"]);
                     come.extend(cursor.columns());
+                } else if token.is("ENGINE") {
+                    cursor.sign('=');
+                    // Tables are often written anew by naming the engine that they have.
+                    other_engine |= !cursor.eat("InnoDB");
                 }
             }
             let other = |(was, is): &(String, String)| !is_same(was, is);
@@ -200,6 +208,7 @@ pub(super) fn effects(sql: &str) -> Vec<Effect> {
                 true => all.push(Effect::Remade(table.clone())),
                 false => all.extend(redefined.into_iter().map(|c| Effect::Redefined(table.clone(), c))),
             }
+            all.extend(other_engine.then(|| Effect::Engine(table.clone())));
             all.extend(cascades.map(|key| Effect::Cascades(table, key)));
             all
         }
@@ -530,6 +539,13 @@ mod tests {
         assert_eq!(
             effects("ALTER TABLE t RENAME COLUMN a TO b, RENAME COLUMN IF EXISTS `b` TO `a`, DROP c, ADD a2 int"),
             [gone("c"), renamed("a", "b"), renamed("b", "a"), come("a2")]
+        );
+        let engine = || Effect::Engine(named("t"));
+        assert_eq!(effects("ALTER TABLE t ENGINE = InnoDB"), []);
+        assert_eq!(effects("ALTER TABLE t ENGINE=MyISAM"), [engine()]);
+        assert_eq!(
+            effects("ALTER TABLE t ADD engine int, Engine Aria"),
+            [come("engine"), engine()]
         );
         assert_eq!(effects("TRUNCATE \"t\""), emptied("t"));
         assert_eq!(effects("-- x\nCOMMIT"), [Effect::Commit]);

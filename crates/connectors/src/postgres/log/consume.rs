@@ -165,16 +165,22 @@ pub trait Handler: Send {
 
 /// Takes net changes of some transactions at a time, per table. An error ends it, and the batch comes again.
 ///
-/// A batch that outgrows [`BatchLimits`] within one transaction, or has a `replace` in it, comes in parts: `truncate`,
-/// `upsert` and `delete` are called again, each part is the net of what happened since the one before it, and `commit`
-/// follows the last one. Only there a transaction is whole: what is to be seen by others is shown then.
+/// Of each table come `truncate`, `moved`, `delete` and `upsert`, in this order, so that neither a row is lost nor held twice
+/// whose key changed to an equal one with another text (1 and 1.0), whether its keys are compared as values or as texts.
+///
+/// A batch that outgrows [`BatchLimits`] within one transaction, or has a `replace` in it, comes in parts, and so may one
+/// table: these are called again, each part is the net of what happened since the one before it, and `commit` follows the
+/// last one. Only there a transaction is whole: what is to be seen by others is shown then.
 #[async_trait]
 pub trait Batcher: Send {
-    /// Rows are like this now. Absent cells keep what is held; a row whose key changed is told by `moved`, from the key
-    /// that it had, and its old key is among the deletes that follow.
-    async fn upsert(&mut self, table: &TableId, rows: Vec<Row>, moved: Vec<(Row, Row)>) -> Result<()>;
+    /// Rows have other keys, and the log leaves out what else they have: what is held under the key of the first of two is
+    /// held under that of the second from now on, with the cells that it says. One after the other: rows may trade keys. A row
+    /// that is not held comes whole later. The old keys are not among the deletes.
+    async fn moved(&mut self, table: &TableId, rows: Vec<(Row, Row)>) -> Result<()>;
     /// Rows went.
     async fn delete(&mut self, table: &TableId, rows: Vec<Row>) -> Result<()>;
+    /// Rows are like this now. Absent cells keep what is held.
+    async fn upsert(&mut self, table: &TableId, rows: Vec<Row>) -> Result<()>;
     /// What is held of a range of keys goes: rows that are there follow by `upsert`, before `commit` ([`Change::Replace`]).
     async fn replace(&mut self, table: &TableId, range: &KeyRange) -> Result<()>;
     /// A table was emptied.
@@ -436,7 +442,7 @@ impl Changes {
     }
 }
 
-/// The net of some transactions.
+/// The net of some transactions: of a table one after the other, where it is there twice.
 #[derive(Default)]
 struct Batch {
     tables: Vec<TableBatch>,
@@ -449,11 +455,15 @@ struct TableBatch {
     rows: HashMap<Vec<String>, State>,
     order: Vec<Vec<String>>,
     moved: Vec<(Row, Row)>,
+    /// Whether any row went.
+    gone: bool,
 }
 
 enum State {
     Is(Row),
     Gone(Row),
+    /// It has another key, as `moved` says.
+    Moved,
 }
 
 impl Batch {
@@ -468,28 +478,39 @@ impl Batch {
                 match state {
                     State::Is(row) => rows.push(row),
                     State::Gone(row) => gone.push(row),
+                    State::Moved => {}
                 }
             }
-            if !rows.is_empty() {
-                batcher.upsert(&table.table, rows, table.moved).await?;
+            if !table.moved.is_empty() {
+                batcher.moved(&table.table, table.moved).await?;
             }
             if !gone.is_empty() {
                 batcher.delete(&table.table, gone).await?;
+            }
+            if !rows.is_empty() {
+                batcher.upsert(&table.table, rows).await?;
             }
         }
         Ok(())
     }
 
     fn table(&mut self, table: &Arc<TableId>) -> &mut TableBatch {
-        let at = self.tables.iter().position(|t| t.table == *table).unwrap_or_else(|| {
-            self.tables.push(TableBatch {
-                table: table.clone(),
-                emptied: false,
-                rows: HashMap::new(),
-                order: Vec::new(),
-                moved: Vec::new(),
-            });
-            self.tables.len() - 1
+        match self.tables.iter().rposition(|t| t.table == *table) {
+            Some(at) => &mut self.tables[at],
+            None => self.begin(table),
+        }
+    }
+
+    /// What comes of a table from here on is told behind what came before.
+    fn begin(&mut self, table: &Arc<TableId>) -> &mut TableBatch {
+        let at = self.tables.len();
+        self.tables.push(TableBatch {
+            table: table.clone(),
+            emptied: false,
+            rows: HashMap::new(),
+            order: Vec::new(),
+            moved: Vec::new(),
+            gone: false,
         });
         &mut self.tables[at]
     }
@@ -504,9 +525,8 @@ impl Batch {
                 self.rows += 1;
             }
             Change::Truncate(table) => {
-                let table = self.table(&table);
-                (table.emptied, table.rows, table.order) = (true, HashMap::new(), Vec::new());
-                table.moved.clear();
+                self.tables.retain(|t| t.table != table);
+                self.begin(&table).emptied = true;
             }
             Change::Begin(_)
             | Change::Schema(_)
@@ -524,7 +544,7 @@ impl Batch {
             None => None,
         };
         self.rows += 1;
-        let table = self.table(&row.table.clone());
+        let mut table = self.table(&row.table);
         // What the log leaves out may be known from earlier in the batch.
         if let Some(State::Is(held)) = table.rows.get(old.as_ref().unwrap_or(&key)) {
             for (cell, held) in row.cells.iter_mut().zip(&held.cells) {
@@ -534,10 +554,18 @@ impl Batch {
             }
         }
         if let (Some(old), Some(before)) = (old, before) {
-            if !row.is_complete() {
-                table.moved.push((before.clone(), row.clone()));
-            }
-            table.set(old, State::Gone(before));
+            let state = match row.is_complete() {
+                true => State::Gone(before),
+                false => {
+                    if table.gone {
+                        // A row that went may have had an equal key.
+                        table = self.begin(&row.table);
+                    }
+                    table.moved.push((before, row.clone()));
+                    State::Moved
+                }
+            };
+            table.set(old, state);
         }
         table.set(key, State::Is(row));
         Ok(())
@@ -546,6 +574,7 @@ impl Batch {
 
 impl TableBatch {
     fn set(&mut self, key: Vec<String>, state: State) {
+        self.gone |= matches!(state, State::Gone(_));
         if self.rows.insert(key.clone(), state).is_none() {
             self.order.push(key);
         }
@@ -569,6 +598,64 @@ pub(super) type Keys = HashMap<TableId, Vec<String>>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
+    /// Rows as somebody holds them whose keys are numbers, or texts.
+    struct Held {
+        numbers: bool,
+        rows: BTreeMap<String, (String, Cell)>,
+    }
+
+    impl Held {
+        fn at(&self, row: &Row) -> String {
+            match self.numbers {
+                true => row.key_values()[0].parse::<f64>().unwrap().to_string(),
+                false => row.key_values()[0].to_owned(),
+            }
+        }
+
+        fn put(&mut self, row: &Row) {
+            let at = self.at(row);
+            let value = match &row.cells[1] {
+                Cell::Absent => self.rows[&at].1.clone(),
+                said => said.clone(),
+            };
+            self.rows.insert(at, (row.key_values()[0].to_owned(), value));
+        }
+    }
+
+    #[async_trait]
+    impl Batcher for Held {
+        async fn moved(&mut self, _: &TableId, rows: Vec<(Row, Row)>) -> Result<()> {
+            for (before, row) in rows {
+                let held = self.rows.remove(&self.at(&before)).expect("what moves is held");
+                let there = self.rows.insert(self.at(&row), held);
+                assert_eq!(there, None, "the new key is free");
+                self.put(&row);
+            }
+            Ok(())
+        }
+        async fn delete(&mut self, _: &TableId, rows: Vec<Row>) -> Result<()> {
+            for row in rows {
+                self.rows.remove(&self.at(&row));
+            }
+            Ok(())
+        }
+        async fn upsert(&mut self, _: &TableId, rows: Vec<Row>) -> Result<()> {
+            rows.iter().for_each(|row| self.put(row));
+            Ok(())
+        }
+        async fn replace(&mut self, _: &TableId, _: &KeyRange) -> Result<()> {
+            Ok(())
+        }
+        async fn truncate(&mut self, _: &TableId) -> Result<()> {
+            self.rows.clear();
+            Ok(())
+        }
+        async fn commit(&mut self, _: &Position) -> Result<Safe> {
+            Ok(Safe::Yes)
+        }
+    }
 
     fn row(key: &str, value: Cell) -> Row {
         Row {
@@ -581,6 +668,54 @@ mod tests {
 
     fn text(v: &str) -> Cell {
         Cell::Text(v.into())
+    }
+
+    fn moves(from: &str, to: &str, value: Cell) -> Change {
+        Change::Update {
+            row: row(to, value),
+            before: Some(row(from, Cell::Null)),
+        }
+    }
+
+    /// 1 and 1.0 are one key to a database whose keys are numbers, and two to one whose keys are texts.
+    #[tokio::test]
+    async fn keys_that_are_equal_lose_and_double_no_row() {
+        let gone = |key: &str| Change::Delete(row(key, Cell::Null));
+        let come = |key: &str| Change::Insert(row(key, text("new")));
+        let keeps = |from: &str, to: &str| moves(from, to, Cell::Absent);
+        let cases = [
+            (vec![moves("1", "1.0", text("new"))], "1.0=new 5=five"),
+            (vec![keeps("1", "1.0")], "1.0=one 5=five"),
+            (vec![keeps("1", "1.0"), keeps("1.0", "1")], "1=one 5=five"),
+            (vec![keeps("1", "1.0"), gone("1.0")], "5=five"),
+            (
+                vec![keeps("1", "1.0"), come("2"), keeps("2", "3")],
+                "1.0=one 3=new 5=five",
+            ),
+            (vec![gone("1"), come("1.0")], "1.0=new 5=five"),
+            (vec![gone("1"), keeps("5", "1.0")], "1.0=five"),
+            (vec![keeps("1", "2"), gone("5"), keeps("2", "5.0")], "5.0=one"),
+            (vec![keeps("1", "3"), keeps("5", "1"), keeps("3", "5")], "1=five 5=one"),
+        ];
+        for (n, (changes, wanted)) in cases.into_iter().enumerate() {
+            for numbers in [true, false] {
+                let rows = BTreeMap::new();
+                let mut held = Held { numbers, rows };
+                held.put(&row("1", text("one")));
+                held.put(&row("5", text("five")));
+                let mut batch = Batch::default();
+                for change in changes.clone() {
+                    batch.add(change).unwrap();
+                }
+                batch.tell(&mut held).await.unwrap();
+                let shown = |(key, value): (String, Cell)| match value {
+                    Cell::Text(value) => format!("{key}={value}"),
+                    other => format!("{key}={other:?}"),
+                };
+                let rows: Vec<String> = held.rows.into_values().map(shown).collect();
+                assert_eq!(rows.join(" "), wanted, "case {n}, numbers: {numbers}");
+            }
+        }
     }
 
     #[test]
@@ -597,10 +732,12 @@ mod tests {
         ] {
             batch.add(change).unwrap();
         }
-        let table = &batch.tables[0];
-        let is = |key: &str| match table.rows.get(&vec![key.to_owned()]) {
-            Some(State::Is(r)) => Some(r.cells[1].clone()),
-            _ => None,
+        let is = |key: &str| {
+            let mut parts = batch.tables.iter().rev();
+            match parts.find_map(|table| table.rows.get(&vec![key.to_owned()])) {
+                Some(State::Is(r)) => Some(r.cells[1].clone()),
+                _ => None,
+            }
         };
         assert_eq!(
             is("4"),
@@ -609,7 +746,8 @@ mod tests {
         );
         assert_eq!(is("9"), Some(Cell::Absent));
         assert!(is("1").is_none() && is("2").is_none());
-        assert_eq!(table.moved.len(), 1, "only what is not known is to be looked up");
+        let moved: usize = batch.tables.iter().map(|table| table.moved.len()).sum();
+        assert_eq!(moved, 1, "only what is not known is to be looked up");
         batch.add(Change::Truncate(Arc::new(TableId::bare("t")))).unwrap();
         assert!(batch.tables[0].emptied && batch.tables[0].rows.is_empty());
     }

@@ -564,7 +564,10 @@ pub(crate) fn at_rest(
         lag_bytes: behind,
         lag_seconds: match behind {
             Some(0) => Some(0.0),
-            _ => committed_at.map(|at| now.saturating_sub(at) as f64 / 1e6),
+            // A clock that is ahead of ours says no age.
+            _ => committed_at
+                .filter(|at| *at <= now)
+                .map(|at| now.saturating_sub(at) as f64 / 1e6),
         },
         lag_rows: behind.filter(|n| *n == 0),
         eta_seconds: None,

@@ -173,7 +173,84 @@ on_servers! {
         c.assert_equal(TABLES);
     }
 
-    /// F6/F58: days later the same plan goes on; F33: a message inside a transaction, then rows, then a restart.
+    /// F6: commits of servers whose clocks are years ahead or behind, as another server's have them, arrive like all others.
+    async fn commits_whose_clock_jumps_arrive(version: PgVersion) {
+        let c = Capture::new(version, TABLES, DDL);
+        c.catch_up().await.unwrap();
+        let origin = c.from.name();
+        c.from.psql(&format!("SELECT pg_replication_origin_create('{origin}')"));
+        for (n, at) in ["2199-12-31Z", "1970-01-02Z", "2199-12-30Z", "2001-09-09Z"].into_iter().enumerate() {
+            c.from.psql(&format!("SELECT pg_replication_origin_session_setup('{origin}');
+                BEGIN; SELECT pg_replication_origin_xact_setup('0/10', '{at}'); UPDATE a SET v = v + 100 WHERE id % 3 = {n} % 3; DELETE FROM b WHERE n = {n}; COMMIT;
+                SELECT pg_replication_origin_session_reset()"));
+            // A BEGIN of pgoutput has its commit's time behind its place.
+            let told = c.from.psql(&format!("SELECT substr(encode(data, 'hex'), 19, 16) BETWEEN '0010' AND '8' FROM pg_logical_slot_peek_binary_changes('{}', NULL, NULL,
+                'proto_version', '1', 'publication_names', 'synctool') WHERE get_byte(data, 0) = ascii('B') ORDER BY lsn DESC LIMIT 1", c.options.slot));
+            assert_eq!(told == "t", at.starts_with("2199"), "{at}: the log says a time after 2140");
+            c.catch_up().await.unwrap_or_else(|e| panic!("{at}: {e}"));
+            c.assert_equal(TABLES);
+            write(&c.from, n as i32);
+            c.catch_up().await.unwrap_or_else(|e| panic!("after {at}: {e}"));
+            c.assert_equal(TABLES);
+        }
+        c.from.psql(&format!("SELECT pg_replication_origin_drop('{origin}')"));
+    }
+
+    /// F36: the end that a run goes to is within a transaction of more than one segment, which is open: nothing of it is
+    /// seen, and a later run brings it whole; so does one that was stopped in it.
+    async fn an_end_within_a_transaction_shows_none_of_it(version: PgVersion) {
+        let mut c = Capture::new(version, TABLES, DDL);
+        c.catch_up().await.unwrap();
+        // Streamed, and peeked.
+        for (from, peek) in [(10_000, None), (20_000, Some(1 << 16))] {
+            c.options.catch_up_bytes = peek;
+            let other = c.from.connect().await;
+            // A segment is 16 MiB.
+            other.batch_execute(&format!("BEGIN; INSERT INTO a SELECT i, i, repeat('s', 3000) FROM generate_series({from}, {from} + 5999) i")).await.unwrap();
+            c.from.psql(&format!("UPDATE a SET v = -{from} WHERE id = 2"));
+            c.catch_up().await.unwrap();
+            let seen = || c.to.psql(&format!("SELECT count(*) FROM a WHERE id >= {from}"));
+            assert_eq!((c.to.psql("SELECT v FROM a WHERE id = 2"), seen()), (format!("-{from}"), "0".into()));
+            other.batch_execute(&format!("UPDATE a SET v = -v WHERE id >= {from} AND id % 5 = 0; COMMIT")).await.unwrap();
+            let running = Following::start(&c).await;
+            c.until_read().await;
+            running.stop().await.unwrap();
+            assert!(["0", "6000"].contains(&seen().as_str()), "{} rows are a part of it", seen());
+            c.catch_up().await.unwrap();
+            c.assert_equal(TABLES);
+        }
+    }
+
+    /// F32: large transactions of several sessions, one among the other, end in another order than they began, and one of
+    /// them in nothing; with little memory.
+    async fn large_transactions_among_one_another_arrive(version: PgVersion) {
+        let c = Capture::new(version, TABLES, DDL);
+        c.catch_up().await.unwrap();
+        let sessions = [c.from.connect().await, c.from.connect().await, c.from.connect().await];
+        for session in &sessions {
+            session.batch_execute("BEGIN").await.unwrap();
+        }
+        for round in 0..5 {
+            for (n, session) in sessions.iter().enumerate() {
+                let (from, to) = (100_000 * (n + 1) + 1000 * round, 100_000 * (n + 1) + 1000 * round + 999);
+                session.batch_execute(&format!("INSERT INTO a SELECT i, {n}, repeat('l', 1000) FROM generate_series({from}, {to}) i;
+                    SAVEPOINT s; DELETE FROM a WHERE id BETWEEN {from} AND {to}; ROLLBACK TO s; UPDATE a SET v = 10 WHERE id BETWEEN {from} AND {to} AND id % 3 = 0;
+                    INSERT INTO b SELECT 'session {n}', i, 'v' FROM generate_series({from}, {from} + 99) i")).await.unwrap();
+            }
+        }
+        for (n, end) in [(2, "COMMIT"), (0, "ROLLBACK"), (1, "COMMIT")] {
+            sessions[n].batch_execute(end).await.unwrap();
+        }
+        let source = c.source(LogOptions { until_now: true, queue_bytes: 1 << 20, ..c.options.clone() });
+        let (engine, plan) = prepare(source.clone(), source.clone(), c.destination().await, &c.request).await.unwrap();
+        let mut small = Engine::new(source, engine.destination.clone());
+        small.options = Options { memory: 4 << 20, ..options() };
+        Arc::new(small).follow(plan).await.unwrap();
+        c.assert_equal(TABLES);
+        assert_eq!(c.to.psql("SELECT count(*) FROM a WHERE id >= 100000"), "10000");
+    }
+
+    /// F58: days later the same plan goes on; F33: a message inside a transaction, then rows, then a restart.
     async fn messages_inside_transactions_do_no_harm(version: PgVersion) {
         let c = Capture::new(version, TABLES, DDL);
         c.catch_up().await.unwrap();

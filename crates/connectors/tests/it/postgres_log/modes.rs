@@ -347,6 +347,38 @@ async fn an_encrypted_log() {
     }
     assert!(follow_by(config(SslMode::VerifyCa, Some(&theirs))).await.is_err());
     assert!(follow_by(config(SslMode::Disable, None)).await.is_err());
+    // F11: another certificate while the log is followed, of the same authority: whoever connects anew goes on.
+    let rotate = |to: &Authority| {
+        let certificate = to.localhost();
+        for (setting, pem) in [
+            ("ssl_cert_file", certificate.certificate()),
+            ("ssl_key_file", certificate.key()),
+        ] {
+            std::fs::write(server.psql(&format!("SHOW {setting}")), pem).unwrap();
+        }
+        server.psql("SELECT pg_reload_conf()");
+    };
+    let source = Database::open(config(SslMode::VerifyFull, Some(&ours))).unwrap();
+    let running = Following::of(&c, Arc::new(source.log(c.options.clone()).unwrap())).await;
+    c.until_read().await;
+    rotate(&ours);
+    for sql in [
+        "INSERT INTO t VALUES (20)",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_replication; INSERT INTO t VALUES (21)",
+    ] {
+        c.from.psql(sql);
+        shapes::until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+    }
+    running.stop().await.unwrap();
+    // Of another one: refused, until we know it.
+    rotate(&theirs);
+    c.from.psql("INSERT INTO t VALUES (30)");
+    synctool_testkit::eventually("the new certificate to be shown", Duration::from_secs(30), async || {
+        follow_by(config(SslMode::VerifyFull, Some(&ours))).await.is_err()
+    })
+    .await;
+    follow_by(config(SslMode::VerifyFull, Some(&theirs))).await.unwrap();
+    c.assert_equal(&["t"]);
 }
 
 /// The versions that the other tests do not run on: a load beside writing, a backlog that is peeked, and a stream.
@@ -486,6 +518,8 @@ async fn texts_of_one_collation_need_no_bytes() {
         .unwrap();
         let cut = plan.columns_cut_by_bytes(&TableId::new("public", "t"));
         assert_eq!(cut.is_empty(), same, "{locale}: {cut:?}");
+        let told = |reason: &String| reason.contains("in the order of the bytes of k");
+        assert_eq!(plan.reasons.iter().any(told), !same, "{locale}: {:?}", plan.reasons);
         c.catch_up().await.unwrap();
         c.assert_equal(&["t"]);
     }

@@ -139,17 +139,21 @@ impl Handler for Held {
 
 #[async_trait]
 impl Batcher for Held {
-    async fn upsert(&mut self, _: &TableId, rows: Vec<Row>, moved: Vec<(Row, Row)>) -> Result<()> {
-        for (before, row) in moved {
+    async fn moved(&mut self, _: &TableId, rows: Vec<(Row, Row)>) -> Result<()> {
+        for (before, row) in rows {
             self.put(row, Some(&before));
+            self.rows.remove(&Held::key(&before));
         }
-        rows.into_iter().for_each(|row| self.put(row, None));
         Ok(())
     }
     async fn delete(&mut self, _: &TableId, rows: Vec<Row>) -> Result<()> {
         for row in rows {
             self.rows.remove(&Held::key(&row));
         }
+        Ok(())
+    }
+    async fn upsert(&mut self, _: &TableId, rows: Vec<Row>) -> Result<()> {
+        rows.into_iter().for_each(|row| self.put(row, None));
         Ok(())
     }
     async fn replace(&mut self, _: &TableId, range: &KeyRange) -> Result<()> {
@@ -481,10 +485,13 @@ on_servers! {
         struct Parts { inner: Held, sizes: Vec<usize>, since: usize, most: usize }
         #[async_trait]
         impl Batcher for Parts {
-            async fn upsert(&mut self, table: &TableId, rows: Vec<Row>, moved: Vec<(Row, Row)>) -> Result<()> {
+            async fn moved(&mut self, table: &TableId, rows: Vec<(Row, Row)>) -> Result<()> {
+                self.inner.moved(table, rows).await
+            }
+            async fn upsert(&mut self, table: &TableId, rows: Vec<Row>) -> Result<()> {
                 self.since += 1;
                 self.sizes.push(rows.len());
-                self.inner.upsert(table, rows, moved).await
+                self.inner.upsert(table, rows).await
             }
             async fn delete(&mut self, table: &TableId, rows: Vec<Row>) -> Result<()> {
                 Batcher::delete(&mut self.inner, table, rows).await

@@ -518,7 +518,7 @@ fn types() -> (Types, Types) {
                 "ffffffff-ffff-ffff-ffff-ffffffffffff",
             ],
         ),
-        ("json", &["{\"b\": 1,  \"a\": 1.0, \"a\": 2}", "null"]),
+        ("json", &["{\"b\": 1,  \"a\": 1.0, \"a\": 2}", "null", "\"\\u0000\""]),
         (
             "jsonb",
             &[

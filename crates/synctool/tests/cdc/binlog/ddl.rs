@@ -74,6 +74,42 @@ fn a_foreign_key_that_comes_later_is_refused() {
     same(&stage, "child", "id, of");
 }
 
+/// A table that gets an engine without transactions while it is followed ends the log, until it has one with them again.
+#[test]
+fn an_engine_without_transactions_that_comes_later_is_refused() {
+    let stage = Stage::of(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT seq, seq FROM seq_1_to_9",
+        "tables: [t]",
+    );
+    stage.catch_up();
+    let running = KillRun::new(&stage.command(&["run", "shop.yaml"])).start();
+    stage
+        .from
+        .sql("ALTER TABLE t ENGINE = InnoDB; INSERT INTO t VALUES (10, 10)");
+    wait_for("a table that was written anew to be followed on", PATIENCE, || {
+        stage.wanted("t", "id, v") == stage.found("t", "id, v")
+    });
+    stage
+        .from
+        .sql("ALTER TABLE t ENGINE = MyISAM; INSERT INTO t VALUES (11, 11); UPDATE t SET v = -v WHERE id > 8");
+    let outcome = running.wait();
+    let said = |text: &str| text.contains("the engine MyISAM") && text.contains("ENGINE = InnoDB");
+    assert!(
+        outcome.code != Some(0) && said(&outcome.stderr),
+        "{:?}: {}",
+        outcome.code,
+        outcome.stderr
+    );
+    let (_, why) = stage.refused();
+    assert!(said(&why), "{why}");
+    assert_eq!(stage.to.psql("SELECT count(*) FROM t"), "10");
+    stage
+        .from
+        .sql("ALTER TABLE t ENGINE = InnoDB; DELETE FROM t WHERE id = 3");
+    stage.catch_up();
+    same(&stage, "t", "id, v");
+}
+
 /// Settings that hold for one statement stand before it in the log.
 #[test]
 fn statements_behind_their_settings_are_followed() {
@@ -259,4 +295,45 @@ fn a_table_without_a_key_is_followed_from_its_first_start_and_never_compared() {
     stage.from.sql("ALTER TABLE w MODIFY b varchar(5)");
     let (_, why) = stage.refused();
     assert!(why.contains("without a key") && why.contains("column b"), "{why}");
+}
+
+/// What the log does not tell whole, or in a form that is not read, is refused by name, and nothing of it is written.
+#[test]
+fn what_is_not_read_is_refused_by_name() {
+    let old = MariaDb::start_with(&["--mysql56-temporal-format=OFF"]);
+    for (server, table, says) in [
+        (
+            MariaDb::shared(),
+            "(id int PRIMARY KEY, v text) WITH SYSTEM VERSIONING",
+            "version",
+        ),
+        (
+            MariaDb::shared(),
+            "(id int PRIMARY KEY, v varchar(20) CHARACTER SET sjis)",
+            "character set sjis",
+        ),
+        (
+            MariaDb::shared(),
+            "(id int PRIMARY KEY, v text COMPRESSED)",
+            "COMPRESSED",
+        ),
+        (&old, "(id int PRIMARY KEY, v datetime)", "old form of times"),
+    ] {
+        let stage = Stage::on(
+            server,
+            &format!("CREATE TABLE odd {table}; INSERT INTO odd (id) VALUES (1)"),
+            "tables: [odd]",
+        );
+        let (code, first) = stage.json(&["run", "shop.yaml", "--until-caught-up"]);
+        // At the start, or with the first row of the log.
+        let why = match code {
+            0 => {
+                stage.from.sql("UPDATE odd SET id = 2");
+                stage.refused().1
+            }
+            _ => first.to_string(),
+        };
+        assert!(why.contains(says), "{table}: no {says:?} in {why}");
+        assert_ne!(stage.found("odd", "id"), ["2"], "{table}");
+    }
 }

@@ -50,6 +50,26 @@ fn several_domains_are_followed() {
     stage.assert_equal("after a restart");
 }
 
+/// F65: numbers with gaps, and transactions of other servers in one domain, as a server has them that follows another one.
+#[test]
+fn numbers_with_gaps_and_of_other_servers_are_followed() {
+    let server = MariaDb::start();
+    let stage = Stage::on(&server, SHOP, TABLES);
+    stage.catch_up();
+    for (n, (of, number)) in (1..).zip([(1, 500_000), (77, 500_100), (5, 9_000_000_000_u64)]) {
+        stage.from.sql(&format!(
+            "SET SESSION server_id = {of}, SESSION gtid_seq_no = {number}; UPDATE users SET first_name = 'gap {n}' WHERE id < 50"
+        ));
+        stage.catch_up();
+        stage.assert_equal(&format!("behind {of}-{number}"));
+        let again = stage.catch_up();
+        assert_eq!(again["read_now"].as_u64(), Some(0), "nothing twice: {again:#}");
+        stage.from.sql(&change(n));
+    }
+    stage.catch_up();
+    stage.assert_equal("at the end");
+}
+
 /// F66: compressed events are refused by name, before anything of them is written.
 #[test]
 fn compressed_events_are_refused_by_name() {
@@ -224,6 +244,38 @@ fn statements_of_every_kind_do_no_harm() {
     stage.assert_equal("statements of every kind");
     let read = summary["read_now"].as_u64();
     assert!(read.is_some_and(|n| n < 200), "a table was read again: {summary:#}");
+}
+
+/// F6: the server's clock jumps years ahead and back. Its times are shown and decide nothing: a log is not taken for another
+/// one by them, and what is behind a time to come is not called caught up.
+#[test]
+fn times_that_jump_do_no_harm() {
+    let server = MariaDb::start();
+    let stage = Stage::on(&server, SHOP, TABLES);
+    stage.catch_up();
+    let times = [
+        (2_147_400_000, "2038-01-18"),
+        (86_400, "1970-01-02"),
+        (2_147_300_000, "2038-01-17"),
+        (1_000_000_000, "2001-09-09"),
+    ];
+    for (n, (at, day)) in (1..).zip(times) {
+        let jumped = |sql: &str| stage.from.sql(&format!("SET timestamp = {at}; {sql}"));
+        jumped(&change(n));
+        stage.catch_up();
+        stage.assert_equal(day);
+        jumped(&format!("UPDATE users SET first_name = 'behind {n}' WHERE id = 1"));
+        let (code, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+        assert_eq!(code, 0, "{status:#}");
+        let applied = status["applied_up_to"].as_str().unwrap_or_default();
+        assert!(applied.starts_with(day), "{day}: {status:#}");
+        assert!(status["lag_bytes"].as_u64() > Some(0), "{status:#}");
+        assert_eq!(status["lag_seconds"].is_null(), day.starts_with("2038"), "{status:#}");
+        let (_, text, _) = finished(&stage.command(&["cdc", "status", "shop.yaml"]));
+        assert!(!text.contains("caught up"), "{text}");
+    }
+    stage.catch_up();
+    stage.assert_equal("at the end");
 }
 
 /// F71: the server ends the elder of two readers with one number, which comes again; both end equal.

@@ -47,6 +47,7 @@ impl Ends<'_> {
             let remembered = self.destination.remembered(&plan.pipeline).await?;
             aggregate::written_by_another(&mut plan, &remembered);
         }
+        definition::put_meaning(&mut plan.remember, &self.loaded.pipeline, strategy);
         plan.remember
             .extend(definition.map(|d| (definition::DEFINITION.into(), d)));
         plan.remember.extend(watched.remember);
@@ -226,6 +227,10 @@ impl Ends<'_> {
             if *other.kind != StrategyKind::Delta || !*other.enabled || std::ptr::eq(other, strategy) {
                 continue;
             }
+            // What the stages of one leave out, those of the other may not.
+            if !self.loaded.pipeline.pass_alike(strategy, other) {
+                continue;
+            }
             let window = async {
                 let run = (table.run_id.as_str(), table.now.clone());
                 let table = request::table_request(self.loaded, other, self.options, self.source, &needed, run).await?;
@@ -240,7 +245,9 @@ impl Ends<'_> {
                 Ok::<_, Error>(marks)
             };
             if let Ok(marks) = window.await {
-                remember.extend(marks.into_iter().filter_map(|(name, mark)| Some((name, mark?))));
+                let mut own: BTreeMap<_, _> = marks.into_iter().filter_map(|(n, mark)| Some((n, mark?))).collect();
+                definition::put_meaning(&mut own, &self.loaded.pipeline, other);
+                remember.extend(own);
             }
         }
         remember
@@ -429,6 +436,7 @@ impl Ends<'_> {
         }
         let name = delta::watermark_name(&request.cursor);
         let known = definition::known(self.destination, &self.loaded.pipeline, &table.destination).await?;
+        let known = known.for_strategy(&self.loaded.pipeline, strategy);
         let (remembered, doubt) = (&known.counts, known.doubt);
         let after = remembered.get(&name).map(String::as_str);
         let column = delta::cursor_column(self.source, &request).await?;
@@ -553,6 +561,7 @@ impl Ends<'_> {
         }
         let at_source = self.source.describe(&table.source).await?;
         let known = definition::known(self.destination, &self.loaded.pipeline, &table.destination).await?;
+        let known = known.for_strategy(&self.loaded.pipeline, strategy);
         let mut delta = self.delta_request(strategy, table)?;
         if strategy.primary_partitions.is_empty() {
             // Those of the pipeline cut groups; the window of changed rows is cut by the strategy's own.

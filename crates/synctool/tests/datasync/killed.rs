@@ -489,6 +489,27 @@ fn a_copy_that_is_asked_to_stop_ends_at_a_range_and_goes_on_there() {
     world.same(&["large"]);
 }
 
+/// The service was asked to end, and was killed before it did: whoever works next is not meant.
+#[test]
+fn a_request_to_stop_that_nobody_answered_stops_nobody_else() {
+    let world = World::new(PgVersion::V18, LARGE);
+    world.configure("COPY_RANGE_MB = 1\nCOPY_JOBS = 1\n");
+    world
+        .production
+        .psql("INSERT INTO large SELECT g, repeat(md5(g::text), 8) FROM generate_series(1, 20000) g");
+    world.ready();
+    world.add(&["large"]);
+    let mut service = stopped_at(&world.service(), "datasync.range_copied", 1).start();
+    service.wait_stopped();
+    world.run(&["stop", "--wait", "0"]).ok();
+    assert!(service.kill().killed);
+    let held = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE locktype = 'advisory' AND datname = current_database()";
+    wait_for("the end of its sessions", PATIENCE, || world.local.psql(held) == "0");
+    // It finishes the copy before it compares.
+    world.run(&["verify"]).ok();
+    world.same(&["large"]);
+}
+
 #[test]
 fn a_service_that_was_killed_goes_on_when_it_is_started_again() {
     let world = World::new(PgVersion::V18, SCHEMA);

@@ -354,6 +354,57 @@ fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on_15() {
     a_lock_makes_one_table_wait(PgVersion::V15);
 }
 
+/// Transactions that write tables anew are open at the place; they commit later, or come to nothing.
+fn rewrites_are_open_at_the_place(version: PgVersion) {
+    let tables = ["acc", "emptied", "moved", "lost"];
+    let each = |sql: &str| tables.map(|table| sql.replace("$T", table)).join("; ");
+    let world = World::new(version, &each("CREATE TABLE $T (id int PRIMARY KEY, n int)"));
+    world
+        .production
+        .psql(&each("INSERT INTO $T SELECT g, 1 FROM generate_series(1, 50) g"));
+    world.ready();
+    world.add(&tables);
+    world.run(&["run-once"]).ok();
+    world.same(&tables);
+    world.production.psql(
+        "UPDATE acc SET n = 2; UPDATE emptied SET n = 2; UPDATE moved SET n = 2; UPDATE lost SET n = 2;
+         BEGIN; TRUNCATE emptied; INSERT INTO emptied VALUES (7, 7); PREPARE TRANSACTION 'emptied';
+         BEGIN; CLUSTER moved USING moved_pkey; UPDATE moved SET n = 8 WHERE id > 40; PREPARE TRANSACTION 'moved';
+         BEGIN; TRUNCATE lost; PREPARE TRANSACTION 'lost'",
+    );
+    // Each look is by a process of its own, and the scratch server is started again.
+    for n in 3..5 {
+        world.production.psql(&format!("UPDATE acc SET n = {n}; CHECKPOINT"));
+        world.sync();
+        world.same(&["acc"]);
+        for table in &tables[1..] {
+            let state = world.state(&format!("public.{table}"));
+            assert!(
+                state.starts_with("waiting: locked in production at this place"),
+                "{table}: {state}"
+            );
+        }
+    }
+    world
+        .production
+        .psql("COMMIT PREPARED 'emptied'; COMMIT PREPARED 'moved'; ROLLBACK PREPARED 'lost'; CHECKPOINT");
+    world.sync();
+    world.same(&tables);
+    assert_eq!(world.local.psql("SELECT count(*) FROM emptied"), "1");
+    let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
+    assert_eq!(world.local.psql(wrong), "");
+}
+
+#[test]
+fn rewrites_that_are_open_at_the_place_arrive_when_they_commit() {
+    rewrites_are_open_at_the_place(PgVersion::V18);
+}
+
+#[test]
+fn rewrites_that_are_open_at_the_place_arrive_when_they_commit_15() {
+    rewrites_are_open_at_the_place(PgVersion::V15);
+}
+
 /// Not the table is locked, but the index of where its long values are.
 #[test]
 fn a_lock_on_what_is_read_with_a_table_makes_it_wait() {

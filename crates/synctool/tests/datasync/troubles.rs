@@ -499,6 +499,22 @@ fn a_failover_behind_us_is_followed(version: PgVersion) {
     world.production.psql("INSERT INTO acc VALUES (501, 1)");
     world.sync();
     world.same(&["acc"]);
+    // Where its way is not told, it is not guessed.
+    let (history, aside) = (world.path("archive/00000002.history"), world.path("aside"));
+    fs::rename(&history, &aside).unwrap();
+    world.production.psql("INSERT INTO acc VALUES (502, 1)");
+    world.archived();
+    world.run(&["run-once"]).fails(
+        1,
+        &[
+            "ST-WAL-004",
+            "the history of timeline 2 is not in the archive",
+            "copy it there from production's pg_wal",
+        ],
+    );
+    fs::rename(&aside, &history).unwrap();
+    world.run(&["run-once"]).ok();
+    world.same(&["acc"]);
 }
 
 #[test]
@@ -885,6 +901,31 @@ fn a_backup_that_ends_behind_the_stored_place_is_refused() {
     fs::remove_dir_all(world.path("scratch")).unwrap();
     world.reconfigure("BASE_BACKUP = \"late\"", "BASE_BACKUP = \"backup\"");
     world.production.psql("UPDATE acc SET n = 10 WHERE id < 9");
+    world.sync();
+    world.same(&["acc"]);
+}
+
+/// It is seen before it is unpacked, so that the right one has its place.
+#[test]
+fn a_base_backup_of_another_production_is_refused() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    let other = Postgres::builder(PgVersion::V18).setting("wal_level", "replica").start();
+    other.base_backup(&world.path("theirs"));
+    fs::remove_dir_all(world.path("scratch")).unwrap();
+    world.reconfigure("BASE_BACKUP = \"backup\"", "BASE_BACKUP = \"theirs\"");
+    for _ in 0..2 {
+        world.run(&["run-once"]).fails(
+            2,
+            &[
+                "ST-WAL-003",
+                "the local tables were made from system id",
+                "use a base backup of the same production",
+            ],
+        );
+    }
+    assert!(!world.path("scratch/data").exists(), "it was unpacked");
+    world.reconfigure("BASE_BACKUP = \"theirs\"", "BASE_BACKUP = \"backup\"");
+    world.production.psql("UPDATE acc SET n = 1");
     world.sync();
     world.same(&["acc"]);
 }

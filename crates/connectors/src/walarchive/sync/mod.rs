@@ -147,27 +147,20 @@ impl DataSync {
     async fn open_on(local: Connection, config: SyncConfig) -> Result<DataSync> {
         let run = |e| local.error(e, "reading the state");
         let hold = Hold::take(&config.replay.scratch)?;
+        let state = local.query_opt(sql::STATE, &[]).await.map_err(run)?;
+        let system: Option<String> = state.as_ref().map(|row| row.get(0));
         // What can be seen before the base backup is unpacked is told before.
         if let Some(control) = config.replay.backup.control() {
             check_local(&control, &local)?;
+            if !Scratch::exists(&config.replay.scratch) {
+                check_system(system.as_deref(), &control)?;
+            }
         }
         let scratch = Replay::create(&config.replay)?;
-        let control = scratch.control();
-        check_local(control, &local)?;
-        let state = local.query_opt(sql::STATE, &[]).await.map_err(run)?;
+        check_local(scratch.control(), &local)?;
+        check_system(system.as_deref(), scratch.control())?;
         let mut stored = None;
         if let Some(row) = state {
-            let system: String = row.get(0);
-            if system != control.system.to_string() {
-                return Err(Error::new(
-                    code::WAL_FOREIGN,
-                    format!(
-                        "the local tables were made from system id {system}, the base backup is of {}",
-                        control.system
-                    ),
-                )
-                .hint("use a base backup of the same production, or start over: synctool datasync clear --rebuild"));
-            }
             let database: Option<String> = row.get(4);
             if let Some(database) = database.filter(|name| *name != config.replay.database) {
                 let what = format!(
@@ -634,6 +627,18 @@ fn check_local(production: &Control, local: &Connection) -> Result<()> {
         )
         .hint(format!("use a local PostgreSQL {theirs}"))),
     }
+}
+
+/// Rows of one production say nothing of another's log.
+fn check_system(stored: Option<&str>, backup: &Control) -> Result<()> {
+    let found = backup.system.to_string();
+    let Some(system) = stored.filter(|system| *system != found) else {
+        return Ok(());
+    };
+    let what = format!("the local tables were made from system id {system}, the base backup is of {found}");
+    Err(Error::new(code::WAL_FOREIGN, what).hint(
+        "use a base backup of the same production and remove the scratch directory, or start over: synctool datasync clear --rebuild",
+    ))
 }
 
 /// One process at a time.

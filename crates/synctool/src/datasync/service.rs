@@ -99,6 +99,8 @@ impl Service {
     /// Applies everything that is there.
     pub async fn once(mut self) -> Result<Served> {
         let served = match self.look().await {
+            // One that was asked to end in the middle does not know whether all is well.
+            Ok(served) if served.waiting.is_none() => Ok(served),
             Ok(served) => {
                 self.well(served.waiting.as_ref()).await;
                 Ok(served)

@@ -4,7 +4,6 @@
 use super::super::replay::ended;
 use super::super::sql;
 use crate::postgres::Connection;
-use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 use synctool_core::error::Result;

@@ -58,7 +58,8 @@ impl Known {
             name.starts_with(delta::WATERMARK) && all.get(&meant_by(name)).is_some_and(|then| *then != meant)
         };
         if self.counts.keys().any(of_another) {
-            self.counts.retain(|name, _| !of_another(name) && name != aggregate::KEY_MAP);
+            self.counts
+                .retain(|name, _| !of_another(name) && name != aggregate::KEY_MAP);
             self.doubt = Some("the watermark was moved by a delta that meant other rows, so that does not count");
         }
         self

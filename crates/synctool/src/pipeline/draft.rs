@@ -245,7 +245,8 @@ impl Ends<'_> {
                 Ok::<_, Error>(marks)
             };
             if let Ok(marks) = window.await {
-                let mut own: BTreeMap<_, _> = marks.into_iter().filter_map(|(n, mark)| Some((n, mark?))).collect();
+                let marks = marks.into_iter().filter_map(|(name, mark)| Some((name, mark?)));
+                let mut own: BTreeMap<_, _> = marks.collect();
                 definition::put_meaning(&mut own, &self.loaded.pipeline, other);
                 remember.extend(own);
             }

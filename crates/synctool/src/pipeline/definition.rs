@@ -22,6 +22,12 @@ pub(super) fn meant_by(watermark: &str) -> String {
     format!("meant:{watermark}")
 }
 
+/// The name under which the destination remembers where the first window began that led to a watermark; nothing stands
+/// there if it was at the first row. An older version does not say it.
+pub(super) fn begun_at(watermark: &str) -> String {
+    format!("begun:{watermark}")
+}
+
 /// Puts beside each watermark that a strategy moves what it means by it, unless that is said already.
 pub(super) fn put_meaning(remember: &mut BTreeMap<String, String>, pipeline: &Pipeline, strategy: &Strategy) {
     let marks = remember.keys().filter(|name| name.starts_with(delta::WATERMARK));

@@ -183,6 +183,47 @@ fn a_watermark_counts_for_deltas_of_the_same_rows() {
     assert_eq!(to.lines("copies", COLUMNS), all);
 }
 
+/// What one delta left out before its start, another one that begins earlier reads, and so does the same one once it does.
+#[test]
+fn a_watermark_counts_for_deltas_that_begin_no_earlier() {
+    let (from, to) = (
+        End::Postgres(database("begins_from")),
+        End::Postgres(database("begins_to")),
+    );
+    items(&from);
+    from.change("UPDATE items SET updated_at = now() - interval '10 days' WHERE id <= 20");
+    let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+    let one = "  - {name: delta, type: delta, column: updated_at, margin: 1ms}\n";
+    let recent = |start: &str| {
+        format!(
+            "  - {{name: recent, type: delta, column: updated_at, margin: 1ms, \
+             primary_partitions: [{{column: updated_at, step: 1, step_unit: day, start: {start}}}]}}\n"
+        )
+    };
+    let file = |start: &str| pipeline("", "items", "copies").replace(one, &format!("{one}{}", recent(start)));
+    let run = |strategy: &str| place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+    let all = from.lines("items", COLUMNS);
+    let late = from.lines("(SELECT * FROM items WHERE id > 20) i", COLUMNS);
+    place.write("p.yaml", &file("now - 2d"));
+    run("recent");
+    assert_eq!(to.lines("copies", COLUMNS), late);
+    assert_eq!(run("recent")["read"], 0, "its own counts, though its start moves on");
+    let compared = run("delta");
+    assert_eq!(to.lines("copies", COLUMNS), all, "{compared}");
+    assert!(compared["reasons"].to_string().contains("began later"), "{compared}");
+    for strategy in ["recent", "delta", "recent"] {
+        assert_eq!(run(strategy)["read"], 0, "{strategy} goes on from there");
+    }
+    // The same one, given an earlier start.
+    to.change("DELETE FROM copies");
+    run("recent");
+    assert_eq!(to.lines("copies", COLUMNS), late);
+    place.write("p.yaml", &file("now - 20d"));
+    run("recent");
+    assert_eq!(to.lines("copies", COLUMNS), all);
+    assert_eq!(run("recent")["read"], 0);
+}
+
 /// What an application stamps may come late: a watermark that it moved says nothing of what has settled.
 #[test]
 fn a_watermark_of_another_clock_does_not_count() {

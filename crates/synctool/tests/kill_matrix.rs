@@ -5,12 +5,12 @@ use rusqlite::Connection;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use synctool_testkit::kill::{Action, Failpoint, KillRun, spread};
-use synctool_testkit::{PgVersion, Postgres, TestDb};
+use synctool_testkit::{PgVersion, Postgres, TestDb, is_soak};
 use tempfile::TempDir;
 
 /// Kills per test; four such tests make more than the two hundred that are promised.
 fn kills() -> usize {
-    if std::env::var_os("SYNCTOOL_SOAK").is_some() {
+    if is_soak() {
         1000
     } else {
         55

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use synctool_testkit::kill::{Action, KillRun, spread};
-use synctool_testkit::{MariaDb, PgVersion, Postgres, TestDb};
+use synctool_testkit::{MariaDb, PgVersion, Postgres, TestDb, is_soak};
 
 const ORDERS: &str = "CREATE TABLE orders(order_id int PRIMARY KEY, user_id int NOT NULL, amount numeric(10,2),
         discount numeric(10,2), order_date timestamp NOT NULL, updated_at timestamp NOT NULL);
@@ -326,7 +326,7 @@ fn differences_are_found_and_mended_across_engines() {
 
 /// Kills per strategy and failpoint.
 fn kills() -> usize {
-    if std::env::var_os("SYNCTOOL_SOAK").is_some() {
+    if is_soak() {
         200
     } else {
         12

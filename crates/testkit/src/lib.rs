@@ -8,6 +8,7 @@
 //! * [`SmallDisk`]: a file system that is soon full.
 //! * [`Dice`]: numbers that a seed determines.
 //! * [`Authority`]: certificates for TLS tests.
+//! * [`is_soak`]: whether tests are to be as long as they can be.
 //! * [`wait_for`] and [`eventually`]: wait for the thing itself, never for a length of time.
 //!
 //! Everything here fails the test by panicking with the reason: a server that is missing is a failed test, not a
@@ -36,6 +37,7 @@ pub mod proxy;
 mod redis;
 mod s3;
 mod shared;
+mod soak;
 mod supervisor;
 mod tls;
 mod wait;
@@ -54,5 +56,6 @@ pub use prepared::Prepared;
 pub use proxy::FaultProxy;
 pub use redis::Redis;
 pub use s3::S3;
+pub use soak::is_soak;
 pub use tls::{Authority, ClientCertificate, ServerCertificate};
 pub use wait::{Verdict, eventually, wait_for};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish};
+use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish, short_hash};
 use synctool_core::progress::{Checkpoint, Generation};
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan, not_widened};
@@ -197,6 +197,19 @@ fn drop_loads(c: &mut ManagedConnection, plan: &Plan) -> Result<()> {
         )
         .map(drop)
     })
+}
+
+/// The load tables of a pipeline: all of them, of whichever plan.
+fn load_tables(c: &mut ManagedConnection, pipeline: &str) -> Result<Vec<TableId>> {
+    let prefix = format!("_synctool_load_{}_", short_hash(pipeline));
+    let sql = "SELECT schema_name, table_name FROM duckdb_tables() \
+               WHERE database_name = current_database() AND starts_with(table_name, ?)";
+    let found = rows(c, sql, &[&prefix])?;
+    let named = found.into_iter().filter_map(|row| {
+        let mut names = row.into_iter().flatten();
+        names.next().zip(names.next())
+    });
+    Ok(named.map(|(schema, name)| TableId::new(schema, name)).collect())
 }
 
 /// `CREATE TABLE`; a load table gets its key when it is sealed.
@@ -628,9 +641,9 @@ impl Destination for DuckDbDestination {
         let pipeline = pipeline.to_string();
         self.transaction(move |c| {
             raise_generation(c, &pipeline)?;
-            // A plan that cannot be read is what forgetting is for.
-            if let Ok(Some((old, _))) = stored_plan(c, &pipeline) {
-                drop_loads(c, &old.plan)?;
+            // A plan that cannot be read is what forgetting is for: it is not asked which load tables it had.
+            for load in load_tables(c, &pipeline)? {
+                execute(c, &format!("DROP TABLE IF EXISTS {}", table_name(&load)), &[])?;
             }
             execute(c, "DELETE FROM main._synctool_plan WHERE pipeline = ?", &[&pipeline])?;
             execute(c, "DELETE FROM main._synctool_memory WHERE pipeline = ?", &[&pipeline])?;
@@ -671,5 +684,40 @@ impl Destination for DuckDbDestination {
             });
         }
         findings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::duckdb::DuckDbConfig;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_plan_that_cannot_be_read_is_forgotten_with_its_load_tables() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = DuckDbConfig {
+            path: folder.path().join("t.duckdb"),
+            library: Some(synctool_testkit::libduckdb()),
+            create: true,
+        };
+        let destination = DuckDbDestination::new(DuckDb::open(config).await.unwrap());
+        let control = destination.control().await.unwrap();
+        let load = |pipeline: &str, index: usize| format!("_synctool_load_{}_1_{index}", short_hash(pipeline));
+        for sql in [
+            "CREATE SCHEMA sales".to_string(),
+            format!("CREATE TABLE {} (k BIGINT)", load("p", 0)),
+            format!("CREATE TABLE sales.{} (k BIGINT)", load("p", 1)),
+            format!("CREATE TABLE {} (k BIGINT)", load("another", 0)),
+            "INSERT INTO main._synctool_plan VALUES ('p', 1, '{\"no\": \"plan\"}', false, NULL)".to_string(),
+        ] {
+            control.run(move |c| execute(c, &sql, &[]).map(drop)).await.unwrap();
+        }
+        let e = destination.stored_plan("p").await.unwrap_err();
+        assert_eq!(e.code(), code::STATE_STORE, "{e}");
+        destination.forget("p").await.unwrap();
+        assert_eq!(destination.stored_plan("p").await.unwrap(), None);
+        let left = "SELECT table_name FROM duckdb_tables() WHERE starts_with(table_name, '_synctool_load_')";
+        let left = control.rows(left, &[]).await.unwrap();
+        assert_eq!(left, [[Some(load("another", 0))]]);
     }
 }

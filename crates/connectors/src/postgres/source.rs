@@ -48,8 +48,9 @@ const RUN: usize = 64 << 10;
 pub struct PostgresSource {
     pub(super) database: Postgres,
     snapshot: Mutex<Snapshot>,
-    /// The snapshot of [`ReadSpec::one_snapshot`]: the one that was shared when a plan asked for it.
-    only: OnceLock<String>,
+    /// The snapshot of [`ReadSpec::one_snapshot`]: the one that was shared when a plan asked for it. It is that very one, not
+    /// one of its name: a server that was started again gives the names of earlier ones.
+    only: OnceLock<Arc<str>>,
 }
 
 /// The snapshot that readers share.
@@ -58,7 +59,7 @@ enum Snapshot {
     /// None was asked for yet.
     Untaken,
     /// Exported by a session that stays open.
-    Exported { id: String, keeper: Box<Connection> },
+    Exported { id: Arc<str>, keeper: Box<Connection> },
     /// This server exports none; each reader has its own.
     Unavailable,
 }
@@ -128,7 +129,7 @@ impl PostgresSource {
             false => return Err(gone()),
         };
         let id = self.only.get_or_init(|| shared.clone());
-        if *id != shared {
+        if !Arc::ptr_eq(id, &shared) {
             return Err(gone());
         }
         let import = format!("{}; SET TRANSACTION SNAPSHOT '{id}'", self.begin_reading()?);
@@ -212,7 +213,8 @@ impl PostgresSource {
         if read.one_snapshot {
             return Err(Error::new(code::SNAPSHOT_LOST, why).hint("run it again: it starts over"));
         }
-        // The rest of the readers share a newer one.
+        // The rest of the readers share a newer one. What is given up may be one already, taken since ours was: in vain, but
+        // harmless, for ranges of a table may be read in whatever snapshots, and what must be read in one refuses another.
         let mut snapshot = self.snapshot.lock().await;
         if matches!(&*snapshot, Snapshot::Exported { .. }) {
             *snapshot = Snapshot::Untaken;
@@ -222,12 +224,12 @@ impl PostgresSource {
 
     async fn forget(&self, lost: &str) {
         let mut snapshot = self.snapshot.lock().await;
-        if matches!(&*snapshot, Snapshot::Exported { id, .. } if id == lost) {
+        if matches!(&*snapshot, Snapshot::Exported { id, .. } if **id == *lost) {
             *snapshot = Snapshot::Untaken;
         }
     }
 
-    async fn snapshot_id(&self) -> Result<Option<String>> {
+    async fn snapshot_id(&self) -> Result<Option<Arc<str>>> {
         let mut snapshot = self.snapshot.lock().await;
         if matches!(&*snapshot, Snapshot::Exported { keeper, .. } if keeper.is_closed()) {
             *snapshot = Snapshot::Untaken;
@@ -247,7 +249,7 @@ impl PostgresSource {
         match keeper.simple_query(&export).await {
             Ok(messages) => {
                 let id = messages.iter().find_map(|m| match m {
-                    SimpleQueryMessage::Row(row) => row.get(0).map(str::to_string),
+                    SimpleQueryMessage::Row(row) => row.get(0).map(Arc::from),
                     _ => None,
                 });
                 match id {

@@ -227,11 +227,16 @@ impl Board {
         let version = env!("CARGO_PKG_VERSION");
         let done = self.local.execute(sql::BEGIN_SERVICE, &[&host, &pid, &version]).await;
         done.map_err(|e| self.local.error(e, "storing that the service began"))?;
+        self.stops_are_past().await
+    }
+
+    /// Nobody is there any more whom somebody asked to end: whoever works now is not meant.
+    pub async fn stops_are_past(&self) -> Result<()> {
         let past =
             "UPDATE synctool.datasync_requests SET done_at = clock_timestamp(), ok = true, answer = 'it had ended'
                     WHERE done_at IS NULL AND kind = 'stop'";
         let done = self.local.batch_execute(past).await;
-        done.map_err(|e| self.local.error(e, "storing that the service began"))
+        done.map_err(|e| self.local.error(e, "storing that a request is past"))
     }
 
     /// The service says what it does.

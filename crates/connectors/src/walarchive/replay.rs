@@ -13,10 +13,15 @@ use super::tables::{self, Name};
 use super::touched::Room;
 use crate::postgres::Connection;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_pgwal::{History, Identity, Lsn, Major, Parameters, SegmentName};
+use tokio_util::sync::CancellationToken;
+
+/// Between looks whether a wait is to end.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Where production's log and a base backup are, and how a scratch server follows them.
 #[derive(Debug, Clone)]
@@ -109,6 +114,8 @@ pub(super) struct Replay {
     pub(super) taken: Vec<SegmentName>,
     /// The scratch server cannot be looked at here: the batch goes on to where it can.
     pub(super) passing: Option<Lsn>,
+    /// Ends whatever waits here, for a segment or for the scratch server. It is of no use any more then.
+    pub(super) end: CancellationToken,
 }
 
 impl Replay {
@@ -155,13 +162,21 @@ impl Replay {
             scratch,
             taken: Vec::new(),
             passing: None,
+            end: CancellationToken::new(),
         })
     }
 
     /// Takes the next segment into the scan and gets it ready for the gate; or says why there is none.
     pub(super) async fn take(&mut self) -> Result<Option<Waiting>> {
         let timeline = self.follower.timeline();
-        match self.follower.next().await? {
+        // Files may come without a wait: whoever listens beside this has a turn.
+        tokio::task::yield_now().await;
+        let next = tokio::select! {
+            biased;
+            () = self.end.cancelled() => return Err(ended()),
+            next = self.follower.next() => next?,
+        };
+        match next {
             Next::Waiting(why) => Ok(Some(why)),
             Next::Segment(segment) => {
                 if self.follower.timeline() != timeline {
@@ -329,8 +344,20 @@ impl Replay {
 
     /// The scratch server runs and stands here.
     pub(super) async fn stand(&self, at: Lsn) -> Result<()> {
-        self.scratch.start().await?;
-        self.scratch.wait_for(at, self.config.replay_patience).await
+        let mut standing = pin!(async {
+            self.scratch.start().await?;
+            self.scratch.wait_for(at, self.config.replay_patience).await
+        });
+        loop {
+            tokio::select! {
+                stands = &mut standing => return stands,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            // One that is only about to run could not be stopped.
+            if self.end.is_cancelled() && self.scratch.is_running()? {
+                return Err(ended());
+            }
+        }
     }
 
     /// Lets the scratch server have everything that is ready, and waits until it stands at `to`.
@@ -447,6 +474,11 @@ pub(super) async fn by_address(session: &Connection, on: bool) -> Result<()> {
     };
     let done = session.batch_execute(set).await;
     done.map_err(|e| session.error(e, "preparing a session of the scratch server"))
+}
+
+/// Somebody asked for an end. The next start goes on from what is stored.
+pub(super) fn ended() -> Error {
+    Error::new(code::INTERRUPTED, "waiting for production's log was stopped")
 }
 
 fn another_log(how: &str, at: Lsn) -> Error {

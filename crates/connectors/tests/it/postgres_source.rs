@@ -766,6 +766,28 @@ async fn a_table_that_is_written_anew_is_not_taken_for_empty() {
     }
 }
 
+/// A server that was started again may give a snapshot the name of one before: a load does not go on in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_of_one_snapshot_does_not_go_on_behind_a_restart() {
+    let server = Server::builder(PgVersion::V18).start();
+    let db = server.database("only");
+    let source = open(&db.url()).source();
+    db.psql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)");
+    let mut planned = spec(&source, "t").await;
+    planned.one_snapshot = true;
+    assert_eq!(texts(&source, &planned, Slice::All).await.len(), 100);
+    server.restart();
+    // Sessions from before the restart may be met first.
+    eventually("the snapshot to be told lost", Duration::from_secs(60), async || {
+        match read(&source, &planned, Slice::All, &ReadContext::default()).await {
+            Ok(batches) => panic!("{} batches of another snapshot", batches.len()),
+            Err(e) if e.code() == code::SNAPSHOT_LOST => Ok(()),
+            Err(e) => Err(e),
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_reader_leaves_nothing_running() {
     let (db, postgres) = database(PgVersion::V18);

@@ -133,6 +133,34 @@ impl Pipeline {
         hash_of(&semantics)
     }
 
+    /// The hash of what makes a delta's watermark its own, as 32 hexadecimal digits: the stages that its rows pass, what it
+    /// does with rows that are gone, and whose clock stamps the cursor. Not where it begins, nor how its work is cut.
+    pub fn delta_hash(&self, s: &Strategy) -> String {
+        // A comparison of keys looks at all rows each time.
+        let deletes = match s.deletes.as_deref() {
+            None | Some(Deletes::AntiJoin) => Value::Null,
+            Some(Deletes::None) => json!("none"),
+            Some(Deletes::Tombstone(t)) => json!([meaning(&t.column), t.value.as_ref().map(meaning)]),
+        };
+        let by_app = matches!(s.stamped_by.as_deref(), Some(StampedBy::App));
+        let zone = s.time_zone.as_ref().map(meaning);
+        hash_of(&json!({"stages": self.stages_of(s), "deletes": deletes, "by_app": by_app, "time_zone": zone}))
+    }
+
+    /// Whether the rows of two strategies pass the same stages.
+    pub fn pass_alike(&self, one: &Strategy, other: &Strategy) -> bool {
+        self.stages_of(one) == self.stages_of(other)
+    }
+
+    fn stages_of(&self, s: &Strategy) -> Vec<Value> {
+        let stages = self.transform.iter().filter(|stage| stage.applies_to(s));
+        let mut stages: Vec<Value> = stages.filter_map(stage_semantics).collect();
+        for stage in stages.iter_mut().filter_map(Value::as_object_mut) {
+            stage.remove("applicable_on");
+        }
+        stages
+    }
+
     /// The hash of [`Pipeline::semantics_of`], as 32 hexadecimal digits.
     pub fn semantic_hash(&self, strategy: &str) -> String {
         hash_of(&self.semantics_of(strategy))

@@ -71,7 +71,7 @@ impl Service {
         }
     }
 
-    /// Goes on until it is asked to end, which it does at a batch's end.
+    /// Goes on until it is asked to end, which it does at a batch's end, or where it waits.
     pub async fn serve(mut self) -> Result<()> {
         let mut faults = 0;
         loop {
@@ -99,6 +99,8 @@ impl Service {
     /// Applies everything that is there.
     pub async fn once(mut self) -> Result<Served> {
         let served = match self.look().await {
+            // One that was asked to end in the middle does not know whether all is well.
+            Ok(served) if served.waiting.is_none() => Ok(served),
             Ok(served) => {
                 self.well(served.waiting.as_ref()).await;
                 Ok(served)
@@ -137,7 +139,7 @@ impl Service {
                 Ok::<_, Error>(step)
             };
             let step = match done.await {
-                // Asked to end in the middle of a copy.
+                // Asked to end in the middle of a copy or of a wait.
                 Err(e) if e.code() == code::INTERRUPTED => return Ok(Served { batches, waiting: None }),
                 other => other?,
             };

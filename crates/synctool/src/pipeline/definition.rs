@@ -2,9 +2,10 @@
 //!
 //! A watermark says that every row below it has been written: with the columns, filters and expressions of then, into the
 //! table of then. So the destination remembers beside it what the pipeline meant. Where it means something else now, or
-//! its table is empty, nothing of that counts, and the ends are compared or loaded once.
+//! its table is empty, nothing of that counts, and the ends are compared or loaded once. Beside each watermark stands what
+//! the delta meant that moved it: for one of other stages or deletes, or stamped by another clock, it does not count.
 
-use crate::config::Pipeline;
+use crate::config::{Pipeline, Strategy};
 use std::collections::BTreeMap;
 use synctool_core::error::Result;
 use synctool_core::schema::TableId;
@@ -15,6 +16,25 @@ use synctool_core::strategy::{aggregate, delta};
 pub(super) const DEFINITION: &str = "definition";
 /// What stands there where only a part of the rows was loaded into an empty table.
 pub(super) const PARTIAL: &str = "partial";
+
+/// The name under which the destination remembers what the delta meant that moved a watermark.
+pub(super) fn meant_by(watermark: &str) -> String {
+    format!("meant:{watermark}")
+}
+
+/// The name under which the destination remembers where the first window began that led to a watermark; nothing stands
+/// there if it was at the first row. An older version does not say it.
+pub(super) fn begun_at(watermark: &str) -> String {
+    format!("begun:{watermark}")
+}
+
+/// Puts beside each watermark that a strategy moves what it means by it, unless that is said already.
+pub(super) fn put_meaning(remember: &mut BTreeMap<String, String>, pipeline: &Pipeline, strategy: &Strategy) {
+    let marks = remember.keys().filter(|name| name.starts_with(delta::WATERMARK));
+    for name in marks.map(|name| meant_by(name)).collect::<Vec<_>>() {
+        remember.entry(name).or_insert_with(|| pipeline.delta_hash(strategy));
+    }
+}
 
 /// What the rows of a pipeline's table depend on, as 32 hexadecimal digits: both tables, columns, key, filters and
 /// stages; not which strategies write them, nor when.
@@ -32,6 +52,24 @@ pub(super) struct Known {
     pub(super) counts: BTreeMap<String, String>,
     /// Why the rest does not.
     pub(super) doubt: Option<&'static str>,
+}
+
+impl Known {
+    /// Without the watermarks that were moved by a delta which meant other rows than this strategy does: what that one left
+    /// out, or left there, would stay so. An older version does not say what it meant.
+    pub(super) fn for_strategy(mut self, pipeline: &Pipeline, strategy: &Strategy) -> Known {
+        let meant = pipeline.delta_hash(strategy);
+        let all = &self.all;
+        let of_another = |name: &String| {
+            name.starts_with(delta::WATERMARK) && all.get(&meant_by(name)).is_some_and(|then| *then != meant)
+        };
+        if self.counts.keys().any(of_another) {
+            self.counts
+                .retain(|name, _| !of_another(name) && name != aggregate::KEY_MAP);
+            self.doubt = Some("the watermark was moved by a delta that meant other rows, so that does not count");
+        }
+        self
+    }
 }
 
 /// Looks at a destination's table and what is remembered beside it.

@@ -47,6 +47,7 @@ impl Ends<'_> {
             let remembered = self.destination.remembered(&plan.pipeline).await?;
             aggregate::written_by_another(&mut plan, &remembered);
         }
+        definition::put_meaning(&mut plan.remember, &self.loaded.pipeline, strategy);
         plan.remember
             .extend(definition.map(|d| (definition::DEFINITION.into(), d)));
         plan.remember.extend(watched.remember);
@@ -226,6 +227,10 @@ impl Ends<'_> {
             if *other.kind != StrategyKind::Delta || !*other.enabled || std::ptr::eq(other, strategy) {
                 continue;
             }
+            // What the stages of one leave out, those of the other may not.
+            if !self.loaded.pipeline.pass_alike(strategy, other) {
+                continue;
+            }
             let window = async {
                 let run = (table.run_id.as_str(), table.now.clone());
                 let table = request::table_request(self.loaded, other, self.options, self.source, &needed, run).await?;
@@ -240,7 +245,13 @@ impl Ends<'_> {
                 Ok::<_, Error>(marks)
             };
             if let Ok(marks) = window.await {
-                remember.extend(marks.into_iter().filter_map(|(name, mark)| Some((name, mark?))));
+                let mut own = BTreeMap::new();
+                for (name, mark) in marks.into_iter().filter_map(|(name, mark)| Some((name, mark?))) {
+                    own.insert(definition::begun_at(&name), String::new());
+                    own.insert(name, mark);
+                }
+                definition::put_meaning(&mut own, &self.loaded.pipeline, other);
+                remember.extend(own);
             }
         }
         remember
@@ -429,9 +440,18 @@ impl Ends<'_> {
         }
         let name = delta::watermark_name(&request.cursor);
         let known = definition::known(self.destination, &self.loaded.pipeline, &table.destination).await?;
-        let (remembered, doubt) = (&known.counts, known.doubt);
-        let after = remembered.get(&name).map(String::as_str);
+        let known = known.for_strategy(&self.loaded.pipeline, strategy);
+        let (remembered, mut doubt) = (&known.counts, known.doubt);
+        let mut after = remembered.get(&name).map(String::as_str);
         let column = delta::cursor_column(self.source, &request).await?;
+        let began = known.all.get(&definition::begun_at(&name)).filter(|at| !at.is_empty());
+        if let (Some(_), Some(began), None) = (after, began, &request.bounds) {
+            let own = delta::window(self.source, &request, &column, None).await?.lower;
+            if own.is_none_or(|own| delta::is_before(&column.ty, &own, began)) {
+                after = None;
+                doubt = Some("the window before began later than this delta does, so its watermark does not count");
+            }
+        }
         let joined = delta::joined_windows(self.source, &request, remembered).await?;
         let mut window = delta::window(self.source, &request, &column, after).await?;
         if let (None, Some(old), Some(lower)) = (after, known.all.get(&name), &window.lower)
@@ -440,6 +460,8 @@ impl Ends<'_> {
             // A window that does not begin at the first row skips nothing that no run has read.
             window = delta::window(self.source, &request, &column, Some(old)).await?;
         }
+        let begun = (after.is_none() && request.bounds.is_none()).then(|| window.lower.clone().unwrap_or_default());
+        let begun = begun.map(|at| (definition::begun_at(&name), at));
         let unknown = |(own, ..): &&(DeltaRequest, _, _)| !remembered.contains_key(&delta::watermark_name(&own.cursor));
         let begins = request.bounds.is_none()
             && (after.is_none() && window.lower.is_none() || joined.iter().find(unknown).is_some());
@@ -448,7 +470,7 @@ impl Ends<'_> {
             // What no later run could do is said before the first one.
             delta::check(self.source, self.destination, self.chain, &request).await?;
             let table = self.living(table).await?;
-            let mut remember = BTreeMap::new();
+            let mut remember = BTreeMap::from_iter(begun);
             remember.extend(window.watermark.clone().map(|w| (name, w)));
             for (own, _, window) in joined {
                 remember.extend(window.watermark.map(|w| (delta::watermark_name(&own.cursor), w)));
@@ -478,6 +500,7 @@ impl Ends<'_> {
             joined,
         )
         .await?;
+        plan.remember.extend(begun);
         plan.reasons.extend(doubt.map(String::from));
         Ok(plan)
     }
@@ -553,6 +576,7 @@ impl Ends<'_> {
         }
         let at_source = self.source.describe(&table.source).await?;
         let known = definition::known(self.destination, &self.loaded.pipeline, &table.destination).await?;
+        let known = known.for_strategy(&self.loaded.pipeline, strategy);
         let mut delta = self.delta_request(strategy, table)?;
         if strategy.primary_partitions.is_empty() {
             // Those of the pipeline cut groups; the window of changed rows is cut by the strategy's own.

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use synctool_testkit::kill::{KillRun, Running};
-use synctool_testkit::{PgVersion, Postgres, TestDb, wait_for};
+use synctool_testkit::{PgVersion, Postgres, TestDb, is_soak, wait_for};
 use tempfile::TempDir;
 
 const SHOP: &str = "
@@ -358,7 +358,7 @@ fn killed_anywhere(version: PgVersion) {
         ("engine.commit.before", 2),
     ];
     // All on 18, and every other one on 15; a soak has all on both.
-    let all = version == PgVersion::V18 || std::env::var_os("SYNCTOOL_SOAK").is_some();
+    let all = version == PgVersion::V18 || is_soak();
     let points = points.into_iter().step_by(if all { 1 } else { 2 });
     for (round, (point, nth)) in (1..).zip(points) {
         stage.once().at(point, nth).run().assert_killed();

@@ -2,6 +2,7 @@
 //! with equal tables.
 
 use super::*;
+use synctool_testkit::is_soak;
 use synctool_testkit::kill::{Action, Failpoint};
 
 /// The steps of streaming: rows, their position and the commit, and what the source is told of it.
@@ -17,7 +18,7 @@ pub(super) const STEPS: [&str; 7] = [
 
 /// Kills per test.
 pub(super) fn kills() -> usize {
-    if std::env::var_os("SYNCTOOL_SOAK").is_some() {
+    if is_soak() {
         200
     } else {
         8

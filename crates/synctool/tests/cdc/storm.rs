@@ -11,11 +11,7 @@ use super::*;
 use books::{ALTERED, BOOKS, World, watch, write};
 use std::time::Instant;
 use synctool_testkit::proxy::Mode;
-use synctool_testkit::{Dice, FaultProxy};
-
-fn is_soak() -> bool {
-    std::env::var_os("SYNCTOOL_SOAK").is_some()
-}
+use synctool_testkit::{Dice, FaultProxy, is_soak};
 
 /// Rounds of a test, with a disturbance or some in each. All of them are done, whatever time was asked for.
 fn rounds() -> u64 {

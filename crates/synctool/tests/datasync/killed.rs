@@ -1,6 +1,6 @@
 //! Killed with -9 at any step, the local tables equal production at the stored place.
 
-use super::{PATIENCE, World, files, kill, stopped_at};
+use super::{PATIENCE, Session, World, files, followed, kill, stopped_at};
 use std::collections::BTreeSet;
 use std::fs;
 use synctool_testkit::{KillRun, PgVersion, wait_for};
@@ -257,6 +257,86 @@ fn a_stop_with_a_backlog_ends_at_the_end_of_a_batch() {
     world.same(TABLES);
 }
 
+/// Whoever asks for an end while the archive's command does not end is heard, before the first copy and behind it, by a
+/// request and by a signal.
+#[test]
+fn a_stop_is_heard_while_a_command_does_not_end() {
+    let world = World::new(PgVersion::V18, SCHEMA);
+    world.ready();
+    let script = "if [ -e \"$0.held\" ]; then echo asked >\"$0.asked\"; while [ -e \"$0.held\" ]; do sleep 0.1; done; exit 1; fi
+        exec cp \"$(dirname \"$0\")/archive/$1\" \"$2\"";
+    fs::write(world.path("fetch"), script).unwrap();
+    let fetch = format!("WAL_FETCH_COMMAND = \"sh {} %f %p\"", world.path("fetch").display());
+    world.reconfigure("ARCHIVE_DIR = \"archive\"", &fetch);
+    world.add(TABLES);
+    for round in 0..3 {
+        load(&world, round);
+        fs::write(world.path("fetch.held"), "").unwrap();
+        let service = world.service().start();
+        wait_for("a fetch that does not end", PATIENCE, || {
+            world.path("fetch.asked").exists()
+        });
+        match round {
+            2 => service.interrupt(),
+            _ => drop(world.run(&["stop", "--wait", "0"]).ok()),
+        }
+        service.wait().assert_success();
+        assert_eq!(
+            world.local.psql("SELECT state, error FROM synctool.datasync_service"),
+            "stopped|"
+        );
+        fs::remove_file(world.path("fetch.held")).unwrap();
+        fs::remove_file(world.path("fetch.asked")).unwrap();
+        world.run(&["run-once"]).ok();
+        world.same(TABLES);
+    }
+    world.run(&["verify"]).ok();
+}
+
+/// Somebody who reads in the scratch server holds up its replay, for as long as he likes. A service that waits for it on
+/// the way to the stored place hears whoever asks for an end.
+#[test]
+fn a_stop_is_heard_while_the_scratch_server_does_not_get_on() {
+    let fill = "INSERT INTO acc SELECT g, g FROM generate_series(1, 100) g";
+    let world = followed(SCHEMA, fill, TABLES);
+    world.reconfigure("BATCH_SEGMENTS = 4", "BATCH_SEGMENTS = 1");
+    (1..6).for_each(|round| load(&world, round));
+    world
+        .production
+        .psql("BEGIN; LOCK TABLE acc IN ACCESS EXCLUSIVE MODE; UPDATE acc SET n = 0; COMMIT");
+    (6..8).for_each(|round| load(&world, round));
+    world.run(&["run-once"]).ok();
+    let at = || world.local.psql("SELECT applied_lsn FROM synctool.datasync_state");
+    let place = at();
+    for way in ["request", "signal"] {
+        fs::remove_dir_all(world.path("scratch")).unwrap();
+        let mut service = stopped_at(&world.service(), "archive.came_along", 1).start();
+        service.wait_stopped();
+        let mut reader = Session::of(&mut world.scratch_psql());
+        reader.run("BEGIN; SELECT count(*) FROM acc");
+        service.resume();
+        wait_for("a replay that waits for the reader", PATIENCE, || {
+            let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'acc'::regclass";
+            let asked = world.scratch_psql().args(["-c", waits]).output().expect("psql");
+            match asked.stdout.trim_ascii() {
+                b"1" => Ok(()),
+                _ => Err(format!("{asked:?}")),
+            }
+        });
+        match way {
+            "request" => drop(world.run(&["stop", "--wait", "0"]).ok()),
+            _ => service.interrupt(),
+        }
+        service.wait().assert_success();
+        assert!(world.scratch_pid().is_none(), "the scratch server runs");
+        assert_eq!(at(), place);
+    }
+    load(&world, 8);
+    world.run(&["run-once"]).ok();
+    world.same(TABLES);
+    world.run(&["verify"]).ok();
+}
+
 #[test]
 fn a_kill_while_tables_are_copied_anew_changes_nothing() {
     let world = World::new(PgVersion::V18, SCHEMA);
@@ -406,6 +486,27 @@ fn a_copy_that_is_asked_to_stop_ends_at_a_range_and_goes_on_there() {
         assert_eq!(world.local.psql("SELECT count(*) FROM large"), "0");
     }
     world.run(&["run-once"]).ok();
+    world.same(&["large"]);
+}
+
+/// The service was asked to end, and was killed before it did: whoever works next is not meant.
+#[test]
+fn a_request_to_stop_that_nobody_answered_stops_nobody_else() {
+    let world = World::new(PgVersion::V18, LARGE);
+    world.configure("COPY_RANGE_MB = 1\nCOPY_JOBS = 1\n");
+    world
+        .production
+        .psql("INSERT INTO large SELECT g, repeat(md5(g::text), 8) FROM generate_series(1, 20000) g");
+    world.ready();
+    world.add(&["large"]);
+    let mut service = stopped_at(&world.service(), "datasync.range_copied", 1).start();
+    service.wait_stopped();
+    world.run(&["stop", "--wait", "0"]).ok();
+    assert!(service.kill().killed);
+    let held = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE locktype = 'advisory' AND datname = current_database()";
+    wait_for("the end of its sessions", PATIENCE, || world.local.psql(held) == "0");
+    // It finishes the copy before it compares.
+    world.run(&["verify"]).ok();
     world.same(&["large"]);
 }
 

@@ -5,7 +5,7 @@ use super::{PATIENCE, World, kill};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use synctool_testkit::{PgVersion, Postgres, wait_for};
+use synctool_testkit::{PgVersion, Postgres, is_soak, wait_for};
 
 /// Half of them are rows that come, the others change half of the rows.
 fn changes_arrive_at_once(version: PgVersion, changes: u32) {
@@ -105,7 +105,7 @@ fn ask(world: &World, what: u64) {
 /// and a trigger have it that know nothing of us.
 #[allow(clippy::print_stdout, reason = "a soak says how much it did")]
 fn under_random_load_and_kills(version: PgVersion, short: Duration) {
-    let soak = std::env::var_os("SYNCTOOL_SOAK").is_some();
+    let soak = is_soak();
     let minutes: u64 = std::env::var("SYNCTOOL_SOAK_MINUTES")
         .ok()
         .and_then(|m| m.parse().ok())

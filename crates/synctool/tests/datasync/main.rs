@@ -214,13 +214,21 @@ impl World {
         ))
     }
 
+    /// A client of the scratch server, which must run.
+    fn scratch_psql(&self) -> Command {
+        let mut psql = Command::new(self.production.tool("psql"));
+        psql.args(["-qXAt", "-p", "5432", "-U", "postgres", "-d", "postgres", "-h"])
+            .arg(self.path("scratch/socket"));
+        psql
+    }
+
     fn scratch_pid(&self) -> Option<String> {
         let text = fs::read_to_string(self.path("scratch/data/postmaster.pid")).ok()?;
         text.lines().next().map(str::to_owned)
     }
 }
 
-/// A session of production that stays open.
+/// A session of a server that stays open.
 struct Session {
     client: Child,
     ask: ChildStdin,
@@ -229,8 +237,12 @@ struct Session {
 
 impl Session {
     fn open(server: &Postgres) -> Self {
-        let mut client = Command::new(server.tool("psql"))
-            .args(["-qXAt", "-v", "ON_ERROR_STOP=1", &server.url("postgres")])
+        let mut psql = Command::new(server.tool("psql"));
+        Session::of(psql.args(["-qXAt", "-v", "ON_ERROR_STOP=1", &server.url("postgres")]))
+    }
+
+    fn of(psql: &mut Command) -> Self {
+        let mut client = psql
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -173,6 +173,44 @@ fn values_of_every_kind_arrive_letter_by_letter_15() {
     values_arrive_letter_by_letter(PgVersion::V15);
 }
 
+/// Values that are packed within their row and outside it, and a log whose page images are packed.
+fn packed_values_arrive(version: PgVersion) {
+    let schema = "CREATE TABLE packed (id int PRIMARY KEY, small text COMPRESSION pglz, big text COMPRESSION pglz, other int);
+        CREATE TABLE loose (big text COMPRESSION pglz, other int)";
+    let world = World::with(version, schema, |p| p.setting("wal_compression", "pglz"));
+    world.production.psql(
+        "INSERT INTO packed SELECT g, repeat('small ' || g, 2000), (SELECT string_agg(md5((g * s)::text) || repeat(' ', 40), '') FROM generate_series(1, 300) s), 0
+             FROM generate_series(1, 40) g;
+         INSERT INTO loose SELECT big, 0 FROM packed",
+    );
+    let packed = "SELECT bool_and(pg_column_compression(small) = 'pglz' AND pg_column_size(small) < 1000),
+        bool_and(pg_column_compression(big) = 'pglz' AND pg_column_size(big) > 3000) FROM packed";
+    assert_eq!(world.production.psql(packed), "t|t");
+    world.ready();
+    let tables = ["packed", "loose"];
+    world.add(&tables);
+    world.run(&["run-once"]).ok();
+    world.same(&tables);
+    world.production.psql(
+        "CHECKPOINT; UPDATE packed SET other = 1 WHERE id < 10; UPDATE packed SET small = small || 'x' WHERE id BETWEEN 10 AND 15;
+         UPDATE packed SET big = big || 'x', small = NULL WHERE id = 20; UPDATE packed SET big = reverse(big) WHERE id = 21; DELETE FROM packed WHERE id = 22;
+         UPDATE loose SET other = 1 WHERE ctid IN (SELECT ctid FROM loose LIMIT 5); DELETE FROM loose WHERE ctid IN (SELECT ctid FROM loose LIMIT 3)",
+    );
+    world.sync();
+    world.same(&tables);
+    world.run(&["verify"]).ok();
+}
+
+#[test]
+fn packed_values_arrive_as_they_are() {
+    packed_values_arrive(PgVersion::V18);
+}
+
+#[test]
+fn packed_values_arrive_as_they_are_15() {
+    packed_values_arrive(PgVersion::V15);
+}
+
 fn rewrites_and_truncations(version: PgVersion) {
     let tables = ["t", "u", "nokey"];
     let schema = "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE u (id int PRIMARY KEY, n int); CREATE TABLE nokey (a int)";

@@ -354,6 +354,57 @@ fn a_lock_of_production_makes_one_table_wait_and_the_others_go_on_15() {
     a_lock_makes_one_table_wait(PgVersion::V15);
 }
 
+/// Transactions that write tables anew are open at the place; they commit later, or come to nothing.
+fn rewrites_are_open_at_the_place(version: PgVersion) {
+    let tables = ["acc", "emptied", "moved", "lost"];
+    let each = |sql: &str| tables.map(|table| sql.replace("$T", table)).join("; ");
+    let world = World::new(version, &each("CREATE TABLE $T (id int PRIMARY KEY, n int)"));
+    world
+        .production
+        .psql(&each("INSERT INTO $T SELECT g, 1 FROM generate_series(1, 50) g"));
+    world.ready();
+    world.add(&tables);
+    world.run(&["run-once"]).ok();
+    world.same(&tables);
+    world.production.psql(
+        "UPDATE acc SET n = 2; UPDATE emptied SET n = 2; UPDATE moved SET n = 2; UPDATE lost SET n = 2;
+         BEGIN; TRUNCATE emptied; INSERT INTO emptied VALUES (7, 7); PREPARE TRANSACTION 'emptied';
+         BEGIN; CLUSTER moved USING moved_pkey; UPDATE moved SET n = 8 WHERE id > 40; PREPARE TRANSACTION 'moved';
+         BEGIN; TRUNCATE lost; PREPARE TRANSACTION 'lost'",
+    );
+    // Each look is by a process of its own, and the scratch server is started again.
+    for n in 3..5 {
+        world.production.psql(&format!("UPDATE acc SET n = {n}; CHECKPOINT"));
+        world.sync();
+        world.same(&["acc"]);
+        for table in &tables[1..] {
+            let state = world.state(&format!("public.{table}"));
+            assert!(
+                state.starts_with("waiting: locked in production at this place"),
+                "{table}: {state}"
+            );
+        }
+    }
+    world
+        .production
+        .psql("COMMIT PREPARED 'emptied'; COMMIT PREPARED 'moved'; ROLLBACK PREPARED 'lost'; CHECKPOINT");
+    world.sync();
+    world.same(&tables);
+    assert_eq!(world.local.psql("SELECT count(*) FROM emptied"), "1");
+    let wrong = "SELECT table_name, message FROM data_sync_logs WHERE event IN ('healed', 'paused')";
+    assert_eq!(world.local.psql(wrong), "");
+}
+
+#[test]
+fn rewrites_that_are_open_at_the_place_arrive_when_they_commit() {
+    rewrites_are_open_at_the_place(PgVersion::V18);
+}
+
+#[test]
+fn rewrites_that_are_open_at_the_place_arrive_when_they_commit_15() {
+    rewrites_are_open_at_the_place(PgVersion::V15);
+}
+
 /// Not the table is locked, but the index of where its long values are.
 #[test]
 fn a_lock_on_what_is_read_with_a_table_makes_it_wait() {
@@ -447,6 +498,22 @@ fn a_failover_behind_us_is_followed(version: PgVersion) {
     fs::remove_dir_all(world.path("scratch")).ok();
     world.production.psql("INSERT INTO acc VALUES (501, 1)");
     world.sync();
+    world.same(&["acc"]);
+    // Where its way is not told, it is not guessed.
+    let (history, aside) = (world.path("archive/00000002.history"), world.path("aside"));
+    fs::rename(&history, &aside).unwrap();
+    world.production.psql("INSERT INTO acc VALUES (502, 1)");
+    world.archived();
+    world.run(&["run-once"]).fails(
+        1,
+        &[
+            "ST-WAL-004",
+            "the history of timeline 2 is not in the archive",
+            "copy it there from production's pg_wal",
+        ],
+    );
+    fs::rename(&aside, &history).unwrap();
+    world.run(&["run-once"]).ok();
     world.same(&["acc"]);
 }
 
@@ -834,6 +901,31 @@ fn a_backup_that_ends_behind_the_stored_place_is_refused() {
     fs::remove_dir_all(world.path("scratch")).unwrap();
     world.reconfigure("BASE_BACKUP = \"late\"", "BASE_BACKUP = \"backup\"");
     world.production.psql("UPDATE acc SET n = 10 WHERE id < 9");
+    world.sync();
+    world.same(&["acc"]);
+}
+
+/// It is seen before it is unpacked, so that the right one has its place.
+#[test]
+fn a_base_backup_of_another_production_is_refused() {
+    let world = followed(SCHEMA, ROWS, &["acc"]);
+    let other = Postgres::builder(PgVersion::V18).setting("wal_level", "replica").start();
+    other.base_backup(&world.path("theirs"));
+    fs::remove_dir_all(world.path("scratch")).unwrap();
+    world.reconfigure("BASE_BACKUP = \"backup\"", "BASE_BACKUP = \"theirs\"");
+    for _ in 0..2 {
+        world.run(&["run-once"]).fails(
+            2,
+            &[
+                "ST-WAL-003",
+                "the local tables were made from system id",
+                "use a base backup of the same production",
+            ],
+        );
+    }
+    assert!(!world.path("scratch/data").exists(), "it was unpacked");
+    world.reconfigure("BASE_BACKUP = \"theirs\"", "BASE_BACKUP = \"backup\"");
+    world.production.psql("UPDATE acc SET n = 1");
     world.sync();
     world.same(&["acc"]);
 }

@@ -120,9 +120,9 @@ fn beside_writers(from: &End, hold: &str) {
                     .for_each(|n| change(writer, n))
             });
         }
-        let runs = match std::env::var_os("SYNCTOOL_SOAK") {
-            Some(_) => 100,
-            None => 20,
+        let runs = match synctool_testkit::is_soak() {
+            true => 100,
+            false => 20,
         };
         for _ in 0..runs {
             place.json(&run, 0);

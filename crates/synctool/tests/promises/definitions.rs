@@ -140,6 +140,111 @@ fn other_filters_and_expressions_compare_once() {
     assert_eq!(to.lines("totals", &["st", "v"]), wanted);
 }
 
+/// A delta does not go on where another one by the same column stopped that left rows out by its stages.
+#[test]
+fn a_watermark_counts_for_deltas_of_the_same_rows() {
+    let (from, to) = (
+        End::Postgres(database("same_rows_from")),
+        End::Postgres(database("same_rows_to")),
+    );
+    items(&from);
+    let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+    let stages = "transform: [{filter: \"st = 'a'\", applicable_on: [narrow, thin]}]\n";
+    let one = "  - {name: delta, type: delta, column: updated_at, margin: 1ms}\n";
+    let more: String = ["narrow", "wide", "nightly"]
+        .map(|name| one.replace("name: delta", &format!("name: {name}")))
+        .concat();
+    let more = format!("{more}  - {{name: thin, type: full}}\n")
+        .replace("{name: nightly,", "{name: nightly, deletes: anti_join,");
+    place.write("p.yaml", &pipeline(stages, "items", "copies").replace(one, &more));
+    let run = |strategy: &str| place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+    let all = from.lines("items", COLUMNS);
+    run("narrow");
+    let narrow = from.lines("(SELECT * FROM items WHERE st = 'a') i", COLUMNS);
+    assert_eq!(to.lines("copies", COLUMNS), narrow);
+    let compared = run("wide");
+    assert!(
+        compared["reasons"].to_string().contains("meant other rows"),
+        "{compared}"
+    );
+    assert_eq!(to.lines("copies", COLUMNS), all, "{compared}");
+    assert_eq!(run("wide")["read"], 0, "its own counts");
+    // One that only compares keys besides means the same rows.
+    let nightly = run("nightly");
+    assert!(
+        !nightly["reasons"].to_string().contains("meant other rows"),
+        "{nightly}"
+    );
+    // Nor does a load leave a watermark to a delta of more rows.
+    to.change("DELETE FROM copies");
+    run("thin");
+    assert_eq!(to.lines("copies", COLUMNS), narrow);
+    run("wide");
+    assert_eq!(to.lines("copies", COLUMNS), all);
+}
+
+/// What one delta left out before its start, another one that begins earlier reads, and so does the same one once it does.
+#[test]
+fn a_watermark_counts_for_deltas_that_begin_no_earlier() {
+    let (from, to) = (
+        End::Postgres(database("begins_from")),
+        End::Postgres(database("begins_to")),
+    );
+    items(&from);
+    from.change("UPDATE items SET updated_at = now() - interval '10 days' WHERE id <= 20");
+    let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+    let one = "  - {name: delta, type: delta, column: updated_at, margin: 1ms}\n";
+    let recent = |start: &str| {
+        format!(
+            "  - {{name: recent, type: delta, column: updated_at, margin: 1ms, \
+             primary_partitions: [{{column: updated_at, step: 1, step_unit: day, start: {start}}}]}}\n"
+        )
+    };
+    let file = |start: &str| pipeline("", "items", "copies").replace(one, &format!("{one}{}", recent(start)));
+    let run = |strategy: &str| place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+    let all = from.lines("items", COLUMNS);
+    let late = from.lines("(SELECT * FROM items WHERE id > 20) i", COLUMNS);
+    place.write("p.yaml", &file("now - 2d"));
+    run("recent");
+    assert_eq!(to.lines("copies", COLUMNS), late);
+    assert_eq!(run("recent")["read"], 0, "its own counts, though its start moves on");
+    let compared = run("delta");
+    assert_eq!(to.lines("copies", COLUMNS), all, "{compared}");
+    assert!(compared["reasons"].to_string().contains("began later"), "{compared}");
+    for strategy in ["recent", "delta", "recent"] {
+        assert_eq!(run(strategy)["read"], 0, "{strategy} goes on from there");
+    }
+    // The same one, given an earlier start.
+    to.change("DELETE FROM copies");
+    run("recent");
+    assert_eq!(to.lines("copies", COLUMNS), late);
+    place.write("p.yaml", &file("now - 20d"));
+    run("recent");
+    assert_eq!(to.lines("copies", COLUMNS), all);
+    assert_eq!(run("recent")["read"], 0);
+}
+
+/// What an application stamps may come late: a watermark that it moved says nothing of what has settled.
+#[test]
+fn a_watermark_of_another_clock_does_not_count() {
+    let (from, to) = (
+        End::Postgres(database("clocks_from")),
+        End::Postgres(database("clocks_to")),
+    );
+    items(&from);
+    let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+    let delta = ["run", "p.yaml", "--strategy", "delta"];
+    let by_database = pipeline("", "items", "copies");
+    let by_app = by_database.replace("margin: 1ms", "stamped_by: app, lag: 1h");
+    place.write("p.yaml", &by_app);
+    place.json(&delta, 0);
+    from.change("INSERT INTO items VALUES (61, 'a', 61, now() - interval '90 minutes')");
+    place.write("p.yaml", &by_database);
+    let run = place.json(&delta, 0);
+    assert_eq!(to.lines("copies", COLUMNS), from.lines("items", COLUMNS), "{run}");
+    assert_eq!(place.json(&delta, 0)["read"], 0, "and then it counts");
+}
+
 /// Rows that leave by a filter or are marked as gone are deletes like others.
 #[test]
 fn a_delta_that_deletes_most_rows_needs_a_word() {

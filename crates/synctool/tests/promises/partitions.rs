@@ -2,6 +2,7 @@
 
 use super::matrix::{End, folder};
 use super::*;
+use synctool_testkit::is_soak;
 use synctool_testkit::kill::{Action, Failpoint, KillRun};
 
 /// Numbers that follow from a seed.
@@ -544,7 +545,7 @@ fn as_many_partitions_at_once_as_is_said() {
 #[test]
 fn a_value_far_from_all_others_makes_no_crowd_of_partitions() {
     const COLUMNS: &[&str] = &["id", "n"];
-    let all = std::env::var_os("SYNCTOOL_SOAK").is_some();
+    let all = is_soak();
     let sources = [
         End::Postgres(database("far_from")),
         End::Maria(MariaDb::shared().database("far_from")),

@@ -24,8 +24,8 @@ impl DataSync {
     pub(super) async fn first_copy(&mut self) -> Result<Step> {
         let began = Instant::now();
         let mut next = match self.replay.passing {
-            None => self.replay.take_first().await?,
-            Some(_) => self.replay.take_beyond().await?,
+            None => self.ears.over(&self.local, self.replay.take_first()).await?,
+            Some(_) => self.ears.over(&self.local, self.replay.take_beyond()).await?,
         };
         let batch = loop {
             let batch = match next {
@@ -36,7 +36,7 @@ impl DataSync {
                 break batch;
             }
             self.replay.scan.resume(batch);
-            next = self.replay.take_beyond().await?;
+            next = self.ears.over(&self.local, self.replay.take_beyond()).await?;
         };
         let replayed = began.elapsed();
         failpoint("datasync.first_copy")?;
@@ -71,7 +71,7 @@ impl DataSync {
         let waiting = self.local.query_one(sql::WAITING, &[]).await;
         let waiting = waiting.map_err(|e| self.local.error(e, "reading the state"))?;
         if waiting.get(0) {
-            self.replay.stand(at).await?;
+            self.ears.over(&self.local, self.replay.stand(at)).await?;
             let session = self.replay.session().await?;
             let (there, here) = self.find(&session).await?;
             self.copy_waiting(&session, &there, &here, at).await?;

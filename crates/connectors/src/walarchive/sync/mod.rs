@@ -10,6 +10,7 @@
 
 mod apply;
 mod copy;
+mod listen;
 mod settle;
 mod tend;
 mod verify;
@@ -30,6 +31,7 @@ use super::tables::{self, Found, Name};
 use crate::postgres::sql::ident;
 use crate::postgres::{Connection, Postgres, PostgresConfig};
 use apply::{State, Work};
+use listen::Ears;
 use settle::{Counted, Phases};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -51,7 +53,7 @@ pub struct SyncConfig {
     pub copy_jobs: usize,
     /// Bytes of such a range; a table of no more is copied in one go.
     pub copy_range: u64,
-    /// Ends a copy at its next range; the next start goes on behind it.
+    /// Ends a wait between batches, and a copy at its next range; the next start goes on behind it.
     pub stop: CancellationToken,
 }
 
@@ -107,6 +109,7 @@ pub struct DataSync {
     resumed: bool,
     /// The trouble of the archive that is stored, for whoever looks next.
     waited: Option<Waited>,
+    ears: Ears,
 }
 
 /// The right to work on a local database, which one process has at a time.
@@ -144,27 +147,20 @@ impl DataSync {
     async fn open_on(local: Connection, config: SyncConfig) -> Result<DataSync> {
         let run = |e| local.error(e, "reading the state");
         let hold = Hold::take(&config.replay.scratch)?;
+        let state = local.query_opt(sql::STATE, &[]).await.map_err(run)?;
+        let system: Option<String> = state.as_ref().map(|row| row.get(0));
         // What can be seen before the base backup is unpacked is told before.
         if let Some(control) = config.replay.backup.control() {
             check_local(&control, &local)?;
+            if !Scratch::exists(&config.replay.scratch) {
+                check_system(system.as_deref(), &control)?;
+            }
         }
         let scratch = Replay::create(&config.replay)?;
-        let control = scratch.control();
-        check_local(control, &local)?;
-        let state = local.query_opt(sql::STATE, &[]).await.map_err(run)?;
+        check_local(scratch.control(), &local)?;
+        check_system(system.as_deref(), scratch.control())?;
         let mut stored = None;
         if let Some(row) = state {
-            let system: String = row.get(0);
-            if system != control.system.to_string() {
-                return Err(Error::new(
-                    code::WAL_FOREIGN,
-                    format!(
-                        "the local tables were made from system id {system}, the base backup is of {}",
-                        control.system
-                    ),
-                )
-                .hint("use a base backup of the same production, or start over: synctool datasync clear --rebuild"));
-            }
             let database: Option<String> = row.get(4);
             if let Some(database) = database.filter(|name| *name != config.replay.database) {
                 let what = format!(
@@ -202,6 +198,7 @@ impl DataSync {
         let mut replay = Replay::begin(config.replay.clone(), scratch, stored).await?;
         replay.follower.has_waited(waited.clone());
         Ok(DataSync {
+            ears: Ears::new(config.stop.clone(), replay.end.clone()),
             replay,
             _hold: hold,
             config,
@@ -291,7 +288,8 @@ impl DataSync {
         // What was stored is read again up to the place it was stored for.
         let known = self.planned.unwrap_or(applied);
         if self.replay.scan.position() < known {
-            if let Some(why) = self.replay.take_up_to(known).await? {
+            let taking = self.replay.take_up_to(known);
+            if let Some(why) = self.ears.over(&self.local, taking).await? {
                 return Ok(Step::Idle(why));
             }
             let planned = self.stored_plan().await?;
@@ -304,7 +302,8 @@ impl DataSync {
         }
         if !self.standing && self.planned.is_none() {
             let parameters = self.replay.scan.parameters().cloned();
-            self.replay.open_gate(applied, parameters.as_ref()).await?;
+            let opening = self.replay.open_gate(applied, parameters.as_ref());
+            self.ears.over(&self.local, opening).await?;
         }
         self.standing = true;
         if self.planned.is_none() {
@@ -322,7 +321,7 @@ impl DataSync {
             let why = format!("{UNREADABLE}; behind the end of that transaction every table is read whole");
             self.begin_passing(known, why).await?;
         }
-        let batch = match self.replay.take_beyond().await? {
+        let batch = match self.ears.over(&self.local, self.replay.take_beyond()).await? {
             Ok(batch) => batch,
             Err(why) => return Ok(Step::Idle(why)),
         };
@@ -395,13 +394,13 @@ impl DataSync {
     }
 
     async fn next_batch(&mut self, applied: Lsn) -> Result<Step> {
-        let batch = match self.replay.take_next(applied).await? {
+        let batch = match self.ears.over(&self.local, self.replay.take_next(applied)).await? {
             Ok(batch) => batch,
             Err(why) => return Ok(Step::Idle(why)),
         };
         let began = Instant::now();
         // The gate is still shut: the scratch server stands at the old place.
-        self.replay.stand(batch.from).await?;
+        self.ears.over(&self.local, self.replay.stand(batch.from)).await?;
         self.plan(&batch).await?;
         failpoint("datasync.planned")?;
         self.planned = Some(batch.to);
@@ -563,7 +562,12 @@ impl DataSync {
     async fn arrive(&mut self, batch: &Batch) -> Result<bool> {
         let selected = self.selected().await?;
         let names: Vec<Name> = selected.iter().map(|name| tables::parse_name(name)).collect();
-        let arrived = self.replay.arrive(batch.to, batch.parameters.as_ref(), &names).await?;
+        let arriving = self.replay.arrive(batch.to, batch.parameters.as_ref(), &names);
+        let arrived = match self.planned {
+            // A batch that was planned is brought to its end.
+            Some(_) => arriving.await?,
+            None => self.ears.over(&self.local, arriving).await?,
+        };
         let Some(why) = &arrived else { return Ok(false) };
         let why = format!(
             "production's database cannot be looked at where the batch ends ({}): it goes on to a later place, where every table is read whole",
@@ -623,6 +627,18 @@ fn check_local(production: &Control, local: &Connection) -> Result<()> {
         )
         .hint(format!("use a local PostgreSQL {theirs}"))),
     }
+}
+
+/// Rows of one production say nothing of another's log.
+fn check_system(stored: Option<&str>, backup: &Control) -> Result<()> {
+    let found = backup.system.to_string();
+    let Some(system) = stored.filter(|system| *system != found) else {
+        return Ok(());
+    };
+    let what = format!("the local tables were made from system id {system}, the base backup is of {found}");
+    Err(Error::new(code::WAL_FOREIGN, what).hint(
+        "use a base backup of the same production and remove the scratch directory, or start over: synctool datasync clear --rebuild",
+    ))
 }
 
 /// One process at a time.

@@ -55,7 +55,7 @@ impl DataSync {
             done.map_err(|e| self.local.error(e, "taking a request up"))?;
         }
         self.commit("taking a request up").await?;
-        self.replay.stand(at).await?;
+        self.ears.over(&self.local, self.replay.stand(at)).await?;
         let session = self.replay.session().await?;
         let (there, here) = self.find(&session).await?;
         self.copy_waiting(&session, &there, &here, at).await?;

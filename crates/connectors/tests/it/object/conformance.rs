@@ -34,9 +34,9 @@ async fn csv_passes_the_suite() {
 
 /// Which calls fail: in a soak more of them.
 fn every(usual: u64) -> u64 {
-    match std::env::var_os("SYNCTOOL_SOAK") {
-        Some(_) => usual / 2,
-        None => usual,
+    match synctool_testkit::is_soak() {
+        true => usual / 2,
+        false => usual,
     }
 }
 

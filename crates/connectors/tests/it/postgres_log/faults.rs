@@ -4,8 +4,8 @@
 use super::*;
 use synctool_core::backfill::{Pending, Request, Wish};
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
-use synctool_testkit::FaultProxy;
 use synctool_testkit::proxy::Mode;
+use synctool_testkit::{FaultProxy, is_soak};
 
 const TABLES: &[&str] = &["a", "b"];
 const DDL: &str = "CREATE TABLE a (id int PRIMARY KEY, v int, big text); ALTER TABLE a ALTER big SET STORAGE EXTERNAL;
@@ -54,7 +54,7 @@ on_servers! {
         let calls = counted.calls();
         assert!(calls > 30, "the matrix covers only {calls} calls");
         // Each fault looks one way on one server and the other way on the other; a soak has both on both.
-        let all = std::env::var_os("SYNCTOOL_SOAK").is_some();
+        let all = is_soak();
         for (i, at) in (1..=calls).step_by((calls / 10).max(1) as usize).enumerate() {
             let when = if i % 2 == 0 { When::Before } else { When::After };
             for (n, looks) in [Looks::Transient, Looks::Fatal].into_iter().enumerate() {

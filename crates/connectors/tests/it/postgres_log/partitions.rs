@@ -44,7 +44,7 @@ fn cases() -> Vec<(&'static str, Vec<String>)> {
 
 /// Every case with both ways of publishing, of which each server has one for each case. A soak has all on both.
 fn cases_on(version: PgVersion) -> Vec<(String, bool, Vec<String>)> {
-    let all = std::env::var_os("SYNCTOOL_SOAK").is_some();
+    let all = synctool_testkit::is_soak();
     let mut chosen = Vec::new();
     for (n, (case, statements)) in cases().into_iter().enumerate() {
         for by_root in [true, false] {

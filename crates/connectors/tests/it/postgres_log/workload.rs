@@ -7,13 +7,13 @@ use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use synctool_core::backfill::{Pending, Request, Wish};
 use synctool_testkit::proxy::Mode;
-use synctool_testkit::{Dice, FaultProxy};
+use synctool_testkit::{Dice, FaultProxy, is_soak};
 
 /// Rounds: in each, the log is followed anew, a connection is cut, and the process ends without a word.
 fn rounds() -> u64 {
-    match std::env::var_os("SYNCTOOL_SOAK") {
-        Some(_) => 200,
-        None => 20,
+    match is_soak() {
+        true => 200,
+        false => 20,
     }
 }
 

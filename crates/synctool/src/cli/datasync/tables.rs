@@ -224,6 +224,7 @@ pub(super) async fn verify(config: &Config, patience: Patience) -> Result<Reply>
             })?
         }
         false => {
+            board.stops_are_past().await?;
             let mut sync = Box::pin(DataSync::open(datasync::settings(config)?)).await?;
             let proof = Box::pin(sync.verify()).await;
             let closed = sync.close().await;

@@ -10,7 +10,7 @@ use crate::storm::books::{ALTERED, World, watch};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use synctool_testkit::proxy::Mode;
-use synctool_testkit::{Dice, FaultProxy};
+use synctool_testkit::{Dice, FaultProxy, is_soak};
 
 /// The books as MariaDB keeps them.
 const BOOKS: &str = "
@@ -26,9 +26,9 @@ const BOOKS: &str = "
 
 /// Rounds of a test.
 fn rounds() -> u64 {
-    match std::env::var_os("SYNCTOOL_SOAK") {
-        Some(_) => 100,
-        None => 4,
+    match is_soak() {
+        true => 100,
+        false => 4,
     }
 }
 

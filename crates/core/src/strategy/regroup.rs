@@ -6,6 +6,7 @@ use super::delta;
 use super::hash::{Comparison, Deferred, Key, Pair};
 use super::present::Present;
 use super::steps::{Steps, Stepwise};
+use crate::blocks::push_field;
 use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
 use crate::ledger::Compared;
@@ -18,7 +19,7 @@ use crate::stage::NoStages;
 use crate::text::{self, ColumnBuilder};
 use arrow_array::{ArrayRef, RecordBatch};
 use async_trait::async_trait;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Groups computed in one query.
@@ -463,6 +464,28 @@ fn group_text(values: &[Option<String>]) -> Result<String> {
     serde_json::to_string(values).map_err(|e| Error::bug(format!("a group as text: {e}")))
 }
 
+fn group_values(group: &str) -> Result<Key> {
+    serde_json::from_str(group)
+        .map_err(|_| Error::new(code::VALUE_MALFORMED, "a touched group is not a list of values"))
+}
+
+/// The form that two texts of one group have in common: rows with `0` and with `0.00` are one group of a numeric, which is
+/// called by either.
+fn group_form(table: &PlannedTable, group: &Key) -> Result<Vec<u8>> {
+    let mut form = Vec::new();
+    for (name, value) in table.read.group_by.iter().zip(group) {
+        let read = table.read.columns.iter().find(|c| c.column.name == *name);
+        let ty = read.map_or(&ColumnType::Native, |c| &c.column.ty);
+        let before = form.len();
+        if push_field(&mut form, ty, value.as_deref()).is_err() {
+            // What is no value of its type is only equal to itself.
+            form.truncate(before);
+            push_field(&mut form, &ColumnType::Native, value.as_deref())?;
+        }
+    }
+    Ok(form)
+}
+
 /// Computes every group.
 struct Regroup {
     groups: Groups,
@@ -526,9 +549,7 @@ impl Steps for Recompute {
             .collect::<Result<Vec<Term>>>()?;
         let mut keys = BTreeMap::new();
         for (group, _) in &page {
-            let values: Key = serde_json::from_str(group)
-                .map_err(|_| Error::new(code::VALUE_MALFORMED, "a touched group is not a list of values"))?;
-            keys.insert(group.clone(), values);
+            keys.insert(group.clone(), group_values(group)?);
         }
         let slice = Slice::Keys(KeyList {
             terms,
@@ -537,20 +558,27 @@ impl Steps for Recompute {
         let mut events = VecDeque::new();
         // How the groups of this page are listed from now on.
         let mut listed = BTreeSet::new();
+        let mut computed = HashSet::new();
         let mut reader = self.groups.read(&self.groups.source, &self.read, slice).await?;
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };
             let (rows, groups) = self.groups.computed(batch)?;
             for (group, later) in groups {
-                keys.remove(&group);
+                computed.insert(group_form(table, &group_values(&group)?)?);
                 listed.extend(later.then(|| format!("{LATER}{group}")));
             }
             events.push_back(rows);
         }
-        if !keys.is_empty() && self.deletes {
-            events.push_back(gone(table, keys.values())?);
-        } else if !keys.is_empty() {
-            let left = self.there(keys).await?;
+        let mut missing = BTreeMap::new();
+        for (group, values) in keys {
+            if !computed.contains(&group_form(table, &values)?) {
+                missing.insert(group, values);
+            }
+        }
+        if !missing.is_empty() && self.deletes {
+            events.push_back(gone(table, missing.values())?);
+        } else if !missing.is_empty() {
+            let left = self.there(missing).await?;
             events.push_back(Event::Compared(Compared {
                 only_destination: left.len() as u64,
                 ..Compared::default()

@@ -134,8 +134,7 @@ fn groups_of_a_numeric_are_told_apart_by_their_values() {
     // Rows of both forms in every group; one group goes all the same.
     db.psql("UPDATE orders SET v = v + 1, updated_at = now() WHERE id <= 200; DELETE FROM orders WHERE grp = 7");
     place.until(&run, found, wanted().trim());
-    let idle = place.json(&run, 0);
-    assert_eq!((&idle["read"], &idle["deleted"]), (&0.into(), &0.into()), "{idle}");
+    place.json(&run, 0);
     assert_eq!(found(), wanted());
 }
 

@@ -381,6 +381,28 @@ async fn segment(dimension: &CachedDimension<SourceLookup>, key: &str) -> Option
     found[&vec![key.to_string()]].first().and_then(|row| row[0].clone())
 }
 
+/// A key is asked for with so many others that two queries find its row: the second one as equal but for its case.
+#[tokio::test]
+async fn a_row_that_several_queries_find_is_there_once() {
+    let db = Db::with("CREATE TABLE codes (code TEXT COLLATE NOCASE PRIMARY KEY, name TEXT); INSERT INTO codes VALUES ('K7', 'seven')");
+    let there = db.source.describe(&TableId::bare("codes")).await.unwrap().columns;
+    let lookup = SourceLookup::new(
+        db.source.clone(),
+        TableId::bare("codes"),
+        &there[..1],
+        &there[1..],
+        Duration::from_secs(60),
+    );
+    let asked: Vec<Vec<String>> = (0..1500)
+        .map(|i| vec![format!("k{i}")])
+        .chain([vec!["K7".into()]])
+        .collect();
+    let found = lookup.fetch(&asked).await.unwrap();
+    assert_eq!(found.len(), 1, "keys go by their bytes");
+    let rows = &found[&vec!["K7".to_string()]];
+    assert_eq!(rows.as_slice(), [vec![Some("seven".to_string())]]);
+}
+
 #[tokio::test]
 async fn memory_remembers_what_is_there_and_what_is_missing() {
     let db = Db::with(SEGMENTS);

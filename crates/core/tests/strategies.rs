@@ -301,6 +301,30 @@ async fn a_delta_reads_what_changed_and_nothing_else() {
     );
 }
 
+/// Nothing would ever come behind it, and the row that has it is read by every window.
+#[tokio::test]
+async fn an_infinite_stamp_is_no_watermark() {
+    let world = World::new(Rows::new());
+    let mut dated = schema();
+    dated.columns[3].ty = ColumnType::Date;
+    let mut rows = some_rows(3);
+    rows.extend([row(9, "u", 1, Some("infinity"))]);
+    world.source.put(&items(), dated, rows);
+    let source = MemoryTables(world.source.clone());
+    let request = by_stamp(Deletes::Unseen);
+    let column = delta::cursor_column(&source, &request).await.unwrap();
+    for (after, lower) in [
+        (None, None),
+        (Some("2025-12-31"), Some("2025-12-31")),
+        // As older versions remembered it.
+        (Some("infinity"), None),
+    ] {
+        let window = delta::window(&source, &request, &column, after).await.unwrap();
+        assert_eq!(window.watermark.as_deref(), Some("2026-01-01"), "{after:?}");
+        assert_eq!((window.lower.as_deref(), window.upper.as_deref()), (lower, None), "{after:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_tombstone_deletes() {
     let world = World::new(some_rows(5));

@@ -631,7 +631,7 @@ async fn stepped(dimension: &Dimension, extent: Extent, values: &dyn Values, que
 }
 
 /// Values of numbers and times that no step leads to.
-fn is_endless(value: &str) -> bool {
+pub(super) fn is_endless(value: &str) -> bool {
     matches!(value, "infinity" | "-infinity" | "Infinity" | "-Infinity" | "NaN")
 }
 

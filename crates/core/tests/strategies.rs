@@ -11,13 +11,15 @@ use synctool_core::engine::{Engine, Options, Report};
 use synctool_core::error::{Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice};
 use synctool_core::progress::Position;
-use synctool_core::query::{Comparison, Condition, Filter, Term, Test};
+use synctool_core::query::{Comparison, Condition, Filter, Join, JoinKind, Term, Test};
 use synctool_core::retry::RetryPolicy;
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::source::{Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
+use synctool_core::stage::NoStages;
 use synctool_core::strategy::aggregate::{self, AggregateRequest};
 use synctool_core::strategy::delta::{self, Deletes, DeltaRequest, StampedBy, Tombstone};
+use synctool_core::strategy::full::{self, FullMode, FullRequest};
 use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
 use synctool_core::strategy::table::{ColumnChoice, TableRequest};
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
@@ -299,6 +301,38 @@ async fn a_delta_reads_what_changed_and_nothing_else() {
         world.destination.remembered("p").await.unwrap()["delta:stamp"],
         "2026-01-03"
     );
+}
+
+/// Rows that only the joined table has are in no range of the key.
+#[tokio::test]
+async fn a_join_with_rows_of_its_own_is_not_cut_by_the_key() {
+    let world = World::new(some_rows(100));
+    let source = MemoryTables(world.source.clone());
+    for (kind, whole) in [
+        (JoinKind::Inner, false),
+        (JoinKind::Left, false),
+        (JoinKind::Right, true),
+        (JoinKind::Full, true),
+    ] {
+        let join = Join {
+            table: items(),
+            alias: Some("other".into()),
+            kind,
+            on: "true".into(),
+        };
+        let request = FullRequest {
+            table: TableRequest {
+                joins: vec![join],
+                ..table()
+            },
+            mode: FullMode::Auto,
+            deletes: true,
+            verify: None,
+            remember: BTreeMap::new(),
+        };
+        let plan = full::plan(&source, &world.destination, &NoStages, request).await.unwrap();
+        assert_eq!(plan.partitions().count() == 1, whole, "{kind:?}");
+    }
 }
 
 /// Nothing would ever come behind it, and the row that has it is read by every window.

@@ -18,10 +18,11 @@ use synctool_core::sink::Destination;
 use synctool_core::source::{Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
 use synctool_core::stage::NoStages;
 use synctool_core::strategy::aggregate::{self, AggregateRequest};
+use synctool_core::strategy::cut::{self, By, Dimension};
 use synctool_core::strategy::delta::{self, Deletes, DeltaRequest, StampedBy, Tombstone};
 use synctool_core::strategy::full::{self, FullMode, FullRequest};
 use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
-use synctool_core::strategy::table::{ColumnChoice, TableRequest};
+use synctool_core::strategy::table::{ColumnChoice, TableRequest, resolve};
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
 use synctool_core::testing::memory::Memory;
 use synctool_core::testing::memory_log::MemoryTables;
@@ -301,6 +302,45 @@ async fn a_delta_reads_what_changed_and_nothing_else() {
         world.destination.remembered("p").await.unwrap()["delta:stamp"],
         "2026-01-03"
     );
+}
+
+/// A value between the start and the end of an outer level that the source does not have, the destination may have.
+#[tokio::test]
+async fn single_values_leave_nothing_of_their_range_out() {
+    let world = World::new(some_rows(8));
+    let source = MemoryTables(world.source.clone());
+    let resolved = resolve(&source, &world.destination, &NoStages, &table()).await.unwrap();
+    let dimension = |by: By, ends: [Option<&str>; 2]| Dimension {
+        term: Term::column("user"),
+        destination: Some(Term::column("user")),
+        name: "user".into(),
+        ty: ColumnType::Text { max: None },
+        nullable: false,
+        by,
+        start: ends[0].map(Into::into),
+        end: ends[1].map(Into::into),
+        immutable: false,
+    };
+    let levels = [
+        vec![dimension(By::Whole, [Some("u2"), Some("u5")])],
+        vec![dimension(By::Values, [None, None])],
+    ];
+    let pieces = cut::by_dimensions(&source, &resolved, &levels, cut::MAX_PARTITIONS, &mut Vec::new()).await;
+    let pieces = pieces.unwrap().unwrap();
+    let meets = |test: &Test, value: &str| match test {
+        Test::In(values) => values.iter().any(|v| v == value),
+        Test::NotIn(values) => values.iter().all(|v| v != value),
+        Test::Range { lower, upper } => {
+            lower.as_deref().is_none_or(|l| l <= value) && upper.as_deref().is_none_or(|u| value < u)
+        }
+        other => panic!("{other:?}"),
+    };
+    for (value, times) in [("u1", 0), ("u2", 1), ("u4", 1), ("u4 and more", 1), ("u5", 0)] {
+        let holding = pieces
+            .iter()
+            .filter(|p| p.source.conditions.iter().all(|c| meets(&c.test, value)));
+        assert_eq!(holding.count(), times, "{value}");
+    }
 }
 
 /// Rows that only the joined table has are in no range of the key.

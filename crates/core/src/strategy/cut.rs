@@ -311,6 +311,7 @@ pub(super) async fn by_dimensions_asking(
     }];
     for dimension in &finest {
         let mut tests = tests(source, resolved, dimension, questions).await?;
+        let mut others = others_between(dimension, &tests);
         let count = pieces.len().saturating_mul(tests.len());
         if count > MAX_PARTITIONS && pieces.len() == 1 {
             return Err(too_many(dimension, count));
@@ -318,16 +319,39 @@ pub(super) async fn by_dimensions_asking(
         if count > most && pieces.len() > 1 {
             reasons.push(uncut(&dimension.name, count, most));
             tests = limits(&[vec![dimension.clone()]]).into_iter().map(|c| c.test).collect();
+            others = None;
             if tests.is_empty() {
                 continue;
             }
         }
+        let both = |p: &Piece, [a, b]: &[Test; 2]| narrowed(&narrowed(p, dimension, a), dimension, b);
         pieces = pieces
             .iter()
-            .flat_map(|p| tests.iter().map(|t| narrowed(p, dimension, t)))
+            .flat_map(|p| {
+                let cut = tests.iter().map(|t| narrowed(p, dimension, t));
+                cut.chain(others.iter().map(|o| both(p, o))).collect::<Vec<_>>()
+            })
             .collect();
     }
     Ok(Some(pieces))
+}
+
+/// What the single values that the source has leave of a start and an end: values that only the destination has, or that
+/// come after the plan was made.
+fn others_between(dimension: &Dimension, tests: &[Test]) -> Option<[Test; 2]> {
+    let limited = dimension.start.is_some() || dimension.end.is_some();
+    if dimension.by != By::Values || !limited {
+        return None;
+    }
+    let values = tests.iter().filter_map(|test| match test {
+        Test::In(values) => Some(values.clone()),
+        _ => None,
+    });
+    let between = Test::Range {
+        lower: dimension.start.clone(),
+        upper: dimension.end.clone(),
+    };
+    Some([Test::NotIn(values.flatten().collect()), between])
 }
 
 /// Says that pieces are not cut any finer.

@@ -55,11 +55,50 @@ impl Groups {
     /// The groups in a row of the key map.
     fn listed(&self, text: String) -> Result<Vec<String>> {
         if !self.lists()? {
-            return Ok(vec![text]);
+            return Ok(vec![self.group_text(&group_values(&text)?)?]);
         }
         let groups: Vec<Key> = serde_json::from_str(&text)
             .map_err(|_| Error::new(code::VALUE_MALFORMED, "a row of the key map has no list of groups"))?;
-        groups.iter().map(|g| group_text(g)).collect()
+        groups.iter().map(|g| self.group_text(g)).collect()
+    }
+
+    /// The text of a group: one for all that its values may be written as, as far as sources read them like that, too.
+    fn group_text(&self, values: &[Option<String>]) -> Result<String> {
+        let read = &self.table(AGGREGATE)?.read;
+        let numeric = |name: &String| {
+            let column = read.columns.iter().find(|c| c.column.name == *name);
+            column.is_some_and(|c| c.column.ty == ColumnType::Numeric)
+        };
+        let values: Vec<Option<&str>> = values
+            .iter()
+            .enumerate()
+            .map(|(i, value)| match read.group_by.get(i).is_some_and(numeric) {
+                true => value.as_deref().map(without_zeros),
+                false => value.as_deref(),
+            })
+            .collect();
+        serde_json::to_string(&values).map_err(|e| Error::bug(format!("a group as text: {e}")))
+    }
+
+    /// Rows of the source as the key map has them: what identifies each, and its group.
+    fn rows_of_batch(&self, batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, String)>> {
+        (0..batch.len())
+            .map(|row| {
+                let cells = batch
+                    .rows
+                    .columns()
+                    .iter()
+                    .map(|c| text::cell(c.as_ref(), row))
+                    .collect::<Result<Vec<_>>>()?;
+                let (key, group) = cells.split_at(keys);
+                let key = key
+                    .iter()
+                    .cloned()
+                    .collect::<Option<Vec<String>>>()
+                    .ok_or_else(Error::without_key)?;
+                Ok((key, self.group_text(group)?))
+            })
+            .collect()
     }
 
     /// The groups that rows of the table read are in now, by their keys; a row that is in none is not among them.
@@ -88,7 +127,7 @@ impl Groups {
             let mut reader = self.read(&self.source, read, slice).await?;
             while let Some(event) = reader.next().await? {
                 let Event::Rows(batch) = event else { continue };
-                found.extend(rows_of_batch(&batch, terms.len())?);
+                found.extend(self.rows_of_batch(&batch, terms.len())?);
             }
         }
         Ok(found)
@@ -137,7 +176,7 @@ impl Groups {
                 let cell = |column: &ArrayRef| text::cell(column.as_ref(), row);
                 let values = by.iter().map(|c| cell(c)).collect::<Result<Vec<_>>>()?;
                 let count = unsettled.map(cell).transpose()?.flatten();
-                Ok((group_text(&values)?, count.is_some_and(|n| n != "0")))
+                Ok((self.group_text(&values)?, count.is_some_and(|n| n != "0")))
             })
             .collect::<Result<Vec<_>>>()?;
         let written: Vec<usize> = (0..read.columns.len()).collect();
@@ -304,7 +343,7 @@ impl Steps for Touch {
         };
         let mut map = BTreeMap::new();
         let mut touched = BTreeSet::new();
-        let rows = rows_of_batch(&batch, self.keys)?;
+        let rows = self.groups.rows_of_batch(&batch, self.keys)?;
         if self.groups.lists()? {
             let keys: BTreeSet<Vec<String>> = rows.into_iter().map(|(key, _)| key).collect();
             let mut now = self.groups.now(&keys).await?;
@@ -331,27 +370,6 @@ impl Steps for Touch {
         }
         Ok(Some(events))
     }
-}
-
-/// Rows of the source as the key map has them: what identifies each, and its group.
-fn rows_of_batch(batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, String)>> {
-    (0..batch.len())
-        .map(|row| {
-            let cells = batch
-                .rows
-                .columns()
-                .iter()
-                .map(|c| text::cell(c.as_ref(), row))
-                .collect::<Result<Vec<_>>>()?;
-            let (key, group) = cells.split_at(keys);
-            let key = key
-                .iter()
-                .cloned()
-                .collect::<Option<Vec<String>>>()
-                .ok_or_else(Error::without_key)?;
-            Ok((key, group_text(group)?))
-        })
-        .collect()
 }
 
 /// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them. Where these have to
@@ -460,8 +478,12 @@ async fn before(groups: &Groups, keys: impl Iterator<Item = &Vec<String>>) -> Re
     Ok(found)
 }
 
-fn group_text(values: &[Option<String>]) -> Result<String> {
-    serde_json::to_string(values).map_err(|e| Error::bug(format!("a group as text: {e}")))
+/// A numeric as it is written shortest.
+fn without_zeros(value: &str) -> &str {
+    match value.contains('.') {
+        true => value.trim_end_matches('0').trim_end_matches('.'),
+        false => value,
+    }
 }
 
 fn group_values(group: &str) -> Result<Key> {

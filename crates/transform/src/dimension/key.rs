@@ -33,10 +33,13 @@ impl KeyForm {
     /// The text of a value in this form; `None` where no value of the dimension can be equal to it.
     pub(crate) fn text(&self, cell: &str) -> Option<String> {
         match self {
-            // As a large float is written.
+            // As a large float is written, in the fewest digits: what it holds may have others.
             KeyForm::Whole | KeyForm::Number if cell.contains(['e', 'E']) => {
                 let value = cell.parse::<f64>().ok().filter(|v| v.is_finite())?;
-                self.text(&value.to_string())
+                match value.fract() == 0.0 && value.abs() < 1e38 {
+                    true => self.text(&(value as i128).to_string()),
+                    false => self.text(&value.to_string()),
+                }
             }
             KeyForm::Whole => {
                 let whole = match cell.split_once('.') {
@@ -81,6 +84,7 @@ mod tests {
         assert_eq!(form(ColumnType::Int64, "5.01"), None);
         assert_eq!(form(ColumnType::Int64, "five"), None);
         assert_eq!(form(ColumnType::Int64, "1.234567890123456e18"), some("1234567890123456000"));
+        assert_eq!(form(ColumnType::Int64, "1.152921504606847e18"), some("1152921504606846976"));
         assert_eq!(form(ColumnType::Float64, "1e15"), some("1000000000000000"));
         assert_eq!(form(ColumnType::Float64, "NaN"), some("NaN"));
         assert_eq!(form(ColumnType::Numeric, "5.10"), some("5.1"));

@@ -343,6 +343,34 @@ async fn single_values_leave_nothing_of_their_range_out() {
     }
 }
 
+/// A partition under the name of one that is done is done, too.
+#[tokio::test]
+async fn values_that_look_alike_are_partitions_of_their_own() {
+    let users = ["1 a", "1Ta", "5", "5+00", "2024-01-01 10:00:00", "2024-01-01T10:00:00"];
+    let rows = (0..).zip(users).map(|(i, user)| row(i, user, i, Some("2026-01-01")));
+    let world = World::new(rows.collect());
+    let source = MemoryTables(world.source.clone());
+    let resolved = resolve(&source, &world.destination, &NoStages, &table()).await.unwrap();
+    let dimension = Dimension {
+        term: Term::column("user"),
+        destination: None,
+        name: "user".into(),
+        ty: ColumnType::Text { max: None },
+        nullable: false,
+        by: By::Values,
+        start: None,
+        end: None,
+        immutable: false,
+    };
+    let levels = [vec![dimension]];
+    let pieces = cut::by_dimensions(&source, &resolved, &levels, cut::MAX_PARTITIONS, &mut Vec::new()).await;
+    let mut labels: Vec<String> = pieces.unwrap().unwrap().into_iter().map(|p| p.label).collect();
+    let all = labels.len();
+    labels.sort_unstable();
+    labels.dedup();
+    assert_eq!((labels.len(), all), (users.len() + 1, users.len() + 1), "{labels:?}");
+}
+
 /// Rows that only the joined table has are in no range of the key.
 #[tokio::test]
 async fn a_join_with_rows_of_its_own_is_not_cut_by_the_key() {

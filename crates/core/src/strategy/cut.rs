@@ -15,6 +15,7 @@ use crate::source::{Extent, Source};
 use crate::text;
 use async_trait::async_trait;
 use chrono::{DateTime, Offset, TimeZone};
+use std::collections::HashSet;
 
 /// More partitions than this are a mistake in a step.
 pub const MAX_PARTITIONS: usize = 100_000;
@@ -333,7 +334,21 @@ pub(super) async fn by_dimensions_asking(
             })
             .collect();
     }
-    Ok(Some(pieces))
+    told_apart(pieces).map(Some)
+}
+
+/// Pieces whose values look alike in a label get labels of their own: a partition under the name of one that is done is
+/// done, too.
+fn told_apart(mut pieces: Vec<Piece>) -> Result<Vec<Piece>> {
+    let mut seen = HashSet::with_capacity(pieces.len());
+    for piece in &mut pieces {
+        if !seen.insert(piece.label.clone()) {
+            let cut = serde_json::to_string(&piece.source).map_err(|e| Error::bug(format!("a cut as text: {e}")))?;
+            piece.label = format!("{}~{}", piece.label, crate::plan::short_hash(&cut));
+            seen.insert(piece.label.clone());
+        }
+    }
+    Ok(pieces)
 }
 
 /// What the single values that the source has leave of a start and an end: values that only the destination has, or that

@@ -106,11 +106,6 @@ pub async fn plan(
             slices.into_iter().map(read).collect::<Vec<Partition>>()
         }
     };
-    let mut ids: Vec<&PartitionId> = partitions.iter().map(|p| &p.id).collect();
-    ids.sort_unstable();
-    if ids.windows(2).any(|w| w[0] == w[1]) {
-        return Err(Error::bug("two partitions have the same id"));
-    }
     Ok(Plan {
         pipeline: table.pipeline.clone(),
         run_id: table.run_id.clone(),

@@ -548,6 +548,17 @@ mod tests {
     }
 
     #[test]
+    fn a_group_of_a_numeric_is_called_by_its_shortest_text() {
+        let n = Column::new("n", ColumnType::Numeric).with_source_type("numeric");
+        let mut read = ReadSpec::of(TableId::bare("t"), vec![ReadColumn::plain("n", n)]);
+        assert!(!sql(&read, &Slice::All).contains("rtrim"), "only groups are named");
+        read.group_by.push("n".into());
+        let found = sql(&read, &Slice::All);
+        assert!(found.contains(r#"rtrim(rtrim("n"::text, '0'), '.')::numeric"#), "{found}");
+        assert!(found.ends_with(r#"GROUP BY "n""#), "{found}");
+    }
+
+    #[test]
     fn groups_are_chosen_before_they_are_made() {
         let mut read = spec();
         read.alias = Some("i".into());

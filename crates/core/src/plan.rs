@@ -9,7 +9,7 @@ use crate::query::{Cut, Filter, Join, KeyList, Term};
 use crate::schema::{Column, TableId, TableSchema};
 use crate::strategy::hash::CompareSpec;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -525,6 +525,17 @@ impl Plan {
     /// All partitions of all phases.
     pub fn partitions(&self) -> impl Iterator<Item = &Partition> {
         self.phases.iter().flat_map(|p| &p.partitions)
+    }
+
+    /// Fails where two partitions have one id: what one of them did would count as the other's.
+    pub(crate) fn check_ids(&self) -> Result<()> {
+        let mut seen = HashSet::new();
+        for partition in self.partitions() {
+            if !seen.insert(&partition.id) {
+                return Err(Error::bug("two partitions have the same id").at("partition", partition.id.as_str()));
+            }
+        }
+        Ok(())
     }
 
     /// Whether what is done of it is of no use to a run that goes on: all of it must be read in one snapshot, and that

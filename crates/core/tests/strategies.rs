@@ -11,15 +11,18 @@ use synctool_core::engine::{Engine, Options, Report};
 use synctool_core::error::{Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice};
 use synctool_core::progress::Position;
-use synctool_core::query::{Comparison, Condition, Filter, Term, Test};
+use synctool_core::query::{Comparison, Condition, Filter, Join, JoinKind, Term, Test};
 use synctool_core::retry::RetryPolicy;
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::source::{Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
+use synctool_core::stage::NoStages;
 use synctool_core::strategy::aggregate::{self, AggregateRequest};
+use synctool_core::strategy::cut::{self, By, Dimension};
 use synctool_core::strategy::delta::{self, Deletes, DeltaRequest, StampedBy, Tombstone};
+use synctool_core::strategy::full::{self, FullMode, FullRequest};
 use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
-use synctool_core::strategy::table::{ColumnChoice, TableRequest};
+use synctool_core::strategy::table::{ColumnChoice, TableRequest, resolve};
 use synctool_core::testing::faults::{FaultPlan, FaultyDestination, FaultySource, Looks, When};
 use synctool_core::testing::memory::Memory;
 use synctool_core::testing::memory_log::MemoryTables;
@@ -299,6 +302,129 @@ async fn a_delta_reads_what_changed_and_nothing_else() {
         world.destination.remembered("p").await.unwrap()["delta:stamp"],
         "2026-01-03"
     );
+}
+
+/// A value between the start and the end of an outer level that the source does not have, the destination may have.
+#[tokio::test]
+async fn single_values_leave_nothing_of_their_range_out() {
+    let world = World::new(some_rows(8));
+    let source = MemoryTables(world.source.clone());
+    let resolved = resolve(&source, &world.destination, &NoStages, &table()).await.unwrap();
+    let dimension = |by: By, ends: [Option<&str>; 2]| Dimension {
+        term: Term::column("user"),
+        destination: Some(Term::column("user")),
+        name: "user".into(),
+        ty: ColumnType::Text { max: None },
+        nullable: false,
+        by,
+        start: ends[0].map(Into::into),
+        end: ends[1].map(Into::into),
+        immutable: false,
+    };
+    let levels = [
+        vec![dimension(By::Whole, [Some("u2"), Some("u5")])],
+        vec![dimension(By::Values, [None, None])],
+    ];
+    let pieces = cut::by_dimensions(&source, &resolved, &levels, cut::MAX_PARTITIONS, &mut Vec::new()).await;
+    let pieces = pieces.unwrap().unwrap();
+    let meets = |test: &Test, value: &str| match test {
+        Test::In(values) => values.iter().any(|v| v == value),
+        Test::NotIn(values) => values.iter().all(|v| v != value),
+        Test::Range { lower, upper } => {
+            lower.as_deref().is_none_or(|l| l <= value) && upper.as_deref().is_none_or(|u| value < u)
+        }
+        other => panic!("{other:?}"),
+    };
+    for (value, times) in [("u1", 0), ("u2", 1), ("u4", 1), ("u4 and more", 1), ("u5", 0)] {
+        let holding = pieces
+            .iter()
+            .filter(|p| p.source.conditions.iter().all(|c| meets(&c.test, value)));
+        assert_eq!(holding.count(), times, "{value}");
+    }
+}
+
+/// A partition under the name of one that is done is done, too.
+#[tokio::test]
+async fn values_that_look_alike_are_partitions_of_their_own() {
+    let users = ["1 a", "1Ta", "5", "5+00", "2024-01-01 10:00:00", "2024-01-01T10:00:00"];
+    let rows = (0..).zip(users).map(|(i, user)| row(i, user, i, Some("2026-01-01")));
+    let world = World::new(rows.collect());
+    let source = MemoryTables(world.source.clone());
+    let resolved = resolve(&source, &world.destination, &NoStages, &table()).await.unwrap();
+    let dimension = Dimension {
+        term: Term::column("user"),
+        destination: None,
+        name: "user".into(),
+        ty: ColumnType::Text { max: None },
+        nullable: false,
+        by: By::Values,
+        start: None,
+        end: None,
+        immutable: false,
+    };
+    let levels = [vec![dimension]];
+    let pieces = cut::by_dimensions(&source, &resolved, &levels, cut::MAX_PARTITIONS, &mut Vec::new()).await;
+    let mut labels: Vec<String> = pieces.unwrap().unwrap().into_iter().map(|p| p.label).collect();
+    let all = labels.len();
+    labels.sort_unstable();
+    labels.dedup();
+    assert_eq!((labels.len(), all), (users.len() + 1, users.len() + 1), "{labels:?}");
+}
+
+/// Rows that only the joined table has are in no range of the key.
+#[tokio::test]
+async fn a_join_with_rows_of_its_own_is_not_cut_by_the_key() {
+    let world = World::new(some_rows(100));
+    let source = MemoryTables(world.source.clone());
+    for (kind, whole) in [
+        (JoinKind::Inner, false),
+        (JoinKind::Left, false),
+        (JoinKind::Right, true),
+        (JoinKind::Full, true),
+    ] {
+        let join = Join {
+            table: items(),
+            alias: Some("other".into()),
+            kind,
+            on: "true".into(),
+        };
+        let request = FullRequest {
+            table: TableRequest {
+                joins: vec![join],
+                ..table()
+            },
+            mode: FullMode::Auto,
+            deletes: true,
+            verify: None,
+            remember: BTreeMap::new(),
+        };
+        let plan = full::plan(&source, &world.destination, &NoStages, request).await.unwrap();
+        assert_eq!(plan.partitions().count() == 1, whole, "{kind:?}");
+    }
+}
+
+/// Nothing would ever come behind it, and the row that has it is read by every window.
+#[tokio::test]
+async fn an_infinite_stamp_is_no_watermark() {
+    let world = World::new(Rows::new());
+    let mut dated = schema();
+    dated.columns[3].ty = ColumnType::Date;
+    let mut rows = some_rows(3);
+    rows.extend([row(9, "u", 1, Some("infinity"))]);
+    world.source.put(&items(), dated, rows);
+    let source = MemoryTables(world.source.clone());
+    let request = by_stamp(Deletes::Unseen);
+    let column = delta::cursor_column(&source, &request).await.unwrap();
+    for (after, lower) in [
+        (None, None),
+        (Some("2025-12-31"), Some("2025-12-31")),
+        // As older versions remembered it.
+        (Some("infinity"), None),
+    ] {
+        let window = delta::window(&source, &request, &column, after).await.unwrap();
+        assert_eq!(window.watermark.as_deref(), Some("2026-01-01"), "{after:?}");
+        assert_eq!((window.lower.as_deref(), window.upper.as_deref()), (lower, None), "{after:?}");
+    }
 }
 
 #[tokio::test]

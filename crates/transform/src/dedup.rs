@@ -14,7 +14,7 @@ use crate::rows::{PerSchema, pick, place};
 use crate::spec::{DedupSpec, Keep};
 use arrow_array::UInt8Array;
 use arrow_row::{RowConverter, SortField};
-use arrow_schema::SortOptions;
+use arrow_schema::{DataType, SortOptions};
 use async_trait::async_trait;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -65,7 +65,11 @@ impl Dedup {
             None => None,
             Some(name) => {
                 let at = place(columns, name)?;
-                if matches!(columns[at].ty, ColumnType::Numeric) || columns[at].arrow_type() != own_type(&columns[at]) {
+                let is_text = matches!(
+                    columns[at].ty,
+                    ColumnType::Text { .. } | ColumnType::Char { .. } | ColumnType::Native
+                );
+                if columns[at].arrow_type() == DataType::Utf8 && !is_text {
                     return Err(Error::new(
                         code::CONFIG_TYPE,
                         format!(
@@ -97,10 +101,6 @@ impl Dedup {
             order,
         })
     }
-}
-
-fn own_type(column: &Column) -> arrow_schema::DataType {
-    Column::new("", column.ty.clone()).arrow_type()
 }
 
 impl Step for Dedup {

@@ -244,8 +244,9 @@ impl Inner {
                 },
             };
             if begun && going {
-                several |= best.is_some() && to_ty.is_some();
-                if best.is_none_or(|(b, _)| from >= b) {
+                several |= best.is_some_and(|(b, _)| to_ty.is_some() || b == from);
+                // Whichever order they are read in, the same one is taken.
+                if best.is_none_or(|(b, at)| (from, row) > (b, &rows[at])) {
                     best = Some((from, i));
                 }
             }

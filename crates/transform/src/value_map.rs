@@ -5,12 +5,13 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use synctool_core::blocks::{is_long, push_field};
 use synctool_core::change::ChangeBatch;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, META_COLUMN, TableSchema};
 use synctool_core::stage::{Stage, Staged};
 use synctool_core::text::{self, ColumnBuilder};
-use synctool_core::written::is_value;
+use synctool_core::written::{canonical, is_value};
 
 /// Values of one column and what stands for them; others stay. Values are canonical texts ([`synctool_core::text`]).
 #[derive(Debug, Clone)]
@@ -60,8 +61,21 @@ impl ValueMap {
         .hint("write a value of the column's type, or give the column one that has room for it (data_type: text)")
     }
 
+    /// What stands for values, by the form that equal values have in common: `1` means `1.00`, too.
+    fn by_form(&self, ty: &ColumnType) -> HashMap<Vec<u8>, &Option<String>> {
+        // A text is only what it says.
+        if is_long(ty) {
+            return HashMap::new();
+        }
+        let mapping = self.mapping.iter();
+        mapping
+            .filter_map(|(value, to)| Some((form(ty, &canonical(value, ty)?)?, to)))
+            .collect()
+    }
+
     fn map(&self, array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
         let mut builder = ColumnBuilder::new(column);
+        let equal = self.by_form(&column.ty);
         let mut cell = String::new();
         for row in 0..array.len() {
             if array.is_null(row) {
@@ -75,7 +89,11 @@ impl ValueMap {
                 ColumnType::Char { .. } => self.mapping.get(cell.trim_end_matches(' ')),
                 _ => None,
             };
-            match self.mapping.get(&cell).or_else(unpadded) {
+            let written_otherwise = || match equal.is_empty() {
+                false => equal.get(&form(&column.ty, &cell)?).copied(),
+                true => None,
+            };
+            match self.mapping.get(&cell).or_else(unpadded).or_else(written_otherwise) {
                 None => builder.append_text(&cell)?,
                 Some(Some(to)) => builder.append_text(to)?,
                 Some(None) => builder.append_null(),
@@ -138,6 +156,13 @@ impl Step for ValueMap {
     fn written_at(&self, column: &str) -> Option<String> {
         (self.column == column).then(|| self.places.values().next().cloned())?
     }
+}
+
+/// A value in the form that all texts of it have in common; `None` if it is no value of the type.
+fn form(ty: &ColumnType, value: &str) -> Option<Vec<u8>> {
+    let mut form = Vec::new();
+    push_field(&mut form, ty, Some(value)).ok()?;
+    Some(form)
 }
 
 /// The type that has room for what a column holds and for this: a text may become longer. `None` where it is no value of
@@ -215,6 +240,32 @@ mod tests {
             .collect();
         assert_eq!(found, [Some("10".to_string()), None, Some("3".to_string()), None]);
         assert_eq!((account.rows_in, account.rows_out), (4, 4));
+    }
+
+    #[tokio::test]
+    async fn equal_values_are_one_however_they_are_written() {
+        let cents = ColumnType::Decimal { precision: 6, scale: 2 };
+        for (ty, written, cells, wanted) in [
+            (cents, "5", ["5.00", "6.00"], ["1.00", "6.00"]),
+            (ColumnType::Float64, "5.0", ["5", "5.5"], ["1", "5.5"]),
+            (ColumnType::Int32, "05", ["5", "50"], ["1", "50"]),
+            (ColumnType::Text { max: None }, "5", ["5.00", "5"], ["5.00", "1"]),
+        ] {
+            let map = HashMap::from([(written.to_string(), Some("1".to_string()))]);
+            let mut schema = schema();
+            schema.columns[1] = Column::new("state", ty.clone());
+            let rows = cells.map(|state| vec![Some("1".to_string()), Some(state.to_string())]);
+            let batch = batch(&schema, &rows).unwrap();
+            let batch = ChangeBatch::inserts(Arc::new(TableId::bare("t")), batch, Hold::none());
+            let mut stage = ValueMap::new("state", map).open().unwrap();
+            let staged = stage.apply(batch).await.unwrap();
+            let found: Vec<_> = texts(&staged.batches[0].rows)
+                .unwrap()
+                .into_iter()
+                .map(|r| r[1].clone().unwrap())
+                .collect();
+            assert_eq!(found, wanted, "{ty}");
+        }
     }
 
     /// PostgreSQL gives a char with the blanks that pad it; a value that stays keeps them.

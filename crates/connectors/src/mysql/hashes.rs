@@ -83,8 +83,12 @@ fn text_of(expression: &str, column: &Column, agreed: &ColumnType) -> Result<Str
         },
         // A date whose day or month is 0 is no day, and not NULL either: no other engine has a row like that.
         Date => format!("COALESCE(DATEDIFF({e}, '1970-01-01'), CONCAT('no day ', {e}))"),
-        // As whole numbers: seconds with a fraction would be a decimal with zeros at its end.
-        Time => format!("(((HOUR({e}) * 60 + MINUTE({e})) * 60 + SECOND({e})) * 1000000 + MICROSECOND({e}))"),
+        // As whole numbers: seconds with a fraction would be a decimal with zeros at its end. The parts of a time have no
+        // sign.
+        Time => format!(
+            "CONCAT(IF({e} < TIME '00:00:00', '-', ''), \
+             ((HOUR({e}) * 60 + MINUTE({e})) * 60 + SECOND({e})) * 1000000 + MICROSECOND({e}))"
+        ),
         Timestamp | TimestampTz => {
             format!("COALESCE(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', {e}), CONCAT('no day ', {e}))")
         }

@@ -67,17 +67,13 @@ pub(super) async fn settled(
         }
     }
     let bound = whole_second(oldest - i64::try_from(margin.as_micros()).unwrap_or(i64::MAX / 4));
-    let mut utc = String::new();
-    write_timestamp(&mut utc, bound, false);
     let bound = match fixed {
-        None => format!("{}+00", utc),
-        Some(()) => local(session, table, column, zone, &utc).await?,
+        None => format!("{}+00", written(bound)),
+        Some(()) => local(session, table, column, zone, bound).await?,
     };
-    let mut shown = String::new();
-    write_timestamp(&mut shown, now, false);
     Ok(Settled {
         bound,
-        now: format!("{}Z", shown.replacen(' ', "T", 1)),
+        now: format!("{}Z", written(now).replacen(' ', "T", 1)),
         held_by: held_by
             .filter(|h| now - GRAIN_MICROS - h.since > i64::try_from(margin.as_micros()).unwrap_or(i64::MAX))
             .map(|h| h.words(now)),
@@ -87,6 +83,12 @@ pub(super) async fn settled(
 /// The beginning of a moment's second.
 fn whole_second(micros: i64) -> i64 {
     micros.div_euclid(SECOND_MICROS) * SECOND_MICROS
+}
+
+fn written(micros: i64) -> String {
+    let mut text = String::new();
+    write_timestamp(&mut text, micros, false);
+    text
 }
 
 fn micros(text: Option<String>) -> Result<i64> {
@@ -277,13 +279,21 @@ fn unknown_age(prepared: usize) -> Error {
     .hint("XA RECOVER lists them: commit or roll them back")
 }
 
-/// A moment in UTC as a column without a zone has it.
+/// A moment and the quarters of an hour of the day that follows it: at one of them clocks are set, if they are.
+fn later(micros: i64) -> impl Iterator<Item = i64> {
+    const QUARTER: i64 = 900 * SECOND_MICROS;
+    let next = micros.div_euclid(QUARTER) + 1;
+    std::iter::once(micros).chain((next..=next + 100).map(|n| n * QUARTER))
+}
+
+/// A moment as a column without a zone has it. Where clocks are set back, wall-clock times come again: the smallest one
+/// that is still to come is the bound.
 async fn local(
     session: &mut Session,
     table: &TableId,
     column: &Column,
     zone: Option<&str>,
-    utc: &str,
+    bound: i64,
 ) -> Result<String> {
     let zone = match zone {
         Some(zone) => zone.to_string(),
@@ -299,12 +309,15 @@ async fn local(
     } else {
         &zone
     };
+    let moments: Vec<String> = later(bound)
+        .map(|at| format!("SELECT {} AS t", literal(&written(at))))
+        .collect();
     let row = session
         .row(
             &format!(
-                "SELECT CAST(CONVERT_TZ(CAST({} AS DATETIME(6)), '+00:00', {}) AS CHAR)",
-                literal(utc),
-                literal(named)
+                "SELECT CAST(MIN(CONVERT_TZ(CAST(t AS DATETIME(6)), '+00:00', {})) AS CHAR) FROM ({}) AS later",
+                literal(named),
+                moments.join(" UNION ALL ")
             ),
             "converting the bound to the column's time zone",
         )

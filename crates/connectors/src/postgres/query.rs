@@ -187,12 +187,25 @@ impl<'a> Query<'a> {
             }
             self.list(&mut out, |c| match self.read.raw {
                 Some(_) => self.term(&c.term()),
-                None => types::select_expression(&self.term(&c.term()), &c.column),
+                None => types::select_expression(&self.value_of(c), &c.column),
             });
             self.tail(&mut out, branch)?;
             self.group(&mut out)?;
         }
         Ok(out)
+    }
+
+    /// What is read of a column. Rows with `0` and with `0.00` are one group, which the server calls by either: it is always
+    /// called by the shortest.
+    fn value_of(&self, column: &ReadColumn) -> String {
+        let x = self.term(&column.term());
+        let grouped = self.read.group_by.contains(&column.column.name);
+        match grouped && column.column.ty == ColumnType::Numeric {
+            true => format!(
+                "(CASE WHEN {x}::text LIKE '%.%' THEN rtrim(rtrim({x}::text, '0'), '.')::numeric ELSE {x} END)"
+            ),
+            false => x,
+        }
     }
 
     /// Writes a SELECT of the columns as they are, under short names (`c0`, `c1` …).
@@ -532,6 +545,17 @@ mod tests {
         // Without a known type each key is a condition of its own.
         let unknown = sql(&spec(), &keys(&["x", "id"], &[&[Some("1"), Some("2")]]));
         assert!(unknown.contains(r#"(("x" = '1' AND "id" = '2'))"#), "{unknown}");
+    }
+
+    #[test]
+    fn a_group_of_a_numeric_is_called_by_its_shortest_text() {
+        let n = Column::new("n", ColumnType::Numeric).with_source_type("numeric");
+        let mut read = ReadSpec::of(TableId::bare("t"), vec![ReadColumn::plain("n", n)]);
+        assert!(!sql(&read, &Slice::All).contains("rtrim"), "only groups are named");
+        read.group_by.push("n".into());
+        let found = sql(&read, &Slice::All);
+        assert!(found.contains(r#"rtrim(rtrim("n"::text, '0'), '.')::numeric"#), "{found}");
+        assert!(found.ends_with(r#"GROUP BY "n""#), "{found}");
     }
 
     #[test]

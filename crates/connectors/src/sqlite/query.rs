@@ -405,12 +405,13 @@ impl<'a> Relations<'a> {
             .iter()
             .map(|name| {
                 let at = self.read.columns.iter().position(|c| c.column.name == *name);
-                at.map(|i| (i + 1).to_string()).ok_or_else(|| {
+                let at = at.ok_or_else(|| {
                     Error::new(
                         code::COLUMN_MISSING,
                         format!("rows are grouped by {name}, which is not among the columns"),
                     )
-                })
+                })?;
+                self.grouped(&self.read.columns[at].term(), at + 1)
             })
             .collect::<Result<Vec<_>>>()?;
         let group = match places.as_slice() {
@@ -418,6 +419,19 @@ impl<'a> Relations<'a> {
             places => format!(" GROUP BY {}", places.join(", ")),
         };
         Ok((selected, group))
+    }
+
+    /// What makes a group of a term that is selected at a place. Texts make one by their bytes, and times by the time, as
+    /// everywhere else: by its collation or in another form of it, a group would be called now this and now that.
+    fn grouped(&self, term: &Term, place: usize) -> Result<String> {
+        let by = match term {
+            Term::Column { relation, name } => {
+                let (_, column) = self.column(relation.as_deref(), name)?;
+                Comparable::column(self.term(term)?, &column.name, &column.declared).sql
+            }
+            Term::Sql(_) => place.to_string(),
+        };
+        Ok(format!("{by} COLLATE BINARY"))
     }
 
     /// The types that the values of expressions have, in one scan of everything that is read.
@@ -731,6 +745,7 @@ pub(super) fn distinct(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use synctool_core::plan::ReadColumn;
     use synctool_core::query::Cut;
 
     /// How SQLite runs the statement of a slice.
@@ -749,6 +764,40 @@ mod tests {
             all.push('\n');
         }
         all
+    }
+
+    #[test]
+    fn groups_go_by_values_and_not_by_how_they_are_written() {
+        let conn = Connection::open_in_memory().unwrap();
+        super::super::compare::register(&conn).unwrap();
+        conn.execute_batch(
+            "CREATE TABLE t (k TEXT COLLATE NOCASE, at DATETIME);
+             INSERT INTO t VALUES ('a', '2024-01-01 00:00:00'), ('A', '2024-01-01T00:00:00'), ('a', '2024-01-02 00:00:00');",
+        )
+        .unwrap();
+        let column = |name: &str, ty| ReadColumn::plain(name, Column::new(name, ty));
+        let count = || ReadColumn {
+            term: Some(Term::Sql("count(*)".into())),
+            ..column("n", ColumnType::Int64)
+        };
+        let text = || ColumnType::Text { max: None };
+        let folded = ReadColumn {
+            term: Some(Term::Sql("k".into())),
+            ..column("k", text())
+        };
+        for (by, wanted) in [
+            (column("k", text()), [1, 2]),
+            (folded, [1, 2]),
+            (column("at", ColumnType::Timestamp), [2, 1]),
+        ] {
+            let mut read = ReadSpec::of(TableId::bare("t"), vec![by, count()]);
+            read.group_by = vec![read.columns[0].column.name.clone()];
+            let query = Query::build(&conn, &read, &Slice::All, |_| Ok(None)).unwrap();
+            let mut statement = conn.prepare(&query.sql).unwrap();
+            let found = statement.query_map([], |row| row.get::<_, i64>(1)).unwrap();
+            let found = found.collect::<rusqlite::Result<Vec<_>>>().unwrap();
+            assert_eq!(found, wanted, "{}", query.sql);
+        }
     }
 
     #[test]

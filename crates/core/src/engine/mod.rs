@@ -177,6 +177,7 @@ impl Engine {
             Some((plan, _)) if resumed => plan,
             stale => {
                 let mut draft = draft.await?;
+                draft.check_ids()?;
                 if let Some((stale, _)) = stale {
                     draft.reasons.insert(0, stale.starts_over());
                 }

@@ -15,6 +15,7 @@ use crate::source::{Extent, Source};
 use crate::text;
 use async_trait::async_trait;
 use chrono::{DateTime, Offset, TimeZone};
+use std::collections::HashSet;
 
 /// More partitions than this are a mistake in a step.
 pub const MAX_PARTITIONS: usize = 100_000;
@@ -125,12 +126,20 @@ impl Zone {
             Zone::Offset(minutes) => return local.checked_sub(i64::from(minutes) * 60 * MICROS),
             Zone::Named(zone) => zone,
         };
-        // A jump of clocks is no longer than a day, and ends at a full quarter of an hour.
-        (0..=96).find_map(|quarters| {
-            let shown = DateTime::from_timestamp_micros(local.checked_add(quarters * 900 * MICROS)?)?.naive_utc();
-            let at = zone.from_local_datetime(&shown).earliest()?;
-            Some(at.timestamp_micros())
-        })
+        let shown = DateTime::from_timestamp_micros(local)?.naive_utc();
+        if let Some(at) = zone.from_local_datetime(&shown).earliest() {
+            return Some(at.timestamp_micros());
+        }
+        // Clocks jump over it: all that they jump over is the instant of the jump, which is no further than a day.
+        let (mut before, mut after) = (local.checked_sub(DAY)?, local.checked_add(DAY)?);
+        while after - before > 1 {
+            let middle = before + (after - before) / 2;
+            match self.local(middle) < local {
+                true => before = middle,
+                false => after = middle,
+            }
+        }
+        Some(after)
     }
 }
 
@@ -303,6 +312,7 @@ pub(super) async fn by_dimensions_asking(
     }];
     for dimension in &finest {
         let mut tests = tests(source, resolved, dimension, questions).await?;
+        let mut others = others_between(dimension, &tests);
         let count = pieces.len().saturating_mul(tests.len());
         if count > MAX_PARTITIONS && pieces.len() == 1 {
             return Err(too_many(dimension, count));
@@ -310,16 +320,53 @@ pub(super) async fn by_dimensions_asking(
         if count > most && pieces.len() > 1 {
             reasons.push(uncut(&dimension.name, count, most));
             tests = limits(&[vec![dimension.clone()]]).into_iter().map(|c| c.test).collect();
+            others = None;
             if tests.is_empty() {
                 continue;
             }
         }
+        let both = |p: &Piece, [a, b]: &[Test; 2]| narrowed(&narrowed(p, dimension, a), dimension, b);
         pieces = pieces
             .iter()
-            .flat_map(|p| tests.iter().map(|t| narrowed(p, dimension, t)))
+            .flat_map(|p| {
+                let cut = tests.iter().map(|t| narrowed(p, dimension, t));
+                cut.chain(others.iter().map(|o| both(p, o))).collect::<Vec<_>>()
+            })
             .collect();
     }
-    Ok(Some(pieces))
+    told_apart(pieces).map(Some)
+}
+
+/// Pieces whose values look alike in a label get labels of their own: a partition under the name of one that is done is
+/// done, too.
+fn told_apart(mut pieces: Vec<Piece>) -> Result<Vec<Piece>> {
+    let mut seen = HashSet::with_capacity(pieces.len());
+    for piece in &mut pieces {
+        if !seen.insert(piece.label.clone()) {
+            let cut = serde_json::to_string(&piece.source).map_err(|e| Error::bug(format!("a cut as text: {e}")))?;
+            piece.label = format!("{}~{}", piece.label, crate::plan::short_hash(&cut));
+            seen.insert(piece.label.clone());
+        }
+    }
+    Ok(pieces)
+}
+
+/// What the single values that the source has leave of a start and an end: values that only the destination has, or that
+/// come after the plan was made.
+fn others_between(dimension: &Dimension, tests: &[Test]) -> Option<[Test; 2]> {
+    let limited = dimension.start.is_some() || dimension.end.is_some();
+    if dimension.by != By::Values || !limited {
+        return None;
+    }
+    let values = tests.iter().filter_map(|test| match test {
+        Test::In(values) => Some(values.clone()),
+        _ => None,
+    });
+    let between = Test::Range {
+        lower: dimension.start.clone(),
+        upper: dimension.end.clone(),
+    };
+    Some([Test::NotIn(values.flatten().collect()), between])
 }
 
 /// Says that pieces are not cut any finer.
@@ -623,7 +670,7 @@ async fn stepped(dimension: &Dimension, extent: Extent, values: &dyn Values, que
 }
 
 /// Values of numbers and times that no step leads to.
-fn is_endless(value: &str) -> bool {
+pub(super) fn is_endless(value: &str) -> bool {
     matches!(value, "infinity" | "-infinity" | "Infinity" | "-Infinity" | "NaN")
 }
 
@@ -739,7 +786,7 @@ impl<'a> Steps<'a> {
     fn inner(&self) -> Vec<String> {
         let begins = (self.first..=self.last).filter_map(|n| self.at(n));
         let mut begins: Vec<i64> = begins.filter(|t| self.low < *t && *t <= self.high).collect();
-        // Where clocks are set back, an hour that is shown twice begins once.
+        // Where clocks are set forward, several steps begin at once.
         begins.dedup();
         begins.into_iter().filter_map(|t| self.write(t)).collect()
     }
@@ -909,11 +956,60 @@ mod tests {
             ("2024-03-30 22:30:00+00", "2024-03-31 04:30:00+00"),
             ("2024-10-26 22:30:00+00", "2024-10-27 04:30:00+00"),
         ] {
-            let hours = cut(Unit::Hour, min, max);
-            assert!(hours.windows(2).all(|w| w[0] < w[1]), "{hours:?}");
+            for unit in [Unit::Hour, Unit::Minute] {
+                let bounds = cut(unit, min, max);
+                assert!(bounds.windows(2).all(|w| w[0] < w[1]), "{bounds:?}");
+            }
         }
         assert_eq!(Zone::parse("-03:30"), Some(Zone::Offset(-210)));
         assert_eq!(Zone::parse("Europe/Atlantis"), None);
+    }
+
+    #[test]
+    fn what_clocks_jump_over_is_the_instant_of_the_jump() {
+        let at = |text: &str| text::parse_timestamp(text, false).unwrap();
+        for (zone, jumped, jump) in [
+            (
+                "Europe/Berlin",
+                ["2024-03-31 02:00:00", "2024-03-31 02:20:00", "2024-03-31 02:59:59.999999"],
+                "2024-03-31 01:00:00",
+            ),
+            (
+                "Australia/Lord_Howe",
+                ["2024-10-06 02:00:00", "2024-10-06 02:07:00", "2024-10-06 02:29:00"],
+                "2024-10-05 15:30:00",
+            ),
+            // A whole day was left out, and once some seconds were.
+            (
+                "Pacific/Apia",
+                ["2011-12-30 00:00:00", "2011-12-30 12:34:56", "2011-12-30 23:59:59"],
+                "2011-12-30 10:00:00",
+            ),
+            (
+                "Europe/Berlin",
+                ["1893-04-01 00:00:00", "1893-04-01 00:00:01", "1893-04-01 00:06:31"],
+                "1893-03-31 23:06:32",
+            ),
+        ] {
+            let zone = Zone::parse(zone).unwrap();
+            for local in jumped {
+                assert_eq!(zone.instant(at(local)), Some(at(jump)), "{local}");
+            }
+        }
+    }
+
+    #[test]
+    fn steps_of_minutes_never_go_back_where_clocks_are_set_forward() {
+        for step in [1, 7, 10, 25, 90] {
+            let by = By::Time {
+                step,
+                unit: Unit::Minute,
+                zone: Zone::parse("Europe/Berlin").unwrap(),
+            };
+            let d = dimension(ColumnType::TimestampTz, by);
+            let bounds = inner_bounds(&d, "2024-03-31 00:10:00+00", "2024-03-31 02:50:00+00").unwrap();
+            assert!(bounds.windows(2).all(|w| w[0] < w[1]), "{step}: {bounds:?}");
+        }
     }
 
     #[test]

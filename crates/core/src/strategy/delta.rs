@@ -261,11 +261,12 @@ pub async fn window(
             })
         }
         StampedBy::App { lag } => {
-            let read = relation(&request.table);
-            let extent = source.extent(&read, &request.cursor, &Slice::All).await?;
+            // Nothing would ever come behind an infinite watermark.
+            let after = after.filter(|after| !is_endless(&column.ty, after));
+            let newest = newest(source, request, column).await?;
             // Where no row has a stamp there is none to read again, and a file's column no type to count in.
-            let lag = extent.as_ref().map_or(Duration::ZERO, |_| lag);
-            let newest = extent.map(|e| sooner(&column.ty, e.max, request.last.as_ref()));
+            let lag = newest.as_ref().map_or(Duration::ZERO, |_| lag);
+            let newest = newest.map(|newest| sooner(&column.ty, newest, request.last.as_ref()));
             let watermark = match (after, newest) {
                 (Some(after), Some(newest)) if later(&column.ty, after, &newest) => Some(after.to_string()),
                 (after, newest) => newest.or(after.map(str::to_string)),
@@ -281,6 +282,34 @@ pub async fn window(
             })
         }
     }
+}
+
+/// The largest value of the cursor that has an end: rows beyond it are read by every window.
+async fn newest(source: &dyn Source, request: &DeltaRequest, column: &Column) -> Result<Option<String>> {
+    let read = relation(&request.table);
+    let (mut slice, mut endless) = (Slice::All, Vec::new());
+    loop {
+        let Some(found) = source.extent(&read, &request.cursor, &slice).await? else {
+            return Ok(None);
+        };
+        if !is_endless(&column.ty, &found.max) {
+            return Ok(Some(found.max));
+        }
+        if endless.contains(&found.max) {
+            return Ok(None);
+        }
+        endless.push(found.max);
+        let condition = Condition {
+            term: request.cursor.clone(),
+            test: Test::NotIn(endless.clone()),
+        };
+        slice = cut::slice_within(&Slice::All, condition);
+    }
+}
+
+/// Whether a value of the cursor has no end; a text may be called so.
+fn is_endless(ty: &ColumnType, value: &str) -> bool {
+    !matches!(ty, ColumnType::Text { .. } | ColumnType::Char { .. }) && cut::is_endless(value)
 }
 
 fn relation(table: &TableRequest) -> crate::plan::ReadSpec {

@@ -4,6 +4,7 @@
 //! depends on the destination ([`Publish`]): a missing table is created, one of our own is swapped, one of somebody
 //! else's gets the difference.
 
+use super::aggregate::keeps_rows;
 use super::cut::{self, Dimension, Piece};
 use super::table::{self, Resolved, TableRequest, no_key};
 use crate::change::KeyRange;
@@ -105,11 +106,6 @@ pub async fn plan(
             slices.into_iter().map(read).collect::<Vec<Partition>>()
         }
     };
-    let mut ids: Vec<&PartitionId> = partitions.iter().map(|p| &p.id).collect();
-    ids.sort_unstable();
-    if ids.windows(2).any(|w| w[0] == w[1]) {
-        return Err(Error::bug("two partitions have the same id"));
-    }
     Ok(Plan {
         pipeline: table.pipeline.clone(),
         run_id: table.run_id.clone(),
@@ -137,12 +133,14 @@ pub(super) async fn slices(
     request: &TableRequest,
     single: bool,
 ) -> Result<Vec<PlannedSlice>> {
+    // A row that only a joined table has is in no range of this table's key.
+    let outer = !keeps_rows(&resolved.read.joins);
     let slicing = SliceRequest {
         key: resolved.source_key(),
         step: request.step,
         min_slices: MIN_SLICES,
         max_slice_bytes: request.partition_bytes,
-        single,
+        single: single || outer,
     };
     source.slices(&resolved.read, &slicing).await
 }

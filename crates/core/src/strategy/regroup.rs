@@ -6,6 +6,7 @@ use super::delta;
 use super::hash::{Comparison, Deferred, Key, Pair};
 use super::present::Present;
 use super::steps::{Steps, Stepwise};
+use crate::blocks::push_field;
 use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
 use crate::ledger::Compared;
@@ -18,7 +19,7 @@ use crate::stage::NoStages;
 use crate::text::{self, ColumnBuilder};
 use arrow_array::{ArrayRef, RecordBatch};
 use async_trait::async_trait;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Groups computed in one query.
@@ -54,11 +55,50 @@ impl Groups {
     /// The groups in a row of the key map.
     fn listed(&self, text: String) -> Result<Vec<String>> {
         if !self.lists()? {
-            return Ok(vec![text]);
+            return Ok(vec![self.group_text(&group_values(&text)?)?]);
         }
         let groups: Vec<Key> = serde_json::from_str(&text)
             .map_err(|_| Error::new(code::VALUE_MALFORMED, "a row of the key map has no list of groups"))?;
-        groups.iter().map(|g| group_text(g)).collect()
+        groups.iter().map(|g| self.group_text(g)).collect()
+    }
+
+    /// The text of a group: one for all that its values may be written as, as far as sources read them like that, too.
+    fn group_text(&self, values: &[Option<String>]) -> Result<String> {
+        let read = &self.table(AGGREGATE)?.read;
+        let numeric = |name: &String| {
+            let column = read.columns.iter().find(|c| c.column.name == *name);
+            column.is_some_and(|c| c.column.ty == ColumnType::Numeric)
+        };
+        let values: Vec<Option<&str>> = values
+            .iter()
+            .enumerate()
+            .map(|(i, value)| match read.group_by.get(i).is_some_and(numeric) {
+                true => value.as_deref().map(without_zeros),
+                false => value.as_deref(),
+            })
+            .collect();
+        serde_json::to_string(&values).map_err(|e| Error::bug(format!("a group as text: {e}")))
+    }
+
+    /// Rows of the source as the key map has them: what identifies each, and its group.
+    fn rows_of_batch(&self, batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, String)>> {
+        (0..batch.len())
+            .map(|row| {
+                let cells = batch
+                    .rows
+                    .columns()
+                    .iter()
+                    .map(|c| text::cell(c.as_ref(), row))
+                    .collect::<Result<Vec<_>>>()?;
+                let (key, group) = cells.split_at(keys);
+                let key = key
+                    .iter()
+                    .cloned()
+                    .collect::<Option<Vec<String>>>()
+                    .ok_or_else(Error::without_key)?;
+                Ok((key, self.group_text(group)?))
+            })
+            .collect()
     }
 
     /// The groups that rows of the table read are in now, by their keys; a row that is in none is not among them.
@@ -87,7 +127,7 @@ impl Groups {
             let mut reader = self.read(&self.source, read, slice).await?;
             while let Some(event) = reader.next().await? {
                 let Event::Rows(batch) = event else { continue };
-                found.extend(rows_of_batch(&batch, terms.len())?);
+                found.extend(self.rows_of_batch(&batch, terms.len())?);
             }
         }
         Ok(found)
@@ -136,7 +176,7 @@ impl Groups {
                 let cell = |column: &ArrayRef| text::cell(column.as_ref(), row);
                 let values = by.iter().map(|c| cell(c)).collect::<Result<Vec<_>>>()?;
                 let count = unsettled.map(cell).transpose()?.flatten();
-                Ok((group_text(&values)?, count.is_some_and(|n| n != "0")))
+                Ok((self.group_text(&values)?, count.is_some_and(|n| n != "0")))
             })
             .collect::<Result<Vec<_>>>()?;
         let written: Vec<usize> = (0..read.columns.len()).collect();
@@ -303,7 +343,7 @@ impl Steps for Touch {
         };
         let mut map = BTreeMap::new();
         let mut touched = BTreeSet::new();
-        let rows = rows_of_batch(&batch, self.keys)?;
+        let rows = self.groups.rows_of_batch(&batch, self.keys)?;
         if self.groups.lists()? {
             let keys: BTreeSet<Vec<String>> = rows.into_iter().map(|(key, _)| key).collect();
             let mut now = self.groups.now(&keys).await?;
@@ -330,27 +370,6 @@ impl Steps for Touch {
         }
         Ok(Some(events))
     }
-}
-
-/// Rows of the source as the key map has them: what identifies each, and its group.
-fn rows_of_batch(batch: &ChangeBatch, keys: usize) -> Result<Vec<(Vec<String>, String)>> {
-    (0..batch.len())
-        .map(|row| {
-            let cells = batch
-                .rows
-                .columns()
-                .iter()
-                .map(|c| text::cell(c.as_ref(), row))
-                .collect::<Result<Vec<_>>>()?;
-            let (key, group) = cells.split_at(keys);
-            let key = key
-                .iter()
-                .cloned()
-                .collect::<Option<Vec<String>>>()
-                .ok_or_else(Error::without_key)?;
-            Ok((key, group_text(group)?))
-        })
-        .collect()
 }
 
 /// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them. Where these have to
@@ -459,8 +478,34 @@ async fn before(groups: &Groups, keys: impl Iterator<Item = &Vec<String>>) -> Re
     Ok(found)
 }
 
-fn group_text(values: &[Option<String>]) -> Result<String> {
-    serde_json::to_string(values).map_err(|e| Error::bug(format!("a group as text: {e}")))
+/// A numeric as it is written shortest.
+fn without_zeros(value: &str) -> &str {
+    match value.contains('.') {
+        true => value.trim_end_matches('0').trim_end_matches('.'),
+        false => value,
+    }
+}
+
+fn group_values(group: &str) -> Result<Key> {
+    serde_json::from_str(group)
+        .map_err(|_| Error::new(code::VALUE_MALFORMED, "a touched group is not a list of values"))
+}
+
+/// The form that two texts of one group have in common: rows with `0` and with `0.00` are one group of a numeric, which is
+/// called by either.
+fn group_form(table: &PlannedTable, group: &Key) -> Result<Vec<u8>> {
+    let mut form = Vec::new();
+    for (name, value) in table.read.group_by.iter().zip(group) {
+        let read = table.read.columns.iter().find(|c| c.column.name == *name);
+        let ty = read.map_or(&ColumnType::Native, |c| &c.column.ty);
+        let before = form.len();
+        if push_field(&mut form, ty, value.as_deref()).is_err() {
+            // What is no value of its type is only equal to itself.
+            form.truncate(before);
+            push_field(&mut form, &ColumnType::Native, value.as_deref())?;
+        }
+    }
+    Ok(form)
 }
 
 /// Computes every group.
@@ -526,9 +571,7 @@ impl Steps for Recompute {
             .collect::<Result<Vec<Term>>>()?;
         let mut keys = BTreeMap::new();
         for (group, _) in &page {
-            let values: Key = serde_json::from_str(group)
-                .map_err(|_| Error::new(code::VALUE_MALFORMED, "a touched group is not a list of values"))?;
-            keys.insert(group.clone(), values);
+            keys.insert(group.clone(), group_values(group)?);
         }
         let slice = Slice::Keys(KeyList {
             terms,
@@ -537,20 +580,27 @@ impl Steps for Recompute {
         let mut events = VecDeque::new();
         // How the groups of this page are listed from now on.
         let mut listed = BTreeSet::new();
+        let mut computed = HashSet::new();
         let mut reader = self.groups.read(&self.groups.source, &self.read, slice).await?;
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };
             let (rows, groups) = self.groups.computed(batch)?;
             for (group, later) in groups {
-                keys.remove(&group);
+                computed.insert(group_form(table, &group_values(&group)?)?);
                 listed.extend(later.then(|| format!("{LATER}{group}")));
             }
             events.push_back(rows);
         }
-        if !keys.is_empty() && self.deletes {
-            events.push_back(gone(table, keys.values())?);
-        } else if !keys.is_empty() {
-            let left = self.there(keys).await?;
+        let mut missing = BTreeMap::new();
+        for (group, values) in keys {
+            if !computed.contains(&group_form(table, &values)?) {
+                missing.insert(group, values);
+            }
+        }
+        if !missing.is_empty() && self.deletes {
+            events.push_back(gone(table, missing.values())?);
+        } else if !missing.is_empty() {
+            let left = self.there(missing).await?;
             events.push_back(Event::Compared(Compared {
                 only_destination: left.len() as u64,
                 ..Compared::default()

@@ -114,6 +114,53 @@ fn a_run_counts_groups_and_not_its_own_notes() {
     assert_eq!((&idle["read"], &idle["updated"]), (&0.into(), &0.into()), "{idle}");
 }
 
+/// `0` and `0.00` are one group of a numeric, which its rows call by either: a group that is there under the other name is not
+/// gone, and no second one, also where the destination keeps a numeric as text.
+#[test]
+fn groups_of_a_numeric_are_told_apart_by_their_values() {
+    let db = database("numeric_groups");
+    db.psql(
+        "CREATE TABLE orders(id int PRIMARY KEY, grp numeric NOT NULL, v int NOT NULL, updated_at timestamptz NOT NULL DEFAULT now());
+         INSERT INTO orders SELECT i, CASE WHEN i % 3 = 0 THEN (i % 10)::numeric ELSE (i % 10)::numeric(9, 2) END, i,
+           now() - interval '1 hour' FROM generate_series(1, 2000) i",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("totals.db");
+    let entry = format!("{{type: sqlite, path: \"{}\"}}", file.display());
+    let place = Place::new(&[("from", postgres(&db)), ("to", postgres(&db)), ("file", entry)]);
+    let own = pipeline(", deletes: anti_join");
+    place.write("p.yaml", &own);
+    let other = own.replace("datastore: to, table: public.totals", "datastore: file, table: totals");
+    place.write("q.yaml", &other.replace("name: p\n", "name: q\n"));
+    const LINES: &str = "SELECT concat_ws(' ', grp, n, total) FROM";
+    let wanted = || {
+        let groups = "(SELECT trim_scale(grp) grp, count(*) n, sum(v) total FROM orders GROUP BY 1) g ORDER BY g.grp";
+        db.psql(&format!("{LINES} {groups}"))
+    };
+    let here = || db.psql(&format!("{LINES} totals ORDER BY totals.grp"));
+    let there = || {
+        let connection = rusqlite::Connection::open(&file).unwrap();
+        let sql = "SELECT grp || ' ' || n || ' ' || total FROM totals ORDER BY CAST(grp AS REAL)";
+        let mut rows = connection.prepare(sql).unwrap();
+        let rows = rows.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        rows.collect::<Result<Vec<_>, _>>().unwrap().join("\n")
+    };
+    let runs = ["p.yaml", "q.yaml"].map(|file| ["run", file, "--strategy", "delta"]);
+    for change in [
+        "SELECT 1",
+        // Rows of both forms in every group; one group goes all the same.
+        "UPDATE orders SET v = v + 1, updated_at = now() WHERE id <= 200; DELETE FROM orders WHERE grp = 7",
+        "UPDATE orders SET v = v + 1, updated_at = now() WHERE id % 3 = 0",
+        "UPDATE orders SET v = v + 1, updated_at = now() WHERE id % 3 > 0",
+    ] {
+        db.psql(change);
+        place.until(&runs[0], here, wanted().trim());
+        place.until(&runs[1], there, wanted().trim());
+    }
+    runs.iter().for_each(|run| drop(place.json(run, 0)));
+    assert_eq!((here().trim(), there().trim()), (wanted().trim(), wanted().trim()));
+}
+
 /// No key takes rows without a group; an expression makes them one, which rows move into and out of.
 #[test]
 fn rows_without_a_group_get_one_by_an_expression() {

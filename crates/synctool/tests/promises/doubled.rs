@@ -169,6 +169,34 @@ fn dates_that_are_no_day_are_told_apart() {
     assert_eq!(found["compared"]["differing"], 3, "{found}");
 }
 
+/// A time may lie before midnight.
+#[test]
+fn times_of_another_sign_are_told_apart() {
+    let (from, to) = (
+        MariaDb::shared().database("sign_from"),
+        MariaDb::shared().database("sign_to"),
+    );
+    for (db, first, last) in [(&from, "-10:00:00", "-00:00:00.5"), (&to, "10:00:00", "00:00:00.5")] {
+        db.sql(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, t time(6));
+             INSERT INTO items VALUES (1, '{first}'), (2, '-01:02:03.04'), (3, '838:59:59'), (4, NULL), (5, '{last}')"
+        ));
+    }
+    let place = Place::new(&[
+        ("from", format!("{{type: mysql, url: \"{}\"}}", from.url())),
+        ("to", format!("{{type: mysql, url: \"{}\"}}", to.url())),
+    ]);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: items}\nstrategies: [{type: hash}]\n",
+    );
+    let found = place.json(&["verify", "p.yaml"], 3);
+    assert_eq!(found["compared"]["differing"], 2, "{found}");
+    let rows = "SELECT id, t FROM items ORDER BY id";
+    place.json(&["run", "p.yaml"], 0);
+    assert_eq!(to.sql(rows), from.sql(rows));
+}
+
 /// `TINYINT(1)` is a number that most use as a boolean.
 #[test]
 fn other_numbers_in_a_boolean_pass_between_servers_of_one_kind() {

@@ -33,6 +33,14 @@ impl KeyForm {
     /// The text of a value in this form; `None` where no value of the dimension can be equal to it.
     pub(crate) fn text(&self, cell: &str) -> Option<String> {
         match self {
+            // As a large float is written, in the fewest digits: what it holds may have others.
+            KeyForm::Whole | KeyForm::Number if cell.contains(['e', 'E']) => {
+                let value = cell.parse::<f64>().ok().filter(|v| v.is_finite())?;
+                match value.fract() == 0.0 && value.abs() < 1e38 {
+                    true => self.text(&(value as i128).to_string()),
+                    false => self.text(&value.to_string()),
+                }
+            }
             KeyForm::Whole => {
                 let whole = match cell.split_once('.') {
                     Some((whole, zeros)) if zeros.bytes().all(|b| b == b'0') => whole,
@@ -43,11 +51,11 @@ impl KeyForm {
             }
             KeyForm::Number => {
                 let trimmed = match cell.split_once('.') {
-                    Some((whole, rest)) if !rest.contains(['e', 'E']) => match rest.trim_end_matches('0') {
+                    Some((whole, rest)) => match rest.trim_end_matches('0') {
                         "" => whole.to_string(),
                         rest => format!("{whole}.{rest}"),
                     },
-                    _ => cell.to_string(),
+                    None => cell.to_string(),
                 };
                 cell.parse::<f64>().ok()?;
                 Some(if trimmed == "-0" { "0".into() } else { trimmed })
@@ -75,6 +83,10 @@ mod tests {
         assert_eq!(form(ColumnType::Int64, "05"), some("5"));
         assert_eq!(form(ColumnType::Int64, "5.01"), None);
         assert_eq!(form(ColumnType::Int64, "five"), None);
+        assert_eq!(form(ColumnType::Int64, "1.234567890123456e18"), some("1234567890123456000"));
+        assert_eq!(form(ColumnType::Int64, "1.152921504606847e18"), some("1152921504606846976"));
+        assert_eq!(form(ColumnType::Float64, "1e15"), some("1000000000000000"));
+        assert_eq!(form(ColumnType::Float64, "NaN"), some("NaN"));
         assert_eq!(form(ColumnType::Numeric, "5.10"), some("5.1"));
         assert_eq!(form(ColumnType::Numeric, "500"), some("500"));
         assert_eq!(form(ColumnType::Char { length: 4 }, "ab  "), some("ab"));

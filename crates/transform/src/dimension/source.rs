@@ -137,8 +137,10 @@ impl Lookup for SourceLookup {
                     terms: terms.clone(),
                     keys: keys.iter().map(|k| k.iter().cloned().map(Some).collect()).collect(),
                 });
-                match self.read(slice, &mut found).await {
-                    Ok(()) => {}
+                // A database may find keys that it takes for equal, as those of another case: others ask for these.
+                let mut rows = HashMap::new();
+                match self.read(slice, &mut rows).await {
+                    Ok(()) => found.extend(keys.iter().filter_map(|k| rows.remove_entry(k))),
                     Err(e) if e.kind() == ErrorKind::Unsupported => {
                         able = false;
                         break;

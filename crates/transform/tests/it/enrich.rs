@@ -311,6 +311,46 @@ async fn validity_is_found_by_time() {
     assert_eq!(chain.output(&zoned).unwrap_err().code(), code::CONFIG_TYPE);
 }
 
+/// Of rows that became valid at once the same one is taken, in whatever order they are read.
+#[tokio::test]
+async fn rows_that_become_valid_at_once_have_an_order() {
+    let mut found = Vec::new();
+    for rows in ["(1, 10, '2024-01-01'), (1, 11, '2024-01-01')", "(1, 11, '2024-01-01'), (1, 10, '2024-01-01')"] {
+        let db = Db::with(&format!(
+            "CREATE TABLE prices (item INTEGER, price INTEGER, since DATE); INSERT INTO prices VALUES {rows}"
+        ));
+        let mut spec = segments();
+        spec.table = TableId::bare("prices");
+        spec.on = vec![JoinOn {
+            column: "item".into(),
+            key: "item".into(),
+        }];
+        spec.fields = vec![field("price", "price")];
+        spec.as_of = Some(AsOf {
+            column: "day".into(),
+            valid_from: "since".into(),
+            valid_to: None,
+            after: false,
+            to_inclusive: false,
+            include_open_ended: true,
+        });
+        let schema = table(
+            &[
+                ("id", ColumnType::Int64),
+                ("item", ColumnType::Int64),
+                ("day", ColumnType::Date),
+            ],
+            &["id"],
+        );
+        let chain = build(vec![StageSpec::Enrich(spec)], &["id"], &db.stores())
+            .await
+            .unwrap();
+        let made = run(&chain, vec![inserts(&schema, &["1|1|2024-05-01"])]).await.unwrap();
+        found.push(made.rows());
+    }
+    assert_eq!(found[0], found[1]);
+}
+
 #[tokio::test]
 async fn a_dimension_in_postgresql_has_its_types() {
     let db = PostgresServer::shared(PgVersion::V18).database("dimension");
@@ -379,6 +419,28 @@ fn keys(all: &[&str]) -> Vec<Vec<String>> {
 async fn segment(dimension: &CachedDimension<SourceLookup>, key: &str) -> Option<String> {
     let found = dimension.fetch(&keys(&[key])).await.unwrap();
     found[&vec![key.to_string()]].first().and_then(|row| row[0].clone())
+}
+
+/// A key is asked for with so many others that two queries find its row: the second one as equal but for its case.
+#[tokio::test]
+async fn a_row_that_several_queries_find_is_there_once() {
+    let db = Db::with("CREATE TABLE codes (code TEXT COLLATE NOCASE PRIMARY KEY, name TEXT); INSERT INTO codes VALUES ('K7', 'seven')");
+    let there = db.source.describe(&TableId::bare("codes")).await.unwrap().columns;
+    let lookup = SourceLookup::new(
+        db.source.clone(),
+        TableId::bare("codes"),
+        &there[..1],
+        &there[1..],
+        Duration::from_secs(60),
+    );
+    let asked: Vec<Vec<String>> = (0..1500)
+        .map(|i| vec![format!("k{i}")])
+        .chain([vec!["K7".into()]])
+        .collect();
+    let found = lookup.fetch(&asked).await.unwrap();
+    assert_eq!(found.len(), 1, "keys go by their bytes");
+    let rows = &found[&vec!["K7".to_string()]];
+    assert_eq!(rows.as_slice(), [vec![Some("seven".to_string())]]);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use synctool_core::error::ErrorKind;
 use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::query::{Comparison, Condition, Cut, Filter, Join, JoinKind, KeyList, Term, Test};
 use synctool_core::schema::{Column, ColumnType, TableId};
-use synctool_core::source::{ReadContext, Source};
+use synctool_core::source::{ReadContext, SliceRequest, Source};
 use synctool_core::testing::rows::{Row, texts};
 
 /// Somebody else's database: written before we open it.
@@ -103,6 +103,32 @@ fn own(name: &str) -> Term {
 
 fn row(cells: &[&str]) -> Row {
     cells.iter().map(|c| (*c != "NULL").then(|| c.to_string())).collect()
+}
+
+/// A row without a key is in no range of keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_a_key_are_not_left_out_of_slices() {
+    for (more, whole) in [("SELECT -1", false), ("SELECT NULL", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = DuckDbConfig {
+            path: folder.path().join("t.duckdb"),
+            library: Some(synctool_testkit::libduckdb()),
+            create: true,
+        };
+        let fill = format!("INSERT INTO t SELECT range FROM range(1000000) UNION ALL {more}");
+        foreign(&config.path, &["CREATE TABLE t (id BIGINT)", &fill]);
+        let source = DuckDb::open(config).await.unwrap().source();
+        let read = ReadSpec::all(TableId::bare("t"), &[Column::new("id", ColumnType::Int64)]);
+        let request = SliceRequest {
+            key: vec!["id".into()],
+            step: None,
+            min_slices: 4,
+            max_slice_bytes: 1 << 30,
+            single: false,
+        };
+        let slices = source.slices(&read, &request).await.unwrap();
+        assert_eq!(slices.len() == 1, whole, "{more}: {slices:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

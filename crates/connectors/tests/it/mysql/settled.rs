@@ -108,6 +108,38 @@ async fn nothing_that_is_open_is_before_the_bound() {
     assert!(earlier.bound < now.bound && earlier.held_by.is_none());
 }
 
+/// Wall-clock times that come again are not below the bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_are_about_to_go_back_hold_the_bound() {
+    // A server of its own: zones are the whole server's.
+    let server = MariaDb::start();
+    let database = server.database("back");
+    let mysql = Mysql::open(MysqlConfig::new("127.0.0.1", server.port(), "root", database.name())).unwrap();
+    let destination = mysql.destination().await.unwrap();
+    let db = Db {
+        database,
+        mysql,
+        destination,
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    // At the next quarter that is not too near, from two hours east of UTC to one.
+    let back = (now.as_secs() as i64 + 120).div_euclid(900) * 900 + 900;
+    db.sql(&format!(
+        "INSERT INTO mysql.time_zone (Time_zone_id, Use_leap_seconds) VALUES (1000, 'N'); \
+         INSERT INTO mysql.time_zone_name (Name, Time_zone_id) VALUES ('Test/Back', 1000); \
+         INSERT INTO mysql.time_zone_transition_type (Time_zone_id, Transition_type_id, `Offset`, Is_DST, Abbreviation) \
+         VALUES (1000, 0, 7200, 1, 'SUMMER'), (1000, 1, 3600, 0, 'WINTER'); \
+         INSERT INTO mysql.time_zone_transition (Time_zone_id, Transition_time, Transition_type_id) \
+         VALUES (1000, 0, 0), (1000, {back}, 1)"
+    ));
+    let column = Column::new("at", ColumnType::Timestamp);
+    let table = TableId::bare("t");
+    let settled = db.source().settled(&table, &column, Some("Test/Back"), Duration::ZERO).await;
+    let mut winter = String::new();
+    synctool_core::text::write_timestamp(&mut winter, (back + 3600) * 1_000_000, false);
+    assert_eq!(settled.unwrap().bound, winter);
+}
+
 /// A column without digits cuts its stamps off, and `now()` without digits cuts them off for any column: whatever is
 /// stamped after the bound was taken is not below it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -82,6 +82,9 @@ const MAX_BATCH_BYTES: usize = 2 << 20;
 /// How soon a sink whose commits reach the disk later is asked again whether they have.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
+/// A commit is not put off for less: what comes during one is in the next.
+const NEAR: Duration = Duration::from_millis(4);
+
 /// What a commit takes at least, before any was made.
 const CHEAP: Duration = Duration::from_millis(1);
 
@@ -1102,9 +1105,9 @@ async fn write_partition(
     }
 }
 
-/// Waits as timers can, in whole milliseconds: what is nearer is now.
+/// Waits for what is not near enough to be now.
 async fn until(due: Instant) {
-    if due.saturating_duration_since(Instant::now()) >= Duration::from_millis(1) {
+    if due.saturating_duration_since(Instant::now()) >= NEAR {
         tokio::time::sleep_until(due).await;
     }
 }

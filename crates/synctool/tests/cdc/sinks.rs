@@ -122,6 +122,41 @@ fn duckdb_gets_rows_that_come_after_columns_went() {
     rows_come_after_columns_went(&stage, &format!("duckdb:{}", file.display()));
 }
 
+/// A table whose key are numbers that the destination keeps as texts is read again in more than one range.
+fn ranges_of_numbers_that_are_texts(stage: &Stage, uri: &str) {
+    stage.catch_up();
+    stage.ok(&["cdc", "refresh", "shop.yaml", "numbers"]);
+    stage.catch_up();
+    let (code, found) = stage.json(&["diff", &stage.from.url(), "numbers", uri, "numbers", "--columns", "n,v"]);
+    assert_eq!(
+        (code, &found["compared"]["source"]),
+        (0, &serde_json::json!(300)),
+        "{found:#}"
+    );
+}
+
+const NUMBERS: &str = "CREATE TABLE numbers (n numeric PRIMARY KEY, v int);
+    INSERT INTO numbers SELECT i, i FROM generate_series(1, 300) i";
+
+#[test]
+fn mariadb_replaces_ranges_of_numbers_that_are_texts() {
+    let stage = Stage::new(PgVersion::V18);
+    stage.from.psql(NUMBERS);
+    let to = synctool_testkit::MariaDb::shared().database("cdc_numbers");
+    into_mariadb(&stage, &to, "numbers");
+    ranges_of_numbers_that_are_texts(&stage, &to.url());
+    assert_eq!(to.sql("SELECT count(*) FROM numbers"), "300");
+}
+
+#[cfg(feature = "duckdb")]
+#[test]
+fn duckdb_replaces_ranges_of_numbers_that_are_texts() {
+    let stage = Stage::new(PgVersion::V15);
+    stage.from.psql(NUMBERS);
+    let file = into_file(&stage, "duckdb", "numbers");
+    ranges_of_numbers_that_are_texts(&stage, &format!("duckdb:{}", file.display()));
+}
+
 #[test]
 fn sqlite_follows_a_log() {
     let stage = Stage::new(PgVersion::V18);

@@ -386,9 +386,14 @@ pub(crate) async fn cut_keys(
         }
     }
     if let Some(slow) = sources.iter().find(|s| !orders.by_bytes.contains(s)) {
+        let is_text = |c: &ReadColumn| matches!(c.column.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
+        let term = match read.columns.iter().any(|c| c.source == *slow && is_text(c)) {
+            true => slow.clone(),
+            false => format!("({slow}::text)"),
+        };
         plan.reasons.push(format!(
             "{table}: rows that are there already are read in the order of the bytes of {slow}, because the destination may \
-             order texts otherwise; for a large table make an index on ({slow} COLLATE \"C\") first",
+             order texts otherwise; for a large table make an index on ({term} COLLATE \"C\") first",
             table = read.table
         ));
     }

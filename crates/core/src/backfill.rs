@@ -9,7 +9,8 @@
 //! 1. A touched row may lack values (unchanged TOAST). The chunk supplies them: the emitted row is the chunk's with
 //!    everything the window's events carried laid over it.
 //! 2. An update of a row that the sink does not have never becomes an insert with NULLs. While a table is backfilled,
-//!    complete updates travel as upserts, and a key change without every value has its new key fetched again.
+//!    complete updates travel as upserts, and a key change without every value has its new key fetched again. So has,
+//!    always, a new row without every value: a filter lets it in, and its large values did not change.
 //! 3. A transaction whose commit the log has shown already may still be invisible to the chunk's SELECT. The chunk
 //!    says which transactions were in progress for it; if one of them was seen as committed before the low watermark,
 //!    the chunk is read again. So it is if the log showed the commit of a transaction that is newer than the snapshot
@@ -114,6 +115,12 @@ pub trait ChunkSource: Send + Sync {
     fn follows(&self, table: &TableId) -> bool {
         let _ = table;
         true
+    }
+
+    /// The places of a table's key in its rows, where new ones may come without all of their values.
+    fn key_places(&self, table: &TableId) -> Option<Vec<usize>> {
+        let _ = table;
+        None
     }
 
     /// What must be read again after a change of shape: a new column may have values in rows that nobody touched.
@@ -842,6 +849,55 @@ impl Backfill {
         }
     }
 
+    /// New rows that the log does not bring whole never become rows with NULLs: they change what is there, if anything is,
+    /// and are fetched by their keys, or by those that they get before that.
+    fn fetch_incomplete(&mut self, mut batch: ChangeBatch) -> Result<ChangeBatch> {
+        if batch.present.is_none() && batch.before.is_none() {
+            return Ok(batch);
+        }
+        let lacking = lacking(&batch);
+        let active = self.active(&batch.table);
+        let pending = self.position.pending.iter().find(|p| p.table == *batch.table);
+        // Rows of the table that is backfilled are followed to their new keys there.
+        let asked = pending.filter(|_| !active && batch.before.is_some()).map(|p| &p.keys);
+        if !lacking.contains(&true) && asked.is_none_or(Vec::is_empty) {
+            return Ok(batch);
+        }
+        let Some(places) = self.source.key_places(&batch.table) else {
+            return Ok(batch);
+        };
+        let mut wanted: HashSet<Key> = (asked.into_iter().flatten())
+            .map(|key| key.iter().cloned().map(Some).collect())
+            .collect();
+        let mut keys: Vec<Vec<String>> = Vec::new();
+        let mut ops = Vec::with_capacity(batch.len());
+        for (row, lacks) in lacking.into_iter().enumerate() {
+            let op = batch.ops.get(row);
+            ops.push(if lacks { Op::Update } else { op } as u8);
+            let moves = match &batch.before {
+                Some(before) if op == Op::Update && !active => wanted.contains(&row_key(before, &places, row)?),
+                _ => false,
+            };
+            if !lacks && !moves {
+                continue;
+            }
+            let key = row_key(&batch.rows, &places, row)?;
+            keys.push(key.iter().map(|v| v.clone().unwrap_or_default()).collect());
+            // A window that asks for this key may be too early for it.
+            if let Some(w) = self.window.as_mut().filter(|w| active && w.keys.is_some() && w.low.is_some()) {
+                w.touched.entry(key.clone()).or_default().unknown = true;
+            }
+            wanted.insert(key);
+        }
+        if keys.is_empty() {
+            return Ok(batch);
+        }
+        Pending::keys(TableId::clone(&batch.table), keys).besides(&mut self.position.pending);
+        self.tell_left();
+        batch.ops = Ops::Each(UInt8Array::from(ops));
+        Ok(batch)
+    }
+
     /// Passes rows of the table that is being backfilled, remembering what they say of each key.
     fn rows(&mut self, batch: ChangeBatch) -> Result<Vec<Event>> {
         let Some((_, schema, key)) = &self.schema else {
@@ -1233,6 +1289,10 @@ impl Backfill {
         }
         self.inside = !matches!(event, Event::Boundary { .. });
         self.busy |= matches!(event, Event::Rows(_));
+        let event = match event {
+            Event::Rows(batch) => Event::Rows(self.fetch_incomplete(batch)?),
+            other => other,
+        };
         match event {
             Event::Message { prefix, content } if prefix == WATERMARK_PREFIX => self.watermark(&content),
             Event::Rows(batch) if self.active(&batch.table) => {
@@ -1343,6 +1403,14 @@ async fn chunk_of(window: Option<&mut Window>) -> Result<Chunk> {
             .unwrap_or_else(|e| Err(Error::bug(format!("reading a chunk died: {e}")))),
         None => std::future::pending().await,
     }
+}
+
+/// Which rows are new and not whole.
+fn lacking(batch: &ChangeBatch) -> Vec<bool> {
+    let columns = batch.rows.num_columns();
+    let has = |c: usize, row: usize| batch.present.as_ref().is_none_or(|p| p.has(c, row));
+    let lacks = |row: usize| batch.ops.get(row) == Op::Insert && !(0..columns).all(|c| has(c, row));
+    (0..batch.len()).map(lacks).collect()
 }
 
 /// Rows that have nothing but their key.

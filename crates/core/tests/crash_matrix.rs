@@ -412,6 +412,62 @@ async fn a_commit_among_others_that_a_later_chunk_could_not_see_is_not_lost() {
     }
 }
 
+/// A new row of which the log does not say every value (a filter let it in) is read, beside a chunk of its table, too, and
+/// beside the keys that were asked for.
+#[tokio::test]
+async fn a_new_row_without_all_of_its_values_is_read() {
+    let asked = Pending::keys(items(), vec![key("2")]);
+    for pending in [None, Some(Pending::load(items())), Some(Pending::resync(items())), Some(asked)] {
+        let log = MemoryLog::new(1);
+        log.create(&items(), schema());
+        log.begin(0).put(&items(), row(&["1", "a", "b"])).commit();
+        let destination = Memory::default();
+        destination.put(&items(), schema(), log.rows(&items()));
+        let case = format!("{pending:?}");
+        let enters = |log: &MemoryLog| log.begin(0).enter(&items(), row(&["2", "a", "large"]), 2).commit();
+        let beside = pending.is_some();
+        if beside {
+            log.between(enters);
+        }
+        let log = log.with_backfill(pending.into_iter().collect(), 10);
+        if !beside {
+            enters(&log);
+        }
+        log_run(&log, &destination, &FaultPlan::none(), &[items()])
+            .await
+            .unwrap();
+        assert_eq!(destination.table(&items()).unwrap().rows, log.rows(&items()), "{case}");
+    }
+}
+
+/// It is found under the key that it has by then, while another table is read.
+#[tokio::test]
+async fn a_new_row_that_gets_another_key_before_it_is_read_is_found() {
+    for all in [false, true] {
+        let log = MemoryLog::new(1);
+        for table in [items(), orders()] {
+            log.create(&table, schema());
+        }
+        for n in ["1", "2", "3"] {
+            log.begin(0).put(&orders(), row(&[n, "a", "b"])).commit();
+        }
+        let log = log.with_backfill(vec![Pending::load(orders())], 1);
+        let mut set = vec![(0, Some("3".into()))];
+        if all {
+            set.extend([(1, Some("c".into())), (2, Some("small".into()))]);
+        }
+        log.begin(0).enter(&items(), row(&["2", "a", "large"]), 2).commit();
+        log.begin(0).update(&items(), &key("2"), &set).commit();
+        let destination = Memory::default();
+        log_run(&log, &destination, &FaultPlan::none(), &[items(), orders()])
+            .await
+            .unwrap();
+        for table in [items(), orders()] {
+            assert_eq!(destination.table(&table).unwrap().rows, log.rows(&table), "{all}: {table}");
+        }
+    }
+}
+
 /// What the log says beside a chunk is not kept without end: a large transaction has the chunk read again behind it.
 #[tokio::test]
 async fn a_large_transaction_beside_a_chunk() {
@@ -686,6 +742,7 @@ enum Step {
     Put(u8, u8),
     Update(u8, u8),
     Rekey(u8, u8, bool),
+    Enter(u8, u8),
     Delete(u8),
     Truncate,
     Hide,
@@ -697,6 +754,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..24u8, any::<u8>()).prop_map(|(k, v)| Step::Put(k, v)),
         6 => (0..24u8, any::<u8>()).prop_map(|(k, v)| Step::Update(k, v)),
         4 => (0..24u8, 0..24u8, any::<bool>()).prop_map(|(a, b, all)| Step::Rekey(a, b, all)),
+        2 => (0..24u8, any::<u8>()).prop_map(|(k, v)| Step::Enter(k, v)),
         3 => (0..24u8).prop_map(Step::Delete),
         1 => Just(Step::Truncate),
         1 => Just(Step::Hide),
@@ -731,6 +789,10 @@ fn take(log: &MemoryLog, steps: &[Step]) {
                 }
                 log.begin(0).update(&items(), &key(&k(a)), &set).commit();
             }
+            Step::Enter(key, v) => log
+                .begin(0)
+                .enter(&items(), row(&[&k(key), &v.to_string(), "large"]), 2)
+                .commit(),
             Step::Delete(at) => log.begin(0).delete(&items(), &key(&k(at))).commit(),
         }
     }

@@ -14,12 +14,13 @@ use super::client::{Session, number};
 use super::ddl;
 use super::merge::Mapping;
 use super::sql::{self, exact, ident, list, table as quoted};
+use super::types;
 use arrow_array::RecordBatch;
 use std::collections::HashSet;
 use synctool_core::change::{ChangeBatch, KeyRange, Op};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::Applied;
-use synctool_core::schema::{Column, TableId, TableSchema};
+use synctool_core::schema::{TableId, TableSchema};
 
 /// So many changes, or so many bytes of them, go together at most.
 const TOGETHER_ROWS: usize = 2000;
@@ -207,27 +208,19 @@ impl Target {
         Ok(applied)
     }
 
-    /// Makes a key range hold exactly these rows; those that only the destination had are counted as removed.
+    /// Makes a key range hold exactly these rows; those that only the destination had are counted as removed. Some columns
+    /// of the key have ranges that are cut `by_bytes`.
     pub(super) async fn replace_range(
         &self,
         session: &mut Session,
         range: &KeyRange,
+        by_bytes: &[String],
         rows: &RecordBatch,
     ) -> Result<Applied> {
         if self.mapping.key.is_empty() {
             return Err(keyless("replacing a key range"));
         }
-        let columns: Vec<(String, Column)> = range
-            .columns
-            .iter()
-            .map(|name| {
-                let column = self.mapping.columns.iter().find(|c| c.name == *name).ok_or_else(|| {
-                    Error::new(code::COLUMN_MISSING, format!("range column {name} is not in the table"))
-                })?;
-                Ok((format!("d.{}", ident(name)), column.clone()))
-            })
-            .collect::<Result<_>>()?;
-        let condition = sql::range(range, &columns)?;
+        let condition = self.within(range, by_bytes)?;
         let places = self.places(rows)?;
         self.clear_stage(session).await?;
         let mut group = Group::default();
@@ -256,7 +249,7 @@ impl Target {
             upper: None,
             ..range.clone()
         };
-        let ahead = sql::range(&ahead, &columns)?;
+        let ahead = self.within(&ahead, by_bytes)?;
         for statement in self.mapping.give_way(&self.name, &self.stage, &ahead) {
             applied.removed += session.run(&statement, "replacing a key range").await?;
         }
@@ -266,6 +259,39 @@ impl Target {
         }
         applied += self.flush(session, &mut group).await?;
         Ok(applied)
+    }
+
+    /// The condition of rows of a range; empty for one without bounds. What is cut by the bytes of texts is compared by
+    /// them, whatever order the column has.
+    fn within(&self, range: &KeyRange, by_bytes: &[String]) -> Result<String> {
+        let places: Vec<usize> = range
+            .columns
+            .iter()
+            .map(|name| {
+                let place = self.mapping.columns.iter().position(|c| c.name == *name);
+                place.ok_or_else(|| {
+                    Error::new(code::COLUMN_MISSING, format!("range column {name} is not in the table"))
+                })
+            })
+            .collect::<Result<_>>()?;
+        let cut = |at: usize| by_bytes.contains(&self.mapping.columns[at].name);
+        let exactly = |at: usize| cut(at) && !self.mapping.by_bytes[at];
+        let name = |at: usize| exact(&format!("d.{}", ident(&self.mapping.columns[at].name)), exactly(at));
+        let names: Vec<String> = places.iter().map(|at| name(*at)).collect();
+        let mut sides = Vec::new();
+        for (bound, op) in [(&range.lower, ">="), (&range.upper, "<")] {
+            let Some(values) = bound else { continue };
+            if values.len() != places.len() {
+                return Err(Error::bug("a key range has another number of values than columns"));
+            }
+            let literals = places.iter().zip(values).map(|(at, value)| match exactly(*at) {
+                true => Ok(sql::hex_literal(value.as_bytes())),
+                false if cut(*at) && self.mapping.writers[*at].is_text() => Ok(sql::literal(value)),
+                false => types::literal(&self.mapping.columns[*at], value),
+            });
+            sides.push(sql::compare(&names, op, &literals.collect::<Result<Vec<_>>>()?));
+        }
+        Ok(sides.join(" AND "))
     }
 
     /// Empties the table. TRUNCATE would commit; the counter of an auto-increment column goes on.

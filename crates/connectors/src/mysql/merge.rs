@@ -1,6 +1,7 @@
 //! The statements that make a table equal to another one beside it, by key: delete, update, insert only what differs.
 
 use super::catalog::CatalogTable;
+use super::slices::goes_by_bytes;
 use super::sql::{exact, ident, list};
 use super::types::Writer;
 use synctool_core::error::{Error, Result, code};
@@ -22,6 +23,8 @@ pub(super) struct Mapping {
     pub(super) fragile: bool,
     /// Whether equal keys have equal bytes.
     pub(super) exact_key: bool,
+    /// Whether the own order of each column is that of the bytes of its texts.
+    pub(super) by_bytes: Vec<bool>,
     /// The columns of unique indexes that more than one key may have the values of.
     others: Vec<Vec<String>>,
 }
@@ -59,6 +62,7 @@ impl Mapping {
                 .iter()
                 .any(|i| i.unique && i.columns.iter().any(|c| !schema.key.contains(c))),
             exact_key: true,
+            by_bytes: Vec::new(),
             others: Vec::new(),
         };
         let others = existing.indexes.iter().filter(|i| i.unique && i.whole);
@@ -85,6 +89,7 @@ impl Mapping {
                 mapping.exact_key = false;
             }
             mapping.writers.push(Writer::new(column, &there.declared.column_type));
+            mapping.by_bytes.push(goes_by_bytes(there));
             mapping.columns.push(column.clone());
         }
         for k in &schema.key {

@@ -154,8 +154,10 @@ impl MysqlSink {
             Event::ReplaceRange { table, range, rows } => {
                 let target = self.target(&table).await?;
                 self.begin().await?;
+                let planned = &self.plan.tables[self.targets[target].index];
+                let by_bytes = self.plan.columns_cut_by_bytes(&planned.read.table);
                 let done = self.targets[target]
-                    .replace_range(&mut self.session, &range, &rows)
+                    .replace_range(&mut self.session, &range, &by_bytes, &rows)
                     .await;
                 self.pending += done.map_err(|e| e.at("table", table.to_string()))?;
                 Ok(())

@@ -124,7 +124,7 @@ pub(super) fn order(flavor: &Flavor, column: &CatalogColumn) -> Option<String> {
         // They go by the place of their value in a list.
         _ if ["enum", "set"].contains(&declared) => None,
         (Some((charset, collation)), ColumnType::Text { .. } | ColumnType::Char { .. }) => {
-            let by_bytes = ["_nopad_bin", "_0900_bin"].iter().any(|end| collation.ends_with(*end));
+            let by_bytes = is_by_bytes(collation);
             let pads = matches!(column.column.ty, ColumnType::Char { .. });
             Some(match by_bytes && charset.starts_with("utf8") && !pads {
                 true => BYTES.into(),
@@ -132,6 +132,23 @@ pub(super) fn order(flavor: &Flavor, column: &CatalogColumn) -> Option<String> {
             })
         }
         _ => None,
+    }
+}
+
+/// Whether texts of a collation are ordered by their code points, blanks at the end too.
+fn is_by_bytes(collation: &str) -> bool {
+    ["_nopad_bin", "_0900_bin"].iter().any(|end| collation.ends_with(*end))
+}
+
+/// Whether a column's own order is that of the bytes of its texts.
+pub(super) fn goes_by_bytes(column: &CatalogColumn) -> bool {
+    let declared = column.declared.data_type.as_str();
+    match &column.collation {
+        None => !["uuid", "inet4", "inet6"].contains(&declared),
+        Some(_) if ["enum", "set"].contains(&declared) => false,
+        // All of them are of one length and form.
+        Some((_, collation)) if column.column.ty == ColumnType::Uuid => collation.ends_with("_bin"),
+        Some((charset, collation)) => is_by_bytes(collation) && charset.starts_with("utf8"),
     }
 }
 

@@ -580,6 +580,27 @@ impl Writer<'_> {
         self
     }
 
+    /// A row comes that is not there yet, and one of its values is not in the log: as where a filter lets it in.
+    /// Nothing happens if its key is taken.
+    pub fn enter(mut self, table: &TableId, row: Row, without: usize) -> Self {
+        let (schema, rows) = self.table(table);
+        let key = key_of(schema, &row).expect("has a key");
+        if rows.contains_key(&key) {
+            return self;
+        }
+        rows.insert(key, row.clone());
+        let present = (0..row.len()).map(|c| c != without).collect();
+        let shown = row.into_iter().enumerate();
+        self.changes.push(Change::Row {
+            table: table.clone(),
+            op: Op::Insert,
+            row: shown.map(|(c, v)| v.filter(|_| c != without)).collect(),
+            present,
+            before: None,
+        });
+        self
+    }
+
     /// Deletes a row, if it is there.
     pub fn delete(mut self, table: &TableId, key: &[String]) -> Self {
         let (schema, rows) = self.table(table);
@@ -814,6 +835,11 @@ impl ChunkSource for MemoryLog {
         };
         self.run_between();
         Ok(chunk)
+    }
+
+    fn key_places(&self, table: &TableId) -> Option<Vec<usize>> {
+        let world = self.world();
+        world.tables.get(table).and_then(|(schema, _)| schema.key_indices().ok())
     }
 
     async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk> {

@@ -82,6 +82,82 @@ fn follows(stage: &Stage, changes: u64, same: impl Fn(&str)) {
     same("after TRUNCATE");
 }
 
+/// A column that comes and goes among rows, and one of the plan that goes: the rows behind it are whole without it.
+fn rows_come_after_columns_went(stage: &Stage, uri: &str) {
+    stage.catch_up();
+    stage.from.psql(
+        "ALTER TABLE restaurant ADD COLUMN token text; INSERT INTO restaurant VALUES ('with', 'w', 1, NULL, 't');
+         ALTER TABLE restaurant DROP COLUMN token; INSERT INTO restaurant VALUES ('without', 'w', 2, NULL)",
+    );
+    stage.catch_up();
+    let file = stage.home.path().join("shop.yaml");
+    let text = std::fs::read_to_string(&file).expect("written") + "schema_drift: evolve\n";
+    std::fs::write(&file, text).expect("written");
+    stage.from.psql("ALTER TABLE restaurant DROP COLUMN tags; INSERT INTO restaurant VALUES ('last', 'w', 3)");
+    stage.catch_up();
+    let (from, columns) = (stage.from.url(), "id,name,rating");
+    let (code, out, err) = stage.run(&["diff", &from, "restaurant", uri, "restaurant", "--columns", columns]);
+    assert_eq!(code, 0, "{out}\n{err}");
+}
+
+#[test]
+fn sqlite_gets_rows_that_come_after_columns_went() {
+    let stage = Stage::new(PgVersion::V18);
+    let file = into_file(&stage, "sqlite", "restaurant");
+    rows_come_after_columns_went(&stage, &format!("sqlite:{}", file.display()));
+}
+
+#[test]
+fn mariadb_gets_rows_that_come_after_columns_went() {
+    let stage = Stage::new(PgVersion::V15);
+    let to = synctool_testkit::MariaDb::shared().database("cdc_went");
+    into_mariadb(&stage, &to, "restaurant");
+    rows_come_after_columns_went(&stage, &to.url());
+}
+
+#[cfg(feature = "duckdb")]
+#[test]
+fn duckdb_gets_rows_that_come_after_columns_went() {
+    let stage = Stage::new(PgVersion::V15);
+    let file = into_file(&stage, "duckdb", "restaurant");
+    rows_come_after_columns_went(&stage, &format!("duckdb:{}", file.display()));
+}
+
+/// A table whose key are numbers that the destination keeps as texts is read again in more than one range.
+fn ranges_of_numbers_that_are_texts(stage: &Stage, uri: &str) {
+    stage.catch_up();
+    stage.ok(&["cdc", "refresh", "shop.yaml", "numbers"]);
+    stage.catch_up();
+    let (code, found) = stage.json(&["diff", &stage.from.url(), "numbers", uri, "numbers", "--columns", "n,v"]);
+    assert_eq!(
+        (code, &found["compared"]["source"]),
+        (0, &serde_json::json!(300)),
+        "{found:#}"
+    );
+}
+
+const NUMBERS: &str = "CREATE TABLE numbers (n numeric PRIMARY KEY, v int);
+    INSERT INTO numbers SELECT i, i FROM generate_series(1, 300) i";
+
+#[test]
+fn mariadb_replaces_ranges_of_numbers_that_are_texts() {
+    let stage = Stage::new(PgVersion::V18);
+    stage.from.psql(NUMBERS);
+    let to = synctool_testkit::MariaDb::shared().database("cdc_numbers");
+    into_mariadb(&stage, &to, "numbers");
+    ranges_of_numbers_that_are_texts(&stage, &to.url());
+    assert_eq!(to.sql("SELECT count(*) FROM numbers"), "300");
+}
+
+#[cfg(feature = "duckdb")]
+#[test]
+fn duckdb_replaces_ranges_of_numbers_that_are_texts() {
+    let stage = Stage::new(PgVersion::V15);
+    stage.from.psql(NUMBERS);
+    let file = into_file(&stage, "duckdb", "numbers");
+    ranges_of_numbers_that_are_texts(&stage, &format!("duckdb:{}", file.display()));
+}
+
 #[test]
 fn sqlite_follows_a_log() {
     let stage = Stage::new(PgVersion::V18);

@@ -368,10 +368,7 @@ impl LogReader {
     /// Follows what a statement does to the columns of tables, which the catalog has like this by now.
     fn alter(&mut self, effects: &[Effect], schema: &str, there: &[(usize, Option<CatalogTable>)]) -> Result<()> {
         for (index, shape) in self.world.shapes.all().iter().enumerate() {
-            let of_it = |named: &Named| {
-                let schema = named.schema.as_deref().unwrap_or(schema);
-                named.name == shape.full.name && shape.full.schema.as_deref() == Some(schema)
-            };
+            let of_it = |named: &Named| shape.is_named(named.schema.as_deref().unwrap_or(schema), &named.name);
             let of_it = |e: &&Effect| e.altered().is_some_and(of_it);
             let effects: Vec<&Effect> = effects.iter().filter(of_it).collect();
             let there = there.iter().find(|(i, _)| *i == index).and_then(|(_, t)| t.as_ref());
@@ -541,7 +538,7 @@ impl LogReader {
                 | Effect::Added(..)
                 | Effect::Engine(_) => {}
                 Effect::Rows => {
-                    let mentioned = |i: &usize| sql.contains(&shapes[*i].full.name);
+                    let mentioned = |i: &usize| shapes[*i].is_mentioned(sql);
                     let mentioned: Vec<usize> = self.all().into_iter().filter(mentioned).collect();
                     if let Some(first) = mentioned.first() {
                         let why = format!(

@@ -108,7 +108,9 @@ impl Rows {
     fn add(&mut self, op: Op, layout: &Layout, cells: &Image<'_>, before: Option<&Image<'_>>) -> Result<()> {
         let row = self.ops.len();
         for (i, value) in cells.iter().enumerate() {
-            if value.is_none() {
+            // A new row is whole without what its table has no more.
+            let whole = op == Op::Insert && self.shape.columns[i].gone;
+            if value.is_none() && !whole {
                 self.absent.push((i, row));
             }
             let field = &mut self.fields[i];

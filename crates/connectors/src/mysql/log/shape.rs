@@ -5,7 +5,7 @@ mod alter;
 pub(super) use alter::Altered;
 
 use super::super::catalog::{self, CatalogTable};
-use super::super::client::{Session, text};
+use super::super::client::{Session, number, text};
 use super::super::sql::literal;
 use super::capture;
 use super::cells::Cell;
@@ -54,6 +54,8 @@ pub(super) struct Shape {
     pub(super) table: Arc<TableId>,
     /// With its database.
     pub(super) full: TableId,
+    /// Whether names of tables are the same in any case (`lower_case_table_names`).
+    folds: bool,
     pub(super) columns: Vec<ShapeColumn>,
     /// So many of the columns are the plan's.
     pub(super) planned: usize,
@@ -97,9 +99,7 @@ pub(super) type Shapes = crate::logs::Shapes<Shape>;
 impl Shapes {
     /// The followed table of a name in the log.
     pub(super) fn named(&self, schema: &str, name: &str) -> Option<usize> {
-        self.all()
-            .iter()
-            .position(|s| s.full.name == name && s.full.schema.as_deref() == Some(schema))
+        self.all().iter().position(|s| s.is_named(schema, name))
     }
 }
 
@@ -176,6 +176,9 @@ impl Shape {
         drift: Drift,
     ) -> Result<Shape> {
         let there = catalog::find(session, &followed.read.table).await?;
+        let case = session
+            .row("SELECT @@lower_case_table_names", "looking at the names of tables")
+            .await?;
         let (name, nothing) = (followed.read.table.to_string(), Beyond::default());
         let noted = position.tables.get(&name).unwrap_or(&nothing);
         let dropped = position.dropped.get(&name).map_or(&[][..], Vec::as_slice);
@@ -197,6 +200,7 @@ impl Shape {
         let mut shape = Shape {
             table: Arc::new(followed.read.table.clone()),
             full: catalog::qualified(session, &followed.read.table),
+            folds: number(&case, 0) > 0,
             others: followed.known.iter().filter(|n| !wanted(n)).cloned().collect(),
             left: noted.left.clone(),
             drift,
@@ -252,6 +256,18 @@ impl Shape {
             }
         }
         Ok(())
+    }
+
+    /// Whether this is its name in the log.
+    pub(super) fn is_named(&self, schema: &str, name: &str) -> bool {
+        let same = |a: &str, b: &str| a == b || (self.folds && is_same(a, b));
+        same(&self.full.name, name) && self.full.schema.as_deref().is_some_and(|own| same(own, schema))
+    }
+
+    /// Whether a statement has its name somewhere.
+    pub(super) fn is_mentioned(&self, sql: &str) -> bool {
+        let name = &self.full.name;
+        sql.contains(name) || (self.folds && sql.to_lowercase().contains(&name.to_lowercase()))
     }
 
     fn rebuild(&mut self) {

@@ -364,11 +364,13 @@ pub(crate) async fn cut_keys(
     (connection, oid): (&Connection, u32),
     read: &ReadSpec,
     schema: &TableSchema,
-    destination: &dyn Destination,
+    (destination, there): (&dyn Destination, Option<&TableSchema>),
 ) -> Result<()> {
     let pairs = read.columns.iter().zip(&schema.columns);
     let key = pairs.filter(|(_, stored)| schema.key.contains(&stored.name));
-    let unlike = key.filter(|(from, stored)| !is_ordered_alike(&from.column.ty) || !is_ordered_alike(&stored.ty));
+    let unlike = key.filter(|(from, stored)| {
+        !is_ordered_alike(&from.column.ty) || !is_ordered_alike(&stored.ty) || is_number_as_text(stored, there)
+    });
     let (sources, names): (Vec<String>, Vec<String>) = unlike
         .map(|(from, stored)| (from.source.clone(), stored.name.clone()))
         .unzip();
@@ -384,14 +386,30 @@ pub(crate) async fn cut_keys(
         }
     }
     if let Some(slow) = sources.iter().find(|s| !orders.by_bytes.contains(s)) {
+        let is_text = |c: &ReadColumn| matches!(c.column.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
+        let term = match read.columns.iter().any(|c| c.source == *slow && is_text(c)) {
+            true => slow.clone(),
+            false => format!("({slow}::text)"),
+        };
         plan.reasons.push(format!(
             "{table}: rows that are there already are read in the order of the bytes of {slow}, because the destination may \
-             order texts otherwise; for a large table make an index on ({slow} COLLATE \"C\") first",
+             order texts otherwise; for a large table make an index on ({term} COLLATE \"C\") first",
             table = read.table
         ));
     }
     plan.cut_by_bytes(&read.table, names);
     Ok(())
+}
+
+/// Whether a number is kept as a text, in the order of texts: by the destination's own choice, or because its column is one.
+fn is_number_as_text(stored: &Column, there: Option<&TableSchema>) -> bool {
+    let number = stored.ty.is_integer() || matches!(stored.ty, ColumnType::Decimal { .. } | ColumnType::Numeric);
+    let kept = there.and_then(|t| t.column(&stored.name)).unwrap_or(stored);
+    let printed = kept.source_type.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let name = printed.split(['(', ' ']).next().unwrap_or_default();
+    let text = name == "character" || name.ends_with("char") || name.ends_with("text");
+    // Of what SQLite's own types are texts it refuses ranges.
+    number && text && !name.contains('_')
 }
 
 /// Whether values of a type are in the same order wherever they are.
@@ -524,7 +542,8 @@ async fn draft(
             member: member.map(|m| m.by),
         };
         remembered.keep(&mut plan, &table)?;
-        cut_keys(&mut plan, (&connection, described.oid), &read, &schema, destination).await?;
+        let ends = (destination, there.as_ref());
+        cut_keys(&mut plan, (&connection, described.oid), &read, &schema, ends).await?;
         plan.tables.push(planned(read, to, schema));
     }
     connection.recycle();

@@ -541,6 +541,12 @@ impl ChunkSource for Chunks {
         self.shapes.find(|s| *s.table == *table).is_some()
     }
 
+    /// A filter of the publication may let a row in whose large values did not change: they are not in the log.
+    fn key_places(&self, table: &TableId) -> Option<Vec<usize>> {
+        let shape = self.shapes.find(|s| *s.table == *table)?;
+        (!shape.key.is_empty()).then(|| shape.key.clone())
+    }
+
     fn refill(&self, change: &SchemaChange) -> Option<Pending> {
         let shape = self.shapes.find(|s| s.table == change.table)?;
         if shape.key.is_empty() {

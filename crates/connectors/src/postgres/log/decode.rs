@@ -187,6 +187,8 @@ impl Rows {
         let row = self.ops.len();
         for (i, (field, cell)) in self.fields.iter_mut().zip(cells).enumerate() {
             match cell {
+                // A new row is whole without what its table has no more.
+                None if op == Op::Insert && self.shape.columns[i].gone => field.null()?,
                 Some(Cell::Unchanged) | None => {
                     field.null()?;
                     self.absent.push((i, row));

@@ -164,6 +164,8 @@ pub(super) struct Shape {
     pub(super) drift: Drift,
     /// Columns that stay behind.
     pub(super) left: Vec<String>,
+    /// Columns that came later and went, with their numbers: the destination has them yet, under these names.
+    pub(super) former: BTreeMap<String, i16>,
     /// Whether the publication leaves columns out: one that comes may have been there all the time.
     listed: bool,
     /// No column has a higher number of those that were there when the plan was made.
@@ -392,10 +394,12 @@ impl Shape {
                 _ => added.extend(came),
             }
         }
+        let mut former = BTreeMap::new();
         for name in &added {
             // By its number it is known under any name.
             let source = called(name).unwrap_or(name);
             let Some(there) = find(source, noted(name)) else {
+                former.insert(name.clone(), noted(name).unwrap_or_default());
                 continue;
             };
             let Some(column) = described.schema.column(&there.name) else {
@@ -445,6 +449,7 @@ impl Shape {
             filter: published.and_then(|p| p.filter.clone()),
             drift,
             left,
+            former,
             // Until the log has shown what came with them, it is not forgotten that the rows are in other ones now.
             files: match moved {
                 true => noted_files.clone(),
@@ -519,8 +524,8 @@ impl Shape {
 
     /// The names of the columns that are not the plan's, as the destination has them.
     pub(super) fn added(&self) -> Vec<String> {
-        let added = self.columns[self.planned..].iter();
-        added.map(|c| c.column.name.clone()).collect()
+        let added = self.columns[self.planned..].iter().map(|c| &c.column.name);
+        added.chain(self.former.keys()).cloned().collect()
     }
 
     /// By which transactions the catalog has the columns as they are, where the plan does not say, by the columns' names
@@ -552,7 +557,10 @@ impl Shape {
             .columns
             .iter()
             .filter(|c| c.number > 0 && c.number != c.planned_number);
-        differ.map(|c| (c.column.name.clone(), c.number)).collect()
+        let differ = differ.map(|c| (&c.column.name, c.number));
+        let former = self.former.iter().map(|(name, number)| (name, *number));
+        let former = former.filter(|(_, number)| *number > 0);
+        differ.chain(former).map(|(name, number)| (name.clone(), number)).collect()
     }
 
     /// What a sink must know that knows the plan's columns only.

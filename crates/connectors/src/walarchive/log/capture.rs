@@ -103,7 +103,8 @@ async fn plan_table(
     let names = described.schema.columns.iter().map(|c| c.name.clone());
     let rows = expected_rows(session, described.oid).await?;
     Remembered::named(initial, names, rows).keep(plan, table)?;
-    cut_keys(plan, (session, described.oid), &read, &schema, destination).await?;
+    let ends = (destination, there.as_ref());
+    cut_keys(plan, (session, described.oid), &read, &schema, ends).await?;
     plan.tables.push(planned(read, to, schema));
     Ok(())
 }

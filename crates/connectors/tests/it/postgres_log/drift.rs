@@ -77,6 +77,31 @@ on_servers! {
         running.stop().await.unwrap();
     }
 
+    /// A row that comes beside a chunk of a re-sync stays, also where its table lost a column.
+    async fn a_row_beside_a_chunk_of_a_table_that_lost_a_column_stays(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text, c int);
+            INSERT INTO t SELECT i, 'a' || i, i FROM generate_series(1, 50) i");
+        c.options.drift = Drift::Evolve;
+        c.catch_up().await.unwrap();
+        c.from.psql("ALTER TABLE t DROP COLUMN c; INSERT INTO t VALUES (51, 'without')");
+        until_same(&c, None, "id, a").await;
+        c.to.psql("UPDATE t SET a = 'wrong' WHERE id = 1");
+        let source = c.source(c.options.clone());
+        source.steering().requests().ask(synctool_core::backfill::Request {
+            id: "again".into(),
+            wish: synctool_core::backfill::Wish::Read(synctool_core::backfill::Pending::resync(TableId::new("public", "t"))),
+        });
+        let following = c.while_a_chunk_of(source, "INSERT INTO t VALUES (60, 'beside')").await;
+        // The chunk that mends the one is the one that could take the other away.
+        synctool_testkit::eventually("the chunk to be written", Duration::from_secs(60), async || {
+            c.to.psql("SELECT a FROM t WHERE id = 1") == "a1"
+        })
+        .await;
+        assert_eq!(c.to.psql("SELECT a FROM t WHERE id = 60"), "beside");
+        following.stop().await.unwrap();
+        until_same(&c, None, "id, a").await;
+    }
+
     /// New columns stay behind, in every way to meet them; they are compared when they may come.
     async fn a_new_column_that_is_discarded_stays_behind(version: PgVersion) {
         for down in [true, false] {

@@ -154,7 +154,11 @@ impl Capture {
 
     /// Follows the log; while its first chunk of `t` waits for the table, another session does this to it and commits.
     async fn while_a_chunk_waits(&self, sql: &str) -> Following {
-        let source = self.source(self.options.clone());
+        self.while_a_chunk_of(self.source(self.options.clone()), sql).await
+    }
+
+    /// The same through a source that was asked for something.
+    async fn while_a_chunk_of(&self, source: Arc<LogSource>, sql: &str) -> Following {
         source.steering().requests().pause(Pause::Chunks);
         let following = Following::of(self, source.clone()).await;
         self.until_read().await;

@@ -284,6 +284,20 @@ on_servers! {
         c.assert_equal(&["shown"]);
     }
 
+    /// F37 with F43: what comes into a filter by its key has large values that the log does not say.
+    async fn large_values_of_rows_that_come_into_a_filter_are_read(version: PgVersion) {
+        let c = Capture::new(version, &["items"], ITEMS);
+        c.from.psql("INSERT INTO items SELECT i, 'name ' || i, repeat('b', 3000) || i, i FROM generate_series(1, 100) i;
+            CREATE PUBLICATION synctool FOR TABLE items WHERE (id > 50);
+            CREATE VIEW shown AS SELECT * FROM items WHERE id > 50");
+        c.catch_up().await.unwrap();
+        c.to.psql("CREATE VIEW shown AS SELECT * FROM items");
+        c.assert_equal(&["shown"]);
+        c.from.psql("UPDATE items SET id = id + 100 WHERE id IN (10, 11, 12); UPDATE items SET name = 'x' WHERE id = 110; DELETE FROM items WHERE id = 111");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["shown"]);
+    }
+
     /// Rows that came to the source from another server, as its replication has them, arrive like its own.
     async fn rows_of_another_origin_arrive(version: PgVersion) {
         let c = Capture::new(version, &["t"], "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'own')");

@@ -158,6 +158,38 @@ on_servers! {
         }
     }
 
+    /// A later column that went is another one when it comes again: the destination has the values of the one before.
+    async fn a_later_column_that_comes_again_has_its_own_values(version: PgVersion) {
+        for (again, live) in [("x int", false), ("x int DEFAULT 7", false), ("x int", true)] {
+            let c = Capture::new(version, &["t"], T);
+            c.catch_up().await.unwrap();
+            c.from.psql("ALTER TABLE t ADD COLUMN x int; UPDATE t SET x = 1");
+            c.catch_up().await.unwrap();
+            for a in ["gone", "still"] {
+                c.from.psql(&format!("ALTER TABLE t DROP COLUMN IF EXISTS x; UPDATE t SET a = '{a}' WHERE id = 1"));
+                c.catch_up().await.unwrap();
+            }
+            let running = match live {
+                true => Some(Following::start(&c).await),
+                false => None,
+            };
+            if live {
+                c.until_read().await;
+            }
+            c.from.psql(&format!("ALTER TABLE t ADD COLUMN {again}; UPDATE t SET a = 'again' WHERE id = 2"));
+            match running {
+                Some(running) => {
+                    until_equal(&c, "SELECT * FROM t", "SELECT * FROM t").await;
+                    running.stop().await.unwrap();
+                }
+                None => {
+                    c.catch_up().await.unwrap();
+                    c.assert_equal(&["t"]);
+                }
+            }
+        }
+    }
+
     /// A column that came later keeps the name that it has at the destination, whatever it is called at the source, and
     /// however often that changed unseen.
     async fn a_later_column_that_is_renamed_goes_on(version: PgVersion) {

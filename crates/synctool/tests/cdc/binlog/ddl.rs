@@ -225,6 +225,33 @@ fn values_that_a_definition_rewrites_are_read_anew() {
     }
 }
 
+/// Where the server does not tell names of tables apart by their case, tables are known in any, in the pipeline and in
+/// statements of the log.
+#[test]
+fn tables_are_known_in_any_case_where_the_server_folds_it() {
+    let server = MariaDb::start_with(&["--lower-case-table-names=1"]);
+    for name in ["users", "Users"] {
+        let stage = Stage::on(
+            &server,
+            "CREATE TABLE Users (id int PRIMARY KEY, a varchar(20)); INSERT INTO users VALUES (1, 'a'), (2, 'b')",
+            &format!("tables: [{name}]"),
+        );
+        stage.catch_up();
+        stage.from.sql(
+            "TRUNCATE TABLE USERS; INSERT INTO users VALUES (3, 'c'); ALTER TABLE USERS ADD COLUMN n int DEFAULT 5;
+             INSERT INTO Users VALUES (4, 'd', 6)",
+        );
+        stage.catch_up();
+        let there = stage.to.psql("SELECT tablename FROM pg_tables WHERE lower(tablename) = 'users'");
+        same_as(&stage, "users", &format!("\"{there}\""));
+    }
+}
+
+#[track_caller]
+fn same_as(stage: &Stage, there: &str, here: &str) {
+    assert_eq!(stage.wanted(there, "id, a, n"), stage.found(here, "id, a, n"), "{here}");
+}
+
 /// A row as it was and as it is makes one event, which may be larger than the server's clients are sent otherwise.
 #[test]
 fn changes_larger_than_a_packet_are_followed() {

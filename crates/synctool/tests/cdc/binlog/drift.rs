@@ -110,6 +110,27 @@ fn renamed_columns_are_followed() {
     });
 }
 
+/// The rows behind a column that went are whole without it, wherever they go.
+#[test]
+fn rows_that_come_after_columns_went_are_written() {
+    let stage = Stage::of(
+        "CREATE TABLE t (id int PRIMARY KEY, a varchar(20), b int); INSERT INTO t VALUES (1, 'a', 1)",
+        "tables: [t]",
+    );
+    let file = stage.home.path().join("copy.sqlite");
+    let to = format!("{{type: sqlite, connection: {{path: \"{}\"}}}}", file.display());
+    stage.pipeline(&to, "tables: [t]", "");
+    hold_to(&stage, "evolve");
+    stage.catch_up();
+    stage
+        .from
+        .sql("ALTER TABLE t DROP COLUMN b; INSERT INTO t VALUES (2, 'without')");
+    stage.catch_up();
+    let (from, uri) = (stage.from.url(), format!("sqlite:{}", file.display()));
+    let (code, out, err) = finished(&stage.command(&["diff", &from, "t", &uri, "t", "--columns", "id,a"]));
+    assert_eq!(code, 0, "{out}\n{err}");
+}
+
 /// A column whose name another one takes over is a new one under its new name.
 #[test]
 fn a_name_that_is_taken_over_is_that_of_the_new_column() {

@@ -33,7 +33,10 @@ impl Shape {
             .iter()
             .take(self.planned)
             .all(|c| same(c) || (c.gone && !has(c)))
-            && self.columns.iter().skip(self.planned).all(|c| !has(c) || same(c));
+            && self.columns.iter().skip(self.planned).all(|c| match has(c) {
+                true => same(c),
+                false => c.gone || now.iter().any(|a| c.number > 0 && a.number == c.number),
+            });
         let again = self.made_again(now, relation);
         // Rows in other files, and a column that was altered: its values may have been rewritten, which no row tells.
         let moved = !self.files.is_empty() && self.files != *files;
@@ -115,6 +118,8 @@ impl Shape {
                 None => {
                     // What was left behind may be called otherwise by now.
                     unsure |= !std::mem::take(&mut next.left).is_empty();
+                    // The destination has the values of the one that had this name before.
+                    unsure |= next.former.remove(r.name).is_some();
                     let column = travelling(of_type(connection, r).await?);
                     difference.missing.push(column.clone());
                     next.columns.push(ShapeColumn {

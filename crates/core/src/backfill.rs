@@ -884,7 +884,11 @@ impl Backfill {
             let key = row_key(&batch.rows, &places, row)?;
             keys.push(key.iter().map(|v| v.clone().unwrap_or_default()).collect());
             // A window that asks for this key may be too early for it.
-            if let Some(w) = self.window.as_mut().filter(|w| active && w.keys.is_some() && w.low.is_some()) {
+            if let Some(w) = self
+                .window
+                .as_mut()
+                .filter(|w| active && w.keys.is_some() && w.low.is_some())
+            {
                 w.touched.entry(key.clone()).or_default().unknown = true;
             }
             wanted.insert(key);

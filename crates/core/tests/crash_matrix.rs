@@ -417,7 +417,12 @@ async fn a_commit_among_others_that_a_later_chunk_could_not_see_is_not_lost() {
 #[tokio::test]
 async fn a_new_row_without_all_of_its_values_is_read() {
     let asked = Pending::keys(items(), vec![key("2")]);
-    for pending in [None, Some(Pending::load(items())), Some(Pending::resync(items())), Some(asked)] {
+    for pending in [
+        None,
+        Some(Pending::load(items())),
+        Some(Pending::resync(items())),
+        Some(asked),
+    ] {
         let log = MemoryLog::new(1);
         log.create(&items(), schema());
         log.begin(0).put(&items(), row(&["1", "a", "b"])).commit();
@@ -463,7 +468,11 @@ async fn a_new_row_that_gets_another_key_before_it_is_read_is_found() {
             .await
             .unwrap();
         for table in [items(), orders()] {
-            assert_eq!(destination.table(&table).unwrap().rows, log.rows(&table), "{all}: {table}");
+            assert_eq!(
+                destination.table(&table).unwrap().rows,
+                log.rows(&table),
+                "{all}: {table}"
+            );
         }
     }
 }

@@ -398,7 +398,9 @@ async fn a_join_with_rows_of_its_own_is_not_cut_by_the_key() {
             verify: None,
             remember: BTreeMap::new(),
         };
-        let plan = full::plan(&source, &world.destination, &NoStages, request).await.unwrap();
+        let plan = full::plan(&source, &world.destination, &NoStages, request)
+            .await
+            .unwrap();
         assert_eq!(plan.partitions().count() == 1, whole, "{kind:?}");
     }
 }
@@ -423,7 +425,11 @@ async fn an_infinite_stamp_is_no_watermark() {
     ] {
         let window = delta::window(&source, &request, &column, after).await.unwrap();
         assert_eq!(window.watermark.as_deref(), Some("2026-01-01"), "{after:?}");
-        assert_eq!((window.lower.as_deref(), window.upper.as_deref()), (lower, None), "{after:?}");
+        assert_eq!(
+            (window.lower.as_deref(), window.upper.as_deref()),
+            (lower, None),
+            "{after:?}"
+        );
     }
 }
 

@@ -10,11 +10,7 @@ use tempfile::TempDir;
 
 /// Kills per test; four such tests make more than the two hundred that are promised.
 fn kills() -> usize {
-    if is_soak() {
-        1000
-    } else {
-        55
-    }
+    if is_soak() { 1000 } else { 55 }
 }
 
 const ROWS: &str = "

@@ -326,11 +326,7 @@ fn differences_are_found_and_mended_across_engines() {
 
 /// Kills per strategy and failpoint.
 fn kills() -> usize {
-    if is_soak() {
-        200
-    } else {
-        12
-    }
+    if is_soak() { 200 } else { 12 }
 }
 
 /// Where rows go.

@@ -233,7 +233,10 @@ impl Source for DuckDbSource {
             return Ok(all);
         }
         // Nor are rows without a key, which nothing forbids here: whoever takes the rows says what becomes of them.
-        let without = format!("SELECT CAST(count(*) AS VARCHAR) FROM {name} WHERE {} IS NULL", quote(key));
+        let without = format!(
+            "SELECT CAST(count(*) AS VARCHAR) FROM {name} WHERE {} IS NULL",
+            quote(key)
+        );
         let without = session.rows(without, &[]).await?;
         if without.first().is_none_or(|r| r[0].as_deref() != Some("0")) {
             return Ok(all);

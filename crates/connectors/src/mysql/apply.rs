@@ -269,9 +269,8 @@ impl Target {
             .iter()
             .map(|name| {
                 let place = self.mapping.columns.iter().position(|c| c.name == *name);
-                place.ok_or_else(|| {
-                    Error::new(code::COLUMN_MISSING, format!("range column {name} is not in the table"))
-                })
+                place
+                    .ok_or_else(|| Error::new(code::COLUMN_MISSING, format!("range column {name} is not in the table")))
             })
             .collect::<Result<_>>()?;
         let cut = |at: usize| by_bytes.contains(&self.mapping.columns[at].name);

@@ -201,9 +201,9 @@ impl<'a> Query<'a> {
         let x = self.term(&column.term());
         let grouped = self.read.group_by.contains(&column.column.name);
         match grouped && column.column.ty == ColumnType::Numeric {
-            true => format!(
-                "(CASE WHEN {x}::text LIKE '%.%' THEN rtrim(rtrim({x}::text, '0'), '.')::numeric ELSE {x} END)"
-            ),
+            true => {
+                format!("(CASE WHEN {x}::text LIKE '%.%' THEN rtrim(rtrim({x}::text, '0'), '.')::numeric ELSE {x} END)")
+            }
             false => x,
         }
     }
@@ -554,7 +554,10 @@ mod tests {
         assert!(!sql(&read, &Slice::All).contains("rtrim"), "only groups are named");
         read.group_by.push("n".into());
         let found = sql(&read, &Slice::All);
-        assert!(found.contains(r#"rtrim(rtrim("n"::text, '0'), '.')::numeric"#), "{found}");
+        assert!(
+            found.contains(r#"rtrim(rtrim("n"::text, '0'), '.')::numeric"#),
+            "{found}"
+        );
         assert!(found.ends_with(r#"GROUP BY "n""#), "{found}");
     }
 

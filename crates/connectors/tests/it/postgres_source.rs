@@ -778,13 +778,15 @@ async fn a_load_of_one_snapshot_does_not_go_on_behind_a_restart() {
     assert_eq!(texts(&source, &planned, Slice::All).await.len(), 100);
     server.restart();
     // Sessions from before the restart may be met first.
-    eventually("the snapshot to be told lost", Duration::from_secs(60), async || {
-        match read(&source, &planned, Slice::All, &ReadContext::default()).await {
+    eventually(
+        "the snapshot to be told lost",
+        Duration::from_secs(60),
+        async || match read(&source, &planned, Slice::All, &ReadContext::default()).await {
             Ok(batches) => panic!("{} batches of another snapshot", batches.len()),
             Err(e) if e.code() == code::SNAPSHOT_LOST => Ok(()),
             Err(e) => Err(e),
-        }
-    })
+        },
+    )
     .await;
 }
 

@@ -839,7 +839,10 @@ impl ChunkSource for MemoryLog {
 
     fn key_places(&self, table: &TableId) -> Option<Vec<usize>> {
         let world = self.world();
-        world.tables.get(table).and_then(|(schema, _)| schema.key_indices().ok())
+        world
+            .tables
+            .get(table)
+            .and_then(|(schema, _)| schema.key_indices().ok())
     }
 
     async fn read_keys(&self, table: &TableId, keys: &[Vec<String>]) -> Result<Chunk> {

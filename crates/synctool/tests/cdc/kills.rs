@@ -18,11 +18,7 @@ pub(super) const STEPS: [&str; 7] = [
 
 /// Kills per test.
 pub(super) fn kills() -> usize {
-    if is_soak() {
-        200
-    } else {
-        8
-    }
+    if is_soak() { 200 } else { 8 }
 }
 
 on_servers! {

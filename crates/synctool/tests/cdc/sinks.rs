@@ -93,7 +93,9 @@ fn rows_come_after_columns_went(stage: &Stage, uri: &str) {
     let file = stage.home.path().join("shop.yaml");
     let text = std::fs::read_to_string(&file).expect("written") + "schema_drift: evolve\n";
     std::fs::write(&file, text).expect("written");
-    stage.from.psql("ALTER TABLE restaurant DROP COLUMN tags; INSERT INTO restaurant VALUES ('last', 'w', 3)");
+    stage
+        .from
+        .psql("ALTER TABLE restaurant DROP COLUMN tags; INSERT INTO restaurant VALUES ('last', 'w', 3)");
     stage.catch_up();
     let (from, columns) = (stage.from.url(), "id,name,rating");
     let (code, out, err) = stage.run(&["diff", &from, "restaurant", uri, "restaurant", "--columns", columns]);

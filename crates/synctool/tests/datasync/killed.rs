@@ -263,7 +263,8 @@ fn a_stop_with_a_backlog_ends_at_the_end_of_a_batch() {
 fn a_stop_is_heard_while_a_command_does_not_end() {
     let world = World::new(PgVersion::V18, SCHEMA);
     world.ready();
-    let script = "if [ -e \"$0.held\" ]; then echo asked >\"$0.asked\"; while [ -e \"$0.held\" ]; do sleep 0.1; done; exit 1; fi
+    let script =
+        "if [ -e \"$0.held\" ]; then echo asked >\"$0.asked\"; while [ -e \"$0.held\" ]; do sleep 0.1; done; exit 1; fi
         exec cp \"$(dirname \"$0\")/archive/$1\" \"$2\"";
     fs::write(world.path("fetch"), script).unwrap();
     let fetch = format!("WAL_FETCH_COMMAND = \"sh {} %f %p\"", world.path("fetch").display());

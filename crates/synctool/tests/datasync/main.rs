@@ -242,11 +242,7 @@ impl Session {
     }
 
     fn of(psql: &mut Command) -> Self {
-        let mut client = psql
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("psql");
+        let mut client = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql");
         let ask = client.stdin.take().expect("stdin");
         let says = BufReader::new(client.stdout.take().expect("stdout"));
         Session { client, ask, says }

@@ -175,7 +175,8 @@ fn values_of_every_kind_arrive_letter_by_letter_15() {
 
 /// Values that are packed within their row and outside it, and a log whose page images are packed.
 fn packed_values_arrive(version: PgVersion) {
-    let schema = "CREATE TABLE packed (id int PRIMARY KEY, small text COMPRESSION pglz, big text COMPRESSION pglz, other int);
+    let schema =
+        "CREATE TABLE packed (id int PRIMARY KEY, small text COMPRESSION pglz, big text COMPRESSION pglz, other int);
         CREATE TABLE loose (big text COMPRESSION pglz, other int)";
     let world = World::with(version, schema, |p| p.setting("wal_compression", "pglz"));
     world.production.psql(

@@ -909,7 +909,9 @@ fn a_backup_that_ends_behind_the_stored_place_is_refused() {
 #[test]
 fn a_base_backup_of_another_production_is_refused() {
     let world = followed(SCHEMA, ROWS, &["acc"]);
-    let other = Postgres::builder(PgVersion::V18).setting("wal_level", "replica").start();
+    let other = Postgres::builder(PgVersion::V18)
+        .setting("wal_level", "replica")
+        .start();
     other.base_backup(&world.path("theirs"));
     fs::remove_dir_all(world.path("scratch")).unwrap();
     world.reconfigure("BASE_BACKUP = \"backup\"", "BASE_BACKUP = \"theirs\"");

@@ -83,8 +83,14 @@ mod tests {
         assert_eq!(form(ColumnType::Int64, "05"), some("5"));
         assert_eq!(form(ColumnType::Int64, "5.01"), None);
         assert_eq!(form(ColumnType::Int64, "five"), None);
-        assert_eq!(form(ColumnType::Int64, "1.234567890123456e18"), some("1234567890123456000"));
-        assert_eq!(form(ColumnType::Int64, "1.152921504606847e18"), some("1152921504606846976"));
+        assert_eq!(
+            form(ColumnType::Int64, "1.234567890123456e18"),
+            some("1234567890123456000")
+        );
+        assert_eq!(
+            form(ColumnType::Int64, "1.152921504606847e18"),
+            some("1152921504606846976")
+        );
         assert_eq!(form(ColumnType::Float64, "1e15"), some("1000000000000000"));
         assert_eq!(form(ColumnType::Float64, "NaN"), some("NaN"));
         assert_eq!(form(ColumnType::Numeric, "5.10"), some("5.1"));

@@ -315,7 +315,10 @@ async fn validity_is_found_by_time() {
 #[tokio::test]
 async fn rows_that_become_valid_at_once_have_an_order() {
     let mut found = Vec::new();
-    for rows in ["(1, 10, '2024-01-01'), (1, 11, '2024-01-01')", "(1, 11, '2024-01-01'), (1, 10, '2024-01-01')"] {
+    for rows in [
+        "(1, 10, '2024-01-01'), (1, 11, '2024-01-01')",
+        "(1, 11, '2024-01-01'), (1, 10, '2024-01-01')",
+    ] {
         let db = Db::with(&format!(
             "CREATE TABLE prices (item INTEGER, price INTEGER, since DATE); INSERT INTO prices VALUES {rows}"
         ));
@@ -424,7 +427,9 @@ async fn segment(dimension: &CachedDimension<SourceLookup>, key: &str) -> Option
 /// A key is asked for with so many others that two queries find its row: the second one as equal but for its case.
 #[tokio::test]
 async fn a_row_that_several_queries_find_is_there_once() {
-    let db = Db::with("CREATE TABLE codes (code TEXT COLLATE NOCASE PRIMARY KEY, name TEXT); INSERT INTO codes VALUES ('K7', 'seven')");
+    let db = Db::with(
+        "CREATE TABLE codes (code TEXT COLLATE NOCASE PRIMARY KEY, name TEXT); INSERT INTO codes VALUES ('K7', 'seven')",
+    );
     let there = db.source.describe(&TableId::bare("codes")).await.unwrap().columns;
     let lookup = SourceLookup::new(
         db.source.clone(),

@@ -560,7 +560,10 @@ impl Shape {
         let differ = differ.map(|c| (&c.column.name, c.number));
         let former = self.former.iter().map(|(name, number)| (name, *number));
         let former = former.filter(|(_, number)| *number > 0);
-        differ.chain(former).map(|(name, number)| (name.clone(), number)).collect()
+        differ
+            .chain(former)
+            .map(|(name, number)| (name.clone(), number))
+            .collect()
     }
 
     /// What a sink must know that knows the plan's columns only.

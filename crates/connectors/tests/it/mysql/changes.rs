@@ -290,10 +290,17 @@ async fn ranges_go_by_bytes_whatever_order_the_column_has() {
             "a",
         ),
         // MariaDB's own uuids go by their last bytes first.
-        ("uuid", ColumnType::Uuid, [low, "00000001-0000-4000-8000-0000000000ff", between, high], between),
+        (
+            "uuid",
+            ColumnType::Uuid,
+            [low, "00000001-0000-4000-8000-0000000000ff", between, high],
+            between,
+        ),
     ] {
         let db = Db::new().await;
-        db.sql(&format!("CREATE TABLE t (id {declared} PRIMARY KEY, name varchar(40), n int)"));
+        db.sql(&format!(
+            "CREATE TABLE t (id {declared} PRIMARY KEY, name varchar(40), n int)"
+        ));
         let mut schema = schema();
         schema.columns[0].ty = ty;
         let mut planned = plan("t", &schema, Publish::Direct);
@@ -316,7 +323,11 @@ async fn ranges_go_by_bytes_whatever_order_the_column_has() {
             let (table, rows) = (Arc::new(TableId::bare("t")), batch(&schema, rows).unwrap());
             sink.write(Event::ReplaceRange { table, range, rows }).await.unwrap();
         }
-        assert_eq!(commit(sink.as_mut(), Some("1"), "2").await, (0, 0, 0, 4, 0), "{declared}");
+        assert_eq!(
+            commit(sink.as_mut(), Some("1"), "2").await,
+            (0, 0, 0, 4, 0),
+            "{declared}"
+        );
         assert_eq!(db.sql("SELECT count(*) FROM t"), "4", "{declared}");
     }
 }

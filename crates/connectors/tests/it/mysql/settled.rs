@@ -121,7 +121,9 @@ async fn clocks_that_are_about_to_go_back_hold_the_bound() {
         mysql,
         destination,
     };
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
     // At the next quarter that is not too near, from two hours east of UTC to one.
     let back = (now.as_secs() as i64 + 120).div_euclid(900) * 900 + 900;
     db.sql(&format!(
@@ -134,7 +136,10 @@ async fn clocks_that_are_about_to_go_back_hold_the_bound() {
     ));
     let column = Column::new("at", ColumnType::Timestamp);
     let table = TableId::bare("t");
-    let settled = db.source().settled(&table, &column, Some("Test/Back"), Duration::ZERO).await;
+    let settled = db
+        .source()
+        .settled(&table, &column, Some("Test/Back"), Duration::ZERO)
+        .await;
     let mut winter = String::new();
     synctool_core::text::write_timestamp(&mut winter, (back + 3600) * 1_000_000, false);
     assert_eq!(settled.unwrap().bound, winter);

@@ -242,7 +242,9 @@ fn tables_are_known_in_any_case_where_the_server_folds_it() {
              INSERT INTO Users VALUES (4, 'd', 6)",
         );
         stage.catch_up();
-        let there = stage.to.psql("SELECT tablename FROM pg_tables WHERE lower(tablename) = 'users'");
+        let there = stage
+            .to
+            .psql("SELECT tablename FROM pg_tables WHERE lower(tablename) = 'users'");
         same_as(&stage, "users", &format!("\"{there}\""));
     }
 }

@@ -162,7 +162,7 @@ class Archives:
             f"WITH (create_slot = false, slot_name = '{SLOT}', copy_data = false)"
         )
         wait = (
-            "DO $$ BEGIN LOOP PERFORM pg_sleep(0.01); PERFORM pg_stat_clear_snapshot(); "
+            "DO $$ BEGIN LOOP COMMIT; PERFORM pg_sleep(0.01); PERFORM pg_stat_clear_snapshot(); "
             f"EXIT WHEN (SELECT latest_end_lsn FROM pg_stat_subscription WHERE relid IS NULL) >= '{self.target}'; "
             "END LOOP; END $$"
         )

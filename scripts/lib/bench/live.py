@@ -21,10 +21,11 @@ TOUCH = "\\set id random(1, {rows})\nBEGIN;\nUPDATE items SET code = code WHERE 
 # Looks every millisecond what one of the clients wrote that is new, until it is told to stop; then how many there were and
 # how late they were seen, in milliseconds, without the first tenth. What looking costs is missing where it is measured: with
 # its scans forbidden the server takes a look for dear, and would compile each anew.
-WATCH = """
-    SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off;
-    CREATE TEMP TABLE seen (at timestamptz, ms float8);
-    DO $$ DECLARE began timestamptz := clock_timestamp(); highest int; beat record; BEGIN
+# Between looks it commits: a snapshot that is held meanwhile would keep the server from clearing away what is replaced.
+WATCH = [
+    "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off",
+    "CREATE TEMP TABLE seen (at timestamptz, ms float8)",
+    """DO $$ DECLARE began timestamptz := clock_timestamp(); highest int; beat record; BEGIN
       SELECT coalesce(max(n), 0) INTO highest FROM log_beats WHERE client = 0;
       LOOP
         FOR beat IN SELECT n, at FROM log_beats WHERE client = 0 AND n > highest ORDER BY n LOOP
@@ -32,18 +33,20 @@ WATCH = """
           highest := beat.n;
         END LOOP;
         EXIT WHEN EXISTS (SELECT FROM watch_ends);
+        COMMIT;
         PERFORM pg_sleep(0.001);
       END LOOP;
       DELETE FROM seen WHERE at < began;
-    END $$;
-    SELECT count(*), percentile_cont(0.5) WITHIN GROUP (ORDER BY ms), percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)
-    FROM (SELECT ms, row_number() OVER (ORDER BY at) AS i, count(*) OVER () AS all FROM seen) s WHERE i > s.all / 10"""
+    END $$""",
+    """SELECT count(*), percentile_cont(0.5) WITHIN GROUP (ORDER BY ms), percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)
+    FROM (SELECT ms, row_number() OVER (ORDER BY at) AS i, count(*) OVER () AS all FROM seen) s WHERE i > s.all / 10""",
+]
 
 
 # Until the table has as many new rows; its statistics are a second old at most.
 LOADED = """DO $$ BEGIN
     WHILE coalesce((SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'items'), 0) < {rows} LOOP
-      PERFORM pg_sleep(0.2), pg_stat_clear_snapshot();
+      COMMIT; PERFORM pg_sleep(0.2), pg_stat_clear_snapshot();
     END LOOP;
 END $$"""
 
@@ -102,7 +105,7 @@ class Live(Logs):
         self.prepare()
         self.follow(None if native else self.pipeline(["log_items", "log_accounts"], initial="skip"))
         last = "INSERT INTO log_accounts VALUES (0, 0, 'the last')"
-        arrived = "DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM log_accounts WHERE id = 0) LOOP PERFORM pg_sleep(0.005); END LOOP; END $$"
+        arrived = "DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM log_accounts WHERE id = 0) LOOP COMMIT; PERFORM pg_sleep(0.005); END LOOP; END $$"
 
         def work():
             done = [process for sql in [*self.statements(), last] for process in self.run(self.source.psql_command(sql))]
@@ -117,7 +120,7 @@ class Live(Logs):
 
     def watch(self):
         self.destination.psql("CREATE TABLE IF NOT EXISTS watch_ends (at timestamptz); DELETE FROM watch_ends")
-        return self.bench.runner.start(self.destination.psql_command(WATCH))
+        return self.bench.runner.start(self.destination.psql_command(*WATCH))
 
     def watched(self, process):
         """How many transactions were seen, and the median and 99th percentile of how late, in seconds."""

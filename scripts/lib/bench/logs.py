@@ -126,7 +126,7 @@ class Logs:
         """CREATE SUBSCRIPTION, until the place where the workload ended is applied."""
         self.prepare()
         wait = (
-            "DO $$ BEGIN LOOP PERFORM pg_sleep(0.01); PERFORM pg_stat_clear_snapshot(); "
+            "DO $$ BEGIN LOOP COMMIT; PERFORM pg_sleep(0.01); PERFORM pg_stat_clear_snapshot(); "
             f"EXIT WHEN (SELECT latest_end_lsn FROM pg_stat_subscription WHERE relid IS NULL) >= '{self.target}'; "
             "END LOOP; END $$"
         )

@@ -117,7 +117,7 @@ class Cluster:
         end = time.monotonic() + 60
         while time.monotonic() < end and self.process.poll() is None:
             asked = subprocess.run(
-                self.psql_command("SELECT 1", "postgres"), capture_output=True, timeout=60, check=False
+                self.psql_command("SELECT 1", database="postgres"), capture_output=True, timeout=60, check=False
             )
             if asked.returncode == 0:
                 return True
@@ -137,12 +137,14 @@ class Cluster:
     def url(self, database="bench"):
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def psql_command(self, sql, database="bench"):
-        return [self.program("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", self.url(database), "-c", sql]
+    def psql_command(self, *statements, database="bench"):
+        """Runs them in a session, each in a transaction of its own."""
+        words = [word for sql in statements for word in ("-c", sql)]
+        return [self.program("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", self.url(database), *words]
 
     def psql(self, sql, database="bench", timeout=1800):
         done = subprocess.run(
-            self.psql_command(sql, database), capture_output=True, text=True, timeout=timeout, check=False
+            self.psql_command(sql, database=database), capture_output=True, text=True, timeout=timeout, check=False
         )
         if done.returncode:
             raise Unmeasured(f"{self.name}: {sql}\n{done.stderr}")

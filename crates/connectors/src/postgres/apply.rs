@@ -5,6 +5,7 @@
 //! unique values that wander between rows) is applied in order, row by row, by the same statements.
 
 use super::client::Connection;
+use super::control::{Move, Moves};
 use super::destination::{PostgresDestination, Target};
 use super::fold::{Cells, Change, Key, Net, New, Pending, Place, is_exact, one_form, pattern_of};
 use super::integrity::{Integrity, may_replicate};
@@ -69,12 +70,16 @@ pub(super) struct Applier {
     applied: Applied,
     /// All that a transaction does, if that is so little that it goes with its commit.
     last: Option<Last>,
+    /// How a transaction is made of one statement, and under which settings.
+    whole: Option<(Moves, Vec<&'static str>)>,
 }
 
 /// How a transaction begins, and what it does.
 struct Last {
     opening: Option<String>,
     asks: Vec<Ask>,
+    /// What does all of it together with the move of the partition, where that is possible.
+    whole: Option<Statement>,
     /// What that is, by table, in case it has to be done in another way.
     taken: Vec<(usize, Taken)>,
 }
@@ -110,6 +115,7 @@ struct Prepared {
     values: Option<Statement>,
     straight: Option<Statement>,
     insert: Option<Statement>,
+    whole: Option<Statement>,
     upsert: Option<Statement>,
     update: Option<Statement>,
     delete: Option<Statement>,
@@ -164,6 +170,7 @@ impl Applier {
             begun: false,
             applied: Applied::default(),
             last: None,
+            whole: None,
         };
         for (target, source) in targets.into_iter().zip(sources) {
             let number = applier.tables.len();
@@ -270,6 +277,11 @@ impl Applier {
         self.open = open;
     }
 
+    /// A transaction of one table may be one statement, under these settings.
+    pub(super) fn may_be_whole(&mut self, moves: &Moves, settings: Vec<&'static str>) {
+        self.whole = Some((moves.clone(), settings));
+    }
+
     /// The statements that begin the transaction, for whoever sends the first one of it; `None` once it has begun.
     fn opening(&mut self) -> Option<String> {
         let first = !std::mem::replace(&mut self.begun, true);
@@ -350,9 +362,14 @@ impl Applier {
                 asks.extend(table.ask(session, taken, Way::New).await?);
                 self.applied += table.booked(Applied::inserts(rows));
             }
+            let whole = match (little.as_slice(), &self.whole, self.begin) {
+                ([(i, _)], Some((moves, settings)), None) => self.tables[*i].whole(session, moves, settings).await?,
+                _ => None,
+            };
             self.last = Some(Last {
                 opening: self.opening(),
                 asks,
+                whole,
                 taken: little,
             });
         } else {
@@ -370,6 +387,13 @@ impl Applier {
             Some(last) => ask_all(session, last.opening.as_deref(), &last.asks).await.map(drop),
             None => Ok(()),
         }
+    }
+
+    /// The statement that is the whole transaction, and its parameters behind those of the move; if [`Applier::finish`] left
+    /// one.
+    pub(super) fn whole(&self) -> Option<(&Statement, &[Parameter])> {
+        let last = self.last.as_ref()?;
+        Some((last.whole.as_ref()?, &last.asks.first()?.arrays))
     }
 
     /// Takes back a transaction that was refused because a row was there already, to do it the longer way. `false` if there
@@ -1052,6 +1076,20 @@ impl Table {
             statement,
             arrays,
         }))
+    }
+
+    /// The statement that is a whole transaction: new rows, and the move of the partition.
+    async fn whole(&mut self, session: &Connection, moves: &Moves, settings: &[&str]) -> Result<Option<Statement>> {
+        let Some(few) = self.stage.straight.as_ref().and_then(|s| s.few.as_ref()) else {
+            return Ok(None);
+        };
+        if self.prepared.whole.is_none() {
+            let types: Vec<Type> = Move::TYPES.into_iter().chain(few.types.iter().cloned()).collect();
+            let statement = moves.whole(&few.insert_whole, settings);
+            let statement = session.prepare_typed(&statement, &types).await;
+            self.prepared.whole = Some(statement.map_err(|e| session.error(e, "preparing a commit"))?);
+        }
+        Ok(self.prepared.whole.clone())
     }
 
     /// Takes out the rows that can go straight into the table.

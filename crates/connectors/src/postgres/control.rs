@@ -14,7 +14,7 @@ use synctool_core::progress::{Advance, Checkpoint, Epoch, Generation, PartitionI
 use synctool_core::schema::TableId;
 use synctool_core::sink::StoredPlan;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{Json, Type};
+use tokio_postgres::types::{Json, ToSql, Type};
 use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 /// The version of these tables. A newer one in the database is refused.
@@ -69,34 +69,75 @@ impl Moves {
 
     /// Moves a partition from one position to the next; where it does not stand at the first one any more, the server
     /// refuses and the transaction fails, so that COMMIT may follow at once. This is the last thing before it.
-    pub(super) async fn advance(
-        &self,
-        tx: &impl GenericClient,
-        plan: &Plan,
-        epoch: Epoch,
-        advance: &Advance,
-        applied: Applied,
-    ) -> Result<()> {
-        let from = advance.from.as_ref().map(Position::as_str);
-        let moved = tx
-            .execute(
-                &self.advance,
-                &[
-                    &plan.pipeline,
-                    &plan.generation.0,
-                    &advance.partition.as_str(),
-                    &epoch.0,
-                    &advance.to.as_str(),
-                    &advance.done,
-                    &Json(&advance.accounts),
-                    &Json(applied),
-                    &from,
-                ],
-            )
-            .await;
-        let overtaken = || overtaken(plan, &advance.partition);
+    pub(super) async fn advance(&self, tx: &impl GenericClient, plan: &Plan, to: &Move<'_>) -> Result<()> {
+        let moved = tx.execute(&self.advance, &to.parameters(plan)).await;
+        let overtaken = || overtaken(plan, &to.advance.partition);
         moved.map_err(|e| self.control.refused(e, "moving the checkpoint", overtaken))?;
         Ok(())
+    }
+
+    /// A transaction of one statement: an INSERT whose parameters are behind those of a [`Move`], the generation held, and
+    /// the partition moved; refused as a division by zero where one of these is another one's by now. `setting` is the list of
+    /// settings that hold for it.
+    pub(super) fn whole(&self, insert: &str, settings: &[&str]) -> String {
+        let settings: String = settings.iter().map(|setting| format!(", {setting}")).collect();
+        format!(
+            "WITH {}, rows AS ({insert}), held AS {} SELECT 1 / (SELECT pg_catalog.count(*) FROM moved), \
+             1 / (SELECT pg_catalog.count(*) FROM held){settings}",
+            self.control.moved(),
+            self.control.held()
+        )
+    }
+}
+
+/// How far a partition moves with a commit, and what was applied to it in all.
+pub(super) struct Move<'a> {
+    epoch: Epoch,
+    pub(super) advance: &'a Advance,
+    to: &'a str,
+    from: Option<&'a str>,
+    partition: &'a str,
+    accounts: Json<&'a Accounts>,
+    applied: Json<Applied>,
+}
+
+impl<'a> Move<'a> {
+    pub(super) const TYPES: [Type; 9] = [
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::BOOL,
+        Type::JSON,
+        Type::JSON,
+        Type::TEXT,
+    ];
+
+    pub(super) fn new(epoch: Epoch, advance: &'a Advance, applied: Applied) -> Self {
+        Move {
+            epoch,
+            advance,
+            to: advance.to.as_str(),
+            from: advance.from.as_ref().map(Position::as_str),
+            partition: advance.partition.as_str(),
+            accounts: Json(&advance.accounts),
+            applied: Json(applied),
+        }
+    }
+
+    pub(super) fn parameters<'b>(&'b self, plan: &'b Plan) -> [&'b (dyn ToSql + Sync); 9] {
+        [
+            &plan.pipeline,
+            &plan.generation.0,
+            &self.partition,
+            &self.epoch.0,
+            &self.to,
+            &self.advance.done,
+            &self.accounts,
+            &self.applied,
+            &self.from,
+        ]
     }
 }
 
@@ -330,9 +371,21 @@ impl Control {
     }
 
     fn hold(&self) -> String {
+        format!("SELECT 1 / pg_catalog.count(*) FROM {} AS held", self.held())
+    }
+
+    fn held(&self) -> String {
         format!(
-            "SELECT 1 / pg_catalog.count(*) FROM (SELECT FROM {}.generation \
-             WHERE pipeline = $1 AND generation = $2 FOR SHARE) AS held",
+            "(SELECT FROM {}.generation WHERE pipeline = $1 AND generation = $2 FOR SHARE)",
+            self.schema
+        )
+    }
+
+    fn moved(&self) -> String {
+        format!(
+            "moved AS (UPDATE {}.checkpoint SET position = $5, done = $6, accounts = $7, applied = $8, \
+             updated_at = now() WHERE pipeline = $1 AND generation = $2 AND partition = $3 AND epoch = $4 \
+             AND position IS NOT DISTINCT FROM $9 RETURNING 1)",
             self.schema
         )
     }
@@ -634,12 +687,7 @@ impl Control {
 
     /// Gets ready what every commit of a session says: to plan it anew costs the server more than to do it.
     pub(super) async fn moves(&self, client: &impl GenericClient) -> Result<Moves> {
-        let advance = format!(
-            "WITH moved AS (UPDATE {}.checkpoint SET position = $5, done = $6, accounts = $7, applied = $8, \
-             updated_at = now() WHERE pipeline = $1 AND generation = $2 AND partition = $3 AND epoch = $4 \
-             AND position IS NOT DISTINCT FROM $9 RETURNING 1) SELECT 1 / pg_catalog.count(*) FROM moved",
-            self.schema
-        );
+        let advance = format!("WITH {} SELECT 1 / pg_catalog.count(*) FROM moved", self.moved());
         const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn()";
         let hold = self.hold();
         let (hold, advance, flushed) = try_join3(

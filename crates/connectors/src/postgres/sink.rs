@@ -3,14 +3,14 @@
 
 use super::apply::Applier;
 use super::client::{Connection, map_error};
-use super::control::{Control, Moves, end_sessions, whoami};
+use super::control::{Control, Move, Moves, end_sessions, whoami};
 use super::rows::{CopyForm, RowEncoder};
 use super::stage::Failed;
 use super::types::{COPY_HEADER, COPY_TRAILER};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
-use futures::future::{try_join, try_join4};
+use futures::future::{try_join, try_join5};
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use synctool_core::progress::{Advance, Checkpoint, Epoch, PartitionId};
 use synctool_core::schema::TableId;
 use synctool_core::sink::Sink;
 use tokio_postgres::CopyInSink;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql};
 
 /// Bytes per CopyData message: large enough that a message costs nothing, small enough that reading goes on meanwhile.
 const CHUNK: usize = 256 << 10;
@@ -94,17 +94,28 @@ enum Flush {
 }
 
 impl Flush {
-    async fn of(session: &Connection, plan: &Plan) -> Result<Flush> {
+    /// Also says whether a statement alone is a transaction as those are that we begin.
+    async fn of(session: &Connection, plan: &Plan) -> Result<(Flush, bool)> {
         let settings = session
             .query_one(
-                "SELECT setting, source, pg_catalog.current_setting('synchronous_standby_names') \
+                "SELECT setting, source, pg_catalog.current_setting('synchronous_standby_names'), \
+                 pg_catalog.current_setting('default_transaction_isolation') = 'read committed' \
                  FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'",
                 &[],
             )
             .await
             .map_err(|e| map_error(e, "reading synchronous_commit"))?;
         let follows = plan.partitions().any(|p| p.work == Work::Log);
-        Ok(Flush::when(settings.get(0), settings.get(1), settings.get(2), follows))
+        let flush = Flush::when(settings.get(0), settings.get(1), settings.get(2), follows);
+        Ok((flush, settings.get(3)))
+    }
+
+    /// What a transaction of one statement sets.
+    fn settings(self) -> Vec<&'static str> {
+        match self {
+            Flush::LaterForLogs => vec!["pg_catalog.set_config('synchronous_commit', 'off', true)"],
+            Flush::AtCommit | Flush::Later => Vec::new(),
+        }
     }
 
     /// The statements that begin a transaction.
@@ -130,10 +141,13 @@ impl Flush {
 impl PgSink {
     pub(super) async fn open(session: Connection, control: Control, plan: Arc<Plan>, mut mode: Mode) -> Result<Self> {
         let writer = whoami(&*session).await?;
-        let flush = Flush::of(&session, &plan).await?;
+        let (flush, alone_is_same) = Flush::of(&session, &plan).await?;
         let moves = control.moves(&*session).await?;
         if let Mode::Direct(applier) = &mut mode {
             applier.begins_with(flush.begin());
+            if alone_is_same {
+                applier.may_be_whole(&moves, flush.settings());
+            }
         }
         Ok(PgSink {
             session,
@@ -168,47 +182,11 @@ impl PgSink {
         Ok(())
     }
 
-    /// Moves the partitions and commits, in one round trip: where a partition or the generation is another one's by now,
-    /// the transaction has failed before COMMIT comes to it. Where that does not wait for the disk, now and then a place in
-    /// the WAL is asked for that is behind all that was committed.
-    async fn end(&mut self, moves: &[(Epoch, &Advance, Applied)], standing: &Checkpoint) -> Result<(), Failed> {
-        // Rejected rows are kept only once it is sure that the partition is ours.
-        let apart = moves.iter().any(|(_, advance, _)| !advance.rejects.is_empty());
-        let (last, earlier) = match moves.split_last() {
-            Some((last, earlier)) if !apart => (Some(last), earlier),
-            _ => (None, moves),
-        };
+    /// Moves the partitions and commits. Where that does not wait for the disk, now and then a place in the WAL is asked for
+    /// that is behind all that was committed.
+    async fn end(&mut self, moves: &[Move<'_>], standing: &Checkpoint) -> Result<(), Failed> {
         let later = self.flush != Flush::AtCommit;
-        let question = (later && self.asked.elapsed() >= ASK_AGAIN).then_some(&self.moves.flushed);
-        let rows = async {
-            match &self.mode {
-                Mode::Direct(applier) => applier.send_last(&self.session).await,
-                Mode::Load(_) => Ok(()),
-            }
-        };
-        let (ours, session, plan) = (&self.moves, &*self.session, &*self.plan);
-        for (epoch, advance, applied) in earlier {
-            ours.advance(session, plan, *epoch, advance, *applied).await?;
-            self.control.keep_rejects(session, plan, advance).await?;
-        }
-        let moved = async {
-            match last {
-                Some((epoch, advance, applied)) => Ok(ours.advance(session, plan, *epoch, advance, *applied).await?),
-                None => Ok(()),
-            }
-        };
-        let held = async { Ok(ours.hold_generation(session, plan).await?) };
-        let committed = async {
-            let commit = session.batch_execute("COMMIT");
-            let Some(question) = question else {
-                return commit.await.map(|()| None);
-            };
-            let ((), row) = try_join(commit, session.query_one(question, &[])).await?;
-            Ok(Some((row.get(0), row.get(1))))
-        };
-        // Each is sent when it is first polled, and they are polled in this order.
-        let committed = async { committed.await.map_err(|e| Failed::Other(map_error(e, "committing"))) };
-        let ((), (), (), place) = try_join4(rows, held, moved, committed).await?;
+        let place = self.transact(moves, later && self.asked.elapsed() >= ASK_AGAIN).await?;
         self.unasked = later;
         match place {
             Some(place) => self.flushed_to(place, standing),
@@ -216,6 +194,64 @@ impl PgSink {
             None => self.durable.clone_from(standing),
         }
         Ok(())
+    }
+
+    /// The end of a transaction, in one round trip: where a partition or the generation is another one's by now, the
+    /// transaction has failed before COMMIT comes to it. `ask`: also where the WAL is written and flushed.
+    async fn transact(&self, moves: &[Move<'_>], ask: bool) -> Result<Option<(PgLsn, PgLsn)>, Failed> {
+        // Rejected rows are kept only once it is sure that the partition is ours.
+        let apart = moves.iter().any(|to| !to.advance.rejects.is_empty());
+        let (last, earlier) = match moves.split_last() {
+            Some((last, earlier)) if !apart => (Some(last), earlier),
+            _ => (None, moves),
+        };
+        let (ours, session, plan) = (&self.moves, &*self.session, &*self.plan);
+        for to in earlier {
+            ours.advance(session, plan, to).await?;
+            self.control.keep_rejects(session, plan, to.advance).await?;
+        }
+        let asked = async {
+            if !ask {
+                return Ok(None);
+            }
+            let row = session.query_one(&ours.flushed, &[]).await;
+            let row = row.map_err(|e| Failed::Other(map_error(e, "asking what is flushed")))?;
+            Ok(Some((row.get(0), row.get(1))))
+        };
+        let applier = match &self.mode {
+            Mode::Direct(applier) => Some(applier),
+            Mode::Load(_) => None,
+        };
+        // Each of these is sent when it is first polled, and they are polled in this order.
+        if let (Some((statement, arrays)), Some(to)) = (applier.and_then(|a| a.whole()), last) {
+            let arrays = arrays.iter().map(|array| array as &(dyn ToSql + Sync));
+            let parameters: Vec<_> = to.parameters(plan).into_iter().chain(arrays).collect();
+            let whole = async {
+                session
+                    .execute(statement, &parameters)
+                    .await
+                    .map_err(Failed::or_refused)
+            };
+            return Ok(try_join(whole, asked).await?.1);
+        }
+        let rows = async {
+            match applier {
+                Some(applier) => applier.send_last(&self.session).await,
+                None => Ok(()),
+            }
+        };
+        let held = async { Ok(ours.hold_generation(session, plan).await?) };
+        let moved = async {
+            match last {
+                Some(to) => Ok(ours.advance(session, plan, to).await?),
+                None => Ok(()),
+            }
+        };
+        let committed = async {
+            let committed = session.batch_execute("COMMIT").await;
+            committed.map_err(|e| Failed::Other(map_error(e, "committing")))
+        };
+        Ok(try_join5(rows, held, moved, committed, asked).await?.4)
     }
 
     /// Takes back what was to go with the commit; `false` if that was nothing.
@@ -315,7 +351,7 @@ impl PgSink {
         advances: &'a [Advance],
         mut direct: Applied,
         mut loaded: HashMap<usize, u64>,
-    ) -> Result<(Vec<(Epoch, &'a Advance, Applied)>, Checkpoint)> {
+    ) -> Result<(Vec<Move<'a>>, Checkpoint)> {
         let mut after = self.standing.clone();
         let mut moves = Vec::with_capacity(advances.len());
         for advance in advances {
@@ -335,7 +371,7 @@ impl PgSink {
             state.position = Some(advance.to.clone());
             state.done = advance.done;
             state.accounts = advance.accounts.clone();
-            moves.push((epoch, advance, state.applied));
+            moves.push(Move::new(epoch, advance, state.applied));
         }
         match loaded.is_empty() {
             true => Ok((moves, after)),

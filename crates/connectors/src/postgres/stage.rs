@@ -4,6 +4,7 @@
 //! the key (or whole row) it is found by, and its values.
 
 use super::client::{Connection, map_error};
+use super::control::Move;
 use super::ddl::quoted;
 use super::destination::Target;
 use super::fold::is_exact;
@@ -84,6 +85,8 @@ pub(super) struct Straight {
 pub(super) struct Few {
     /// New rows; one that is there already is a conflict.
     pub(super) insert: String,
+    /// The same as a part of the statement that ends the transaction ([`super::control::Moves::whole`]).
+    pub(super) insert_whole: String,
     /// Rows, new or not; it says how many were inserted and how many updated.
     pub(super) upsert: String,
     /// Rows that are there; `None` where they are nothing but their key.
@@ -172,23 +175,29 @@ impl Stage {
     fn few(&self, mapping: &Mapping) -> Option<Few> {
         let array = |pair: &Pair| Type::from_oid(pair.array).filter(|ty| matches!(ty.kind(), types::Kind::Array(_)));
         let types = mapping.all.iter().map(array).collect::<Option<Vec<Type>>>()?;
-        let rows = |places: &[usize]| {
-            let arrays: Vec<String> = (1..=places.len()).map(|n| format!("pg_catalog.unnest(${n})")).collect();
+        let rows_behind = |places: &[usize], others: usize| {
+            let arrays: Vec<String> = (1..=places.len())
+                .map(|n| format!("pg_catalog.unnest(${})", others + n))
+                .collect();
             let names: Vec<String> = places.iter().map(|i| format!("c{i}")).collect();
             format!("ROWS FROM ({}) AS s({})", arrays.join(", "), names.join(", "))
         };
+        let rows = |places: &[usize]| rows_behind(places, 0);
         let all: Vec<usize> = (0..self.columns.len()).collect();
         let carried = self.carried(&vec![true; self.columns.len()], false);
         let found = self.matched("t", "c");
-        Some(Few {
-            // As COPY does, it writes identities that are always generated.
-            insert: format!(
-                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
+        // As COPY does, it writes identities that are always generated.
+        let insert = |rows: String| {
+            format!(
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {rows}",
                 self.table,
                 list(&all, |i| self.columns[i].name.clone()),
                 list(&all, |i| self.value("c", i)),
-                rows(&all)
-            ),
+            )
+        };
+        Some(Few {
+            insert: insert(rows(&all)),
+            insert_whole: insert(rows_behind(&all, Move::TYPES.len())),
             upsert: self.upsert_from(&rows(&all)),
             update: (!carried.is_empty()).then(|| {
                 format!(
@@ -493,6 +502,14 @@ impl From<Error> for Failed {
 }
 
 impl Failed {
+    /// For a transaction of one statement: where a division refused it, its steps say which of them it was.
+    pub(super) fn or_refused(e: tokio_postgres::Error) -> Self {
+        match e.code() == Some(&SqlState::DIVISION_BY_ZERO) {
+            true => Failed::Conflict(map_error(e, "committing")),
+            false => e.into(),
+        }
+    }
+
     pub(super) fn error(self, table: &TableId) -> Error {
         match self {
             Failed::Conflict(e) | Failed::Other(e) => e.at("table", table.to_string()),

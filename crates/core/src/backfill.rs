@@ -35,7 +35,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -60,6 +60,12 @@ const WINDOW_KEYS: usize = 200_000;
 
 /// So many rows of a chunk are emitted at once while the log is busy: what it brings meanwhile waits for them.
 const SLICE: usize = 1_000;
+
+/// So many slices are on their way to the sink at most.
+const SLICES: usize = 2;
+
+/// The next chunk is read while so many rows are left of one.
+const LEFT: usize = 3 * SLICE;
 
 /// A log that always has more gives way to a slice so often.
 const PACE: Duration = Duration::from_millis(20);
@@ -559,9 +565,13 @@ impl Rest {
         Ok(())
     }
 
+    fn left(&self) -> usize {
+        self.batch.len() - self.emitted
+    }
+
     /// The next rows, at most so many.
-    fn slice(&mut self, most: usize) -> Result<ChangeBatch> {
-        let rows = most.min(self.batch.len() - self.emitted);
+    fn slice(&mut self, most: usize, hold: Hold) -> Result<ChangeBatch> {
+        let rows = most.min(self.left());
         let places = self.emitted..self.emitted + rows;
         let mut slice = self.batch.rows.slice(self.emitted, rows);
         if !self.overtaken.is_empty() {
@@ -572,6 +582,7 @@ impl Rest {
         (self.emitted, self.since) = (places.end, Instant::now());
         Ok(ChangeBatch {
             rows: slice,
+            hold,
             ..self.batch.clone()
         })
     }
@@ -603,6 +614,8 @@ pub struct Backfill {
     schema: Option<(TableId, TableSchema, Vec<usize>)>,
     window: Option<Window>,
     rest: Option<Rest>,
+    /// Held by slices until the sink has them.
+    slices: Arc<Semaphore>,
     /// Whether the log brought rows since the last chunk.
     busy: bool,
     chunk_rows: usize,
@@ -640,6 +653,7 @@ impl Backfill {
             schema: None,
             window: None,
             rest: None,
+            slices: Arc::new(Semaphore::new(SLICES)),
             busy: false,
             chunk_rows: chunk_rows.max(1),
             commits: Commits::default(),
@@ -759,7 +773,9 @@ impl Backfill {
             return;
         };
         if let Some(rest) = &self.rest {
-            let Some(next) = &rest.next else { return };
+            let Some(next) = rest.next.as_ref().filter(|_| rest.left() <= LEFT) else {
+                return;
+            };
             pending.from = Some(next.clone());
         }
         self.commits.forget_old();
@@ -1115,7 +1131,7 @@ impl Backfill {
                     rows,
                     since: Instant::now(),
                 });
-                self.pass_slice(SLICE)
+                self.pass_slice(SLICE, Hold::none())
             }
             last => {
                 self.out.extend(events.into_iter().chain(last));
@@ -1126,11 +1142,11 @@ impl Backfill {
     }
 
     /// Emits rows of the chunk that is being emitted, if there is one.
-    fn pass_slice(&mut self, most: usize) -> Result<()> {
+    fn pass_slice(&mut self, most: usize, hold: Hold) -> Result<()> {
         let Some(rest) = &mut self.rest else { return Ok(()) };
-        let slice = rest.slice(most)?;
+        let slice = rest.slice(most, hold)?;
         self.out.push_back(Event::Rows(slice));
-        if rest.emitted == rest.batch.len() {
+        if rest.left() == 0 {
             let (next, rows) = (rest.next.take(), rest.rows);
             self.rest = None;
             self.advance(next, rows);
@@ -1140,12 +1156,12 @@ impl Backfill {
 
     /// Emits all that is left of it.
     fn pass_rest(&mut self) -> Result<()> {
-        self.pass_slice(usize::MAX)
+        self.pass_slice(usize::MAX, Hold::none())
     }
 
     /// Emits a slice between transactions.
-    fn pass_apart(&mut self) -> Result<()> {
-        self.pass_slice(SLICE)?;
+    fn pass_apart(&mut self, hold: Hold) -> Result<()> {
+        self.pass_slice(SLICE, hold)?;
         self.out.push_back(Event::Boundary {
             position: self.position.encode(),
             committed_at: None,
@@ -1224,8 +1240,10 @@ impl Backfill {
                 }
                 None => self.redo(),
             }
-        } else if self.rest.as_ref().is_some_and(Rest::is_due) {
-            self.pass_slice(SLICE)?;
+        } else if self.rest.as_ref().is_some_and(Rest::is_due)
+            && let Ok(permit) = self.slices.clone().try_acquire_owned()
+        {
+            self.pass_slice(SLICE, Hold::of(permit))?;
         }
         self.out.push_back(Event::Boundary {
             position: self.position.encode(),
@@ -1268,15 +1286,14 @@ impl Backfill {
             event = self.log.next() => event?,
             () = requests.changed.notified() => return Ok(Some(())),
             () = tokio::time::sleep_until(wait.unwrap_or_else(Instant::now)), if wait.is_some() => return Ok(Some(())),
-            // The log has nothing at hand, not even where it only gave way to other tasks.
-            () = tokio::task::yield_now(), if between => {
-                self.pass_apart()?;
+            permit = turn(self.slices.clone()), if between => {
+                self.pass_apart(Hold::of(permit?))?;
                 return Ok(Some(()));
             }
         };
         let Some(event) = event else {
             if between {
-                self.pass_apart()?;
+                self.pass_apart(Hold::none())?;
                 return Ok(Some(()));
             }
             // A log that ends where nothing more was written goes on with the next watermark.
@@ -1397,6 +1414,14 @@ async fn read_chunk(
     source.write_watermark(&format!("high {token}")).await?;
     failpoint("backfill.high")?;
     Ok(chunk)
+}
+
+/// A slice's turn: when the log has nothing at hand, not even where it only gave way to other tasks, and few slices are on
+/// their way. Cancel safe.
+async fn turn(slices: Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+    tokio::task::yield_now().await;
+    let permit = slices.acquire_owned().await;
+    permit.map_err(|_| Error::bug("slices have no turn"))
 }
 
 /// The chunk of a window that is being read. Cancel safe.

@@ -57,6 +57,11 @@ impl Hold {
     pub fn none() -> Self {
         Hold(None)
     }
+
+    /// Holds a permit.
+    pub fn of(permit: OwnedSemaphorePermit) -> Self {
+        Hold(Some(Arc::new(permit)))
+    }
 }
 
 #[cfg(test)]

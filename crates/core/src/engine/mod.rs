@@ -83,7 +83,7 @@ const MAX_BATCH_BYTES: usize = 2 << 20;
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A commit is not put off for less: what comes during one is in the next.
-const NEAR: Duration = Duration::from_millis(4);
+const NEAR: Duration = Duration::from_millis(2);
 
 /// What a commit takes at least, before any was made.
 const CHEAP: Duration = Duration::from_millis(1);

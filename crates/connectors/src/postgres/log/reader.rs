@@ -196,7 +196,7 @@ impl LogReader {
         while self.out.is_empty() {
             let Some((wal, size)) = piece.front()? else {
                 // Nobody waits for what may come.
-                if self.tx.is_none() {
+                if self.tx.is_none() && !self.joins_more() {
                     self.close()?;
                 }
                 return Ok(Taken::Ended);
@@ -366,8 +366,16 @@ impl LogReader {
         }
     }
 
+    /// Whether the transactions that are joined go on in what is at hand.
+    fn joins_more(&self) -> bool {
+        self.joined.is_some() && self.world.options.together && self.feed.has_more()
+    }
+
     /// Every transaction before `lsn` has been taken.
     fn reached(&mut self, lsn: Lsn) -> Result<()> {
+        if self.joins_more() && self.world.marks.is_empty() {
+            return Ok(());
+        }
         if self.tx.is_none() {
             self.close()?;
             self.world.steering.reached(lsn);

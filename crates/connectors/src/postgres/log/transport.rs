@@ -235,6 +235,11 @@ impl Feed {
             .unwrap_or_else(|| Err(Error::new(code::CONNECTION_LOST, "the log's reader ended")))
     }
 
+    /// Whether the next part is there already.
+    pub(super) fn has_more(&self) -> bool {
+        !self.pieces.is_empty()
+    }
+
     /// The log may be forgotten up to here.
     pub(super) fn confirm(&self, lsn: Lsn) {
         self.confirmed.send_if_modified(|old| {

@@ -61,14 +61,8 @@ const WINDOW_KEYS: usize = 200_000;
 /// So many rows of a chunk are emitted at once while the log is busy: what it brings meanwhile waits for them.
 const SLICE: usize = 1_000;
 
-/// So many slices are on their way to the sink at most.
-const SLICES: usize = 2;
-
 /// The next chunk is read while so many rows are left of one.
 const LEFT: usize = 3 * SLICE;
-
-/// A log that always has more gives way to a slice so often.
-const PACE: Duration = Duration::from_millis(20);
 
 /// Keys that are fetched at once.
 const KEYS_AT_ONCE: usize = 1_000;
@@ -549,7 +543,6 @@ struct Rest {
     /// The chunk's end, and how many rows it had.
     next: Option<Vec<String>>,
     rows: u64,
-    since: Instant,
 }
 
 impl Rest {
@@ -579,16 +572,12 @@ impl Rest {
             slice = filter_record_batch(&slice, &BooleanArray::from_iter(stay.map(Some)))
                 .map_err(|e| Error::bug(format!("backfill: {e}")))?;
         }
-        (self.emitted, self.since) = (places.end, Instant::now());
+        self.emitted = places.end;
         Ok(ChangeBatch {
             rows: slice,
             hold,
             ..self.batch.clone()
         })
-    }
-
-    fn is_due(&self) -> bool {
-        self.since.elapsed() >= PACE
     }
 }
 
@@ -614,7 +603,7 @@ pub struct Backfill {
     schema: Option<(TableId, TableSchema, Vec<usize>)>,
     window: Option<Window>,
     rest: Option<Rest>,
-    /// Held by slices until the sink has them.
+    /// Held by a slice until the sink has it: the next one goes behind what the log brought meanwhile.
     slices: Arc<Semaphore>,
     /// Whether the log brought rows since the last chunk.
     busy: bool,
@@ -653,7 +642,7 @@ impl Backfill {
             schema: None,
             window: None,
             rest: None,
-            slices: Arc::new(Semaphore::new(SLICES)),
+            slices: Arc::new(Semaphore::new(1)),
             busy: false,
             chunk_rows: chunk_rows.max(1),
             commits: Commits::default(),
@@ -1129,7 +1118,6 @@ impl Backfill {
                     overtaken: HashSet::new(),
                     next: chunk.next,
                     rows,
-                    since: Instant::now(),
                 });
                 self.pass_slice(SLICE, Hold::none())
             }
@@ -1240,7 +1228,7 @@ impl Backfill {
                 }
                 None => self.redo(),
             }
-        } else if self.rest.as_ref().is_some_and(Rest::is_due)
+        } else if self.rest.is_some()
             && let Ok(permit) = self.slices.clone().try_acquire_owned()
         {
             self.pass_slice(SLICE, Hold::of(permit))?;
@@ -1416,8 +1404,8 @@ async fn read_chunk(
     Ok(chunk)
 }
 
-/// A slice's turn: when the log has nothing at hand, not even where it only gave way to other tasks, and few slices are on
-/// their way. Cancel safe.
+/// A slice's turn: when the log has nothing at hand, not even where it only gave way to other tasks, and the sink has the
+/// one before. Cancel safe.
 async fn turn(slices: Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
     tokio::task::yield_now().await;
     let permit = slices.acquire_owned().await;

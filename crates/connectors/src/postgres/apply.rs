@@ -502,7 +502,7 @@ impl Applier {
             for way in [Way::Delete, Way::Update, Way::Put] {
                 asks.extend(table.ask(session, &taken, way).await?);
             }
-            written.push((i, taken.pending.changes.len() as u64));
+            written.push((i, (taken.pending.changes.len() - taken.pending.done) as u64));
         }
         if let Some((first, _)) = written.first() {
             let opening = self.opening();
@@ -541,6 +541,14 @@ impl Applier {
                 }
                 None => pending.nets.extend(new),
             }
+            let rest = Taken {
+                pending,
+                new: Vec::new(),
+            };
+            if opening.is_none() && !table.fragile && table.is_little(&rest) {
+                return Box::pin(self.send(session, vec![(i, rest)])).await;
+            }
+            pending = rest.pending;
             if table.fragile {
                 run(session, &after(&mut opening, "SAVEPOINT synctool_apply")).await?;
             }
@@ -1026,13 +1034,15 @@ impl Table {
     fn is_little(&self, taken: &Taken) -> bool {
         let Taken { pending, new } = taken;
         let count = pending.nets.len() + new.len();
+        let all = pending.changes.len() - pending.done;
+        let bytes = pending.bytes / pending.changes.len().max(1) * count;
         let has_way = self.stage.straight.as_ref().is_some_and(|s| s.few.is_some());
         let plain = |net: &Net| !net.many && (net.change.cells.is_whole() || net.change.kind == Kind::Delete);
         has_way
             && self.unique
-            && count == pending.changes.len()
+            && count == all
             && count <= FEW
-            && pending.bytes <= LITTLE
+            && bytes <= LITTLE
             && (!self.fragile || pending.nets.is_empty())
             && pending.nets.iter().all(plain)
     }

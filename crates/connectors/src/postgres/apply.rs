@@ -1037,7 +1037,11 @@ impl Table {
         let all = pending.changes.len() - pending.done;
         let bytes = pending.bytes / pending.changes.len().max(1) * count;
         let has_way = self.stage.straight.as_ref().is_some_and(|s| s.few.is_some());
-        let plain = |net: &Net| !net.many && (net.change.cells.is_whole() || net.change.kind == Kind::Delete);
+        let plain = |net: &Net| match net.change.kind {
+            Kind::Put | Kind::Update => !net.many && net.change.cells.is_whole(),
+            Kind::Delete => !net.many,
+            Kind::Replace | Kind::Move => false,
+        };
         has_way
             && self.unique
             && count == all

@@ -33,6 +33,10 @@ use tokio_util::sync::DropGuard;
 /// How often the server is asked how far it is, while somebody waits for a place in the log.
 const ASK: Duration = Duration::from_millis(10);
 
+/// Transactions join across so many pieces of a stream at most: where none of them has rows for us, there is still a place to
+/// tell.
+const PIECES: u32 = 64;
+
 /// Transactions join as long as they have less than this part of a batch.
 const JOINED: usize = 4;
 
@@ -116,6 +120,8 @@ pub(super) struct LogReader {
     tx: Option<OpenTx>,
     /// The last transaction that is whole and whose end was not said yet, so that others may join it.
     joined: Option<OpenTx>,
+    /// Pieces of the stream since transactions began to join.
+    pieces: u32,
     /// Transactions whose end was read, for a backfill.
     ended: Vec<u64>,
     position: LogPosition,
@@ -180,6 +186,7 @@ impl LogReader {
             hold: None,
             tx: None,
             joined: None,
+            pieces: 0,
             ended: Vec::new(),
             position,
             timeline,
@@ -196,6 +203,7 @@ impl LogReader {
         while self.out.is_empty() {
             let Some((wal, size)) = piece.front()? else {
                 // Nobody waits for what may come.
+                self.pieces += 1;
                 if self.tx.is_none() && !self.joins_more() {
                     self.close()?;
                 }
@@ -342,6 +350,7 @@ impl LogReader {
 
     /// Emits the rows at hand, and says that the transactions they are of are at their end.
     fn close(&mut self) -> Result<()> {
+        self.pieces = 0;
         self.flush()?;
         if let Some(tx) = self.joined.take() {
             self.boundary(Some(tx));
@@ -368,7 +377,7 @@ impl LogReader {
 
     /// Whether the transactions that are joined go on in what is at hand.
     fn joins_more(&self) -> bool {
-        self.joined.is_some() && self.world.options.together && self.feed.has_more()
+        self.joined.is_some() && self.world.options.together && self.pieces < PIECES && self.feed.has_more()
     }
 
     /// Every transaction before `lsn` has been taken.

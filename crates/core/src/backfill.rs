@@ -1109,7 +1109,9 @@ impl Backfill {
             self.finish_table();
             return Ok(());
         }
-        match events.pop() {
+        let last = events.pop();
+        self.out.extend(events);
+        match last {
             Some(Event::Rows(batch)) if busy && batch.len() > SLICE => {
                 self.rest = Some(Rest {
                     batch,
@@ -1122,7 +1124,7 @@ impl Backfill {
                 self.pass_slice(SLICE, Hold::none())
             }
             last => {
-                self.out.extend(events.into_iter().chain(last));
+                self.out.extend(last);
                 self.advance(chunk.next, rows);
                 Ok(())
             }

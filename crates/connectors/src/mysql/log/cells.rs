@@ -44,6 +44,9 @@ pub(super) struct Cell {
 /// A second has no more digits behind its point.
 const MAX_FRACTION: u8 = 6;
 
+/// What gives a table's times their present form.
+pub(super) const RENEW_TIMES: &str = "SET GLOBAL mysql56_temporal_format = ON; ALTER TABLE … FORCE";
+
 /// A set has no more members.
 const MAX_MEMBERS: usize = 64;
 
@@ -114,8 +117,7 @@ impl Cell {
             Wire::MYSQL_TYPE_DATETIME2 => Form::Datetime,
             Wire::MYSQL_TYPE_TIMESTAMP2 => Form::Timestamp,
             Wire::MYSQL_TYPE_TIME | Wire::MYSQL_TYPE_DATETIME | Wire::MYSQL_TYPE_TIMESTAMP => {
-                return Err(unsupported("it is stored in the old form of times")
-                    .hint("SET GLOBAL mysql56_temporal_format = ON; ALTER TABLE … FORCE"));
+                return Err(unsupported("it is stored in the old form of times").hint(RENEW_TIMES));
             }
             Wire::MYSQL_TYPE_NEWDECIMAL => Form::Decimal {
                 zerofill: declared.contains("zerofill"),

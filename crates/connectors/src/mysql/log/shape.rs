@@ -8,7 +8,7 @@ use super::super::catalog::{self, CatalogTable};
 use super::super::client::{Session, number, text};
 use super::super::sql::literal;
 use super::capture;
-use super::cells::Cell;
+use super::cells::{Cell, RENEW_TIMES};
 use super::charset::{Charset, Charsets};
 use super::logged::LoggedColumn;
 use super::position::{Beyond, LogPosition, Typed};
@@ -539,6 +539,10 @@ impl ShapeColumn {
         let found = found.filter(|f| logged.fits(f.source_type.as_deref().unwrap_or_default()));
         let alone = logged.column();
         let Some(is) = found.or(alone.as_ref()) else {
+            if self.declared.contains("mariadb-5.3") {
+                let what = format!("column {} of {table} is stored in the old form of times", self.source);
+                return Err(Error::new(code::UNSUPPORTED, what).hint(RENEW_TIMES));
+            }
             return Err(Error::new(
                 code::SCHEMA_MISMATCH,
                 format!(

@@ -17,7 +17,7 @@ on_servers! {
         let c = Capture::new(version, &["few", "many"], &make);
         c.to.psql(&format!(
             "{make}; CREATE TABLE ways (t text, way text); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
-             $$ BEGIN INSERT INTO public.ways VALUES (TG_TABLE_NAME, left(current_query(), 6)); RETURN NULL; END $$;
+             $$ BEGIN INSERT INTO public.ways VALUES (TG_TABLE_NAME, CASE left(current_query(), 4) WHEN 'COPY' THEN 'COPY' ELSE 'arrays' END); RETURN NULL; END $$;
              CREATE TRIGGER note AFTER INSERT ON few FOR EACH STATEMENT EXECUTE FUNCTION note();
              CREATE TRIGGER note AFTER INSERT ON many FOR EACH STATEMENT EXECUTE FUNCTION note();
              ALTER TABLE few ENABLE ALWAYS TRIGGER note; ALTER TABLE many ENABLE ALWAYS TRIGGER note"
@@ -43,7 +43,7 @@ on_servers! {
         c.catch_up().await.unwrap();
         c.assert_equal(&["few", "many"]);
         let ways = "SELECT string_agg(DISTINCT t || ' ' || way, ', ') FROM ways";
-        assert_eq!(c.to.psql(ways), "few INSERT, many COPY \"");
+        assert_eq!(c.to.psql(ways), "few arrays, many COPY");
         // Somebody wrote rows of which the log tells later.
         c.to.psql("INSERT INTO few OVERRIDING SYSTEM VALUE SELECT 105, 'own'; INSERT INTO many OVERRIDING SYSTEM VALUE SELECT 1005, 'own'");
         write("few", 10);

@@ -887,7 +887,7 @@ impl Backfill {
                 continue;
             }
             let key = row_key(&batch.rows, &places, row)?;
-            keys.push(key.iter().map(|v| v.clone().unwrap_or_default()).collect());
+            keys.push(texts_of(&key));
             // A window that asks for this key may be too early for it.
             if let Some(w) = self
                 .window
@@ -934,7 +934,7 @@ impl Backfill {
             } as u8);
             split.push(op == Op::Update && complete && moved);
             if op == Op::Update && moved && !complete {
-                fetch.push(new.iter().map(|v| v.clone().unwrap_or_default()).collect::<Vec<_>>());
+                fetch.push(texts_of(&new));
             }
             if let Some(rest) = &mut self.rest {
                 for key_of_row in old.iter().chain([&new]) {
@@ -1426,9 +1426,7 @@ async fn chunk_of(window: Option<&mut Window>) -> Result<Chunk> {
 
 /// Which rows are new and not whole.
 fn lacking(batch: &ChangeBatch) -> Vec<bool> {
-    let columns = batch.rows.num_columns();
-    let has = |c: usize, row: usize| batch.present.as_ref().is_none_or(|p| p.has(c, row));
-    let lacks = |row: usize| batch.ops.get(row) == Op::Insert && !(0..columns).all(|c| has(c, row));
+    let lacks = |row: usize| batch.ops.get(row) == Op::Insert && !is_complete(batch, row);
     (0..batch.len()).map(lacks).collect()
 }
 
@@ -1447,6 +1445,11 @@ fn key_rows(schema: &TableSchema, key: &[usize], keys: &[Key], arrow: arrow_sche
         columns.push(builder.finish());
     }
     RecordBatch::try_new(arrow, columns).map_err(|e| Error::bug(format!("keys do not fit their schema: {e}")))
+}
+
+/// A key as it is asked for.
+fn texts_of(key: &Key) -> Vec<String> {
+    key.iter().map(|value| value.clone().unwrap_or_default()).collect()
 }
 
 fn is_complete(batch: &ChangeBatch, row: usize) -> bool {

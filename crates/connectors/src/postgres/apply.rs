@@ -345,7 +345,7 @@ impl Applier {
         let mut little = Vec::new();
         for i in 0..self.tables.len() {
             match self.take(i) {
-                Some(taken) if self.tables[i].is_little(&taken) => little.push((i, taken)),
+                Some(taken) if self.tables[i].is_little(&taken.pending, &taken.new) => little.push((i, taken)),
                 Some(taken) => {
                     self.send(session, std::mem::take(&mut little)).await?;
                     self.apply(session, i, taken).await?;
@@ -396,7 +396,7 @@ impl Applier {
         Some((last.whole.as_ref()?, &last.asks.first()?.arrays))
     }
 
-    /// Takes back a transaction that was refused because a row was there already, to do it the longer way. `false` if there
+    /// Takes back a transaction that was refused, as where a row was there already, to do it the longer way. `false` if there
     /// is none.
     pub(super) fn again(&mut self) -> bool {
         let Some(last) = self.last.take() else { return false };
@@ -469,7 +469,9 @@ impl Applier {
     /// Applies what was gathered for a table.
     async fn flush(&mut self, session: &Connection, i: usize) -> Result<()> {
         match self.take(i) {
-            Some(taken) if self.tables[i].is_little(&taken) => self.send(session, vec![(i, taken)]).await,
+            Some(taken) if self.tables[i].is_little(&taken.pending, &taken.new) => {
+                self.send(session, vec![(i, taken)]).await
+            }
             Some(taken) => self.apply(session, i, taken).await,
             None => Ok(()),
         }
@@ -541,14 +543,10 @@ impl Applier {
                 }
                 None => pending.nets.extend(new),
             }
-            let rest = Taken {
-                pending,
-                new: Vec::new(),
-            };
-            if opening.is_none() && !table.fragile && table.is_little(&rest) {
-                return Box::pin(self.send(session, vec![(i, rest)])).await;
+            if opening.is_none() && !table.fragile && table.is_little(&pending, &[]) {
+                let new = Vec::new();
+                return Box::pin(self.send(session, vec![(i, Taken { pending, new })])).await;
             }
-            pending = rest.pending;
             if table.fragile {
                 run(session, &after(&mut opening, "SAVEPOINT synctool_apply")).await?;
             }
@@ -1031,18 +1029,16 @@ impl Table {
 
     /// Whether changes are few, each the only one of its key, and none needs the staging table; where another unique index
     /// could be broken on the way, only new rows.
-    fn is_little(&self, taken: &Taken) -> bool {
-        let Taken { pending, new } = taken;
+    fn is_little(&self, pending: &Pending, new: &[Net]) -> bool {
         let count = pending.nets.len() + new.len();
         let all = pending.changes.len() - pending.done;
         let bytes = pending.bytes / pending.changes.len().max(1) * count;
-        let has_way = self.stage.straight.as_ref().is_some_and(|s| s.few.is_some());
         let plain = |net: &Net| match net.change.kind {
             Kind::Put | Kind::Update => !net.many && net.change.cells.is_whole(),
             Kind::Delete => !net.many,
             Kind::Replace | Kind::Move => false,
         };
-        has_way
+        self.stage.few.is_some()
             && self.unique
             && count == all
             && count <= FEW
@@ -1060,7 +1056,7 @@ impl Table {
         };
         let changes = taken.pending.nets.iter().chain(&taken.new).map(|net| &net.change);
         let changes: Vec<&Change> = changes.filter(|c| c.kind == kind).collect();
-        let few = self.stage.straight.as_ref().and_then(|s| s.few.as_ref());
+        let few = self.stage.few.as_ref();
         let few = few.ok_or_else(|| Error::bug("changes have no way into their table"))?;
         let all: Vec<usize> = (0..self.stage.columns()).collect();
         let known = &mut self.prepared;
@@ -1094,9 +1090,7 @@ impl Table {
 
     /// The statement that is a whole transaction: new rows, and the move of the partition.
     async fn whole(&mut self, session: &Connection, moves: &Moves, settings: &[&str]) -> Result<Option<Statement>> {
-        let Some(few) = self.stage.straight.as_ref().and_then(|s| s.few.as_ref()) else {
-            return Ok(None);
-        };
+        let Some(few) = &self.stage.few else { return Ok(None) };
         if self.prepared.whole.is_none() {
             let types: Vec<Type> = Move::TYPES.into_iter().chain(few.types.iter().cloned()).collect();
             let statement = moves.whole(&few.insert_whole, settings);
@@ -1141,12 +1135,12 @@ impl Table {
         new: &[Net],
         opening: &mut Option<String>,
     ) -> Result<Option<Applied>> {
-        let Some(straight) = self.stage.straight.as_ref().filter(|_| !new.is_empty()) else {
+        let Some(copy) = self.stage.straight.as_ref().filter(|_| !new.is_empty()) else {
             return Ok(None);
         };
         let rows = whole_rows(new.iter().map(|net| &net.change));
         let (values, known) = (&self.stage.values, &mut self.prepared.straight);
-        let done = copy_straight(session, known, (values, &straight.copy), pending, &rows, opening).await;
+        let done = copy_straight(session, known, (values, copy), pending, &rows, opening).await;
         match done {
             Ok(()) => Ok(Some(Applied::inserts(rows.len() as u64))),
             Err(Failed::Conflict(_)) => {

@@ -211,12 +211,10 @@ impl PgSink {
             self.control.keep_rejects(session, plan, to.advance).await?;
         }
         let asked = async {
-            if !ask {
-                return Ok(None);
+            match ask {
+                true => Ok(Some(self.place().await?)),
+                false => Ok(None),
             }
-            let row = session.query_one(&ours.flushed, &[]).await;
-            let row = row.map_err(|e| Failed::Other(map_error(e, "asking what is flushed")))?;
-            Ok(Some((row.get(0), row.get(1))))
         };
         let applier = match &self.mode {
             Mode::Direct(applier) => Some(applier),
@@ -267,11 +265,17 @@ impl PgSink {
         self.unasked || !self.unflushed.is_empty()
     }
 
-    async fn ask(&mut self) -> Result<()> {
+    /// Where the WAL ends, and up to where it is flushed.
+    async fn place(&self) -> Result<(PgLsn, PgLsn)> {
         let row = self.session.query_one(&self.moves.flushed, &[]).await;
         let row = row.map_err(|e| map_error(e, "asking what is flushed"))?;
+        Ok((row.get(0), row.get(1)))
+    }
+
+    async fn ask(&mut self) -> Result<()> {
+        let place = self.place().await?;
         let standing = self.standing.clone();
-        self.flushed_to((row.get(0), row.get(1)), &standing);
+        self.flushed_to(place, &standing);
         Ok(())
     }
 

@@ -65,18 +65,12 @@ pub(super) struct Stage {
     create: String,
     pub(super) encoder: RowEncoder,
     pub(super) copy: String,
-    /// The same for whole rows that need nothing beside their values ([`Stage::upsert`], [`Straight`]).
+    /// The same for whole rows that need nothing beside their values ([`Stage::upsert`], [`Stage::straight`]).
     pub(super) values: RowEncoder,
     pub(super) copy_values: String,
-    /// The way of whole rows straight into the table, where they need nothing on it.
-    pub(super) straight: Option<Straight>,
-}
-
-/// The ways into the table itself.
-#[derive(Debug)]
-pub(super) struct Straight {
-    pub(super) copy: String,
-    /// The way of a few rows, if their values can be given as arrays.
+    /// COPY of whole rows straight into the table, where they need nothing on the way.
+    pub(super) straight: Option<String>,
+    /// The way of a few rows, if besides that their values can be given as arrays.
     pub(super) few: Option<Few>,
 }
 
@@ -141,11 +135,9 @@ impl Stage {
         let encoder = RowEncoder::new(&staged, &types, None)?;
         let values = RowEncoder::new(&schema.columns, &target.types, None)?;
         let needs_nothing = columns.iter().all(|c| c.written && c.cast.is_none());
-        let straight = needs_nothing.then(|| Straight {
-            copy: values.copy_statement(&target.table, schema.columns.iter().map(|c| &c.name)),
-            few: None,
-        });
-        let is_binary = values.form() == CopyForm::Binary;
+        let names_there = schema.columns.iter().map(|c| &c.name);
+        let straight = needs_nothing.then(|| values.copy_statement(&target.table, names_there));
+        let arrays = needs_nothing && values.form() == CopyForm::Binary;
         let name = quoted(&id);
         let mut stage = Stage {
             create: format!(
@@ -163,16 +155,14 @@ impl Stage {
             keyless,
             encoder,
             straight,
+            few: None,
         };
-        let few = stage.few(mapping).filter(|_| is_binary);
-        if let Some(straight) = &mut stage.straight {
-            straight.few = few;
-        }
+        stage.few = arrays.then(|| stage.by_arrays(mapping)).flatten();
         Ok(stage)
     }
 
     /// Only where each type is one of the server's own: an array of another may be taken apart where a row of it is wanted.
-    fn few(&self, mapping: &Mapping) -> Option<Few> {
+    fn by_arrays(&self, mapping: &Mapping) -> Option<Few> {
         let array = |pair: &Pair| Type::from_oid(pair.array).filter(|ty| matches!(ty.kind(), types::Kind::Array(_)));
         let types = mapping.all.iter().map(array).collect::<Option<Vec<Type>>>()?;
         let rows_behind = |places: &[usize], others: usize| {
@@ -203,11 +193,7 @@ impl Stage {
                 format!(
                     "UPDATE {} AS t SET {} FROM {} WHERE {found} AND {}",
                     self.table,
-                    list(&carried, |i| format!(
-                        "{} = {}",
-                        self.columns[i].name,
-                        self.value("c", i)
-                    )),
+                    self.assignments(&carried),
                     rows(&all),
                     self.differs(&carried, |i| self.value("c", i))
                 )
@@ -346,15 +332,18 @@ impl Stage {
         format!("({})", tests.join(" OR "))
     }
 
-    fn set(&self, carried: &[usize], kinds: &[Kind], filter: &str) -> String {
-        let set = list(carried, |i| {
+    fn assignments(&self, carried: &[usize]) -> String {
+        list(carried, |i| {
             format!("{} = {}", self.columns[i].name, self.value("c", i))
-        });
+        })
+    }
+
+    fn set(&self, carried: &[usize], kinds: &[Kind], filter: &str) -> String {
         let kinds: Vec<String> = kinds.iter().map(|k| (*k as i32).to_string()).collect();
         format!(
             "UPDATE {} AS t SET {} FROM {} AS s WHERE s.kind IN ({}) AND {filter} AND {}",
             self.table,
-            set,
+            self.assignments(carried),
             self.name,
             kinds.join(", "),
             self.matches()

@@ -20,18 +20,22 @@ async fn settled(db: &Db, margin: u64) -> synctool_core::error::Result<synctool_
         .await
 }
 
+async fn on(server: &MariaDb, name: &str) -> Db {
+    let database = server.database(name);
+    let mysql = Mysql::open(MysqlConfig::new("127.0.0.1", server.port(), "root", database.name())).unwrap();
+    let destination = mysql.destination().await.unwrap();
+    Db {
+        database,
+        mysql,
+        destination,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_is_open_is_before_the_bound() {
     // A server of its own: every open transaction counts, whichever test's.
     let server = MariaDb::start();
-    let database = server.database("settled");
-    let mysql = Mysql::open(MysqlConfig::new("127.0.0.1", server.port(), "root", database.name())).unwrap();
-    let destination = mysql.destination().await.unwrap();
-    let db = Db {
-        database,
-        mysql,
-        destination,
-    };
+    let db = on(&server, "settled").await;
     db.sql("CREATE TABLE t (id int PRIMARY KEY, at timestamp(6) DEFAULT current_timestamp(6))");
     let free = settled(&db, 0).await.unwrap();
     assert_eq!(free.held_by, None);
@@ -113,14 +117,7 @@ async fn nothing_that_is_open_is_before_the_bound() {
 async fn clocks_that_are_about_to_go_back_hold_the_bound() {
     // A server of its own: zones are the whole server's.
     let server = MariaDb::start();
-    let database = server.database("back");
-    let mysql = Mysql::open(MysqlConfig::new("127.0.0.1", server.port(), "root", database.name())).unwrap();
-    let destination = mysql.destination().await.unwrap();
-    let db = Db {
-        database,
-        mysql,
-        destination,
-    };
+    let db = on(&server, "back").await;
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();

@@ -29,7 +29,8 @@
 //!
 //! The row hash is the MD5 of these bytes (RFC 1321), for its presence in every engine, not for security: its first
 //! eight bytes, big endian, are the high half, the last eight the low half. What a column is called or which database
-//! computes it plays no part.
+//! computes it plays no part. Where both ends have a cheaper hash of texts in common, that is taken of the same bytes
+//! ([`RowForm::Text`]).
 
 use crate::change::Event;
 use crate::error::{Error, Result, code};
@@ -51,8 +52,17 @@ use std::sync::Arc;
 pub enum RowForm {
     /// An engine's own fast hash of whole records. Both ends agreed on this signature, so they compute the same.
     Fast(String),
+    /// An engine's own hashes of texts, 128 bits together, of the canonical form. Both ends agreed on this signature.
+    Text(String),
     /// MD5 of the canonical form.
     Canonical,
+}
+
+impl RowForm {
+    /// Whether only engines that agreed on it can compute it: nobody else, neither another engine nor our side.
+    pub fn is_agreed(&self) -> bool {
+        !matches!(self, RowForm::Canonical)
+    }
 }
 
 /// How the rows of a slice are grouped into blocks. Both ends group by the same.
@@ -64,7 +74,8 @@ pub enum Blocks {
         /// Keys per block.
         width: i64,
     },
-    /// By the MD5 of the key columns' canonical form: block = its first four bytes, big endian, modulo count.
+    /// By the MD5 of the key columns' canonical form: block = its first four bytes, big endian, modulo count. Ends that
+    /// agreed on a hash of rows take that of the key instead.
     Spread {
         /// How many blocks.
         count: u32,
@@ -124,6 +135,12 @@ pub trait BlockHashes: Send + Sync {
     /// signatures compute equal hashes of equal rows. It names everything that plays a part (engine, version of the
     /// algorithm, types in order).
     fn fast_form(&self, read: &ReadSpec, compared: &[usize]) -> Option<String>;
+
+    /// The signature of the engine's own 128 bits of hash of a text, if it has one: two ends with equal signatures compute
+    /// equal hashes of equal texts.
+    fn text_form(&self) -> Option<String> {
+        None
+    }
 
     /// Whether the engine can compute the canonical form of this type from a column of it (`stored` is the column's
     /// own type, `agreed` the type compared as).
@@ -319,7 +336,7 @@ fn each_row(
     rows: &RecordBatch,
     take: &mut impl FnMut(i64, Vec<Option<String>>, u128),
 ) -> Result<()> {
-    if let RowForm::Fast(_) = request.form {
+    if request.form.is_agreed() {
         return Err(Error::bug("an engine's own hash cannot be made by reading rows"));
     }
     let mut form = Vec::new();

@@ -4,7 +4,7 @@ use super::query::{Query, readable, texts};
 use super::source::DuckDbSource;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
-use synctool_core::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, RowForm, RowHash};
+use synctool_core::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, RowHash};
 use synctool_core::error::{Error, Result};
 use synctool_core::plan::ReadSpec;
 use synctool_core::schema::{Column, ColumnType};
@@ -100,7 +100,7 @@ async fn hashed(
             form(&request.key)?
         ),
     };
-    if let RowForm::Fast(_) = request.form {
+    if request.form.is_agreed() {
         return Err(Error::bug("DuckDB has no hash of its own"));
     }
     let (row, high, low) = (form(&request.compared)?, half("m", 1), half("m", 17));

@@ -153,7 +153,7 @@ fn block(request: &HashRequest) -> Result<String> {
 /// The hash of a row, as SQL.
 fn hash(request: &HashRequest) -> Result<String> {
     match request.form {
-        RowForm::Fast(_) => Err(Error::bug("MySQL has no fast hash of whole records")),
+        RowForm::Fast(_) | RowForm::Text(_) => Err(Error::bug("MySQL has no hash of its own")),
         RowForm::Canonical => Ok(format!("MD5({})", form(&request.read, &request.compared)?)),
     }
 }

@@ -49,6 +49,8 @@ pub(super) struct Server {
     pub(super) utf8: bool,
     /// What its hash of a record gives for a record that everybody knows; `None` before version 14, which has none.
     pub(super) record_hash: Option<String>,
+    /// What its hash of a text gives for a text that everybody knows; `None` where texts are not in UTF-8.
+    pub(super) text_hash: Option<String>,
 }
 
 /// A session without its place in the limit.
@@ -308,13 +310,17 @@ impl Postgres {
             .map_err(|e| map_error(e, "setting up the session"))?;
         for row in rows {
             if let SimpleQueryMessage::Row(row) = row
-                && row.len() == 4
+                && row.len() == 5
             {
                 link.pid = row.get(0).and_then(|s| s.parse().ok()).unwrap_or_default();
                 link.encrypted = row.get(1) == Some("t");
-                self.0.server.get_or_init(|| Server {
-                    utf8: row.get(2) == Some("UTF8"),
-                    record_hash: row.get(3).map(str::to_string),
+                self.0.server.get_or_init(|| {
+                    let utf8 = row.get(2) == Some("UTF8");
+                    Server {
+                        utf8,
+                        record_hash: row.get(3).map(str::to_string),
+                        text_hash: row.get(4).filter(|_| utf8).map(str::to_string),
+                    }
                 });
             }
         }
@@ -344,7 +350,7 @@ fn session_settings(config: &PostgresConfig, version: u32) -> String {
     if version >= 170_000 {
         sql.push_str("SET transaction_timeout = 0; ");
     }
-    // The hash differs between byte orders and would differ if a version changed it.
+    // The hashes differ between byte orders and would differ if a version changed them.
     let record_hash = match version >= 140_000 {
         true => {
             "pg_catalog.hash_record_extended(ROW(7::bigint, 1.5::numeric, 'synctool'::text, true, '1999-12-31'::date), 1)"
@@ -354,7 +360,8 @@ fn session_settings(config: &PostgresConfig, version: u32) -> String {
     sql.push_str(&format!(
         "SELECT pg_catalog.pg_backend_pid(), \
          coalesce((SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()), false), \
-         pg_catalog.current_setting('server_encoding'), {record_hash}",
+         pg_catalog.current_setting('server_encoding'), {record_hash}, \
+         pg_catalog.hashtextextended('synctool' COLLATE \"C\", 1)",
     ));
     sql
 }

@@ -12,7 +12,9 @@
 //! are hashed by their bytes whatever their collation, arrays together with their dimensions.
 //!
 //! The *canonical* form is that of [`synctool_core::blocks`]. Its bytes are made of casts that are exact in every
-//! version, and its MD5 is cut into halves as bits, whose 64-bit sums the server keeps exactly.
+//! version, and its MD5 is cut into halves as bits, whose 64-bit sums the server keeps exactly. Between two servers it is
+//! hashed by the server's own hash of texts (`hashtextextended` in hashfunc.c), with one seed for each half: an MD5
+//! costs the server as much as all the rest.
 
 use super::client::Server;
 use super::query::{Query, Text, as_text, canonical, is_padded};
@@ -39,6 +41,11 @@ impl BlockHashes for PostgresSource {
             .map(|&place| fast_type(&read.columns.get(place)?.column))
             .collect::<Option<_>>()?;
         Some(format!("postgresql hash_record_extended {probe} {}", types.join(",")))
+    }
+
+    fn text_form(&self) -> Option<String> {
+        let probe = self.database.server()?.text_hash.as_ref()?;
+        Some(format!("postgresql hashtextextended {probe}"))
     }
 
     fn canonical(&self, stored: &ColumnType, agreed: &ColumnType) -> bool {
@@ -122,8 +129,18 @@ fn modular(sum: Option<&str>) -> Result<u64> {
 fn hash_of(row: &Row, at: usize, form: &RowForm) -> Result<u128> {
     match form {
         RowForm::Canonical => u128::from_str_radix(row.get(at), 16).map_err(|_| Error::bug("an MD5 is no number")),
-        RowForm::Fast(_) => Ok(u128::from(row.get::<_, i64>(at) as u64)),
+        RowForm::Fast(_) => Ok(half(row, at)),
+        RowForm::Text(_) => Ok(half(row, at) << 64 | half(row, at + 1)),
     }
+}
+
+fn half(row: &Row, at: usize) -> u128 {
+    u128::from(row.get::<_, i64>(at) as u64)
+}
+
+/// The two halves of a text's hash, by seeds of their own.
+fn halves(text: &str) -> [String; 2] {
+    [1, 2].map(|seed| format!("hashtextextended({text}, {seed})"))
 }
 
 /// A scan of the rows of a request.
@@ -193,13 +210,20 @@ impl<'a> Scan<'a> {
         let block = self.block()?;
         let mut out = Text::default();
         let (sums, hash) = match &self.request.form {
-            RowForm::Fast(signature) => ("NULL::text, sum(h.h)::text", self.fast(signature)?),
+            RowForm::Fast(signature) => ("NULL::text, sum(h.h)::text".into(), self.fast(signature)?),
+            RowForm::Text(_) => {
+                let [high, low] = halves("h.h");
+                (
+                    format!("sum({high})::text, sum({low})::text"),
+                    self.form(&self.request.compared)?,
+                )
+            }
             RowForm::Canonical => (
-                "sum(h.h::bit(64)::int8)::text, sum((h.h << 64)::bit(64)::int8)::text",
+                "sum(h.h::bit(64)::int8)::text, sum((h.h << 64)::bit(64)::int8)::text".to_string(),
                 format!("('x' || {})::bit(128)", self.md5()?),
             ),
         };
-        // Hashed below the grouping: a third cheaper than within it.
+        // Computed below the grouping: a third cheaper than within it.
         out.push(&format!("SELECT h.k, count(*), {sums} FROM ("));
         self.statement(&mut out, &format!("{block} AS k, {hash} AS h"), &[], None)?;
         out.push(" OFFSET 0) AS h GROUP BY 1");
@@ -219,6 +243,7 @@ impl<'a> Scan<'a> {
             .collect();
         list.push(match &self.request.form {
             RowForm::Fast(signature) => self.fast(signature)?,
+            RowForm::Text(_) => halves(&self.form(&self.request.compared)?).join(", "),
             RowForm::Canonical => self.md5()?,
         });
         let list = list.join(", ");
@@ -264,10 +289,15 @@ impl<'a> Scan<'a> {
                     "CASE WHEN {key} >= 0 THEN {key} / {width} ELSE ({key} + 1) / {width} - 1 END"
                 ))
             }
-            Blocks::Spread { count } if count > 0 => Ok(format!(
-                "(('x' || left({}, 8))::bit(32)::int8 % {count})",
-                self.md5_of(&self.request.key)?
-            )),
+            Blocks::Spread { count } if count > 0 => {
+                let key = &self.request.key;
+                let number = match &self.request.form {
+                    RowForm::Fast(_) => format!("({} & 4294967295)", self.record_hash(key, "0")),
+                    RowForm::Text(_) => format!("(hashtextextended({}, 0) & 4294967295)", self.form(key)?),
+                    RowForm::Canonical => format!("('x' || left({}, 8))::bit(32)::int8", self.md5_of(key)?),
+                };
+                Ok(format!("({number} % {count})"))
+            }
             _ => Err(Error::bug("blocks of no width")),
         }
     }
@@ -278,19 +308,20 @@ impl<'a> Scan<'a> {
             return Err(Error::bug(format!("this server has no hash of records ({signature})")));
         }
         let columns = &self.request.read.columns;
-        let record = |fields: &[Field]| {
-            let fields: Vec<String> = fields
-                .iter()
-                .map(|f| fast_value(&self.column(f.place), &columns[f.place].column))
-                .collect();
-            fields.join(", ")
-        };
         let seed = match &self.request.key[..] {
             [only] if columns[only.place].column.ty.is_integer() => format!("({})::int8", self.column(only.place)),
-            key => format!("hash_record_extended(ROW({}), 0)", record(key)),
+            key => self.record_hash(key, "0"),
         };
-        let row = record(&self.request.compared);
-        Ok(format!("hash_record_extended(ROW({row}), {seed})"))
+        Ok(self.record_hash(&self.request.compared, &seed))
+    }
+
+    fn record_hash(&self, fields: &[Field], seed: &str) -> String {
+        let columns = &self.request.read.columns;
+        let fields: Vec<String> = fields
+            .iter()
+            .map(|f| fast_value(&self.column(f.place), &columns[f.place].column))
+            .collect();
+        format!("hash_record_extended(ROW({}), {seed})", fields.join(", "))
     }
 
     fn md5(&self) -> Result<String> {
@@ -299,6 +330,15 @@ impl<'a> Scan<'a> {
 
     /// The MD5 of the canonical form of some columns, as text.
     fn md5_of(&self, fields: &[Field]) -> Result<String> {
+        let form = self.form(fields)?;
+        Ok(match self.utf8 {
+            true => format!("md5({form})"),
+            false => format!("md5(convert_to({form}, 'UTF8'))"),
+        })
+    }
+
+    /// The canonical form of some columns, a text that is compared by its bytes.
+    fn form(&self, fields: &[Field]) -> Result<String> {
         let fields: Vec<String> = fields.iter().map(|f| self.field(f)).collect::<Result<_>>()?;
         // One buffer for a row, instead of a longer copy per field. No function takes more than 100 arguments.
         let parts = fields.chunks(33).map(|some| format!("concat({})", some.join(", ")));
@@ -306,10 +346,7 @@ impl<'a> Scan<'a> {
             true => "''".to_string(),
             false => parts.collect::<Vec<_>>().join(" || "),
         };
-        Ok(match self.utf8 {
-            true => format!("md5({form})"),
-            false => format!("md5(convert_to({form}, 'UTF8'))"),
-        })
+        Ok(format!("({form}) COLLATE \"C\""))
     }
 
     /// A column's field in the canonical form, as arguments of `concat` (three at most), which leaves NULL out.

@@ -9,7 +9,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
-use synctool_core::blocks::{self, Block, BlockHashes, Blocks, Field, HashRequest, RowForm, RowHash};
+use synctool_core::blocks::{self, Block, BlockHashes, Blocks, Field, HashRequest, RowHash};
 use synctool_core::error::{Error, Result};
 use synctool_core::ledger::Tally;
 use synctool_core::plan::ReadSpec;
@@ -87,7 +87,7 @@ fn each(
     for (i, p) in query.parameters.iter().enumerate() {
         statement.raw_bind_parameter(i + 1, p).map_err(failed(doing))?;
     }
-    if let RowForm::Fast(_) = request.form {
+    if request.form.is_agreed() {
         return Err(Error::bug("SQLite has no hash of its own"));
     }
     let mut rows = statement.raw_query();

@@ -483,3 +483,104 @@ async fn the_fast_form_is_the_same_on_two_servers_and_sees_every_change() {
     };
     assert!(with("macaddr").is_some() && with("point").is_none() && with("public.mood").is_none());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_of_unlike_columns_hash_alike_on_two_servers_and_every_change_is_seen() {
+    let one = Server::shared(PgVersion::V15).database("texts");
+    let other = Server::shared(PgVersion::V18).database("texts");
+    let row = "i, i % 7, i / 7.0, 'item ä ' || i, '2024-01-01'::timestamp + i * interval '1 s', md5(i::text)::uuid";
+    for (db, columns) in [
+        (
+            &one,
+            "id bigint PRIMARY KEY, a int, n numeric, t varchar(40), at timestamp, u uuid",
+        ),
+        (
+            &other,
+            "id int PRIMARY KEY, a bigint, n numeric, t text, at timestamp, u uuid",
+        ),
+    ] {
+        db.psql(&format!(
+            "CREATE TABLE t ({columns}); INSERT INTO t SELECT {row} FROM generate_series(-300, 700) i; INSERT INTO t (id) VALUES (5000)"
+        ));
+    }
+    let id = TableId::new("public", "t");
+    let (left, right) = (open(&one).source(), open(&other).live_source());
+    let agreed = left.describe(&id).await.unwrap();
+    let signature = left.text_form().expect("a hash of texts");
+    right.describe(&id).await.unwrap();
+    assert_eq!(right.text_form(), Some(signature.clone()));
+    let of = |columns: &[Column], blocks: Blocks, key: usize| {
+        let read = ReadSpec::all(id.clone(), columns);
+        let field = |place: usize| Field {
+            place,
+            ty: agreed.columns[place].ty.clone(),
+        };
+        HashRequest {
+            compared: (0..columns.len()).map(field).collect(),
+            key: vec![field(key)],
+            slice: Slice::All,
+            form: RowForm::Text(signature.clone()),
+            blocks,
+            read,
+        }
+    };
+    let columns = right.describe(&id).await.unwrap().columns;
+    assert_ne!(columns[0].ty, agreed.columns[0].ty);
+    for (blocks, key) in [
+        (Blocks::Divide { width: 64 }, 0),
+        (Blocks::Spread { count: 16 }, 0),
+        (Blocks::Spread { count: 16 }, 3),
+    ] {
+        if key == 3 {
+            for db in [&one, &other] {
+                db.psql("DELETE FROM t WHERE id = 5000");
+            }
+        }
+        let (here, there) = (of(&agreed.columns, blocks, key), of(&columns, blocks, key));
+        let before = left.blocks(&here).await.unwrap();
+        assert!(before.len() > 10 && before.values().map(|b| b.rows).sum::<u64>() > 1000);
+        assert_eq!(right.blocks(&there).await.unwrap(), before);
+        for change in [
+            "a = a + 1",
+            "n = n + 0.001",
+            "t = upper(t)",
+            "at = at + interval '1 us'",
+            "u = NULL",
+        ] {
+            other.psql(&format!(
+                "CREATE TABLE kept AS TABLE t; UPDATE t SET {change} WHERE id = 77"
+            ));
+            let after = right.blocks(&there).await.unwrap();
+            let differing: Vec<i64> = before
+                .keys()
+                .chain(after.keys())
+                .copied()
+                .filter(|k| before.get(k) != after.get(k))
+                .collect();
+            assert!(!differing.is_empty(), "{change}");
+            let rows = |rows: Vec<RowHash>| {
+                rows.into_iter()
+                    .map(|r| (r.key, r.hash))
+                    .collect::<std::collections::BTreeSet<_>>()
+            };
+            let left = rows(left.rows(&here, &differing).await.unwrap());
+            let right = rows(right.rows(&there, &differing).await.unwrap());
+            assert_eq!(left.difference(&right).count(), 1, "{change}");
+            assert_eq!(right.difference(&left).count(), 1, "{change}");
+            other.psql("TRUNCATE t; INSERT INTO t TABLE kept; DROP TABLE kept");
+        }
+        // Rows that trade values.
+        other.psql("UPDATE t SET a = 7 - a WHERE id IN (73, 74)");
+        assert_ne!(right.blocks(&there).await.unwrap(), before);
+        other.psql("UPDATE t SET a = 7 - a WHERE id IN (73, 74)");
+    }
+    // Texts that are not in UTF-8 have other bytes.
+    one.psql("CREATE DATABASE texts_in_latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
+    let url = one.url();
+    let latin = format!("{}/texts_in_latin", url.rsplit_once('/').unwrap().0);
+    let latin = Postgres::open(PostgresConfig::from_url(&latin).unwrap())
+        .unwrap()
+        .live_source();
+    latin.tables(None).await.unwrap();
+    assert_eq!(latin.text_form(), None);
+}

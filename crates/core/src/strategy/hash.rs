@@ -46,8 +46,10 @@ pub enum Form {
     /// The fast form where both ends agree on one, else the canonical one.
     #[default]
     Auto,
-    /// The canonical form, whatever the ends are.
+    /// The canonical form, whatever the ends are, by the cheapest hash that both have.
     Canonical,
+    /// MD5 of the canonical form, whatever the ends are.
+    Md5,
     /// What a column stores, at both ends under this destination name.
     Stored(String),
 }
@@ -195,7 +197,7 @@ pub fn compare_spec(
     if let Form::Stored(column) = form {
         reasons.push(format!("rows are compared by the hash stored in {column}"));
     }
-    if !staged && *form != Form::Canonical {
+    if !staged && !matches!(form, Form::Canonical | Form::Md5) {
         let fast = |engine: Option<&dyn BlockHashes>, side: &Side| {
             let places: Vec<usize> = side.key.iter().chain(&side.compared).map(|f| f.place).collect();
             engine.and_then(|e| e.fast_form(&side.read, &places))
@@ -220,6 +222,19 @@ pub fn compare_spec(
     };
     spec.at_source = !staged && canonical(source.block_hashes(), &sides.source);
     spec.at_destination = canonical(destination.block_hashes(), &sides.destination);
+    let text = |end: &dyn Source| end.block_hashes().and_then(BlockHashes::text_form);
+    if spec.at_source
+        && spec.at_destination
+        && *form != Form::Md5
+        && let Some(signature) = text(source)
+        && text(destination).as_ref() == Some(&signature)
+    {
+        reasons.push(
+            "rows are compared by the engine's own hash of their canonical form: both ends compute the same".into(),
+        );
+        spec.form = RowForm::Text(signature);
+        return Ok(spec);
+    }
     reasons.push(match (spec.at_source, spec.at_destination) {
         (true, true) => "rows are compared by MD5 of their canonical form, computed in both databases".into(),
         (at_source, at_destination) => {

@@ -386,10 +386,12 @@ impl Serialize for Bound {
     }
 }
 
-/// The algorithm of row and partition hashes, where it is to be that of the original; the names are its.
+/// How rows are hashed: the canonical form, or an algorithm of the original under its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HashAlgorithm {
+    /// The canonical form of rows, by the cheapest hash that both ends have.
+    Canonical,
     /// A row is the first 32 bits of its MD5, a partition their sum.
     Md5SumHash,
     /// A row is its MD5, a partition the MD5 of the rows' in order.
@@ -400,6 +402,7 @@ impl HashAlgorithm {
     /// The word of the `hash_algo` key.
     pub fn name(self) -> &'static str {
         match self {
+            HashAlgorithm::Canonical => "canonical",
             HashAlgorithm::Md5SumHash => "md5_sum_hash",
             HashAlgorithm::HashMd5Hash => "hash_md5_hash",
         }

@@ -1,7 +1,7 @@
 //! From a chosen strategy to a plan.
 
 use super::{RunOptions, definition, drift, groups, request};
-use crate::config::{self, Loaded, StampedBy, Strategy, StrategyKind, SyncType};
+use crate::config::{self, HashAlgorithm, Loaded, StampedBy, Strategy, StrategyKind, SyncType};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
@@ -306,9 +306,12 @@ impl Ends<'_> {
             tracked: request::tracked(pipeline),
             form: match stored {
                 Some(column) => Form::Stored(column.dest.to_string()),
-                // The original's algorithms are MD5 of the whole row, in either of its ways of adding them up.
-                None if pipeline.kept_hash_algo().is_some() => Form::Canonical,
-                None => Form::Auto,
+                None => match pipeline.hash_algo_of(strategy).or_else(|| pipeline.kept_hash_algo()) {
+                    None => Form::Auto,
+                    Some(HashAlgorithm::Canonical) => Form::Canonical,
+                    // The original's algorithms are MD5 of the whole row, in either of its ways of adding them up.
+                    Some(HashAlgorithm::Md5SumHash | HashAlgorithm::HashMd5Hash) => Form::Md5,
+                },
             },
             deletes,
             remember,

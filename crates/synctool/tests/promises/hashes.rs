@@ -33,6 +33,7 @@ fn pipeline(algorithm: &str, data_type: &str) -> String {
 #[test]
 fn a_kept_hash_is_that_of_the_documented_form() {
     for (algorithm, data_type, hash) in [
+        ("canonical", "", "md5(FORM)"),
         ("hash_md5_hash", "", "md5(FORM)"),
         (
             "md5_sum_hash",
@@ -291,4 +292,78 @@ fn instants_in_a_datetime_are_compared_as_such() {
     assert_eq!(again["updated"], 0, "{again}");
     to.sql("UPDATE items SET at = '2024-03-31 02:30:00.123456' WHERE id = 1");
     place.json(&["verify", "p.yaml"], 3);
+}
+
+/// What a comparison sees follows from the form that was asked for, and it is told by which hash.
+#[test]
+fn rows_are_compared_by_the_form_that_was_asked_for() {
+    let db = database("forms");
+    db.psql(
+        "CREATE TABLE items(id int PRIMARY KEY, n jsonb, name text);
+         CREATE TABLE copies(id bigint PRIMARY KEY, n jsonb, name text);
+         CREATE TABLE twins(id int PRIMARY KEY, n numeric(9,2)); CREATE TABLE twin_copies(id int PRIMARY KEY, n numeric(9,2));
+         INSERT INTO items SELECT i, NULL, 'näme ' || i FROM generate_series(1, 3000) i;
+         INSERT INTO twins SELECT i, i FROM generate_series(1, 3000) i",
+    );
+    let place = here(&db);
+    for (file, algorithm, table, copies, columns, told) in [
+        (
+            "unlike",
+            "",
+            "items",
+            "copies",
+            "[id, name]",
+            "the engine's own hash of their canonical form",
+        ),
+        (
+            "alike",
+            "",
+            "twins",
+            "twin_copies",
+            "[id, n]",
+            "the engine's own record hash",
+        ),
+        (
+            "canonical",
+            "hash_algo: canonical\n",
+            "twins",
+            "twin_copies",
+            "[id, n]",
+            "the engine's own hash of their canonical form",
+        ),
+        (
+            "md5",
+            "hash_algo: hash_md5_hash\n",
+            "twins",
+            "twin_copies",
+            "[id, n]",
+            "MD5 of their canonical form, computed in both databases",
+        ),
+    ] {
+        db.psql(&format!("TRUNCATE {copies}"));
+        let file = format!("{file}.yaml");
+        place.write(
+            &file,
+            &format!(
+                "name: {copies}\n{algorithm}source: {{datastore: from, table: public.{table}}}\n\
+                 destination: {{datastore: to, table: public.{copies}}}\nkey: [id]\ncolumns: {columns}\n\
+                 strategies: [{{name: hash, type: hash}}]\n"
+            ),
+        );
+        place.json(&["run", &file], 0);
+        db.psql(&format!(
+            "UPDATE {copies} SET id = -id WHERE id IN (5, 700); DELETE FROM {copies} WHERE id = 3000"
+        ));
+        let found = place.json(&["verify", &file], 3);
+        assert_eq!(found["compared"]["differing"], 5, "{file}: {found}");
+        let plan = place.json(&["plan", &file], 0).to_string();
+        assert!(plan.contains(told), "{file}: {plan}");
+        let mended = place.json(&["run", &file], 0);
+        assert_eq!(
+            (&mended["inserted"], &mended["deleted"]),
+            (&3.into(), &2.into()),
+            "{file}: {mended}"
+        );
+        place.json(&["verify", &file], 0);
+    }
 }

@@ -188,7 +188,7 @@ impl SchemaChange {
                 names.join(", ")
             ),
         )
-        .hint("change the destination table by hand, then run again"))
+        .hint("alter the destination's table by hand, then `synctool state reset` and run again: its rows are compared"))
     }
 }
 

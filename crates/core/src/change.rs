@@ -188,7 +188,7 @@ impl SchemaChange {
                 names.join(", ")
             ),
         )
-        .hint("alter the destination's table by hand, then `synctool state reset` and run again: its rows are compared"))
+        .hint("alter the destination's table by hand, `synctool state reset`, and run again: its rows are compared"))
     }
 }
 

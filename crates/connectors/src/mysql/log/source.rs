@@ -37,8 +37,8 @@ const WATCH: Duration = Duration::from_secs(1);
 const MEMBERS: Duration = Duration::from_secs(10);
 
 /// What is told of a followed table that is not there.
-const GONE: &str = "no table has its name at the source any more (dropped, or renamed): its copy stays as it is, and is read anew \
-    when a table gets that name again";
+const GONE: &str = "no table has its name at the source any more (dropped, or renamed): its copy stays as it is, \
+    and is read anew when a table gets that name again";
 
 /// The log of a MariaDB server, and the tables of one database in it.
 ///

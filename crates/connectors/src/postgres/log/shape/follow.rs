@@ -249,9 +249,9 @@ impl Shape {
     }
 }
 
-/// Whether a destination that has the type of before holds all values of this one, which is of the same kind. A kind does
-/// not say the digits of a second, the fields of an interval, and nothing of a type that has no kind here: a destination
-/// would round and cut by what it has of these, without a word.
+/// Whether a destination that has the type of before holds all values of this one, which is of the same kind. A kind
+/// says neither the digits of a second nor the fields of an interval, and nothing of a type that has no kind here: a
+/// destination would round and cut by what it has of these, without a word.
 fn holds(was: &Column, is: &Column, (before, now): (i32, i32)) -> bool {
     use ColumnType as T;
     match was.ty {

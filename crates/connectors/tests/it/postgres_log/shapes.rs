@@ -311,6 +311,20 @@ on_servers! {
         c.assert_equal(&["t"]);
     }
 
+    /// A column of the destination that keeps fewer digits of a second is refused before anything is written.
+    async fn a_column_that_would_round_is_refused(version: PgVersion) {
+        let made = "CREATE TABLE t (id int PRIMARY KEY, at timestamptz); INSERT INTO t VALUES (1, '2026-01-01 00:00:00.5Z')";
+        let c = Capture::new(version, &["t"], made);
+        c.to.psql("CREATE TABLE t (id int PRIMARY KEY, at timestamptz(0))");
+        let e = c.catch_up().await.unwrap_err();
+        assert_eq!(e.code(), code::SCHEMA_MISMATCH, "{e}");
+        assert!(e.message().contains("column at is timestamp(0) with time zone"), "{e}");
+        assert_eq!(c.to.psql("SELECT count(*) FROM t"), "0");
+        c.to.psql("ALTER TABLE t ALTER at TYPE timestamptz");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+    }
+
     /// A later column that is made again with another type: its older values in the log are none of the new one.
     async fn a_later_column_that_gets_another_type_is_told(version: PgVersion) {
         for down in [true, false] {

@@ -464,7 +464,8 @@ fn parse_decimal(s: &str, precision: u8, scale: i8) -> Option<String> {
         return None;
     }
     let mut digits = format!("{whole}{fraction}");
-    let shift = i32::from(scale) + exponent - i32::try_from(fraction.len()).ok()?;
+    let behind = i32::try_from(fraction.len()).ok()?;
+    let shift = i32::from(scale).saturating_add(exponent).saturating_sub(behind);
     if !(-10_000..=10_000).contains(&shift) {
         return digits.bytes().all(|b| b == b'0').then(|| "0".to_string());
     }
@@ -503,7 +504,9 @@ pub fn parse_date(s: &str) -> Option<i32> {
 fn parse_ymd(s: &str, bc: bool) -> Option<i64> {
     let mut parts = s.splitn(3, '-');
     let (y, m, d) = (parts.next()?, parts.next()?, parts.next()?);
-    if y.len() < 4 || m.len() != 2 || d.len() != 2 || !s.bytes().all(|b| b == b'-' || b.is_ascii_digit()) {
+    let are_digits = s.bytes().all(|b| b == b'-' || b.is_ascii_digit());
+    // Years of more digits are none of any engine's.
+    if !(4..=9).contains(&y.len()) || m.len() != 2 || d.len() != 2 || !are_digits {
         return None;
     }
     let (mut y, m, d): (i64, u32, u32) = (y.parse().ok()?, m.parse().ok()?, d.parse().ok()?);
@@ -610,6 +613,7 @@ pub fn as_text(mut column: Column) -> Column {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn round_trip(ty: ColumnType, values: &[&str]) {
         let mut b = ColumnBuilder::new(&Column::new("c", ty.clone()));
@@ -721,6 +725,48 @@ mod tests {
                 "12345678-9abc-def0-1234-56789abcdef",
                 "zz345678-9abc-def0-1234-56789abcdef0",
             ],
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: ProptestConfig::default().cases.max(1000),
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// Whatever a text says, it is refused, or what is read of it reads the same again.
+        #[test]
+        fn texts_of_any_kind_never_panic(
+            text in "[-+]?[0-9]{0,21}([-:. TZ+eE][-+]?[0-9]{0,12}){0,6}( BC)?|\\\\x[0-9a-fg]{0,9}|\\PC{0,40}",
+        ) {
+            use ColumnType::*;
+            let decimal = |precision, scale| Decimal { precision, scale };
+            let types = [
+                Bool, Int8, Int64, UInt64, Float32, Float64, decimal(9, 2), decimal(38, 38), decimal(60, 20), Date, Time,
+                Timestamp, TimestampTz, Bytes, Uuid, Numeric,
+            ];
+            for ty in types {
+                let read = |text: &str| {
+                    let mut builder = ColumnBuilder::new(&Column::new("c", ty.clone()));
+                    builder.append_text(text).map(|()| cell(&builder.finish(), 0).unwrap().unwrap())
+                };
+                if let Ok(written) = read(&text) {
+                    prop_assert_eq!(read(&written).unwrap(), written, "{}", ty);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_type_holds_are_refused() {
+        refused(
+            ColumnType::Decimal { precision: 9, scale: 2 },
+            &["1e2147483647", "1.5e-2147483648"],
+        );
+        refused(
+            ColumnType::Date,
+            &["9223372036854775807-01-01", "9223372036854775807-01-01 BC"],
         );
     }
 

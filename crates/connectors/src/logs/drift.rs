@@ -60,7 +60,15 @@ impl Drift {
 fn only_new(table: &TableId, difference: &SchemaDifference) -> Result<()> {
     let gone = difference.extra.first().map(|c| format!("column {} is gone", c.name));
     let other = difference.retyped.first();
-    let other = other.map(|(was, is)| format!("column {} was {} and is {}", was.name, was.ty, is.ty));
+    // Types of one kind are told apart by their engine's names.
+    let named = |c: &Column, alike: bool| match &c.source_type {
+        Some(name) if alike => name.clone(),
+        _ => c.ty.to_string(),
+    };
+    let other = other.map(|(was, is)| {
+        let alike = was.ty == is.ty;
+        format!("column {} was {} and is {}", was.name, named(was, alike), named(is, alike))
+    });
     match gone.or(other) {
         None => Ok(()),
         Some(what) => Err(Error::new(

@@ -110,6 +110,13 @@ fn literals(table: &TableId) -> (String, String) {
     )
 }
 
+/// Whether a table or a view has this name.
+pub(super) async fn is_there(session: &mut Session, table: &TableId) -> Result<bool> {
+    let (schema, name) = literals(&qualified(session, table));
+    let sql = format!("SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = {schema} AND TABLE_NAME = {name}");
+    Ok(!session.rows(&sql, "looking for a table").await?.is_empty())
+}
+
 /// Reads a table's columns, in order; none if there is no such table.
 pub(super) async fn columns(session: &mut Session, table: &TableId) -> Result<Vec<CatalogColumn>> {
     let table = qualified(session, table);

@@ -325,6 +325,8 @@ pub(super) struct Writer {
     fraction: Option<usize>,
     /// Digits behind the point that the column keeps.
     scale: Option<usize>,
+    /// The same of a float that says them (`double(10,2)`): the server rounds to them, and warns of nothing.
+    places: Option<usize>,
 }
 
 impl Writer {
@@ -340,17 +342,14 @@ impl Writer {
             .iter()
             .any(|t| declared.starts_with(t));
         let decimal = declared.starts_with("decimal");
+        let float = declared.starts_with("float") || declared.starts_with("double");
+        let behind = arguments.split(',').nth(1).and_then(|s| s.trim().parse().ok());
         Writer {
             name: column.name.clone(),
             ty: column.ty.clone(),
             fraction: temporal.then(|| arguments.parse().unwrap_or(0)),
-            scale: decimal.then(|| {
-                arguments
-                    .split(',')
-                    .nth(1)
-                    .and_then(|s| s.trim().parse().ok())
-                    .unwrap_or(0)
-            }),
+            scale: decimal.then(|| behind.unwrap_or(0)),
+            places: behind.filter(|_| float),
             declared,
         }
     }
@@ -415,8 +414,8 @@ impl Writer {
         match array.data_type() {
             DataType::Boolean => out.push(if array.as_boolean().value(row) { b'1' } else { b'0' }),
             // The exact double, so that the shortest text of a float is not rounded beyond its largest value.
-            DataType::Float32 => self.float(f64::from(array.as_primitive::<Float32Type>().value(row)), out)?,
-            DataType::Float64 => self.float(array.as_primitive::<Float64Type>().value(row), out)?,
+            DataType::Float32 => self.float(f64::from(array.as_primitive::<Float32Type>().value(row)), true, out)?,
+            DataType::Float64 => self.float(array.as_primitive::<Float64Type>().value(row), false, out)?,
             DataType::Binary => out.extend_from_slice(array.as_binary::<i32>().value(row)),
             DataType::FixedSizeBinary(16) if self.declared == "binary(16)" => {
                 out.extend_from_slice(array.as_fixed_size_binary().value(row));
@@ -447,13 +446,24 @@ impl Writer {
         Ok(true)
     }
 
-    fn float(&self, v: f64, out: &mut Vec<u8>) -> Result<()> {
+    /// A float, or (`single`) one of 32 bits.
+    fn float(&self, v: f64, single: bool, out: &mut Vec<u8>) -> Result<()> {
         if !v.is_finite() {
             return Err(self.unsupported("MySQL has neither NaN nor infinity"));
         }
         if v == 0.0 && v.is_sign_negative() {
             // The server drops the sign as it stores it.
             return Err(self.unsupported("MySQL has no negative zero"));
+        }
+        if let Some(places) = self.places {
+            let kept = format!("{v:.places$}");
+            let same = match single {
+                true => kept.parse::<f32>() == Ok(v as f32),
+                false => kept.parse::<f64>() == Ok(v),
+            };
+            if !same {
+                return Err(self.unsupported("it keeps fewer digits behind the point"));
+            }
         }
         let mut s = String::new();
         let _ = write!(s, "{v:e}");
@@ -519,7 +529,7 @@ impl Writer {
             }
             ColumnType::Float32 | ColumnType::Float64 if !self.is_text() => {
                 let v: f64 = s.parse().map_err(|_| self.unsupported("it is no number"))?;
-                self.float(v, out)?;
+                self.float(v, self.ty == ColumnType::Float32, out)?;
             }
             _ if self.scale.is_some() => {
                 if matches!(s, "NaN" | "Infinity" | "-Infinity") {
@@ -698,6 +708,18 @@ mod tests {
             "decimal(10,2)",
         );
         assert!(text(&money, "1.005").is_err() && text(&money, "1.500").is_ok() && text(&money, "NaN").is_err());
+        for (ty, printed) in [
+            (ColumnType::Float64, "double(10,2)"),
+            (ColumnType::Float32, "float(7,2) unsigned"),
+        ] {
+            let float = writer(ty, printed);
+            assert!(text(&float, "1.005").is_err() && text(&float, "1.5").is_ok(), "{printed}");
+        }
+        let single = |printed: &str| {
+            let array = arrow_array::Float32Array::from(vec![1.1]);
+            writer(ColumnType::Float32, printed).write(&array, 0, &mut Vec::new())
+        };
+        assert!(single("float(7,3)").is_ok() && single("float").is_ok() && single("float(7,0)").is_err());
     }
 
     #[test]

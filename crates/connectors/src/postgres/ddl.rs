@@ -84,6 +84,14 @@ pub(super) fn widen(id: &TableId, there: &Column, wanted: &Column) -> Option<Str
     })
 }
 
+/// Whether a column of times that is here would round those of another server's: that keeps more digits of a second.
+pub(super) fn rounds(there: &Column, wanted: &Column) -> bool {
+    use ColumnType::*;
+    let digits = |c: &Column| c.source_type.as_deref().map_or(6, second_digits);
+    let times = matches!(there.ty, Time | TimeTz | Timestamp | TimestampTz);
+    times && there.ty == wanted.ty && digits(there) < digits(wanted)
+}
+
 /// The digits of a second that a type of times keeps.
 fn second_digits(printed: &str) -> u8 {
     let said = printed.split_once('(').and_then(|(_, rest)| rest.split(')').next());

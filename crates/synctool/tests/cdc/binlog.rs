@@ -343,6 +343,40 @@ fn tables_that_are_made_anew_are_read_anew() {
     stage.assert_equal("renamed and made again");
 }
 
+/// F49: a table that is dropped while it is followed is told, and shown at rest too; the others go on, and one that gets its
+/// name is read anew.
+#[test]
+fn a_table_that_goes_is_told() {
+    let stage = Stage::new();
+    let running = KillRun::new(&stage.command(&["run", "shop.yaml"])).start();
+    stage.until_equal(&running);
+    stage.from.sql("DROP TABLE visit");
+    let visit = |what: &str| {
+        let (_, status) = stage.json(&["cdc", "status", "shop.yaml"]);
+        status["tables"][2][what].as_str().map(str::to_owned)
+    };
+    wait_for("the table to be told", PATIENCE, || match (visit("absent"), running.stderr()) {
+        (Some(why), said) if why.contains("dropped") && said.contains("dropped") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    stage.from.sql("UPDATE users SET first_name = 'on' WHERE id < 9");
+    wait_for("the others to go on", PATIENCE, || {
+        stage.wanted("users", COLUMNS[0].1) == stage.found("users", COLUMNS[0].1)
+    });
+    stop(running);
+    let (_, text, _) = finished(&stage.command(&["cdc", "status", "shop.yaml"]));
+    assert!(text.contains("absent, see below") && text.contains("stays as it is"), "{text}");
+    stage.catch_up();
+    assert_ne!(stage.to.psql("SELECT count(*) FROM visit"), "0", "its copy stays");
+    stage.from.sql(
+        "CREATE TABLE visit (user_id int, restaurant_id varchar(190), amount decimal(10, 2) NOT NULL, rating int,
+         PRIMARY KEY (user_id, restaurant_id)); INSERT INTO visit VALUES (1, 'r1', 1, 1)",
+    );
+    stage.catch_up();
+    stage.assert_equal("made again");
+    assert_eq!(visit("absent"), None);
+}
+
 #[test]
 fn tables_without_a_key_and_computed_columns_are_followed() {
     let stage = Stage::of(

@@ -578,6 +578,38 @@ fn a_value_without_a_place_ends_a_log_with_a_step_that_helps() {
     );
 }
 
+/// F46. A wider type is followed by PostgreSQL alone. Elsewhere the log ends before it, and the step that is told is one that
+/// helps.
+#[test]
+fn a_wider_type_ends_a_log_with_a_step_that_helps() {
+    let stage = Stage::new(PgVersion::V15);
+    let to = synctool_testkit::MariaDb::shared().database("cdc_wider");
+    into_mariadb(&stage, &to, "restaurant");
+    let file = stage.home.path().join("shop.yaml");
+    let text = std::fs::read_to_string(&file).expect("written") + "schema_drift: evolve\n";
+    std::fs::write(&file, text).expect("written");
+    stage.catch_up();
+    stage.from.psql(
+        "ALTER TABLE restaurant ALTER rating TYPE bigint; UPDATE restaurant SET rating = 5000000000 WHERE id = 'r1'",
+    );
+    for _ in 0..2 {
+        let (code, summary) = stage.json(&["run", "shop.yaml", "--until-caught-up"]);
+        let told = summary.to_string();
+        assert!(code != 0 && told.contains("the change of rating"), "{told}");
+        assert!(told.contains("synctool state reset"), "{told}");
+    }
+    assert_eq!(to.sql("SELECT max(rating) < 1000 FROM restaurant"), "1");
+    to.sql("ALTER TABLE restaurant MODIFY rating bigint");
+    stage.ok(&["state", "reset", "shop.yaml", "--yes"]);
+    stage
+        .from
+        .psql(&format!("SELECT pg_drop_replication_slot('{}')", stage.slot));
+    stage.catch_up();
+    let (from, columns) = (stage.from.url(), "id,name,rating");
+    let (code, out, err) = stage.run(&["diff", &from, "restaurant", &to.url(), "restaurant", "--columns", columns]);
+    assert_eq!(code, 0, "{out}\n{err}");
+}
+
 #[cfg(feature = "duckdb")]
 mod duckdb {
     use super::*;

@@ -21,16 +21,24 @@ use futures::stream::BoxStream;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, Plan, ReadSpec, Work};
 use synctool_core::progress::Position;
+use synctool_core::retry::oftener_at_first;
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::{Assignment, Finding, ReadContext, Reader, Source, TableInfo};
 
 /// How often the end of the log is looked at, for those who ask how far we are.
 const WATCH: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether every followed table is there; oftener at first.
+const MEMBERS: Duration = Duration::from_secs(10);
+
+/// What is told of a followed table that is not there.
+const GONE: &str = "no table has its name at the source any more (dropped, or renamed): its copy stays as it is, \
+    and is read anew when a table gets that name again";
 
 /// The log of a MariaDB server, and the tables of one database in it.
 ///
@@ -375,7 +383,8 @@ impl BinlogSource {
         }
         let inner = Backfill::new(Box::new(log), chunks, started.after, self.options.chunk_rows)
             .hearing(self.steering.requests().clone());
-        let watch = watch(self.database.clone(), self.steering.clone());
+        let tables = followed.iter().map(|f| f.read.table.clone()).collect();
+        let watch = watch(self.database.clone(), self.steering.clone(), tables);
         Ok(Box::new(logs::Follow::new(
             inner,
             self.steering.clone(),
@@ -395,15 +404,24 @@ impl BinlogSource {
         let mut session = self.database.connect().await?;
         let end = place(&mut session).await?;
         let files = files(&mut session, &end).await;
+        let names: Vec<TableId> = plan.tables.iter().map(|t| t.read.table.clone()).collect();
+        let mut absent = match &stored {
+            Some(_) => gone(&mut session, &names).await?,
+            None => BTreeMap::new(),
+        };
         session.recycle();
-        Ok(at_rest(
+        let mut status = at_rest(
             plan,
             &self.options,
             stored.as_ref(),
             log.as_ref().map(standing),
             (end.ordinal(), &files),
             shown,
-        ))
+        );
+        for table in &mut status.tables {
+            table.absent = absent.remove(&table.table);
+        }
+        Ok(status)
     }
 
     /// The columns of each table of a plan as they are now, by their names at the source and at the destination: those of
@@ -557,9 +575,21 @@ pub(super) async fn tables_of(session: &mut Session) -> Result<Vec<TableId>> {
     Ok(all.into_iter().filter(|t| t.kind == "table").map(|t| t.table).collect())
 }
 
-/// Looks at the end of the log as long as it is followed.
-async fn watch(database: Mysql, steering: Arc<Steering>) {
+/// Those of the followed tables that are not there, and what is told of them.
+async fn gone(session: &mut Session, tables: &[TableId]) -> Result<BTreeMap<String, String>> {
+    let mut gone = BTreeMap::new();
+    for table in tables {
+        if !catalog::is_there(session, table).await? {
+            gone.insert(table.to_string(), GONE.to_owned());
+        }
+    }
+    Ok(gone)
+}
+
+/// Looks at the end of the log, and whether its tables are there, as long as it is followed.
+async fn watch(database: Mysql, steering: Arc<Steering>, tables: Vec<TableId>) {
     let mut file = String::new();
+    let (begun, mut looked) = (Instant::now(), None::<Instant>);
     loop {
         if let Ok(mut session) = database.connect().await
             && let Ok(end) = place(&mut session).await
@@ -568,6 +598,13 @@ async fn watch(database: Mysql, steering: Arc<Steering>) {
             if end.file != file {
                 steering.files(files(&mut session, &end).await);
                 file.clone_from(&end.file);
+            }
+            let pause = oftener_at_first(MEMBERS, begun.elapsed());
+            if looked.is_none_or(|then| then.elapsed() >= pause)
+                && let Ok(gone) = gone(&mut session, &tables).await
+            {
+                steering.absent(gone);
+                looked = Some(Instant::now());
             }
             session.recycle();
             steering.ends(end.ordinal());

@@ -3,6 +3,7 @@
 use super::super::catalog::{self, Described};
 use super::super::client::Connection;
 use super::super::slices::{self, Orders};
+use super::super::{ENGINE, ddl};
 use super::slot::Missing;
 use super::source::LogSource;
 use super::{identity, membership, shape, slot};
@@ -593,6 +594,18 @@ fn carry(
     key: &[String],
 ) -> Result<(ReadColumn, Column)> {
     use ColumnType::{Char, Json, Jsonb, Native, Text};
+    if let Some(there) = there
+        && (source.engine(), destination.engine()) == (ENGINE, ENGINE)
+        && ddl::rounds(there, column)
+    {
+        let name = |c: &Column| c.source_type.clone().unwrap_or_else(|| c.ty.to_string());
+        let (name, has, wants) = (&there.name, name(there), name(column));
+        return Err(Error::new(
+            code::SCHEMA_MISMATCH,
+            format!("column {name} is {has} at the destination, which would round values of {wants}"),
+        )
+        .hint(format!("ALTER TABLE … ALTER COLUMN {name} TYPE {wants}; at the destination")));
+    }
     let made_a_text = there.is_some_and(|there| {
         there.ty == (Text { max: None })
             && !matches!(column.ty, Text { .. } | Char { .. } | Json | Jsonb | Native)

@@ -286,8 +286,8 @@ impl Changes {
                         Some(before) => Some(self.row(&batch.table, before, None, at)?),
                         None => None,
                     };
-                    // Rows of a batch whose key stayed have nothing before them.
-                    let before = before.filter(|b| b.cells.iter().any(|c| *c != Cell::Null));
+                    // Rows of a batch whose key stayed have nothing before them; without a key the log tells each old row.
+                    let before = before.filter(|b| b.key.is_empty() || b.cells.iter().any(|c| *c != Cell::Null));
                     Change::Update { row, before }
                 }
             });

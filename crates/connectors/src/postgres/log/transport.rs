@@ -651,3 +651,45 @@ fn now() -> i64 {
         .unwrap_or_default();
     since.as_micros() as i64 - EPOCH
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: ProptestConfig::default().cases.max(1000),
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// Whatever stands in a piece, each step takes something of it, or is its end.
+        #[test]
+        fn pieces_of_any_bytes_never_panic(
+            frames in prop::collection::vec(
+                (prop_oneof![Just(b'w'), Just(b'k'), any::<u8>()], prop::collection::vec(any::<u8>(), 0..40)), 0..4),
+            rest in any::<Vec<u8>>(),
+            tuples in any::<bool>(),
+        ) {
+            let mut bytes = Vec::new();
+            for (kind, body) in &frames {
+                bytes.push(b'd');
+                bytes.extend((body.len() as u32 + 5).to_be_bytes());
+                bytes.push(*kind);
+                bytes.extend(body);
+            }
+            bytes.extend(rest);
+            let form = if tuples { Form::Tuples } else { Form::Frames };
+            let mut piece = Piece { form, bytes: bytes.into(), room: None };
+            loop {
+                let size = match piece.front() {
+                    Ok(Some((_, size))) => size,
+                    Ok(None) | Err(_) => break,
+                };
+                prop_assert!(size > 0 && size <= piece.bytes.len());
+                piece.advance(size);
+            }
+        }
+    }
+}

@@ -361,6 +361,11 @@ on_servers! {
             let seen = until(&mut changes, |c| matches!(c, Change::Delete(r) if r.get("a") == Some("1"))).await;
             let rows = seen.iter().filter(|c| matches!(c, Change::Insert(_) | Change::Refresh(_)));
             assert_eq!(rows.count(), 1, "{seen:?}");
+            // What a row was is all by which it is found, also where that is nothing but NULL.
+            c.from.psql("INSERT INTO bare VALUES (NULL); UPDATE bare SET a = 3 WHERE a IS NULL");
+            let seen = until(&mut changes, |c| matches!(c, Change::Update { .. })).await;
+            let was = |c: &Change| matches!(c, Change::Update { before: Some(b), .. } if b.cells == [Cell::Null]);
+            assert!(seen.last().is_some_and(was), "{seen:?}");
         }
     }
 

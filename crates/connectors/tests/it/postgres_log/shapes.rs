@@ -1,6 +1,7 @@
 //! Shapes: tables that are altered, renamed, dropped and made again while their log is followed.
 
 use super::*;
+use synctool_connectors::postgres::log::Drift;
 use synctool_core::error::code;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, a text, b int); INSERT INTO t SELECT i, 'a' || i, i FROM generate_series(1, 50) i";
@@ -278,6 +279,50 @@ on_servers! {
         assert_eq!(e.code(), code::UNSUPPORTED, "{e}");
         assert!(e.message().contains("column a was"), "{e}");
         assert_eq!(c.to.psql("SELECT count(*) FROM t WHERE id = 80"), "0");
+    }
+
+    /// F46: a type of the same kind that keeps more (digits of a second, of an array's numbers) is another type, for the
+    /// destination would round by what it has; one that keeps less goes on.
+    async fn a_type_that_keeps_more_digits_is_told(version: PgVersion) {
+        let more = [
+            ("timestamp(0)", "timestamp", Drift::Added),
+            ("time(0)", "time(3)", Drift::Evolve),
+            ("interval(0)", "interval", Drift::Discard),
+            ("real[]", "double precision[]", Drift::Added),
+            ("numeric(8,2)[]", "numeric(8,4)[]", Drift::Freeze),
+        ];
+        for (was, is, drift) in more {
+            let made = format!("CREATE TABLE t (id int PRIMARY KEY, v {was}); INSERT INTO t VALUES (1, NULL)");
+            let mut c = Capture::new(version, &["t"], &made);
+            c.options.drift = drift;
+            c.catch_up().await.unwrap();
+            c.from.psql(&format!("ALTER TABLE t ALTER v TYPE {is}; INSERT INTO t VALUES (2, NULL)"));
+            for _ in 0..2 {
+                let e = c.catch_up().await.unwrap_err();
+                assert!(e.message().contains("v was") && e.next_step().is_some(), "{was}: {e}");
+            }
+            assert_eq!(c.to.psql("SELECT max(id) FROM t"), "1", "{was}");
+        }
+        let made = "CREATE TABLE t (id int PRIMARY KEY, v timestamp); INSERT INTO t VALUES (1, '2026-01-01 00:00:00.123456')";
+        let c = Capture::new(version, &["t"], made);
+        c.catch_up().await.unwrap();
+        c.from.psql("ALTER TABLE t ALTER v TYPE timestamp(3); INSERT INTO t VALUES (2, '2026-01-01 00:00:00.789')");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
+    }
+
+    /// A column of the destination that keeps fewer digits of a second is refused before anything is written.
+    async fn a_column_that_would_round_is_refused(version: PgVersion) {
+        let made = "CREATE TABLE t (id int PRIMARY KEY, at timestamptz); INSERT INTO t VALUES (1, '2026-01-01 00:00:00.5Z')";
+        let c = Capture::new(version, &["t"], made);
+        c.to.psql("CREATE TABLE t (id int PRIMARY KEY, at timestamptz(0))");
+        let e = c.catch_up().await.unwrap_err();
+        assert_eq!(e.code(), code::SCHEMA_MISMATCH, "{e}");
+        assert!(e.message().contains("column at is timestamp(0) with time zone"), "{e}");
+        assert_eq!(c.to.psql("SELECT count(*) FROM t"), "0");
+        c.to.psql("ALTER TABLE t ALTER at TYPE timestamptz");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
     }
 
     /// A later column that is made again with another type: its older values in the log are none of the new one.

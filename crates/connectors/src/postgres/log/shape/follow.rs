@@ -98,7 +98,8 @@ impl Shape {
                     // Texts of any kind come as texts; the bytes of another type would be taken for one.
                     let texts = c.column.ty == (ColumnType::Text { max: None })
                         && Wire::of_column_type(&column.ty) == Some(Wire::Text);
-                    let kept = column.ty == c.column.ty || texts;
+                    let kept = texts
+                        || (column.ty == c.column.ty && holds(&c.column, &column, (c.modifier, r.modifier)));
                     let want = Column {
                         name: c.column.name.clone(),
                         ..column
@@ -245,6 +246,19 @@ impl Shape {
             elsewhere.is_none_or(|a| logged(&a.name)).then_some((at, there.number))
         });
         other.collect()
+    }
+}
+
+/// Whether a destination that has the type of before holds all values of this one, which is of the same kind. A kind
+/// says neither the digits of a second nor the fields of an interval, and nothing of a type that has no kind here: a
+/// destination would round and cut by what it has of these, without a word.
+fn holds(was: &Column, is: &Column, (before, now): (i32, i32)) -> bool {
+    use ColumnType as T;
+    match was.ty {
+        T::Time | T::TimeTz | T::Timestamp | T::TimestampTz => before < 0 || (0..=before).contains(&now),
+        T::Interval => before < 0 || before == now,
+        T::Native => was.source_type == is.source_type,
+        _ => true,
     }
 }
 

@@ -564,8 +564,8 @@ fn find_backend<'a>(name: &At<String>, backends: &'a [Backend], errors: &mut Vec
     found
 }
 
-/// What says which rows are read has no meaning in another backend: left aside, other rows would be compared, written and
-/// deleted than the file seems to say. (The table of a join has filters of its own.)
+/// What says which rows are read has no meaning in another backend: left aside, other rows would be compared, written
+/// and deleted than the file seems to say. (The table of a join has filters of its own.)
 fn only_of_the_source(backend: &Backend, is_destination: bool, errors: &mut Vec<ConfigError>) {
     let join = backend.join.as_ref().and_then(|joins| joins.first());
     let group = backend.group_by.as_ref().and_then(|names| names.first());
@@ -583,8 +583,8 @@ fn only_of_the_source(backend: &Backend, is_destination: bool, errors: &mut Vec<
         ));
         errors.push(match (key, is_destination) {
             ("filters", _) => error.with_help(
-                "the source's filters say which rows the table holds; where it holds others too, write `deletes: none` in \
-                 each strategy",
+                "the source's filters say which rows the table holds; where it holds others too, write `deletes: none` \
+                 in each strategy",
             ),
             (_, false) => error.with_help("join from a view that does it"),
             (_, true) => error,

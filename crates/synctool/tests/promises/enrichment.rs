@@ -93,6 +93,14 @@ fn redis_keeps_a_dimension_for_its_ttl() {
         "old",
         "the cache counts as true until its time is over"
     );
+    // Not so another database under the same names.
+    let other = database("dimension_redis_other");
+    other.psql(PEOPLE);
+    other.psql("CREATE TABLE cities(id int PRIMARY KEY, name text); INSERT INTO cities SELECT i, 'other ' || i FROM generate_series(0, 11) i");
+    let elsewhere = here(&other);
+    elsewhere.write("p.yaml", &pipeline("from", "public.cities", &cache));
+    elsewhere.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+    assert_eq!(other.psql(names).trim(), "other");
     redis.command(&["FLUSHALL"]);
     place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
     assert_eq!(db.psql(names).trim(), "new");

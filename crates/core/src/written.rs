@@ -6,6 +6,10 @@ use crate::text::{self as t, ColumnBuilder};
 /// A value that a person wrote, as canonical text of the type; dates stand for their midnight. `None` if it is no value
 /// of the type.
 pub fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
+    // Blanks around a text are part of it.
+    if matches!(ty, ColumnType::Text { .. } | ColumnType::Char { .. }) {
+        return Some(text.into());
+    }
     let text = text.trim();
     let spaced = text.replacen('T', " ", 1);
     let spaced = spaced.strip_suffix('Z').map_or(spaced.clone(), |s| format!("{s}+00"));
@@ -61,6 +65,16 @@ pub fn is_value(text: &str, ty: &ColumnType) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blanks_count_in_texts_alone() {
+        assert_eq!(
+            canonical(" eu", &ColumnType::Text { max: None }).as_deref(),
+            Some(" eu")
+        );
+        assert_eq!(canonical(" 7 ", &ColumnType::Int32).as_deref(), Some("7"));
+        assert_eq!(canonical(" yes", &ColumnType::Bool).as_deref(), Some("true"));
+    }
 
     #[test]
     fn values_are_told_from_other_texts_whatever_they_travel_in() {

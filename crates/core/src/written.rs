@@ -29,8 +29,9 @@ pub fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
         ColumnType::Timestamp | ColumnType::TimestampTz => {
             let instant = *ty == ColumnType::TimestampTz;
             let full = match t::parse_date(&spaced) {
-                Some(_) => format!("{spaced} 00:00:00"),
-                None => spaced,
+                // What is no day has no midnight.
+                Some(_) if !text.ends_with("infinity") => format!("{spaced} 00:00:00"),
+                _ => spaced,
             };
             let with_zone = format!("{full}+00");
             let micros = t::parse_timestamp(&full, instant)
@@ -65,6 +66,15 @@ pub fn is_value(text: &str, ty: &ColumnType) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_without_an_end_are_moments() {
+        for ty in [ColumnType::Date, ColumnType::Timestamp, ColumnType::TimestampTz] {
+            for text in ["infinity", "-infinity"] {
+                assert_eq!(canonical(text, &ty).as_deref(), Some(text), "{ty}");
+            }
+        }
+    }
 
     #[test]
     fn blanks_count_in_texts_alone() {

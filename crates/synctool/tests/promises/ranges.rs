@@ -371,7 +371,8 @@ fn bounds_name_rows_without_a_value() {
     }
 }
 
-/// A filter's value is what its author wrote, in every engine: a day is its midnight, an offset counts, `yes` is true.
+/// A filter's value is what its author wrote, in every engine: a day is its midnight, an offset counts, `yes` is true. So
+/// are the values of a list.
 #[test]
 fn filters_mean_the_same_however_their_values_are_written() {
     let to = database("written_to");
@@ -401,18 +402,24 @@ fn filters_mean_the_same_however_their_values_are_written() {
              INSERT INTO items VALUES (1, {before}, true), (2, {after}, true), (3, {later}, false), (4, {later}, true)"
         ));
         let place = Place::new(&[("from", from.entry()), ("to", postgres(&to))]);
-        place.write(
-            "p.yaml",
-            &format!(
+        let file = |listed: &str| {
+            format!(
                 "name: p\nsource:\n  datastore: from\n  table: items\n  filters: [{{column: at, operator: \">=\", value: \"{value}\"}}, \
                  {{column: ok, value: \"yes\"}}]\ndestination: {{datastore: to, table: public.copies}}\n\
-                 strategies: [{{name: full, type: full}}, {{name: hash, type: hash}}]\n"
-            ),
-        );
-        place.json(&["run", "p.yaml", "--strategy", "full"], 0);
-        let ids = to.psql("SELECT string_agg(id::text, ',' ORDER BY id) FROM copies");
-        assert_eq!(ids.trim(), "2,4", "{ty}");
+                 strategies: [{{name: full, type: full}}, {{name: listed, type: full, \
+                 primary_partitions: [{{column: ok, type: list, values: [\"{listed}\"]}}]}}]\n"
+            )
+        };
+        place.write("p.yaml", &file("yes"));
+        for strategy in ["full", "listed"] {
+            place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+            let ids = to.psql("SELECT string_agg(id::text, ',' ORDER BY id) FROM copies");
+            assert_eq!(ids.trim(), "2,4", "{ty}, {strategy}");
+        }
         place.json(&["verify", "p.yaml"], 0);
+        place.write("p.yaml", &file("perhaps"));
+        let refused = place.json(&["run", "p.yaml", "--strategy", "listed"], 2).to_string();
+        assert!(refused.contains("is no value of column ok"), "{ty}: {refused}");
         to.psql("DROP TABLE copies; DROP SCHEMA synctool CASCADE");
     }
 }

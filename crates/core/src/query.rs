@@ -5,6 +5,8 @@
 //! (files) refuses expressions and joins when the plan is made.
 
 use crate::change::KeyRange;
+use crate::schema::ColumnType;
+use crate::written::canonical;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -92,6 +94,29 @@ pub struct Condition {
     pub term: Term,
     /// How.
     pub test: Test,
+}
+
+impl Condition {
+    /// The same of a filter, whose values stand as a person wrote them (`2024-01-15`, `2024-01-15T02:00:00+02:00`,
+    /// `yes`): of truths, days and moments the canonical text of the term's type. What is no value of it stays, for the
+    /// engine to judge, and so does a time of day beside a column of days.
+    pub fn as_written(&self, ty: &ColumnType) -> Condition {
+        let value = |text: &String| match ty {
+            ColumnType::Date if text.contains(':') => text.clone(),
+            ColumnType::Bool | ColumnType::Date | ColumnType::Timestamp | ColumnType::TimestampTz => {
+                canonical(text, ty).unwrap_or_else(|| text.clone())
+            }
+            _ => text.clone(),
+        };
+        Condition {
+            term: self.term.clone(),
+            test: match &self.test {
+                Test::Compare(how, text) => Test::Compare(*how, value(text)),
+                Test::In(values) => Test::In(values.iter().map(value).collect()),
+                other => other.clone(),
+            },
+        }
+    }
 }
 
 /// A test. Values are canonical texts ([`crate::text`]) of the term's type; the connector makes literals of them that
@@ -183,4 +208,47 @@ pub struct KeyList {
     pub terms: Vec<Term>,
     /// The values, as canonical texts, in the order of the terms. `None` is NULL and means rows where the term is NULL.
     pub keys: Vec<Vec<Option<String>>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_filters_may_be_written_as_people_write_them() {
+        use ColumnType as T;
+        let of = |text: &str, ty: &T| {
+            let condition = Condition {
+                term: Term::column("c"),
+                test: Test::Compare(Comparison::Less, text.into()),
+            };
+            match condition.as_written(ty).test {
+                Test::Compare(Comparison::Less, text) => text,
+                other => panic!("{other:?}"),
+            }
+        };
+        for (written, ty, canonical) in [
+            ("2024-01-15", T::Timestamp, "2024-01-15 00:00:00"),
+            ("2024-01-15T02:00:00+02:00", T::TimestampTz, "2024-01-15 00:00:00+00"),
+            ("2024-01-15T00:00:00Z", T::TimestampTz, "2024-01-15 00:00:00+00"),
+            ("2024-01-15 00:00:00+00", T::TimestampTz, "2024-01-15 00:00:00+00"),
+            ("infinity", T::TimestampTz, "infinity"),
+            ("2024-01-15", T::Date, "2024-01-15"),
+            ("2024-01-15 12:00", T::Date, "2024-01-15 12:00"),
+            ("yes", T::Bool, "true"),
+            ("today", T::Date, "today"),
+            (" 2024-01-15", T::Text { max: None }, " 2024-01-15"),
+            ("5.5", T::Int32, "5.5"),
+        ] {
+            assert_eq!(of(written, &ty), canonical, "{written} as {ty}");
+        }
+        let listed = Condition {
+            term: Term::column("c"),
+            test: Test::In(vec!["no".into(), "1".into()]),
+        };
+        assert_eq!(
+            listed.as_written(&T::Bool).test,
+            Test::In(vec!["false".into(), "true".into()])
+        );
+    }
 }

@@ -201,7 +201,8 @@ impl Selection {
             Filter::Sql(_) => None,
         });
         for condition in tests {
-            selection.condition(read, table, condition)?;
+            let (_, ty) = selection.place(read, table, &condition.term)?;
+            selection.condition(read, table, &condition.as_written(&ty))?;
         }
         match slice {
             Slice::All | Slice::File { .. } => {}
@@ -611,6 +612,22 @@ mod tests {
         assert_eq!(ids(&[("at", Test::Null), ("id", Test::NotNull)]), ["10"]);
         assert_eq!(ids(&[("j", Test::Compare(Comparison::NotEqual, "1".into()))]), ["2"]);
         assert_eq!(ids(&[]).len(), 5);
+    }
+
+    #[test]
+    fn values_of_filters_may_be_written_as_people_write_them() {
+        let table = table();
+        let mut read = ReadSpec::all(TableId::bare("t"), &table.columns);
+        read.filters = vec![Filter::Test(Condition {
+            term: Term::column("at"),
+            test: Test::Compare(Comparison::GreaterOrEqual, "2024-01-01".into()),
+        })];
+        let selection = Selection::new(&read, &Slice::All, &table, "memory").unwrap();
+        let row = |at: &str| vec![Some("1".to_owned()), None, Some(at.to_owned()), None, None];
+        let rows = [row("2023-12-31 23:59:59+00"), row("2024-01-01 00:00:00+00")];
+        let chosen = selection.apply(&batch(&table, &rows).unwrap()).unwrap();
+        assert_eq!(texts(&chosen).unwrap()[0][2].as_deref(), Some("2024-01-01 00:00:00+00"));
+        assert_eq!(chosen.num_rows(), 1);
     }
 
     #[test]

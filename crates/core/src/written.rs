@@ -6,6 +6,10 @@ use crate::text::{self as t, ColumnBuilder};
 /// A value that a person wrote, as canonical text of the type; dates stand for their midnight. `None` if it is no value
 /// of the type.
 pub fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
+    // Blanks around a text are part of it.
+    if matches!(ty, ColumnType::Text { .. } | ColumnType::Char { .. }) {
+        return Some(text.into());
+    }
     let text = text.trim();
     let spaced = text.replacen('T', " ", 1);
     let spaced = spaced.strip_suffix('Z').map_or(spaced.clone(), |s| format!("{s}+00"));
@@ -25,8 +29,9 @@ pub fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
         ColumnType::Timestamp | ColumnType::TimestampTz => {
             let instant = *ty == ColumnType::TimestampTz;
             let full = match t::parse_date(&spaced) {
-                Some(_) => format!("{spaced} 00:00:00"),
-                None => spaced,
+                // What is no day has no midnight.
+                Some(_) if !text.ends_with("infinity") => format!("{spaced} 00:00:00"),
+                _ => spaced,
             };
             let with_zone = format!("{full}+00");
             let micros = t::parse_timestamp(&full, instant)
@@ -61,6 +66,25 @@ pub fn is_value(text: &str, ty: &ColumnType) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_without_an_end_are_moments() {
+        for ty in [ColumnType::Date, ColumnType::Timestamp, ColumnType::TimestampTz] {
+            for text in ["infinity", "-infinity"] {
+                assert_eq!(canonical(text, &ty).as_deref(), Some(text), "{ty}");
+            }
+        }
+    }
+
+    #[test]
+    fn blanks_count_in_texts_alone() {
+        assert_eq!(
+            canonical(" eu", &ColumnType::Text { max: None }).as_deref(),
+            Some(" eu")
+        );
+        assert_eq!(canonical(" 7 ", &ColumnType::Int32).as_deref(), Some("7"));
+        assert_eq!(canonical(" yes", &ColumnType::Bool).as_deref(), Some("true"));
+    }
 
     #[test]
     fn values_are_told_from_other_texts_whatever_they_travel_in() {

@@ -111,6 +111,34 @@ fn quick_start_of_the_brief_as_printed() {
     assert_eq!(source.password.as_ref().unwrap().reveal(), "your_password");
 }
 
+/// The page that leads through the files: each of its blocks is a file that is read, without a key that has no effect.
+#[test]
+fn the_page_of_configuration_is_read_as_it_stands() {
+    let page = std::fs::read_to_string("../../docs/configuration.md").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut names = Vec::new();
+    for block in page.split("```yaml\n").skip(1) {
+        let text = block.split("```").next().unwrap();
+        let name = text.lines().next().unwrap().trim_start_matches("# ");
+        std::fs::write(folder.path().join(name), text).unwrap();
+        names.push(name);
+    }
+    assert_eq!(
+        names,
+        ["datastores.yaml", "orders.yaml", "totals.yaml", "people.yaml", "synctool.yaml"]
+    );
+    let loader = || Loader::new().env(|_| Some("x".into())).folder(GOOD);
+    for name in &names[1..4] {
+        let loaded = loader().pipeline(&folder.path().join(name));
+        let loaded = loaded.unwrap_or_else(|errors| panic!("{errors}"));
+        let told: Vec<String> = loaded.notices().map(ToString::to_string).collect();
+        assert!(told.is_empty(), "{told:?}");
+    }
+    let global = loader().global_config(Some(folder.path().join("synctool.yaml"))).global();
+    let global = global.unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(global.not_yet.is_empty(), "{:?}", global.not_yet);
+}
+
 /// Keys that are understood and change nothing are told at their place.
 #[test]
 fn what_has_no_effect_is_told() {

@@ -241,7 +241,7 @@ pub(super) fn filters(read: &ReadSpec, types: &[Column]) -> Result<Vec<String>> 
             Filter::Sql(sql) => Ok(format!("({sql})")),
             Filter::Test(c) => {
                 let column = types.next().ok_or_else(|| Error::bug("a filter without its type"))?;
-                condition(read, c, column).map(|c| format!("({c})"))
+                condition(read, &c.as_written(&column.ty), column).map(|c| format!("({c})"))
             }
         })
         .collect()

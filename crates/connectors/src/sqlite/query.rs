@@ -332,7 +332,15 @@ impl<'a> Relations<'a> {
         for filter in &self.read.filters {
             match filter {
                 Filter::Sql(sql) => out.terms.push(bracketed(sql)),
-                Filter::Test(condition) => self.condition(conn, condition, &mut out)?,
+                Filter::Test(condition) => match &condition.term {
+                    Term::Column { .. } => {
+                        let compared = self.comparable(conn, &condition.term)?;
+                        let condition = condition.as_written(&compared.described().ty);
+                        self.condition(conn, &condition, &mut out)?;
+                    }
+                    // Its type is found by a scan, and no file writes one.
+                    Term::Sql(_) => self.condition(conn, condition, &mut out)?,
+                },
             }
         }
         match slice {

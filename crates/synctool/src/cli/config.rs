@@ -88,6 +88,12 @@ fn migrate(file: &Path, to: Option<PathBuf>, in_place: bool, globals: &Globals) 
             file.display()
         ));
     }
+    if let Some(new) = to.as_deref().filter(|new| folder(new) != folder(file)) {
+        globals.note(&format!(
+            "relative paths and datastores.yaml are looked for beside {0} now; synctool config show {0} tells what is found",
+            new.display()
+        ));
+    }
     let mut json = json!({
         "from": migrated.from, "changed": !migrated.is_current, "file": target, "variables": migrated.variables,
     });
@@ -103,6 +109,13 @@ fn migrate(file: &Path, to: Option<PathBuf>, in_place: bool, globals: &Globals) 
         ),
     };
     Ok(Reply::new(json, text))
+}
+
+/// The folder that a file stands in, however it is named.
+fn folder(file: &Path) -> PathBuf {
+    let named = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = named.unwrap_or_else(|| Path::new("."));
+    folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
 }
 
 fn list(folder: Option<PathBuf>, globals: &Globals) -> Result<Reply> {

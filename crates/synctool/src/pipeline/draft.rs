@@ -174,6 +174,14 @@ impl Ends<'_> {
                      brings all of them up to date",
                     *enrich.table
                 ));
+                let keys_are_compared = matches!(strategy.deletes.as_deref(), Some(config::Deletes::AntiJoin));
+                if *enrich.cardinality == config::Cardinality::OneToMany && !keys_are_compared {
+                    told.push(format!(
+                        "a row that has fewer partners in {} than before keeps its copies for those that are gone: say \
+                         `deletes: anti_join`, or compare by a strategy of type hash",
+                        *enrich.table
+                    ));
+                }
             }
         }
         if matches!(strategy.stamped_by.as_deref(), Some(StampedBy::App)) && !kinds().any(|k| k == StrategyKind::Hash) {

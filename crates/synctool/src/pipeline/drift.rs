@@ -4,11 +4,13 @@
 //! say `schema_drift` are watched; the others go by what planning finds out.
 
 use super::draft::Ends;
+use super::request;
 use crate::config::{Columns, SchemaDrift};
 use std::collections::BTreeMap;
 use synctool_connectors::postgres::log::Drift;
 use synctool_core::error::{Error, Result};
-use synctool_core::schema::TableSchema;
+use synctool_core::query::Term;
+use synctool_core::schema::{Column, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::strategy::table::{ColumnChoice, TableRequest};
 
@@ -50,13 +52,9 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
         .columns
         .iter()
         .filter(|c| all || pipeline.column(&c.name).is_some())
-        .map(|c| {
-            (
-                c.name.clone(),
-                c.source_type.clone().unwrap_or_else(|| c.ty.to_string()),
-            )
-        })
+        .map(|c| (c.name.clone(), native(c)))
         .collect();
+    now.extend(of_joined(ends, table).await?);
     let remembered = destination.remembered(pipeline.name.as_str()).await?;
     let before = remembered
         .get(COLUMNS)
@@ -91,6 +89,41 @@ pub(super) async fn watch(ends: &Ends<'_>, table: &mut TableRequest) -> Result<W
     let text = serde_json::to_string(&now).map_err(|e| Error::bug(format!("columns as text: {e}")))?;
     watched.remember.insert(COLUMNS.into(), text);
     Ok(watched)
+}
+
+/// The type of a column in its engine's words.
+fn native(column: &Column) -> String {
+    column.source_type.clone().unwrap_or_else(|| column.ty.to_string())
+}
+
+/// The columns that the pipeline reads of joined tables, as its file calls them, with their types.
+async fn of_joined(ends: &Ends<'_>, table: &TableRequest) -> Result<BTreeMap<String, String>> {
+    let names = request::Names::of(ends.loaded, &table.source)?;
+    let listed = ends.loaded.pipeline.listed().iter();
+    let read: Vec<(String, String)> = listed
+        .filter_map(|c| match names.term(c.source.as_ref()?) {
+            Term::Column {
+                relation: Some(relation),
+                name,
+            } => Some((relation, name)),
+            _ => None,
+        })
+        .collect();
+    let mut found = BTreeMap::new();
+    for join in &table.joins {
+        let is = |relation: &str| join.alias.as_deref() == Some(relation) || join.table.name == relation;
+        let of_it: Vec<_> = read.iter().filter(|(relation, _)| is(relation)).collect();
+        if of_it.is_empty() {
+            continue;
+        }
+        let there = ends.source.describe(&join.table).await?;
+        for (relation, name) in of_it {
+            if let Some(column) = there.column(name) {
+                found.insert(format!("{relation}.{name}"), native(column));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// New columns of a listed pipeline are its author's doing; those of the whole table are the source's.

@@ -573,9 +573,16 @@ async fn dimension(
         .pop()
         .ok_or_else(|| Error::bug("a dimension was not described"))?;
     let zone = zone_of(written, strategy)?;
+    let no_value = |at: At<()>| -> Error {
+        let message = format!("is no value of column {} ({})", *written.column, column.ty);
+        at.error(message).into()
+    };
     let by = match *written.kind {
         DimensionKind::Value => By::Values,
-        DimensionKind::List => By::List(written.values.iter().map(|v| v.as_str().to_owned()).collect()),
+        DimensionKind::List => {
+            let text = |v: &At<String>| canonical(v, &column.ty).ok_or_else(|| no_value(v.with(())));
+            By::List(written.values.iter().map(text).collect::<Result<_>>()?)
+        }
         DimensionKind::Range => match ranges_of(written, &column, zone)? {
             Some(by) => by,
             None if written.start.is_none() && written.end.is_none() => return Ok(None),
@@ -586,7 +593,7 @@ async fn dimension(
         None => Ok(None),
         Some(at) => moment_text(at, &column.ty, zone, now)
             .map(Some)
-            .ok_or_else(|| Error::from(at.error(format!("is no value of column {} ({})", *written.column, column.ty)))),
+            .ok_or_else(|| no_value(at.with(()))),
     };
     let destination = written.destination.as_ref().map(|d| {
         match request.columns.iter().flatten().any(|c| c.destination == **d) || request.columns.is_none() {

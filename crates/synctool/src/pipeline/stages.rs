@@ -3,8 +3,8 @@
 use super::misspelt;
 use super::request::{self, Names};
 use crate::config::{
-    self, At, CacheStore, Cardinality, ColumnMapping, DataType, EnrichJoin, FieldSource, Loaded, Operator, SizedType,
-    Stage, expression,
+    self, At, CacheStore, Cardinality, ColumnMapping, DataType, Datastore, EnrichJoin, FieldSource, Loaded, Operator,
+    SizedType, Stage, expression,
 };
 use crate::config::{StageWork, Strategy};
 use crate::open;
@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
 use synctool_core::error::Result;
+use synctool_core::plan::short_hash;
 use synctool_core::query::Term;
 use synctool_core::schema::ColumnType;
 use synctool_core::source::Source;
@@ -246,14 +247,14 @@ fn enriched(loaded: &Loaded, name: &str, enrich: &config::Enrich, run: Option<&s
             to_inclusive: false,
             include_open_ended: *a.include_open_ended,
         }),
-        cache: cache(loaded, enrich, run),
+        cache: cache(loaded, enrich, datastore, run),
     };
     let mut specs = vec![StageSpec::Enrich(spec)];
     specs.extend(computes(after));
     Ok(specs)
 }
 
-fn cache(loaded: &Loaded, enrich: &config::Enrich, run: Option<&str>) -> CacheSpec {
+fn cache(loaded: &Loaded, enrich: &config::Enrich, datastore: &Datastore, run: Option<&str>) -> CacheSpec {
     let cache = &enrich.cache;
     let standard = CacheSpec::default();
     let max_size = cache.max_size.as_deref().map_or(standard.max_size, |n| *n as usize);
@@ -267,6 +268,8 @@ fn cache(loaded: &Loaded, enrich: &config::Enrich, run: Option<&str>) -> CacheSp
             if let Some(prefix) = &cache.key_prefix {
                 redis.prefix = prefix.to_string();
             }
+            // Installations that share a Redis may call other databases by the same name.
+            redis.prefix = format!("{}:{}", redis.prefix, short_hash(&datastore.display_uri()));
             redis.run = cache.ttl.is_none().then(|| run.to_owned());
             Some(redis)
         }

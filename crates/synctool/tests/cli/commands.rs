@@ -212,6 +212,12 @@ fn an_old_pipeline_is_migrated() {
     home.run(&["config", "migrate", "old.yaml", "--to", "new.yaml"]).ok();
     assert_eq!(home.read("new.yaml"), printed);
     home.run(&["config", "validate", "new.yaml"]).ok();
+    // In another folder relative paths mean other files.
+    home.write("other/kept.yaml", "");
+    for (to, told) in [("again.yaml", false), ("other/new.yaml", true)] {
+        let said = home.run(&["config", "migrate", "old.yaml", "--to", to]).ok().stderr;
+        assert_eq!(said.contains("are looked for beside"), told, "{said}");
+    }
     // What is there stays.
     home.run(&["config", "migrate", "old.yaml", "--to", "new.yaml"])
         .fails(2, &["new.yaml cannot be written"]);

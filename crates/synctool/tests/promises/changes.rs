@@ -342,6 +342,40 @@ fn a_column_of_another_type_is_drift_too() {
     }
 }
 
+/// Columns that are read of a joined table are watched like the table's own, by every strategy.
+#[test]
+fn a_joined_column_of_another_type_is_drift_too() {
+    for (policy, exit) in [("freeze", 2), ("pause", 4)] {
+        for strategy in ["type: full", "type: hash", "type: delta, column: o.updated_at, margin: 1ms"] {
+            let db = database("drift_joined");
+            db.psql(
+                "CREATE TABLE customers(id int PRIMARY KEY, level int NOT NULL);
+                 CREATE TABLE orders(id int PRIMARY KEY, customer int NOT NULL, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+                 INSERT INTO customers VALUES (1, 1); INSERT INTO orders(id, customer) VALUES (1, 1)",
+            );
+            let place = here(&db);
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: p\nschema_drift: {policy}\nsource:\n  datastore: from\n  table: public.orders\n  alias: o\n  \
+                     joins: [{{table: customers, alias: c, on: o.customer = c.id}}]\ndestination: {{datastore: to, table: public.copies}}\n\
+                     key: [id]\ncolumns:\n  - {{source: o.id, dest: id}}\n  - {{source: c.level, dest: level}}\n\
+                     strategies: [{{name: one, {strategy}}}]\n"
+                ),
+            );
+            place.json(&["run", "p.yaml"], 0);
+            db.psql("ALTER TABLE customers ALTER level TYPE smallint");
+            let refused = place.json(&["run", "p.yaml"], exit).to_string();
+            assert!(
+                refused.contains("c.level was integer and is smallint"),
+                "{policy}, {strategy}: {refused}"
+            );
+            place.json(&["run", "p.yaml", "--accept-schema"], 0);
+            place.json(&["run", "p.yaml"], 0);
+        }
+    }
+}
+
 const WIDTHS: &str = "SELECT string_agg(format_type(atttypid, atttypmod), ', ' ORDER BY attnum) FROM pg_attribute
     WHERE attrelid = 'copies'::regclass AND attnum > 0 AND NOT attisdropped";
 

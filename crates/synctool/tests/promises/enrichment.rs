@@ -93,6 +93,14 @@ fn redis_keeps_a_dimension_for_its_ttl() {
         "old",
         "the cache counts as true until its time is over"
     );
+    // Not so another database under the same names.
+    let other = database("dimension_redis_other");
+    other.psql(PEOPLE);
+    other.psql("CREATE TABLE cities(id int PRIMARY KEY, name text); INSERT INTO cities SELECT i, 'other ' || i FROM generate_series(0, 11) i");
+    let elsewhere = here(&other);
+    elsewhere.write("p.yaml", &pipeline("from", "public.cities", &cache));
+    elsewhere.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+    assert_eq!(other.psql(names).trim(), "other");
     redis.command(&["FLUSHALL"]);
     place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
     assert_eq!(db.psql(names).trim(), "new");
@@ -129,6 +137,46 @@ fn without_a_ttl_redis_keeps_a_dimension_for_a_run() {
     place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
     db.psql("UPDATE cities SET name = 'last ' || id");
     place.json(&["verify", "p.yaml"], 3);
+}
+
+/// A row with several partners comes once for each. Which of them are gone is seen where keys are compared; of a delta that
+/// does not, the plan says so.
+#[test]
+fn a_row_may_have_several_partners() {
+    let db = database("partners");
+    db.psql(
+        "CREATE TABLE people(id int PRIMARY KEY, v int NOT NULL, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+         INSERT INTO people(id, v) SELECT i, i FROM generate_series(1, 50) i;
+         CREATE TABLE tags(owner int NOT NULL, tag text NOT NULL);
+         INSERT INTO tags SELECT i, t FROM generate_series(1, 50) i, unnest(ARRAY['a', 'b', 'c']) t WHERE t <> 'c' OR i % 5 = 0",
+    );
+    let place = here(&db);
+    let file = |deletes: &str| {
+        format!(
+            "name: p\nsource: {{datastore: from, table: public.people}}\ndestination: {{datastore: to, table: public.copies}}\n\
+             key: [id, tag]\ncolumns: [id, v, {{source: null, dest: tag}}]\ntransform:\n  - enrich: {{table: public.tags, \
+             on: [{{column: id, key: owner}}], fields: [tag], join: inner, cardinality: one_to_many}}\nstrategies:\n  \
+             - {{name: hash, type: hash}}\n  - {{name: delta, type: delta, column: updated_at, margin: 1ms{deletes}}}\n"
+        )
+    };
+    let rows = "SELECT string_agg(concat_ws(' ', id, v, tag), ',' ORDER BY id, tag) FROM";
+    let wanted = || db.psql(&format!("{rows} people p JOIN tags t ON t.owner = p.id"));
+    let found = || db.psql(&format!("{rows} copies"));
+    place.write("p.yaml", &file(""));
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(found(), wanted(), "loaded");
+    db.psql("DELETE FROM tags WHERE owner = 10 AND tag = 'c'");
+    place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
+    assert_eq!(found(), wanted(), "one partner fewer");
+    for (deletes, told) in [("", true), (", deletes: anti_join", false)] {
+        place.write("p.yaml", &file(deletes));
+        let plan = place.json(&["plan", "p.yaml", "--strategy", "delta"], 0);
+        let said = plan["reasons"].to_string().contains("keeps its copies for those that are gone");
+        assert_eq!(said, told, "{plan}");
+    }
+    db.psql("DELETE FROM tags WHERE owner = 20 AND tag = 'c'");
+    place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
+    assert_eq!(found(), wanted(), "a delta that compares keys");
 }
 
 /// Only some rows of the dimension, and the hash of what was taken.

@@ -66,6 +66,59 @@ fn a_kept_hash_is_that_of_the_documented_form() {
     }
 }
 
+/// The hash that is kept is the same from every engine and in every one.
+#[test]
+fn a_kept_hash_is_the_same_between_all_engines() {
+    let ends = |which: &str| {
+        [
+            End::Postgres(database(&format!("kept_{which}"))),
+            End::Maria(MariaDb::shared().database(&format!("kept_{which}"))),
+            End::Sqlite(folder()),
+        ]
+    };
+    let (sources, destinations) = (ends("from"), ends("to"));
+    let sql = database("kept_expected");
+    let expected = |algorithm: &str, price: &str| {
+        let hash = |form: &str| match algorithm {
+            "hash_md5_hash" => sql.psql(&format!("SELECT md5('{form}')")),
+            _ => sql.psql(&format!(
+                "SELECT ('x' || left(md5('{form}'), 8))::bit(32)::bigint & 4294967295"
+            )),
+        };
+        let whole = hash(&format!("1,19782,5:näme1,{price},"));
+        format!("1 {}\n2 {}", whole.trim(), hash("2,~~~~").trim())
+    };
+    for (i, from) in sources.iter().enumerate() {
+        from.change(
+            "CREATE TABLE items(id int PRIMARY KEY, name varchar(40), price decimal(10,2), day date, ok boolean);
+             INSERT INTO items VALUES (1, 'näme', 10.50, '2024-02-29', true), (2, NULL, NULL, NULL, NULL)",
+        );
+        for (j, to) in destinations.iter().enumerate() {
+            let (algorithm, data_type) = match (i + j) % 2 {
+                0 => ("hash_md5_hash", ""),
+                _ => ("md5_sum_hash", ", data_type: bigint"),
+            };
+            let table = format!("copies_{i}_{j}");
+            let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+            place.write(
+                "p.yaml",
+                &format!(
+                    "name: {table}\nhash_algo: {algorithm}\nsource: {{datastore: from, table: items}}\n\
+                     destination: {{datastore: to, table: {table}}}\nkey: [id]\n\
+                     columns: [id, name, price, day, ok, {{source: null, dest: checksum, hash_key: true{data_type}}}]\n\
+                     strategies: [{{name: full, type: full}}, {{name: hash, type: hash}}]\n"
+                ),
+            );
+            for (strategy, price) in [("full", "10.50"), ("hash", "11.00")] {
+                from.change(&format!("UPDATE items SET price = {price} WHERE id = 1"));
+                place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+                let kept = to.lines(&table, &["id", "checksum"]);
+                assert_eq!(kept, expected(algorithm, price), "{algorithm}, {strategy}: {i} to {j}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_destination_without_the_column_is_left_as_it_is() {
     let db = database("no_hash_column");

@@ -89,12 +89,55 @@ pub(super) fn folder() -> tempfile::TempDir {
 const ROWS: &[&str] = &["id", "name", "qty", "grp"];
 const TOTALS: &[&str] = &["grp", "n", "total"];
 
-fn pair(source: &End, destination: &End) {
-    let stamp = match source {
-        End::Maria(_) => "timestamp(6)",
-        End::Postgres(_) => "timestamptz",
-        _ => "timestamp",
-    };
+const STRATEGIES: &str = "strategies:\n  \
+     - {name: delta, type: delta, column: updated_at, margin: 10ms, deletes: anti_join}\n  \
+     - {name: hash, type: hash}\n  - {name: full, type: full}\n  - {name: upsert, type: full, full_mode: upsert}\n";
+
+/// A change of the source, and the strategy that is to bring it.
+const CHANGES: [(&str, &str); 6] = [
+    ("delta", ""),
+    (
+        "delta",
+        "UPDATE items SET qty = qty + 1, updated_at = NOW WHERE id IN (5, 6, 77);
+         UPDATE items SET grp = 3, updated_at = NOW WHERE grp = 4; DELETE FROM items WHERE id IN (9, 100);
+         INSERT INTO items VALUES (500, 'new', 1, 20, NOW)",
+    ),
+    (
+        "hash",
+        "DELETE FROM items WHERE grp = 5; UPDATE items SET name = 'renamed', qty = 0 WHERE id = 8;
+         INSERT INTO items VALUES (501, 'unseen', 2, 21, NOW)",
+    ),
+    (
+        "full",
+        "DELETE FROM items WHERE id = 12; UPDATE items SET qty = 9 WHERE id = 13",
+    ),
+    (
+        "upsert",
+        "DELETE FROM items WHERE id = 21; UPDATE items SET qty = 9 WHERE id = 22",
+    ),
+    ("delta", "UPDATE items SET qty = 7, updated_at = NOW WHERE id = 30"),
+];
+
+/// What the groups of the source are.
+const GROUPS: &str = "(SELECT grp, count(*) AS n, sum(qty) AS total FROM items GROUP BY grp) g";
+
+/// The rows of `items`, from a datastore into `to`.
+fn rows_file(from: &str) -> String {
+    format!(
+        "name: rows\nsource: {{datastore: {from}, table: items}}\ndestination: {{datastore: to, table: copies}}\n{STRATEGIES}"
+    )
+}
+
+/// Its groups.
+fn totals_file(from: &str) -> String {
+    format!(
+        "name: totals\nsource: {{datastore: {from}, table: items}}\ndestination: {{datastore: to, table: totals}}\nsync_type: aggregate\n\
+         group_by: [grp]\ncolumns:\n  - grp\n  - {{dest: n, expr: count(*)}}\n  - {{dest: total, expr: sum(qty)}}\n{STRATEGIES}"
+    )
+}
+
+/// A table of 200 rows in 9 groups.
+fn fill(source: &End, stamp: &str) {
     let rows: Vec<String> = (1..=200)
         .map(|i| format!("({i}, 'item {i}', {}, {}, NOW)", i * 3, i % 9))
         .collect();
@@ -103,51 +146,25 @@ fn pair(source: &End, destination: &End) {
          INSERT INTO items VALUES {}",
         rows.join(", ")
     ));
+}
+
+fn pair(source: &End, destination: &End) {
+    let stamp = match source {
+        End::Maria(_) => "timestamp(6)",
+        End::Postgres(_) => "timestamptz",
+        _ => "timestamp",
+    };
+    fill(source, stamp);
     let place = Place::new(&[("from", source.entry()), ("to", destination.entry())]);
-    let strategies = "strategies:\n  - {name: delta, type: delta, column: updated_at, margin: 10ms, deletes: anti_join}\n  \
-         - {name: hash, type: hash}\n  - {name: full, type: full}\n  - {name: upsert, type: full, full_mode: upsert}\n";
-    place.write(
-        "rows.yaml",
-        &format!("name: rows\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: copies}}\n{strategies}"),
-    );
-    place.write(
-        "totals.yaml",
-        &format!(
-            "name: totals\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: totals}}\nsync_type: aggregate\n\
-             group_by: [grp]\ncolumns:\n  - grp\n  - {{dest: n, expr: count(*)}}\n  - {{dest: total, expr: sum(qty)}}\n{strategies}"
-        ),
-    );
-    let totals = "(SELECT grp, count(*) AS n, sum(qty) AS total FROM items GROUP BY grp) g";
-    let changes = [
-        ("delta", ""),
-        (
-            "delta",
-            "UPDATE items SET qty = qty + 1, updated_at = NOW WHERE id IN (5, 6, 77);
-             UPDATE items SET grp = 3, updated_at = NOW WHERE grp = 4; DELETE FROM items WHERE id IN (9, 100);
-             INSERT INTO items VALUES (500, 'new', 1, 20, NOW)",
-        ),
-        (
-            "hash",
-            "DELETE FROM items WHERE grp = 5; UPDATE items SET name = 'renamed', qty = 0 WHERE id = 8;
-             INSERT INTO items VALUES (501, 'unseen', 2, 21, NOW)",
-        ),
-        (
-            "full",
-            "DELETE FROM items WHERE id = 12; UPDATE items SET qty = 9 WHERE id = 13",
-        ),
-        (
-            "upsert",
-            "DELETE FROM items WHERE id = 21; UPDATE items SET qty = 9 WHERE id = 22",
-        ),
-        ("delta", "UPDATE items SET qty = 7, updated_at = NOW WHERE id = 30"),
-    ];
-    for (strategy, change) in changes {
+    place.write("rows.yaml", &rows_file("from"));
+    place.write("totals.yaml", &totals_file("from"));
+    for (strategy, change) in CHANGES {
         if !change.is_empty() {
             source.change(change);
         }
         for (file, from, table, columns) in [
             ("rows.yaml", "items", "copies", ROWS),
-            ("totals.yaml", totals, "totals", TOTALS),
+            ("totals.yaml", GROUPS, "totals", TOTALS),
         ] {
             let wanted = source.lines(from, columns);
             match destination.is_read() {
@@ -199,6 +216,43 @@ fn from_mariadb_to_every_engine() {
 fn from_sqlite_to_every_engine() {
     for to in ends("matrix_lite") {
         pair(&End::Sqlite(folder()), &to);
+    }
+}
+
+/// DuckDB as a source. Its rows come from PostgreSQL, where they can be changed without us.
+#[cfg(feature = "duckdb")]
+#[test]
+fn from_duckdb_by_every_strategy() {
+    let (first, last) = (
+        End::Postgres(database("through_duck_from")),
+        End::Postgres(database("through_duck_to")),
+    );
+    let middle = End::DuckDb(folder());
+    fill(&first, "timestamptz");
+    let place = Place::new(&[("first", first.entry()), ("middle", middle.entry()), ("to", last.entry())]);
+    place.write(
+        "in.yaml",
+        "name: in\nsource: {datastore: first, table: items}\ndestination: {datastore: middle, table: items}\n\
+         strategies: [{name: hash, type: hash}]\n",
+    );
+    place.write("rows.yaml", &rows_file("middle"));
+    place.write("totals.yaml", &totals_file("middle"));
+    for (strategy, change) in CHANGES {
+        if !change.is_empty() {
+            first.change(change);
+        }
+        place.json(&["run", "in.yaml"], 0);
+        for (file, from, table, columns) in [
+            ("rows.yaml", "items", "copies", ROWS),
+            ("totals.yaml", GROUPS, "totals", TOTALS),
+        ] {
+            let wanted = first.lines(from, columns);
+            let found = || last.lines(table, columns);
+            place.until(&["run", file, "--strategy", strategy], found, &wanted);
+        }
+    }
+    for file in ["rows.yaml", "totals.yaml"] {
+        place.json(&["verify", file, "--strategy", "hash"], 0);
     }
 }
 

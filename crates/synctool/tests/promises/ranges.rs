@@ -370,3 +370,56 @@ fn bounds_name_rows_without_a_value() {
         }
     }
 }
+
+/// A filter's value is what its author wrote, in every engine: a day is its midnight, an offset counts, `yes` is true. So
+/// are the values of a list.
+#[test]
+fn filters_mean_the_same_however_their_values_are_written() {
+    let to = database("written_to");
+    let (pg, lite) = (End::Postgres(database("written")), End::Sqlite(folder()));
+    let maria = End::Maria(MariaDb::shared().database("written"));
+    let offset = "2024-01-15T02:00:00+02:00";
+    // Half an hour before that midnight, one hour and three hours after it.
+    let seconds = [1_705_275_000, 1_705_280_400, 1_705_287_600];
+    for (from, ty, moments, value) in [
+        (pg, "timestamptz", seconds.map(|s| format!("to_timestamp({s})")), offset),
+        (
+            maria,
+            "timestamp(6)",
+            seconds.map(|s| format!("from_unixtime({s})")),
+            offset,
+        ),
+        (
+            lite,
+            "timestamp",
+            ["14 23:30", "15 01:00", "15 03:00"].map(|at| format!("'2024-01-{at}:00'")),
+            "2024-01-15",
+        ),
+    ] {
+        let [before, after, later] = moments;
+        from.change(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, at {ty} NOT NULL, ok boolean NOT NULL);
+             INSERT INTO items VALUES (1, {before}, true), (2, {after}, true), (3, {later}, false), (4, {later}, true)"
+        ));
+        let place = Place::new(&[("from", from.entry()), ("to", postgres(&to))]);
+        let file = |listed: &str| {
+            format!(
+                "name: p\nsource:\n  datastore: from\n  table: items\n  filters: [{{column: at, operator: \">=\", value: \"{value}\"}}, \
+                 {{column: ok, value: \"yes\"}}]\ndestination: {{datastore: to, table: public.copies}}\n\
+                 strategies: [{{name: full, type: full}}, {{name: listed, type: full, \
+                 primary_partitions: [{{column: ok, type: list, values: [\"{listed}\"]}}]}}]\n"
+            )
+        };
+        place.write("p.yaml", &file("yes"));
+        for strategy in ["full", "listed"] {
+            place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+            let ids = to.psql("SELECT string_agg(id::text, ',' ORDER BY id) FROM copies");
+            assert_eq!(ids.trim(), "2,4", "{ty}, {strategy}");
+        }
+        place.json(&["verify", "p.yaml"], 0);
+        place.write("p.yaml", &file("perhaps"));
+        let refused = place.json(&["run", "p.yaml", "--strategy", "listed"], 2).to_string();
+        assert!(refused.contains("is no value of column ok"), "{ty}: {refused}");
+        to.psql("DROP TABLE copies; DROP SCHEMA synctool CASCADE");
+    }
+}

@@ -486,10 +486,18 @@ fn stage(entry: At<StageFile>, source: &Source, errors: &mut Vec<ConfigError>) -
     if empty {
         errors.push(place.error(format!("{} of a stage is empty", work.name())));
     }
+    let applicable_on = file.applicable_on.map(ApplicableOn::words);
+    if applicable_on.as_ref().is_some_and(Vec::is_empty) {
+        errors.push(
+            place
+                .error("applicable_on names no strategy")
+                .with_help("leave it out for all of them, or write `enabled: false`"),
+        );
+    }
     Some(Stage {
         name: file.name.unwrap_or_else(|| work.name().into()),
         enabled: file.enabled.unwrap_or_else(|| true.into()),
-        applicable_on: file.applicable_on.map(ApplicableOn::words).unwrap_or_default(),
+        applicable_on: applicable_on.unwrap_or_default(),
         work,
     })
 }

@@ -451,6 +451,9 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
             find_backend(&end.name, &backends, errors);
         }
     }
+    for backend in backends.iter().filter(|b| *b.name != *source.name) {
+        only_of_the_source(backend, *backend.name == *destination.name, errors);
+    }
 
     let at_source = merged(source.columns.as_deref().unwrap_or_default(), &general);
     let fetched = fetch.and_then(|f| f.source.as_ref());
@@ -559,6 +562,34 @@ fn find_backend<'a>(name: &At<String>, backends: &'a [Backend], errors: &mut Vec
         });
     }
     found
+}
+
+/// What says which rows are read has no meaning in another backend: left aside, other rows would be compared, written
+/// and deleted than the file seems to say. (The table of a join has filters of its own.)
+fn only_of_the_source(backend: &Backend, is_destination: bool, errors: &mut Vec<ConfigError>) {
+    let join = backend.join.as_ref().and_then(|joins| joins.first());
+    let group = backend.group_by.as_ref().and_then(|names| names.first());
+    let filter = backend.filters.as_ref().and_then(|filters| filters.first());
+    let said = [
+        ("join", join.map(|j| j.table.with(()))),
+        ("group_by", group.map(|g| g.with(()))),
+        ("filters", filter.map(|f| f.with(())).filter(|_| is_destination)),
+    ];
+    for (key, at) in said {
+        let Some(at) = at else { continue };
+        let error = at.error(format!(
+            "{key} belongs to the backend that rows are read from, and \"{}\" is another",
+            backend.name.shown()
+        ));
+        errors.push(match (key, is_destination) {
+            ("filters", _) => error.with_help(
+                "the source's filters say which rows the table holds; where it holds others too, write `deletes: none` \
+                 in each strategy",
+            ),
+            (_, false) => error.with_help("join from a view that does it"),
+            (_, true) => error,
+        });
+    }
 }
 
 /// The backend of an end: as a stage names it, else by its own name, else by its place.

@@ -91,10 +91,24 @@ pub(super) fn transform(
     all
 }
 
-/// Keys of a stage's config that belong to stages of another type.
+/// Keys of a stage and of its config that belong to stages of another type.
 fn foreign_keys(stage: &StageEntry, errors: &mut Vec<ConfigError>) {
-    let Some(c) = &stage.config else { return };
     use StageKind as K;
+    let mut tell = |key: &str, at: Option<At<()>>, kinds: &[StageKind]| {
+        if let Some(at) = at.filter(|_| !kinds.contains(&stage.kind)) {
+            let words: Vec<&str> = kinds.iter().map(|k| k.name()).collect();
+            errors.push(at.error(format!(
+                "{key} belongs to stages of type {}, and this one is {}",
+                words.join(" and "),
+                stage.kind.name()
+            )));
+        }
+    };
+    let computed = stage.transformations.as_ref().and_then(|v| Some(v.first()?.with(())));
+    tell("transformations", computed, &[K::Transform, K::Enrich]);
+    let columns = stage.columns.as_ref().and_then(|v| Some(v.first()?.with(())));
+    tell("columns", columns, &[K::Populate]);
+    let Some(c) = &stage.config else { return };
     type Key = (&'static str, Option<At<()>>, &'static [StageKind]);
     let all: [Key; 15] = [
         ("join_type", c.join_type.as_ref().map(|v| v.with(())), &[K::Join]),
@@ -138,14 +152,7 @@ fn foreign_keys(stage: &StageEntry, errors: &mut Vec<ConfigError>) {
         ("cache", c.cache.as_ref().map(|v| v.with(())), &[K::Join]),
     ];
     for (key, at, kinds) in all {
-        if let Some(at) = at.filter(|_| !kinds.contains(&stage.kind)) {
-            let words: Vec<&str> = kinds.iter().map(|k| k.name()).collect();
-            errors.push(at.error(format!(
-                "config.{key} belongs to stages of type {}, and this one is {}",
-                words.join(" and "),
-                stage.kind.name()
-            )));
-        }
+        tell(&format!("config.{key}"), at, kinds);
     }
 }
 

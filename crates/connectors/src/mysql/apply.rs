@@ -388,36 +388,12 @@ impl Target {
                     self.key_of(row).ok_or_else(Error::without_key)?.join(", ")
                 ));
             }
-            let names: Vec<&str> = self
-                .mapping
-                .key
-                .iter()
-                .map(|k| self.mapping.columns[*k].name.as_str())
-                .collect();
-            let mut sql = format!(
+            let sql = format!(
                 "DELETE FROM {} WHERE ({}) IN ({})",
                 self.name,
-                list("", &names),
+                list("", &self.mapping.key_names()),
                 keys.join(", ")
             );
-            if !self.mapping.exact_key {
-                // A row that another key of the same letters has taken meanwhile is not the one to go.
-                let mut exactly = Vec::with_capacity(group.rows.len());
-                for row in &group.rows {
-                    let key = self.key_of(row).ok_or_else(Error::without_key)?;
-                    let key = self.mapping.key.iter().zip(key);
-                    let cells: Vec<String> = key
-                        .map(|(k, v)| exact(&v, self.mapping.writers[*k].is_text()))
-                        .collect();
-                    exactly.push(format!("({})", cells.join(", ")));
-                }
-                let names = self.mapping.key.iter().map(|k| {
-                    let (name, text) = (&self.mapping.columns[*k].name, self.mapping.writers[*k].is_text());
-                    exact(&ident(name), text)
-                });
-                let names: Vec<String> = names.collect();
-                sql.push_str(&format!(" AND ({}) IN ({})", names.join(", "), exactly.join(", ")));
-            }
             applied.deleted = session.run(&sql, "deleting rows").await?;
         } else {
             self.clear_stage(session).await?;

@@ -275,22 +275,13 @@ impl Target {
             .collect::<Result<_>>()?;
         let cut = |at: usize| by_bytes.contains(&self.mapping.columns[at].name);
         let exactly = |at: usize| cut(at) && !self.mapping.by_bytes[at];
-        let name = |at: usize| exact(&format!("d.{}", ident(&self.mapping.columns[at].name)), exactly(at));
-        let names: Vec<String> = places.iter().map(|at| name(*at)).collect();
-        let mut sides = Vec::new();
-        for (bound, op) in [(&range.lower, ">="), (&range.upper, "<")] {
-            let Some(values) = bound else { continue };
-            if values.len() != places.len() {
-                return Err(Error::bug("a key range has another number of values than columns"));
-            }
-            let literals = places.iter().zip(values).map(|(at, value)| match exactly(*at) {
-                true => Ok(sql::hex_literal(value.as_bytes())),
-                false if cut(*at) && self.mapping.writers[*at].is_text() => Ok(sql::literal(value)),
-                false => types::literal(&self.mapping.columns[*at], value),
-            });
-            sides.push(sql::compare(&names, op, &literals.collect::<Result<Vec<_>>>()?));
-        }
-        Ok(sides.join(" AND "))
+        let name = |at: &usize| exact(&format!("d.{}", ident(&self.mapping.columns[*at].name)), exactly(*at));
+        let names: Vec<String> = places.iter().map(name).collect();
+        sql::bounds(range, &names, |i, value| match places[i] {
+            at if exactly(at) => Ok(sql::hex_literal(value.as_bytes())),
+            at if cut(at) && self.mapping.writers[at].is_text() => Ok(sql::literal(value)),
+            at => types::literal(&self.mapping.columns[at], value),
+        })
     }
 
     /// Empties the table. TRUNCATE would commit; the counter of an auto-increment column goes on.

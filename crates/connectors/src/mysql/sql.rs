@@ -114,18 +114,27 @@ pub(super) fn compare(columns: &[String], op: &str, values: &[String]) -> String
 /// The condition of a range of key columns; empty for one without bounds. `columns` are their SQL and types.
 pub(super) fn range(range: &KeyRange, columns: &[(String, Column)]) -> Result<String> {
     let names: Vec<String> = columns.iter().map(|(sql, _)| sql.clone()).collect();
+    bounds(range, &names, |at, value| types::literal(&columns[at].1, value))
+}
+
+/// The same of columns that are called like this in SQL, with a value of each as `literal` says (by the place of its column).
+pub(super) fn bounds(
+    range: &KeyRange,
+    names: &[String],
+    literal: impl Fn(usize, &str) -> Result<String>,
+) -> Result<String> {
     let mut sides = Vec::new();
     for (bound, op) in [(&range.lower, ">="), (&range.upper, "<")] {
         let Some(values) = bound else { continue };
-        if values.len() != columns.len() {
+        if values.len() != names.len() {
             return Err(Error::bug("a key range has another number of values than columns"));
         }
         let literals: Vec<String> = values
             .iter()
-            .zip(columns)
-            .map(|(v, (_, column))| types::literal(column, v))
+            .enumerate()
+            .map(|(at, value)| literal(at, value))
             .collect::<Result<_>>()?;
-        sides.push(compare(&names, op, &literals));
+        sides.push(compare(names, op, &literals));
     }
     Ok(sides.join(" AND "))
 }

@@ -133,6 +133,21 @@ pub enum Test {
     },
 }
 
+impl Condition {
+    /// What is left of a test that NULL meets too, without NULL.
+    #[must_use]
+    pub fn without_null(&self) -> Condition {
+        let test = match self.test.clone() {
+            Test::NullOrIn(values) => Test::In(values),
+            Test::NullOrNotIn(values) => Test::NotIn(values),
+            Test::NullOrRange { lower, upper } => Test::Range { lower, upper },
+            other => other,
+        };
+        let term = self.term.clone();
+        Condition { term, test }
+    }
+}
+
 /// How a value is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -201,14 +201,16 @@ impl Selection {
             Filter::Sql(_) => None,
         });
         for condition in tests {
-            selection.condition(read, table, condition)?;
+            let check = selection.check(read, table, condition)?;
+            selection.checks.push(check);
         }
         match slice {
             Slice::All | Slice::File { .. } => {}
             Slice::Key(range) => selection.range(read, table, range)?,
             Slice::Cut(cut) => {
                 for condition in &cut.conditions {
-                    selection.condition(read, table, condition)?;
+                    let check = selection.check(read, table, condition)?;
+                    selection.checks.push(check);
                 }
                 if let Some(range) = &cut.key {
                     selection.range(read, table, range)?;
@@ -232,11 +234,11 @@ impl Selection {
         Ok((self.columns.len() - 1, found.ty.clone()))
     }
 
-    fn condition(&mut self, read: &ReadSpec, table: &TableSchema, condition: &Condition) -> Result<()> {
+    fn check(&mut self, read: &ReadSpec, table: &TableSchema, condition: &Condition) -> Result<Check> {
         let term = &condition.term;
         let (at, ty) = self.place(read, table, term)?;
         let value = |v: &String| Value::new(&ty, v).map_err(|e| e.at("column", term.to_string()));
-        self.checks.push(match &condition.test {
+        Ok(match &condition.test {
             Test::Range { lower, upper } => {
                 ordered(term, &ty)?;
                 let (lower, upper) = (
@@ -244,14 +246,6 @@ impl Selection {
                     upper.as_ref().map(value).transpose()?,
                 );
                 Check::Range(at, ty.clone(), lower, upper)
-            }
-            Test::NullOrRange { lower, upper } => {
-                ordered(term, &ty)?;
-                let (lower, upper) = (
-                    lower.as_ref().map(value).transpose()?,
-                    upper.as_ref().map(value).transpose()?,
-                );
-                Check::NullOr(at, Box::new(Check::Range(at, ty.clone(), lower, upper)))
             }
             Test::In(values) => {
                 let forms = values.iter().map(|v| form(&ty, Some(v))).collect::<Result<_>>()?;
@@ -269,16 +263,10 @@ impl Selection {
             }
             Test::Null => Check::Null(at, true),
             Test::NotNull => Check::Null(at, false),
-            Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
-                let forms = values.iter().map(|v| form(&ty, Some(v))).collect::<Result<_>>()?;
-                let other = match condition.test {
-                    Test::NullOrIn(_) => Check::In(at, ty.clone(), forms),
-                    _ => Check::NotIn(at, ty.clone(), forms),
-                };
-                Check::NullOr(at, Box::new(other))
+            Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+                Check::NullOr(at, Box::new(self.check(read, table, &condition.without_null())?))
             }
-        });
-        Ok(())
+        })
     }
 
     fn range(&mut self, read: &ReadSpec, table: &TableSchema, range: &KeyRange) -> Result<()> {

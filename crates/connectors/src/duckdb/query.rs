@@ -187,63 +187,11 @@ impl<'a> Query<'a> {
     }
 
     async fn condition(&self, condition: &Condition, out: &mut Where) -> Result<()> {
-        let left = self.term(&condition.term);
         let ty = match &condition.test {
             Test::Null | Test::NotNull => String::new(),
             _ => self.type_of(&condition.term).await?,
         };
-        match &condition.test {
-            Test::Range { lower, upper } => {
-                for (op, bound) in [(">=", lower), ("<", upper)] {
-                    if let Some(bound) = bound {
-                        let at = out.bind(bound, &ty);
-                        out.terms.push(format!("{left} {op} {at}"));
-                    }
-                }
-                if lower.is_none() && upper.is_none() {
-                    out.terms.push(format!("{left} IS NOT NULL"));
-                }
-            }
-            Test::In(values) if values.is_empty() => out.terms.push("false".into()),
-            Test::In(values) => {
-                let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
-                out.terms.push(format!("{left} IN ({})", places.join(", ")));
-            }
-            Test::NotIn(values) => {
-                out.terms.push(format!("{left} IS NOT NULL"));
-                let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
-                if !places.is_empty() {
-                    out.terms.push(format!("{left} NOT IN ({})", places.join(", ")));
-                }
-            }
-            Test::Compare(how, value) => {
-                let at = out.bind(value, &ty);
-                out.terms.push(format!("{left} {} {at}", how.sql()));
-            }
-            Test::Null => out.terms.push(format!("{left} IS NULL")),
-            Test::NotNull => out.terms.push(format!("{left} IS NOT NULL")),
-            Test::NullOrRange { lower, upper } => {
-                let mut sides = Vec::new();
-                for (op, bound) in [(">=", lower), ("<", upper)] {
-                    if let Some(bound) = bound {
-                        let at = out.bind(bound, &ty);
-                        sides.push(format!("{left} {op} {at}"));
-                    }
-                }
-                if !sides.is_empty() {
-                    out.terms.push(format!("({left} IS NULL OR {})", sides.join(" AND ")));
-                }
-            }
-            Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
-                let how = match condition.test {
-                    Test::NullOrIn(_) => "IN",
-                    _ => "NOT IN",
-                };
-                let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
-                out.terms
-                    .push(format!("({left} IS NULL OR {left} {how} ({}))", places.join(", ")));
-            }
-        }
+        test(&self.term(&condition.term), &ty, condition, out);
         Ok(())
     }
 
@@ -361,6 +309,47 @@ impl<'a> Query<'a> {
         let types = self.types_of(&selected, "").await?;
         let column = |(t, ty): (&Term, String)| Column::new(t.to_string(), column_type(&ty)).with_source_type(ty);
         Ok(terms.iter().zip(types).map(column).collect())
+    }
+}
+
+/// A condition on what is called `left` and has this type.
+fn test(left: &str, ty: &str, condition: &Condition, out: &mut Where) {
+    match &condition.test {
+        Test::Range { lower, upper } => {
+            for (op, bound) in [(">=", lower), ("<", upper)] {
+                if let Some(bound) = bound {
+                    let at = out.bind(bound, ty);
+                    out.terms.push(format!("{left} {op} {at}"));
+                }
+            }
+            if lower.is_none() && upper.is_none() {
+                out.terms.push(format!("{left} IS NOT NULL"));
+            }
+        }
+        Test::In(values) if values.is_empty() => out.terms.push("false".into()),
+        Test::In(values) => {
+            let places: Vec<String> = values.iter().map(|v| out.bind(v, ty)).collect();
+            out.terms.push(format!("{left} IN ({})", places.join(", ")));
+        }
+        Test::NotIn(values) => {
+            out.terms.push(format!("{left} IS NOT NULL"));
+            let places: Vec<String> = values.iter().map(|v| out.bind(v, ty)).collect();
+            if !places.is_empty() {
+                out.terms.push(format!("{left} NOT IN ({})", places.join(", ")));
+            }
+        }
+        Test::Compare(how, value) => {
+            let at = out.bind(value, ty);
+            out.terms.push(format!("{left} {} {at}", how.sql()));
+        }
+        Test::Null => out.terms.push(format!("{left} IS NULL")),
+        Test::NotNull => out.terms.push(format!("{left} IS NOT NULL")),
+        Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+            let before = out.terms.len();
+            test(left, ty, &condition.without_null(), out);
+            let others = out.terms.split_off(before).join(" AND ");
+            out.terms.push(format!("({left} IS NULL OR {others})"));
+        }
     }
 }
 

@@ -210,24 +210,8 @@ pub(super) fn condition(read: &ReadSpec, c: &Condition, column: &Column) -> Resu
         Test::Compare(how, v) => format!("{sql} {} {}", how.sql(), value(v)?),
         Test::Null => format!("{sql} IS NULL"),
         Test::NotNull => format!("{sql} IS NOT NULL"),
-        Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
-            let how = match c.test {
-                Test::NullOrIn(_) => "IN",
-                _ => "NOT IN",
-            };
-            let values: Vec<String> = values.iter().map(|v| value(v)).collect::<Result<_>>()?;
-            format!("({sql} IS NULL OR {sql} {how} ({}))", values.join(", "))
-        }
-        Test::NullOrRange { lower, upper } => {
-            let test = Test::Range {
-                lower: lower.clone(),
-                upper: upper.clone(),
-            };
-            let range = Condition {
-                term: c.term.clone(),
-                test,
-            };
-            format!("({sql} IS NULL OR ({}))", condition(read, &range, column)?)
+        Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+            format!("({sql} IS NULL OR ({}))", condition(read, &c.without_null(), column)?)
         }
     })
 }
@@ -259,24 +243,30 @@ pub(super) fn filters(read: &ReadSpec, types: &[Column]) -> Result<Vec<String>> 
 /// A condition that cuts work: a list of texts means them by their bytes, as everywhere else. Under a collation a row
 /// would belong to every piece that lists one of its letters' cases.
 fn listed(read: &ReadSpec, c: &Condition, column: &Column) -> Result<String> {
-    let (Test::In(values) | Test::NotIn(values) | Test::NullOrIn(values) | Test::NullOrNotIn(values)) = &c.test else {
-        return condition(read, c, column);
+    let sql = term(read, &c.term);
+    let (values, how) = match &c.test {
+        Test::In(values) => (values, "IN"),
+        Test::NotIn(values) => (values, "NOT IN"),
+        Test::NullOrIn(_) | Test::NullOrNotIn(_) => {
+            return Ok(format!(
+                "({sql} IS NULL OR ({}))",
+                listed(read, &c.without_null(), column)?
+            ));
+        }
+        _ => return condition(read, c, column),
     };
     if values.is_empty() || !types::is_text(&column.ty) {
         return condition(read, c, column);
     }
-    let sql = term(read, &c.term);
     let bytes: Vec<String> = values
         .iter()
         .map(|v| types::literal(column, v).map(|v| exact(&v, true)))
         .collect::<Result<_>>()?;
-    let (one, bytes) = (exact(&sql, true), bytes.join(", "));
+    let exactly = format!("{} {how} ({})", exact(&sql, true), bytes.join(", "));
     Ok(match &c.test {
         // The first is what an index answers.
-        Test::In(_) => format!("{} AND {one} IN ({bytes})", condition(read, c, column)?),
-        Test::NotIn(_) => format!("{one} NOT IN ({bytes})"),
-        Test::NullOrIn(_) => format!("({sql} IS NULL OR {one} IN ({bytes}))"),
-        _ => format!("({sql} IS NULL OR {one} NOT IN ({bytes}))"),
+        Test::In(_) => format!("{} AND {exactly}", condition(read, c, column)?),
+        _ => exactly,
     })
 }
 

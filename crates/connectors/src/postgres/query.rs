@@ -349,18 +349,8 @@ impl<'a> Query<'a> {
             Test::Compare(comparison, value) => format!("{term} {} {}", comparison.sql(), literal(value)?),
             Test::Null => format!("{term} IS NULL"),
             Test::NotNull => format!("{term} IS NOT NULL"),
-            Test::NullOrIn(values) => format!("({term} IS NULL OR {term} IN ({}))", literals(values)?),
-            Test::NullOrNotIn(values) => format!("({term} IS NULL OR {term} NOT IN ({}))", literals(values)?),
-            Test::NullOrRange { lower, upper } => {
-                let test = Test::Range {
-                    lower: lower.clone(),
-                    upper: upper.clone(),
-                };
-                let range = Condition {
-                    term: condition.term.clone(),
-                    test,
-                };
-                format!("({term} IS NULL OR {})", self.condition(&range)?)
+            Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+                format!("({term} IS NULL OR {})", self.condition(&condition.without_null())?)
             }
         })
     }

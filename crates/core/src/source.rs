@@ -67,7 +67,7 @@ pub struct SliceRequest {
     pub min_slices: usize,
     /// No slice should be larger than this, so that a kill loses little.
     pub max_slice_bytes: u64,
-    /// The destination wants one slice (a single file).
+    /// One slice is wanted: by the destination (a single file), or for rows that are in no range of the key.
     pub single: bool,
 }
 

@@ -14,7 +14,7 @@ use synctool_core::change::{ChangeBatch, Event, KeyRange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::query::{Condition, JoinKind, Term};
+use synctool_core::query::{Condition, Term};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::{
     BYTES, Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
@@ -223,16 +223,12 @@ impl Source for DuckDbSource {
             .columns
             .iter()
             .any(|c| c.source == *key && matches!(c.column.ty, ColumnType::Int32 | ColumnType::Int64));
-        // Rows that only a joined table has are in no range of this table's keys; groups may have rows in several.
-        let outer = read
-            .joins
-            .iter()
-            .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
-        let whole = outer || !read.group_by.is_empty();
-        if request.single || whole || !integer || rows < ROWS_WORTH_CUTTING {
+        // A group may have rows in several ranges.
+        let whole = request.single || !read.group_by.is_empty();
+        if whole || !integer || rows < ROWS_WORTH_CUTTING {
             return Ok(all);
         }
-        // Nor are rows without a key, which nothing forbids here: whoever takes the rows says what becomes of them.
+        // Rows without a key are in none, and nothing forbids them here: whoever takes the rows says what becomes of them.
         let without = format!(
             "SELECT CAST(count(*) AS VARCHAR) FROM {name} WHERE {} IS NULL",
             quote(key)

@@ -13,7 +13,6 @@ use rusqlite::{Connection, OptionalExtension};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result};
 use synctool_core::plan::{ReadSpec, Slice};
-use synctool_core::query::JoinKind;
 use synctool_core::schema::{Column, ColumnType, TableId};
 use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
 
@@ -39,13 +38,8 @@ pub(super) fn cut(conn: &Connection, read: &ReadSpec, request: &SliceRequest) ->
         }]
     };
     let guess = rows_at_most(conn, &table)?;
-    // A row that only a joined table has is in no range of this table's keys, and a group may have rows in several.
-    let outer = read
-        .joins
-        .iter()
-        .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
-    if outer
-        || !read.group_by.is_empty()
+    // A group may have rows in several ranges.
+    if !read.group_by.is_empty()
         || request.single
         || !catalog::is_key(conn, &table, &request.key)?
         || holds_null(conn, &table, &request.key)?

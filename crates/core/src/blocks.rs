@@ -232,6 +232,15 @@ pub fn push_field(out: &mut Vec<u8>, ty: &ColumnType, value: Option<&str>) -> Re
     Ok(())
 }
 
+/// The canonical form of some values, each with the type it is compared as ([`push_field`]).
+pub fn form_of<'a>(fields: impl IntoIterator<Item = (&'a ColumnType, Option<&'a str>)>) -> Result<Vec<u8>> {
+    let mut form = Vec::new();
+    for (ty, value) in fields {
+        push_field(&mut form, ty, value)?;
+    }
+    Ok(form)
+}
+
 /// A decimal's text with exactly `scale` digits behind the point, or with as many as it needs. `None` if it is no
 /// decimal or would lose a digit.
 fn decimal(value: &str, scale: Option<i32>) -> Option<String> {

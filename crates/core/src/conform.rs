@@ -1,6 +1,6 @@
 //! The last step before the sink: the columns that are written, in their order and in the form they travel in.
 
-use crate::blocks::{digest, push_field};
+use crate::blocks::{digest, form_of, push_field};
 use crate::change::{ChangeBatch, Op, Ops, Presence};
 use crate::error::{Error, Result};
 use crate::plan::{PlannedTable, StoredForm, StoredHash};
@@ -185,12 +185,9 @@ fn is_gone(cell: &str, ty: &ColumnType, living: &Test) -> bool {
 /// Whether two texts are one value of a type: `0.00` is `0`, and blanks behind a char are no part of it. What is no value
 /// of its type (MariaDB's booleans may be 2) is only equal to itself.
 fn is_same(a: &str, b: &str, ty: &ColumnType) -> bool {
-    let form = |value: &str| {
-        let mut form = Vec::new();
-        push_field(&mut form, ty, Some(value)).ok().map(|()| form)
-    };
+    let form = |value| form_of([(ty, Some(value))]);
     match (form(a), form(b)) {
-        (Some(a), Some(b)) => a == b,
+        (Ok(a), Ok(b)) => a == b,
         _ => a == b,
     }
 }

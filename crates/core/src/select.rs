@@ -3,7 +3,7 @@
 //! Values compare in the order of their type: numbers by value (NaN above everything), times by time, text, uuids and
 //! bytes by their bytes. Equal is what has the same canonical form ([`crate::blocks`]).
 
-use crate::blocks::{is_long, push_field};
+use crate::blocks::{form_of, is_long, push_field};
 use crate::change::{Event, KeyRange};
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
@@ -301,11 +301,8 @@ impl Selection {
             if key.len() != places.len() {
                 return Err(Error::bug("a key has another number of parts than its list has terms"));
             }
-            let mut out = Vec::new();
-            for ((_, ty), part) in places.iter().zip(key) {
-                push_field(&mut out, ty, part.as_deref())?;
-            }
-            forms.insert(out);
+            let types = places.iter().map(|(_, ty)| ty);
+            forms.insert(form_of(types.zip(key.iter().map(Option::as_deref)))?);
         }
         self.checks.push(Check::Keys(places, forms));
         Ok(())
@@ -344,9 +341,7 @@ impl Selection {
 }
 
 fn form(ty: &ColumnType, value: Option<&str>) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    push_field(&mut out, ty, value)?;
-    Ok(out)
+    form_of([(ty, value)])
 }
 
 fn cell(rows: &RecordBatch, at: usize, ty: &ColumnType, row: usize) -> Result<Option<Value>> {

@@ -12,7 +12,7 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use synctool_core::blocks::{digest, push_field};
+use synctool_core::blocks::{digest, form_of};
 use synctool_core::change::{ChangeBatch, Op};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::ledger::StageAccount;
@@ -266,10 +266,7 @@ impl Inner {
         for m in matches {
             match m {
                 Match::Row(rows, i) if at == self.hashed.len() => {
-                    let mut form = Vec::new();
-                    for (ty, value) in self.hashed.iter().zip(rows[*i].iter()) {
-                        push_field(&mut form, ty, value.as_deref())?;
-                    }
+                    let form = form_of(self.hashed.iter().zip(rows[*i].iter().map(Option::as_deref)))?;
                     builder.append_text(&format!("{:032x}", digest(&form)))?;
                 }
                 Match::Row(rows, i) => match &rows[*i][at] {

@@ -5,7 +5,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use synctool_core::blocks::{is_long, push_field};
+use synctool_core::blocks::{form_of, is_long};
 use synctool_core::change::ChangeBatch;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, META_COLUMN, TableSchema};
@@ -160,9 +160,7 @@ impl Step for ValueMap {
 
 /// A value in the form that all texts of it have in common; `None` if it is no value of the type.
 fn form(ty: &ColumnType, value: &str) -> Option<Vec<u8>> {
-    let mut form = Vec::new();
-    push_field(&mut form, ty, Some(value)).ok()?;
-    Some(form)
+    form_of([(ty, Some(value))]).ok()
 }
 
 /// The type that has room for what a column holds and for this: a text may become longer. `None` where it is no value of

@@ -8,7 +8,7 @@
 use super::steps::{Steps, Stepwise};
 use super::table::{Resolved, TableRequest, no_key};
 use super::{cut, full};
-use crate::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashes, RowForm, RowHash, push_field};
+use crate::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashes, RowForm, RowHash, form_of};
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops};
 use crate::conform::conform;
 use crate::error::{Error, Result, code};
@@ -827,11 +827,8 @@ impl Pair {
 
     /// One form for a key, whichever end it comes from.
     fn form(&self, key: &Key) -> Result<Vec<u8>> {
-        let mut out = Vec::new();
-        for (value, column) in key.iter().zip(&self.spec.key) {
-            push_field(&mut out, &column.ty, value.as_deref())?;
-        }
-        Ok(out)
+        let types = self.spec.key.iter().map(|c| &c.ty);
+        form_of(types.zip(key.iter().map(Option::as_deref)))
     }
 
     /// How many keys are fetched at once: all of them where each time the whole slice is read.

@@ -40,6 +40,36 @@ pub struct Finding {
     pub fix: String,
 }
 
+impl Finding {
+    /// What was found of something, and what to do if that is not as it should be.
+    pub fn new(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Finding {
+            what: what.into(),
+            ok,
+            found: found.into(),
+            fix: if ok { String::new() } else { fix.into() },
+        }
+    }
+
+    /// Something that is as it should be.
+    pub fn good(what: impl Into<String>, found: impl Into<String>) -> Self {
+        Finding::new(what, true, found, "")
+    }
+
+    /// A table that can be described, or not.
+    pub fn of_table(what: impl Into<String>, described: Result<TableSchema>) -> Self {
+        match described {
+            Ok(schema) => Finding::good(what, format!("{} columns", schema.columns.len())),
+            Err(e) => Finding::of_error(what, &e),
+        }
+    }
+
+    /// Something that is not, as an error says.
+    pub fn of_error(what: impl Into<String>, e: &Error) -> Self {
+        Finding::new(what, false, e.message(), e.next_step().unwrap_or_default())
+    }
+}
+
 /// A slice with the planner's estimate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedSlice {

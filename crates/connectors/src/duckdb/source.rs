@@ -316,18 +316,7 @@ impl Source for DuckDbSource {
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for table in tables {
-            let described = self.describe(table).await;
-            findings.push(Finding {
-                what: format!("table {table}"),
-                ok: described.is_ok(),
-                found: described
-                    .as_ref()
-                    .map_or_else(|e| e.message().to_string(), |s| format!("{} columns", s.columns.len())),
-                fix: described
-                    .err()
-                    .and_then(|e| e.next_step().map(ToString::to_string))
-                    .unwrap_or_default(),
-            });
+            findings.push(Finding::of_table(format!("table {table}"), self.describe(table).await));
         }
         findings
     }

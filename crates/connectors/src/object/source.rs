@@ -300,19 +300,8 @@ impl Source for Files {
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for table in tables {
-            let found = self.describe(table).await;
-            findings.push(Finding {
-                what: format!("files of table {table} can be read"),
-                ok: found.is_ok(),
-                found: match &found {
-                    Ok(schema) => format!("{} columns", schema.columns.len()),
-                    Err(e) => e.message().to_string(),
-                },
-                fix: found
-                    .err()
-                    .and_then(|e| e.next_step().map(str::to_string))
-                    .unwrap_or_default(),
-            });
+            let what = format!("files of table {table} can be read");
+            findings.push(Finding::of_table(what, self.describe(table).await));
         }
         findings
     }

@@ -267,12 +267,12 @@ impl Destination for SqliteDestination {
             let tables = tables.to_vec();
             match self.write(move |conn| examine(conn, &tables)).await {
                 Ok(more) => findings.extend(more),
-                Err(e) => findings.push(Finding {
-                    what: "opening for writing".into(),
-                    ok: false,
-                    found: e.to_string(),
-                    fix: e.next_step().unwrap_or("").into(),
-                }),
+                Err(e) => findings.push(Finding::new(
+                    "opening for writing",
+                    false,
+                    e.to_string(),
+                    e.next_step().unwrap_or_default(),
+                )),
             }
         }
         findings
@@ -310,12 +310,6 @@ impl SqliteDestination {
 /// What writing into an open database needs, and what a reader of `plan` should know.
 fn examine(conn: &mut Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let fact = |what: &str, found: String| Finding {
-        what: what.into(),
-        ok: true,
-        found,
-        fix: String::new(),
-    };
     let mode: String = conn
         .query_row("PRAGMA journal_mode", [], |r| r.get(0))
         .map_err(failed(|| "reading the journal mode".into()))?;
@@ -335,31 +329,26 @@ fn examine(conn: &mut Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
         },
     });
     findings.push(match control::transaction(conn, |_| Ok(())) {
-        Ok(()) => fact("write lock", "free".into()),
-        Err(e) => Finding {
-            what: "write lock".into(),
-            ok: false,
-            found: e.message().to_string(),
-            fix: e.next_step().unwrap_or("").into(),
-        },
+        Ok(()) => Finding::good("write lock", "free"),
+        Err(e) => Finding::of_error("write lock", &e),
     });
     for table in tables {
         let Some(found) = catalog::find(conn, catalog::table_name(table)?)? else {
-            findings.push(fact(&format!("table {table}"), "it will be created".into()));
+            findings.push(Finding::good(format!("table {table}"), "it will be created"));
             continue;
         };
         let triggers = ddl::attached(conn, &found.name, "trigger")?;
         if !triggers.is_empty() {
             let names: Vec<&str> = triggers.iter().map(|(n, _)| n.as_str()).collect();
-            findings.push(fact(
-                &format!("triggers of {table}"),
+            findings.push(Finding::good(
+                format!("triggers of {table}"),
                 format!("they do not fire while SyncTool writes: {}", names.join(", ")),
             ));
         }
         if ddl::has_parents(conn, &found.name)? || !ddl::referring(conn, &found.name)?.is_empty() {
-            findings.push(fact(
-                &format!("foreign keys of {table}"),
-                "they are checked when a load is published, not row by row".into(),
+            findings.push(Finding::good(
+                format!("foreign keys of {table}"),
+                "they are checked when a load is published, not row by row",
             ));
         }
     }

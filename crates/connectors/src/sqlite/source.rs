@@ -213,36 +213,28 @@ impl Source for SqliteSource {
             })
             .await;
         found.unwrap_or_else(|e| {
-            vec![Finding {
-                what: format!("file {}", self.config.path.display()),
-                ok: false,
-                found: e.to_string(),
-                fix: e.next_step().unwrap_or("").into(),
-            }]
+            let what = format!("file {}", self.config.path.display());
+            vec![Finding::new(
+                what,
+                false,
+                e.to_string(),
+                e.next_step().unwrap_or_default(),
+            )]
         })
     }
 }
 
 fn examine_table(conn: &Connection, table: &TableId) -> Finding {
-    let (ok, found, fix) = match catalog::must_find(conn, table) {
-        Err(e) => (false, e.message().to_string(), e.next_step().unwrap_or("").to_string()),
-        Ok(t) if t.kind != "table" => (true, format!("a {}: read as one partition", t.kind), String::new()),
-        Ok(t) if t.key().is_empty() => (
-            true,
-            "no key: read as one partition, in rowid order".into(),
-            String::new(),
-        ),
+    let what = format!("table {table}");
+    match catalog::must_find(conn, table) {
+        Err(e) => Finding::of_error(what, &e),
+        Ok(t) if t.kind != "table" => Finding::good(what, format!("a {}: read as one partition", t.kind)),
+        Ok(t) if t.key().is_empty() => Finding::good(what, "no key: read as one partition, in rowid order"),
         Ok(t) => {
             let parents = ddl::has_parents(conn, &t.name).unwrap_or(false);
             let note = if parents { ", with foreign keys" } else { "" };
-            (true, format!("key {}{note}", t.key().join(", ")), String::new())
+            Finding::good(what, format!("key {}{note}", t.key().join(", ")))
         }
-    };
-    Finding {
-        what: format!("table {table}"),
-        ok,
-        found,
-        fix,
     }
 }
 

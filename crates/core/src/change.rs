@@ -4,7 +4,7 @@
 //! that is not there (an unchanged TOAST value) is said by [`Presence`], never by NULL. A bulk load pays for neither.
 
 use crate::budget::Hold;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, code};
 use crate::progress::Position;
 use crate::schema::{SchemaDifference, TableId};
 use arrow_array::{Array, RecordBatch, UInt8Array};
@@ -169,6 +169,27 @@ pub struct SchemaChange {
     pub table: Arc<TableId>,
     /// What differs from the shape before.
     pub difference: SchemaDifference,
+}
+
+impl SchemaChange {
+    /// Refuses every change but new columns, for a sink that can do no other.
+    pub fn must_only_add(&self) -> Result<()> {
+        let d = &self.difference;
+        if d.extra.is_empty() && d.retyped.is_empty() {
+            return Ok(());
+        }
+        let retyped = d.retyped.iter().map(|(_, want)| want);
+        let names: Vec<&str> = d.extra.iter().chain(retyped).map(|c| c.name.as_str()).collect();
+        Err(Error::new(
+            code::UNSUPPORTED,
+            format!(
+                "table {}: only added columns are followed, not the change of {}",
+                self.table,
+                names.join(", ")
+            ),
+        )
+        .hint("change the destination table by hand, then run again"))
+    }
 }
 
 /// Bytes that pass undecoded because source and sink speak the same wire format.

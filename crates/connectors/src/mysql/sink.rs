@@ -180,32 +180,12 @@ impl MysqlSink {
     /// Adds the columns that a change of shape adds; anything else is refused. ALTER TABLE commits what was written, so
     /// it is run only where nothing was: else the writer starts over after it, and finds the columns there.
     async fn reshape(&mut self, change: &SchemaChange) -> Result<()> {
-        let d = &change.difference;
-        if !d.extra.is_empty() || !d.retyped.is_empty() {
-            let names: Vec<&str> = d
-                .extra
-                .iter()
-                .chain(d.retyped.iter().map(|(_, want)| want))
-                .map(|c| c.name.as_str())
-                .collect();
-            return Err(Error::new(
-                code::UNSUPPORTED,
-                format!(
-                    "table {}: only added columns are followed, not the change of {}",
-                    change.table,
-                    names.join(", ")
-                ),
-            )
-            .hint("change the destination table by hand, then run again"));
-        }
+        change.must_only_add()?;
+        let added = &change.difference.missing;
         let at = self.target(&change.table).await?;
         let table = self.targets[at].table.clone();
         let existing = must_find(&mut self.session, &table).await?;
-        let missing: Vec<_> = d
-            .missing
-            .iter()
-            .filter(|c| existing.column(&c.name).is_none())
-            .collect();
+        let missing: Vec<_> = added.iter().filter(|c| existing.column(&c.name).is_none()).collect();
         if !missing.is_empty() {
             let written = std::mem::take(&mut self.in_transaction);
             if written {
@@ -229,7 +209,7 @@ impl MysqlSink {
             }
         }
         let mut schema = self.targets[at].schema.clone();
-        for column in &d.missing {
+        for column in added {
             if schema.column(&column.name).is_none() {
                 schema.columns.push(synctool_core::schema::Column {
                     nullable: true,

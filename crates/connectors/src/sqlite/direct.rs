@@ -449,25 +449,8 @@ impl Target {
 
     /// Adds the columns that a change of shape adds; anything else is refused.
     pub(super) fn alter(&mut self, conn: &Connection, change: &SchemaChange) -> Result<()> {
-        let d = &change.difference;
-        if !d.extra.is_empty() || !d.retyped.is_empty() {
-            let names: Vec<&str> = d
-                .extra
-                .iter()
-                .chain(d.retyped.iter().map(|(_, want)| want))
-                .map(|c| c.name.as_str())
-                .collect();
-            return Err(Error::new(
-                code::UNSUPPORTED,
-                format!(
-                    "table {}: only added columns are followed, not the change of {}",
-                    change.table,
-                    names.join(", ")
-                ),
-            )
-            .hint("change the destination table by hand, then run again"));
-        }
-        for column in &d.missing {
+        change.must_only_add()?;
+        for column in &change.difference.missing {
             if !self.columns.iter().any(|c| c.name == column.name) {
                 let found = super::catalog::find(conn, &self.name)?;
                 let there = found.as_ref().and_then(|t| t.column(&column.name));

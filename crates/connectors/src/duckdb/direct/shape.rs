@@ -16,7 +16,7 @@ impl Applier {
     /// starts over and finds them there.
     pub(super) fn reshape(&mut self, c: &mut ManagedConnection, change: &SchemaChange) -> Result<()> {
         let (index, target) = self.target(c, &change.table)?;
-        target.check_adds(change)?;
+        change.must_only_add()?;
         let (name, missing) = (target.name.clone(), target.lacking(c, &change.difference.missing)?);
         let written = !missing.is_empty() && self.targets.values().any(Target::is_touched);
         if written {
@@ -114,25 +114,6 @@ impl Target {
     /// Whether anything was done to the table, or is to be done, since the last commit.
     fn is_touched(&self) -> bool {
         self.written || !self.now.is_empty() || !self.appended.is_empty()
-    }
-
-    /// Refuses every change of shape but new columns.
-    fn check_adds(&self, change: &SchemaChange) -> Result<()> {
-        let d = &change.difference;
-        if d.extra.is_empty() && d.retyped.is_empty() {
-            return Ok(());
-        }
-        let retyped = d.retyped.iter().map(|(_, want)| want);
-        let names: Vec<&str> = d.extra.iter().chain(retyped).map(|c| c.name.as_str()).collect();
-        Err(Error::new(
-            code::UNSUPPORTED,
-            format!(
-                "table {}: only added columns are followed, not the change of {}",
-                change.table,
-                names.join(", ")
-            ),
-        )
-        .hint("change the destination table by hand, then run again"))
     }
 
     /// Takes columns that the table has for ours.

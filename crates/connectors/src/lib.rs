@@ -7,4 +7,5 @@ pub mod mysql;
 pub mod object;
 pub mod postgres;
 pub mod sqlite;
+mod strata;
 pub mod walarchive;

@@ -8,6 +8,7 @@ use super::catalog::{self, CatalogTable};
 use super::client::failed;
 use super::sql::{list, quote, row_compare};
 use super::types::{self, Affinity, Cell, Store};
+use crate::strata::{Stratum, quantiles};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension};
 use synctool_core::change::KeyRange;
@@ -192,13 +193,6 @@ pub(super) fn value_bytes(value: ValueRef<'_>) -> u64 {
     }
 }
 
-/// A stretch of keys and about how many rows it holds.
-struct Stratum {
-    start: i128,
-    end: i128,
-    rows: f64,
-}
-
 /// Looks at a sole integer key in many places; `None` where it is too uneven to be cut from that.
 fn probe(conn: &Connection, table: &CatalogTable, column: &str) -> Result<Option<Vec<Stratum>>> {
     let (t, k) = (quote(&table.name), quote(column));
@@ -249,31 +243,6 @@ fn probe(conn: &Connection, table: &CatalogTable, column: &str) -> Result<Option
     }
     let total: f64 = strata.iter().map(|s| s.rows).sum();
     Ok((uneven.iter().sum::<f64>() <= total * 0.1).then_some(strata))
-}
-
-/// The keys that cut the strata into `n` equal parts.
-fn quantiles(strata: &[Stratum], n: usize) -> Vec<i128> {
-    let total: f64 = strata.iter().map(|s| s.rows).sum();
-    let mut bounds = Vec::new();
-    let (mut before, mut at) = (0.0, 0);
-    for i in 1..n {
-        let wanted = total * i as f64 / n as f64;
-        while at + 1 < strata.len() && before + strata[at].rows < wanted {
-            before += strata[at].rows;
-            at += 1;
-        }
-        let s = &strata[at];
-        let share = if s.rows > 0.0 {
-            ((wanted - before) / s.rows).clamp(0.0, 1.0)
-        } else {
-            0.0
-        };
-        let key = s.start + ((s.end - s.start) as f64 * share) as i128;
-        if key > bounds.last().copied().unwrap_or(strata[0].start) {
-            bounds.push(key);
-        }
-    }
-    bounds
 }
 
 /// The first keys of the second and every further slice of `step` rows; `None` if a key is not in its storage class.

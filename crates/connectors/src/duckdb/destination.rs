@@ -382,11 +382,8 @@ impl Destination for DuckDbDestination {
     fn traits(&self) -> SinkTraits {
         SinkTraits {
             writers: 1,
-            transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
-            merges: true,
             applies_changes: true,
-            changes_by_key: true,
             single_partition: false,
         }
     }

@@ -137,12 +137,9 @@ impl Destination for Folder {
         let single = self.place.single.is_some();
         SinkTraits {
             writers: if single { 1 } else { WRITERS },
-            transactional_ddl: false,
             guarantee: Guarantee::EffectivelyOnce,
-            merges: true,
             // Each commit writes files anew: worth it for a run's changes, not for those of every second.
             applies_changes: false,
-            changes_by_key: true,
             single_partition: single,
         }
     }

@@ -58,11 +58,8 @@ impl Destination for SqliteDestination {
     fn traits(&self) -> SinkTraits {
         SinkTraits {
             writers: 1,
-            transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
-            merges: true,
             applies_changes: true,
-            changes_by_key: true,
             single_partition: false,
         }
     }

@@ -68,7 +68,6 @@ impl Db {
             destination: self.destination.clone(),
             source: self.source(),
             schema: None,
-            merges: true,
         }
     }
 }

@@ -218,7 +218,6 @@ fn subject() -> (Db, Subject) {
         destination: db.destination(),
         source: db.source(),
         schema: None,
-        merges: true,
     };
     (db, subject)
 }

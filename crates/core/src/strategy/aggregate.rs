@@ -34,7 +34,7 @@ use super::full;
 use super::hash::{self, CompareSpec, Form, HashRequestOptions};
 use super::table::{self, ColumnChoice, Resolved, TableRequest};
 use crate::blocks::Blocks;
-use crate::error::{Error, Result, code};
+use crate::error::Result;
 use crate::plan::{
     Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify,
     Work, short_hash,
@@ -87,13 +87,6 @@ pub async fn plan(
     remembered: &BTreeMap<String, String>,
 ) -> Result<Plan> {
     let table = &request.delta.table;
-    if !destination.traits().changes_by_key {
-        return Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{} cannot apply changes to a table", destination.engine()),
-        )
-        .hint("use strategy full: every group is computed and the table replaced"));
-    }
     let name = delta::watermark_name(&request.delta.cursor);
     let column = delta::cursor_column(source, &request.delta).await?;
     // What a row of the map says of its groups.

@@ -415,13 +415,6 @@ pub async fn plan(
     joined: Vec<(DeltaRequest, Column, Window)>,
 ) -> Result<Plan> {
     let table = &request.table;
-    if !destination.traits().changes_by_key {
-        return Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{} cannot apply changes to a table", destination.engine()),
-        )
-        .hint("use strategy full"));
-    }
     let mut resolved = table::resolve(source, destination, stages, table).await?;
     if resolved.schema.key.is_empty() {
         return Err(no_key(&table.destination, "a delta"));

@@ -308,13 +308,6 @@ pub async fn plan(
     request: &HashRequestOptions,
 ) -> Result<Plan> {
     let table = &request.table;
-    if !destination.traits().changes_by_key {
-        return Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{} cannot apply changes to a table", destination.engine()),
-        )
-        .hint("use strategy full"));
-    }
     let (mut planned, compares, mut reasons) = prepare(source, destination, stages, request).await?;
     planned.publish = Publish::Direct;
     let deletes = request.deletes && !table.append_only;

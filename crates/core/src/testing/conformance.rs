@@ -34,8 +34,6 @@ pub struct Subject {
     pub source: Arc<dyn Source>,
     /// The schema to make tables in.
     pub schema: Option<String>,
-    /// Whether an existing table can be merged into (else only swapped).
-    pub merges: bool,
 }
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -199,10 +197,8 @@ pub async fn loads(s: &Subject) {
     swapped(s)
         .await
         .expect("a second full run takes the place of the first");
-    if s.merges {
-        merged(s).await.expect("the difference is merged");
-        appended(s).await.expect("rows are appended");
-    }
+    merged(s).await.expect("the difference is merged");
+    appended(s).await.expect("rows are appended");
     forgotten(s).await.expect("a forgotten pipeline starts over");
     shared_commit(s)
         .await

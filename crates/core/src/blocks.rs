@@ -136,20 +136,6 @@ pub trait BlockHashes: Send + Sync {
     async fn rows(&self, request: &HashRequest, blocks: &[i64]) -> Result<Vec<RowHash>>;
 }
 
-/// Whether a type has a canonical form that every engine with SQL can compute.
-pub fn in_sql(ty: &ColumnType) -> bool {
-    !matches!(
-        ty,
-        ColumnType::Float32
-            | ColumnType::Float64
-            | ColumnType::TimeTz
-            | ColumnType::Interval
-            | ColumnType::Json
-            | ColumnType::Jsonb
-            | ColumnType::Native
-    )
-}
-
 /// Whether a type's canonical form is long: its length stands before it.
 pub fn is_long(ty: &ColumnType) -> bool {
     matches!(

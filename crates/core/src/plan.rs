@@ -3,7 +3,7 @@
 
 use crate::blocks::Blocks;
 use crate::change::{KeyRange, RawFormat};
-use crate::error::{Error, Result, code};
+use crate::error::{Error, Result};
 use crate::progress::{Checkpoint, Generation, PartitionId, PartitionState};
 use crate::query::{Cut, Filter, Join, KeyList, Term};
 use crate::schema::{Column, TableId, TableSchema};
@@ -209,19 +209,6 @@ impl ReadSpec {
             && self.filters.is_empty()
             && self.group_by.is_empty()
             && self.columns.iter().all(|c| c.term.is_none())
-    }
-
-    /// Refuses what an engine without expressions cannot read, rather than reading other rows.
-    pub fn plain_only(&self, engine: &str) -> Result<()> {
-        if self.is_plain() {
-            return Ok(());
-        }
-        Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{engine} reads whole columns of one table: no joins, filters, expressions or groups"),
-        )
-        .at("table", self.table.to_string())
-        .hint("read from a view that computes them"))
     }
 
     /// The schema of the batches the reader yields.

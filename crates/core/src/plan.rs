@@ -3,7 +3,7 @@
 
 use crate::blocks::Blocks;
 use crate::change::{KeyRange, RawFormat};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, code};
 use crate::progress::{Checkpoint, Generation, PartitionId, PartitionState};
 use crate::query::{Cut, Filter, Join, KeyList, Term};
 use crate::schema::{Column, TableId, TableSchema};
@@ -209,6 +209,21 @@ impl ReadSpec {
             && self.filters.is_empty()
             && self.group_by.is_empty()
             && self.columns.iter().all(|c| c.term.is_none())
+    }
+
+    /// The columns that make a group, each with its place among those read.
+    pub fn groups(&self) -> Result<Vec<(usize, &ReadColumn)>> {
+        let find = |name: &String| {
+            let mut columns = self.columns.iter().enumerate();
+            columns.find(|(_, c)| c.column.name == *name).ok_or_else(|| {
+                Error::new(
+                    code::COLUMN_MISSING,
+                    format!("rows are grouped by {name}, which is not among the columns"),
+                )
+                .at("table", self.table.to_string())
+            })
+        };
+        self.group_by.iter().map(find).collect()
     }
 
     /// The schema of the batches the reader yields.

@@ -148,20 +148,7 @@ impl<'a> Query<'a> {
 
     /// ` GROUP BY …` by the places of the columns.
     pub(super) fn group(&self) -> Result<String> {
-        let places = self
-            .read
-            .group_by
-            .iter()
-            .map(|name| {
-                let at = self.read.columns.iter().position(|c| c.column.name == *name);
-                at.map(|i| (i + 1).to_string()).ok_or_else(|| {
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("rows are grouped by {name}, which is not among the columns"),
-                    )
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let places: Vec<String> = self.read.groups()?.iter().map(|(at, _)| (at + 1).to_string()).collect();
         Ok(match places.as_slice() {
             [] => String::new(),
             places => format!(" GROUP BY {}", places.join(", ")),

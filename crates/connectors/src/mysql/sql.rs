@@ -355,17 +355,11 @@ pub(super) fn rest(read: &ReadSpec, conditions: &[String]) -> Result<String> {
         sql.push_str(&format!(" WHERE {}", conditions.join(" AND ")));
     }
     if !read.group_by.is_empty() {
-        let by: Vec<String> =
-            read.group_by
-                .iter()
-                .map(|name| {
-                    let column = read.columns.iter().find(|c| c.column.name == *name).ok_or_else(|| {
-                        Error::new(code::COLUMN_MISSING, format!("the group column {name} is not read"))
-                    })?;
-                    let text = types::is_text(&column.column.ty);
-                    Ok(exact(&column_sql(read, column), text))
-                })
-                .collect::<Result<_>>()?;
+        let by: Vec<String> = read
+            .groups()?
+            .into_iter()
+            .map(|(_, column)| exact(&column_sql(read, column), types::is_text(&column.column.ty)))
+            .collect();
         sql.push_str(&format!(" GROUP BY {}", by.join(", ")));
     }
     Ok(sql)

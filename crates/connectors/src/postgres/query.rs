@@ -272,19 +272,7 @@ impl<'a> Query<'a> {
 
     /// GROUP BY, by the same expressions that are read.
     fn group(&self, out: &mut Text) -> Result<()> {
-        for (i, name) in self.read.group_by.iter().enumerate() {
-            let column = self
-                .read
-                .columns
-                .iter()
-                .find(|c| c.column.name == *name)
-                .ok_or_else(|| {
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("group column {name} is not among the columns read"),
-                    )
-                    .at("table", self.read.table.to_string())
-                })?;
+        for (i, (_, column)) in self.read.groups()?.into_iter().enumerate() {
             out.push(if i == 0 { " GROUP BY " } else { ", " });
             out.push(&self.term(&column.term()));
         }

@@ -381,18 +381,9 @@ impl<'a> Relations<'a> {
             .collect::<Result<Vec<_>>>()?;
         let places = self
             .read
-            .group_by
-            .iter()
-            .map(|name| {
-                let at = self.read.columns.iter().position(|c| c.column.name == *name);
-                let at = at.ok_or_else(|| {
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("rows are grouped by {name}, which is not among the columns"),
-                    )
-                })?;
-                self.grouped(&self.read.columns[at].term(), at + 1)
-            })
+            .groups()?
+            .into_iter()
+            .map(|(at, column)| self.grouped(&column.term(), at + 1))
             .collect::<Result<Vec<_>>>()?;
         let group = match places.as_slice() {
             [] => String::new(),

@@ -1,4 +1,4 @@
-//! Datastores that SyncTool reads from and writes to: one folder each, always the same file names.
+//! Datastores that SyncTool reads from and writes to: one folder each, the same file names wherever there is such a thing.
 
 #[cfg(feature = "duckdb")]
 pub mod duckdb;

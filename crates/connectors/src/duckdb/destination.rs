@@ -1,7 +1,7 @@
 //! DuckDB as a destination: control tables, load tables, publishing.
 
 use super::DuckDb;
-use super::direct::add_column;
+use super::apply::add_column;
 use super::session::{Session, execute, rows, transaction};
 use super::sink::DuckDbSink;
 use super::source::{DuckDbSource, describe};

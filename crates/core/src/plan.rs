@@ -312,6 +312,20 @@ impl DeleteGuard {
         let too_many = deleted > self.max_rows && deleted as f64 > before as f64 * self.max_percent / 100.0;
         self.allow || !(emptied || too_many)
     }
+
+    /// Refuses a load that would delete more of a table than is allowed, before anything is changed.
+    pub fn check(&self, table: &TableId, before: u64, deleted: u64, after: u64) -> Result<()> {
+        match self.allows(before, deleted, after) {
+            true => Ok(()),
+            false => Err(Error::new(
+                code::MASS_DELETE,
+                format!(
+                    "{deleted} of {before} rows of {table} would be deleted in favour of {after}; nothing was changed"
+                ),
+            )
+            .hint("check the source; if it is meant, run again with --allow-mass-delete")),
+        }
+    }
 }
 
 /// How the stored rows of a load are proved before they are published.

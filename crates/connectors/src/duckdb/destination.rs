@@ -14,7 +14,7 @@ use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish, short_hash};
+use synctool_core::plan::{Plan, PlannedTable, Publish, short_hash};
 use synctool_core::progress::{Checkpoint, Generation};
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan, not_widened};
@@ -280,7 +280,7 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
             if t.publish == Publish::Swap {
                 let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
                 let deleted = swapped_away(c, t, &load, &table, before, written)?;
-                guard(&plan.guard, before, deleted, written)?;
+                plan.guard.check(&t.destination, before, deleted, written)?;
                 execute(c, &format!("DROP TABLE {table}"), &[])?;
                 applied = Applied::swapped(before, deleted, written);
             } else {
@@ -312,7 +312,7 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
                 let missing = missing(t, &load, &table);
                 applied.deleted = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) {missing}"))?;
                 let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
-                guard(&plan.guard, before, applied.deleted, written)?;
+                plan.guard.check(&t.destination, before, applied.deleted, written)?;
                 execute(c, &format!("DELETE {missing}"), &[])?;
             }
             applied.updated = count(
@@ -360,17 +360,6 @@ fn remember(c: &mut ManagedConnection, pipeline: &str, facts: &BTreeMap<String, 
         )?;
     }
     Ok(())
-}
-
-fn guard(guard: &DeleteGuard, before: u64, deleted: u64, after: u64) -> Result<()> {
-    if guard.allows(before, deleted, after) {
-        return Ok(());
-    }
-    Err(Error::new(
-        code::MASS_DELETE,
-        format!("{deleted} of {before} rows would be deleted and {after} are there to write; nothing was changed"),
-    )
-    .hint("if that is meant, run again with --allow-mass-delete"))
 }
 
 #[async_trait]

@@ -4,6 +4,7 @@
 pub mod duckdb;
 mod logs;
 pub mod mysql;
+mod names;
 pub mod object;
 pub mod postgres;
 pub mod sqlite;

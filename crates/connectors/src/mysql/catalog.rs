@@ -234,15 +234,8 @@ pub(super) async fn must_find(session: &mut Session, table: &TableId) -> Result<
         return Ok(found);
     }
     let schema = qualified(session, table).schema;
-    let wanted = table.name.to_lowercase();
-    let mut near: Vec<(usize, String)> = tables(session, schema.as_deref())
-        .await?
-        .into_iter()
-        .map(|t| (strsim::levenshtein(&wanted, &t.table.name.to_lowercase()), t.table.name))
-        .filter(|(d, n)| *d <= 1 + wanted.len() / 3 || n.to_lowercase().contains(&wanted))
-        .collect();
-    near.sort();
-    let near: Vec<String> = near.into_iter().take(3).map(|(_, n)| n).collect();
+    let names = tables(session, schema.as_deref()).await?;
+    let near = crate::names::near(&table.name, names.into_iter().map(|t| t.table.name));
     let error = Error::new(
         code::TABLE_MISSING,
         format!("table {table} does not exist, or this user may not see it"),

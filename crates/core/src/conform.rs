@@ -130,10 +130,10 @@ pub fn carried(array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
     }
     let mut builder = ColumnBuilder::new(column);
     for row in 0..array.len() {
-        match text::cell(array.as_ref(), row)? {
-            Some(value) => builder.append_text(&value).map_err(|e| e.at("column", &column.name))?,
-            None => builder.append_null(),
-        }
+        let value = text::cell(array.as_ref(), row)?;
+        builder
+            .append_cell(value.as_deref())
+            .map_err(|e| e.at("column", &column.name))?;
     }
     Ok(builder.finish())
 }

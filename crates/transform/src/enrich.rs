@@ -269,10 +269,7 @@ impl Inner {
                     let form = form_of(self.hashed.iter().zip(rows[*i].iter().map(Option::as_deref)))?;
                     builder.append_text(&format!("{:032x}", digest(&form)))?;
                 }
-                Match::Row(rows, i) => match &rows[*i][at] {
-                    Some(text) => builder.append_text(text)?,
-                    None => builder.append_null(),
-                },
+                Match::Row(rows, i) => builder.append_cell(rows[*i][at].as_deref())?,
                 _ => builder.append_null(),
             }
         }

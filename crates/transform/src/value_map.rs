@@ -102,8 +102,7 @@ impl ValueMap {
             };
             match self.mapping.get(&cell).or_else(unpadded).or_else(written_otherwise) {
                 None => builder.append_text(&cell)?,
-                Some(Some(to)) => builder.append_text(to)?,
-                Some(None) => builder.append_null(),
+                Some(to) => builder.append_cell(to.as_deref())?,
             }
         }
         Ok(builder.finish())

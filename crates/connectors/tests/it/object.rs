@@ -72,10 +72,7 @@ fn batch(schema: &TableSchema, rows: &[Vec<Option<&str>>]) -> RecordBatch {
         .map(|(i, column)| {
             let mut b = ColumnBuilder::new(column);
             for row in rows {
-                match row[i] {
-                    Some(text) => b.append_text(text).unwrap(),
-                    None => b.append_null(),
-                }
+                b.append_cell(row[i]).unwrap();
             }
             b.finish()
         })

@@ -936,10 +936,7 @@ impl Pair {
             .collect();
         for key in keys {
             for (builder, place) in builders.iter_mut().zip(&places) {
-                match place.and_then(|p| key[p].as_deref()) {
-                    Some(value) => builder.append_text(value)?,
-                    None => builder.append_null(),
-                }
+                builder.append_cell(place.and_then(|p| key[p].as_deref()))?;
             }
         }
         let arrays = builders.iter_mut().map(ColumnBuilder::finish).collect();

@@ -684,10 +684,7 @@ fn gone<'a>(table: &PlannedTable, groups: impl Iterator<Item = &'a Key>) -> Resu
     for values in groups {
         for (builder, column) in builders.iter_mut().zip(&schema.columns) {
             let place = table.read.group_by.iter().position(|g| *g == column.name);
-            match place.and_then(|p| values.get(p)?.as_deref()) {
-                Some(value) => builder.append_text(value)?,
-                None => builder.append_null(),
-            }
+            builder.append_cell(place.and_then(|p| values.get(p)?.as_deref()))?;
         }
     }
     let arrays = builders.iter_mut().map(ColumnBuilder::finish).collect();

@@ -81,10 +81,7 @@ pub(crate) fn batch(schema: &TableSchema, rows: &[&[Option<&str>]]) -> RecordBat
     for row in rows {
         assert_eq!(row.len(), builders.len());
         for (builder, cell) in builders.iter_mut().zip(*row) {
-            match cell {
-                Some(text) => builder.append_text(text).unwrap(),
-                None => builder.append_null(),
-            }
+            builder.append_cell(*cell).unwrap();
         }
     }
     RecordBatch::try_new(

@@ -127,6 +127,22 @@ pub struct Changes {
 }
 
 impl PlannedTable {
+    /// Whole rows of `read` into a table, and nothing else about it.
+    pub fn new(read: ReadSpec, destination: TableId, schema: TableSchema, publish: Publish) -> Self {
+        PlannedTable {
+            read,
+            destination,
+            schema,
+            publish,
+            changes: None,
+            evolve: false,
+            widen: Vec::new(),
+            compare: None,
+            own: false,
+            row_hash: None,
+        }
+    }
+
     /// The columns as they come out of the stages: all that are written but the hash of the row, which is made last.
     pub fn staged(&self) -> TableSchema {
         let mut schema = self.schema.clone();

@@ -106,18 +106,12 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
         strategy: PlanStrategy::Full,
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(TableId::bare("elsewhere"), &schema.columns),
-            destination: TableId::bare(table),
-            schema: schema.clone(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(TableId::bare("elsewhere"), &schema.columns),
+            TableId::bare(table),
+            schema.clone(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: (0..partitions)

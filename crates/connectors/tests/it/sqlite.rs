@@ -96,18 +96,12 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         strategy: Strategy::Full,
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(TableId::bare(table), &schema.columns),
-            destination: TableId::bare(table),
-            schema: schema.clone(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(TableId::bare(table), &schema.columns),
+            TableId::bare(table),
+            schema.clone(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: vec![partition(Slice::All)],

@@ -470,16 +470,8 @@ const GROUP: &str = "group_key";
 
 fn direct(read: ReadSpec, destination: TableId, schema: TableSchema) -> PlannedTable {
     PlannedTable {
-        read,
-        destination,
-        schema,
-        publish: Publish::Direct,
-        changes: None,
-        evolve: false,
-        widen: Vec::new(),
-        compare: None,
         own: true,
-        row_hash: None,
+        ..PlannedTable::new(read, destination, schema, Publish::Direct)
     }
 }
 

@@ -179,16 +179,15 @@ impl Resolved {
     /// The planned table.
     pub fn planned(&self, request: &TableRequest, publish: Publish) -> PlannedTable {
         PlannedTable {
-            read: self.read.clone(),
-            destination: request.destination.clone(),
-            schema: self.schema.clone(),
-            publish,
-            changes: None,
-            compare: None,
-            own: false,
-            row_hash: self.row_hash.clone(),
             evolve: request.evolve,
             widen: self.widen.clone(),
+            row_hash: self.row_hash.clone(),
+            ..PlannedTable::new(
+                self.read.clone(),
+                request.destination.clone(),
+                self.schema.clone(),
+                publish,
+            )
         }
     }
 

@@ -102,18 +102,12 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
         strategy: Strategy::Full,
         reasons: Vec::new(),
         semantics: serde_json::json!({"table": table.to_string()}),
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(table.clone(), &schema().columns),
-            destination: table.clone(),
-            schema: schema(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(table.clone(), &schema().columns),
+            table.clone(),
+            schema(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: partitions
@@ -617,12 +611,6 @@ async fn follow(s: &Subject, log: &MemoryLog, tables: &[TableId], faults: &Fault
     plan.tables = tables
         .iter()
         .map(|t| PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
             read: ReadSpec::all(t.clone(), &schema().columns),
             destination: t.clone(),
             ..template.clone()

@@ -66,16 +66,13 @@ fn plan(schema: &TableSchema, evolve: bool) -> Plan {
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
         tables: vec![PlannedTable {
-            changes: None,
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(table.clone(), &schema.columns),
-            destination: table,
-            schema: schema.clone(),
-            publish: Publish::Direct,
             evolve,
-            widen: Vec::new(),
+            ..PlannedTable::new(
+                ReadSpec::all(table.clone(), &schema.columns),
+                table,
+                schema.clone(),
+                Publish::Direct,
+            )
         }],
         phases: vec![Phase {
             name: "delta".into(),

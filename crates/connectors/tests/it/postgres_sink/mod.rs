@@ -114,18 +114,12 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
         strategy: Strategy::Full,
         reasons: vec![],
         semantics: serde_json::json!({}),
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(table.clone(), &schema.columns),
-            destination: table.clone(),
-            schema: schema.clone(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(table.clone(), &schema.columns),
+            table.clone(),
+            schema.clone(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: partitions

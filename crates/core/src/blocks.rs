@@ -293,13 +293,7 @@ impl ReadingHashes {
         request: &HashRequest,
         mut take: impl FnMut(i64, Vec<Option<String>>, u128) + Send,
     ) -> Result<()> {
-        let partition = Partition {
-            id: "compare".into(),
-            table: 0,
-            work: Work::Read(request.slice.clone()),
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        };
+        let partition = Partition::new("compare", Work::Read(request.slice.clone()));
         let mut reader = self.source.open(&request.read, &partition, None, &self.context).await?;
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };

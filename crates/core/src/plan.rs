@@ -376,6 +376,17 @@ pub struct Partition {
 }
 
 impl Partition {
+    /// Work on the plan's first table, with nothing estimated.
+    pub fn new(id: impl Into<PartitionId>, work: Work) -> Self {
+        Partition {
+            id: id.into(),
+            table: 0,
+            work,
+            estimated_rows: 0,
+            estimated_bytes: 0,
+        }
+    }
+
     /// Whether a plan may be published only once this is done: a log has no end, and deletes of a slice in which a
     /// comparison found none are not even begun.
     pub fn must_be_done(&self) -> bool {

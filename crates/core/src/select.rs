@@ -438,13 +438,7 @@ async fn each(
             ..found.clone()
         };
     }
-    let partition = Partition {
-        id: "look".into(),
-        table: 0,
-        work: Work::Read(slice.clone()),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    };
+    let partition = Partition::new("look", Work::Read(slice.clone()));
     let mut reader = source.open(&read, &partition, None, &ReadContext::default()).await?;
     while let Some(event) = reader.next().await? {
         let Event::Rows(batch) = event else { continue };

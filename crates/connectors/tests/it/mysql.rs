@@ -77,13 +77,7 @@ fn row(cells: &[&str]) -> Row {
 }
 
 fn partition(slice: Slice) -> Partition {
-    Partition {
-        id: "all".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    Partition::new("all", Work::Read(slice))
 }
 
 /// A plan of one table and one partition, `all`.

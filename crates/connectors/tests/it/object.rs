@@ -115,13 +115,7 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
         phases: vec![Phase {
             name: "load".into(),
             partitions: (0..partitions)
-                .map(|i| Partition {
-                    id: part(i),
-                    table: 0,
-                    work: Work::Read(Slice::All),
-                    estimated_rows: 0,
-                    estimated_bytes: 0,
-                })
+                .map(|i| Partition::new(part(i), Work::Read(Slice::All)))
                 .collect(),
         }]
         .into(),
@@ -191,13 +185,7 @@ async fn load(destination: &dyn Destination, plan: Plan, parts: &[Vec<RecordBatc
 
 /// A partition that reads a slice.
 fn partition_of(slice: Slice) -> Partition {
-    Partition {
-        id: "read".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    Partition::new("read", Work::Read(slice))
 }
 
 /// Reads a partition to its end; what stands between two boundaries is one element.

@@ -114,13 +114,7 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
 }
 
 fn partition(slice: Slice) -> Partition {
-    Partition {
-        id: "all".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    Partition::new("all", Work::Read(slice))
 }
 
 fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {

@@ -349,11 +349,8 @@ fn between(window: &Window, request: &DeltaRequest) -> String {
 
 pub(super) fn partition(id: &str, work: Work) -> Partition {
     Partition {
-        id: PartitionId::from(id),
         table: AGGREGATE,
-        work,
-        estimated_rows: 0,
-        estimated_bytes: 0,
+        ..Partition::new(id, work)
     }
 }
 

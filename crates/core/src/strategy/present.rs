@@ -98,13 +98,7 @@ impl Present {
     }
 
     async fn open(&self, slice: Slice) -> Result<Box<dyn Reader>> {
-        let partition = Partition {
-            id: "present".into(),
-            table: 0,
-            work: Work::Read(slice),
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        };
+        let partition = Partition::new("present", Work::Read(slice));
         let read = ReadSpec::all(self.table.clone(), &self.columns);
         self.destination.open(&read, &partition, None, &self.context).await
     }

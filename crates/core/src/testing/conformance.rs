@@ -17,7 +17,7 @@ use crate::ledger::{Accounts, Ledger, Tally};
 use crate::plan::{
     DeleteGuard, Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Slice, Strategy, Verify, Work,
 };
-use crate::progress::{Advance, Generation, PartitionId, Position};
+use crate::progress::{Advance, Generation, Position};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity, Sink};
 use crate::source::{ReadContext, Source};
@@ -57,13 +57,7 @@ impl Subject {
 /// Reads a whole table by slices.
 pub async fn read(source: &dyn Source, table: &TableId, schema: &TableSchema) -> Result<Rows> {
     let spec = ReadSpec::all(table.clone(), &schema.columns);
-    let partition = Partition {
-        id: "all".into(),
-        table: 0,
-        work: Work::Read(Slice::All),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    };
+    let partition = Partition::new("all", Work::Read(Slice::All));
     let request = crate::source::SliceRequest {
         key: schema.key.clone(),
         step: None,
@@ -112,13 +106,7 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
             name: "load".into(),
             partitions: partitions
                 .iter()
-                .map(|id| Partition {
-                    id: PartitionId::from(*id),
-                    table: 0,
-                    work: Work::Read(Slice::All),
-                    estimated_rows: 0,
-                    estimated_bytes: 0,
-                })
+                .map(|id| Partition::new(*id, Work::Read(Slice::All)))
                 .collect(),
         }]
         .into(),

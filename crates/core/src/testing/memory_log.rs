@@ -8,7 +8,7 @@ use crate::budget::Hold;
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, Presence, Tx};
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, ReadSpec, Slice, Work};
-use crate::progress::{PartitionId, Position};
+use crate::progress::Position;
 use crate::query::{Comparison, Condition, Filter, Term, Test};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::source::{Assignment, Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
@@ -470,13 +470,7 @@ impl MemoryLog {
 
     /// The partition ids, as the engine knows them.
     pub fn partition(&self, n: usize) -> Partition {
-        Partition {
-            id: PartitionId(format!("log_{n}")),
-            table: 0,
-            work: Work::Log,
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        }
+        Partition::new(format!("log_{n}"), Work::Log)
     }
 
     /// Something that happens after the next chunk is read, before its high watermark.

@@ -76,13 +76,7 @@ fn plan(schema: &TableSchema, evolve: bool) -> Plan {
         }],
         phases: vec![Phase {
             name: "delta".into(),
-            partitions: vec![Partition {
-                id: "all".into(),
-                table: 0,
-                work: Work::Read(Slice::All),
-                estimated_rows: 0,
-                estimated_bytes: 0,
-            }],
+            partitions: vec![Partition::new("all", Work::Read(Slice::All))],
         }]
         .into(),
         verify: Verify::None,

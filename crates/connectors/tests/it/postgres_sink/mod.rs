@@ -124,13 +124,7 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
             name: "load".into(),
             partitions: partitions
                 .iter()
-                .map(|id| Partition {
-                    id: PartitionId::from(*id),
-                    table: 0,
-                    work: Work::Read(Slice::All),
-                    estimated_rows: 0,
-                    estimated_bytes: 0,
-                })
+                .map(|id| Partition::new(*id, Work::Read(Slice::All)))
                 .collect(),
         }]
         .into(),

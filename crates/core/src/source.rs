@@ -83,6 +83,18 @@ pub struct PlannedSlice {
     pub bytes: u64,
 }
 
+impl PlannedSlice {
+    /// The whole table.
+    pub fn all(rows: u64, bytes: u64) -> Self {
+        PlannedSlice {
+            label: "all".into(),
+            slice: Slice::All,
+            rows,
+            bytes,
+        }
+    }
+}
+
 /// The order of texts by their bytes in UTF-8, as [`Source::key_orders`] names it.
 pub const BYTES: &str = "texts by bytes";
 

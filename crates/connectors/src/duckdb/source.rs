@@ -212,12 +212,7 @@ impl Source for DuckDbSource {
             .rows(format!("SELECT CAST(count(*) AS VARCHAR) FROM {name}"), &[])
             .await?;
         let rows: u64 = count.first().and_then(|r| r[0].as_deref()?.parse().ok()).unwrap_or(0);
-        let all = vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes: 0,
-        }];
+        let all = vec![PlannedSlice::all(rows, 0)];
         let [key] = request.key.as_slice() else { return Ok(all) };
         let integer = read
             .columns

@@ -27,14 +27,7 @@ const MAX_SLICES: i128 = 100_000;
 /// Cuts a table as requested.
 pub(super) async fn cut(session: &mut Session, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
     let table = must_find(session, &read.table).await?;
-    let whole = |rows: u64, bytes: u64| {
-        vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes,
-        }]
-    };
+    let whole = |rows: u64, bytes: u64| vec![PlannedSlice::all(rows, bytes)];
     let key: Vec<Column> = request
         .key
         .iter()
@@ -270,12 +263,7 @@ async fn walk(session: &mut Session, table: &CatalogTable, key: &[Column], step:
 
 fn ranges(key: &[Column], first: Option<i128>, bounds: Vec<Vec<String>>, rows: u64, bytes: u64) -> Vec<PlannedSlice> {
     if bounds.is_empty() {
-        return vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes,
-        }];
+        return vec![PlannedSlice::all(rows, bytes)];
     }
     let n = bounds.len() + 1;
     let integers = key.len() == 1 && key[0].ty.is_integer();

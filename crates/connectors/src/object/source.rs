@@ -345,12 +345,10 @@ fn slices(located: &Located, read: &ReadSpec, request: &SliceRequest) -> Result<
         }
     }
     if request.single || slices.is_empty() {
-        let all = PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows: slices.iter().map(|s| s.rows).sum(),
-            bytes: slices.iter().map(|s| s.bytes).sum(),
-        };
+        let all = PlannedSlice::all(
+            slices.iter().map(|s| s.rows).sum(),
+            slices.iter().map(|s| s.bytes).sum(),
+        );
         return Ok(vec![all]);
     }
     Ok(slices)

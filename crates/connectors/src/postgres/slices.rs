@@ -23,12 +23,7 @@ const MAX_SLICES: u64 = 100_000;
 /// Cuts a described table as requested.
 pub async fn cut(connection: &Connection, table: &Described, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
     let size = catalog::estimate(connection, table).await?;
-    let whole = vec![PlannedSlice {
-        label: "all".into(),
-        slice: Slice::All,
-        rows: size.rows,
-        bytes: size.bytes,
-    }];
+    let whole = vec![PlannedSlice::all(size.rows, size.bytes)];
     let key = key_columns(table, request)?;
     let samples = matches!(table.kind, Kind::Table | Kind::Partitioned | Kind::MaterializedView);
     if key.is_empty() || request.single {

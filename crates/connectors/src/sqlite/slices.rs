@@ -30,14 +30,7 @@ const PROBE: i64 = 32;
 pub(super) fn cut(conn: &Connection, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
     let table = catalog::must_find(conn, &read.table)?;
     let row_bytes = average_row(conn, &table)?;
-    let whole = |rows: u64| {
-        vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes: rows * row_bytes,
-        }]
-    };
+    let whole = |rows: u64| vec![PlannedSlice::all(rows, rows * row_bytes)];
     let guess = rows_at_most(conn, &table)?;
     // A group may have rows in several ranges.
     if !read.group_by.is_empty()
@@ -304,12 +297,7 @@ fn ranges(
     row_bytes: u64,
 ) -> Vec<PlannedSlice> {
     if bounds.is_empty() {
-        return vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes: rows * row_bytes,
-        }];
+        return vec![PlannedSlice::all(rows, rows * row_bytes)];
     }
     let n = bounds.len() + 1;
     let integers = key.len() == 1 && table.store(&key[0]) == Some(Store::Integer);

@@ -543,12 +543,7 @@ async fn slices(
         false => resolved.source_key(),
     };
     let planned: Vec<PlannedSlice> = match key.is_empty() || !resolved.read.group_by.is_empty() {
-        true => vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows: 0,
-            bytes: 0,
-        }],
+        true => vec![PlannedSlice::all(0, 0)],
         false => {
             let cut = full::slices(source, resolved, table, false).await?;
             ordered_alike(cut, (source, at_destination), table, resolved, spec, reasons).await?

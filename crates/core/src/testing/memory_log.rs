@@ -110,12 +110,7 @@ impl Source for MemoryTables {
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
         let table = self.0.table(&read.table).ok_or_else(|| Error::bug("no table"))?;
         let keys: Vec<&Vec<String>> = table.rows.keys().collect();
-        let all = PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows: keys.len() as u64,
-            bytes: 0,
-        };
+        let all = PlannedSlice::all(keys.len() as u64, 0);
         if request.single || request.key.is_empty() || keys.len() < 2 {
             return Ok(vec![all]);
         }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use synctool_core::blocks::{digest, form_of};
 use synctool_core::change::{ChangeBatch, Op};
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::ledger::StageAccount;
 use synctool_core::plan::short_hash;
 use synctool_core::schema::{Column, ColumnType, TableSchema};
@@ -53,9 +53,13 @@ impl Enrich {
             .map_err(|e| e.at("dimension", &*spec.dimension))?;
         let find = |name: &str| {
             let at = place(&there.columns, name).map_err(|e| {
-                Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", spec.table))
-                    .at("dimension", &*spec.dimension)
-                    .hint(e.next_step().unwrap_or_default())
+                Error::no_column(
+                    Among::Dimension,
+                    name,
+                    format!("column {name} is not in {}", spec.table),
+                )
+                .at("dimension", &*spec.dimension)
+                .hint(e.next_step().unwrap_or_default())
             })?;
             Ok::<Column, Error>(there.columns[at].clone())
         };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use synctool_core::blocks::{form_of, is_long};
 use synctool_core::change::ChangeBatch;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, TableSchema};
 use synctool_core::stage::{Stage, Staged};
 use synctool_core::text::{self, ColumnBuilder};
@@ -114,8 +114,9 @@ impl Step for ValueMap {
         let mut output = input.clone();
         let column = output.column_mut(&self.column).ok_or_else(|| {
             let known: Vec<&str> = input.columns.iter().map(|c| c.name.as_str()).collect();
-            Error::new(
-                code::COLUMN_MISSING,
+            Error::no_column(
+                Among::Rows,
+                &self.column,
                 format!("value_map: column {} is not in the pipeline", self.column),
             )
             .hint(format!("it has: {}", known.join(", ")))

@@ -4,7 +4,7 @@ use super::client::{Session, number, text};
 use super::sql::literal;
 use super::types::{self, Declared};
 use std::collections::BTreeMap;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::TableInfo;
 
@@ -70,7 +70,7 @@ impl CatalogTable {
     pub(super) fn must_column(&self, name: &str) -> Result<&CatalogColumn> {
         self.column(name).ok_or_else(|| {
             let known: Vec<&str> = self.columns.iter().map(|c| c.column.name.as_str()).collect();
-            Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", self.table))
+            Error::no_column(Among::Table, name, format!("column {name} is not in {}", self.table))
                 .hint(format!("it has: {}", known.join(", ")))
         })
     }

@@ -6,7 +6,7 @@ use super::sql::{ident, idents, literal, table as quoted};
 use super::types::{text_expression, unmodified};
 use postgres_types::{ToSql, Type};
 use synctool_core::change::KeyRange;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::plan::Slice;
 use synctool_core::schema::{Column, ColumnType, TableId};
 use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
@@ -267,12 +267,10 @@ fn key_columns<'a>(table: &'a Described, request: &SliceRequest) -> Result<Vec<&
         .key
         .iter()
         .map(|k| {
-            table.schema.column(k).ok_or_else(|| {
-                Error::new(
-                    code::COLUMN_MISSING,
-                    format!("key column {k} is not in {}", table.table),
-                )
-            })
+            table
+                .schema
+                .column(k)
+                .ok_or_else(|| Error::no_column(Among::Table, k, format!("key column {k} is not in {}", table.table)))
         })
         .collect()
 }

@@ -11,7 +11,7 @@ use super::{cut, full};
 use crate::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashes, RowForm, RowHash, form_of};
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops};
 use crate::conform::conform;
-use crate::error::{Error, Result, code};
+use crate::error::{Among, Error, Result, code};
 use crate::ledger::Compared;
 use crate::plan::{
     Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify, Work,
@@ -118,8 +118,9 @@ pub fn compare_spec(
             return Ok(None);
         };
         let written = resolved.schema.column(name).ok_or_else(|| {
-            Error::new(
-                code::COLUMN_MISSING,
+            Error::no_column(
+                Among::Table,
+                name,
                 format!("column {name} is not among the columns written"),
             )
             .hint("write the column too")

@@ -56,6 +56,14 @@ impl Finding {
         Finding::new(what, true, found, "")
     }
 
+    /// Something that is no fault and could be better.
+    pub fn note(what: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Finding {
+            fix: fix.into(),
+            ..Finding::good(what, found)
+        }
+    }
+
     /// A table that can be described, or not.
     pub fn of_table(what: impl Into<String>, described: Result<TableSchema>) -> Self {
         match described {

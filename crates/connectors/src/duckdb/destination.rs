@@ -645,28 +645,16 @@ impl Destination for DuckDbDestination {
 
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
         let control = self.control().await.map(drop);
-        let mut findings = vec![Finding {
-            what: "control tables".into(),
-            ok: control.is_ok(),
-            found: control
-                .as_ref()
-                .map_or_else(|e| e.message().to_string(), |()| "writable".into()),
-            fix: control
-                .err()
-                .and_then(|e| e.next_step().map(ToString::to_string))
-                .unwrap_or_default(),
+        let mut findings = vec![match control {
+            Ok(()) => Finding::good("control tables", "writable"),
+            Err(e) => Finding::of_error("control tables", &e),
         }];
         for table in tables {
-            let described = self.describe(table).await;
-            findings.push(Finding {
-                what: format!("table {table}"),
-                ok: described.is_ok(),
-                found: match &described {
-                    Ok(Some(s)) => format!("{} columns", s.columns.len()),
-                    Ok(None) => "will be created".into(),
-                    Err(e) => e.message().to_string(),
-                },
-                fix: String::new(),
+            let what = format!("table {table}");
+            findings.push(match self.describe(table).await {
+                Ok(None) => Finding::good(what, "will be created"),
+                Ok(Some(schema)) => Finding::of_table(what, Ok(schema)),
+                Err(e) => Finding::of_error(what, &e),
             });
         }
         findings

@@ -310,20 +310,13 @@ fn examine(conn: &mut Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
     let mode: String = conn
         .query_row("PRAGMA journal_mode", [], |r| r.get(0))
         .map_err(failed(|| "reading the journal mode".into()))?;
-    let wal = mode.eq_ignore_ascii_case("wal");
-    findings.push(Finding {
-        what: "journal mode".into(),
-        ok: true,
-        found: if wal {
-            mode
-        } else {
-            format!("{mode}: readers and the writer wait for each other")
-        },
-        fix: if wal {
-            String::new()
-        } else {
-            "PRAGMA journal_mode = WAL".into()
-        },
+    findings.push(match mode.eq_ignore_ascii_case("wal") {
+        true => Finding::good("journal mode", mode),
+        false => Finding::note(
+            "journal mode",
+            format!("{mode}: readers and the writer wait for each other"),
+            "PRAGMA journal_mode = WAL",
+        ),
     });
     findings.push(match control::transaction(conn, |_| Ok(())) {
         Ok(()) => Finding::good("write lock", "free"),

@@ -191,20 +191,13 @@ impl Source for SqliteSource {
                 let mode: String = conn
                     .query_row("PRAGMA journal_mode", [], |r| r.get(0))
                     .map_err(failed(|| "reading the journal mode".into()))?;
-                let wal = mode.eq_ignore_ascii_case("wal");
-                let mut findings = vec![Finding {
-                    what: "journal mode".into(),
-                    ok: true,
-                    found: if wal {
-                        mode
-                    } else {
-                        format!("{mode}: a long read keeps writers waiting")
-                    },
-                    fix: if wal {
-                        String::new()
-                    } else {
-                        "PRAGMA journal_mode = WAL".into()
-                    },
+                let mut findings = vec![match mode.eq_ignore_ascii_case("wal") {
+                    true => Finding::good("journal mode", mode),
+                    false => Finding::note(
+                        "journal mode",
+                        format!("{mode}: a long read keeps writers waiting"),
+                        "PRAGMA journal_mode = WAL",
+                    ),
                 }];
                 for table in &names {
                     findings.push(examine_table(conn, table));

@@ -16,19 +16,8 @@ use synctool_core::error::{Error, Result};
 use synctool_core::source::Finding;
 use synctool_pgwal::{SegmentName, WalLevel};
 
-/// What is no fault and could be better.
-fn note(what: &str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding {
-        fix: fix.into(),
-        ..good(what, found)
-    }
-}
-
 fn bad(what: &str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding {
-        ok: false,
-        ..note(what, found, fix)
-    }
+    Finding::new(what, false, found, fix)
 }
 
 fn failed(what: &str, error: &Error) -> Finding {
@@ -339,7 +328,7 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
         .map_err(|e| local.error(e, "reading tables_to_sync"))?;
     let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     if names.is_empty() {
-        all.push(note(
+        all.push(Finding::note(
             "tables",
             "no table is selected",
             "synctool datasync add-tables TABLE…",
@@ -411,7 +400,7 @@ fn keys(table: &Table, all: &mut Vec<Finding>) {
         return;
     }
     let name = table.display();
-    all.push(note(
+    all.push(Finding::note(
         "key",
         format!("table {name} has no primary key: whole rows are compared"),
         format!("a primary key on {name}, in production and here, makes batches faster"),
@@ -439,7 +428,7 @@ async fn both(local: &Connection, there: &Connection, all: &mut Vec<Finding>) ->
     let ours = text(&ours.map_err(|e| local.error(e, "reading the collation"))?);
     match theirs == ours {
         true => all.push(Finding::good("collation", ours)),
-        false => all.push(note(
+        false => all.push(Finding::note(
             "collation",
             format!("collation or its version differs: production {theirs}, local {ours}; only the order of text is concerned"),
             "use the same operating system's collations if the order matters",
@@ -472,8 +461,8 @@ fn missing_extension(name: &str, using: &[Name], synced: &BTreeSet<Name>) -> Fin
     let missing = format!("extension {name} is missing in the scratch installation");
     let fix = format!("install the package of {name} for the programs in PG_BIN_DIR");
     match (&ours[..], &others[..]) {
-        ([], []) => note("extension", format!("{missing}; no table uses a type of it"), fix),
-        ([], others) => note("extension", format!("{missing}; {}, not selected", names(others)), fix),
+        ([], []) => Finding::note("extension", format!("{missing}; no table uses a type of it"), fix),
+        ([], others) => Finding::note("extension", format!("{missing}; {}, not selected", names(others)), fix),
         (ours, _) => bad("extension", format!("{missing}; {}", names(ours)), fix),
     }
 }

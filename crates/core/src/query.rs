@@ -75,6 +75,11 @@ pub struct Join {
     pub on: String,
 }
 
+/// Whether every row of a join belongs to one of the table read.
+pub fn keeps_rows(joins: &[Join]) -> bool {
+    joins.iter().all(|j| matches!(j.kind, JoinKind::Inner | JoinKind::Left))
+}
+
 /// A condition on rows, in the source's SQL or as data.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{ReadSpec, Slice};
-use synctool_core::query::{Condition, Filter, JoinKind, KeyList, Term, Test};
+use synctool_core::query::{Condition, Filter, JoinKind, KeyList, Term, Test, keeps_rows};
 use synctool_core::schema::{Column, TableId};
 use synctool_core::text;
 
@@ -349,10 +349,7 @@ pub(super) async fn describe_query(duckdb: &DuckDb, read: &ReadSpec) -> Result<V
     let selected: Vec<String> = read.columns.iter().map(|c| query.term(&c.term())).collect();
     let types = query.types_of(&selected, &query.group()?).await?;
     let table = describe(duckdb, &read.table).await?.unwrap_or_default();
-    let outer = read
-        .joins
-        .iter()
-        .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
+    let outer = !keeps_rows(&read.joins);
     Ok(read
         .columns
         .iter()

@@ -40,7 +40,7 @@ use crate::plan::{
     Work, short_hash,
 };
 use crate::progress::{Generation, PartitionId};
-use crate::query::{Condition, Join, JoinKind, Term, Test};
+use crate::query::{Condition, Term, Test, keeps_rows};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::Source;
@@ -326,11 +326,6 @@ fn unseen(request: &AggregateRequest) -> Vec<String> {
         });
     }
     told
-}
-
-/// Whether every row of a join belongs to one of the table read.
-pub fn keeps_rows(joins: &[Join]) -> bool {
-    joins.iter().all(|j| matches!(j.kind, JoinKind::Inner | JoinKind::Left))
 }
 
 fn between(window: &Window, request: &DeltaRequest) -> String {

@@ -4,14 +4,13 @@
 //! depends on the destination ([`Publish`]): a missing table is created, one of our own is swapped, one of somebody
 //! else's gets the difference.
 
-use super::aggregate::keeps_rows;
 use super::cut::{self, Dimension, Piece};
 use super::table::{self, Resolved, TableRequest, no_key};
 use crate::change::KeyRange;
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, Phase, Plan, Publish, Slice, Strategy, Verify, Work};
 use crate::progress::{Generation, PartitionId};
-use crate::query::{Condition, Cut, Term, Test};
+use crate::query::{Condition, Cut, Term, Test, keeps_rows};
 use crate::schema::TableId;
 use crate::sink::Destination;
 use crate::source::{PlannedSlice, SliceRequest, Source};

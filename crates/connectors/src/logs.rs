@@ -123,6 +123,18 @@ pub(crate) fn compare(pending: &mut Vec<Pending>, table: &TableId) {
     Pending::resync(table.clone()).besides(pending);
 }
 
+/// Refuses to make a log good where one of the followed tables (each with its key) has none: it cannot be compared.
+pub(crate) fn must_compare<'a>(followed: impl IntoIterator<Item = (&'a TableId, &'a [String])>) -> Result<()> {
+    match followed.into_iter().find(|(_, key)| key.is_empty()) {
+        None => Ok(()),
+        Some((table, _)) => Err(Error::new(
+            code::KEY_MISSING,
+            format!("{table} has no key, so it cannot be compared and repaired"),
+        )
+        .hint("give it a primary key, or leave it out of the pipeline")),
+    }
+}
+
 /// Whether a new table can be followed, as it was checked; that one is left out is told once for each reason.
 pub(crate) fn can_follow(
     told: &Mutex<BTreeMap<TableId, String>>,

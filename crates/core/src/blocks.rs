@@ -153,20 +153,6 @@ pub trait BlockHashes: Send + Sync {
     async fn rows(&self, request: &HashRequest, blocks: &[i64]) -> Result<Vec<RowHash>>;
 }
 
-/// Whether a type has a canonical form that every engine with SQL can compute.
-pub fn in_sql(ty: &ColumnType) -> bool {
-    !matches!(
-        ty,
-        ColumnType::Float32
-            | ColumnType::Float64
-            | ColumnType::TimeTz
-            | ColumnType::Interval
-            | ColumnType::Json
-            | ColumnType::Jsonb
-            | ColumnType::Native
-    )
-}
-
 /// Whether a type's canonical form is long: its length stands before it.
 pub fn is_long(ty: &ColumnType) -> bool {
     matches!(
@@ -249,6 +235,15 @@ pub fn push_field(out: &mut Vec<u8>, ty: &ColumnType, value: Option<&str>) -> Re
     Ok(())
 }
 
+/// The canonical form of some values, each with the type it is compared as ([`push_field`]).
+pub fn form_of<'a>(fields: impl IntoIterator<Item = (&'a ColumnType, Option<&'a str>)>) -> Result<Vec<u8>> {
+    let mut form = Vec::new();
+    for (ty, value) in fields {
+        push_field(&mut form, ty, value)?;
+    }
+    Ok(form)
+}
+
 /// A decimal's text with exactly `scale` digits behind the point, or with as many as it needs. `None` if it is no
 /// decimal or would lose a digit.
 fn decimal(value: &str, scale: Option<i32>) -> Option<String> {
@@ -315,13 +310,7 @@ impl ReadingHashes {
         request: &HashRequest,
         mut take: impl FnMut(i64, Vec<Option<String>>, u128) + Send,
     ) -> Result<()> {
-        let partition = Partition {
-            id: "compare".into(),
-            table: 0,
-            work: Work::Read(request.slice.clone()),
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        };
+        let partition = Partition::new("compare", Work::Read(request.slice.clone()));
         let mut reader = self.source.open(&request.read, &partition, None, &self.context).await?;
         while let Some(event) = reader.next().await? {
             let Event::Rows(batch) = event else { continue };

@@ -1,6 +1,6 @@
 //! The last step before the sink: the columns that are written, in their order and in the form they travel in.
 
-use crate::blocks::{digest, push_field};
+use crate::blocks::{digest, form_of, push_field};
 use crate::change::{ChangeBatch, Op, Ops, Presence};
 use crate::error::{Error, Result};
 use crate::plan::{PlannedTable, StoredForm, StoredHash};
@@ -130,10 +130,10 @@ pub fn carried(array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
     }
     let mut builder = ColumnBuilder::new(column);
     for row in 0..array.len() {
-        match text::cell(array.as_ref(), row)? {
-            Some(value) => builder.append_text(&value).map_err(|e| e.at("column", &column.name))?,
-            None => builder.append_null(),
-        }
+        let value = text::cell(array.as_ref(), row)?;
+        builder
+            .append_cell(value.as_deref())
+            .map_err(|e| e.at("column", &column.name))?;
     }
     Ok(builder.finish())
 }
@@ -185,12 +185,9 @@ fn is_gone(cell: &str, ty: &ColumnType, living: &Test) -> bool {
 /// Whether two texts are one value of a type: `0.00` is `0`, and blanks behind a char are no part of it. What is no value
 /// of its type (MariaDB's booleans may be 2) is only equal to itself.
 fn is_same(a: &str, b: &str, ty: &ColumnType) -> bool {
-    let form = |value: &str| {
-        let mut form = Vec::new();
-        push_field(&mut form, ty, Some(value)).ok().map(|()| form)
-    };
+    let form = |value| form_of([(ty, Some(value))]);
     match (form(a), form(b)) {
-        (Some(a), Some(b)) => a == b,
+        (Ok(a), Ok(b)) => a == b,
         _ => a == b,
     }
 }

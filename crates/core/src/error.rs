@@ -144,7 +144,19 @@ struct Inner {
     message: String,
     context: Vec<(&'static str, String)>,
     hint: Option<String>,
+    missing: Option<(Among, String)>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What a column is missing among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    /// The columns of a table that is read or written.
+    Table,
+    /// The columns of rows on their way through stages.
+    Rows,
+    /// The columns of a table that a stage looks rows up in.
+    Dimension,
 }
 
 /// The result of almost everything here.
@@ -158,8 +170,16 @@ impl Error {
             message: message.into(),
             context: Vec::new(),
             hint: None,
+            missing: None,
             source: None,
         }))
+    }
+
+    /// A column that is not there. Its name is kept for whoever knows where it is written.
+    pub fn no_column(among: Among, name: &str, message: impl Into<String>) -> Self {
+        let mut error = Error::new(code::COLUMN_MISSING, message);
+        error.0.missing = Some((among, name.to_string()));
+        error
     }
 
     /// A broken promise inside SyncTool.
@@ -246,6 +266,11 @@ impl Error {
     /// The stable code.
     pub fn code(&self) -> &'static Code {
         self.0.code
+    }
+
+    /// The column that is not there, if that is what this is about.
+    pub fn missing_column(&self) -> Option<(Among, &str)> {
+        self.0.missing.as_ref().map(|(among, name)| (*among, name.as_str()))
     }
 
     /// The sentence without place and hint.

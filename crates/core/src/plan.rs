@@ -127,6 +127,22 @@ pub struct Changes {
 }
 
 impl PlannedTable {
+    /// Whole rows of `read` into a table, and nothing else about it.
+    pub fn new(read: ReadSpec, destination: TableId, schema: TableSchema, publish: Publish) -> Self {
+        PlannedTable {
+            read,
+            destination,
+            schema,
+            publish,
+            changes: None,
+            evolve: false,
+            widen: Vec::new(),
+            compare: None,
+            own: false,
+            row_hash: None,
+        }
+    }
+
     /// The columns as they come out of the stages: all that are written but the hash of the row, which is made last.
     pub fn staged(&self) -> TableSchema {
         let mut schema = self.schema.clone();
@@ -211,17 +227,19 @@ impl ReadSpec {
             && self.columns.iter().all(|c| c.term.is_none())
     }
 
-    /// Refuses what an engine without expressions cannot read, rather than reading other rows.
-    pub fn plain_only(&self, engine: &str) -> Result<()> {
-        if self.is_plain() {
-            return Ok(());
-        }
-        Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{engine} reads whole columns of one table: no joins, filters, expressions or groups"),
-        )
-        .at("table", self.table.to_string())
-        .hint("read from a view that computes them"))
+    /// The columns that make a group, each with its place among those read.
+    pub fn groups(&self) -> Result<Vec<(usize, &ReadColumn)>> {
+        let find = |name: &String| {
+            let mut columns = self.columns.iter().enumerate();
+            columns.find(|(_, c)| c.column.name == *name).ok_or_else(|| {
+                Error::new(
+                    code::COLUMN_MISSING,
+                    format!("rows are grouped by {name}, which is not among the columns"),
+                )
+                .at("table", self.table.to_string())
+            })
+        };
+        self.group_by.iter().map(find).collect()
     }
 
     /// The schema of the batches the reader yields.
@@ -310,6 +328,20 @@ impl DeleteGuard {
         let too_many = deleted > self.max_rows && deleted as f64 > before as f64 * self.max_percent / 100.0;
         self.allow || !(emptied || too_many)
     }
+
+    /// Refuses a load that would delete more of a table than is allowed, before anything is changed.
+    pub fn check(&self, table: &TableId, before: u64, deleted: u64, after: u64) -> Result<()> {
+        match self.allows(before, deleted, after) {
+            true => Ok(()),
+            false => Err(Error::new(
+                code::MASS_DELETE,
+                format!(
+                    "{deleted} of {before} rows of {table} would be deleted in favour of {after}; nothing was changed"
+                ),
+            )
+            .hint("check the source; if it is meant, run again with --allow-mass-delete")),
+        }
+    }
 }
 
 /// How the stored rows of a load are proved before they are published.
@@ -344,6 +376,17 @@ pub struct Partition {
 }
 
 impl Partition {
+    /// Work on the plan's first table, with nothing estimated.
+    pub fn new(id: impl Into<PartitionId>, work: Work) -> Self {
+        Partition {
+            id: id.into(),
+            table: 0,
+            work,
+            estimated_rows: 0,
+            estimated_bytes: 0,
+        }
+    }
+
     /// Whether a plan may be published only once this is done: a log has no end, and deletes of a slice in which a
     /// comparison found none are not even begun.
     pub fn must_be_done(&self) -> bool {

@@ -77,6 +77,11 @@ pub struct Join {
     pub on: String,
 }
 
+/// Whether every row of a join belongs to one of the table read.
+pub fn keeps_rows(joins: &[Join]) -> bool {
+    joins.iter().all(|j| matches!(j.kind, JoinKind::Inner | JoinKind::Left))
+}
+
 /// A condition on rows, in the source's SQL or as data.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -156,6 +161,21 @@ pub enum Test {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         upper: Option<String>,
     },
+}
+
+impl Condition {
+    /// What is left of a test that NULL meets too, without NULL.
+    #[must_use]
+    pub fn without_null(&self) -> Condition {
+        let test = match self.test.clone() {
+            Test::NullOrIn(values) => Test::In(values),
+            Test::NullOrNotIn(values) => Test::NotIn(values),
+            Test::NullOrRange { lower, upper } => Test::Range { lower, upper },
+            other => other,
+        };
+        let term = self.term.clone();
+        Condition { term, test }
+    }
 }
 
 /// How a value is compared.

@@ -4,7 +4,7 @@
 //! source and this sink. The carrier is decided per column when the plan is made, never per batch: a type (or a
 //! value such as NaN in a numeric) without a faithful Arrow form travels as text.
 
-use crate::error::{Error, Result, code};
+use crate::error::{Among, Error, Result, code};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -333,7 +333,7 @@ impl TableSchema {
     pub fn must_column(&self, name: &str, table: &TableId) -> Result<&Column> {
         self.column(name).ok_or_else(|| {
             let known: Vec<&str> = self.columns.iter().map(|c| c.name.as_str()).collect();
-            Error::new(code::COLUMN_MISSING, format!("column {name} is not in {table}"))
+            Error::no_column(Among::Table, name, format!("column {name} is not in {table}"))
                 .hint(format!("it has: {}", known.join(", ")))
         })
     }
@@ -345,7 +345,7 @@ impl TableSchema {
             .map(|k| {
                 self.index_of(k).ok_or_else(|| {
                     let columns: Vec<&str> = self.columns.iter().map(|c| c.name.as_str()).collect();
-                    Error::new(code::COLUMN_MISSING, format!("key column {k} is not among the columns"))
+                    Error::no_column(Among::Table, k, format!("key column {k} is not among the columns"))
                         .hint(format!("a key may be made of: {}", columns.join(", ")))
                 })
             })

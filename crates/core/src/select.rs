@@ -3,7 +3,7 @@
 //! Values compare in the order of their type: numbers by value (NaN above everything), times by time, text, uuids and
 //! bytes by their bytes. Equal is what has the same canonical form ([`crate::blocks`]).
 
-use crate::blocks::{is_long, push_field};
+use crate::blocks::{form_of, is_long, push_field};
 use crate::change::{Event, KeyRange};
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
@@ -202,14 +202,16 @@ impl Selection {
         });
         for condition in tests {
             let (_, ty) = selection.place(read, table, &condition.term)?;
-            selection.condition(read, table, &condition.as_written(&ty))?;
+            let check = selection.check(read, table, &condition.as_written(&ty))?;
+            selection.checks.push(check);
         }
         match slice {
             Slice::All | Slice::File { .. } => {}
             Slice::Key(range) => selection.range(read, table, range)?,
             Slice::Cut(cut) => {
                 for condition in &cut.conditions {
-                    selection.condition(read, table, condition)?;
+                    let check = selection.check(read, table, condition)?;
+                    selection.checks.push(check);
                 }
                 if let Some(range) = &cut.key {
                     selection.range(read, table, range)?;
@@ -233,11 +235,11 @@ impl Selection {
         Ok((self.columns.len() - 1, found.ty.clone()))
     }
 
-    fn condition(&mut self, read: &ReadSpec, table: &TableSchema, condition: &Condition) -> Result<()> {
+    fn check(&mut self, read: &ReadSpec, table: &TableSchema, condition: &Condition) -> Result<Check> {
         let term = &condition.term;
         let (at, ty) = self.place(read, table, term)?;
         let value = |v: &String| Value::new(&ty, v).map_err(|e| e.at("column", term.to_string()));
-        self.checks.push(match &condition.test {
+        Ok(match &condition.test {
             Test::Range { lower, upper } => {
                 ordered(term, &ty)?;
                 let (lower, upper) = (
@@ -245,14 +247,6 @@ impl Selection {
                     upper.as_ref().map(value).transpose()?,
                 );
                 Check::Range(at, ty.clone(), lower, upper)
-            }
-            Test::NullOrRange { lower, upper } => {
-                ordered(term, &ty)?;
-                let (lower, upper) = (
-                    lower.as_ref().map(value).transpose()?,
-                    upper.as_ref().map(value).transpose()?,
-                );
-                Check::NullOr(at, Box::new(Check::Range(at, ty.clone(), lower, upper)))
             }
             Test::In(values) => {
                 let forms = values.iter().map(|v| form(&ty, Some(v))).collect::<Result<_>>()?;
@@ -270,16 +264,10 @@ impl Selection {
             }
             Test::Null => Check::Null(at, true),
             Test::NotNull => Check::Null(at, false),
-            Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
-                let forms = values.iter().map(|v| form(&ty, Some(v))).collect::<Result<_>>()?;
-                let other = match condition.test {
-                    Test::NullOrIn(_) => Check::In(at, ty.clone(), forms),
-                    _ => Check::NotIn(at, ty.clone(), forms),
-                };
-                Check::NullOr(at, Box::new(other))
+            Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+                Check::NullOr(at, Box::new(self.check(read, table, &condition.without_null())?))
             }
-        });
-        Ok(())
+        })
     }
 
     fn range(&mut self, read: &ReadSpec, table: &TableSchema, range: &KeyRange) -> Result<()> {
@@ -314,11 +302,8 @@ impl Selection {
             if key.len() != places.len() {
                 return Err(Error::bug("a key has another number of parts than its list has terms"));
             }
-            let mut out = Vec::new();
-            for ((_, ty), part) in places.iter().zip(key) {
-                push_field(&mut out, ty, part.as_deref())?;
-            }
-            forms.insert(out);
+            let types = places.iter().map(|(_, ty)| ty);
+            forms.insert(form_of(types.zip(key.iter().map(Option::as_deref)))?);
         }
         self.checks.push(Check::Keys(places, forms));
         Ok(())
@@ -357,9 +342,7 @@ impl Selection {
 }
 
 fn form(ty: &ColumnType, value: Option<&str>) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    push_field(&mut out, ty, value)?;
-    Ok(out)
+    form_of([(ty, value)])
 }
 
 fn cell(rows: &RecordBatch, at: usize, ty: &ColumnType, row: usize) -> Result<Option<Value>> {
@@ -456,13 +439,7 @@ async fn each(
             ..found.clone()
         };
     }
-    let partition = Partition {
-        id: "look".into(),
-        table: 0,
-        work: Work::Read(slice.clone()),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    };
+    let partition = Partition::new("look", Work::Read(slice.clone()));
     let mut reader = source.open(&read, &partition, None, &ReadContext::default()).await?;
     while let Some(event) = reader.next().await? {
         let Event::Rows(batch) = event else { continue };

@@ -26,17 +26,10 @@ pub enum Guarantee {
 pub struct SinkTraits {
     /// How many sinks may write at the same time.
     pub writers: usize,
-    /// Whether DDL and data can be one transaction.
-    pub transactional_ddl: bool,
     /// What it promises.
     pub guarantee: Guarantee,
-    /// Whether a load can be merged into an existing table when it is published.
-    pub merges: bool,
     /// Whether the changes of a log can be applied directly.
     pub applies_changes: bool,
-    /// Whether rows can be written and deleted by their key, in commits that are worth their cost: what delta, hash and
-    /// aggregate do.
-    pub changes_by_key: bool,
     /// Whether the table is one file, which wants one partition.
     pub single_partition: bool,
 }

@@ -40,6 +40,44 @@ pub struct Finding {
     pub fix: String,
 }
 
+impl Finding {
+    /// What was found of something, and what to do if that is not as it should be.
+    pub fn new(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Finding {
+            what: what.into(),
+            ok,
+            found: found.into(),
+            fix: if ok { String::new() } else { fix.into() },
+        }
+    }
+
+    /// Something that is as it should be.
+    pub fn good(what: impl Into<String>, found: impl Into<String>) -> Self {
+        Finding::new(what, true, found, "")
+    }
+
+    /// Something that is no fault and could be better.
+    pub fn note(what: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Finding {
+            fix: fix.into(),
+            ..Finding::good(what, found)
+        }
+    }
+
+    /// A table that can be described, or not.
+    pub fn of_table(what: impl Into<String>, described: Result<TableSchema>) -> Self {
+        match described {
+            Ok(schema) => Finding::good(what, format!("{} columns", schema.columns.len())),
+            Err(e) => Finding::of_error(what, &e),
+        }
+    }
+
+    /// Something that is not, as an error says.
+    pub fn of_error(what: impl Into<String>, e: &Error) -> Self {
+        Finding::new(what, false, e.message(), e.next_step().unwrap_or_default())
+    }
+}
+
 /// A slice with the planner's estimate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedSlice {
@@ -51,6 +89,18 @@ pub struct PlannedSlice {
     pub rows: u64,
     /// Bytes expected.
     pub bytes: u64,
+}
+
+impl PlannedSlice {
+    /// The whole table.
+    pub fn all(rows: u64, bytes: u64) -> Self {
+        PlannedSlice {
+            label: "all".into(),
+            slice: Slice::All,
+            rows,
+            bytes,
+        }
+    }
 }
 
 /// The order of texts by their bytes in UTF-8, as [`Source::key_orders`] names it.
@@ -67,7 +117,7 @@ pub struct SliceRequest {
     pub min_slices: usize,
     /// No slice should be larger than this, so that a kill loses little.
     pub max_slice_bytes: u64,
-    /// The destination wants one slice (a single file).
+    /// One slice is wanted: by the destination (a single file), or for rows that are in no range of the key.
     pub single: bool,
 }
 

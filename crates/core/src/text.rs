@@ -318,6 +318,17 @@ impl ColumnBuilder {
         each_builder!(&mut self.to, b => b.append_null());
     }
 
+    /// Adds a value by its canonical text, or NULL.
+    pub fn append_cell(&mut self, value: Option<&str>) -> Result<()> {
+        match value {
+            Some(text) => self.append_text(text),
+            None => {
+                self.append_null();
+                Ok(())
+            }
+        }
+    }
+
     fn refuse(&self, got: &str) -> Error {
         Error::new(
             code::VALUE_MALFORMED,

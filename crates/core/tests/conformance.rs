@@ -11,7 +11,6 @@ fn subject() -> Subject {
         destination: Arc::new(memory.clone()),
         source: Arc::new(MemoryTables(memory)),
         schema: None,
-        merges: true,
     }
 }
 

@@ -220,17 +220,13 @@ fn log_plan(tables: &[TableId]) -> Plan {
         semantics: serde_json::Value::Null,
         tables: tables
             .iter()
-            .map(|t| PlannedTable {
-                changes: None,
-                evolve: false,
-                widen: Vec::new(),
-                compare: None,
-                own: false,
-                row_hash: None,
-                read: ReadSpec::all(t.clone(), &schema().columns),
-                destination: t.clone(),
-                schema: schema(),
-                publish: Publish::Direct,
+            .map(|t| {
+                PlannedTable::new(
+                    ReadSpec::all(t.clone(), &schema().columns),
+                    t.clone(),
+                    schema(),
+                    Publish::Direct,
+                )
             })
             .collect(),
         phases: vec![Phase {

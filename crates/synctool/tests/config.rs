@@ -1052,11 +1052,10 @@ fn the_hash_follows_the_meaning_and_not_the_layout() {
             "strategies.d.column"
         ]
     );
-    assert_ne!(base.semantic_hash("d"), other.semantic_hash("d"));
+    assert_ne!(base.semantics_of("d"), other.semantics_of("d"));
     // A store that reorders keys changes nothing.
     let stored: Value = serde_json::from_str(&base.semantics_of("d").to_string()).unwrap();
     assert!(semantic_difference(&stored, &base.semantics_of("d")).is_empty());
-    assert_eq!(base.semantic_hash("d").len(), 32);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -459,12 +459,6 @@ fn shown_and_migrated_pipelines_are_the_same() {
                 before.pipeline.semantics(),
                 "{name}\n{text}"
             );
-            for strategy in &before.pipeline.strategies {
-                assert_eq!(
-                    after.pipeline.semantic_hash(&strategy.name),
-                    before.pipeline.semantic_hash(&strategy.name)
-                );
-            }
         }
         // What was migrated is in the current form, and migrating it again changes nothing but its heading.
         let twice = loader.migrate(&folder.path().join("migrated.yaml"), false).unwrap();

@@ -52,11 +52,6 @@ pub trait Step: Send + Sync {
         let _ = column;
         None
     }
-
-    /// Whether only what it reads goes on.
-    fn narrows(&self) -> bool {
-        false
-    }
 }
 
 /// Where dimensions come from: the datastores of a configuration.
@@ -130,11 +125,6 @@ impl Chain {
     /// The names of the stages in the ledger.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|l| l.name.as_ref())
-    }
-
-    /// Whether the chain decides itself which columns are written.
-    pub fn projects(&self) -> bool {
-        self.0.iter().any(|l| l.step.narrows())
     }
 
     /// All stages under their names.

@@ -12,9 +12,9 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use synctool_core::blocks::{digest, push_field};
+use synctool_core::blocks::{digest, form_of};
 use synctool_core::change::{ChangeBatch, Op};
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::ledger::StageAccount;
 use synctool_core::plan::short_hash;
 use synctool_core::schema::{Column, ColumnType, TableSchema};
@@ -53,9 +53,13 @@ impl Enrich {
             .map_err(|e| e.at("dimension", &*spec.dimension))?;
         let find = |name: &str| {
             let at = place(&there.columns, name).map_err(|e| {
-                Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", spec.table))
-                    .at("dimension", &*spec.dimension)
-                    .hint(e.next_step().unwrap_or_default())
+                Error::no_column(
+                    Among::Dimension,
+                    name,
+                    format!("column {name} is not in {}", spec.table),
+                )
+                .at("dimension", &*spec.dimension)
+                .hint(e.next_step().unwrap_or_default())
             })?;
             Ok::<Column, Error>(there.columns[at].clone())
         };
@@ -266,16 +270,10 @@ impl Inner {
         for m in matches {
             match m {
                 Match::Row(rows, i) if at == self.hashed.len() => {
-                    let mut form = Vec::new();
-                    for (ty, value) in self.hashed.iter().zip(rows[*i].iter()) {
-                        push_field(&mut form, ty, value.as_deref())?;
-                    }
+                    let form = form_of(self.hashed.iter().zip(rows[*i].iter().map(Option::as_deref)))?;
                     builder.append_text(&format!("{:032x}", digest(&form)))?;
                 }
-                Match::Row(rows, i) => match &rows[*i][at] {
-                    Some(text) => builder.append_text(text)?,
-                    None => builder.append_null(),
-                },
+                Match::Row(rows, i) => builder.append_cell(rows[*i][at].as_deref())?,
                 _ => builder.append_null(),
             }
         }

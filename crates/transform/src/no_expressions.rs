@@ -14,7 +14,10 @@ pub fn check_syntax(text: &str) -> Result<(), ExprError> {
     if lambda::is_lambda(text) {
         lambda::parse(text)?;
     }
-    Err(ExprError::new(text, 0, MISSING).hint(HINT).code(code::UNSUPPORTED))
+    Err(ExprError {
+        code: code::UNSUPPORTED,
+        ..ExprError::new(text, 0, MISSING).hint(HINT)
+    })
 }
 
 /// Refuses.

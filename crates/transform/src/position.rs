@@ -1,7 +1,7 @@
 //! Mistakes in expressions, with their place in the expression's own text.
 
 use std::fmt;
-use synctool_core::error::{Code, Error, code};
+use synctool_core::error::{Among, Code, Error, code};
 
 /// A mistake in an expression. The place is inside the expression's text, so that whoever knows where the text stands
 /// (a file, a line) can add the two.
@@ -17,7 +17,9 @@ pub struct ExprError {
     pub column: usize,
     /// What to do instead.
     pub hint: Option<String>,
-    code: &'static Code,
+    pub(crate) code: &'static Code,
+    /// The column that is not there, if that is the mistake.
+    pub(crate) missing: Option<String>,
 }
 
 impl ExprError {
@@ -35,16 +37,12 @@ impl ExprError {
             column: 1 + before[start..].chars().count(),
             hint: None,
             code: code::CONFIG_INVALID,
+            missing: None,
         }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint.get_or_insert_with(|| hint.into());
-        self
-    }
-
-    pub(crate) fn code(mut self, code: &'static Code) -> Self {
-        self.code = code;
         self
     }
 }
@@ -59,7 +57,11 @@ impl std::error::Error for ExprError {}
 
 impl From<ExprError> for Error {
     fn from(e: ExprError) -> Error {
-        let error = Error::new(e.code, e.message.clone()).at("position", format!("{}:{}", e.line, e.column));
+        let error = match &e.missing {
+            Some(column) => Error::no_column(Among::Rows, column, &e.message),
+            None => Error::new(e.code, &e.message),
+        };
+        let error = error.at("position", format!("{}:{}", e.line, e.column));
         match &e.hint {
             Some(hint) => error.hint(hint.clone()),
             None => error,

@@ -164,10 +164,6 @@ impl Step for Project {
     fn makes(&self) -> Vec<String> {
         self.targets.iter().map(|t| t.name().to_string()).collect()
     }
-
-    fn narrows(&self) -> bool {
-        true
-    }
 }
 
 struct Projecting {

@@ -9,7 +9,7 @@ use arrow_select::take::take;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use synctool_core::change::{ChangeBatch, Op, Ops, Presence};
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result};
 use synctool_core::schema::{Column, TableSchema};
 use synctool_core::stage::Reject;
 use synctool_core::text;
@@ -29,7 +29,7 @@ pub(crate) fn columns_of(schema: &SchemaRef) -> Result<Vec<Column>> {
 /// The place of a column, or an error that names those there are.
 pub(crate) fn place(columns: &[Column], name: &str) -> Result<usize> {
     columns.iter().position(|c| c.name == name).ok_or_else(|| {
-        Error::new(code::COLUMN_MISSING, format!("column {name} is not in the pipeline")).hint(
+        Error::no_column(Among::Rows, name, format!("column {name} is not in the pipeline")).hint(
             crate::position::did_you_mean(name, columns.iter().map(|c| c.name.as_str())),
         )
     })

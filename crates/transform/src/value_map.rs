@@ -1,14 +1,15 @@
 //! Replaces values of a column by others (`value_map` of the original).
 
 use crate::chain::Step;
+use crate::rows::PerSchema;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use synctool_core::blocks::{is_long, push_field};
+use synctool_core::blocks::{form_of, is_long};
 use synctool_core::change::ChangeBatch;
-use synctool_core::error::{Error, Result, code};
-use synctool_core::schema::{Column, ColumnType, META_COLUMN, TableSchema};
+use synctool_core::error::{Among, Error, Result, code};
+use synctool_core::schema::{Column, ColumnType, TableSchema};
 use synctool_core::stage::{Stage, Staged};
 use synctool_core::text::{self, ColumnBuilder};
 use synctool_core::written::{canonical, is_value};
@@ -61,21 +62,27 @@ impl ValueMap {
         .hint("write a value of the column's type, or give the column one that has room for it (data_type: text)")
     }
 
-    /// What stands for values, by the form that equal values have in common: `1` means `1.00`, too.
-    fn by_form(&self, ty: &ColumnType) -> HashMap<Vec<u8>, &Option<String>> {
-        // A text is only what it says.
-        if is_long(ty) {
-            return HashMap::new();
-        }
-        let mapping = self.mapping.iter();
-        mapping
-            .filter_map(|(value, to)| Some((form(ty, &canonical(value, ty)?)?, to)))
-            .collect()
+    /// What the map means for one of these columns.
+    fn plan(&self, columns: Vec<Column>) -> Result<Plan> {
+        let place = columns.iter().position(|c| c.name == self.column);
+        let place = place.ok_or_else(|| Error::bug("value_map: the column is gone"))?;
+        let ty = &columns[place].ty;
+        let by_form = |(value, to): (&String, &Option<String>)| Some((form(ty, &canonical(value, ty)?)?, to.clone()));
+        let equal = match is_long(ty) {
+            // A text is only what it says.
+            true => HashMap::new(),
+            false => self.mapping.iter().filter_map(by_form).collect(),
+        };
+        Ok(Plan {
+            place,
+            column: columns[place].clone(),
+            equal,
+        })
     }
 
-    fn map(&self, array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
-        let mut builder = ColumnBuilder::new(column);
-        let equal = self.by_form(&column.ty);
+    fn map(&self, array: &ArrayRef, plan: &Plan) -> Result<ArrayRef> {
+        let ty = &plan.column.ty;
+        let mut builder = ColumnBuilder::new(&plan.column);
         let mut cell = String::new();
         for row in 0..array.len() {
             if array.is_null(row) {
@@ -85,18 +92,17 @@ impl ValueMap {
             cell.clear();
             text::write_cell(&mut cell, array, row)?;
             // Nobody need write the blanks that pad a char.
-            let unpadded = || match column.ty {
+            let unpadded = || match ty {
                 ColumnType::Char { .. } => self.mapping.get(cell.trim_end_matches(' ')),
                 _ => None,
             };
-            let written_otherwise = || match equal.is_empty() {
-                false => equal.get(&form(&column.ty, &cell)?).copied(),
+            let written_otherwise = || match plan.equal.is_empty() {
+                false => plan.equal.get(&form(ty, &cell)?),
                 true => None,
             };
             match self.mapping.get(&cell).or_else(unpadded).or_else(written_otherwise) {
                 None => builder.append_text(&cell)?,
-                Some(Some(to)) => builder.append_text(to)?,
-                Some(None) => builder.append_null(),
+                Some(to) => builder.append_cell(to.as_deref())?,
             }
         }
         Ok(builder.finish())
@@ -108,8 +114,9 @@ impl Step for ValueMap {
         let mut output = input.clone();
         let column = output.column_mut(&self.column).ok_or_else(|| {
             let known: Vec<&str> = input.columns.iter().map(|c| c.name.as_str()).collect();
-            Error::new(
-                code::COLUMN_MISSING,
+            Error::no_column(
+                Among::Rows,
+                &self.column,
                 format!("value_map: column {} is not in the pipeline", self.column),
             )
             .hint(format!("it has: {}", known.join(", ")))
@@ -142,7 +149,10 @@ impl Step for ValueMap {
     }
 
     fn open(&self) -> Result<Box<dyn Stage>> {
-        Ok(Box::new(self.clone()))
+        Ok(Box::new(Mapping {
+            config: self.clone(),
+            plan: PerSchema::default(),
+        }))
     }
 
     fn reads(&self) -> Vec<String> {
@@ -160,9 +170,7 @@ impl Step for ValueMap {
 
 /// A value in the form that all texts of it have in common; `None` if it is no value of the type.
 fn form(ty: &ColumnType, value: &str) -> Option<Vec<u8>> {
-    let mut form = Vec::new();
-    push_field(&mut form, ty, Some(value)).ok()?;
-    Some(form)
+    form_of([(ty, Some(value))]).ok()
 }
 
 /// The type that has room for what a column holds and for this: a text may become longer. `None` where it is no value of
@@ -177,25 +185,31 @@ fn with_room(ty: &ColumnType, value: &str) -> Option<ColumnType> {
     }
 }
 
+struct Mapping {
+    config: ValueMap,
+    plan: PerSchema<Plan>,
+}
+
+/// What a map means for a column.
+struct Plan {
+    place: usize,
+    column: Column,
+    /// What stands for values, by the form that equal values have in common: `1` means `1.00`, too.
+    equal: HashMap<Vec<u8>, Option<String>>,
+}
+
 #[async_trait]
-impl Stage for ValueMap {
+impl Stage for Mapping {
     fn name(&self) -> &str {
         "value_map"
     }
 
     async fn apply(&mut self, mut batch: ChangeBatch) -> Result<Staged> {
         let schema = batch.rows.schema();
-        let index = schema
-            .index_of(&self.column)
-            .map_err(|_| Error::bug("value_map: the column is gone"))?;
-        let column = schema
-            .field(index)
-            .metadata()
-            .get(META_COLUMN)
-            .and_then(|json| serde_json::from_str::<Column>(json).ok())
-            .ok_or_else(|| Error::bug("value_map: a batch without column metadata"))?;
+        let config = &self.config;
+        let plan = self.plan.get(&schema, |columns| config.plan(columns))?;
         let mut arrays = batch.rows.columns().to_vec();
-        arrays[index] = self.map(&arrays[index], &column)?;
+        arrays[plan.place] = config.map(&arrays[plan.place], plan)?;
         batch.rows = RecordBatch::try_new(schema, arrays).map_err(|e| Error::bug(e.to_string()))?;
         Ok(Staged::all(batch))
     }

@@ -1,7 +1,7 @@
 //! DuckDB as a destination: control tables, load tables, publishing.
 
 use super::DuckDb;
-use super::direct::add_column;
+use super::apply::add_column;
 use super::session::{Session, execute, rows, transaction};
 use super::sink::DuckDbSink;
 use super::source::{DuckDbSource, describe};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::failpoint::failpoint;
 use synctool_core::ledger::Applied;
-use synctool_core::plan::{DeleteGuard, Plan, PlannedTable, Publish, short_hash};
+use synctool_core::plan::{Plan, PlannedTable, Publish, short_hash};
 use synctool_core::progress::{Checkpoint, Generation};
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::sink::{Destination, Guarantee, Published, Sink, SinkTraits, StoredAs, StoredPlan, not_widened};
@@ -280,7 +280,7 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
             if t.publish == Publish::Swap {
                 let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
                 let deleted = swapped_away(c, t, &load, &table, before, written)?;
-                guard(&plan.guard, before, deleted, written)?;
+                plan.guard.check(&t.destination, before, deleted, written)?;
                 execute(c, &format!("DROP TABLE {table}"), &[])?;
                 applied = Applied::swapped(before, deleted, written);
             } else {
@@ -312,7 +312,7 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
                 let missing = missing(t, &load, &table);
                 applied.deleted = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) {missing}"))?;
                 let before = count(c, &format!("SELECT CAST(count(*) AS VARCHAR) FROM {table}"))?;
-                guard(&plan.guard, before, applied.deleted, written)?;
+                plan.guard.check(&t.destination, before, applied.deleted, written)?;
                 execute(c, &format!("DELETE {missing}"), &[])?;
             }
             applied.updated = count(
@@ -362,17 +362,6 @@ fn remember(c: &mut ManagedConnection, pipeline: &str, facts: &BTreeMap<String, 
     Ok(())
 }
 
-fn guard(guard: &DeleteGuard, before: u64, deleted: u64, after: u64) -> Result<()> {
-    if guard.allows(before, deleted, after) {
-        return Ok(());
-    }
-    Err(Error::new(
-        code::MASS_DELETE,
-        format!("{deleted} of {before} rows would be deleted and {after} are there to write; nothing was changed"),
-    )
-    .hint("if that is meant, run again with --allow-mass-delete"))
-}
-
 #[async_trait]
 impl Destination for DuckDbDestination {
     fn engine(&self) -> &'static str {
@@ -382,11 +371,8 @@ impl Destination for DuckDbDestination {
     fn traits(&self) -> SinkTraits {
         SinkTraits {
             writers: 1,
-            transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
-            merges: true,
             applies_changes: true,
-            changes_by_key: true,
             single_partition: false,
         }
     }
@@ -659,28 +645,16 @@ impl Destination for DuckDbDestination {
 
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
         let control = self.control().await.map(drop);
-        let mut findings = vec![Finding {
-            what: "control tables".into(),
-            ok: control.is_ok(),
-            found: control
-                .as_ref()
-                .map_or_else(|e| e.message().to_string(), |()| "writable".into()),
-            fix: control
-                .err()
-                .and_then(|e| e.next_step().map(ToString::to_string))
-                .unwrap_or_default(),
+        let mut findings = vec![match control {
+            Ok(()) => Finding::good("control tables", "writable"),
+            Err(e) => Finding::of_error("control tables", &e),
         }];
         for table in tables {
-            let described = self.describe(table).await;
-            findings.push(Finding {
-                what: format!("table {table}"),
-                ok: described.is_ok(),
-                found: match &described {
-                    Ok(Some(s)) => format!("{} columns", s.columns.len()),
-                    Ok(None) => "will be created".into(),
-                    Err(e) => e.message().to_string(),
-                },
-                fix: String::new(),
+            let what = format!("table {table}");
+            findings.push(match self.describe(table).await {
+                Ok(None) => Finding::good(what, "will be created"),
+                Ok(Some(schema)) => Finding::of_table(what, Ok(schema)),
+                Err(e) => Finding::of_error(what, &e),
             });
         }
         findings

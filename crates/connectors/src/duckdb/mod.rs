@@ -3,8 +3,8 @@
 //! One process may have a database file open, and one writer works at a time. Loads are exactly once (data and
 //! checkpoint in one transaction), and so are changes applied to tables directly.
 
+mod apply;
 mod destination;
-mod direct;
 mod hashes;
 mod query;
 mod session;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{ReadSpec, Slice};
-use synctool_core::query::{Condition, Filter, JoinKind, KeyList, Term, Test};
+use synctool_core::query::{Condition, Filter, JoinKind, KeyList, Term, Test, keeps_rows};
 use synctool_core::schema::{Column, TableId};
 use synctool_core::text;
 
@@ -148,20 +148,7 @@ impl<'a> Query<'a> {
 
     /// ` GROUP BY …` by the places of the columns.
     pub(super) fn group(&self) -> Result<String> {
-        let places = self
-            .read
-            .group_by
-            .iter()
-            .map(|name| {
-                let at = self.read.columns.iter().position(|c| c.column.name == *name);
-                at.map(|i| (i + 1).to_string()).ok_or_else(|| {
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("rows are grouped by {name}, which is not among the columns"),
-                    )
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let places: Vec<String> = self.read.groups()?.iter().map(|(at, _)| (at + 1).to_string()).collect();
         Ok(match places.as_slice() {
             [] => String::new(),
             places => format!(" GROUP BY {}", places.join(", ")),
@@ -187,63 +174,11 @@ impl<'a> Query<'a> {
     }
 
     async fn condition(&self, condition: &Condition, out: &mut Where) -> Result<()> {
-        let left = self.term(&condition.term);
         let ty = match &condition.test {
             Test::Null | Test::NotNull => String::new(),
             _ => self.type_of(&condition.term).await?,
         };
-        match &condition.test {
-            Test::Range { lower, upper } => {
-                for (op, bound) in [(">=", lower), ("<", upper)] {
-                    if let Some(bound) = bound {
-                        let at = out.bind(bound, &ty);
-                        out.terms.push(format!("{left} {op} {at}"));
-                    }
-                }
-                if lower.is_none() && upper.is_none() {
-                    out.terms.push(format!("{left} IS NOT NULL"));
-                }
-            }
-            Test::In(values) if values.is_empty() => out.terms.push("false".into()),
-            Test::In(values) => {
-                let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
-                out.terms.push(format!("{left} IN ({})", places.join(", ")));
-            }
-            Test::NotIn(values) => {
-                out.terms.push(format!("{left} IS NOT NULL"));
-                let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
-                if !places.is_empty() {
-                    out.terms.push(format!("{left} NOT IN ({})", places.join(", ")));
-                }
-            }
-            Test::Compare(how, value) => {
-                let at = out.bind(value, &ty);
-                out.terms.push(format!("{left} {} {at}", how.sql()));
-            }
-            Test::Null => out.terms.push(format!("{left} IS NULL")),
-            Test::NotNull => out.terms.push(format!("{left} IS NOT NULL")),
-            Test::NullOrRange { lower, upper } => {
-                let mut sides = Vec::new();
-                for (op, bound) in [(">=", lower), ("<", upper)] {
-                    if let Some(bound) = bound {
-                        let at = out.bind(bound, &ty);
-                        sides.push(format!("{left} {op} {at}"));
-                    }
-                }
-                if !sides.is_empty() {
-                    out.terms.push(format!("({left} IS NULL OR {})", sides.join(" AND ")));
-                }
-            }
-            Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
-                let how = match condition.test {
-                    Test::NullOrIn(_) => "IN",
-                    _ => "NOT IN",
-                };
-                let places: Vec<String> = values.iter().map(|v| out.bind(v, &ty)).collect();
-                out.terms
-                    .push(format!("({left} IS NULL OR {left} {how} ({}))", places.join(", ")));
-            }
-        }
+        test(&self.term(&condition.term), &ty, condition, out);
         Ok(())
     }
 
@@ -364,6 +299,47 @@ impl<'a> Query<'a> {
     }
 }
 
+/// A condition on what is called `left` and has this type.
+fn test(left: &str, ty: &str, condition: &Condition, out: &mut Where) {
+    match &condition.test {
+        Test::Range { lower, upper } => {
+            for (op, bound) in [(">=", lower), ("<", upper)] {
+                if let Some(bound) = bound {
+                    let at = out.bind(bound, ty);
+                    out.terms.push(format!("{left} {op} {at}"));
+                }
+            }
+            if lower.is_none() && upper.is_none() {
+                out.terms.push(format!("{left} IS NOT NULL"));
+            }
+        }
+        Test::In(values) if values.is_empty() => out.terms.push("false".into()),
+        Test::In(values) => {
+            let places: Vec<String> = values.iter().map(|v| out.bind(v, ty)).collect();
+            out.terms.push(format!("{left} IN ({})", places.join(", ")));
+        }
+        Test::NotIn(values) => {
+            out.terms.push(format!("{left} IS NOT NULL"));
+            let places: Vec<String> = values.iter().map(|v| out.bind(v, ty)).collect();
+            if !places.is_empty() {
+                out.terms.push(format!("{left} NOT IN ({})", places.join(", ")));
+            }
+        }
+        Test::Compare(how, value) => {
+            let at = out.bind(value, ty);
+            out.terms.push(format!("{left} {} {at}", how.sql()));
+        }
+        Test::Null => out.terms.push(format!("{left} IS NULL")),
+        Test::NotNull => out.terms.push(format!("{left} IS NOT NULL")),
+        Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+            let before = out.terms.len();
+            test(left, ty, &condition.without_null(), out);
+            let others = out.terms.split_off(before).join(" AND ");
+            out.terms.push(format!("({left} IS NULL OR {others})"));
+        }
+    }
+}
+
 /// The columns that reading would yield.
 pub(super) async fn describe_query(duckdb: &DuckDb, read: &ReadSpec) -> Result<Vec<Column>> {
     let session = duckdb.database.session().await?;
@@ -373,10 +349,7 @@ pub(super) async fn describe_query(duckdb: &DuckDb, read: &ReadSpec) -> Result<V
     let selected: Vec<String> = read.columns.iter().map(|c| query.term(&c.term())).collect();
     let types = query.types_of(&selected, &query.group()?).await?;
     let table = describe(duckdb, &read.table).await?.unwrap_or_default();
-    let outer = read
-        .joins
-        .iter()
-        .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
+    let outer = !keeps_rows(&read.joins);
     Ok(read
         .columns
         .iter()

@@ -2,8 +2,8 @@
 //! checkpoint; changes go through the [`Applier`] into the table itself.
 
 use super::DuckDb;
+use super::apply::Applier;
 use super::destination::{check_generation, load_table};
-use super::direct::Applier;
 use super::session::{Session, end, execute, ingest, rows, transaction};
 use super::sql::{quote, table as table_name};
 use super::types::{store_as, to_duckdb};

@@ -14,7 +14,7 @@ use synctool_core::change::{ChangeBatch, Event, KeyRange};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
-use synctool_core::query::{Condition, JoinKind, Term};
+use synctool_core::query::{Condition, Term};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::{
     BYTES, Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
@@ -212,27 +212,18 @@ impl Source for DuckDbSource {
             .rows(format!("SELECT CAST(count(*) AS VARCHAR) FROM {name}"), &[])
             .await?;
         let rows: u64 = count.first().and_then(|r| r[0].as_deref()?.parse().ok()).unwrap_or(0);
-        let all = vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes: 0,
-        }];
+        let all = vec![PlannedSlice::all(rows, 0)];
         let [key] = request.key.as_slice() else { return Ok(all) };
         let integer = read
             .columns
             .iter()
             .any(|c| c.source == *key && matches!(c.column.ty, ColumnType::Int32 | ColumnType::Int64));
-        // Rows that only a joined table has are in no range of this table's keys; groups may have rows in several.
-        let outer = read
-            .joins
-            .iter()
-            .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
-        let whole = outer || !read.group_by.is_empty();
-        if request.single || whole || !integer || rows < ROWS_WORTH_CUTTING {
+        // A group may have rows in several ranges.
+        let whole = request.single || !read.group_by.is_empty();
+        if whole || !integer || rows < ROWS_WORTH_CUTTING {
             return Ok(all);
         }
-        // Nor are rows without a key, which nothing forbids here: whoever takes the rows says what becomes of them.
+        // Rows without a key are in none, and nothing forbids them here: whoever takes the rows says what becomes of them.
         let without = format!(
             "SELECT CAST(count(*) AS VARCHAR) FROM {name} WHERE {} IS NULL",
             quote(key)
@@ -320,18 +311,7 @@ impl Source for DuckDbSource {
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for table in tables {
-            let described = self.describe(table).await;
-            findings.push(Finding {
-                what: format!("table {table}"),
-                ok: described.is_ok(),
-                found: described
-                    .as_ref()
-                    .map_or_else(|e| e.message().to_string(), |s| format!("{} columns", s.columns.len())),
-                fix: described
-                    .err()
-                    .and_then(|e| e.next_step().map(ToString::to_string))
-                    .unwrap_or_default(),
-            });
+            findings.push(Finding::of_table(format!("table {table}"), self.describe(table).await));
         }
         findings
     }

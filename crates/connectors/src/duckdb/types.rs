@@ -146,10 +146,7 @@ pub(super) fn from_duckdb(array: &ArrayRef, column: &Column) -> Result<ArrayRef>
     // What is stored in another type than it travels in meets it in its text.
     let mut builder = ColumnBuilder::new(column);
     for row in 0..array.len() {
-        match text::cell(&array, row)? {
-            Some(text) => builder.append_text(&text)?,
-            None => builder.append_null(),
-        }
+        builder.append_cell(text::cell(&array, row)?.as_deref())?;
     }
     Ok(builder.finish())
 }

@@ -275,22 +275,13 @@ impl Target {
             .collect::<Result<_>>()?;
         let cut = |at: usize| by_bytes.contains(&self.mapping.columns[at].name);
         let exactly = |at: usize| cut(at) && !self.mapping.by_bytes[at];
-        let name = |at: usize| exact(&format!("d.{}", ident(&self.mapping.columns[at].name)), exactly(at));
-        let names: Vec<String> = places.iter().map(|at| name(*at)).collect();
-        let mut sides = Vec::new();
-        for (bound, op) in [(&range.lower, ">="), (&range.upper, "<")] {
-            let Some(values) = bound else { continue };
-            if values.len() != places.len() {
-                return Err(Error::bug("a key range has another number of values than columns"));
-            }
-            let literals = places.iter().zip(values).map(|(at, value)| match exactly(*at) {
-                true => Ok(sql::hex_literal(value.as_bytes())),
-                false if cut(*at) && self.mapping.writers[*at].is_text() => Ok(sql::literal(value)),
-                false => types::literal(&self.mapping.columns[*at], value),
-            });
-            sides.push(sql::compare(&names, op, &literals.collect::<Result<Vec<_>>>()?));
-        }
-        Ok(sides.join(" AND "))
+        let name = |at: &usize| exact(&format!("d.{}", ident(&self.mapping.columns[*at].name)), exactly(*at));
+        let names: Vec<String> = places.iter().map(name).collect();
+        sql::bounds(range, &names, |i, value| match places[i] {
+            at if exactly(at) => Ok(sql::hex_literal(value.as_bytes())),
+            at if cut(at) && self.mapping.writers[at].is_text() => Ok(sql::literal(value)),
+            at => types::literal(&self.mapping.columns[at], value),
+        })
     }
 
     /// Empties the table. TRUNCATE would commit; the counter of an auto-increment column goes on.
@@ -388,36 +379,12 @@ impl Target {
                     self.key_of(row).ok_or_else(Error::without_key)?.join(", ")
                 ));
             }
-            let names: Vec<&str> = self
-                .mapping
-                .key
-                .iter()
-                .map(|k| self.mapping.columns[*k].name.as_str())
-                .collect();
-            let mut sql = format!(
+            let sql = format!(
                 "DELETE FROM {} WHERE ({}) IN ({})",
                 self.name,
-                list("", &names),
+                list("", &self.mapping.key_names()),
                 keys.join(", ")
             );
-            if !self.mapping.exact_key {
-                // A row that another key of the same letters has taken meanwhile is not the one to go.
-                let mut exactly = Vec::with_capacity(group.rows.len());
-                for row in &group.rows {
-                    let key = self.key_of(row).ok_or_else(Error::without_key)?;
-                    let key = self.mapping.key.iter().zip(key);
-                    let cells: Vec<String> = key
-                        .map(|(k, v)| exact(&v, self.mapping.writers[*k].is_text()))
-                        .collect();
-                    exactly.push(format!("({})", cells.join(", ")));
-                }
-                let names = self.mapping.key.iter().map(|k| {
-                    let (name, text) = (&self.mapping.columns[*k].name, self.mapping.writers[*k].is_text());
-                    exact(&ident(name), text)
-                });
-                let names: Vec<String> = names.collect();
-                sql.push_str(&format!(" AND ({}) IN ({})", names.join(", "), exactly.join(", ")));
-            }
             applied.deleted = session.run(&sql, "deleting rows").await?;
         } else {
             self.clear_stage(session).await?;

@@ -4,7 +4,7 @@ use super::client::{Session, number, text};
 use super::sql::literal;
 use super::types::{self, Declared};
 use std::collections::BTreeMap;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::source::TableInfo;
 
@@ -70,7 +70,7 @@ impl CatalogTable {
     pub(super) fn must_column(&self, name: &str) -> Result<&CatalogColumn> {
         self.column(name).ok_or_else(|| {
             let known: Vec<&str> = self.columns.iter().map(|c| c.column.name.as_str()).collect();
-            Error::new(code::COLUMN_MISSING, format!("column {name} is not in {}", self.table))
+            Error::no_column(Among::Table, name, format!("column {name} is not in {}", self.table))
                 .hint(format!("it has: {}", known.join(", ")))
         })
     }
@@ -241,15 +241,8 @@ pub(super) async fn must_find(session: &mut Session, table: &TableId) -> Result<
         return Ok(found);
     }
     let schema = qualified(session, table).schema;
-    let wanted = table.name.to_lowercase();
-    let mut near: Vec<(usize, String)> = tables(session, schema.as_deref())
-        .await?
-        .into_iter()
-        .map(|t| (strsim::levenshtein(&wanted, &t.table.name.to_lowercase()), t.table.name))
-        .filter(|(d, n)| *d <= 1 + wanted.len() / 3 || n.to_lowercase().contains(&wanted))
-        .collect();
-    near.sort();
-    let near: Vec<String> = near.into_iter().take(3).map(|(_, n)| n).collect();
+    let names = tables(session, schema.as_deref()).await?;
+    let near = crate::names::near(&table.name, names.into_iter().map(|t| t.table.name));
     let error = Error::new(
         code::TABLE_MISSING,
         format!("table {table} does not exist, or this user may not see it"),

@@ -122,17 +122,7 @@ fn key_bytes(type_name: &str) -> usize {
 
 /// The charset and collation of texts in a column that we make.
 fn collation(flavor: &Flavor, c: &Column, type_name: &str) -> Option<(&'static str, &'static str)> {
-    let texts = [
-        "char",
-        "varchar",
-        "tinytext",
-        "text",
-        "mediumtext",
-        "longtext",
-        "enum",
-        "set",
-    ];
-    let is_text = texts.contains(&type_name.split('(').next().unwrap_or_default());
+    let is_text = types::TEXTS.contains(&type_name.split('(').next().unwrap_or_default());
     is_text.then(|| match c.ty {
         ColumnType::Uuid => ("ascii", "ascii_bin"),
         _ => ("utf8mb4", flavor.collation()),

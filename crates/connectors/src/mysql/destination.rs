@@ -268,11 +268,8 @@ impl Destination for MysqlDestination {
         SinkTraits {
             // Two connections stay: for prepare, seal and publish, and for taking over.
             writers: self.database.config().max_connections.saturating_sub(2).max(1),
-            transactional_ddl: false,
             guarantee: Guarantee::ExactlyOnce,
-            merges: true,
             applies_changes: true,
-            changes_by_key: true,
             single_partition: false,
         }
     }

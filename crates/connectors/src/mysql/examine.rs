@@ -5,37 +5,20 @@ use super::client::{Mysql, Session, number, text};
 use super::destination::MysqlDestination;
 use super::merge::Mapping;
 use super::sql::{ident, table as quoted};
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Result, code};
 use synctool_core::schema::TableId;
 use synctool_core::source::Finding;
-
-pub(super) fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding {
-        what: what.into(),
-        ok,
-        found: found.into(),
-        fix: if ok { String::new() } else { fix.into() },
-    }
-}
-
-fn fact(what: impl Into<String>, found: impl Into<String>) -> Finding {
-    finding(what, true, found, "")
-}
-
-pub(super) fn failed(what: impl Into<String>, e: &Error) -> Finding {
-    finding(what, false, e.message(), e.next_step().unwrap_or_default())
-}
 
 /// Looks at everything that reading these tables needs; `delta`: by a column that grows, too.
 pub(super) async fn reading(database: &Mysql, tables: &[TableId], delta: bool) -> Vec<Finding> {
     let mut session = match database.connect().await {
         Ok(session) => session,
-        Err(e) => return vec![failed("connection", &e)],
+        Err(e) => return vec![Finding::of_error("connection", &e)],
     };
     let mut found = vec![connection(database, &session)];
     match server(&mut session).await {
         Ok(findings) => found.extend(findings),
-        Err(e) => found.push(failed("server", &e)),
+        Err(e) => found.push(Finding::of_error("server", &e)),
     }
     let user = user(&mut session).await;
     if delta {
@@ -44,7 +27,7 @@ pub(super) async fn reading(database: &Mysql, tables: &[TableId], delta: bool) -
     for table in tables {
         match readable(&mut session, table, &user).await {
             Ok(findings) => found.extend(findings),
-            Err(e) => found.push(failed(format!("table {table}"), &e)),
+            Err(e) => found.push(Finding::of_error(format!("table {table}"), &e)),
         }
     }
     session.recycle();
@@ -56,22 +39,22 @@ async fn sees_all(session: &mut Session, user: &str) -> Finding {
         .rows("SELECT count(*) FROM information_schema.INNODB_TRX", "looking")
         .await
     {
-        Ok(_) => fact(
+        Ok(_) => Finding::good(
             "right to see all transactions (PROCESS), for a gap-safe delta",
             "granted",
         ),
-        Err(e) if e.code() == code::PERMISSION => finding(
+        Err(e) if e.code() == code::PERMISSION => Finding::new(
             "right to see all transactions (PROCESS), for a gap-safe delta",
             false,
             "missing",
             format!("GRANT PROCESS ON *.* TO {user};"),
         ),
-        Err(e) => failed("open transactions", &e),
+        Err(e) => Finding::of_error("open transactions", &e),
     }
 }
 
 fn connection(database: &Mysql, session: &Session) -> Finding {
-    fact(
+    Finding::good(
         "connection",
         format!("{} at {}", session.flavor().name(), database.config().server()),
     )
@@ -99,19 +82,19 @@ async fn server(session: &mut Session) -> Result<Vec<Finding>> {
     let packet = number(&row, 1);
     let most = session.database().config().max_connections as u64;
     Ok(vec![
-        finding(
+        Finding::new(
             "connections",
             number(&row, 0) >= most.min(4),
             format!("{} at the server; up to {most} are used", number(&row, 0)),
             "lower max_connections of this datastore, or raise it at the server",
         ),
-        finding(
+        Finding::new(
             "max_allowed_packet",
             packet >= 16 << 20,
             format!("{packet} bytes: no value is larger"),
             "SET GLOBAL max_allowed_packet = 67108864, and the same in the server's configuration file",
         ),
-        fact(
+        Finding::good(
             "time zone",
             format!(
                 "{} at the server; our sessions use UTC",
@@ -128,18 +111,18 @@ async fn readable(session: &mut Session, table: &TableId, user: &str) -> Result<
         .rows(&format!("SELECT 1 FROM {name} LIMIT 0"), &format!("reading {table}"))
         .await;
     let mut all = vec![match &may {
-        Ok(_) => fact(format!("right to read {}", found.table), "granted"),
-        Err(e) if e.code() == code::PERMISSION => finding(
+        Ok(_) => Finding::good(format!("right to read {}", found.table), "granted"),
+        Err(e) if e.code() == code::PERMISSION => Finding::new(
             format!("right to read {}", found.table),
             false,
             "missing",
             format!("GRANT SELECT ON {name} TO {user};"),
         ),
-        Err(e) => failed(format!("reading {}", found.table), e),
+        Err(e) => Finding::of_error(format!("reading {}", found.table), e),
     }];
     let key = found.key();
     if found.kind == "table" {
-        all.push(finding(
+        all.push(Finding::new(
             format!("key of {}", found.table),
             !key.is_empty(),
             match key.is_empty() {
@@ -148,7 +131,7 @@ async fn readable(session: &mut Session, table: &TableId, user: &str) -> Result<
             },
             format!("ALTER TABLE {name} ADD PRIMARY KEY (…);"),
         ));
-        all.push(finding(
+        all.push(Finding::new(
             format!("engine of {}", found.table),
             found.transactional,
             if found.transactional {
@@ -169,15 +152,15 @@ async fn readable(session: &mut Session, table: &TableId, user: &str) -> Result<
 pub(super) async fn writing(destination: &MysqlDestination, tables: &[TableId]) -> Vec<Finding> {
     let mut session = match destination.database.connect().await {
         Ok(session) => session,
-        Err(e) => return vec![failed("connection", &e)],
+        Err(e) => return vec![Finding::of_error("connection", &e)],
     };
     let mut found = vec![connection(&destination.database, &session)];
     match server(&mut session).await {
         Ok(findings) => found.extend(findings),
-        Err(e) => found.push(failed("server", &e)),
+        Err(e) => found.push(Finding::of_error("server", &e)),
     }
     if let Err(e) = look(destination, &mut session, tables, &mut found).await {
-        found.push(failed("examination", &e));
+        found.push(Finding::of_error("examination", &e));
     }
     session.recycle();
     found
@@ -196,13 +179,13 @@ async fn look(
             "examining the destination",
         )
         .await?;
-    found.push(finding(
+    found.push(Finding::new(
         "writable",
         number(&row, 0) == 0,
         if number(&row, 0) == 0 { "yes" } else { "read-only" },
         "connect to the primary",
     ));
-    found.push(fact(
+    found.push(Finding::good(
         "LOAD DATA LOCAL INFILE",
         if number(&row, 1) == 1 {
             "allowed"
@@ -212,13 +195,13 @@ async fn look(
     ));
     let format = text(&row, 3).unwrap_or_default();
     let fine = number(&row, 2) == 0 || !format.eq_ignore_ascii_case("STATEMENT");
-    found.push(finding(
+    found.push(Finding::new(
         "binlog_format",
         fine,
         format,
         "SET GLOBAL binlog_format = 'ROW', and the same in the server's configuration file: READ COMMITTED needs it",
     ));
-    found.push(fact(
+    found.push(Finding::good(
         "innodb_flush_log_at_trx_commit",
         match number(&row, 4) {
             1 => "1: a commit survives a power cut".to_string(),
@@ -227,9 +210,9 @@ async fn look(
     ));
     let control = destination.control.database();
     found.push(match destination.control.exists(session).await {
-        Ok(true) => fact("control tables", format!("they are in {control}")),
-        Ok(false) => fact("control tables", format!("they will be made in {control}")),
-        Err(e) => failed("control tables", &e),
+        Ok(true) => Finding::good("control tables", format!("they are in {control}")),
+        Ok(false) => Finding::good("control tables", format!("they will be made in {control}")),
+        Err(e) => Finding::of_error("control tables", &e),
     });
     for table in tables {
         let schema = table.schema.as_deref().unwrap_or_default();
@@ -245,25 +228,25 @@ async fn look(
                 session
                     .run(&format!("DROP TEMPORARY TABLE {probe}"), "dropping it")
                     .await?;
-                fact(
+                Finding::good(
                     format!("temporary tables in {schema} (changes of a log are staged in them)"),
                     "granted",
                 )
             }
-            Err(e) if matches!(e.code().id, "ST-AUT-002") => finding(
+            Err(e) if matches!(e.code().id, "ST-AUT-002") => Finding::new(
                 format!("temporary tables in {schema}"),
                 false,
                 "missing",
                 format!("GRANT CREATE TEMPORARY TABLES ON {}.* TO {user};", ident(schema)),
             ),
-            Err(e) => failed(format!("temporary tables in {schema}"), &e),
+            Err(e) => Finding::of_error(format!("temporary tables in {schema}"), &e),
         });
         let may = rights(session, schema).await?;
         let missing: Vec<&str> = ["CREATE", "DROP", "ALTER", "SELECT", "INSERT", "UPDATE", "DELETE"]
             .into_iter()
             .filter(|r| !may.iter().any(|m| m == r))
             .collect();
-        found.push(finding(
+        found.push(Finding::new(
             format!("rights in {schema}"),
             missing.is_empty(),
             if missing.is_empty() {
@@ -274,21 +257,21 @@ async fn look(
             format!("GRANT {} ON {}.* TO {user};", missing.join(", "), ident(schema)),
         ));
         let Some(existing) = catalog::find(session, table).await? else {
-            found.push(fact(format!("table {table}"), "it will be created"));
+            found.push(Finding::good(format!("table {table}"), "it will be created"));
             continue;
         };
         if let Err(e) = Mapping::new(&existing, &existing.schema()) {
-            found.push(failed(format!("table {table}"), &e));
+            found.push(Finding::of_error(format!("table {table}"), &e));
         }
         let triggers = catalog::triggers(session, table).await?;
         if !triggers.is_empty() {
-            found.push(fact(
+            found.push(Finding::good(
                 format!("triggers of {table}"),
                 format!("they fire for what SyncTool writes: {}", triggers.join(", ")),
             ));
         }
         if !catalog::foreign_keys(session, table).await?.is_empty() {
-            found.push(fact(
+            found.push(Finding::good(
                 format!("foreign keys of {table}"),
                 "they are not checked while SyncTool writes (foreign_key_checks = 0)",
             ));

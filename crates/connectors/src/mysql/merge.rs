@@ -111,7 +111,8 @@ impl Mapping {
         self.columns.iter().map(|c| c.name.clone()).collect()
     }
 
-    fn key_names(&self) -> Vec<&str> {
+    /// The names of the key's columns.
+    pub(super) fn key_names(&self) -> Vec<&str> {
         self.key.iter().map(|k| self.columns[*k].name.as_str()).collect()
     }
 

@@ -201,7 +201,7 @@ impl Publishing<'_> {
                     let sql = mapping.count_missing(&quoted(&table), &quoted(&self.load(index)));
                     number(&self.session.row(&sql, "counting rows that would go").await?, 0)
                 };
-                self.guard(before, deleted, rows)?;
+                self.plan.guard.check(&table, before, deleted, rows)?;
                 Applied::swapped(before, deleted, rows)
             }
             _ => return Ok(None),
@@ -212,17 +212,6 @@ impl Publishing<'_> {
             publish: word(&planned.publish).into(),
             applied,
         }))
-    }
-
-    fn guard(&self, before: u64, deleted: u64, after: u64) -> Result<()> {
-        if self.plan.guard.allows(before, deleted, after) {
-            return Ok(());
-        }
-        Err(Error::new(
-            code::MASS_DELETE,
-            format!("{deleted} of {before} rows would be deleted in favour of {after}; nothing was changed"),
-        )
-        .hint("if it is meant, run again with --allow-mass-delete"))
     }
 
     /// Puts a loaded table in its place, unless that was done.
@@ -330,7 +319,7 @@ impl Publishing<'_> {
             // The count of the rows before is needed only where the number alone does not settle it.
             if !(guard.allow || deleted == 0 || (deleted <= guard.max_rows && rows > 0)) {
                 let left = self.count(&planned.destination).await?;
-                self.guard(left + deleted, deleted, rows)?;
+                guard.check(&planned.destination, left + deleted, deleted, rows)?;
             }
         }
         let mut put_back = 0;

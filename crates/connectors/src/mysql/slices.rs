@@ -7,6 +7,7 @@ use super::catalog::{CatalogColumn, CatalogTable, must_find};
 use super::client::{Flavor, Session, number, signed};
 use super::sql::{self, ident, list};
 use super::types;
+use crate::strata::{Stratum, quantiles};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{ReadSpec, Slice};
@@ -26,14 +27,7 @@ const MAX_SLICES: i128 = 100_000;
 /// Cuts a table as requested.
 pub(super) async fn cut(session: &mut Session, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
     let table = must_find(session, &read.table).await?;
-    let whole = |rows: u64, bytes: u64| {
-        vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes,
-        }]
-    };
+    let whole = |rows: u64, bytes: u64| vec![PlannedSlice::all(rows, bytes)];
     let key: Vec<Column> = request
         .key
         .iter()
@@ -179,13 +173,6 @@ async fn fixed(session: &mut Session, table: &CatalogTable, column: &str, step: 
     Ok((1..=inner).map(|i| vec![(low + i * step).to_string()]).collect())
 }
 
-/// A stretch of keys and about how many rows it holds.
-struct Stratum {
-    start: i128,
-    end: i128,
-    rows: f64,
-}
-
 /// Looks at a sole integer key in many places; `None` where it is too uneven to be cut from that.
 async fn probe(session: &mut Session, name: &str, column: &str) -> Result<Option<Vec<Stratum>>> {
     let Some((first, last)) = edges(session, name, column).await? else {
@@ -232,31 +219,6 @@ async fn probe(session: &mut Session, name: &str, column: &str) -> Result<Option
     Ok((uneven <= total * 0.1).then_some(strata))
 }
 
-/// The keys that cut the strata into `n` equal parts.
-fn quantiles(strata: &[Stratum], n: usize) -> Vec<i128> {
-    let total: f64 = strata.iter().map(|s| s.rows).sum();
-    let mut bounds = Vec::new();
-    let (mut before, mut at) = (0.0, 0);
-    for i in 1..n {
-        let wanted = total * i as f64 / n as f64;
-        while at + 1 < strata.len() && before + strata[at].rows < wanted {
-            before += strata[at].rows;
-            at += 1;
-        }
-        let s = &strata[at];
-        let share = if s.rows > 0.0 {
-            ((wanted - before) / s.rows).clamp(0.0, 1.0)
-        } else {
-            0.0
-        };
-        let key = s.start + ((s.end - s.start) as f64 * share) as i128;
-        if key > bounds.last().copied().unwrap_or(strata[0].start) {
-            bounds.push(key);
-        }
-    }
-    bounds
-}
-
 /// The first keys of the second and every further slice of `step` rows.
 async fn walk(session: &mut Session, table: &CatalogTable, key: &[Column], step: u64) -> Result<Vec<Vec<String>>> {
     let what = format!("walking the key of {}", table.table);
@@ -301,12 +263,7 @@ async fn walk(session: &mut Session, table: &CatalogTable, key: &[Column], step:
 
 fn ranges(key: &[Column], first: Option<i128>, bounds: Vec<Vec<String>>, rows: u64, bytes: u64) -> Vec<PlannedSlice> {
     if bounds.is_empty() {
-        return vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes,
-        }];
+        return vec![PlannedSlice::all(rows, bytes)];
     }
     let n = bounds.len() + 1;
     let integers = key.len() == 1 && key[0].ty.is_integer();
@@ -349,18 +306,6 @@ mod tests {
         let Slice::Key(first) = &all[0].slice else { panic!() };
         let Slice::Key(second) = &all[1].slice else { panic!() };
         assert_eq!((first.lower.as_ref(), &first.upper), (None, &second.lower));
-    }
-
-    #[test]
-    fn strata_are_cut_where_their_rows_are() {
-        let strata: Vec<Stratum> = (0..10)
-            .map(|i| Stratum {
-                start: i * 100,
-                end: (i + 1) * 100,
-                rows: if i < 5 { 0.0 } else { 20.0 },
-            })
-            .collect();
-        assert_eq!(quantiles(&strata, 5), [600, 700, 800, 900]);
     }
 
     #[test]

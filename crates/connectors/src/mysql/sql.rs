@@ -114,18 +114,27 @@ pub(super) fn compare(columns: &[String], op: &str, values: &[String]) -> String
 /// The condition of a range of key columns; empty for one without bounds. `columns` are their SQL and types.
 pub(super) fn range(range: &KeyRange, columns: &[(String, Column)]) -> Result<String> {
     let names: Vec<String> = columns.iter().map(|(sql, _)| sql.clone()).collect();
+    bounds(range, &names, |at, value| types::literal(&columns[at].1, value))
+}
+
+/// The same of columns that are called like this in SQL, with a value of each as `literal` says (by the place of its column).
+pub(super) fn bounds(
+    range: &KeyRange,
+    names: &[String],
+    literal: impl Fn(usize, &str) -> Result<String>,
+) -> Result<String> {
     let mut sides = Vec::new();
     for (bound, op) in [(&range.lower, ">="), (&range.upper, "<")] {
         let Some(values) = bound else { continue };
-        if values.len() != columns.len() {
+        if values.len() != names.len() {
             return Err(Error::bug("a key range has another number of values than columns"));
         }
         let literals: Vec<String> = values
             .iter()
-            .zip(columns)
-            .map(|(v, (_, column))| types::literal(column, v))
+            .enumerate()
+            .map(|(at, value)| literal(at, value))
             .collect::<Result<_>>()?;
-        sides.push(compare(&names, op, &literals));
+        sides.push(compare(names, op, &literals));
     }
     Ok(sides.join(" AND "))
 }
@@ -201,24 +210,8 @@ pub(super) fn condition(read: &ReadSpec, c: &Condition, column: &Column) -> Resu
         Test::Compare(how, v) => format!("{sql} {} {}", how.sql(), value(v)?),
         Test::Null => format!("{sql} IS NULL"),
         Test::NotNull => format!("{sql} IS NOT NULL"),
-        Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
-            let how = match c.test {
-                Test::NullOrIn(_) => "IN",
-                _ => "NOT IN",
-            };
-            let values: Vec<String> = values.iter().map(|v| value(v)).collect::<Result<_>>()?;
-            format!("({sql} IS NULL OR {sql} {how} ({}))", values.join(", "))
-        }
-        Test::NullOrRange { lower, upper } => {
-            let test = Test::Range {
-                lower: lower.clone(),
-                upper: upper.clone(),
-            };
-            let range = Condition {
-                term: c.term.clone(),
-                test,
-            };
-            format!("({sql} IS NULL OR ({}))", condition(read, &range, column)?)
+        Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+            format!("({sql} IS NULL OR ({}))", condition(read, &c.without_null(), column)?)
         }
     })
 }
@@ -250,24 +243,30 @@ pub(super) fn filters(read: &ReadSpec, types: &[Column]) -> Result<Vec<String>> 
 /// A condition that cuts work: a list of texts means them by their bytes, as everywhere else. Under a collation a row
 /// would belong to every piece that lists one of its letters' cases.
 fn listed(read: &ReadSpec, c: &Condition, column: &Column) -> Result<String> {
-    let (Test::In(values) | Test::NotIn(values) | Test::NullOrIn(values) | Test::NullOrNotIn(values)) = &c.test else {
-        return condition(read, c, column);
+    let sql = term(read, &c.term);
+    let (values, how) = match &c.test {
+        Test::In(values) => (values, "IN"),
+        Test::NotIn(values) => (values, "NOT IN"),
+        Test::NullOrIn(_) | Test::NullOrNotIn(_) => {
+            return Ok(format!(
+                "({sql} IS NULL OR ({}))",
+                listed(read, &c.without_null(), column)?
+            ));
+        }
+        _ => return condition(read, c, column),
     };
     if values.is_empty() || !types::is_text(&column.ty) {
         return condition(read, c, column);
     }
-    let sql = term(read, &c.term);
     let bytes: Vec<String> = values
         .iter()
         .map(|v| types::literal(column, v).map(|v| exact(&v, true)))
         .collect::<Result<_>>()?;
-    let (one, bytes) = (exact(&sql, true), bytes.join(", "));
+    let exactly = format!("{} {how} ({})", exact(&sql, true), bytes.join(", "));
     Ok(match &c.test {
         // The first is what an index answers.
-        Test::In(_) => format!("{} AND {one} IN ({bytes})", condition(read, c, column)?),
-        Test::NotIn(_) => format!("{one} NOT IN ({bytes})"),
-        Test::NullOrIn(_) => format!("({sql} IS NULL OR {one} IN ({bytes}))"),
-        _ => format!("({sql} IS NULL OR {one} NOT IN ({bytes}))"),
+        Test::In(_) => format!("{} AND {exactly}", condition(read, c, column)?),
+        _ => exactly,
     })
 }
 
@@ -356,17 +355,11 @@ pub(super) fn rest(read: &ReadSpec, conditions: &[String]) -> Result<String> {
         sql.push_str(&format!(" WHERE {}", conditions.join(" AND ")));
     }
     if !read.group_by.is_empty() {
-        let by: Vec<String> =
-            read.group_by
-                .iter()
-                .map(|name| {
-                    let column = read.columns.iter().find(|c| c.column.name == *name).ok_or_else(|| {
-                        Error::new(code::COLUMN_MISSING, format!("the group column {name} is not read"))
-                    })?;
-                    let text = types::is_text(&column.column.ty);
-                    Ok(exact(&column_sql(read, column), text))
-                })
-                .collect::<Result<_>>()?;
+        let by: Vec<String> = read
+            .groups()?
+            .into_iter()
+            .map(|(_, column)| exact(&column_sql(read, column), types::is_text(&column.column.ty)))
+            .collect();
         sql.push_str(&format!(" GROUP BY {}", by.join(", ")));
     }
     Ok(sql)

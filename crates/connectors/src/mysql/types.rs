@@ -22,6 +22,18 @@ const MARK: &str = "synctool:";
 /// A longer varchar is stored as longtext: a row holds 65,535 bytes of varchars at most.
 const MAX_VARCHAR: u32 = 1000;
 
+/// The types of columns that hold texts.
+pub(super) const TEXTS: [&str; 8] = [
+    "char",
+    "varchar",
+    "tinytext",
+    "text",
+    "mediumtext",
+    "longtext",
+    "enum",
+    "set",
+];
+
 /// What the catalog says of a column's type.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Declared {
@@ -354,7 +366,6 @@ impl Writer {
         }
     }
 
-    /// The same for values that are bound as text without a column (literals of conditions).
     fn unsupported(&self, why: &str) -> Error {
         Error::new(
             code::VALUE_UNSUPPORTED,
@@ -379,18 +390,7 @@ impl Writer {
 
     /// Whether the column's collation may hide differences between values.
     pub(super) fn is_text(&self) -> bool {
-        [
-            "char",
-            "varchar",
-            "tinytext",
-            "text",
-            "mediumtext",
-            "longtext",
-            "enum",
-            "set",
-        ]
-        .iter()
-        .any(|t| self.declared.starts_with(t))
+        TEXTS.iter().any(|t| self.declared.starts_with(t))
     }
 
     /// The expression that stores a given one. Bits are taken from a number, not from its digits' bytes; MariaDB's own

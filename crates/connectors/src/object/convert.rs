@@ -59,6 +59,11 @@ pub(super) fn to_wanted(array: &ArrayRef, from: &FileColumn, wanted: &Column) ->
 }
 
 fn texts(array: &ArrayRef) -> Result<ArrayRef> {
+    texts_by(array, |out, row| text::write_cell(out, array, row))
+}
+
+/// What is written of each value; NULL stays NULL.
+fn texts_by(array: &ArrayRef, write: impl Fn(&mut String, usize) -> Result<()>) -> Result<ArrayRef> {
     let mut out = StringBuilder::with_capacity(array.len(), array.len() * 16);
     let mut scratch = String::new();
     for row in 0..array.len() {
@@ -67,7 +72,7 @@ fn texts(array: &ArrayRef) -> Result<ArrayRef> {
             continue;
         }
         scratch.clear();
-        text::write_cell(&mut scratch, array, row)?;
+        write(&mut scratch, row)?;
         out.append_value(&scratch);
     }
     Ok(Arc::new(out.finish()))
@@ -185,18 +190,7 @@ pub(super) fn refuse(column: &Column, why: &str) -> Error {
 
 /// Lists, structs and maps as JSON.
 fn nested_texts(array: &ArrayRef, column: &Column) -> Result<ArrayRef> {
-    let mut out = StringBuilder::with_capacity(array.len(), array.len() * 32);
-    let mut scratch = String::new();
-    for row in 0..array.len() {
-        if array.is_null(row) {
-            out.append_null();
-            continue;
-        }
-        scratch.clear();
-        write_json(&mut scratch, array, row, column)?;
-        out.append_value(&scratch);
-    }
-    Ok(Arc::new(out.finish()))
+    texts_by(array, |out, row| write_json(out, array, row, column))
 }
 
 fn write_json(out: &mut String, array: &dyn Array, row: usize, column: &Column) -> Result<()> {

@@ -11,7 +11,7 @@ use arrow_array::{RecordBatch, RecordBatchOptions};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, NO_VALUE, TableSchema};
 use synctool_core::text::{self, ColumnBuilder};
 
@@ -247,8 +247,9 @@ impl CsvRows {
         let mut places = Vec::new();
         for wanted in &reading.columns {
             places.push(find(&wanted.source).ok_or_else(|| {
-                at(Error::new(
-                    code::COLUMN_MISSING,
+                at(Error::no_column(
+                    Among::Table,
+                    &wanted.source,
                     format!("column {} is not in this file", wanted.source),
                 )
                 .hint("all files of a table must have its columns"))

@@ -137,12 +137,9 @@ impl Destination for Folder {
         let single = self.place.single.is_some();
         SinkTraits {
             writers: if single { 1 } else { WRITERS },
-            transactional_ddl: false,
             guarantee: Guarantee::EffectivelyOnce,
-            merges: true,
             // Each commit writes files anew: worth it for a run's changes, not for those of every second.
             applies_changes: false,
-            changes_by_key: true,
             single_partition: single,
         }
     }
@@ -348,36 +345,23 @@ fn examine(place: &Place, tables: &[TableId]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let probe = store::temp_beside(&dir.join(CONTROL));
     let written = std::fs::write(&probe, b"probe").and_then(|()| std::fs::remove_file(&probe));
-    findings.push(Finding {
-        what: format!("{} can be written", place.dir().display()),
-        ok: written.is_ok(),
-        found: written.as_ref().map_or_else(ToString::to_string, |()| "yes".into()),
-        fix: match written {
-            Ok(()) => String::new(),
-            Err(_) => format!("give the user that runs synctool the right to write {}", dir.display()),
-        },
-    });
+    findings.push(Finding::new(
+        format!("{} can be written", place.dir().display()),
+        written.is_ok(),
+        written.as_ref().map_or_else(ToString::to_string, |()| "yes".into()),
+        format!("give the user that runs synctool the right to write {}", dir.display()),
+    ));
     if let Ok(free) = fs4::available_space(dir) {
-        let ok = free > 1 << 30;
-        findings.push(Finding {
-            what: format!("free space for {}", place.dir().display()),
-            ok,
-            found: format!("{} MiB; a load needs room beside the table it replaces", free >> 20),
-            fix: if ok {
-                String::new()
-            } else {
-                "free space on that disk".into()
-            },
-        });
+        findings.push(Finding::new(
+            format!("free space for {}", place.dir().display()),
+            free > 1 << 30,
+            format!("{} MiB; a load needs room beside the table it replaces", free >> 20),
+            "free space on that disk",
+        ));
     }
     for table in tables {
         if let Err(e) = place.writable_name(table) {
-            findings.push(Finding {
-                what: format!("table {table} can be written"),
-                ok: false,
-                found: e.message().to_string(),
-                fix: e.next_step().unwrap_or_default().to_string(),
-            });
+            findings.push(Finding::of_error(format!("table {table} can be written"), &e));
         }
     }
     findings

@@ -26,7 +26,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::schema::TableSchema;
 
 /// No batch has more rows than this, however small they are.
@@ -112,8 +112,9 @@ impl ParquetRows {
         let mut columns = Vec::new();
         for wanted in &reading.columns {
             let at = all.iter().position(|c| c.column.name == wanted.source).ok_or_else(|| {
-                Error::new(
-                    code::COLUMN_MISSING,
+                Error::no_column(
+                    Among::Table,
+                    &wanted.source,
                     format!("column {} is not in this file", wanted.source),
                 )
                 .hint("all files of a table must have its columns")

@@ -232,17 +232,16 @@ impl Publishing<'_> {
                 let before = source::count(located)?;
                 // Rows are not compared: what can be said is by how many the table shrinks.
                 applied.deleted = before.saturating_sub(rows);
-                if !self.plan.guard.allows(before, applied.deleted, rows) {
-                    return Err(Error::new(
-                        code::MASS_DELETE,
-                        format!("the table would go from {before} rows to {rows}"),
-                    )
-                    .hint("check the source; if it is meant, run again with --allow-mass-delete"));
-                }
+                self.guard(before, applied.deleted)?;
             }
             _ => {}
         }
         Ok(applied)
+    }
+
+    fn guard(&self, before: u64, deleted: u64) -> Result<()> {
+        let table = &self.table.destination;
+        self.plan.guard.check(table, before, deleted, self.sealed.rows())
     }
 
     fn me(&self, applied: Applied) -> Load {
@@ -267,16 +266,7 @@ impl Publishing<'_> {
         }
         if delete_missing {
             applied.deleted = view.unseen();
-            if !self.plan.guard.allows(before, applied.deleted, self.sealed.rows()) {
-                return Err(Error::new(
-                    code::MASS_DELETE,
-                    format!(
-                        "{} of {before} rows would be deleted: the source does not have them",
-                        applied.deleted
-                    ),
-                )
-                .hint("check the source; if it is meant, run again with --allow-mass-delete"));
-            }
+            self.guard(before, applied.deleted)?;
             view.forget_unseen()?;
         }
         let changed = match view.finish()? {

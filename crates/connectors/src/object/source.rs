@@ -300,19 +300,8 @@ impl Source for Files {
     async fn examine(&self, tables: &[TableId]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for table in tables {
-            let found = self.describe(table).await;
-            findings.push(Finding {
-                what: format!("files of table {table} can be read"),
-                ok: found.is_ok(),
-                found: match &found {
-                    Ok(schema) => format!("{} columns", schema.columns.len()),
-                    Err(e) => e.message().to_string(),
-                },
-                fix: found
-                    .err()
-                    .and_then(|e| e.next_step().map(str::to_string))
-                    .unwrap_or_default(),
-            });
+            let what = format!("files of table {table} can be read");
+            findings.push(Finding::of_table(what, self.describe(table).await));
         }
         findings
     }
@@ -356,12 +345,10 @@ fn slices(located: &Located, read: &ReadSpec, request: &SliceRequest) -> Result<
         }
     }
     if request.single || slices.is_empty() {
-        let all = PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows: slices.iter().map(|s| s.rows).sum(),
-            bytes: slices.iter().map(|s| s.bytes).sum(),
-        };
+        let all = PlannedSlice::all(
+            slices.iter().map(|s| s.rows).sum(),
+            slices.iter().map(|s| s.bytes).sum(),
+        );
         return Ok(vec![all]);
     }
     Ok(slices)

@@ -8,10 +8,7 @@ use synctool_core::text::ColumnBuilder;
 fn build(column: &Column, values: &[Option<String>]) -> ArrayRef {
     let mut b = ColumnBuilder::new(column);
     for v in values {
-        match v {
-            Some(v) => b.append_text(v).unwrap(),
-            None => b.append_null(),
-        }
+        b.append_cell(v.as_deref()).unwrap();
     }
     b.finish()
 }

@@ -406,11 +406,8 @@ impl Destination for PostgresDestination {
         SinkTraits {
             // One connection stays for prepare, seal and publish.
             writers: self.database.config().max_connections.saturating_sub(1).max(1),
-            transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
-            merges: true,
             applies_changes: true,
-            changes_by_key: true,
             single_partition: false,
         }
     }

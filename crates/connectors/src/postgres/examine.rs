@@ -9,16 +9,11 @@ use synctool_core::schema::TableId;
 use synctool_core::source::Finding;
 
 pub(super) fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding {
-        what: what.into(),
-        ok,
-        found: found.into(),
-        fix: if ok { String::new() } else { fix.into() },
-    }
+    Finding::new(what, ok, found, fix)
 }
 
 pub(super) fn failed(what: impl Into<String>, e: &Error) -> Finding {
-    finding(what, false, e.message(), e.next_step().unwrap_or_default())
+    Finding::of_error(what, e)
 }
 
 /// Looks at everything that reading these tables needs.

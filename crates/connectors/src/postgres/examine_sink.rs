@@ -6,7 +6,7 @@ use super::destination::PostgresDestination;
 use super::integrity::{Integrity, may_replicate};
 use super::merge::oid_of;
 use super::sql::ident;
-use synctool_core::error::{Error, Result};
+use synctool_core::error::Result;
 use synctool_core::schema::TableId;
 use synctool_core::source::Finding;
 
@@ -16,46 +16,23 @@ pub(super) async fn destination(destination: &PostgresDestination, tables: &[Tab
     let client = match destination.database.connect().await {
         Ok(client) => client,
         Err(e) => {
-            findings.push(failed("connection", &e));
+            findings.push(Finding::of_error("connection", &e));
             return findings;
         }
     };
-    findings.push(ok("connection", format!("PostgreSQL {}", client.version() / 10_000)));
+    findings.push(Finding::good(
+        "connection",
+        format!("PostgreSQL {}", client.version() / 10_000),
+    ));
     let looked = look(destination, &client, tables, &mut findings).await;
     if let Err(e) = looked {
-        findings.push(failed("examination", &e));
+        findings.push(Finding::of_error("examination", &e));
     }
     findings
 }
 
-fn ok(what: impl Into<String>, found: impl Into<String>) -> Finding {
-    Finding {
-        what: what.into(),
-        ok: true,
-        found: found.into(),
-        fix: String::new(),
-    }
-}
-
-fn failed(what: &str, e: &Error) -> Finding {
-    Finding {
-        what: what.into(),
-        ok: false,
-        found: e.message().to_string(),
-        fix: e.next_step().unwrap_or_default().to_string(),
-    }
-}
-
 fn right(what: String, has: bool, fix: String) -> Finding {
-    if has {
-        return ok(what, "granted");
-    }
-    Finding {
-        what,
-        ok: false,
-        found: "missing".into(),
-        fix,
-    }
+    Finding::new(what, has, if has { "granted" } else { "missing" }, fix)
 }
 
 async fn look(
@@ -78,25 +55,21 @@ async fn look(
         .map_err(fail)?;
     let (role, database): (String, String) = (ident(row.get(0)), ident(row.get(1)));
     let encoding: &str = row.get(2);
-    findings.push(Finding {
-        what: "server encoding".into(),
-        ok: encoding == "UTF8",
-        found: encoding.into(),
-        fix: if encoding == "UTF8" {
-            String::new()
-        } else {
-            "texts that this encoding lacks are refused; create the database with ENCODING 'UTF8'".into()
-        },
-    });
+    findings.push(Finding::new(
+        "server encoding",
+        encoding == "UTF8",
+        encoding,
+        "texts that this encoding lacks are refused; create the database with ENCODING 'UTF8'",
+    ));
     let read_only = row.get::<_, bool>(3) || row.get::<_, &str>(6) == "on";
-    findings.push(Finding {
-        what: "writable".into(),
-        ok: !read_only,
-        found: if read_only { "standby or read-only" } else { "yes" }.into(),
-        fix: if read_only { "connect to the primary" } else { "" }.into(),
-    });
+    findings.push(Finding::new(
+        "writable",
+        !read_only,
+        if read_only { "standby or read-only" } else { "yes" },
+        "connect to the primary",
+    ));
     let sync: &str = row.get(5);
-    findings.push(ok(
+    findings.push(Finding::good(
         "synchronous_commit",
         if sync == "off" {
             "off: a source is acknowledged only up to what the server has flushed".to_string()
@@ -186,13 +159,13 @@ async fn look(
         let integrity = Integrity::of(&**client, oid).await?;
         if !integrity.is_free() {
             findings.push(match integrity.statement(replicate, table) {
-                Ok(how) => ok(format!("triggers and foreign keys of {table}"), how.unwrap_or_default()),
-                Err(e) => Finding {
-                    what: format!("triggers and foreign keys of {table}"),
-                    ok: false,
-                    found: e.message().to_string(),
-                    fix: format!("GRANT SET ON PARAMETER session_replication_role TO {role};"),
-                },
+                Ok(how) => Finding::good(format!("triggers and foreign keys of {table}"), how.unwrap_or_default()),
+                Err(e) => Finding::new(
+                    format!("triggers and foreign keys of {table}"),
+                    false,
+                    e.message(),
+                    format!("GRANT SET ON PARAMETER session_replication_role TO {role};"),
+                ),
             });
         }
     }

@@ -482,33 +482,17 @@ impl Publishing<'_> {
                     .count(&format!("SELECT pg_catalog.count(*) FROM {}", quoted(&target.table)))
                     .await?
         };
-        if after > 0 && deleted <= guard.max_rows || guard.allows(before, deleted, after) {
-            return Ok(());
-        }
-        Err(mass_delete(target, before, deleted))
+        guard.check(&target.table, before, deleted, after)
     }
 
     async fn swap(&self, target: &Target, rows: u64) -> Result<Applied> {
         let attempts = self.destination.options.lock_attempts;
         let applied = swap::account(&self.tx, target, rows, attempts).await?;
         let before = applied.deleted + applied.updated + applied.unchanged;
-        if !self.plan.guard.allows(before, applied.deleted, rows) {
-            return Err(mass_delete(target, before, applied.deleted));
-        }
+        self.plan.guard.check(&target.table, before, applied.deleted, rows)?;
         swap::swap(&self.tx, target, self.destination.version, attempts).await?;
         Ok(applied)
     }
-}
-
-fn mass_delete(target: &Target, before: u64, deleted: u64) -> Error {
-    Error::new(
-        code::MASS_DELETE,
-        format!(
-            "{deleted} of {before} rows of {} would be deleted, more than the guard allows; nothing was changed",
-            target.table
-        ),
-    )
-    .hint("check that the source is complete; if the deletes are meant, allow them for this run")
 }
 
 /// A name that no relation of the schema has: `base`, or `base` with a number, as the server itself would choose.

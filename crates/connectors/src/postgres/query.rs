@@ -272,19 +272,7 @@ impl<'a> Query<'a> {
 
     /// GROUP BY, by the same expressions that are read.
     fn group(&self, out: &mut Text) -> Result<()> {
-        for (i, name) in self.read.group_by.iter().enumerate() {
-            let column = self
-                .read
-                .columns
-                .iter()
-                .find(|c| c.column.name == *name)
-                .ok_or_else(|| {
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("group column {name} is not among the columns read"),
-                    )
-                    .at("table", self.read.table.to_string())
-                })?;
+        for (i, (_, column)) in self.read.groups()?.into_iter().enumerate() {
             out.push(if i == 0 { " GROUP BY " } else { ", " });
             out.push(&self.term(&column.term()));
         }
@@ -349,18 +337,8 @@ impl<'a> Query<'a> {
             Test::Compare(comparison, value) => format!("{term} {} {}", comparison.sql(), literal(value)?),
             Test::Null => format!("{term} IS NULL"),
             Test::NotNull => format!("{term} IS NOT NULL"),
-            Test::NullOrIn(values) => format!("({term} IS NULL OR {term} IN ({}))", literals(values)?),
-            Test::NullOrNotIn(values) => format!("({term} IS NULL OR {term} NOT IN ({}))", literals(values)?),
-            Test::NullOrRange { lower, upper } => {
-                let test = Test::Range {
-                    lower: lower.clone(),
-                    upper: upper.clone(),
-                };
-                let range = Condition {
-                    term: condition.term.clone(),
-                    test,
-                };
-                format!("({term} IS NULL OR {})", self.condition(&range)?)
+            Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+                format!("({term} IS NULL OR {})", self.condition(&condition.without_null())?)
             }
         })
     }

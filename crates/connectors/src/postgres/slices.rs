@@ -6,7 +6,7 @@ use super::sql::{ident, idents, literal, table as quoted};
 use super::types::{text_expression, unmodified};
 use postgres_types::{ToSql, Type};
 use synctool_core::change::KeyRange;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::plan::Slice;
 use synctool_core::schema::{Column, ColumnType, TableId};
 use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
@@ -23,12 +23,7 @@ const MAX_SLICES: u64 = 100_000;
 /// Cuts a described table as requested.
 pub async fn cut(connection: &Connection, table: &Described, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
     let size = catalog::estimate(connection, table).await?;
-    let whole = vec![PlannedSlice {
-        label: "all".into(),
-        slice: Slice::All,
-        rows: size.rows,
-        bytes: size.bytes,
-    }];
+    let whole = vec![PlannedSlice::all(size.rows, size.bytes)];
     let key = key_columns(table, request)?;
     let samples = matches!(table.kind, Kind::Table | Kind::Partitioned | Kind::MaterializedView);
     if key.is_empty() || request.single {
@@ -272,12 +267,10 @@ fn key_columns<'a>(table: &'a Described, request: &SliceRequest) -> Result<Vec<&
         .key
         .iter()
         .map(|k| {
-            table.schema.column(k).ok_or_else(|| {
-                Error::new(
-                    code::COLUMN_MISSING,
-                    format!("key column {k} is not in {}", table.table),
-                )
-            })
+            table
+                .schema
+                .column(k)
+                .ok_or_else(|| Error::no_column(Among::Table, k, format!("key column {k} is not in {}", table.table)))
         })
         .collect()
 }

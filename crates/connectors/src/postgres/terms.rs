@@ -6,7 +6,7 @@ use super::source::PostgresSource;
 use postgres_types::{ToSql, Type};
 use synctool_core::error::Result;
 use synctool_core::plan::{ReadColumn, ReadSpec, Slice};
-use synctool_core::query::{JoinKind, Term};
+use synctool_core::query::{Term, keeps_rows};
 use synctool_core::schema::{Column, ColumnType, TableSchema};
 use synctool_core::source::Extent;
 use tokio_postgres::Row;
@@ -43,10 +43,7 @@ impl PostgresSource {
         connection.working(false);
         connection.recycle();
 
-        let outer = read
-            .joins
-            .iter()
-            .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
+        let outer = !keeps_rows(&read.joins);
         let mut columns = Vec::with_capacity(read.columns.len());
         for (i, c) in read.columns.iter().enumerate() {
             let base = match c.term() {

@@ -191,14 +191,7 @@ pub(super) fn must_find(conn: &Connection, table: &TableId) -> Result<CatalogTab
     if let Some(found) = find(conn, name)? {
         return Ok(found);
     }
-    let wanted = name.to_lowercase();
-    let mut near: Vec<(usize, String)> = names(conn)?
-        .into_iter()
-        .map(|(n, _)| (distance(&wanted, &n.to_lowercase()), n))
-        .filter(|(d, n)| *d <= 1 + wanted.len() / 3 || n.to_lowercase().contains(&wanted))
-        .collect();
-    near.sort();
-    let near: Vec<String> = near.into_iter().take(3).map(|(_, n)| n).collect();
+    let near = crate::names::near(name, names(conn)?.into_iter().map(|(n, _)| n));
     let error = Error::new(code::TABLE_MISSING, format!("table {table} does not exist"));
     Err(if near.is_empty() {
         error.hint("list the tables with `synctool conns discover`")
@@ -263,20 +256,4 @@ pub(super) fn unique_indexes(conn: &Connection, table: &str) -> Result<Vec<Vec<S
         found.extend(columns.into_iter().collect::<Option<Vec<String>>>());
     }
     Ok(found)
-}
-
-/// Levenshtein's distance, for "did you mean".
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let best = (diagonal + usize::from(ca != *cb)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = row[j + 1];
-            row[j + 1] = best;
-        }
-    }
-    row[b.len()]
 }

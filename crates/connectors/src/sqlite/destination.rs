@@ -58,11 +58,8 @@ impl Destination for SqliteDestination {
     fn traits(&self) -> SinkTraits {
         SinkTraits {
             writers: 1,
-            transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
-            merges: true,
             applies_changes: true,
-            changes_by_key: true,
             single_partition: false,
         }
     }
@@ -267,12 +264,12 @@ impl Destination for SqliteDestination {
             let tables = tables.to_vec();
             match self.write(move |conn| examine(conn, &tables)).await {
                 Ok(more) => findings.extend(more),
-                Err(e) => findings.push(Finding {
-                    what: "opening for writing".into(),
-                    ok: false,
-                    found: e.to_string(),
-                    fix: e.next_step().unwrap_or("").into(),
-                }),
+                Err(e) => findings.push(Finding::new(
+                    "opening for writing",
+                    false,
+                    e.to_string(),
+                    e.next_step().unwrap_or_default(),
+                )),
             }
         }
         findings
@@ -310,56 +307,38 @@ impl SqliteDestination {
 /// What writing into an open database needs, and what a reader of `plan` should know.
 fn examine(conn: &mut Connection, tables: &[TableId]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let fact = |what: &str, found: String| Finding {
-        what: what.into(),
-        ok: true,
-        found,
-        fix: String::new(),
-    };
     let mode: String = conn
         .query_row("PRAGMA journal_mode", [], |r| r.get(0))
         .map_err(failed(|| "reading the journal mode".into()))?;
-    let wal = mode.eq_ignore_ascii_case("wal");
-    findings.push(Finding {
-        what: "journal mode".into(),
-        ok: true,
-        found: if wal {
-            mode
-        } else {
-            format!("{mode}: readers and the writer wait for each other")
-        },
-        fix: if wal {
-            String::new()
-        } else {
-            "PRAGMA journal_mode = WAL".into()
-        },
+    findings.push(match mode.eq_ignore_ascii_case("wal") {
+        true => Finding::good("journal mode", mode),
+        false => Finding::note(
+            "journal mode",
+            format!("{mode}: readers and the writer wait for each other"),
+            "PRAGMA journal_mode = WAL",
+        ),
     });
     findings.push(match control::transaction(conn, |_| Ok(())) {
-        Ok(()) => fact("write lock", "free".into()),
-        Err(e) => Finding {
-            what: "write lock".into(),
-            ok: false,
-            found: e.message().to_string(),
-            fix: e.next_step().unwrap_or("").into(),
-        },
+        Ok(()) => Finding::good("write lock", "free"),
+        Err(e) => Finding::of_error("write lock", &e),
     });
     for table in tables {
         let Some(found) = catalog::find(conn, catalog::table_name(table)?)? else {
-            findings.push(fact(&format!("table {table}"), "it will be created".into()));
+            findings.push(Finding::good(format!("table {table}"), "it will be created"));
             continue;
         };
         let triggers = ddl::attached(conn, &found.name, "trigger")?;
         if !triggers.is_empty() {
             let names: Vec<&str> = triggers.iter().map(|(n, _)| n.as_str()).collect();
-            findings.push(fact(
-                &format!("triggers of {table}"),
+            findings.push(Finding::good(
+                format!("triggers of {table}"),
                 format!("they do not fire while SyncTool writes: {}", names.join(", ")),
             ));
         }
         if ddl::has_parents(conn, &found.name)? || !ddl::referring(conn, &found.name)?.is_empty() {
-            findings.push(fact(
-                &format!("foreign keys of {table}"),
-                "they are checked when a load is published, not row by row".into(),
+            findings.push(Finding::good(
+                format!("foreign keys of {table}"),
+                "they are checked when a load is published, not row by row",
             ));
         }
     }

@@ -17,13 +17,13 @@
 //!
 //! [`SERVER_BUSY`]: synctool_core::error::code::SERVER_BUSY
 
+mod apply;
 mod catalog;
 mod client;
 mod compare;
 mod control;
 mod ddl;
 mod destination;
-mod direct;
 mod hashes;
 mod publish;
 mod query;

@@ -178,17 +178,6 @@ fn orphans(conn: &Connection, table: &str) -> Result<u64> {
     Ok(found)
 }
 
-fn guard(guard: &DeleteGuard, before: u64, deleted: u64, after: u64) -> Result<()> {
-    if guard.allows(before, deleted, after) {
-        return Ok(());
-    }
-    Err(Error::new(
-        code::MASS_DELETE,
-        format!("{deleted} of {before} rows would be deleted in favour of {after}; nothing was changed"),
-    )
-    .hint("if it is meant, run again with --allow-mass-delete"))
-}
-
 /// `d.k1 = l.k1 AND …`
 fn same_key(planned: &PlannedTable) -> String {
     equal(
@@ -202,7 +191,7 @@ fn same_key(planned: &PlannedTable) -> String {
 
 fn swap(
     conn: &Connection,
-    delete_guard: &DeleteGuard,
+    guard: &DeleteGuard,
     planned: &PlannedTable,
     load: &str,
     existing: &CatalogTable,
@@ -225,7 +214,7 @@ fn swap(
         )
         .map_err(failed(doing))?
     };
-    guard(delete_guard, before, deleted, rows)?;
+    guard.check(&planned.destination, before, deleted, rows)?;
     let triggers = ddl::attached(conn, name, "trigger")?;
     if !triggers.is_empty() {
         return Err(Error::new(
@@ -274,7 +263,7 @@ fn sequence(conn: &Connection, table: &str) -> Result<Option<i64>> {
 
 fn merge(
     conn: &Connection,
-    delete_guard: &DeleteGuard,
+    guard: &DeleteGuard,
     planned: &PlannedTable,
     load: &str,
     existing: &CatalogTable,
@@ -297,7 +286,7 @@ fn merge(
         deleted = run(&format!(
             "DELETE FROM {d} AS d WHERE NOT EXISTS (SELECT 1 FROM {l} AS l WHERE {on})"
         ))?;
-        guard(delete_guard, before, deleted, rows)?;
+        guard.check(&planned.destination, before, deleted, rows)?;
     }
     let folds = |c: &String| existing.column(c).is_some_and(|t| t.folds);
     let values: Vec<&String> = columns

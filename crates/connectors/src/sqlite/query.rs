@@ -229,31 +229,11 @@ impl<'a> Relations<'a> {
             }
             Test::Null => out.terms.push(format!("{} IS NULL", left.sql)),
             Test::NotNull => out.terms.push(format!("{} IS NOT NULL", left.sql)),
-            Test::NullOrRange { lower, upper } => {
-                left.ordered()?;
-                let mut sides = Vec::new();
-                for (op, bound) in [(">=", lower), ("<", upper)] {
-                    if let Some(bound) = bound {
-                        let at = out.bind(value(bound)?);
-                        sides.push(format!("{} {op} {at}", left.sql));
-                    }
-                }
-                if !sides.is_empty() {
-                    out.terms
-                        .push(format!("({} IS NULL OR {})", left.sql, sides.join(" AND ")));
-                }
-            }
-            Test::NullOrIn(values) | Test::NullOrNotIn(values) => {
-                let how = match condition.test {
-                    Test::NullOrIn(_) => "IN",
-                    _ => "NOT IN",
-                };
-                let places = values
-                    .iter()
-                    .map(|v| Ok(out.bind(value(v)?)))
-                    .collect::<Result<Vec<_>>>()?;
-                let all = places.join(", ");
-                out.terms.push(format!("({0} IS NULL OR {0} {how} ({all}))", left.sql));
+            Test::NullOrIn(_) | Test::NullOrNotIn(_) | Test::NullOrRange { .. } => {
+                let before = out.terms.len();
+                self.condition(conn, &condition.without_null(), out)?;
+                let others = out.terms.split_off(before).join(" AND ");
+                out.terms.push(format!("({} IS NULL OR {others})", left.sql));
             }
         }
         Ok(())
@@ -409,18 +389,9 @@ impl<'a> Relations<'a> {
             .collect::<Result<Vec<_>>>()?;
         let places = self
             .read
-            .group_by
-            .iter()
-            .map(|name| {
-                let at = self.read.columns.iter().position(|c| c.column.name == *name);
-                let at = at.ok_or_else(|| {
-                    Error::new(
-                        code::COLUMN_MISSING,
-                        format!("rows are grouped by {name}, which is not among the columns"),
-                    )
-                })?;
-                self.grouped(&self.read.columns[at].term(), at + 1)
-            })
+            .groups()?
+            .into_iter()
+            .map(|(at, column)| self.grouped(&column.term(), at + 1))
             .collect::<Result<Vec<_>>>()?;
         let group = match places.as_slice() {
             [] => String::new(),

@@ -22,7 +22,7 @@ use super::types;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use std::sync::Arc;
 use std::time::Duration;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Among, Error, Result, code};
 use synctool_core::schema::{Column, ColumnType, TableId};
 use synctool_core::source::Settled;
 use synctool_core::text;
@@ -116,8 +116,9 @@ fn offset(zone: Option<&str>) -> Result<i64> {
 fn look(conn: &Connection, table: &TableId, column: &Column, until: i64) -> Result<(Form, Option<i64>)> {
     let found = catalog::must_find(conn, table)?;
     let there = found.column(&column.name).ok_or_else(|| {
-        Error::new(
-            code::COLUMN_MISSING,
+        Error::no_column(
+            Among::Table,
+            &column.name,
             format!("column {} is not in {table}", column.name),
         )
     })?;

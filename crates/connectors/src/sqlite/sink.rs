@@ -1,8 +1,8 @@
 //! The writer: one connection, one transaction per commit, positions inside it.
 
+use super::apply::Target;
 use super::catalog;
 use super::client::{Access, Worker, failed};
-use super::direct::Target;
 use super::{SqliteConfig, Synchronous, control};
 use async_trait::async_trait;
 use rusqlite::Connection;

@@ -8,12 +8,12 @@ use super::catalog::{self, CatalogTable};
 use super::client::failed;
 use super::sql::{list, quote, row_compare};
 use super::types::{self, Affinity, Cell, Store};
+use crate::strata::{Stratum, quantiles};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result};
 use synctool_core::plan::{ReadSpec, Slice};
-use synctool_core::query::JoinKind;
 use synctool_core::schema::{Column, ColumnType, TableId};
 use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
 
@@ -30,22 +30,10 @@ const PROBE: i64 = 32;
 pub(super) fn cut(conn: &Connection, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
     let table = catalog::must_find(conn, &read.table)?;
     let row_bytes = average_row(conn, &table)?;
-    let whole = |rows: u64| {
-        vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes: rows * row_bytes,
-        }]
-    };
+    let whole = |rows: u64| vec![PlannedSlice::all(rows, rows * row_bytes)];
     let guess = rows_at_most(conn, &table)?;
-    // A row that only a joined table has is in no range of this table's keys, and a group may have rows in several.
-    let outer = read
-        .joins
-        .iter()
-        .any(|j| matches!(j.kind, JoinKind::Right | JoinKind::Full));
-    if outer
-        || !read.group_by.is_empty()
+    // A group may have rows in several ranges.
+    if !read.group_by.is_empty()
         || request.single
         || !catalog::is_key(conn, &table, &request.key)?
         || holds_null(conn, &table, &request.key)?
@@ -198,13 +186,6 @@ pub(super) fn value_bytes(value: ValueRef<'_>) -> u64 {
     }
 }
 
-/// A stretch of keys and about how many rows it holds.
-struct Stratum {
-    start: i128,
-    end: i128,
-    rows: f64,
-}
-
 /// Looks at a sole integer key in many places; `None` where it is too uneven to be cut from that.
 fn probe(conn: &Connection, table: &CatalogTable, column: &str) -> Result<Option<Vec<Stratum>>> {
     let (t, k) = (quote(&table.name), quote(column));
@@ -255,31 +236,6 @@ fn probe(conn: &Connection, table: &CatalogTable, column: &str) -> Result<Option
     }
     let total: f64 = strata.iter().map(|s| s.rows).sum();
     Ok((uneven.iter().sum::<f64>() <= total * 0.1).then_some(strata))
-}
-
-/// The keys that cut the strata into `n` equal parts.
-fn quantiles(strata: &[Stratum], n: usize) -> Vec<i128> {
-    let total: f64 = strata.iter().map(|s| s.rows).sum();
-    let mut bounds = Vec::new();
-    let (mut before, mut at) = (0.0, 0);
-    for i in 1..n {
-        let wanted = total * i as f64 / n as f64;
-        while at + 1 < strata.len() && before + strata[at].rows < wanted {
-            before += strata[at].rows;
-            at += 1;
-        }
-        let s = &strata[at];
-        let share = if s.rows > 0.0 {
-            ((wanted - before) / s.rows).clamp(0.0, 1.0)
-        } else {
-            0.0
-        };
-        let key = s.start + ((s.end - s.start) as f64 * share) as i128;
-        if key > bounds.last().copied().unwrap_or(strata[0].start) {
-            bounds.push(key);
-        }
-    }
-    bounds
 }
 
 /// The first keys of the second and every further slice of `step` rows; `None` if a key is not in its storage class.
@@ -341,12 +297,7 @@ fn ranges(
     row_bytes: u64,
 ) -> Vec<PlannedSlice> {
     if bounds.is_empty() {
-        return vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows,
-            bytes: rows * row_bytes,
-        }];
+        return vec![PlannedSlice::all(rows, rows * row_bytes)];
     }
     let n = bounds.len() + 1;
     let integers = key.len() == 1 && table.store(&key[0]) == Some(Store::Integer);

@@ -191,20 +191,13 @@ impl Source for SqliteSource {
                 let mode: String = conn
                     .query_row("PRAGMA journal_mode", [], |r| r.get(0))
                     .map_err(failed(|| "reading the journal mode".into()))?;
-                let wal = mode.eq_ignore_ascii_case("wal");
-                let mut findings = vec![Finding {
-                    what: "journal mode".into(),
-                    ok: true,
-                    found: if wal {
-                        mode
-                    } else {
-                        format!("{mode}: a long read keeps writers waiting")
-                    },
-                    fix: if wal {
-                        String::new()
-                    } else {
-                        "PRAGMA journal_mode = WAL".into()
-                    },
+                let mut findings = vec![match mode.eq_ignore_ascii_case("wal") {
+                    true => Finding::good("journal mode", mode),
+                    false => Finding::note(
+                        "journal mode",
+                        format!("{mode}: a long read keeps writers waiting"),
+                        "PRAGMA journal_mode = WAL",
+                    ),
                 }];
                 for table in &names {
                     findings.push(examine_table(conn, table));
@@ -213,36 +206,28 @@ impl Source for SqliteSource {
             })
             .await;
         found.unwrap_or_else(|e| {
-            vec![Finding {
-                what: format!("file {}", self.config.path.display()),
-                ok: false,
-                found: e.to_string(),
-                fix: e.next_step().unwrap_or("").into(),
-            }]
+            let what = format!("file {}", self.config.path.display());
+            vec![Finding::new(
+                what,
+                false,
+                e.to_string(),
+                e.next_step().unwrap_or_default(),
+            )]
         })
     }
 }
 
 fn examine_table(conn: &Connection, table: &TableId) -> Finding {
-    let (ok, found, fix) = match catalog::must_find(conn, table) {
-        Err(e) => (false, e.message().to_string(), e.next_step().unwrap_or("").to_string()),
-        Ok(t) if t.kind != "table" => (true, format!("a {}: read as one partition", t.kind), String::new()),
-        Ok(t) if t.key().is_empty() => (
-            true,
-            "no key: read as one partition, in rowid order".into(),
-            String::new(),
-        ),
+    let what = format!("table {table}");
+    match catalog::must_find(conn, table) {
+        Err(e) => Finding::of_error(what, &e),
+        Ok(t) if t.kind != "table" => Finding::good(what, format!("a {}: read as one partition", t.kind)),
+        Ok(t) if t.key().is_empty() => Finding::good(what, "no key: read as one partition, in rowid order"),
         Ok(t) => {
             let parents = ddl::has_parents(conn, &t.name).unwrap_or(false);
             let note = if parents { ", with foreign keys" } else { "" };
-            (true, format!("key {}{note}", t.key().join(", ")), String::new())
+            Finding::good(what, format!("key {}{note}", t.key().join(", ")))
         }
-    };
-    Finding {
-        what: format!("table {table}"),
-        ok,
-        found,
-        fix,
     }
 }
 

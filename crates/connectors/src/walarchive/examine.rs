@@ -16,28 +16,8 @@ use synctool_core::error::{Error, Result};
 use synctool_core::source::Finding;
 use synctool_pgwal::{SegmentName, WalLevel};
 
-fn good(what: &str, found: impl Into<String>) -> Finding {
-    Finding {
-        what: what.into(),
-        ok: true,
-        found: found.into(),
-        fix: String::new(),
-    }
-}
-
-/// What is no fault and could be better.
-fn note(what: &str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding {
-        fix: fix.into(),
-        ..good(what, found)
-    }
-}
-
 fn bad(what: &str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding {
-        ok: false,
-        ..note(what, found, fix)
-    }
+    Finding::new(what, false, found, fix)
 }
 
 fn failed(what: &str, error: &Error) -> Finding {
@@ -112,7 +92,7 @@ fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Productio
         ),
         Backup::Files(path) => {
             match std::fs::metadata(path) {
-                Ok(_) => all.push(good(
+                Ok(_) => all.push(Finding::good(
                     "base backup",
                     format!("{} is looked into when it is unpacked", path.display()),
                 )),
@@ -125,7 +105,7 @@ fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Productio
             return None;
         }
         Backup::Command(_) => {
-            all.push(good(
+            all.push(Finding::good(
                 "base backup",
                 "base_restore_command is run when the scratch server is made",
             ));
@@ -134,7 +114,7 @@ fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Productio
     };
     match read {
         Ok((label, control)) => {
-            all.push(good(
+            all.push(Finding::good(
                 what,
                 format!(
                     "PostgreSQL {}, system id {}, from {}",
@@ -143,7 +123,7 @@ fn production(config: &ReplayConfig, all: &mut Vec<Finding>) -> Option<Productio
             ));
             match control.parameters.wal_level {
                 Some(WalLevel::Minimal) => all.push(bad("wal_level", scratch::MINIMAL, scratch::NOT_MINIMAL)),
-                _ => all.push(good("wal_level", "enough for replay")),
+                _ => all.push(Finding::good("wal_level", "enough for replay")),
             }
             Some(Production { label, control, size })
         }
@@ -168,12 +148,15 @@ fn programs(config: &ReplayConfig, production: Option<&Production>, all: &mut Ve
                 format!("pg_bin_dir: PostgreSQL major {needed} needed, found {found}"),
                 format!("install PostgreSQL {needed} here and set PG_BIN_DIR to its bin directory"),
             )),
-            None => all.push(good("programs", format!("PostgreSQL {found} in {}", bin_dir.display()))),
+            None => all.push(Finding::good(
+                "programs",
+                format!("PostgreSQL {found} in {}", bin_dir.display()),
+            )),
         },
         Err(e) => all.push(failed("programs", &e)),
     }
     match scratch::account(user.as_deref()) {
-        Ok(_) => all.push(good("scratch user", "may run PostgreSQL")),
+        Ok(_) => all.push(Finding::good("scratch user", "may run PostgreSQL")),
         Err(e) => all.push(failed("scratch user", &e)),
     }
     let needed = production.and_then(|p| p.size);
@@ -192,7 +175,7 @@ fn programs(config: &ReplayConfig, production: Option<&Production>, all: &mut Ve
                 directory.display()
             ),
         )),
-        (_, Some(free)) => all.push(good(
+        (_, Some(free)) => all.push(Finding::good(
             "scratch space",
             format!("{} GB free in {}", most(free), directory.display()),
         )),
@@ -218,7 +201,7 @@ async fn log_archive(config: &ReplayConfig, production: Option<&Production>, all
             };
             match by_name.fetch(&p.label.segment.to_string()).await {
                 Ok(brought) if brought.file.is_some() => {
-                    all.push(good(what, format!("{who} has the first segment")));
+                    all.push(Finding::good(what, format!("{who} has the first segment")));
                 }
                 Ok(brought) => all.push(bad(
                     what,
@@ -245,7 +228,7 @@ async fn log_archive(config: &ReplayConfig, production: Option<&Production>, all
             "set archive_mode = on and archive_command in production, restart it, and run SELECT pg_switch_wal()",
         ));
     };
-    all.push(good(
+    all.push(Finding::good(
         what,
         format!("{} segments in {}", listing.segments.len(), directory.display()),
     ));
@@ -273,7 +256,10 @@ async fn log_archive(config: &ReplayConfig, production: Option<&Production>, all
         let there = listing.segments.keys().any(|name| number(name) == size.number(needed));
         let newer = listing.segments.keys().any(|name| number(name) > size.number(needed));
         if there || !newer || Scratch::exists(&config.scratch) {
-            all.push(good("archive's beginning", format!("reaches back to {oldest}")));
+            all.push(Finding::good(
+                "archive's beginning",
+                format!("reaches back to {oldest}"),
+            ));
         } else {
             let first = listing.segments.keys().find(|name| number(name) > size.number(needed));
             all.push(bad(
@@ -305,11 +291,11 @@ async fn local(config: &SyncConfig, production: Option<&Production>, all: &mut V
             format!("base backup PG_VERSION is {theirs}, local server is {major}"),
             format!("use a local PostgreSQL {theirs}"),
         )),
-        None => all.push(good("local server", format!("PostgreSQL {major}"))),
+        None => all.push(Finding::good("local server", format!("PostgreSQL {major}"))),
     }
     let role = "BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK";
     match local.batch_execute(role).await {
-        Ok(()) => all.push(good("session_replication_role", "may be set")),
+        Ok(()) => all.push(Finding::good("session_replication_role", "may be set")),
         Err(_) => {
             let _ = local.batch_execute("ROLLBACK").await;
             all.push(bad(
@@ -323,7 +309,7 @@ async fn local(config: &SyncConfig, production: Option<&Production>, all: &mut V
         }
     }
     match super::board::create(&local).await {
-        Ok(()) => all.push(good(
+        Ok(()) => all.push(Finding::good(
             "control tables",
             "tables_to_sync, data_sync_logs and data_sync_metrics are there",
         )),
@@ -342,7 +328,7 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
         .map_err(|e| local.error(e, "reading tables_to_sync"))?;
     let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     if names.is_empty() {
-        all.push(note(
+        all.push(Finding::note(
             "tables",
             "no table is selected",
             "synctool datasync add-tables TABLE…",
@@ -370,7 +356,10 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
         }
         for (name, table) in &theirs.tables {
             match table.fits(here.tables.get(name)) {
-                Ok(()) => all.push(good("table", format!("{} is alike on both sides", table.display()))),
+                Ok(()) => all.push(Finding::good(
+                    "table",
+                    format!("{} is alike on both sides", table.display()),
+                )),
                 Err(e) => all.push(failed("table", &e)),
             }
         }
@@ -378,7 +367,7 @@ async fn tables_of(local: &Connection, there: Option<&Connection>, all: &mut Vec
             all.push(failed("partitions", trouble));
         }
     } else {
-        all.push(good(
+        all.push(Finding::good(
             "tables",
             "they are compared with production's once the scratch server runs",
         ));
@@ -411,7 +400,7 @@ fn keys(table: &Table, all: &mut Vec<Finding>) {
         return;
     }
     let name = table.display();
-    all.push(note(
+    all.push(Finding::note(
         "key",
         format!("table {name} has no primary key: whole rows are compared"),
         format!("a primary key on {name}, in production and here, makes batches faster"),
@@ -421,7 +410,7 @@ fn keys(table: &Table, all: &mut Vec<Finding>) {
         .iter()
         .filter(|c| ["json", "xml", "point"].contains(&c.kind.as_str()))
     {
-        all.push(good(
+        all.push(Finding::good(
             "key",
             format!(
                 "column {} of type {} cannot be compared directly; text is used",
@@ -438,8 +427,8 @@ async fn both(local: &Connection, there: &Connection, all: &mut Vec<Finding>) ->
     let theirs = text(&theirs.map_err(|e| there.error(e, "reading the collation"))?);
     let ours = text(&ours.map_err(|e| local.error(e, "reading the collation"))?);
     match theirs == ours {
-        true => all.push(good("collation", ours)),
-        false => all.push(note(
+        true => all.push(Finding::good("collation", ours)),
+        false => all.push(Finding::note(
             "collation",
             format!("collation or its version differs: production {theirs}, local {ours}; only the order of text is concerned"),
             "use the same operating system's collations if the order matters",
@@ -472,8 +461,8 @@ fn missing_extension(name: &str, using: &[Name], synced: &BTreeSet<Name>) -> Fin
     let missing = format!("extension {name} is missing in the scratch installation");
     let fix = format!("install the package of {name} for the programs in PG_BIN_DIR");
     match (&ours[..], &others[..]) {
-        ([], []) => note("extension", format!("{missing}; no table uses a type of it"), fix),
-        ([], others) => note("extension", format!("{missing}; {}, not selected", names(others)), fix),
+        ([], []) => Finding::note("extension", format!("{missing}; no table uses a type of it"), fix),
+        ([], others) => Finding::note("extension", format!("{missing}; {}, not selected", names(others)), fix),
         (ours, _) => bad("extension", format!("{missing}; {}", names(ours)), fix),
     }
 }

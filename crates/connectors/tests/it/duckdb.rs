@@ -19,7 +19,6 @@ async fn subject(folder: &tempfile::TempDir) -> Subject {
         destination: duckdb.destination(),
         source: duckdb.source(),
         schema: None,
-        merges: true,
     }
 }
 

@@ -68,7 +68,6 @@ impl Db {
             destination: self.destination.clone(),
             source: self.source(),
             schema: None,
-            merges: true,
         }
     }
 }
@@ -78,13 +77,7 @@ fn row(cells: &[&str]) -> Row {
 }
 
 fn partition(slice: Slice) -> Partition {
-    Partition {
-        id: "all".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    Partition::new("all", Work::Read(slice))
 }
 
 /// A plan of one table and one partition, `all`.
@@ -97,18 +90,12 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         strategy: Strategy::Full,
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
-        tables: vec![PlannedTable {
-            changes: None,
-            compare: None,
-            own: false,
-            row_hash: None,
-            evolve: false,
-            widen: Vec::new(),
-            read: ReadSpec::all(TableId::bare(table), &schema.columns),
-            destination: TableId::bare(table),
-            schema: schema.clone(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(TableId::bare(table), &schema.columns),
+            TableId::bare(table),
+            schema.clone(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: vec![partition(Slice::All)],

@@ -72,10 +72,7 @@ fn batch(schema: &TableSchema, rows: &[Vec<Option<&str>>]) -> RecordBatch {
         .map(|(i, column)| {
             let mut b = ColumnBuilder::new(column);
             for row in rows {
-                match row[i] {
-                    Some(text) => b.append_text(text).unwrap(),
-                    None => b.append_null(),
-                }
+                b.append_cell(row[i]).unwrap();
             }
             b.finish()
         })
@@ -109,28 +106,16 @@ fn plan(pipeline: &str, table: &str, schema: &TableSchema, partitions: usize, pu
         strategy: PlanStrategy::Full,
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(TableId::bare("elsewhere"), &schema.columns),
-            destination: TableId::bare(table),
-            schema: schema.clone(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(TableId::bare("elsewhere"), &schema.columns),
+            TableId::bare(table),
+            schema.clone(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: (0..partitions)
-                .map(|i| Partition {
-                    id: part(i),
-                    table: 0,
-                    work: Work::Read(Slice::All),
-                    estimated_rows: 0,
-                    estimated_bytes: 0,
-                })
+                .map(|i| Partition::new(part(i), Work::Read(Slice::All)))
                 .collect(),
         }]
         .into(),
@@ -200,13 +185,7 @@ async fn load(destination: &dyn Destination, plan: Plan, parts: &[Vec<RecordBatc
 
 /// A partition that reads a slice.
 fn partition_of(slice: Slice) -> Partition {
-    Partition {
-        id: "read".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    Partition::new("read", Work::Read(slice))
 }
 
 /// Reads a partition to its end; what stands between two boundaries is one element.

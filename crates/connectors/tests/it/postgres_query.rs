@@ -65,13 +65,7 @@ async fn typed(source: &PostgresSource, mut read: ReadSpec) -> Result<ReadSpec> 
 }
 
 async fn rows(source: &PostgresSource, read: &ReadSpec, slice: Slice) -> Result<Vec<Vec<Option<String>>>> {
-    let partition = Partition {
-        id: "p".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    };
+    let partition = Partition::new("p", Work::Read(slice));
     let mut reader = source.open(read, &partition, None, &ReadContext::default()).await?;
     let mut rows = Vec::new();
     while let Some(event) = reader.next().await? {

@@ -76,10 +76,9 @@ async fn the_oldest_transaction_holds_the_bound_pg18() {
 }
 
 fn slice(lower: Option<String>, upper: String) -> Partition {
-    Partition {
-        id: "p".into(),
-        table: 0,
-        work: Work::Read(Slice::Cut(Cut {
+    Partition::new(
+        "p",
+        Work::Read(Slice::Cut(Cut {
             conditions: vec![Condition {
                 term: Term::column("at"),
                 test: Test::Range {
@@ -89,9 +88,7 @@ fn slice(lower: Option<String>, upper: String) -> Partition {
             }],
             key: None,
         })),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,13 +35,7 @@ fn open(url: &str) -> Postgres {
 }
 
 fn partition(slice: Slice) -> Partition {
-    Partition {
-        id: "p".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    Partition::new("p", Work::Read(slice))
 }
 
 async fn spec(source: &PostgresSource, table: &str) -> ReadSpec {

@@ -12,13 +12,7 @@ use synctool_testkit::{Authority, ClientCertificate, PgVersion, Postgres as Serv
 static CONTEXT: LazyLock<ReadContext> = LazyLock::new(ReadContext::default);
 
 fn whole() -> Partition {
-    Partition {
-        id: "p".into(),
-        table: 0,
-        work: Work::Read(Slice::All),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    Partition::new("p", Work::Read(Slice::All))
 }
 
 async fn connects(config: &PostgresConfig) -> Result<bool> {

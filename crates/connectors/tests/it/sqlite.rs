@@ -96,18 +96,12 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
         strategy: Strategy::Full,
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(TableId::bare(table), &schema.columns),
-            destination: TableId::bare(table),
-            schema: schema.clone(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(TableId::bare(table), &schema.columns),
+            TableId::bare(table),
+            schema.clone(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: vec![partition(Slice::All)],
@@ -120,13 +114,7 @@ fn plan(table: &str, schema: &TableSchema, publish: Publish) -> Plan {
 }
 
 fn partition(slice: Slice) -> Partition {
-    Partition {
-        id: "all".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    }
+    Partition::new("all", Work::Read(slice))
 }
 
 fn advance(from: Option<&str>, to: &str, done: bool, rows: u64) -> Advance {
@@ -218,7 +206,6 @@ fn subject() -> (Db, Subject) {
         destination: db.destination(),
         source: db.source(),
         schema: None,
-        merges: true,
     };
     (db, subject)
 }

@@ -34,13 +34,13 @@ use super::full;
 use super::hash::{self, CompareSpec, Form, HashRequestOptions};
 use super::table::{self, ColumnChoice, Resolved, TableRequest};
 use crate::blocks::Blocks;
-use crate::error::{Error, Result, code};
+use crate::error::Result;
 use crate::plan::{
     Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify,
     Work, short_hash,
 };
 use crate::progress::{Generation, PartitionId};
-use crate::query::{Condition, Join, JoinKind, Term, Test};
+use crate::query::{Condition, Term, Test, keeps_rows};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::Destination;
 use crate::source::Source;
@@ -87,13 +87,6 @@ pub async fn plan(
     remembered: &BTreeMap<String, String>,
 ) -> Result<Plan> {
     let table = &request.delta.table;
-    if !destination.traits().changes_by_key {
-        return Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{} cannot apply changes to a table", destination.engine()),
-        )
-        .hint("use strategy full: every group is computed and the table replaced"));
-    }
     let name = delta::watermark_name(&request.delta.cursor);
     let column = delta::cursor_column(source, &request.delta).await?;
     // What a row of the map says of its groups.
@@ -335,11 +328,6 @@ fn unseen(request: &AggregateRequest) -> Vec<String> {
     told
 }
 
-/// Whether every row of a join belongs to one of the table read.
-pub fn keeps_rows(joins: &[Join]) -> bool {
-    joins.iter().all(|j| matches!(j.kind, JoinKind::Inner | JoinKind::Left))
-}
-
 fn between(window: &Window, request: &DeltaRequest) -> String {
     let show = |v: &Option<String>, open: &str| v.clone().unwrap_or_else(|| open.into());
     let mut text = format!(
@@ -356,11 +344,8 @@ fn between(window: &Window, request: &DeltaRequest) -> String {
 
 pub(super) fn partition(id: &str, work: Work) -> Partition {
     Partition {
-        id: PartitionId::from(id),
         table: AGGREGATE,
-        work,
-        estimated_rows: 0,
-        estimated_bytes: 0,
+        ..Partition::new(id, work)
     }
 }
 
@@ -477,16 +462,8 @@ const GROUP: &str = "group_key";
 
 fn direct(read: ReadSpec, destination: TableId, schema: TableSchema) -> PlannedTable {
     PlannedTable {
-        read,
-        destination,
-        schema,
-        publish: Publish::Direct,
-        changes: None,
-        evolve: false,
-        widen: Vec::new(),
-        compare: None,
         own: true,
-        row_hash: None,
+        ..PlannedTable::new(read, destination, schema, Publish::Direct)
     }
 }
 

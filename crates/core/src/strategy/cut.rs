@@ -8,7 +8,6 @@
 use super::table::Resolved;
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, Slice, Work};
-use crate::progress::PartitionId;
 use crate::query::{Condition, Cut, Term, Test};
 use crate::schema::ColumnType;
 use crate::source::{Extent, Source};
@@ -220,13 +219,7 @@ pub struct Piece {
 impl Piece {
     /// A partition of it.
     pub fn partition(self, work: impl Fn(Slice) -> Work) -> Partition {
-        Partition {
-            id: PartitionId::from(self.label),
-            table: 0,
-            work: work(Slice::Cut(self.source)),
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        }
+        Partition::new(self.label, work(Slice::Cut(self.source)))
     }
 }
 

@@ -18,7 +18,7 @@
 use super::cut::{self, By, Dimension, MAX_PARTITIONS, Piece};
 use super::hash;
 use super::table::{self, Resolved, TableRequest, no_key};
-use crate::error::{Error, Result, code};
+use crate::error::{Among, Error, Result, code};
 use crate::plan::{Changes, Phase, Plan, Publish, ReadColumn, Slice, Strategy, Verify, Work};
 use crate::progress::Generation;
 use crate::query::{Condition, Cut, Filter, Join, JoinKind, Term, Test};
@@ -415,13 +415,6 @@ pub async fn plan(
     joined: Vec<(DeltaRequest, Column, Window)>,
 ) -> Result<Plan> {
     let table = &request.table;
-    if !destination.traits().changes_by_key {
-        return Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{} cannot apply changes to a table", destination.engine()),
-        )
-        .hint("use strategy full"));
-    }
     let mut resolved = table::resolve(source, destination, stages, table).await?;
     if resolved.schema.key.is_empty() {
         return Err(no_key(&table.destination, "a delta"));
@@ -538,8 +531,9 @@ async fn changes(source: &dyn Source, request: &DeltaRequest, resolved: &mut Res
                 let at_source = source.describe(&request.table.source).await?;
                 let column = at_source.column(name).ok_or_else(|| {
                     let known: Vec<&str> = at_source.columns.iter().map(|c| c.name.as_str()).collect();
-                    Error::new(
-                        code::COLUMN_MISSING,
+                    Error::no_column(
+                        Among::Table,
+                        name,
                         format!("the tombstone column {name} is not in {}", request.table.source),
                     )
                     .hint(format!("it has: {}", known.join(", ")))

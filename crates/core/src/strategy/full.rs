@@ -4,14 +4,13 @@
 //! depends on the destination ([`Publish`]): a missing table is created, one of our own is swapped, one of somebody
 //! else's gets the difference.
 
-use super::aggregate::keeps_rows;
 use super::cut::{self, Dimension, Piece};
 use super::table::{self, Resolved, TableRequest, no_key};
 use crate::change::KeyRange;
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, Phase, Plan, Publish, Slice, Strategy, Verify, Work};
 use crate::progress::{Generation, PartitionId};
-use crate::query::{Condition, Cut, Term, Test};
+use crate::query::{Condition, Cut, Term, Test, keeps_rows};
 use crate::schema::TableId;
 use crate::sink::Destination;
 use crate::source::{PlannedSlice, SliceRequest, Source};
@@ -302,7 +301,7 @@ async fn publish(
     };
     let adds = request.mode == FullMode::Append || wanted.key.is_empty() && destination.is_empty(table).await?;
     if limited && !(request.table.bounds.is_empty() && adds) {
-        if !destination.traits().merges || wanted.key.is_empty() {
+        if wanted.key.is_empty() {
             return Err(no_key(table, "bringing only some rows up to date"));
         }
         needs_columns("merging")?;
@@ -339,11 +338,6 @@ async fn publish(
             reasons.push(format!("full_mode: swap: the loaded table takes the place of {table}"));
             Ok(Publish::Swap)
         }
-        FullMode::Upsert if !destination.traits().merges => Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{} cannot apply a difference in place", destination.engine()),
-        )
-        .hint("use full_mode: swap")),
         FullMode::Upsert if wanted.key.is_empty() => Err(no_key_to_merge(table, "full_mode: upsert")),
         FullMode::Upsert => {
             needs_columns("merging")?;
@@ -360,18 +354,6 @@ async fn publish(
                     "{table} was made by an earlier run: the loaded table takes its place"
                 ));
                 Ok(Publish::Swap)
-            } else if !destination.traits().merges {
-                Err(Error::new(
-                    code::SWAP_REFUSED,
-                    match request.deletes {
-                        true => format!("{table} exists and was not made by SyncTool"),
-                        false => format!("{} cannot bring {table} up to date in place", destination.engine()),
-                    },
-                )
-                .hint(match request.deletes {
-                    true => "say full_mode: swap to replace it, or choose another name",
-                    false => "leave `deletes: none` out, or choose another name",
-                }))
             } else if wanted.key.is_empty() {
                 if destination.is_empty(table).await? {
                     needs_columns("appending")?;

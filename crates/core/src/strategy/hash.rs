@@ -8,10 +8,10 @@
 use super::steps::{Steps, Stepwise};
 use super::table::{Resolved, TableRequest, no_key};
 use super::{cut, full};
-use crate::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashes, RowForm, RowHash, push_field};
+use crate::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashes, RowForm, RowHash, form_of};
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops};
 use crate::conform::conform;
-use crate::error::{Error, Result, code};
+use crate::error::{Among, Error, Result, code};
 use crate::ledger::Compared;
 use crate::plan::{
     Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify, Work,
@@ -120,8 +120,9 @@ pub fn compare_spec(
             return Ok(None);
         };
         let written = resolved.schema.column(name).ok_or_else(|| {
-            Error::new(
-                code::COLUMN_MISSING,
+            Error::no_column(
+                Among::Table,
+                name,
                 format!("column {name} is not among the columns written"),
             )
             .hint("write the column too")
@@ -323,13 +324,6 @@ pub async fn plan(
     request: &HashRequestOptions,
 ) -> Result<Plan> {
     let table = &request.table;
-    if !destination.traits().changes_by_key {
-        return Err(Error::new(
-            code::UNSUPPORTED,
-            format!("{} cannot apply changes to a table", destination.engine()),
-        )
-        .hint("use strategy full"));
-    }
     let (mut planned, compares, mut reasons) = prepare(source, destination, stages, request).await?;
     planned.publish = Publish::Direct;
     let deletes = request.deletes && !table.append_only;
@@ -565,12 +559,7 @@ async fn slices(
         false => resolved.source_key(),
     };
     let planned: Vec<PlannedSlice> = match key.is_empty() || !resolved.read.group_by.is_empty() {
-        true => vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows: 0,
-            bytes: 0,
-        }],
+        true => vec![PlannedSlice::all(0, 0)],
         false => {
             let cut = full::slices(source, resolved, table, false).await?;
             ordered_alike(cut, (source, at_destination), table, resolved, spec, reasons).await?
@@ -842,11 +831,8 @@ impl Pair {
 
     /// One form for a key, whichever end it comes from.
     fn form(&self, key: &Key) -> Result<Vec<u8>> {
-        let mut out = Vec::new();
-        for (value, column) in key.iter().zip(&self.spec.key) {
-            push_field(&mut out, &column.ty, value.as_deref())?;
-        }
-        Ok(out)
+        let types = self.spec.key.iter().map(|c| &c.ty);
+        form_of(types.zip(key.iter().map(Option::as_deref)))
     }
 
     /// How many keys are fetched at once: all of them where each time the whole slice is read.
@@ -961,10 +947,7 @@ impl Pair {
             .collect();
         for key in keys {
             for (builder, place) in builders.iter_mut().zip(&places) {
-                match place.and_then(|p| key[p].as_deref()) {
-                    Some(value) => builder.append_text(value)?,
-                    None => builder.append_null(),
-                }
+                builder.append_cell(place.and_then(|p| key[p].as_deref()))?;
             }
         }
         let arrays = builders.iter_mut().map(ColumnBuilder::finish).collect();

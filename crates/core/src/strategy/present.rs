@@ -1,7 +1,7 @@
 //! Which keys a table of the destination has: for runs that only add rows, and for the guard of groups that go.
 
 use super::hash::{Key, key_of, picked};
-use crate::blocks::push_field;
+use crate::blocks::form_of;
 use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
 use crate::ledger::StageAccount;
@@ -61,11 +61,8 @@ impl Present {
 
     /// One form for a key, whichever end it comes from.
     pub(crate) fn form(&self, key: &Key) -> Result<Vec<u8>> {
-        let mut out = Vec::new();
-        for (value, column) in key.iter().zip(&self.columns) {
-            push_field(&mut out, &column.ty, value.as_deref())?;
-        }
-        Ok(out)
+        let types = self.columns.iter().map(|c| &c.ty);
+        form_of(types.zip(key.iter().map(Option::as_deref)))
     }
 
     /// The forms of those keys that are there.
@@ -101,13 +98,7 @@ impl Present {
     }
 
     async fn open(&self, slice: Slice) -> Result<Box<dyn Reader>> {
-        let partition = Partition {
-            id: "present".into(),
-            table: 0,
-            work: Work::Read(slice),
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        };
+        let partition = Partition::new("present", Work::Read(slice));
         let read = ReadSpec::all(self.table.clone(), &self.columns);
         self.destination.open(&read, &partition, None, &self.context).await
     }

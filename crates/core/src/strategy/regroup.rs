@@ -495,9 +495,8 @@ fn group_values(group: &str) -> Result<Key> {
 /// called by either.
 fn group_form(table: &PlannedTable, group: &Key) -> Result<Vec<u8>> {
     let mut form = Vec::new();
-    for (name, value) in table.read.group_by.iter().zip(group) {
-        let read = table.read.columns.iter().find(|c| c.column.name == *name);
-        let ty = read.map_or(&ColumnType::Native, |c| &c.column.ty);
+    for ((_, column), value) in table.read.groups()?.into_iter().zip(group) {
+        let ty = &column.column.ty;
         let before = form.len();
         if push_field(&mut form, ty, value.as_deref()).is_err() {
             // What is no value of its type is only equal to itself.
@@ -559,16 +558,7 @@ impl Steps for Recompute {
             return Ok(None);
         };
         let table = self.groups.table(AGGREGATE)?;
-        let terms = table
-            .read
-            .group_by
-            .iter()
-            .map(|g| {
-                let read = table.read.columns.iter().find(|c| c.column.name == *g);
-                read.map(ReadColumn::term)
-                    .ok_or_else(|| Error::bug("a group column that is not read"))
-            })
-            .collect::<Result<Vec<Term>>>()?;
+        let terms: Vec<Term> = table.read.groups()?.into_iter().map(|(_, c)| c.term()).collect();
         let mut keys = BTreeMap::new();
         for (group, _) in &page {
             keys.insert(group.clone(), group_values(group)?);
@@ -694,10 +684,7 @@ fn gone<'a>(table: &PlannedTable, groups: impl Iterator<Item = &'a Key>) -> Resu
     for values in groups {
         for (builder, column) in builders.iter_mut().zip(&schema.columns) {
             let place = table.read.group_by.iter().position(|g| *g == column.name);
-            match place.and_then(|p| values.get(p)?.as_deref()) {
-                Some(value) => builder.append_text(value)?,
-                None => builder.append_null(),
-            }
+            builder.append_cell(place.and_then(|p| values.get(p)?.as_deref()))?;
         }
     }
     let arrays = builders.iter_mut().map(ColumnBuilder::finish).collect();

@@ -2,7 +2,7 @@
 
 use super::cut::Dimension;
 use crate::change::RawFormat;
-use crate::error::{Error, Result, code};
+use crate::error::{Among, Error, Result, code};
 use crate::plan::{DeleteGuard, PlannedTable, Publish, ReadColumn, ReadSpec, StoredForm, StoredHash, Widening};
 use crate::query::{Condition, Filter, Join, Term};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
@@ -179,16 +179,15 @@ impl Resolved {
     /// The planned table.
     pub fn planned(&self, request: &TableRequest, publish: Publish) -> PlannedTable {
         PlannedTable {
-            read: self.read.clone(),
-            destination: request.destination.clone(),
-            schema: self.schema.clone(),
-            publish,
-            changes: None,
-            compare: None,
-            own: false,
-            row_hash: self.row_hash.clone(),
             evolve: request.evolve,
             widen: self.widen.clone(),
+            row_hash: self.row_hash.clone(),
+            ..PlannedTable::new(
+                self.read.clone(),
+                request.destination.clone(),
+                self.schema.clone(),
+                publish,
+            )
         }
     }
 
@@ -385,8 +384,9 @@ pub async fn resolve(
     };
     if let Some(lost) = schema.key.iter().find(|k| schema.column(k).is_none()) {
         let written: Vec<&str> = schema.columns.iter().map(|c| c.name.as_str()).collect();
-        return Err(Error::new(
-            code::COLUMN_MISSING,
+        return Err(Error::no_column(
+            Among::Table,
+            lost,
             format!("key column {lost} is not among the columns written"),
         )
         .hint(format!(

@@ -17,7 +17,7 @@ use crate::ledger::{Accounts, Ledger, Tally};
 use crate::plan::{
     DeleteGuard, Partition, Phase, Plan, PlannedTable, Publish, ReadSpec, Slice, Strategy, Verify, Work,
 };
-use crate::progress::{Advance, Generation, PartitionId, Position};
+use crate::progress::{Advance, Generation, Position};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::sink::{Destination, Fidelity, Sink};
 use crate::source::{ReadContext, Source};
@@ -34,8 +34,6 @@ pub struct Subject {
     pub source: Arc<dyn Source>,
     /// The schema to make tables in.
     pub schema: Option<String>,
-    /// Whether an existing table can be merged into (else only swapped).
-    pub merges: bool,
 }
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -59,13 +57,7 @@ impl Subject {
 /// Reads a whole table by slices.
 pub async fn read(source: &dyn Source, table: &TableId, schema: &TableSchema) -> Result<Rows> {
     let spec = ReadSpec::all(table.clone(), &schema.columns);
-    let partition = Partition {
-        id: "all".into(),
-        table: 0,
-        work: Work::Read(Slice::All),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    };
+    let partition = Partition::new("all", Work::Read(Slice::All));
     let request = crate::source::SliceRequest {
         key: schema.key.clone(),
         step: None,
@@ -104,29 +96,17 @@ fn load_plan(pipeline: &str, table: &TableId, publish: Publish, partitions: &[&s
         strategy: Strategy::Full,
         reasons: Vec::new(),
         semantics: serde_json::json!({"table": table.to_string()}),
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(table.clone(), &schema().columns),
-            destination: table.clone(),
-            schema: schema(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(table.clone(), &schema().columns),
+            table.clone(),
+            schema(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: partitions
                 .iter()
-                .map(|id| Partition {
-                    id: PartitionId::from(*id),
-                    table: 0,
-                    work: Work::Read(Slice::All),
-                    estimated_rows: 0,
-                    estimated_bytes: 0,
-                })
+                .map(|id| Partition::new(*id, Work::Read(Slice::All)))
                 .collect(),
         }]
         .into(),
@@ -199,10 +179,8 @@ pub async fn loads(s: &Subject) {
     swapped(s)
         .await
         .expect("a second full run takes the place of the first");
-    if s.merges {
-        merged(s).await.expect("the difference is merged");
-        appended(s).await.expect("rows are appended");
-    }
+    merged(s).await.expect("the difference is merged");
+    appended(s).await.expect("rows are appended");
     forgotten(s).await.expect("a forgotten pipeline starts over");
     shared_commit(s)
         .await
@@ -621,12 +599,6 @@ async fn follow(s: &Subject, log: &MemoryLog, tables: &[TableId], faults: &Fault
     plan.tables = tables
         .iter()
         .map(|t| PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
             read: ReadSpec::all(t.clone(), &schema().columns),
             destination: t.clone(),
             ..template.clone()

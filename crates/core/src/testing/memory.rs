@@ -96,11 +96,8 @@ impl Destination for Memory {
     fn traits(&self) -> SinkTraits {
         SinkTraits {
             writers: 4,
-            transactional_ddl: true,
             guarantee: Guarantee::ExactlyOnce,
-            merges: true,
             applies_changes: true,
-            changes_by_key: true,
             single_partition: false,
         }
     }

@@ -8,7 +8,7 @@ use crate::budget::Hold;
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops, Presence, Tx};
 use crate::error::{Error, Result, code};
 use crate::plan::{Partition, ReadSpec, Slice, Work};
-use crate::progress::{PartitionId, Position};
+use crate::progress::Position;
 use crate::query::{Comparison, Condition, Filter, Term, Test};
 use crate::schema::{Column, ColumnType, TableId, TableSchema};
 use crate::source::{Assignment, Extent, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo};
@@ -110,12 +110,7 @@ impl Source for MemoryTables {
     async fn slices(&self, read: &ReadSpec, request: &SliceRequest) -> Result<Vec<PlannedSlice>> {
         let table = self.0.table(&read.table).ok_or_else(|| Error::bug("no table"))?;
         let keys: Vec<&Vec<String>> = table.rows.keys().collect();
-        let all = PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows: keys.len() as u64,
-            bytes: 0,
-        };
+        let all = PlannedSlice::all(keys.len() as u64, 0);
         if request.single || request.key.is_empty() || keys.len() < 2 {
             return Ok(vec![all]);
         }
@@ -470,13 +465,7 @@ impl MemoryLog {
 
     /// The partition ids, as the engine knows them.
     pub fn partition(&self, n: usize) -> Partition {
-        Partition {
-            id: PartitionId(format!("log_{n}")),
-            table: 0,
-            work: Work::Log,
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        }
+        Partition::new(format!("log_{n}"), Work::Log)
     }
 
     /// Something that happens after the next chunk is read, before its high watermark.

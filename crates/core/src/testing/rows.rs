@@ -32,10 +32,7 @@ pub fn batch<'a>(schema: &TableSchema, rows: impl IntoIterator<Item = &'a Row>) 
     let mut builders: Vec<ColumnBuilder> = schema.columns.iter().map(ColumnBuilder::new).collect();
     for row in rows {
         for (builder, cell) in builders.iter_mut().zip(row) {
-            match cell {
-                Some(text) => builder.append_text(text)?,
-                None => builder.append_null(),
-            }
+            builder.append_cell(cell.as_deref())?;
         }
     }
     let arrays = builders.iter_mut().map(ColumnBuilder::finish).collect();

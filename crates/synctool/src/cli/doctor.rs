@@ -58,24 +58,19 @@ pub(super) fn failed(what: &str, place: &str, error: &Error) -> Found {
     }
     Found {
         place: place.into(),
-        finding: Finding {
-            what: what.into(),
-            ok: false,
-            found: format!("{says} [{}]", error.code().id),
-            fix: error.next_step().unwrap_or_default().into(),
-        },
+        finding: Finding::new(
+            what,
+            false,
+            format!("{says} [{}]", error.code().id),
+            error.next_step().unwrap_or_default(),
+        ),
     }
 }
 
 pub(super) fn good(what: &str, place: &str, says: String) -> Found {
     Found {
         place: place.into(),
-        finding: Finding {
-            what: what.into(),
-            ok: true,
-            found: says,
-            fix: String::new(),
-        },
+        finding: Finding::good(what, says),
     }
 }
 

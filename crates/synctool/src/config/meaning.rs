@@ -160,11 +160,6 @@ impl Pipeline {
         }
         stages
     }
-
-    /// The hash of [`Pipeline::semantics_of`], as 32 hexadecimal digits.
-    pub fn semantic_hash(&self, strategy: &str) -> String {
-        hash_of(&self.semantics_of(strategy))
-    }
 }
 
 fn hash_of(meaning: &Value) -> String {

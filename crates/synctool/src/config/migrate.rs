@@ -12,6 +12,7 @@ use super::load::Loader;
 use super::secret::{MASK, is_secret_key};
 use super::show::{Style, emit_with};
 use super::text::{Kind, Node, is_bool};
+use super::vars::name_after;
 
 /// A pipeline in the current form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,20 +164,7 @@ fn tree(node: &Node, path: &str, secret: bool, secrets: &mut Secrets) -> Value {
                 return as_written(text, written);
             }
             if secret && !secrets.keep {
-                let name: String = path
-                    .chars()
-                    .map(|c| {
-                        if c.is_ascii_alphanumeric() {
-                            c.to_ascii_uppercase()
-                        } else {
-                            '_'
-                        }
-                    })
-                    .collect();
-                let name = match name.starts_with(|c: char| c.is_ascii_digit()) {
-                    true => format!("_{name}"),
-                    false => name,
-                };
+                let name = name_after(path);
                 let variable = format!("${{{name}}}");
                 if !secrets.variables.contains(&name) {
                     secrets.variables.push(name);

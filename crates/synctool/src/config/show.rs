@@ -9,6 +9,7 @@ use super::global::Global;
 use super::load::Loaded;
 use super::pipeline::{ColumnMapping, Columns, Direction, Pipeline};
 use super::strategy::StrategyKind;
+use super::vars::name_after;
 
 impl Loaded {
     /// The pipeline and its datastores in the current form of files, each value followed by its origin.
@@ -171,7 +172,7 @@ impl Pipeline {
                 let defaults = plain(&defaults);
                 drop_defaults(&mut entry["connection"], &defaults);
                 if entry["connection"].get("password").is_some() {
-                    let variable = variable_name(&name);
+                    let variable = format!("{}_PASSWORD", name_after(&name));
                     entry["connection"]["password"] = Value::from(format!("${{{variable}}}"));
                     variables.push(variable);
                 }
@@ -185,21 +186,6 @@ impl Pipeline {
         emit_with(&tree, 0, &mut yaml, Style::Plain(&variables));
         SavedPipeline { yaml, variables }
     }
-}
-
-fn variable_name(datastore: &str) -> String {
-    let word: String = datastore
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_uppercase()
-            } else {
-                '_'
-            }
-        })
-        .collect();
-    let digit = word.starts_with(|c: char| c.is_ascii_digit());
-    format!("{}{word}_PASSWORD", if digit { "_" } else { "" })
 }
 
 /// Keys that say what something is stay, whatever their value.

@@ -14,6 +14,19 @@ pub(super) struct Vars<'a> {
     pub(super) folder: &'a Path,
 }
 
+/// A name for a variable that is called after something.
+pub(super) fn name_after(what: &str) -> String {
+    let fit = |c: char| match c.is_ascii_alphanumeric() {
+        true => c.to_ascii_uppercase(),
+        false => '_',
+    };
+    let name: String = what.chars().map(fit).collect();
+    match name.starts_with(|c: char| c.is_ascii_digit()) {
+        true => format!("_{name}"),
+        false => name,
+    }
+}
+
 impl Vars<'_> {
     /// Puts values in all over the tree and marks what is secret.
     pub(super) fn expand(&self, node: &mut Node, text: &Text, errors: &mut Vec<ConfigError>) {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::{Plan, Strategy as PlanStrategy, Verify};
-use synctool_core::query::{Condition, Filter, Term, Test};
+use synctool_core::query::{Condition, Filter, Term, Test, keeps_rows};
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
 use synctool_core::stage::Stages;
@@ -594,7 +594,7 @@ impl Ends<'_> {
             delta.table.dimensions.clear();
         }
         let request = AggregateRequest {
-            row_key: match aggregate::keeps_rows(&delta.table.joins) {
+            row_key: match keeps_rows(&delta.table.joins) {
                 true => at_source.key,
                 false => Vec::new(),
             },

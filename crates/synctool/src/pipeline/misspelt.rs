@@ -1,27 +1,24 @@
 //! Where the file names a column that is not there.
 
 use crate::config::{At, Deletes, Enrich, FieldSource, Filter, Loaded, Origin, Stage, StageWork, Strategy};
-use synctool_core::error::{Error, code};
+use synctool_core::error::{Among, Error};
 
 /// A word of the file that may be a column's name, and where it stands.
 type Mention<'a> = (&'a str, Option<&'a Origin>);
 
 /// An error over a column that is not there, with the place at which the file names it.
 pub(super) fn placed(error: Error, loaded: &Loaded, strategy: &Strategy) -> Error {
-    if error.code() != code::COLUMN_MISSING {
+    let Some((among, column)) = error.missing_column() else {
         return error;
-    }
+    };
     let stages = loaded.pipeline.transform.iter().filter(|s| s.applies_to(strategy));
-    let mentions: Vec<Mention> = if error.message().contains("is not in the pipeline") {
-        stages.flat_map(of_rows).collect()
-    } else if error.context().iter().any(|(key, _)| *key == "dimension") {
-        stages.flat_map(of_dimension).collect()
-    } else {
-        of_source(loaded, strategy)
+    let mentions: Vec<Mention> = match among {
+        Among::Table => of_source(loaded, strategy),
+        Among::Rows => stages.flat_map(of_rows).collect(),
+        Among::Dimension => stages.flat_map(of_dimension).collect(),
     };
     // With the alias of its table or without.
-    let is_told = |name: &str| error.message().contains(&format!("column {name} is not "));
-    let missing = |(name, _): &&Mention| is_told(name) || name.rsplit('.').next().is_some_and(is_told);
+    let missing = |(name, _): &&Mention| *name == column || name.rsplit('.').next() == Some(column);
     let origin = mentions.iter().find(missing).and_then(|(_, origin)| *origin);
     match origin.map(ToString::to_string) {
         Some(place) => error.at("written at", place),

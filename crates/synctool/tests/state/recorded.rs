@@ -22,21 +22,15 @@ pub(crate) fn plan(pipeline: &str, run_id: &str, publish: Publish, partitions: &
         strategy: Strategy::Full,
         reasons: vec!["the destination is empty".into()],
         semantics: Value::Null,
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(table.clone(), &[]),
-            destination: table,
-            schema: TableSchema {
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(table.clone(), &[]),
+            table,
+            TableSchema {
                 columns: Vec::new(),
                 key: Vec::new(),
             },
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "copy".into(),
             partitions: partitions.iter().map(partition).collect(),

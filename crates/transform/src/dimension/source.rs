@@ -11,7 +11,6 @@ use synctool_core::budget::Budget;
 use synctool_core::change::Event;
 use synctool_core::error::{Error, ErrorKind, Result, code};
 use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
-use synctool_core::progress::PartitionId;
 use synctool_core::query::{Filter, KeyList, Term};
 use synctool_core::schema::{Column, TableId};
 use synctool_core::source::{ReadContext, Source};
@@ -62,13 +61,7 @@ impl SourceLookup {
     }
 
     async fn read(&self, slice: Slice, into: &mut HashMap<Key, Vec<Row>>) -> Result<()> {
-        let partition = Partition {
-            id: PartitionId::from("dimension"),
-            table: 0,
-            work: Work::Read(slice),
-            estimated_rows: 0,
-            estimated_bytes: 0,
-        };
+        let partition = Partition::new("dimension", Work::Read(slice));
         let context = ReadContext {
             budget: Budget::new(READ_BYTES),
             batch_bytes: 1 << 20,

@@ -34,7 +34,7 @@ use datafusion_common::{DFSchema, DataFusionError};
 use datafusion_expr::Expr;
 use datafusion_physical_expr::PhysicalExpr;
 use std::sync::Arc;
-use synctool_core::error::{Error, Result, code};
+use synctool_core::error::{Error, Result};
 use synctool_core::schema::{Column, ColumnType};
 
 /// Reads an expression without knowing the columns: mistakes of grammar only.
@@ -273,9 +273,11 @@ fn first_line(e: &DataFusionError) -> String {
 fn explain(text: &str, mistake: engine::Mistake, columns: &[Column]) -> ExprError {
     let error = |message: String| ExprError::new(text, mistake.offset, message);
     match mistake.what {
-        engine::What::Column(name) => error(format!("column {name} is not in the pipeline"))
-            .hint(did_you_mean(&name, columns.iter().map(|c| c.name.as_str())))
-            .code(code::COLUMN_MISSING),
+        engine::What::Column(name) => ExprError {
+            missing: Some(name.clone()),
+            ..error(format!("column {name} is not in the pipeline"))
+                .hint(did_you_mean(&name, columns.iter().map(|c| c.name.as_str())))
+        },
         engine::What::Function(name) => {
             let known = engine::function_names();
             error(format!("there is no function {name}")).hint(

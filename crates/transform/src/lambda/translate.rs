@@ -8,7 +8,6 @@ use datafusion_common::{Column, DFSchema, ScalarValue};
 use datafusion_expr::expr::{Case, Cast};
 use datafusion_expr::{Expr, ExprSchemable, Operator, binary_expr, lit};
 use std::fmt;
-use synctool_core::error::code;
 
 /// Translates a lambda over the columns of a schema.
 pub(crate) fn translate(text: &str, node: &Node, schema: &DFSchema) -> Result<Expr, ExprError> {
@@ -273,9 +272,12 @@ impl Translator<'_> {
     fn column(&self, node: &Node, name: &str) -> Result<Typed, ExprError> {
         let field = self.schema.fields().iter().find(|f| f.name() == name).ok_or_else(|| {
             let known = self.schema.fields().iter().map(|f| f.name().as_str());
-            self.error(node, format!("column {name} is not in the pipeline"))
-                .hint(did_you_mean(name, known))
-                .code(code::COLUMN_MISSING)
+            ExprError {
+                missing: Some(name.to_string()),
+                ..self
+                    .error(node, format!("column {name} is not in the pipeline"))
+                    .hint(did_you_mean(name, known))
+            }
         })?;
         let column = Typed::new(Expr::Column(Column::from_name(name)), Type::Null);
         let widened = |ty: Type| Typed::new(Expr::Cast(Cast::new(Box::new(column.expr.clone()), ty.arrow())), ty);

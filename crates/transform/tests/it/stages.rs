@@ -85,7 +85,6 @@ async fn a_projection_chooses_renames_and_carries() {
     let chain = build(vec![StageSpec::Project { columns }], &["key"], &Datastores::new())
         .await
         .unwrap();
-    assert!(chain.projects());
     assert_eq!(chain.needs(), ["a", "id"]);
     let output = chain.output(&schema).unwrap();
     assert_eq!(output.key, ["key"]);

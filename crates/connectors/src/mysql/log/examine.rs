@@ -2,7 +2,7 @@
 
 use super::super::catalog::{self, CatalogTable};
 use super::super::client::{Session, number, text};
-use super::super::examine::{failed, finding, user};
+use super::super::examine::user;
 use super::capture;
 use super::dump::Dump;
 use super::position::Place;
@@ -16,26 +16,26 @@ impl BinlogSource {
     pub(super) async fn examine_log(&self, tables: &[TableId]) -> Vec<Finding> {
         let mut session = match self.database().connect().await {
             Ok(session) => session,
-            Err(e) => return vec![failed("connection", &e)],
+            Err(e) => return vec![Finding::of_error("connection", &e)],
         };
         let what = "log of the server";
         let mut found = vec![match check_server(&mut session).await {
-            Ok(()) => finding(what, true, "binary log of whole rows", ""),
-            Err(e) => failed(what, &e),
+            Ok(()) => Finding::good(what, "binary log of whole rows"),
+            Err(e) => Finding::of_error(what, &e),
         }];
         if !found[0].ok {
             return found;
         }
         match settings(&mut session).await {
             Ok(settings) => found.extend(settings),
-            Err(e) => found.push(failed("settings of the log", &e)),
+            Err(e) => found.push(Finding::of_error("settings of the log", &e)),
         }
         found.push(self.right(&mut session).await);
         for table in tables {
             found.push(match catalog::must_find(&mut session, table).await {
-                Err(e) => failed(format!("table {table}"), &e),
+                Err(e) => Finding::of_error(format!("table {table}"), &e),
                 Ok(there) => match capture::check_table(&mut session, &there).await {
-                    Err(e) => failed(format!("table {table} in its log"), &e),
+                    Err(e) => Finding::of_error(format!("table {table} in its log"), &e),
                     Ok(()) => key_of(table, &there),
                 },
             });
@@ -61,9 +61,9 @@ impl BinlogSource {
             dump.next().await
         };
         match opened.await {
-            Ok(_) => finding(what, true, "granted", ""),
-            Err(e) if e.code() == code::PERMISSION => finding(what, false, "missing", grant),
-            Err(e) => failed(what, &e),
+            Ok(_) => Finding::good(what, "granted"),
+            Err(e) if e.code() == code::PERMISSION => Finding::new(what, false, "missing", grant),
+            Err(e) => Finding::of_error(what, &e),
         }
     }
 }
@@ -72,13 +72,13 @@ impl BinlogSource {
 fn key_of(table: &TableId, there: &CatalogTable) -> Finding {
     let what = format!("key of {table} in its log");
     match capture::key(there) {
-        key if key.is_empty() => finding(
+        key if key.is_empty() => Finding::new(
             what,
             false,
             "none: only what comes from now on can be followed, and only with keyless: true",
             format!("ALTER TABLE {table} ADD PRIMARY KEY (…);"),
         ),
-        key => finding(what, true, key.join(", "), ""),
+        key => Finding::good(what, key.join(", ")),
     }
 }
 
@@ -112,7 +112,7 @@ async fn settings(session: &mut Session) -> Result<Vec<Finding>> {
         .and_then(|r| text(r, 1))
         .is_some_and(|v| v != "OFF" && v != "0");
     let mut found = vec![
-        finding(
+        Finding::new(
             "binlog_row_metadata",
             metadata.eq_ignore_ascii_case("FULL"),
             format!(
@@ -124,7 +124,7 @@ async fn settings(session: &mut Session) -> Result<Vec<Finding>> {
             ),
             "SET GLOBAL binlog_row_metadata = 'FULL', and the same in the server's configuration file",
         ),
-        finding(
+        Finding::new(
             "log_bin_compress",
             compress != "ON",
             format!(
@@ -137,7 +137,7 @@ async fn settings(session: &mut Session) -> Result<Vec<Finding>> {
             ),
             "SET GLOBAL log_bin_compress = OFF, and the same in the server's configuration file",
         ),
-        finding(
+        Finding::new(
             "gtid_strict_mode",
             true,
             match strict.as_str() {
@@ -146,7 +146,7 @@ async fn settings(session: &mut Session) -> Result<Vec<Finding>> {
             },
             "",
         ),
-        finding(
+        Finding::new(
             "the log is kept",
             true,
             format!("{kept}; what is purged before it was read is lost, and then told"),
@@ -155,7 +155,7 @@ async fn settings(session: &mut Session) -> Result<Vec<Finding>> {
     ];
     if read_only {
         let own = value("log_slave_updates");
-        found.push(finding(
+        found.push(Finding::new(
             "log_slave_updates",
             own == "ON" || own == "1",
             format!("{own} on a server that is read-only"),
@@ -163,7 +163,7 @@ async fn settings(session: &mut Session) -> Result<Vec<Finding>> {
         ));
     }
     let transactions = session.row("SELECT @@global.server_id", "looking").await?;
-    found.push(finding(
+    found.push(Finding::new(
         "server_id",
         number(&transactions, 0) > 0,
         number(&transactions, 0).to_string(),

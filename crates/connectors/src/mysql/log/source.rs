@@ -289,16 +289,7 @@ impl BinlogSource {
         match self.go_on(session, id, after).await {
             Err(e) if self.options.repair.holds() && !e.kind().is_transient() && e.code() != code::PERMISSION => {
                 tracing::warn!(error = %e, "the log is followed from now on, and every table is compared");
-                if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
-                    return Err(Error::new(
-                        code::KEY_MISSING,
-                        format!(
-                            "{} has no key, so it cannot be compared and repaired",
-                            without.read.table
-                        ),
-                    )
-                    .hint("give it a primary key, or leave it out of the pipeline"));
-                }
+                logs::must_compare(followed.iter().map(|f| (&f.read.table, &f.key[..])))?;
                 let stored = BackfillPosition::parse(after)?;
                 let (added, dropped, tables) = match stored.log.as_ref().map(LogPosition::parse).transpose()? {
                     Some(log) => (log.added, log.dropped, log.tables),

@@ -432,10 +432,7 @@ fn deleted(shape: &Shape, identity: &[usize], rows: &[Texts], hold: Hold) -> Res
         let mut builder = ColumnBuilder::new(column);
         let place = identity.iter().position(|k| *k == at);
         for row in rows {
-            match place.and_then(|p| row.get(p)?.as_deref()) {
-                Some(value) => builder.append_text(value)?,
-                None => builder.append_null(),
-            }
+            builder.append_cell(place.and_then(|p| row.get(p)?.as_deref()))?;
         }
         columns.push(builder.finish());
     }

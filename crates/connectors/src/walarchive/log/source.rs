@@ -252,16 +252,7 @@ impl ArchiveLog {
         match Box::pin(self.world.go_on(&stored, &names)).await {
             Err(e) if self.options.repair.holds() && !e.kind().is_transient() && e.code() != code::LOCKED => {
                 tracing::warn!(error = %e, "the log is followed from the base backup on, and every table is compared");
-                if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
-                    return Err(Error::new(
-                        code::KEY_MISSING,
-                        format!(
-                            "{} has no key, so it cannot be compared and repaired",
-                            without.read.table
-                        ),
-                    )
-                    .hint("give it a primary key, or leave it out of the pipeline"));
-                }
+                logs::must_compare(followed.iter().map(|f| (&f.read.table, &f.key[..])))?;
                 self.world.discard().await?;
                 let position = LogPosition {
                     added: stored.added,

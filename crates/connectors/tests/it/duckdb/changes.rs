@@ -66,26 +66,17 @@ fn plan(schema: &TableSchema, evolve: bool) -> Plan {
         reasons: Vec::new(),
         semantics: serde_json::Value::Null,
         tables: vec![PlannedTable {
-            changes: None,
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(table.clone(), &schema.columns),
-            destination: table,
-            schema: schema.clone(),
-            publish: Publish::Direct,
             evolve,
-            widen: Vec::new(),
+            ..PlannedTable::new(
+                ReadSpec::all(table.clone(), &schema.columns),
+                table,
+                schema.clone(),
+                Publish::Direct,
+            )
         }],
         phases: vec![Phase {
             name: "delta".into(),
-            partitions: vec![Partition {
-                id: "all".into(),
-                table: 0,
-                work: Work::Read(Slice::All),
-                estimated_rows: 0,
-                estimated_bytes: 0,
-            }],
+            partitions: vec![Partition::new("all", Work::Read(Slice::All))],
         }]
         .into(),
         verify: Verify::None,

@@ -76,13 +76,7 @@ async fn typed(source: &dyn Source, mut read: ReadSpec) -> ReadSpec {
 }
 
 async fn rows(source: &dyn Source, read: &ReadSpec, slice: Slice) -> Vec<Row> {
-    let partition = Partition {
-        id: "all".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    };
+    let partition = Partition::new("all", Work::Read(slice));
     let mut reader = source
         .open(read, &partition, None, &ReadContext::default())
         .await

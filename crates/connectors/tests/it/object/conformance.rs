@@ -9,7 +9,6 @@ fn subject(dir: &Path, format: Format) -> Subject {
         destination: files.destination(),
         source: files.source(),
         schema: None,
-        merges: true,
     }
 }
 

@@ -43,7 +43,6 @@ fn subject(f: &Fixture) -> Subject {
         destination: Arc::new(f.destination.clone()),
         source: Arc::new(Now(database)),
         schema: Some("public".into()),
-        merges: true,
     }
 }
 

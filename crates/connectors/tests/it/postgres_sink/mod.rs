@@ -81,10 +81,7 @@ pub(crate) fn batch(schema: &TableSchema, rows: &[&[Option<&str>]]) -> RecordBat
     for row in rows {
         assert_eq!(row.len(), builders.len());
         for (builder, cell) in builders.iter_mut().zip(*row) {
-            match cell {
-                Some(text) => builder.append_text(text).unwrap(),
-                None => builder.append_null(),
-            }
+            builder.append_cell(*cell).unwrap();
         }
     }
     RecordBatch::try_new(
@@ -117,29 +114,17 @@ pub(crate) fn plan(table: &TableId, schema: &TableSchema, publish: Publish, part
         strategy: Strategy::Full,
         reasons: vec![],
         semantics: serde_json::json!({}),
-        tables: vec![PlannedTable {
-            changes: None,
-            evolve: false,
-            widen: Vec::new(),
-            compare: None,
-            own: false,
-            row_hash: None,
-            read: ReadSpec::all(table.clone(), &schema.columns),
-            destination: table.clone(),
-            schema: schema.clone(),
+        tables: vec![PlannedTable::new(
+            ReadSpec::all(table.clone(), &schema.columns),
+            table.clone(),
+            schema.clone(),
             publish,
-        }],
+        )],
         phases: vec![Phase {
             name: "load".into(),
             partitions: partitions
                 .iter()
-                .map(|id| Partition {
-                    id: PartitionId::from(*id),
-                    table: 0,
-                    work: Work::Read(Slice::All),
-                    estimated_rows: 0,
-                    estimated_bytes: 0,
-                })
+                .map(|id| Partition::new(*id, Work::Read(Slice::All)))
                 .collect(),
         }]
         .into(),

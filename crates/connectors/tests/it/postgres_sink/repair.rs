@@ -130,7 +130,7 @@ on_servers! {
         let source = f.destination.as_source().unwrap();
         let table = TableId::new("public", "items");
         let read = ReadSpec::all(table.clone(), &source.describe(&table).await.unwrap().columns);
-        let all = Partition { id: "p".into(), table: 0, work: Work::Read(Slice::All), estimated_rows: 0, estimated_bytes: 0 };
+        let all = Partition::new("p", Work::Read(Slice::All));
         for n in 1..4u64 {
             f.db.psql(&format!("INSERT INTO items VALUES ({n})"));
             let mut reader = source.open(&read, &all, None, &ReadContext::default()).await.unwrap();

@@ -101,13 +101,7 @@ async fn by_us(f: &Fixture, at: &str) -> Duration {
         }],
         key: None,
     });
-    let partition = Partition {
-        id: "p".into(),
-        table: 0,
-        work: Work::Read(slice),
-        estimated_rows: 0,
-        estimated_bytes: 0,
-    };
+    let partition = Partition::new("p", Work::Read(slice));
     let read = ReadSpec::all(from, &schema.columns);
     let mut reader = source
         .open(&read, &partition, None, &ReadContext::default())

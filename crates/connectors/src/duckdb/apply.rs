@@ -592,10 +592,7 @@ impl Target {
         let mut builders: Vec<ColumnBuilder> = self.columns.iter().map(ColumnBuilder::new).collect();
         for row in rows {
             for (builder, cell) in builders.iter_mut().zip(row) {
-                match cell {
-                    Some(text) => builder.append_text(text)?,
-                    None => builder.append_null(),
-                }
+                builder.append_cell(cell.as_deref())?;
             }
         }
         let arrays: Vec<ArrayRef> = builders

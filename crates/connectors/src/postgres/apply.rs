@@ -352,7 +352,6 @@ impl Applier {
                 }
                 None => {}
             }
-            (self.tables[i].staged, self.tables[i].flushed) = (false, false);
         }
         let all_new = little.iter().all(|(_, taken)| taken.pending.nets.is_empty());
         if alone && !self.begun && !little.is_empty() && all_new {
@@ -375,6 +374,10 @@ impl Applier {
         } else {
             self.send(session, little).await?;
             self.begin(session).await?;
+        }
+        // Only now: what was staged earlier in the transaction is still there until its end.
+        for table in &mut self.tables {
+            (table.staged, table.flushed) = (false, false);
         }
         self.begun = false;
         Ok(std::mem::take(&mut self.applied))

@@ -287,6 +287,20 @@ on_servers! {
         assert_eq!(f.db.psql("SELECT string_agg(id || name || price, ' ' ORDER BY id) FROM items"), "1a1 2z9 3c3 4d4");
     }
 
+    /// What was staged earlier in a transaction is not done once more with the few new rows at its end, one of which is there.
+    async fn what_was_staged_before_is_done_once(version: PgVersion) {
+        let f = fixture(version).await;
+        f.db.psql("CREATE TABLE items (id bigint PRIMARY KEY, name text, price integer UNIQUE); INSERT INTO items VALUES (7, 'old', 7)");
+        let (table, _, mut s) = direct(&f, &items()).await;
+        // So much is applied at once: an update of a row that is not there.
+        let wide = "x".repeat(1 << 20);
+        s.write(rows(&table, Op::Update, batch(&items(), &[&[Some("3"), Some(&wide), Some("3")]]))).await.unwrap();
+        s.write(rows(&table, Op::Insert, item_rows([(5, "e", 5), (7, "g", 7)]))).await.unwrap();
+        let applied = s.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        assert_eq!(applied, Applied { written: 3, inserted: 1, updated: 1, unchanged: 1, ..Applied::default() });
+        assert_eq!(dump(&f.db, "items"), "(5,e,5)\n(7,g,7)");
+    }
+
     async fn ranges_truncates_nets_and_new_columns(version: PgVersion) {
         let f = fixture(version).await;
         let (table, _, mut s) = direct(&f, &items()).await;

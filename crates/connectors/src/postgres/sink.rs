@@ -206,6 +206,10 @@ impl PgSink {
             _ => (None, moves),
         };
         let (ours, session, plan) = (&self.moves, &*self.session, &*self.plan);
+        if !earlier.is_empty() {
+            // Before any partition moves: whoever raises the generation goes on to the partitions.
+            ours.hold_generation(session, plan).await?;
+        }
         for to in earlier {
             ours.advance(session, plan, to).await?;
             self.control.keep_rejects(session, plan, to.advance).await?;

@@ -496,4 +496,27 @@ on_servers! {
             lazy.lock().await.durable().await.unwrap()[&PartitionId::from("log")].position == Some("2".into())
         }).await;
     }
+
+    /// A newer run raises the generation and then takes the partitions: a commit waits for it and is refused, where the other
+    /// order would have both wait for each other. With few new rows, and with several steps.
+    async fn a_commit_beside_a_newer_run_waits_for_it(version: PgVersion) {
+        for op in [Op::Insert, Op::Upsert] {
+            let f = fixture(version).await;
+            let (table, _, mut s) = direct(&f, &items()).await;
+            let newer = f.db.connect().await;
+            newer.batch_execute("BEGIN; UPDATE synctool.generation SET generation = generation + 1").await.unwrap();
+            s.write(rows(&table, op, item_rows([(1, "zombie", 1)]))).await.unwrap();
+            let goes_on = async {
+                let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+                let limit = std::time::Duration::from_secs(20);
+                synctool_testkit::eventually("the commit to wait", limit, async || f.db.psql(waits) == "t").await;
+                newer.batch_execute("DELETE FROM synctool.checkpoint; COMMIT").await
+            };
+            let step = [advance("log", None, "1", false)];
+            let (refused, raised) = tokio::join!(s.commit(&step), goes_on);
+            raised.unwrap();
+            assert_eq!(refused.unwrap_err().code(), code::FENCED, "{op:?}");
+            assert_eq!(f.db.psql("SELECT count(*) FROM items"), "0");
+        }
+    }
 }

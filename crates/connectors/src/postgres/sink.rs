@@ -550,7 +550,9 @@ impl Sink for PgSink {
 
     async fn settle(&mut self) -> Result<Checkpoint> {
         if self.is_behind() && !self.in_transaction {
-            // A commit that waits for the disk takes along what was committed before it.
+            // A commit that waits for the disk takes along what was committed before it. Where that ends is asked before: others
+            // may write on without waiting.
+            self.ask().await?;
             self.control.touch(&*self.session, &self.plan).await?;
             self.ask().await?;
         }

@@ -213,6 +213,15 @@ async fn direct(f: &Fixture, schema: &TableSchema) -> (TableId, Plan, Box<dyn Si
     (table, p, s)
 }
 
+/// A plan of a log with items.
+fn log_plan(table: &TableId) -> Plan {
+    let mut p = plan(table, &items(), Publish::Direct, &["log"]);
+    let mut phases = p.phases.to_vec();
+    phases[0].partitions[0].work = Work::Log;
+    p.phases = phases.into();
+    p
+}
+
 fn rows(table: &TableId, op: Op, rows: RecordBatch) -> Event {
     Event::Rows(ChangeBatch::new(Arc::new(table.clone()), rows, Ops::All(op), None, None, Hold::none()).unwrap())
 }
@@ -412,11 +421,7 @@ on_servers! {
         let f = Fixture { destination: open(&db.url(), DestinationOptions::default()).await, db };
         let table = TableId::new("public", "items");
         f.db.psql("CREATE TABLE items (id bigint PRIMARY KEY, name text, price integer)");
-        let mut p = plan(&table, &items(), Publish::Direct, &["log"]);
-        let mut phases = p.phases.to_vec();
-        phases[0].partitions[0].work = Work::Log;
-        p.phases = phases.into();
-        let p = f.destination.prepare(p).await.unwrap();
+        let p = f.destination.prepare(log_plan(&table)).await.unwrap();
         let log = PartitionId::from("log");
         let mut s = sink(&f.destination, &p, "log").await;
         let mut at: Option<String> = None;
@@ -444,6 +449,33 @@ on_servers! {
         let number = |p: &Position| p.as_str().parse::<u32>().unwrap();
         assert!(number(&stands) >= number(&said) && number(&said) >= 20, "{said:?} was durable, {stands:?} is there");
         assert_eq!(f.db.psql("SELECT count(*), max(id) FROM items"), format!("{0}|{0}", number(&stands)));
+    }
+
+    /// What is settled is durable, also while others write at the destination.
+    async fn what_is_settled_is_durable_beside_others(version: PgVersion) {
+        let f = fixture(version).await;
+        let table = TableId::new("public", "items");
+        f.db.psql("CREATE TABLE noise (n bigint)");
+        let p = f.destination.prepare(log_plan(&table)).await.unwrap();
+        let log = PartitionId::from("log");
+        let mut s = sink(&f.destination, &p, "log").await;
+        let other = f.db.connect().await;
+        let noise = tokio::spawn(async move {
+            other.batch_execute("INSERT INTO noise SELECT generate_series(1, 300000)").await
+        });
+        let (mut at, mut i): (Option<String>, i64) = (None, 0);
+        loop {
+            i += 1;
+            s.write(rows(&table, Op::Insert, item_rows([(i, "x", 1)]))).await.unwrap();
+            s.commit(&[advance("log", at.as_deref(), &i.to_string(), false)]).await.unwrap();
+            at = Some(i.to_string());
+            let settled = s.settle().await.unwrap()[&log].position.clone();
+            assert_eq!(settled.as_ref().map(Position::as_str), at.as_deref());
+            if noise.is_finished() {
+                break;
+            }
+        }
+        noise.await.unwrap().unwrap();
     }
 
     /// What a sink finds counts as durable, so it is on the disk, also where no commit of the server waits for that.

@@ -97,6 +97,7 @@ enum Way {
 /// A statement with its rows.
 struct Ask {
     table: usize,
+    name: TableId,
     way: Way,
     statement: Statement,
     arrays: Vec<Parameter>,
@@ -392,11 +393,12 @@ impl Applier {
         }
     }
 
-    /// The statement that is the whole transaction, and its parameters behind those of the move; if [`Applier::finish`] left
-    /// one.
-    pub(super) fn whole(&self) -> Option<(&Statement, &[Parameter])> {
+    /// The statement that is the whole transaction, its parameters behind those of the move, and its table; if
+    /// [`Applier::finish`] left one.
+    pub(super) fn whole(&self) -> Option<(&Statement, &[Parameter], &TableId)> {
         let last = self.last.as_ref()?;
-        Some((last.whole.as_ref()?, &last.asks.first()?.arrays))
+        let ask = last.asks.first()?;
+        Some((last.whole.as_ref()?, &ask.arrays, &ask.name))
     }
 
     /// Takes back a transaction that was refused, as where a row was there already, to do it the longer way. `false` if there
@@ -509,10 +511,9 @@ impl Applier {
             }
             written.push((i, (taken.pending.changes.len() - taken.pending.done) as u64));
         }
-        if let Some((first, _)) = written.first() {
+        if !written.is_empty() {
             let opening = self.opening();
-            let done = ask_all(session, opening.as_deref(), &asks).await;
-            let done = done.map_err(|e| e.error(&self.tables[*first].target.table))?;
+            let done = ask_all(session, opening.as_deref(), &asks).await?;
             for (i, written) in written {
                 let mut applied = Applied {
                     written,
@@ -1085,6 +1086,7 @@ impl Table {
             .arrays(&taken.pending.batches, &rows, columns, &few.types)?;
         Ok(Some(Ask {
             table: self.number,
+            name: self.target.table.clone(),
             way,
             statement,
             arrays,
@@ -1380,6 +1382,11 @@ impl Table {
 impl Ask {
     /// Runs it; says what was done.
     async fn answered(&self, session: &Connection) -> Result<Applied, Failed> {
+        let done = self.run(session).await;
+        done.map_err(|e| Failed::from(e).at(&self.name))
+    }
+
+    async fn run(&self, session: &Connection) -> Result<Applied, tokio_postgres::Error> {
         let arrays: Vec<&(dyn ToSql + Sync)> = self.arrays.iter().map(|array| array as _).collect();
         let mut done = Applied::default();
         match self.way {

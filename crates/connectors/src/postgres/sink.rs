@@ -225,14 +225,14 @@ impl PgSink {
             Mode::Load(_) => None,
         };
         // Each of these is sent when it is first polled, and they are polled in this order.
-        if let (Some((statement, arrays)), Some(to)) = (applier.and_then(|a| a.whole()), last) {
+        if let (Some((statement, arrays, table)), Some(to)) = (applier.and_then(|a| a.whole()), last) {
             let arrays = arrays.iter().map(|array| array as &(dyn ToSql + Sync));
             let parameters: Vec<_> = to.parameters(plan).into_iter().chain(arrays).collect();
             let whole = async {
                 session
                     .execute(statement, &parameters)
                     .await
-                    .map_err(Failed::or_refused)
+                    .map_err(|e| Failed::or_refused(e).at(table))
             };
             return Ok(try_join(whole, asked).await?.1);
         }
@@ -530,7 +530,7 @@ impl Sink for PgSink {
                 }
                 // Nothing of it was done: COMMIT came to a transaction that had failed.
                 Err(Failed::Conflict(_)) if self.again() => {}
-                Err(Failed::Conflict(e) | Failed::Other(e)) => return Err(e),
+                Err(e) => return Err(e.into()),
             }
         };
         self.session.working(false);

@@ -310,6 +310,27 @@ on_servers! {
         assert_eq!(dump(&f.db, "items"), "(5,e,5)\n(7,g,7)");
     }
 
+    /// Where few changes travel together, a value that the server refuses without naming its table is told with that table.
+    async fn the_table_of_a_refused_value_is_told(version: PgVersion) {
+        let f = fixture(version).await;
+        let tables = ["items", "others"].map(|name| TableId::new("public", name));
+        let mut p = plan(&tables[0], &items(), Publish::Direct, &["log"]);
+        let mut others = p.tables[0].clone();
+        (others.read, others.destination) = (ReadSpec::all(tables[1].clone(), &items().columns), tables[1].clone());
+        p.tables.push(others);
+        let p = f.destination.prepare(p).await.unwrap();
+        for (op, beside) in [(Op::Insert, false), (Op::Insert, true), (Op::Upsert, true)] {
+            let mut s = sink(&f.destination, &p, "log").await;
+            if beside {
+                s.write(rows(&tables[0], op, item_rows([(1, "a", 1)]))).await.unwrap();
+            }
+            s.write(rows(&tables[1], op, batch(&items(), &[&[Some("2"), Some("a\0b"), None]]))).await.unwrap();
+            let e = s.commit(&[advance("log", None, "1", false)]).await.unwrap_err();
+            let named = e.context().iter().find(|(place, _)| *place == "table").map(|(_, name)| name.as_str());
+            assert_eq!(named, Some("public.others"), "{op:?}, {beside}: {e}");
+        }
+    }
+
     async fn ranges_truncates_nets_and_new_columns(version: PgVersion) {
         let f = fixture(version).await;
         let (table, _, mut s) = direct(&f, &items()).await;

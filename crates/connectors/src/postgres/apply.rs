@@ -273,13 +273,9 @@ impl Applier {
             .ok_or_else(|| Error::bug(format!("changes of {table}, which is not in the plan")))
     }
 
-    /// How transactions begin.
-    pub(super) fn begins_with(&mut self, open: &'static str) {
+    /// How transactions begin; one of a single table may be one statement with its move, under these settings.
+    pub(super) fn commits_by(&mut self, moves: &Moves, open: &'static str, settings: Vec<&'static str>) {
         self.open = open;
-    }
-
-    /// A transaction of one table may be one statement, under these settings.
-    pub(super) fn may_be_whole(&mut self, moves: &Moves, settings: Vec<&'static str>) {
         self.whole = Some((moves.clone(), settings));
     }
 

@@ -94,23 +94,21 @@ enum Flush {
 }
 
 impl Flush {
-    /// Also says whether a statement alone is a transaction as those are that we begin.
-    async fn of(session: &Connection, plan: &Plan) -> Result<(Flush, bool)> {
+    async fn of(session: &Connection, plan: &Plan) -> Result<Flush> {
         let settings = session
             .query_one(
-                "SELECT setting, source, pg_catalog.current_setting('synchronous_standby_names'), \
-                 pg_catalog.current_setting('default_transaction_isolation') = 'read committed' \
+                "SELECT setting, source, pg_catalog.current_setting('synchronous_standby_names') \
                  FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'",
                 &[],
             )
             .await
             .map_err(|e| map_error(e, "reading synchronous_commit"))?;
         let follows = plan.partitions().any(|p| p.work == Work::Log);
-        let flush = Flush::when(settings.get(0), settings.get(1), settings.get(2), follows);
-        Ok((flush, settings.get(3)))
+        Ok(Flush::when(settings.get(0), settings.get(1), settings.get(2), follows))
     }
 
-    /// What a transaction of one statement sets.
+    /// What a transaction of one statement sets; all else is as in those that we begin, for every session of ours has their
+    /// isolation level.
     fn settings(self) -> Vec<&'static str> {
         match self {
             Flush::LaterForLogs => vec!["pg_catalog.set_config('synchronous_commit', 'off', true)"],
@@ -141,13 +139,10 @@ impl Flush {
 impl PgSink {
     pub(super) async fn open(session: Connection, control: Control, plan: Arc<Plan>, mut mode: Mode) -> Result<Self> {
         let writer = whoami(&*session).await?;
-        let (flush, alone_is_same) = Flush::of(&session, &plan).await?;
+        let flush = Flush::of(&session, &plan).await?;
         let moves = control.moves(&*session).await?;
         if let Mode::Direct(applier) = &mut mode {
-            applier.begins_with(flush.begin());
-            if alone_is_same {
-                applier.may_be_whole(&moves, flush.settings());
-            }
+            applier.commits_by(&moves, flush.begin(), flush.settings());
         }
         Ok(PgSink {
             session,

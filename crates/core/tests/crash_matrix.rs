@@ -588,7 +588,8 @@ async fn a_chunk_that_is_broken_off_between_its_slices() {
                 log.begin(0).delete(&items(), &key(&name(50))).commit();
                 log.begin(0).put(&items(), row(&[&name(1_060), "later", "b"])).commit();
             });
-            (log.with_backfill(vec![Pending::load(items())], 2_000), Memory::default())
+            let log = log.with_backfill(vec![Pending::load(items())], 2_000);
+            (log, Memory::default())
         },
         |(log, d), faults| async move { log_run(&log, &d, &faults, &[items()]).await },
         |(log, d), case| assert!(d.table(&items()).unwrap().rows == log.rows(&items()), "{case}"),

@@ -25,14 +25,16 @@ use crate::progress::Position;
 use crate::schema::{TableId, TableSchema};
 use crate::source::Reader;
 use crate::text;
-use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt8Array};
+use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt8Array, UInt32Array};
 use arrow_select::concat::concat_batches;
 use arrow_select::filter::filter_record_batch;
 use arrow_select::interleave::interleave;
+use arrow_select::take::take_record_batch;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -1473,13 +1475,13 @@ fn split_moves(batch: ChangeBatch, split: &[bool]) -> Result<Vec<Event>> {
         .ok_or_else(|| Error::bug("a key change without the old key"))?;
     let mut out = Vec::new();
     let mut at = 0;
-    let plain = |from: usize, to: usize, out: &mut Vec<Event>| {
+    let plain = |from: usize, to: usize, out: &mut Vec<Event>| -> Result<()> {
         if from < to {
             let n = to - from;
             let mut part = ChangeBatch {
-                rows: batch.rows.slice(from, n),
+                rows: cut(&batch.rows, from..to)?,
                 ops: Ops::Each((from..to).map(|r| Some(batch.ops.get(r) as u8)).collect()),
-                before: batch.before.as_ref().map(|b| b.slice(from, n)),
+                before: Some(cut(before, from..to)?),
                 present: None,
                 ..batch.clone()
             };
@@ -1489,10 +1491,11 @@ fn split_moves(batch: ChangeBatch, split: &[bool]) -> Result<Vec<Event>> {
                 .map(|p| crate::change::Presence(p.0.iter().map(|c| c.as_ref().map(|b| b.slice(from, n))).collect()));
             out.push(Event::Rows(part));
         }
+        Ok(())
     };
     for (row, moved) in split.iter().enumerate() {
         if *moved {
-            plain(at, row, &mut out);
+            plain(at, row, &mut out)?;
             let one = |rows: RecordBatch, op| ChangeBatch {
                 rows,
                 ops: Ops::All(op),
@@ -1500,19 +1503,28 @@ fn split_moves(batch: ChangeBatch, split: &[bool]) -> Result<Vec<Event>> {
                 before: None,
                 ..batch.clone()
             };
-            out.push(Event::Rows(one(before.slice(row, 1), Op::Delete)));
-            out.push(Event::Rows(one(batch.rows.slice(row, 1), Op::Upsert)));
+            out.push(Event::Rows(one(cut(before, row..row + 1)?, Op::Delete)));
+            out.push(Event::Rows(one(cut(&batch.rows, row..row + 1)?, Op::Upsert)));
             at = row + 1;
         }
     }
-    plain(at, split.len(), &mut out);
+    plain(at, split.len(), &mut out)?;
     Ok(out)
+}
+
+/// Some of the rows, in buffers of their own: a slice counts as many bytes as all of them have, and a sink that was given
+/// many of those would think that it holds enough.
+fn cut(rows: &RecordBatch, places: Range<usize>) -> Result<RecordBatch> {
+    let places = UInt32Array::from_iter_values(places.map(|row| row as u32));
+    take_record_batch(rows, &places).map_err(|e| Error::bug(format!("backfill: {e}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::schema::{Column, ColumnType};
+    use crate::testing::rows::batch;
+    use crate::testing::scenario::{row, schema};
     use arrow_schema::Schema;
 
     fn chunk(in_progress: &[u64], future: Option<u64>) -> Chunk {
@@ -1534,6 +1546,24 @@ mod tests {
         assert!(!commits.were_missed_by(&chunk(&[35], None), 9), "it did not commit");
         assert!(commits.were_missed_by(&chunk(&[], Some(30)), 3));
         assert!(!commits.were_missed_by(&chunk(&[], Some(31)), 3));
+    }
+
+    #[test]
+    fn key_changes_that_are_split_count_no_more_bytes_than_they_have() {
+        let large = "x".repeat(1_000);
+        let new: Vec<_> = (0..100).map(|n| row(&[&format!("new {n}"), "a", &large])).collect();
+        let old: Vec<_> = (0..100).map(|n| vec![Some(format!("old {n}")), None, None]).collect();
+        let (rows, before) = (batch(&schema(), &new).unwrap(), batch(&schema(), &old).unwrap());
+        let table = Arc::new(TableId::bare("t"));
+        let changes = ChangeBatch::new(table, rows, Ops::All(Op::Update), None, Some(before), Hold::none()).unwrap();
+        let all = changes.bytes() as u64;
+        let mut moved = [true; 100];
+        moved[50] = false;
+        let parts = split_moves(changes, &moved).unwrap();
+        assert_eq!(parts.len(), 2 * 99 + 1);
+        assert_eq!(parts.iter().map(Event::rows).sum::<u64>(), 2 * 99 + 1);
+        let counted: u64 = parts.iter().map(Event::bytes).sum();
+        assert!(counted < 10 * all, "{counted} bytes of {all}");
     }
 
     /// A table that cannot be read, beside a log that says nothing.

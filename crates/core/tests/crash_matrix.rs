@@ -573,6 +573,26 @@ async fn chunks_in_slices_end_equal() {
     }
 }
 
+/// A chunk that is broken off between its slices is read again, whatever its rows have become.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_is_broken_off_between_its_slices() {
+    every_fault(
+        || {
+            let log = busy_log(1_100);
+            log.behind(|log| {
+                log.begin(0).delete(&items(), &key(&name(1_050))).commit();
+                log.begin(0).delete(&items(), &key(&name(50))).commit();
+                log.begin(0).put(&items(), row(&[&name(1_060), "later", "b"])).commit();
+            });
+            let log = log.with_backfill(vec![Pending::load(items())], 2_000);
+            (log, Memory::default())
+        },
+        |(log, d), faults| async move { log_run(&log, &d, &faults, &[items()]).await },
+        |(log, d), case| assert!(d.table(&items()).unwrap().rows == log.rows(&items()), "{case}"),
+    )
+    .await;
+}
+
 /// Keys that the log could not complete are fetched some at a time, each of them once.
 #[tokio::test]
 async fn many_keys_are_fetched_in_parts() {

@@ -97,6 +97,7 @@ enum Way {
 /// A statement with its rows.
 struct Ask {
     table: usize,
+    name: TableId,
     way: Way,
     statement: Statement,
     arrays: Vec<Parameter>,
@@ -272,13 +273,9 @@ impl Applier {
             .ok_or_else(|| Error::bug(format!("changes of {table}, which is not in the plan")))
     }
 
-    /// How transactions begin.
-    pub(super) fn begins_with(&mut self, open: &'static str) {
+    /// How transactions begin; one of a single table may be one statement with its move, under these settings.
+    pub(super) fn commits_by(&mut self, moves: &Moves, open: &'static str, settings: Vec<&'static str>) {
         self.open = open;
-    }
-
-    /// A transaction of one table may be one statement, under these settings.
-    pub(super) fn may_be_whole(&mut self, moves: &Moves, settings: Vec<&'static str>) {
         self.whole = Some((moves.clone(), settings));
     }
 
@@ -352,7 +349,6 @@ impl Applier {
                 }
                 None => {}
             }
-            (self.tables[i].staged, self.tables[i].flushed) = (false, false);
         }
         let all_new = little.iter().all(|(_, taken)| taken.pending.nets.is_empty());
         if alone && !self.begun && !little.is_empty() && all_new {
@@ -376,6 +372,10 @@ impl Applier {
             self.send(session, little).await?;
             self.begin(session).await?;
         }
+        // Only now: what was staged earlier in the transaction is still there until its end.
+        for table in &mut self.tables {
+            (table.staged, table.flushed) = (false, false);
+        }
         self.begun = false;
         Ok(std::mem::take(&mut self.applied))
     }
@@ -389,11 +389,12 @@ impl Applier {
         }
     }
 
-    /// The statement that is the whole transaction, and its parameters behind those of the move; if [`Applier::finish`] left
-    /// one.
-    pub(super) fn whole(&self) -> Option<(&Statement, &[Parameter])> {
+    /// The statement that is the whole transaction, its parameters behind those of the move, and its table; if
+    /// [`Applier::finish`] left one.
+    pub(super) fn whole(&self) -> Option<(&Statement, &[Parameter], &TableId)> {
         let last = self.last.as_ref()?;
-        Some((last.whole.as_ref()?, &last.asks.first()?.arrays))
+        let ask = last.asks.first()?;
+        Some((last.whole.as_ref()?, &ask.arrays, &ask.name))
     }
 
     /// Takes back a transaction that was refused, as where a row was there already, to do it the longer way. `false` if there
@@ -506,10 +507,9 @@ impl Applier {
             }
             written.push((i, (taken.pending.changes.len() - taken.pending.done) as u64));
         }
-        if let Some((first, _)) = written.first() {
+        if !written.is_empty() {
             let opening = self.opening();
-            let done = ask_all(session, opening.as_deref(), &asks).await;
-            let done = done.map_err(|e| e.error(&self.tables[*first].target.table))?;
+            let done = ask_all(session, opening.as_deref(), &asks).await?;
             for (i, written) in written {
                 let mut applied = Applied {
                     written,
@@ -1082,6 +1082,7 @@ impl Table {
             .arrays(&taken.pending.batches, &rows, columns, &few.types)?;
         Ok(Some(Ask {
             table: self.number,
+            name: self.target.table.clone(),
             way,
             statement,
             arrays,
@@ -1377,6 +1378,11 @@ impl Table {
 impl Ask {
     /// Runs it; says what was done.
     async fn answered(&self, session: &Connection) -> Result<Applied, Failed> {
+        let done = self.run(session).await;
+        done.map_err(|e| Failed::from(e).at(&self.name))
+    }
+
+    async fn run(&self, session: &Connection) -> Result<Applied, tokio_postgres::Error> {
         let arrays: Vec<&(dyn ToSql + Sync)> = self.arrays.iter().map(|array| array as _).collect();
         let mut done = Applied::default();
         match self.way {

@@ -77,13 +77,13 @@ impl Moves {
     }
 
     /// A transaction of one statement: an INSERT whose parameters are behind those of a [`Move`], the generation held, and
-    /// the partition moved; refused as a division by zero where one of these is another one's by now. `setting` is the list of
-    /// settings that hold for it.
+    /// the partition moved; refused as a division by zero where one of these is another one's by now. The generation is held
+    /// first, in the order of whoever raises it and goes on to the partitions. `settings` hold for it.
     pub(super) fn whole(&self, insert: &str, settings: &[&str]) -> String {
         let settings: String = settings.iter().map(|setting| format!(", {setting}")).collect();
         format!(
-            "WITH {}, rows AS ({insert}), held AS {} SELECT 1 / (SELECT pg_catalog.count(*) FROM moved), \
-             1 / (SELECT pg_catalog.count(*) FROM held){settings}",
+            "WITH {}, rows AS ({insert}), held AS {} SELECT 1 / (SELECT pg_catalog.count(*) FROM held), \
+             1 / (SELECT pg_catalog.count(*) FROM moved){settings}",
             self.control.moved(),
             self.control.held()
         )

@@ -94,23 +94,21 @@ enum Flush {
 }
 
 impl Flush {
-    /// Also says whether a statement alone is a transaction as those are that we begin.
-    async fn of(session: &Connection, plan: &Plan) -> Result<(Flush, bool)> {
+    async fn of(session: &Connection, plan: &Plan) -> Result<Flush> {
         let settings = session
             .query_one(
-                "SELECT setting, source, pg_catalog.current_setting('synchronous_standby_names'), \
-                 pg_catalog.current_setting('default_transaction_isolation') = 'read committed' \
+                "SELECT setting, source, pg_catalog.current_setting('synchronous_standby_names') \
                  FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'",
                 &[],
             )
             .await
             .map_err(|e| map_error(e, "reading synchronous_commit"))?;
         let follows = plan.partitions().any(|p| p.work == Work::Log);
-        let flush = Flush::when(settings.get(0), settings.get(1), settings.get(2), follows);
-        Ok((flush, settings.get(3)))
+        Ok(Flush::when(settings.get(0), settings.get(1), settings.get(2), follows))
     }
 
-    /// What a transaction of one statement sets.
+    /// What a transaction of one statement sets; all else is as in those that we begin, for every session of ours has their
+    /// isolation level.
     fn settings(self) -> Vec<&'static str> {
         match self {
             Flush::LaterForLogs => vec!["pg_catalog.set_config('synchronous_commit', 'off', true)"],
@@ -141,13 +139,10 @@ impl Flush {
 impl PgSink {
     pub(super) async fn open(session: Connection, control: Control, plan: Arc<Plan>, mut mode: Mode) -> Result<Self> {
         let writer = whoami(&*session).await?;
-        let (flush, alone_is_same) = Flush::of(&session, &plan).await?;
+        let flush = Flush::of(&session, &plan).await?;
         let moves = control.moves(&*session).await?;
         if let Mode::Direct(applier) = &mut mode {
-            applier.begins_with(flush.begin());
-            if alone_is_same {
-                applier.may_be_whole(&moves, flush.settings());
-            }
+            applier.commits_by(&moves, flush.begin(), flush.settings());
         }
         Ok(PgSink {
             session,
@@ -206,6 +201,10 @@ impl PgSink {
             _ => (None, moves),
         };
         let (ours, session, plan) = (&self.moves, &*self.session, &*self.plan);
+        if !earlier.is_empty() {
+            // Before any partition moves: whoever raises the generation goes on to the partitions.
+            ours.hold_generation(session, plan).await?;
+        }
         for to in earlier {
             ours.advance(session, plan, to).await?;
             self.control.keep_rejects(session, plan, to.advance).await?;
@@ -221,14 +220,14 @@ impl PgSink {
             Mode::Load(_) => None,
         };
         // Each of these is sent when it is first polled, and they are polled in this order.
-        if let (Some((statement, arrays)), Some(to)) = (applier.and_then(|a| a.whole()), last) {
+        if let (Some((statement, arrays, table)), Some(to)) = (applier.and_then(|a| a.whole()), last) {
             let arrays = arrays.iter().map(|array| array as &(dyn ToSql + Sync));
             let parameters: Vec<_> = to.parameters(plan).into_iter().chain(arrays).collect();
             let whole = async {
                 session
                     .execute(statement, &parameters)
                     .await
-                    .map_err(Failed::or_refused)
+                    .map_err(|e| Failed::or_refused(e).at(table))
             };
             return Ok(try_join(whole, asked).await?.1);
         }
@@ -526,7 +525,7 @@ impl Sink for PgSink {
                 }
                 // Nothing of it was done: COMMIT came to a transaction that had failed.
                 Err(Failed::Conflict(_)) if self.again() => {}
-                Err(Failed::Conflict(e) | Failed::Other(e)) => return Err(e),
+                Err(e) => return Err(e.into()),
             }
         };
         self.session.working(false);
@@ -546,7 +545,9 @@ impl Sink for PgSink {
 
     async fn settle(&mut self) -> Result<Checkpoint> {
         if self.is_behind() && !self.in_transaction {
-            // A commit that waits for the disk takes along what was committed before it.
+            // A commit that waits for the disk takes along what was committed before it. Where that ends is asked before: others
+            // may write on without waiting.
+            self.ask().await?;
             self.control.touch(&*self.session, &self.plan).await?;
             self.ask().await?;
         }

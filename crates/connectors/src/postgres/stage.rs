@@ -490,6 +490,14 @@ impl From<Error> for Failed {
     }
 }
 
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Conflict(e) | Failed::Other(e) => e,
+        }
+    }
+}
+
 impl Failed {
     /// For a transaction of one statement: where a division refused it, its steps say which of them it was.
     pub(super) fn or_refused(e: tokio_postgres::Error) -> Self {
@@ -499,10 +507,16 @@ impl Failed {
         }
     }
 
-    pub(super) fn error(self, table: &TableId) -> Error {
+    /// The same, with its table.
+    pub(super) fn at(self, table: &TableId) -> Self {
         match self {
-            Failed::Conflict(e) | Failed::Other(e) => e.at("table", table.to_string()),
+            Failed::Conflict(e) => Failed::Conflict(e.at("table", table.to_string())),
+            Failed::Other(e) => Failed::Other(e.at("table", table.to_string())),
         }
+    }
+
+    pub(super) fn error(self, table: &TableId) -> Error {
+        self.at(table).into()
     }
 }
 

@@ -49,7 +49,7 @@ pub struct Options {
     /// … or, following a log, so much time …
     pub commit_interval: Duration,
     /// … or, with this, as soon as nothing more of the log is at hand. What came then is seen soon, at the price of more
-    /// commits; they never take more than about half of the time.
+    /// commits; they never take more than about half of the time, but for those of chunks, which are made at the first boundary.
     pub commit_when_idle: bool,
     /// … or, loading a table, so much: a commit costs, and a load is seen by nobody before it is published.
     pub load_commit_interval: Duration,

@@ -213,6 +213,15 @@ async fn direct(f: &Fixture, schema: &TableSchema) -> (TableId, Plan, Box<dyn Si
     (table, p, s)
 }
 
+/// A plan of a log with items.
+fn log_plan(table: &TableId) -> Plan {
+    let mut p = plan(table, &items(), Publish::Direct, &["log"]);
+    let mut phases = p.phases.to_vec();
+    phases[0].partitions[0].work = Work::Log;
+    p.phases = phases.into();
+    p
+}
+
 fn rows(table: &TableId, op: Op, rows: RecordBatch) -> Event {
     Event::Rows(ChangeBatch::new(Arc::new(table.clone()), rows, Ops::All(op), None, None, Hold::none()).unwrap())
 }
@@ -285,6 +294,41 @@ on_servers! {
         s.write(rows(&table, Op::Insert, item_rows([(4, "d", 4)]))).await.unwrap();
         assert_eq!(s.commit(&[advance("log", Some("2"), "3", false)]).await.unwrap(), Applied::inserts(1));
         assert_eq!(f.db.psql("SELECT string_agg(id || name || price, ' ' ORDER BY id) FROM items"), "1a1 2z9 3c3 4d4");
+    }
+
+    /// What was staged earlier in a transaction is not done once more with the few new rows at its end, one of which is there.
+    async fn what_was_staged_before_is_done_once(version: PgVersion) {
+        let f = fixture(version).await;
+        f.db.psql("CREATE TABLE items (id bigint PRIMARY KEY, name text, price integer UNIQUE); INSERT INTO items VALUES (7, 'old', 7)");
+        let (table, _, mut s) = direct(&f, &items()).await;
+        // So much is applied at once: an update of a row that is not there.
+        let wide = "x".repeat(1 << 20);
+        s.write(rows(&table, Op::Update, batch(&items(), &[&[Some("3"), Some(&wide), Some("3")]]))).await.unwrap();
+        s.write(rows(&table, Op::Insert, item_rows([(5, "e", 5), (7, "g", 7)]))).await.unwrap();
+        let applied = s.commit(&[advance("log", None, "1", false)]).await.unwrap();
+        assert_eq!(applied, Applied { written: 3, inserted: 1, updated: 1, unchanged: 1, ..Applied::default() });
+        assert_eq!(dump(&f.db, "items"), "(5,e,5)\n(7,g,7)");
+    }
+
+    /// Where few changes travel together, a value that the server refuses without naming its table is told with that table.
+    async fn the_table_of_a_refused_value_is_told(version: PgVersion) {
+        let f = fixture(version).await;
+        let tables = ["items", "others"].map(|name| TableId::new("public", name));
+        let mut p = plan(&tables[0], &items(), Publish::Direct, &["log"]);
+        let mut others = p.tables[0].clone();
+        (others.read, others.destination) = (ReadSpec::all(tables[1].clone(), &items().columns), tables[1].clone());
+        p.tables.push(others);
+        let p = f.destination.prepare(p).await.unwrap();
+        for (op, beside) in [(Op::Insert, false), (Op::Insert, true), (Op::Upsert, true)] {
+            let mut s = sink(&f.destination, &p, "log").await;
+            if beside {
+                s.write(rows(&tables[0], op, item_rows([(1, "a", 1)]))).await.unwrap();
+            }
+            s.write(rows(&tables[1], op, batch(&items(), &[&[Some("2"), Some("a\0b"), None]]))).await.unwrap();
+            let e = s.commit(&[advance("log", None, "1", false)]).await.unwrap_err();
+            let named = e.context().iter().find(|(place, _)| *place == "table").map(|(_, name)| name.as_str());
+            assert_eq!(named, Some("public.others"), "{op:?}, {beside}: {e}");
+        }
     }
 
     async fn ranges_truncates_nets_and_new_columns(version: PgVersion) {
@@ -398,11 +442,7 @@ on_servers! {
         let f = Fixture { destination: open(&db.url(), DestinationOptions::default()).await, db };
         let table = TableId::new("public", "items");
         f.db.psql("CREATE TABLE items (id bigint PRIMARY KEY, name text, price integer)");
-        let mut p = plan(&table, &items(), Publish::Direct, &["log"]);
-        let mut phases = p.phases.to_vec();
-        phases[0].partitions[0].work = Work::Log;
-        p.phases = phases.into();
-        let p = f.destination.prepare(p).await.unwrap();
+        let p = f.destination.prepare(log_plan(&table)).await.unwrap();
         let log = PartitionId::from("log");
         let mut s = sink(&f.destination, &p, "log").await;
         let mut at: Option<String> = None;
@@ -430,6 +470,33 @@ on_servers! {
         let number = |p: &Position| p.as_str().parse::<u32>().unwrap();
         assert!(number(&stands) >= number(&said) && number(&said) >= 20, "{said:?} was durable, {stands:?} is there");
         assert_eq!(f.db.psql("SELECT count(*), max(id) FROM items"), format!("{0}|{0}", number(&stands)));
+    }
+
+    /// What is settled is durable, also while others write at the destination.
+    async fn what_is_settled_is_durable_beside_others(version: PgVersion) {
+        let f = fixture(version).await;
+        let table = TableId::new("public", "items");
+        f.db.psql("CREATE TABLE noise (n bigint)");
+        let p = f.destination.prepare(log_plan(&table)).await.unwrap();
+        let log = PartitionId::from("log");
+        let mut s = sink(&f.destination, &p, "log").await;
+        let other = f.db.connect().await;
+        let noise = tokio::spawn(async move {
+            other.batch_execute("INSERT INTO noise SELECT generate_series(1, 300000)").await
+        });
+        let (mut at, mut i): (Option<String>, i64) = (None, 0);
+        loop {
+            i += 1;
+            s.write(rows(&table, Op::Insert, item_rows([(i, "x", 1)]))).await.unwrap();
+            s.commit(&[advance("log", at.as_deref(), &i.to_string(), false)]).await.unwrap();
+            at = Some(i.to_string());
+            let settled = s.settle().await.unwrap()[&log].position.clone();
+            assert_eq!(settled.as_ref().map(Position::as_str), at.as_deref());
+            if noise.is_finished() {
+                break;
+            }
+        }
+        noise.await.unwrap().unwrap();
     }
 
     /// What a sink finds counts as durable, so it is on the disk, also where no commit of the server waits for that.
@@ -481,5 +548,28 @@ on_servers! {
         synctool_testkit::eventually("the flush of the WAL", std::time::Duration::from_secs(20), async || {
             lazy.lock().await.durable().await.unwrap()[&PartitionId::from("log")].position == Some("2".into())
         }).await;
+    }
+
+    /// A newer run raises the generation and then takes the partitions: a commit waits for it and is refused, where the other
+    /// order would have both wait for each other. With few new rows, and with several steps.
+    async fn a_commit_beside_a_newer_run_waits_for_it(version: PgVersion) {
+        for op in [Op::Insert, Op::Upsert] {
+            let f = fixture(version).await;
+            let (table, _, mut s) = direct(&f, &items()).await;
+            let newer = f.db.connect().await;
+            newer.batch_execute("BEGIN; UPDATE synctool.generation SET generation = generation + 1").await.unwrap();
+            s.write(rows(&table, op, item_rows([(1, "zombie", 1)]))).await.unwrap();
+            let goes_on = async {
+                let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+                let limit = std::time::Duration::from_secs(20);
+                synctool_testkit::eventually("the commit to wait", limit, async || f.db.psql(waits) == "t").await;
+                newer.batch_execute("DELETE FROM synctool.checkpoint; COMMIT").await
+            };
+            let step = [advance("log", None, "1", false)];
+            let (refused, raised) = tokio::join!(s.commit(&step), goes_on);
+            raised.unwrap();
+            assert_eq!(refused.unwrap_err().code(), code::FENCED, "{op:?}");
+            assert_eq!(f.db.psql("SELECT count(*) FROM items"), "0");
+        }
     }
 }

@@ -244,6 +244,30 @@ async fn rows_are_changed_with_exact_counts() {
     assert_eq!(stored(&db).await.into_values().collect::<Vec<_>>(), want);
 }
 
+/// Nobody sends such rows, and whoever did would lose them without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_to_insert_that_lack_a_value_are_refused() {
+    for op in [Op::Insert, Op::Upsert] {
+        let db = open().await;
+        let schema = schema(false);
+        let plan_ = db.to.prepare(plan(&schema, false)).await.unwrap();
+        let mut sink = db.to.open_sink(&plan_).await.unwrap();
+        sink.recover(&["all".into()]).await.unwrap();
+        let Event::Rows(whole) = changes(&schema, &[(op, &["1", "1.00", "NULL"])]) else {
+            panic!("these are rows");
+        };
+        let lacking = Some(BooleanBuffer::from(vec![false]));
+        let batch = ChangeBatch {
+            present: Some(Presence(vec![None, None, lacking])),
+            ..whole
+        };
+        let e = sink.write(Event::Rows(batch)).await.unwrap_err();
+        assert_eq!(e.code(), code::VALUE_MALFORMED, "{op:?}: {e}");
+        assert!(e.to_string().contains("column at") && e.to_string().contains("table t"), "{e}");
+        assert!(e.next_step().is_some(), "{e}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_are_added_only_where_that_is_wanted() {
     let db = open().await;

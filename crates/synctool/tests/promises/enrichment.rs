@@ -362,6 +362,44 @@ fn stages_apply_to_types_and_names() {
     }
 }
 
+/// A row that has fewer partners than before leaves no copy behind: a delta takes it away, or is refused.
+#[test]
+fn no_copy_stays_of_a_row_that_has_fewer_partners() {
+    let db = database("copies");
+    db.psql(
+        "CREATE TABLE orders(id int PRIMARY KEY, customer int, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+         INSERT INTO orders VALUES (1, 1), (2, 2), (3, 1); CREATE TABLE tags(customer int, tag text);
+         INSERT INTO tags VALUES (1, 'a'), (1, 'b'), (1, 'c'), (2, 'a')",
+    );
+    let place = here(&db);
+    let file = |key: &str, deletes: &str| {
+        format!(
+            "name: p\nsource: {{datastore: from, table: orders}}\ndestination: {{datastore: to, table: copies}}\nkey: {key}\n\
+             columns: [id, {{source: null, dest: tag}}]\ntransform:\n  - enrich: {{datastore: from, table: public.tags, on: [customer], \
+             fields: [tag], join: inner, cardinality: one_to_many}}\n\
+             strategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms{deletes}}}]\n"
+        )
+    };
+    for (key, deletes) in [
+        ("[id, tag]", ""),
+        ("[id, tag]", ", deletes: none"),
+        ("[id]", ", deletes: anti_join"),
+    ] {
+        place.write("p.yaml", &file(key, deletes));
+        let refused = place.json(&["run", "p.yaml"], 2).to_string();
+        assert!(
+            refused.contains("several partners in public.tags") && refused.contains("anti_join"),
+            "{key}{deletes}: {refused}"
+        );
+    }
+    place.write("p.yaml", &file("[id, tag]", ", deletes: anti_join"));
+    place.json(&["run", "p.yaml"], 0);
+    let found = || db.psql("SELECT string_agg(id || tag, ',' ORDER BY id, tag) FROM copies");
+    assert_eq!(found().trim(), "1a,1b,1c,2a,3a,3b,3c");
+    db.psql("DELETE FROM tags WHERE customer = 1 AND tag = 'b'; UPDATE orders SET updated_at = now() WHERE id = 1");
+    place.until(&["run", "p.yaml"], found, "1a,1c,2a,3a,3c");
+}
+
 /// Where several rows of a dimension are valid at a time, the one that became valid last is taken, and that is told once.
 #[test]
 fn rows_that_are_valid_at_once_are_told() {

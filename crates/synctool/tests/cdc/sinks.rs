@@ -431,7 +431,7 @@ fn a_mariadb_without_room_is_told_and_goes_on() {
 #[cfg(feature = "duckdb")]
 #[test]
 fn a_file_of_duckdb_without_room_is_told_and_goes_on() {
-    let disk = SmallDisk::new(12);
+    let disk = SmallDisk::new(16);
     let stage = Stage::new(PgVersion::V15);
     let file = disk.path().join("copy.duckdb");
     let to = format!("{{type: duckdb, connection: {{path: \"{}\"}}}}", file.display());

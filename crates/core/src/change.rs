@@ -16,11 +16,11 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Op {
-    /// The row is new; there should be none with its key.
+    /// The row is new; there should be none with its key. It has all of its values.
     Insert = 1,
     /// The row exists and has these values now. With a `before` of another key, the key changed.
     Update = 2,
-    /// The row has these values now, whether it existed or not.
+    /// The row has these values now, whether it existed or not: all of its values.
     Upsert = 3,
     /// The row is gone; only its key columns need values.
     Delete = 4,
@@ -135,6 +135,21 @@ impl ChangeBatch {
             fresh: false,
             hold,
         })
+    }
+
+    /// Refuses rows to insert that lack a value: sinks would pass over them, or make it NULL.
+    pub fn check_whole(&self) -> Result<()> {
+        let Some(present) = &self.present else {
+            return Ok(());
+        };
+        for row in 0..self.len() {
+            let inserts = matches!(self.ops.get(row), Op::Insert | Op::Upsert);
+            let lacks = (0..self.rows.num_columns()).find(|column| inserts && !present.has(*column, row));
+            if let Some(column) = lacks {
+                return Err(Error::not_whole(self.rows.schema_ref().field(column).name()));
+            }
+        }
+        Ok(())
     }
 
     /// The number of rows.

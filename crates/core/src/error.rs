@@ -222,6 +222,18 @@ impl Error {
         )
     }
 
+    /// A row to insert that does not bring a value of a column.
+    pub fn not_whole(column: &str) -> Self {
+        Error::new(
+            code::VALUE_MALFORMED,
+            format!("a row to insert came without a value of column {column}, which is not the same as NULL"),
+        )
+        .hint(
+            "the source's log should have brought it: load the table anew (`synctool state reset`, then a run), and please \
+             report it",
+        )
+    }
+
     /// Adds where it happened (`pipeline`, `table`, `partition`, `server` …); the first value of a key stays.
     pub fn at(mut self, key: &'static str, value: impl Into<String>) -> Self {
         if !self.0.context.iter().any(|(k, _)| *k == key) {

@@ -820,6 +820,30 @@ async fn an_aggregate_is_not_emptied_in_passing() {
     assert_eq!((world.copy(), mapped(&world)), (groups, keys(&world)));
 }
 
+/// Where most rows are gone and every group keeps some, no group goes, but all become smaller: the guard stops the run before
+/// the first one does, however often it goes on, and no row is forgotten.
+#[tokio::test]
+async fn an_aggregate_does_not_shrink_in_passing() {
+    let world = World::new(some_rows(3000));
+    let request = totals(Deletes::AntiJoin);
+    aggregate_with(&world, &FaultPlan::none(), &request).await.unwrap();
+    let (groups, known) = (world.copy(), mapped(&world));
+    world.change(|rows| rows.retain(|_, cells| cells[0].as_deref() < Some("1500")));
+    for _ in 0..2 {
+        let e = aggregate_with(&world, &FaultPlan::none(), &request).await.unwrap_err();
+        assert_eq!(e.code(), code::MASS_DELETE, "{e}");
+        assert_eq!((world.copy(), mapped(&world)), (groups.clone(), known.clone()));
+    }
+    let engine = world.engine(&FaultPlan::none());
+    let stored = engine.plan("p", &serde_json::Value::Null, async {
+        unreachable!("the plan is there")
+    });
+    let (mut plan, resumed) = stored.await.unwrap();
+    plan.guard.allow = true;
+    engine.run(plan, resumed).await.unwrap();
+    assert_eq!((world.copy(), mapped(&world)), (recomputed(&world), keys(&world)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_aggregate_over_groups_of_unknown_age() {
     every_fault(

@@ -272,6 +272,9 @@ fn postgres(p: &crate::config::Postgres, workers: usize) -> Result<Postgres> {
     config.sslcert = p.sslcert.as_deref().cloned();
     config.sslkey = p.sslkey.as_deref().cloned();
     config.connect_timeout = p.connect_timeout.0;
+    if let Some(timeout) = p.tcp_user_timeout.as_deref() {
+        config.tcp_user_timeout = Some(timeout.0).filter(|t| !t.is_zero());
+    }
     config.statement_timeout = p.statement_timeout.as_deref().map(|span| span.0);
     config.application_name = p.application_name.to_string();
     config.max_connections = (*p.max_connections as usize).max(workers + EXTRA_CONNECTIONS);

@@ -6,6 +6,7 @@
 //! * [`FaultProxy`]: a TCP proxy that delays, cuts, resets, hangs, throttles or refuses on demand.
 //! * [`KillRun`]: runs a whole program and has it killed at a named failpoint.
 //! * [`SmallDisk`]: a file system that is soon full.
+//! * [`JumpingClock`]: a wall clock that jumps, for one program.
 //! * [`Dice`]: numbers that a seed determines.
 //! * [`Authority`]: certificates for TLS tests.
 //! * [`is_soak`]: whether tests are to be as long as they can be.
@@ -21,6 +22,7 @@
 //! pipe to the test closes, however the test ended.
 
 mod clickhouse;
+mod clock;
 mod daemon;
 mod dice;
 mod disk;
@@ -43,6 +45,7 @@ mod tls;
 mod wait;
 
 pub use clickhouse::ClickHouse;
+pub use clock::JumpingClock;
 pub use daemon::Daemon;
 pub use dice::Dice;
 pub use disk::SmallDisk;

@@ -1,8 +1,8 @@
 //! Applying changes to a table: what the events of a commit make of the rows they touch is worked out in memory, exactly
 //! and in order, and the difference is written set-wise: deletes, moved keys, updates, inserts.
 //!
-//! - Insert and Upsert of a key that is there become an update; one of a key that is not there inserts, unless a value
-//!   is absent: then there is nothing whole to insert, and it is counted as unchanged.
+//! - Insert and Upsert of a key that is there become an update; one of a key that is not there inserts. One that lacks a
+//!   value is refused.
 //! - Update of a key that is not there changes nothing. A row that has the new key of a moved one gives way to it.
 //! - A row whose values are all stored already is not written, and counted as unchanged.
 
@@ -205,6 +205,7 @@ impl Target {
     }
 
     fn batch(&mut self, c: &mut ManagedConnection, batch: &ChangeBatch) -> Result<Applied> {
+        batch.check_whole()?;
         let places = self.places(&batch.rows)?;
         let before = batch.before.as_ref().map(|b| Ok((b, self.places(b)?))).transpose()?;
         let mut changes = Vec::with_capacity(batch.len());
@@ -241,11 +242,11 @@ impl Target {
         };
         if self.key.is_empty() {
             for (op, cells, _) in changes {
-                let whole: Option<Row> = cells.into_iter().collect();
-                match (op, whole) {
-                    (Op::Insert, Some(row)) => self.appended.push(row),
-                    _ => return Err(keyless("anything but inserting whole rows")),
+                if op != Op::Insert {
+                    return Err(keyless("anything but inserting rows"));
                 }
+                let row = self.whole(cells)?;
+                self.appended.push(row);
                 applied.inserted += 1;
             }
             return Ok(applied);
@@ -365,14 +366,20 @@ impl Target {
                 false => Did::Nothing,
             });
         }
-        let whole: Option<Row> = cells.into_iter().collect();
-        match whole {
-            Some(row) if op != Op::Update => {
-                self.now.insert(new_key, Some(Live { row, origin: None }));
-                Ok(Did::Inserted)
-            }
-            _ => Ok(Did::Nothing),
+        if op == Op::Update {
+            return Ok(Did::Nothing);
         }
+        let row = self.whole(cells)?;
+        self.now.insert(new_key, Some(Live { row, origin: None }));
+        Ok(Did::Inserted)
+    }
+
+    /// The row to insert.
+    fn whole(&self, cells: Cells) -> Result<Row> {
+        let columns = self.columns.iter().zip(cells);
+        columns
+            .map(|(column, cell)| cell.ok_or_else(|| Error::not_whole(&column.name)))
+            .collect()
     }
 
     /// Makes a key range hold exactly these rows; those that only the destination had are counted as removed.

@@ -8,6 +8,7 @@ mod destination;
 mod hashes;
 mod query;
 mod session;
+mod settled;
 mod sink;
 mod source;
 mod sql;

@@ -3,6 +3,7 @@
 use super::DuckDb;
 use super::query::{self, Query, readable, texts};
 use super::session::Stream;
+use super::settled;
 use super::sql::{quote, table as table_name};
 use super::types::{column_type, from_duckdb};
 use arrow_array::RecordBatch;
@@ -19,7 +20,6 @@ use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::{
     BYTES, Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
 };
-use synctool_core::text;
 
 pub(super) struct DuckDbSource(pub(super) DuckDb);
 
@@ -168,37 +168,16 @@ impl Source for DuckDbSource {
         Query::new(&session, read).await?.counting(conditions).await
     }
 
-    /// One process may have a DuckDB file open for writing, and this one has it: the only transactions that can be open
-    /// are those of our own sinks. Where there is none, everything that will be stamped is stamped after the clock was
-    /// taken (`now()` is when its transaction began).
     async fn settled(&self, table: &TableId, column: &Column, zone: Option<&str>, margin: Duration) -> Result<Settled> {
-        let utc = zone.is_none_or(|z| matches!(z, "UTC" | "Etc/UTC" | "Z"));
-        let instant = column.ty == ColumnType::TimestampTz;
-        if !(instant || column.ty == ColumnType::Timestamp && utc) {
-            return Err(Error::new(
-                code::UNSUPPORTED,
-                format!(
-                    "column {} of {table} is no instant and no timestamp in UTC",
-                    column.name
-                ),
-            )
-            .hint("stamp with now() into a TIMESTAMPTZ column, or set `stamped_by: app` with a lag"));
-        }
-        let now = chrono::Utc::now();
+        // The clock first: whoever begins later stamps later.
+        let settled = settled::settled(table, column, zone, margin)?;
         if Arc::strong_count(&self.0.database.sinks) > 1 {
             return Err(Error::new(
                 code::SERVER_BUSY,
                 "this process is writing to the DuckDB file, so what will be stamped is not known yet",
             ));
         }
-        let margin = i64::try_from(margin.as_micros()).unwrap_or(i64::MAX);
-        let mut bound = String::new();
-        text::write_timestamp(&mut bound, now.timestamp_micros().saturating_sub(margin), instant);
-        Ok(Settled {
-            bound,
-            now: now.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
-            held_by: None,
-        })
+        Ok(settled)
     }
 
     fn block_hashes(&self) -> Option<&dyn BlockHashes> {

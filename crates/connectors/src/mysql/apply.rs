@@ -1,7 +1,7 @@
 //! Applying changes to a table by op, inside the sink's transaction.
 //!
-//! - Insert and Upsert of a key that is there become an update; one of a key that is not there inserts, unless a value
-//!   is absent: then there is nothing whole to insert, and it is counted as unchanged.
+//! - Insert and Upsert of a key that is there become an update; one of a key that is not there inserts. One that lacks a
+//!   value is refused.
 //! - Update of a key that is not there changes nothing. A key change updates the row in place, so that absent values
 //!   stay; a row that already has the new key gives way.
 //! - A row whose values are all stored already is not written, and counted as unchanged.
@@ -167,6 +167,7 @@ impl Target {
 
     /// Applies a batch of changes.
     pub(super) async fn apply(&self, session: &mut Session, batch: &ChangeBatch) -> Result<Applied> {
+        batch.check_whole()?;
         let places = self.places(&batch.rows)?;
         let before = match &batch.before {
             Some(b) => Some((b, self.places(b)?)),
@@ -483,8 +484,12 @@ impl Target {
         if op == Op::Update || self.exists(session, &new_key).await? {
             return self.update(session, row, &new_key).await;
         }
-        if row.iter().any(Option::is_none) {
-            return Ok(Did::Nothing);
+        self.insert(session, row).await
+    }
+
+    async fn insert(&self, session: &mut Session, row: &Row) -> Result<Did> {
+        if let Some(lacks) = row.iter().position(Option::is_none) {
+            return Err(Error::not_whole(&self.mapping.columns[lacks].name));
         }
         self.insert_into(session, &self.name, std::slice::from_ref(row)).await?;
         Ok(Did::Inserted)
@@ -553,11 +558,7 @@ impl Target {
     /// Without a key only whole rows can be found again.
     async fn keyless_row(&self, session: &mut Session, op: Op, row: &Row, old: Option<&Row>) -> Result<Did> {
         if op == Op::Insert {
-            if row.iter().any(Option::is_none) {
-                return Err(keyless("inserting a row that is not whole"));
-            }
-            self.insert_into(session, &self.name, std::slice::from_ref(row)).await?;
-            return Ok(Did::Inserted);
+            return self.insert(session, row).await;
         }
         let old = old
             .filter(|o| op != Op::Upsert && o.iter().all(Option::is_some))

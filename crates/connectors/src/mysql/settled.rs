@@ -6,7 +6,9 @@
 //!   zone. The server fills this list only after a tenth of a second in which nobody read it, so a monitor can keep it
 //!   old for ever: we look until it shows the very statement that reads it;
 //! - a statement that waits for a lock on a table has stamped and is in no transaction yet: the process list has it
-//!   (a SELECT stamps nothing, and a read-only transaction, such as our readers', commits nothing);
+//!   (a SELECT stamps nothing, and a read-only transaction, such as our readers', commits nothing). Once it has the lock
+//!   its transaction counts from then, and nothing that every server has (no performance schema) says how long it had
+//!   waited: that is the margin's to cover;
 //! - prepared XA transactions stay after their session is gone. After a restart of the server nobody knows when they
 //!   stamped.
 //!

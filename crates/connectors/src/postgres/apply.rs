@@ -435,6 +435,8 @@ impl Applier {
         if batch.fresh {
             self.tables[i].loading = LOADING;
         }
+        let whole = batch.check_whole();
+        whole.map_err(|e| e.at("table", self.tables[i].target.table.to_string()))?;
         let mut split = None;
         let mut row = 0;
         while row < batch.len() {
@@ -961,7 +963,8 @@ impl Table {
             return Ok(true);
         };
         if change.kind != Kind::Move {
-            return Ok(self.pending.fold(change, key, self.stage.columns()));
+            self.pending.fold(change, key, self.stage.columns());
+            return Ok(true);
         }
         let (batch, row) = change.old;
         let old = self

@@ -251,6 +251,11 @@ impl Postgres {
             .keepalives_idle(Duration::from_secs(30))
             .keepalives_interval(Duration::from_secs(10))
             .keepalives_retries(6);
+        // How long a dead network is waited for, whether anything is under way or not: what is set above only says when an
+        // idle session asks for a sign of life. A server that takes no more of a COPY for so long is given up, too.
+        if let Some(timeout) = config.tcp_user_timeout {
+            settings.tcp_user_timeout(timeout);
+        }
         match local {
             true => settings.ssl_mode(tokio_postgres::config::SslMode::Disable),
             // See `Way`.
@@ -638,6 +643,19 @@ fn own_words(state: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
     use synctool_core::error::ErrorKind;
+
+    /// The same for sources, sinks and the state store: all sessions are made here.
+    #[test]
+    fn a_session_gives_up_a_dead_network() {
+        let of = |parameter: &str| {
+            let url = format!("postgresql://me@host/db?sslmode=disable{parameter}");
+            let database = Postgres::open(PostgresConfig::from_url(&url).unwrap()).unwrap();
+            database.settings(false).get_tcp_user_timeout().copied()
+        };
+        assert_eq!(of(""), Some(Duration::from_secs(120)));
+        assert_eq!(of("&tcp_user_timeout=60000"), Some(Duration::from_secs(60)));
+        assert_eq!(of("&tcp_user_timeout=0"), None);
+    }
 
     #[test]
     fn states_say_what_the_engine_should_do() {

@@ -47,8 +47,8 @@ impl Pending {
         }
     }
 
-    /// Gathers a change that keeps its key. `false` if what is gathered must be applied before it.
-    pub(super) fn fold(&mut self, change: Change, key: &Key, columns: usize) -> bool {
+    /// Gathers a change that keeps its key.
+    pub(super) fn fold(&mut self, change: Change, key: &Key, columns: usize) {
         let Some(&at) = self.by_key.get(key) else {
             let mut net = Net {
                 change: change.clone(),
@@ -61,20 +61,19 @@ impl Pending {
             self.by_key.insert(key.clone(), self.nets.len());
             self.nets.push(net);
             self.changes.push(change);
-            return true;
+            return;
         };
         let net = &mut self.nets[at];
         let had = &net.change;
         let merged = match (had.kind, change.kind) {
             (_, Kind::Delete) => change.clone(),
             (Kind::Delete, Kind::Update) => had.clone(),
-            (Kind::Delete, Kind::Put) if change.cells.is_whole() => Change {
+            // Rows to put are whole.
+            (Kind::Delete, Kind::Put) => Change {
                 kind: Kind::Replace,
                 ..change.clone()
             },
-            (Kind::Update, Kind::Put) if change.cells.is_whole() => change.clone(),
-            // What is missing in the row to insert would depend on whether the row was there.
-            (Kind::Delete | Kind::Update, Kind::Put) => return false,
+            (Kind::Update, Kind::Put) => change.clone(),
             (kind, _) => Change {
                 kind,
                 old: change.old,
@@ -86,7 +85,6 @@ impl Pending {
         net.many = true;
         net.change = merged;
         self.changes.push(change);
-        true
     }
 
     /// Takes out the rows that are new as far as is known: each the only change of its key, and of none that is `known`.
@@ -111,7 +109,8 @@ impl Pending {
     }
 
     /// Gathers a change of a key. Key changes are applied before everything else that is gathered, so neither key may
-    /// have been touched before; what touches them later comes after them.
+    /// have been touched before; what touches them later comes after them. `false` if what is gathered must be applied
+    /// before it.
     pub(super) fn fold_move(&mut self, change: Change, old: Key, new: &Key) -> bool {
         let touched = |k: &Key| self.by_key.contains_key(k) || self.moving.contains(k);
         if touched(&old) || touched(new) {

@@ -110,6 +110,9 @@ pub struct PostgresConfig {
     pub sslkey: Option<PathBuf>,
     /// How long making a connection, or waiting for a free one, may take.
     pub connect_timeout: Duration,
+    /// How long what we sent may stay unacknowledged by the server's machine, or unsent because it takes nothing, before
+    /// the connection is given up; `None` is as long as the system has it (a quarter of an hour). Not over a unix socket.
+    pub tcp_user_timeout: Option<Duration>,
     /// How long the server may work on one statement; `None` is without limit.
     pub statement_timeout: Option<Duration>,
     /// The name in pg_stat_activity.
@@ -146,6 +149,7 @@ impl PostgresConfig {
             sslcert: None,
             sslkey: None,
             connect_timeout: Duration::from_secs(10),
+            tcp_user_timeout: Some(Duration::from_secs(120)),
             statement_timeout: None,
             application_name: "synctool".into(),
             max_connections: 10,
@@ -206,6 +210,9 @@ impl PostgresConfig {
                 "sslcert" => config.sslcert = file(),
                 "sslkey" => config.sslkey = file(),
                 "connect_timeout" => config.connect_timeout = Duration::from_secs(number()?.max(1)),
+                "tcp_user_timeout" => {
+                    config.tcp_user_timeout = Some(number()?).filter(|ms| *ms > 0).map(Duration::from_millis);
+                }
                 "statement_timeout" => {
                     config.statement_timeout = Some(number()?).filter(|ms| *ms > 0).map(Duration::from_millis);
                 }

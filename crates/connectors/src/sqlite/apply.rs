@@ -1,7 +1,7 @@
 //! Applying changes to a table by op, row by row in order, inside the sink's transaction.
 //!
-//! - Insert and Upsert of a key that is there become an update; one of a key that is not there inserts, unless a value
-//!   is absent: then there is nothing whole to insert, and it is counted as unchanged.
+//! - Insert and Upsert of a key that is there become an update; one of a key that is not there inserts. One that lacks a
+//!   value is refused.
 //! - Update of a key that is not there changes nothing. A key change updates the row in place, so that absent values
 //!   stay; a row that already has the new key gives way.
 //! - A row whose values are all stored already is not written, and counted as unchanged.
@@ -172,6 +172,7 @@ impl Target {
     }
 
     fn apply_with(&self, conn: &Connection, batch: &ChangeBatch, updates: &mut Updates) -> Result<Applied> {
+        batch.check_whole()?;
         let inputs = self.inputs(&batch.rows)?;
         let before = batch.before.as_ref().map(|b| self.inputs(b)).transpose()?;
         // Presence speaks of the batch's columns, inputs of the table's.
@@ -563,8 +564,12 @@ impl Change<'_> {
         if self.exists(&new_key)? {
             return self.update(&row, &new_key);
         }
-        if row.iter().any(Option::is_none) {
-            return Ok(Did::Nothing);
+        self.insert(&row)
+    }
+
+    fn insert(&self, row: &Row<'_>) -> Result<Did> {
+        if let Some(lacks) = row.iter().position(Option::is_none) {
+            return Err(Error::not_whole(&self.target.columns[lacks].name));
         }
         self.run(&self.target.insert, row.iter().flatten())?;
         Ok(Did::Inserted)
@@ -642,11 +647,7 @@ impl Change<'_> {
     fn keyless_row(&self, op: Op, row: &Row<'_>, old: Option<&Row<'_>>) -> Result<Did> {
         let t = self.target;
         if op == Op::Insert {
-            if row.iter().any(Option::is_none) {
-                return Err(keyless("inserting a row that is not whole"));
-            }
-            self.run(&t.insert, row.iter().flatten())?;
-            return Ok(Did::Inserted);
+            return self.insert(row);
         }
         let old = old
             .filter(|o| op != Op::Upsert && o.iter().all(Option::is_some))

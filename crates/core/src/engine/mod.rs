@@ -906,6 +906,7 @@ async fn open_reader(
                 destination: destination()?,
                 tables: shared.plan.tables.clone().into(),
                 deferred: shared.deferred.clone(),
+                guard: shared.plan.guard,
                 context: shared.context.clone(),
             };
             regroup::open(&groups, &partition.work, after).await

@@ -22,7 +22,9 @@
 //! between is seen by one of them.
 //!
 //! Groups without rows are deleted last, when their number is known and the guard has judged it; so are the rows of the
-//! map that the source does not have any more, so that a run which the guard stopped still knows them.
+//! map that the source does not have any more, so that a run which the guard stopped still knows them. Rows that are gone
+//! also make groups smaller, which no group that goes tells: too many of them are refused as they are found, before the
+//! first group is computed without them.
 //!
 //! The run's plan has three tables: the aggregate, the key map (`_synctool_keys_…`) and the touched groups
 //! (`_synctool_groups_…`). A group travels through the latter two as one text, a JSON array of the canonical texts of its

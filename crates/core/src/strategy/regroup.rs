@@ -10,7 +10,7 @@ use crate::blocks::push_field;
 use crate::change::{ChangeBatch, Event, Op, Ops};
 use crate::error::{Error, Result, code};
 use crate::ledger::Compared;
-use crate::plan::{Compare, PlannedTable, ReadColumn, ReadSpec, Repair, Slice, Work};
+use crate::plan::{Compare, DeleteGuard, PlannedTable, ReadColumn, ReadSpec, Repair, Slice, Work};
 use crate::progress::Position;
 use crate::query::{KeyList, Term};
 use crate::schema::{Column, ColumnType, TableId};
@@ -36,6 +36,7 @@ pub(crate) struct Groups {
     pub(crate) destination: Arc<dyn Source>,
     pub(crate) tables: Arc<[PlannedTable]>,
     pub(crate) deferred: Arc<Deferred>,
+    pub(crate) guard: DeleteGuard,
     pub(crate) context: ReadContext,
 }
 
@@ -272,9 +273,10 @@ pub(crate) async fn open(groups: &Groups, work: &Work, after: Option<&Position>)
                 groups: groups.clone(),
                 pair: Arc::new(pair),
                 compare: compare.clone(),
-                after: after.and_then(|p| p.as_str().strip_prefix("block ")?.parse().ok()),
-                resumed: after.is_some(),
+                given: false,
                 comparison: None,
+                found: 0,
+                before: None,
             }))
         }
         Work::Regroup { unsettled } => {
@@ -374,15 +376,48 @@ impl Steps for Touch {
 
 /// Finds rows that were deleted at the source and touches their groups; in a later phase, forgets them. Where these have to
 /// be found again, others are gone too: no group is corrected for them in this run, so all of their groups are left to the
-/// next one.
+/// next one. What is gone is judged as a whole, so it is always looked for from the beginning.
 struct Vanished {
     groups: Groups,
     pair: Arc<Pair>,
     compare: Compare,
-    /// Blocks up to this one are done.
-    after: Option<i64>,
-    resumed: bool,
+    /// Whether what an earlier phase found was given out.
+    given: bool,
     comparison: Option<Comparison>,
+    /// How many rows are gone, as far as was looked.
+    found: u64,
+    /// How many rows the map had when it was last counted, and whether those were all.
+    before: Option<(u64, bool)>,
+}
+
+impl Vanished {
+    /// Groups are computed without the rows that are gone, though none of the groups may go: more rows than the guard lets
+    /// go are refused before that, and before they are forgotten. That all rows are gone is judged with the groups.
+    async fn judge(&mut self, more: u64) -> Result<()> {
+        self.found += more;
+        let (guard, gone) = (self.groups.guard, self.found);
+        if more == 0 || guard.allow || gone <= guard.max_rows {
+            return Ok(());
+        }
+        let known = |(rows, all): &(u64, bool)| *all || guard.allows(*rows, gone, 1);
+        if !self.before.as_ref().is_some_and(known) {
+            let (destination, map) = (self.groups.destination.clone(), self.groups.table(KEYS)?);
+            let stored = Present::of(destination, &map.destination, &map.schema.key, &self.groups.context).await?;
+            // Counted no further than the answer matters now and for some rows more.
+            let enough = gone.saturating_mul(10);
+            let rows = stored.count(enough).await?;
+            self.before = Some((rows, rows < enough));
+        }
+        let Some((before, _)) = self.before.filter(|(before, _)| !guard.allows(*before, gone, 1)) else {
+            return Ok(());
+        };
+        let table = &self.groups.table(KEYS)?.read.table;
+        Err(Error::new(
+            code::MASS_DELETE,
+            format!("at least {gone} of {before} rows of {table} are gone, and groups would be computed without them"),
+        )
+        .hint("look at the source; if the rows are meant to be gone, run again with --allow-mass-delete"))
+    }
 }
 
 fn whole_keys(keys: Vec<Key>) -> Vec<Vec<String>> {
@@ -396,7 +431,7 @@ impl Steps for Vanished {
         let mut events = VecDeque::new();
         let Some(comparison) = &mut self.comparison else {
             if forgets && let Some(found) = self.groups.deferred.get(GONE) {
-                if std::mem::replace(&mut self.resumed, true) {
+                if std::mem::replace(&mut self.given, true) {
                     return Ok(None);
                 }
                 for keys in found.chunks(GROUPS) {
@@ -404,19 +439,20 @@ impl Steps for Vanished {
                 }
                 return Ok(Some(events));
             }
-            let started = Comparison::start(self.pair.clone(), &self.compare, true, self.after).await?;
+            let started = Comparison::start(self.pair.clone(), &self.compare, true, None).await?;
             self.comparison = Some(started);
             if !forgets {
-                self.groups.deferred.start(GONE, !self.resumed);
+                self.groups.deferred.start(GONE, true);
             }
             return Ok(Some(events));
         };
         let Some(group) = comparison.next().await? else {
             return Ok(None);
         };
-        if !forgets && !self.resumed {
+        if !forgets {
             self.groups.deferred.add(GONE, group.only_destination.clone());
         }
+        self.judge(group.only_destination.len() as u64).await?;
         let gone = whole_keys(group.only_destination);
         let groups = self.groups.groups_before(gone.iter()).await?;
         if forgets && !gone.is_empty() {

@@ -557,6 +557,7 @@ fn put(table: &mut Table, key: Vec<String>, row: Row, applied: &mut Applied) {
 fn rows(table: &mut Table, batch: &ChangeBatch, applied: &mut Applied) -> Result<()> {
     let new = texts(&batch.rows)?;
     let old = batch.before.as_ref().map(texts).transpose()?;
+    batch.check_whole()?;
     for (i, row) in new.into_iter().enumerate() {
         applied.written += 1;
         if table.schema.key.is_empty() {
@@ -578,14 +579,12 @@ fn rows(table: &mut Table, batch: &ChangeBatch, applied: &mut Applied) -> Result
             _ => key.clone(),
         };
         let has = |c: usize| batch.present.as_ref().is_none_or(|p| p.has(c, i));
-        let complete = (0..row.len()).all(has);
         match batch.ops.get(i) {
             Op::Delete => match table.rows.remove(&key) {
                 Some(_) => applied.deleted += 1,
                 None => applied.unchanged += 1,
             },
-            Op::Insert | Op::Upsert if complete => put(table, key, row, applied),
-            Op::Insert | Op::Upsert => return Err(Error::bug("an insert without every value")),
+            Op::Insert | Op::Upsert => put(table, key, row, applied),
             Op::Update => match table.rows.remove(&from) {
                 // Never an insert with NULLs, and never an insert at all: the row is somebody else's to bring.
                 None => applied.unchanged += 1,

@@ -128,6 +128,9 @@ pub struct Postgres {
     pub sslkey: Option<At<PathBuf>>,
     /// How long to wait for a connection.
     pub connect_timeout: At<Span>,
+    /// How long what was sent may stay unacknowledged before the connection is given up; 0 = as long as the system has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_user_timeout: Option<At<Span>>,
     /// After how long the server ends a statement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub statement_timeout: Option<At<Span>>,
@@ -154,6 +157,7 @@ impl Postgres {
             sslcert: None,
             sslkey: None,
             connect_timeout: Span::seconds(10).into(),
+            tcp_user_timeout: None,
             statement_timeout: None,
             min_connections: 1.into(),
             max_connections: 10.into(),
@@ -477,6 +481,9 @@ pub(super) struct PostgresConnection {
     pub(super) sslkey: Option<At<PathBuf>>,
     /// Default: 10s.
     pub(super) connect_timeout: Option<At<Span>>,
+    /// How long what was sent may stay unacknowledged before the connection is given up. Default: 2m; 0 = as long as the
+    /// system has it.
+    pub(super) tcp_user_timeout: Option<At<Span>>,
     /// Default: the server's.
     pub(super) statement_timeout: Option<At<Span>>,
     /// Has no effect in this version yet.
@@ -913,6 +920,7 @@ fn postgres(
         base.application_name = name;
     }
     base.password = keys.password.or(base.password);
+    base.tcp_user_timeout = keys.tcp_user_timeout.or(base.tcp_user_timeout);
     base.statement_timeout = keys.statement_timeout.or(base.statement_timeout);
     base.sslrootcert = keys.sslrootcert.or(base.sslrootcert).map(beside);
     base.sslcert = keys.sslcert.or(base.sslcert).map(beside);

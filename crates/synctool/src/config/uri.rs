@@ -2,6 +2,7 @@
 //! No message of this file repeats the URI: it may hold a password, also where it is misspelt.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
@@ -243,7 +244,7 @@ fn server(
 
 /// The parameters of libpq that have a meaning here.
 const PARAMETERS: &str = "host, port, user, password, dbname, schema, sslmode, sslrootcert, sslcert, sslkey, \
-                          connect_timeout, statement_timeout, application_name";
+                          connect_timeout, tcp_user_timeout, statement_timeout, application_name";
 
 fn parameter(postgres: &mut Postgres, key: &str, value: String) -> Result<(), String> {
     let seconds = |value: &str| {
@@ -281,6 +282,12 @@ fn parameter(postgres: &mut Postgres, key: &str, value: String) -> Result<(), St
         "sslcert" => postgres.sslcert = Some(PathBuf::from(value).into()),
         "sslkey" => postgres.sslkey = Some(PathBuf::from(value).into()),
         "connect_timeout" => postgres.connect_timeout = seconds(&value)?.into(),
+        "tcp_user_timeout" => {
+            // In milliseconds, as libpq has it.
+            let span = value.parse().map(Duration::from_millis).map(Span);
+            let span = span.map_err(|_| "the URL's tcp_user_timeout is not a number of milliseconds")?;
+            postgres.tcp_user_timeout = Some(span.into());
+        }
         "statement_timeout" => postgres.statement_timeout = Some(seconds(&value)?.into()),
         "application_name" => postgres.application_name = value.into(),
         _ => {
@@ -322,6 +329,9 @@ mod tests {
             (*p.sslmode, *p.connect_timeout),
             (SslMode::VerifyFull, Span::seconds(3))
         );
+        assert_eq!(p.tcp_user_timeout, None);
+        let p = parsed("postgresql://u@h/d?tcp_user_timeout=90000");
+        assert_eq!(p.tcp_user_timeout.as_deref(), Some(&Span::seconds(90)));
         let p = parsed("postgres://u:a@b@h/d");
         assert_eq!(
             (p.password.as_ref().unwrap().reveal(), p.host.as_str(), *p.port),

@@ -174,14 +174,6 @@ impl Ends<'_> {
                      brings all of them up to date",
                     *enrich.table
                 ));
-                let keys_are_compared = matches!(strategy.deletes.as_deref(), Some(config::Deletes::AntiJoin));
-                if *enrich.cardinality == config::Cardinality::OneToMany && !keys_are_compared {
-                    told.push(format!(
-                        "a row that has fewer partners in {} than before keeps its copies for those that are gone: say \
-                         `deletes: anti_join`, or compare by a strategy of type hash",
-                        *enrich.table
-                    ));
-                }
             }
         }
         if matches!(strategy.stamped_by.as_deref(), Some(StampedBy::App)) && !kinds().any(|k| k == StrategyKind::Hash) {
@@ -428,7 +420,38 @@ impl Ends<'_> {
         })
     }
 
+    /// Refuses rows that become several where nothing takes a copy away once a row has fewer partners than before: a delta
+    /// does if its keys tell the copies apart and are compared. One that only adds rows keeps what was there by its nature.
+    fn copies_can_go(&self, strategy: &Strategy, adds: bool, groups: bool) -> Result<()> {
+        let pipeline = &self.loaded.pipeline;
+        let compares = matches!(strategy.deletes.as_deref(), Some(config::Deletes::AntiJoin));
+        for stage in pipeline.transform.iter().filter(|s| s.applies_to(strategy)) {
+            let config::StageWork::Enrich(enrich) = &stage.work else {
+                continue;
+            };
+            let apart = enrich.fields.iter().any(|f| pipeline.key.iter().any(|k| **k == *f.dest));
+            let goes = !groups && apart && (compares || adds);
+            if *enrich.cardinality == config::Cardinality::OneToOne || goes {
+                continue;
+            }
+            let what = format!(
+                "a row may have several partners in {}, and strategy {} would leave a copy of it behind once it has fewer",
+                *enrich.table, *strategy.name
+            );
+            let help = match groups {
+                true => "use a strategy of type full or hash",
+                false => {
+                    "name a column of `fields` that tells the copies apart in `key`, and set `deletes: anti_join`; or use a \
+                     strategy of type full or hash"
+                }
+            };
+            return Err(enrich.cardinality.error(what).with_help(help).into());
+        }
+        Ok(())
+    }
+
     async fn delta(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
+        self.copies_can_go(strategy, table.append_only, false)?;
         let table = match table.append_only {
             // Rows that are gone are not deleted, and not added either.
             true => self.living(table).await?,
@@ -563,6 +586,7 @@ impl Ends<'_> {
     }
 
     async fn aggregate(&self, strategy: &Strategy, table: TableRequest) -> Result<Plan> {
+        self.copies_can_go(strategy, table.append_only, true)?;
         if table.group_by.is_empty() {
             return Err(Error::new(
                 code::CONFIG_INVALID,

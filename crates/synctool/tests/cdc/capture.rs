@@ -4,6 +4,33 @@ use super::*;
 use synctool_testkit::FaultProxy;
 use synctool_testkit::proxy::Mode;
 
+/// F6. The program's own clock jumps by twenty years, forth and back, four times a second: it decides nothing.
+#[test]
+fn a_clock_of_our_own_that_jumps_does_no_harm() {
+    let clock = synctool_testkit::JumpingClock::new();
+    let stage = Stage::new(PgVersion::V18);
+    let jumping = |arguments: &[&str]| {
+        let mut command = stage.command(arguments);
+        command.env("LD_PRELOAD", clock.library());
+        KillRun::new(&command)
+    };
+    let running = jumping(&["run", "shop.yaml"]).start();
+    for n in 1..=30 {
+        stage.from.psql(&change(n));
+    }
+    stage.until_equal(&running);
+    stop(running);
+    for n in 31..=33 {
+        stage.from.psql(&change(n));
+        let again = jumping(&["run", "shop.yaml", "--until-caught-up", "--output", "json"]).run();
+        assert_eq!(again.code, Some(0), "{}", again.stderr);
+        stage.assert_equal("with a clock that jumps");
+    }
+    stage.from.psql(&change(34));
+    stage.catch_up();
+    stage.assert_equal("with a clock that goes on");
+}
+
 on_servers! {
     fn a_capture_from_nothing(version: PgVersion) {
         let stage = Stage::new(version);

@@ -363,7 +363,7 @@ fn outgrows(stage: &Stage, disk: &SmallDisk, ratings: impl Fn() -> String, same:
     let before = ratings();
     stage.from.psql(
         "INSERT INTO users (first_name, email, address) SELECT 'large', i || '@large',
-             (SELECT string_agg(md5(i || ' ' || j), '') FROM generate_series(1, 60) j) FROM generate_series(1, 12000) i",
+             (SELECT string_agg(md5(i || ' ' || j), '') FROM generate_series(1, 60) j) FROM generate_series(1, 20000) i",
     );
     stage.from.psql("UPDATE restaurant SET rating = 9");
     let (code, _, err) = stage.run(&["run", "shop.yaml", "--until-caught-up"]);
@@ -406,6 +406,47 @@ fn a_file_of_sqlite_without_room_is_told_and_goes_on() {
         db.query_row(sql, [], |row| row.get(0)).expect("rows")
     };
     let uri = format!("sqlite:{}", file.display());
+    outgrows(&stage, &disk, ratings, |case| same_by_diff(&stage, &uri, case));
+}
+
+#[test]
+fn a_mariadb_without_room_is_told_and_goes_on() {
+    let disk = SmallDisk::new(12);
+    let stage = Stage::new(PgVersion::V15);
+    let to = synctool_testkit::MariaDb::shared().database("cdc_room");
+    into_mariadb(&stage, &to, "users, restaurant, visit");
+    stage.catch_up();
+    // The same table with the same rows, whose file stands on the small disk.
+    let made = to.sql("SHOW CREATE TABLE users");
+    let made = made.split_once('\t').expect("a statement").1.replace("\\n", "\n");
+    to.sql(&format!(
+        "RENAME TABLE users TO elsewhere; {made} DATA DIRECTORY='{}'; INSERT INTO users SELECT * FROM elsewhere; DROP TABLE elsewhere",
+        disk.path().display()
+    ));
+    assert!(disk.path().join(to.name()).join("users.ibd").exists(), "it stands there");
+    let ratings = || to.sql("SELECT GROUP_CONCAT(rating ORDER BY id) FROM restaurant");
+    outgrows(&stage, &disk, ratings, |case| same_by_diff(&stage, &to.url(), case));
+}
+
+#[cfg(feature = "duckdb")]
+#[test]
+fn a_file_of_duckdb_without_room_is_told_and_goes_on() {
+    let disk = SmallDisk::new(16);
+    let stage = Stage::new(PgVersion::V15);
+    let file = disk.path().join("copy.duckdb");
+    let to = format!("{{type: duckdb, connection: {{path: \"{}\"}}}}", file.display());
+    stage.pipeline_to(&to, "tables: [users, restaurant, visit]", "");
+    let uri = format!("duckdb:{}", file.display());
+    let looks = std::cell::Cell::new(0);
+    let ratings = || {
+        looks.set(looks.get() + 1);
+        let copy = format!("ratings{}.csv", looks.get());
+        stage.ok(&["copy", &uri, "restaurant", &copy]);
+        let text = std::fs::read_to_string(stage.home.path().join(copy)).expect("the copy");
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    };
     outgrows(&stage, &disk, ratings, |case| same_by_diff(&stage, &uri, case));
 }
 

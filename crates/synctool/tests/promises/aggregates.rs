@@ -368,7 +368,7 @@ fn an_emptied_source_does_not_empty_an_aggregate() {
     for _ in 0..2 {
         let refused = place.json(&run, 4).to_string();
         assert!(
-            refused.contains("40 of 40") && refused.contains("--allow-mass-delete"),
+            refused.contains("of 2000 rows of public.orders are gone") && refused.contains("--allow-mass-delete"),
             "{refused}"
         );
         assert_eq!(db.psql(FOUND), groups, "no group went");

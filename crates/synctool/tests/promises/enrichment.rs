@@ -139,8 +139,7 @@ fn without_a_ttl_redis_keeps_a_dimension_for_a_run() {
     place.json(&["verify", "p.yaml"], 3);
 }
 
-/// A row with several partners comes once for each. Which of them are gone is seen where keys are compared; of a delta that
-/// does not, the plan says so.
+/// A row with several partners comes once for each, and which of them are gone is seen by comparing keys.
 #[test]
 fn a_row_may_have_several_partners() {
     let db = database("partners");
@@ -151,29 +150,21 @@ fn a_row_may_have_several_partners() {
          INSERT INTO tags SELECT i, t FROM generate_series(1, 50) i, unnest(ARRAY['a', 'b', 'c']) t WHERE t <> 'c' OR i % 5 = 0",
     );
     let place = here(&db);
-    let file = |deletes: &str| {
-        format!(
-            "name: p\nsource: {{datastore: from, table: public.people}}\ndestination: {{datastore: to, table: public.copies}}\n\
-             key: [id, tag]\ncolumns: [id, v, {{source: null, dest: tag}}]\ntransform:\n  - enrich: {{table: public.tags, \
-             on: [{{column: id, key: owner}}], fields: [tag], join: inner, cardinality: one_to_many}}\nstrategies:\n  \
-             - {{name: hash, type: hash}}\n  - {{name: delta, type: delta, column: updated_at, margin: 1ms{deletes}}}\n"
-        )
-    };
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: public.people}\ndestination: {datastore: to, table: public.copies}\n\
+         key: [id, tag]\ncolumns: [id, v, {source: null, dest: tag}]\ntransform:\n  - enrich: {table: public.tags, \
+         on: [{column: id, key: owner}], fields: [tag], join: inner, cardinality: one_to_many}\nstrategies:\n  \
+         - {name: hash, type: hash}\n  - {name: delta, type: delta, column: updated_at, margin: 1ms, deletes: anti_join}\n",
+    );
     let rows = "SELECT string_agg(concat_ws(' ', id, v, tag), ',' ORDER BY id, tag) FROM";
     let wanted = || db.psql(&format!("{rows} people p JOIN tags t ON t.owner = p.id"));
     let found = || db.psql(&format!("{rows} copies"));
-    place.write("p.yaml", &file(""));
     place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
     assert_eq!(found(), wanted(), "loaded");
     db.psql("DELETE FROM tags WHERE owner = 10 AND tag = 'c'");
     place.json(&["run", "p.yaml", "--strategy", "hash"], 0);
     assert_eq!(found(), wanted(), "one partner fewer");
-    for (deletes, told) in [("", true), (", deletes: anti_join", false)] {
-        place.write("p.yaml", &file(deletes));
-        let plan = place.json(&["plan", "p.yaml", "--strategy", "delta"], 0);
-        let said = plan["reasons"].to_string().contains("keeps its copies for those that are gone");
-        assert_eq!(said, told, "{plan}");
-    }
     db.psql("DELETE FROM tags WHERE owner = 20 AND tag = 'c'");
     place.json(&["run", "p.yaml", "--strategy", "delta"], 0);
     assert_eq!(found(), wanted(), "a delta that compares keys");
@@ -408,6 +399,44 @@ fn stages_apply_to_types_and_names() {
         }
         assert_eq!(found.join(","), marked, "{on}");
     }
+}
+
+/// A row that has fewer partners than before leaves no copy behind: a delta takes it away, or is refused.
+#[test]
+fn no_copy_stays_of_a_row_that_has_fewer_partners() {
+    let db = database("copies");
+    db.psql(
+        "CREATE TABLE orders(id int PRIMARY KEY, customer int, updated_at timestamptz NOT NULL DEFAULT now() - interval '1 hour');
+         INSERT INTO orders VALUES (1, 1), (2, 2), (3, 1); CREATE TABLE tags(customer int, tag text);
+         INSERT INTO tags VALUES (1, 'a'), (1, 'b'), (1, 'c'), (2, 'a')",
+    );
+    let place = here(&db);
+    let file = |key: &str, deletes: &str| {
+        format!(
+            "name: p\nsource: {{datastore: from, table: orders}}\ndestination: {{datastore: to, table: copies}}\nkey: {key}\n\
+             columns: [id, {{source: null, dest: tag}}]\ntransform:\n  - enrich: {{datastore: from, table: public.tags, on: [customer], \
+             fields: [tag], join: inner, cardinality: one_to_many}}\n\
+             strategies: [{{name: delta, type: delta, column: updated_at, margin: 1ms{deletes}}}]\n"
+        )
+    };
+    for (key, deletes) in [
+        ("[id, tag]", ""),
+        ("[id, tag]", ", deletes: none"),
+        ("[id]", ", deletes: anti_join"),
+    ] {
+        place.write("p.yaml", &file(key, deletes));
+        let refused = place.json(&["run", "p.yaml"], 2).to_string();
+        assert!(
+            refused.contains("several partners in public.tags") && refused.contains("anti_join"),
+            "{key}{deletes}: {refused}"
+        );
+    }
+    place.write("p.yaml", &file("[id, tag]", ", deletes: anti_join"));
+    place.json(&["run", "p.yaml"], 0);
+    let found = || db.psql("SELECT string_agg(id || tag, ',' ORDER BY id, tag) FROM copies");
+    assert_eq!(found().trim(), "1a,1b,1c,2a,3a,3b,3c");
+    db.psql("DELETE FROM tags WHERE customer = 1 AND tag = 'b'; UPDATE orders SET updated_at = now() WHERE id = 1");
+    place.until(&["run", "p.yaml"], found, "1a,1c,2a,3a,3c");
 }
 
 /// Where several rows of a dimension are valid at a time, the one that became valid last is taken, and that is told once.

@@ -326,6 +326,12 @@ impl ChunkSource for Chunks {
         })
     }
 
+    /// The catalog may be ahead of the log where a table was made anew: rows of the log lack what it got since.
+    fn key_places(&self, table: &TableId) -> Option<Vec<usize>> {
+        let shape = self.shapes.find(|s| *s.table == *table)?;
+        (!shape.key.is_empty()).then(|| shape.key.clone())
+    }
+
     fn refill(&self, change: &SchemaChange) -> Option<Pending> {
         let shape = self.shapes.find(|s| s.table == change.table)?;
         if shape.key.is_empty() {

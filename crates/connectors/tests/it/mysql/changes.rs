@@ -106,18 +106,32 @@ async fn absent_values_stay_and_keys_move() {
         &[Op::Update; 2],
         &rows,
         Some(&before),
-        Some(present.clone()),
+        Some(present),
     ))
     .await
     .unwrap();
     assert_eq!(commit(sink.as_mut(), Some("1"), "2").await, (0, 2, 0, 0, 0));
     assert_eq!(read_all(&db, "t").await.unwrap(), [row(&["1", "moved", "2"])]);
-    // There is nothing whole to insert where a value is absent.
-    let rows = [row(&["8", "NULL", "1"]), row(&["9", "x", "NULL"])];
-    sink.write(changes(&schema(), &[Op::Upsert; 2], &rows, None, Some(present)))
-        .await
-        .unwrap();
-    assert_eq!(commit(sink.as_mut(), Some("2"), "3").await, (0, 0, 0, 2, 0));
+}
+
+/// Nobody sends such rows, and whoever did would lose them without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_to_insert_that_lack_a_value_are_refused() {
+    for op in [Op::Insert, Op::Upsert] {
+        let db = Db::new().await;
+        let (_, mut sink) = following(&db, &schema()).await;
+        let present = Presence(vec![None, None, Some(BooleanBuffer::from(vec![true, false]))]);
+        let rows = [row(&["8", "x", "1"]), row(&["9", "x", "NULL"])];
+        let e = sink
+            .write(changes(&schema(), &[op; 2], &rows, None, Some(present)))
+            .await
+            .unwrap_err();
+        assert_eq!(e.code(), code::VALUE_MALFORMED, "{op:?}: {e}");
+        assert!(e.to_string().contains("column n") && e.to_string().contains("table t"), "{e}");
+        assert!(e.next_step().is_some(), "{e}");
+        drop(sink);
+        assert!(read_all(&db, "t").await.unwrap().is_empty());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

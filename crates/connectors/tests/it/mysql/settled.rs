@@ -93,6 +93,36 @@ async fn nothing_that_is_open_is_before_the_bound() {
         held.bound.trim_end_matches("+00") <= stamped.as_str(),
         "{held:?} {stamped}"
     );
+    // The first statement of a transaction that waited stamped before its transaction began: of that the server tells
+    // nothing once the wait is over, so the margin has to cover it.
+    let mut writer = session(&db).await;
+    writer.query_drop("BEGIN").await.unwrap();
+    locker.query_drop("LOCK TABLES t WRITE").await.unwrap();
+    let waiter = tokio::spawn(async move {
+        writer.query_drop("INSERT INTO t (id) VALUES (4)").await.unwrap();
+        writer
+    });
+    synctool_testkit::eventually("the statement waits", Duration::from_secs(10), async || {
+        settled(&db, 0)
+            .await
+            .unwrap()
+            .held_by
+            .is_some_and(|h| h.contains("waiting"))
+    })
+    .await;
+    locker.query_drop("UNLOCK TABLES").await.unwrap();
+    let mut writer = waiter.await.unwrap();
+    let stamped: String = writer
+        .query_first("SELECT CAST(at AS CHAR) FROM t WHERE id = 4")
+        .await
+        .unwrap()
+        .unwrap();
+    let held = settled(&db, 60).await.unwrap();
+    assert!(
+        held.bound.trim_end_matches("+00") <= stamped.as_str(),
+        "{held:?} {stamped}"
+    );
+    writer.query_drop("COMMIT").await.unwrap();
     // A prepared transaction outlives its session.
     let mut writer = session(&db).await;
     writer.query_drop("XA START 'x'").await.unwrap();

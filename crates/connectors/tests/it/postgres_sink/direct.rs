@@ -87,7 +87,11 @@ fn changes() -> impl Strategy<Value = Vec<Vec<Change>>> {
             op,
             id,
             from,
-            name: if whole { Some(name.flatten()) } else { name },
+            // Rows to insert bring all of their values.
+            name: match whole || matches!(op, Op::Insert | Op::Upsert) {
+                true => Some(name.flatten()),
+                false => name,
+            },
             price: Some(0),
         }
     });
@@ -328,6 +332,21 @@ on_servers! {
             let e = s.commit(&[advance("log", None, "1", false)]).await.unwrap_err();
             let named = e.context().iter().find(|(place, _)| *place == "table").map(|(_, name)| name.as_str());
             assert_eq!(named, Some("public.others"), "{op:?}, {beside}: {e}");
+        }
+    }
+
+    /// Nobody sends such rows, and whoever did would have NULLs and defaults written for what is there at the source.
+    async fn rows_to_insert_that_lack_a_value_are_refused(version: PgVersion) {
+        for op in [Op::Insert, Op::Upsert] {
+            let f = fixture(version).await;
+            let (table, _, mut s) = direct(&f, &items()).await;
+            let lacking = Change { op, id: 1, from: None, name: None, price: Some(1) };
+            let e = s.write(as_batch(&table, &items(), &[lacking])).await.unwrap_err();
+            assert_eq!(e.code(), code::VALUE_MALFORMED, "{op:?}: {e}");
+            assert!(e.to_string().contains("column name") && e.to_string().contains("items"), "{e}");
+            assert!(e.next_step().is_some(), "{e}");
+            drop(s);
+            assert_eq!(f.db.psql("SELECT count(*) FROM items"), "0");
         }
     }
 

@@ -101,7 +101,7 @@ fn apply(model: &mut Model, c: &Change) -> Applied {
                 &mut done.unchanged
             }) = 1
         }
-        None if c.op != Op::Update && c.has == [true, true] => {
+        None if c.op != Op::Update => {
             model.insert(key, [c.row[1].clone(), c.row[2].clone()]);
             done.inserted = 1;
         }
@@ -129,7 +129,11 @@ fn a_change() -> impl Strategy<Value = Change> {
         .prop_map(|(op, key, a, b, has, whole, old)| Change {
             op,
             row: vec![Some(key.to_string()), a, b],
-            has: if whole { [true, true] } else { has },
+            // Rows to insert bring all of their values.
+            has: match whole || matches!(op, Op::Insert | Op::Upsert) {
+                true => [true, true],
+                false => has,
+            },
             old,
         })
 }
@@ -183,6 +187,34 @@ async fn direct(schema: &TableSchema) -> (Db, Box<dyn synctool_core::sink::Sink>
         .unwrap();
     let writer = sink(&db, &plan).await;
     (db, writer)
+}
+
+/// Nobody sends such rows, and whoever did would lose them without a word.
+#[tokio::test]
+async fn rows_to_insert_that_lack_a_value_are_refused() {
+    let mut keyless = schema();
+    keyless.key.clear();
+    for (op, schema) in [(Op::Insert, schema()), (Op::Upsert, schema()), (Op::Insert, keyless)] {
+        let (db, mut writer) = direct(&schema).await;
+        let row = row(&["1", "a", "NULL"]);
+        let lacking = Change {
+            op,
+            row: row.clone(),
+            has: [true, false],
+            old: None,
+        };
+        let e = writer.write(changes(&schema, &[lacking])).await.unwrap_err();
+        assert_eq!(e.code(), code::VALUE_MALFORMED, "{op:?}: {e}");
+        assert!(e.to_string().contains("column b") && e.to_string().contains("table t"), "{e}");
+        assert!(e.next_step().is_some(), "{e}");
+        assert_eq!(db.one::<i64>("SELECT count(*) FROM t"), 0);
+        // Nor one without the column itself.
+        let (_db, mut writer) = direct(&schema).await;
+        let mut less = schema.clone();
+        less.columns.pop();
+        let e = writer.write(inserts("t", &less, &[row[..2].to_vec()])).await;
+        assert_eq!(e.unwrap_err().code(), code::VALUE_MALFORMED);
+    }
 }
 
 #[tokio::test]

@@ -131,6 +131,24 @@ fn rows_that_come_after_columns_went_are_written() {
     assert_eq!(code, 0, "{out}\n{err}");
 }
 
+/// Where a table was made anew, the catalog may have a column that its first rows lack in the log: they are read by their
+/// keys.
+#[test]
+fn new_rows_that_lack_a_later_column_are_fetched() {
+    let stage = following("evolve");
+    stage.catch_up();
+    stage
+        .from
+        .sql("ALTER TABLE t ADD COLUMN x int; UPDATE t SET x = 1 WHERE id = 1");
+    until_same(&stage, None, "id, a, b, c, x", "id, a, b, c, x");
+    stage.from.sql(
+        "CREATE OR REPLACE TABLE t (id int PRIMARY KEY, a varchar(20), b int NOT NULL, c int NOT NULL);
+         INSERT INTO t VALUES (1, 'again', 1, 1), (60, 'new', 1, 1); ALTER TABLE t ADD COLUMN x int DEFAULT 7;
+         INSERT INTO t VALUES (61, 'whole', 2, 2, 8)",
+    );
+    until_same(&stage, None, "id, a, b, c, x", "id, a, b, c, x");
+}
+
 /// A column whose name another one takes over is a new one under its new name.
 #[test]
 fn a_name_that_is_taken_over_is_that_of_the_new_column() {

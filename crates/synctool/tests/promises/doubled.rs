@@ -187,6 +187,26 @@ fn keys_that_the_destination_may_call_equal_are_refused() {
     }
 }
 
+/// Groups are made by the bytes of texts, so that a source with the same collation has more of them.
+#[test]
+fn groups_that_the_destination_may_call_equal_are_refused() {
+    let maria = |name: &str| End::Maria(MariaDb::shared().database(name));
+    let (from, to) = (maria("equal_groups_from"), maria("equal_groups_to"));
+    let grp = "grp varchar(20) COLLATE utf8mb4_general_ci";
+    from.change(&format!(
+        "CREATE TABLE items(id int PRIMARY KEY, {grp} NOT NULL); INSERT INTO items VALUES (1, 'a'), (2, 'A')"
+    ));
+    to.change(&format!("CREATE TABLE totals({grp} PRIMARY KEY, n bigint)"));
+    let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: totals}\nsync_type: aggregate\n\
+         group_by: [grp]\ncolumns:\n  - grp\n  - {dest: n, expr: count(*)}\nstrategies: [{type: full, full_mode: upsert}]\n",
+    );
+    let refused = place.json(&["run", "p.yaml"], 2);
+    assert_eq!(refused["error"]["code"], "ST-CFG-014", "{refused}");
+}
+
 /// Where the source calls as much equal as the destination, or the keys are no texts, nothing can become one.
 #[test]
 fn keys_that_are_as_many_at_the_destination_are_written() {

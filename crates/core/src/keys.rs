@@ -120,8 +120,18 @@ impl KeyColumn {
         columns: Vec<(Option<Column>, Column)>,
     ) -> Result<Vec<KeyColumn>> {
         let read: Vec<Column> = columns.iter().filter_map(|(read, _)| read.clone()).collect();
+        let here = source.collations(from, &read).await?;
+        KeyColumn::beside(here, (destination, to), columns).await
+    }
+
+    /// The same where it is known how the source compares those that are read.
+    pub async fn beside(
+        here: Vec<Collation>,
+        (destination, to): (&dyn Source, &TableId),
+        columns: Vec<(Option<Column>, Column)>,
+    ) -> Result<Vec<KeyColumn>> {
         let stored: Vec<Column> = columns.iter().map(|(_, stored)| stored.clone()).collect();
-        let (here, there) = futures::try_join!(source.collations(from, &read), destination.collations(to, &stored))?;
+        let there = destination.collations(to, &stored).await?;
         let mut here = here.into_iter();
         let both = |((read, stored), destination): ((Option<Column>, Column), Collation)| KeyColumn {
             source: match &read {

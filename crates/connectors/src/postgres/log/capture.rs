@@ -2,14 +2,14 @@
 
 use super::super::catalog::{self, Described};
 use super::super::client::Connection;
-use super::super::slices::Orders;
+use super::super::slices::{self, Orders};
 use super::slot::Missing;
 use super::source::LogSource;
 use super::{identity, membership, shape, slot};
 use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::backfill::{BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
-use synctool_core::keys::{self, KeyColumn};
+use synctool_core::keys::{self, Collation, KeyColumn};
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Strategy, Verify};
 use synctool_core::progress::{Generation, Position};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
@@ -361,30 +361,33 @@ pub(super) async fn check_newcomer(
     }
 }
 
-/// The columns of a followed table's key at both ends. Refuses a destination that may call keys equal which the source
-/// tells apart, unless the user knows better.
-pub(crate) async fn key_columns(
-    (source, destination): (&dyn Source, &dyn Destination),
-    request: &CaptureRequest,
-    (read, schema): (&ReadSpec, &TableSchema),
-    (to, is_there): (&TableId, bool),
-) -> Result<Vec<KeyColumn>> {
+/// The columns of a followed table's key as they are read, under their names at the source, and as they are stored.
+pub(crate) fn key_pairs(read: &ReadSpec, schema: &TableSchema) -> (Vec<Column>, Vec<Column>) {
     let pairs = read.columns.iter().zip(&schema.columns);
     let key = pairs.filter(|(_, stored)| schema.key.contains(&stored.name));
-    let key = key.map(|(from, stored)| {
-        let read = Column {
-            name: from.source.clone(),
-            ..from.column.clone()
-        };
-        (Some(read), stored.clone())
-    });
-    let key: Vec<_> = key.collect();
-    if key.is_empty() {
+    let named = |from: &ReadColumn| Column {
+        name: from.source.clone(),
+        ..from.column.clone()
+    };
+    key.map(|(from, stored)| (named(from), stored.clone())).unzip()
+}
+
+/// The columns of a followed table's key at both ends; `here` is how the source compares them. Refuses a destination that
+/// may call keys equal which the source tells apart, unless the user knows better.
+pub(crate) async fn key_columns(
+    here: Vec<Collation>,
+    (read, stored): (Vec<Column>, Vec<Column>),
+    request: &CaptureRequest,
+    destination: &dyn Destination,
+    (to, is_there): (&TableId, bool),
+) -> Result<Vec<KeyColumn>> {
+    if read.is_empty() {
         return Ok(Vec::new());
     }
     let there = destination.as_source();
     let there = there.ok_or_else(|| Error::bug(format!("{} follows a log and is not read", destination.engine())))?;
-    let key = KeyColumn::ask((source, &read.table), (&*there, to), key).await?;
+    let columns = read.into_iter().map(Some).zip(stored).collect();
+    let key = KeyColumn::beside(here, (&*there, to), columns).await?;
     if is_there && !request.distinct_keys {
         keys::check_apart(&key).map_err(|e| e.at("table", to.to_string()))?;
     }
@@ -532,8 +535,11 @@ async fn draft(
             member: member.map(|m| m.by),
         };
         remembered.keep(&mut plan, &table)?;
-        let ends = (source as &dyn Source, destination);
-        let key = key_columns(ends, &request, (&read, &schema), (&to, there.is_some())).await?;
+        let key = key_pairs(&read, &schema);
+        // Known as soon as anything was asked of the server.
+        let utf8 = source.database().server().is_some_and(|server| server.utf8);
+        let here = slices::collations(&connection, utf8, &table, &config.schema, &key.0).await?;
+        let key = key_columns(here, key, &request, destination, (&to, there.is_some())).await?;
         cut_keys(&mut plan, (&connection, described.oid), &read, &key).await?;
         plan.tables.push(planned(read, to, schema));
     }

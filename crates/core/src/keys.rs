@@ -32,7 +32,7 @@ pub struct Letters {
 
 impl Letters {
     /// The rule by which A to Z are a to z, and nothing else is equal.
-    pub const ASCII: &str = "A to Z are a to z";
+    pub const ASCII: &'static str = "A to Z are a to z";
 
     fn covers(&self, other: &Letters) -> bool {
         self.rule == other.rule || self.ascii && other.rule == Self::ASCII

@@ -159,8 +159,9 @@ impl KeyColumn {
             && is_value(&self.stored.ty)
             && as_values(&self.source.order)
             && as_values(&self.destination.order);
-        let alike = self.is_ordered_alike() && self.destination.order != Order::Bytes;
-        !values && !alike
+        // An order in which several texts have one place cuts between none of them.
+        let alike = self.is_ordered_alike() && self.destination.folding.is_none();
+        !values && !(alike && self.destination.order != Order::Bytes)
     }
 
     /// Refuses a column whose values the destination may call equal where the source does not.
@@ -307,7 +308,11 @@ mod tests {
     #[test]
     fn ranges_go_by_bytes_where_the_ends_have_another_order() {
         use ColumnType::{Bool, Date, Int64, Native, Uuid};
-        let own = |name: &str| by(name, false, false);
+        let own = |name: &str| Collation {
+            order: Order::Own(name.into()),
+            ..Collation::default()
+        };
+        let padded = || by("bin", true, false);
         let unknown = Collation::default;
         for (ty, source, destination, by_bytes) in [
             (Int64, Collation::of(&Int64), Collation::of(&Int64), false),
@@ -322,6 +327,7 @@ mod tests {
             (TEXT, own("en_US"), own("en_US"), false),
             (TEXT, own("en_US"), own("de_DE"), true),
             (TEXT, Collation::bytes(), Collation::bytes(), true),
+            (TEXT, padded(), padded(), true),
             (TEXT, unknown(), unknown(), true),
             (Native, unknown(), unknown(), true),
         ] {

@@ -103,28 +103,32 @@ pub(super) fn cut(conn: &Connection, read: &ReadSpec, request: &SliceRequest) ->
 
 /// How keys compare some columns of a table. They compare what is stored: times and decimals are texts.
 pub(super) fn collations(conn: &Connection, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
-    let table = catalog::find(conn, catalog::table_name(table)?)?;
+    let Some(table) = catalog::find(conn, catalog::table_name(table)?)? else {
+        return Ok(columns.iter().map(to_make).collect());
+    };
     let encoding: String = conn
         .query_row("PRAGMA encoding", [], |r| r.get(0))
         .map_err(failed(|| "reading the encoding of texts".into()))?;
-    let is_table = table.as_ref().is_none_or(|t| t.kind == "table");
     let collation = |column: &Column| {
-        let (declared, named) = match &table {
-            None => (column.source_type.clone().unwrap_or_default(), None),
-            Some(table) => match table.column(&column.name) {
-                Some(there) => (there.declared.clone(), there.collation.clone()),
-                None => return Collation::default(),
-            },
-        };
-        Collation {
-            order: match is_table {
-                true => order(&declared, named.as_deref(), &encoding),
+        let there = table.column(&column.name)?;
+        let named = there.collation.as_deref();
+        Some(Collation {
+            order: match table.kind == "table" {
+                true => order(&there.declared, named, &encoding),
                 false => Order::Unknown,
             },
-            folding: named.as_deref().map(folding).unwrap_or_default(),
-        }
+            folding: named.map(folding).unwrap_or_default(),
+        })
     };
-    Ok(columns.iter().map(collation).collect())
+    Ok(columns.iter().map(|c| collation(c).unwrap_or_default()).collect())
+}
+
+/// The same of a column that we would make.
+pub(super) fn to_make(column: &Column) -> Collation {
+    Collation {
+        order: order(column.source_type.as_deref().unwrap_or_default(), None, "UTF-8"),
+        folding: Folding::default(),
+    }
 }
 
 fn order(declared: &str, collation: Option<&str>, encoding: &str) -> Order {

@@ -136,6 +136,10 @@ impl Source for SqliteSource {
     }
 
     async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
+        // A destination's file is made when the first plan is stored.
+        if !std::fs::metadata(&self.config.path).is_ok_and(|m| m.len() > 0) {
+            return Ok(columns.iter().map(slices::to_make).collect());
+        }
         let (table, columns) = (table.clone(), columns.to_vec());
         self.read(move |conn| slices::collations(conn, &table, &columns)).await
     }

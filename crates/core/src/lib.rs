@@ -11,6 +11,7 @@ pub mod conform;
 pub mod engine;
 pub mod error;
 pub mod failpoint;
+pub mod keys;
 pub mod ledger;
 pub mod plan;
 pub mod progress;

@@ -598,9 +598,9 @@ impl Plan {
     }
 
     /// Says in which columns of its key (in destination names) ranges of a table are cut by the bytes of texts. The
-    /// others have the source's own order, which the destination must have, too ([`Destination::text_order`]).
+    /// others have the source's own order, which the destination must have, too ([`KeyColumn::is_cut_by_bytes`]).
     ///
-    /// [`Destination::text_order`]: crate::sink::Destination::text_order
+    /// [`KeyColumn::is_cut_by_bytes`]: crate::keys::KeyColumn::is_cut_by_bytes
     pub fn cut_by_bytes(&mut self, table: &TableId, columns: Vec<String>) {
         let mut all = self.cut_tables();
         all.insert(table.to_string(), columns);

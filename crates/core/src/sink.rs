@@ -97,12 +97,6 @@ pub trait Destination: Send + Sync {
     /// Whether the table holds any row.
     async fn is_empty(&self, table: &TableId) -> Result<bool>;
 
-    /// The order of texts here, as a name that is equal wherever the order is; `None` if it is that of their bytes, or
-    /// not known: then ranges of keys must be cut by bytes.
-    async fn text_order(&self) -> Result<Option<String>> {
-        Ok(None)
-    }
-
     /// Whether an earlier run of ours made the table, so that replacing it takes nothing from anybody.
     async fn made_here(&self, table: &TableId) -> Result<bool> {
         let _ = table;

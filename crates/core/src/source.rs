@@ -4,6 +4,7 @@ use crate::blocks::BlockHashes;
 use crate::budget::Budget;
 use crate::change::{Event, RawFormat};
 use crate::error::{Error, Result, code};
+use crate::keys::Collation;
 use crate::ledger::Tally;
 use crate::plan::{Partition, ReadSpec, Slice};
 use crate::progress::{PartitionId, Position};
@@ -102,9 +103,6 @@ impl PlannedSlice {
         }
     }
 }
-
-/// The order of texts by their bytes in UTF-8, as [`Source::key_orders`] names it.
-pub const BYTES: &str = "texts by bytes";
 
 /// What the planner asks a source to cut a table into.
 #[derive(Debug, Clone)]
@@ -282,15 +280,11 @@ pub trait Source: Send + Sync {
         ))
     }
 
-    /// By what order a range of keys here has each of these columns of a table (named as here): a name that is equal
-    /// wherever the order is, [`BYTES`] for texts that go by their bytes in UTF-8. Two ends that give a column one name
-    /// have the same rows between two values of it. `None` where that is not known.
-    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+    /// How keys here compare the values of each of these columns of a table (named as here). A table that is not there is
+    /// one that would be made for these columns.
+    async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
         let _ = table;
-        Ok(columns
-            .iter()
-            .map(|c| c.ty.shared_order().map(str::to_string))
-            .collect())
+        Ok(columns.iter().map(|c| Collation::of(&c.ty)).collect())
     }
 
     /// The wire format in which rows of these columns could pass undecoded, if there is one. The first is the column's

@@ -11,8 +11,8 @@ mod shape;
 pub(super) use shape::add_column;
 
 use super::query::{batch_texts, from_text, key_batch, readable};
-use super::session::{execute, ingest, query};
-use super::sql::{list, quote, table as table_name};
+use super::session::{execute, ingest, query, rows};
+use super::sql::{MADE, has_collations, list, quote, table as table_name};
 use super::types::to_duckdb;
 use adbc_driver_manager::ManagedConnection;
 use arrow_array::{ArrayRef, RecordBatch};
@@ -53,6 +53,8 @@ struct Target {
     columns: Vec<Column>,
     /// DuckDB's names of the columns' types.
     types: Vec<String>,
+    /// Whether columns of texts may have a collation: ranges of them go by bytes.
+    collated: bool,
     key: Vec<usize>,
     /// What stands under each key that was touched; `None`: nothing.
     now: HashMap<Key, Option<Live>>,
@@ -73,6 +75,13 @@ pub(super) struct Applier {
     targets: BTreeMap<usize, Target>,
     /// What was done to each table since the last commit.
     done: BTreeMap<usize, Applied>,
+}
+
+/// Whether texts of a table may be compared otherwise than by their bytes.
+fn is_collated(c: &mut ManagedConnection, table: &TableId) -> Result<bool> {
+    let made = rows(c, MADE, &[table.schema.as_deref().unwrap_or("main"), &table.name])?;
+    let made = made.into_iter().flatten().flatten().next();
+    Ok(made.is_none_or(|made| has_collations(&made)))
 }
 
 fn keyless(what: &str) -> Error {
@@ -98,6 +107,7 @@ impl Applier {
                 name: table_name(table),
                 columns: planned.schema.columns.clone(),
                 types: Vec::new(),
+                collated: is_collated(c, table)?,
                 key: planned.schema.key_indices()?,
                 now: HashMap::new(),
                 stored: HashMap::new(),
@@ -407,7 +417,11 @@ impl Target {
                         (false, true) => op,
                         (false, false) => &op[..1],
                     };
-                    all.push(format!("{} {op} {}", quote(name), from_text("?", &self.types[at])));
+                    let (left, right) = (quote(name), from_text("?", &self.types[at]));
+                    all.push(match self.collated && self.types[at] == "VARCHAR" {
+                        true => format!("encode({left}) {op} encode({right})"),
+                        false => format!("{left} {op} {right}"),
+                    });
                     parameters.push(value.as_str());
                 }
                 any.push(format!("({})", all.join(" AND ")));

@@ -4,7 +4,7 @@ use super::DuckDb;
 use super::query::{self, Query, readable, texts};
 use super::session::Stream;
 use super::settled;
-use super::sql::{quote, table as table_name};
+use super::sql::{MADE, collation_of, has_collations, quote, table as table_name};
 use super::types::{column_type, from_duckdb};
 use arrow_array::RecordBatch;
 use async_trait::async_trait;
@@ -13,12 +13,13 @@ use std::time::Duration;
 use synctool_core::blocks::BlockHashes;
 use synctool_core::change::{ChangeBatch, Event, KeyRange};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::keys::{Collation, Folding, Letters, Order};
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
 use synctool_core::query::{Condition, Term};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
 use synctool_core::source::{
-    BYTES, Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
+    Extent, Finding, PlannedSlice, ReadContext, Reader, Settled, SliceRequest, Source, TableInfo,
 };
 
 pub(super) struct DuckDbSource(pub(super) DuckDb);
@@ -62,6 +63,27 @@ pub(super) async fn describe(duckdb: &DuckDb, table: &TableId) -> Result<Option<
         columns: columns.into_iter().map(column).collect(),
         key: key.into_iter().flatten().flatten().collect(),
     }))
+}
+
+/// How keys compare a column of texts in a table that is `made` so.
+fn of_texts(made: Option<&str>, column: &str) -> Collation {
+    let named = made.and_then(|made| collation_of(made, column));
+    match (made, named.as_deref()) {
+        (_, Some(named)) if !["BINARY", "C", "POSIX"].contains(&named) => Collation {
+            order: Order::Own(format!("duckdb {named}")),
+            folding: Folding {
+                name: named.into(),
+                blanks: false,
+                letters: Some(Letters {
+                    rule: format!("duckdb {named}"),
+                    ascii: named.contains("NOCASE"),
+                }),
+            },
+        },
+        (Some(made), None) if !has_collations(made) => Collation::bytes(),
+        (_, Some(_)) => Collation::bytes(),
+        _ => Collation::default(),
+    }
 }
 
 #[async_trait]
@@ -248,22 +270,21 @@ impl Source for DuckDbSource {
         Ok(edges.windows(2).map(slice).collect())
     }
 
-    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+    async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
+        let there = describe(&self.0, table).await?;
         let session = self.0.database.session().await?;
-        let made = session
-            .rows(
-                "SELECT sql FROM duckdb_tables() WHERE database_name = current_database() AND schema_name = ? \
-                 AND table_name = ? AND current_setting('default_collation') = ''",
-                &[table.schema.as_deref().unwrap_or("main"), &table.name],
-            )
-            .await?;
-        let made = made.first().and_then(|row| row[0].as_deref());
-        let by_bytes = made.is_some_and(|sql| !sql.to_ascii_uppercase().contains("COLLATE"));
-        let order = |c: &Column| match c.ty {
-            ColumnType::Text { .. } => by_bytes.then_some(BYTES),
-            _ => c.ty.shared_order(),
+        let names = [table.schema.as_deref().unwrap_or("main"), table.name.as_str()];
+        let made = session.rows(MADE, &names).await?.into_iter().flatten().flatten().next();
+        let collation = |c: &Column| {
+            let stored = there.as_ref().and_then(|t| t.column(&c.name)).unwrap_or(c);
+            match (stored.source_type.as_deref(), &there) {
+                // Uuids have one order as texts, too.
+                (Some("VARCHAR"), None) if c.ty != ColumnType::Uuid => Collation::bytes(),
+                (Some("VARCHAR"), Some(_)) if c.ty != ColumnType::Uuid => of_texts(made.as_deref(), &stored.name),
+                _ => Collation::of(&c.ty),
+            }
         };
-        Ok(columns.iter().map(|c| order(c).map(str::to_string)).collect())
+        Ok(columns.iter().map(collation).collect())
     }
 
     async fn open(

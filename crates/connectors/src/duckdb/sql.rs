@@ -12,6 +12,27 @@ pub(super) fn table(id: &TableId) -> String {
     format!("{}.{}", quote(id.schema.as_deref().unwrap_or("main")), quote(&id.name))
 }
 
+/// The statement that makes a table as it is, of a schema and a name; not told where texts have a collation by default.
+pub(super) const MADE: &str = "SELECT sql FROM duckdb_tables() WHERE database_name = current_database() AND schema_name = ? \
+     AND table_name = ? AND current_setting('default_collation') = ''";
+
+/// Whether a table that is made so has columns with a collation.
+pub(super) fn has_collations(made: &str) -> bool {
+    made.to_ascii_uppercase().contains("COLLATE")
+}
+
+/// The collation of a column in the statement that makes its table.
+pub(super) fn collation_of(made: &str, column: &str) -> Option<String> {
+    let made = made.to_ascii_uppercase();
+    [column.to_string(), quote(column)].iter().find_map(|name| {
+        let before = format!("{} VARCHAR COLLATE ", name.to_ascii_uppercase());
+        let mut found = made.match_indices(&before);
+        let (at, _) = found.find(|(at, _)| made[..*at].ends_with(['(', ' ']))?;
+        let named = made[at + before.len()..].split([' ', ',', ')']).next();
+        named.map(str::to_string)
+    })
+}
+
 /// Quoted names with a prefix, joined by commas.
 pub(super) fn list<'a>(prefix: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     names
@@ -50,6 +71,18 @@ pub(super) const CONTROL: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn collations_are_found_by_column() {
+        let made =
+            "CREATE TABLE t(k VARCHAR COLLATE NOCASE PRIMARY KEY, \"a k\" VARCHAR COLLATE nocase.noaccent, sk VARCHAR)";
+        assert!(has_collations(made) && !has_collations("CREATE TABLE t(k VARCHAR)"));
+        let found = ["k", "a k", "sk", "t"].map(|name| collation_of(made, name));
+        assert_eq!(
+            found,
+            [Some("NOCASE".into()), Some("NOCASE.NOACCENT".into()), None, None]
+        );
+    }
 
     #[test]
     fn names_cannot_break_out() {

@@ -252,21 +252,29 @@ pub(super) fn evolve(flavor: &Flavor, planned: &PlannedTable, existing: &mut Cat
             continue;
         }
         statements.push(add_column(flavor, &existing.table, c)?);
-        let column_type = store_as(flavor, ENGINE, c).type_name;
-        let collation = collation(flavor, c, &column_type);
         existing.columns.push(CatalogColumn {
             column: Column {
                 nullable: true,
                 ..c.clone()
             },
-            declared: Declared {
-                column_type,
-                ..Declared::default()
-            },
-            collation: collation.map(|(charset, collation)| (charset.into(), collation.into())),
+            ..to_make(flavor, c)
         });
     }
     Ok(statements)
+}
+
+/// A column that we would make, as the catalog will have it.
+pub(super) fn to_make(flavor: &Flavor, c: &Column) -> CatalogColumn {
+    let column_type = store_as(flavor, ENGINE, c).type_name;
+    let collation = collation(flavor, c, &column_type);
+    CatalogColumn {
+        column: c.clone(),
+        declared: Declared {
+            column_type,
+            ..Declared::default()
+        },
+        collation: collation.map(|(charset, collation)| (charset.into(), collation.into())),
+    }
 }
 
 /// The statement that gives a column a wider type and leaves the rest of its definition as it is; `None` where it would not

@@ -10,9 +10,10 @@ use super::types;
 use crate::strata::{Stratum, quantiles};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::keys::{Collation, Folding, Letters, Order};
 use synctool_core::plan::{ReadSpec, Slice};
 use synctool_core::schema::{Column, ColumnType};
-use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
+use synctool_core::source::{PlannedSlice, SliceRequest};
 
 /// A smaller table is read in one go.
 const WORTH_BYTES: u64 = 8 << 20;
@@ -105,27 +106,60 @@ pub(super) async fn cut(session: &mut Session, read: &ReadSpec, request: &SliceR
     Ok(ranges(&key, None, bounds, rows, rows * row_bytes))
 }
 
-/// By what order ranges have a column, as [`Source::key_orders`] names it.
-///
-/// [`Source::key_orders`]: synctool_core::source::Source::key_orders
-pub(super) fn order(flavor: &Flavor, column: &CatalogColumn) -> Option<String> {
-    let shared = column.column.ty.shared_order().map(str::to_string);
+/// How keys compare a column.
+pub(super) fn collation(flavor: &Flavor, column: &CatalogColumn) -> Collation {
+    Collation {
+        order: order(flavor, column),
+        folding: folding(column),
+    }
+}
+
+fn order(flavor: &Flavor, column: &CatalogColumn) -> Order {
+    let engine = if flavor.mariadb { "mariadb" } else { "mysql" };
     let declared = column.declared.data_type.as_str();
     match (&column.collation, &column.column.ty) {
-        // MariaDB's own uuids go by their last bytes first.
-        (None, ColumnType::Uuid) if declared == "uuid" => None,
-        (None, _) | (_, ColumnType::Uuid) => shared,
+        // MariaDB's own uuids go by their last bytes first, all or some of them.
+        (None, ColumnType::Uuid) if declared == "uuid" => Order::Own(format!("{engine} {} uuid", flavor.version)),
+        (None, ty) | (_, ty @ ColumnType::Uuid) => Collation::of(ty).order,
         // They go by the place of their value in a list.
-        _ if ["enum", "set"].contains(&declared) => None,
-        (Some((charset, collation)), ColumnType::Text { .. } | ColumnType::Char { .. }) => {
-            let by_bytes = is_by_bytes(collation);
-            let pads = matches!(column.column.ty, ColumnType::Char { .. });
-            Some(match by_bytes && charset.starts_with("utf8") && !pads {
-                true => BYTES.into(),
-                false => format!("{} {collation}", if flavor.mariadb { "mariadb" } else { "mysql" }),
-            })
+        _ if ["enum", "set"].contains(&declared) => Order::Unknown,
+        (Some((charset, collation)), ty) => {
+            let pads = matches!(ty, ColumnType::Char { .. });
+            match is_by_bytes(collation) && charset.starts_with("utf8") && !pads {
+                true => Order::Bytes,
+                false => Order::Own(format!("{engine} {collation}")),
+            }
         }
-        _ => None,
+    }
+}
+
+/// Which texts a column calls equal, as its collation is called: those of all character sets of Unicode have one rule.
+fn folding(column: &CatalogColumn) -> Folding {
+    let declared = column.declared.data_type.as_str();
+    let Some((charset, name)) = &column.collation else {
+        return Folding::default();
+    };
+    if ["enum", "set"].contains(&declared) {
+        return Folding::default();
+    }
+    let rule = match name.split_once('_') {
+        Some((_, rule)) if charset.starts_with("utf8") => rule,
+        _ => name.as_str(),
+    };
+    // In Turkish, I is not the capital of i.
+    let turkish = rule.contains("turkish") || rule.starts_with("tr_");
+    let pads = matches!(column.column.ty, ColumnType::Char { .. });
+    let found = Folding {
+        blanks: pads || !(rule.contains("nopad") || rule.contains("0900")),
+        letters: (!rule.ends_with("_bin") && rule != "bin").then(|| Letters {
+            rule: rule.replace("nopad_", ""),
+            ascii: rule.ends_with("_ci") && !turkish,
+        }),
+        name: name.clone(),
+    };
+    match found.is_none() {
+        true => Folding::default(),
+        false => found,
     }
 }
 
@@ -330,21 +364,47 @@ mod tests {
                 },
                 collation: collation.map(|c| (c.split('_').next().unwrap_or_default().into(), c.into())),
             };
-            order(&flavor, &column)
+            super::collation(&flavor, &column)
         };
         let text = || ColumnType::Text { max: Some(36) };
-        assert_eq!(named("bigint", ColumnType::UInt64, None).as_deref(), Some("numbers"));
+        let own = |name: &str| Order::Own(name.into());
         assert_eq!(
-            named("varchar", text(), Some("utf8mb4_nopad_bin")).as_deref(),
-            Some(BYTES)
+            named("bigint", ColumnType::UInt64, None).order,
+            Order::Values("numbers")
         );
+        assert_eq!(named("varchar", text(), Some("utf8mb4_nopad_bin")), Collation::bytes());
         let folded = named("varchar", text(), Some("utf8mb4_general_ci"));
-        assert_eq!(folded.as_deref(), Some("mariadb utf8mb4_general_ci"));
+        assert_eq!(folded.order, own("mariadb utf8mb4_general_ci"));
         // Blanks at the end: `a` is as large as `a `, and larger than `a` with a tab behind it.
-        assert_ne!(named("varchar", text(), Some("utf8mb4_bin")).as_deref(), Some(BYTES));
-        assert_eq!(named("enum", text(), Some("utf8mb4_nopad_bin")), None);
-        assert_eq!(named("uuid", ColumnType::Uuid, None), None);
+        assert_eq!(
+            named("varchar", text(), Some("utf8mb4_bin")).order,
+            own("mariadb utf8mb4_bin")
+        );
+        assert_eq!(named("enum", text(), Some("utf8mb4_nopad_bin")), Collation::default());
+        assert_eq!(named("uuid", ColumnType::Uuid, None).order, own("mariadb 11.4 uuid"));
         let written = named("char", ColumnType::Uuid, Some("ascii_bin"));
-        assert_eq!(written.as_deref(), Some("uuids"));
+        assert_eq!(written.order, Order::Values("uuids"));
+        // A number that is kept as a text.
+        let kept = named("longtext", ColumnType::Numeric, Some("utf8mb4_nopad_bin"));
+        assert_eq!(kept, Collation::bytes());
+        let foldings = [
+            ("utf8mb4_nopad_bin", false, None),
+            ("utf8mb4_0900_bin", false, None),
+            ("utf8mb4_bin", true, None),
+            ("utf8mb4_general_ci", true, Some(("general_ci", true))),
+            ("utf8mb3_general_ci", true, Some(("general_ci", true))),
+            ("utf8mb4_general_nopad_ci", false, Some(("general_ci", true))),
+            ("utf8mb4_0900_ai_ci", false, Some(("0900_ai_ci", true))),
+            ("utf8mb4_turkish_ci", true, Some(("turkish_ci", false))),
+            ("latin1_swedish_ci", true, Some(("latin1_swedish_ci", true))),
+            ("latin1_general_cs", true, Some(("latin1_general_cs", false))),
+        ];
+        for (name, blanks, letters) in foldings {
+            let found = named("varchar", text(), Some(name)).folding;
+            let told = found.letters.as_ref().map(|l| (l.rule.as_str(), l.ascii));
+            assert_eq!((found.blanks, told), (blanks, letters), "{name}");
+        }
+        let padded = named("char", ColumnType::Char { length: 36 }, Some("utf8mb4_nopad_bin"));
+        assert!(padded.folding.blanks);
     }
 }

@@ -3,7 +3,7 @@
 use super::catalog::{self, CatalogTable};
 use super::client::{Mysql, Rows, Session};
 use super::hashes::MysqlHashes;
-use super::{ENGINE, examine, settled, slices, sql, types};
+use super::{ENGINE, ddl, examine, settled, slices, sql, types};
 use arrow_array::{RecordBatch, RecordBatchOptions};
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
@@ -15,6 +15,7 @@ use synctool_core::blocks::BlockHashes;
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::keys::Collation;
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
 use synctool_core::query::{Condition, Term};
@@ -165,20 +166,19 @@ impl Source for MysqlSource {
         Ok(found)
     }
 
-    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+    async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
         let mut session = self.database.connect().await?;
         let there = catalog::columns(&mut session, table).await?;
         let flavor = session.flavor();
         session.recycle();
-        let order = |column: &Column| {
+        let collation = |column: &Column| {
             let found = there.iter().find(|c| c.column.name.eq_ignore_ascii_case(&column.name));
             match found {
-                Some(found) => slices::order(&flavor, found),
-                // A table that is not there has no row in another order.
-                None => column.ty.shared_order().map(str::to_string),
+                Some(found) => slices::collation(&flavor, found),
+                None => slices::collation(&flavor, &ddl::to_make(&flavor, column)),
             }
         };
-        Ok(columns.iter().map(order).collect())
+        Ok(columns.iter().map(collation).collect())
     }
 
     async fn open(

@@ -436,13 +436,6 @@ impl Destination for PostgresDestination {
         Ok(row.get(0))
     }
 
-    async fn text_order(&self) -> Result<Option<String>> {
-        let client = self.database.connect().await?;
-        let order = super::slices::text_order(&client).await?;
-        client.recycle();
-        Ok(order)
-    }
-
     async fn made_here(&self, table: &TableId) -> Result<bool> {
         let client = self.database.connect().await?;
         let oid = oid_of(&*client, &self.qualified(table)).await?;

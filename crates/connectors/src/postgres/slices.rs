@@ -5,11 +5,13 @@ use super::catalog::{self, Described, Estimate, Kind};
 use super::sql::{ident, idents, literal, table as quoted};
 use super::types::{text_expression, unmodified};
 use postgres_types::{ToSql, Type};
+use std::collections::BTreeMap;
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Among, Error, Result, code};
+use synctool_core::keys::{Collation, Folding, Letters, Order as KeyOrder};
 use synctool_core::plan::Slice;
 use synctool_core::schema::{Column, ColumnType, TableId};
-use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
+use synctool_core::source::{PlannedSlice, SliceRequest};
 
 /// A smaller table is read in one go.
 const WORTH_CUTTING: u64 = 32 << 20;
@@ -163,7 +165,7 @@ impl Orders {
 
 /// The order of texts that follow the database's collation: which one, whose, and in which version. `None` before 15,
 /// where the version of the C library's is not told.
-pub(super) async fn text_order(connection: &Connection) -> Result<Option<String>> {
+async fn text_order(connection: &Connection) -> Result<Option<String>> {
     if connection.version() < 150_000 {
         return Ok(None);
     }
@@ -182,45 +184,68 @@ pub(super) async fn text_order(connection: &Connection) -> Result<Option<String>
         .map_err(|e| connection.error(e, "reading the database's collation"))
 }
 
-/// By what order ranges of keys have some columns of a table, as [`Source::key_orders`] names it. `utf8` says whether
-/// texts are UTF-8 there: by other bytes they may have another order.
-///
-/// [`Source::key_orders`]: synctool_core::source::Source::key_orders
-pub(super) async fn key_orders(
+/// How keys compare some columns of a table. `utf8` says whether texts are UTF-8 there: by other bytes they may have another
+/// order.
+pub(super) async fn collations(
     connection: &Connection,
     utf8: bool,
     table: &TableId,
     default_schema: &str,
     columns: &[Column],
-) -> Result<Vec<Option<String>>> {
-    let is_text = |c: &Column| matches!(c.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
-    let printed = |c: &Column| c.source_type.as_deref().and_then(unmodified);
-    let own = |c: &Column| {
-        let name = printed(c).filter(|name| OF_EVERY_SERVER.contains(&name.as_str()))?;
-        Some(format!("postgresql {name}"))
+) -> Result<Vec<Collation>> {
+    let described = catalog::find(connection, table, default_schema).await?;
+    // What is there may be stored as another type than it travels; uuids have one order as texts, too.
+    let there = |c: &Column| {
+        described
+            .as_ref()
+            .and_then(|d| d.schema.column(&c.name))
+            .unwrap_or(c)
+            .clone()
     };
-    let mut found = columns
+    let columns: Vec<Column> = columns
         .iter()
-        .map(|c| c.ty.shared_order().map(str::to_string).or_else(|| own(c)))
-        .collect::<Vec<_>>();
+        .map(|c| if c.ty == ColumnType::Uuid { c.clone() } else { there(c) })
+        .collect();
+    let is_text = |c: &Column| {
+        matches!(
+            c.ty,
+            ColumnType::Text { .. } | ColumnType::Char { .. } | ColumnType::Native
+        )
+    };
+    let own = |c: &Column| {
+        let name = c.source_type.as_deref().and_then(unmodified)?;
+        OF_EVERY_SERVER
+            .into_iter()
+            .find(|known| *known == name)
+            .map(KeyOrder::Values)
+    };
+    let mut found: Vec<Collation> = columns.iter().map(|c| Collation::of(&c.ty)).collect();
+    for (column, collation) in columns.iter().zip(&mut found) {
+        if collation.order == KeyOrder::Unknown {
+            collation.order = own(column).unwrap_or_default();
+        }
+    }
     if !columns.iter().any(is_text) {
         return Ok(found);
     }
     let names: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
-    let described = catalog::find(connection, table, default_schema).await?;
-    let orders = match &described {
-        Some(described) => Orders::of(connection, described.oid, &names).await?,
-        None => Orders::to_be_made(connection, &names).await?,
+    let (orders, mut foldings) = match &described {
+        Some(described) => (
+            Orders::of(connection, described.oid, &names).await?,
+            foldings(connection, described.oid, &names).await?,
+        ),
+        None => (Orders::to_be_made(connection, &names).await?, BTreeMap::new()),
     };
     let default = text_order(connection).await?;
-    for (column, order) in columns.iter().zip(&mut found) {
+    for (column, collation) in columns.iter().zip(&mut found) {
         let printed = match (&described, &column.ty) {
-            (Some(_), _) => printed(column),
+            (Some(_), _) => column.source_type.as_deref().and_then(unmodified),
             // The name of its type is still the other end's.
             (None, ColumnType::Text { .. }) => Some("text".into()),
             (None, ColumnType::Char { .. }) => Some("bpchar".into()),
             (None, _) => None,
         };
+        collation.folding = foldings.remove(&column.name).unwrap_or_default();
         let padded = match printed.as_deref() {
             Some("text" | "character varying") => "",
             // Blanks at the end do not count.
@@ -228,14 +253,52 @@ pub(super) async fn key_orders(
             // Others may look like texts and have an order of their own.
             _ => continue,
         };
-        *order = match &column.name {
-            name if orders.by_bytes.contains(name) && padded.is_empty() => utf8.then(|| BYTES.into()),
-            name if orders.by_bytes.contains(name) => utf8.then(|| format!("postgresql by bytes{padded}")),
-            name if orders.by_default.contains(name) => default.as_ref().map(|d| format!("postgresql {d}{padded}")),
-            _ => None,
+        let own = |name: &str| KeyOrder::Own(format!("postgresql {name}{padded}"));
+        collation.order = match &column.name {
+            name if orders.by_bytes.contains(name) && utf8 && padded.is_empty() => KeyOrder::Bytes,
+            name if orders.by_bytes.contains(name) && utf8 => own("by bytes"),
+            name if orders.by_default.contains(name) && !orders.by_bytes.contains(name) => {
+                default.as_deref().map_or(KeyOrder::Unknown, own)
+            }
+            _ => KeyOrder::Unknown,
         };
     }
     Ok(found)
+}
+
+/// Which texts the columns of a table call equal, where these are others than their own: by a collation that is not
+/// deterministic, as citext, or because blanks at the end do not count.
+async fn foldings(connection: &Connection, oid: u32, columns: &[String]) -> Result<BTreeMap<String, Folding>> {
+    const SQL: &str = "
+        SELECT a.attname::text, pg_catalog.format_type(t.oid, NULL), t.typname = 'bpchar', t.typname = 'citext', c.collname::text,
+               pg_catalog.concat_ws(' ', c.collprovider, c.collcollate, j ->> 'colliculocale', j ->> 'colllocale', j ->> 'collicurules')
+        FROM pg_catalog.pg_attribute a
+        JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
+        JOIN pg_catalog.pg_type t ON t.oid = COALESCE(NULLIF(d.typbasetype, 0), d.oid)
+        LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation AND NOT c.collisdeterministic
+        LEFT JOIN LATERAL pg_catalog.to_jsonb(c) AS j ON true
+        WHERE a.attrelid = $1 AND a.attname::text = ANY ($2)
+          AND (t.typname IN ('bpchar', 'citext') OR c.oid IS NOT NULL)";
+    let rows = connection
+        .query(SQL, &[&oid, &columns])
+        .await
+        .map_err(|e| connection.error(e, "reading the table's collations"))?;
+    let folding = |row: &tokio_postgres::Row| {
+        let collation: Option<String> = row.get(4);
+        let rule = match row.get(3) {
+            true => Some("citext".to_string()),
+            false => collation
+                .as_ref()
+                .map(|_| format!("postgresql {}", row.get::<_, String>(5))),
+        };
+        let folding = Folding {
+            name: collation.unwrap_or_else(|| row.get(1)),
+            blanks: row.get(2),
+            letters: rule.map(|rule| Letters { rule, ascii: false }),
+        };
+        (row.get::<_, String>(0), folding)
+    };
+    Ok(rows.iter().map(folding).collect())
 }
 
 /// The condition of a range, where `name` stands for each key column; empty for a range without bounds. The literals are

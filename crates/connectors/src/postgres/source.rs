@@ -18,6 +18,7 @@ use synctool_core::blocks::BlockHashes;
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event, RawFormat};
 use synctool_core::error::{Error, ErrorKind, Result, code};
+use synctool_core::keys::Collation;
 use synctool_core::ledger::Tally;
 use synctool_core::plan::{Partition, ReadColumn, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
@@ -338,13 +339,13 @@ impl Source for PostgresSource {
         Ok(slices)
     }
 
-    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+    async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
         let connection = self.database.connect().await?;
         // Known as soon as anything was asked of the server.
         let utf8 = self.database.server().is_some_and(|server| server.utf8);
-        let orders = slices::key_orders(&connection, utf8, table, self.schema(), columns).await?;
+        let collations = slices::collations(&connection, utf8, table, self.schema(), columns).await?;
         connection.recycle();
-        Ok(orders)
+        Ok(collations)
     }
 
     fn raw_format(&self, columns: &[(String, Column)]) -> Option<RawFormat> {

@@ -81,7 +81,7 @@ impl Target {
                 target.generated.push(column.name.clone());
                 continue;
             }
-            if there.folds && schema.key.contains(&column.name) {
+            if there.folds() && schema.key.contains(&column.name) {
                 target.folding.push(target.columns.len());
             }
             target.stores.push(types::store(&there.declared));

@@ -18,8 +18,15 @@ pub(super) struct CatalogColumn {
     pub(super) generated: bool,
     /// Its place in the primary key, from 1; 0 if it is not in it.
     pub(super) key: i64,
+    /// Its collation, where that is not by bytes; of views nobody knows.
+    pub(super) collation: Option<String>,
+}
+
+impl CatalogColumn {
     /// Whether its collation calls different texts equal.
-    pub(super) folds: bool,
+    pub(super) fn folds(&self) -> bool {
+        self.collation.is_some()
+    }
 }
 
 /// A table or view.
@@ -142,7 +149,7 @@ pub(super) fn find(conn: &Connection, name: &str) -> Result<Option<CatalogTable>
                         not_null: r.get(2)?,
                         generated: hidden == 2 || hidden == 3,
                         key: r.get(3)?,
-                        folds: false,
+                        collation: None,
                     },
                 ))
             })?
@@ -156,7 +163,8 @@ pub(super) fn find(conn: &Connection, name: &str) -> Result<Option<CatalogTable>
             let (_, collation, ..) = conn
                 .column_metadata(Some("main"), name.as_str(), column.name.as_str())
                 .map_err(failed(doing))?;
-            column.folds = collation.is_some_and(|c| c != c"BINARY");
+            let named = collation.map(|c| c.to_string_lossy().to_ascii_uppercase());
+            column.collation = named.filter(|c| c != "BINARY");
         }
     }
     // `INTEGER PRIMARY KEY DESC` is a key with an index of its own, by an old mistake of SQLite's that stays.

@@ -1,6 +1,6 @@
 //! Putting loaded tables in place: one transaction, guarded by the generation.
 
-use super::catalog::{self, CatalogTable};
+use super::catalog::{self, CatalogColumn, CatalogTable};
 use super::client::failed;
 use super::sql::{differs, equal, joined, list, quote};
 use super::{control, ddl, types};
@@ -288,7 +288,7 @@ fn merge(
         ))?;
         guard.check(&planned.destination, before, deleted, rows)?;
     }
-    let folds = |c: &String| existing.column(c).is_some_and(|t| t.folds);
+    let folds = |c: &String| existing.column(c).is_some_and(CatalogColumn::folds);
     let values: Vec<&String> = columns
         .iter()
         .filter(|c| !planned.schema.key.contains(c) || folds(c))

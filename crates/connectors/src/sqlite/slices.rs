@@ -13,9 +13,10 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension};
 use synctool_core::change::KeyRange;
 use synctool_core::error::{Error, Result};
+use synctool_core::keys::{Collation, Folding, Letters, Order};
 use synctool_core::plan::{ReadSpec, Slice};
 use synctool_core::schema::{Column, ColumnType, TableId};
-use synctool_core::source::{BYTES, PlannedSlice, SliceRequest};
+use synctool_core::source::{PlannedSlice, SliceRequest};
 
 /// Fewer rows or bytes than this are one slice.
 const WORTH_ROWS: u64 = 20_000;
@@ -88,38 +89,68 @@ pub(super) fn cut(conn: &Connection, read: &ReadSpec, request: &SliceRequest) ->
     Ok(ranges(&table, &request.key, None, bounds, rows, row_bytes))
 }
 
-/// By what order ranges have some columns, as [`Source::key_orders`] names it. They compare what is stored: times and
-/// decimals are texts.
-///
-/// [`Source::key_orders`]: synctool_core::source::Source::key_orders
-pub(super) fn key_orders(conn: &Connection, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
-    let named = |order: Option<&str>| order.map(str::to_string);
+/// How keys compare some columns of a table. They compare what is stored: times and decimals are texts.
+pub(super) fn collations(conn: &Connection, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
     let Some(table) = catalog::find(conn, catalog::table_name(table)?)? else {
-        // Nothing is there in another order.
-        return Ok(columns.iter().map(|c| named(c.ty.shared_order())).collect());
+        return Ok(columns.iter().map(to_make).collect());
     };
     let encoding: String = conn
         .query_row("PRAGMA encoding", [], |r| r.get(0))
         .map_err(failed(|| "reading the encoding of texts".into()))?;
-    let order = |column: &Column| {
-        let column = table.column(&column.name)?;
-        let (ty, store) = (types::column_type(&column.declared), types::store(&column.declared));
-        match (store, &ty) {
-            (Store::Integer | Store::Unsigned, _) => ty.shared_order(),
-            (Store::Text, ColumnType::Text { .. })
-                if encoding == "UTF-8"
-                    && table.kind == "table"
-                    && !column.folds
-                    && types::affinity(&column.declared) == Affinity::Text =>
-            {
-                Some(BYTES)
-            }
-            // Ours, in its canonical form.
-            (Store::Text, ColumnType::Uuid) if column.declared == "UUID_TEXT" && !column.folds => ty.shared_order(),
-            _ => None,
-        }
+    let collation = |column: &Column| {
+        let there = table.column(&column.name)?;
+        let named = there.collation.as_deref();
+        Some(Collation {
+            order: match table.kind == "table" {
+                true => order(&there.declared, named, &encoding),
+                false => Order::Unknown,
+            },
+            folding: named.map(folding).unwrap_or_default(),
+        })
     };
-    Ok(columns.iter().map(|c| named(order(c))).collect())
+    Ok(columns.iter().map(|c| collation(c).unwrap_or_default()).collect())
+}
+
+/// The same of a column that we would make.
+pub(super) fn to_make(column: &Column) -> Collation {
+    Collation {
+        order: order(column.source_type.as_deref().unwrap_or_default(), None, "UTF-8"),
+        folding: Folding::default(),
+    }
+}
+
+fn order(declared: &str, collation: Option<&str>, encoding: &str) -> Order {
+    let ty = types::column_type(declared);
+    match (types::store(declared), &ty) {
+        (Store::Integer | Store::Unsigned, _) => Collation::of(&ty).order,
+        (Store::Text, ColumnType::Text { .. }) if types::affinity(declared) == Affinity::Text => {
+            match (collation, encoding) {
+                (None, "UTF-8") => Order::Bytes,
+                (named, _) => Order::Own(format!("sqlite {encoding} {}", named.unwrap_or("BINARY"))),
+            }
+        }
+        // Ours, in its canonical form.
+        (Store::Text, ColumnType::Uuid) if declared == "UUID_TEXT" && collation.is_none() => Collation::of(&ty).order,
+        _ => Order::Unknown,
+    }
+}
+
+/// Which texts a collation calls equal.
+fn folding(collation: &str) -> Folding {
+    let letters = |rule: &str| Letters {
+        rule: rule.into(),
+        ascii: rule == Letters::ASCII,
+    };
+    Folding {
+        name: collation.into(),
+        blanks: collation == "RTRIM",
+        letters: match collation {
+            "RTRIM" => None,
+            "NOCASE" => Some(letters(Letters::ASCII)),
+            // Somebody's own.
+            other => Some(letters(&format!("sqlite {other}"))),
+        },
+    }
 }
 
 /// An upper limit of the number of rows that costs nothing: the largest rowid. Only rowids from 1 on say so.

@@ -23,6 +23,7 @@ use synctool_core::blocks::BlockHashes;
 use synctool_core::budget::Hold;
 use synctool_core::change::{ChangeBatch, Event};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::keys::Collation;
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
 use synctool_core::query::{Condition, Term};
@@ -134,9 +135,13 @@ impl Source for SqliteSource {
         self.read(move |conn| slices::cut(conn, &read, &request)).await
     }
 
-    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
+    async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
+        // A destination's file is made when the first plan is stored.
+        if !std::fs::metadata(&self.config.path).is_ok_and(|m| m.len() > 0) {
+            return Ok(columns.iter().map(slices::to_make).collect());
+        }
         let (table, columns) = (table.clone(), columns.to_vec());
-        self.read(move |conn| slices::key_orders(conn, &table, &columns)).await
+        self.read(move |conn| slices::collations(conn, &table, &columns)).await
     }
 
     async fn open(

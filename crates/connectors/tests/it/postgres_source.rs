@@ -10,10 +10,11 @@ use synctool_connectors::postgres::{Postgres, PostgresConfig, source::PostgresSo
 use synctool_core::budget::Budget;
 use synctool_core::change::Event;
 use synctool_core::error::{ErrorKind, Result, code};
+use synctool_core::keys::Order;
 use synctool_core::ledger::Tally;
 use synctool_core::plan::{Partition, ReadSpec, Slice, Work};
 use synctool_core::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
-use synctool_core::source::{BYTES, PlannedSlice, ReadContext, SliceRequest, Source};
+use synctool_core::source::{PlannedSlice, ReadContext, SliceRequest, Source};
 use synctool_core::text;
 use synctool_testkit::proxy::Mode;
 use synctool_testkit::{FaultProxy, PgVersion, Postgres as Server, TestDb, eventually};
@@ -620,20 +621,49 @@ async fn an_order_is_named_where_another_end_may_have_it() {
     let source = postgres.source();
     let read = spec(&source, "ranks").await;
     let columns: Vec<Column> = read.columns.iter().map(|c| c.column.clone()).collect();
-    let orders = source.key_orders(&read.table, &columns).await.unwrap();
-    let numbers = Some("numbers");
+    let found = source.collations(&read.table, &columns).await.unwrap();
+    let numbers = Order::Values("numbers");
     // The database's own order is C.UTF-8.
     let wanted = [
+        numbers.clone(),
         numbers,
-        numbers,
-        Some(BYTES),
-        Some(BYTES),
-        None,
-        Some("postgresql by bytes padded"),
-        Some("uuids"),
-        None,
+        Order::Bytes,
+        Order::Bytes,
+        Order::Unknown,
+        Order::Own("postgresql by bytes padded".into()),
+        Order::Values("uuids"),
+        Order::Unknown,
     ];
-    assert_eq!(orders.iter().map(Option::as_deref).collect::<Vec<_>>(), wanted);
+    assert_eq!(found.iter().map(|c| c.order.clone()).collect::<Vec<_>>(), wanted);
+    let padded = found.iter().map(|c| c.folding.blanks).collect::<Vec<_>>();
+    assert_eq!(padded, [false, false, false, false, false, true, false, false]);
+    assert!(found.iter().all(|c| c.folding.letters.is_none()), "{found:?}");
+}
+
+/// A collation that is not deterministic calls several texts equal, and two of one definition the same ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collation_that_folds_is_named_by_its_rule() {
+    let (db, postgres) = database(PgVersion::V15);
+    db.psql(
+        "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE COLLATION deaf (provider = icu, locale = 'und-u-ks-level1', deterministic = false);
+         CREATE TABLE words (a text COLLATE blind, b varchar(9) COLLATE blind, c text COLLATE deaf, d text);",
+    );
+    let source = postgres.source();
+    let read = spec(&source, "words").await;
+    let columns: Vec<Column> = read.columns.iter().map(|c| c.column.clone()).collect();
+    let found = source.collations(&read.table, &columns).await.unwrap();
+    let [a, b, c, d] = &found[..] else { panic!("{found:?}") };
+    assert!(a.folding.name == "blind" && !a.folding.blanks, "{a:?}");
+    assert!(
+        a.folding.covers(&b.folding) && b.folding.covers(&a.folding),
+        "{found:?}"
+    );
+    assert!(
+        !a.folding.covers(&c.folding) && !d.folding.covers(&a.folding),
+        "{found:?}"
+    );
+    assert!(d.folding.is_none() && a.folding.covers(&d.folding), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

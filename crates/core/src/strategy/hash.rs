@@ -12,6 +12,7 @@ use crate::blocks::{Block, BlockHashes, Blocks, Field, HashRequest, ReadingHashe
 use crate::change::{ChangeBatch, Event, KeyRange, Op, Ops};
 use crate::conform::conform;
 use crate::error::{Among, Error, Result, code};
+use crate::keys::KeyColumn;
 use crate::ledger::Compared;
 use crate::plan::{
     Compare, Partition, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Repair, Slice, Strategy, Verify, Work,
@@ -641,28 +642,19 @@ async fn ordered_alike(
     if !cut.iter().any(|s| matches!(s.slice, Slice::Key(_))) {
         return Ok(cut);
     }
-    let mut ours = Vec::with_capacity(spec.key.len());
-    for (key, name) in spec.key.iter().zip(resolved.source_key()) {
-        let read = resolved.read.columns.iter().find(|c| c.column.name == key.stored.name);
-        let read = read.ok_or_else(|| Error::bug("a key column that is not read"))?;
-        ours.push(Column {
-            name,
-            ..read.column.clone()
-        });
-    }
-    let stored: Vec<Column> = spec.key.iter().map(|k| k.stored.clone()).collect();
-    let (here, there) = futures::try_join!(
-        source.key_orders(&table.source, &ours),
-        at_destination.key_orders(&table.destination, &stored)
-    )?;
-    let alike = here.iter().zip(&there).take_while(|(a, b)| a.is_some() && a == b);
-    let alike = alike.count();
-    if let Some(other) = stored.get(alike) {
+    let columns = spec
+        .key
+        .iter()
+        .map(|k| (resolved.key_column(&k.stored.name), k.stored.clone()));
+    let ends = ((source, &table.source), (at_destination, &table.destination));
+    let key = KeyColumn::ask(ends.0, ends.1, columns.collect()).await?;
+    let alike = key.iter().take_while(|k| k.is_ordered_alike()).count();
+    if let Some(other) = key.get(alike) {
         let ranges = match alike {
             0 => "the table is compared in one piece".to_string(),
             n => format!("ranges of {} alone are compared", resolved.schema.key[..n].join(", ")),
         };
-        let other = &other.name;
+        let other = &other.stored.name;
         reasons.push(format!(
             "both ends may order values of {other} differently, so {ranges}"
         ));

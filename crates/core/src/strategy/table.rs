@@ -3,6 +3,7 @@
 use super::cut::Dimension;
 use crate::change::RawFormat;
 use crate::error::{Among, Error, Result, code};
+use crate::keys::{self, KeyColumn};
 use crate::plan::{DeleteGuard, PlannedTable, Publish, ReadColumn, ReadSpec, StoredForm, StoredHash, Widening};
 use crate::query::{Condition, Filter, Join, Term};
 use crate::schema::{Carrier, Column, ColumnType, TableId, TableSchema};
@@ -106,6 +107,8 @@ pub struct TableRequest {
     pub append_only: bool,
     /// Whether rows are only compared: then a column of the destination need not hold every value of the source's.
     pub compare_only: bool,
+    /// Whether the user knows that no two keys are equal at the destination, whatever its collation calls equal.
+    pub distinct_keys: bool,
     /// Whether all rows are read, or compared, in one partition, because a stage has to see them together.
     pub one_partition: bool,
     /// A column that keeps each row's hash.
@@ -140,6 +143,7 @@ impl TableRequest {
             widen: false,
             append_only: false,
             compare_only: false,
+            distinct_keys: false,
             one_partition: false,
             row_hash: None,
             semantics: serde_json::Value::Null,
@@ -193,19 +197,45 @@ impl Resolved {
 
     /// The key in source names, where every key column is a plain column of the table read; otherwise empty.
     pub fn source_key(&self) -> Vec<String> {
-        let names: Option<Vec<String>> = self
-            .schema
-            .key
-            .iter()
-            .map(|k| {
-                let read = self.read.columns.iter().find(|c| c.column.name == *k)?;
-                match read.term() {
-                    Term::Column { relation, name } if self.is_own(relation.as_deref()) => Some(name),
-                    _ => None,
-                }
-            })
-            .collect();
+        let name = |k: &String| Some(self.key_column(k)?.name);
+        let names: Option<Vec<String>> = self.schema.key.iter().map(name).collect();
         names.unwrap_or_default()
+    }
+
+    /// A column of the key as it is read, under its name at the source; `None` where it is no plain column of the table read.
+    pub(super) fn key_column(&self, name: &str) -> Option<Column> {
+        let read = self.read.columns.iter().find(|c| c.column.name == *name)?;
+        match read.term() {
+            Term::Column { relation, name } if self.is_own(relation.as_deref()) => Some(Column {
+                name,
+                ..read.column.clone()
+            }),
+            _ => None,
+        }
+    }
+
+    /// Refuses a destination that may call keys equal which the source tells apart, unless the user knows better.
+    async fn check_apart(&self, (source, destination): Ends<'_>, request: &TableRequest) -> Result<()> {
+        let column = |k: &String| {
+            let stored = self.schema.column(k)?;
+            // The text of a uuid has one form, whoever writes it.
+            let is_uuid =
+                |c: &Column| c.ty == ColumnType::Uuid && matches!(stored.ty, ColumnType::Text { max: Some(32 | 36) });
+            let read = self.key_column(k).filter(|c| !self.changed.contains(k) || is_uuid(c));
+            // Texts make a group by their bytes, whatever the source calls equal.
+            let read = read.filter(|c| request.group_by.is_empty() || c.ty.shared_order().is_some());
+            // Of whole numbers nobody needs to ask.
+            let asks = read.as_ref().is_none_or(|c| !c.ty.is_integer());
+            asks.then(|| (read, stored.clone()))
+        };
+        let columns: Vec<_> = self.schema.key.iter().filter_map(column).collect();
+        let needless = self.existing.is_none() || request.distinct_keys || request.compare_only;
+        let Some(there) = destination.as_source().filter(|_| !needless && !columns.is_empty()) else {
+            return Ok(());
+        };
+        let ends = ((source, &request.source), (&*there, &request.destination));
+        keys::check_apart(&KeyColumn::ask(ends.0, ends.1, columns).await?)
+            .map_err(|e| e.at("table", request.destination.to_string()))
     }
 
     /// Whether a key is another one before the stages than after them.
@@ -406,7 +436,7 @@ pub async fn resolve(
         read.raw = agree_on_raw(source, destination, &read, &schema);
     }
     let changed = schema.columns.iter().map(|c| &c.name).filter(|c| stages.changes(c));
-    Ok(Resolved {
+    let resolved = Resolved {
         changed: changed.cloned().collect(),
         read,
         schema,
@@ -414,8 +444,12 @@ pub async fn resolve(
         row_hash,
         widen,
         reasons,
-    })
+    };
+    resolved.check_apart((source, destination), request).await?;
+    Ok(resolved)
 }
+
+type Ends<'a> = (&'a dyn Source, &'a dyn Destination);
 
 /// A column with the type that it has to have where it shows no value to guess one from: what was asked for, or that of
 /// the column in which it is stored.

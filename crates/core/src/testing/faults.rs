@@ -6,6 +6,7 @@
 use crate::blocks::BlockHashes;
 use crate::change::{Event, RawFormat};
 use crate::error::{Error, Result, code};
+use crate::keys::Collation;
 use crate::ledger::{Applied, Tally};
 use crate::plan::{Partition, Plan, ReadSpec, Slice};
 use crate::progress::{Advance, Checkpoint, PartitionId, Position};
@@ -143,8 +144,8 @@ impl<S: Source + ?Sized> Source for FaultySource<S> {
         self.0.slices(read, request).await
     }
 
-    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
-        self.0.key_orders(table, columns).await
+    async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
+        self.0.collations(table, columns).await
     }
 
     fn raw_format(&self, columns: &[(String, Column)]) -> Option<RawFormat> {

@@ -98,6 +98,9 @@ pub struct Destination {
     pub schema: Option<At<String>>,
     /// `false` = rows are only ever appended.
     pub supports_update: At<bool>,
+    /// `true` = no two keys are equal in the destination's collation, whatever it calls equal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distinct_keys: Option<At<bool>>,
     /// Where SyncTool's own tables stand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_schema: Option<At<String>>,
@@ -406,6 +409,7 @@ impl Pipeline {
                 table: destination.1.into(),
                 schema: None,
                 supports_update: true.into(),
+                distinct_keys: None,
                 control_schema: None,
                 type_name: None,
             },

@@ -236,6 +236,7 @@ pub(super) fn request(loaded: &Loaded, strategy: &Strategy, run_id: &str) -> Res
             InitialRows::Skip => Initial::Skip,
         }),
         keyless: strategy.log.keyless.as_deref() == Some(&true),
+        distinct_keys: destination.distinct_keys.as_deref() == Some(&true),
         ..CaptureRequest::new(loaded.pipeline.name.as_str(), state::rfc3339(&state::now()))
     })
 }

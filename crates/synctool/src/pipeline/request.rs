@@ -97,6 +97,7 @@ pub(crate) async fn table_request(
         },
         append_only: !*pipeline.destination.supports_update,
         compare_only: false,
+        distinct_keys: pipeline.destination.distinct_keys.as_deref() == Some(&true),
         row_hash: row_hash(pipeline)?,
         semantics: semantics(pipeline, &strategy.name, options),
         now: now.clone(),

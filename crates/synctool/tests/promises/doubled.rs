@@ -142,6 +142,112 @@ fn a_key_whose_letters_change_case_keeps_its_row() {
     }
 }
 
+/// Two rows of the source would be one there, and `verify` alone would tell.
+#[test]
+fn keys_that_the_destination_may_call_equal_are_refused() {
+    let maria = || End::Maria(MariaDb::shared().database("equal_keys"));
+    // The servers of other versions are built without ICU.
+    let blind = Postgres::shared(PgVersion::V15).database("equal_keys");
+    blind.psql("CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false)");
+    for (to, key, by) in [
+        (maria(), "varchar(40) COLLATE utf8mb4_general_ci", "utf8mb4_general_ci"),
+        // Blanks at the end do not count.
+        (maria(), "varchar(40) COLLATE utf8mb4_bin", "utf8mb4_bin"),
+        (End::Postgres(blind), "varchar(40) COLLATE blind", "blind"),
+        (End::Sqlite(folder()), "varchar(40) COLLATE NOCASE", "NOCASE"),
+        (End::Sqlite(folder()), "varchar(40) COLLATE RTRIM", "RTRIM"),
+    ] {
+        let from = End::Postgres(database("equal_keys_from"));
+        from.change(
+            "CREATE TABLE items(id varchar(40) PRIMARY KEY, name varchar(9)); INSERT INTO items VALUES ('a', 'x'), ('b', 'y')",
+        );
+        to.change(&format!(
+            "CREATE TABLE copies(id {key} NOT NULL PRIMARY KEY, name varchar(9)); INSERT INTO copies VALUES ('b', 'old')"
+        ));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write("p.yaml", PIPELINE);
+        for strategy in ["full", "hash"] {
+            let refused = place.json(&["run", "p.yaml", "--strategy", strategy], 2);
+            assert_eq!(refused["error"]["code"], "ST-CFG-014", "{refused}");
+            let told = refused.to_string();
+            for words in ["key column id", by, "byte by byte", "distinct_keys: true"] {
+                assert!(told.contains(words), "{words}: {told}");
+            }
+        }
+        assert_eq!(to.lines("copies", &["id", "name"]), "b old", "{by}");
+        // Who knows that none are equal says so.
+        place.write(
+            "p.yaml",
+            &PIPELINE.replace("table: copies}", "table: copies, distinct_keys: true}"),
+        );
+        for strategy in ["full", "hash"] {
+            place.json(&["run", "p.yaml", "--strategy", strategy], 0);
+            assert_eq!(to.lines("copies", &["id", "name"]), "a x\nb y", "{by}");
+        }
+    }
+}
+
+/// Groups are made by the bytes of texts, so that a source with the same collation has more of them.
+#[test]
+fn groups_that_the_destination_may_call_equal_are_refused() {
+    let maria = |name: &str| End::Maria(MariaDb::shared().database(name));
+    let (from, to) = (maria("equal_groups_from"), maria("equal_groups_to"));
+    let grp = "grp varchar(20) COLLATE utf8mb4_general_ci";
+    from.change(&format!(
+        "CREATE TABLE items(id int PRIMARY KEY, {grp} NOT NULL); INSERT INTO items VALUES (1, 'a'), (2, 'A')"
+    ));
+    to.change(&format!("CREATE TABLE totals({grp} PRIMARY KEY, n bigint)"));
+    let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+    place.write(
+        "p.yaml",
+        "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: totals}\nsync_type: aggregate\n\
+         group_by: [grp]\ncolumns:\n  - grp\n  - {dest: n, expr: count(*)}\nstrategies: [{type: full, full_mode: upsert}]\n",
+    );
+    let refused = place.json(&["run", "p.yaml"], 2);
+    assert_eq!(refused["error"]["code"], "ST-CFG-014", "{refused}");
+}
+
+/// Where the source calls as much equal as the destination, or the keys are no texts, nothing can become one.
+#[test]
+fn keys_that_are_as_many_at_the_destination_are_written() {
+    let maria = || End::Maria(MariaDb::shared().database("as_many_keys"));
+    let uuid = "0b6cd1f4-92e5-4b1e-8f5a-0123456789ab";
+    for (from, ours, to, theirs, value) in [
+        (
+            maria(),
+            "varchar(40) COLLATE utf8mb4_general_ci",
+            End::Sqlite(folder()),
+            "varchar(40) COLLATE NOCASE",
+            "Al@x",
+        ),
+        (
+            End::Postgres(database("as_many_keys")),
+            "uuid",
+            maria(),
+            "char(36) COLLATE utf8mb4_general_ci",
+            uuid,
+        ),
+        (
+            maria(),
+            "varchar(40) COLLATE utf8mb4_unicode_ci",
+            End::Postgres(database("as_many_keys")),
+            "varchar(40)",
+            "Al@x",
+        ),
+    ] {
+        from.change(&format!(
+            "CREATE TABLE items(id {ours} NOT NULL PRIMARY KEY, name varchar(9)); INSERT INTO items VALUES ('{value}', 'x')"
+        ));
+        to.change(&format!(
+            "CREATE TABLE copies(id {theirs} NOT NULL PRIMARY KEY, name varchar(9))"
+        ));
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write("p.yaml", PIPELINE);
+        place.json(&["run", "p.yaml", "--strategy", "full"], 0);
+        assert_eq!(to.lines("copies", &["id", "name"]), format!("{value} x"));
+    }
+}
+
 /// `0000-00-00` is neither NULL nor another such date.
 #[test]
 fn dates_that_are_no_day_are_told_apart() {

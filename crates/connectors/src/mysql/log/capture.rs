@@ -2,11 +2,12 @@
 
 use super::super::catalog::{self, CatalogColumn, CatalogTable};
 use super::super::client::{Session, text};
+use super::super::slices;
 use super::super::sql::{literal, table as quoted};
 use super::chunks;
 use super::source::{BinlogSource, check_server, tables_of};
 use super::statements::cascading_key;
-use crate::postgres::log::capture::{CaptureRequest, Remembered, carried, extended, planned};
+use crate::postgres::log::capture::{CaptureRequest, Remembered, carried, extended, key_columns, key_pairs, planned};
 use synctool_core::error::{Error, Result, code};
 use synctool_core::plan::Plan;
 use synctool_core::schema::{Column, TableId, TableSchema};
@@ -114,10 +115,16 @@ async fn plan_table(
         let found = there.columns.iter().find(|c| c.column.name == name);
         found.map_or("", |c| &c.declared.column_type)
     };
-    let pairs = read.columns.iter().zip(&schema.columns);
-    let exact =
-        pairs.filter(|(f, s)| schema.key.contains(&s.name) && !chunks::is_ordered(&f.column.ty, declared(&f.source)));
-    plan.cut_by_bytes(table, exact.map(|(_, s)| s.name.clone()).collect());
+    let key = key_pairs(&read, &schema);
+    let flavor = session.flavor();
+    let collation = |c: &Column| there.column(&c.name).map(|c| slices::collation(&flavor, c));
+    let here = key.0.iter().map(|c| collation(c).unwrap_or_default()).collect();
+    let key = key_columns(here, key, request, destination, (&to, existing.is_some())).await?;
+    let in_order = |c: &Column| chunks::is_ordered(&c.ty, declared(&c.name));
+    let exact = key
+        .iter()
+        .filter(|k| k.is_cut_by_bytes() || !k.read.as_ref().is_some_and(in_order));
+    plan.cut_by_bytes(table, exact.map(|k| k.stored.name.clone()).collect());
     let names = there.columns.iter().map(|c| c.column.name.clone());
     Remembered::named(initial, names, Some(there.rows)).keep(plan, table)?;
     plan.tables.push(planned(read, to, schema));

@@ -85,6 +85,11 @@ pub(super) fn is_ordered(ty: &ColumnType, declared: &str) -> bool {
         || declared.starts_with("binary")
 }
 
+/// Whether the text of a value has another order than the value.
+fn is_number(ty: &ColumnType) -> bool {
+    ty.is_integer() || matches!(ty, ColumnType::Decimal { .. })
+}
+
 impl KeyPart {
     fn of(shape: &Shape) -> Vec<KeyPart> {
         shape
@@ -93,11 +98,14 @@ impl KeyPart {
             .map(|k| {
                 let column = &shape.columns[*k];
                 let name = format!("{}.{}", ident(&shape.full.name), ident(&column.source));
-                let ordered = is_ordered(&column.column.ty, &column.declared);
+                let kept_as_text = shape.by_bytes.contains(&column.column.name) && is_number(&column.column.ty);
+                let ordered = is_ordered(&column.column.ty, &column.declared) && !kept_as_text;
                 KeyPart {
-                    sql: match ordered {
-                        true => name,
-                        false => sql::exact(&name, true),
+                    sql: match (ordered, column.column.ty.is_integer()) {
+                        (true, _) => name,
+                        // Without the zeros that may fill it up.
+                        (false, true) => sql::exact(&format!("({name} + 0)"), true),
+                        (false, false) => sql::exact(&name, true),
                     },
                     column: Column {
                         source_type: Some(column.declared.clone()),

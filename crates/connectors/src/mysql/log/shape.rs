@@ -29,6 +29,8 @@ pub(super) struct Followed {
     pub(super) read: ReadSpec,
     /// The key, in destination names.
     pub(super) key: Vec<String>,
+    /// Those of its columns in which ranges are cut by the bytes of texts.
+    by_bytes: Vec<String>,
     /// All columns that the table had when the plan was made, wanted or not.
     pub(super) known: Vec<String>,
     /// What is to be read of it besides its log, at the beginning.
@@ -41,6 +43,7 @@ impl Followed {
         Followed {
             read: planned.read.clone(),
             key: planned.schema.key.clone(),
+            by_bytes: plan.columns_cut_by_bytes(&planned.read.table),
             known: remembered.names(),
             initial: remembered.initial,
         }
@@ -67,6 +70,8 @@ pub(super) struct Shape {
     pub(super) drift: Drift,
     /// The places of the key's columns.
     pub(super) key: Vec<usize>,
+    /// Those of its columns in which ranges are cut by the bytes of texts.
+    pub(super) by_bytes: Vec<String>,
     pub(super) arrow: SchemaRef,
 }
 
@@ -207,6 +212,7 @@ impl Shape {
             columns,
             planned,
             key: Vec::new(),
+            by_bytes: followed.by_bytes.clone(),
             arrow: arrow_schema::Schema::empty().into(),
         };
         shape.key = TableSchema {

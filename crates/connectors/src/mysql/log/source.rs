@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::keys::Collation;
 use synctool_core::plan::{Partition, Plan, ReadSpec, Work};
 use synctool_core::progress::Position;
 use synctool_core::retry::oftener_at_first;
@@ -620,6 +621,10 @@ impl Source for BinlogSource {
 
     async fn describe_query(&self, read: &ReadSpec) -> Result<Vec<Column>> {
         self.tables.describe_query(read).await
+    }
+
+    async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
+        self.tables.collations(table, columns).await
     }
 
     async fn assignments(&self) -> Result<BoxStream<'static, Assignment>> {

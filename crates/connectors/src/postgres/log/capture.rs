@@ -10,6 +10,7 @@ use super::{identity, membership, shape, slot};
 use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::backfill::{BackfillPosition, Pending};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::keys::{self, Collation, KeyColumn};
 use synctool_core::plan::{DeleteGuard, Phase, Plan, PlannedTable, Publish, ReadColumn, ReadSpec, Strategy, Verify};
 use synctool_core::progress::{Generation, Position};
 use synctool_core::schema::{Column, ColumnType, TableId, TableSchema};
@@ -40,6 +41,8 @@ pub struct CaptureRequest {
     /// Whether tables without a key are followed: their rows from before are left out, and updates and deletes of them
     /// need REPLICA IDENTITY FULL.
     pub keyless: bool,
+    /// Whether no two keys are equal at the destination, whatever its collations call equal.
+    pub distinct_keys: bool,
     /// Now, RFC 3339 UTC.
     pub now: String,
 }
@@ -57,6 +60,7 @@ impl CaptureRequest {
             bare: false,
             initial: None,
             keyless: false,
+            distinct_keys: false,
             now: now.into(),
         }
     }
@@ -358,34 +362,54 @@ pub(super) async fn check_newcomer(
     }
 }
 
-/// Says by which order chunks of a table (this one, as it is read and written) are cut: by the bytes of texts in those
-/// columns of its key that the destination may order otherwise.
+/// The columns of a followed table's key as they are read, under their names at the source, and as they are stored.
+pub(crate) fn key_pairs(read: &ReadSpec, schema: &TableSchema) -> (Vec<Column>, Vec<Column>) {
+    let pairs = read.columns.iter().zip(&schema.columns);
+    let key = pairs.filter(|(_, stored)| schema.key.contains(&stored.name));
+    let named = |from: &ReadColumn| Column {
+        name: from.source.clone(),
+        ..from.column.clone()
+    };
+    key.map(|(from, stored)| (named(from), stored.clone())).unzip()
+}
+
+/// The columns of a followed table's key at both ends; `here` is how the source compares them. Refuses a destination that
+/// may call keys equal which the source tells apart, unless the user knows better.
+pub(crate) async fn key_columns(
+    here: Vec<Collation>,
+    (read, stored): (Vec<Column>, Vec<Column>),
+    request: &CaptureRequest,
+    destination: &dyn Destination,
+    (to, is_there): (&TableId, bool),
+) -> Result<Vec<KeyColumn>> {
+    if read.is_empty() {
+        return Ok(Vec::new());
+    }
+    let there = destination.as_source();
+    let there = there.ok_or_else(|| Error::bug(format!("{} follows a log and is not read", destination.engine())))?;
+    let columns = read.into_iter().map(Some).zip(stored).collect();
+    let key = KeyColumn::beside(here, (&*there, to), columns).await?;
+    if is_there && !request.distinct_keys {
+        keys::check_apart(&key).map_err(|e| e.at("table", to.to_string()))?;
+    }
+    Ok(key)
+}
+
+/// Says which columns of a table's key (this one, as it is read and written) chunks are cut in by the bytes of texts.
 pub(crate) async fn cut_keys(
     plan: &mut Plan,
     (connection, oid): (&Connection, u32),
     read: &ReadSpec,
-    schema: &TableSchema,
-    (destination, there): (&dyn Destination, Option<&TableSchema>),
+    key: &[KeyColumn],
 ) -> Result<()> {
-    let pairs = read.columns.iter().zip(&schema.columns);
-    let key = pairs.filter(|(_, stored)| schema.key.contains(&stored.name));
-    let unlike = key.filter(|(from, stored)| {
-        !is_ordered_alike(&from.column.ty) || !is_ordered_alike(&stored.ty) || is_number_as_text(stored, there)
-    });
+    let unlike = key.iter().filter(|k| k.is_cut_by_bytes());
     let (sources, names): (Vec<String>, Vec<String>) = unlike
-        .map(|(from, stored)| (from.source.clone(), stored.name.clone()))
+        .filter_map(|k| Some((k.read.as_ref()?.name.clone(), k.stored.name.clone())))
         .unzip();
     if sources.is_empty() {
         return Ok(());
     }
     let orders = Orders::of(connection, oid, &sources).await?;
-    if sources.iter().all(|s| orders.by_default.contains(s)) {
-        let ours = slices::text_order(connection).await?;
-        if ours.is_some() && ours == destination.text_order().await? {
-            // The source's index serves the order that both have.
-            return Ok(());
-        }
-    }
     if let Some(slow) = sources.iter().find(|s| !orders.by_bytes.contains(s)) {
         let is_text = |c: &ReadColumn| matches!(c.column.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
         let term = match read.columns.iter().any(|c| c.source == *slow && is_text(c)) {
@@ -400,37 +424,6 @@ pub(crate) async fn cut_keys(
     }
     plan.cut_by_bytes(&read.table, names);
     Ok(())
-}
-
-/// Whether a number is kept as a text, in the order of texts: by the destination's own choice, or because its column is one.
-fn is_number_as_text(stored: &Column, there: Option<&TableSchema>) -> bool {
-    let number = stored.ty.is_integer() || matches!(stored.ty, ColumnType::Decimal { .. } | ColumnType::Numeric);
-    let kept = there.and_then(|t| t.column(&stored.name)).unwrap_or(stored);
-    let printed = kept.source_type.as_deref().unwrap_or_default().to_ascii_lowercase();
-    let name = printed.split(['(', ' ']).next().unwrap_or_default();
-    let text = name == "character" || name.ends_with("char") || name.ends_with("text");
-    // Of what SQLite's own types are texts it refuses ranges.
-    number && text && !name.contains('_')
-}
-
-/// Whether values of a type are in the same order wherever they are.
-fn is_ordered_alike(ty: &ColumnType) -> bool {
-    use ColumnType as T;
-    ty.is_integer()
-        || matches!(
-            ty,
-            T::Bool
-                | T::Decimal { .. }
-                | T::Numeric
-                | T::Float32
-                | T::Float64
-                | T::Date
-                | T::Time
-                | T::Timestamp
-                | T::TimestampTz
-                | T::Uuid
-                | T::Bytes
-        )
 }
 
 async fn draft(
@@ -543,8 +536,12 @@ async fn draft(
             member: member.map(|m| m.by),
         };
         remembered.keep(&mut plan, &table)?;
-        let ends = (destination, there.as_ref());
-        cut_keys(&mut plan, (&connection, described.oid), &read, &schema, ends).await?;
+        let key = key_pairs(&read, &schema);
+        // Known as soon as anything was asked of the server.
+        let utf8 = source.database().server().is_some_and(|server| server.utf8);
+        let here = slices::collations(&connection, utf8, &table, &config.schema, &key.0).await?;
+        let key = key_columns(here, key, &request, destination, (&to, there.is_some())).await?;
+        cut_keys(&mut plan, (&connection, described.oid), &read, &key).await?;
         plan.tables.push(planned(read, to, schema));
     }
     connection.recycle();

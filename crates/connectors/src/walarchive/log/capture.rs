@@ -6,7 +6,8 @@ use super::position::LogPosition;
 use super::shape::full_name;
 use super::source::{ArchiveLog, logged};
 use crate::postgres::log::capture::{
-    CaptureRequest, FROM, Initial, Remembered, carried, cut_keys, expected_rows, extended, from_of, planned,
+    CaptureRequest, FROM, Initial, Remembered, carried, cut_keys, expected_rows, extended, from_of, key_columns,
+    key_pairs, planned,
 };
 use crate::postgres::{Connection, catalog};
 use synctool_core::backfill::BackfillPosition;
@@ -103,8 +104,10 @@ async fn plan_table(
     let names = described.schema.columns.iter().map(|c| c.name.clone());
     let rows = expected_rows(session, described.oid).await?;
     Remembered::named(initial, names, rows).keep(plan, table)?;
-    let ends = (destination, there.as_ref());
-    cut_keys(plan, (session, described.oid), &read, &schema, ends).await?;
+    let key = key_pairs(&read, &schema);
+    let here = source.collations(table, &key.0).await?;
+    let key = key_columns(here, key, request, destination, (&to, there.is_some())).await?;
+    cut_keys(plan, (session, described.oid), &read, &key).await?;
     plan.tables.push(planned(read, to, schema));
     Ok(())
 }

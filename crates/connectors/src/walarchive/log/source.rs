@@ -27,6 +27,7 @@ use std::time::Duration;
 use synctool_core::backfill::{Backfill, BackfillPosition, Pending};
 use synctool_core::blocks::BlockHashes;
 use synctool_core::error::{Error, Result, code};
+use synctool_core::keys::Collation;
 use synctool_core::plan::{Partition, Plan, ReadSpec, Slice, Work};
 use synctool_core::progress::Position;
 use synctool_core::query::Term;
@@ -437,8 +438,8 @@ impl Source for ArchiveLog {
         self.tables.slices(read, request).await
     }
 
-    async fn key_orders(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Option<String>>> {
-        self.tables.key_orders(table, columns).await
+    async fn collations(&self, table: &TableId, columns: &[Column]) -> Result<Vec<Collation>> {
+        self.tables.collations(table, columns).await
     }
 
     async fn assignments(&self) -> Result<BoxStream<'static, Assignment>> {

@@ -259,6 +259,59 @@ async fn rows_to_insert_that_lack_a_value_are_refused() {
     }
 }
 
+/// Ranges of texts are cut by bytes: rows that the column's collation has elsewhere are none of another range's.
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_go_by_bytes_whatever_order_the_column_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = DuckDbConfig {
+        path: folder.path().join("t.duckdb"),
+        library: Some(synctool_testkit::libduckdb()),
+        create: true,
+    };
+    let made = "CREATE TABLE t (k VARCHAR COLLATE NOCASE PRIMARY KEY, v BIGINT)";
+    super::queries::foreign(&config.path, &[made]);
+    let to = DuckDb::open(config).await.unwrap().destination();
+    let schema = TableSchema {
+        columns: vec![
+            Column::new("k", ColumnType::Text { max: None }).not_null(),
+            Column::new("v", ColumnType::Int64),
+        ],
+        key: vec!["k".into()],
+    };
+    let planned = to.prepare(plan(&schema, false)).await.unwrap();
+    let mut sink = to.open_sink(&planned).await.unwrap();
+    sink.recover(&["all".into()]).await.unwrap();
+    let rows = ["B", "C", "a", "d"].map(|k| row(&[k, "1"]));
+    let batch_ = ChangeBatch::new(
+        Arc::new(TableId::bare("t")),
+        batch(&schema, &rows).unwrap(),
+        Ops::All(Op::Insert),
+        None,
+        None,
+        Hold::none(),
+    )
+    .unwrap();
+    sink.write(Event::Rows(batch_)).await.unwrap();
+    assert_eq!(
+        counts(commit(sink.as_mut(), None, "1", false).await),
+        [4, 4, 0, 0, 0, 0]
+    );
+    for (lower, upper, rows) in [(None, Some("a"), &rows[..2]), (Some("a"), None, &rows[2..])] {
+        let bound = |key: Option<&str>| key.map(|key| vec![key.to_string()]);
+        let range = KeyRange {
+            columns: vec!["k".into()],
+            lower: bound(lower),
+            upper: bound(upper),
+        };
+        let (table, rows) = (Arc::new(TableId::bare("t")), batch(&schema, rows).unwrap());
+        sink.write(Event::ReplaceRange { table, range, rows }).await.unwrap();
+    }
+    assert_eq!(
+        counts(commit(sink.as_mut(), Some("1"), "2", false).await),
+        [4, 0, 0, 0, 4, 0]
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_are_added_only_where_that_is_wanted() {
     let db = open().await;

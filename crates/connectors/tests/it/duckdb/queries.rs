@@ -11,7 +11,7 @@ use synctool_core::source::{ReadContext, SliceRequest, Source};
 use synctool_core::testing::rows::{Row, texts};
 
 /// Somebody else's database: written before we open it.
-fn foreign(path: &std::path::Path, statements: &[&str]) {
+pub(super) fn foreign(path: &std::path::Path, statements: &[&str]) {
     use adbc_core::options::{AdbcVersion, OptionDatabase, OptionValue};
     use adbc_core::{Connection as _, Database as _, Driver as _, Statement as _};
     let library = synctool_testkit::libduckdb();

@@ -492,6 +492,33 @@ async fn texts_of_another_collation_lose_nothing() {
     }
 }
 
+/// Two rows of the source would be one there.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_the_destination_may_call_equal_are_refused() {
+    let mut c = Capture::new(PgVersion::V15, &["t"], "CREATE TABLE t (k text PRIMARY KEY, v int)");
+    c.to.psql(
+        "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE TABLE t (k text COLLATE blind PRIMARY KEY, v int)",
+    );
+    for knows in [false, true] {
+        c.request.distinct_keys = knows;
+        let planned = prepare(
+            c.source(c.options.clone()),
+            c.source(c.options.clone()),
+            c.destination().await,
+            &c.request,
+        )
+        .await;
+        match planned {
+            Ok(_) => assert!(knows, "keys may become one"),
+            Err(e) => assert!(
+                !knows && e.to_string().contains("key column k is compared by blind"),
+                "{e}"
+            ),
+        }
+    }
+}
+
 /// Where both databases have one collation in one version, the source's own index serves its chunks.
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_of_one_collation_need_no_bytes() {

@@ -158,6 +158,9 @@ pub(super) struct DestinationFile {
     pub(super) schema: Option<At<String>>,
     /// false = rows are only ever appended. Default: true.
     pub(super) supports_update: Option<At<bool>>,
+    /// true = no two keys are equal in the destination's collation, whatever it calls equal. Default: false, which refuses
+    /// a table that may call keys equal.
+    pub(super) distinct_keys: Option<At<bool>>,
     /// Where SyncTool's own tables stand. Default: synctool.
     pub(super) control_schema: Option<At<String>>,
     #[serde(skip)]
@@ -224,6 +227,7 @@ pub(super) fn resolve(
         table: table_of(to.table, "destination", of_destination, !source.tables.is_empty()),
         schema: to.schema,
         supports_update: to.supports_update.unwrap_or_else(|| true.into()),
+        distinct_keys: to.distinct_keys,
         control_schema: to.control_schema,
         type_name: to.type_name,
     };

@@ -304,6 +304,7 @@ pub(super) fn current(file: G0File, errors: &mut Vec<ConfigError>) -> Option<Pip
         table: Some(job.destination_provider.table),
         schema: job.destination_provider.schema,
         supports_update: job.destination_provider.supports_update,
+        distinct_keys: None,
         control_schema: None,
         type_name: None,
     };

@@ -112,6 +112,8 @@ struct G1DestinationTable {
     schema: Option<At<String>>,
     /// false = rows are only ever appended. Default: true.
     supports_update: Option<At<bool>>,
+    /// true = no two keys are equal in the destination's collation, whatever it calls equal. Default: false.
+    distinct_keys: Option<At<bool>>,
     /// Where SyncTool's own tables stand. Default: synctool.
     control_schema: Option<At<String>>,
     alias: Option<Later<Anything>>,
@@ -143,6 +145,7 @@ impl From<G1File> for PipelineFile {
                 table: Some(destination.table),
                 schema: destination.schema,
                 supports_update: destination.supports_update,
+                distinct_keys: destination.distinct_keys,
                 control_schema: destination.control_schema,
                 type_name: destination.type_name,
             }),

@@ -179,6 +179,8 @@ struct Backend {
     columns: Option<Vec<At<G2Column>>>,
     /// false = rows are only ever appended. Default: true.
     supports_update: Option<At<bool>>,
+    /// true = no two keys are equal in the destination's collation, whatever it calls equal. Default: false.
+    distinct_keys: Option<At<bool>>,
     /// Where SyncTool's own tables stand. Default: synctool.
     control_schema: Option<At<String>>,
 }
@@ -512,6 +514,7 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
         table: Some(destination.table.clone()),
         schema: destination.schema.clone(),
         supports_update: destination.supports_update.clone(),
+        distinct_keys: destination.distinct_keys.clone(),
         control_schema: destination.control_schema.clone(),
         type_name: destination.type_name.clone(),
     };

@@ -106,6 +106,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 const TELL: Duration = Duration::from_millis(100);
 /// The same while it still does not get on.
 const LONGEST_TELL: Duration = Duration::from_secs(5);
+/// Between looks where it is: a few segments are replayed in no time, many take theirs.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LONGEST_LOOK: Duration = Duration::from_millis(50);
 /// How long a predecessor that was killed may be in the way.
 const RETRY: Duration = Duration::from_secs(20);
 /// The longest path of a socket.
@@ -457,18 +460,19 @@ impl Scratch {
         let (mut last, mut since) = (None, Instant::now());
         let mut session = None;
         let (mut told, mut pause) = (None, TELL);
+        let mut look = FIRST_LOOK;
         loop {
             let at = self.ask(&mut session).await?;
             let turned = match at {
                 Some(_) => None,
                 None => self.turned(),
             };
-            let sign = Some((at, turned));
-            let moves = std::mem::replace(&mut last, sign) != sign;
-            // A server that waits for its log looks again when its settings are read again.
+            let sign = (at, turned);
+            // The first look says nothing of that: mostly it waits for what was let through just now.
+            let moves = last.replace(sign).is_some_and(|before| before != sign);
             let rests = told.is_some_and(|told: Instant| told.elapsed() < pause);
-            if at != Some(lsn) && !moves && !rests {
-                self.server.pg_ctl(&["reload", "-s"]).await?;
+            if at.is_none_or(|at| at < lsn) && !moves && !rests {
+                self.tell(session.as_ref()).await?;
                 (told, pause) = (Some(Instant::now()), (pause * 2).min(LONGEST_TELL));
             }
             match at {
@@ -494,8 +498,20 @@ impl Scratch {
             if !self.is_running()? {
                 return Err(self.server.failed("the scratch server has ended"));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(look).await;
+            look = (look * 2).min(LONGEST_LOOK);
         }
+    }
+
+    /// Has its settings read again: a server that waits for its log looks for it then. Where it can be asked no program has
+    /// to be started for that.
+    async fn tell(&self, session: Option<&Connection>) -> Result<()> {
+        if let Some(session) = session
+            && session.simple_query("SELECT pg_catalog.pg_reload_conf()").await.is_ok()
+        {
+            return Ok(());
+        }
+        self.server.pg_ctl(&["reload", "-s"]).await.map(drop)
     }
 }
 

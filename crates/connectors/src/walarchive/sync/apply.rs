@@ -6,7 +6,7 @@ use super::super::replay::by_address;
 use super::super::sql;
 use super::super::tables::{self, Found, Misparted, Name, Table};
 use super::super::touched::Addresses;
-use super::{CHUNK, DataSync};
+use super::{CHUNK, DataSync, FEW};
 use crate::postgres::Connection;
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, ErrorKind, Result, code};
@@ -79,6 +79,11 @@ pub(super) const LOCKED: &str = "locked in production at this place; it is copie
 const SAVE: &str = "SAVEPOINT datasync_table";
 const BACK: &str = "ROLLBACK TO SAVEPOINT datasync_table";
 const DONE: &str = "RELEASE SAVEPOINT datasync_table";
+
+/// A few rows of a large table are found by its index: the planner, which thinks of slow disks, would rather read all of it.
+const ONE_BY_ONE: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+/// Whatever comes next is planned as ever. Where something failed, the savepoint says so.
+const AS_EVER: &str = "SET LOCAL enable_hashjoin TO DEFAULT; SET LOCAL enable_mergejoin TO DEFAULT";
 
 impl DataSync {
     /// Every table that something is stored about.
@@ -255,7 +260,7 @@ impl DataSync {
         self.local
             .batch_execute(sql)
             .await
-            .map_err(|e| self.local.error(e, "a savepoint of the local transaction"))
+            .map_err(|e| self.local.error(e, "a savepoint or a setting of the local transaction"))
     }
 
     async fn change(
@@ -382,6 +387,10 @@ impl DataSync {
         let before = u64::try_from(expected).unwrap_or_default();
         let equals = tables::equals(&self.local, &table.name).await?;
         let key = tables::found_by(&table.key(), &equals);
+        let few = (1..=FEW).contains(&before) && !key.is_empty();
+        if few {
+            self.say(ONE_BY_ONE).await?;
+        }
         if before > 0 {
             let delete = match key.is_empty() {
                 true => sql::delete_by_row(schema, name, &columns)?,
@@ -416,6 +425,9 @@ impl DataSync {
                 u64::try_from(kept).unwrap_or_default()
             }
         };
+        if few {
+            self.say(AS_EVER).await?;
+        }
         Ok(Net {
             added: now.saturating_sub(kept),
             updated: kept,

@@ -240,6 +240,25 @@ async fn the_local_tables_are_productions_at_every_place() {
     assert_eq!(difference, [100, 40, 10]);
     world.same_as_production();
 
+    // A few rows are found by their key, whatever the planner thinks; nothing is compiled for them.
+    world.local.psql(
+        "CREATE TABLE planned (what text, jit text, hashed text);
+         CREATE FUNCTION planned() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO public.planned VALUES (TG_TABLE_NAME, current_setting('jit'), current_setting('enable_hashjoin'));
+             RETURN NULL; END $$;
+         CREATE TRIGGER planned AFTER DELETE ON acc FOR EACH STATEMENT EXECUTE FUNCTION planned();
+         CREATE TRIGGER planned AFTER UPDATE ON synctool.datasync_state FOR EACH STATEMENT EXECUTE FUNCTION planned();
+         ALTER TABLE acc ENABLE ALWAYS TRIGGER planned; ALTER TABLE synctool.datasync_state ENABLE ALWAYS TRIGGER planned",
+    );
+    world.production.psql("UPDATE acc SET n = 7 WHERE id < 50");
+    world.archived();
+    world.sync().await;
+    let planned = world
+        .local
+        .psql("SELECT DISTINCT what, jit, hashed FROM planned ORDER BY 1");
+    assert_eq!(planned, "acc|off|off\ndatasync_state|off|on");
+    world.local.psql("DROP FUNCTION planned CASCADE");
+
     // Somebody changes a local row: the batch that meets it copies the table anew, and says so.
     world.local.psql("DELETE FROM pair WHERE b = 'counted' AND a = 1");
     world

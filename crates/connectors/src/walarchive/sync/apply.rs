@@ -340,12 +340,21 @@ impl DataSync {
         let run = |e| self.local.error(e, &what);
         let delete = format!("DELETE FROM ONLY {target}");
         let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
+        let left = format!("SELECT EXISTS (SELECT FROM ONLY {target})");
+        if self.local.query_one(&left, &[]).await.map_err(run)?.get(0) {
+            let what = format!("rows of {} stay though all were deleted", table.display());
+            return Err(Error::new(code::LEDGER, what).hint(tables::LEAVES_OUT));
+        }
         let columns = table.stored();
         let rows = match staging {
             Some(staging) => {
                 let source = sql::table("synctool", staging);
+                let count = format!("SELECT count(*) FROM {source}");
+                let given: i64 = self.local.query_one(&count, &[]).await.map_err(run)?.get(0);
                 let insert = sql::insert_from(&source, schema, name, &columns);
-                self.local.execute(&insert, &[]).await.map_err(run)?
+                let taken = self.local.execute(&insert, &[]).await.map_err(run)?;
+                tables::account(u64::try_from(given).unwrap_or_default(), taken)?;
+                taken
             }
             None => {
                 let read = sql::read_rows(schema, name, &columns, None);
@@ -455,5 +464,5 @@ pub(super) fn is_its_own(error: &Error) -> bool {
         ErrorKind::Refused,
         ErrorKind::Unsupported,
     ];
-    kinds.contains(&error.kind()) || [code::SERVER_ERROR, code::PERMISSION].contains(&error.code())
+    kinds.contains(&error.kind()) || [code::SERVER_ERROR, code::PERMISSION, code::LEDGER].contains(&error.code())
 }

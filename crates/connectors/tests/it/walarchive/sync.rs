@@ -292,6 +292,32 @@ async fn the_local_tables_are_productions_at_every_place() {
     assert!(sync.tend().await.unwrap());
     drop(sync);
     world.same_as_production();
+
+    // A trigger of a local table that leaves rows out is noticed at once, where it takes them away and where it keeps them.
+    world.local.psql(
+        "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER leave_out BEFORE INSERT ON pair FOR EACH ROW WHEN (NEW.b = 'left out') EXECUTE FUNCTION leave_out();
+         CREATE TRIGGER leave_out BEFORE DELETE ON nokey FOR EACH ROW EXECUTE FUNCTION leave_out();
+         ALTER TABLE pair ENABLE ALWAYS TRIGGER leave_out; ALTER TABLE nokey ENABLE ALWAYS TRIGGER leave_out",
+    );
+    world.production.psql(
+        "INSERT INTO pair VALUES (1, 'left out', '{}'), (2, 'kept', '{}'); UPDATE acc SET n = 5 WHERE id < 50;
+         TRUNCATE nokey; INSERT INTO nokey VALUES (1, 'new', '{}')",
+    );
+    world.archived();
+    let mut sync = DataSync::open(world.config()).await.unwrap();
+    while let Step::Applied(_) = sync.step().await.unwrap() {}
+    let told = "SELECT table_name, state, error_code FROM data_sync_tables WHERE why LIKE '%accounts for%' OR why LIKE '%stay though%' ORDER BY 1";
+    let expected = "public.nokey|paused|ST-VER-003\npublic.pair|paused|ST-VER-003";
+    assert_eq!(world.local.psql(told), expected);
+    assert_eq!(world.local.psql(&rows("acc")), world.production.psql(&rows("acc")));
+    world.local.psql(
+        "DROP FUNCTION leave_out CASCADE;
+         INSERT INTO synctool.datasync_requests (kind, table_name) VALUES ('resync', 'public.pair'), ('resync', 'public.nokey')",
+    );
+    assert!(sync.tend().await.unwrap());
+    drop(sync);
+    world.same_as_production();
     DataSync::open(world.config()).await.unwrap().close().await.unwrap();
 }
 

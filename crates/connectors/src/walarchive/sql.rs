@@ -65,10 +65,10 @@ ON CONFLICT (schema_name, table_name) DO UPDATE SET selected_as = excluded.selec
     error_code = excluded.error_code, why = excluded.why, next_step = excluded.next_step,
     healed_at = coalesce(excluded.healed_at, t.healed_at), since = now()";
 
-/// Remembers whether a selected name means something; gives a row if that is news.
+/// Remembers whether selected names mean something; gives those of which that is news.
 pub const NOTE_SELECTED: &str = "
-INSERT INTO synctool.datasync_selected AS s (table_name, found) VALUES ($1, $2)
-ON CONFLICT (table_name) DO UPDATE SET found = excluded.found WHERE s.found <> excluded.found RETURNING 1";
+INSERT INTO synctool.datasync_selected AS s (table_name, found) SELECT * FROM unnest($1::text[], $2::boolean[])
+ON CONFLICT (table_name) DO UPDATE SET found = excluded.found WHERE s.found <> excluded.found RETURNING table_name, found";
 
 /// Forgets names that are selected no more.
 pub const FORGET_SELECTED: &str = "

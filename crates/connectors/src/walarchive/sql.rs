@@ -3,6 +3,14 @@
 use crate::postgres::sql::{ident, idents, literal};
 use synctool_core::error::Result;
 
+/// How the session works. Questions to the catalog look dear to the planner, and would be compiled for longer than they take.
+/// A plan is on the disk before the gate is opened, whatever the server is set to: one that is lost with a place before it
+/// leaves a scratch server that stands beyond.
+pub const SESSION: &str = "
+SET jit = off;
+SELECT pg_catalog.set_config('synchronous_commit', 'local', false)
+WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
+
 /// One process at a time; held by a session.
 pub const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(7526475342)";
 

@@ -122,8 +122,7 @@ impl Claim {
     /// Takes it; makes the local tables.
     pub async fn take(local: &PostgresConfig) -> Result<Claim> {
         let local = Postgres::open(local.clone())?.connect().await?;
-        // Questions to the catalog look dear to the planner, and would be compiled for longer than they take.
-        let set = local.batch_execute("SET jit = off").await;
+        let set = local.batch_execute(sql::SESSION).await;
         set.map_err(|e| local.error(e, "preparing the local session"))?;
         board::create(&local).await?;
         lock(&local).await?;

@@ -240,11 +240,17 @@ async fn the_local_tables_are_productions_at_every_place() {
     assert_eq!(difference, [100, 40, 10]);
     world.same_as_production();
 
-    // A few rows are found by their key, whatever the planner thinks; nothing is compiled for them.
+    // A few rows are found by their key, whatever the planner thinks; nothing is compiled for them; and what is stored is on
+    // the disk, whatever the server is set to.
+    let name = world.local.name();
+    world
+        .local
+        .psql(&format!("ALTER DATABASE {name} SET synchronous_commit = off"));
     world.local.psql(
-        "CREATE TABLE planned (what text, jit text, hashed text);
+        "CREATE TABLE planned (what text, jit text, hashed text, flushed text);
          CREATE FUNCTION planned() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-             INSERT INTO public.planned VALUES (TG_TABLE_NAME, current_setting('jit'), current_setting('enable_hashjoin'));
+             INSERT INTO public.planned VALUES (TG_TABLE_NAME, current_setting('jit'), current_setting('enable_hashjoin'),
+                 current_setting('synchronous_commit'));
              RETURN NULL; END $$;
          CREATE TRIGGER planned AFTER DELETE ON acc FOR EACH STATEMENT EXECUTE FUNCTION planned();
          CREATE TRIGGER planned AFTER UPDATE ON synctool.datasync_state FOR EACH STATEMENT EXECUTE FUNCTION planned();
@@ -255,8 +261,8 @@ async fn the_local_tables_are_productions_at_every_place() {
     world.sync().await;
     let planned = world
         .local
-        .psql("SELECT DISTINCT what, jit, hashed FROM planned ORDER BY 1");
-    assert_eq!(planned, "acc|off|off\ndatasync_state|off|on");
+        .psql("SELECT DISTINCT what, jit, hashed, flushed FROM planned ORDER BY 1");
+    assert_eq!(planned, "acc|off|off|local\ndatasync_state|off|on|local");
     world.local.psql("DROP FUNCTION planned CASCADE");
 
     // Somebody changes a local row: the batch that meets it copies the table anew, and says so.

@@ -448,6 +448,7 @@ impl DataSync {
             by_address(&session, true).await?;
             let read = tables::copy_each(&session, next, &self.local, sql::WRITE_PRE, &what).await;
             let read = read.map_err(|e| e.at("table", table.display()))?;
+            // Those of the others are found one by one, whatever is known of them.
             if table.key().is_empty() || read > FEW {
                 rows += read;
             }

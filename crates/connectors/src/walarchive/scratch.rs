@@ -12,11 +12,11 @@ use crate::postgres::{Connection, Postgres, PostgresConfig};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{Lsn, Parameters, SegmentName, WalLevel};
 
@@ -448,11 +448,13 @@ impl Scratch {
         lsn.transpose()
     }
 
-    /// When it came to a segment last: the only sign of one that replays and cannot be asked yet.
-    fn turned(&self) -> Option<SystemTime> {
+    /// When it came to a segment last: the only sign of one that replays and cannot be asked yet. The segment itself may be
+    /// older: it was given its name there then.
+    fn turned(&self) -> Option<(i64, i64)> {
         let files = fs::read_dir(self.data().join("pg_wal")).into_iter().flatten().flatten();
         let segments = files.filter(|file| file.file_name().to_str().and_then(SegmentName::parse).is_some());
-        segments.filter_map(|file| file.metadata().ok()?.modified().ok()).max()
+        let named = segments.filter_map(|file| file.metadata().ok());
+        named.map(|meta| (meta.ctime(), meta.ctime_nsec())).max()
     }
 
     /// Waits until it stands exactly at `lsn`. Further is fatal: then its rows are not those of any known place.
@@ -780,7 +782,8 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
     // %% so that a percent sign of the path is not taken for a placeholder; quotes for the shell.
     let shell = format!("'{}'", gate.replace('%', "%%").replace('\'', r"'\''"));
     // A file that is not there is asked for again and again, without a word in the log; one that cannot be read is told.
-    let restore = format!("test -e {shell}/%f && cp {shell}/%f %p");
+    // The gate's own file: it is on the disk already, and a standby only removes or renames what it restored.
+    let restore = format!("test -e {shell}/%f && {{ ln {shell}/%f %p 2>/dev/null || cp {shell}/%f %p; }}");
     let settings: &[(&str, &str)] = &[
         ("listen_addresses", ""),
         ("unix_socket_directories", &socket),

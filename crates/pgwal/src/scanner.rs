@@ -132,6 +132,8 @@ pub struct Scanner {
 
 /// Rows of unfinished transactions that there is room for: 16 bytes each.
 const LIMIT: usize = 1 << 20;
+/// So many files take no room worth a look.
+const FILES: usize = 4096;
 
 impl Scanner {
     /// Follows the rows of one database, or of all.
@@ -197,6 +199,22 @@ impl Scanner {
     /// The file with this number.
     pub fn file(&self, number: u32) -> RelFile {
         self.files[number as usize]
+    }
+
+    /// Forgets files in which no unfinished transaction touched a row, once they are many: each TRUNCATE and rewrite makes
+    /// another. What was handed out before must have been looked up. Rows that were given away carry their numbers with
+    /// them: while there are any, nothing is forgotten.
+    pub fn tidy(&mut self) {
+        if self.files.len() < FILES || self.pending.values().any(|pending| pending.overflowed) {
+            return;
+        }
+        let files = std::mem::take(&mut self.files);
+        (self.numbers, self.last_file) = (Map::default(), None);
+        let mut pending = std::mem::take(&mut self.pending);
+        for row in pending.values_mut().flat_map(|pending| &mut pending.rows) {
+            row.file = self.number(files[row.file as usize]);
+        }
+        self.pending = pending;
     }
 
     /// The end of the last record taken.
@@ -376,6 +394,64 @@ mod tests {
     fn numbers_wrap_around() {
         assert!(precedes(3, 4) && !precedes(4, 4) && !precedes(5, 4));
         assert!(precedes(u32::MAX, 3) && !precedes(3, u32::MAX));
+    }
+
+    #[test]
+    fn files_that_nobody_touches_any_more_are_forgotten() {
+        let file = |file: u32| RelFile {
+            tablespace: 1,
+            database: 2,
+            file,
+        };
+        let mut scanner = Scanner::new(None);
+        scanner.touches.push(Touch {
+            block: 3,
+            offset: 4,
+            what: Touched::Inserted,
+        });
+        let open = [7, 4000];
+        for n in 1..=FILES as u32 {
+            scanner.keep(Lsn(u64::from(n)), n, file(n));
+            scanner.keep(Lsn(u64::from(n)), n, file(1));
+            if !open.contains(&n) {
+                scanner.forget(n);
+            }
+        }
+        scanner.tidy();
+        assert_eq!((scanner.files.len(), scanner.numbers.len()), (3, 3));
+        for n in open {
+            let pending = scanner.end(n).unwrap();
+            let touched: Vec<RelFile> = pending.rows.iter().map(|row| scanner.file(row.file)).collect();
+            assert_eq!(touched, [file(n), file(1)]);
+        }
+        assert_eq!(scanner.held, 0);
+    }
+
+    #[test]
+    fn rows_that_were_given_away_keep_their_files() {
+        let mut scanner = Scanner::new(None).limit(1);
+        scanner.touches.push(Touch {
+            block: 3,
+            offset: 4,
+            what: Touched::Inserted,
+        });
+        for n in 1..=FILES as u32 {
+            let file = RelFile {
+                tablespace: 1,
+                database: 2,
+                file: n,
+            };
+            scanner.keep(Lsn(1), 9, file);
+        }
+        let given = scanner.overflow();
+        scanner.tidy();
+        assert_eq!(scanner.files.len(), FILES);
+        assert!(
+            given[0]
+                .rows
+                .iter()
+                .all(|row| scanner.file(row.file).file == row.file + 1)
+        );
     }
 
     #[test]

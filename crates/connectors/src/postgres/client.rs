@@ -345,7 +345,8 @@ fn session_settings(config: &PostgresConfig, version: u32) -> String {
     let mut sql = format!(
         "SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 1; \
          SET bytea_output = 'hex'; SET xmlbinary = 'base64'; SET xmloption = 'content'; SET lc_monetary = 'C'; \
-         SET standard_conforming_strings = on; SET row_security = off; SET search_path = ''; \
+         SET array_nulls = on; SET quote_all_identifiers = off; SET standard_conforming_strings = on; SET row_security = off; \
+         SET search_path = ''; \
          SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off; \
          SET statement_timeout = {timeout}; SET lock_timeout = '60s'; SET idle_in_transaction_session_timeout = 0; "
     );

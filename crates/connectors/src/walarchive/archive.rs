@@ -161,7 +161,7 @@ impl Segment {
     /// Puts the content into a file: in the directory that it was unpacked beside, if it is large.
     pub fn store(self, path: &Path) -> Result<()> {
         let stored = match self.content {
-            Content::Memory(bytes) => fs::write(path, bytes),
+            Content::Memory(bytes) => write_with_hole(path, &bytes),
             Content::File(file) => fs::rename(file.path(), path),
         };
         stored.map_err(|e| file_error(path, &e))
@@ -214,6 +214,18 @@ impl Content {
             }
         }
     }
+}
+
+/// Writes a file in which the empty pages at the end take no room: most of a segment that production ended early. Whoever
+/// brings it to the disk, here and where it is replayed, has so much less to do.
+fn write_with_hole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    static EMPTY: [u8; pgwal::PAGE_SIZE] = [0; pgwal::PAGE_SIZE];
+    let pages = bytes.rchunks(pgwal::PAGE_SIZE);
+    let empty = pages.take_while(|page| **page == EMPTY[..page.len()]);
+    let used = bytes.len() - empty.map(<[u8]>::len).sum::<usize>();
+    let mut file = File::create(path)?;
+    file.write_all(&bytes[..used])?;
+    file.set_len(bytes.len() as u64)
 }
 
 /// Reads the next piece, in place of what is there. An empty one is the end.
@@ -731,6 +743,27 @@ mod tests {
         assert_eq!(ran("touch %p").await.unwrap(), None);
         let error = ran("echo gone >&2; exit 127").await.unwrap_err();
         assert!(error.to_string().contains("gone"), "{error}");
+    }
+
+    #[test]
+    fn the_empty_end_of_a_segment_takes_no_room() {
+        use std::os::unix::fs::MetadataExt;
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("segment");
+        let mut bytes = vec![0u8; 4 << 20];
+        bytes[2 * pgwal::PAGE_SIZE + 5] = 1;
+        for expected in [&bytes[..], &bytes[..pgwal::PAGE_SIZE], &b"no page"[..]] {
+            write_with_hole(&path, expected).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), expected);
+        }
+        write_with_hole(&path, &bytes).unwrap();
+        let meta = fs::metadata(&path).unwrap();
+        assert!(
+            meta.blocks() * 512 < 1 << 20,
+            "{} blocks of {}",
+            meta.blocks(),
+            meta.len()
+        );
     }
 
     #[test]

@@ -216,6 +216,7 @@ impl Scan {
             changes.addresses.settle();
         }
         (self.held, self.spill) = (0, Spill::default());
+        self.scanner.tidy();
         batch
     }
 }

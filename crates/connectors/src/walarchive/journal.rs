@@ -2,10 +2,13 @@
 
 use super::sql;
 use crate::postgres::Connection;
+use futures::future::try_join_all;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 use synctool_core::error::{Error, Result};
 use synctool_pgwal::{Counts, Lsn};
+use tokio_postgres::ToStatement;
 
 /// Rows that changed in a local table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -164,6 +167,26 @@ pub struct Tallies {
     pub incomplete: bool,
 }
 
+impl Tallies {
+    /// Adds what else was counted of the same hour.
+    pub fn add(&mut self, other: &Tallies) {
+        let greatest = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).reduce(f64::max);
+        self.operations.add(other.operations);
+        self.net.add(other.net);
+        self.batches += other.batches;
+        self.transactions += other.transactions;
+        self.segments += other.segments;
+        self.bytes += other.bytes;
+        self.errors += other.errors;
+        self.lag = greatest(self.lag, other.lag);
+        self.rows_as_of = greatest(self.rows_as_of, other.rows_as_of);
+        self.incomplete |= other.incomplete;
+    }
+}
+
+/// What is counted at once, by table and hour.
+pub type Counted = BTreeMap<(String, i64), Tallies>;
+
 /// The row of `data_sync_metrics` that counts the whole.
 pub const ALL: &str = "*";
 
@@ -180,6 +203,28 @@ pub async fn count_error(local: &Connection, table: &str, window_hours: u32) -> 
 
 /// Adds to the window, the week and the month of an hour (since 1970, UTC).
 pub async fn count(local: &Connection, table: &str, hour: i64, window_hours: u32, tallies: &Tallies) -> Result<()> {
+    count_by(local, sql::COUNT, table, hour, window_hours, tallies).await
+}
+
+/// The same for many, which are all on their way at once.
+pub async fn count_all(local: &Connection, counted: &Counted, window_hours: u32) -> Result<()> {
+    let statement = local.prepare(sql::COUNT).await;
+    let statement = statement.map_err(|e| local.error(e, "writing data_sync_metrics"))?;
+    let mut each = Vec::with_capacity(counted.len());
+    for ((table, hour), tallies) in counted {
+        each.push(count_by(local, &statement, table, *hour, window_hours, tallies));
+    }
+    try_join_all(each).await.map(drop)
+}
+
+async fn count_by<S: ?Sized + ToStatement + Sync>(
+    local: &Connection,
+    statement: &S,
+    table: &str,
+    hour: i64,
+    window_hours: u32,
+    tallies: &Tallies,
+) -> Result<()> {
     let Tallies {
         operations,
         net,
@@ -211,7 +256,7 @@ pub async fn count(local: &Connection, table: &str, hour: i64, window_hours: u32
     let (seconds, hours) = (hour as f64 * 3600.0, f64::from(window_hours));
     local
         .execute(
-            sql::COUNT,
+            statement,
             &[&table, &seconds, &hours, &numbers, &lag, &incomplete, &rows_as_of],
         )
         .await

@@ -193,6 +193,10 @@ impl Replay {
                 std::fs::create_dir_all(&ready).map_err(|e| archive::file_error(&ready, &e))?;
                 let file = ready.join(segment.name.to_string());
                 segment.store(&file)?;
+                // It is on its way to the disk while others are read and the batch is planned. Whether it is there is looked at
+                // before the gate is opened.
+                let sync = move || std::fs::File::open(file).and_then(|file| file.sync_data());
+                drop(tokio::task::spawn_blocking(sync));
                 Ok(None)
             }
         }
@@ -390,35 +394,33 @@ impl Replay {
         self.stand(to).await
     }
 
-    /// The same, and then looks at the tables behind these names. Says why that cannot be done there: production holds a
-    /// lock on its catalogs, or has dropped the database. Nothing can be read there then, and the batch goes on.
+    /// The same, and then looks at the tables behind these names; gives the session that did. The inner error says why that
+    /// cannot be done there: production holds a lock on its catalogs, or has dropped the database. Nothing can be read there
+    /// then, and the batch goes on.
     pub(super) async fn arrive(
         &mut self,
         to: Lsn,
         parameters: Option<&Parameters>,
         names: &[Name],
-    ) -> Result<Option<Error>> {
+    ) -> Result<Result<Connection, Error>> {
         self.open_gate(to, parameters).await?;
         let looked = async {
             let session = self.session().await?;
             tables::files(&session).await?;
             let called = names.iter().map(tables::display).collect();
             let found = tables::find_named(&session, called, names.to_vec()).await;
-            found.map(drop).map_err(blamed)
+            found.map(|_| session).map_err(blamed)
         };
-        let why = match looked.await {
-            Ok(()) => None,
-            Err(e) => {
-                let deaf = e.kind().is_transient() || e.code() == code::DATABASE_MISSING;
-                // The server itself is well.
-                if !deaf || self.scratch.replayed().await?.is_none() {
-                    return Err(e);
-                }
-                Some(e)
+        let looked = looked.await;
+        if let Err(e) = &looked {
+            let deaf = e.kind().is_transient() || e.code() == code::DATABASE_MISSING;
+            // The server itself is well.
+            if !deaf || self.scratch.replayed().await?.is_none() {
+                return looked.map(Ok);
             }
-        };
-        self.passing = why.as_ref().map(|_| to);
-        Ok(why)
+        }
+        self.passing = looked.is_err().then_some(to);
+        Ok(looked)
     }
 
     /// The scratch server follows to another timeline only if it sees its history.

@@ -12,11 +12,11 @@ use crate::postgres::{Connection, Postgres, PostgresConfig};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result, code};
 use synctool_pgwal::{Lsn, Parameters, SegmentName, WalLevel};
 
@@ -106,6 +106,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 const TELL: Duration = Duration::from_millis(100);
 /// The same while it still does not get on.
 const LONGEST_TELL: Duration = Duration::from_secs(5);
+/// Between looks where it is: a few segments are replayed in no time, many take theirs.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LONGEST_LOOK: Duration = Duration::from_millis(50);
 /// How long a predecessor that was killed may be in the way.
 const RETRY: Duration = Duration::from_secs(20);
 /// The longest path of a socket.
@@ -445,11 +448,13 @@ impl Scratch {
         lsn.transpose()
     }
 
-    /// When it came to a segment last: the only sign of one that replays and cannot be asked yet.
-    fn turned(&self) -> Option<SystemTime> {
+    /// When it came to a segment last: the only sign of one that replays and cannot be asked yet. The segment itself may be
+    /// older: it was given its name there then.
+    fn turned(&self) -> Option<(i64, i64)> {
         let files = fs::read_dir(self.data().join("pg_wal")).into_iter().flatten().flatten();
         let segments = files.filter(|file| file.file_name().to_str().and_then(SegmentName::parse).is_some());
-        segments.filter_map(|file| file.metadata().ok()?.modified().ok()).max()
+        let named = segments.filter_map(|file| file.metadata().ok());
+        named.map(|meta| (meta.ctime(), meta.ctime_nsec())).max()
     }
 
     /// Waits until it stands exactly at `lsn`. Further is fatal: then its rows are not those of any known place.
@@ -457,18 +462,19 @@ impl Scratch {
         let (mut last, mut since) = (None, Instant::now());
         let mut session = None;
         let (mut told, mut pause) = (None, TELL);
+        let mut look = FIRST_LOOK;
         loop {
             let at = self.ask(&mut session).await?;
             let turned = match at {
                 Some(_) => None,
                 None => self.turned(),
             };
-            let sign = Some((at, turned));
-            let moves = std::mem::replace(&mut last, sign) != sign;
-            // A server that waits for its log looks again when its settings are read again.
+            let sign = (at, turned);
+            // The first look says nothing of that: mostly it waits for what was let through just now.
+            let moves = last.replace(sign).is_some_and(|before| before != sign);
             let rests = told.is_some_and(|told: Instant| told.elapsed() < pause);
-            if at != Some(lsn) && !moves && !rests {
-                self.server.pg_ctl(&["reload", "-s"]).await?;
+            if at.is_none_or(|at| at < lsn) && !moves && !rests {
+                self.tell(session.as_ref()).await?;
                 (told, pause) = (Some(Instant::now()), (pause * 2).min(LONGEST_TELL));
             }
             match at {
@@ -494,8 +500,20 @@ impl Scratch {
             if !self.is_running()? {
                 return Err(self.server.failed("the scratch server has ended"));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(look).await;
+            look = (look * 2).min(LONGEST_LOOK);
         }
+    }
+
+    /// Has its settings read again: a server that waits for its log looks for it then. Where it can be asked no program has
+    /// to be started for that.
+    async fn tell(&self, session: Option<&Connection>) -> Result<()> {
+        if let Some(session) = session
+            && session.simple_query("SELECT pg_catalog.pg_reload_conf()").await.is_ok()
+        {
+            return Ok(());
+        }
+        self.server.pg_ctl(&["reload", "-s"]).await.map(drop)
     }
 }
 
@@ -559,6 +577,7 @@ fn make(config: &ScratchConfig, backup: &Backup, account: Option<(u32, u32)>, ve
     let (from, to) = (data.join("backup_label"), directory.join(LABEL));
     fs::copy(&from, &to).map_err(|e| file_error(&to, &e))?;
     own(directory, account)?;
+    persist(directory)?;
     put(&directory.join(FINISHED), b"", account)
 }
 
@@ -763,7 +782,8 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
     // %% so that a percent sign of the path is not taken for a placeholder; quotes for the shell.
     let shell = format!("'{}'", gate.replace('%', "%%").replace('\'', r"'\''"));
     // A file that is not there is asked for again and again, without a word in the log; one that cannot be read is told.
-    let restore = format!("test -e {shell}/%f && cp {shell}/%f %p");
+    // The gate's own file: it is on the disk already, and a standby only removes or renames what it restored.
+    let restore = format!("test -e {shell}/%f && {{ ln {shell}/%f %p 2>/dev/null || cp {shell}/%f %p; }}");
     let settings: &[(&str, &str)] = &[
         ("listen_addresses", ""),
         ("unix_socket_directories", &socket),
@@ -835,6 +855,26 @@ fn settle_file(file: &fs::File, path: &Path, account: Option<(u32, u32)>) -> std
         chown(path, Some(uid), Some(gid))?;
     }
     file.sync_all()
+}
+
+/// Has everything below a directory on the disk, before something says that it is there: files that a power failure cut
+/// short would look like tables with fewer rows. The server does the same when it starts, which may be long after.
+fn persist(directory: &Path) -> Result<()> {
+    let mut open = vec![directory.to_owned()];
+    while let Some(path) = open.pop() {
+        let failed = |e: std::io::Error| file_error(&path, &e);
+        let kind = fs::symlink_metadata(&path).map_err(failed)?.file_type();
+        if kind.is_file() {
+            fs::File::open(&path).and_then(|file| file.sync_all()).map_err(failed)?;
+        } else if kind.is_dir() {
+            for entry in fs::read_dir(&path).map_err(failed)? {
+                open.push(entry.map_err(failed)?.path());
+            }
+            // Not every file system knows this of a directory.
+            let _ = fs::File::open(&path).and_then(|folder| folder.sync_all());
+        }
+    }
+    Ok(())
 }
 
 /// Gives everything to the server's user, and to nobody else.

@@ -3,6 +3,14 @@
 use crate::postgres::sql::{ident, idents, literal};
 use synctool_core::error::Result;
 
+/// How the session works. Questions to the catalog look dear to the planner, and would be compiled for longer than they take.
+/// A plan is on the disk before the gate is opened, whatever the server is set to: one that is lost with a place before it
+/// leaves a scratch server that stands beyond.
+pub const SESSION: &str = "
+SET jit = off;
+SELECT pg_catalog.set_config('synchronous_commit', 'local', false)
+WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
+
 /// One process at a time; held by a session.
 pub const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(7526475342)";
 
@@ -65,10 +73,10 @@ ON CONFLICT (schema_name, table_name) DO UPDATE SET selected_as = excluded.selec
     error_code = excluded.error_code, why = excluded.why, next_step = excluded.next_step,
     healed_at = coalesce(excluded.healed_at, t.healed_at), since = now()";
 
-/// Remembers whether a selected name means something; gives a row if that is news.
+/// Remembers whether selected names mean something; gives those of which that is news.
 pub const NOTE_SELECTED: &str = "
-INSERT INTO synctool.datasync_selected AS s (table_name, found) VALUES ($1, $2)
-ON CONFLICT (table_name) DO UPDATE SET found = excluded.found WHERE s.found <> excluded.found RETURNING 1";
+INSERT INTO synctool.datasync_selected AS s (table_name, found) SELECT * FROM unnest($1::text[], $2::boolean[])
+ON CONFLICT (table_name) DO UPDATE SET found = excluded.found WHERE s.found <> excluded.found RETURNING table_name, found";
 
 /// Forgets names that are selected no more.
 pub const FORGET_SELECTED: &str = "

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt, pin_mut};
 use std::collections::{BTreeMap, BTreeSet};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::ledger::{Applied, Ledger};
 use synctool_pgwal::RelFile;
 
 /// A table's quoted parts: schema and name.
@@ -371,7 +372,20 @@ pub async fn copy(from: &Connection, read: &str, to: &Connection, write: &str, w
     copy_each(from, move || Ok(read.take()), to, write, what).await
 }
 
-/// Lets the rows of several COPYs of the scratch server, one after the other, flow into one; returns how many.
+/// What may stand in the way of rows that nothing else refuses.
+pub const LEAVES_OUT: &str = "a trigger of the local table that acts when rows arrive (ENABLE ALWAYS or ENABLE REPLICA) leaves rows out: disable it";
+
+/// The account of rows that one server gave and another one took, as every run keeps it: a leak is an error.
+pub fn account(given: u64, taken: u64) -> Result<()> {
+    let mut ledger = Ledger::default();
+    ledger.accounts.read.rows = given;
+    ledger.accounts.written.rows = given;
+    ledger.applied = Applied::inserts(taken);
+    ledger.check().map_err(|e| e.hint_instead(LEAVES_OUT))
+}
+
+/// Lets the rows of several COPYs of the scratch server, one after the other, flow into one; returns how many. As many must
+/// arrive as were given.
 pub async fn copy_each(
     from: &Connection,
     mut next: impl FnMut() -> Result<Option<String>>,
@@ -384,12 +398,16 @@ pub async fn copy_each(
     let sink = to.copy_in::<_, Bytes>(write).await.map_err(|e| to.error(e, what))?;
     pin_mut!(sink);
     let mut gathered = BytesMut::with_capacity(MESSAGE);
+    let mut given = 0;
     while let Some(read) = next()? {
         let failed = |e| blamed(from.error(e, what));
         let rows = from.copy_out(&read).await.map_err(failed)?;
         pin_mut!(rows);
         while let Some(bytes) = rows.next().await {
-            gathered.extend_from_slice(&bytes.map_err(failed)?);
+            let bytes = bytes.map_err(failed)?;
+            // Each row is a line; a line break in a value is written otherwise.
+            given += bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+            gathered.extend_from_slice(&bytes);
             if gathered.len() >= MESSAGE {
                 let message = std::mem::replace(&mut gathered, BytesMut::with_capacity(MESSAGE + MESSAGE / 4));
                 sink.send(message.freeze()).await.map_err(|e| to.error(e, what))?;
@@ -397,7 +415,9 @@ pub async fn copy_each(
         }
     }
     sink.send(gathered.freeze()).await.map_err(|e| to.error(e, what))?;
-    sink.finish().await.map_err(|e| to.error(e, what))
+    let taken = sink.finish().await.map_err(|e| to.error(e, what))?;
+    account(given, taken)?;
+    Ok(taken)
 }
 
 /// By which operators the columns of unique indexes are found.

@@ -175,7 +175,7 @@ pub(super) async fn step(rows: &Rows, shapes: &Shapes, position: &LogPosition, b
         }
     };
     let names: Vec<Name> = shapes.iter().map(|s| s.name.clone()).collect();
-    while let Some(deaf) = replay.arrive(batch.to, batch.parameters.as_ref(), &names).await? {
+    while let Err(deaf) = replay.arrive(batch.to, batch.parameters.as_ref(), &names).await? {
         tracing::warn!(at = %batch.to, "{}; every table is read whole behind it", deaf_because(&deaf));
         replay.scan.resume(batch);
         (batch, kept) = match world.pass_over(replay, owner, position.at).await? {

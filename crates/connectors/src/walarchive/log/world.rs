@@ -225,7 +225,7 @@ impl World {
                 true => {
                     let parameters = replay.scan.parameters().cloned();
                     let deaf = replay.arrive(at, parameters.as_ref(), names).await?;
-                    deaf.map(|e| deaf_because(&e))
+                    deaf.err().map(|e| deaf_because(&e))
                 }
                 false => Some(UNREADABLE.to_owned()),
             };

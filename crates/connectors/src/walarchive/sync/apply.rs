@@ -6,7 +6,7 @@ use super::super::replay::by_address;
 use super::super::sql;
 use super::super::tables::{self, Found, Misparted, Name, Table};
 use super::super::touched::Addresses;
-use super::{CHUNK, DataSync};
+use super::{CHUNK, DataSync, FEW};
 use crate::postgres::Connection;
 use std::collections::BTreeMap;
 use synctool_core::error::{Error, ErrorKind, Result, code};
@@ -80,6 +80,11 @@ const SAVE: &str = "SAVEPOINT datasync_table";
 const BACK: &str = "ROLLBACK TO SAVEPOINT datasync_table";
 const DONE: &str = "RELEASE SAVEPOINT datasync_table";
 
+/// A few rows of a large table are found by its index: the planner, which thinks of slow disks, would rather read all of it.
+const ONE_BY_ONE: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+/// Whatever comes next is planned as ever. Where something failed, the savepoint says so.
+const AS_EVER: &str = "SET LOCAL enable_hashjoin TO DEFAULT; SET LOCAL enable_mergejoin TO DEFAULT";
+
 impl DataSync {
     /// Every table that something is stored about.
     pub(super) async fn known(&self) -> Result<BTreeMap<Name, Known>> {
@@ -114,16 +119,15 @@ impl DataSync {
     /// Remembers which selected names mean something, and says it when one does not.
     pub(super) async fn note_selected(&self, there: &Found) -> Result<()> {
         let run = |e| self.local.error(e, "writing the state");
-        for name in &there.asked {
-            let found = there.names.contains_key(name);
-            let news = self
-                .local
-                .query_opt(sql::NOTE_SELECTED, &[name, &found])
-                .await
-                .map_err(run)?;
-            if news.is_some() && !found {
+        let found = there.asked.iter().map(|name| there.names.contains_key(name));
+        let found: Vec<bool> = found.collect();
+        let news = self.local.query(sql::NOTE_SELECTED, &[&there.asked, &found]).await;
+        for row in news.map_err(run)? {
+            let (name, found): (String, bool) = (row.get(0), row.get(1));
+            if !found {
                 let text = format!("tables_to_sync names {name}, and there is no such table in production");
-                let entry = Entry::new("warn", "unknown_table", text).table(tables::display(&tables::parse_name(name)));
+                let table = tables::display(&tables::parse_name(&name));
+                let entry = Entry::new("warn", "unknown_table", text).table(table);
                 journal::log(&self.local, &entry).await?;
             }
         }
@@ -192,6 +196,10 @@ impl DataSync {
         to: Lsn,
         healed: bool,
     ) -> Result<Option<Net>> {
+        // Most tables of most batches: nothing is done that would have to be taken back.
+        if matches!(work, Work::Nothing) && table.fits(local).is_ok() {
+            return Ok(Some(Net::default()));
+        }
         self.say(SAVE).await?;
         let mut trouble = match self.change(session, table, local, work, to, false).await {
             Ok(net) => {
@@ -255,7 +263,7 @@ impl DataSync {
         self.local
             .batch_execute(sql)
             .await
-            .map_err(|e| self.local.error(e, "a savepoint of the local transaction"))
+            .map_err(|e| self.local.error(e, "a savepoint or a setting of the local transaction"))
     }
 
     async fn change(
@@ -335,12 +343,21 @@ impl DataSync {
         let run = |e| self.local.error(e, &what);
         let delete = format!("DELETE FROM ONLY {target}");
         let deleted = self.local.execute(&delete, &[]).await.map_err(run)?;
+        let left = format!("SELECT EXISTS (SELECT FROM ONLY {target})");
+        if self.local.query_one(&left, &[]).await.map_err(run)?.get(0) {
+            let what = format!("rows of {} stay though all were deleted", table.display());
+            return Err(Error::new(code::LEDGER, what).hint(tables::LEAVES_OUT));
+        }
         let columns = table.stored();
         let rows = match staging {
             Some(staging) => {
                 let source = sql::table("synctool", staging);
+                let count = format!("SELECT count(*) FROM {source}");
+                let given: i64 = self.local.query_one(&count, &[]).await.map_err(run)?.get(0);
                 let insert = sql::insert_from(&source, schema, name, &columns);
-                self.local.execute(&insert, &[]).await.map_err(run)?
+                let taken = self.local.execute(&insert, &[]).await.map_err(run)?;
+                tables::account(u64::try_from(given).unwrap_or_default(), taken)?;
+                taken
             }
             None => {
                 let read = sql::read_rows(schema, name, &columns, None);
@@ -382,6 +399,10 @@ impl DataSync {
         let before = u64::try_from(expected).unwrap_or_default();
         let equals = tables::equals(&self.local, &table.name).await?;
         let key = tables::found_by(&table.key(), &equals);
+        let few = (1..=FEW).contains(&before) && !key.is_empty();
+        if few {
+            self.say(ONE_BY_ONE).await?;
+        }
         if before > 0 {
             let delete = match key.is_empty() {
                 true => sql::delete_by_row(schema, name, &columns)?,
@@ -416,6 +437,9 @@ impl DataSync {
                 u64::try_from(kept).unwrap_or_default()
             }
         };
+        if few {
+            self.say(AS_EVER).await?;
+        }
         Ok(Net {
             added: now.saturating_sub(kept),
             updated: kept,
@@ -443,5 +467,5 @@ pub(super) fn is_its_own(error: &Error) -> bool {
         ErrorKind::Refused,
         ErrorKind::Unsupported,
     ];
-    kinds.contains(&error.kind()) || [code::SERVER_ERROR, code::PERMISSION].contains(&error.code())
+    kinds.contains(&error.kind()) || [code::SERVER_ERROR, code::PERMISSION, code::LEDGER].contains(&error.code())
 }

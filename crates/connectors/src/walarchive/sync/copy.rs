@@ -27,20 +27,19 @@ impl DataSync {
             None => self.ears.over(&self.local, self.replay.take_first()).await?,
             Some(_) => self.ears.over(&self.local, self.replay.take_beyond()).await?,
         };
-        let batch = loop {
+        let (batch, session) = loop {
             let batch = match next {
                 Ok(batch) => batch,
                 Err(why) => return Ok(Step::Idle(why)),
             };
-            if !self.arrive(&batch).await? {
-                break batch;
+            if let Some(session) = self.arrive(&batch).await? {
+                break (batch, session);
             }
             self.replay.scan.resume(batch);
             next = self.ears.over(&self.local, self.replay.take_beyond()).await?;
         };
         let replayed = began.elapsed();
         failpoint("datasync.first_copy")?;
-        let session = self.replay.session().await?;
         let (there, here) = self.find(&session).await?;
         self.begin().await?;
         for table in there.tables.values() {

@@ -122,6 +122,8 @@ impl Claim {
     /// Takes it; makes the local tables.
     pub async fn take(local: &PostgresConfig) -> Result<Claim> {
         let local = Postgres::open(local.clone())?.connect().await?;
+        let set = local.batch_execute(sql::SESSION).await;
+        set.map_err(|e| local.error(e, "preparing the local session"))?;
         board::create(&local).await?;
         lock(&local).await?;
         Ok(Claim { local })
@@ -137,6 +139,8 @@ impl Claim {
 const CHUNK: usize = 5_000;
 /// Rows from which on the planner should know how many there are.
 const ANALYZE_FROM: u64 = 1_000;
+/// So many rows with a key are looked up one by one, whatever the planner thinks.
+const FEW: u64 = 5_000;
 
 impl DataSync {
     /// Makes or finds everything, and finds out where things stand.
@@ -416,11 +420,10 @@ impl DataSync {
         let there = there.map_err(blamed)?;
         let known = self.known().await?;
         self.begin().await?;
+        // The batch before has left nothing, and a DELETE that finds nothing makes no files.
         let run = |e| self.local.error(e, "storing the plan");
-        self.local
-            .batch_execute("TRUNCATE synctool.datasync_pre")
-            .await
-            .map_err(run)?;
+        let clear = "DELETE FROM synctool.datasync_pre";
+        self.local.batch_execute(clear).await.map_err(run)?;
         let mut rows = 0;
         for (name, table) in &there.tables {
             if known.get(name).is_none_or(|k| k.state != State::Synced) {
@@ -444,7 +447,11 @@ impl DataSync {
             let what = format!("reading {} before the batch", table.display());
             by_address(&session, true).await?;
             let read = tables::copy_each(&session, next, &self.local, sql::WRITE_PRE, &what).await;
-            rows += read.map_err(|e| e.at("table", table.display()))?;
+            let read = read.map_err(|e| e.at("table", table.display()))?;
+            // Those of the others are found one by one, whatever is known of them.
+            if table.key().is_empty() || read > FEW {
+                rows += read;
+            }
             by_address(&session, false).await?;
         }
         self.tell_planner("synctool.datasync_pre", rows).await?;
@@ -480,16 +487,15 @@ impl DataSync {
             .map(|(name, parts)| (name, file(parts)))
             .collect();
         let shapes: BTreeMap<Name, String> = stored.shapes.into_iter().collect();
-        let deaf = self.arrive(&batch).await?;
+        let arrived = self.arrive(&batch).await?;
         failpoint("datasync.replayed")?;
-        if deaf {
+        let Some(session) = arrived else {
             let to = batch.to;
             self.standing = false;
             self.replay.scan.resume(batch);
             return Box::pin(self.pass_over(to)).await;
-        }
+        };
         let replayed = began.elapsed();
-        let session = self.replay.session().await?;
         let after = tables::files(&session).await?;
         let (there, here) = self.find(&session).await?;
         self.begin().await?;
@@ -558,8 +564,9 @@ impl DataSync {
         Ok(Step::Applied(batch.to))
     }
 
-    /// Brings the scratch server to the end of a batch. Whether nobody can look at it there is told; the batch goes on then.
-    async fn arrive(&mut self, batch: &Batch) -> Result<bool> {
+    /// Brings the scratch server to the end of a batch, and gives a session there. That nobody can look at it there is told;
+    /// the batch goes on then.
+    async fn arrive(&mut self, batch: &Batch) -> Result<Option<Connection>> {
         let selected = self.selected().await?;
         let names: Vec<Name> = selected.iter().map(|name| tables::parse_name(name)).collect();
         let arriving = self.replay.arrive(batch.to, batch.parameters.as_ref(), &names);
@@ -568,13 +575,16 @@ impl DataSync {
             Some(_) => arriving.await?,
             None => self.ears.over(&self.local, arriving).await?,
         };
-        let Some(why) = &arrived else { return Ok(false) };
+        let why = match arrived {
+            Ok(session) => return Ok(Some(session)),
+            Err(why) => why,
+        };
         let why = format!(
             "production's database cannot be looked at where the batch ends ({}): it goes on to a later place, where every table is read whole",
             why.message()
         );
         self.begin_passing(batch.to, why).await?;
-        Ok(true)
+        Ok(None)
     }
 
     async fn begin(&self) -> Result<()> {

@@ -42,9 +42,12 @@ impl DataSync {
         phases: Phases,
     ) -> Result<()> {
         let run = |e| self.local.error(e, "storing the new place");
-        let hours = self.config.metric_hours;
         let commit = batch.last_commit.map(|at| at.unix_micros() as f64 / 1e6);
         let mut all = Tallies::default();
+        let mut metrics = journal::Counted::new();
+        let mut count = |table: &str, hour: i64, tallies: &Tallies| {
+            metrics.entry((table.to_owned(), hour)).or_default().add(tallies);
+        };
         for (file, changes) in &batch.files {
             let Some(name) = names.get(file) else { continue };
             let table = tables::display(name);
@@ -54,8 +57,8 @@ impl DataSync {
                     rows_as_of: commit,
                     ..Tallies::default()
                 };
-                journal::count(&self.local, &table, *hour, hours, &tallies).await?;
-                journal::count(&self.local, journal::ALL, *hour, hours, &tallies).await?;
+                count(&table, *hour, &tallies);
+                count(journal::ALL, *hour, &tallies);
             }
             all.operations.add(changes.counts());
         }
@@ -69,7 +72,7 @@ impl DataSync {
                 rows_as_of: commit,
                 ..Tallies::default()
             };
-            journal::count(&self.local, &tables::display(name), hour, hours, &tallies).await?;
+            count(&tables::display(name), hour, &tallies);
             all.net.add(*net);
         }
         let whole = Tallies {
@@ -84,7 +87,7 @@ impl DataSync {
             rows_as_of: commit,
             incomplete: false,
         };
-        journal::count(&self.local, journal::ALL, hour, hours, &whole).await?;
+        count(journal::ALL, hour, &whole);
         let incomplete = Tallies {
             incomplete: true,
             rows_as_of: commit,
@@ -93,9 +96,10 @@ impl DataSync {
         let doubtful = counted.uncounted.iter().map(tables::display);
         for table in doubtful.chain((!counted.uncounted.is_empty()).then(|| journal::ALL.to_owned())) {
             for hour in &batch.hours {
-                journal::count(&self.local, &table, *hour, hours, &incomplete).await?;
+                count(&table, *hour, &incomplete);
             }
         }
+        journal::count_all(&self.local, &metrics, self.config.metric_hours).await?;
         let system = self.replay.scratch.control().system.to_string();
         let timeline = i64::from(self.replay.follower.timeline());
         let (to, restart) = (batch.to.to_string(), batch.restart.to_string());

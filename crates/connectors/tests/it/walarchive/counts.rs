@@ -3,7 +3,7 @@
 
 use synctool_connectors::postgres::PostgresConfig;
 use synctool_connectors::walarchive::Board;
-use synctool_connectors::walarchive::journal::{ALL, Net, Tallies, count};
+use synctool_connectors::walarchive::journal::{ALL, Counted, Net, Tallies, count, count_all};
 use synctool_pgwal::Counts;
 use synctool_testkit::{PgVersion, Postgres};
 
@@ -130,7 +130,8 @@ async fn periods_of(version: PgVersion) {
         (all.lag, all.incomplete) = (Some(lag), incomplete);
         all
     };
-    for (lag, incomplete) in [(3.5, false), (9.25, true), (0.5, false)] {
+    let three = [(3.5, false), (9.25, true), (0.5, false)];
+    for (lag, incomplete) in three {
         let tallies = whole(lag, incomplete);
         count(board.session(), ALL, 480_000, 24, &tallies).await.unwrap();
     }
@@ -141,6 +142,18 @@ async fn periods_of(version: PgVersion) {
         local.psql("SELECT count(*) FROM data_sync_metrics WHERE table_name = '*'"),
         "3"
     );
+
+    // What is counted of an hour at once comes to the same.
+    let mut counted = Counted::new();
+    for (lag, incomplete) in three {
+        let of_an_hour = counted.entry(("once".into(), 480_000)).or_default();
+        of_an_hour.add(&whole(lag, incomplete));
+    }
+    counted.insert(("another".into(), 480_000), whole(1.0, false));
+    count_all(board.session(), &counted, 24).await.unwrap();
+    let of = |table: &str| local.psql(&sums.replace('*', table));
+    assert_eq!(of("once"), "3|6|9|12|15|18|21|24|27|30|33|9.25|t");
+    assert_eq!(of("another"), "1|2|3|4|5|6|7|8|9|10|11|1|f");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,6 +97,15 @@ async fn stands_where_the_gate_ends(version: PgVersion) {
     let before = server.psql(ROWS);
     let first = catch_up(&scratch, &mut follower).await;
     assert_eq!(rows(&scratch).await, before);
+    // What it restored is the gate's own file, no copy that it had to bring to the disk.
+    let inode = |part: &str, name: &str| {
+        let file = place.path().join("scratch").join(part).join(name);
+        fs::metadata(file).ok().map(|meta| meta.ino())
+    };
+    let gate = fs::read_dir(place.path().join("scratch/gate")).unwrap();
+    let names: Vec<String> = gate.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let is_shared = |name: &String| inode("gate", name) == inode("data/pg_wal", name);
+    assert!(names.iter().any(is_shared), "{names:?}");
 
     // Production goes on; the gate stays shut.
     production.work();

@@ -240,6 +240,31 @@ async fn the_local_tables_are_productions_at_every_place() {
     assert_eq!(difference, [100, 40, 10]);
     world.same_as_production();
 
+    // A few rows are found by their key, whatever the planner thinks; nothing is compiled for them; and what is stored is on
+    // the disk, whatever the server is set to.
+    let name = world.local.name();
+    world
+        .local
+        .psql(&format!("ALTER DATABASE {name} SET synchronous_commit = off"));
+    world.local.psql(
+        "CREATE TABLE planned (what text, jit text, hashed text, flushed text);
+         CREATE FUNCTION planned() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO public.planned VALUES (TG_TABLE_NAME, current_setting('jit'), current_setting('enable_hashjoin'),
+                 current_setting('synchronous_commit'));
+             RETURN NULL; END $$;
+         CREATE TRIGGER planned AFTER DELETE ON acc FOR EACH STATEMENT EXECUTE FUNCTION planned();
+         CREATE TRIGGER planned AFTER UPDATE ON synctool.datasync_state FOR EACH STATEMENT EXECUTE FUNCTION planned();
+         ALTER TABLE acc ENABLE ALWAYS TRIGGER planned; ALTER TABLE synctool.datasync_state ENABLE ALWAYS TRIGGER planned",
+    );
+    world.production.psql("UPDATE acc SET n = 7 WHERE id < 50");
+    world.archived();
+    world.sync().await;
+    let planned = world
+        .local
+        .psql("SELECT DISTINCT what, jit, hashed, flushed FROM planned ORDER BY 1");
+    assert_eq!(planned, "acc|off|off|local\ndatasync_state|off|on|local");
+    world.local.psql("DROP FUNCTION planned CASCADE");
+
     // Somebody changes a local row: the batch that meets it copies the table anew, and says so.
     world.local.psql("DELETE FROM pair WHERE b = 'counted' AND a = 1");
     world
@@ -270,6 +295,32 @@ async fn the_local_tables_are_productions_at_every_place() {
     world
         .local
         .psql("INSERT INTO synctool.datasync_requests (kind, table_name) VALUES ('resync', 'public.pair')");
+    assert!(sync.tend().await.unwrap());
+    drop(sync);
+    world.same_as_production();
+
+    // A trigger of a local table that leaves rows out is noticed at once, where it takes them away and where it keeps them.
+    world.local.psql(
+        "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER leave_out BEFORE INSERT ON pair FOR EACH ROW WHEN (NEW.b = 'left out') EXECUTE FUNCTION leave_out();
+         CREATE TRIGGER leave_out BEFORE DELETE ON nokey FOR EACH ROW EXECUTE FUNCTION leave_out();
+         ALTER TABLE pair ENABLE ALWAYS TRIGGER leave_out; ALTER TABLE nokey ENABLE ALWAYS TRIGGER leave_out",
+    );
+    world.production.psql(
+        "INSERT INTO pair VALUES (1, 'left out', '{}'), (2, 'kept', '{}'); UPDATE acc SET n = 5 WHERE id < 50;
+         TRUNCATE nokey; INSERT INTO nokey VALUES (1, 'new', '{}')",
+    );
+    world.archived();
+    let mut sync = DataSync::open(world.config()).await.unwrap();
+    while let Step::Applied(_) = sync.step().await.unwrap() {}
+    let told = "SELECT table_name, state, error_code FROM data_sync_tables WHERE why LIKE '%accounts for%' OR why LIKE '%stay though%' ORDER BY 1";
+    let expected = "public.nokey|paused|ST-VER-003\npublic.pair|paused|ST-VER-003";
+    assert_eq!(world.local.psql(told), expected);
+    assert_eq!(world.local.psql(&rows("acc")), world.production.psql(&rows("acc")));
+    world.local.psql(
+        "DROP FUNCTION leave_out CASCADE;
+         INSERT INTO synctool.datasync_requests (kind, table_name) VALUES ('resync', 'public.pair'), ('resync', 'public.nokey')",
+    );
     assert!(sync.tend().await.unwrap());
     drop(sync);
     world.same_as_production();

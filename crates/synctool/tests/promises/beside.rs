@@ -82,6 +82,9 @@ fn rows_that_were_counted_too_early_are_not_counted_for_ever() {
     }
 }
 
+/// Rounds of changes of one call of a writer's client, one of them with a transaction that stays open.
+const AT_ONCE: u32 = 9;
+
 /// Rows come, move and go all the while, some in transactions that stay open.
 fn beside_writers(from: &End, hold: &str) {
     let to = End::Postgres(database("beside_to"));
@@ -89,7 +92,7 @@ fn beside_writers(from: &End, hold: &str) {
     orders(from);
     pipeline(&place, "200ms");
     let run = ["run", "p.yaml", "--strategy", "delta"];
-    let change = |writer: u32, n: u32| {
+    let changes = |writer: u32, n: u32| {
         let id = 10_000 * (writer + 1) + n;
         // The others for a moment, so that writers leave some of the processor to who reads.
         let length = match (writer + n).is_multiple_of(9) {
@@ -97,14 +100,18 @@ fn beside_writers(from: &End, hold: &str) {
             false => 0.02,
         };
         let held = format!("SELECT {hold}({length});");
-        let sql = format!(
+        format!(
             "BEGIN; INSERT INTO orders VALUES ({id}, {}, {n}, NOW); {held} COMMIT;
              BEGIN; UPDATE orders SET grp = grp + 1, updated_at = NOW WHERE id = {}; COMMIT;
-             DELETE FROM orders WHERE id = {} AND id % 7 <> 0",
+             DELETE FROM orders WHERE id = {} AND id % 7 <> 0;\n",
             100 + n % 6,
             id - 1,
             id - 2,
-        );
+        )
+    };
+    // Some by one client: one that is started for each would take the processor as well.
+    let change = |writer: u32, first: u32| {
+        let sql: String = (first..first + AT_ONCE).map(|n| changes(writer, n)).collect();
         match from {
             End::Maria(db) => drop(db.sql(&sql.replace("NOW", "current_timestamp(6)"))),
             other => other.change(&sql),
@@ -116,6 +123,7 @@ fn beside_writers(from: &End, hold: &str) {
             let (change, stop) = (&change, &stop);
             scope.spawn(move || {
                 (0..)
+                    .step_by(AT_ONCE as usize)
                     .take_while(|_| !stop.load(Ordering::Relaxed))
                     .for_each(|n| change(writer, n))
             });

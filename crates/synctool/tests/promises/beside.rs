@@ -48,12 +48,17 @@ fn pipeline(place: &Place, margin: &str) {
 /// are counted with the groups of rows inside, or by another strategy.
 #[test]
 fn rows_that_were_counted_too_early_are_not_counted_for_ever() {
-    for second in ["delta", "hash", "full"] {
-        for from in [
+    for (way, second) in ["delta", "hash", "full"].into_iter().enumerate() {
+        let sources = [
             End::Postgres(database("early_from")),
             End::Maria(MariaDb::shared().database("early_from")),
             End::Sqlite(folder()),
-        ] {
+        ];
+        for (engine, from) in sources.into_iter().enumerate() {
+            // The delta from each, and the others from the first and one more. A soak has all.
+            if engine > 0 && way > 0 && engine != way && !synctool_testkit::is_soak() {
+                continue;
+            }
             let to = End::Postgres(database("early_to"));
             let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
             orders(&from);

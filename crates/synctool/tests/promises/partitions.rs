@@ -204,7 +204,8 @@ fn every_row_of(from: &End, name: &str) {
         );
         place.json(&["run", "p.yaml", "--strategy", strategy], 0)["inserted"].to_string()
     };
-    for _ in 0..3 {
+    let rounds = if is_soak() { 3 } else { 2 };
+    for _ in 0..rounds {
         let primary = still(&dimension(&mut numbers, false));
         // Files are read once per partition: not by too many.
         let secondary = match primary.contains("column: flag") {

@@ -45,7 +45,10 @@ on_servers! {
         assert!(steps.iter().all(|step| names.contains(step)), "{names:?}");
         let mut points = synctool_testkit::kill::spread(&reached, kills().div_ceil(4));
         // The first pass of a failpoint on one server, its last on the other; a soak has all on both.
-        let has = |point: &Failpoint| (point.name.len() + usize::from(point.nth == 1)).is_multiple_of(2) == (version == PgVersion::V18);
+        let has = |point: &Failpoint| {
+            let name = names.iter().position(|name| *name == point.name).unwrap_or_default();
+            (name + usize::from(point.nth == 1)).is_multiple_of(2) == (version == PgVersion::V18)
+        };
         points.retain(|point| is_soak() || has(point));
         let mut killed = 0;
         for point in &points {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::retry::oftener_at_first;
 use synctool_pgwal::{Lsn, Parameters, SegmentName, WalLevel};
 
 /// How a scratch server is run.
@@ -102,6 +103,10 @@ pub(super) const OLDER_BACKUP: &str =
 pub const PORT: u16 = 5432;
 /// How long it may take to answer: it is on this machine, and what keeps it longer is a lock of production's catalog.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Between looks how far it is; oftener at first, since most of what it is to replay takes it less.
+const LOOK: Duration = Duration::from_millis(50);
+/// Between looks at least.
+const BREATH: Duration = Duration::from_millis(5);
 /// How often a server that waits is told that there may be something.
 const TELL: Duration = Duration::from_millis(100);
 /// The same while it still does not get on.
@@ -454,7 +459,8 @@ impl Scratch {
 
     /// Waits until it stands exactly at `lsn`. Further is fatal: then its rows are not those of any known place.
     pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
-        let (mut last, mut since) = (None, Instant::now());
+        let begun = Instant::now();
+        let (mut last, mut since) = (None, begun);
         let mut session = None;
         let (mut told, mut pause) = (None, TELL);
         loop {
@@ -494,7 +500,7 @@ impl Scratch {
             if !self.is_running()? {
                 return Err(self.server.failed("the scratch server has ended"));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(oftener_at_first(LOOK, begun.elapsed()).max(BREATH)).await;
         }
     }
 }

@@ -607,12 +607,17 @@ impl Server {
     }
 
     async fn stop(&self) -> Result<()> {
-        let seconds = self.config.patience.as_secs().max(1).to_string();
+        let patience = self.config.patience.max(Duration::from_secs(1));
         for mode in ["fast", "immediate"] {
             if !self.is_running()? {
                 return Ok(());
             }
-            self.pg_ctl(&["stop", "-w", "-t", &seconds, "-m", mode, "-s"]).await?;
+            // pg_ctl would look for its end every tenth of a second only.
+            self.pg_ctl(&["stop", "-W", "-m", mode, "-s"]).await?;
+            let begun = Instant::now();
+            while self.is_running()? && begun.elapsed() < patience {
+                tokio::time::sleep(oftener_at_first(LOOK, begun.elapsed()).max(BREATH)).await;
+            }
         }
         match self.is_running()? {
             true => Err(self.failed("the scratch server does not stop")),

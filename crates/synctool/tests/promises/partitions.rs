@@ -559,8 +559,8 @@ fn a_value_far_from_all_others_makes_no_crowd_of_partitions() {
                 format!(
                     "({i}, {}, '2023-{:02}-10', '2024-{:02}-10 12:00:00')",
                     i * 7,
-                    i % 12 + 1,
-                    i % 12 + 1
+                    i % 6 + 1,
+                    i % 6 + 1
                 )
             })
             .chain(["(100, 900000000000, '9999-12-31', '9999-12-31 23:59:59')".into()])
@@ -578,8 +578,8 @@ fn a_value_far_from_all_others_makes_no_crowd_of_partitions() {
         let to = End::Postgres(database("far_to"));
         let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
         let dimensions = [
-            ("column: at, step: 1, step_unit: month", 12),
-            ("column: day, step: 1, step_unit: day", 12),
+            ("column: at, step: 1, step_unit: month", 6),
+            ("column: day, step: 1, step_unit: day", 6),
             ("column: n, step: 20", 20),
         ];
         for (kind, (dimension, least)) in dimensions.into_iter().enumerate() {

@@ -823,8 +823,16 @@ fn take(log: &MemoryLog, steps: &[Step]) {
     }
 }
 
+/// Histories per property; a soak has more.
+fn histories() -> u32 {
+    match std::env::var_os("SYNCTOOL_SOAK").is_some() {
+        true => 4000,
+        false => 200,
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: histories(), failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever happens before, between the watermarks of any chunk, and right behind them: a backfill ends with equal tables.
     #[test]

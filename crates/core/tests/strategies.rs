@@ -1009,8 +1009,16 @@ async fn busy_run(
     engine.run(plan, resumed).await.unwrap();
 }
 
+/// Histories of a busy table; a soak has more.
+fn histories() -> u32 {
+    match std::env::var_os("SYNCTOOL_SOAK").is_some() {
+        true => 3000,
+        false => 150,
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(histories()))]
 
     /// Rows come, change, move and go before every single read of runs, the first one included, all of them later than
     /// what has settled; once nothing happens any more, one run makes all groups right.

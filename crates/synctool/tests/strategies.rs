@@ -102,8 +102,16 @@ fn the_brief_s_row_pipelines_run_as_printed() {
     }
 }
 
-/// Writers of which some hold their transaction open, and a hundred syncs all the while; every row must arrive, and be
-/// read once. Returns the rows that were read, and how many there are.
+/// Syncs beside the writers.
+fn syncs() -> usize {
+    if is_soak() { 100 } else { 50 }
+}
+
+/// Transactions of one call of a writer's client: a client started for each would take the processor from who reads.
+const AT_ONCE: u32 = 10;
+
+/// Writers of which some hold their transaction open, and many syncs all the while; every row must arrive, and be read
+/// once. Returns the rows that were read, and how many there are.
 fn late_commits(write: impl Fn(u32, u32) + Sync, sync: impl Fn() -> u64, rows: impl Fn() -> u64) -> (u64, u64) {
     let stop = AtomicBool::new(false);
     let mut reads = 0;
@@ -111,15 +119,15 @@ fn late_commits(write: impl Fn(u32, u32) + Sync, sync: impl Fn() -> u64, rows: i
         for writer in 0..8 {
             let (write, stop) = (&write, &stop);
             scope.spawn(move || {
-                for n in 0.. {
+                for first in (0..).step_by(AT_ONCE as usize) {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    write(writer, n);
+                    write(writer, first);
                 }
             });
         }
-        for _ in 0..100 {
+        for _ in 0..syncs() {
             reads += sync();
         }
         while rows() < 2000 {
@@ -144,6 +152,12 @@ fn held(writer: u32, n: u32) -> f64 {
     }
 }
 
+/// The transactions of one call of a writer's client, each by how long it is held open.
+fn one_by_one(writer: u32, first: u32, transaction: impl Fn(f64) -> String) -> String {
+    let numbers = first..first + AT_ONCE;
+    numbers.map(|n| transaction(held(writer, n))).collect()
+}
+
 const EVENTS: &str = "name: late\nsource: {datastore: from, table: EVENTS}\ndestination: {datastore: to, table: EVENTS}\n\
     strategies: [{name: delta, type: delta, column: updated_at}]\n";
 
@@ -156,11 +170,12 @@ fn late_from_postgres(version: PgVersion) {
     );
     let place = Place::new(&[("from", postgres(&source)), ("to", postgres(&dest))]);
     place.write("late.yaml", &EVENTS.replace("EVENTS", "public.events"));
-    let write = |writer: u32, n: u32| {
-        source.psql(&format!(
-            "BEGIN; INSERT INTO events(writer) SELECT {writer} FROM generate_series(1, 5); SELECT pg_sleep({}); COMMIT",
-            held(writer, n)
-        ));
+    let write = |writer: u32, first: u32| {
+        source.psql(&one_by_one(writer, first, |held| {
+            format!(
+                "BEGIN; INSERT INTO events(writer) SELECT {writer} FROM generate_series(1, 5); SELECT pg_sleep({held}); COMMIT;\n"
+            )
+        }));
     };
     let sync = || place.json(&["run", "late.yaml"], 0)["read"].as_u64().expect("a count");
     let count = || {
@@ -207,12 +222,11 @@ fn a_delta_from_mariadb_loses_nothing_either() {
         ("to", postgres(&dest)),
     ]);
     place.write("late.yaml", &EVENTS.replace("EVENTS", "events"));
-    let write = |writer: u32, n: u32| {
+    let write = |writer: u32, first: u32| {
         let rows = vec![format!("({writer})"); 5].join(", ");
-        server.sql(&format!(
-            "START TRANSACTION; INSERT INTO events(writer) VALUES {rows}; SELECT sleep({}); COMMIT",
-            held(writer, n)
-        ));
+        server.sql(&one_by_one(writer, first, |held| {
+            format!("START TRANSACTION; INSERT INTO events(writer) VALUES {rows}; SELECT sleep({held}); COMMIT;\n")
+        }));
     };
     let sync = || place.json(&["run", "late.yaml"], 0)["read"].as_u64().expect("a count");
     let count = || {
@@ -324,9 +338,14 @@ fn differences_are_found_and_mended_across_engines() {
     }
 }
 
-/// Kills per strategy and failpoint.
+/// Kills per failpoint.
 fn kills() -> usize {
-    if is_soak() { 200 } else { 12 }
+    if is_soak() { 200 } else { 8 }
+}
+
+/// A part of them, and one at least.
+fn kills_by(part: usize) -> usize {
+    (kills() / part).max(1)
 }
 
 /// Where rows go.
@@ -501,7 +520,7 @@ fn a_hash_run_killed_anywhere_ends_equal() {
 fn a_later_hash_run(to: &To) {
     killed_everywhere(
         to,
-        kills() / 12,
+        kills_by(12),
         &Killed {
             pipeline: rows_by("type: hash"),
             prepare: &|_, _| (),
@@ -597,22 +616,22 @@ fn a_later_delta(to: &To, kills: usize) {
 
 #[test]
 fn a_delta_killed_anywhere_ends_equal() {
-    a_later_delta(&to_postgres(), kills() / 4);
+    a_later_delta(&to_postgres(), kills_by(4));
 }
 
 #[test]
 fn a_delta_into_mariadb_killed_anywhere_ends_equal() {
-    a_later_delta(&To::Maria(MariaDb::shared().database("killed_to")), kills() / 6);
+    a_later_delta(&To::Maria(MariaDb::shared().database("killed_to")), kills_by(6));
 }
 
 #[test]
 fn a_delta_into_sqlite_killed_anywhere_ends_equal() {
-    a_later_delta(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills() / 6);
+    a_later_delta(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills_by(6));
 }
 
 #[test]
 fn a_delta_into_files_killed_anywhere_ends_equal() {
-    a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 4);
+    a_later_delta(&To::Csv(tempfile::tempdir().expect("a folder")), kills_by(4));
 }
 
 fn an_aggregate(to: &To, kills: usize, changes: Option<&str>) {
@@ -634,7 +653,7 @@ fn an_aggregate(to: &To, kills: usize, changes: Option<&str>) {
 
 #[test]
 fn a_first_aggregate_killed_anywhere_ends_equal() {
-    an_aggregate(&to_postgres(), kills() / 4, None);
+    an_aggregate(&to_postgres(), kills_by(4), None);
 }
 
 /// Groups that rows moved to and from, that came, and that lost all their rows by moves or deletes.
@@ -647,21 +666,21 @@ fn a_later_aggregate(to: &To, kills: usize) {
 
 #[test]
 fn an_aggregate_killed_anywhere_ends_equal() {
-    a_later_aggregate(&to_postgres(), kills() / 4);
+    a_later_aggregate(&to_postgres(), kills_by(4));
 }
 
 #[test]
 fn an_aggregate_into_mariadb_killed_anywhere_ends_equal() {
-    a_later_aggregate(&To::Maria(MariaDb::shared().database("killed_to")), kills() / 12);
+    a_later_aggregate(&To::Maria(MariaDb::shared().database("killed_to")), kills_by(12));
 }
 
 #[test]
 fn an_aggregate_into_sqlite_killed_anywhere_ends_equal() {
-    a_later_aggregate(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills() / 12);
+    a_later_aggregate(&To::Sqlite(tempfile::tempdir().expect("a folder")), kills_by(12));
 }
 
 /// Groups, key map and position are files, and one commit all the same.
 #[test]
 fn an_aggregate_into_files_killed_anywhere_ends_equal() {
-    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")), kills() / 4);
+    a_later_aggregate(&To::Csv(tempfile::tempdir().expect("a folder")), kills_by(4));
 }

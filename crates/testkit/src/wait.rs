@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long to rest before the next look: a tenth of what was waited already. A look may be a program or some, which take
-/// the processor from what is waited for.
-fn rest(waited: Duration) -> Duration {
-    (waited / 10).clamp(PAUSE, LONGEST_PAUSE)
+/// How long to rest before the next look: a tenth of what was waited already, or half as long as the last look took. A look
+/// may be a program or some, which take the processor from what is waited for.
+fn rest(waited: Duration, look: Duration) -> Duration {
+    (waited / 10).max(look / 2).clamp(PAUSE, LONGEST_PAUSE)
 }
 
 /// What a condition says: done, or why not yet.
@@ -41,12 +41,14 @@ impl<T, E: Display> Verdict for Result<T, E> {
 #[track_caller]
 pub fn wait_for<V: Verdict>(what: &str, timeout: Duration, mut condition: impl FnMut() -> V) {
     let start = Instant::now();
+    let mut look = start;
     while let Err(reason) = condition().verdict() {
         let waited = start.elapsed();
         if waited >= timeout {
             panic!("gave up after {timeout:?} waiting for {what}: {reason}");
         }
-        pause_for(rest(waited));
+        pause_for(rest(waited, look.elapsed()));
+        look = Instant::now();
     }
 }
 
@@ -60,11 +62,12 @@ pub async fn eventually<V: Verdict>(what: &str, timeout: Duration, mut condition
     let start = Instant::now();
     let wait = async {
         loop {
+            let look = Instant::now();
             match condition().await.verdict() {
                 Ok(()) => break,
                 Err(why) => reason = why,
             }
-            tokio::time::sleep(rest(start.elapsed())).await;
+            tokio::time::sleep(rest(start.elapsed(), look.elapsed())).await;
         }
     };
     if tokio::time::timeout(timeout, wait).await.is_err() {

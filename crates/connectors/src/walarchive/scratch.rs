@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use synctool_core::error::{Error, Result, code};
+use synctool_core::retry::oftener_at_first;
 use synctool_pgwal::{Lsn, Parameters, SegmentName, WalLevel};
 
 /// How a scratch server is run.
@@ -102,13 +103,14 @@ pub(super) const OLDER_BACKUP: &str =
 pub const PORT: u16 = 5432;
 /// How long it may take to answer: it is on this machine, and what keeps it longer is a lock of production's catalog.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Between looks how far it is; oftener at first, since most of what it is to replay takes it less.
+const LOOK: Duration = Duration::from_millis(50);
+/// Between looks at least.
+const BREATH: Duration = Duration::from_millis(5);
 /// How often a server that waits is told that there may be something.
 const TELL: Duration = Duration::from_millis(100);
 /// The same while it still does not get on.
 const LONGEST_TELL: Duration = Duration::from_secs(5);
-/// Between looks where it is: a few segments are replayed in no time, many take theirs.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-const LONGEST_LOOK: Duration = Duration::from_millis(50);
 /// How long a predecessor that was killed may be in the way.
 const RETRY: Duration = Duration::from_secs(20);
 /// The longest path of a socket.
@@ -459,10 +461,10 @@ impl Scratch {
 
     /// Waits until it stands exactly at `lsn`. Further is fatal: then its rows are not those of any known place.
     pub async fn wait_for(&self, lsn: Lsn, patience: Duration) -> Result<()> {
-        let (mut last, mut since) = (None, Instant::now());
+        let begun = Instant::now();
+        let (mut last, mut since) = (None, begun);
         let mut session = None;
         let (mut told, mut pause) = (None, TELL);
-        let mut look = FIRST_LOOK;
         loop {
             let at = self.ask(&mut session).await?;
             let turned = match at {
@@ -500,8 +502,7 @@ impl Scratch {
             if !self.is_running()? {
                 return Err(self.server.failed("the scratch server has ended"));
             }
-            tokio::time::sleep(look).await;
-            look = (look * 2).min(LONGEST_LOOK);
+            tokio::time::sleep(oftener_at_first(LOOK, begun.elapsed()).max(BREATH)).await;
         }
     }
 
@@ -620,12 +621,17 @@ impl Server {
     }
 
     async fn stop(&self) -> Result<()> {
-        let seconds = self.config.patience.as_secs().max(1).to_string();
+        let patience = self.config.patience.max(Duration::from_secs(1));
         for mode in ["fast", "immediate"] {
             if !self.is_running()? {
                 return Ok(());
             }
-            self.pg_ctl(&["stop", "-w", "-t", &seconds, "-m", mode, "-s"]).await?;
+            // pg_ctl would look for its end every tenth of a second only.
+            self.pg_ctl(&["stop", "-W", "-m", mode, "-s"]).await?;
+            let begun = Instant::now();
+            while self.is_running()? && begun.elapsed() < patience {
+                tokio::time::sleep(oftener_at_first(LOOK, begun.elapsed()).max(BREATH)).await;
+            }
         }
         match self.is_running()? {
             true => Err(self.failed("the scratch server does not stop")),

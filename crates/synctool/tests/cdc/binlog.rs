@@ -277,7 +277,7 @@ fn killed_anywhere_a_capture_ends_equal() {
     };
     let reached = run().failpoints_reached();
     stage.assert_equal("undisturbed");
-    let points = synctool_testkit::kill::spread(&reached, kills().div_ceil(3));
+    let points = synctool_testkit::kill::spread(&reached, kills().div_ceil(4));
     let mut killed = 0;
     for mut point in points.iter().cloned() {
         let writer = loop {

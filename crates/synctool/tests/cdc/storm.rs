@@ -15,7 +15,7 @@ use synctool_testkit::{Dice, FaultProxy, is_soak};
 
 /// Rounds of a test, with a disturbance or some in each. All of them are done, whatever time was asked for.
 fn rounds() -> u64 {
-    if is_soak() { 200 } else { 10 }
+    if is_soak() { 200 } else { 7 }
 }
 
 /// How long a test may take altogether, less than its runner allows.
@@ -587,8 +587,8 @@ fn storm(version: PgVersion) {
             storm.pass();
             storm.disturb();
         }
-        storm.settle(done % 10 == 9);
         done += 1;
+        storm.settle(done.is_multiple_of(rounds().min(10)));
     }
     drop(over);
     people.end();

@@ -249,7 +249,7 @@ fn under_random_load_and_kills(version: PgVersion, short: Duration) {
 
 #[test]
 fn random_load_and_random_kills() {
-    under_random_load_and_kills(PgVersion::V18, Duration::from_secs(40));
+    under_random_load_and_kills(PgVersion::V18, Duration::from_secs(25));
 }
 
 #[test]

@@ -48,12 +48,17 @@ fn pipeline(place: &Place, margin: &str) {
 /// are counted with the groups of rows inside, or by another strategy.
 #[test]
 fn rows_that_were_counted_too_early_are_not_counted_for_ever() {
-    for second in ["delta", "hash", "full"] {
-        for from in [
+    for (way, second) in ["delta", "hash", "full"].into_iter().enumerate() {
+        let sources = [
             End::Postgres(database("early_from")),
             End::Maria(MariaDb::shared().database("early_from")),
             End::Sqlite(folder()),
-        ] {
+        ];
+        for (engine, from) in sources.into_iter().enumerate() {
+            // The delta from each, and the others from the first and one more. A soak has all.
+            if engine > 0 && way > 0 && engine != way && !synctool_testkit::is_soak() {
+                continue;
+            }
             let to = End::Postgres(database("early_to"));
             let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
             orders(&from);
@@ -82,6 +87,9 @@ fn rows_that_were_counted_too_early_are_not_counted_for_ever() {
     }
 }
 
+/// Rounds of changes of one call of a writer's client, one of them with a transaction that stays open.
+const AT_ONCE: u32 = 9;
+
 /// Rows come, move and go all the while, some in transactions that stay open.
 fn beside_writers(from: &End, hold: &str) {
     let to = End::Postgres(database("beside_to"));
@@ -89,7 +97,7 @@ fn beside_writers(from: &End, hold: &str) {
     orders(from);
     pipeline(&place, "200ms");
     let run = ["run", "p.yaml", "--strategy", "delta"];
-    let change = |writer: u32, n: u32| {
+    let changes = |writer: u32, n: u32| {
         let id = 10_000 * (writer + 1) + n;
         // The others for a moment, so that writers leave some of the processor to who reads.
         let length = match (writer + n).is_multiple_of(9) {
@@ -97,14 +105,18 @@ fn beside_writers(from: &End, hold: &str) {
             false => 0.02,
         };
         let held = format!("SELECT {hold}({length});");
-        let sql = format!(
+        format!(
             "BEGIN; INSERT INTO orders VALUES ({id}, {}, {n}, NOW); {held} COMMIT;
              BEGIN; UPDATE orders SET grp = grp + 1, updated_at = NOW WHERE id = {}; COMMIT;
-             DELETE FROM orders WHERE id = {} AND id % 7 <> 0",
+             DELETE FROM orders WHERE id = {} AND id % 7 <> 0;\n",
             100 + n % 6,
             id - 1,
             id - 2,
-        );
+        )
+    };
+    // Some by one client: one that is started for each would take the processor as well.
+    let change = |writer: u32, first: u32| {
+        let sql: String = (first..first + AT_ONCE).map(|n| changes(writer, n)).collect();
         match from {
             End::Maria(db) => drop(db.sql(&sql.replace("NOW", "current_timestamp(6)"))),
             other => other.change(&sql),
@@ -116,6 +128,7 @@ fn beside_writers(from: &End, hold: &str) {
             let (change, stop) = (&change, &stop);
             scope.spawn(move || {
                 (0..)
+                    .step_by(AT_ONCE as usize)
                     .take_while(|_| !stop.load(Ordering::Relaxed))
                     .for_each(|n| change(writer, n))
             });

@@ -195,7 +195,7 @@ fn the_winner_may_come_in_a_later_batch() {
         from.change(
             "CREATE TABLE events(id integer PRIMARY KEY, k int NOT NULL, v int NOT NULL, at timestamp NOT NULL, pad text NOT NULL);
              WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 39)
-             INSERT INTO events SELECT i, i % 5, i * 7 % 40, '2024-01-01 00:00:00', hex(zeroblob(150000)) FROM n",
+             INSERT INTO events SELECT i, i % 5, i * 7 % 40, '2024-01-01 00:00:00', hex(zeroblob(75000)) FROM n",
         );
         let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
         place.write(

@@ -143,8 +143,8 @@ fn nested_aggregates() {
     db.psql(
         "CREATE TABLE orders(order_id int PRIMARY KEY, user_id int NOT NULL, amount numeric(10,2), discount numeric(10,2),
              order_date timestamp NOT NULL, updated_at timestamp NOT NULL DEFAULT now());
-         INSERT INTO orders SELECT i, i % 120, i, 1, timestamp '2024-01-01' + interval '1 hour' * i, now() - interval '1 hour'
-             FROM generate_series(1, 600) i",
+         INSERT INTO orders SELECT i, i % 60, i, 1, timestamp '2024-01-29' + interval '1 hour' * i, now() - interval '1 hour'
+             FROM generate_series(1, 150) i",
     );
     let text = include_str!("../config/brief/user_daily_orders_aggregate.yaml");
     let (before, rest) = text.split_once("strategies:").expect("strategies");
@@ -160,7 +160,7 @@ fn nested_aggregates() {
     assert_eq!(db.psql(differ).trim(), "0");
     db.psql(
         "UPDATE orders SET amount = amount + 1 WHERE order_id % 50 = 0; DELETE FROM orders WHERE order_id = 77;
-         UPDATE orders SET user_id = 500 WHERE order_id = 78",
+         UPDATE orders SET user_id = 2000 WHERE order_id = 78",
     );
     place.json(&["run", "p.yaml"], 0);
     assert_eq!(db.psql(differ).trim(), "0");

@@ -116,19 +116,23 @@ impl TestDb {
 
 impl Drop for TestDb {
     /// Best effort: the server may be gone, on purpose. Sessions, prepared transactions, subscriptions and replication
-    /// slots that a failed test left in the database would each forbid the drop.
+    /// slots that a failed test left in the database would each forbid the drop; two of them can only be ended there.
     fn drop(&mut self) {
         let name = &self.name;
         let _ = self.address.psql(
-            name,
-            "SELECT format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slot_name = NONE); DROP SUBSCRIPTION %1$I', subname)
-               FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database() \\gexec
-             SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE database = current_database() \\gexec",
-        );
-        let _ = self.address.psql(
             "postgres",
             &format!(
-                "ALTER DATABASE {name} ALLOW_CONNECTIONS false;
+                "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE database = '{name}')
+                   OR EXISTS (SELECT FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = '{name}') AS littered \\gset
+                 \\if :littered
+                   \\set ON_ERROR_STOP 0
+                   \\connect {name}
+                   SELECT format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slot_name = NONE); DROP SUBSCRIPTION %1$I', subname)
+                     FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database() \\gexec
+                   SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE database = current_database() \\gexec
+                   \\connect postgres
+                 \\endif
+                 ALTER DATABASE {name} ALLOW_CONNECTIONS false;
                  SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}';
                  DO $$ BEGIN
                    FOR attempt IN 1..200 LOOP

@@ -418,13 +418,18 @@ impl Postgres {
         Self::builder(version).start()
     }
 
-    /// A server for many tests. Nobody crashes it, so its log is written at once, and who follows it waits for nothing.
+    /// A server for many tests. Nobody crashes it, so its log is written at once, and who follows it waits for nothing; and
+    /// it holds no images of pages: each database that is dropped makes a checkpoint, behind which all of them would be
+    /// written again, and read by whoever follows the log.
     ///
     /// # Panics
     /// If it is not installed or does not start.
     #[track_caller]
     pub fn start_shared(version: PgVersion) -> Self {
-        Self::builder(version).setting("wal_writer_delay", "10ms").start()
+        Self::builder(version)
+            .setting("wal_writer_delay", "10ms")
+            .setting("full_page_writes", "off")
+            .start()
     }
 
     /// The server of this version that the whole test run shares. Use a [`TestDb`] of it, and change nothing that

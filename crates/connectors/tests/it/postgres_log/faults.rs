@@ -123,6 +123,9 @@ on_servers! {
             (Mode::Forward, Mode::Delay(Duration::from_millis(10))),
             (Mode::Throttle(200_000), Mode::Throttle(400_000)),
         ].into_iter().enumerate() {
+            if !has(version, n) {
+                continue;
+            }
             source.set(at_source);
             sink.set(at_sink);
             for i in 0..3 {

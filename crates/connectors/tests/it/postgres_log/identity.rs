@@ -128,7 +128,10 @@ on_servers! {
             ("numeric", "1", "1.0"),
             ("numeric[]", "'{1}'", "'{1.00}'"),
         ];
-        for (ty, was, is) in cases {
+        for (n, (ty, was, is)) in cases.into_iter().enumerate() {
+            if !has(version, n) {
+                continue;
+            }
             let c = Capture::new(version, &["t"], &format!("CREATE TABLE t (k {ty} PRIMARY KEY, a text); INSERT INTO t VALUES ({was}, 'a')"));
             c.catch_up().await.unwrap();
             for (n, step) in [

@@ -184,6 +184,12 @@ impl Capture {
     }
 }
 
+/// Whether a case is tried on this server: where no server behaves otherwise than another, each has every other case. A
+/// soak has all on both.
+fn has(version: PgVersion, case: usize) -> bool {
+    synctool_testkit::is_soak() || case.is_multiple_of(2) == (version == PgVersion::V18)
+}
+
 fn database(url: &str) -> Database {
     Database::open(PostgresConfig::from_url(url).unwrap()).unwrap()
 }

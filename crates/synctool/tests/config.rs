@@ -125,7 +125,13 @@ fn the_page_of_configuration_is_read_as_it_stands() {
     }
     assert_eq!(
         names,
-        ["datastores.yaml", "orders.yaml", "totals.yaml", "people.yaml", "synctool.yaml"]
+        [
+            "datastores.yaml",
+            "orders.yaml",
+            "totals.yaml",
+            "people.yaml",
+            "synctool.yaml"
+        ]
     );
     let loader = || Loader::new().env(|_| Some("x".into())).folder(GOOD);
     for name in &names[1..4] {
@@ -134,7 +140,9 @@ fn the_page_of_configuration_is_read_as_it_stands() {
         let told: Vec<String> = loaded.notices().map(ToString::to_string).collect();
         assert!(told.is_empty(), "{told:?}");
     }
-    let global = loader().global_config(Some(folder.path().join("synctool.yaml"))).global();
+    let global = loader()
+        .global_config(Some(folder.path().join("synctool.yaml")))
+        .global();
     let global = global.unwrap_or_else(|errors| panic!("{errors}"));
     assert!(global.not_yet.is_empty(), "{:?}", global.not_yet);
 }

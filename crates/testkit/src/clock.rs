@@ -47,12 +47,18 @@ impl JumpingClock {
         compiler.arg(clock.library()).arg(&source).arg("-ldl");
         let made = compiler.status().is_ok_and(|status| status.success());
         assert!(made, "a clock that jumps needs a C compiler: cc");
-        let told = Command::new("date").arg("+%s").env("LD_PRELOAD", clock.library()).output();
+        let told = Command::new("date")
+            .arg("+%s")
+            .env("LD_PRELOAD", clock.library())
+            .output();
         let told = told.unwrap_or_else(|e| panic!("date: {e}")).stdout;
         let told = String::from_utf8_lossy(&told).trim().parse().map(Duration::from_secs);
         let told = told.unwrap_or_else(|e| panic!("date says no time: {e}"));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        assert!(told.abs_diff(now) > Duration::from_secs(300_000_000), "the clock does not jump");
+        assert!(
+            told.abs_diff(now) > Duration::from_secs(300_000_000),
+            "the clock does not jump"
+        );
         clock
     }
 

@@ -217,7 +217,11 @@ impl Target {
     fn batch(&mut self, c: &mut ManagedConnection, batch: &ChangeBatch) -> Result<Applied> {
         batch.check_whole()?;
         let places = self.places(&batch.rows)?;
-        let before = batch.before.as_ref().map(|b| Ok((b, self.places(b)?))).transpose()?;
+        let before = batch
+            .before
+            .as_ref()
+            .map(|b| Ok::<_, Error>((b, self.places(b)?)))
+            .transpose()?;
         let mut changes = Vec::with_capacity(batch.len());
         for row in 0..batch.len() {
             let mut cells = self.cells(&batch.rows, &places, row)?;

@@ -67,7 +67,12 @@ fn only_new(table: &TableId, difference: &SchemaDifference) -> Result<()> {
     };
     let other = other.map(|(was, is)| {
         let alike = was.ty == is.ty;
-        format!("column {} was {} and is {}", was.name, named(was, alike), named(is, alike))
+        format!(
+            "column {} was {} and is {}",
+            was.name,
+            named(was, alike),
+            named(is, alike)
+        )
     });
     match gone.or(other) {
         None => Ok(()),

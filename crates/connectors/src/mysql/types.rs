@@ -713,7 +713,10 @@ mod tests {
             (ColumnType::Float32, "float(7,2) unsigned"),
         ] {
             let float = writer(ty, printed);
-            assert!(text(&float, "1.005").is_err() && text(&float, "1.5").is_ok(), "{printed}");
+            assert!(
+                text(&float, "1.005").is_err() && text(&float, "1.5").is_ok(),
+                "{printed}"
+            );
         }
         let single = |printed: &str| {
             let array = arrow_array::Float32Array::from(vec![1.1]);

@@ -107,7 +107,7 @@ fn block(request: &HashRequest, row: &Row<'_>, form: &mut Vec<u8>) -> Result<i64
     let first = request
         .key
         .first()
-        .map(|k| Ok((column(request, k), value(row, k.place)?)))
+        .map(|k| Ok::<_, Error>((column(request, k), value(row, k.place)?)))
         .transpose()?;
     if let (Blocks::Divide { width }, Some((_, ValueRef::Integer(key)))) = (request.blocks, first) {
         return Ok(key.div_euclid(width));

@@ -429,7 +429,10 @@ impl Ends<'_> {
             let config::StageWork::Enrich(enrich) = &stage.work else {
                 continue;
             };
-            let apart = enrich.fields.iter().any(|f| pipeline.key.iter().any(|k| **k == *f.dest));
+            let apart = enrich
+                .fields
+                .iter()
+                .any(|f| pipeline.key.iter().any(|k| **k == *f.dest));
             let goes = !groups && apart && (compares || adds);
             if *enrich.cardinality == config::Cardinality::OneToOne || goes {
                 continue;

@@ -355,9 +355,11 @@ fn a_table_that_goes_is_told() {
         let (_, status) = stage.json(&["cdc", "status", "shop.yaml"]);
         status["tables"][2][what].as_str().map(str::to_owned)
     };
-    wait_for("the table to be told", PATIENCE, || match (visit("absent"), running.stderr()) {
-        (Some(why), said) if why.contains("dropped") && said.contains("dropped") => Ok(()),
-        other => Err(format!("{other:?}")),
+    wait_for("the table to be told", PATIENCE, || {
+        match (visit("absent"), running.stderr()) {
+            (Some(why), said) if why.contains("dropped") && said.contains("dropped") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
     });
     stage.from.sql("UPDATE users SET first_name = 'on' WHERE id < 9");
     wait_for("the others to go on", PATIENCE, || {
@@ -365,7 +367,10 @@ fn a_table_that_goes_is_told() {
     });
     stop(running);
     let (_, text, _) = finished(&stage.command(&["cdc", "status", "shop.yaml"]));
-    assert!(text.contains("absent, see below") && text.contains("stays as it is"), "{text}");
+    assert!(
+        text.contains("absent, see below") && text.contains("stays as it is"),
+        "{text}"
+    );
     stage.catch_up();
     assert_ne!(stage.to.psql("SELECT count(*) FROM visit"), "0", "its copy stays");
     stage.from.sql(

@@ -423,7 +423,10 @@ fn a_mariadb_without_room_is_told_and_goes_on() {
         "RENAME TABLE users TO elsewhere; {made} DATA DIRECTORY='{}'; INSERT INTO users SELECT * FROM elsewhere; DROP TABLE elsewhere",
         disk.path().display()
     ));
-    assert!(disk.path().join(to.name()).join("users.ibd").exists(), "it stands there");
+    assert!(
+        disk.path().join(to.name()).join("users.ibd").exists(),
+        "it stands there"
+    );
     let ratings = || to.sql("SELECT GROUP_CONCAT(rating ORDER BY id) FROM restaurant");
     outgrows(&stage, &disk, ratings, |case| same_by_diff(&stage, &to.url(), case));
 }
@@ -647,7 +650,15 @@ fn a_wider_type_ends_a_log_with_a_step_that_helps() {
         .psql(&format!("SELECT pg_drop_replication_slot('{}')", stage.slot));
     stage.catch_up();
     let (from, columns) = (stage.from.url(), "id,name,rating");
-    let (code, out, err) = stage.run(&["diff", &from, "restaurant", &to.url(), "restaurant", "--columns", columns]);
+    let (code, out, err) = stage.run(&[
+        "diff",
+        &from,
+        "restaurant",
+        &to.url(),
+        "restaurant",
+        "--columns",
+        columns,
+    ]);
     assert_eq!(code, 0, "{out}\n{err}");
 }
 

@@ -346,7 +346,11 @@ fn a_column_of_another_type_is_drift_too() {
 #[test]
 fn a_joined_column_of_another_type_is_drift_too() {
     for (policy, exit) in [("freeze", 2), ("pause", 4)] {
-        for strategy in ["type: full", "type: hash", "type: delta, column: o.updated_at, margin: 1ms"] {
+        for strategy in [
+            "type: full",
+            "type: hash",
+            "type: delta, column: o.updated_at, margin: 1ms",
+        ] {
             let db = database("drift_joined");
             db.psql(
                 "CREATE TABLE customers(id int PRIMARY KEY, level int NOT NULL);

@@ -229,7 +229,11 @@ fn from_duckdb_by_every_strategy() {
     );
     let middle = End::DuckDb(folder());
     fill(&first, "timestamptz");
-    let place = Place::new(&[("first", first.entry()), ("middle", middle.entry()), ("to", last.entry())]);
+    let place = Place::new(&[
+        ("first", first.entry()),
+        ("middle", middle.entry()),
+        ("to", last.entry()),
+    ]);
     place.write(
         "in.yaml",
         "name: in\nsource: {datastore: first, table: items}\ndestination: {datastore: middle, table: items}\n\

@@ -601,7 +601,9 @@ fn carry(
             code::SCHEMA_MISMATCH,
             format!("column {name} is {has} at the destination, which would round values of {wants}"),
         )
-        .hint(format!("ALTER TABLE … ALTER COLUMN {name} TYPE {wants}; at the destination")));
+        .hint(format!(
+            "ALTER TABLE … ALTER COLUMN {name} TYPE {wants}; at the destination"
+        )));
     }
     let made_a_text = there.is_some_and(|there| {
         there.ty == (Text { max: None })

@@ -254,7 +254,10 @@ async fn rows_to_insert_that_lack_a_value_are_refused() {
         };
         let e = sink.write(Event::Rows(batch)).await.unwrap_err();
         assert_eq!(e.code(), code::VALUE_MALFORMED, "{op:?}: {e}");
-        assert!(e.to_string().contains("column at") && e.to_string().contains("table t"), "{e}");
+        assert!(
+            e.to_string().contains("column at") && e.to_string().contains("table t"),
+            "{e}"
+        );
         assert!(e.next_step().is_some(), "{e}");
     }
 }

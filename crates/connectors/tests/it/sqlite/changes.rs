@@ -205,7 +205,10 @@ async fn rows_to_insert_that_lack_a_value_are_refused() {
         };
         let e = writer.write(changes(&schema, &[lacking])).await.unwrap_err();
         assert_eq!(e.code(), code::VALUE_MALFORMED, "{op:?}: {e}");
-        assert!(e.to_string().contains("column b") && e.to_string().contains("table t"), "{e}");
+        assert!(
+            e.to_string().contains("column b") && e.to_string().contains("table t"),
+            "{e}"
+        );
         assert!(e.next_step().is_some(), "{e}");
         assert_eq!(db.one::<i64>("SELECT count(*) FROM t"), 0);
         // Nor one without the column itself.

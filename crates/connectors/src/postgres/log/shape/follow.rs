@@ -98,8 +98,8 @@ impl Shape {
                     // Texts of any kind come as texts; the bytes of another type would be taken for one.
                     let texts = c.column.ty == (ColumnType::Text { max: None })
                         && Wire::of_column_type(&column.ty) == Some(Wire::Text);
-                    let kept = texts
-                        || (column.ty == c.column.ty && holds(&c.column, &column, (c.modifier, r.modifier)));
+                    let kept =
+                        texts || (column.ty == c.column.ty && holds(&c.column, &column, (c.modifier, r.modifier)));
                     let want = Column {
                         name: c.column.name.clone(),
                         ..column

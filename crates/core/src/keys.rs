@@ -160,8 +160,9 @@ impl KeyColumn {
             && as_values(&self.source.order)
             && as_values(&self.destination.order);
         // An order in which several texts have one place cuts between none of them.
-        let alike = self.is_ordered_alike() && self.destination.folding.is_none();
-        !values && !(alike && self.destination.order != Order::Bytes)
+        let an_order = self.is_ordered_alike() && self.destination.order != Order::Bytes;
+        let ordered = an_order && self.destination.folding.is_none();
+        !values && !ordered
     }
 
     /// Refuses a column whose values the destination may call equal where the source does not.

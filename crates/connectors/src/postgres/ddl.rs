@@ -414,6 +414,32 @@ mod tests {
     }
 
     #[test]
+    fn a_column_of_fewer_digits_is_written_in_its_own_type() {
+        let there = |ty, name: &str| Column::new("c", ty).with_source_type(name);
+        let own = |there: &Column, wanted: &str| narrowed(there, wanted).unwrap();
+        let (seconds, all) = ("timestamp(0) without time zone", "timestamp without time zone");
+        assert_eq!(
+            own(&there(ColumnType::Timestamp, seconds), all).as_deref(),
+            Some(seconds)
+        );
+        assert_eq!(own(&there(ColumnType::Timestamp, all), seconds), None);
+        assert_eq!(own(&there(ColumnType::Timestamp, "shop.\"moment(0)\""), all), None);
+        let months = there(ColumnType::Interval, "interval year to month");
+        assert_eq!(own(&months, "interval year"), None);
+        let refused = narrowed(&months, "interval day to second(3)").unwrap_err();
+        assert_eq!(refused.code(), code::SCHEMA_MISMATCH);
+        assert_eq!(
+            own(&there(ColumnType::Interval, "interval(0)"), "interval").as_deref(),
+            Some("interval(0)")
+        );
+        assert_eq!(
+            own(&there(ColumnType::Native, "bit(4)"), "bit(8)").as_deref(),
+            Some("bit(4)")
+        );
+        assert!(narrowed(&there(ColumnType::Native, "real[]"), "double precision[]").is_err());
+    }
+
+    #[test]
     fn derived_names_are_cut_at_a_character() {
         let cut = derived_name(&"ä".repeat(31), "_pkey");
         assert!(cut.len() <= 63 && cut.ends_with("ä_pkey"));

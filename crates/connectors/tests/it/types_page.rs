@@ -94,7 +94,7 @@ async fn the_page_of_types_is_what_destinations_say() {
          MySQL such a value stops the run (`ST-DAT-001`), and those with no more digits are stored\n\
          (`synctool/tests/promises/changes.rs::a_column_that_keeps_fewer_digits_rounds_nothing`; a domain's digits are not seen). Arrays of exact numbers or floats\n\
          that an array of the destination would round, and intervals whose fields it would cut, are refused by the plan\n\
-         (`synctool/tests/promises/changes.rs::arrays_and_intervals_are_not_rounded`). Other destinations have no such columns that take these values.\n",
+         (`synctool/tests/promises/changes.rs::arrays_and_intervals_are_not_rounded`). Other destinations have no such columns, but for texts that DuckDB casts.\n",
     );
     // Without the feature the page has a column less; the full one is what stands in the docs.
     if cfg!(feature = "duckdb") {

@@ -461,7 +461,8 @@ impl ColumnType {
             }
             (from, Numeric) if integer_digits(from).is_some() => true,
             (from, Decimal { precision, scale }) if integer_digits(from).is_some() => {
-                integer_digits(from).is_some_and(|d| d <= i32::from(*precision) - i32::from(*scale))
+                // A negative scale rounds digits before the point.
+                *scale >= 0 && integer_digits(from).is_some_and(|d| d <= i32::from(*precision) - i32::from(*scale))
             }
             (from, to) => match (signed(from), unsigned(from), signed(to), unsigned(to)) {
                 (Some(a), _, Some(b), _) | (_, Some(a), _, Some(b)) => a <= b,
@@ -594,6 +595,13 @@ mod tests {
         for t in all {
             assert_eq!(t.to_string().parse::<ColumnType>().unwrap(), t);
         }
+    }
+
+    #[test]
+    fn integers_fit_only_where_every_digit_is_kept() {
+        let decimal = |precision, scale| ColumnType::Decimal { precision, scale };
+        assert!(ColumnType::Int32.fits(&decimal(10, 0)) && ColumnType::Int32.fits(&decimal(12, 2)));
+        assert!(!ColumnType::Int32.fits(&decimal(11, 2)) && !ColumnType::Int32.fits(&decimal(12, -2)));
     }
 
     #[test]

@@ -111,6 +111,14 @@ pub trait Destination: Send + Sync {
         Ok(None)
     }
 
+    /// The type of the column that is `there`, where values of the same logical type that would be stored as `type_name` are
+    /// to be written as that: it keeps fewer digits, and by it whoever writes refuses what would be rounded. `None` where
+    /// nothing is rounded; an error where some values would be, and nobody could see it.
+    fn narrowed(&self, there: &Column, type_name: &str) -> Result<Option<String>> {
+        let _ = (there, type_name);
+        Ok(None)
+    }
+
     /// Why an existing table cannot be swapped without losing something (incoming foreign keys, user triggers, row
     /// security, extra columns); empty if it can.
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>>;

@@ -1,7 +1,7 @@
 //! What becomes of a followed table whose columns change, as the policy says: nothing is lost without a word.
 
 use synctool_core::error::{Error, Result, code};
-use synctool_core::schema::{Column, ColumnType, SchemaDifference, TableId};
+use synctool_core::schema::{Column, SchemaDifference, TableId};
 
 /// What becomes of a log whose tables get other columns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -103,11 +103,16 @@ pub(crate) trait Drifting {
     fn widens(&mut self, column: Column);
 }
 
-/// Whether every value that a column has fits into another type, so that the destination's can be altered.
-pub(crate) fn widens(was: &ColumnType, is: &ColumnType, is_key: bool) -> bool {
-    let integers = was.is_integer() && is.is_integer();
+/// Whether every value that a column has fits into another type, so that the destination's can be altered. One of times of
+/// the same kind is another type only where it keeps more digits.
+pub(crate) fn widens(was: &Column, is: &Column, is_key: bool) -> bool {
+    let integers = was.ty.is_integer() && is.ty.is_integer();
+    let wider = match was.ty == is.ty {
+        true => was.widens_to(is),
+        false => was.ty.fits(&is.ty),
+    };
     // Another order of keys would mean other ranges.
-    was != is && was.fits(is) && (integers || !is_key)
+    wider && (integers || !is_key)
 }
 
 /// What a sink must know of these columns, the first of which are those of the plan, that knows nothing else.
@@ -161,7 +166,7 @@ pub(crate) fn judge<C: Drifting>(
     }
     for (was, is) in std::mem::take(&mut difference.retyped) {
         let column = columns.iter_mut().find(|c| c.column().name == was.name);
-        let may = |c: &&mut C| drift == Drift::Evolve && widens(&c.column().ty, &is.ty, key.contains(&was.name));
+        let may = |c: &&mut C| drift == Drift::Evolve && widens(c.column(), &is, key.contains(&was.name));
         let Some(column) = column.filter(may) else {
             difference.retyped.push((was, is));
             return only_new(table, difference);

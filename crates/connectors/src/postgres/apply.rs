@@ -7,6 +7,7 @@
 use super::client::Connection;
 use super::control::{Move, Moves};
 use super::destination::{PostgresDestination, Target};
+use super::digits::differ_in_digits;
 use super::fold::{Cells, Change, Key, Net, New, Pending, Place, is_exact, one_form, pattern_of};
 use super::integrity::{Integrity, may_replicate};
 use super::merge::{Mapping, columns_of, oid_of};
@@ -185,7 +186,7 @@ impl Applier {
     async fn table(
         &mut self,
         session: &Connection,
-        target: Target,
+        mut target: Target,
         (source, by_bytes): (TableId, Vec<String>),
         number: usize,
     ) -> Result<Table> {
@@ -193,6 +194,13 @@ impl Applier {
             .await?
             .ok_or_else(|| Error::gone_at_destination(&target.table))?;
         let existing = columns_of(&**session, oid).await?;
+        // By the digits that its columns keep now, whoever made or altered them: what they would round is refused.
+        for (column, ty) in target.schema.columns.iter().zip(&mut target.types) {
+            let there = existing.iter().find(|e| e.name == column.name);
+            if let Some(there) = there.filter(|e| differ_in_digits(&e.type_name, ty)) {
+                ty.clone_from(&there.type_name);
+            }
+        }
         let mapping = Mapping::new(&target.table, &target.schema, &target.types, &existing)?;
         mapping.check_updatable(&target.table)?;
         let integrity = Integrity::of(&**session, oid).await?;
@@ -719,7 +727,8 @@ impl Applier {
                 continue;
             };
             let type_name = self.destination.type_of(want);
-            if there(&want.name).is_some_and(|have| !want.ty.fits(&have.ty)) {
+            let stored = want.clone().with_source_type(type_name.clone());
+            if there(&want.name).is_some_and(|have| !want.ty.fits(&have.ty) || super::ddl::rounds(&have, &stored)) {
                 let sql = format!("ALTER TABLE {name} ALTER COLUMN {} TYPE {type_name}", ident(&want.name));
                 let done = session.batch_execute(&sql).await;
                 done.map_err(|e| session.error(e, "altering a column").at("column", want.name.clone()))?;

@@ -1,6 +1,7 @@
 //! How columns are stored in PostgreSQL, and the statements that make tables.
 
 use super::ENGINE;
+use super::digits::{cut_in_arrays, differ_in_digits};
 use super::sql::{MAX_NAME, check_ident, ident, literal, table};
 use std::collections::HashSet;
 use synctool_core::error::{Error, Result, code};
@@ -36,7 +37,7 @@ impl KnownTypes {
 
 /// `numeric(12,2)` → `numeric`, `timestamp(3) without time zone` → `timestamp without time zone`,
 /// `interval day to second(3)` → `interval`. Quoted names are left alone.
-fn without_modifier(printed: &str) -> String {
+pub(super) fn without_modifier(printed: &str) -> String {
     if printed.starts_with("interval ") || printed.starts_with("interval(") {
         return "interval".into();
     }
@@ -93,9 +94,63 @@ pub(super) fn rounds(there: &Column, wanted: &Column) -> bool {
 }
 
 /// The digits of a second that a type of times keeps.
-fn second_digits(printed: &str) -> u8 {
-    let said = printed.split_once('(').and_then(|(_, rest)| rest.split(')').next());
-    said.and_then(|n| n.parse().ok()).unwrap_or(6)
+pub(super) fn second_digits(printed: &str) -> u8 {
+    let said = modifier(printed).and_then(|n| n.parse().ok());
+    said.unwrap_or(6)
+}
+
+/// What stands in the brackets of a built-in type.
+pub(super) fn modifier(printed: &str) -> Option<&str> {
+    let (_, rest) = printed.split_once('(').filter(|_| !printed.contains('"'))?;
+    rest.split(')').next()
+}
+
+/// The type of a column that is here, where values stored as another type of its kind are to be written as that, so that
+/// what it would round is refused ([`super::digits::Digits`]) and what it would cut, too: a cast does both unseen.
+pub(super) fn narrowed(there: &Column, type_name: &str) -> Result<Option<String>> {
+    use ColumnType::*;
+    let Some(own) = there.source_type.as_deref().filter(|own| *own != type_name) else {
+        return Ok(None);
+    };
+    let (fewer, unseen) = match there.ty {
+        Time | TimeTz | Timestamp | TimestampTz => (second_digits(own) < second_digits(type_name), false),
+        Interval => (
+            second_digits(own) < second_digits(type_name),
+            last_field(own) < last_field(type_name),
+        ),
+        // A cast cuts bits, too.
+        Native => (
+            own.starts_with("bit(")
+                || (differ_in_digits(own, type_name) && second_digits(own) < second_digits(type_name)),
+            cut_in_arrays(type_name, own),
+        ),
+        _ => (false, false),
+    };
+    match unseen {
+        true => Err(would_round(there, type_name)),
+        false => Ok(fewer.then(|| own.to_owned())),
+    }
+}
+
+/// The refusal of a column that keeps less of values than the type that is wanted.
+pub(super) fn would_round(there: &Column, wanted: &str) -> Error {
+    let name = &there.name;
+    let has = there.source_type.clone().unwrap_or_else(|| there.ty.to_string());
+    Error::new(
+        code::SCHEMA_MISMATCH,
+        format!("column {name} is {has} at the destination, which would round values of {wanted}"),
+    )
+    .hint(format!(
+        "ALTER TABLE … ALTER COLUMN {name} TYPE {wanted}; at the destination"
+    ))
+}
+
+/// The last field that a type of intervals keeps, counted from the years.
+fn last_field(printed: &str) -> usize {
+    const FIELDS: [&str; 6] = ["year", "month", "day", "hour", "minute", "second"];
+    let names = printed.split('(').next().unwrap_or_default();
+    let last = names.rsplit(' ').next();
+    FIELDS.iter().position(|f| Some(*f) == last).unwrap_or(FIELDS.len() - 1)
 }
 
 /// How a source column is stored here.
@@ -356,6 +411,32 @@ mod tests {
             },
         );
         assert_eq!(store_as(&old, "mysql", &negative).type_name, "numeric");
+    }
+
+    #[test]
+    fn a_column_of_fewer_digits_is_written_in_its_own_type() {
+        let there = |ty, name: &str| Column::new("c", ty).with_source_type(name);
+        let own = |there: &Column, wanted: &str| narrowed(there, wanted).unwrap();
+        let (seconds, all) = ("timestamp(0) without time zone", "timestamp without time zone");
+        assert_eq!(
+            own(&there(ColumnType::Timestamp, seconds), all).as_deref(),
+            Some(seconds)
+        );
+        assert_eq!(own(&there(ColumnType::Timestamp, all), seconds), None);
+        assert_eq!(own(&there(ColumnType::Timestamp, "shop.\"moment(0)\""), all), None);
+        let months = there(ColumnType::Interval, "interval year to month");
+        assert_eq!(own(&months, "interval year"), None);
+        let refused = narrowed(&months, "interval day to second(3)").unwrap_err();
+        assert_eq!(refused.code(), code::SCHEMA_MISMATCH);
+        assert_eq!(
+            own(&there(ColumnType::Interval, "interval(0)"), "interval").as_deref(),
+            Some("interval(0)")
+        );
+        assert_eq!(
+            own(&there(ColumnType::Native, "bit(4)"), "bit(8)").as_deref(),
+            Some("bit(4)")
+        );
+        assert!(narrowed(&there(ColumnType::Native, "real[]"), "double precision[]").is_err());
     }
 
     #[test]

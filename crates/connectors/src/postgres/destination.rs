@@ -461,6 +461,10 @@ impl Destination for PostgresDestination {
         }
     }
 
+    fn narrowed(&self, there: &Column, type_name: &str) -> Result<Option<String>> {
+        ddl::narrowed(there, type_name)
+    }
+
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {
         let client = self.database.connect().await?;
         let types: Vec<String> = wanted

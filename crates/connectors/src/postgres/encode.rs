@@ -1,6 +1,7 @@
 //! Arrow columns into COPY fields, binary or text.
 
 use super::decode::{EPOCH_DAYS, EPOCH_MICROS};
+use super::digits::Digits;
 use super::numeric;
 use super::types::Wire;
 use arrow_array::cast::AsArray;
@@ -25,6 +26,7 @@ pub struct Encoder {
     type_name: String,
     arrow: DataType,
     wire: Wire,
+    digits: Option<Digits>,
 }
 
 /// Whether cells of `column` (in its carrier) have a binary form for a destination column of type `type_name` (as
@@ -60,6 +62,7 @@ impl Encoder {
             type_name: type_name.to_string(),
             arrow,
             wire,
+            digits: Digits::of(&column.name, type_name),
         })
     }
 
@@ -157,6 +160,9 @@ impl Cells<'_> {
         if self.nulls.is_some_and(|n| n.is_null(row)) {
             out.put_i32(-1);
             return Ok(());
+        }
+        if let Some(digits) = &self.encoder.digits {
+            digits.check(self.array, row)?;
         }
         match &self.from {
             From::Bool(a) => fixed(out, [u8::from(a.value(row))]),

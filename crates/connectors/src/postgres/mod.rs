@@ -13,6 +13,7 @@ mod copy;
 mod ddl;
 mod decode;
 pub mod destination;
+mod digits;
 mod encode;
 mod examine;
 mod examine_sink;

@@ -1,6 +1,7 @@
 //! Batches as the rows of COPY … FROM STDIN: binary where every column has a binary form here, text otherwise.
 
 use super::ddl::quoted;
+use super::digits::Digits;
 use super::sql::idents;
 use super::types::{Cells, Encoder, copy_text_field};
 use arrow_array::{Array, RecordBatch};
@@ -24,13 +25,15 @@ pub(super) struct RowEncoder {
     form: CopyForm,
     /// Only for [`CopyForm::Binary`].
     encoders: Vec<Encoder>,
-    columns: usize,
+    /// What each column keeps of its values.
+    digits: Vec<Option<Digits>>,
 }
 
 impl RowEncoder {
     /// `types` are the columns' types at the server. `None` leaves the form to us.
     pub(super) fn new(columns: &[Column], types: &[String], form: Option<CopyForm>) -> Result<Self> {
         let mut encoders = Vec::with_capacity(columns.len());
+        let digits = columns.iter().zip(types).map(|(c, ty)| Digits::of(&c.name, ty));
         for (c, ty) in columns.iter().zip(types) {
             match Encoder::new(c, ty) {
                 Some(encoder) => encoders.push(encoder),
@@ -48,7 +51,7 @@ impl RowEncoder {
         Ok(RowEncoder {
             form: form.unwrap_or(if all { CopyForm::Binary } else { CopyForm::Text }),
             encoders,
-            columns: columns.len(),
+            digits: digits.collect(),
         })
     }
 
@@ -57,7 +60,7 @@ impl RowEncoder {
         RowEncoder {
             form: CopyForm::Binary,
             encoders: Vec::new(),
-            columns: 0,
+            digits: Vec::new(),
         }
     }
 
@@ -84,11 +87,11 @@ impl RowEncoder {
 
     /// A batch's rows, ready to be written.
     pub(super) fn bind<'a>(&'a self, batch: &'a RecordBatch) -> Result<Rows<'a>> {
-        if batch.num_columns() != self.columns {
+        if batch.num_columns() != self.digits.len() {
             return Err(Error::bug(format!(
                 "{} columns come where the table has {}",
                 batch.num_columns(),
-                self.columns
+                self.digits.len()
             )));
         }
         let columns = batch.columns().iter();
@@ -100,7 +103,12 @@ impl RowEncoder {
                     .map(|(e, c)| e.bind(c.as_ref()))
                     .collect::<Result<_>>()?,
             ),
-            CopyForm::Text => Rows::Text(columns.map(AsRef::as_ref).collect()),
+            CopyForm::Text => Rows::Text(
+                columns
+                    .zip(&self.digits)
+                    .map(|(c, digits)| (c.as_ref(), digits.as_ref()))
+                    .collect(),
+            ),
         })
     }
 
@@ -157,7 +165,7 @@ impl ToSql for Parameter {
 /// The rows of one batch.
 pub(super) enum Rows<'a> {
     Binary(Vec<Cells<'a>>),
-    Text(Vec<&'a dyn Array>),
+    Text(Vec<(&'a dyn Array, Option<&'a Digits>)>),
 }
 
 impl Rows<'_> {
@@ -169,9 +177,12 @@ impl Rows<'_> {
                 cells.iter().try_for_each(|c| c.write(row, out))
             }
             Rows::Text(columns) => {
-                for (i, column) in columns.iter().enumerate() {
+                for (i, (column, digits)) in columns.iter().enumerate() {
                     if i > 0 {
                         out.put_u8(b'\t');
+                    }
+                    if let Some(digits) = digits {
+                        digits.check(*column, row)?;
                     }
                     copy_text_field(out, *column, row)?;
                 }

@@ -88,7 +88,13 @@ async fn the_page_of_types_is_what_destinations_say() {
          by the same type where it exists at the destination.\n\n\
          Values that no type of a destination can hold stop the run with `ST-DAT-001` and name the column, never the value:\n\
          infinite dates and timestamps and NaN decimals in Parquet (and NaN decimals in DuckDB); infinity, NaN, negative zero and years before\n\
-         Christ or beyond 9999 in MySQL. `as_text: true` on the column carries them as text.\n",
+         Christ or beyond 9999 in MySQL. `as_text: true` on the column carries them as text.\n\
+         \n\
+         A column that is there and keeps fewer digits than a value has would round it, and no server tells: into PostgreSQL and\n\
+         MySQL such a value stops the run (`ST-DAT-001`), and those with no more digits are stored\n\
+         (`synctool/tests/promises/changes.rs::a_column_that_keeps_fewer_digits_rounds_nothing`; a domain's digits are not seen). Arrays of exact numbers or floats\n\
+         that an array of the destination would round, and intervals whose fields it would cut, are refused by the plan\n\
+         (`synctool/tests/promises/changes.rs::arrays_and_intervals_are_not_rounded`). Other destinations have no such columns, but for texts that DuckDB casts.\n",
     );
     // Without the feature the page has a column less; the full one is what stands in the docs.
     if cfg!(feature = "duckdb") {

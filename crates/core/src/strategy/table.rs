@@ -691,8 +691,22 @@ fn carry(
     }
     // From here on the column is the destination's, and so is the name of its type: `INTEGER` is not the same
     // everywhere.
-    to.source_type = Some(stored.type_name);
+    to.source_type = Some(own_type(destination, &to, there, stored.type_name)?);
     Ok((from, to))
+}
+
+/// The name of the type in which a column is written: that of the destination's own one where it keeps fewer digits.
+fn own_type(
+    destination: &dyn Destination,
+    column: &Column,
+    there: Option<&Column>,
+    type_name: String,
+) -> Result<String> {
+    let own = match there.filter(|t| t.ty == column.ty) {
+        Some(there) => destination.narrowed(there, &type_name)?,
+        None => None,
+    };
+    Ok(own.unwrap_or(type_name))
 }
 
 fn does_not_fit(there: &Column, wanted: &str) -> Error {
@@ -724,7 +738,7 @@ fn store_made(destination: &dyn Destination, column: &mut Column, there: Option<
         return Err(does_not_fit(there, &column.ty.to_string()));
     }
     column.carrier = stored.carrier;
-    column.source_type = Some(stored.type_name);
+    column.source_type = Some(own_type(destination, column, there, stored.type_name)?);
     Ok(())
 }
 

@@ -223,6 +223,10 @@ impl<D: Destination + ?Sized> Destination for FaultyDestination<D> {
         self.0.made_here(table).await
     }
 
+    fn narrowed(&self, there: &Column, type_name: &str) -> Result<Option<String>> {
+        self.0.narrowed(there, type_name)
+    }
+
     async fn swap_obstacles(&self, table: &TableId, wanted: &TableSchema) -> Result<Vec<String>> {
         self.0.swap_obstacles(table, wanted).await
     }

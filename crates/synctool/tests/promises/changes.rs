@@ -495,6 +495,97 @@ fn a_widened_column_keeps_the_rest_of_its_definition() {
     }
 }
 
+/// A column of the destination that keeps fewer digits of a second takes what it keeps, whatever the strategy; what it would
+/// round ends the run, and nothing of that is seen.
+#[test]
+fn a_column_that_keeps_fewer_digits_rounds_nothing() {
+    for (number, strategy) in [
+        "{type: hash}",
+        "{type: full, full_mode: upsert}",
+        "{type: full}",
+        "{type: delta, column: at, margin: 1ms}",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let from = match number % 2 {
+            0 => End::Postgres(database("digits_from")),
+            _ => End::Maria(MariaDb::shared().database("digits_from")),
+        };
+        let ty = match &from {
+            End::Postgres(_) => "timestamptz",
+            _ => "timestamp(6)",
+        };
+        from.change(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, at {ty} NOT NULL, o time(6));
+             INSERT INTO items VALUES (1, '2024-01-01 10:00:00', '10:00:00')"
+        ));
+        let to = database("digits_to");
+        to.psql("CREATE TABLE copies(id int PRIMARY KEY, at timestamptz(0) NOT NULL, o time(0))");
+        let place = Place::new(&[("from", from.entry()), ("to", postgres(&to))]);
+        place.write(
+            "p.yaml",
+            &format!(
+                "name: p\nsource: {{datastore: from, table: items}}\ndestination: {{datastore: to, table: copies}}\n\
+                 strategies: [{strategy}]\n"
+            ),
+        );
+        place.json(&["run", "p.yaml"], 0);
+        from.change("INSERT INTO items VALUES (2, '2024-01-01 11:00:00.5', '11:00:00')");
+        let refused = place.json(&["run", "p.yaml"], 1).to_string();
+        assert!(
+            refused.contains("ST-DAT-001") && refused.contains("column at"),
+            "{strategy}: {refused}"
+        );
+        assert_eq!(
+            to.psql("SELECT string_agg(id::text, ',') FROM copies").trim(),
+            "1",
+            "{strategy}"
+        );
+        to.psql("ALTER TABLE copies ALTER at TYPE timestamptz");
+        place.json(&["state", "reset", "p", "--yes"], 0);
+        place.json(&["run", "p.yaml"], 0);
+        let halves = "SELECT count(*) FROM copies WHERE to_char(at, 'US') = '500000' AND o = '11:00'";
+        assert_eq!(to.psql(halves).trim(), "1", "{strategy}");
+    }
+}
+
+/// The same of arrays and intervals; where no value is looked at, the plan refuses the types.
+#[test]
+fn arrays_and_intervals_are_not_rounded() {
+    for (is, there, value, exit, says) in [
+        ("numeric(10,2)[]", "numeric(12,4)[]", "{1.50,NULL}", 0, ""),
+        ("numeric(12,4)[]", "numeric(10,2)[]", "{1.0050}", 2, "would round"),
+        ("timestamp[]", "timestamp(0)[]", "{2024-01-01 10:00:00}", 0, ""),
+        (
+            "timestamp[]",
+            "timestamp(0)[]",
+            "{2024-01-01 10:00:00.5}",
+            1,
+            "ST-DAT-001",
+        ),
+        ("interval", "interval(0)", "1 day 00:00:01.5", 1, "ST-DAT-001"),
+        ("interval", "interval year to month", "1 day", 2, "would round"),
+        ("double precision[]", "real[]", "{0.1}", 2, "would round"),
+    ] {
+        let (from, to) = (database("rounded_from"), database("rounded_to"));
+        from.psql(&format!(
+            "CREATE TABLE items(id int PRIMARY KEY, v {is}); INSERT INTO items VALUES (1, '{value}')"
+        ));
+        to.psql(&format!("CREATE TABLE copies(id int PRIMARY KEY, v {there})"));
+        let place = Place::new(&[("from", postgres(&from)), ("to", postgres(&to))]);
+        place.write(
+            "p.yaml",
+            "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: copies}\n\
+             strategies: [{type: full, full_mode: upsert}]\n",
+        );
+        let told = place.json(&["run", "p.yaml"], exit).to_string();
+        assert!(told.contains(says), "{is} into {there}: {told}");
+        let rows = to.psql("SELECT count(*) FROM copies");
+        assert_eq!(rows.trim() == "1", exit == 0, "{is} into {there}: {told}");
+    }
+}
+
 /// Where something depends on the column, the statement to run is named, and nothing is changed. Without a word nothing is
 /// widened either.
 #[test]

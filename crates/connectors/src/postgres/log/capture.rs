@@ -595,15 +595,8 @@ fn carry(
         && (source.engine(), destination.engine()) == (ENGINE, ENGINE)
         && ddl::rounds(there, column)
     {
-        let name = |c: &Column| c.source_type.clone().unwrap_or_else(|| c.ty.to_string());
-        let (name, has, wants) = (&there.name, name(there), name(column));
-        return Err(Error::new(
-            code::SCHEMA_MISMATCH,
-            format!("column {name} is {has} at the destination, which would round values of {wants}"),
-        )
-        .hint(format!(
-            "ALTER TABLE … ALTER COLUMN {name} TYPE {wants}; at the destination"
-        )));
+        let wanted = column.source_type.clone().unwrap_or_else(|| column.ty.to_string());
+        return Err(ddl::would_round(there, &wanted));
     }
     let made_a_text = there.is_some_and(|there| {
         there.ty == (Text { max: None })

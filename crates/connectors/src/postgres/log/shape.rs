@@ -8,6 +8,7 @@ pub(super) use parts::{Parts, Ways, look, of_all};
 
 use super::super::catalog;
 use super::super::client::Connection;
+use super::super::ddl;
 use super::super::slices::{Order, Orders};
 use super::super::sql::ident;
 use super::super::types::Wire;
@@ -345,7 +346,8 @@ impl Shape {
             let ahead = retyped.filter(|_| drift == Drift::Evolve && !followed.key.is_empty());
             if let Some(a) = ahead
                 && let Some(column) = described.schema.column(&a.name)
-                && logs::widens(&known.column.ty, &column.ty, is_key)
+                && logs::widens(&known.column, column, is_key)
+                && (known.column.ty != column.ty || ddl::rounds(&known.column, column))
             {
                 (known.type_oid, known.modifier, known.written) = (a.type_oid, a.modifier, a.written);
                 (known.widened, rewritten) = (true, true);

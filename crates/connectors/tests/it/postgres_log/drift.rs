@@ -58,6 +58,31 @@ on_servers! {
         }
     }
 
+    /// Times that get more digits of a second: the destination's column gets them, too, before a value needs them.
+    async fn times_that_get_more_digits_are_followed(version: PgVersion) {
+        for down in [true, false] {
+            let made = "CREATE TABLE t (id int PRIMARY KEY, at timestamp(0), o time(3)); INSERT INTO t VALUES (1, '2026-01-01', '10:00')";
+            let mut c = Capture::new(version, &["t"], made);
+            c.options.drift = Drift::Evolve;
+            c.catch_up().await.unwrap();
+            let running = match down {
+                true => None,
+                false => Some(Following::start(&c).await),
+            };
+            c.from.psql("BEGIN; INSERT INTO t VALUES (2, '2026-01-02', '11:00:00.5'); ALTER TABLE t ALTER at TYPE timestamp, ALTER o TYPE time; \
+                INSERT INTO t VALUES (3, '2026-01-03 00:00:00.123456', '12:00:00.000001'); COMMIT");
+            until_same(&c, running.as_ref(), "id, at, o").await;
+            if let Some(running) = running {
+                running.stop().await.unwrap();
+            }
+            let types = "SELECT string_agg(format_type(atttypid, atttypmod), ', ' ORDER BY attnum) FROM pg_attribute \
+                WHERE attrelid = 't'::regclass AND attname IN ('at', 'o')";
+            assert_eq!(c.to.psql(types), "timestamp without time zone, time without time zone");
+            c.from.psql("INSERT INTO t VALUES (4, '2026-01-04 00:00:00.5', '13:00:00.25')");
+            until_same(&c, None, "id, at, o").await;
+        }
+    }
+
     /// A table that is read again while its columns change gives the values that it has.
     async fn chunks_beside_changes_of_columns_end_equal(version: PgVersion) {
         let mut c = following(version, Drift::Evolve);

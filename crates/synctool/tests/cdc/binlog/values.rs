@@ -148,6 +148,23 @@ fn mariadb_and_sqlite_follow_a_log() {
     }
 }
 
+/// A column of the destination that keeps fewer digits of a second takes what it keeps; what it would round ends the log.
+#[test]
+fn a_column_that_keeps_fewer_digits_rounds_nothing() {
+    let made = "CREATE TABLE t (id int PRIMARY KEY, at datetime(6)); INSERT INTO t VALUES (1, '2026-01-01 00:00:00')";
+    let stage = Stage::of(made, "tables: [t]");
+    stage.to.psql("CREATE TABLE t (id int PRIMARY KEY, at timestamp(0))");
+    stage.catch_up();
+    assert_eq!(stage.to.psql("SELECT at FROM t"), "2026-01-01 00:00:00");
+    stage.from.sql("INSERT INTO t VALUES (2, '2026-01-01 00:00:00.5')");
+    let (code, why) = stage.refused();
+    assert!(code == "ST-DAT-001" && why.contains("column at"), "{why}");
+    assert_eq!(stage.to.psql("SELECT max(id) FROM t"), "1");
+    stage.to.psql("ALTER TABLE t ALTER at TYPE timestamp");
+    stage.catch_up();
+    assert_eq!(stage.to.psql("SELECT at FROM t WHERE id = 2"), "2026-01-01 00:00:00.5");
+}
+
 #[test]
 fn without_metadata_the_catalog_says_the_names() {
     let server = MariaDb::start_with(&["--binlog-row-metadata=NO_LOG"]);

@@ -252,7 +252,8 @@ impl Postgres {
             .keepalives_interval(Duration::from_secs(10))
             .keepalives_retries(6);
         // How long a dead network is waited for, whether anything is under way or not: what is set above only says when an
-        // idle session asks for a sign of life. A server that takes no more of a COPY for so long is given up, too.
+        // idle session asks for a sign of life. A server that takes no more of a COPY for so long is given up, too, although
+        // it lives.
         if let Some(timeout) = config.tcp_user_timeout {
             settings.tcp_user_timeout(timeout);
         }
@@ -382,7 +383,11 @@ impl Link {
     fn error(&self, e: tokio_postgres::Error, what: &str) -> Error {
         match self.ended.get() {
             Some(cause) if e.is_closed() => {
-                Error::new(cause.code(), format!("{what} failed: {}", cause.message())).caused_by(e)
+                let error = Error::new(cause.code(), format!("{what} failed: {}", cause.message())).caused_by(e);
+                match cause.next_step() {
+                    Some(next) => error.hint(next.to_owned()),
+                    None => error,
+                }
             }
             _ => map_error(e, what),
         }
@@ -511,6 +516,16 @@ async fn cancel_query(token: &CancelToken, way: Option<Way>) {
     }
 }
 
+/// What to do where a machine gave no sign of life, or a server took nothing, for longer than we wait.
+const TOOK_NOTHING: &str = "the work is tried again; if it repeats and the server is only slow to take what it is sent (many indexes, \
+     a slow disk), set a longer tcp_user_timeout for this datastore";
+
+/// Whether the system gave a connection up because nothing came of what was sent.
+fn timed_out(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let io = cause.downcast_ref::<std::io::Error>();
+    io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut)
+}
+
 /// The error of a call: SQLSTATE to code, with the server's own sentence only where it cannot hold a value.
 /// `what` says what was tried (`reading public.items`).
 pub fn map_error(e: tokio_postgres::Error, what: &str) -> Error {
@@ -554,7 +569,10 @@ pub fn map_error(e: tokio_postgres::Error, what: &str) -> Error {
     } else if lost {
         (
             code::CONNECTION_LOST,
-            "the work is tried again; look into the server's log if it repeats",
+            match e.source().is_some_and(timed_out) {
+                true => TOOK_NOTHING,
+                false => "the work is tried again; look into the server's log if it repeats",
+            },
         )
     } else if alert || text.contains("TLS") {
         (
@@ -653,9 +671,19 @@ mod tests {
             let database = Postgres::open(PostgresConfig::from_url(&url).unwrap()).unwrap();
             database.settings(false).get_tcp_user_timeout().copied()
         };
-        assert_eq!(of(""), Some(Duration::from_secs(120)));
+        assert_eq!(of(""), Some(Duration::from_secs(300)));
         assert_eq!(of("&tcp_user_timeout=60000"), Some(Duration::from_secs(60)));
         assert_eq!(of("&tcp_user_timeout=0"), None);
+    }
+
+    /// A server that is only slow would meet the same again and again.
+    #[test]
+    fn a_server_that_took_nothing_for_too_long_is_told_with_the_setting() {
+        // ETIMEDOUT, as the system says it.
+        let late = std::io::Error::from_raw_os_error(110);
+        let gone = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(timed_out(&late) && !timed_out(&gone));
+        assert!(TOOK_NOTHING.contains("tcp_user_timeout"));
     }
 
     #[test]

@@ -86,6 +86,11 @@ impl FromStr for SslMode {
     }
 }
 
+/// How long a server's machine may give no sign of life, or take nothing of what is sent. A healthy server takes nothing for
+/// a while, too: it reads a thousand rows of a COPY and then puts all of them into the table's indexes, each a third of a
+/// second at most (waits for locks end after a minute). If that were too long, it would be so each time anew.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// How to reach a PostgreSQL database.
 #[derive(Clone)]
 pub struct PostgresConfig {
@@ -150,7 +155,7 @@ impl PostgresConfig {
             sslcert: None,
             sslkey: None,
             connect_timeout: Duration::from_secs(10),
-            tcp_user_timeout: Some(Duration::from_secs(120)),
+            tcp_user_timeout: Some(PATIENCE),
             statement_timeout: None,
             application_name: "synctool".into(),
             max_connections: 10,

@@ -776,6 +776,16 @@ fn limits(parameters: &Parameters) -> [(&'static str, i32); 5] {
     ]
 }
 
+/// The command that brings a file of the log from the gate: the gate's own file, which is on the disk already. A standby that
+/// nobody sends its log (`primary_conninfo`) only removes or renames what it restored.
+fn restores_from(gate: &str) -> String {
+    // %% so that a percent sign of the path is not taken for a placeholder; quotes for the shell.
+    let gate = format!("'{}'", gate.replace('%', "%%").replace('\'', r"'\''"));
+    // A file that is not there is asked for again and again, without a word in the log; one that cannot be read is told.
+    // What is in the way of a copy goes first: it may be another file of the gate, which would be written over.
+    format!("test -e {gate}/%f && {{ ln {gate}/%f %p 2>/dev/null || {{ rm -f %p && cp {gate}/%f %p; }}; }}")
+}
+
 /// Gives the data directory settings of our own: production's may name files and memory that are not here.
 fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> {
     let gate = config.directory.join("gate").display().to_string();
@@ -785,11 +795,7 @@ fn settle(config: &ScratchConfig, data: &Path, control: &Control) -> Result<()> 
     let megabytes = control.segment_size.bytes() >> 20;
     let least_wal = format!("{}MB", (2 * megabytes).max(80));
     let most_wal = format!("{}MB", (4 * megabytes).max(1024));
-    // %% so that a percent sign of the path is not taken for a placeholder; quotes for the shell.
-    let shell = format!("'{}'", gate.replace('%', "%%").replace('\'', r"'\''"));
-    // A file that is not there is asked for again and again, without a word in the log; one that cannot be read is told.
-    // The gate's own file: it is on the disk already, and a standby only removes or renames what it restored.
-    let restore = format!("test -e {shell}/%f && {{ ln {shell}/%f %p 2>/dev/null || cp {shell}/%f %p; }}");
+    let restore = restores_from(&gate);
     let settings: &[(&str, &str)] = &[
         ("listen_addresses", ""),
         ("unix_socket_directories", &socket),
@@ -906,4 +912,39 @@ fn own(directory: &Path, account: Option<(u32, u32)>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_restored_writes_over_no_file_of_the_gate() {
+        let place = tempfile::tempdir().unwrap();
+        let (gate, to) = (place.path().join("it's 100 %"), place.path().join("restored"));
+        fs::create_dir(&gate).unwrap();
+        fs::write(gate.join("A"), "first").unwrap();
+        fs::write(gate.join("B"), "second").unwrap();
+        let restore = |name: &str| {
+            let command = restores_from(&gate.display().to_string());
+            // As the server fills it in.
+            let parts = command.split("%%").map(|part| {
+                let named = part.replace("%f", name);
+                named.replace("%p", &to.display().to_string())
+            });
+            let shell = parts.collect::<Vec<_>>().join("%");
+            Command::new("sh").args(["-c", &shell]).status().unwrap().success()
+        };
+        assert!(!restore("C") && !to.exists());
+        // The second one finds the first one in its way.
+        for (name, content) in [("A", "first"), ("B", "second")] {
+            assert!(restore(name));
+            assert_eq!(fs::read_to_string(&to).unwrap(), content);
+            assert_eq!(fs::read_to_string(gate.join("A")).unwrap(), "first");
+        }
+        fs::remove_file(&to).unwrap();
+        assert!(restore("B"));
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(&to), inode(&gate.join("B")));
+    }
 }

@@ -481,7 +481,7 @@ pub(super) struct PostgresConnection {
     pub(super) sslkey: Option<At<PathBuf>>,
     /// Default: 10s.
     pub(super) connect_timeout: Option<At<Span>>,
-    /// How long what was sent may stay unacknowledged before the connection is given up. Default: 2m; 0 = as long as the
+    /// How long what was sent may stay unacknowledged before the connection is given up. Default: 5m; 0 = as long as the
     /// system has it.
     pub(super) tcp_user_timeout: Option<At<Span>>,
     /// Default: the server's.

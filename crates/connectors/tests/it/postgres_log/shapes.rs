@@ -313,9 +313,13 @@ on_servers! {
             }
             assert_eq!(c.to.psql("SELECT max(id) FROM t"), "1", "{was}");
         }
-        let made = "CREATE TABLE t (id int PRIMARY KEY, v timestamp); INSERT INTO t VALUES (1, '2026-01-01 00:00:00.123456')";
+        let made = "CREATE TABLE t (id int PRIMARY KEY, v timestamp(6)); INSERT INTO t VALUES (1, '2026-01-01 00:00:00.123456')";
         let c = Capture::new(version, &["t"], made);
         c.catch_up().await.unwrap();
+        // As many digits, said otherwise.
+        c.from.psql("ALTER TABLE t ALTER v TYPE timestamp; INSERT INTO t VALUES (3, '2026-01-01 00:00:00.654321')");
+        c.catch_up().await.unwrap();
+        c.assert_equal(&["t"]);
         c.from.psql("ALTER TABLE t ALTER v TYPE timestamp(3); INSERT INTO t VALUES (2, '2026-01-01 00:00:00.789')");
         c.catch_up().await.unwrap();
         c.assert_equal(&["t"]);

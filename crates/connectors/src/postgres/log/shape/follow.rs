@@ -254,8 +254,10 @@ impl Shape {
 /// destination would round and cut by what it has of these, without a word.
 fn holds(was: &Column, is: &Column, (before, now): (i32, i32)) -> bool {
     use ColumnType as T;
+    // As many as there are, where it says none.
+    let digits = |modifier: i32| if modifier < 0 { 6 } else { modifier };
     match was.ty {
-        T::Time | T::TimeTz | T::Timestamp | T::TimestampTz => before < 0 || (0..=before).contains(&now),
+        T::Time | T::TimeTz | T::Timestamp | T::TimestampTz => digits(now) <= digits(before),
         T::Interval => before < 0 || before == now,
         T::Native => was.source_type == is.source_type,
         _ => true,

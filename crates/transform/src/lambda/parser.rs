@@ -6,7 +6,7 @@ use super::lexer::{Placed, Token, tokens, unescape};
 use crate::position::ExprError;
 
 /// Deeper nesting is refused rather than overflowing the stack.
-const DEPTH: usize = 100;
+const DEPTH: usize = 64;
 
 const FUNCTIONS: &[&str] = &["round", "str", "int", "float", "abs", "len", "min", "max", "bool"];
 

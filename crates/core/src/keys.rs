@@ -67,9 +67,10 @@ impl Folding {
     }
 
     fn told(&self) -> String {
-        match self.is_none() {
-            true => "byte by byte".into(),
-            false => format!("by {}", self.name),
+        match self.name.as_str() {
+            _ if self.is_none() => "byte by byte".into(),
+            "" => "byte by byte but for blanks at the end".into(),
+            name => format!("by {name}"),
         }
     }
 }
@@ -164,10 +165,18 @@ impl KeyColumn {
         !values && !(alike && self.destination.order != Order::Bytes)
     }
 
+    /// The same of a column that makes groups: these are told apart byte by byte, whatever the source calls equal.
+    pub fn of_groups(mut self) -> Self {
+        self.source.folding = Folding::default();
+        self
+    }
+
     /// Refuses a column whose values the destination may call equal where the source does not.
     fn check_apart(&self) -> Result<()> {
-        let (ours, theirs) = (&self.source, &self.destination);
+        let (mut ours, theirs) = (self.source.clone(), &self.destination);
         let written = self.read.as_ref().map(|c| &c.ty);
+        // Blanks at the end are no part of such a value, wherever it is.
+        ours.folding.blanks |= matches!(written, Some(ColumnType::Char { .. }));
         // A number of free form that is kept as its text: 1.0 is another key than 1.00, and the same number.
         let forms = written == Some(&ColumnType::Numeric)
             && !matches!(ours.order, Order::Values(_))
@@ -286,6 +295,24 @@ mod tests {
                 made.destination.folding.is_none(),
                 "{made:?}"
             );
+        }
+    }
+
+    #[test]
+    fn blanks_are_no_part_of_a_char() {
+        let padded = || ColumnType::Char { length: 3 };
+        let (blanks, ci) = (|| by("bin", true, false), || by("general_ci", true, true));
+        for (ty, source, destination, grouped, apart) in [
+            (padded(), blanks(), blanks(), true, true),
+            (padded(), Collation::bytes(), blanks(), false, true),
+            (padded(), ci(), ci(), false, true),
+            (padded(), ci(), ci(), true, false),
+            (TEXT, blanks(), blanks(), false, true),
+            (TEXT, blanks(), blanks(), true, false),
+        ] {
+            let key = key(ty, source, destination);
+            let key = if grouped { key.of_groups() } else { key };
+            assert_eq!(key.check_apart().is_ok(), apart, "{key:?}");
         }
     }
 

@@ -434,7 +434,9 @@ impl Ends<'_> {
                 .iter()
                 .any(|f| pipeline.key.iter().any(|k| **k == *f.dest));
             let goes = !groups && apart && (compares || adds);
-            if *enrich.cardinality == config::Cardinality::OneToOne || goes {
+            // Of several rows one is valid at a time.
+            let one = *enrich.cardinality == config::Cardinality::OneToOne || enrich.as_of.is_some();
+            if one || goes {
                 continue;
             }
             let what = format!(

@@ -450,13 +450,11 @@ fn rows_that_are_valid_at_once_are_told() {
          INSERT INTO prices VALUES (1, 10, '2024-01-01', '2024-01-03'), (1, 20, '2024-01-03', NULL)",
     );
     let place = here(&db);
-    place.write(
-        "p.yaml",
-        "name: p\nsource: {datastore: from, table: sales}\ndestination: {datastore: to, table: copies}\nkey: [id]\n\
-         columns: [id, {source: null, dest: price}]\ntransform:\n  - enrich:\n      datastore: from\n      table: public.prices\n      \
-         on: [product]\n      fields: [price]\n      join: as_of\n      as_of: {column: at, valid_from: since, valid_to: until}\n\
-         strategies: [{type: full}]\n",
-    );
+    let pipeline = "name: p\nsource: {datastore: from, table: sales}\ndestination: {datastore: to, table: copies}\nkey: [id]\n\
+        columns: [id, {source: null, dest: price}]\ntransform:\n  - enrich:\n      datastore: from\n      table: public.prices\n      \
+        on: [product]\n      fields: [price]\n      join: as_of\n      as_of: {column: at, valid_from: since, valid_to: until}\n\
+        strategies: [{type: full}]\n";
+    place.write("p.yaml", pipeline);
     let told = || {
         let run = place.synctool(&["run", "p.yaml"]);
         assert!(run.status.success(), "{run:?}");
@@ -472,4 +470,14 @@ fn rows_that_are_valid_at_once_are_told() {
     assert_eq!((told(), prices()), (0, "10,10,20,20,20,20".to_owned()));
     db.psql("INSERT INTO prices VALUES (1, 15, '2024-01-02', '2024-01-05')");
     assert_eq!((told(), prices()), (1, "10,15,20,20,20,20".to_owned()));
+    // A row that has one partner at a time leaves no copy behind, whatever may be said of several.
+    let delta = pipeline
+        .replacen("name: p", "name: d", 1)
+        .replace("table: copies", "table: others")
+        .replace("join: as_of", "join: as_of\n      cardinality: one_to_many")
+        .replace("{type: full}", "{type: delta, column: at, margin: 1ms}");
+    place.write("d.yaml", &delta);
+    place.json(&["run", "d.yaml"], 0);
+    let others = db.psql("SELECT string_agg(price::text, ',' ORDER BY id) FROM others");
+    assert_eq!(others.trim(), "10,15,20,20,20,20");
 }

@@ -175,8 +175,8 @@ impl KeyColumn {
     fn check_apart(&self) -> Result<()> {
         let (mut ours, theirs) = (self.source.clone(), &self.destination);
         let written = self.read.as_ref().map(|c| &c.ty);
-        // Blanks at the end are no part of such a value, wherever it is.
-        ours.folding.blanks |= matches!(written, Some(ColumnType::Char { .. }));
+        // Blanks at the end are no part of such a value, wherever it is and whoever made it.
+        ours.folding.blanks |= matches!(written.unwrap_or(&self.stored.ty), ColumnType::Char { .. });
         // A number of free form that is kept as its text: 1.0 is another key than 1.00, and the same number.
         let forms = written == Some(&ColumnType::Numeric)
             && !matches!(ours.order, Order::Values(_))
@@ -314,6 +314,11 @@ mod tests {
             let key = if grouped { key.of_groups() } else { key };
             assert_eq!(key.check_apart().is_ok(), apart, "{key:?}");
         }
+        let joined = KeyColumn {
+            read: None,
+            ..key(padded(), Collation::default(), blanks())
+        };
+        assert!(joined.check_apart().is_ok());
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Letters {
 impl Letters {
     /// The rule by which A to Z are a to z, and nothing else is equal.
     pub const ASCII: &'static str = "A to Z are a to z";
+    /// The rule by which texts of numbers are equal where the numbers are.
+    pub const NUMBERS: &'static str = "1.0 is 1.00";
 
     fn covers(&self, other: &Letters) -> bool {
         self.rule == other.rule || self.ascii && other.rule == Self::ASCII
@@ -91,6 +93,12 @@ impl Collation {
             order: ty.shared_order().map_or(Order::Unknown, Order::Values),
             folding: Folding::default(),
         }
+    }
+
+    /// Whether numbers are one however they are written.
+    fn is_by_number(&self) -> bool {
+        let is_rule = |letters: &Letters| letters.rule == Letters::NUMBERS;
+        matches!(self.order, Order::Values(_)) || self.folding.letters.as_ref().is_some_and(is_rule)
     }
 
     /// Of texts that go by their bytes, and are equal to themselves alone.
@@ -165,9 +173,11 @@ impl KeyColumn {
         !values && !(alike && self.destination.order != Order::Bytes)
     }
 
-    /// The same of a column that makes groups: these are told apart byte by byte, whatever the source calls equal.
+    /// The same of a column that makes groups: those of texts are told apart byte by byte, whatever the source calls equal.
     pub fn of_groups(mut self) -> Self {
-        self.source.folding = Folding::default();
+        if !self.read.as_ref().is_some_and(|c| is_value(&c.ty)) {
+            self.source.folding = Folding::default();
+        }
         self
     }
 
@@ -175,15 +185,13 @@ impl KeyColumn {
     fn check_apart(&self) -> Result<()> {
         let (mut ours, theirs) = (self.source.clone(), &self.destination);
         let written = self.read.as_ref().map(|c| &c.ty);
+        let ty = written.unwrap_or(&self.stored.ty);
         // Blanks at the end are no part of such a value, wherever it is and whoever made it.
-        ours.folding.blanks |= matches!(written.unwrap_or(&self.stored.ty), ColumnType::Char { .. });
+        ours.folding.blanks |= matches!(ty, ColumnType::Char { .. });
         // A number of free form that is kept as its text: 1.0 is another key than 1.00, and the same number.
-        let forms = written == Some(&ColumnType::Numeric)
-            && !matches!(ours.order, Order::Values(_))
-            && matches!(theirs.order, Order::Values(_));
+        let forms = written == Some(&ColumnType::Numeric) && !ours.is_by_number() && theirs.is_by_number();
         // Other values than texts have one form each, and no two of these are equal by any collation.
-        let value = written.is_some_and(is_value);
-        if !forms && (value || ours.folding.covers(&theirs.folding)) {
+        if !forms && (is_value(ty) || ours.folding.covers(&theirs.folding)) {
             return Ok(());
         }
         let (how, instead) = match forms {
@@ -333,6 +341,21 @@ mod tests {
         assert!(key(Numeric, number(), number()).check_apart().is_ok());
         assert!(key(Numeric, number(), text()).check_apart().is_ok());
         assert!(key(Numeric, text(), text()).check_apart().is_ok());
+        // So are they in a column of SQLite that turns texts into numbers, though nobody names its order.
+        let turned = || Collation {
+            folding: Folding {
+                letters: Some(Letters {
+                    rule: Letters::NUMBERS.into(),
+                    ascii: false,
+                }),
+                ..by("bin", false, false).folding
+            },
+            ..Collation::default()
+        };
+        assert!(key(Numeric, turned(), number()).check_apart().is_ok());
+        assert!(key(Numeric, turned(), number()).of_groups().check_apart().is_ok());
+        assert!(key(Numeric, number(), turned()).check_apart().is_ok());
+        assert!(key(Numeric, text(), turned()).check_apart().is_err());
         let refused = key(Numeric, text(), number()).check_apart().unwrap_err();
         assert_eq!(refused.code(), code::SCHEMA_MISMATCH);
     }

@@ -259,6 +259,13 @@ fn keys_that_are_as_many_at_the_destination_are_written() {
             "varchar(40)",
             "Al@x",
         ),
+        (
+            End::Sqlite(folder()),
+            "NUMERIC",
+            End::Postgres(database("as_many_keys")),
+            "numeric",
+            "1.5",
+        ),
     ] {
         from.change(&format!(
             "CREATE TABLE items(id {ours} NOT NULL PRIMARY KEY, name varchar(9)); INSERT INTO items VALUES ('{value}', 'x')"

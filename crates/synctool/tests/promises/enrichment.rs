@@ -431,12 +431,23 @@ fn no_copy_stays_of_a_row_that_has_fewer_partners() {
             "{key}{deletes}: {refused}"
         );
     }
+    // Where one of the copies is left, it takes the place of the one before.
+    let picked = file("[id]", "")
+        .replacen("name: p", "name: picked", 1)
+        .replace("table: copies", "table: picked")
+        .replace("one_to_many}\n", "one_to_many}\n  - dedup: {keys: [id], by: tag}\n");
+    place.write("picked.yaml", &picked);
+    place.json(&["run", "picked.yaml"], 0);
+    let kept = || db.psql("SELECT string_agg(id || tag, ',' ORDER BY id) FROM picked");
+    assert_eq!(kept().trim(), "1c,2a,3c");
     place.write("p.yaml", &file("[id, tag]", ", deletes: anti_join"));
     place.json(&["run", "p.yaml"], 0);
     let found = || db.psql("SELECT string_agg(id || tag, ',' ORDER BY id, tag) FROM copies");
     assert_eq!(found().trim(), "1a,1b,1c,2a,3a,3b,3c");
     db.psql("DELETE FROM tags WHERE customer = 1 AND tag = 'b'; UPDATE orders SET updated_at = now() WHERE id = 1");
     place.until(&["run", "p.yaml"], found, "1a,1c,2a,3a,3c");
+    db.psql("DELETE FROM tags WHERE customer = 1 AND tag = 'c'; UPDATE orders SET updated_at = now() WHERE id = 3");
+    place.until(&["run", "picked.yaml"], kept, "1a,2a,3a");
 }
 
 /// Where several rows of a dimension are valid at a time, the one that became valid last is taken, and that is told once.

@@ -174,6 +174,7 @@ impl KeyColumn {
     }
 
     /// The same of a column that makes groups: those of texts are told apart byte by byte, whatever the source calls equal.
+    #[must_use]
     pub fn of_groups(mut self) -> Self {
         if !self.read.as_ref().is_some_and(|c| is_value(&c.ty)) {
             self.source.folding = Folding::default();

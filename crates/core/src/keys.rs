@@ -173,6 +173,16 @@ impl KeyColumn {
         !values && !(alike && self.destination.order != Order::Bytes)
     }
 
+    /// Whether both ends have it as a text with blanks at its end which are no part of it, in one order: no two values have
+    /// one place, though several texts have.
+    pub fn is_padded_alike(&self) -> bool {
+        let is_padded = |c: &Column| matches!(c.ty, ColumnType::Char { .. });
+        self.read.as_ref().is_some_and(is_padded)
+            && is_padded(&self.stored)
+            && self.is_ordered_alike()
+            && self.destination.folding.letters.is_none()
+    }
+
     /// The same of a column that makes groups: those of texts are told apart byte by byte, whatever the source calls equal.
     #[must_use]
     pub fn of_groups(mut self) -> Self {
@@ -384,11 +394,17 @@ mod tests {
             (TEXT, own("en_US"), own("de_DE"), true),
             (TEXT, Collation::bytes(), Collation::bytes(), true),
             (TEXT, padded(), padded(), true),
+            (ColumnType::Char { length: 3 }, padded(), padded(), true),
             (TEXT, unknown(), unknown(), true),
             (Native, unknown(), unknown(), true),
         ] {
             let key = key(ty, source, destination);
             assert_eq!(key.is_cut_by_bytes(), by_bytes, "{key:?}");
+            assert_eq!(
+                key.is_padded_alike(),
+                matches!(key.stored.ty, ColumnType::Char { .. }),
+                "{key:?}"
+            );
         }
     }
 }

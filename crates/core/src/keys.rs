@@ -33,6 +33,8 @@ pub struct Letters {
 impl Letters {
     /// The rule by which A to Z are a to z, and nothing else is equal.
     pub const ASCII: &'static str = "A to Z are a to z";
+    /// The rule by which texts of numbers are equal where the numbers are.
+    pub const NUMBERS: &'static str = "1.0 is 1.00";
 
     fn covers(&self, other: &Letters) -> bool {
         self.rule == other.rule || self.ascii && other.rule == Self::ASCII
@@ -67,9 +69,10 @@ impl Folding {
     }
 
     fn told(&self) -> String {
-        match self.is_none() {
-            true => "byte by byte".into(),
-            false => format!("by {}", self.name),
+        match self.name.as_str() {
+            _ if self.is_none() => "byte by byte".into(),
+            "" => "byte by byte but for blanks at the end".into(),
+            name => format!("by {name}"),
         }
     }
 }
@@ -90,6 +93,12 @@ impl Collation {
             order: ty.shared_order().map_or(Order::Unknown, Order::Values),
             folding: Folding::default(),
         }
+    }
+
+    /// Whether numbers are one however they are written.
+    fn is_by_number(&self) -> bool {
+        let is_rule = |letters: &Letters| letters.rule == Letters::NUMBERS;
+        matches!(self.order, Order::Values(_)) || self.folding.letters.as_ref().is_some_and(is_rule)
     }
 
     /// Of texts that go by their bytes, and are equal to themselves alone.
@@ -165,17 +174,36 @@ impl KeyColumn {
         !values && !ordered
     }
 
+    /// Whether both ends have it as a text with blanks at its end which are no part of it, in one order: no two values have
+    /// one place, though several texts have.
+    pub fn is_padded_alike(&self) -> bool {
+        let is_padded = |c: &Column| matches!(c.ty, ColumnType::Char { .. });
+        self.read.as_ref().is_some_and(is_padded)
+            && is_padded(&self.stored)
+            && self.is_ordered_alike()
+            && self.destination.folding.letters.is_none()
+    }
+
+    /// The same of a column that makes groups: those of texts are told apart byte by byte, whatever the source calls equal.
+    #[must_use]
+    pub fn of_groups(mut self) -> Self {
+        if !self.read.as_ref().is_some_and(|c| is_value(&c.ty)) {
+            self.source.folding = Folding::default();
+        }
+        self
+    }
+
     /// Refuses a column whose values the destination may call equal where the source does not.
     fn check_apart(&self) -> Result<()> {
-        let (ours, theirs) = (&self.source, &self.destination);
+        let (mut ours, theirs) = (self.source.clone(), &self.destination);
         let written = self.read.as_ref().map(|c| &c.ty);
+        let ty = written.unwrap_or(&self.stored.ty);
+        // Blanks at the end are no part of such a value, wherever it is and whoever made it.
+        ours.folding.blanks |= matches!(ty, ColumnType::Char { .. });
         // A number of free form that is kept as its text: 1.0 is another key than 1.00, and the same number.
-        let forms = written == Some(&ColumnType::Numeric)
-            && !matches!(ours.order, Order::Values(_))
-            && matches!(theirs.order, Order::Values(_));
+        let forms = written == Some(&ColumnType::Numeric) && !ours.is_by_number() && theirs.is_by_number();
         // Other values than texts have one form each, and no two of these are equal by any collation.
-        let value = written.is_some_and(is_value);
-        if !forms && (value || ours.folding.covers(&theirs.folding)) {
+        if !forms && (is_value(ty) || ours.folding.covers(&theirs.folding)) {
             return Ok(());
         }
         let (how, instead) = match forms {
@@ -199,7 +227,7 @@ impl KeyColumn {
         )
         .hint(format!(
             "have the destination's column compare {instead}, or, if no two keys are equal there, say `distinct_keys: true` \
-             in the pipeline's `destination`"
+             in the pipeline's `destination` (`--distinct-keys` of a copy)"
         )))
     }
 }
@@ -291,6 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn blanks_are_no_part_of_a_char() {
+        let padded = || ColumnType::Char { length: 3 };
+        let (blanks, ci) = (|| by("bin", true, false), || by("general_ci", true, true));
+        for (ty, source, destination, grouped, apart) in [
+            (padded(), blanks(), blanks(), true, true),
+            (padded(), Collation::bytes(), blanks(), false, true),
+            (padded(), ci(), ci(), false, true),
+            (padded(), ci(), ci(), true, false),
+            (TEXT, blanks(), blanks(), false, true),
+            (TEXT, blanks(), blanks(), true, false),
+        ] {
+            let key = key(ty, source, destination);
+            let key = if grouped { key.of_groups() } else { key };
+            assert_eq!(key.check_apart().is_ok(), apart, "{key:?}");
+        }
+        let joined = KeyColumn {
+            read: None,
+            ..key(padded(), Collation::default(), blanks())
+        };
+        assert!(joined.check_apart().is_ok());
+    }
+
+    #[test]
     fn keys_of_values_are_as_many_as_they_were() {
         use ColumnType::{Int64, Numeric, Uuid};
         let ci = || by("general_ci", true, true);
@@ -302,6 +353,21 @@ mod tests {
         assert!(key(Numeric, number(), number()).check_apart().is_ok());
         assert!(key(Numeric, number(), text()).check_apart().is_ok());
         assert!(key(Numeric, text(), text()).check_apart().is_ok());
+        // So are they in a column of SQLite that turns texts into numbers, though nobody names its order.
+        let turned = || Collation {
+            folding: Folding {
+                letters: Some(Letters {
+                    rule: Letters::NUMBERS.into(),
+                    ascii: false,
+                }),
+                ..by("bin", false, false).folding
+            },
+            ..Collation::default()
+        };
+        assert!(key(Numeric, turned(), number()).check_apart().is_ok());
+        assert!(key(Numeric, turned(), number()).of_groups().check_apart().is_ok());
+        assert!(key(Numeric, number(), turned()).check_apart().is_ok());
+        assert!(key(Numeric, text(), turned()).check_apart().is_err());
         let refused = key(Numeric, text(), number()).check_apart().unwrap_err();
         assert_eq!(refused.code(), code::SCHEMA_MISMATCH);
     }
@@ -329,11 +395,17 @@ mod tests {
             (TEXT, own("en_US"), own("de_DE"), true),
             (TEXT, Collation::bytes(), Collation::bytes(), true),
             (TEXT, padded(), padded(), true),
+            (ColumnType::Char { length: 3 }, padded(), padded(), true),
             (TEXT, unknown(), unknown(), true),
             (Native, unknown(), unknown(), true),
         ] {
             let key = key(ty, source, destination);
             assert_eq!(key.is_cut_by_bytes(), by_bytes, "{key:?}");
+            assert_eq!(
+                key.is_padded_alike(),
+                matches!(key.stored.ty, ColumnType::Char { .. }),
+                "{key:?}"
+            );
         }
     }
 }

@@ -23,8 +23,9 @@ pub fn canonical(text: &str, ty: &ColumnType) -> Option<String> {
             }
         }
         ColumnType::Date => {
-            let date = spaced.split(' ').next().unwrap_or_default();
-            t::write_date(&mut out, t::parse_date(date)?);
+            let day = spaced.split(' ').next().unwrap_or_default();
+            let date = t::parse_date(&spaced).or_else(|| t::parse_date(day))?;
+            t::write_date(&mut out, date);
         }
         ColumnType::Timestamp | ColumnType::TimestampTz => {
             let instant = *ty == ColumnType::TimestampTz;
@@ -74,6 +75,13 @@ mod tests {
                 assert_eq!(canonical(text, &ty).as_deref(), Some(text), "{ty}");
             }
         }
+    }
+
+    #[test]
+    fn days_before_our_era_stay_there() {
+        let day = |text: &str| canonical(text, &ColumnType::Date);
+        assert_eq!(day("0044-03-15 BC").as_deref(), Some("0044-03-15 BC"));
+        assert_eq!(day("2024-01-15 12:00").as_deref(), Some("2024-01-15"));
     }
 
     #[test]

@@ -105,7 +105,10 @@ pub(super) fn collations(conn: &Connection, table: &TableId, columns: &[Column])
                 true => order(&there.declared, named, &encoding),
                 false => Order::Unknown,
             },
-            folding: named.map(folding).unwrap_or_default(),
+            folding: match (types::store(&there.declared), types::column_type(&there.declared)) {
+                (Store::Number, ColumnType::Numeric) => by_number(),
+                _ => named.map(folding).unwrap_or_default(),
+            },
         })
     };
     Ok(columns.iter().map(|c| collation(c).unwrap_or_default()).collect())
@@ -132,6 +135,18 @@ fn order(declared: &str, collation: Option<&str>, encoding: &str) -> Order {
         // Ours, in its canonical form.
         (Store::Text, ColumnType::Uuid) if declared == "UUID_TEXT" && collation.is_none() => Collation::of(&ty).order,
         _ => Order::Unknown,
+    }
+}
+
+/// That of a column which turns the texts of numbers into numbers.
+fn by_number() -> Folding {
+    Folding {
+        name: "NUMERIC".into(),
+        blanks: false,
+        letters: Some(Letters {
+            rule: Letters::NUMBERS.into(),
+            ascii: false,
+        }),
     }
 }
 

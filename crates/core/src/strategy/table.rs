@@ -222,8 +222,6 @@ impl Resolved {
             let is_uuid =
                 |c: &Column| c.ty == ColumnType::Uuid && matches!(stored.ty, ColumnType::Text { max: Some(32 | 36) });
             let read = self.key_column(k).filter(|c| !self.changed.contains(k) || is_uuid(c));
-            // Texts make a group by their bytes, whatever the source calls equal.
-            let read = read.filter(|c| request.group_by.is_empty() || c.ty.shared_order().is_some());
             // Of whole numbers nobody needs to ask.
             let asks = read.as_ref().is_none_or(|c| !c.ty.is_integer());
             asks.then(|| (read, stored.clone()))
@@ -234,8 +232,11 @@ impl Resolved {
             return Ok(());
         };
         let ends = ((source, &request.source), (&*there, &request.destination));
-        keys::check_apart(&KeyColumn::ask(ends.0, ends.1, columns).await?)
-            .map_err(|e| e.at("table", request.destination.to_string()))
+        let mut key = KeyColumn::ask(ends.0, ends.1, columns).await?;
+        if !request.group_by.is_empty() {
+            key = key.into_iter().map(KeyColumn::of_groups).collect();
+        }
+        keys::check_apart(&key).map_err(|e| e.at("table", request.destination.to_string()))
     }
 
     /// Whether a key is another one before the stages than after them.

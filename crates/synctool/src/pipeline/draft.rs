@@ -18,6 +18,21 @@ use synctool_core::strategy::hash::{self, Form, HashRequestOptions};
 use synctool_core::strategy::table::TableRequest;
 use synctool_transform::Chain;
 
+/// Whether these stages leave one row for each key of the pipeline, which none of them makes: whichever copy of a row it is,
+/// it takes the place of the one before.
+fn leaves_one(pipeline: &config::Pipeline, stages: &[&config::Stage]) -> bool {
+    let in_key = |name: &config::At<String>| pipeline.key.iter().any(|k| **k == **name);
+    let computes = |stage: &&config::Stage| match &stage.work {
+        config::StageWork::Compute(columns) => columns.iter().any(|c| in_key(&c.name)),
+        _ => false,
+    };
+    let dedups = |stage: &&config::Stage| match &stage.work {
+        config::StageWork::Dedup(dedup) => dedup.keys.iter().all(in_key),
+        _ => false,
+    };
+    stages.iter().any(dedups) && !stages.iter().any(computes)
+}
+
 /// What clocks and views may be late by, where a file says nothing.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -421,11 +436,13 @@ impl Ends<'_> {
     }
 
     /// Refuses rows that become several where nothing takes a copy away once a row has fewer partners than before: a delta
-    /// does if its keys tell the copies apart and are compared. One that only adds rows keeps what was there by its nature.
+    /// does if its keys tell the copies apart and are compared, or if one of them is left for each key. One that only adds
+    /// rows keeps what was there by its nature.
     fn copies_can_go(&self, strategy: &Strategy, adds: bool, groups: bool) -> Result<()> {
         let pipeline = &self.loaded.pipeline;
         let compares = matches!(strategy.deletes.as_deref(), Some(config::Deletes::AntiJoin));
-        for stage in pipeline.transform.iter().filter(|s| s.applies_to(strategy)) {
+        let stages: Vec<&config::Stage> = pipeline.transform.iter().filter(|s| s.applies_to(strategy)).collect();
+        for (n, stage) in stages.iter().enumerate() {
             let config::StageWork::Enrich(enrich) = &stage.work else {
                 continue;
             };
@@ -433,8 +450,14 @@ impl Ends<'_> {
                 .fields
                 .iter()
                 .any(|f| pipeline.key.iter().any(|k| **k == *f.dest));
-            let goes = !groups && apart && (compares || adds);
-            if *enrich.cardinality == config::Cardinality::OneToOne || goes {
+            let goes = match apart {
+                true => compares || adds,
+                false => leaves_one(pipeline, &stages[n..]),
+            };
+            let goes = goes && !groups;
+            // Of several rows one is valid at a time.
+            let one = *enrich.cardinality == config::Cardinality::OneToOne || enrich.as_of.is_some();
+            if one || goes {
                 continue;
             }
             let what = format!(

@@ -207,6 +207,31 @@ fn groups_that_the_destination_may_call_equal_are_refused() {
     assert_eq!(refused["error"]["code"], "ST-CFG-014", "{refused}");
 }
 
+/// Blanks at the end are no part of a char, in a group as in a row: a table of ours is written again.
+#[test]
+fn groups_of_padded_texts_are_written_again() {
+    let maria = |name: &str| End::Maria(MariaDb::shared().database(name));
+    let postgres = |name: &str| End::Postgres(database(name));
+    for (from, to) in [
+        (postgres("padded_groups_from"), postgres("padded_groups_to")),
+        (maria("padded_groups_from"), maria("padded_groups_to")),
+    ] {
+        from.change(
+            "CREATE TABLE items(id int PRIMARY KEY, grp char(3) NOT NULL); INSERT INTO items VALUES (1, 'eur'), (2, 'usd')",
+        );
+        let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
+        place.write(
+            "p.yaml",
+            "name: p\nsource: {datastore: from, table: items}\ndestination: {datastore: to, table: totals}\nsync_type: aggregate\n\
+             group_by: [grp]\ncolumns:\n  - grp\n  - {dest: n, expr: count(*)}\nstrategies: [{type: full, full_mode: upsert}]\n",
+        );
+        place.json(&["run", "p.yaml"], 0);
+        from.change("INSERT INTO items VALUES (3, 'eur')");
+        place.json(&["run", "p.yaml"], 0);
+        assert_eq!(to.lines("totals", &["grp", "n"]), "eur 2\nusd 1");
+    }
+}
+
 /// Where the source calls as much equal as the destination, or the keys are no texts, nothing can become one.
 #[test]
 fn keys_that_are_as_many_at_the_destination_are_written() {
@@ -233,6 +258,13 @@ fn keys_that_are_as_many_at_the_destination_are_written() {
             End::Postgres(database("as_many_keys")),
             "varchar(40)",
             "Al@x",
+        ),
+        (
+            End::Sqlite(folder()),
+            "NUMERIC",
+            End::Postgres(database("as_many_keys")),
+            "numeric",
+            "1.5",
         ),
     ] {
         from.change(&format!(

@@ -431,12 +431,23 @@ fn no_copy_stays_of_a_row_that_has_fewer_partners() {
             "{key}{deletes}: {refused}"
         );
     }
+    // Where one of the copies is left, it takes the place of the one before.
+    let picked = file("[id]", "")
+        .replacen("name: p", "name: picked", 1)
+        .replace("table: copies", "table: picked")
+        .replace("one_to_many}\n", "one_to_many}\n  - dedup: {keys: [id], by: tag}\n");
+    place.write("picked.yaml", &picked);
+    place.json(&["run", "picked.yaml"], 0);
+    let kept = || db.psql("SELECT string_agg(id || tag, ',' ORDER BY id) FROM picked");
+    assert_eq!(kept().trim(), "1c,2a,3c");
     place.write("p.yaml", &file("[id, tag]", ", deletes: anti_join"));
     place.json(&["run", "p.yaml"], 0);
     let found = || db.psql("SELECT string_agg(id || tag, ',' ORDER BY id, tag) FROM copies");
     assert_eq!(found().trim(), "1a,1b,1c,2a,3a,3b,3c");
     db.psql("DELETE FROM tags WHERE customer = 1 AND tag = 'b'; UPDATE orders SET updated_at = now() WHERE id = 1");
     place.until(&["run", "p.yaml"], found, "1a,1c,2a,3a,3c");
+    db.psql("DELETE FROM tags WHERE customer = 1 AND tag = 'c'; UPDATE orders SET updated_at = now() WHERE id = 3");
+    place.until(&["run", "picked.yaml"], kept, "1a,2a,3a");
 }
 
 /// Where several rows of a dimension are valid at a time, the one that became valid last is taken, and that is told once.
@@ -450,13 +461,11 @@ fn rows_that_are_valid_at_once_are_told() {
          INSERT INTO prices VALUES (1, 10, '2024-01-01', '2024-01-03'), (1, 20, '2024-01-03', NULL)",
     );
     let place = here(&db);
-    place.write(
-        "p.yaml",
-        "name: p\nsource: {datastore: from, table: sales}\ndestination: {datastore: to, table: copies}\nkey: [id]\n\
-         columns: [id, {source: null, dest: price}]\ntransform:\n  - enrich:\n      datastore: from\n      table: public.prices\n      \
-         on: [product]\n      fields: [price]\n      join: as_of\n      as_of: {column: at, valid_from: since, valid_to: until}\n\
-         strategies: [{type: full}]\n",
-    );
+    let pipeline = "name: p\nsource: {datastore: from, table: sales}\ndestination: {datastore: to, table: copies}\nkey: [id]\n\
+        columns: [id, {source: null, dest: price}]\ntransform:\n  - enrich:\n      datastore: from\n      table: public.prices\n      \
+        on: [product]\n      fields: [price]\n      join: as_of\n      as_of: {column: at, valid_from: since, valid_to: until}\n\
+        strategies: [{type: full}]\n";
+    place.write("p.yaml", pipeline);
     let told = || {
         let run = place.synctool(&["run", "p.yaml"]);
         assert!(run.status.success(), "{run:?}");
@@ -472,4 +481,14 @@ fn rows_that_are_valid_at_once_are_told() {
     assert_eq!((told(), prices()), (0, "10,10,20,20,20,20".to_owned()));
     db.psql("INSERT INTO prices VALUES (1, 15, '2024-01-02', '2024-01-05')");
     assert_eq!((told(), prices()), (1, "10,15,20,20,20,20".to_owned()));
+    // A row that has one partner at a time leaves no copy behind, whatever may be said of several.
+    let delta = pipeline
+        .replacen("name: p", "name: d", 1)
+        .replace("table: copies", "table: others")
+        .replace("join: as_of", "join: as_of\n      cardinality: one_to_many")
+        .replace("{type: full}", "{type: delta, column: at, margin: 1ms}");
+    place.write("d.yaml", &delta);
+    place.json(&["run", "d.yaml"], 0);
+    let others = db.psql("SELECT string_agg(price::text, ',' ORDER BY id) FROM others");
+    assert_eq!(others.trim(), "10,15,20,20,20,20");
 }

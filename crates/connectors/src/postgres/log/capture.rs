@@ -402,14 +402,28 @@ pub(crate) async fn cut_keys(
     read: &ReadSpec,
     key: &[KeyColumn],
 ) -> Result<()> {
-    let unlike = key.iter().filter(|k| k.is_cut_by_bytes());
+    let unlike: Vec<&KeyColumn> = key.iter().filter(|k| k.is_cut_by_bytes()).collect();
+    let sources: Vec<String> = unlike
+        .iter()
+        .filter_map(|k| Some(k.read.as_ref()?.name.clone()))
+        .collect();
+    if sources.is_empty() {
+        return Ok(());
+    }
+    let orders = Orders::of(connection, oid, &sources).await?;
+    // The source's index serves the order that both have.
+    let is_served = |k: &KeyColumn| {
+        let by_default = |name: &String| orders.by_default.contains(name) && !orders.by_bytes.contains(name);
+        k.is_padded_alike() && k.read.as_ref().is_some_and(|c| by_default(&c.name))
+    };
     let (sources, names): (Vec<String>, Vec<String>) = unlike
+        .into_iter()
+        .filter(|&k| !is_served(k))
         .filter_map(|k| Some((k.read.as_ref()?.name.clone(), k.stored.name.clone())))
         .unzip();
     if sources.is_empty() {
         return Ok(());
     }
-    let orders = Orders::of(connection, oid, &sources).await?;
     if let Some(slow) = sources.iter().find(|s| !orders.by_bytes.contains(s)) {
         let is_text = |c: &ReadColumn| matches!(c.column.ty, ColumnType::Text { .. } | ColumnType::Char { .. });
         let term = match read.columns.iter().any(|c| c.source == *slow && is_text(c)) {

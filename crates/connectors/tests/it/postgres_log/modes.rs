@@ -523,16 +523,22 @@ async fn keys_that_the_destination_may_call_equal_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_of_one_collation_need_no_bytes() {
     let version = PgVersion::V15;
-    let ddl = "CREATE TABLE t (k text PRIMARY KEY, v int); INSERT INTO t SELECT chr(97 - i % 2 * 32) || i, i FROM generate_series(1, 100) i";
-    for (same, locale) in [(true, "en-US"), (false, "de-DE")] {
+    for (same, locale, ty) in [
+        (true, "en-US", "text"),
+        (false, "de-DE", "text"),
+        (true, "en-US", "char(5)"),
+    ] {
+        let table = format!("CREATE TABLE t (k {ty} PRIMARY KEY, v int)");
         let mut c = Capture::new(version, &["t"], "SELECT 1");
         let server = Postgres::shared(version);
         let (from, to) = (
             server.database_in_language("texts_from", "en-US"),
             server.database_in_language("texts_to", locale),
         );
-        from.psql(ddl);
-        to.psql("CREATE TABLE t (k text PRIMARY KEY, v int); INSERT INTO t VALUES ('B1', 1), ('b2', 0)");
+        from.psql(&format!(
+            "{table}; INSERT INTO t SELECT chr(97 - i % 2 * 32) || i, i FROM generate_series(1, 100) i"
+        ));
+        to.psql(&format!("{table}; INSERT INTO t VALUES ('B1', 1), ('b2', 0)"));
         (c.url, c.from, c.to) = (from.url(), from, to);
         c.options.chunk_rows = 9;
         let (_, plan) = prepare(
@@ -544,7 +550,7 @@ async fn texts_of_one_collation_need_no_bytes() {
         .await
         .unwrap();
         let cut = plan.columns_cut_by_bytes(&TableId::new("public", "t"));
-        assert_eq!(cut.is_empty(), same, "{locale}: {cut:?}");
+        assert_eq!(cut.is_empty(), same, "{locale}, {ty}: {cut:?}");
         let told = |reason: &String| reason.contains("in the order of the bytes of k");
         assert_eq!(plan.reasons.iter().any(told), !same, "{locale}: {:?}", plan.reasons);
         c.catch_up().await.unwrap();

@@ -227,7 +227,7 @@ impl KeyColumn {
         )
         .hint(format!(
             "have the destination's column compare {instead}, or, if no two keys are equal there, say `distinct_keys: true` \
-             in the pipeline's `destination` (`--distinct-keys` of a copy)"
+             in the pipeline's `destination`"
         )))
     }
 }

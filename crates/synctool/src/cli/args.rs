@@ -358,9 +358,6 @@ pub(super) struct CopyArgs {
     /// The columns that identify a row. Default: the source's primary key.
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     pub(super) key: Vec<String>,
-    /// No two keys are equal at the destination, whatever its collation calls equal.
-    #[arg(long)]
-    pub(super) distinct_keys: bool,
     /// Also write the pipeline to a file; passwords become ${NAME}.
     #[arg(long, value_name = "FILE")]
     pub(super) save: Option<PathBuf>,

@@ -21,7 +21,6 @@ pub(super) async fn copy(args: CopyArgs, globals: &Globals, interrupt: Interrupt
         model.columns = Columns::Listed(columns.collect());
     }
     model.key = args.key.iter().map(|k| k.trim().into()).collect();
-    model.destination.distinct_keys = args.distinct_keys.then(|| true.into());
     let global = globals.loader().global()?;
     let same_place = from.connection == to.connection;
     let datastores = Datastores::of([from.clone(), to.clone()]);

@@ -83,21 +83,6 @@ fn columns_and_key_of_a_copy() {
     assert_eq!(names(&columns, "name"), ["id", "name"]);
 }
 
-/// A table of somebody's own may call keys equal: who knows that none are says so, without a file.
-#[test]
-fn a_copy_into_a_table_that_may_call_keys_equal() {
-    let home = Home::new();
-    home.items("from.db", 10);
-    home.sql(
-        "to.db",
-        "CREATE TABLE items(id INTEGER, name TEXT COLLATE NOCASE PRIMARY KEY NOT NULL, price REAL, note TEXT)",
-    );
-    let copy = ["copy", "sqlite:from.db", "items", "sqlite:to.db", "--key", "name"];
-    home.run(&copy).fails(2, &["by NOCASE", "--distinct-keys"]);
-    home.run(&[&copy[..], &["--distinct-keys"]].concat()).ok();
-    assert_eq!(home.rows("from.db"), home.rows("to.db"));
-}
-
 #[test]
 fn a_saved_copy_is_a_pipeline() {
     let home = Home::new();

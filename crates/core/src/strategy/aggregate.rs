@@ -104,6 +104,7 @@ pub async fn plan(
     let after = remembered.get(&name).filter(|_| whole).map(String::as_str);
     let window = delta::window(source, &request.delta, &column, after).await?;
     let mut resolved = table::resolve(source, destination, stages, table).await?;
+    resolved.check_apart(source, destination, table).await?;
     resolved.read.raw = None;
     let mut reasons = std::mem::take(&mut resolved.reasons);
     let rows = rows_of(source, request).await?;

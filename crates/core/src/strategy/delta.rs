@@ -401,6 +401,7 @@ pub async fn check(
     if resolved.schema.key.is_empty() {
         return Err(no_key(&request.table.destination, "a delta"));
     }
+    resolved.check_apart(source, destination, &request.table).await?;
     changes(source, request, &mut resolved).await.map(|_| ())
 }
 
@@ -419,6 +420,7 @@ pub async fn plan(
     if resolved.schema.key.is_empty() {
         return Err(no_key(&table.destination, "a delta"));
     }
+    resolved.check_apart(source, destination, table).await?;
     let changes = changes(source, request, &mut resolved).await?;
     resolved.read.raw = None;
     let mut reasons = std::mem::take(&mut resolved.reasons);

@@ -376,6 +376,7 @@ pub async fn prepare(
     if resolved.schema.key.is_empty() {
         return Err(no_key(&table.destination, "a comparison"));
     }
+    resolved.check_apart(source, destination, table).await?;
     let mut reasons = std::mem::take(&mut resolved.reasons);
     if resolved.existing.is_none() {
         // prepare makes it, empty; it is compared as it will be made.

@@ -214,8 +214,14 @@ impl Resolved {
         }
     }
 
-    /// Refuses a destination that may call keys equal which the source tells apart, unless the user knows better.
-    async fn check_apart(&self, (source, destination): Ends<'_>, request: &TableRequest) -> Result<()> {
+    /// Refuses a destination that may call keys equal which the source tells apart, unless the user knows better. Whoever
+    /// loads all rows need not ask: a second row of a key ends a load.
+    pub(super) async fn check_apart(
+        &self,
+        source: &dyn Source,
+        destination: &dyn Destination,
+        request: &TableRequest,
+    ) -> Result<()> {
         let column = |k: &String| {
             let stored = self.schema.column(k)?;
             // The text of a uuid has one form, whoever writes it.
@@ -437,7 +443,7 @@ pub async fn resolve(
         read.raw = agree_on_raw(source, destination, &read, &schema);
     }
     let changed = schema.columns.iter().map(|c| &c.name).filter(|c| stages.changes(c));
-    let resolved = Resolved {
+    Ok(Resolved {
         changed: changed.cloned().collect(),
         read,
         schema,
@@ -445,12 +451,8 @@ pub async fn resolve(
         row_hash,
         widen,
         reasons,
-    };
-    resolved.check_apart((source, destination), request).await?;
-    Ok(resolved)
+    })
 }
-
-type Ends<'a> = (&'a dyn Source, &'a dyn Destination);
 
 /// A column with the type that it has to have where it shows no value to guess one from: what was asked for, or that of
 /// the column in which it is stored.

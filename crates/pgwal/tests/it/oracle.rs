@@ -85,7 +85,9 @@ fn waldump(server: &Postgres, wal: &Wal, more: &[&str]) -> String {
         .arg("-p")
         .arg(&wal.directory)
         .args(["-s", &start, "-e", &end])
-        .args(more);
+        .args(more)
+        // Else it looks for the size of segments in any of them, one that is made ahead and empty among them.
+        .arg(&wal.names.0);
     let output = command.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");

@@ -311,7 +311,8 @@ fn a_record_that_a_crash_cut_off_is_passed_over() {
     command
         .arg("-p")
         .arg(&wal.directory)
-        .args(["-s", &wal.start.to_string(), "-e", &wal.end().to_string(), "--stats"]);
+        .args(["-s", &wal.start.to_string(), "-e", &wal.end().to_string(), "--stats"])
+        .arg(&wal.names.0);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

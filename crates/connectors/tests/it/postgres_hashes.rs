@@ -504,7 +504,7 @@ async fn texts_of_unlike_columns_hash_alike_on_two_servers_and_every_change_is_s
         ));
     }
     let id = TableId::new("public", "t");
-    let (left, right) = (open(&one).source(), open(&other).live_source());
+    let (left, right) = (open(&one).live_source(), open(&other).live_source());
     let agreed = left.describe(&id).await.unwrap();
     let signature = left.text_form().expect("a hash of texts");
     right.describe(&id).await.unwrap();

@@ -1088,10 +1088,9 @@ impl Table {
             Way::Delete => changes.iter().map(|c| (c.old.0 as usize, c.old.1 as usize)).collect(),
             _ => whole_rows(changes),
         };
-        let arrays = self
-            .stage
-            .values
-            .arrays(&taken.pending.batches, &rows, columns, &few.types)?;
+        let values = &self.stage.values;
+        let arrays = values.arrays(&taken.pending.batches, &rows, columns, &few.types);
+        let arrays = arrays.map_err(|e| e.at("table", self.target.table.to_string()))?;
         Ok(Some(Ask {
             table: self.number,
             name: self.target.table.clone(),

@@ -314,7 +314,7 @@ on_servers! {
         assert_eq!(dump(&f.db, "items"), "(5,e,5)\n(7,g,7)");
     }
 
-    /// Where few changes travel together, a value that the server refuses without naming its table is told with that table.
+    /// Where few changes of several tables travel together, a value that cannot be stored is told with its table.
     async fn the_table_of_a_refused_value_is_told(version: PgVersion) {
         let f = fixture(version).await;
         let tables = ["items", "others"].map(|name| TableId::new("public", name));

@@ -48,6 +48,11 @@ fn meaning(pipeline: &Pipeline) -> Pipeline {
         pipeline.destination.type_name,
         pipeline.not_yet,
     ) = (None, None, Vec::new());
+    for stage in &mut pipeline.transform {
+        if let StageWork::Enrich(enrich) = &mut stage.work {
+            enrich.type_name = None;
+        }
+    }
     pipeline
 }
 
@@ -595,6 +600,24 @@ fn the_second_generation_with_joins_on_the_way() {
         (filter.column.as_str(), &*filter.value),
         ("deleted", &serde_json::json!(false))
     );
+}
+
+/// A backend that is joined on the way is of its datastore's type, as the ends are.
+#[test]
+fn a_joined_backend_of_another_type_is_told() {
+    let file = Path::new(EXAMPLES).join("pipelines/postgres_postgres_join.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let of = |ty: &str| {
+        text.replace(
+            "- name: user_backend\n",
+            &format!("- name: user_backend\n    type: {ty}\n"),
+        )
+    };
+    assert_ne!(of("postgres"), text);
+    good(&of("postgres"));
+    let told = from_text(&of("mysql")).unwrap_err().to_string();
+    let wanted = "type is \"mysql\" here, and datastore \"local_postgres\" is of type postgres";
+    assert!(told.contains(wanted), "{told}");
 }
 
 #[test]

@@ -267,6 +267,23 @@ fn the_aggregate_of_the_brief() {
     assert_eq!(keys, ["strategies[0].use_pagination", "page_size", "cron"]);
 }
 
+/// Stages that take no columns may repeat those of their backends, as the original's files do: it is told, and changes
+/// nothing.
+#[test]
+fn columns_that_a_stage_repeats_are_told() {
+    let bare = "    source:\n      name: source_backend\n    destination:\n      name: destination_backend\n";
+    let listed = "    source: {name: source_backend, columns: [{name: user_id}, {name: order_date, data_type: datetime}]}\n\
+                  \x20   destination: {name: destination_backend, columns: [{name: user_id, unique_column: true}, \
+                  {name: order_date, expr: date}]}\n";
+    let text = aggregate_text();
+    let (plain, told) = (good(&text), good(&text.replacen(bare, listed, 1)));
+    let keys = |p: &Pipeline| -> Vec<String> { p.not_yet.iter().map(|n| n.key.clone()).collect() };
+    let columns: Vec<String> = keys(&told).into_iter().filter(|k| k.ends_with("columns")).collect();
+    assert_eq!(columns, ["stages[0].source.columns", "stages[0].destination.columns"]);
+    assert_eq!(keys(&told).len(), keys(&plain).len() + 2);
+    assert_eq!(meaning(&told), meaning(&plain));
+}
+
 #[test]
 fn the_nested_partitions_of_the_brief() {
     let fragment = std::fs::read_to_string(Path::new(BRIEF).join("fragments/nested_aggregates.yaml")).unwrap();

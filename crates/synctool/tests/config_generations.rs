@@ -48,6 +48,11 @@ fn meaning(pipeline: &Pipeline) -> Pipeline {
         pipeline.destination.type_name,
         pipeline.not_yet,
     ) = (None, None, Vec::new());
+    for stage in &mut pipeline.transform {
+        if let StageWork::Enrich(enrich) = &mut stage.work {
+            enrich.type_name = None;
+        }
+    }
     pipeline
 }
 
@@ -260,6 +265,23 @@ fn the_aggregate_of_the_brief() {
     assert!(!p.transform[0].applies_to(&Strategy::new(StrategyKind::Hash)));
     let keys: Vec<&str> = p.not_yet.iter().map(|n| n.key.as_str()).collect();
     assert_eq!(keys, ["strategies[0].use_pagination", "page_size", "cron"]);
+}
+
+/// Stages that take no columns may repeat those of their backends, as the original's files do: it is told, and changes
+/// nothing.
+#[test]
+fn columns_that_a_stage_repeats_are_told() {
+    let bare = "    source:\n      name: source_backend\n    destination:\n      name: destination_backend\n";
+    let listed = "    source: {name: source_backend, columns: [{name: user_id}, {name: order_date, data_type: datetime}]}\n\
+                  \x20   destination: {name: destination_backend, columns: [{name: user_id, unique_column: true}, \
+                  {name: order_date, expr: date}]}\n";
+    let text = aggregate_text();
+    let (plain, told) = (good(&text), good(&text.replacen(bare, listed, 1)));
+    let keys = |p: &Pipeline| -> Vec<String> { p.not_yet.iter().map(|n| n.key.clone()).collect() };
+    let columns: Vec<String> = keys(&told).into_iter().filter(|k| k.ends_with("columns")).collect();
+    assert_eq!(columns, ["stages[0].source.columns", "stages[0].destination.columns"]);
+    assert_eq!(keys(&told).len(), keys(&plain).len() + 2);
+    assert_eq!(meaning(&told), meaning(&plain));
 }
 
 #[test]
@@ -595,6 +617,24 @@ fn the_second_generation_with_joins_on_the_way() {
         (filter.column.as_str(), &*filter.value),
         ("deleted", &serde_json::json!(false))
     );
+}
+
+/// A backend that is joined on the way is of its datastore's type, as the ends are.
+#[test]
+fn a_joined_backend_of_another_type_is_told() {
+    let file = Path::new(EXAMPLES).join("pipelines/postgres_postgres_join.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let of = |ty: &str| {
+        text.replace(
+            "- name: user_backend\n",
+            &format!("- name: user_backend\n    type: {ty}\n"),
+        )
+    };
+    assert_ne!(of("postgres"), text);
+    good(&of("postgres"));
+    let told = from_text(&of("mysql")).unwrap_err().to_string();
+    let wanted = "type is \"mysql\" here, and datastore \"local_postgres\" is of type postgres";
+    assert!(told.contains(wanted), "{told}");
 }
 
 #[test]

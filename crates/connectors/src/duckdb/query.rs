@@ -173,12 +173,25 @@ impl<'a> Query<'a> {
         Ok(self.types_of(&[self.term(term)], "").await?.remove(0))
     }
 
+    /// DuckDB's name of the type whose values a condition compares; empty where it compares none.
+    async fn compared(&self, condition: &Condition) -> Result<String> {
+        match &condition.test {
+            Test::Null | Test::NotNull => Ok(String::new()),
+            _ => self.type_of(&condition.term).await,
+        }
+    }
+
     async fn condition(&self, condition: &Condition, out: &mut Where) -> Result<()> {
-        let ty = match &condition.test {
-            Test::Null | Test::NotNull => String::new(),
-            _ => self.type_of(&condition.term).await?,
-        };
+        let ty = self.compared(condition).await?;
         test(&self.term(&condition.term), &ty, condition, out);
+        Ok(())
+    }
+
+    /// A condition of the read's filters: DuckDB itself knows `yes`, and not `on` or blanks around it.
+    async fn filter(&self, written: &Condition, out: &mut Where) -> Result<()> {
+        let ty = self.compared(written).await?;
+        let condition = written.as_written(&column_type(&ty));
+        test(&self.term(&written.term), &ty, &condition, out);
         Ok(())
     }
 
@@ -251,7 +264,7 @@ impl<'a> Query<'a> {
         for filter in &self.read.filters {
             match filter {
                 Filter::Sql(sql) => out.terms.push(bracketed(sql)),
-                Filter::Test(condition) => self.condition(condition, &mut out).await?,
+                Filter::Test(condition) => self.filter(condition, &mut out).await?,
             }
         }
         match slice {

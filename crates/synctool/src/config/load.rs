@@ -12,6 +12,7 @@ use super::form;
 use super::generations;
 use super::global::{self, Global, GlobalFile, State};
 use super::pipeline::Pipeline;
+use super::stage::StageWork;
 use super::strategy::Strategy;
 use super::text::{self, Node, Text};
 use super::toml_text;
@@ -339,22 +340,20 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
     ] {
         match datastores.known(name) {
             Ok(datastore) => {
-                let is = datastore.connection.type_name();
-                if let Some(said) = type_name.as_ref().filter(|said| said.as_str() != is) {
-                    let message = format!(
-                        "type is \"{}\" here, and datastore \"{}\" is of type {is}",
-                        said.shown(),
-                        name.shown()
-                    );
-                    errors.push(said.error(message));
-                }
+                errors.extend(another_type(type_name.as_ref(), name, datastore));
                 ends.push(datastore);
             }
             Err(error) => errors.push(error),
         }
     }
-    for name in pipeline.datastores().skip(2) {
-        errors.extend(datastores.known(name).err());
+    for stage in &pipeline.transform {
+        let StageWork::Enrich(enrich) = &stage.work else {
+            continue;
+        };
+        errors.extend(match datastores.known(&enrich.datastore) {
+            Ok(datastore) => another_type(enrich.type_name.as_ref(), &enrich.datastore, datastore),
+            Err(error) => Some(error),
+        });
     }
     if let State::Postgres {
         datastore: Some(name), ..
@@ -392,6 +391,17 @@ fn check_ends(pipeline: &Pipeline, global: &Global, datastores: &Datastores, err
         }
         (read, written) => errors.extend(read.err().into_iter().chain(written.err())),
     }
+}
+
+/// What is wrong where a pipeline says a type that the datastore is not of.
+fn another_type(said: Option<&At<String>>, name: &At<String>, datastore: &Datastore) -> Option<ConfigError> {
+    let is = datastore.connection.type_name();
+    let said = said.filter(|said| said.as_str() != is)?;
+    Some(said.error(format!(
+        "type is \"{}\" here, and datastore \"{}\" is of type {is}",
+        said.shown(),
+        name.shown()
+    )))
 }
 
 fn check_log_ends(pipeline: &Pipeline, from: &Datastore, to: &Datastore, errors: &mut Vec<ConfigError>) {

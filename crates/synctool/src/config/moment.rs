@@ -20,7 +20,8 @@ pub(super) fn parse(value: &Value) -> Result<Bound, (&'static str, &'static str)
     let Some(text) = text(value) else {
         return Err(("an end of a partition must be a value or a moment", HELP));
     };
-    let text = text.trim();
+    // Blanks around a value may be part of it: only who knows the column can tell.
+    let (written, text) = (text.as_str(), text.trim());
     if let Some(body) = text.strip_prefix("lambda") {
         let body = body.trim_start();
         let lambda = body.strip_prefix(':').and_then(lambda);
@@ -36,8 +37,8 @@ pub(super) fn parse(value: &Value) -> Result<Bound, (&'static str, &'static str)
     let bare = text
         .strip_prefix('\'')
         .and_then(|t| t.strip_suffix('\''))
-        .unwrap_or(text);
-    if bare.is_empty() {
+        .unwrap_or(written);
+    if bare.trim().is_empty() {
         return Err(("an end of a partition is empty", HELP));
     }
     Ok(Bound::Value(bare.to_owned()))
@@ -154,6 +155,9 @@ mod tests {
         for (text, meaning) in [
             ("2024-01-01", "=2024-01-01"),
             ("'2025-09-01'", "=2025-09-01"),
+            (" eu ", "= eu "),
+            (" ' eu' ", "= eu"),
+            (" now ", "now"),
             ("nowhere", "=nowhere"),
             ("now", "now"),
             ("now-30d", "now - 30d"),

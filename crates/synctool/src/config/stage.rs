@@ -188,6 +188,9 @@ pub struct Enrich {
     pub cardinality: At<Cardinality>,
     /// Where rows of the table are kept between batches.
     pub cache: Cache,
+    /// The type that the pipeline says the datastore is of, to be checked against it.
+    #[serde(skip)]
+    pub type_name: Option<At<String>>,
 }
 
 /// Which rows stay when a table is joined on the way.

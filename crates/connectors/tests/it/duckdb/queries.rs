@@ -213,6 +213,38 @@ async fn conditions_and_keys() {
     assert_eq!(distinct, [row(&["NULL"]), row(&["1"]), row(&["2"]), row(&["9"])]);
 }
 
+/// A filter's value is what its author wrote, as in every engine: DuckDB itself knows `yes`, and not `on`.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_take_values_as_people_write_them() {
+    let (_folder, source) = shop().await;
+    let dear = || Term::Sql("o.price > 9".into());
+    for (term, value, ids) in [
+        (dear(), "on", &["1", "2", "4"][..]),
+        (dear(), " yes", &["1", "2", "4"]),
+        (dear(), "off", &["3"]),
+        (dear(), "no", &["3"]),
+        (own("at"), "2024-03-01", &["5"]),
+        (own("at"), "2024-03-01T01:00:00+01:00", &["5"]),
+    ] {
+        for test in [
+            Test::Compare(Comparison::Equal, value.into()),
+            Test::In(vec![value.into()]),
+        ] {
+            let mut read = typed(source.as_ref(), orders(&[("id", own("id"))])).await;
+            read.filters.push(Filter::Test(Condition {
+                term: term.clone(),
+                test,
+            }));
+            let found = rows(source.as_ref(), &read, Slice::All).await;
+            assert_eq!(
+                found,
+                ids.iter().map(|i| row(&[i])).collect::<Vec<_>>(),
+                "{term} {value}"
+            );
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn joins_groups_and_mistakes() {
     let (_folder, source) = shop().await;

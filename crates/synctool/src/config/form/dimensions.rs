@@ -208,7 +208,7 @@ fn dimension(file: DimensionFile, around: &Around<'_>, errors: &mut Vec<ConfigEr
     let end = file.end.and_then(|b| bound(b, known, errors));
     if let (Some(from), Some(to)) = (&start, &end)
         && let (Bound::Value(a), Bound::Value(b)) = (&**from, &**to)
-        && let (Ok(a), Ok(b)) = (a.parse::<i128>(), b.parse::<i128>())
+        && let (Ok(a), Ok(b)) = (a.trim().parse::<i128>(), b.trim().parse::<i128>())
         && a >= b
     {
         errors.push(to.error(format!("the end of partition \"{shown}\" must be behind its start")));

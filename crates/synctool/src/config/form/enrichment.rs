@@ -70,11 +70,10 @@ pub(in super::super) struct DimensionTable {
 /// Where a dimension is.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-#[allow(dead_code, reason = "the datastore says its type")]
 struct DimensionSource {
-    /// The datastore's type.
+    /// The datastore's type; must be what the datastore says.
     #[serde(rename = "type")]
-    type_name: Option<String>,
+    type_name: Option<At<String>>,
     /// Datastore and table.
     config: DimensionSourceConfig,
 }
@@ -240,6 +239,7 @@ pub(in super::super) fn enrichment_stages(
             fields: fields(table.fields, errors),
             cardinality: Cardinality::OneToOne.into(),
             cache: cache.clone(),
+            type_name: table.source.type_name,
         }));
         stages.push(Stage {
             name: table.name.unwrap_or_else(|| work.name().into()),

@@ -145,6 +145,7 @@ impl From<Enrich> for EnrichFile {
                 ttl: enrich.cache.ttl,
                 max_size: enrich.cache.max_size,
             })),
+            type_name: enrich.type_name,
         }
     }
 }
@@ -228,6 +229,8 @@ pub(in super::super) struct EnrichFile {
     pub(in super::super) cardinality: Option<At<Cardinality>>,
     /// Where rows of the table are kept between batches. Default: memory.
     pub(in super::super) cache: Option<CacheEntry>,
+    #[serde(skip)]
+    pub(in super::super) type_name: Option<At<String>>,
 }
 
 /// A column of both, or a pair.
@@ -595,6 +598,7 @@ fn enrich(file: EnrichFile, source: &Source, errors: &mut Vec<ConfigError>) -> E
         fields,
         cardinality: file.cardinality.unwrap_or_default(),
         cache,
+        type_name: file.type_name,
     }
 }
 

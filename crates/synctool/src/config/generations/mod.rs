@@ -144,7 +144,7 @@ pub(super) fn read(
     match recognise(root) {
         Generation::Current => decode(root, text, errors, notices),
         Generation::G1 => Some(decode::<G1File>(root, text, errors, notices)?.into()),
-        Generation::G2 => g2::current(decode(root, text, errors, notices)?, errors),
+        Generation::G2 => g2::current(decode(root, text, errors, notices)?, notices, errors),
         Generation::G0 => g0::current(decode(root, text, errors, notices)?, errors),
     }
 }

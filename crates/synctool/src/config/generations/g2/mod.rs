@@ -5,6 +5,7 @@
 
 mod columns;
 mod stages;
+mod unheard;
 
 use std::collections::BTreeMap;
 
@@ -13,9 +14,10 @@ use serde::Deserialize;
 
 use self::columns::{by_name, columns, merged};
 use self::stages::transform;
+use self::unheard::unheard_columns;
 use super::super::at::At;
 use super::super::datastores::DatastoreEntry;
-use super::super::decode::{Anything, Later};
+use super::super::decode::{Anything, Later, Notice};
 use super::super::error::{ConfigError, suggestion};
 use super::super::form::{
     ApplicableOn, CacheConfigFile, ColumnEntry, ColumnFile, ColumnsFile, DestinationFile, DimensionTable, PipelineFile,
@@ -273,7 +275,8 @@ impl StageKind {
 struct StageEnd {
     /// The backend's name.
     name: At<String>,
-    /// The columns here. Default: those of the backend.
+    /// The columns here, for the source of data_fetch and join and the destination of populate; elsewhere they have no
+    /// effect. Default: those of the backend.
     columns: Option<Vec<At<G2Column>>>,
     /// The columns that make a group, for data_fetch.
     group_by: Option<Vec<At<String>>>,
@@ -398,7 +401,7 @@ enum CachePolicy {
 // To the current form
 
 /// The same in the current form.
-pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<PipelineFile> {
+pub(super) fn current(file: G2File, notices: &mut Vec<Notice>, errors: &mut Vec<ConfigError>) -> Option<PipelineFile> {
     let before = errors.len();
     let stages: Vec<StageEntry> = file
         .stages
@@ -470,7 +473,7 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
             columns,
             &at_destination.iter().chain(&general).cloned().collect::<Vec<_>>(),
         ),
-        None => at_destination,
+        None => at_destination.clone(),
     };
     let own_hash = |name: &str| of_destination.iter().any(|c| *c.name == *name && c.is_hash());
     let mut transform = transform(&stages, &backends, &general, source, errors);
@@ -482,6 +485,12 @@ pub(super) fn current(file: G2File, errors: &mut Vec<ConfigError>) -> Option<Pip
     if !columns.is_empty() {
         hide_what_is_made(&transform, &mut columns);
     }
+    let fetched_there = of_fetch.iter().flatten();
+    let known: [(&Backend, Vec<&G2Column>); 2] = [
+        (source, at_source.iter().chain(fetched_there).collect()),
+        (destination, at_destination.iter().chain(&written).collect()),
+    ];
+    unheard_columns(&stages, &known, &columns, notices, errors);
     let mut strategies = file.strategies;
     for strategy in strategies.iter_mut().flatten() {
         let file = strategy.value_mut();

@@ -298,6 +298,7 @@ fn join(
             fields: end.name.with(fields),
             cardinality: config.cardinality.clone(),
             cache,
+            type_name: backend.type_name.clone(),
         }),
         ..StageFile::default()
     })

@@ -279,6 +279,22 @@ impl Mapping {
             self.same_key("t", "l")
         )
     }
+
+    /// Counts the rows that are those of several loaded keys; `None` where the load table's own key tells none apart that
+    /// are equal there: it has our types, and no collation of the table's.
+    pub(super) fn count_shared(&self, table: &str, load: &str) -> Option<String> {
+        let folds = |p: &Pair| p.folds || (p.varies && p.cast.is_some());
+        if !self.key.iter().any(folds) {
+            return None;
+        }
+        let key: Vec<String> = self.key.iter().map(|p| format!("t.{}", p.name)).collect();
+        Some(format!(
+            "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {load} AS l JOIN {table} AS t ON {} GROUP BY {} \
+             HAVING pg_catalog.count(*) > 1) AS shared",
+            self.same_key("t", "l"),
+            key.join(", ")
+        ))
+    }
 }
 
 /// A type as a cast that cuts nothing: an explicit one to `character varying(9)` cuts silently, where writing what is too

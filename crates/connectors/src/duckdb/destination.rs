@@ -273,7 +273,7 @@ fn check_shared(c: &mut ManagedConnection, t: &PlannedTable, load: &str, table: 
     )?;
     match shared {
         0 => Ok(()),
-        _ => Err(Error::equal_at_destination()),
+        _ => Err(Error::equal_at_destination().at("table", t.destination.to_string())),
     }
 }
 

@@ -468,7 +468,7 @@ impl Publishing<'_> {
         if let Some(shared) = mapping.count_shared(&table, &load)
             && self.count(&shared).await? > 0
         {
-            return Err(Error::equal_at_destination());
+            return Err(Error::equal_at_destination().at("table", target.table.to_string()));
         }
         applied.unchanged = rows
             .checked_sub(applied.inserted + applied.updated)

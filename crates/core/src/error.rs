@@ -199,7 +199,7 @@ impl Error {
             code::DUPLICATE_KEY,
             "the destination calls keys of several loaded rows equal; nothing was changed",
         )
-        .hint("give the key's columns there a collation that tells all keys apart, or keep one row of each at the source")
+        .hint("give the key's columns there a collation that tells all keys apart, or keep one row of each")
     }
 
     /// A destination's stored plan is none to this version.

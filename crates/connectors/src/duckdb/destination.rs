@@ -260,7 +260,7 @@ fn missing(t: &PlannedTable, load: &str, table: &str) -> String {
     format!("FROM {table} AS d WHERE NOT EXISTS (SELECT 1 FROM {load} AS l WHERE {same})")
 }
 
-/// Refuses rows that are those of several loaded keys, of which an update has taken any: the load table has no collation.
+/// Refuses loaded rows that are one here, of which an update has taken any: the load table has no collation.
 fn check_shared(c: &mut ManagedConnection, t: &PlannedTable, load: &str, table: &str) -> Result<()> {
     let key = || t.schema.key.iter().map(String::as_str);
     let (same, by) = (equal("d", "l", key()), list("d.", key()));

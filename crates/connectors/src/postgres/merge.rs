@@ -280,8 +280,8 @@ impl Mapping {
         )
     }
 
-    /// Counts the rows that are those of several loaded keys; `None` where the load table's own key tells none apart that
-    /// are equal there: it has our types, and no collation of the table's.
+    /// Counts the table's rows that several loaded ones are. The load table has our types and none of the table's
+    /// collations, so its own key may tell apart what is one here; `None` where it cannot.
     pub(super) fn count_shared(&self, table: &str, load: &str) -> Option<String> {
         let folds = |p: &Pair| p.folds || (p.varies && p.cast.is_some());
         if !self.key.iter().any(folds) {

@@ -261,8 +261,8 @@ fn sequence(conn: &Connection, table: &str) -> Result<Option<i64>> {
         .map_err(failed(doing))
 }
 
-/// Refuses rows that are those of several loaded keys, of which an update has taken any: the load table has the types of
-/// the existing one, and not its collations.
+/// Refuses loaded rows that are one here, of which an update has taken any: the load table has the types of the existing
+/// one, and not its collations.
 fn check_shared(conn: &Connection, planned: &PlannedTable, load: &str, existing: &CatalogTable) -> Result<()> {
     let sql = format!(
         "SELECT EXISTS (SELECT 1 FROM {} AS l JOIN {} AS d ON {} GROUP BY {} HAVING count(*) > 1)",

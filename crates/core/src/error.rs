@@ -193,6 +193,15 @@ impl Error {
             .hint("remove all but one of them, and make the key unique there")
     }
 
+    /// Loaded rows whose keys are several at the source and one at the destination.
+    pub fn equal_at_destination() -> Self {
+        Error::new(
+            code::DUPLICATE_KEY,
+            "the destination calls keys of several loaded rows equal; nothing was changed",
+        )
+        .hint("give the key's columns there a collation that tells all keys apart, or keep one row of each")
+    }
+
     /// A destination's stored plan is none to this version.
     pub fn unreadable_plan(pipeline: &str) -> Self {
         Error::new(

@@ -78,7 +78,7 @@ pub(super) struct Applier {
 }
 
 /// Whether texts of a table may be compared otherwise than by their bytes.
-fn is_collated(c: &mut ManagedConnection, table: &TableId) -> Result<bool> {
+pub(super) fn is_collated(c: &mut ManagedConnection, table: &TableId) -> Result<bool> {
     let made = rows(c, MADE, &[table.schema.as_deref().unwrap_or("main"), &table.name])?;
     let made = made.into_iter().flatten().flatten().next();
     Ok(made.is_none_or(|made| has_collations(&made)))

@@ -1,7 +1,7 @@
 //! DuckDB as a destination: control tables, load tables, publishing.
 
 use super::DuckDb;
-use super::apply::add_column;
+use super::apply::{add_column, is_collated};
 use super::session::{Session, execute, rows, transaction};
 use super::sink::DuckDbSink;
 use super::source::{DuckDbSource, describe};
@@ -260,6 +260,23 @@ fn missing(t: &PlannedTable, load: &str, table: &str) -> String {
     format!("FROM {table} AS d WHERE NOT EXISTS (SELECT 1 FROM {load} AS l WHERE {same})")
 }
 
+/// Refuses loaded rows that are one here, of which an update has taken any: the load table has no collation.
+fn check_shared(c: &mut ManagedConnection, t: &PlannedTable, load: &str, table: &str) -> Result<()> {
+    let key = || t.schema.key.iter().map(String::as_str);
+    let (same, by) = (equal("d", "l", key()), list("d.", key()));
+    let shared = count(
+        c,
+        &format!(
+            "SELECT CAST(count(*) AS VARCHAR) FROM (SELECT 1 FROM {table} AS d, {load} AS l WHERE {same} GROUP BY {by} \
+             HAVING count(*) > 1)"
+        ),
+    )?;
+    match shared {
+        0 => Ok(()),
+        _ => Err(Error::equal_at_destination().at("table", t.destination.to_string())),
+    }
+}
+
 /// What publishing one table does, in order.
 fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result<Applied> {
     let t = &plan.tables[index];
@@ -345,7 +362,12 @@ fn publish_table(c: &mut ManagedConnection, plan: &Plan, index: usize) -> Result
                 &format!("INSERT INTO {table} ({names}) SELECT {values} {absent}"),
                 &[],
             )?;
-            applied.unchanged = written - applied.inserted - applied.updated;
+            if is_collated(c, &t.destination)? {
+                check_shared(c, t, &load, &table)?;
+            }
+            applied.unchanged = written
+                .checked_sub(applied.inserted + applied.updated)
+                .ok_or_else(Error::doubled_at_destination)?;
         }
     }
     Ok(applied)

@@ -279,6 +279,22 @@ impl Mapping {
             self.same_key("t", "l")
         )
     }
+
+    /// Counts the table's rows that several loaded ones are. The load table has our types and none of the table's
+    /// collations, so its own key may tell apart what is one here; `None` where it cannot.
+    pub(super) fn count_shared(&self, table: &str, load: &str) -> Option<String> {
+        let folds = |p: &Pair| p.folds || (p.varies && p.cast.is_some());
+        if !self.key.iter().any(folds) {
+            return None;
+        }
+        let key: Vec<String> = self.key.iter().map(|p| format!("t.{}", p.name)).collect();
+        Some(format!(
+            "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {load} AS l JOIN {table} AS t ON {} GROUP BY {} \
+             HAVING pg_catalog.count(*) > 1) AS shared",
+            self.same_key("t", "l"),
+            key.join(", ")
+        ))
+    }
 }
 
 /// A type as a cast that cuts nothing: an explicit one to `character varying(9)` cuts silently, where writing what is too

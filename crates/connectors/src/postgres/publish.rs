@@ -464,6 +464,12 @@ impl Publishing<'_> {
             )
             .await?
             .saturating_sub(put_back);
+        // Of several that are one row there, an update has taken any.
+        if let Some(shared) = mapping.count_shared(&table, &load)
+            && self.count(&shared).await? > 0
+        {
+            return Err(Error::equal_at_destination().at("table", target.table.to_string()));
+        }
         applied.unchanged = rows
             .checked_sub(applied.inserted + applied.updated)
             .ok_or_else(Error::doubled_at_destination)?;

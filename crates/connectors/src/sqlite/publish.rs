@@ -261,6 +261,25 @@ fn sequence(conn: &Connection, table: &str) -> Result<Option<i64>> {
         .map_err(failed(doing))
 }
 
+/// Refuses loaded rows that are one here, of which an update has taken any: the load table has the types of the existing
+/// one, and not its collations.
+fn check_shared(conn: &Connection, planned: &PlannedTable, load: &str, existing: &CatalogTable) -> Result<()> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM {} AS l JOIN {} AS d ON {} GROUP BY {} HAVING count(*) > 1)",
+        quote(load),
+        quote(&existing.name),
+        same_key(planned),
+        list("d.", &planned.schema.key)
+    );
+    let shared: bool = conn
+        .query_row(&sql, [], |r| r.get(0))
+        .map_err(failed(|| format!("comparing the keys of {}", existing.name)))?;
+    match shared {
+        true => Err(Error::equal_at_destination()),
+        false => Ok(()),
+    }
+}
+
 fn merge(
     conn: &Connection,
     guard: &DeleteGuard,
@@ -329,6 +348,9 @@ fn merge(
     let put = run(&format!(
         "INSERT INTO {d} ({names}) SELECT {names} FROM {l} AS l WHERE NOT EXISTS (SELECT 1 FROM {d} AS d WHERE {on})"
     ))?;
+    if planned.schema.key.iter().any(folds) {
+        check_shared(conn, planned, load, existing)?;
+    }
     let after = count(conn, &existing.name)?;
     let inserted = after + deleted - before;
     if put != inserted && put != inserted + updated {

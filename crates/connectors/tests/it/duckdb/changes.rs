@@ -315,6 +315,55 @@ async fn ranges_go_by_bytes_whatever_order_the_column_has() {
     );
 }
 
+/// A load whose keys are one by the table's collation ends, where an update would take any of the two rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_ends_at_keys_that_are_one_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = DuckDbConfig {
+        path: folder.path().join("t.duckdb"),
+        library: Some(synctool_testkit::libduckdb()),
+        create: true,
+    };
+    let made = "CREATE TABLE t (k VARCHAR COLLATE NOCASE PRIMARY KEY, v BIGINT)";
+    super::queries::foreign(&config.path, &[made, "INSERT INTO t VALUES ('a', 1)"]);
+    let duckdb = DuckDb::open(config).await.unwrap();
+    let db = Db {
+        _folder: folder,
+        to: duckdb.destination(),
+        from: duckdb.source(),
+    };
+    let schema = TableSchema {
+        columns: vec![
+            Column::new("k", ColumnType::Text { max: None }).not_null(),
+            Column::new("v", ColumnType::Int64),
+        ],
+        key: vec!["k".into()],
+    };
+    let mut load = plan(&schema, false);
+    load.tables[0].publish = Publish::Merge { delete_missing: true };
+    let load = db.to.prepare(load).await.unwrap();
+    let mut sink = db.to.open_sink(&load).await.unwrap();
+    sink.recover(&["all".into()]).await.unwrap();
+    let rows = [["a", "1"], ["A", "2"], ["b", "3"]].map(|cells| row(&cells));
+    let batch = ChangeBatch::new(
+        Arc::new(TableId::bare("t")),
+        batch(&schema, &rows).unwrap(),
+        Ops::All(Op::Insert),
+        None,
+        None,
+        Hold::none(),
+    )
+    .unwrap();
+    sink.write(Event::Rows(batch)).await.unwrap();
+    commit(sink.as_mut(), None, "1", true).await;
+    drop(sink);
+    db.to.seal(&load).await.unwrap();
+    let e = db.to.publish(&load).await.unwrap_err();
+    assert_eq!(e.code(), code::DUPLICATE_KEY, "{e}");
+    assert!(e.next_step().is_some(), "{e}");
+    assert_eq!(stored(&db).await.into_values().collect::<Vec<_>>(), [rows[0].clone()]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_are_added_only_where_that_is_wanted() {
     let db = open().await;

@@ -409,7 +409,10 @@ fn rows_are_compared_by_the_form_that_was_asked_for() {
         ));
         let found = place.json(&["verify", &file], 3);
         assert_eq!(
-            (&found["compared"]["only_source"], &found["compared"]["only_destination"]),
+            (
+                &found["compared"]["only_source"],
+                &found["compared"]["only_destination"]
+            ),
             (&3.into(), &2.into()),
             "{file}: {found}"
         );

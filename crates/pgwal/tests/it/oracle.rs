@@ -87,7 +87,7 @@ fn waldump(server: &Postgres, wal: &Wal, more: &[&str]) -> String {
         .args(["-s", &start, "-e", &end])
         .args(more)
         // Else it looks for the size of segments in any of them, one that is made ahead and empty among them.
-        .arg(&wal.names.0);
+        .args([&wal.names.0, &wal.names.1]);
     let output = command.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");

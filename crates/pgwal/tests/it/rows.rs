@@ -312,7 +312,7 @@ fn a_record_that_a_crash_cut_off_is_passed_over() {
         .arg("-p")
         .arg(&wal.directory)
         .args(["-s", &wal.start.to_string(), "-e", &wal.end().to_string(), "--stats"])
-        .arg(&wal.names.0);
+        .args([&wal.names.0, &wal.names.1]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

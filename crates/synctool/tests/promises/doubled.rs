@@ -226,7 +226,9 @@ fn groups_that_the_destination_may_call_equal_are_refused() {
     from.change(&format!(
         "CREATE TABLE items(id int PRIMARY KEY, {grp} NOT NULL); INSERT INTO items VALUES (1, 'a'), (2, 'A')"
     ));
-    to.change(&format!("CREATE TABLE totals({grp} PRIMARY KEY, n bigint)"));
+    to.change(&format!(
+        "CREATE TABLE totals({grp} PRIMARY KEY, n bigint); INSERT INTO totals VALUES ('b', 1)"
+    ));
     let place = Place::new(&[("from", from.entry()), ("to", to.entry())]);
     place.write(
         "p.yaml",

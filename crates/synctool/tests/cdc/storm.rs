@@ -9,6 +9,7 @@ pub(super) mod books;
 
 use super::*;
 use books::{ALTERED, BOOKS, World, watch, write};
+use std::collections::BTreeSet;
 use std::time::Instant;
 use synctool_testkit::proxy::Mode;
 use synctool_testkit::{Dice, FaultProxy, is_soak};
@@ -499,9 +500,26 @@ impl Storm {
         let differs = |(table, from, to): &(String, String, String)| {
             let (there, here) = (digest(&self.stage.from, table, from), digest(&self.stage.to, table, to));
             let equal = matches!((&there, &here), (Ok(a), Ok(b)) if a == b);
-            (!equal).then(|| format!("{table} ({from} / {to}): {there:?} / {here:?}"))
+            (!equal).then(|| {
+                format!(
+                    "{table} ({from} / {to}): {there:?} / {here:?}{}",
+                    self.rows(table, from, to)
+                )
+            })
         };
         tables.iter().filter_map(differs).collect()
+    }
+
+    /// Some of the rows that only one end has.
+    fn rows(&self, table: &str, from: &str, to: &str) -> String {
+        let all = |db: &TestDb, columns: &str| -> BTreeSet<String> {
+            let rows = db.try_psql(&format!("SELECT ROW({columns})::text FROM {table}"));
+            rows.unwrap_or_default().lines().map(str::to_owned).collect()
+        };
+        let (there, here) = (all(&self.stage.from, from), all(&self.stage.to, to));
+        let some = |rows: Vec<&String>| rows.into_iter().take(5).cloned().collect::<Vec<_>>().join(" ");
+        let (gone, extra) = (there.difference(&here).collect(), here.difference(&there).collect());
+        format!("; only there: {}; only here: {}", some(gone), some(extra))
     }
 
     /// Silence: the program catches up, and both ends are equal.

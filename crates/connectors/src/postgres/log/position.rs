@@ -62,6 +62,13 @@ pub(super) struct Origin {
     pub(super) slot: String,
 }
 
+impl Origin {
+    /// Whether what came later in one need not be in the other: another cluster, database or timeline.
+    pub(super) fn is_another_history(&self, other: &Origin) -> bool {
+        (&self.system, self.timeline, self.database) != (&other.system, other.timeline, other.database)
+    }
+}
+
 mod lsn_text {
     use super::*;
     use serde::{Deserializer, Serializer, de::Error as _};

@@ -278,9 +278,10 @@ impl Shape {
         let known = |source: &str| now.iter().find(|a| a.name == source);
         let name = followed.read.table.to_string();
         // The numbers of a table that was made again mean nothing.
-        let numbers = position.numbers.get(&name).filter(|_| followed_all_along);
+        let is_same = followed_all_along || followed.oid == described.oid;
+        let numbers = position.numbers.get(&name).filter(|_| is_same);
         let noted = |column: &str| numbers.and_then(|n| n.get(column)).copied();
-        let names = position.names.get(&name).filter(|_| followed_all_along);
+        let names = position.names.get(&name).filter(|_| is_same);
         let called = |column: &str| names.and_then(|n| n.get(column)).map(String::as_str);
         let written = position.written.get(&name);
         let written = |column: &str| written.and_then(|w| w.get(column)).copied();

@@ -423,9 +423,16 @@ impl LogSource {
                     pending: keyed().map(|f| Pending::resync(f.read.table.clone())).collect(),
                     ..judged.after
                 };
+                let mut position = LogPosition { lsn, ..stored };
+                if position.origin.is_another_history(&origin) {
+                    // There columns that came later have other numbers.
+                    position.numbers.clear();
+                    position.names.clear();
+                }
+                position.origin = origin;
                 Ok(Started {
                     repaired: true,
-                    ..at(LogPosition { lsn, origin, ..stored }, beside)
+                    ..at(position, beside)
                 })
             }
             Err(e) => Err(e),

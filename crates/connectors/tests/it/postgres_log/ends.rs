@@ -66,6 +66,25 @@ on_servers! {
         c.assert_equal(&["t"]);
     }
 
+    /// F12, F46: a column that came after the plan, and is called otherwise by now, keeps the destination's name and its values.
+    async fn a_later_column_keeps_its_name_over_a_repair(version: PgVersion) {
+        let mut c = Capture::new(version, &["t"], T);
+        c.catch_up().await.unwrap();
+        c.from.psql("ALTER TABLE t ADD COLUMN n text DEFAULT 'filled'; UPDATE t SET n = a WHERE id < 9");
+        c.catch_up().await.unwrap();
+        c.from.psql("ALTER TABLE t RENAME n TO m; UPDATE t SET m = 'renamed' WHERE id = 1");
+        c.catch_up().await.unwrap();
+        c.from.psql(&format!("SELECT pg_drop_replication_slot('{}'); {GAP}", c.options.slot));
+        c.options.repair = Repair::once(true);
+        c.catch_up().await.unwrap();
+        c.from.psql("UPDATE t SET m = 'later' WHERE id = 3");
+        c.catch_up().await.unwrap();
+        let rows = |column: &str| format!("SELECT string_agg(concat_ws(' ', id, a, {column}), ',' ORDER BY id) FROM t");
+        assert_eq!(c.to.psql(&rows("n")), c.from.psql(&rows("m")));
+        let columns = "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0";
+        assert_eq!(c.to.psql(columns).trim(), "id a n");
+    }
+
     /// F14 (a newer point).
     async fn a_slot_that_was_made_again(version: PgVersion) {
         let mut c = Capture::new(version, &["t"], T);

@@ -1439,10 +1439,7 @@ fn key_rows(schema: &TableSchema, key: &[usize], keys: &[Key], arrow: arrow_sche
         let mut builder = text::ColumnBuilder::new(column);
         let place = key.iter().position(|k| *k == at);
         for key in keys {
-            match place.and_then(|p| key[p].as_deref()) {
-                Some(value) => builder.append_text(value)?,
-                None => builder.append_null(),
-            }
+            builder.append_cell(place.and_then(|p| key[p].as_deref()))?;
         }
         columns.push(builder.finish());
     }

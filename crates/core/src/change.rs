@@ -143,9 +143,10 @@ impl ChangeBatch {
             return Ok(());
         };
         for row in 0..self.len() {
-            let inserts = matches!(self.ops.get(row), Op::Insert | Op::Upsert);
-            let lacks = (0..self.rows.num_columns()).find(|column| inserts && !present.has(*column, row));
-            if let Some(column) = lacks {
+            if !matches!(self.ops.get(row), Op::Insert | Op::Upsert) {
+                continue;
+            }
+            if let Some(column) = (0..self.rows.num_columns()).find(|column| !present.has(*column, row)) {
                 return Err(Error::not_whole(self.rows.schema_ref().field(column).name()));
             }
         }

@@ -122,6 +122,19 @@ impl Condition {
             },
         }
     }
+
+    /// What is left of a test that NULL meets too, without NULL.
+    #[must_use]
+    pub fn without_null(&self) -> Condition {
+        let test = match self.test.clone() {
+            Test::NullOrIn(values) => Test::In(values),
+            Test::NullOrNotIn(values) => Test::NotIn(values),
+            Test::NullOrRange { lower, upper } => Test::Range { lower, upper },
+            other => other,
+        };
+        let term = self.term.clone();
+        Condition { term, test }
+    }
 }
 
 /// A test. Values are canonical texts ([`crate::text`]) of the term's type; the connector makes literals of them that
@@ -161,21 +174,6 @@ pub enum Test {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         upper: Option<String>,
     },
-}
-
-impl Condition {
-    /// What is left of a test that NULL meets too, without NULL.
-    #[must_use]
-    pub fn without_null(&self) -> Condition {
-        let test = match self.test.clone() {
-            Test::NullOrIn(values) => Test::In(values),
-            Test::NullOrNotIn(values) => Test::NotIn(values),
-            Test::NullOrRange { lower, upper } => Test::Range { lower, upper },
-            other => other,
-        };
-        let term = self.term.clone();
-        Condition { term, test }
-    }
 }
 
 /// How a value is compared.

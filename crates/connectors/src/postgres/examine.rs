@@ -4,33 +4,25 @@ use super::catalog::{self, Kind};
 use super::sql::ident;
 use super::{Connection, Postgres};
 use postgres_types::Type;
-use synctool_core::error::{Error, Result};
+use synctool_core::error::Result;
 use synctool_core::schema::TableId;
 use synctool_core::source::Finding;
-
-pub(super) fn finding(what: impl Into<String>, ok: bool, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding::new(what, ok, found, fix)
-}
-
-pub(super) fn failed(what: impl Into<String>, e: &Error) -> Finding {
-    Finding::of_error(what, e)
-}
 
 /// Looks at everything that reading these tables needs.
 pub(super) async fn reading(database: &Postgres, tables: &[TableId]) -> Vec<Finding> {
     let connection = match database.connect().await {
         Ok(connection) => connection,
-        Err(e) => return vec![failed("connection", &e)],
+        Err(e) => return vec![Finding::of_error("connection", &e)],
     };
     let mut found = Vec::new();
     match server(&connection, database).await {
         Ok(findings) => found.extend(findings),
-        Err(e) => found.push(failed("server", &e)),
+        Err(e) => found.push(Finding::of_error("server", &e)),
     }
     for table in tables {
         match readable(&connection, database, table).await {
             Ok(findings) => found.extend(findings),
-            Err(e) => found.push(failed(format!("table {table}"), &e)),
+            Err(e) => found.push(Finding::of_error(format!("table {table}"), &e)),
         }
     }
     connection.recycle();
@@ -57,7 +49,7 @@ async fn server(connection: &Connection, database: &Postgres) -> Result<Vec<Find
     let free = (limit - used).max(0);
     let encrypted = connection.is_encrypted();
     let mut found = vec![
-        finding(
+        Finding::new(
             "connection",
             true,
             format!(
@@ -68,13 +60,13 @@ async fn server(connection: &Connection, database: &Postgres) -> Result<Vec<Find
             ),
             "",
         ),
-        finding(
+        Finding::new(
             "connections free",
             free as usize >= config.max_connections.min(4),
             format!("{free} of {limit}; up to {} are used", config.max_connections),
             "lower max_connections of this datastore, or raise it at the server",
         ),
-        finding(
+        Finding::new(
             "right to see all sessions (pg_read_all_stats), for a gap-safe delta",
             row.get(4),
             if row.get(4) { "granted" } else { "missing" },
@@ -83,7 +75,7 @@ async fn server(connection: &Connection, database: &Postgres) -> Result<Vec<Find
     ];
     let role_timeout: String = row.get::<_, Option<String>>(5).unwrap_or_default();
     let own = config.statement_timeout;
-    found.push(finding(
+    found.push(Finding::new(
         "statement_timeout",
         true,
         match own {
@@ -95,17 +87,17 @@ async fn server(connection: &Connection, database: &Postgres) -> Result<Vec<Find
     ));
     let standby: bool = row.get(1);
     found.push(if standby {
-        finding(
+        Finding::new(
             "primary or standby",
             row.get::<_, String>(7) == "on",
             "a standby; without hot_standby_feedback the primary's vacuum may cancel long reads",
             "ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();",
         )
     } else {
-        finding("primary or standby", true, "the primary", "")
+        Finding::good("primary or standby", "the primary")
     });
     let encoding: String = row.get(8);
-    found.push(finding(
+    found.push(Finding::new(
         "encoding",
         encoding != "SQL_ASCII",
         encoding.clone(),
@@ -128,13 +120,13 @@ async fn readable(connection: &Connection, database: &Postgres, table: &TableId)
     let view = matches!(described.kind, Kind::View | Kind::Foreign);
     let name = &described.table;
     Ok(vec![
-        finding(
+        Finding::new(
             format!("right to read {name}"),
             may,
             if may { "granted" } else { "missing" },
             catalog::grant_select(name, &config.schema, &config.user),
         ),
-        finding(
+        Finding::new(
             format!("row security of {name}"),
             !hidden,
             if hidden {
@@ -144,7 +136,7 @@ async fn readable(connection: &Connection, database: &Postgres, table: &TableId)
             },
             format!("ALTER ROLE {} BYPASSRLS;", ident(&config.user)),
         ),
-        finding(
+        Finding::new(
             format!("key of {name}"),
             !key.is_empty() || view,
             match key.is_empty() {

@@ -291,16 +291,11 @@ impl SqliteDestination {
             Err(_) if !folder.is_dir() => (false, "the folder does not exist".into()),
             Err(_) => (writable(folder), "the file will be created".into()),
         };
-        Finding {
-            what: format!("file {}", path.display()),
-            ok,
-            found,
-            fix: match ok {
-                true => String::new(),
-                false if !folder.is_dir() => format!("mkdir -p '{}'", folder.display()),
-                false => format!("chmod u+w '{}' '{}'", path.display(), folder.display()),
-            },
-        }
+        let fix = match folder.is_dir() {
+            true => format!("chmod u+w '{}' '{}'", path.display(), folder.display()),
+            false => format!("mkdir -p '{}'", folder.display()),
+        };
+        Finding::new(format!("file {}", path.display()), ok, found, fix)
     }
 }
 

@@ -666,12 +666,8 @@ async fn ordered_alike(
 /// Ranges of a key as ranges of its first columns: a slice that begins and ends with one value of them is part of the next.
 fn by_first_columns(cut: Vec<PlannedSlice>, columns: usize) -> Vec<PlannedSlice> {
     if columns == 0 {
-        return vec![PlannedSlice {
-            label: "all".into(),
-            slice: Slice::All,
-            rows: cut.iter().map(|s| s.rows).sum(),
-            bytes: cut.iter().map(|s| s.bytes).sum(),
-        }];
+        let (rows, bytes) = (cut.iter().map(|s| s.rows).sum(), cut.iter().map(|s| s.bytes).sum());
+        return vec![PlannedSlice::all(rows, bytes)];
     }
     let mut kept = Vec::with_capacity(cut.len());
     let (mut rows, mut bytes) = (0, 0);

@@ -7,9 +7,9 @@ use super::super::sql::{literal, table as quoted};
 use super::chunks;
 use super::source::{BinlogSource, check_server, tables_of};
 use super::statements::cascading_key;
-use crate::postgres::log::capture::{CaptureRequest, Remembered, carried, extended, key_columns, key_pairs, planned};
+use crate::postgres::log::capture::{CaptureRequest, Remembered, carried, extended, key_columns, key_pairs};
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::Plan;
+use synctool_core::plan::{Plan, PlannedTable, Publish};
 use synctool_core::schema::{Column, TableId, TableSchema};
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
@@ -127,7 +127,7 @@ async fn plan_table(
     plan.cut_by_bytes(table, exact.map(|k| k.stored.name.clone()).collect());
     let names = there.columns.iter().map(|c| c.column.name.clone());
     Remembered::named(initial, names, Some(there.rows)).keep(plan, table)?;
-    plan.tables.push(planned(read, to, schema));
+    plan.tables.push(PlannedTable::new(read, to, schema, Publish::Direct));
     Ok(())
 }
 

@@ -556,7 +556,7 @@ async fn draft(
         let here = slices::collations(&connection, utf8, &table, &config.schema, &key.0).await?;
         let key = key_columns(here, key, &request, destination, (&to, there.is_some())).await?;
         cut_keys(&mut plan, (&connection, described.oid), &read, &key).await?;
-        plan.tables.push(planned(read, to, schema));
+        plan.tables.push(PlannedTable::new(read, to, schema, Publish::Direct));
     }
     connection.recycle();
     Ok(plan)
@@ -621,22 +621,6 @@ fn carry(
     match made_a_text && !key.contains(&column.name) {
         true => carry_as_text(source, destination, column, there),
         false => carry_plain(source, destination, column, there),
-    }
-}
-
-/// A table of a log: changes go to it directly.
-pub(crate) fn planned(read: ReadSpec, destination: TableId, schema: TableSchema) -> PlannedTable {
-    PlannedTable {
-        read,
-        destination,
-        schema,
-        publish: Publish::Direct,
-        changes: None,
-        evolve: false,
-        widen: Vec::new(),
-        compare: None,
-        own: false,
-        row_hash: None,
     }
 }
 

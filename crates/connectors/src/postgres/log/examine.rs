@@ -2,7 +2,6 @@
 
 use super::super::catalog;
 use super::super::client::Connection;
-use super::super::examine::{failed, finding};
 use super::super::sql::{ident, table as quoted};
 use super::identity::{Standing, check_publishable};
 use super::source::{LogSource, usable};
@@ -17,16 +16,16 @@ impl LogSource {
     pub(super) async fn examine_log(&self, tables: &[TableId]) -> Vec<Finding> {
         let connection = match self.database().connect().await {
             Ok(connection) => connection,
-            Err(e) => return vec![failed("connection", &e)],
+            Err(e) => return vec![Finding::of_error("connection", &e)],
         };
         let mut found = vec![match slot::check_server(&connection).await {
-            Ok(()) => finding("log of the server", true, "wal_level logical, may replicate", ""),
-            Err(e) => failed("log of the server", &e),
+            Ok(()) => Finding::good("log of the server", "wal_level logical, may replicate"),
+            Err(e) => Finding::of_error("log of the server", &e),
         }];
         found.extend(plugins(&connection).await);
         let mut add = |what: &str, looked: Result<Vec<Finding>>| match looked {
             Ok(findings) => found.extend(findings),
-            Err(e) => found.push(failed(what, &e)),
+            Err(e) => found.push(Finding::of_error(what, &e)),
         };
         add("slots and senders", room(&connection, &self.options().slot).await);
         let name = format!("replication slot {}", self.options().slot);
@@ -44,7 +43,7 @@ impl LogSource {
     async fn slot(&self, connection: &Connection, what: &str) -> Result<Finding> {
         let name = &self.options().slot;
         Ok(match slot::find(connection, name).await? {
-            None => finding(
+            None => Finding::new(
                 what,
                 true,
                 "not there yet; it is made when the log is first followed",
@@ -53,7 +52,7 @@ impl LogSource {
             Some(state) => {
                 let confirmed = usable(name, &state)?;
                 let behind = end_of_log(connection).await?.saturating_sub(confirmed);
-                finding(what, true, format!("{} MiB of log are to be read", behind >> 20), "")
+                Finding::good(what, format!("{} MiB of log are to be read", behind >> 20))
             }
         })
     }
@@ -85,7 +84,7 @@ impl LogSource {
         )
         .await?;
         if statements.is_empty() {
-            return Ok(vec![finding(what, true, "has every table", "")]);
+            return Ok(vec![Finding::good(what, "has every table")]);
         }
         // Making it needs rights that reading does not.
         let row = connection
@@ -123,13 +122,13 @@ impl LogSource {
         }
         let made: Vec<String> = statements.iter().map(|s| format!("{s};")).collect();
         Ok(vec![match fix.is_empty() {
-            true => finding(
+            true => Finding::new(
                 what,
                 true,
                 format!("is made or completed by the first run: {}", made.join(" ")),
                 "",
             ),
-            false => finding(
+            false => Finding::new(
                 what,
                 false,
                 "is not complete, and the role may not make it",
@@ -148,13 +147,13 @@ impl LogSource {
         let by = self.options().watermarks;
         if standby && by != Watermarks::ReadOnly {
             let fix = "watermarks: read_only";
-            return Ok(finding(what, false, "a standby cannot be written to", fix));
+            return Ok(Finding::new(what, false, "a standby cannot be written to", fix));
         }
         let (sql, fix) = match by {
-            Watermarks::ReadOnly => return Ok(finding(what, true, "nothing is written at the source", "")),
+            Watermarks::ReadOnly => return Ok(Finding::good(what, "nothing is written at the source")),
             Watermarks::Message if connection.version() < 140_000 => {
                 let found = "PostgreSQL before 14 does not show messages in its log";
-                return Ok(finding(what, false, found, "watermarks: table"));
+                return Ok(Finding::new(what, false, found, "watermarks: table"));
             }
             Watermarks::Message => (
                 "SELECT pg_catalog.bool_and(pg_catalog.has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc \
@@ -191,7 +190,7 @@ impl LogSource {
             (true, _) => "by rows of a table",
             (false, _) => "the role may not write them",
         };
-        Ok(finding(what, may, found, fix))
+        Ok(Finding::new(what, may, found, fix))
     }
 }
 
@@ -200,7 +199,7 @@ async fn plugins(connection: &Connection) -> Option<Finding> {
     const SQL: &str = "SELECT pg_catalog.current_setting('output_plugin_libraries', true)";
     let row = connection.query_one(SQL, &[]).await.ok()?;
     let allowed: String = row.get::<_, Option<String>>(0)?;
-    Some(finding(
+    Some(Finding::new(
         "output plugins",
         allows_ours(&allowed),
         format!("output_plugin_libraries: {allowed}"),
@@ -230,7 +229,7 @@ async fn room(connection: &Connection, slot: &str) -> Result<Vec<Finding>> {
         .await
         .map_err(|e| connection.error(e, "looking at slots and senders"))?;
     let one = |what: &str, setting: &str, most: i32, used: i32| {
-        finding(
+        Finding::new(
             what,
             used < most,
             format!("{used} of {most} are taken by others"),
@@ -251,27 +250,27 @@ async fn identity(connection: &Connection, table: &TableId, schema: &str) -> Res
     };
     let what = format!("replica identity of {table}");
     if let Err(e) = standing.check_followed(table, described.kind) {
-        return Ok(failed(&what, &e));
+        return Ok(Finding::of_error(&what, &e));
     }
     let alter = |fix: &str| format!("ALTER TABLE {} {fix}", quoted(table, schema));
     Ok(match (standing.identity.as_str(), standing.primary) {
-        (_, true) if !standing.identified && standing.identity != "n" => finding(
+        (_, true) if !standing.identified && standing.identity != "n" => Finding::new(
             what,
             false,
             "the primary key is DEFERRABLE or its index is gone: the server refuses updates and deletes",
             alter("DROP CONSTRAINT …, ADD PRIMARY KEY (…); without DEFERRABLE"),
         ),
-        ("i", _) if standing.identified => finding(what, true, "a unique index", ""),
-        ("d", true) => finding(what, true, "the primary key", ""),
-        ("f", true) => finding(what, true, "whole old rows; the primary key would do and is less", ""),
-        ("f", false) => finding(what, true, "whole old rows: there is no key", ""),
-        ("n", true) => finding(
+        ("i", _) if standing.identified => Finding::good(what, "a unique index"),
+        ("d", true) => Finding::good(what, "the primary key"),
+        ("f", true) => Finding::good(what, "whole old rows; the primary key would do and is less"),
+        ("f", false) => Finding::good(what, "whole old rows: there is no key"),
+        ("n", true) => Finding::new(
             what,
             false,
             "none: the server refuses updates and deletes",
             alter("REPLICA IDENTITY DEFAULT;"),
         ),
-        _ => finding(
+        _ => Finding::new(
             what,
             false,
             "there is no key: rows that are there cannot be loaded, and the server refuses updates and deletes",

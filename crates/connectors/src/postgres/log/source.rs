@@ -404,16 +404,7 @@ impl LogSource {
             Ok(()) => Ok(at(LogPosition { origin, ..stored }, judged.after)),
             Err(e) if self.options.repair.holds() => {
                 tracing::warn!(error = %e, "the log is made good by a new slot and a comparison of every table");
-                if let Some(without) = followed.iter().find(|f| f.key.is_empty()) {
-                    return Err(Error::new(
-                        code::KEY_MISSING,
-                        format!(
-                            "{} has no key, so it cannot be compared and repaired",
-                            without.read.table
-                        ),
-                    )
-                    .hint("give it a primary key, or leave it out of the pipeline"));
-                }
+                logs::must_compare(followed.iter().map(|f| (&f.read.table, &f.key[..])))?;
                 if judged.slot_is_there {
                     slot::wait_free(connection, name, self.options.status_interval).await?;
                     slot::drop(connection, name).await?;

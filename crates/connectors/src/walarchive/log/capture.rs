@@ -7,12 +7,12 @@ use super::shape::full_name;
 use super::source::{ArchiveLog, logged};
 use crate::postgres::log::capture::{
     CaptureRequest, FROM, Initial, Remembered, carried, cut_keys, expected_rows, extended, from_of, key_columns,
-    key_pairs, planned,
+    key_pairs,
 };
 use crate::postgres::{Connection, catalog};
 use synctool_core::backfill::BackfillPosition;
 use synctool_core::error::{Error, Result, code};
-use synctool_core::plan::Plan;
+use synctool_core::plan::{Plan, PlannedTable, Publish};
 use synctool_core::schema::TableId;
 use synctool_core::sink::Destination;
 use synctool_core::source::Source;
@@ -108,7 +108,7 @@ async fn plan_table(
     let here = source.collations(table, &key.0).await?;
     let key = key_columns(here, key, request, destination, (&to, there.is_some())).await?;
     cut_keys(plan, (session, described.oid), &read, &key).await?;
-    plan.tables.push(planned(read, to, schema));
+    plan.tables.push(PlannedTable::new(read, to, schema, Publish::Direct));
     Ok(())
 }
 

@@ -97,6 +97,37 @@ fn changes(schema: &TableSchema, ops: &[(Op, &[&str])]) -> Event {
     Event::Rows(ChangeBatch::new(Arc::new(TableId::bare("t")), batch, ops, None, None, Hold::none()).unwrap())
 }
 
+fn inserts(schema: &TableSchema, rows: &[Row]) -> Event {
+    let (table, rows) = (Arc::new(TableId::bare("t")), batch(schema, rows).unwrap());
+    Event::Rows(ChangeBatch::new(table, rows, Ops::All(Op::Insert), None, None, Hold::none()).unwrap())
+}
+
+/// A table of somebody else's whose key folds case, and what it holds.
+async fn folding(rows: &[&str]) -> (Db, TableSchema) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = DuckDbConfig {
+        path: folder.path().join("t.duckdb"),
+        library: Some(synctool_testkit::libduckdb()),
+        create: true,
+    };
+    let made = "CREATE TABLE t (k VARCHAR COLLATE NOCASE PRIMARY KEY, v BIGINT)";
+    super::queries::foreign(&config.path, &[&[made], rows].concat());
+    let duckdb = DuckDb::open(config).await.unwrap();
+    let db = Db {
+        _folder: folder,
+        to: duckdb.destination(),
+        from: duckdb.source(),
+    };
+    let schema = TableSchema {
+        columns: vec![
+            Column::new("k", ColumnType::Text { max: None }).not_null(),
+            Column::new("v", ColumnType::Int64),
+        ],
+        key: vec!["k".into()],
+    };
+    (db, schema)
+}
+
 async fn commit(sink: &mut dyn Sink, from: Option<&str>, to: &str, done: bool) -> Applied {
     let step = Advance {
         rejects: Vec::new(),
@@ -265,36 +296,13 @@ async fn rows_to_insert_that_lack_a_value_are_refused() {
 /// Ranges of texts are cut by bytes: rows that the column's collation has elsewhere are none of another range's.
 #[tokio::test(flavor = "multi_thread")]
 async fn ranges_go_by_bytes_whatever_order_the_column_has() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = DuckDbConfig {
-        path: folder.path().join("t.duckdb"),
-        library: Some(synctool_testkit::libduckdb()),
-        create: true,
-    };
-    let made = "CREATE TABLE t (k VARCHAR COLLATE NOCASE PRIMARY KEY, v BIGINT)";
-    super::queries::foreign(&config.path, &[made]);
-    let to = DuckDb::open(config).await.unwrap().destination();
-    let schema = TableSchema {
-        columns: vec![
-            Column::new("k", ColumnType::Text { max: None }).not_null(),
-            Column::new("v", ColumnType::Int64),
-        ],
-        key: vec!["k".into()],
-    };
+    let (db, schema) = folding(&[]).await;
+    let to = &db.to;
     let planned = to.prepare(plan(&schema, false)).await.unwrap();
     let mut sink = to.open_sink(&planned).await.unwrap();
     sink.recover(&["all".into()]).await.unwrap();
     let rows = ["B", "C", "a", "d"].map(|k| row(&[k, "1"]));
-    let batch_ = ChangeBatch::new(
-        Arc::new(TableId::bare("t")),
-        batch(&schema, &rows).unwrap(),
-        Ops::All(Op::Insert),
-        None,
-        None,
-        Hold::none(),
-    )
-    .unwrap();
-    sink.write(Event::Rows(batch_)).await.unwrap();
+    sink.write(inserts(&schema, &rows)).await.unwrap();
     assert_eq!(
         counts(commit(sink.as_mut(), None, "1", false).await),
         [4, 4, 0, 0, 0, 0]
@@ -318,43 +326,14 @@ async fn ranges_go_by_bytes_whatever_order_the_column_has() {
 /// A load whose keys are one by the table's collation ends, where an update would take any of the two rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_merge_ends_at_keys_that_are_one_there() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = DuckDbConfig {
-        path: folder.path().join("t.duckdb"),
-        library: Some(synctool_testkit::libduckdb()),
-        create: true,
-    };
-    let made = "CREATE TABLE t (k VARCHAR COLLATE NOCASE PRIMARY KEY, v BIGINT)";
-    super::queries::foreign(&config.path, &[made, "INSERT INTO t VALUES ('a', 1)"]);
-    let duckdb = DuckDb::open(config).await.unwrap();
-    let db = Db {
-        _folder: folder,
-        to: duckdb.destination(),
-        from: duckdb.source(),
-    };
-    let schema = TableSchema {
-        columns: vec![
-            Column::new("k", ColumnType::Text { max: None }).not_null(),
-            Column::new("v", ColumnType::Int64),
-        ],
-        key: vec!["k".into()],
-    };
+    let (db, schema) = folding(&["INSERT INTO t VALUES ('a', 1)"]).await;
     let mut load = plan(&schema, false);
     load.tables[0].publish = Publish::Merge { delete_missing: true };
     let load = db.to.prepare(load).await.unwrap();
     let mut sink = db.to.open_sink(&load).await.unwrap();
     sink.recover(&["all".into()]).await.unwrap();
     let rows = [["a", "1"], ["A", "2"], ["b", "3"]].map(|cells| row(&cells));
-    let batch = ChangeBatch::new(
-        Arc::new(TableId::bare("t")),
-        batch(&schema, &rows).unwrap(),
-        Ops::All(Op::Insert),
-        None,
-        None,
-        Hold::none(),
-    )
-    .unwrap();
-    sink.write(Event::Rows(batch)).await.unwrap();
+    sink.write(inserts(&schema, &rows)).await.unwrap();
     commit(sink.as_mut(), None, "1", true).await;
     drop(sink);
     db.to.seal(&load).await.unwrap();

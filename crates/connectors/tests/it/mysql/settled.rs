@@ -20,6 +20,18 @@ async fn settled(db: &Db, margin: u64) -> synctool_core::error::Result<synctool_
         .await
 }
 
+/// Waits until a statement waits and the bound says so.
+async fn a_statement_waits(db: &Db) {
+    synctool_testkit::eventually("the statement waits", Duration::from_secs(10), async || {
+        settled(db, 0)
+            .await
+            .unwrap()
+            .held_by
+            .is_some_and(|h| h.contains("waiting"))
+    })
+    .await;
+}
+
 async fn on(server: &MariaDb, name: &str) -> Db {
     let database = server.database(name);
     let mysql = Mysql::open(MysqlConfig::new("127.0.0.1", server.port(), "root", database.name())).unwrap();
@@ -78,14 +90,7 @@ async fn nothing_that_is_open_is_before_the_bound() {
             .unwrap();
         at
     });
-    synctool_testkit::eventually("the statement waits", Duration::from_secs(10), async || {
-        settled(&db, 0)
-            .await
-            .unwrap()
-            .held_by
-            .is_some_and(|h| h.contains("waiting"))
-    })
-    .await;
+    a_statement_waits(&db).await;
     let held = settled(&db, 0).await.unwrap();
     locker.query_drop("UNLOCK TABLES").await.unwrap();
     let stamped = waiter.await.unwrap();
@@ -102,14 +107,7 @@ async fn nothing_that_is_open_is_before_the_bound() {
         writer.query_drop("INSERT INTO t (id) VALUES (4)").await.unwrap();
         writer
     });
-    synctool_testkit::eventually("the statement waits", Duration::from_secs(10), async || {
-        settled(&db, 0)
-            .await
-            .unwrap()
-            .held_by
-            .is_some_and(|h| h.contains("waiting"))
-    })
-    .await;
+    a_statement_waits(&db).await;
     locker.query_drop("UNLOCK TABLES").await.unwrap();
     let mut writer = waiter.await.unwrap();
     let stamped: String = writer
